@@ -1,0 +1,57 @@
+# `make help` lists what can be done. Each target sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check fix bench soak lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "receiver needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked dependencies into $(VENV) (the first time takes half a minute) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+demo: $(READY) ## Show the main job, end to end, on this machine (under a minute)
+	@$(BIN)/receiver demo
+
+serve: $(READY) ## Run receiver with ./receiver.toml, or on embedded defaults
+	@$(BIN)/receiver serve
+
+test: $(READY) ## Everything that must hold: lint, types, import floors, all tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --config pyproject.toml
+	@$(BIN)/pytest
+
+check: $(READY) ## The quick part: lint, types, import floors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --config pyproject.toml
+
+fix: $(READY) ## Format, and mend what the linter can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## Measure against bare baselines and print the table
+	@$(BIN)/python -m bench
+
+soak: $(READY) ## The long storm: hundreds of kills under load
+	@$(BIN)/pytest -m soak -n 0 --timeout 3600
+
+lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		pyproject.toml --group dev --extra uvloop --upgrade -o requirements.lock
+
+clean: ## Remove the environment and what the demo left
+	rm -rf $(VENV) receiver-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,160 @@
+"""Audio in a local folder (floor 3): temporary file, fsync, atomic name, fsync of the folder."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from receiver.blobs.base import LocalObject
+from receiver.errors import BlobsUnavailable, NotFound
+from receiver.model import Body, StoredBlob
+
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+_THREADS = 8
+T = TypeVar("T")
+
+
+class LocalBlobs:
+    """A folder on this machine; one file for each object, named by its key."""
+
+    def __init__(self, folder: str) -> None:
+        self._root = Path(folder).absolute()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
+
+    async def open(self) -> None:
+        """Make the folder. Later it is never made again: a folder that vanished is an outage, not a fresh start."""
+        await self._run(lambda: self._root.mkdir(mode=0o700, parents=True, exist_ok=True))
+
+    async def close(self) -> None:
+        """Wait for writes under way."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def ping(self) -> None:
+        """Write, sync and remove a small file. Raises `BlobsUnavailable`."""
+        await self._run(self._ping)
+
+    async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
+        """Store `body`; returns after file and folder are synced. Raises `BlobsUnavailable`."""
+        path = self._path(key)
+        await self._run(lambda: self._put(path, body))
+        return StoredBlob(
+            key=key, uri=path.as_uri(), content_type=content_type, size=body.size, sha256=body.sha256
+        )
+
+    async def get(self, key: str) -> bytes:
+        """Return an object's bytes. Raises `NotFound`, `BlobsUnavailable`."""
+        path = self._path(key)
+        try:
+            return await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            raise NotFound(f"no object has the key {key}") from None
+        except OSError as error:
+            raise _unavailable(error) from None
+
+    def presign(self, key: str, *, content_type: str, expires_at: int) -> str | None:
+        """Return None: receiver serves these itself."""
+        return None
+
+    def local(self, key: str) -> LocalObject | None:
+        """Return the file of `key`, None when there is none or the key points outside the folder."""
+        try:
+            path = self._path(key)
+            return LocalObject(path=str(path), size=path.stat().st_size)
+        except (BlobsUnavailable, OSError, ValueError):
+            return None
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not key or any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise BlobsUnavailable("an object key has plain parts between its slashes")
+        return self._root.joinpath(*parts)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except OSError as error:
+            raise _unavailable(error) from None
+
+    def _ping(self) -> None:
+        path = self._root / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            _write(path, b"ping")
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _put(self, path: Path, body: Body) -> None:
+        _make_folders(path.parent, self._root)
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        try:
+            if body.path is None:
+                _write(temporary, body.load())
+            else:
+                _link_or_copy(body.path, temporary)
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def _unavailable(error: OSError) -> BlobsUnavailable:
+    return BlobsUnavailable(f"the blob folder cannot be used: {error.strerror or type(error).__name__}")
+
+
+def _make_folders(folder: Path, root: Path) -> None:
+    """Make `folder` below `root`, syncing each new name; `root` itself must be there."""
+    if folder == root or folder.is_dir():
+        return
+    _make_folders(folder.parent, root)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises `OSError`."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb", buffering=0, opener=_private) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) or 0 :]
+        os.fsync(file.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _link_or_copy(source: str, target: Path) -> None:
+    """Give the spooled file a second name where the file system can, else copy it; synced either way."""
+    fd = os.open(source, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        try:
+            os.link(source, target)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+        with open(target, "xb", buffering=0, opener=_private) as file:
+            while piece := os.read(fd, 1024 * 1024):
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) or 0 :]
+            os.fsync(file.fileno())
+    finally:
+        os.close(fd)

@@ -1,0 +1,313 @@
+"""Settings (floor 2): a TOML mapping and the environment become frozen values. Reads no file by itself.
+
+Any string may be `env:NAME` or `file:PATH` and stands for what is found there. `RECEIVER__SECTION__KEY` in the environment
+overrides `[section] key`; `PORT` and `DATABASE_URL` are honoured. A source's own settings are checked by its provider.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from receiver.errors import ConfigError
+from receiver.retry import RetryPolicy, policy
+from receiver.signing import webhook_key
+
+MIB = 1024 * 1024
+PREFIX = "RECEIVER__"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+CALLBACK_PORTS = (80, 443, 8080, 8443)
+"""The ports that Deepgram calls back on (https://developers.deepgram.com/docs/callback)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One numbered result of `receiver check`; documented by its code in docs/configuration.md."""
+
+    code: str
+    """`E…` stops `serve`, `W…` does not."""
+    where: str
+    """The setting, for example `sources.deepgram.basic`."""
+    message: str
+    fix: str
+
+    @property
+    def fatal(self) -> bool:
+        """True when `serve` refuses to start."""
+        return self.code.startswith("E")
+
+
+class Section(BaseModel):
+    """A frozen section that knows its settings and refuses others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ServerSettings(Section):
+    """[server]"""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    admin_tokens: tuple[SecretStr, ...] = ()
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    log: Literal["json", "console", "auto"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    stop_seconds: float = Field(default=10.0, gt=0, le=600)
+    ready_due_age_seconds: float = Field(default=900.0, gt=0)
+    """`/readyz` fails when the oldest due delivery has waited longer than this."""
+
+
+class StoreSettings(Section):
+    """[store]"""
+
+    url: SecretStr | None = None
+    """`sqlite:///relative/path`, `sqlite:////absolute/path`; None is `receiver.db` in the data folder."""
+
+
+class BlobSettings(Section):
+    """[blobs]"""
+
+    url: str | None = None
+    """`file:///absolute/path`; None is `blobs` in the data folder."""
+    link_seconds: int = Field(default=3600, ge=1, le=7 * 86400)
+    """How long a link in an event lasts; made afresh at every attempt."""
+
+
+class JournalSettings(Section):
+    """[journal]"""
+
+    path: str | None = None
+    """A folder on a local disk; None is `journal` in the data folder."""
+    max_bytes: int = Field(default=10 * 1024 * MIB, ge=0)
+    """Past this the journal takes no more, and callbacks are answered 503."""
+
+
+class TokenSettings(Section):
+    """[tokens]: what signs callback tokens and object links; a list, newest last."""
+
+    secrets: tuple[SecretStr, ...] = ()
+
+    @field_validator("secrets")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(secret.get_secret_value()) < 16 for secret in value):
+            raise ValueError("each secret needs at least 16 characters")
+        return value
+
+
+class SourceSettings(Section):
+    """[sources.NAME]: what every source has; `options` holds the provider's own settings."""
+
+    name: str
+    provider: str
+    max_audio_bytes: int = Field(default=256 * MIB, ge=1)
+    max_json_bytes: int = Field(default=32 * MIB, ge=1)
+    body_seconds: float = Field(default=120.0, gt=0)
+    """Longest time for a whole body."""
+    idle_seconds: float = Field(default=10.0, gt=0)
+    """Longest time between two pieces of a body."""
+    budget_seconds: float = Field(default=6.0, gt=0)
+    """Longest time for storing, once the body is here; past it the journal takes over."""
+    options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+
+class DestinationSettings(Section):
+    """[destinations.NAME]"""
+
+    name: str
+    url: SecretStr
+    """Secret since a query or userinfo may carry credentials."""
+    secrets: tuple[SecretStr, ...] = ()
+    sources: tuple[str, ...] = ("*",)
+    events: tuple[str, ...] = ("*",)
+    retry: Any = "deepgram"
+    timeout_seconds: float = Field(default=15.0, gt=0, le=120)
+    concurrency: int = Field(default=64, ge=1, le=1024)
+    allow: tuple[str, ...] = ()
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    ca_file: str | None = None
+
+    @field_validator("retry")
+    @classmethod
+    def _retry(cls, value: Any) -> Any:
+        policy(value)
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            webhook_key(secret.get_secret_value())
+        return value
+
+    @field_validator("allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ipaddress.ip_network(text)
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("a destination's url begins with https:// (or http://) and a host")
+        return value
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy that `retry` names."""
+        return policy(self.retry)
+
+
+class Settings(Section):
+    """All settings."""
+
+    public_url: str | None = None
+    data: str = "receiver-data"
+    """The data folder: store, audio, journal and the token secret lie there unless settings say otherwise."""
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()
+    blobs: BlobSettings = BlobSettings()
+    journal: JournalSettings = JournalSettings()
+    tokens: TokenSettings = TokenSettings()
+    sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
+    destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)
+
+
+Reader = Callable[[str], str]
+"""Reads a text file, given its path; raises `OSError`."""
+
+DEFAULT_SOURCES: Mapping[str, Any] = {"deepgram": {"provider": "deepgram", "require_token": True}}
+"""With no file at all: Deepgram, proved by the callback tokens that `receiver callback-url` hands out."""
+
+
+def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Settings:
+    """Return the settings of a TOML text (None: no file) under `environ`. Raises `ConfigError`, never with a secret in it."""
+    try:
+        raw: dict[str, Any] = tomllib.loads(text) if text is not None else {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"receiver.toml is not valid TOML: {error}") from None
+    _override(raw, environ)
+    if text is None and "sources" not in raw:
+        raw["sources"] = {name: dict(fields) for name, fields in DEFAULT_SOURCES.items()}
+    resolved = _resolve(raw, "", environ, read)
+    _sections(resolved)
+    try:
+        return Settings.model_validate(resolved)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, value in sorted(environ.items()):
+        if not name.startswith(PREFIX):
+            continue
+        *sections, key = [part.lower() for part in name[len(PREFIX) :].split("__")]
+        table = raw
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{name} names a section that is a plain value: {section}")
+        table[key] = _toml_value(value)
+    server = raw.setdefault("server", {})
+    if isinstance(server, dict) and "PORT" in environ:
+        server.setdefault("port", environ["PORT"])
+    store = raw.setdefault("store", {})
+    if isinstance(store, dict) and "DATABASE_URL" in environ:
+        store.setdefault("url", environ["DATABASE_URL"])
+
+
+def _toml_value(text: str) -> Any:
+    """Read an environment value as TOML where it is TOML (numbers, lists, true), else as text."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _resolve(value: Any, where: str, environ: Mapping[str, str], read: Reader) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _resolve(item, f"{where}.{key}".lstrip("."), environ, read) for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_resolve(item, where, environ, read) for item in value]
+    if isinstance(value, str):
+        return _secret(value, where, environ, read)
+    return value
+
+
+_BASIC = re.compile(r"([^:]+):((?:env|file):.+)", re.DOTALL)
+
+
+def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> str:
+    kind, _, rest = text.partition(":")
+    if kind == "env":
+        if rest not in environ:
+            raise ConfigError(f"{where} says env:{rest}, and {rest} is not set: export it")
+        return environ[rest]
+    if kind == "file":
+        if rest.startswith("//"):
+            return text  # a file:// URL is a place, not a secret
+        try:
+            return read(rest).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ConfigError(f"{where} says file:{rest}, which cannot be read: {reason}") from None
+    if where.endswith(".basic") and (found := _BASIC.fullmatch(text)):
+        return f"{found[1]}:{_secret(found[2], where, environ, read)}"
+    return text
+
+
+def _sections(raw: dict[str, Any]) -> None:
+    """Give each source and destination its name, and each source its provider's own settings as `options`."""
+    for section in ("sources", "destinations"):
+        tables = raw.get(section, {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{section} is a table of tables: write [{section}.NAME]")
+        for name, table in tables.items():
+            if not isinstance(table, dict):
+                raise ConfigError(f"{section}.{name} is a table: write [{section}.{name}]")
+            if not NAME.fullmatch(name):
+                raise ConfigError(
+                    f"[{section}.{name}]: a name has lower-case letters, digits and hyphens, "
+                    "63 at most (Deepgram refuses underscores)"
+                )
+            table["name"] = name
+    known = set(SourceSettings.model_fields) - {"options"}
+    for table in raw.get("sources", {}).values():
+        table["options"] = {key: table.pop(key) for key in list(table) if key not in known}
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such setting; see docs/configuration.md"
+        elif item["type"] == "missing":
+            message = "is missing"
+        lines.append(f"{where}: {message}")
+    return "; ".join(lines)
+
+
+T = TypeVar("T", bound=Section)
+
+
+def provider_options(model: type[T], source: SourceSettings) -> T:
+    """Check a source's own settings with its provider's model. Raises `ConfigError` naming `sources.NAME.setting`."""
+    try:
+        return model.model_validate(dict(source.options))
+    except ValidationError as error:
+        named = "; ".join(f"sources.{source.name}.{part}" for part in _explain(error).split("; "))
+        raise ConfigError(named) from None

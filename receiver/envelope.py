@@ -1,0 +1,158 @@
+"""The event as JSON (floor 2): composed once when it is recorded, rendered with fresh links at every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from receiver.model import (
+    AudioFacts,
+    Event,
+    EventDraft,
+    RemoteResult,
+    StoredBlob,
+    TranscriptDraft,
+)
+
+SCHEMA = 1
+DATA_LIMIT = 18_000
+"""Bytes of `data` past which provider data goes by link: an event stays under 20 kB (Standard Webhooks' advice)."""
+TEXT_LIMIT = 8_000
+"""Bytes of transcript text that travel inside an event."""
+ERROR_LIMIT = 2_000
+"""Characters of a provider's error text that travel inside an event."""
+INLINE_LIMIT = 4_000
+"""Bytes of provider data that stay in an event whose document went by link."""
+
+Link = Callable[[str, str], tuple[str, int]]
+"""Gives (url, expiry in epoch milliseconds) for a blob key and its content type."""
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode = msgspec.json.Decoder().decode
+
+
+def iso(millis: int) -> str:
+    """Return epoch milliseconds as ISO 8601 in UTC with milliseconds."""
+    moment = datetime.fromtimestamp(millis // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{millis % 1000:03d}Z"
+
+
+def compose(
+    draft: EventDraft,
+    *,
+    event_id: str,
+    source: str,
+    provider: str,
+    audio: tuple[StoredBlob, AudioFacts] | None = None,
+    document: StoredBlob | None = None,
+) -> bytes:
+    """Return the event's `data` object as JSON, its stored links still without URL.
+
+    With `document` the provider's own document lies in the blob store: only what is short stays inline.
+    """
+    data: dict[str, Any] = {
+        "event_id": event_id,
+        "schema": SCHEMA,
+        "source": source,
+        "provider": provider,
+        "job_id": draft.job_id,
+        "ref": draft.ref,
+        "audio": _audio(*audio) if audio else _remote(draft.remote, "audio"),
+        "transcript": _transcript(draft.transcript) or _remote(draft.remote, "transcript"),
+        "media": _remote(draft.remote, "media"),
+        "document": _stored(document) if document else None,
+        "error": _error(draft),
+        "provider_data": _short(draft.provider_data) if document else draft.provider_data,
+    }
+    return _encode(data)
+
+
+def _stored(blob: StoredBlob) -> dict[str, Any]:
+    return {
+        "stored": True,
+        "uri": blob.uri,
+        "url": None,
+        "url_expires_at": None,
+        "content_type": blob.content_type,
+        "bytes": blob.size,
+        "sha256": blob.sha256,
+    }
+
+
+def _audio(blob: StoredBlob, facts: AudioFacts) -> dict[str, Any]:
+    return _stored(blob) | {
+        "duration_seconds": facts.duration_seconds,
+        "duration_estimated": facts.duration_estimated,
+        "sample_rate_hz": facts.sample_rate_hz,
+        "channels": facts.channels,
+        "codec": facts.codec,
+    }
+
+
+def _remote(remote: RemoteResult | None, kind: str) -> dict[str, Any] | None:
+    """Describe a result that still lies at the provider: `stored` is false and the link is the provider's."""
+    if remote is None or remote.kind != kind:
+        return None
+    expires = iso(remote.expires_at) if remote.expires_at is not None else None
+    return {"stored": False, "uri": None, "url": remote.url, "url_expires_at": expires}
+
+
+def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
+    if draft is None:
+        return None
+    text = draft.text
+    if text is not None and len(text.encode("utf-8", "replace")) > TEXT_LIMIT:
+        text = None  # it is in the document, by link
+    return {
+        "text": text,
+        "confidence": draft.confidence,
+        "language": draft.language,
+        "duration_seconds": draft.duration_seconds,
+        "channels": draft.channels,
+    }
+
+
+def _error(draft: EventDraft) -> dict[str, Any] | None:
+    if draft.parked is not None:
+        return {"code": "parked", "message": draft.parked[:ERROR_LIMIT], "details": None}
+    if draft.error is None:
+        return None
+    details = draft.error.details
+    return {
+        "code": draft.error.code and draft.error.code[:200],
+        "message": draft.error.message[:ERROR_LIMIT],
+        "details": details and details[:ERROR_LIMIT],
+    }
+
+
+def _short(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what fits: each top-level field of the provider's data that is short, until the room is used."""
+    kept: dict[str, Any] = {}
+    room = INLINE_LIMIT
+    for key, value in fields.items():
+        cost = len(_encode(value)) + len(key)
+        if cost <= room:
+            kept[key] = value
+            room -= cost
+    return kept
+
+
+def render(event: Event, link: Link) -> bytes:
+    """Return the whole event as it is sent: type, timestamp and data, links renewed."""
+    data = event.data
+    if event.blob_key is not None:
+        fields = _decode(data)
+        for name in ("audio", "document"):
+            part = fields[name]
+            if part is not None and part["stored"]:
+                part["url"], expires = link(event.blob_key, part["content_type"])
+                part["url_expires_at"] = iso(expires)
+        data = _encode(fields)
+    return b'{"type":"%b","timestamp":"%b","data":%b}' % (
+        event.type.encode(),
+        iso(event.occurred_at).encode(),
+        data,
+    )

@@ -1,0 +1,345 @@
+"""The road in (floor 5): `accept` takes a callback from its head to its answer.
+
+What is answered 2xx is on disk before. The sender's retry rule decides the answer, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from receiver.config import SourceSettings
+from receiver.errors import (
+    BodyTooLarge,
+    CallbackRejected,
+    JournalUnavailable,
+    MalformedCallback,
+    SenderError,
+    StoreUnavailable,
+    Unavailable,
+    UnknownSource,
+    WrongMethod,
+)
+from receiver.journal import Journal
+from receiver.model import (
+    Admission,
+    EventDraft,
+    Head,
+    Recorded,
+    RecordStatus,
+    Rejection,
+    Stage,
+    VerifiedCallback,
+)
+from receiver.observe import CallbackReport, Observers
+from receiver.providers.base import PushProvider
+from receiver.recording import Recorder
+from receiver.spool import Receive, Spool, Spooled
+from receiver.store.base import Store
+
+METHODS = ("POST", "PUT")
+_BIG_JSON = 256 * 1024
+"""Bytes from which proving and normalizing leave the event loop for a thread."""
+_BIG_PARKED = 4 * 1024 * 1024
+"""Bytes from which a body that was not understood is kept from file to file, not through memory."""
+_ALERT_AFTER = 3
+"""Rejections in a row that are reported as an error: deAPI switches webhooks off after 10 failures."""
+_KEPT_REJECTIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the provider is told."""
+
+    status: int
+    payload: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is known so far of one callback, for its report."""
+
+    provider: str = ""
+    source: str = "unknown"
+    size: int = 0
+    event_type: str | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    proofs: str = ""
+    reason: str = ""
+
+
+class Intake:
+    """Takes callbacks in. One for each process."""
+
+    def __init__(
+        self,
+        *,
+        providers: Mapping[str, PushProvider],
+        sources: Mapping[str, SourceSettings],
+        store: Store,
+        recorder: Recorder,
+        journal: Journal,
+        spool: Spool,
+        observer: Observers,
+    ) -> None:
+        self._providers = providers
+        self._sources = sources
+        self._store = store
+        self._recorder = recorder
+        self._journal = journal
+        self._spool = spool
+        self._observer = observer
+        self._rejected_in_row: dict[str, int] = {}
+        self._rejections: deque[Rejection] = deque(maxlen=_KEPT_REJECTIONS * 10)
+
+    def open(self) -> None:
+        """Make the spool folder ready. Raises `JournalUnavailable`."""
+        self._spool.open()
+
+    # ------------------------------------------------------------ accept: the push road
+
+    async def accept(self, head: Head, receive: Receive) -> Answer:
+        """Take one callback: admit, read, verify, normalize, store, record. Never raises; every way ends in an answer."""
+        began = time.perf_counter()
+        progress = _Progress()
+        try:
+            answer, label = await self._accept(head, receive, progress)
+        except SenderError as error:
+            answer, label = self._refuse(head, error, progress), error.label
+        except JournalUnavailable as error:
+            progress.reason = error.message
+            self._observer.note("error", "callback.not_kept", source=progress.source, reason=error.message)
+            answer, label = _busy("nothing here can keep the callback now; send it again"), "not_kept"
+        self._report(head, answer, label, progress, time.perf_counter() - began)
+        return answer
+
+    async def _accept(self, head: Head, receive: Receive, progress: _Progress) -> tuple[Answer, str]:
+        provider = self._providers.get(head.source)
+        if provider is None:
+            raise UnknownSource
+        progress.source, progress.provider = head.source, provider.provider
+        if head.method not in METHODS:
+            raise WrongMethod
+        settings = self._sources[head.source]
+        admission = self._admit(provider, head)
+        _check_length(head, admission.body_limit)
+        body = await self._spool.take(
+            receive,
+            limit=admission.body_limit,
+            total=settings.body_seconds,
+            idle=settings.idle_seconds,
+        )
+        try:
+            progress.size = body.size
+            return await self._prove(provider, settings, admission, body, progress)
+        finally:
+            body.discard()
+
+    def _admit(self, provider: PushProvider, head: Head) -> Admission:
+        try:
+            return provider.admit(head)
+        except SenderError:
+            raise
+        except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
+            self._bug("admit", head.source, error)
+            raise CallbackRejected("the callback could not be checked") from None
+
+    async def _prove(
+        self,
+        provider: PushProvider,
+        settings: SourceSettings,
+        admission: Admission,
+        body: Spooled,
+        progress: _Progress,
+    ) -> tuple[Answer, str]:
+        def work() -> tuple[VerifiedCallback, EventDraft]:
+            try:
+                callback = provider.verify(admission, body)
+            except SenderError:
+                raise
+            except Exception as error:
+                self._bug("verify", admission.head.source, error)
+                raise CallbackRejected("the callback could not be checked") from None
+            return callback, self._normalize(provider, callback)
+
+        if body.path is None or body.size <= _BIG_JSON:
+            callback, draft = work()
+        else:
+            callback, draft = await asyncio.to_thread(work)
+        self._rejected_in_row.pop(callback.source, None)
+        progress.event_type, progress.job_id, progress.ref = draft.type, draft.job_id, draft.ref
+        progress.proofs = ",".join(sorted(callback.proofs))
+        progress.reason = draft.parked or ""
+        try:
+            async with asyncio.timeout(settings.budget_seconds):
+                recorded = await self._recorder.record(provider, callback, draft)
+        except Unavailable as error:
+            return await self._journal_it(provider, callback, draft, error.message, progress)
+        except TimeoutError:
+            reason = f"storing took over {settings.budget_seconds:g} s"
+            return await self._journal_it(provider, callback, draft, reason, progress)
+        except Exception as error:
+            self._bug("record", callback.source, error)
+            return await self._journal_it(provider, callback, draft, "an internal error", progress)
+        return _recorded(recorded, draft)
+
+    def _normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
+        try:
+            return provider.normalize(callback)
+        except MalformedCallback as error:
+            return _parked(provider, callback, error.message)
+        except Exception as error:  # proved, so it is kept whatever our own code makes of it
+            self._bug("normalize", callback.source, error)
+            return _parked(provider, callback, "receiver could not read it (an internal error)")
+
+    async def _journal_it(
+        self,
+        provider: PushProvider,
+        callback: VerifiedCallback,
+        draft: EventDraft,
+        reason: str,
+        progress: _Progress,
+    ) -> tuple[Answer, str]:
+        progress.reason = reason
+        await self._journal.keep(callback, key=draft.idempotency_key, reason=reason)
+        if provider.keeps_retrying:
+            return _busy("the callback is kept, but not yet recorded; send it again"), "journaled"
+        return Answer(200, {"status": "journaled"}), "journaled"
+
+    # ------------------------------------------------------------ the journal's way back
+
+    async def take_back(self, callback: VerifiedCallback) -> None:
+        """Take a journaled callback down the same road. Raises `Unavailable` while the outage goes on."""
+        provider = self._providers.get(callback.source)
+        if provider is None:
+            raise LookupError(f"no source is named {callback.source} any more")
+        draft = await asyncio.to_thread(self._normalize, provider, callback)
+        recorded = await self._recorder.record(provider, callback, draft)
+        self._observer.note(
+            "info",
+            "journal.drained",
+            source=callback.source,
+            status=recorded.status.value,
+            event_id=recorded.event_id,
+        )
+
+    async def drain(self) -> int:
+        """Empty the journal as far as the parts allow; return how many callbacks were recorded."""
+        try:
+            return await self._journal.drain(self.take_back)
+        except Unavailable:
+            return 0
+
+    # ------------------------------------------------------------ rejections and reports
+
+    async def flush_rejections(self) -> None:
+        """Write the rejections since the last call; called about once a second, never on the road to an answer."""
+        if not self._rejections:
+            return
+        batch = list(self._rejections)
+        self._rejections.clear()
+        try:
+            await self._store.reject(batch, keep=_KEPT_REJECTIONS)
+        except StoreUnavailable:
+            self._rejections.extendleft(reversed(batch))
+
+    def _refuse(self, head: Head, error: SenderError, progress: _Progress) -> Answer:
+        progress.reason = error.message
+        if isinstance(error, CallbackRejected):
+            self._count_rejection(head, error, progress)
+        headers = {}
+        if error.status == 401:
+            headers["www-authenticate"] = 'Basic realm="receiver", charset="UTF-8"'
+        if error.status == 405:
+            headers["allow"] = ", ".join(METHODS)
+        return Answer(error.status, {"status": error.label, "error": error.message}, headers)
+
+    def _count_rejection(self, head: Head, error: CallbackRejected, progress: _Progress) -> None:
+        count = self._rejected_in_row.get(head.source, 0) + 1
+        self._rejected_in_row[head.source] = count
+        if error.setting:
+            progress.reason = f"{error.message} (look at {error.setting})"
+        if count == _ALERT_AFTER:
+            self._observer.note(
+                "error",
+                "source.rejecting",
+                source=head.source,
+                in_a_row=count,
+                look_at=error.setting or f"sources.{head.source}",
+            )
+        self._rejections.append(
+            Rejection(
+                source=head.source,
+                at=head.received_at,
+                status=error.status,
+                reason=error.message,
+                method=head.method,
+                peer=head.peer,
+                content_type=head.content_type(),
+                user_agent=(head.all("user-agent") or [""])[0][:200],
+            )
+        )
+
+    def _report(self, head: Head, answer: Answer, label: str, progress: _Progress, took: float) -> None:
+        self._observer.callback(
+            CallbackReport(
+                source=progress.source,
+                provider=progress.provider,
+                method=head.method if head.method in METHODS else "other",
+                answer=label,
+                status=answer.status,
+                seconds=took,
+                size=progress.size,
+                event_id=answer.payload.get("event_id"),
+                event_type=progress.event_type,
+                job_id=progress.job_id,
+                ref=progress.ref,
+                content_type=head.content_type(),
+                peer=head.peer,
+                reason=progress.reason,
+                proofs=progress.proofs,
+            )
+        )
+
+    def _bug(self, step: str, source: str, error: Exception) -> None:
+        self._observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)
+
+
+def _check_length(head: Head, limit: int) -> None:
+    """Refuse a body that says it is too large before it is read."""
+    length = head.one("content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
+
+
+def _recorded(recorded: Recorded, draft: EventDraft) -> tuple[Answer, str]:
+    status = recorded.status.value
+    if recorded.status is RecordStatus.RECORDED and draft.parked is not None:
+        status = "parked"
+    shown = "recorded" if recorded.status is RecordStatus.LATE else status
+    return Answer(200, {"status": shown, "event_id": recorded.event_id}), status
+
+
+def _busy(message: str) -> Answer:
+    return Answer(503, {"status": "unavailable", "error": message}, {"retry-after": "30"})
+
+
+def _parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:
+    """A proved callback that was not understood: kept whole (secrets removed) for a person."""
+    small = callback.body.size <= _BIG_PARKED
+    return EventDraft(
+        type="callback.parked",
+        idempotency_key=provider.fallback_key(callback),
+        ref=callback.ref,
+        occurred_at=callback.head.received_at,
+        stage=Stage.OPEN,
+        parked=why,
+        provider_data={"content_type": callback.head.media_type()[0], "bytes": callback.body.size},
+        document=provider.redact(callback.body.load()) if small else None,
+    )

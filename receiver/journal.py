@@ -1,0 +1,281 @@
+"""Callbacks that were proved but not yet recorded (floor 5): fsynced on local disk, drained through the same road.
+
+An entry is two files named by the callback's identity: `STEM.body`, the bytes, and `STEM.json`, written last and so the
+entry's commit. A provider that sends the callback again while the store is out finds it kept already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from receiver.blobs.local import sync_folder
+from receiver.errors import JournalUnavailable, Unavailable
+from receiver.model import Head, TokenClaims, VerifiedCallback
+from receiver.observe import Observers
+from receiver.spool import FileBody
+
+_SECRET_HEADERS = frozenset(
+    (
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "dg-token",
+        "dg-project-id",
+        "secret-key",
+        "x-api-key",
+        "x-deapi-signature",
+    )
+)
+_STUCK_AFTER = 3
+"""Failed drains for a reason of its own (not an outage) after which an entry waits for the next start."""
+_LEFTOVER_SECONDS = 3600
+
+Handle = Callable[[VerifiedCallback], Awaitable[None]]
+"""Takes a callback down the road from `normalize` on; raises `Unavailable` while that is not possible."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One kept callback, as the folder shows it."""
+
+    stem: str
+    received_at: int
+    size: int
+    source: str
+    reason: str
+    failures: int = 0
+
+
+class Journal:
+    """A folder of kept callbacks; each machine has its own."""
+
+    def __init__(self, folder: str, *, max_bytes: int, observer: Observers, clock: Callable[[], int]) -> None:
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._observer = observer
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self.kept = asyncio.Event()
+        """Set when an entry was added."""
+
+    @property
+    def depth(self) -> int:
+        """How many callbacks wait."""
+        return len(self._entries)
+
+    @property
+    def oldest_age_seconds(self) -> float:
+        """How long the oldest one has waited."""
+        if not self._entries:
+            return 0.0
+        oldest = min(entry.received_at for entry in self._entries.values())
+        return max(0, self._clock() - oldest) / 1000
+
+    async def open(self) -> None:
+        """Make the folder and find what earlier processes left. Raises `JournalUnavailable`."""
+        try:
+            await asyncio.to_thread(self._open)
+        except OSError as error:
+            raise _unavailable(error) from None
+        self._report()
+
+    def _open(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = {path.stem: path for path in self._folder.glob("*.json")}
+        # A body without a commit was never answered for. Young ones may belong to a live process of this machine.
+        leftovers = [path for path in self._folder.glob("*.body") if path.stem not in found]
+        for path in (*leftovers, *self._folder.glob("*.tmp[bj]")):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < self._clock() / 1000 - _LEFTOVER_SECONDS:
+                    path.unlink()
+        for stem, path in found.items():
+            with contextlib.suppress(FileNotFoundError):
+                self._entries[stem] = _entry(stem, path.read_bytes())
+
+    async def ping(self) -> None:
+        """Prove that an entry could be kept now. Raises `JournalUnavailable`."""
+        try:
+            await asyncio.to_thread(self._ping)
+        except OSError as error:
+            raise _unavailable(error) from None
+
+    def _ping(self) -> None:
+        path = self._folder / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            _write(path, b"ping")
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def keep(self, callback: VerifiedCallback, *, key: str, reason: str) -> None:
+        """Keep a proved callback; returns after it is on disk. Raises `JournalUnavailable`.
+
+        `key` is the callback's idempotency key: keeping it twice is harmless.
+        """
+        stem = hashlib.sha256(f"{callback.source}\0{key}".encode("utf-8", "replace")).hexdigest()[:40]
+        if stem in self._entries:
+            return
+        held = sum(entry.size for entry in self._entries.values())
+        if held + callback.body.size > self._max_bytes:
+            raise JournalUnavailable("the journal is full: raise journal.max_bytes or mend the store")
+        meta = _meta(callback, reason)
+        try:
+            await asyncio.to_thread(self._keep, stem, meta, callback)
+        except OSError as error:
+            raise _unavailable(error) from None
+        self._entries[stem] = _entry(stem, meta)
+        self._report()
+        self.kept.set()
+
+    def _keep(self, stem: str, meta: bytes, callback: VerifiedCallback) -> None:
+        body, commit = self._folder / f"{stem}.body", self._folder / f"{stem}.json"
+        # A writer's files are its own until the names are changed: two requests may keep one callback at once.
+        mine = f"{stem}.{os.urandom(4).hex()}.tmp"
+        try:
+            _store_body(callback, self._folder / f"{mine}b")
+            _write(self._folder / f"{mine}j", meta)
+            os.rename(self._folder / f"{mine}b", body)
+            os.rename(self._folder / f"{mine}j", commit)
+            sync_folder(self._folder)
+        finally:
+            for suffix in "bj":
+                (self._folder / f"{mine}{suffix}").unlink(missing_ok=True)
+
+    async def drain(self, handle: Handle) -> int:
+        """Give every entry to `handle`, oldest first, and remove those it took; return how many.
+
+        Stops at the first `Unavailable`, which it raises: the outage goes on. An entry whose bytes changed on disk is
+        set aside in `damaged/`.
+        """
+        done = 0
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.received_at):
+            if entry.failures >= _STUCK_AFTER:
+                continue
+            callback = await self._restore(entry)
+            if callback is None:
+                continue
+            try:
+                await handle(callback)
+            except Unavailable:
+                raise
+            except Exception as error:  # a bug or a poison entry must not stop the others
+                entry.failures += 1
+                self._observer.note(
+                    "error", "journal.entry_failed", entry=entry.stem, error=type(error).__name__
+                )
+                continue
+            await asyncio.to_thread(self._remove, entry.stem)
+            self._entries.pop(entry.stem, None)
+            done += 1
+            self._report()
+        return done
+
+    async def _restore(self, entry: Entry) -> VerifiedCallback | None:
+        try:
+            callback = await asyncio.to_thread(self._read, entry.stem)
+        except FileNotFoundError:
+            self._entries.pop(entry.stem, None)  # another process of this machine drained it
+            return None
+        except OSError as error:
+            raise _unavailable(error) from None
+        if callback is None:
+            self._entries.pop(entry.stem, None)
+            self._observer.note("error", "journal.entry_damaged", entry=entry.stem, source=entry.source)
+        return callback
+
+    def _read(self, stem: str) -> VerifiedCallback | None:
+        body_path, commit = self._folder / f"{stem}.body", self._folder / f"{stem}.json"
+        fields = _fields(commit.read_bytes())
+        try:
+            body = FileBody.read(str(body_path))
+        except FileNotFoundError:
+            body = None
+        if fields is None or body is None or body.sha256 != fields["sha256"]:
+            aside = self._folder / "damaged"
+            aside.mkdir(mode=0o700, exist_ok=True)
+            for path in (body_path, commit):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(path, aside / path.name)
+            return None
+        return VerifiedCallback(
+            head=msgspec.convert(fields["head"], Head),
+            claims=msgspec.convert(fields["claims"], TokenClaims | None),
+            proofs=frozenset(fields["proofs"]),
+            body=body,
+        )
+
+    def _remove(self, stem: str) -> None:
+        # The commit goes first: a body without one is swept at the next start.
+        for suffix in ("json", "body"):
+            with contextlib.suppress(OSError):
+                (self._folder / f"{stem}.{suffix}").unlink()
+
+    def _report(self) -> None:
+        self._observer.journal(self.depth, self.oldest_age_seconds)
+
+
+def _meta(callback: VerifiedCallback, reason: str) -> bytes:
+    headers = tuple(pair for pair in callback.head.headers if pair[0] not in _SECRET_HEADERS)
+    fields: dict[str, Any] = {
+        "head": msgspec.to_builtins(callback.head) | {"headers": headers, "token": None},
+        "claims": msgspec.to_builtins(callback.claims),
+        "proofs": sorted(callback.proofs),
+        "size": callback.body.size,
+        "sha256": callback.body.sha256,
+        "reason": reason,
+    }
+    return msgspec.json.encode(fields)
+
+
+def _fields(meta: bytes) -> dict[str, Any] | None:
+    try:
+        fields = msgspec.json.decode(meta)
+    except msgspec.MsgspecError:
+        return None
+    return fields if isinstance(fields, dict) and "sha256" in fields else None
+
+
+def _entry(stem: str, meta: bytes) -> Entry:
+    fields = _fields(meta)
+    if fields is None:
+        return Entry(stem, 0, len(meta), "", "damaged")
+    head = fields["head"]
+    return Entry(stem, head["received_at"], fields["size"], head["source"], fields["reason"])
+
+
+def _store_body(callback: VerifiedCallback, target: Path) -> None:
+    path = callback.body.path
+    if path is None:
+        _write(target, callback.body.load())
+        return
+    with contextlib.suppress(OSError):
+        os.link(path, target)
+    if not target.exists():
+        with open(path, "rb") as source, open(target, "xb", opener=_private) as copy:
+            while piece := source.read(1024 * 1024):
+                copy.write(piece)
+    with open(target, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb", opener=_private) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _unavailable(error: OSError) -> JournalUnavailable:
+    return JournalUnavailable(f"the journal cannot be used: {error.strerror or type(error).__name__}")

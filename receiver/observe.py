@@ -1,0 +1,118 @@
+"""What the engine reports, to whoever listens (floor 2). Logs and metrics are listeners; the engine knows neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from receiver.model import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackReport:
+    """One callback and what it was answered."""
+
+    source: str
+    """Name of a configured source, or `unknown`: never what a stranger wrote in the path."""
+    provider: str
+    method: str
+    answer: str
+    """`recorded`, `duplicate`, `late`, `parked`, `journaled`, or a sender error's label (`rejected`, `too_large`, …)."""
+    status: int
+    seconds: float
+    """From the first header to the answer."""
+    size: int
+    """Body bytes read."""
+    event_id: str | None = None
+    event_type: str | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    content_type: str = ""
+    peer: str | None = None
+    reason: str = ""
+    """Why it was refused, parked or journaled: names the setting to look at, never a secret."""
+    proofs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReport:
+    """One attempt of a delivery and its consequence."""
+
+    destination: str
+    delivery_id: str
+    event_id: str
+    event_type: str
+    number: int
+    outcome: Outcome
+    seconds: float
+    state: str
+    """The delivery's state afterwards; `lost` when another worker held the claim by then."""
+    due_at: int | None
+    waited_seconds: float
+    """From recording to the start of this attempt."""
+
+
+class Observer(Protocol):
+    """A listener. Must not raise and must not block."""
+
+    def callback(self, report: CallbackReport) -> None:
+        """One callback was answered."""
+
+    def attempt(self, report: AttemptReport) -> None:
+        """One attempt was settled."""
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        """The journal's depth changed."""
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Something a person should know; `level` is `info`, `warning` or `error`, `event` a dotted fact."""
+
+
+class Observers:
+    """Several listeners as one."""
+
+    def __init__(self, listeners: Iterable[Observer]) -> None:
+        self._listeners = tuple(listeners)
+
+    def callback(self, report: CallbackReport) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener.callback(report)
+
+    def attempt(self, report: AttemptReport) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener.attempt(report)
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener.journal(depth, oldest_age_seconds)
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener.note(level, event, **fields)
+
+
+def no_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` without values under names that carry secrets; the last line of defence for logs."""
+    return {key: ("[redacted]" if _is_secret(key) else value) for key, value in fields.items()}
+
+
+_SECRET_NAMES = (
+    "authorization",
+    "secret",
+    "password",
+    "token",
+    "dg-token",
+    "dg-project-id",
+    "cookie",
+    "api_key",
+)
+
+
+def _is_secret(name: str) -> bool:
+    lowered = name.lower()
+    return any(word in lowered for word in _SECRET_NAMES)

@@ -1,0 +1,150 @@
+"""JSON documents of providers: decoded within bounds, read without trust (floor 3, shared by the adapters)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from receiver.errors import MalformedCallback
+
+MAX_DEPTH = 100
+"""Deepest nesting taken: what is decoded here is encoded again further down the road."""
+MAX_ID = 200
+"""Longest job id and idempotency key, in characters."""
+_BOM = b"\xef\xbb\xbf"
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_TEXT_SPACE = b" \t\r\n"
+
+Document = dict[str, Any]
+
+
+def decode_object(raw: bytes) -> Document:
+    """Return the JSON object that `raw` spells.
+
+    Raises `MalformedCallback`, whatever the bytes are: not JSON, not an object, not UTF-8, lone surrogates, numbers out
+    of range, or deeper than `MAX_DEPTH`.
+    """
+    try:
+        document = msgspec.json.decode(raw.removeprefix(_BOM))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise MalformedCallback("the body is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise MalformedCallback("the body is JSON, but not an object")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
+        raise MalformedCallback(f"the JSON is nested deeper than {MAX_DEPTH} levels")
+    return document
+
+
+def _deeper_than(document: Document, limit: int) -> bool:
+    level: list[Any] = [document]
+    for _ in range(limit):
+        inner: list[Any] = []
+        for node in level:
+            values = node.values() if isinstance(node, dict) else node
+            inner += [value for value in values if isinstance(value, dict | list)]
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def encode(document: Any) -> bytes:
+    """Return the shortest JSON of a decoded document: no spaces, nothing escaped that need not be."""
+    return msgspec.json.encode(document)
+
+
+def is_json_type(media_type: str) -> bool:
+    """Tell whether a media type (lower case, no parameters) names JSON."""
+    return media_type in ("application/json", "text/json") or media_type.endswith("+json")
+
+
+def is_text(prefix: bytes) -> bool:
+    """Tell whether the first bytes are UTF-8 text without control characters."""
+    if _CONTROLS.search(prefix):
+        return False
+    try:
+        prefix.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return len(prefix) - error.start < 4 and error.reason == "unexpected end of data"
+    return True
+
+
+def looks_like_json(prefix: bytes) -> bool:
+    """Tell whether bytes of no stated type begin like a JSON object.
+
+    A brace alone says little: 0x7B is a common value in quiet mu-law audio. So the rest must be text as well.
+    """
+    return prefix.removeprefix(_BOM).lstrip(_TEXT_SPACE)[:1] == b"{" and is_text(prefix)
+
+
+# ---------------------------------------------------------------- fields, without trust
+
+
+def table(document: Mapping[str, Any], name: str) -> Document:
+    """Return the object under `name`, an empty one when there is none."""
+    value = document.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def text(document: Mapping[str, Any], name: str, limit: int = 2000) -> str | None:
+    """Return the non-empty string under `name`, cut to `limit` characters; None when there is none."""
+    value = document.get(name)
+    return value[:limit] if isinstance(value, str) and value else None
+
+
+def number(document: Mapping[str, Any], name: str) -> float | None:
+    """Return the number under `name` when it is one that a person would call a length or a share: 0 to 10^9."""
+    value = document.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        return None
+    return float(value)
+
+
+def opaque_id(value: Any) -> str | None:
+    """Return a provider's id as text: printable, at most `MAX_ID` characters; None when there is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 10**30 else ""
+    if not isinstance(value, str):
+        return None
+    cleaned = value.strip()
+    if not cleaned.isprintable():
+        cleaned = "".join(char for char in cleaned if char.isprintable())
+    return cleaned[:MAX_ID] or None
+
+
+def join_key(kind: str, *parts: object) -> str:
+    """Return an idempotency key: `kind` and its parts, or a hash of them where they are long or not plain."""
+    key = ":".join((kind, *map(str, parts)))
+    if len(key) <= MAX_ID and key.isascii() and key.isprintable():
+        return key
+    return f"{kind}:{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def epoch_ms(value: Any) -> int | None:
+    """Return epoch milliseconds of an ISO 8601 text or a number of seconds or milliseconds; None when it is neither.
+
+    A text without an offset is UTC. Times before 1970 and after the year 9999 are no times of a callback.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        milliseconds = int(value if value > 1e11 else value * 1000) if 0 < value < 1e15 else 0
+    elif isinstance(value, str) and len(value) <= 64:
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        try:
+            milliseconds = round(moment.timestamp() * 1000)
+        except (OverflowError, ValueError):
+            return None
+    else:
+        return None
+    return milliseconds if 0 < milliseconds < 253_402_300_800_000 else None

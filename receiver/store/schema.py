@@ -1,0 +1,40 @@
+"""The schema's history: which migrations a database has, and which it lacks (floor 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from receiver.errors import ConfigError
+from receiver.store.sql import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """The migrations this program knows, name to text, and the time to note beside those applied."""
+
+    known: Mapping[str, str]
+    now: int
+
+
+def migrate(session: Session, asked: Migrate) -> list[str]:
+    """Apply what is missing, in order. The adapter sees to it that only one process is in here."""
+    session.run("create_migrations", {})
+    applied = check(session, asked.known)
+    missing = [name for name in sorted(asked.known) if name not in applied]
+    for name in missing:
+        session.script(asked.known[name])
+        session.run("insert_migration", {"name": name, "applied_at": asked.now})
+    return missing
+
+
+def check(session: Session, known: Mapping[str, str]) -> set[str]:
+    """Return the names of the migrations applied. Raises `ConfigError` when one is unknown here."""
+    applied = {str(row[0]) for row in session.run("list_migrations", {})}
+    newer = sorted(applied - set(known))
+    if newer:
+        raise ConfigError(
+            f"store.url: the database's schema is newer than this program (it has {newer[-1]}): "
+            "run the version of receiver that made it, or a later one"
+        )
+    return applied
