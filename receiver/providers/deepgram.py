@@ -7,7 +7,8 @@ and the retired `dg-token` header, compared where it is configured.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import re
+from typing import ClassVar
 
 from pydantic import SecretStr, field_validator
 
@@ -30,8 +31,8 @@ from receiver.providers.jsonbody import (
     is_json_type,
     is_text,
     join_key,
-    looks_like_json,
     opaque_id,
+    printable,
 )
 from receiver.providers.options import SecretList, refuse, reveal
 from receiver.providers.redaction import Redactor
@@ -40,6 +41,7 @@ from receiver.signing import CallbackTokens, basic_credentials, same_as_any
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
 """What an audio event tells of its headers; `dg-project-id` and `dg-token` name the account and are left out."""
+_SECRET_VALUE = re.compile(rb'("callback_secret"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class DeepgramSettings(Section):
@@ -88,11 +90,15 @@ def _judge(name: str, options: DeepgramSettings) -> list[Finding]:
     needed_dg_token = options.dg_token and options.require_dg_token
     write = f'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"] to [{where}], and user:password@ to the callback URL'
     if options.require_dg_token and not options.dg_token:
-        found.append(Finding("E102", f"{where}.dg_token", "require_dg_token is set, but no dg_token", "add dg_token"))
+        found.append(
+            Finding("E102", f"{where}.dg_token", "require_dg_token is set, but no dg_token", "add dg_token")
+        )
     if options.require_callback_secret and not options.callback_secrets:
         missing = "require_callback_secret is set, but no callback_secrets"
         found.append(Finding("E103", f"{where}.callback_secrets", missing, "add callback_secrets"))
-    if not found and not (options.basic or options.require_token or options.callback_secrets or needed_dg_token):
+    if not found and not (
+        options.basic or options.require_token or options.callback_secrets or needed_dg_token
+    ):
         nobody = "no proof is configured, so anybody's callback would be believed"
         found.append(Finding("E101", f"{where}.basic", nobody, f"{write}; or set require_token = true"))
     if not (options.basic or options.require_token):
@@ -100,11 +106,15 @@ def _judge(name: str, options: DeepgramSettings) -> list[Finding]:
             retired = "dg_token is the only proof; Deepgram retired it as a proof on 2026-10-27 and may stop sending it"
             found.append(Finding("W101", f"{where}.dg_token", retired, write))
         elif options.callback_secrets and not needed_dg_token:
-            partly = "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
+            partly = (
+                "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
+            )
             found.append(Finding("W102", f"{where}.callback_secrets", partly, write))
     if any("_" in pair for pair in reveal(options.basic)):
         underscore = "a pair holds an underscore; Deepgram is known to refuse callback URLs with one"
-        found.append(Finding("W103", f"{where}.basic", underscore, "use letters and digits, or write it as %5F"))
+        found.append(
+            Finding("W103", f"{where}.basic", underscore, "use letters and digits, or write it as %5F")
+        )
     return found
 
 
@@ -167,7 +177,9 @@ class DeepgramProvider:
         setting = f"sources.{self._source}.dg_token"
         if header is None:
             if self._options.require_dg_token:
-                raise CallbackRejected("no dg-token header came, and require_dg_token is set", setting=setting)
+                raise CallbackRejected(
+                    "no dg-token header came, and require_dg_token is set", setting=setting
+                )
             return False
         if not same_as_any(header, self._dg_tokens):
             raise CallbackRejected(f"the dg-token header fits no value in {setting}", setting=setting)
@@ -206,7 +218,9 @@ class DeepgramProvider:
         found = callback_secrets(document)
         good = [isinstance(value, str) and same_as_any(value, self._secrets) for value in found]
         if not all(good):
-            raise CallbackRejected(f"the document's callback_secret fits no value in {setting}", setting=setting)
+            raise CallbackRejected(
+                f"the document's callback_secret fits no value in {setting}", setting=setting
+            )
         if is_document and not found and self._options.require_callback_secret:
             raise CallbackRejected(
                 "the document has no metadata.extra.callback_secret, and require_callback_secret is set",
@@ -233,7 +247,7 @@ class DeepgramProvider:
 
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
         head = callback.head
-        told = {name: values[0][:500] for name in KEPT_HEADERS if (values := head.all(name))}
+        told = {name: printable(values[0], 500) for name in KEPT_HEADERS if (values := head.all(name))}
         request_id = opaque_id(told.get("dg-request-id"))
         return EventDraft(
             type="speech.completed",
@@ -248,7 +262,7 @@ class DeepgramProvider:
     def _text_failure(self, callback: VerifiedCallback) -> EventDraft:
         if callback.body.size > self._max_json or not is_text(callback.body.prefix):
             raise MalformedCallback("the body is said to be text, and is not")
-        kept = self._cleaned(callback.body.load(), callback.head.token)
+        kept = self._redactor.clean(callback.body.load(), callback.head.token)
         return draft_text_failure(Origin(callback, kept))
 
     def _load(self, body: Body) -> Document:
@@ -262,26 +276,15 @@ class DeepgramProvider:
         if without_secrets(document):
             kept = encode(document)
         if is_failure(document):
-            cleaned = self._cleaned(kept, callback.head.token)
+            cleaned = self._redactor.clean_document(document, kept, callback.head.token)
         else:
-            echoed = self._echoed.may_hold(kept)
-            cleaned = self._echoed.clean(encode(document)) if echoed else kept
-            cleaned = kept if echoed and cleaned == encode(document) else cleaned
-        return (document, kept) if cleaned == kept else (decode_object(cleaned), cleaned)
-
-    def _cleaned(self, raw: bytes, token: str | None) -> bytes:
-        """Return an error's bytes without any secret: errors may repeat the callback URL."""
-        cleaned = self._redactor.clean(raw)
-        return Redactor([token]).clean(cleaned) if token and token.encode() in cleaned else cleaned
+            cleaned = self._echoed.clean_document(document, kept, callback.head.token)
+        return (document, kept) if cleaned is kept else (decode_object(cleaned), cleaned)
 
     def redact(self, body: bytes) -> bytes:
         """Return `body` without configured secrets and without the value of any `callback_secret`."""
-        return self._redactor.clean(body)
+        return _SECRET_VALUE.sub(rb'\1"[redacted]"', self._redactor.clean(body))
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the identity of a callback that could not be normalized: token and content hash."""
         return content_key(callback)
-
-
-def _unused(value: Any) -> Any:
-    return value, looks_like_json

@@ -60,7 +60,9 @@ def kind_of(head: Head, prefix: bytes, claims: TokenClaims | None) -> Kind:
         return Kind.AUDIO
     if claims and claims.format.get("encoding") in (*RAW_CODECS, *_ENCODINGS):
         return Kind.AUDIO
-    raise MalformedCallback("the body's content type is neither audio nor JSON, and its bytes are of no known format")
+    raise MalformedCallback(
+        "the body's content type is neither audio nor JSON, and its bytes are of no known format"
+    )
 
 
 def audio_draft(head: Head, prefix: bytes, claims: TokenClaims | None) -> AudioDraft:
@@ -73,7 +75,11 @@ def audio_draft(head: Head, prefix: bytes, claims: TokenClaims | None) -> AudioD
     if media_type in RAW_MEDIA_TYPES:
         return _raw(RAW_MEDIA_TYPES[media_type], parameters, asked, basic=media_type == "audio/basic")
     encoding = asked.get("encoding")
-    if media_type not in _UNTYPED and _MEDIA_TYPE.fullmatch(media_type) and media_type.startswith(("audio/", "video/")):
+    if (
+        media_type not in _UNTYPED
+        and _MEDIA_TYPE.fullmatch(media_type)
+        and media_type.startswith(("audio/", "video/"))
+    ):
         return AudioDraft(content_type=media_type, extension="bin")
     if isinstance(encoding, str) and encoding in RAW_CODECS:
         return _raw(encoding, {}, asked)
@@ -97,7 +103,9 @@ def _contained(form: Format) -> AudioDraft:
     return AudioDraft(content_type=form.content_type, extension=form.extension, codec=form.codec)
 
 
-def _raw(encoding: str, parameters: Mapping[str, str], asked: Mapping[str, Any], *, basic: bool = False) -> AudioDraft:
+def _raw(
+    encoding: str, parameters: Mapping[str, str], asked: Mapping[str, Any], *, basic: bool = False
+) -> AudioDraft:
     codec = RAW_CODECS[encoding]
     rate = _count(parameters.get("rate"), 768_000) or (_BASIC_HERTZ if basic else None)
     if rate is None and asked.get("encoding") in (encoding, None):

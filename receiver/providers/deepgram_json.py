@@ -30,7 +30,7 @@ _ERROR_FIELDS = ("err_code", "err_msg", "category", "error")
 _FAMILIES = {"listen": "transcript", "read": "analysis", "speak": "speech"}
 _PRODUCTS = {family: product for product, family in _FAMILIES.items()}
 _LISTEN_METADATA = ("sha256", "duration", "channels", "models", "model_info")
-SECRET_FIELD = "callback_secret"
+_ECHO = "callback_secret"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ class Origin:
 
 def callback_secrets(document: Document) -> list[Any]:
     """Return every value of `extra.callback_secret` in a document's metadata (nested once or twice, or flat)."""
-    return [extra[SECRET_FIELD] for extra in _extras(document) if SECRET_FIELD in extra]
+    return [extra[_ECHO] for extra in _extras(document) if _ECHO in extra]
 
 
 def without_secrets(document: Document) -> bool:
     """Remove every `extra.callback_secret` from `document`, in place; tell whether there was one."""
-    extras = [extra for extra in _extras(document) if SECRET_FIELD in extra]
+    extras = [extra for extra in _extras(document) if _ECHO in extra]
     for extra in extras:
-        del extra[SECRET_FIELD]
+        del extra[_ECHO]
     return bool(extras)
 
 
@@ -92,7 +92,9 @@ def draft_document(document: Document, origin: Origin) -> EventDraft:
         return _failed(document, _job_error(document), origin)
     results = document.get("results")
     if isinstance(results, str):
-        raise MalformedCallback("results is a string: the form that only Deepgram's API description of 2025 shows")
+        raise MalformedCallback(
+            "results is a string: the form that only Deepgram's API description of 2025 shows"
+        )
     if isinstance(results, dict):
         if isinstance(results.get("channels"), list):
             return _transcript(document, results["channels"], origin)
@@ -148,13 +150,19 @@ def _transcript(document: Document, channels: list[Any], origin: Origin) -> Even
     metadata = _metadata(document)
     heard = [channel for channel in channels if isinstance(channel, dict)]
     best = [_first_alternative(channel) for channel in heard]
-    texts = [said for said in (alternative.get("transcript") for alternative in best) if isinstance(said, str)]
-    sure = [share for share in (number(alternative, "confidence") for alternative in best) if share is not None]
+    texts = [
+        said for said in (alternative.get("transcript") for alternative in best) if isinstance(said, str)
+    ]
+    sure = [
+        share for share in (number(alternative, "confidence") for alternative in best) if share is not None
+    ]
     count = number(metadata, "channels")
     transcript = TranscriptDraft(
         text="\n".join(said for said in texts if said),
         confidence=sum(sure) / len(sure) if sure else None,
-        language=next((found for channel in heard if (found := text(channel, "detected_language", 50))), None),
+        language=next(
+            (found for channel in heard if (found := text(channel, "detected_language", 50))), None
+        ),
         duration_seconds=number(metadata, "duration"),
         channels=int(count) if count else len(channels) or None,
     )
@@ -263,12 +271,23 @@ def _job_error(document: Document) -> JobError:
     return JobError(
         message=message or code or "the provider gave no reason",
         code=code[:200] if code else None,
-        details=None if details is None else details[:2000] if isinstance(details, str) else _spelled(details),
+        details=None
+        if details is None
+        else details[:2000]
+        if isinstance(details, str)
+        else _spelled(details),
     )
 
 
 def _first(places: tuple[Document, ...], *names: str) -> str | None:
-    return next((found for name in names for place in places if (found := text(place, name))), None)
+    for name in names:
+        for place in places:
+            value = place.get(name)
+            if isinstance(value, str) and value:
+                return value[:2000]
+            if isinstance(value, int) and not isinstance(value, bool):
+                return _spelled(value)
+    return None
 
 
 def _spelled(value: Any) -> str:

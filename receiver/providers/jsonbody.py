@@ -111,10 +111,14 @@ def opaque_id(value: Any) -> str | None:
         value = str(value) if abs(value) < 10**30 else ""
     if not isinstance(value, str):
         return None
-    cleaned = value.strip()
-    if not cleaned.isprintable():
-        cleaned = "".join(char for char in cleaned if char.isprintable())
-    return cleaned[:MAX_ID] or None
+    return printable(value.strip(), MAX_ID) or None
+
+
+def printable(value: str, limit: int) -> str:
+    """Return `value` without characters that do not print (PostgreSQL's text refuses NUL), cut to `limit`."""
+    if not value.isprintable():
+        value = "".join(char for char in value if char.isprintable())
+    return value[:limit]
 
 
 def join_key(kind: str, *parts: object) -> str:

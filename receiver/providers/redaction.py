@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
+
+from receiver.providers.jsonbody import encode
 
 REDACTED = b"[redacted]"
 _SHORTEST = 4
 """Shorter values are left alone: they would be found in any text."""
-_SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "/": "\\/", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_SHORT_ESCAPES = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "/": "\\/",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
 
 
 class Redactor:
@@ -16,20 +28,28 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         kept = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
-        self._plain = tuple(secret.encode("utf-8", "surrogateescape") for secret in kept)
+        self._canonical = tuple(encode(secret)[1:-1] for secret in kept)
+        self._plain = tuple(secret.encode("utf-8", "surrogatepass") for secret in kept)
         self._spelled = re.compile(b"|".join(map(_spellings, kept))) if kept else None
 
-    def clean(self, raw: bytes) -> bytes:
-        """Return `raw` with every secret replaced by `[redacted]`."""
-        if self._spelled is None or not self.may_hold(raw):
-            return raw
-        return self._spelled.sub(REDACTED, raw)
+    def clean(self, raw: bytes, token: str | None = None) -> bytes:
+        """Return `raw` with every secret, and the callback token it came with, replaced by `[redacted]`."""
+        if self._spelled is not None and (b"\\" in raw or any(secret in raw for secret in self._plain)):
+            raw = self._spelled.sub(REDACTED, raw)
+        return raw.replace(token.encode(), REDACTED) if token else raw
 
-    def may_hold(self, raw: bytes) -> bool:
-        """Tell cheaply whether `clean` could change anything: a secret is there, or escapes that may spell one."""
-        if not self._plain:
-            return False
-        return b"\\" in raw or any(secret in raw for secret in self._plain)
+    def clean_document(self, document: Any, raw: bytes, token: str | None = None) -> bytes:
+        """Do the same for a decoded document and its bytes; returns `raw` itself when it holds no secret.
+
+        Long documents are common and secrets in them are not, so nothing but a plain search is spent on most.
+        """
+        wanted = (*self._canonical, token.encode()) if token else self._canonical
+        if not wanted:
+            return raw
+        canonical = encode(document) if b"\\" in raw else raw
+        if not any(secret in canonical for secret in wanted):
+            return raw
+        return self.clean(canonical, token)
 
 
 def _spellings(secret: str) -> bytes:
@@ -38,7 +58,7 @@ def _spellings(secret: str) -> bytes:
 
 
 def _spellings_of_char(char: str) -> bytes:
-    plain = char.encode("utf-8", "surrogateescape")
+    plain = char.encode("utf-8", "surrogatepass")
     units = char.encode("utf-16-be", "surrogatepass")
     escaped = "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
     ways = [re.escape(plain), b"(?i:" + re.escape(escaped.encode()) + b")"]

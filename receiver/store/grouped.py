@@ -1,15 +1,16 @@
 """The store's port over a database that speaks SQL: writes go through the writer, reads through a second connection.
 
-What differs between databases (connecting, locking, naming troubles) is behind `Backend` and `Readings` (floor 3).
+What differs between databases (connecting, locking, naming troubles) is behind `Backend` (floor 3).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from receiver.errors import StoreUnavailable
 from receiver.model import (
@@ -43,3 +44,137 @@ HANDLERS: Mapping[str, Handler] = {
     "ping": sql.ping,
 }
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
+
+
+class GroupedStore:
+    """The whole port but the database itself.
+
+    `connect` makes a backend, for the writer (True) or for reading only (False); `known` are the migrations of this
+    program for the database, name to text.
+    """
+
+    def __init__(self, connect: Callable[[bool], Backend], known: Mapping[str, str]) -> None:
+        self._connect = connect
+        self._known = known
+        self._writer: Writer | None = None
+        self._reader = connect(False)
+        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-reader")
+
+    async def open(self) -> None:
+        """Connect and check the schema. Raises `ConfigError` when it is newer than this program, `StoreUnavailable`."""
+        if self._writer is None:
+            self._writer = Writer(self._connect(True), HANDLERS)
+            try:
+                await self._write("check", self._migrations())
+            except BaseException:
+                await self.close()
+                raise
+
+    async def migrate(self) -> list[str]:
+        """Bring the schema up to date; return the names of the migrations applied. Safe to run at any time.
+
+        The store need not be open; it is left as it was.
+        """
+        was_open = self._writer is not None
+        await self.open()
+        try:
+            return cast("list[str]", await self._write("migrate", self._migrations()))
+        finally:
+            if not was_open:
+                await self.close()
+
+    def _migrations(self) -> schema.Migrate:
+        return schema.Migrate(self._known, time.time_ns() // 1_000_000)
+
+    async def close(self) -> None:
+        """Finish what is queued, then disconnect."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
+            await asyncio.get_running_loop().run_in_executor(self._reading, self._reader.close)
+
+    async def ping(self) -> None:
+        """Prove that it can be written. Raises `StoreUnavailable`."""
+        await self._write("ping", None)
+
+    async def record(self, recording: Recording) -> Recorded:
+        """Write callback, event and deliveries, all or none."""
+        at = recording.event.recorded_at
+        # Ids are made here and not in the thread: drawing random bytes lets go of the interpreter's lock.
+        ids = tuple(new_id("dlv", at) for _ in recording.destinations)
+        return cast("Recorded", await self._write("record", sql.NewRecording(recording, ids)))
+
+    async def claim(
+        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
+    ) -> list[Claimed]:
+        """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
+        # Unique to this claim: a worker that gets its own expired delivery again must not settle by the old claim.
+        token = f"{worker}:{os.urandom(6).hex()}"
+        asked = sql.Claim(destination=destination, token=token, limit=limit, now=now, lease_until=lease_until)
+        return cast("list[Claimed]", await self._write("claim", asked))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Record the attempt and its consequence if the claim is still held; False when it is not."""
+        return cast("bool", await self._write("settle", settlement))
+
+    async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
+        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
+        return cast("int", await self._write("release", sql.Release(tuple(claims), now)))
+
+    async def replay(self, delivery_ids: Sequence[str], *, now: int) -> list[str]:
+        """Begin another round for each delivery that has ended; return the ids that were replayed."""
+        return cast("list[str]", await self._write("replay", sql.Replay(tuple(delivery_ids), now)))
+
+    async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
+        """Keep these rejections, and only the newest `keep` of each source."""
+        await self._write("reject", sql.Reject(tuple(rejections), keep))
+
+    async def next_due(self, destination: str) -> int | None:
+        """Return when the next delivery of `destination` is due (leases included), or None."""
+        return await self._read(reading.next_due, destination)
+
+    async def event(self, event_id: str) -> Event:
+        """Return one event. Raises `NotFound`."""
+        return await self._read(reading.event, event_id)
+
+    async def events(self, wanted: EventFilter) -> list[Event]:
+        """List events, newest first."""
+        return await self._read(reading.events, wanted)
+
+    async def delivery(self, delivery_id: str) -> Delivery:
+        """Return one delivery. Raises `NotFound`."""
+        return await self._read(reading.delivery, delivery_id)
+
+    async def deliveries(self, wanted: DeliveryFilter) -> list[Delivery]:
+        """List deliveries, newest first."""
+        return await self._read(reading.deliveries, wanted)
+
+    async def attempts(self, delivery_id: str) -> list[Attempt]:
+        """Return the attempts of a delivery, first to last."""
+        return await self._read(reading.attempts, delivery_id)
+
+    async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
+        """List rejections, newest first."""
+        return await self._read(reading.rejections, source, limit)
+
+    async def stats(self, now: int) -> StoreStats:
+        """Count what is due by `now` (depth, oldest) and what is dead, per destination."""
+        return await self._read(reading.stats, now)
+
+    async def _write(self, kind: str, wanted: object) -> Any:
+        if self._writer is None:
+            raise StoreUnavailable("the store is not open")
+        return await self._writer.submit(kind, wanted)
+
+    async def _read(self, function: Callable[..., T], *args: object) -> T:
+        if self._writer is None:
+            raise StoreUnavailable("the store is not open")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reading, self._read_now, function, args)
+
+    def _read_now(self, function: Callable[..., T], args: tuple[object, ...]) -> T:
+        try:
+            session: Session = self._reader.begin()
+            return function(session, *args)
+        except Exception as error:
+            raise self._reader.trouble(error)[0] from error

@@ -19,8 +19,7 @@ class Migrate:
 
 def migrate(session: Session, asked: Migrate) -> list[str]:
     """Apply what is missing, in order. The adapter sees to it that only one process is in here."""
-    session.run("create_migrations", {})
-    applied = check(session, asked.known)
+    applied = check(session, asked)
     missing = [name for name in sorted(asked.known) if name not in applied]
     for name in missing:
         session.script(asked.known[name])
@@ -28,10 +27,11 @@ def migrate(session: Session, asked: Migrate) -> list[str]:
     return missing
 
 
-def check(session: Session, known: Mapping[str, str]) -> set[str]:
+def check(session: Session, asked: Migrate) -> set[str]:
     """Return the names of the migrations applied. Raises `ConfigError` when one is unknown here."""
+    session.run("create_migrations", {})
     applied = {str(row[0]) for row in session.run("list_migrations", {})}
-    newer = sorted(applied - set(known))
+    newer = sorted(applied - set(asked.known))
     if newer:
         raise ConfigError(
             f"store.url: the database's schema is newer than this program (it has {newer[-1]}): "

@@ -223,7 +223,7 @@ def claim(session: Session, wanted: Sequence[Claim]) -> list[list[Claimed]]:
     """Take due deliveries for each request; all of them are marked by one statement."""
     answers: list[list[Claimed]] = []
     for asked in wanted:
-        params = {"destination": asked.destination, "now": asked.now, "limit": asked.limit}
+        params: dict[str, Value] = {"destination": asked.destination, "now": asked.now, "limit": asked.limit}
         taken = [_claimed(row, asked) for row in session.run("due_deliveries", params)]
         # Marked before the next request looks, so that no two of one batch get the same rows.
         if taken:

@@ -8,6 +8,7 @@ grow by themselves, because the queue fills while a commit is under way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +39,8 @@ class Backend(Protocol):
     def rollback(self) -> None:
         """Undo it. Must not raise."""
 
-    def trouble(self, error: Exception) -> StoreUnavailable | None:
-        """Return what callers are told when `error` is the database's; drop a connection that is not to be trusted."""
+    def trouble(self, error: Exception) -> tuple[Exception, bool]:
+        """Return what callers are told, and whether all of them are affected. Drops a connection not to be trusted."""
 
     def housekeeping(self, *, idle: bool) -> None:
         """Do what need not be done while callers wait. Must not raise."""
@@ -122,17 +123,17 @@ class Writer:
         self._call(_resolve, batch)
 
     def _transact(self, batch: list[_Operation]) -> bool:
-        """Run the operations in one transaction; False when it failed and not for want of a database."""
+        """Run the operations in one transaction; False when one alone made it fail."""
         if not batch:
             return True
         try:
             self._execute(batch)
         except Exception as error:
             self._backend.rollback()
-            unavailable = self._backend.trouble(error)
+            told, all_affected = self._backend.trouble(error)
             for operation in batch:
-                operation.error = unavailable or error
-            return unavailable is not None or len(batch) == 1
+                operation.error = told
+            return all_affected or len(batch) == 1
         for operation in batch:
             operation.error = None
         return True
@@ -148,10 +149,8 @@ class Writer:
         self._backend.commit()
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for the answer
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits for the answer
 
 
 def _resolve(batch: list[_Operation]) -> None:

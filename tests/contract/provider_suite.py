@@ -1,0 +1,162 @@
+"""What every provider adapter must do, told by its golden folder. `test_providers.py` runs it over each provider."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import receiver.providers
+from receiver.errors import CallbackRejected, MalformedCallback
+from receiver.model import EVENT_TYPES, EventDraft, VerifiedCallback
+from receiver.providers.base import PushProvider
+from tests.support.golden import Case, MemoryBody, Request, tokens
+
+PROOF_HEADERS = ("authorization", "dg-token", "x-deapi-signature", "x-deapi-timestamp")
+"""Headers that carry a proof; each may come only once."""
+
+
+def provider_modules() -> dict[str, ModuleType]:
+    """Return the adapters: the modules of receiver.providers that make one."""
+    names = [module.name for module in pkgutil.iter_modules(receiver.providers.__path__)]
+    modules = {name: importlib.import_module(f"receiver.providers.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "create")}
+
+
+def make(case: Case) -> PushProvider:
+    """Return the adapter that a case is sent to."""
+    provider: PushProvider = provider_modules()[case.provider].create(case.source, tokens())
+    return provider
+
+
+def prove(provider: PushProvider, request: Request, received_at: int) -> VerifiedCallback:
+    """Admit and verify one request, as the web layer would."""
+    admission = provider.admit(request.head(received_at))
+    body = MemoryBody(request.body)
+    assert body.size <= admission.body_limit
+    return provider.verify(admission, body)
+
+
+def as_expected(draft: EventDraft) -> dict[str, Any]:
+    """Return a draft as expected.toml spells it: what is None is left out."""
+    fields = asdict(draft)
+    for name in ("provider_data", "document"):
+        del fields[name]
+    return {name: _without_none(value) for name, value in fields.items() if value is not None}
+
+
+def _without_none(value: Any) -> Any:
+    return (
+        {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+    )
+
+
+def check_accepted(case: Case) -> None:
+    """The proofs hold, and the draft is the expected one."""
+    provider = make(case)
+    proved = prove(provider, case.request, case.received_at)
+    assert proved.proofs == set(case.expected["accepted"]["proofs"])
+    draft = provider.normalize(proved)
+    assert as_expected(draft) == case.expected["event"]
+    assert draft.type in EVENT_TYPES
+    if draft.audio is None:
+        assert (draft.document == case.request.body) is case.expected["accepted"]["body_kept_as_sent"]
+    else:
+        assert draft.document is None
+        assert draft.provider_data == case.expected["provider_data"]
+
+
+def check_parked(case: Case) -> None:
+    """The proofs hold, and it is not understood: that ends in `MalformedCallback`, with an identity to park it under."""
+    provider = make(case)
+    proved = prove(provider, case.request, case.received_at)
+    assert proved.proofs == set(case.expected["parked"]["proofs"])
+    with pytest.raises(MalformedCallback) as caught:
+        provider.normalize(proved)
+    assert type(caught.value) is MalformedCallback
+    assert provider.fallback_key(proved) == case.expected["parked"]["fallback_key"]
+
+
+def check_rejected(case: Case) -> None:
+    """It is refused where expected, by the expected error, naming the setting to look at."""
+    expected = case.expected["rejected"]
+    provider = make(case)
+    head, body = case.request.head(case.received_at), MemoryBody(case.request.body)
+    if expected["at"] == "admit":
+        with pytest.raises(CallbackRejected) as caught:
+            provider.admit(head)
+    else:
+        admission = provider.admit(head)
+        with pytest.raises(CallbackRejected) as caught:
+            provider.verify(admission, body)
+    assert type(caught.value).__name__ == expected["error"]
+    assert caught.value.status == expected["status"]
+    assert caught.value.setting == expected["setting"]
+
+
+def check_same_twice(case: Case) -> None:
+    """Sent again half a minute later, it has the same identity: that is what makes it a duplicate."""
+    provider = make(case)
+    first = prove(provider, case.request, case.received_at)
+    again = replace(first, head=replace(first.head, received_at=case.received_at + 30_000))
+    drafts = [provider.normalize(callback) for callback in (first, again)]
+    assert len({(draft.idempotency_key, draft.second_key) for draft in drafts}) == 1
+    assert 0 < len(drafts[0].idempotency_key) <= 200
+
+
+def refused_variants(case: Case) -> Iterator[tuple[str, Request]]:
+    """Yield what nobody may get through with: each proof header twice, or the callback with another source's token."""
+    for name in PROOF_HEADERS:
+        if any(key.lower() == name for key, _ in case.request.headers):
+            yield f"{name} twice", case.request.with_header(name, case.request.value(name))
+    foreign = tokens().issue("some-other-source")
+    yield "a foreign token", replace(case.request, target=f"/callbacks/{case.request.source}/{foreign}")
+    yield "a made-up token", replace(case.request, target=f"/callbacks/{case.request.source}/abc")
+
+
+def check_variants_refused(case: Case) -> None:
+    """An accepted callback is refused with a doubled proof header, and with a token that is not this source's."""
+    provider = make(case)
+    for what, request in refused_variants(case):
+        try:
+            provider.admit(request.head(case.received_at))
+        except CallbackRejected:
+            continue
+        pytest.fail(f"admitted with {what}")
+
+
+def check_unproved(case: Case) -> None:
+    """An accepted callback without its token and without any proof header is refused, unless the body alone proves it."""
+    provider = make(case)
+    request = replace(case.request, target=f"/callbacks/{case.request.source}")
+    for name in PROOF_HEADERS:
+        request = request.without(name)
+    if "callback_secret" in case.expected["accepted"]["proofs"] and request.headers == case.request.headers:
+        request = replace(request, body=b"{}")
+    with pytest.raises(CallbackRejected):
+        prove(provider, request, case.received_at)
+
+
+def check_keeps_secrets(case: Case) -> None:
+    """No configured secret, and no token, is in what is kept or said of the callback."""
+    provider = make(case)
+    secrets = [text for value in case.settings.values() for text in _texts(value) if len(text) >= 8]
+    secrets += [case.request.token] if case.request.token else []
+    try:
+        draft = provider.normalize(prove(provider, case.request, case.received_at))
+    except (CallbackRejected, MalformedCallback) as error:
+        told = repr(error) + error.message + getattr(error, "setting", "")
+    else:
+        told = repr(draft)
+    assert not [secret for secret in secrets if secret in told]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value] if value not in {"deepgram", "deapi"} else []
+    return [text for item in value for text in _texts(item)] if isinstance(value, list) else []

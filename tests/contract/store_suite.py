@@ -1,0 +1,544 @@
+"""What every store must do: each sentence of the port, as a test. A store's own file gives the fixture `store`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from receiver.errors import NotFound, StoreUnavailable
+from receiver.model import (
+    CallbackRow,
+    Claimed,
+    Delivery,
+    DeliveryState,
+    Event,
+    Outcome,
+    OutcomeKind,
+    Recording,
+    RecordStatus,
+    Rejection,
+    Settlement,
+    Stage,
+    new_id,
+)
+from receiver.store.base import DeliveryFilter, EventFilter, Store
+
+T0 = 1_800_000_000_000
+LEASE = 30_000
+_NUMBERS = itertools.count(1)
+
+
+def recording(
+    *destinations: str,
+    key: str | None = None,
+    second_key: str | None = None,
+    source: str = "deepgram",
+    job_id: str | None = None,
+    ref: str | None = None,
+    stage: Stage = Stage.FINAL,
+    event_type: str = "speech.completed",
+    at: int = T0,
+    body: bytes | None = b"\x00raw",
+) -> Recording:
+    """A recording that is like no other, but for what is given."""
+    number = next(_NUMBERS)
+    event = Event(
+        id=new_id("evt", at),
+        type=event_type,
+        source=source,
+        provider="deepgram",
+        job_id=job_id,
+        ref=ref,
+        stage=stage,
+        occurred_at=at - 5,
+        recorded_at=at,
+        data=b'{"n":%d}' % number,
+        blob_key=f"blob-{number}",
+    )
+    callback = CallbackRow(
+        id=new_id("cbk", at),
+        source=source,
+        idempotency_key=key or f"key-{number}",
+        second_key=second_key,
+        method="POST",
+        content_type="audio/mpeg",
+        received_at=at,
+        body_size=4,
+        body_sha256="ab" * 32,
+        body=body,
+        proofs="basic",
+    )
+    return Recording(callback=callback, event=event, destinations=destinations)
+
+
+def settlement(
+    claim: Claimed,
+    state: DeliveryState = DeliveryState.DELIVERED,
+    *,
+    due_at: int | None = None,
+    at: int = T0,
+    kind: OutcomeKind | None = None,
+    status: int | None = 200,
+) -> Settlement:
+    """The consequence of one attempt."""
+    usual = OutcomeKind.DELIVERED if state is DeliveryState.DELIVERED else OutcomeKind.REFUSED
+    outcome = Outcome(kind=kind or usual, status=status, detail="said so", response=b"\xff\x00")
+    return Settlement(claim=claim, started_at=at, duration_ms=7, outcome=outcome, state=state, due_at=due_at)
+
+
+async def claim(store: Store, destination: str = "app", *, limit: int = 10, now: int = T0) -> list[Claimed]:
+    """Claim as worker `w`."""
+    return await store.claim(destination, worker="w", limit=limit, now=now, lease_until=now + LEASE)
+
+
+async def one_delivery(store: Store, destination: str = "app", at: int = T0) -> str:
+    """Record an event for one destination; return the delivery's id."""
+    recorded = await store.record(recording(destination, at=at))
+    (delivery,) = await store.deliveries(DeliveryFilter(event_id=recorded.event_id))
+    return delivery.id
+
+
+async def end(store: Store, state: DeliveryState = DeliveryState.DEAD, *, now: int = T0) -> Claimed:
+    """Claim one delivery of `app` and end it."""
+    (held,) = await claim(store, limit=1, now=now)
+    assert await store.settle(settlement(held, state, at=now))
+    return held
+
+
+def rejection(source: str = "deepgram", at: int = T0, reason: str = "no proof") -> Rejection:
+    """A callback that was not proved."""
+    return Rejection(
+        source=source,
+        at=at,
+        status=401,
+        reason=reason,
+        method="POST",
+        peer=None,
+        content_type="text/plain",
+        user_agent="curl",
+    )
+
+
+class RecordSuite:
+    """`record`."""
+
+    async def test_a_recording_writes_the_event_as_it_was_given(self, store: Store) -> None:
+        wanted = recording("app", job_id="job", ref="ref-é")
+        recorded = await store.record(wanted)
+        assert (recorded.status, recorded.event_id) == (RecordStatus.RECORDED, wanted.event.id)
+        assert await store.event(wanted.event.id) == wanted.event
+
+    async def test_a_delivery_is_born_pending_and_due_when_recorded(self, store: Store) -> None:
+        wanted = recording("app", "audit")
+        await store.record(wanted)
+        born = await store.deliveries(DeliveryFilter(event_id=wanted.event.id))
+        assert {one.destination for one in born} == {"app", "audit"}
+        for one in born:
+            assert one == Delivery(
+                id=one.id,
+                event_id=wanted.event.id,
+                event_type="speech.completed",
+                destination=one.destination,
+                state=DeliveryState.PENDING,
+                attempts=0,
+                round_start=0,
+                due_at=T0,
+                claimed_by=None,
+                created_at=T0,
+                updated_at=T0,
+                last_outcome=None,
+            )
+
+    async def test_an_event_for_no_destination_is_recorded_all_the_same(self, store: Store) -> None:
+        wanted = recording()
+        await store.record(wanted)
+        assert await store.event(wanted.event.id) == wanted.event
+        assert await store.deliveries(DeliveryFilter()) == []
+
+    async def test_the_same_idempotency_key_is_a_duplicate_and_writes_nothing(self, store: Store) -> None:
+        first, again = recording("app", key="k"), recording("app", key="k")
+        await store.record(first)
+        answer = await store.record(again)
+        assert (answer.status, answer.event_id) == (RecordStatus.DUPLICATE, first.event.id)
+        assert await store.events(EventFilter()) == [first.event]
+        assert len(await store.deliveries(DeliveryFilter())) == 1
+
+    async def test_the_same_second_key_is_a_duplicate(self, store: Store) -> None:
+        first, again = recording("app", second_key="s"), recording("app", second_key="s")
+        await store.record(first)
+        answer = await store.record(again)
+        assert (answer.status, answer.event_id) == (RecordStatus.DUPLICATE, first.event.id)
+
+    async def test_a_missing_second_key_equals_nothing(self, store: Store) -> None:
+        for _ in range(2):
+            assert (await store.record(recording(second_key=None))).status is RecordStatus.RECORDED
+
+    async def test_a_key_is_that_of_one_source_only(self, store: Store) -> None:
+        await store.record(recording(key="k", second_key="s"))
+        other = await store.record(recording(key="k", second_key="s", source="deapi"))
+        assert other.status is RecordStatus.RECORDED
+
+    async def test_recording_the_very_same_again_is_a_duplicate_of_itself(self, store: Store) -> None:
+        """The journal may bring back what had been recorded already."""
+        wanted = recording("app")
+        await store.record(wanted)
+        answer = await store.record(wanted)
+        assert (answer.status, answer.event_id) == (RecordStatus.DUPLICATE, wanted.event.id)
+
+    async def test_of_many_at_once_with_one_key_exactly_one_is_recorded(self, store: Store) -> None:
+        same = [recording("app", key="k") for _ in range(20)]
+        answers = await asyncio.gather(*(store.record(one) for one in same))
+        (first,) = [one for one in answers if one.status is RecordStatus.RECORDED]
+        assert {one.event_id for one in answers} == {first.event_id}
+        assert len(await store.deliveries(DeliveryFilter())) == 1
+
+    async def test_of_two_at_once_with_one_second_key_one_is_recorded(self, store: Store) -> None:
+        same = [recording(second_key="s") for _ in range(2)]
+        answers = await asyncio.gather(*(store.record(one) for one in same))
+        assert sorted(one.status for one in answers) == [RecordStatus.DUPLICATE, RecordStatus.RECORDED]
+
+    async def test_one_that_cannot_be_written_leaves_nothing_and_harms_no_other(self, store: Store) -> None:
+        first = recording("app", key="first")
+        await store.record(first)
+        bad = Recording(
+            callback=recording(key="bad").callback, event=first.event, destinations=("app",)
+        )  # the event's id is taken
+        good = [recording("app") for _ in range(3)]
+        answers = await asyncio.gather(*(store.record(one) for one in (*good, bad)), return_exceptions=True)
+        assert isinstance(answers[-1], StoreUnavailable)
+        assert len(await store.events(EventFilter())) == 4
+        assert len(await store.deliveries(DeliveryFilter())) == 4
+        retried = recording("app", key="bad")
+        assert (await store.record(retried)).status is RecordStatus.RECORDED
+
+    async def test_progress_after_the_end_of_its_job_is_late(self, store: Store) -> None:
+        await store.record(recording("app", job_id="j"))
+        late = recording("app", job_id="j", stage=Stage.PROGRESS)
+        assert (await store.record(late)).status is RecordStatus.LATE
+        assert await store.event(late.event.id) == late.event
+        assert await store.deliveries(DeliveryFilter(event_id=late.event.id)) == []
+
+    async def test_progress_in_the_same_commit_as_the_end_is_late(self, store: Store) -> None:
+        both = (recording("app", job_id="j"), recording("app", job_id="j", stage=Stage.PROGRESS))
+        answers = await asyncio.gather(*(store.record(one) for one in both))
+        assert [one.status for one in answers] == [RecordStatus.RECORDED, RecordStatus.LATE]
+
+    @pytest.mark.parametrize(
+        ("first", "then"),
+        [
+            (recording(job_id="j", stage=Stage.PROGRESS), recording(job_id="j", stage=Stage.PROGRESS)),
+            (recording(job_id="j", stage=Stage.PROGRESS), recording(job_id="j")),
+            (recording(job_id="j"), recording(job_id="j")),
+            (recording(job_id="j"), recording(job_id="j", stage=Stage.OPEN)),
+            (recording(job_id="j", stage=Stage.OPEN), recording(job_id="j", stage=Stage.PROGRESS)),
+            (recording(job_id="j"), recording(job_id="other", stage=Stage.PROGRESS)),
+            (recording(job_id="j"), recording(job_id="j", source="deapi", stage=Stage.PROGRESS)),
+            (recording(job_id=None), recording(job_id=None, stage=Stage.PROGRESS)),
+        ],
+    )
+    async def test_nothing_else_is_late(self, store: Store, first: Recording, then: Recording) -> None:
+        await store.record(first)
+        assert (await store.record(then)).status is RecordStatus.RECORDED
+
+
+class ClaimSuite:
+    """`claim`, `settle`, `release`, `next_due`."""
+
+    async def test_a_claim_brings_the_event_and_marks_the_delivery(self, store: Store) -> None:
+        wanted = recording("app")
+        await store.record(wanted)
+        (held,) = await claim(store)
+        assert (held.event, held.destination, held.attempts, held.round_start) == (wanted.event, "app", 0, 0)
+        assert held.lease_until == T0 + LEASE
+        shown = await store.delivery(held.delivery_id)
+        assert (shown.state, shown.due_at, shown.claimed_by) == (
+            DeliveryState.DELIVERING,
+            T0 + LEASE,
+            held.claimed_by,
+        )
+        assert held.claimed_by.startswith("w")
+
+    async def test_the_oldest_are_claimed_first_and_no_more_than_asked(self, store: Store) -> None:
+        for at in (T0 + 3, T0 + 1, T0 + 2):
+            await store.record(recording("app", at=at))
+        taken = await claim(store, limit=2, now=T0 + 9)
+        assert [one.event.recorded_at for one in taken] == [T0 + 1, T0 + 2]
+        assert [one.event.recorded_at for one in await claim(store, now=T0 + 9)] == [T0 + 3]
+
+    async def test_what_is_not_due_or_not_for_this_destination_is_left(self, store: Store) -> None:
+        await store.record(recording("app", at=T0 + 1))
+        await store.record(recording("audit"))
+        assert await claim(store, now=T0) == []
+        assert len(await claim(store, now=T0 + 1)) == 1
+
+    async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_ends(self, store: Store) -> None:
+        delivery_id = await one_delivery(store)
+        await claim(store)
+        assert await claim(store, now=T0 + LEASE - 1) == []
+        (again,) = await claim(store, now=T0 + LEASE)
+        assert (again.delivery_id, again.attempts) == (delivery_id, 0)
+
+    async def test_claims_at_once_never_overlap(self, store: Store) -> None:
+        await asyncio.gather(*(store.record(recording("app")) for _ in range(50)))
+        taken = await asyncio.gather(*(claim(store, limit=7) for _ in range(10)))
+        ids = [one.delivery_id for batch in taken for one in batch]
+        assert len(ids) == len(set(ids)) == 50
+
+    async def test_settling_writes_the_attempt_and_its_consequence(self, store: Store) -> None:
+        await one_delivery(store)
+        (held,) = await claim(store)
+        retry_at = T0 + 60_000
+        assert await store.settle(settlement(held, DeliveryState.PENDING, due_at=retry_at, status=503))
+        shown = await store.delivery(held.delivery_id)
+        assert (shown.state, shown.attempts, shown.due_at, shown.claimed_by, shown.last_outcome) == (
+            DeliveryState.PENDING,
+            1,
+            retry_at,
+            None,
+            "refused",
+        )
+        assert shown.updated_at == T0 + 7
+        (attempt,) = await store.attempts(held.delivery_id)
+        assert (attempt.number, attempt.started_at, attempt.duration_ms) == (1, T0, 7)
+        assert (attempt.outcome, attempt.status) == (OutcomeKind.REFUSED, 503)
+        assert (attempt.detail, attempt.response) == ("said so", b"\xff\x00")
+
+    @pytest.mark.parametrize("state", [DeliveryState.DELIVERED, DeliveryState.DEAD])
+    async def test_an_ended_delivery_is_never_due_again(self, store: Store, state: DeliveryState) -> None:
+        await one_delivery(store)
+        held = await end(store, state)
+        shown = await store.delivery(held.delivery_id)
+        assert (shown.state, shown.due_at) == (state, None)
+        assert await claim(store, now=T0 + 10**9) == []
+        assert await store.next_due("app") is None
+
+    async def test_attempts_are_numbered_from_one_without_gaps(self, store: Store) -> None:
+        delivery_id = await one_delivery(store)
+        for _ in range(3):
+            (held,) = await claim(store)
+            await store.settle(
+                settlement(held, DeliveryState.PENDING, due_at=T0, kind=OutcomeKind.TIMEOUT, status=None)
+            )
+        assert [one.number for one in await store.attempts(delivery_id)] == [1, 2, 3]
+        assert (await claim(store))[0].attempts == 3
+
+    async def test_many_settled_at_once_are_all_written(self, store: Store) -> None:
+        await asyncio.gather(*(store.record(recording("app")) for _ in range(40)))
+        held = await claim(store, limit=40)
+        assert all(await asyncio.gather(*(store.settle(settlement(one)) for one in held)))
+        for one in held:
+            assert len(await store.attempts(one.delivery_id)) == 1
+
+    async def test_a_zombie_cannot_settle_what_another_worker_has_claimed(self, store: Store) -> None:
+        await one_delivery(store)
+        (zombie,) = await claim(store)
+        later = T0 + LEASE
+        (heir,) = await store.claim("app", worker="v", limit=1, now=later, lease_until=later + LEASE)
+        before = await store.delivery(heir.delivery_id)
+        assert not await store.settle(settlement(zombie))
+        assert await store.delivery(heir.delivery_id) == before
+        assert await store.attempts(heir.delivery_id) == []
+        assert await store.settle(settlement(heir))
+
+    async def test_a_worker_that_claims_its_own_again_cannot_settle_by_the_old_claim(self, store: Store) -> None:
+        await one_delivery(store)
+        (old,) = await claim(store)
+        (new,) = await claim(store, now=T0 + LEASE)
+        assert not await store.settle(settlement(old))
+        assert await store.settle(settlement(new))
+
+    async def test_zombie_and_heir_settling_at_once_leave_the_heirs_attempt(self, store: Store) -> None:
+        await one_delivery(store)
+        (old,) = await claim(store)
+        (new,) = await claim(store, now=T0 + LEASE)
+        both = (settlement(old, status=500), settlement(new))
+        assert await asyncio.gather(*(store.settle(one) for one in both)) == [False, True]
+        assert [one.status for one in await store.attempts(new.delivery_id)] == [200]
+
+    async def test_a_claim_settles_once(self, store: Store) -> None:
+        await one_delivery(store)
+        (held,) = await claim(store)
+        answers = await asyncio.gather(*(store.settle(settlement(held)) for _ in range(3)))
+        assert sorted(answers) == [False, False, True]
+        assert len(await store.attempts(held.delivery_id)) == 1
+
+    async def test_an_expired_claim_that_nobody_took_can_still_be_settled(self, store: Store) -> None:
+        await one_delivery(store)
+        (held,) = await claim(store)
+        assert await store.settle(settlement(held, at=T0 + 2 * LEASE))
+
+    async def test_a_released_claim_is_due_at_once_and_not_counted(self, store: Store) -> None:
+        await asyncio.gather(*(one_delivery(store) for _ in range(2)))
+        held = await claim(store)
+        assert await store.release(held, now=T0 + 5) == 2
+        shown = await store.delivery(held[0].delivery_id)
+        assert (shown.state, shown.attempts, shown.due_at, shown.claimed_by) == (
+            DeliveryState.PENDING,
+            0,
+            T0 + 5,
+            None,
+        )
+        assert await store.attempts(held[0].delivery_id) == []
+        assert len(await claim(store, now=T0 + 5)) == 2
+
+    async def test_release_counts_only_what_was_still_held(self, store: Store) -> None:
+        await asyncio.gather(*(one_delivery(store) for _ in range(2)))
+        held = await claim(store)
+        await store.settle(settlement(held[0]))
+        assert await store.release(held, now=T0) == 1
+        assert await store.release(held, now=T0) == 0
+        assert await store.release([], now=T0) == 0
+        assert not await store.settle(settlement(held[1]))
+
+    async def test_next_due_is_the_earliest_of_waiting_and_leased(self, store: Store) -> None:
+        assert await store.next_due("app") is None
+        await one_delivery(store, at=T0 + 500)
+        await one_delivery(store, at=T0)
+        await one_delivery(store, "audit", at=T0 - 1)
+        assert await store.next_due("app") == T0
+        await claim(store, limit=1)
+        assert await store.next_due("app") == T0 + 500
+        await claim(store, limit=1, now=T0 + 500)
+        assert await store.next_due("app") == T0 + LEASE
+
+
+class ReadSuite:
+    """Replay, listings, rejections, stats, and the store's own life."""
+
+    @pytest.mark.parametrize("state", [DeliveryState.DELIVERED, DeliveryState.DEAD])
+    async def test_a_replay_begins_a_round_and_keeps_the_attempts(
+        self, store: Store, state: DeliveryState
+    ) -> None:
+        delivery_id = await one_delivery(store)
+        await end(store, state)
+        assert await store.replay([delivery_id], now=T0 + 9) == [delivery_id]
+        (held,) = await claim(store, now=T0 + 9)
+        assert (held.attempts, held.round_start) == (1, 1)
+        assert await store.settle(settlement(held))
+        assert [one.number for one in await store.attempts(delivery_id)] == [1, 2]
+
+    async def test_a_replay_leaves_out_what_is_unknown_or_under_way(self, store: Store) -> None:
+        dead = await one_delivery(store)
+        await end(store)
+        waiting = await one_delivery(store)
+        assert await store.replay([waiting, "dlv_none", dead, dead], now=T0) == [dead]
+        assert await store.replay([dead], now=T0) == []
+        assert await store.replay([], now=T0) == []
+        await claim(store)
+        assert await store.replay([dead, waiting], now=T0) == []
+
+    async def test_an_unknown_id_is_not_found(self, store: Store) -> None:
+        with pytest.raises(NotFound):
+            await store.event("evt_none")
+        with pytest.raises(NotFound):
+            await store.delivery("dlv_none")
+        assert await store.attempts("dlv_none") == []
+
+    async def test_events_are_listed_newest_first_in_pages(self, store: Store) -> None:
+        rows = [recording(at=T0 + number) for number in range(5)]
+        for one in rows:
+            await store.record(one)
+        newest = [one.event for one in reversed(rows)]
+        assert await store.events(EventFilter()) == newest
+        first = await store.events(EventFilter(limit=2))
+        rest = await store.events(EventFilter(after=first[-1].id))
+        assert first + rest == newest
+
+    @pytest.mark.parametrize(
+        ("wanted", "found"),
+        [
+            (EventFilter(source="deapi"), {1}),
+            (EventFilter(type="speech.failed"), {2}),
+            (EventFilter(job_id="j3"), {3}),
+            (EventFilter(ref="r4"), {4}),
+            (EventFilter(since=T0 + 3), {3, 4}),
+            (EventFilter(since=T0 + 99), set()),
+            (EventFilter(source="deepgram", since=T0 + 1, type="speech.completed"), {3, 4}),
+            (EventFilter(source="' OR 1=1 --"), set()),
+        ],
+    )
+    async def test_events_are_filtered(self, store: Store, wanted: EventFilter, found: set[int]) -> None:
+        for one in (
+            recording(at=T0),
+            recording(at=T0 + 1, source="deapi"),
+            recording(at=T0 + 2, event_type="speech.failed"),
+            recording(at=T0 + 3, job_id="j3"),
+            recording(at=T0 + 4, ref="r4"),
+        ):
+            await store.record(one)
+        assert {one.recorded_at - T0 for one in await store.events(wanted)} == found
+
+    async def test_deliveries_are_filtered_and_paged(self, store: Store) -> None:
+        dead = await one_delivery(store, at=T0)
+        await end(store)
+        waiting = await one_delivery(store, at=T0 + 1)
+        audit = await one_delivery(store, "audit", at=T0 + 2)
+
+        async def ids(wanted: DeliveryFilter) -> list[str]:
+            return [one.id for one in await store.deliveries(wanted)]
+
+        assert await ids(DeliveryFilter()) == [audit, waiting, dead]
+        assert await ids(DeliveryFilter(limit=1, after=audit)) == [waiting]
+        assert await ids(DeliveryFilter(destination="app")) == [waiting, dead]
+        assert await ids(DeliveryFilter(state=DeliveryState.DEAD)) == [dead]
+        assert await ids(DeliveryFilter(state=DeliveryState.PENDING, destination="app")) == [waiting]
+        assert await ids(DeliveryFilter(since=T0 + 1)) == [audit, waiting]
+
+    async def test_only_the_newest_rejections_of_each_source_are_kept(self, store: Store) -> None:
+        await store.reject([rejection("deapi", at=T0 - 9)], keep=2)
+        await store.reject([rejection(at=T0 + number) for number in range(3)], keep=2)
+        await store.reject([rejection(at=T0 + 3)], keep=2)
+        kept = await store.rejections(None, limit=10)
+        assert [one.at - T0 for one in kept] == [3, 2, -9]
+        assert await store.rejections("deapi", limit=10) == [rejection("deapi", at=T0 - 9)]
+        assert len(await store.rejections("deepgram", limit=1)) == 1
+        await store.reject([], keep=2)
+
+    async def test_rejections_of_one_moment_keep_their_order(self, store: Store) -> None:
+        await store.reject([rejection(reason=str(number)) for number in range(4)], keep=3)
+        assert [one.reason for one in await store.rejections("deepgram", limit=9)] == ["3", "2", "1"]
+
+    async def test_stats_count_what_is_due_and_what_is_dead(self, store: Store) -> None:
+        assert (await store.stats(T0)).due == ()
+        for _ in range(2):
+            await one_delivery(store)
+        await end(store)
+        await end(store, DeliveryState.DELIVERED)
+        await one_delivery(store, at=T0 + 100)
+        await one_delivery(store, at=T0 + 50)
+        await one_delivery(store, at=T0 + 101)
+        await one_delivery(store, "audit", at=T0 + 7)
+        stats = await store.stats(T0 + 100)
+        assert [(one.destination, one.depth, one.oldest_due_at) for one in stats.due] == [
+            ("app", 2, T0 + 50),
+            ("audit", 1, T0 + 7),
+        ]
+        assert dict(stats.dead) == {"app": 1}
+
+    async def test_a_store_that_is_not_open_says_so(self, store: Store) -> None:
+        await store.ping()
+        await store.close()
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="not open"):
+            await store.ping()
+        with pytest.raises(StoreUnavailable, match="not open"):
+            await store.events(EventFilter())
+
+    async def test_migrating_again_changes_nothing(self, store: Store) -> None:
+        wanted = recording("app")
+        await store.record(wanted)
+        assert await store.migrate() == []
+        assert await store.event(wanted.event.id) == wanted.event
+
+    async def test_a_closed_store_can_be_opened_again(self, store: Store) -> None:
+        wanted = recording("app")
+        await store.record(wanted)
+        await store.close()
+        await store.open()
+        assert await store.event(wanted.event.id) == wanted.event
+
+
+class StoreSuite(RecordSuite, ClaimSuite, ReadSuite):
+    """All of it."""

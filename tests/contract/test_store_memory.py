@@ -1,0 +1,23 @@
+"""The store in memory keeps the port's promises."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from receiver.store.base import Store
+from receiver.store.memory import MemoryStore
+from tests.contract.store_suite import StoreSuite
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    made = MemoryStore()
+    await made.open()
+    yield made
+    await made.close()
+
+
+class TestMemoryStore(StoreSuite):
+    """The suite, over dictionaries."""

@@ -1,0 +1,120 @@
+"""The store in SQLite keeps the port's promises, also between processes and after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from receiver.errors import ConfigError
+from receiver.store.base import EventFilter, Store
+from receiver.store.sqlite import SqliteStore
+from tests.contract.store_suite import T0, StoreSuite, claim, recording
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "new" / "folder" / "receiver.db")
+
+
+@pytest.fixture
+async def store(path: str) -> AsyncIterator[Store]:
+    made = SqliteStore(path)
+    await made.migrate()
+    await made.open()
+    yield made
+    await made.close()
+
+
+class TestSqliteStore(StoreSuite):
+    """The suite, over a file."""
+
+
+async def test_the_file_is_for_its_owner_only(store: Store, path: str) -> None:
+    await store.record(recording("app"))
+    for name in (path, path + "-wal", path + "-shm"):
+        assert stat.S_IMODE(os.stat(name).st_mode) == 0o600
+
+
+async def test_text_that_databases_cannot_hold_is_kept_as_near_as_can_be(store: Store) -> None:
+    wanted = recording("app", job_id="lone \ud800", ref="nul \0", key="k \ud800")
+    await store.record(wanted)
+    found = await store.event(wanted.event.id)
+    assert (found.job_id, found.ref) == ("lone ?", "nul \ufffd")
+    assert len(await store.events(EventFilter(job_id="lone \ud800"))) == 1
+    again = await store.record(recording("app", key="k \ud800"))
+    assert again.event_id == wanted.event.id
+
+
+async def test_claims_of_two_stores_on_one_file_never_overlap(store: Store, path: str) -> None:
+    other = SqliteStore(path)
+    await other.open()
+    await asyncio.gather(*(store.record(recording("app")) for _ in range(120)))
+    batches = await asyncio.gather(*(claim(one, limit=5) for _ in range(15) for one in (store, other)))
+    await other.close()
+    ids = [one.delivery_id for batch in batches for one in batch]
+    assert len(ids) == len(set(ids)) == 120
+
+
+async def test_opening_does_not_migrate(path: str) -> None:
+    store = SqliteStore(path)
+    await store.open()
+    assert await store.migrate() == ["0001_first"]
+    await store.close()
+
+
+async def test_stores_that_migrate_at_once_apply_each_migration_once(path: str) -> None:
+    applied = await asyncio.gather(*(SqliteStore(path).migrate() for _ in range(4)))
+    assert sorted(applied) == [[], [], [], ["0001_first"]]
+
+
+async def test_a_schema_that_is_newer_than_the_program_is_refused(store: Store, path: str) -> None:
+    connection = apsw.Connection(path)
+    connection.execute("INSERT INTO migrations (name, applied_at) VALUES ('9999_later', 1)")
+    connection.close()
+    newer = SqliteStore(path)
+    for refused in (newer.open, newer.migrate):
+        with pytest.raises(ConfigError, match=r"newer.*9999_later"):
+            await refused()
+
+
+_WRITER = """
+import asyncio, sys
+from receiver.store.sqlite import SqliteStore
+from tests.contract.store_suite import recording
+
+async def main(path):
+    store = SqliteStore(path)
+    await store.open()
+    async def one():
+        while True:
+            wanted = recording("app")
+            await store.record(wanted)
+            print(wanted.event.id, flush=True)
+    await asyncio.gather(*(one() for _ in range(16)))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_killed_process_loses_nothing_that_it_acknowledged(store: Store, path: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, path, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    acknowledged = [await process.stdout.readline() for _ in range(300)]
+    process.send_signal(signal.SIGKILL)
+    acknowledged += [line for line in (await process.stdout.read()).splitlines(keepends=True) if line[-1:] == b"\n"]
+    await process.wait()
+    for line in acknowledged:
+        event = await store.event(line.decode().strip())
+        assert event.recorded_at == T0
+    deliveries = await claim(store, limit=100_000)
+    assert {line.decode().strip() for line in acknowledged} <= {one.event.id for one in deliveries}

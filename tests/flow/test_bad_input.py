@@ -1,0 +1,241 @@
+"""Bad input, each with its clear answer: no 5xx, no traceback, nothing lost. Real uvicorn, real sockets."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from receiver.store.base import EventFilter
+from tests.support.callbacks import Sent, basic, deapi, speech, transcript
+from tests.support.raw import exchange, head
+from tests.support.running import Running, running, settings_text
+
+JSON = {"content-type": "application/json", "authorization": basic()}
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Running]:
+    extra = "[sources.small]\nprovider = 'deepgram'\nbasic = ['deepgram:correct-horse-battery']\n"
+    extra += "max_audio_bytes = 1000\nmax_json_bytes = 500\nidle_seconds = 0.3\n"
+    extra += "[sources.slow]\nprovider = 'deepgram'\nbasic = ['deepgram:correct-horse-battery']\n"
+    extra += "idle_seconds = 30\nbody_seconds = 0.3\n"
+    async with running(tmp_path, settings_text(tmp_path, extra=extra), work=False) as up:
+        yield up
+
+
+async def _send(live: Running, sent: Sent) -> tuple[int, dict[str, object]]:
+    answer = await live.client.request(sent.method, sent.path, headers=sent.headers, content=sent.body)
+    return answer.status_code, answer.json()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"junk",
+        b"{",
+        b'{"metadata": {"request_id": "x"}, "results": {"cha',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[1, 2]",
+        b'"text"',
+        b'{"results": {"channels": [{"alternatives": [{"transcript": 12}]}]}}',
+        b'{"metadata": {"duration": 1e999}, "results": {}}',
+        b'{"metadata": {"duration": ' + b"9" * 5000 + b'}, "results": {}}',
+        b'{"metadata": {"request_id": "\\ud800"}, "results": {}}',
+        b"\xff\xfe\x00{",
+        b'{"err_msg": "\xc3\x28"}',
+        b'{"nothing": "known"}',
+        b'{"results": "AAAA"}',
+        b"{}",
+        b"null",
+        b"",
+        b"\x00" * 100,
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+async def test_a_proved_body_that_is_not_understood_is_kept_and_answered_200(live: Running, body: bytes) -> None:
+    """200, an event id, and an event in the store; never a 5xx."""
+    status, answer = await _send(live, Sent("x", "/callbacks/deepgram", JSON, body))
+    assert status == 200, answer
+    assert answer["status"] in ("parked", "recorded")
+    event = await live.receiver.store.event(str(answer["event_id"]))
+    json.loads(event.data)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (replace(transcript("a"), headers={"content-type": "application/json"}), 401),
+        (replace(transcript("a"), headers=JSON | {"authorization": basic("deepgram:wrong")}), 401),
+        (replace(transcript("a"), headers=JSON | {"authorization": "Basic %%%"}), 401),
+        (replace(transcript("a"), headers=JSON | {"authorization": "Bearer abc"}), 401),
+        (replace(transcript("a"), path="/callbacks/deepgram/notatoken"), 401),
+        (replace(transcript("a"), path="/callbacks/speech"), 401),
+        (replace(deapi("a"), body=b"{}"), 401),
+        (deapi("a", at=int(time.time()) - 3600), 401),
+        (deapi("a", at=int(time.time()) + 3600), 401),
+        (deapi("a", secret="another-secret-of-no-use-at-all-123456"), 401),
+        (replace(transcript("a"), path="/callbacks/nobody"), 404),
+        (replace(transcript("a"), path="/callbacks/deepgram/a/b"), 404),
+        (replace(transcript("a"), path="/callbacks/..%2f..%2fetc%2fpasswd"), 404),
+        (replace(transcript("a"), path="/callbacks/%00%0d%0a"), 404),
+        (replace(transcript("a"), path="/callbacks/deepgram/..%2f..%2fetc"), 404),
+        (replace(transcript("a"), path="/objects/..%2f..%2fetc%2fpasswd"), 404),
+        (replace(transcript("a"), method="GET"), 405),
+        (replace(transcript("a"), method="DELETE"), 405),
+    ],
+)
+async def test_what_is_not_proved_is_refused_with_its_reason(live: Running, sent: Sent, status: int) -> None:
+    """401, 404 or 405 with a sentence; nothing is recorded."""
+    answer = await live.client.request(sent.method, sent.path, headers=sent.headers, content=sent.body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]
+    if status == 401:
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+    assert await live.receiver.store.events(EventFilter()) == []
+
+
+async def test_a_token_of_another_source_is_403(live: Running) -> None:
+    """A token that is ours, but not for this source, is told apart from one that is not ours."""
+    token = live.receiver.tokens.issue("speech")
+    sent = transcript("a")
+    status, answer = await _send(live, replace(sent, path=f"/callbacks/deepgram/{token}"))
+    assert (status, answer["status"]) == (403, "wrong_source")
+
+
+async def test_an_expired_token_is_401(live: Running) -> None:
+    token = live.receiver.tokens.issue("speech", expires_at=live.receiver.clock() - 1)
+    status, answer = await _send(live, replace(transcript("a"), path=f"/callbacks/speech/{token}"))
+    assert status == 401
+    assert "expired" in str(answer["error"])
+
+
+@pytest.mark.parametrize("name", ["authorization", "content-length"])
+async def test_a_doubled_header_is_refused(live: Running, name: str) -> None:
+    """Two different values of a header that decides are not a choice of ours."""
+    body = transcript("a").body
+    pairs = [*JSON.items(), ("content-length", str(len(body)))]
+    doubled = dict(pairs)[name] if name == "authorization" else str(len(body) - 1)
+    status, _, _ = await exchange(
+        _port(live), [head("/callbacks/deepgram", [*pairs, (name, doubled)]) + body]
+    )
+    assert status in (400, 401)
+
+
+async def test_chunked_without_length_is_taken(live: Running) -> None:
+    sent = transcript("chunked")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(sent.body), 50):
+            yield sent.body[start : start + 50]
+
+    answer = await live.client.post(sent.path, headers=sent.headers, content=pieces())
+    assert answer.json()["status"] == "recorded"
+
+
+async def test_a_body_over_the_limit_is_413_by_its_length_alone(live: Running) -> None:
+    """The head suffices: no byte of the body is waited for."""
+    request = head("/callbacks/small", JSON | {"content-type": "audio/mpeg", "content-length": "1001"})
+    status, _, body = await exchange(_port(live), [request])
+    assert (status, json.loads(body)["status"]) == (413, "too_large")
+
+
+async def test_a_chunked_body_over_the_limit_is_413(live: Running) -> None:
+    request = head("/callbacks/small", JSON | {"transfer-encoding": "chunked"})
+    status, _, _ = await exchange(_port(live), [request, b"1f4\r\n" + b"x" * 500 + b"\r\n", b"1\r\nx\r\n"])
+    assert status == 413
+
+
+async def test_a_body_that_stalls_is_408(live: Running) -> None:
+    request = head("/callbacks/small", JSON | {"content-length": "400"})
+    status, _, body = await exchange(_port(live), [request, b"x" * 10])
+    assert (status, json.loads(body)["status"]) == (408, "too_slow")
+
+
+async def test_a_body_that_takes_longer_than_its_total_time_is_408(live: Running) -> None:
+    """The total counts even where the pause between two pieces is allowed."""
+    request = head("/callbacks/slow", JSON | {"content-length": "400"})
+    status, _, _ = await exchange(_port(live), [request, b"x" * 10])
+    assert status == 408
+
+
+async def test_a_body_cut_off_records_nothing_and_leaves_no_file(live: Running) -> None:
+    """The provider sees a broken connection and sends again; nothing half is kept."""
+    request = head("/callbacks/deepgram", JSON | {"content-type": "audio/mpeg", "content-length": "1000000"})
+    await exchange(_port(live), [request, b"x" * 300_000], half_close=True)
+    await live.seen.until(lambda: any(r.answer == "cut_off" for r in live.seen.callbacks))
+    assert await live.receiver.store.events(EventFilter()) == []
+    assert list((live.folder / "data" / "journal" / "spool").iterdir()) == []
+
+
+async def test_300_mb_without_proof_is_refused_before_it_is_read(live: Running) -> None:
+    """The answer comes while the sender still sends; memory does not grow."""
+    before = psutil.Process().memory_info().rss
+    request = head("/callbacks/deepgram", {"content-type": "audio/mpeg", "content-length": str(300 * 2**20)})
+    status, _, _ = await exchange(_port(live), [request] + [b"x" * 2**20] * 8)
+    assert status == 401
+    assert psutil.Process().memory_info().rss - before < 32 * 2**20
+
+
+async def test_300_mb_with_proof_is_over_the_default_limit(live: Running) -> None:
+    request = head(
+        "/callbacks/deepgram", JSON | {"content-type": "audio/mpeg", "content-length": str(300 * 2**20)}
+    )
+    status, _, _ = await exchange(_port(live), [request] + [b"x" * 2**20] * 8)
+    assert status == 413
+
+
+async def test_a_replayed_callback_is_a_duplicate_of_the_first(live: Running) -> None:
+    """The very same bytes again are answered 200 with the first event's id."""
+    for sent in (speech("one"), transcript("two"), deapi("three")):
+        _, first = await _send(live, sent)
+        status, again = await _send(live, sent)
+        assert (status, again["status"], again["event_id"]) == (200, "duplicate", first["event_id"])
+
+
+async def test_a_late_processing_is_recorded_and_delivered_to_nobody(live: Running) -> None:
+    """deAPI's retries can bring `processing` after `completed`."""
+    await _send(live, deapi("job", "job.completed"))
+    status, answer = await _send(live, deapi("job", "job.processing"))
+    assert (status, answer["status"]) == (200, "recorded")
+    assert live.seen.callbacks[-1].answer == "late"
+
+
+async def test_a_strangers_text_draws_no_line_of_its_own(live: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line breaks and terminal codes in headers and payloads stay inside their field."""
+    from receiver.logs import LogObserver
+
+    sent = transcript("a\r\nlevel=error \x1b[31m forged")
+    await _send(live, replace(sent, headers=sent.headers | {"content-type": "application/json; a=b\t31m"}))
+    for style in ("json", "console"):
+        log = LogObserver(style=style, level="info")
+        log.callback(live.seen.callbacks[-1])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "\x1b[31m" not in lines[0]
+
+
+async def test_secrets_reach_no_event_no_report_and_no_file(live: Running) -> None:
+    """Whatever carries credentials on its way in leaves them at the door."""
+    sent = transcript("secretive")
+    document = json.loads(sent.body)
+    document["metadata"]["extra"] = {"callback_secret": "s3cr3t-value", "keep": "me"}
+    headers = sent.headers | {"dg-token": "key-identifier-1", "dg-project-id": "project-1"}
+    status, answer = await _send(live, replace(sent, body=json.dumps(document).encode(), headers=headers))
+    assert status == 200
+    event = await live.receiver.store.event(str(answer["event_id"]))
+    assert b'"keep":"me"' in event.data
+    held = b"".join(path.read_bytes() for path in (live.folder / "data").rglob("*") if path.is_file())
+    told = event.data + repr(live.seen.callbacks + live.seen.notes).encode() + held
+    for secret in (b"s3cr3t-value", b"key-identifier-1", b"project-1", b"correct-horse-battery"):
+        assert secret not in told
+
+
+def _port(live: Running) -> int:
+    return int(live.base.rsplit(":", 1)[1])

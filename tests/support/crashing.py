@@ -1,0 +1,149 @@
+"""`python -m tests.support.crashing STEP WHEN CONFIG`: `receiver serve`, killed by SIGKILL at one step of the walk.
+
+STEP names a port and its method (`store.record`); WHEN is `before`, `after` or `never`. The kill comes from inside the process,
+at the exact call, so nothing runs after it: no handler, no flush, no atexit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from receiver.blobs import local
+from receiver.config import parse
+from receiver.web.app import create_app
+from receiver.wiring import Ports, build, open_receiver
+
+STEPS = (
+    "deepgram.admit",
+    "deepgram.verify",
+    "deepgram.normalize",
+    "spool.finish",
+    "blobs.put",
+    "folder.sync",
+    "store.record",
+    "answer.send",
+    "store.claim",
+    "destination.send",
+    "store.settle",
+)
+
+
+def die() -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Dying:
+    """Stands before a port and dies at one of its methods."""
+
+    def __init__(self, inner: Any, method: str, when: str) -> None:
+        self._inner, self._method, self._when = inner, method, when
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name != self._method:
+            return found
+        return _deadly(found, self._when)
+
+
+def _deadly(call: Callable[..., Any], when: str) -> Callable[..., Any]:
+    if asyncio.iscoroutinefunction(call):
+
+        async def deadly(*args: Any, **kwargs: Any) -> Any:
+            if when == "before":
+                die()
+            result = await call(*args, **kwargs)
+            # An empty claim is no step of anybody's walk.
+            if when == "after" and result != []:
+                die()
+            return result
+
+        return deadly
+
+    def deadly_sync(*args: Any, **kwargs: Any) -> Any:
+        if when == "before":
+            die()
+        result = call(*args, **kwargs)
+        if when == "after":
+            die()
+        return result
+
+    return deadly_sync
+
+
+def shape(step: str, when: str) -> Callable[[Ports], Ports]:
+    """Return what wraps the port that `step` names."""
+    part, method = step.split(".")
+
+    def wrap(ports: Ports) -> Ports:
+        def dying(inner: Any) -> Any:
+            return _Dying(inner, method, when)
+
+        if part == "store":
+            ports.store = dying(ports.store)
+        elif part == "blobs":
+            ports.blobs = dying(ports.blobs)
+        elif part == "deepgram":
+            ports.providers = {name: dying(p) for name, p in ports.providers.items()}
+        elif part == "destination":
+            ports.destinations = {name: dying(d) for name, d in ports.destinations.items()}
+        return ports
+
+    return wrap
+
+
+def _patch_inside(step: str, when: str) -> None:
+    """Steps inside an adapter, between two system calls of one promise."""
+    if step == "folder.sync":
+        local.sync_folder = _deadly(local.sync_folder, when)
+    if step == "spool.finish":
+        from receiver import spool
+
+        spool.FileBody = _deadly(spool.FileBody, when)  # type: ignore[assignment,misc]
+
+
+async def main(step: str, when: str, config: str) -> None:
+    """Serve until killed; prints `ready PORT` once it listens."""
+    settings = parse(Path(config).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
+    if when != "never":
+        _patch_inside(step, when)
+    receiver = build(settings, observers=[], shape=shape(step, when) if when != "never" else lambda ports: ports)
+    async with open_receiver(receiver):
+        app: Any = create_app(receiver)
+        if step == "answer.send" and when != "never":
+            app = _dying_answer(app, when)
+        server = uvicorn.Server(
+            uvicorn.Config(app, port=0, http="httptools", lifespan="off", log_config=None, access_log=False)
+        )
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        print(f"ready {port}", flush=True)
+        await task
+
+
+def _dying_answer(app: Any, when: str) -> Any:
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def deadly(message: Any) -> None:
+            if message["type"] == "http.response.body" and when == "before":
+                die()
+            await send(message)
+            if message["type"] == "http.response.body" and when == "after":
+                die()
+
+        await app(scope, receive, deadly)
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:4]))

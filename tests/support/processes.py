@@ -1,0 +1,87 @@
+"""Receiver in a process of its own, so that it can be killed, and a provider that keeps sending until it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Process:
+    """`tests.support.crashing` as a child; `port` is known once it listens."""
+
+    config: Path
+    step: str = "none.none"
+    when: str = "never"
+    port: int = 0
+    child: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start and wait until it listens, or until it died trying."""
+        self.child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.support.crashing",
+            self.step,
+            self.when,
+            str(self.config),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self.child.stdout is not None
+        async with asyncio.timeout(30):
+            line = await self.child.stdout.readline()
+        self.port = int(line.split()[1]) if line.startswith(b"ready") else 0
+
+    async def died(self) -> int:
+        """Wait until it is gone; return its exit code (negative: the signal)."""
+        assert self.child is not None
+        async with asyncio.timeout(30):
+            return await self.child.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.child is not None
+        if self.child.returncode is None:
+            self.child.kill()
+        await self.died()
+
+    async def stop(self) -> int:
+        """SIGTERM, and wait until it is gone."""
+        assert self.child is not None
+        if self.child.returncode is None:
+            os.kill(self.child.pid, signal.SIGTERM)
+        return await self.died()
+
+
+@dataclass
+class Acknowledged:
+    """The oracle outside receiver: which callback was answered 2xx, and with which event id."""
+
+    events: dict[str, set[str]] = field(default_factory=dict)
+
+    def note(self, name: str, event_id: str | None) -> None:
+        """Remember a 2xx answer."""
+        ids = self.events.setdefault(name, set())
+        if event_id:
+            ids.add(event_id)
+
+
+async def send_once(
+    client: httpx2.AsyncClient, port: int, path: str, headers: dict[str, str], body: bytes, method: str = "POST"
+) -> httpx2.Response | None:
+    """Send one callback; None when the connection failed or broke."""
+    try:
+        return await client.request(
+            method, f"http://127.0.0.1:{port}{path}", headers=headers, content=body, timeout=20
+        )
+    except httpx2.HTTPError:
+        return None

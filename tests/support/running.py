@@ -1,0 +1,149 @@
+"""A whole receiver on loopback inside the test: real uvicorn, real store, real folder; ports may be wrapped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from receiver.config import parse
+from receiver.observe import AttemptReport, CallbackReport
+from receiver.web.app import create_app
+from receiver.wiring import Ports, Receiver, build, open_receiver, wall_clock
+
+BASIC = "deepgram:correct-horse-battery"
+DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"
+APP_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class Seen:
+    """An observer that remembers what the engine reported."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[CallbackReport] = []
+        self.attempts: list[AttemptReport] = []
+        self.notes: list[tuple[str, str, dict[str, Any]]] = []
+        self.journal_depths: list[int] = []
+        self._changed = asyncio.Condition()
+
+    def callback(self, report: CallbackReport) -> None:
+        self.callbacks.append(report)
+        self._tell()
+
+    def attempt(self, report: AttemptReport) -> None:
+        self.attempts.append(report)
+        self._tell()
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        self.journal_depths.append(depth)
+        self._tell()
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        self.notes.append((level, event, fields))
+        self._tell()
+
+    def _tell(self) -> None:
+        async def tell() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        try:
+            self._last = asyncio.get_running_loop().create_task(tell())
+        except RuntimeError:  # reported from a thread: nobody waits for those
+            return
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+        """Wait until `condition` holds, looking whenever something was reported."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(condition)
+
+
+@dataclass
+class Running:
+    """A receiver that listens."""
+
+    receiver: Receiver
+    base: str
+    client: httpx2.AsyncClient
+    seen: Seen
+    folder: Path
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def settings_text(folder: Path, *, destination: str | None = None, extra: str = "", retry: str = '"deepgram"') -> str:
+    """Return a receiver.toml with both providers and, when given, one destination."""
+    text = f"""
+data = "{folder / "data"}"
+[sources.deepgram]
+provider = "deepgram"
+basic = ["{BASIC}"]
+[sources.speech]
+provider = "deepgram"
+require_token = true
+[sources.deapi]
+provider = "deapi"
+secrets = ["{DEAPI_SECRET}"]
+"""
+    if destination:
+        text += f"""
+[destinations.app]
+url = "{destination}"
+secrets = ["{APP_SECRET}"]
+retry = {retry}
+allow = ["127.0.0.0/8"]
+"""
+    return text + extra
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.asynccontextmanager
+async def running(
+    folder: Path,
+    text: str | None = None,
+    *,
+    shape: Callable[[Ports], Ports] = lambda ports: ports,
+    clock: Callable[[], int] = wall_clock,
+    work: bool = True,
+) -> AsyncIterator[Running]:
+    """Run a receiver with the settings `text` until the block ends, then stop it gracefully."""
+    port = free_port()
+    environ = {"RECEIVER__SERVER__PORT": str(port)}
+    settings = parse(text or settings_text(folder), environ, lambda name: Path(name).read_text("utf-8"))
+    seen = Seen()
+    receiver = build(settings, observers=[seen], clock=clock, shape=shape)
+    async with open_receiver(receiver, work=work):
+        config = uvicorn.Config(
+            create_app(receiver),
+            port=port,
+            http="httptools",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+        )
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        task = asyncio.create_task(server._serve())
+        while not server.started:
+            if task.done():
+                await task
+            await asyncio.sleep(0)
+        base = f"http://127.0.0.1:{port}"
+        async with httpx2.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
+            yield Running(receiver, base, client, seen, folder)
+        server.should_exit = True
+        await task
