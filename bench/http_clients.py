@@ -71,7 +71,9 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         async with self._session.request(
             request.method, str(request.url), data=request.content, headers=request.headers.multi_items()
         ) as reply:
-            return httpx2.Response(reply.status, headers=list(reply.headers.items()), content=await reply.read())
+            return httpx2.Response(
+                reply.status, headers=list(reply.headers.items()), content=await reply.read()
+            )
 
 
 @asynccontextmanager
@@ -103,13 +105,15 @@ async def plain_httpx2(url: str, in_flight: int) -> AsyncIterator[Post]:
 @asynccontextmanager
 async def httpx2_over_aiohttp(url: str, in_flight: int) -> AsyncIterator[Post]:
     """httpx2 on a transport of aiohttp connections."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session:
-        async with httpx2.AsyncClient(transport=AiohttpTransport(session), trust_env=False, timeout=15) as client:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session,
+        httpx2.AsyncClient(transport=AiohttpTransport(session), trust_env=False, timeout=15) as client,
+    ):
 
-            async def post() -> int:
-                return (await client.post(url, content=BODY, headers=HEADERS)).status_code
+        async def post() -> int:
+            return (await client.post(url, content=BODY, headers=HEADERS)).status_code
 
-            yield post
+        yield post
 
 
 CLIENTS = {

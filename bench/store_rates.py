@@ -102,7 +102,12 @@ def settlement(claim: Claimed) -> Settlement:
     """The claim was delivered."""
     outcome = Outcome(kind=OutcomeKind.DELIVERED, status=200, response=b"ok")
     return Settlement(
-        claim=claim, started_at=NOW, duration_ms=20, outcome=outcome, state=DeliveryState.DELIVERED, due_at=None
+        claim=claim,
+        started_at=NOW,
+        duration_ms=20,
+        outcome=outcome,
+        state=DeliveryState.DELIVERED,
+        due_at=None,
     )
 
 
@@ -154,7 +159,9 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description="Rates of the SQLite store.")
     parser.add_argument("--small", action="store_true", help="fewer rows: about 10 seconds")
     parser.add_argument("--folder", help="where the files go (the disk that is measured)")
-    parser.add_argument("--switch", type=float, default=sys.getswitchinterval(), help="interpreter switch interval, s")
+    parser.add_argument(
+        "--switch", type=float, default=sys.getswitchinterval(), help="interpreter switch interval, s"
+    )
     args = parser.parse_args()
     sys.setswitchinterval(args.switch)
     total, many = (10_000, 20_000) if args.small else (40_000, 1_000_000)
@@ -163,7 +170,9 @@ async def main() -> None:
         for busy in (0.0, 100e-6):
             await flow(folder, total, busy)
         few_cost, many_cost = await claim_cost(folder, 1_000), await claim_cost(folder, many)
-    print(f"claim of 32 beside {1_000:,} delivered: {few_cost * 1000:.2f} ms; beside {many:,}: {many_cost * 1000:.2f} ms")
+    print(
+        f"claim of 32 beside {1_000:,} delivered: {few_cost * 1000:.2f} ms; beside {many:,}: {many_cost * 1000:.2f} ms"
+    )
     print(f"ratio: {many_cost / few_cost:.2f}")
 
 

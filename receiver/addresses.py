@@ -145,7 +145,7 @@ class Guard:
         reason = refusal(parsed, self._allow)
         if reason is not None:
             who = f"{name} resolves to {parsed}, which" if name and name != address else str(parsed)
-            raise AddressBlocked(f"{who} is {reason}; allow = [\"{_network(parsed)}\"] would permit it")
+            raise AddressBlocked(f'{who} is {reason}; allow = ["{_network(parsed)}"] would permit it')
 
     def check_host(self, host: str) -> None:
         """Raise `AddressBlocked` for a host that is a refused address, or an address in an odd spelling. Names pass."""

@@ -321,11 +321,15 @@ async def open_receiver(
             tasks.append(asyncio.create_task(_drain_forever(receiver)))
             tasks.append(asyncio.create_task(_flush_forever(receiver)))
         if work:
-            await receiver.relay.start()
+            for destination in receiver.ports.destinations.values():
+                await destination.open()
+            receiver.relay.start()
         yield receiver
     finally:
         if work:
             await receiver.relay.stop(receiver.settings.server.stop_seconds)
+            for destination in receiver.ports.destinations.values():
+                await destination.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

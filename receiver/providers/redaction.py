@@ -9,8 +9,8 @@ from typing import Any
 from receiver.providers.jsonbody import encode
 
 REDACTED = b"[redacted]"
-_SHORTEST = 4
-"""Shorter values are left alone: they would be found in any text."""
+_SHORTEST = 6
+"""Characters; shorter values are left alone: chance would find them in long texts and audio, and damage those."""
 _SHORT_ESCAPES = {
     '"': '\\"',
     "\\": "\\\\",

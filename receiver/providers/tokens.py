@@ -29,10 +29,7 @@ def check_token(tokens: CallbackTokens, source: str, head: Head, *, required: bo
     if claims.source != source:
         raise WrongSource(setting=f"sources.{source}")
     if claims.expires_at is not None and head.received_at >= claims.expires_at:
-        raise CallbackRejected(
-            "the token in the callback URL has expired: hand out URLs that last longer",
-            setting="tokens.secrets",
-        )
+        raise CallbackRejected("the token in the callback URL has expired: hand out URLs that last longer")
     return claims
 
 

@@ -98,7 +98,8 @@ class MemoryStore:
     def _has_ended(self, event: Event) -> bool:
         job = (event.source, event.job_id)
         return event.job_id is not None and any(
-            (other.source, other.job_id) == job and other.stage is Stage.FINAL for other in self._events.values()
+            (other.source, other.job_id) == job and other.stage is Stage.FINAL
+            for other in self._events.values()
         )
 
     def _owe(self, event: Event, destination: str) -> None:
@@ -210,7 +211,9 @@ class MemoryStore:
         await self.ping()
         held = {claim.delivery_id for claim in claims if self._holds(claim)}
         for delivery_id in held:
-            self._change(delivery_id, state=DeliveryState.PENDING, claimed_by=None, due_at=now, updated_at=now)
+            self._change(
+                delivery_id, state=DeliveryState.PENDING, claimed_by=None, due_at=now, updated_at=now
+            )
         return len(held)
 
     async def replay(self, delivery_ids: Sequence[str], *, now: int) -> list[str]:
@@ -287,11 +290,17 @@ class MemoryStore:
         for one, at in self._waiting():
             if at <= now:
                 due.setdefault(one.destination, []).append(at)
-        dead = Counter(one.destination for one in self._deliveries.values() if one.state is DeliveryState.DEAD)
-        counted = [Due(destination=name, depth=len(ats), oldest_due_at=min(ats)) for name, ats in sorted(due.items())]
+        dead = Counter(
+            one.destination for one in self._deliveries.values() if one.state is DeliveryState.DEAD
+        )
+        counted = [
+            Due(destination=name, depth=len(ats), oldest_due_at=min(ats)) for name, ats in sorted(due.items())
+        ]
         return StoreStats(due=tuple(counted), dead=dict(dead))
 
 
-def _page(rows: dict[str, Kept], matches: Callable[[Kept], bool], after: str | None, limit: int) -> list[Kept]:
+def _page(
+    rows: dict[str, Kept], matches: Callable[[Kept], bool], after: str | None, limit: int
+) -> list[Kept]:
     ids = sorted((key for key in rows if after is None or key < after), reverse=True)
     return [rows[key] for key in ids if matches(rows[key])][:limit]

@@ -16,6 +16,10 @@ from receiver.model import (
 from receiver.store.base import DeliveryFilter, EventFilter
 from receiver.store.sql import Row, Session, Value, clean, event_of
 
+# The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for
+# the least id by walking up all ids from the first.
+_SINCE = "recorded_at >= :since AND id >= (SELECT min(id || '') FROM events WHERE recorded_at >= :since)"
+
 
 def next_due(session: Session, destination: str) -> int | None:
     """Return when the next delivery of `destination` is due, or None."""
@@ -38,8 +42,7 @@ def events(session: Session, wanted: EventFilter) -> list[Event]:
         "type = :type": wanted.type,
         "job_id = :job_id": clean(wanted.job_id),
         "ref = :ref": clean(wanted.ref),
-        # The second half lets the walk down the ids end where the asked time begins.
-        "recorded_at >= :since AND id >= (SELECT min(id) FROM events WHERE recorded_at >= :since)": wanted.since,
+        _SINCE: wanted.since,
         "id < :after": wanted.after,
     }
     return [event_of(row) for row in _listed(session, "list_events", given, wanted.limit)]
@@ -80,7 +83,8 @@ def rejections(session: Session, source: str | None, limit: int) -> list[Rejecti
 def stats(session: Session, now: int) -> StoreStats:
     """Count what is due and what is dead, per destination."""
     due = tuple(
-        Due(destination=row[0], depth=row[1], oldest_due_at=row[2]) for row in session.run("count_due", {"now": now})
+        Due(destination=row[0], depth=row[1], oldest_due_at=row[2])
+        for row in session.run("count_due", {"now": now})
     )
     return StoreStats(due=due, dead={row[0]: row[1] for row in session.run("count_dead", {})})
 

@@ -98,7 +98,9 @@ def record(session: Session, wanted: Sequence[NewRecording]) -> list[Recorded]:
 
 def _recorded(session: Session, new: NewRecording, late: set[str]) -> Recorded:
     event_id = new.recording.event.id
-    return Recorded(status=RecordStatus.LATE if event_id in late else RecordStatus.RECORDED, event_id=event_id)
+    return Recorded(
+        status=RecordStatus.LATE if event_id in late else RecordStatus.RECORDED, event_id=event_id
+    )
 
 
 def _duplicate(session: Session, new: NewRecording) -> Recorded:
@@ -115,11 +117,13 @@ def _duplicate(session: Session, new: NewRecording) -> Recorded:
 def _late(session: Session, events: Sequence[Event]) -> set[str]:
     """Return the ids of the events that tell of progress after their job's end, earlier ones of the batch included."""
     asked = {
-        (clean(event.job_id), event.source) for event in events if event.stage is Stage.PROGRESS and event.job_id
+        (clean(event.job_id), event.source)
+        for event in events
+        if event.stage is Stage.PROGRESS and event.job_id
     }
     if not asked:
         return set()
-    ended = {(job_id, source) for source, job_id in session.run_rows("ended_jobs", sorted(asked, key=repr))}
+    ended = {(row[0], row[1]) for row in session.run_rows("ended_jobs", list(asked))}
     late = set()
     for event in events:
         job = (clean(event.job_id), event.source)
@@ -213,7 +217,17 @@ def _rejection_row(row: Rejection) -> tuple[Value, ...]:
     # Sorts by time, then by the order of arrival; the second id tells processes apart.
     rejection_id = f"rej_{row.at:013x}{next(_SEQUENCE):010x}{_PROCESS}"
     reason, content_type, user_agent = clean(row.reason), clean(row.content_type), clean(row.user_agent)
-    return rejection_id, row.source, row.at, row.status, reason, row.method, row.peer, content_type, user_agent
+    return (
+        rejection_id,
+        row.source,
+        row.at,
+        row.status,
+        reason,
+        row.method,
+        row.peer,
+        content_type,
+        user_agent,
+    )
 
 
 # ---------------------------------------------------------------- the road out
@@ -253,7 +267,10 @@ def settle(session: Session, wanted: Sequence[Settlement]) -> list[bool]:
         # One settlement of each delivery at a time: when two claims of one delivery meet here, or one claim comes
         # twice, only the statement can tell which of them is held.
         batch = {one.claim.delivery_id: one for one in reversed(waiting)}
-        held = {row[0] for row in session.run_rows("settle_deliveries", [_settled_row(one) for one in batch.values()])}
+        held = {
+            row[0]
+            for row in session.run_rows("settle_deliveries", [_settled_row(one) for one in batch.values()])
+        }
         kept |= {id(one) for delivery_id, one in batch.items() if delivery_id in held}
         tried = {id(one) for one in batch.values()}
         waiting = [one for one in waiting if id(one) not in tried]
@@ -300,7 +317,11 @@ def replay(session: Session, wanted: Sequence[Replay]) -> list[list[str]]:
 
 def _replay(session: Session, asked: Replay) -> list[str]:
     ids = list(dict.fromkeys(asked.delivery_ids))
-    done = {row[0] for row in session.run_rows("replay_deliveries", [(one, asked.now) for one in ids])} if ids else ()
+    done = (
+        {row[0] for row in session.run_rows("replay_deliveries", [(one, asked.now) for one in ids])}
+        if ids
+        else ()
+    )
     return [one for one in ids if one in done]
 
 

@@ -100,6 +100,9 @@ class SqliteBackend:
                 return StoreUnavailable(f"store: {sentence}"), True
         if isinstance(error, apsw.ConstraintError):
             return StoreUnavailable("store: the database refused a row: its id is already there"), False
+        if isinstance(error, OSError):
+            told = f"store: the folder of the database cannot be made or written: {error.strerror}"
+            return StoreUnavailable(told), True
         return StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
 
     def housekeeping(self, *, idle: bool) -> None:
@@ -140,7 +143,9 @@ class SqliteBackend:
 
     def _configure(self, connection: apsw.Connection) -> None:
         connection.set_busy_timeout(int(self._busy_timeout * 1000))
-        connection.execute("PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY")
+        connection.execute(
+            "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY"
+        )
         if not self._writes:
             connection.execute("PRAGMA query_only = ON")
             return
@@ -166,7 +171,9 @@ class SqliteBackend:
                     raise
                 time.sleep(0.01)
         if mode != "wal":
-            raise StoreUnavailable("store: the folder of the database does not support a write-ahead log; use another")
+            raise StoreUnavailable(
+                "store: the folder of the database does not support a write-ahead log; use another"
+            )
 
     def _log_grew(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         if pages < self._copied_pages:

@@ -25,9 +25,14 @@ ORDER BY id
 LIMIT 1
 
 -- name: ended_jobs
-SELECT DISTINCT source, job_id
-FROM events
-WHERE stage = 'final' AND (job_id, source) IN (VALUES {rows: job_id, source})
+WITH asked (job_id, source) AS (VALUES {rows: job_id, source})
+SELECT job_id, source
+FROM asked
+WHERE EXISTS (
+    SELECT 1
+    FROM events
+    WHERE events.job_id = asked.job_id AND events.source = asked.source AND events.stage = 'final'
+)
 
 -- name: insert_events
 INSERT INTO events (

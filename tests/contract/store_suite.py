@@ -342,7 +342,9 @@ class ClaimSuite:
         assert await store.attempts(heir.delivery_id) == []
         assert await store.settle(settlement(heir))
 
-    async def test_a_worker_that_claims_its_own_again_cannot_settle_by_the_old_claim(self, store: Store) -> None:
+    async def test_a_worker_that_claims_its_own_again_cannot_settle_by_the_old_claim(
+        self, store: Store
+    ) -> None:
         await one_delivery(store)
         (old,) = await claim(store)
         (new,) = await claim(store, now=T0 + LEASE)

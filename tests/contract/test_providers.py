@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from receiver.config import Finding
-from receiver.errors import ConfigError
+from receiver.errors import CallbackRejected, ConfigError
 from receiver.providers.base import PushProvider
 from tests.contract import provider_suite as suite
 from tests.support.golden import ROOT, Case, cases, source_settings, tokens
@@ -53,6 +53,16 @@ def test_a_doubled_proof_or_a_foreign_token_is_refused(case: Case) -> None:
 @accepted
 def test_without_any_proof_it_is_refused(case: Case) -> None:
     suite.check_unproved(case)
+
+
+@pytest.mark.parametrize("case", [case for case in _only("accepted") if case.provider == "deapi"], ids=_name)
+def test_a_golden_request_can_be_made_fresh_for_another_time(case: Case) -> None:
+    """Suites that replay the requests over HTTP live in the present."""
+    now = case.received_at + 365 * 86_400_000
+    provider = suite.make(case)
+    with pytest.raises(CallbackRejected):
+        suite.prove(provider, case.request, now)
+    assert suite.prove(provider, case.fresh_request(now), now).body.load() == case.request.body
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)

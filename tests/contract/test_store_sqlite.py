@@ -111,7 +111,9 @@ async def test_a_killed_process_loses_nothing_that_it_acknowledged(store: Store,
     assert process.stdout is not None
     acknowledged = [await process.stdout.readline() for _ in range(300)]
     process.send_signal(signal.SIGKILL)
-    acknowledged += [line for line in (await process.stdout.read()).splitlines(keepends=True) if line[-1:] == b"\n"]
+    acknowledged += [
+        line for line in (await process.stdout.read()).splitlines(keepends=True) if line[-1:] == b"\n"
+    ]
     await process.wait()
     for line in acknowledged:
         event = await store.event(line.decode().strip())

@@ -7,11 +7,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.callbacks import Sent, deapi, speech, transcript
+from tests.support.crashing import STEPS, fast_clock
+from tests.support.delivered import Delivered
 from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.running import settings_text
+from tests.support.senders import Sent, deapi, speech, transcript
 from tests.support.sink import Sink
-from tests.support.crashing import STEPS
 
 IN = [step for step in STEPS if not step.startswith(("store.claim", "destination", "store.settle"))]
 OUT = [step for step in STEPS if step not in IN]
@@ -20,8 +21,7 @@ OUT = [step for step in STEPS if step not in IN]
 def _config(folder: Path, destination: str) -> Path:
     path = folder / "receiver.toml"
     text = settings_text(folder, destination=destination, retry="{retries = 100, wait = 0.2}")
-    # A short timeout makes a short lease, so that a crashed claim is due again within the test.
-    path.write_text(text.replace("[destinations.app]", "[destinations.app]\ntimeout_seconds = 0.5"))
+    path.write_text(text)
     return path
 
 
@@ -39,7 +39,7 @@ async def _send(process: Process, sent: Sent, oracle: Acknowledged) -> bool:
 async def test_a_kill_at_this_step_loses_and_doubles_nothing(step: str, when: str, tmp_path: Path) -> None:
     """The provider keeps sending until 2xx; every acknowledged callback reaches the application under one id."""
     oracle = Acknowledged()
-    kinds = [speech("job-speech")] if step in IN else [speech("job-speech"), transcript("job-text")]
+    kinds = [speech("job-speech", times=20)] if step in IN else [speech("job-speech", times=20), transcript("job-text")]
     async with Sink() as sink:
         config = _config(tmp_path, sink.url)
         dying = Process(config, step, when)
@@ -50,14 +50,13 @@ async def test_a_kill_at_this_step_loses_and_doubles_nothing(step: str, when: st
         healthy = Process(config)
         await healthy.start()
         try:
-            for sent in [*kinds, deapi("job-deapi")]:
+            for sent in [*kinds, deapi("job-deapi", at=fast_clock() // 1000)]:
                 assert await _send(healthy, sent, oracle)
             names = {sent.name for sent in kinds} | {"job-deapi"}
-            await sink.until(lambda: {body["data"]["job_id"] for body in sink.bodies()} >= names, 45)
+            delivered = Delivered(sink)
+            await delivered.until(lambda: delivered.ids.keys() >= names, 45)
         finally:
             await healthy.stop()
-        delivered: dict[str, set[str]] = {}
-        for body in sink.bodies():
-            delivered.setdefault(body["data"]["job_id"], set()).add(body["data"]["event_id"])
-        assert {name: ids for name, ids in delivered.items() if len(ids) > 1} == {}
-        assert oracle.events == delivered
+        delivered.look()
+        assert delivered.ids == oracle.events
+        assert all(len(ids) == 1 for ids in delivered.ids.values())

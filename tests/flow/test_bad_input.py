@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from receiver.store.base import EventFilter
-from tests.support.callbacks import Sent, basic, deapi, speech, transcript
+from tests.support.senders import Sent, basic, deapi, speech, transcript
 from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text
 

@@ -1,86 +1,81 @@
-"""Callbacks as the providers send them, made for a name so that each can be told apart."""
+"""Callbacks made in a test: proved the way a provider proves them, with any body and type."""
 
 from __future__ import annotations
 
 import base64
-import json
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
+from receiver.model import Body, EventDraft, Head, VerifiedCallback
+from receiver.providers import deapi, deepgram
 from receiver.signing import hmac_sha256_hex
-from tests.support.running import BASIC, DEAPI_SECRET
+from tests.support.golden import MemoryBody, source_settings, tokens
 
-SPEECH = Path(__file__).resolve().parents[2] / "receiver" / "samples" / "speech.mp3"
-
-
-def basic(credentials: str = BASIC) -> str:
-    """Return the `Authorization` value of `user:password`."""
-    return "Basic " + base64.b64encode(credentials.encode()).decode()
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One callback, ready to send."""
-
-    name: str
-    """Comes back in the event's `job_id`."""
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    method: str = "POST"
+NOW = 1795222923456
+"""2026-11-21T01:02:03.456Z"""
+PAIR = "caller:correct-horse"
+BASIC = ("authorization", "Basic " + base64.b64encode(PAIR.encode()).decode())
+DEAPI_SECRET = "deapi-account-secret-0123456789"
 
 
-def speech(name: str, *, method: str = "PUT", content_type: str = "audio/mpeg") -> Sent:
-    """Deepgram text to speech: raw audio, the request id in a header."""
-    headers = {"content-type": content_type, "authorization": basic(), "dg-request-id": name}
-    return Sent(name, "/callbacks/deepgram", headers, SPEECH.read_bytes(), method)
+def deepgram_source(**options: Any) -> deepgram.DeepgramProvider:
+    """Return a Deepgram source, proved by `PAIR` unless `options` say otherwise."""
+    return deepgram.create(
+        source_settings("dg", {"provider": "deepgram", "basic": [PAIR]} | options), tokens()
+    )
 
 
-def transcript(name: str, text: str = "Your order is ready.") -> Sent:
-    """Deepgram speech to text, batch."""
-    body = {
-        "metadata": {
-            "transaction_key": "deprecated",
-            "request_id": name,
-            "sha256": "154e291ecfa8be6ab8343560bcc109008fa7853eb5372533e8efdefc9b504c33",
-            "created": "2026-11-21T01:02:03.456Z",
-            "duration": 1.5,
-            "channels": 1,
-            "models": [],
-            "model_info": {},
-        },
-        "results": {"channels": [{"alternatives": [{"transcript": text, "confidence": 0.99, "words": []}]}]},
-    }
-    headers = {"content-type": "application/json", "authorization": basic()}
-    return Sent(name, "/callbacks/deepgram", headers, json.dumps(body).encode())
+def deapi_source(**options: Any) -> deapi.DeapiProvider:
+    """Return a deAPI source with `DEAPI_SECRET` unless `options` say otherwise."""
+    return deapi.create(
+        source_settings("da", {"provider": "deapi", "secrets": [DEAPI_SECRET]} | options), tokens()
+    )
 
 
-def deapi(name: str, event: str = "job.completed", *, secret: str = DEAPI_SECRET, at: int | None = None) -> Sent:
-    """A signed deAPI callback; signed afresh each time it is made."""
-    status = {"job.processing": "processing", "job.completed": "done", "job.failed": "error"}.get(event, "done")
-    data: dict[str, object] = {
-        "job_request_id": name,
-        "status": status,
-        "previous_status": "processing",
-        "job_type": "txt2audio",
-    }
-    if event == "job.completed":
-        data |= {"result_url": f"https://results.example.test/{name}.mp3", "processing_time_ms": 45000}
-    body = json.dumps(
-        {
-            "event": event,
-            "delivery_id": f"{name}-{event}",
-            "timestamp": "2026-11-21T01:02:03.456Z",
-            "data": data,
-        }
-    ).encode()
-    stamp = str(at if at is not None else int(time.time()))
-    headers = {
-        "content-type": "application/json",
-        "x-deapi-event": event,
-        "x-deapi-delivery-id": f"{name}-{event}",
-        "x-deapi-timestamp": stamp,
-        "x-deapi-signature": "sha256=" + hmac_sha256_hex(secret, f"{stamp}.".encode() + body),
-    }
-    return Sent(name, "/callbacks/deapi", headers, body)
+def deepgram_head(
+    content_type: str | None = None, *headers: tuple[str, str], asked: Mapping[str, Any] | None = None
+) -> Head:
+    """Return a Deepgram head with right credentials; `asked` is the format in its token (None: no token)."""
+    token = None if asked is None else tokens().issue("dg", ref="ref-1", format=dict(asked))
+    typed = () if content_type is None else (("content-type", content_type),)
+    return Head(source="dg", method="POST", headers=(BASIC, *typed, *headers), token=token, received_at=NOW)
+
+
+def prove(
+    source: deepgram.DeepgramProvider | deapi.DeapiProvider, head: Head, body: Body
+) -> VerifiedCallback:
+    """Admit and verify."""
+    return source.verify(source.admit(head), body)
+
+
+def deepgram_draft(
+    body: bytes,
+    content_type: str | None = None,
+    *headers: tuple[str, str],
+    asked: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> EventDraft:
+    """Return the draft of one proved Deepgram callback."""
+    source = deepgram_source(**options)
+    return source.normalize(
+        prove(source, deepgram_head(content_type, *headers, asked=asked), MemoryBody(body))
+    )
+
+
+def deapi_head(
+    body: bytes, *, secret: str = DEAPI_SECRET, token: str | None = None, stamp: int = NOW // 1000
+) -> Head:
+    """Return a deAPI head, signed over `body`."""
+    signature = hmac_sha256_hex(secret, str(stamp).encode() + b"." + body)
+    headers = (
+        ("content-type", "application/json"),
+        ("x-deapi-timestamp", str(stamp)),
+        ("x-deapi-signature", f"sha256={signature}"),
+    )
+    return Head(source="da", method="POST", headers=headers, token=token, received_at=NOW)
+
+
+def deapi_draft(body: bytes, **options: Any) -> EventDraft:
+    """Return the draft of one proved deAPI callback."""
+    source = deapi_source(**options)
+    return source.normalize(prove(source, deapi_head(body), MemoryBody(body)))

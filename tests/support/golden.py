@@ -125,9 +125,10 @@ class Case:
         stamp = "x-deapi-timestamp"
         if not any(name.lower() == stamp for name, _ in self.request.headers):
             return self.request
-        secret = self.settings["secrets"][-1]
         if self.request.token and "job_secret" in self.expected.get("accepted", {}):
             secret = tokens().job_secrets(self.request.token)[0]
+        else:
+            secret = self.settings["secrets"][-1]
         seconds = str(now // 1000)
         signature = hmac_sha256_hex(secret, seconds.encode() + b"." + self.request.body)
         bare = self.request.without(stamp).without("x-deapi-signature")
@@ -157,7 +158,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):
-        return '"' + "".join(c if c.isalnum() else f"\\u{ord(c):04x}" for c in value) + '"'
+        return '"' + "".join(c if c.isalnum() else f"\\U{ord(c):08x}" for c in value) + '"'
     return str(value)
 
 

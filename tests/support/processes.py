@@ -11,7 +11,11 @@ from pathlib import Path
 
 import httpx2
 
+from receiver.wiring import wall_clock
+
 ROOT = Path(__file__).resolve().parents[2]
+SINCE = wall_clock()
+os.environ["CRASHING_SINCE"] = str(SINCE)
 
 
 @dataclass
@@ -22,6 +26,7 @@ class Process:
     step: str = "none.none"
     when: str = "never"
     port: int = 0
+    since: int = field(default_factory=lambda: SINCE)
     child: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -34,6 +39,7 @@ class Process:
             self.when,
             str(self.config),
             cwd=ROOT,
+            env=os.environ | {"CRASHING_SINCE": str(self.since)},
             stdout=asyncio.subprocess.PIPE,
         )
         assert self.child.stdout is not None

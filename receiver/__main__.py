@@ -1,0 +1,5 @@
+"""`python -m receiver` is the command line."""
+
+from receiver.cli.app import main
+
+main()

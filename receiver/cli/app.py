@@ -1,0 +1,85 @@
+"""The command line (floor 9): `receiver …`. Heavy parts are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from receiver.cli import looking, playing, replaying, running, setting_up
+from receiver.cli.options import option
+from receiver.cli.output import clean
+from receiver.errors import ConfigError, ReceiverError
+
+app = typer.Typer(
+    name="receiver",
+    help="The callback URL for speech providers: proves who called, keeps the bytes, relays one event.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (running, setting_up, looking, replaying, playing):
+    module.register(app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("receiver"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    config: Annotated[
+        str | None, option("--config", help="The settings file; ./receiver.toml when it is there.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    ctx.obj = config
+
+
+def main() -> None:
+    """Run the command line. Whatever goes wrong is one line on stderr: status 2 for settings and usage, else 1."""
+    try:
+        app()
+    except ReceiverError as error:
+        _fail(error.message, 2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        _leave(130)
+    except BrokenPipeError:
+        _leave(1)
+    except Exception as error:  # a bug of ours: no traceback for a user, unless asked for
+        if os.environ.get("RECEIVER_DEBUG"):
+            raise
+        _fail(f"an internal error ({type(error).__name__}); RECEIVER_DEBUG=1 shows where, please report it", 1)
+    finally:
+        _flush()
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stderr.write(f"receiver: {clean(message)}\n")
+    _leave(status)
+
+
+def _leave(status: int) -> None:
+    _flush()
+    sys.exit(status)
+
+
+def _flush() -> None:
+    """Write out what is buffered; a reader that went away is no trouble worth telling."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""`simulate` and `demo`: the provider played offline, and the main job shown (floor 9)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from receiver.cli.common import load, newest, source_of, tokens_of
+from receiver.cli.options import UsageError, job_format, option
+from receiver.cli.output import clean, print_json
+
+if TYPE_CHECKING:
+    from receiver.config import Settings, SourceSettings
+    from receiver.standins.sending import Callback, Try
+
+simulate = typer.Typer(help="Play a provider against a running receiver, offline.", no_args_is_help=True)
+
+Url = Annotated[
+    str | None,
+    option(
+        "--url",
+        env="RECEIVER_SIMULATE_URL",
+        help="Where receiver listens, or a whole callback URL; by default from the settings.",
+    ),
+]
+Source = Annotated[str | None, option("--source", help="Which source, when several are of this provider.")]
+Ref = Annotated[str | None, option("--ref", help="The caller's own id, carried by the callback URL.")]
+Scale = Annotated[
+    float, option("--time-scale", help="1 waits between tries as the provider does; 0 not at all.", min=0)
+]
+Wrong = Annotated[
+    bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")
+]
+Duplicate = Annotated[bool, option("--duplicate", help="Send everything twice.")]
+AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    simulate.command(name="deepgram")(simulate_deepgram)
+    simulate.command(name="deapi")(simulate_deapi)
+    app.add_typer(simulate, name="simulate")
+    app.command()(demo)
+
+
+def simulate_deepgram(
+    ctx: typer.Context,
+    url: Url = None,
+    source: Source = None,
+    product: Annotated[
+        str, option("--product", env="RECEIVER_SIMULATE_PRODUCT", help="speak (audio), listen or read (JSON).")
+    ] = "speak",
+    file: Annotated[
+        Path | None, option("--file", env="RECEIVER_SIMULATE_FILE", help="Audio to send; built-in speech if left out.")
+    ] = None,
+    json_result: Annotated[
+        Path | None, option("--json-result", env="RECEIVER_SIMULATE_JSON_RESULT", help="Send this JSON document.")
+    ] = None,
+    content_type: Annotated[
+        str | None, option("--content-type", env="RECEIVER_SIMULATE_CONTENT_TYPE", help="Say this of the audio.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        option("--format", help="What the job asked for: encoding=mulaw,container=none,sample_rate=8000."),
+    ] = None,
+    method: Annotated[
+        str, option("--method", env="RECEIVER_SIMULATE_METHOD", help="post or put, as callback_method.")
+    ] = "post",
+    chunked: Annotated[
+        bool, option("--chunked", env="RECEIVER_SIMULATE_CHUNKED", help="Send without a Content-Length.")
+    ] = False,
+    error: Annotated[
+        bool, option("--error", env="RECEIVER_SIMULATE_ERROR", help="Send a failure instead of a result.")
+    ] = False,
+    attempts: Annotated[
+        int, option("--attempts", env="RECEIVER_SIMULATE_ATTEMPTS", help="Most tries, 30 s apart.", min=1, max=100)
+    ] = 11,
+    ref: Ref = None,
+    time_scale: Scale = 0.01,
+    wrong_credentials: Wrong = False,
+    duplicate: Duplicate = False,
+    as_json: AsJson = False,
+) -> None:
+    """Call back as Deepgram does: Basic credentials, POST or PUT, up to ten more tries."""
+    from receiver.standins import deepgram, sending
+
+    if product not in deepgram.PRODUCTS:
+        raise UsageError(f"--product is one of {', '.join(deepgram.PRODUCTS)}")
+    if method.lower() not in ("post", "put"):
+        raise UsageError("--method is post or put")
+    settings = load(ctx)
+    chosen = source_of(settings, "deepgram", source)
+    asked = job_format(format)
+    target = _target(settings, chosen, url, {"product": product} | asked, ref=ref, wrong=wrong_credentials)
+    if product == "speak" and not error and json_result is None:
+        audio, name = _audio(file)
+        kind = content_type or deepgram.media_type(asked) or deepgram.media_type_of(audio, name)
+        callback = deepgram.speech(target, audio, content_type=kind, method=method, chunked=chunked)
+    else:
+        fields = _document(chosen, product, json_result, error=error)
+        token = newest(chosen, "dg_token")
+        callback = deepgram.document(target, fields, method=method, dg_token=token)
+    waits = deepgram.waits(retries=attempts - 1, scale=time_scale)
+    label = "failure" if error else {"speak": "audio", "listen": "transcript", "read": "analysis"}[product]
+
+    def tries() -> Iterator[Try]:
+        with sending.open_client() as client:
+            for _ in range(2 if duplicate else 1):
+                yield from sending.send_until_taken(client, lambda: callback, label=label, waits=waits)
+
+    _tell(tries(), as_json=as_json, refused=wrong_credentials)
+
+
+def simulate_deapi(
+    ctx: typer.Context,
+    url: Url = None,
+    source: Source = None,
+    event: Annotated[
+        str,
+        option("--event", env="RECEIVER_SIMULATE_EVENT", help="processing, completed, failed, or all (the first two)."),
+    ] = "all",
+    job_type: Annotated[
+        str, option("--job-type", env="RECEIVER_SIMULATE_JOB_TYPE", help="As deAPI names it.")
+    ] = "txt2audio",
+    result_url: Annotated[
+        str | None,
+        option("--result-url", env="RECEIVER_SIMULATE_RESULT_URL", help="Where the result lies; made up if left out."),
+    ] = None,
+    job_secret: Annotated[
+        bool, option("--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out.")
+    ] = False,
+    out_of_order: Annotated[
+        bool, option("--out-of-order", env="RECEIVER_SIMULATE_OUT_OF_ORDER", help="Send the last event first.")
+    ] = False,
+    attempts: Annotated[
+        int,
+        option("--attempts", env="RECEIVER_SIMULATE_ATTEMPTS", help="Most tries of each, over 22 h 48 min.", min=1, max=100),
+    ] = 10,
+    ref: Ref = None,
+    time_scale: Scale = 0.0001,
+    wrong_credentials: Wrong = False,
+    duplicate: Duplicate = False,
+    as_json: AsJson = False,
+) -> None:
+    """Call back as deAPI does: three events, each try signed afresh, ten tries."""
+    from receiver.standins import deapi, sending
+
+    if event not in (*deapi.EVENTS, "all"):
+        raise UsageError(f"--event is one of {', '.join(deapi.EVENTS)} or all")
+    settings = load(ctx)
+    chosen = source_of(settings, "deapi", source)
+    target = _target(settings, chosen, url, {}, ref=ref, wrong=False, job_secret=job_secret)
+    secret = newest(chosen, "secrets")
+    if job_secret:
+        secret = tokens_of(settings).job_secrets(urlsplit(target).path.rpartition("/")[2])[0]
+    if wrong_credentials:
+        secret = secrets.token_hex(32)
+    if secret is None:
+        raise UsageError(f"sources.{chosen.name}.secrets is empty: add one, or use --job-secret")
+    job = deapi.Job(target, secret, kind=job_type, result_url=result_url)
+    bodies = {name: job.body(name, now=_now()) for name in deapi.story(event)}
+    waits = deapi.waits(attempts=attempts, scale=time_scale)
+
+    def tries() -> Iterator[Try]:
+        with sending.open_client() as client:
+            for name in deapi.story(event, out_of_order=out_of_order, duplicate=duplicate):
+
+                def make(name: str = name) -> Callback:
+                    return job.callback(name, bodies[name], now=_now())
+
+                yield from sending.send_until_taken(client, make, label=f"job.{name}", waits=waits)
+
+    _tell(tries(), as_json=as_json, refused=wrong_credentials)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _target(
+    settings: Settings,
+    source: SourceSettings,
+    url: str | None,
+    format: dict[str, Any],
+    *,
+    ref: str | None,
+    wrong: bool,
+    job_secret: bool = False,
+) -> str:
+    """Return the callback URL to call: `url` as it stands if it is one, else made as `callback-url` does."""
+    from receiver import urls
+    from receiver.wiring import public_base
+
+    if url is not None and "/callbacks/" in url:
+        return url
+    base = url or public_base(settings.model_copy(update={"public_url": None}))
+    basic = newest(source, "basic") if source.provider == "deepgram" else None
+    token = tokens_of(settings).issue(source.name, ref=ref, format=format, job_secret=job_secret)
+    if wrong:
+        basic = f"somebody:{secrets.token_hex(8)}"
+        token = token[::-1]
+    return urls.compose(base, source.name, token=token, basic=basic)
+
+
+def _audio(file: Path | None) -> tuple[bytes, str]:
+    if file is None:
+        return files("receiver.samples").joinpath("speech.mp3").read_bytes(), "speech.mp3"
+    return _read(file), file.name
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _document(source: SourceSettings, product: str, file: Path | None, *, error: bool) -> dict[str, Any]:
+    from receiver.standins import deepgram
+
+    if error:
+        return deepgram.failure()
+    if file is not None:
+        try:
+            fields = json.loads(_read(file))
+        except ValueError:
+            raise UsageError(f"{file} is not JSON") from None
+        if not isinstance(fields, dict):
+            raise UsageError(f"{file} is not a JSON object")
+        return fields
+    if product == "listen":
+        secret = newest(source, "callback_secrets")
+        text = "Hello, this is the voice of the stand-in."
+        return deepgram.transcript(text, now=_now(), callback_secret=secret)
+    return deepgram.analysis("A stand-in says hello.", now=_now())
+
+
+def _tell(tries: Iterable[Try], *, as_json: bool, refused: bool) -> None:
+    """Print each try as it is made; status 0 when the last of each label was as it should be."""
+    lines: list[dict[str, Any]] = []
+    last: dict[str, Try] = {}
+    for tried in tries:
+        last[tried.label] = tried
+        if as_json:
+            fields = {"label": tried.label, "try": tried.number, "status": tried.status}
+            lines.append(fields | {"answer": tried.answer, "seconds": round(tried.seconds, 3)})
+        else:
+            status = "---" if tried.status is None else str(tried.status)
+            took = f"{tried.seconds * 1000:.0f} ms"
+            typer.echo(f"{tried.label}  try {tried.number}  {status}  {took}  {clean(tried.answer)}")
+    if as_json:
+        print_json(lines)
+    good = all(t.status in (401, 403) if refused else t.taken for t in last.values())
+    if not good:
+        raise typer.Exit(1)
+
+
+def demo(
+    folder: Annotated[
+        Path, option("--folder", env="RECEIVER_DEMO_FOLDER", help="Made afresh each time; left for looking further.")
+    ] = Path("receiver-demo"),
+    stay: Annotated[
+        bool | None,
+        option("--stay/--no-stay", env="RECEIVER_DEMO_STAY", help="Stay up afterwards; asks in a terminal."),
+    ] = None,
+) -> None:
+    """Show the main job on this machine, step by step, in under a minute."""
+    from receiver.demo import show
+
+    raise typer.Exit(show(folder, stay=stay))

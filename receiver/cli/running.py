@@ -1,0 +1,83 @@
+"""`serve` and `work`: the commands that keep running (floor 9)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import UsageError, option
+
+if TYPE_CHECKING:
+    from receiver.config import Settings
+
+Host = Annotated[str | None, option("--host", help="Address to listen on; overrides server.host.")]
+Port = Annotated[
+    int | None,
+    option("--port", help="Port to listen on; overrides server.port. 0 takes a free one.", min=0, max=65535),
+]
+ReadyFile = Annotated[
+    str | None,
+    option("--ready-file", help="Write pid, host, port and url to this file as JSON, once ready."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(serve)
+    app.command()(work)
+
+
+def serve(
+    ctx: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    no_work: Annotated[bool, option("--no-work", help="Take callbacks only; relay nothing.")] = False,
+    no_intake: Annotated[
+        bool, option("--no-intake", help="Take no callbacks; relay, serve links and probes.")
+    ] = False,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Take callbacks in and relay events, until stopped."""
+    if no_work and no_intake:
+        raise UsageError("--no-work and --no-intake together leave nothing to do")
+    settings = _checked(ctx, host, port)
+    _run(settings, intake=not no_intake, work=not no_work, listen=True, ready_file=ready_file)
+
+
+def work(
+    ctx: typer.Context,
+    host: Host = None,
+    port: Annotated[
+        int | None, option("--port", help="Serve probes and links on this port too.", min=0, max=65535)
+    ] = None,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Relay events only, until stopped."""
+    settings = _checked(ctx, host, port)
+    _run(settings, intake=False, work=True, listen=port is not None, ready_file=ready_file)
+
+
+def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings:
+    """Return the settings to run with; fatal findings are printed and end the program with status 2."""
+    from receiver.check import check_file
+    from receiver.cli.output import warn
+
+    settings, findings = check_file(ctx.obj, os.environ)
+    for finding in findings:
+        label = "error" if finding.fatal else "warning"
+        warn(f"{label} {finding.code} {finding.where}: {finding.message}; {finding.fix}")
+    if settings is None or any(finding.fatal for finding in findings):
+        raise typer.Exit(2)
+    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    server = settings.server.model_copy(update=given)
+    return settings.model_copy(update={"server": server})
+
+
+def _run(
+    settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None
+) -> None:
+    from receiver.cli.server import run
+
+    run(settings, intake=intake, work=work, listen=listen, ready_file=ready_file)

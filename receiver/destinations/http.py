@@ -1,0 +1,127 @@
+"""A destination that takes events over HTTP, signed by Standard Webhooks (floor 3).
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from receiver import __version__
+from receiver.config import DestinationSettings
+from receiver.egress import Egress, Failure, Reply, Resolve
+from receiver.errors import ConfigError
+from receiver.model import Outcome, OutcomeKind
+from receiver.signing import standard_webhook, webhook_key
+
+USER_AGENT = f"receiver/{__version__}"
+_OWN = frozenset(
+    (
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+    )
+)
+
+
+class HttpDestination:
+    """One configured URL."""
+
+    def __init__(self, settings: DestinationSettings, *, resolve: Resolve | None = None) -> None:
+        """`resolve` stands in for the system's resolver. Raises `ConfigError` for headers that cannot be sent."""
+        self._name = settings.name
+        self._url, self._headers = _address(settings)
+        self._keys = [webhook_key(secret.get_secret_value()) for secret in settings.secrets]
+        self._egress = Egress(
+            timeout_seconds=settings.timeout_seconds,
+            connections=settings.concurrency,
+            allow=settings.allow,
+            ca_file=settings.ca_file,
+            resolve=resolve,
+        )
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        return self._name
+
+    async def open(self) -> None:
+        """Make ready to send. Raises `ConfigError` when `ca_file` cannot be used."""
+        await self._egress.open()
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._egress.close()
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Make one attempt: POST `body`, signed with every secret as of `timestamp` (epoch milliseconds)."""
+        headers = self._headers | standard_webhook(self._keys, event_id, timestamp // 1000, body)
+        if not self._keys:
+            del headers["webhook-signature"]  # an empty one would only confuse
+        answer = await self._egress.post(self._url, headers, body)
+        if isinstance(answer, Failure):
+            return Outcome(kind=answer.kind, detail=answer.detail)
+        return _outcome(answer, timestamp)
+
+
+def _address(settings: DestinationSettings) -> tuple[str, dict[str, str]]:
+    """Return the URL without credentials, and the headers of every attempt (credentials become Basic)."""
+    headers = {
+        "content-type": "application/json",
+        "user-agent": USER_AGENT,
+        "accept": "*/*",
+        "accept-encoding": "identity",
+    }
+    parts = urlsplit(settings.url.get_secret_value())
+    credentials, at, place = parts.netloc.rpartition("@")
+    if at:
+        user, _, password = credentials.partition(":")
+        pair = f"{unquote(user)}:{unquote(password)}".encode()
+        headers["authorization"] = "Basic " + base64.b64encode(pair).decode()
+    for name, value in settings.headers.items():
+        headers[name.lower()] = _checked(settings.name, name, value.get_secret_value())
+    return urlunsplit(parts._replace(netloc=place, fragment="")), headers
+
+
+def _checked(destination: str, name: str, value: str) -> str:
+    where = f"destinations.{destination}.headers.{name}"
+    if name.lower() in _OWN:
+        raise ConfigError(f"{where}: receiver sets this header itself; remove it")
+    if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"{where}: a header's name has letters, digits, - and _")
+    if any(char in value for char in "\r\n\0"):
+        raise ConfigError(f"{where}: a header's value is one line")
+    return value
+
+
+def _outcome(reply: Reply, now: int) -> Outcome:
+    status = reply.status
+    if 200 <= status < 300:
+        return Outcome(kind=OutcomeKind.DELIVERED, status=status, response=reply.body)
+    detail = f"answered {status}"
+    if 300 <= status < 400:
+        detail += "; redirects are not followed"
+    return Outcome(
+        kind=OutcomeKind.GONE if status == 410 else OutcomeKind.REFUSED,
+        status=status,
+        detail=detail,
+        response=reply.body,
+        retry_after=_retry_after(reply.headers, now),
+    )
+
+
+def _retry_after(headers: Mapping[str, str], now: int) -> float | None:
+    """Read `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as seconds from `now`; None when it says neither."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:10]) if len(text) <= 10 else 1e10
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now / 1000)
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,158 @@
+"""The journal keeps what was proved, survives restarts, and gives it back once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from receiver.errors import JournalUnavailable, StoreUnavailable
+from receiver.journal import Journal
+from receiver.model import Head, TokenClaims, VerifiedCallback
+from receiver.observe import Observers
+from receiver.spool import FileBody, MemoryBody
+from tests.support.running import Seen
+
+
+def _callback(body: bytes = b"hello", *, at: int = 5, path: Path | None = None) -> VerifiedCallback:
+    headers = (("content-type", "audio/mpeg"), ("authorization", "Basic c2VjcmV0"), ("dg-token", "k"))
+    spooled: MemoryBody | FileBody = MemoryBody(body)
+    if path is not None:
+        path.write_bytes(body)
+        spooled = FileBody.read(str(path))
+    return VerifiedCallback(
+        head=Head(source="deepgram", method="PUT", headers=headers, received_at=at, peer="127.0.0.1"),
+        claims=TokenClaims(source="deepgram", token_id="t1", ref="order-42", format={"encoding": "mp3"}),
+        proofs=frozenset({"basic"}),
+        body=spooled,
+    )
+
+
+async def _journal(folder: Path, seen: Seen | None = None, max_bytes: int = 10**6) -> Journal:
+    journal = Journal(
+        str(folder), max_bytes=max_bytes, observer=Observers([seen] if seen else []), clock=lambda: 1_000_005
+    )
+    await journal.open()
+    return journal
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+async def test_what_was_kept_comes_back_after_a_restart(tmp_path: Path, spooled: bool) -> None:
+    """Another journal over the same folder gives the same callback, less the headers with credentials."""
+    before = _callback(path=tmp_path / "spooled" if spooled else None)
+    await (await _journal(tmp_path / "j")).keep(before, key="k1", reason="store out")
+    journal = await _journal(tmp_path / "j")
+    assert (journal.depth, journal.oldest_age_seconds) == (1, 1000.0)
+    got: list[VerifiedCallback] = []
+
+    async def take(callback: VerifiedCallback) -> None:
+        assert callback.body.load() == b"hello"
+        got.append(callback)
+
+    assert await journal.drain(take) == 1
+    assert got[0].head.headers == (("content-type", "audio/mpeg"),)
+    assert (got[0].claims, got[0].proofs) == (before.claims, before.proofs)
+    assert got[0].body.sha256 == before.body.sha256
+    assert (journal.depth, os.listdir(tmp_path / "j")) == (0, [])
+
+
+async def test_the_same_callback_is_kept_once(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    for _ in range(3):
+        await journal.keep(_callback(), key="k1", reason="store out")
+    assert journal.depth == 1
+
+
+async def test_an_outage_stops_the_drain_and_keeps_everything(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    for number in range(3):
+        await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+    taken: list[int] = []
+
+    async def take(callback: VerifiedCallback) -> None:
+        if taken:
+            raise StoreUnavailable
+        taken.append(callback.head.received_at)
+
+    with pytest.raises(StoreUnavailable):
+        await journal.drain(take)
+    assert (taken, journal.depth) == ([0], 2)
+
+
+async def test_a_poison_entry_does_not_stop_the_others(tmp_path: Path) -> None:
+    seen = Seen()
+    journal = await _journal(tmp_path, seen)
+    for number in range(3):
+        await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+
+    async def take(callback: VerifiedCallback) -> None:
+        if callback.head.received_at == 1:
+            raise RuntimeError("a bug")
+
+    assert await journal.drain(take) == 2
+    for _ in range(5):
+        await journal.drain(take)
+    assert journal.depth == 1
+    assert [name for _, name, _ in seen.notes] == ["journal.entry_failed"] * 3
+
+
+@pytest.mark.parametrize("damage", ["body", "meta", "missing"])
+async def test_a_damaged_entry_is_set_aside_and_reported(tmp_path: Path, damage: str) -> None:
+    seen = Seen()
+    journal = await _journal(tmp_path, seen)
+    await journal.keep(_callback(), key="k", reason="store out")
+    body, meta = next(tmp_path.glob("*.body")), next(tmp_path.glob("*.json"))
+    if damage == "body":
+        body.write_bytes(b"hellp")
+    elif damage == "meta":
+        meta.write_bytes(b"{tru")
+    else:
+        body.unlink()
+    journal = await _journal(tmp_path, seen)
+
+    async def take(callback: VerifiedCallback) -> None:
+        raise AssertionError("a damaged callback must not be recorded")
+
+    assert await journal.drain(take) == 0
+    assert journal.depth == 0
+    assert (tmp_path / "damaged" / meta.name).exists()
+    assert seen.notes[-1][1] == "journal.entry_damaged"
+
+
+async def test_a_body_without_its_commit_was_never_promised(tmp_path: Path) -> None:
+    """An old leftover is swept; a young one may belong to a process that is writing it now."""
+    old, young = tmp_path / "old.body", tmp_path / "young.body"
+    for path, age in ((old, 0), (young, 1000)):
+        path.write_bytes(b"x")
+        os.utime(path, (age, age))
+    journal = Journal(str(tmp_path), max_bytes=10, observer=Observers([]), clock=lambda: 4_000_000)
+    await journal.open()
+    assert (old.exists(), young.exists(), journal.depth) == (False, True, 0)
+
+
+async def test_no_credentials_lie_in_the_journal(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    await journal.keep(_callback(), key="k", reason="store out")
+    meta = json.loads(next(tmp_path.glob("*.json")).read_bytes())
+    assert "c2VjcmV0" not in json.dumps(meta)
+    assert meta["head"]["token"] is None
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.iterdir())
+
+
+async def test_a_full_journal_says_so(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path, max_bytes=8)
+    await journal.keep(_callback(), key="k1", reason="store out")
+    with pytest.raises(JournalUnavailable, match="full"):
+        await journal.keep(_callback(), key="k2", reason="store out")
+
+
+async def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path / "j")
+    (tmp_path / "j").rmdir()
+    with pytest.raises(JournalUnavailable):
+        await journal.keep(_callback(), key="k1", reason="store out")
+    with pytest.raises(JournalUnavailable):
+        await journal.ping()
+    assert journal.depth == 0

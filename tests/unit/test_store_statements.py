@@ -1,0 +1,128 @@
+"""What the statements cost: each that runs often finds its rows by an index."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+from receiver.store import reading, sqlite
+from receiver.store.sqlite import SqliteStore
+from receiver.store.statements import Statements, migrations
+from tests.contract.store_suite import recording
+
+
+@pytest.fixture
+def connection() -> apsw.Connection:
+    made = apsw.Connection(":memory:")
+    for text in migrations("BLOB").values():
+        made.execute(text)
+    return made
+
+
+def plan(connection: apsw.Connection, text: str, params: object) -> str:
+    """Return what SQLite intends to do."""
+    rows = connection.execute("EXPLAIN QUERY PLAN " + text, params)  # type: ignore[arg-type]
+    return "\n".join(str(row[3]) for row in rows)
+
+
+def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
+    text = Statements().text("due_deliveries")
+    found = plan(connection, text, {"destination": "app", "now": 1, "limit": 5})
+    assert "SEARCH d USING INDEX deliveries_due (destination=? AND due_at<?)" in found
+    assert "TEMP B-TREE" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("next_due", "deliveries_due"),
+        ("count_due", "deliveries_due"),
+        ("count_dead", "deliveries_dead"),
+        ("first_event", "callbacks_second_key"),
+        ("list_attempts", "sqlite_autoindex_attempts_1"),
+        ("trim_rejections", "rejections_source"),
+    ],
+)
+def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: str, index: str) -> None:
+    params = dict.fromkeys(
+        ("destination", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"), 1
+    )
+    assert index in plan(connection, Statements().text(name), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "table"),
+    [
+        ("claim_deliveries", 4, "deliveries"),
+        ("settle_deliveries", 7, "deliveries"),
+        ("release_deliveries", 4, "deliveries"),
+        ("replay_deliveries", 2, "deliveries"),
+        ("ended_jobs", 2, "events"),
+    ],
+)
+def test_a_statement_of_rows_finds_each_by_an_index(
+    connection: apsw.Connection, name: str, width: int, table: str
+) -> None:
+    found = plan(connection, Statements().rows(name, 3), (1,) * width * 3)
+    assert f"SEARCH {table}" in found
+    assert f"SCAN {table}" not in found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ("job_id = :x", "events_job"),
+        ("ref = :x", "events_ref"),
+        (reading._SINCE.replace(":since", ":x"), "events_recorded_at"),
+    ],
+)
+def test_a_filtered_listing_uses_an_index(connection: apsw.Connection, wanted: str, index: str) -> None:
+    assert index in plan(connection, Statements().text("list_events", wanted), {"x": 1, "limit": 5})
+
+
+def test_slots_are_filled() -> None:
+    statements = Statements(lock="FOR UPDATE OF d SKIP LOCKED", placeholder="%s")
+    assert statements.text("due_deliveries").endswith("LIMIT :limit FOR UPDATE OF d SKIP LOCKED")
+    assert "(VALUES (%s,%s),(%s,%s))" in statements.rows("ended_jobs", 2)
+
+
+async def test_commits_do_not_copy_the_log_and_idleness_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log grows past its limit while there is work; a quiet moment empties it into the database."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 20)
+    path = tmp_path / "log.db"
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    real = sqlite.SqliteBackend.housekeeping
+
+    def housekeeping(self: sqlite.SqliteBackend, *, idle: bool) -> None:
+        real(self, idle=idle)
+        if idle:
+            loop.call_soon_threadsafe(done.set)
+
+    monkeypatch.setattr(sqlite.SqliteBackend, "housekeeping", housekeeping)
+    store = SqliteStore(str(path))
+    await store.open()
+    await store.migrate()
+    await asyncio.gather(*(store.record(recording("app", body=b"x" * 20_000)) for _ in range(50)))
+    assert path.stat().st_size < 500_000
+    await done.wait()
+    assert path.stat().st_size > 1_000_000
+    await store.close()
+
+
+async def test_a_long_log_is_copied_even_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "FORCED_PAGES", 50)
+    path = tmp_path / "log.db"
+    store = SqliteStore(str(path))
+    await store.open()
+    await store.migrate()
+    for _ in range(60):
+        await store.record(recording("app", body=b"x" * 20_000))
+    assert path.stat().st_size > 500_000
+    assert Path(f"{path}-wal").stat().st_size < 1_000_000
+    await store.close()
