@@ -6,6 +6,7 @@ The codes are stable: scripts and docs/configuration.md may name them. `E…` st
 from __future__ import annotations
 
 import os
+import ssl
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -61,9 +62,7 @@ CODES: Mapping[str, Code] = {
     "W009": Code("No source is configured", "add a [sources.NAME] section"),
     "W010": Code("A destination's filter matches nothing", "compare it with the sources and the event types"),
     "W101": Code("dg_token is the only proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "W102": Code(
-        "Only transcripts can be proved", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
-    ),
+    "W102": Code("Only transcripts can be proved", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
     "W103": Code("A Deepgram pair holds an underscore", "use letters and digits"),
     "W201": Code("Only jobs with a secret of their own can be proved", "add secrets"),
     "W202": Code("A deAPI secret is very short", "copy the secret from deAPI's webhook settings again"),
@@ -103,7 +102,9 @@ def _sources(settings: Settings) -> Iterator[Finding]:
     for name, source in settings.sources.items():
         if source.provider not in wiring.PROVIDERS:
             where = f"sources.{name}.provider"
-            yield _finding("E002", where, f"there is no provider {source.provider!r}", f"write one of {known}")
+            yield _finding(
+                "E002", where, f"there is no provider {source.provider!r}", f"write one of {known}"
+            )
     fitting = {n: s for n, s in settings.sources.items() if s.provider in wiring.PROVIDERS}
     yield from wiring.provider_findings(settings.model_copy(update={"sources": fitting}))
     if not settings.sources:
@@ -166,8 +167,17 @@ def _destination(settings: Settings, destination: DestinationSettings) -> Iterat
         wiring.build_destination(destination)
     except ReceiverError as error:
         yield _finding("E009", where, error.message)
+    if destination.ca_file is not None:
+        try:
+            ssl.create_default_context().load_verify_locations(destination.ca_file)
+        except OSError:  # ssl.SSLError is one
+            yield _finding(
+                "E009", f"{where}.ca_file", "it cannot be read, or holds no certificates in PEM form"
+            )
     if not destination.secrets:
-        yield _finding("W003", f"{where}.secrets", "its events are sent unsigned, so anybody could forge them")
+        yield _finding(
+            "W003", f"{where}.secrets", "its events are sent unsigned, so anybody could forge them"
+        )
     url = destination.url.get_secret_value()
     private = urls.is_private(url)
     if url.startswith("http://") and not private:

@@ -120,7 +120,9 @@ def callback_url(
         )
     url = compose(public_url, source, token=token, basic=basic)
     if "_" in url:
-        raise ConfigError(f"the URL of {source} holds an underscore, which Deepgram refuses; rename the source")
+        raise ConfigError(
+            f"the URL of {source} holds an underscore, which Deepgram refuses; rename the source"
+        )
     if len(url) > MAX_LENGTH:
         raise ConfigError(
             f"the URL has {len(url)} characters, and {MAX_LENGTH} is the most a provider takes; use a shorter ref"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
 
 import typer
 
+from receiver import __version__
 from receiver.cli import looking, playing, replaying, running, setting_up
-from receiver.cli.options import option
+from receiver.cli.options import UsageError, option
 from receiver.cli.output import clean
 from receiver.errors import ConfigError, ReceiverError
 
@@ -26,9 +28,7 @@ for module in (running, setting_up, looking, replaying, playing):
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(version("receiver"))
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -47,10 +47,15 @@ def options(
 
 def main() -> None:
     """Run the command line. Whatever goes wrong is one line on stderr: status 2 for settings and usage, else 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot show a character is no reason to fail
     try:
         app()
     except ReceiverError as error:
-        _fail(error.message, 2 if isinstance(error, ConfigError) else 1)
+        _fail(error.message, 2 if isinstance(error, ConfigError | UsageError) else 1)
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:
@@ -58,7 +63,9 @@ def main() -> None:
     except Exception as error:  # a bug of ours: no traceback for a user, unless asked for
         if os.environ.get("RECEIVER_DEBUG"):
             raise
-        _fail(f"an internal error ({type(error).__name__}); RECEIVER_DEBUG=1 shows where, please report it", 1)
+        _fail(
+            f"an internal error ({type(error).__name__}); RECEIVER_DEBUG=1 shows where, please report it", 1
+        )
     finally:
         _flush()
 

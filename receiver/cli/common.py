@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,25 +25,24 @@ def load(ctx: typer.Context) -> Settings:
     return load_settings(ctx.obj)
 
 
-def config_flag(ctx: typer.Context) -> str:
-    """Return `--config PATH ` as it was given, for commands shown to the user; "" without one."""
-    return f"--config {ctx.obj} " if ctx.obj else ""
-
-
 @contextlib.asynccontextmanager
 async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store that is there already. Raises `NotFound` when there is none yet, `StoreUnavailable`."""
-    from receiver.wiring import build_store, sqlite_path
-
-    path = sqlite_path(settings)
-    if not Path(path).exists():
-        raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
-    store = build_store(settings)
+    store = _existing_store(settings)
     await store.open()
     try:
         yield store
     finally:
         await store.close()
+
+
+def _existing_store(settings: Settings) -> Store:
+    from receiver.wiring import build_store, sqlite_path
+
+    path = sqlite_path(settings)
+    if not os.path.exists(path):
+        raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
+    return build_store(settings)
 
 
 def tokens_of(settings: Settings) -> CallbackTokens:

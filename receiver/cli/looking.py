@@ -46,9 +46,7 @@ def events(
     if event_id is not None:
         asyncio.run(_show_event(settings, event_id, as_json))
         return
-    wanted = EventFilter(
-        source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit
-    )
+    wanted = EventFilter(source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit)
     found = asyncio.run(_list_events(settings, wanted))
     if as_json:
         print_json([event_fields(event) for event in found])
@@ -57,7 +55,6 @@ def events(
         ("id", "recorded", "type", "source", "ref", "job"),
         ((e.id, _time(e.recorded_at), e.type, e.source, e.ref, e.job_id) for e in found),
         empty="no event fits",
-        folded=("ref", "job"),
     )
 
 
@@ -128,11 +125,18 @@ async def _show_delivery(settings: Settings, delivery_id: str, as_json: bool) ->
     print_table(
         ("attempt", "started", "took", "outcome", "status", "detail", "answer"),
         (
-            (a.number, _time(a.started_at), f"{a.duration_ms} ms", a.outcome, a.status, a.detail, _answer(a, 80))
+            (
+                a.number,
+                _time(a.started_at),
+                f"{a.duration_ms} ms",
+                a.outcome,
+                a.status,
+                a.detail,
+                _answer(a, 80),
+            )
             for a in attempts
         ),
         empty="no attempt has been made yet",
-        folded=("detail", "answer"),
     )
 
 
@@ -153,7 +157,6 @@ def _delivery_table(found: list[Delivery]) -> None:
             for d in found
         ),
         empty="no delivery fits",
-        folded=("type", "last outcome"),
     )
 
 
@@ -173,7 +176,6 @@ def rejections(
         ("at", "source", "status", "reason", "method", "from", "user agent"),
         ((_time(r.at), r.source, r.status, r.reason, r.method, r.peer, r.user_agent) for r in found),
         empty="no rejection is kept",
-        folded=("reason", "user agent"),
     )
 
 

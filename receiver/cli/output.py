@@ -33,29 +33,32 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, folded: Sequence[str] = ()
-) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print rows under headings, or the sentence `empty` (to stderr, so that a pipe gets nothing).
 
-    On a narrow terminal the columns named `folded` give way first; ids are never cut.
+    Where a terminal is too narrow for the table, each row is a paragraph of its own: nothing is ever cut.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for name in columns:
-        if name in folded:
-            table.add_column(name, overflow="fold", ratio=None)
-        else:
-            table.add_column(name, no_wrap=True)
-    count = 0
-    for row in rows:
-        table.add_row(*("" if value is None else clean(str(value)) for value in row))
-        count += 1
-    if count:
-        console().print(table)
-    else:
+    texts = [["" if value is None else clean(str(value)) for value in row] for row in rows]
+    if not texts:
         warn(empty)
+        return
+    widths = [max(len(text) for text in column) for column in zip(columns, *texts, strict=True)]
+    out = console()
+    if out.is_terminal and sum(widths) + 2 * len(widths) > out.width:
+        _print_paragraphs(out, columns, texts)
+        return
+    for number, cells in enumerate([list(columns), *texts]):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        out.print(line, style="bold" if number == 0 else None)
+
+
+def _print_paragraphs(out: Console, columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+    from rich.padding import Padding
+
+    for first, *others in texts:
+        out.print(first, style="bold")
+        named = zip(columns[1:], others, strict=True)
+        out.print(Padding("\n".join(f"{name}: {text}" for name, text in named if text), (0, 0, 0, 2)))
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:

@@ -36,9 +36,7 @@ Ref = Annotated[str | None, option("--ref", help="The caller's own id, carried b
 Scale = Annotated[
     float, option("--time-scale", help="1 waits between tries as the provider does; 0 not at all.", min=0)
 ]
-Wrong = Annotated[
-    bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")
-]
+Wrong = Annotated[bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")]
 Duplicate = Annotated[bool, option("--duplicate", help="Send everything twice.")]
 AsJson = Annotated[bool, option("--json", help="Print JSON.")]
 
@@ -56,16 +54,20 @@ def simulate_deepgram(
     url: Url = None,
     source: Source = None,
     product: Annotated[
-        str, option("--product", env="RECEIVER_SIMULATE_PRODUCT", help="speak (audio), listen or read (JSON).")
+        str,
+        option("--product", env="RECEIVER_SIMULATE_PRODUCT", help="speak (audio), listen or read (JSON)."),
     ] = "speak",
     file: Annotated[
-        Path | None, option("--file", env="RECEIVER_SIMULATE_FILE", help="Audio to send; built-in speech if left out.")
+        Path | None,
+        option("--file", env="RECEIVER_SIMULATE_FILE", help="Audio to send; built-in speech if left out."),
     ] = None,
     json_result: Annotated[
-        Path | None, option("--json-result", env="RECEIVER_SIMULATE_JSON_RESULT", help="Send this JSON document.")
+        Path | None,
+        option("--json-result", env="RECEIVER_SIMULATE_JSON_RESULT", help="Send this JSON document."),
     ] = None,
     content_type: Annotated[
-        str | None, option("--content-type", env="RECEIVER_SIMULATE_CONTENT_TYPE", help="Say this of the audio.")
+        str | None,
+        option("--content-type", env="RECEIVER_SIMULATE_CONTENT_TYPE", help="Say this of the audio."),
     ] = None,
     format: Annotated[
         str | None,
@@ -81,7 +83,10 @@ def simulate_deepgram(
         bool, option("--error", env="RECEIVER_SIMULATE_ERROR", help="Send a failure instead of a result.")
     ] = False,
     attempts: Annotated[
-        int, option("--attempts", env="RECEIVER_SIMULATE_ATTEMPTS", help="Most tries, 30 s apart.", min=1, max=100)
+        int,
+        option(
+            "--attempts", env="RECEIVER_SIMULATE_ATTEMPTS", help="Most tries, 30 s apart.", min=1, max=100
+        ),
     ] = 11,
     ref: Ref = None,
     time_scale: Scale = 0.01,
@@ -125,24 +130,42 @@ def simulate_deapi(
     source: Source = None,
     event: Annotated[
         str,
-        option("--event", env="RECEIVER_SIMULATE_EVENT", help="processing, completed, failed, or all (the first two)."),
+        option(
+            "--event",
+            env="RECEIVER_SIMULATE_EVENT",
+            help="processing, completed, failed, or all (the first two).",
+        ),
     ] = "all",
     job_type: Annotated[
         str, option("--job-type", env="RECEIVER_SIMULATE_JOB_TYPE", help="As deAPI names it.")
     ] = "txt2audio",
     result_url: Annotated[
         str | None,
-        option("--result-url", env="RECEIVER_SIMULATE_RESULT_URL", help="Where the result lies; made up if left out."),
+        option(
+            "--result-url",
+            env="RECEIVER_SIMULATE_RESULT_URL",
+            help="Where the result lies; made up if left out.",
+        ),
     ] = None,
     job_secret: Annotated[
-        bool, option("--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out.")
+        bool,
+        option(
+            "--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out."
+        ),
     ] = False,
     out_of_order: Annotated[
-        bool, option("--out-of-order", env="RECEIVER_SIMULATE_OUT_OF_ORDER", help="Send the last event first.")
+        bool,
+        option("--out-of-order", env="RECEIVER_SIMULATE_OUT_OF_ORDER", help="Send the last event first."),
     ] = False,
     attempts: Annotated[
         int,
-        option("--attempts", env="RECEIVER_SIMULATE_ATTEMPTS", help="Most tries of each, over 22 h 48 min.", min=1, max=100),
+        option(
+            "--attempts",
+            env="RECEIVER_SIMULATE_ATTEMPTS",
+            help="Most tries of each, over 22 h 48 min.",
+            min=1,
+            max=100,
+        ),
     ] = 10,
     ref: Ref = None,
     time_scale: Scale = 0.0001,
@@ -204,8 +227,9 @@ def _target(
     base = url or public_base(settings.model_copy(update={"public_url": None}))
     basic = newest(source, "basic") if source.provider == "deepgram" else None
     token = tokens_of(settings).issue(source.name, ref=ref, format=format, job_secret=job_secret)
-    if wrong:
+    if wrong and basic:
         basic = f"somebody:{secrets.token_hex(8)}"
+    elif wrong:
         token = token[::-1]
     return urls.compose(base, source.name, token=token, basic=basic)
 
@@ -265,7 +289,10 @@ def _tell(tries: Iterable[Try], *, as_json: bool, refused: bool) -> None:
 
 def demo(
     folder: Annotated[
-        Path, option("--folder", env="RECEIVER_DEMO_FOLDER", help="Made afresh each time; left for looking further.")
+        Path,
+        option(
+            "--folder", env="RECEIVER_DEMO_FOLDER", help="Made afresh each time; left for looking further."
+        ),
     ] = Path("receiver-demo"),
     stay: Annotated[
         bool | None,

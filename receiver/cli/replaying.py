@@ -130,7 +130,7 @@ def _tell(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json:
     if dry_run:
         typer.echo(f"{_count(len(found))} would be replayed")
     elif found:
-        typer.echo(f"{_count(done)} replayed; the running relay takes them up at once")
+        typer.echo(f"{_count(done)} replayed; a running relay takes them up within a second")
     else:
         warn("no delivery that has ended fits")
     if busy:

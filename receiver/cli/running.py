@@ -75,9 +75,7 @@ def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings
     return settings.model_copy(update={"server": server})
 
 
-def _run(
-    settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None
-) -> None:
+def _run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None) -> None:
     from receiver.cli.server import run
 
     run(settings, intake=intake, work=work, listen=listen, ready_file=ready_file)

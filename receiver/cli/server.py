@@ -73,7 +73,9 @@ def bind(host: str, port: int) -> list[socket.socket]:
 def _bind_trouble(host: str, port: int, error: Exception) -> str:
     match getattr(error, "errno", None):
         case errno.EADDRINUSE:
-            return f"port {port} on {host} is taken by another program: stop it, or choose another with --port"
+            return (
+                f"port {port} on {host} is taken by another program: stop it, or choose another with --port"
+            )
         case errno.EACCES:
             return f"port {port} may not be opened by this user: choose one above 1023 with --port"
         case errno.EADDRNOTAVAIL:
@@ -89,7 +91,7 @@ class _Server(uvicorn.Server):
         self._ready = ready
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -178,9 +180,9 @@ def _told_ready(receiver: Receiver, *, listening: bool, path: str | None) -> Ite
         place = {"host": server.host, "port": server.port, "url": f"http://{host}:{server.port}"}
 
     def ready() -> None:
-        receiver.observer.note("info", "receiver.ready", pid=os.getpid(), **place)
         if path:
             _write_whole(path, json.dumps({"pid": os.getpid(), **place}))
+        receiver.observer.note("info", "receiver.ready", pid=os.getpid(), **place)
 
     try:
         yield ready

@@ -63,7 +63,7 @@ def _parsed(text: str) -> None:
     """Refuse what would not pass as settings, before anything is written. Raises `ConfigError`."""
     from receiver.config import parse
 
-    parse(text, {}, lambda name: "")
+    parse(text, {}, str)
 
 
 def _write_new(path: str, text: str) -> None:
@@ -97,7 +97,6 @@ def check(ctx: typer.Context, as_json: AsJson = False) -> None:
             ("code", "setting", "finding", "what to do"),
             ((f.code, f.where, f.message, f.fix) for f in findings),
             empty="",
-            folded=("setting", "finding", "what to do"),
         )
         warnings = len(findings) - fatal
         typer.echo(f"\n{_number(fatal, 'error')}, {_number(warnings, 'warning')}: {_verdict(fatal)}")
@@ -139,16 +138,20 @@ async def _migrate(settings: Settings) -> list[str]:
 def callback_url(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")],
-    ref: Annotated[str | None, option("--ref", help="Your own id for the job; comes back in the event.")] = None,
+    ref: Annotated[
+        str | None, option("--ref", help="Your own id for the job; comes back in the event.")
+    ] = None,
     expires: Annotated[
-        str | None, option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out.")
+        str | None,
+        option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
     ] = None,
     format: Annotated[
         str | None,
         option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
     ] = None,
     job_secret: Annotated[
-        bool, option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too.")
+        bool,
+        option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
     ] = False,
     no_token: Annotated[
         bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
@@ -194,7 +197,9 @@ def _refuse_contradictions(
     no_token: bool,
 ) -> None:
     if no_token and (ref or expires or format or job_secret):
-        raise UsageError("--no-token leaves nothing to carry --ref, --expires, --format or --job-secret: drop it")
+        raise UsageError(
+            "--no-token leaves nothing to carry --ref, --expires, --format or --job-secret: drop it"
+        )
     if no_token and source.options.get("require_token"):
         raise UsageError(
             f"sources.{source.name}.require_token is set, so a URL without a token would be refused: drop --no-token"

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 Line = dict[str, Any]
 
@@ -36,8 +36,8 @@ class Child:
             stderr=subprocess.STDOUT,
             env=dict(env),
         )
-        self._log = log
-        self._reader = threading.Thread(target=self._read, name=f"reads {module}", daemon=True)
+        reading = (self._process.stdout, log)
+        self._reader = threading.Thread(target=self._read, args=reading, name=f"reads {module}", daemon=True)
         self._reader.start()
 
     @property
@@ -76,11 +76,10 @@ class Child:
         self._reader.join(seconds)
         return self._process.returncode
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stream, open(self._log, "ab", buffering=0) as log:
-            for raw in stream:
-                log.write(raw)
+    def _read(self, output: IO[bytes], log: str) -> None:
+        with output, open(log, "ab", buffering=0) as file:
+            for raw in output:
+                file.write(raw)
                 line = _parsed(raw)
                 if line is not None:
                     with self._news:

@@ -144,7 +144,7 @@ class SqliteBackend:
     def _configure(self, connection: apsw.Connection) -> None:
         connection.set_busy_timeout(int(self._busy_timeout * 1000))
         connection.execute(
-            "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY"
+            "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY"
         )
         if not self._writes:
             connection.execute("PRAGMA query_only = ON")

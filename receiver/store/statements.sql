@@ -5,7 +5,7 @@
 --   {lock}         what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
 --   {wanted}       the conditions of a listing, put together by sql.py from fixed texts
 --
--- CAST appears where a column of parameters may be all NULL, whose type PostgreSQL could not tell otherwise.
+-- CAST appears where numbers pass through a list of rows: PostgreSQL takes a parameter there for text otherwise.
 
 -- name: insert_callbacks
 INSERT INTO callbacks (
@@ -58,7 +58,7 @@ LIMIT :limit
 -- name: claim_deliveries
 WITH taken (id, claimed_by, due_at, updated_at) AS (VALUES {rows: id, claimed_by, due_at, updated_at})
 UPDATE deliveries
-SET state = 'delivering', claimed_by = taken.claimed_by, due_at = taken.due_at, updated_at = taken.updated_at
+SET state = 'delivering', claimed_by = taken.claimed_by, due_at = CAST(taken.due_at AS BIGINT), updated_at = CAST(taken.updated_at AS BIGINT)
 FROM taken
 WHERE deliveries.id = taken.id
 
@@ -73,13 +73,13 @@ SET
     due_at = CAST(settled.due_at AS BIGINT),
     claimed_by = NULL,
     last_outcome = settled.last_outcome,
-    updated_at = settled.updated_at
+    updated_at = CAST(settled.updated_at AS BIGINT)
 FROM settled
 WHERE
     deliveries.id = settled.id
     AND deliveries.state = 'delivering'
     AND deliveries.claimed_by = settled.claimed_by
-    AND deliveries.attempts = settled.attempts
+    AND deliveries.attempts = CAST(settled.attempts AS BIGINT)
 RETURNING deliveries.id
 
 -- name: insert_attempts
@@ -89,19 +89,27 @@ VALUES {rows: delivery_id, number, started_at, duration_ms, outcome, status, det
 -- name: release_deliveries
 WITH released (id, claimed_by, attempts, due_at) AS (VALUES {rows: id, claimed_by, attempts, due_at})
 UPDATE deliveries
-SET state = 'pending', claimed_by = NULL, due_at = released.due_at, updated_at = released.due_at
+SET
+    state = 'pending',
+    claimed_by = NULL,
+    due_at = CAST(released.due_at AS BIGINT),
+    updated_at = CAST(released.due_at AS BIGINT)
 FROM released
 WHERE
     deliveries.id = released.id
     AND deliveries.state = 'delivering'
     AND deliveries.claimed_by = released.claimed_by
-    AND deliveries.attempts = released.attempts
+    AND deliveries.attempts = CAST(released.attempts AS BIGINT)
 RETURNING deliveries.id
 
 -- name: replay_deliveries
 WITH replayed (id, due_at) AS (VALUES {rows: id, due_at})
 UPDATE deliveries
-SET state = 'pending', round_start = attempts, due_at = replayed.due_at, updated_at = replayed.due_at
+SET
+    state = 'pending',
+    round_start = attempts,
+    due_at = CAST(replayed.due_at AS BIGINT),
+    updated_at = CAST(replayed.due_at AS BIGINT)
 FROM replayed
 WHERE deliveries.id = replayed.id AND deliveries.state IN ('delivered', 'dead')
 RETURNING deliveries.id

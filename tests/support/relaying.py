@@ -1,0 +1,105 @@
+"""What relay tests share: a clock that a test turns, an observer that can be awaited, a store that can be put out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from receiver.errors import StoreUnavailable
+from receiver.model import Claimed, Settlement
+from receiver.observe import AttemptReport, CallbackReport
+from receiver.store.memory import MemoryStore
+
+
+class Now:
+    """The time in epoch milliseconds; stands still until it is moved."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __call__(self) -> int:
+        return self.value
+
+
+class Heard:
+    """An observer that keeps everything."""
+
+    def __init__(self) -> None:
+        self.attempts: list[AttemptReport] = []
+        self.notes: list[tuple[str, str, dict[str, Any]]] = []
+        self._news = asyncio.Event()
+
+    def callback(self, report: CallbackReport) -> None:
+        """Not kept: the road in is not under test."""
+
+    def attempt(self, report: AttemptReport) -> None:
+        """Keep a report."""
+        self.attempts.append(report)
+        self._news.set()
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        """Not kept."""
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Keep a note."""
+        self.notes.append((level, event, fields))
+        self._news.set()
+
+    def events(self) -> list[tuple[str, str]]:
+        """Return (level, event) of every note."""
+        return [(level, event) for level, event, _ in self.notes]
+
+    async def until(self, attempts: int = 0, notes: int = 0) -> None:
+        """Return when so many attempts and notes were heard."""
+        while len(self.attempts) < attempts or len(self.notes) < notes:
+            self._news.clear()
+            await self._news.wait()
+
+
+class FaultyStore(MemoryStore):
+    """A store that is out for the next so many calls of a method, and can hold a claim or a settle open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: Counter[str] = Counter()
+        self.bug: Counter[str] = Counter()
+        self.claims: list[int] = []
+        """How many deliveries each claim took."""
+        self.released: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.claimed = asyncio.Event()
+        """Set when a claim has taken something and stands at the gate."""
+
+    def _fail(self, method: str) -> None:
+        if self.bug[method] > 0:
+            self.bug[method] -= 1
+            raise RuntimeError("a bug")
+        if self.out[method] > 0:
+            self.out[method] -= 1
+            raise StoreUnavailable
+
+    async def claim(
+        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
+    ) -> list[Claimed]:
+        """Claim, unless out."""
+        self._fail("claim")
+        found = await super().claim(destination, worker=worker, limit=limit, now=now, lease_until=lease_until)
+        self.claims.append(len(found))
+        if found:
+            self.claimed.set()
+            await self.gate.wait()
+        return found
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Settle, unless out."""
+        self._fail("settle")
+        return await super().settle(settlement)
+
+    async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
+        """Release, unless out."""
+        self._fail("release")
+        self.released += [claim.delivery_id for claim in claims]
+        return await super().release(claims, now=now)

@@ -1,0 +1,184 @@
+"""The numbered findings of `receiver check`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.check import CODES, check, check_file
+from receiver.config import Finding, parse
+from receiver.signing import new_webhook_secret
+
+SECRET = new_webhook_secret()
+GOOD = f"""
+public_url = "https://hooks.example.com"
+[sources.deepgram]
+provider = "deepgram"
+basic = ["dg:correct-horse"]
+[destinations.app]
+url = "https://app.example.com/hooks"
+secrets = ["{SECRET}"]
+"""
+
+
+def findings(text: str, tmp_path: Path) -> list[Finding]:
+    return check(parse(f"data = '{tmp_path}/data'\n{text}", {}, lambda _: ""))
+
+
+def codes(text: str, tmp_path: Path) -> list[str]:
+    return [finding.code for finding in findings(text, tmp_path)]
+
+
+def test_good_settings_have_no_finding(tmp_path: Path) -> None:
+    assert findings(GOOD, tmp_path) == []
+    assert not (tmp_path / "data").exists(), "a check makes nothing"
+
+
+def swapped(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+APP = '"https://app.example.com/hooks"'
+HOOKS = '"https://hooks.example.com"'
+CASES: dict[str, tuple[str, str]] = {
+    "E002": (swapped('provider = "deepgram"', 'provider = "deepgam"'), "sources.deepgram.provider"),
+    "E003": (swapped(HOOKS, '"hooks.example.com"'), "public_url"),
+    "E004": (swapped(HOOKS, '"https://hooks.example.com:9000"'), "public_url"),
+    "E005": (swapped(HOOKS, '"https://my_hooks.example.com"'), "public_url"),
+    "E006": (
+        swapped(HOOKS, '"http://hooks.example.com"')
+        + '[sources.deapi]\nprovider = "deapi"\nsecrets = ["0123456789abcdef"]',
+        "public_url",
+    ),
+    "E008": (GOOD + '[store]\nurl = "mysql://db"', "store.url"),
+    "E009": (GOOD + 'ca_file = "/nowhere/ca.pem"', "destinations.app.ca_file"),
+    "E101": (swapped('basic = ["dg:correct-horse"]', ""), "sources.deepgram.basic"),
+    "E102": (
+        swapped('provider = "deepgram"', 'provider = "deepgram"\nrequire_dg_token = true'),
+        "sources.deepgram.dg_token",
+    ),
+    "E103": (
+        swapped('provider = "deepgram"', 'provider = "deepgram"\nrequire_callback_secret = true'),
+        "sources.deepgram.callback_secrets",
+    ),
+    "E104": (swapped('basic = ["dg:correct-horse"]', 'basic = ["no colon"]'), "sources.deepgram"),
+    "E201": (GOOD + '[sources.deapi]\nprovider = "deapi"', "sources.deapi.secrets"),
+    "E204": (GOOD + '[sources.deapi]\nprovider = "deapi"\nsecret = "x"', "sources.deapi"),
+    "W001": (swapped(f"public_url = {HOOKS}", ""), "public_url"),
+    "W002": (GOOD.partition("[destinations.app]")[0], "destinations"),
+    "W003": (swapped(f'secrets = ["{SECRET}"]', ""), "destinations.app.secrets"),
+    "W004": (swapped(APP, '"http://app.example.com/hooks"'), "destinations.app.url"),
+    "W005": (swapped(APP, '"https://10.0.0.7/hooks"'), "destinations.app.allow"),
+    "W007": (swapped(HOOKS, '"http://hooks.example.com"'), "public_url"),
+    "W008": (swapped(HOOKS, '"http://127.0.0.1:8080"'), "public_url"),
+    "W009": (
+        f'public_url = {HOOKS}\n[destinations.app]\nurl = {APP}\nsecrets = ["{SECRET}"]',
+        "sources",
+    ),
+    "W010": (GOOD + 'events = ["speach.*"]', "destinations.app.events"),
+    "W101": (
+        swapped('basic = ["dg:correct-horse"]', 'dg_token = "id"\nrequire_dg_token = true'),
+        "sources.deepgram.dg_token",
+    ),
+    "W102": (
+        swapped('basic = ["dg:correct-horse"]', 'callback_secrets = ["s"]'),
+        "sources.deepgram.callback_secrets",
+    ),
+    "W103": (swapped("dg:correct-horse", "dg:correct_horse"), "sources.deepgram.basic"),
+    "W201": (
+        GOOD + '[sources.deapi]\nprovider = "deapi"\nrequire_token = true',
+        "sources.deapi.secrets",
+    ),
+    "W202": (GOOD + '[sources.deapi]\nprovider = "deapi"\nsecrets = ["short"]', "sources.deapi.secrets"),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_each_mistake_has_its_code_and_names_its_setting(code: str, tmp_path: Path) -> None:
+    text, where = CASES[code]
+    assert [(f.code, f.where) for f in findings(text, tmp_path)] == [(code, where)]
+
+
+def test_every_code_there_is_has_a_case() -> None:
+    elsewhere = {"E001", "E007", "W006"}
+    assert set(CASES) | elsewhere == set(CODES)
+
+
+def test_findings_tell_no_secret(tmp_path: Path) -> None:
+    for text, _ in CASES.values():
+        said = repr(findings(text, tmp_path))
+        for secret in (SECRET, "correct-horse", "correct_horse", "0123456789abcdef", "no colon"):
+            assert secret not in said
+
+
+def test_what_stops_serve_comes_first(tmp_path: Path) -> None:
+    text = swapped('basic = ["dg:correct-horse"]', "").replace(f'secrets = ["{SECRET}"]', "")
+    assert codes(text, tmp_path) == ["E101", "W003"]
+
+
+def test_a_data_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file is in the way")
+    found = findings(GOOD, tmp_path)
+    assert [finding.code for finding in found] == ["E007"]
+    assert str(tmp_path / "data") in found[0].message
+
+
+@pytest.mark.parametrize("pattern", ["deapi", "deep?", "x*"])
+def test_a_destination_that_waits_for_no_source_is_found(pattern: str, tmp_path: Path) -> None:
+    assert codes(GOOD + f'sources = ["{pattern}"]', tmp_path) == ["W010"]
+
+
+def test_an_allowed_private_destination_is_fine_without_tls(tmp_path: Path) -> None:
+    text = swapped(APP, '"http://10.0.0.7/hooks"') + 'allow = ["10.0.0.0/8"]'
+    assert codes(text, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("port = ", "TOML"),
+        ("[server]\nprt = 1", "server.prt"),
+        ("[server]\nport = 99999", "server.port"),
+        ('[destinations.app]\nurl = "https://a"\nretry = "often"', "retry"),
+        ('[destinations.app]\nurl = "https://a"\nsecrets = ["whsec_x"]', "whsec_"),
+        ("[sources.my_source]\nprovider = 'deepgram'", "my_source"),
+        ('[sources.deepgram]\nbasic = ["dg:env:UNSET"]\nprovider = "deepgram"', "UNSET"),
+    ],
+)
+def test_unreadable_settings_are_one_finding_that_names_the_setting(
+    text: str, named: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "receiver.toml"
+    file.write_text(text)
+    settings, found = check_file(str(file), {})
+    assert settings is None
+    assert [finding.code for finding in found] == ["E001"]
+    assert named in found[0].message
+
+
+def test_a_missing_file_is_a_finding(tmp_path: Path) -> None:
+    _, found = check_file(str(tmp_path / "none.toml"), {})
+    assert [finding.code for finding in found] == ["E001"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "literal", "expected"),
+    [(0o644, True, ["W006"]), (0o600, True, []), (0o644, False, []), (0o640, True, ["W006"])],
+)
+def test_secrets_that_others_can_read_are_found(
+    mode: int, literal: bool, expected: list[str], tmp_path: Path
+) -> None:
+    text = GOOD
+    environ: dict[str, Any] = {}
+    if not literal:
+        text = text.replace("dg:correct-horse", "dg:env:DG").replace(SECRET, "env:APP")
+        environ = {"DG": "correct-horse", "APP": SECRET}
+    file = tmp_path / "receiver.toml"
+    file.write_text(f"data = '{tmp_path}/data'\n{text}")
+    os.chmod(file, mode)
+    _, found = check_file(str(file), environ)
+    assert [finding.code for finding in found] == expected
