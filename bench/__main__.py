@@ -40,7 +40,9 @@ def machine(folder: Path) -> list[tuple[str, str]]:
     cpu = platform.processor() or "unknown"
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     return [
         ("processor", f"{cpu}, {os.cpu_count()} cores"),
@@ -79,7 +81,9 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
     ]
     for row in rows:
         mark = {None: "", True: "holds", False: "missed"}[row.holds]
-        lines.append(f"| {row.what} | {row.figure} | {f'{row.ratio:.2f}' if row.ratio else ''} | {row.goal} | {mark} |")
+        lines.append(
+            f"| {row.what} | {row.figure} | {f'{row.ratio:.2f}' if row.ratio else ''} | {row.goal} | {mark} |"
+        )
     lines += ["", "| machine | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts)]
     lines += ["", *NOTES]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """The bare baselines: a Starlette route that reads the body, and an aiohttp loop that posts bodies.
 
-    python -m bench.bare serve PORT
-    python -m bench.bare post PORT COUNT IN_FLIGHT BYTES
+python -m bench.bare serve PORT
+python -m bench.bare post PORT COUNT IN_FLIGHT BYTES
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def serve(port: int) -> None:
         return JSONResponse({"bytes": len(await request.body())})
 
     app = Starlette(routes=[Route("/bare", bare, methods=["POST"])])
-    uvicorn.run(app, port=port, http="httptools", loop="asyncio", log_config=None, access_log=False, lifespan="off")
+    uvicorn.run(
+        app, port=port, http="httptools", loop="asyncio", log_config=None, access_log=False, lifespan="off"
+    )
 
 
 async def post(port: int, count: int, in_flight: int, size: int) -> None:

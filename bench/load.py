@@ -135,7 +135,11 @@ async def main(port: int, connections: int, seconds: float, path: str, kind: str
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     protocols = [
-        (await loop.create_connection(lambda: Connection(path, kind, began + seconds, results), "127.0.0.1", port))[1]
+        (
+            await loop.create_connection(
+                lambda: Connection(path, kind, began + seconds, results), "127.0.0.1", port
+            )
+        )[1]
         for _ in range(connections)
     ]
     await asyncio.gather(*(protocol.done for protocol in protocols))

@@ -141,7 +141,9 @@ def relay(folder: Path, rounds: int, count: int) -> list[Row]:
                 told = sink.told()
             ours.append(count / (told["last"] - told["first"]))
             sink.ask(count)
-            theirs.append(p.run_json("-m", "bench.bare", "post", str(sink.port), str(count), "64", "2000")["rate"])
+            theirs.append(
+                p.run_json("-m", "bench.bare", "post", str(sink.port), str(count), "64", "2000")["rate"]
+            )
             sink.told()
     ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
     rate = median(ours)
@@ -230,7 +232,9 @@ def latency(folder: Path, count: int) -> list[Row]:
             headers, body = listen(f"latency-{number}")
             pairs = dict(line.split(": ", 1) for line in headers.strip().splitlines())
             began = time.perf_counter()
-            connection.request("POST", "/callbacks/deepgram", body, pairs | {"content-type": "application/json"})
+            connection.request(
+                "POST", "/callbacks/deepgram", body, pairs | {"content-type": "application/json"}
+            )
             connection.getresponse().read()
             took.append(1000 * (sink.told()["first"] - began))
     ordered = sorted(took)

@@ -60,7 +60,12 @@ def process(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Pop
     """Run a command until the block ends, then SIGTERM it and wait."""
     with log.open("a") as out:
         child = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, stderr=out, text=True, stdout=options.pop("stdout", out), **options
+            [sys.executable, *command],
+            cwd=ROOT,
+            stderr=out,
+            text=True,
+            stdout=options.pop("stdout", out),
+            **options,
         )
         try:
             yield child
@@ -74,11 +79,15 @@ def process(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Pop
 
 
 @contextlib.contextmanager
-def receiver(folder: Path, path: Path, *args: str, sync_ms: float = 0, command: str = "serve") -> Iterator[tuple[int, int]]:
+def receiver(
+    folder: Path, path: Path, *args: str, sync_ms: float = 0, command: str = "serve"
+) -> Iterator[tuple[int, int]]:
     """Run `receiver serve` (or `work`); give its port and process id."""
     ready = folder / f"ready-{os.urandom(3).hex()}"
     start = ["-m", "bench.slow_sync", str(sync_ms)] if sync_ms else ["-m", "receiver"]
-    flags = ["--port", "0", "--ready-file", str(ready)] if command == "serve" else ["--ready-file", str(ready)]
+    flags = (
+        ["--port", "0", "--ready-file", str(ready)] if command == "serve" else ["--ready-file", str(ready)]
+    )
     with process(*start, "--config", str(path), command, *flags, *args, log=folder / "log") as child:
         until = time.monotonic() + 30
         while not ready.exists():
@@ -131,7 +140,9 @@ class Sink:
 @contextlib.contextmanager
 def sink(folder: Path) -> Iterator[Sink]:
     """Run the counting sink."""
-    with process("-m", "bench.sink", log=folder / "log", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with process(
+        "-m", "bench.sink", log=folder / "log", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         yield Sink(child)
 
 

@@ -1,6 +1,6 @@
 """`receiver …`, with a number of milliseconds added to each sync of the store's files, as on a disk that is not virtual.
 
-    python -m bench.slow_sync MILLISECONDS serve …
+python -m bench.slow_sync MILLISECONDS serve …
 """
 
 from __future__ import annotations

@@ -65,6 +65,8 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _TEREDO = IPv6Network("2001::/32")
+_CARRIERS = (_MAPPED, _COMPATIBLE, _NAT64, _SIX_TO_FOUR, _TEREDO)
+"""Prefixes that say nothing but what they carry; ISATAP also has the prefix of its site."""
 _WORD = 0xFFFFFFFF
 
 
@@ -93,12 +95,11 @@ def refusal(address: Address, allow: Iterable[Network] = ()) -> str | None:
         return None
     if isinstance(address, IPv4Address):
         return _first(address, _REFUSED_4)
-    carried = inside(address)
-    for number in carried:
+    for number in inside(address):
         reason = refusal(number, networks)
         if reason is not None:
             return f"{reason} ({number} inside)"
-    if carried and (address not in _GLOBAL_6 or address in _TEREDO):
+    if _within(address, _CARRIERS):
         return None
     return _first(address, _REFUSED_6) or (None if address in _GLOBAL_6 else "not handed out")
 

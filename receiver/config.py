@@ -157,8 +157,12 @@ class DestinationSettings(Section):
     @field_validator("url")
     @classmethod
     def _url(cls, value: SecretStr) -> SecretStr:
-        parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:  # what urllib says of a bad URL quotes it, credentials and all
+            parts = urlsplit(value.get_secret_value())
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
             raise ValueError("a destination's url begins with https:// (or http://) and a host")
         return value
 
@@ -252,19 +256,23 @@ _BASIC = re.compile(r"([^:]+):((?:env|file):.+)", re.DOTALL)
 def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> str:
     kind, _, rest = text.partition(":")
     if kind == "env":
-        if rest not in environ:
-            raise ConfigError(f"{where} says env:{rest}, and {rest} is not set: export it")
+        if not environ.get(rest):
+            state = "empty" if rest in environ else "not set"
+            raise ConfigError(f"{where} says env:{rest}, and {rest} is {state}: export it")
         return environ[rest]
     if kind == "file":
         if rest.startswith("//"):
             return text  # a file:// URL is a place, not a secret
         try:
-            return read(rest).strip()
-        except (OSError, UnicodeDecodeError) as error:
+            found = read(rest).strip()
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise ConfigError(f"{where} says file:{rest}, which cannot be read: {reason}") from None
-    if where.endswith(".basic") and (found := _BASIC.fullmatch(text)):
-        return f"{found[1]}:{_secret(found[2], where, environ, read)}"
+        if not found:
+            raise ConfigError(f"{where} says file:{rest}, which is empty: write the secret into it")
+        return found
+    if where.endswith(".basic") and (pair := _BASIC.fullmatch(text)):
+        return f"{pair[1]}:{_secret(pair[2], where, environ, read)}"
     return text
 
 

@@ -182,7 +182,7 @@ class Egress:
             return Failure(kind=OutcomeKind.BLOCKED, detail=target.refusal)
         try:
             response = await self._session.post(target.url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, TimeoutError, AddressBlocked) as error:
+        except (aiohttp.ClientError, OSError, AddressBlocked) as error:
             return _failure(error, target.where)
         try:
             received = await _body(response)
@@ -234,7 +234,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             while len(kept) < RESPONSE_LIMIT and (piece := await stream.read(RESPONSE_LIMIT - len(kept))):
                 kept += piece
-    except (aiohttp.ClientError, OSError, TimeoutError):
+    except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
         pass  # the answer stands without the rest of its body
     return bytes(kept)
 

@@ -24,6 +24,9 @@ TEXT_LIMIT = 8_000
 """Bytes of transcript text that travel inside an event."""
 ERROR_LIMIT = 2_000
 """Characters of a provider's error text that travel inside an event."""
+_ERROR_BYTES = 3_000
+_URL_BYTES = 8_200
+"""As JSON: a character can take six bytes there."""
 INLINE_LIMIT = 4_000
 """Bytes of provider data that stay in an event whose document went by link."""
 
@@ -97,14 +100,16 @@ def _remote(remote: RemoteResult | None, kind: str) -> dict[str, Any] | None:
     if remote is None or remote.kind != kind:
         return None
     expires = iso(remote.expires_at) if remote.expires_at is not None else None
-    return {"stored": False, "uri": None, "url": remote.url, "url_expires_at": expires}
+    # A link longer than any real one is in the document, by link.
+    url = remote.url if len(_encode(remote.url)) <= _URL_BYTES else None
+    return {"stored": False, "uri": None, "url": url, "url_expires_at": expires}
 
 
 def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
     if draft is None:
         return None
     text = draft.text
-    if text is not None and len(text.encode("utf-8", "replace")) > TEXT_LIMIT:
+    if text is not None and len(_encode(text)) > TEXT_LIMIT:
         text = None  # it is in the document, by link
     return {
         "text": text,
@@ -117,15 +122,23 @@ def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
 
 def _error(draft: EventDraft) -> dict[str, Any] | None:
     if draft.parked is not None:
-        return {"code": "parked", "message": draft.parked[:ERROR_LIMIT], "details": None}
+        return {"code": "parked", "message": _cut(draft.parked), "details": None}
     if draft.error is None:
         return None
     details = draft.error.details
     return {
         "code": draft.error.code and draft.error.code[:200],
-        "message": draft.error.message[:ERROR_LIMIT],
-        "details": details and details[:ERROR_LIMIT],
+        "message": _cut(draft.error.message),
+        "details": details and _cut(details),
     }
+
+
+def _cut(text: str) -> str:
+    """Cut a text to what travels inside an event."""
+    text = text[:ERROR_LIMIT]
+    while len(_encode(text)) > _ERROR_BYTES:
+        text = text[: len(text) * 3 // 4]
+    return text
 
 
 def _short(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,10 @@ class Intake:
             progress.reason = error.message
             self._observer.note("error", "callback.not_kept", source=progress.source, reason=error.message)
             answer, label = _busy("nothing here can keep the callback now; send it again"), "not_kept"
+        except Exception as error:  # a bug of ours: nothing was promised, so the provider may send it again
+            self._bug("accept", progress.source, error)
+            progress.reason = "an internal error"
+            answer, label = _busy("receiver could not take the callback; send it again"), "not_kept"
         self._report(head, answer, label, progress, time.perf_counter() - began)
         return answer
 
@@ -246,8 +250,8 @@ class Intake:
         self._rejections.clear()
         try:
             await self._store.reject(batch, keep=_KEPT_REJECTIONS)
-        except StoreUnavailable:
-            self._rejections.extendleft(reversed(batch))
+        except StoreUnavailable:  # the newest are worth most when there is not room for all
+            self._rejections = deque([*batch, *self._rejections], maxlen=self._rejections.maxlen)
 
     def _refuse(self, head: Head, error: SenderError, progress: _Progress) -> Answer:
         progress.reason = error.message
@@ -314,7 +318,7 @@ class Intake:
 def _check_length(head: Head, limit: int) -> None:
     """Refuse a body that says it is too large before it is read."""
     length = head.one("content-length")
-    if length is not None and length.isdigit() and int(length) > limit:
+    if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
         raise BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
 
 

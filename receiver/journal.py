@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.blobs.local import sync_folder
+from receiver.blobs.local import make_folder, sync_folder
 from receiver.errors import JournalUnavailable, Unavailable
 from receiver.model import Head, TokenClaims, VerifiedCallback
 from receiver.observe import Observers
@@ -89,7 +89,7 @@ class Journal:
         self._report()
 
     def _open(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         found = {path.stem: path for path in self._folder.glob("*.json")}
         # A body without a commit was never answered for. Young ones may belong to a live process of this machine.
         leftovers = [path for path in self._folder.glob("*.body") if path.stem not in found]
@@ -197,20 +197,16 @@ class Journal:
         try:
             body = FileBody.read(str(body_path))
         except FileNotFoundError:
+            commit.stat()  # gone as well: another process of this machine drained it just now
             body = None
-        if fields is None or body is None or body.sha256 != fields["sha256"]:
+        callback = _callback(fields, body) if fields and body else None
+        if callback is None:
             aside = self._folder / "damaged"
             aside.mkdir(mode=0o700, exist_ok=True)
             for path in (body_path, commit):
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(path, aside / path.name)
-            return None
-        return VerifiedCallback(
-            head=msgspec.convert(fields["head"], Head),
-            claims=msgspec.convert(fields["claims"], TokenClaims | None),
-            proofs=frozenset(fields["proofs"]),
-            body=body,
-        )
+        return callback
 
     def _remove(self, stem: str) -> None:
         # The commit goes first: a body without one is swept at the next start.
@@ -240,7 +236,25 @@ def _fields(meta: bytes) -> dict[str, Any] | None:
         fields = msgspec.json.decode(meta)
     except msgspec.MsgspecError:
         return None
-    return fields if isinstance(fields, dict) and "sha256" in fields else None
+    if not isinstance(fields, dict) or not isinstance(fields.get("head"), dict):
+        return None
+    whole = {"sha256", "size", "claims", "proofs", "reason"} <= fields.keys()
+    return fields if whole and {"received_at", "source"} <= fields["head"].keys() else None
+
+
+def _callback(fields: dict[str, Any], body: FileBody) -> VerifiedCallback | None:
+    """Return the callback that was kept, None when the bytes are not those that were."""
+    if body.sha256 != fields["sha256"]:
+        return None
+    try:
+        return VerifiedCallback(
+            head=msgspec.convert(fields["head"], Head),
+            claims=msgspec.convert(fields["claims"], TokenClaims | None),
+            proofs=msgspec.convert(fields["proofs"], frozenset[str]),
+            body=body,
+        )
+    except msgspec.ValidationError:
+        return None
 
 
 def _entry(stem: str, meta: bytes) -> Entry:

@@ -1,9 +1,14 @@
-"""The log (floor 4): one wide structured line for each callback and each attempt, as JSON or for a person to read."""
+"""The log (floor 4): one wide structured line for each callback and each attempt, as JSON or for a person to read.
+
+JSON lines of one turn of the event loop are written together: the hot path pays for one write, not for a hundred.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from dataclasses import fields
+import threading
+import time
 from typing import Any, TextIO
 
 import msgspec
@@ -12,8 +17,8 @@ import structlog
 from receiver.observe import AttemptReport, CallbackReport, no_secrets
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_CALLBACK_FIELDS = tuple(f.name for f in fields(CallbackReport))
 _QUIET = ("", None)
+_encode = msgspec.json.Encoder().encode
 
 
 class LogObserver:
@@ -24,35 +29,38 @@ class LogObserver:
         if style == "auto":
             style = "console" if out.isatty() else "json"
         self._level = _LEVELS[level]
-        render: Any = _json if style == "json" else _console(out.isatty())
-        self._log = structlog.wrap_logger(
-            structlog.WriteLogger(out),
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                render,
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(self._level),
-        )
+        self._write = _JsonLines(out).write if style == "json" else _console(out)
 
     def callback(self, report: CallbackReport) -> None:
         """Write one line: `callback.recorded`, `callback.rejected` …"""
-        if self._level > 20 and report.status < 400:
+        fine = report.status < 400
+        if fine and self._level > 20:
             return
-        line = {name: getattr(report, name) for name in _CALLBACK_FIELDS}
-        line["seconds"] = round(report.seconds, 6)
-        line["peer"] = report.peer
-        kept = {key: value for key, value in line.items() if value not in _QUIET}
-        write = self._log.info if report.status < 400 else self._log.warning
-        write(f"callback.{report.answer}", **kept)
+        line = {
+            "source": report.source,
+            "provider": report.provider,
+            "method": report.method,
+            "status": report.status,
+            "seconds": round(report.seconds, 6),
+            "size": report.size,
+            "event_id": report.event_id,
+            "event_type": report.event_type,
+            "job_id": report.job_id,
+            "ref": report.ref,
+            "content_type": report.content_type,
+            "peer": report.peer,
+            "proofs": report.proofs,
+            "reason": report.reason,
+        }
+        self._line("info" if fine else "warning", f"callback.{report.answer}", line)
 
     def attempt(self, report: AttemptReport) -> None:
         """Write one line: `attempt.delivered`, `attempt.refused` …"""
         outcome = report.outcome
-        failed = outcome.kind.value != "delivered"
-        if self._level > 20 and not failed:
+        fine = outcome.kind.value == "delivered"
+        if fine and self._level > 20:
             return
-        line: dict[str, Any] = {
+        line = {
             "destination": report.destination,
             "delivery_id": report.delivery_id,
             "event_id": report.event_id,
@@ -65,29 +73,79 @@ class LogObserver:
             "state": report.state,
             "due_at": report.due_at,
         }
-        kept = {key: value for key, value in line.items() if value not in _QUIET}
-        write = self._log.warning if failed else self._log.info
-        write(f"attempt.{outcome.kind.value}", **kept)
+        self._line("info" if fine else "warning", f"attempt.{outcome.kind.value}", line)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Write a line when callbacks wait in the journal."""
         if depth:
-            self._log.warning("journal.waiting", depth=depth, oldest_age_seconds=oldest_age_seconds)
-        else:
-            self._log.debug("journal.empty")
+            self._line("warning", "journal.waiting", {"depth": depth, "oldest_age_seconds": oldest_age_seconds})
+        elif self._level <= 10:
+            self._line("debug", "journal.empty", {})
 
     def note(self, level: str, event: str, **fields: Any) -> None:
         """Write what a person should know."""
-        self._log.log(_LEVELS[level], event, **no_secrets(fields))
+        if _LEVELS[level] >= self._level:
+            self._line(level, event, no_secrets(fields))
+
+    def _line(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        self._write(level, event, {key: value for key, value in fields.items() if value not in _QUIET})
 
 
-def _json(logger: Any, method: str, event: dict[str, Any]) -> str:
-    ordered = {"at": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event")}
-    return msgspec.json.encode(ordered | event).decode()
+class _JsonLines:
+    """Writes JSON lines; those of one turn of the event loop at once, those from elsewhere at once and alone."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._waiting: list[bytes] = []
+        self._lock = threading.Lock()
+
+    def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        told = {"at": _now(), "level": level, "event": event} | fields
+        try:
+            line = _encode(told)
+        except (UnicodeEncodeError, TypeError):  # a listener must not raise, whatever it is told
+            line = _encode({key: ascii(value) for key, value in told.items()})
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            with self._lock:
+                self._flush([line])
+            return
+        if not self._waiting:
+            loop.call_soon(self._turn)
+        self._waiting.append(line)
+
+    def _turn(self) -> None:
+        lines, self._waiting = self._waiting, []
+        if lines:
+            with self._lock:
+                self._flush(lines)
+
+    def _flush(self, lines: list[bytes]) -> None:
+        try:
+            self._out.write((b"\n".join(lines) + b"\n").decode())
+            self._out.flush()
+        except (OSError, ValueError):  # a log that is gone (closed pipe, full disk) must not stop a callback
+            return
 
 
-def _console(colours: bool) -> structlog.dev.ConsoleRenderer:
+def _now() -> str:
+    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanos // 1_000_000:03d}Z"
+
+
+def _console(out: TextIO) -> Any:
     """Render for a terminal; every value as its `repr`, so that nobody's text can draw a line of its own."""
-    return structlog.dev.ConsoleRenderer(
-        colors=colours, sort_keys=False, repr_native_str=True, pad_event_to=20
+    render = structlog.dev.ConsoleRenderer(
+        colors=out.isatty(), sort_keys=False, repr_native_str=True, pad_event_to=20
     )
+
+    def write(level: str, event: str, fields: dict[str, Any]) -> None:
+        line = render(None, level, {"timestamp": _now(), "level": level, "event": event, **fields})
+        try:
+            out.write(f"{line}\n")
+            out.flush()
+        except (OSError, ValueError):  # as above
+            return
+
+    return write

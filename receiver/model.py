@@ -1,7 +1,8 @@
 """The values that travel through receiver (floor 1): pure data, no I/O.
 
 Times are epoch milliseconds (`int`), given as parameters and never read from a clock here. Ids are text
-made here and sortable by time.
+made here and sortable by time. They are msgspec structs: frozen like dataclasses, and a tenth of their cost to make, of which
+each callback makes a dozen.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from receiver.errors import CallbackRejected
 
@@ -53,8 +55,7 @@ class Body(Protocol):
         """Return all bytes. Meant for JSON, whose size is capped far below that of audio."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(Struct, frozen=True, kw_only=True):
     """What is known of a callback before a byte of its body is read."""
 
     source: str
@@ -69,14 +70,19 @@ class Head:
 
     def all(self, name: str) -> list[str]:
         """Return every value of the header `name` (lower case)."""
-        return [value for key, value in self.headers if key == name]
+        return [pair[1] for pair in self.headers if pair[0] == name]
 
     def one(self, name: str) -> str | None:
         """Return the header's value, None when absent; more than one is a `CallbackRejected`."""
-        values = self.all(name)
-        if len(values) > 1:
-            raise CallbackRejected(f"the header {name} came {len(values)} times; send it once")
-        return values[0] if values else None
+        found: str | None = None
+        count = 0
+        for key, value in self.headers:
+            if key == name:
+                found = value
+                count += 1
+        if count > 1:
+            raise CallbackRejected(f"the header {name} came {count} times; send it once")
+        return found
 
     def content_type(self) -> str:
         """Return the `Content-Type` as it came, cut at 200 characters; "" when absent."""
@@ -95,8 +101,7 @@ class Head:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenClaims:
+class TokenClaims(Struct, frozen=True, kw_only=True):
     """What a callback token says: we handed this URL out, for this source and job."""
 
     source: str
@@ -110,8 +115,7 @@ class TokenClaims:
     """The job has a webhook secret of its own, derived from this token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
+class Admission(Struct, frozen=True, kw_only=True):
     """The head passed: read the body, up to `body_limit` bytes."""
 
     head: Head
@@ -121,8 +125,7 @@ class Admission:
     body_limit: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedCallback:
+class VerifiedCallback(Struct, frozen=True, kw_only=True):
     """A callback that was proved. Only `provider.verify` makes one; `provider.normalize` takes nothing else.
 
     The journal restores one that it was given before, with the proofs that held then.
@@ -158,8 +161,7 @@ class Stage(StrEnum):
     """No order is known (streaming messages, parked callbacks)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AudioDraft:
+class AudioDraft(Struct, frozen=True, kw_only=True):
     """The body of this callback is the audio; this is what is said of it."""
 
     content_type: str
@@ -173,8 +175,7 @@ class AudioDraft:
     """For raw formats: bytes of one sample of all channels, which turns a size into a length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteResult:
+class RemoteResult(Struct, frozen=True, kw_only=True):
     """A result that still lies at the provider, behind a link that expires."""
 
     kind: str
@@ -183,8 +184,7 @@ class RemoteResult:
     expires_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TranscriptDraft:
+class TranscriptDraft(Struct, frozen=True, kw_only=True):
     """The text of a transcript, as far as the callback carries it."""
 
     text: str | None
@@ -194,8 +194,7 @@ class TranscriptDraft:
     channels: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobError:
+class JobError(Struct, frozen=True, kw_only=True):
     """What the provider says went wrong."""
 
     message: str
@@ -203,8 +202,7 @@ class JobError:
     details: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventDraft:
+class EventDraft(Struct, frozen=True, kw_only=True):
     """One callback in receiver's words, before it is whole (stored, with an id)."""
 
     type: str
@@ -250,8 +248,7 @@ EVENT_TYPES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AudioFacts:
+class AudioFacts(Struct, frozen=True, kw_only=True):
     """What the stored bytes themselves say; None where they do not."""
 
     duration_seconds: float | None = None
@@ -261,8 +258,7 @@ class AudioFacts:
     codec: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredBlob:
+class StoredBlob(Struct, frozen=True, kw_only=True):
     """One stored object: audio, or a document too long for an event."""
 
     key: str
@@ -273,8 +269,7 @@ class StoredBlob:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """One normalized, whole, stored fact."""
 
     id: str
@@ -292,8 +287,7 @@ class Event:
     """The blob that `data` links to."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackRow:
+class CallbackRow(Struct, frozen=True, kw_only=True):
     """The proved callback as it is kept next to its event."""
 
     id: str
@@ -311,8 +305,7 @@ class CallbackRow:
     """Comma-separated names of the proofs that held."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
+class Recording(Struct, frozen=True, kw_only=True):
     """What one transaction writes: the callback, its event, and one delivery per matching destination."""
 
     callback: CallbackRow
@@ -329,16 +322,14 @@ class RecordStatus(StrEnum):
     """Recorded without deliveries: the job had already ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class Recorded(Struct, frozen=True, kw_only=True):
     """The answer to a `Recording`; `event_id` is that of the first one for a duplicate."""
 
     status: RecordStatus
     event_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
+class Rejection(Struct, frozen=True, kw_only=True):
     """A callback that was not proved, kept without its body."""
 
     source: str
@@ -382,8 +373,7 @@ class OutcomeKind(StrEnum):
     """The address guard refused; nothing was sent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Struct, frozen=True, kw_only=True):
     """What one attempt found: a value, never an exception."""
 
     kind: OutcomeKind
@@ -395,8 +385,7 @@ class Outcome:
     """Seconds the destination asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class Claimed(Struct, frozen=True, kw_only=True):
     """One delivery taken by a worker, with its event."""
 
     delivery_id: str
@@ -410,8 +399,7 @@ class Claimed:
     lease_until: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(Struct, frozen=True, kw_only=True):
     """The record of one attempt and its consequence; applied only if the claim is still held."""
 
     claim: Claimed
@@ -423,8 +411,7 @@ class Settlement:
     """When it is due again; None for `delivered` and `dead`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(Struct, frozen=True, kw_only=True):
     """One event owed to one destination, as the store shows it."""
 
     id: str
@@ -441,8 +428,7 @@ class Delivery:
     last_outcome: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True):
     """One recorded try of a delivery, numbered from 1, never renumbered."""
 
     delivery_id: str
@@ -455,8 +441,7 @@ class Attempt:
     response: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(Struct, frozen=True, kw_only=True):
     """What waits for one destination."""
 
     destination: str
@@ -464,8 +449,7 @@ class Due:
     oldest_due_at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
+class StoreStats(Struct, frozen=True, kw_only=True):
     """Depths and ages, read at scrape time so that replicas agree."""
 
     due: tuple[Due, ...]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from receiver.model import Outcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackReport:
+class CallbackReport(Struct, frozen=True, kw_only=True):
     """One callback and what it was answered."""
 
     source: str
@@ -35,8 +36,7 @@ class CallbackReport:
     proofs: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptReport:
+class AttemptReport(Struct, frozen=True, kw_only=True):
     """One attempt of a delivery and its consequence."""
 
     destination: str
@@ -70,7 +70,7 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several listeners as one."""
+    """Several listeners as one. A listener that fails (its stream is gone, its disk full) never fails the engine."""
 
     def __init__(self, listeners: Iterable[Observer]) -> None:
         self._listeners = tuple(listeners)
@@ -78,22 +78,26 @@ class Observers:
     def callback(self, report: CallbackReport) -> None:
         """Tell every listener."""
         for listener in self._listeners:
-            listener.callback(report)
+            with suppress(Exception):
+                listener.callback(report)
 
     def attempt(self, report: AttemptReport) -> None:
         """Tell every listener."""
         for listener in self._listeners:
-            listener.attempt(report)
+            with suppress(Exception):
+                listener.attempt(report)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Tell every listener."""
         for listener in self._listeners:
-            listener.journal(depth, oldest_age_seconds)
+            with suppress(Exception):
+                listener.journal(depth, oldest_age_seconds)
 
     def note(self, level: str, event: str, **fields: Any) -> None:
         """Tell every listener."""
         for listener in self._listeners:
-            listener.note(level, event, **fields)
+            with suppress(Exception):
+                listener.note(level, event, **fields)
 
 
 def no_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 from receiver import envelope
+from receiver.attempts import Lane
 from receiver.blobs.base import Blobs
-from receiver.blobs.local import LocalBlobs
+from receiver.blobs.local import LocalBlobs, make_folder, sync_folder
 from receiver.config import DestinationSettings, Finding, Settings, parse
 from receiver.destinations.base import Destination
 from receiver.destinations.http import HttpDestination
@@ -29,7 +30,7 @@ from receiver.observe import Observer, Observers
 from receiver.providers import deapi, deepgram
 from receiver.providers.base import PushProvider
 from receiver.recording import Recorder
-from receiver.relay import Lane, Relay
+from receiver.relay import Relay
 from receiver.routing import Route, Router
 from receiver.signing import CallbackTokens, ObjectLinks
 from receiver.spool import Spool
@@ -107,7 +108,7 @@ def token_secrets(settings: Settings) -> list[str]:
         return [secret.get_secret_value() for secret in settings.tokens.secrets]
     path = Path(settings.data, "token-secret")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             fresh = path.with_name(f".token-secret-{os.getpid()}-{secrets.token_hex(4)}")
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -120,6 +121,7 @@ def token_secrets(settings: Settings) -> list[str]:
                 os.link(fresh, path)  # whoever is first wins; a half-written secret is never seen
             finally:
                 os.unlink(fresh)
+        sync_folder(path.parent)  # before a URL is handed out that only this secret can prove
         return [path.read_text("ascii").strip()]
     except OSError as error:
         raise ConfigError(
@@ -316,8 +318,8 @@ async def open_receiver(
     try:
         await receiver.blobs.open()
         if intake:
-            receiver.intake.open()
             await receiver.journal.open()
+            receiver.intake.open()
             tasks.append(asyncio.create_task(_drain_forever(receiver)))
             tasks.append(asyncio.create_task(_flush_forever(receiver)))
         if work:
@@ -346,11 +348,18 @@ async def _drain_forever(receiver: Receiver) -> None:
             journal.kept.clear()
             await journal.kept.wait()
         await asyncio.sleep(pause)
-        done = await receiver.intake.drain()
+        try:
+            done = await receiver.intake.drain()
+        except Exception as error:  # a bug must not leave callbacks in the journal until the next start
+            receiver.observer.note("error", "journal.drain_failed", error=type(error).__name__)
+            done = 0
         pause = _DRAIN_SECONDS[0] if done else min(pause * 2, _DRAIN_SECONDS[1])
 
 
 async def _flush_forever(receiver: Receiver) -> None:
     while True:
         await asyncio.sleep(_FLUSH_SECONDS)
-        await receiver.intake.flush_rejections()
+        try:
+            await receiver.intake.flush_rejections()
+        except Exception as error:
+            receiver.observer.note("error", "rejections.flush_failed", error=type(error).__name__)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ from receiver.model import Body, StoredBlob
 
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 _THREADS = 8
+_REMEMBERED = 4096
 T = TypeVar("T")
 
 
@@ -24,11 +27,13 @@ class LocalBlobs:
 
     def __init__(self, folder: str) -> None:
         self._root = Path(folder).absolute()
+        self._synced: set[Path] = set()
+        """Folders whose names this process knows to be durable; another one may have made them and not be done."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
     async def open(self) -> None:
         """Make the folder. Later it is never made again: a folder that vanished is an outage, not a fresh start."""
-        await self._run(lambda: self._root.mkdir(mode=0o700, parents=True, exist_ok=True))
+        await self._run(lambda: make_folder(self._root))
 
     async def close(self) -> None:
         """Wait for writes under way."""
@@ -64,9 +69,10 @@ class LocalBlobs:
         """Return the file of `key`, None when there is none or the key points outside the folder."""
         try:
             path = self._path(key)
-            return LocalObject(path=str(path), size=path.stat().st_size)
+            found = path.stat()
         except (BlobsUnavailable, OSError, ValueError):
             return None
+        return LocalObject(path=str(path), size=found.st_size) if stat.S_ISREG(found.st_mode) else None
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
@@ -88,7 +94,7 @@ class LocalBlobs:
             path.unlink(missing_ok=True)
 
     def _put(self, path: Path, body: Body) -> None:
-        _make_folders(path.parent, self._root)
+        self._make_folders(path.parent)
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         try:
             if body.path is None:
@@ -96,26 +102,39 @@ class LocalBlobs:
             else:
                 _link_or_copy(body.path, temporary)
             os.rename(temporary, path)
-        except BaseException:
+        finally:
+            # Still there after a success when the same spooled file was stored before: renaming one name of a file
+            # to another name of it does nothing.
             temporary.unlink(missing_ok=True)
-            raise
         sync_folder(path.parent)
+
+    def _make_folders(self, folder: Path) -> None:
+        """Make `folder` below the root, each name synced; the root itself must be there."""
+        if folder == self._root or (folder in self._synced and folder.is_dir()):
+            return
+        self._make_folders(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        sync_folder(folder.parent)
+        if len(self._synced) >= _REMEMBERED:
+            self._synced.clear()
+        self._synced.add(folder)
 
 
 def _unavailable(error: OSError) -> BlobsUnavailable:
     return BlobsUnavailable(f"the blob folder cannot be used: {error.strerror or type(error).__name__}")
 
 
-def _make_folders(folder: Path, root: Path) -> None:
-    """Make `folder` below `root`, syncing each new name; `root` itself must be there."""
-    if folder == root or folder.is_dir():
-        return
-    _make_folders(folder.parent, root)
-    try:
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it, private, each name durable. Raises `OSError`."""
+    if not folder.parent.is_dir():
+        make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return
-    sync_folder(folder.parent)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with contextlib.suppress(PermissionError):  # a folder above that may be passed and not be read is not ours
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ app = typer.Typer(
     help="The callback URL for speech providers: proves who called, keeps the bytes, relays one event.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (running, setting_up, looking, replaying, playing):

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from receiver.config import Settings, SourceSettings
     from receiver.standins.sending import Callback, Try
 
-simulate = typer.Typer(help="Play a provider against a running receiver, offline.", no_args_is_help=True)
+simulate = typer.Typer(
+    help="Play a provider against a running receiver, offline.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Url = Annotated[
     str | None,

@@ -116,16 +116,16 @@ async def _run(
 
 
 def _listen_to_signals(stop: asyncio.Event) -> None:
-    """Stop gracefully at the first SIGTERM or SIGINT, and at once at the second: everything answered is stored."""
+    """Stop gracefully at SIGTERM or SIGINT; a second Ctrl-C ends at once, as all that was answered is stored."""
 
-    def asked() -> None:
+    def interrupted() -> None:
         if stop.is_set():
-            os._exit(1)
+            os._exit(130)
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, asked)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupted)
 
 
 async def _serve(
@@ -147,8 +147,7 @@ async def _serve(
         access_log=False,
         server_header=False,
         log_config=None,
-        proxy_headers=True,
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # `Callbacks` reads them, for what is a callback
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )

@@ -6,8 +6,9 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from receiver.errors import NotFound, StoreUnavailable
 from receiver.model import (
@@ -166,7 +167,7 @@ class MemoryStore:
         )
 
     def _change(self, delivery_id: str, **changes: object) -> Delivery:
-        changed: Delivery = replace(self._deliveries[delivery_id], **changes)  # type: ignore[arg-type]
+        changed: Delivery = replace(self._deliveries[delivery_id], **changes)
         self._deliveries[delivery_id] = changed
         return changed
 

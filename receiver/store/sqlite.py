@@ -7,6 +7,7 @@ synced before its callers are answered.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -119,14 +120,14 @@ class SqliteBackend:
         """Disconnect; the last connection of a file also empties its write-ahead log."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close(True)
+            with contextlib.suppress(apsw.Error):  # what could not be copied stays in the log, which is synced
+                connection.close(True)
 
     def _give_up(self) -> None:
         """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
         connection, self._connection, self._poisoned = self._connection, None, True
         if connection is not None:
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            connection.close(True)
+            _drop(connection)
 
     def _connect(self) -> apsw.Connection:
         if self._writes:
@@ -136,15 +137,14 @@ class SqliteBackend:
         try:
             self._configure(connection)
         except BaseException:
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            connection.close(True)
+            _drop(connection)
             raise
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
         connection.set_busy_timeout(int(self._busy_timeout * 1000))
         connection.execute(
-            "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY"
+            "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY"
         )
         if not self._writes:
             connection.execute("PRAGMA query_only = ON")
@@ -212,6 +212,13 @@ class SqliteSession:
     def script(self, text: str) -> None:
         """Run a migration."""
         self._connection.execute(text)
+
+
+def _drop(connection: apsw.Connection) -> None:
+    """Close without touching the database or its log."""
+    with contextlib.suppress(apsw.Error):
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.close(True)
 
 
 def _make_file(path: Path) -> None:

@@ -90,13 +90,17 @@ class Writer:
 
     def _run(self) -> None:
         last = False
-        while not last:
-            batch, last = self._take()
-            if batch:
-                self._work(batch)
-                self._backend.housekeeping(idle=False)
-        self._backend.close()
-        self._call(_wake, self._closed)
+        try:
+            while not last:
+                batch, last = self._take()
+                if batch:
+                    self._work(batch)
+                    self._backend.housekeeping(idle=False)
+        finally:
+            try:
+                self._backend.close()
+            finally:
+                self._call(_wake, self._closed)
 
     def _take(self) -> tuple[list[_Operation], bool]:
         """Return what has queued (nothing when idle for a while, after housekeeping), and whether it was the last."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,35 +11,89 @@ import msgspec
 from receiver.model import Head
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from receiver.wiring import Receiver
 
+_PREFIX = "/callbacks/"
 _encode = msgspec.json.Encoder().encode
 
 
 class Callbacks:
-    """Hands a callback's head and its unread body to the intake; a plain ASGI application, since this is the hot path."""
+    """Hands a callback's head and its unread body to the intake.
 
-    def __init__(self, receiver: Receiver) -> None:
+    A plain ASGI application in front of the framework: this is the hot path, and it needs neither its routing nor its
+    middleware. What does not begin with `/callbacks/` goes on to `others`.
+    """
+
+    def __init__(self, receiver: Receiver, others: ASGIApp) -> None:
         self._accept = receiver.intake.accept
         self._clock = receiver.clock
+        self._others = others
+        self._trusted = Proxies(receiver.settings.server.trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one callback."""
-        params = scope["path_params"]
+        """Answer one callback, or pass the request on."""
+        if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
+            return await self._others(scope, receive, send)
+        source, _, token = scope["path"][len(_PREFIX) :].partition("/")
+        if not source or "/" in token:
+            return await self._others(scope, receive, send)
+        headers = tuple([(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]])
         client = scope.get("client")
         head = Head(
-            source=params["source"],
+            source=source,
             method=scope["method"],
-            headers=tuple((k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in scope["headers"]),
-            token=params.get("token"),
+            headers=headers,
+            token=token or None,
             received_at=self._clock(),
-            peer=client[0] if client else None,
+            peer=self._trusted.caller(client[0], headers) if client else None,
         )
         answer = await self._accept(head, receive)
         body = _encode(answer.payload)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if answer.headers:
+            lines += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": lines})
         await send({"type": "http.response.body", "body": body})
+        return None
+
+
+class Proxies:
+    """Tells who called, behind proxies that are trusted to say so in `X-Forwarded-For`."""
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        names = set(trusted)
+        self._all = "*" in names
+        self._networks = [ipaddress.ip_network(name, strict=False) for name in names - {"*"}]
+        self._known: dict[str, bool] = {}
+
+    def caller(self, peer: str, headers: Iterable[tuple[str, str]]) -> str:
+        """Return the nearest address that is not a trusted proxy; `peer` itself when nobody trusted says more."""
+        if not self._trusts(peer):
+            return peer
+        said = [part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")]
+        for hop in reversed(said):
+            try:
+                ipaddress.ip_address(hop)
+            except ValueError:  # a proxy's own spelling, or a stranger's invention: not an address to show
+                return peer
+            peer = hop
+            if not self._trusts(hop):
+                break
+        return peer
+
+    def _trusts(self, address: str) -> bool:
+        if self._all:
+            return True
+        known = self._known.get(address)
+        if known is None:
+            try:
+                parsed = ipaddress.ip_address(address)
+                known = any(parsed in network for network in self._networks)
+            except ValueError:
+                known = False
+            if len(self._known) > 4096:
+                self._known.clear()
+            self._known[address] = known
+        return known

@@ -25,14 +25,16 @@ _FRESH_MILLIS = 1000
 class Health:
     """Answers the probes."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, *, intake: bool = True) -> None:
+        """Without `intake` there is no journal to ask for."""
         self._receiver = receiver
         self._pings: dict[str, Callable[[], Awaitable[object]]] = {
             "store": receiver.store.ping,
             "blobs": receiver.blobs.ping,
-            "journal": receiver.journal.ping,
             "relay": self._oldest,
         }
+        if intake:
+            self._pings["journal"] = receiver.journal.ping
         self._last: tuple[int, dict[str, str]] | None = None
         self._asking = asyncio.Lock()
 
@@ -62,6 +64,8 @@ class Health:
             return f"no answer within {_PING_SECONDS:g} s"
         except ReceiverError as error:
             return error.message
+        except Exception as error:  # a probe must answer, whatever a part does
+            return f"failed ({type(error).__name__})"
         return "ok"
 
     async def _oldest(self) -> None:
@@ -84,6 +88,6 @@ class Health:
                 stats = await receiver.store.stats(now)
         except (TimeoutError, StoreUnavailable):
             pass
-        receiver.observer.journal(receiver.journal.depth, receiver.journal.oldest_age_seconds)
+        receiver.metrics.journal(receiver.journal.depth, receiver.journal.oldest_age_seconds)
         text = receiver.metrics.render(stats, tuple(receiver.settings.destinations), now)
         return Response(text, media_type=receiver.metrics.content_type)

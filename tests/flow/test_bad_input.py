@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -215,7 +216,7 @@ async def test_a_strangers_text_draws_no_line_of_its_own(live: Running, capsys: 
     await _send(live, replace(sent, headers=sent.headers | {"content-type": "application/json; a=b\t31m"}))
     for style in ("json", "console"):
         log = LogObserver(style=style, level="info")
-        log.callback(live.seen.callbacks[-1])
+        await asyncio.to_thread(log.callback, live.seen.callbacks[-1])
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
         assert "\x1b[31m" not in lines[0]

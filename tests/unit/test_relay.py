@@ -84,6 +84,18 @@ class Scripted:
         return self._send()
 
 
+class Gated(Scripted):
+    """A destination that delivers one event for each permit."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: Outcome(kind=OutcomeKind.DELIVERED))
+        self.permits = asyncio.Semaphore(0)
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        await self.permits.acquire()
+        return self._send()
+
+
 @asynccontextmanager
 async def http_lane(
     sink: Sink,
@@ -372,6 +384,41 @@ async def test_a_lane_sends_no_more_at_once_than_its_concurrency(
         sink.released.set()
         await heard.until(attempts=30)
     assert sink.most_at_once == 3
+
+
+async def test_a_lane_claims_again_when_half_of_what_is_ahead_is_used(
+    store: FaultyStore, heard: Heard, now: Now
+) -> None:
+    await record(store, count=40)
+    destination = Gated()
+    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 8, 5)}, heard, render, now, "w")
+    async with running(relay):
+        for number in range(1, 5):
+            destination.permits.release()
+            await heard.until(attempts=number)
+        while len(store.claims) < 3:
+            await asyncio.sleep(0)
+        assert store.claims == [8, 8, 4]
+        for _ in range(36):
+            destination.permits.release()
+        await heard.until(attempts=40)
+
+
+async def test_what_wakes_a_lane_that_is_full_is_claimed_when_there_is_room(
+    store: FaultyStore, heard: Heard, now: Now
+) -> None:
+    await record(store, count=7)
+    destination = Gated()
+    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 4, 5)}, heard, render, now, "w")
+    async with running(relay):
+        while store.claims != [4, 3]:
+            await asyncio.sleep(0)
+        await record(store)
+        relay.wake(["app"])
+        await asyncio.sleep(0)
+        for _ in range(8):
+            destination.permits.release()
+        await heard.until(attempts=8)
 
 
 async def test_a_backlog_is_claimed_in_groups(store: FaultyStore, sink: Sink, heard: Heard, now: Now) -> None:

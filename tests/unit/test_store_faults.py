@@ -137,6 +137,17 @@ async def test_a_lock_held_by_another_is_unavailable_within_the_bound(store: Sql
     other.close()
 
 
+async def test_closing_on_a_failing_disk_ends_and_loses_nothing(
+    store: SqliteStore, vfs: FaultVFS, path: str
+) -> None:
+    recorded, _ = await record_many(store, 5)
+    vfs.fail_sync = ("-wal", ".db")
+    await store.close()
+    assert vfs.failures > 0
+    vfs.fail_sync = ()
+    assert ids_in_file(path) == set(recorded)
+
+
 async def test_a_claim_that_could_not_be_committed_is_not_held(store: SqliteStore, vfs: FaultVFS) -> None:
     await record_many(store, 1)
     vfs.full = True

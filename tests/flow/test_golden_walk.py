@@ -1,0 +1,141 @@
+"""Every golden request over real HTTP: its answer, and the event that a real application gets for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.wiring import wall_clock
+from tests.support.golden import ROOT, TOKEN_SECRETS, Case, cases
+from tests.support.running import APP_SECRET, Running, running
+from tests.support.sink import Sink
+
+STARTED = wall_clock()
+DATA = {"event_id", "schema", "source", "provider", "job_id", "ref", "audio", "transcript", "media", "document"} | {
+    "error",
+    "provider_data",
+}
+STORED = {"stored", "uri", "url", "url_expires_at", "content_type", "bytes", "sha256"}
+SOUND = STORED | {"duration_seconds", "duration_estimated", "sample_rate_hz", "channels", "codec"}
+REMOTE = {"stored", "uri", "url", "url_expires_at"}
+TEXT = {"text", "confidence", "language", "duration_seconds", "channels"}
+
+
+def _identities(case: Case) -> set[str]:
+    """What makes two callbacks the same, or one of them late: those go to receivers of their own."""
+    event = case.expected.get("event", {})
+    found = (event.get("idempotency_key"), event.get("second_key"), event.get("job_id"))
+    return {case.request.body.hex(), *(str(name) for name in found if name)}
+
+
+def _groups(verdicts: set[str]) -> list[list[Case]]:
+    """Put cases together that one receiver can take: one source each, and no two the same."""
+    groups: list[tuple[dict[str, Any], int, set[str], list[Case]]] = []
+    for case in cases():
+        if case.verdict not in verdicts:
+            continue
+        for sources, now, taken, members in groups:
+            fits = now == _now(case) and sources.get(case.request.source, case.settings) == case.settings
+            if fits and not (case.verdict != "rejected" and taken & _identities(case)):
+                sources[case.request.source] = case.settings
+                taken |= _identities(case)
+                members.append(case)
+                break
+        else:
+            groups.append(({case.request.source: case.settings}, _now(case), _identities(case), [case]))
+    return [members for _, _, _, members in groups]
+
+
+def _now(case: Case) -> int:
+    """When the request is sent: as written, or now where a signature over the time can be made afresh."""
+    return STARTED if case.provider == "deapi" and case.verdict != "rejected" else case.received_at
+
+
+def _text(folder: Path, group: list[Case], url: str) -> str:
+    text = f'data = "{folder}"\n[tokens]\nsecrets = ["{TOKEN_SECRETS[0]}"]\n'
+    for name, settings in {case.request.source: case.settings for case in group}.items():
+        lines = (f"{key} = {json.dumps(value)}" for key, value in settings.items())
+        text += "\n".join((f"[sources.{name}]", *lines, ""))
+    return f'{text}[destinations.app]\nurl = "{url}"\nsecrets = ["{APP_SECRET}"]\nallow = ["127.0.0.0/8"]\n'
+
+
+async def _send(up: Running, case: Case) -> tuple[int, dict[str, Any]]:
+    request = case.request if _now(case) == case.received_at else case.fresh_request(_now(case))
+    answer = await up.client.request(
+        request.method, request.target, headers=list(request.headers), content=request.body
+    )
+    return answer.status_code, answer.json()
+
+
+@pytest.mark.parametrize("group", _groups({"accepted", "parked"}), ids=lambda group: group[0].name)
+async def test_an_understood_or_parked_callback_reaches_the_application(group: list[Case], tmp_path: Path) -> None:
+    """200 with an event id; one event with exactly the documented keys, and a link to the very bytes."""
+    text = partial(_text, tmp_path / "data", group)
+    async with Sink() as sink, running(tmp_path, text(sink.url), clock=lambda: _now(group[0])) as up:
+        for case in group:
+            status, answer = await _send(up, case)
+            parked = case.verdict == "parked"
+            assert (status, answer["status"]) == (200, "parked" if parked else "recorded"), case.name
+            expected = "callback.parked" if parked else case.expected["event"]["type"]
+            event = await up.receiver.store.event(answer["event_id"])
+            assert event.type == expected, case.name
+        await sink.until(len(group))
+        by_job = {json.loads(request.body)["data"]["event_id"]: request for request in sink.received}
+        assert len(by_job) == len(group)
+        for case in group:
+            _, again = await _send(up, case)
+            assert again["status"] == "duplicate", case.name
+            body = json.loads(by_job[again["event_id"]].body)
+            await _check(up, case, body)
+        assert len(sink.received) == len(group)
+
+
+async def _check(up: Running, case: Case, body: dict[str, Any]) -> None:
+    data = body["data"]
+    expected = case.expected.get("event", {})
+    assert body.keys() == {"type", "timestamp", "data"}
+    assert data.keys() == DATA, case.name
+    assert (data["schema"], data["source"], data["provider"]) == (1, case.request.source, case.provider)
+    assert (data["job_id"], data["ref"]) == (expected.get("job_id"), expected.get("ref")) or case.verdict == "parked"
+    assert (data["error"] is not None) == (body["type"].endswith((".failed", ".parked"))), case.name
+    for name, whole in (("audio", SOUND), ("transcript", TEXT), ("media", REMOTE), ("document", STORED)):
+        part = data[name]
+        if part is not None:
+            assert part.keys() in (whole, REMOTE), (case.name, name)
+    if "audio" in expected:
+        sound = data["audio"]
+        fetched = await up.client.get(sound["url"])
+        assert fetched.content == case.request.body, case.name
+        assert sound["sha256"] == hashlib.sha256(case.request.body).hexdigest()
+        assert sound["bytes"] == len(case.request.body)
+        assert sound["content_type"] == expected["audio"]["content_type"] == fetched.headers["content-type"]
+    if "remote" in expected:
+        assert data[expected["remote"]["kind"]]["url"] == expected["remote"]["url"]
+
+
+@pytest.mark.parametrize("group", _groups({"rejected"}), ids=lambda group: group[0].name)
+async def test_what_was_not_proved_is_refused_and_tells_the_application_nothing(
+    group: list[Case], tmp_path: Path
+) -> None:
+    """401 or 403 as of the time when it was sent; kept as a rejection, without an event."""
+    async with Sink() as sink:
+        text = _text(tmp_path / "data", group, sink.url)
+        async with running(tmp_path, text, clock=lambda: _now(group[0])) as up:
+            for case in group:
+                status, answer = await _send(up, case)
+                assert status == case.expected["rejected"]["status"], (case.name, answer)
+                assert answer["error"]
+            await up.receiver.intake.flush_rejections()
+            kept = await up.receiver.store.rejections(None, limit=200)
+            assert len(kept) == len(group)
+        assert sink.received == []
+
+
+def test_the_groups_hold_every_case() -> None:
+    found = [case.name for verdicts in ({"accepted", "parked"}, {"rejected"}) for g in _groups(verdicts) for case in g]
+    assert len(found) == len(list(ROOT.glob("*/*/case.toml")))
