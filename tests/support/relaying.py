@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from receiver.attempts import Lane
+from receiver.config import DestinationSettings
+from receiver.destinations.http import HttpDestination
 from receiver.errors import StoreUnavailable
-from receiver.model import Claimed, Settlement
+from receiver.model import Claimed, Delivery, Event, Outcome, OutcomeKind, Settlement
 from receiver.observe import AttemptReport, CallbackReport
+from receiver.relay import Relay
+from receiver.retry import RetryPolicy, policy
+from receiver.store.base import DeliveryFilter, Store
 from receiver.store.memory import MemoryStore
+from tests.contract.store_suite import T0, recording
+from tests.support.sink import Sink
 
 
 class Now:
@@ -103,3 +112,85 @@ class FaultyStore(MemoryStore):
         self._fail("release")
         self.released += [claim.delivery_id for claim in claims]
         return await super().release(claims, now=now)
+
+
+def render(event: Event) -> bytes:
+    return b'{"type":"%b","data":%b}' % (event.type.encode(), event.data)
+
+
+class Scripted:
+    """A destination without a network, for what no far side can bring about."""
+
+    def __init__(self, send: Callable[[], Outcome], name: str = "app") -> None:
+        self.name = name
+        self._send = send
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Answer by the script."""
+        return self._send()
+
+
+class Gated(Scripted):
+    """A destination that delivers one event for each permit."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: Outcome(kind=OutcomeKind.DELIVERED))
+        self.permits = asyncio.Semaphore(0)
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Answer by the script."""
+        await self.permits.acquire()
+        return self._send()
+
+
+@asynccontextmanager
+async def http_lane(
+    sink: Sink,
+    *,
+    path: str = "/hooks",
+    retry: RetryPolicy | None = None,
+    concurrency: int = 4,
+    timeout_seconds: float = 5.0,
+) -> AsyncIterator[Lane]:
+    settings: dict[str, Any] = {
+        "name": "app",
+        "url": f"http://127.0.0.1:{sink.port}{path}",
+        "allow": ["127.0.0.0/8"],
+        "timeout_seconds": timeout_seconds,
+    }
+    destination = HttpDestination(DestinationSettings.model_validate(settings))
+    await destination.open()
+    try:
+        yield Lane(destination, retry or policy("deepgram"), concurrency, timeout_seconds)
+    finally:
+        await destination.close()
+
+
+@asynccontextmanager
+async def running(relay: Relay) -> AsyncIterator[None]:
+    relay.start()
+    try:
+        yield
+    finally:
+        await relay.stop(5)
+
+
+async def record(store: Store, *destinations: str, count: int = 1, at: int = T0) -> list[str]:
+    """Record events; return their ids."""
+    recorded = [await store.record(recording(*(destinations or ("app",)), at=at)) for _ in range(count)]
+    return [one.event_id for one in recorded]
+
+
+async def deliveries(store: Store, destination: str = "app") -> list[Delivery]:
+    return await store.deliveries(DeliveryFilter(destination=destination, limit=1000))
+
+
+async def only(store: Store, destination: str = "app") -> Delivery:
+    (found,) = await deliveries(store, destination)
+    return found

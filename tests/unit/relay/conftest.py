@@ -1,0 +1,50 @@
+"""What the relay's tests are given."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from receiver.model import DeliveryState
+from receiver.store.base import Store
+from receiver.store.sqlite import SqliteStore
+from tests.contract.store_suite import T0
+from tests.support.relaying import FaultyStore, Heard, Now
+from tests.support.sink import Sink
+
+PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    async with Sink() as running:
+        yield running
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[FaultyStore]:
+    made = FaultyStore()
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = FaultyStore() if request.param == "memory" else SqliteStore(str(tmp_path / "r.db"))
+    await made.open()
+    await made.migrate()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def now() -> Now:
+    return Now(T0)

@@ -1,0 +1,171 @@
+"""The store out, and the process told to stop: nothing is lost, nothing is counted that was not made."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from receiver import attempts as attempts_module
+from receiver import relay as relay_module
+from receiver.attempts import Lane
+from receiver.destinations.base import Destination
+from receiver.model import DeliveryState, Outcome, OutcomeKind
+from receiver.relay import Relay
+from receiver.retry import policy
+from receiver.store.base import Store
+from tests.contract.store_suite import T0
+from tests.support.relaying import (
+    FaultyStore,
+    Heard,
+    Now,
+    Scripted,
+    deliveries,
+    http_lane,
+    only,
+    record,
+    render,
+    running,
+)
+from tests.support.sink import Answer, Sink
+
+PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
+
+
+# ---------------------------------------------------------------- when the store is out
+
+
+async def test_an_outage_at_claiming_is_noted_once_and_waited_out(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "FIRST_PAUSE", 0.001)
+    await record(store)
+    store.out["claim"] = 4
+    async with http_lane(sink) as lane, running(Relay(store, {"app": lane}, heard, render, now, "w")):
+        await heard.until(attempts=1)
+    assert heard.events() == [("warning", "relay.store_unavailable"), ("info", "relay.store_recovered")]
+    assert (await only(store)).state is DELIVERED
+
+
+async def test_an_outage_at_settling_is_waited_out_without_sending_again(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "FIRST_PAUSE", 0.001)
+    await record(store)
+    store.out["settle"] = 4
+    async with http_lane(sink) as lane, running(Relay(store, {"app": lane}, heard, render, now, "w")):
+        await heard.until(attempts=1)
+    assert heard.attempts[0].state == "delivered"
+    assert len(sink.received) == 1
+    assert (await only(store)).attempts == 1
+
+
+async def test_settling_is_given_up_when_the_lease_has_ended(
+    store: FaultyStore, heard: Heard, now: Now
+) -> None:
+    await record(store)
+    store.out["settle"] = 1
+
+    def slow() -> Outcome:
+        now.value += 3_600_000
+        return Outcome(kind=OutcomeKind.DELIVERED)
+
+    lane = Lane(Scripted(slow), policy("deepgram"), 1, 5)
+    relay = Relay(store, {"app": lane}, heard, render, now, "w")
+    async with running(relay):
+        await heard.until(attempts=1)
+        assert heard.attempts[0].state == "lost"
+        assert ("error", "relay.settle_given_up") in heard.events()
+
+
+@pytest.mark.parametrize("method", ["claim", "settle"])
+async def test_a_bug_in_the_store_does_not_end_the_lane(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(relay_module, "POLL_SECONDS", 0.01)
+    await record(store, count=2)
+    store.bug[method] = 1
+    async with (
+        http_lane(sink, concurrency=1) as lane,
+        running(Relay(store, {"app": lane}, heard, render, now, "w")),
+    ):
+        await heard.until(attempts=2 if method == "claim" else 1, notes=1)
+    assert heard.notes[0][:2] == (
+        "error",
+        "relay.claim_failed" if method == "claim" else "relay.worker_failed",
+    )
+
+
+# ---------------------------------------------------------------- stopping
+
+
+async def test_a_stop_without_grace_hands_everything_back_uncounted(
+    any_store: Store, sink: Sink, heard: Heard, now: Now
+) -> None:
+    await record(any_store, count=6)
+    sink.default = Answer(manner="hang")
+    async with http_lane(sink, concurrency=2) as lane:
+        relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
+        relay.start()
+        await sink.until(2)
+        await relay.stop(0)
+    for one in await deliveries(any_store):
+        assert (one.state, one.attempts, one.claimed_by, one.due_at) == (PENDING, 0, None, T0)
+        assert await any_store.attempts(one.id) == []
+    assert heard.attempts == []
+
+
+async def test_a_graceful_stop_lets_attempts_under_way_end_and_begins_no_others(
+    any_store: Store, sink: Sink, heard: Heard, now: Now
+) -> None:
+    await record(any_store, count=6)
+    sink.default = Answer(manner="hang")
+    async with http_lane(sink, concurrency=2) as lane:
+        relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
+        relay.start()
+        await sink.until(2)
+        stopping = asyncio.create_task(relay.stop(30))
+        await asyncio.sleep(0)
+        sink.released.set()
+        await stopping
+    states = sorted((one.state.value, one.attempts, one.claimed_by) for one in await deliveries(any_store))
+    assert states == [("delivered", 1, None)] * 2 + [("pending", 0, None)] * 4
+    assert len(sink.received) == 2
+
+
+async def test_a_claim_under_way_at_the_stop_is_handed_back(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
+) -> None:
+    await record(store, count=3)
+    store.gate.clear()
+    async with http_lane(sink) as lane:
+        relay = Relay(store, {"app": lane}, heard, render, now, "w")
+        relay.start()
+        await store.claimed.wait()
+        stopping = asyncio.create_task(relay.stop(30))
+        await asyncio.sleep(0)
+        store.gate.set()
+        await stopping
+    assert len(store.released) == 3
+    assert sink.received == []
+
+
+async def test_a_stop_while_the_store_is_out_ends_and_leaves_the_rest_to_the_lease(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
+) -> None:
+    await record(store, count=2)
+    sink.default = Answer(manner="hang")
+    async with http_lane(sink) as lane:
+        relay = Relay(store, {"app": lane}, heard, render, now, "w")
+        relay.start()
+        await sink.until(2)
+        store.out["release"] = 1
+        await relay.stop(0)
+    assert {one.state for one in await deliveries(store)} == {DeliveryState.DELIVERING}
+    assert heard.events() == [("warning", "relay.store_unavailable")]
+
+
+async def test_a_relay_that_never_started_stops() -> None:
+    destination: Destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
+    lane = Lane(destination, policy("deepgram"), 1, 5)
+    await Relay(FaultyStore(), {"app": lane}, Heard(), render, Now(T0), "w").stop(0)
