@@ -23,8 +23,6 @@ from receiver.signing import webhook_key
 MIB = 1024 * 1024
 PREFIX = "RECEIVER__"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-CALLBACK_PORTS = (80, 443, 8080, 8443)
-"""The ports that Deepgram calls back on (https://developers.deepgram.com/docs/callback)."""
 
 
 @dataclass(frozen=True, slots=True)

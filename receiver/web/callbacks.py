@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from receiver.intake import Answer
 from receiver.model import Head
 
 if TYPE_CHECKING:
@@ -49,7 +51,10 @@ class Callbacks:
             received_at=self._clock(),
             peer=self._trusted.caller(client[0], headers) if client else None,
         )
-        answer = await self._accept(head, receive)
+        try:
+            answer = await self._accept(head, receive)
+        except asyncio.CancelledError:  # the process ends, and this callback took longer than it could wait
+            answer = Answer(503, {"status": "unavailable", "error": "receiver is stopping; send it again"})
         body = _encode(answer.payload)
         lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if answer.headers:

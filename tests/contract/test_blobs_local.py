@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from receiver.blobs import local
 from receiver.blobs.base import Blobs
 from receiver.blobs.local import LocalBlobs
 from receiver.errors import BlobsUnavailable
@@ -103,6 +102,6 @@ async def test_file_and_folder_are_synced_before_put_returns(
         synced.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
         real(fd)
 
-    monkeypatch.setattr(local.os, "fsync", record)
+    monkeypatch.setattr(os, "fsync", record)
     await blobs.put("s/2026/a.mp3", body(b"sound"), content_type="audio/mpeg")
     assert synced == ["folder", "folder", "file", "folder"]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from standardwebhooks import Webhook
 
@@ -230,5 +229,5 @@ async def test_one_process_takes_in_and_another_relays(tmp_path: Path) -> None:
                 url = next(link["url"] for link in links if link and link["stored"])
                 assert url.startswith(working.base)
                 elsewhere = url.replace(working.base, taking.base)
-                assert (await httpx2.AsyncClient(trust_env=False).get(elsewhere)).content == speech("one").body
+                assert (await taking.client.get(elsewhere)).content == speech("one").body
             assert len(sink.received) == 3
