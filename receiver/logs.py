@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import msgspec
 import structlog
 
+from receiver.envelope import iso
 from receiver.observe import AttemptReport, CallbackReport, no_secrets
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -130,8 +131,7 @@ class _JsonLines:
 
 
 def _now() -> str:
-    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanos // 1_000_000:03d}Z"
+    return iso(time.time_ns() // 1_000_000)
 
 
 def _console(out: TextIO) -> Any:

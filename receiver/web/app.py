@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
     """Return the ASGI application over running parts; without `intake` it answers probes and links only."""
-    health, objects = Health(receiver), Objects(receiver)
+    health, objects = Health(receiver, intake=intake), Objects(receiver)
     app = Starlette(
         routes=[
             Route("/healthz", health.live),

@@ -200,7 +200,7 @@ async def test_a_process_without_intake_has_no_journal_to_wait_for(tmp_path: Pat
         transport = httpx2.ASGITransport(create_app(up.receiver, intake=False))
         async with httpx2.AsyncClient(transport=transport, base_url="http://worker") as worker:
             ready = await worker.get("/readyz")
-            assert (ready.status_code, set(ready.json()["parts"])) == (200, {"store", "blobs", "relay"})
+            assert ready.json() == {"status": "ok", "parts": dict.fromkeys(("store", "blobs", "relay"), "ok")}
             assert (await worker.get(link)).content == AUDIO
             sent = transcript("job")
             assert (await worker.post(sent.path, headers=sent.headers, content=sent.body)).status_code == 404
@@ -238,10 +238,10 @@ async def test_strangers_add_no_label_to_the_metrics(live: Running) -> None:
         path = f"/callbacks/nobody-{number}" if number % 2 else "/callbacks/deepgram"
         await live.client.request(method, path, headers={"content-type": f"audio/x{number}", "user-agent": f"u{number}"})
 
-    for number in range(10):
+    for number in range(30):
         await knock(number)
     before = _series((await live.client.get("/metrics")).text)
-    for number in range(10, 110):
+    for number in range(30, 130):
         await knock(number)
     after = _series((await live.client.get("/metrics")).text)
     assert after == before

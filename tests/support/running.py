@@ -143,7 +143,9 @@ async def running(
                 await task
             await asyncio.sleep(0)
         base = f"http://127.0.0.1:{port}"
-        async with httpx2.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
-            yield Running(receiver, base, client, seen, folder)
-        server.should_exit = True
-        await task
+        try:
+            async with httpx2.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
+                yield Running(receiver, base, client, seen, folder)
+        finally:
+            server.should_exit = True
+            await task

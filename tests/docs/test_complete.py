@@ -1,0 +1,327 @@
+"""Whatever a user can set, call, see or get is named in docs/, and docs/ names nothing that is not there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from receiver import envelope, errors, wiring
+from receiver.check import CODES
+from receiver.cli.app import app
+from receiver.config import Section, parse
+from receiver.metrics import MetricsObserver
+from receiver.model import (
+    EVENT_TYPES,
+    AudioFacts,
+    DeliveryState,
+    EventDraft,
+    JobError,
+    OutcomeKind,
+    RemoteResult,
+    StoredBlob,
+    TranscriptDraft,
+)
+from receiver.retry import policy
+from receiver.web.app import create_app
+from tests.docs.reading import PACKAGE, modules, page, quoted, rows
+
+CONFIGURATION = page("docs/configuration.md")
+OPERATING = page("docs/operating.md")
+EVENTS = page("docs/events.md")
+CLI = page("docs/cli.md")
+PROVIDERS = page("docs/providers.md")
+
+
+# ---------------------------------------------------------------- settings
+
+
+def _sections(cls: type[BaseModel] = Section) -> Iterator[type[BaseModel]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _sections(sub)
+
+
+def _heading(model: type[BaseModel]) -> str:
+    """Return where a section's table stands, by its docstring: `[server]`, or `[sources.NAME] of provider `x``."""
+    told = (model.__doc__ or "").splitlines()[0]
+    if "of provider" in told:
+        return f"Provider {quoted(told)[0]}"
+    return told.partition("]")[0] + "]" if told.startswith("[") else "Top level"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "none"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"`{json.dumps(dict(value) if isinstance(value, Mapping) else value)}`"
+
+
+def _is_setting(name: str, field: FieldInfo) -> bool:
+    """Names and `options` are made by the parser; a field that holds sections is a heading of its own."""
+    return name not in ("name", "options") and "Settings" not in str(field.annotation)
+
+
+@pytest.mark.parametrize("model", [*_sections()], ids=lambda model: model.__name__)
+def test_each_setting_is_in_its_table_with_its_default(model: type[BaseModel]) -> None:
+    told = {quoted(row[0])[0]: row[2] for row in rows(CONFIGURATION.section(_heading(model)))}
+    fields = {name: _default(f) for name, f in model.model_fields.items() if _is_setting(name, f)}
+    assert told == fields
+
+
+def test_each_check_code_is_explained_under_its_title() -> None:
+    told = {quoted(row[0])[0]: row[1] for row in rows(CONFIGURATION.section("Check codes"))}
+    assert told == {code: CODES[code].title for code in CODES}
+
+
+def test_the_retry_table_counts_the_attempts_that_are_made() -> None:
+    told = {quoted(row[0])[0].strip('"'): row[1] for row in rows(CONFIGURATION.section("Retry policies"))}
+    for name in ("deepgram", "standard"):
+        assert told[name].startswith(f"{policy(name).attempts}:")
+
+
+# ---------------------------------------------------------------- environment
+
+
+def _is_environ(node: ast.expr) -> bool:
+    return (isinstance(node, ast.Name) and node.id == "environ") or (
+        isinstance(node, ast.Attribute) and node.attr == "environ"
+    )
+
+
+def _names_read(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        found: ast.expr | None = None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            found = node.args[0] if _is_environ(node.func.value) else None
+        elif isinstance(node, ast.Subscript) and _is_environ(node.value):
+            found = node.slice
+        elif isinstance(node, ast.Compare) and _is_environ(node.comparators[0]):
+            found = node.left
+        if isinstance(found, ast.Constant) and isinstance(found.value, str):
+            yield found.value
+
+
+def test_each_environment_variable_is_named() -> None:
+    """Variables of flags are checked with their flags."""
+    read = {name for path in modules() for name in _names_read(ast.parse(path.read_text("utf-8")))}
+    named = {*CONFIGURATION.quoted(), *CLI.quoted()}
+    assert read >= {"RECEIVER_CONFIG", "PORT", "DATABASE_URL"}
+    assert not read - named
+    assert "RECEIVER__SECTION__KEY" in named
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def _commands(command: Any, path: tuple[str, ...] = ("receiver",)) -> Iterator[tuple[str, Any]]:
+    yield " ".join(path), command
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from _commands(sub, (*path, name))
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+def test_each_command_has_a_section_and_no_other() -> None:
+    told = {heading.strip("`") for heading in CLI.headings() if heading.startswith("`receiver")}
+    assert told == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_flag_and_argument_is_in_its_commands_table(name: str) -> None:
+    wanted = {}
+    for param in COMMANDS[name].params:
+        if param.name == "help":
+            continue
+        flags = (*param.opts, *param.secondary_opts)
+        is_flag = any(flag.startswith("-") for flag in flags)
+        wanted[flags if is_flag else (param.name.upper(),)] = [param.envvar] if param.envvar else []
+    told = {tuple(quoted(row[0])): quoted(row[1]) for row in rows(CLI.section(f"`{name}`"))}
+    assert told == wanted
+
+
+# ---------------------------------------------------------------- metrics and log
+
+
+def test_each_metric_is_in_the_table_with_its_labels() -> None:
+    wanted = {}
+    observer = MetricsObserver()
+    for metric in vars(observer).values():
+        described = getattr(metric, "describe", None)
+        if described is None:
+            continue
+        [family] = described()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        wanted[name] = (family.type, list(metric._labelnames))
+    told = {quoted(row[0])[0]: (row[1], quoted(row[2])) for row in rows(OPERATING.section("Metrics"))}
+    assert told == wanted
+
+
+def _constants(node: ast.expr) -> list[str]:
+    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def _notes(path: Path) -> Iterator[str]:
+    """Yield the names of log lines that a file writes: dotted texts in calls of `note`, `_note_bug`, `warning` …"""
+    writes = ("note", "_note_bug", "debug", "info", "warning", "error")
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writes:
+            for text in (text for arg in node.args[:2] for text in _constants(arg)):
+                if "." in text and text.replace(".", "").replace("_", "").isalpha():
+                    yield text
+
+
+def _sender_errors() -> list[type[errors.SenderError]]:
+    return [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SenderError)]
+
+
+ANSWERS = ("recorded", "duplicate", "late", "parked", "journaled", "not_kept")
+
+
+def test_each_log_line_is_in_the_table() -> None:
+    wanted = {name for path in modules() for name in _notes(path)}
+    wanted |= {f"attempt.{kind.value}" for kind in OutcomeKind}
+    wanted |= {f"callback.{answer}" for answer in ANSWERS}
+    wanted |= {f"callback.{error.label}" for error in _sender_errors() if error is not errors.SenderError}
+    told = {name for row in rows(OPERATING.section("Log")) for name in quoted(row[0])}
+    assert told == wanted
+
+
+def test_the_answers_are_those_that_the_intake_reports() -> None:
+    """`ANSWERS` above and the table of answers are held to what intake.py spells."""
+    spelled = {
+        text
+        for node in ast.walk(ast.parse((PACKAGE / "intake.py").read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(text := node.value, str)
+    }
+    assert {"parked", "journaled", "not_kept", "recorded"} <= spelled
+    table = rows(OPERATING.section("What a callback is answered"))
+    told = {(row[0], quoted(row[1])[0]) for row in table}
+    wanted = {(str(e.status), e.label) for e in _sender_errors() if e is not errors.SenderError}
+    assert told == wanted | {
+        ("200", "recorded"),
+        ("200", "duplicate"),
+        ("200", "parked"),
+        ("200", "journaled"),
+        ("503", "unavailable"),
+    }
+
+
+@pytest.mark.parametrize("kind", OutcomeKind)
+def test_each_outcome_is_explained(kind: OutcomeKind) -> None:
+    told = {quoted(row[0])[0] for row in rows(OPERATING.section("Dead letters and replay"))}
+    assert kind.value in told
+
+
+@pytest.mark.parametrize("state", DeliveryState)
+def test_each_delivery_state_is_named(state: DeliveryState) -> None:
+    assert state.value in quoted(CLI.section("`receiver deliveries`"))
+
+
+# ---------------------------------------------------------------- errors, events, providers, routes
+
+
+def test_each_error_class_is_named() -> None:
+    classes = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.ReceiverError)
+    }
+    assert not classes - set(quoted(OPERATING.section("What a callback is answered")))
+
+
+def test_each_event_type_is_explained_or_reserved() -> None:
+    text = EVENTS.section("Types")
+    sent = {quoted(row[0])[0] for row in rows(text)}
+    reserved = next(line for line in text.splitlines() if line.startswith("Reserved"))
+    assert sent | set(quoted(reserved)) == set(EVENT_TYPES)
+    assert not sent & set(quoted(reserved))
+
+
+def _whole_events() -> Iterator[dict[str, Any]]:
+    """Yield the `data` of events that between them have every field."""
+    blob = StoredBlob(key="k", uri="file:///k", content_type="audio/mpeg", size=1, sha256="0")
+    said = TranscriptDraft(text="a")
+    for remote in (None, RemoteResult(kind="media", url="https://results.example.test/", expires_at=1)):
+        draft = EventDraft(
+            type="speech.completed",
+            idempotency_key="k",
+            occurred_at=1,
+            transcript=said,
+            error=JobError(message="m"),
+            remote=remote,
+        )
+        yield json.loads(
+            envelope.compose(
+                draft, event_id="evt_1", source="s", provider="p", audio=(blob, AudioFacts()), document=blob
+            )
+        )
+
+
+def test_each_field_of_an_event_is_explained() -> None:
+    wanted: set[str] = set()
+    for data in _whole_events():
+        for name, value in data.items():
+            inner = value if isinstance(value, dict) and name not in ("media", "document") else {}
+            wanted |= {name, *(f"{name}.{key}" for key in inner)}
+    table = rows(EVENTS.section("Fields of `data`"))
+    assert {quoted(row[0])[0] for row in table} == wanted
+    told = {quoted(row[0])[0]: set(quoted(row[2])) for row in table}
+    for data in _whole_events():
+        for name in ("media", "document"):
+            assert not set(data[name] or {}) - told[name]
+
+
+def test_each_provider_has_its_sections() -> None:
+    told = {heading.lower() for heading in PROVIDERS.headings()}
+    assert not set(wiring.PROVIDERS) - told
+    for name in wiring.PROVIDERS:
+        assert f"Provider {name}" in CONFIGURATION.headings()
+        assert f'`provider = "{name}"`' in PROVIDERS.prose
+
+
+def test_each_provider_module_is_wired_and_explained() -> None:
+    """A module that makes adapters and is not in `wiring.PROVIDERS` can be used by nobody."""
+    names = [path.stem for path in (PACKAGE / "providers").glob("*.py") if path.stem != "__init__"]
+    found = {n for n in names if hasattr(importlib.import_module(f"receiver.providers.{n}"), "create")}
+    assert found == set(wiring.PROVIDERS)
+
+
+def _routes() -> set[str]:
+    """Return the paths of the framework's routes, by the calls of `Route` in receiver/web/."""
+    found = set()
+    for path in (PACKAGE / "web").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and "Route" in node.func.id:
+                found |= set(_constants(node.args[0]))
+    return found
+
+
+def test_each_route_is_in_the_table() -> None:
+    told = {quoted(row[0])[-1] for row in rows(OPERATING.section("Routes"))}
+    assert {path for path in told if not path.startswith("/callbacks/")} == _routes()
+
+
+async def test_callback_routes_are_those_in_the_table(tmp_path: Path) -> None:
+    """They are taken before the framework; GET is refused there, and unknown elsewhere."""
+    told = {quoted(row[0])[-1] for row in rows(OPERATING.section("Routes"))}
+    settings = parse(None, {"RECEIVER__DATA": str(tmp_path)}, str)
+    app = create_app(wiring.build(settings, observers=[]))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app)) as client:
+        for path in ("/callbacks/{source}", "/callbacks/{source}/{token}", "/callbacks/{source}/a/b"):
+            answer = await client.get("http://receiver.test" + path.format(source="deepgram", token="t"))
+            assert (answer.status_code == 405) is (path in told)
