@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def _compare(stage: Stage) -> None:
 def _look_further(stage: Stage) -> None:
     say, first = stage.out.print, next(iter(stage.events))
     for words in (["events"], ["deliveries"], ["rejections"]):
-        command = f"receiver --config {stage.config} {' '.join(words)}"
+        command = f"{_command()} --config {stage.config} {' '.join(words)}"
         say(f"\n$ {command}", style="bold")
         sys.stdout.flush()
         subprocess.run(
@@ -179,10 +180,19 @@ def _look_further(stage: Stage) -> None:
         )
     audio = stage.ask("events", first)["data"]["audio"]["uri"]
     say(f"\nThe audio of the first event is {urlsplit(audio).path}. Look further with")
-    say(f"  receiver --config {stage.config} events {first}")
-    say(f"  receiver --config {stage.config} deliveries --json")
+    say(f"  {_command()} --config {stage.config} events {first}")
+    say(f"  {_command()} --config {stage.config} deliveries --json")
     say(f"  less {stage.folder}/receiver.log")
-    say("and begin with a file of your own: receiver init")
+    say(f"and begin with a file of your own: {_command()} init")
+
+
+def _command() -> str:
+    """Return how this program is called from here: by its name when the shell finds it, else by its path."""
+    if shutil.which("receiver"):
+        return "receiver"
+    beside = Path(sys.executable).with_name("receiver")
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 def _asked(out: Console) -> bool:
@@ -202,7 +212,7 @@ def _stay(stage: Stage) -> None:
     """Keep both processes up until Ctrl-C, and say what the application gets."""
     stage.start_app()
     stage.out.print(f"\nreceiver stays up on {stage.base}. Try, in another terminal:")
-    stage.out.print(f"  receiver --config {stage.config} simulate deepgram --ref order-45")
+    stage.out.print(f"  {_command()} --config {stage.config} simulate deepgram --ref order-45")
     stage.out.print("Ctrl-C ends it.\n")
     heard = 0
     with contextlib.suppress(KeyboardInterrupt):

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.crashing import STEPS, fast_clock
+from tests.support.crashing import DRAIN, JOURNAL, STEPS, fast_clock
 from tests.support.delivered import Delivered
 from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.running import settings_text
@@ -60,3 +60,37 @@ async def test_a_kill_at_this_step_loses_and_doubles_nothing(step: str, when: st
         delivered.look()
         assert delivered.ids == oracle.events
         assert all(len(ids) == 1 for ids in delivered.ids.values())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", [*JOURNAL, *DRAIN])
+async def test_a_kill_at_this_step_of_the_journal_loses_and_doubles_nothing(
+    step: str, when: str, tmp_path: Path
+) -> None:
+    """The store is out for the first two callbacks; deAPI's is answered 200 by the journal and is never sent again."""
+    oracle = Acknowledged()
+    environ = {"CRASHING_STORE_OUT": "all" if step in JOURNAL else "2"}
+    async with Sink() as sink:
+        config = _config(tmp_path, sink.url)
+        dying = Process(config, step, when, environ=environ)
+        await dying.start()
+        sent_once = deapi("job-deapi", at=fast_clock() // 1000)
+        kept = await _send(dying, sent_once, oracle)
+        await _send(dying, speech("job-speech", times=20), oracle)
+        assert await dying.died() == -9
+        # Killed while it was kept: no answer came. Killed while it was taken out: the answer was 200, before.
+        assert kept is (step in DRAIN)
+        healthy = Process(config)
+        await healthy.start()
+        try:
+            if not kept:
+                assert await _send(healthy, deapi("job-deapi", at=fast_clock() // 1000), oracle)
+            assert await _send(healthy, speech("job-speech", times=20), oracle)
+            delivered = Delivered(sink)
+            await delivered.until(lambda: delivered.ids.keys() >= {"job-deapi", "job-speech"}, 45)
+        finally:
+            await healthy.stop()
+        delivered.look()
+        assert all(len(ids) == 1 for ids in delivered.ids.values())
+        assert delivered.ids["job-speech"] == oracle.events["job-speech"]
+        assert not list((tmp_path / "data" / "journal").glob("*.json"))

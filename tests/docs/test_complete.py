@@ -177,11 +177,11 @@ def _constants(node: ast.expr) -> list[str]:
 
 def _notes(path: Path) -> Iterator[str]:
     """Yield the names of log lines that a file writes: dotted texts in calls of `note`, `_note_bug`, `warning` …"""
-    writes = ("note", "_note_bug", "debug", "info", "warning", "error")
+    writes = ("note", "_note_bug", "_line", "debug", "info", "warning", "error")
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writes:
             for text in (text for arg in node.args[:2] for text in _constants(arg)):
-                if "." in text and text.replace(".", "").replace("_", "").isalpha():
+                if "." in text[1:-1] and text.replace(".", "").replace("_", "").isalpha():
                     yield text
 
 

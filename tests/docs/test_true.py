@@ -15,12 +15,12 @@ import pytest
 import typer
 from standardwebhooks import WebhookVerificationError
 
-from receiver import urls
+from receiver import envelope, urls
 from receiver.check import check
 from receiver.cli.app import app
 from receiver.config import Settings, parse
-from receiver.envelope import compose
 from receiver.model import EVENT_TYPES, EventDraft
+from receiver.retry import RETRY_AFTER_LIMIT
 from receiver.signing import CallbackTokens, new_webhook_secret, standard_webhook, webhook_key
 from tests.docs.reading import PACKAGE, ROOT, Page, modules, page, pages
 
@@ -47,24 +47,14 @@ def _name(found: Page) -> str:
 # ---------------------------------------------------------------- settings
 
 
-class _Secrets(dict[str, str]):
-    """An environment in which every secret is set."""
-
-    def __init__(self) -> None:
-        super().__init__(APP_WEBHOOK_SECRET=new_webhook_secret(), ARCHIVE_WEBHOOK_SECRET=new_webhook_secret())
-
-    def __contains__(self, name: object) -> bool:
-        return name not in ("PORT", "DATABASE_URL")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
-
-    def __missing__(self, name: str) -> str:
-        return "averyrandomsecretof32characters0"
+_SECRET = "averyrandomsecretof32characters0"
 
 
 def _settings(text: str, folder: Path) -> Settings:
-    settings = parse(text, _Secrets(), lambda path: "averyrandomsecretof32characters0")
+    """Parse settings as if every variable and file that they name held a fitting secret."""
+    environ = dict.fromkeys(re.findall(r"env:(\w+)", text), _SECRET)
+    environ |= {name: new_webhook_secret() for name in environ if name.endswith("WEBHOOK_SECRET")}
+    settings = parse(text, environ, lambda path: _SECRET)
     return settings.model_copy(update={"data": str(folder)})
 
 
@@ -130,29 +120,29 @@ EXAMPLES = [(found, text) for found in (README, page("docs/events.md")) for text
 def test_events_shown_have_the_fields_of_real_ones(found: Page, text: str) -> None:
     event = json.loads(text)
     draft = EventDraft(type="speech.failed", idempotency_key="k", occurred_at=1)
-    real = json.loads(compose(draft, event_id="evt_1", source="s", provider="p"))
+    real = json.loads(envelope.compose(draft, event_id="evt_1", source="s", provider="p"))
     assert list(event) == ["type", "timestamp", "data"]
     assert event["type"] in EVENT_TYPES
     assert list(event["data"]) == list(real)
 
 
-def test_the_log_and_receivers_answer_name_the_same_limits() -> None:
-    """Numbers that the events' page tells are those of the program."""
-    from receiver import envelope
-    from receiver.retry import RETRY_AFTER_LIMIT
-
+def test_limits_told_are_those_of_the_program() -> None:
     text = page("docs/events.md").text
     assert f"longer than {envelope.TEXT_LIMIT} bytes" in text
     assert f"{envelope.ERROR_LIMIT} characters at most" in text
     assert f"short top-level fields, {envelope.INLINE_LIMIT} bytes in all" in text
-    assert envelope.DATA_LIMIT < 20_000
-    assert RETRY_AFTER_LIMIT == 24 * 3600
+    assert envelope.DATA_LIMIT < 20_000, "events are said to be under 20 kB"
+    assert RETRY_AFTER_LIMIT == 24 * 3600, "Retry-After is said to be a day at most"
 
 
-def test_the_ports_told_are_those_that_are_taken() -> None:
-    told = {int(port) for port in re.findall(r"\b(80|443|8080|8443|\d{4})\b", "80, 443, 8080 or 8443")}
-    assert told == set(urls.PORTS)
-    assert "80, 443, 8080 or 8443" in README.text
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/configuration.md", "docs/providers.md", "docs/operating.md"]
+)
+def test_the_ports_told_are_those_that_are_taken(name: str) -> None:
+    *first, last = urls.PORTS
+    numbers = ", ".join(map(str, first))
+    spoken = [f"{numbers} {word} {last}" for word in ("or", "and")] + [f"{numbers}, {last}"]
+    assert any(told in page(name).text for told in spoken)
 
 
 # ---------------------------------------------------------------- commands

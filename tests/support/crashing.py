@@ -2,6 +2,9 @@
 
 STEP names a port and its method (`store.record`); WHEN is `before`, `after` or `never`. The kill comes from inside the process,
 at the exact call, so nothing runs after it: no handler, no flush, no atexit.
+
+The environment may say more: CRASHING_STORE_OUT=N lets the first N records fail as an outage does (`all`: every one), and
+CRASHING_NO_SYNC=1 takes `os.fsync` away.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import Any
 
 import uvicorn
 
+from receiver import journal, wiring
 from receiver.blobs import local
 from receiver.config import parse
+from receiver.errors import StoreUnavailable
 from receiver.web.app import create_app
 from receiver.wiring import Ports, build, open_receiver, wall_clock
 
@@ -44,6 +49,12 @@ STEPS = (
     "destination.send",
     "store.settle",
 )
+
+
+JOURNAL = ("journal.keep", "journal.commit", "journal.sync")
+"""Steps of keeping a callback in the journal; `commit` is the rename that makes it count."""
+DRAIN = ("journal.remove", "journal.unlink")
+"""Steps of taking it out again; `unlink` is the removal of the commit, with the body still there."""
 
 
 def die() -> None:
@@ -89,11 +100,33 @@ def _deadly(call: Callable[..., Any], when: str) -> Callable[..., Any]:
     return deadly_sync
 
 
+class _Out:
+    """A store that is out for the first `times` records."""
+
+    def __init__(self, inner: Any, times: float) -> None:
+        self._inner, self._left = inner, times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def record(self, recording: Any) -> Any:
+        if self._left > 0:
+            self._left -= 1
+            raise StoreUnavailable
+        return await self._inner.record(recording)
+
+
 def shape(step: str, when: str) -> Callable[[Ports], Ports]:
     """Return what wraps the port that `step` names."""
     part, method = step.split(".")
+    out = os.environ.get("CRASHING_STORE_OUT", "0")
 
     def wrap(ports: Ports) -> Ports:
+        if out != "0":
+            ports.store = _Out(ports.store, float("inf" if out == "all" else out))  # type: ignore[assignment]
+        if when == "never":
+            return ports
+
         def dying(inner: Any) -> Any:
             return _Dying(inner, method, when)
 
@@ -118,6 +151,21 @@ def _patch_inside(step: str, when: str) -> None:
         from receiver import spool
 
         spool.FileBody = _deadly(spool.FileBody, when)  # type: ignore[assignment,misc]
+    if step == "journal.keep":
+        journal.Journal._keep = _deadly(journal.Journal._keep, when)  # type: ignore[method-assign]
+    if step == "journal.commit":
+        os.rename = _deadly_for(os.rename, lambda _, new: str(new).endswith(".json"), when)
+    if step == "journal.sync":
+        journal.sync_folder = _deadly(journal.sync_folder, when)
+    if step == "journal.remove":
+        journal.Journal._remove = _deadly(journal.Journal._remove, when)  # type: ignore[method-assign]
+    if step == "journal.unlink":
+        os.unlink = _deadly_for(os.unlink, lambda path: str(path).endswith(".json"), when)
+
+
+def _deadly_for(call: Callable[..., Any], chosen: Callable[..., bool], when: str) -> Callable[..., Any]:
+    deadly = _deadly(call, when)
+    return lambda *args, **kwargs: (deadly if chosen(*args) else call)(*args, **kwargs)
 
 
 async def main(step: str, when: str, config: str) -> None:
@@ -125,8 +173,10 @@ async def main(step: str, when: str, config: str) -> None:
     settings = parse(Path(config).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
     if when != "never":
         _patch_inside(step, when)
-    wrap = shape(step, when) if when != "never" else lambda ports: ports
-    receiver = build(settings, observers=[], clock=fast_clock, shape=wrap)
+    if os.environ.get("CRASHING_NO_SYNC"):
+        os.fsync = lambda fd: None
+    wiring._DRAIN_SECONDS = (0.05, 0.2)
+    receiver = build(settings, observers=[], clock=fast_clock, shape=shape(step, when))
     async with open_receiver(receiver):
         app: Any = create_app(receiver)
         if step == "answer.send" and when != "never":

@@ -28,6 +28,8 @@ class Process:
     port: int = 0
     since: int = field(default_factory=lambda: SINCE)
     child: asyncio.subprocess.Process | None = None
+    environ: dict[str, str] = field(default_factory=dict)
+    """More for its environment, see `tests.support.crashing`."""
 
     async def start(self) -> None:
         """Start and wait until it listens, or until it died trying."""
@@ -39,7 +41,7 @@ class Process:
             self.when,
             str(self.config),
             cwd=ROOT,
-            env=os.environ | {"CRASHING_SINCE": str(self.since)},
+            env=os.environ | {"CRASHING_SINCE": str(self.since)} | self.environ,
             stdout=asyncio.subprocess.PIPE,
         )
         assert self.child.stdout is not None
