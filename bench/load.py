@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hmac
 import json
 import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 BASIC = "bench:bench-password"
 SECRET = "bench-secret-0123456789abcdefghijklmnop"
+MOST_PER_SECOND = 12_000
 _WORDS = "The order that was placed this morning is ready to be picked up. " * 18
 
 
@@ -65,11 +68,22 @@ def deapi(number: str) -> tuple[str, bytes]:
     return f"x-deapi-timestamp: {stamp}\r\nx-deapi-signature: sha256={digest}\r\n", body
 
 
-class Connection(asyncio.Protocol):
-    """One connection that is never idle until `until`."""
+def requests(path: str, kind: str, count: int) -> Iterator[bytes]:
+    """Make `count` requests ahead of time: what the generator computes while it measures, it takes from the measured."""
+    prefix = os.urandom(6).hex()
+    made = []
+    for number in range(count):
+        headers, body = KINDS[kind](f"{prefix}-{number}")
+        head = f"POST {path} HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n{headers}content-length: {len(body)}\r\n\r\n"
+        made.append(head.encode() + body)
+    return iter(made)
 
-    def __init__(self, path: str, kind: str, until: float, results: Results) -> None:
-        self._path, self._make, self._until, self._results = path, KINDS[kind], until, results
+
+class Connection(asyncio.Protocol):
+    """One connection that always has a request under way, until the time is over or the requests are used up."""
+
+    def __init__(self, waiting: Iterator[bytes], until: float, results: Results) -> None:
+        self._waiting, self._until, self._results = waiting, until, results
         self._buffer = b""
         self._sent = 0.0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,19 +91,17 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._next()
 
-    def _next(self) -> None:
-        if time.perf_counter() >= self._until:
+    def start(self) -> None:
+        self._next(time.perf_counter())
+
+    def _next(self, now: float) -> None:
+        request = next(self._waiting, None) if now < self._until else None
+        if request is None:
             self._transport.close()
             return
-        headers, body = self._make(self._results.name())
-        self._sent = time.perf_counter()
-        self._transport.write(
-            f"POST {self._path} HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n{headers}"
-            f"content-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        self._sent = now
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -100,9 +112,10 @@ class Connection(asyncio.Protocol):
         length = int(self._buffer[at + 15 : self._buffer.find(b"\r\n", at)])
         if len(self._buffer) < end + 4 + length:
             return
-        self._results.note(int(self._buffer[9:12]), time.perf_counter() - self._sent)
+        now = time.perf_counter()
+        self._results.note(int(self._buffer[9:12]), now - self._sent)
         self._buffer = self._buffer[end + 4 + length :]
-        self._next()
+        self._next(now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
@@ -113,13 +126,8 @@ class Results:
     """What was answered, and how fast."""
 
     def __init__(self) -> None:
-        self._prefix, self._count = os.urandom(6).hex(), 0
         self.statuses: Counter[int] = Counter()
         self.latencies: list[float] = []
-
-    def name(self) -> str:
-        self._count += 1
-        return f"{self._prefix}-{self._count}"
 
     def note(self, status: int, seconds: float) -> None:
         self.statuses[status] += 1
@@ -133,15 +141,17 @@ async def main(port: int, connections: int, seconds: float, path: str, kind: str
     """Load and print."""
     results = Results()
     loop = asyncio.get_running_loop()
-    began = time.perf_counter()
+    waiting = requests(path, kind, int(seconds * MOST_PER_SECOND))
+    until = time.perf_counter() + 3600
     protocols = [
-        (
-            await loop.create_connection(
-                lambda: Connection(path, kind, began + seconds, results), "127.0.0.1", port
-            )
-        )[1]
+        (await loop.create_connection(lambda: Connection(waiting, until, results), "127.0.0.1", port))[1]
         for _ in range(connections)
     ]
+    gc.freeze()
+    began = time.perf_counter()
+    for protocol in protocols:
+        protocol._until = began + seconds
+        protocol.start()
     await asyncio.gather(*(protocol.done for protocol in protocols))
     took = time.perf_counter() - began
     ordered = sorted(results.latencies)

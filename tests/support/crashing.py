@@ -4,7 +4,7 @@ STEP names a port and its method (`store.record`); WHEN is `before`, `after` or 
 at the exact call, so nothing runs after it: no handler, no flush, no atexit.
 
 The environment may say more: CRASHING_STORE_OUT=N lets the first N records fail as an outage does (`all`: every one), and
-CRASHING_NO_SYNC=1 takes `os.fsync` away.
+CRASHING_NO_SYNC=all takes `os.fsync` away, CRASHING_NO_SYNC=folders that of folders only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,10 +52,15 @@ STEPS = (
 )
 
 
-JOURNAL = ("journal.keep", "journal.commit", "journal.sync")
-"""Steps of keeping a callback in the journal; `commit` is the rename that makes it count."""
-DRAIN = ("journal.remove", "journal.unlink")
-"""Steps of taking it out again; `unlink` is the removal of the commit, with the body still there."""
+JOURNAL = (
+    ("journal.keep", "before"),
+    ("journal.commit", "before"),
+    ("journal.commit", "after"),
+    ("journal.sync", "after"),
+)
+"""Moments of keeping a callback in the journal; `commit` is the second of two renames, which makes it count."""
+DRAIN = (("journal.remove", "before"), ("journal.unlink", "after"), ("journal.remove", "after"))
+"""Moments of taking it out again, once recorded; `unlink` removes the commit, with the body still there."""
 
 
 def die() -> None:
@@ -163,6 +169,14 @@ def _patch_inside(step: str, when: str) -> None:
         os.unlink = _deadly_for(os.unlink, lambda path: str(path).endswith(".json"), when)
 
 
+def _without_sync(of: str) -> None:
+    real = os.fsync
+    if of == "all":
+        os.fsync = lambda fd: None
+    elif of == "folders":
+        os.fsync = lambda fd: None if stat.S_ISDIR(os.fstat(fd).st_mode) else real(fd)  # type: ignore[arg-type]
+
+
 def _deadly_for(call: Callable[..., Any], chosen: Callable[..., bool], when: str) -> Callable[..., Any]:
     deadly = _deadly(call, when)
     return lambda *args, **kwargs: (deadly if chosen(*args) else call)(*args, **kwargs)
@@ -173,8 +187,7 @@ async def main(step: str, when: str, config: str) -> None:
     settings = parse(Path(config).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
     if when != "never":
         _patch_inside(step, when)
-    if os.environ.get("CRASHING_NO_SYNC"):
-        os.fsync = lambda fd: None
+    _without_sync(os.environ.get("CRASHING_NO_SYNC", ""))
     wiring._DRAIN_SECONDS = (0.05, 0.2)
     receiver = build(settings, observers=[], clock=fast_clock, shape=shape(step, when))
     async with open_receiver(receiver):

@@ -1,0 +1,77 @@
+"""Memory stays flat whatever the body's size: hundreds of megabytes through a receiver in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.processes import Process
+from tests.support.raw import exchange, head
+from tests.support.running import settings_text
+from tests.support.senders import speech
+
+MIB = 1024 * 1024
+ALLOWED = 32 * MIB
+
+
+@pytest.fixture
+async def serving(tmp_path: Path) -> AsyncIterator[Process]:
+    if shutil.disk_usage(tmp_path).free < 2 * 1024 * MIB:
+        pytest.skip("less than 2 GiB are free on the disk of the temporary folder")
+    config = tmp_path / "receiver.toml"
+    limit = f"max_audio_bytes = {600 * MIB}\n[sources.speech]"
+    config.write_text(settings_text(tmp_path).replace("[sources.speech]", limit))
+    process = Process(config)
+    await process.start()
+    yield process
+    await process.kill()
+    shutil.rmtree(tmp_path / "data")
+
+
+@pytest.mark.parametrize(("size", "chunked"), [(500 * MIB, False), (200 * MIB, True)])
+async def test_a_huge_body_adds_less_than_32_mb(serving: Process, tmp_path: Path, size: int, chunked: bool) -> None:
+    """The peak while it is sent, above what the process had after its first callback; and every byte arrives."""
+    assert serving.child is not None
+    process = psutil.Process(serving.child.pid)
+    first = speech("warm-up", times=100)
+    length = {"content-length": str(len(first.body))}
+    status, _, _ = await exchange(
+        serving.port, [head(first.path, first.headers | length, method="PUT"), first.body]
+    )
+    assert status == 200
+    before = peak = process.memory_info().rss
+    piece = bytes(range(256)) * (MIB // 256)
+    digest = hashlib.sha256()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal peak
+        framing = {"transfer-encoding": "chunked"} if chunked else {"content-length": str(size)}
+        yield head("/callbacks/deepgram", first.headers | {"dg-request-id": "huge"} | framing, method="PUT")
+        for _ in range(size // MIB):
+            digest.update(piece)
+            yield b"%x\r\n%b\r\n" % (MIB, piece) if chunked else piece
+            peak = max(peak, process.memory_info().rss)
+        if chunked:
+            yield b"0\r\n\r\n"
+
+    async def watch() -> None:
+        nonlocal peak
+        while True:  # the answer is waited for with the body on its way from file to file
+            peak = max(peak, process.memory_info().rss)
+            await asyncio.to_thread(lambda: process.cpu_percent(0.02))
+
+    watching = asyncio.create_task(watch())
+    status, _, body = await exchange(serving.port, pieces())
+    watching.cancel()
+    assert (status, b"recorded" in body) == (200, True)
+    assert peak - before < ALLOWED, f"{(peak - before) / MIB:.1f} MiB more"
+    stored = [path for path in (tmp_path / "data" / "blobs").rglob("*.mp3") if path.stat().st_size == size]
+    with stored[0].open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == digest.hexdigest()
+    assert list((tmp_path / "data" / "journal" / "spool").iterdir()) == []
