@@ -61,6 +61,14 @@ class ServerSettings(Section):
     ready_due_age_seconds: float = Field(default=900.0, gt=0)
     """`/readyz` fails when the oldest due delivery has waited longer than this."""
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if text != "*":
+                ipaddress.ip_network(text, strict=False)
+        return value
+
 
 class StoreSettings(Section):
     """[store]"""

@@ -79,16 +79,19 @@ class LogObserver:
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Write a line when callbacks wait in the journal."""
         if depth:
-            self._line("warning", "journal.waiting", {"depth": depth, "oldest_age_seconds": oldest_age_seconds})
-        elif self._level <= 10:
+            self._line(
+                "warning", "journal.waiting", {"depth": depth, "oldest_age_seconds": oldest_age_seconds}
+            )
+        else:
             self._line("debug", "journal.empty", {})
 
     def note(self, level: str, event: str, **fields: Any) -> None:
         """Write what a person should know."""
-        if _LEVELS[level] >= self._level:
-            self._line(level, event, no_secrets(fields))
+        self._line(level, event, no_secrets(fields))
 
     def _line(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        if _LEVELS[level] < self._level:
+            return
         self._write(level, event, {key: value for key, value in fields.items() if value not in _QUIET})
 
 
@@ -105,7 +108,7 @@ class _JsonLines:
         try:
             line = _encode(told)
         except (UnicodeEncodeError, TypeError):  # a listener must not raise, whatever it is told
-            line = _encode({key: ascii(value) for key, value in told.items()})
+            line = _encode({key: _encodable(value) for key, value in told.items()})
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -128,6 +131,15 @@ class _JsonLines:
             self._out.flush()
         except (OSError, ValueError):  # a log that is gone (closed pipe, full disk) must not stop a callback
             return
+
+
+def _encodable(value: Any) -> Any:
+    """Return the value itself where JSON takes it, else what it looks like."""
+    try:
+        _encode(value)
+    except (UnicodeEncodeError, TypeError):
+        return ascii(value)
+    return value
 
 
 def _now() -> str:

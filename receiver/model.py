@@ -19,6 +19,8 @@ from receiver.errors import CallbackRejected
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+TIME_CHARS = 10
+"""Characters after an id's prefix that tell its millisecond."""
 _random = random.Random(os.urandom(32))
 """Ids must not collide and need not be secret; asking the kernel for each would cost more than the id."""
 
@@ -306,7 +308,10 @@ class CallbackRow(Struct, frozen=True, kw_only=True):
 
 
 class Recording(Struct, frozen=True, kw_only=True):
-    """What one transaction writes: the callback, its event, and one delivery per matching destination."""
+    """What one transaction writes: the callback, its event, and one delivery per matching destination.
+
+    The ids of callback and event are made for the same millisecond, so that one leads to the other.
+    """
 
     callback: CallbackRow
     event: Event

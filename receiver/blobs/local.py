@@ -133,7 +133,9 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    with contextlib.suppress(PermissionError):  # a folder above that may be passed and not be read is not ours
+    with contextlib.suppress(
+        PermissionError
+    ):  # a folder above that may be passed and not be read is not ours
         sync_folder(folder.parent)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from receiver.cli.common import load, opened_store
-from receiver.cli.options import option, since
+from receiver.cli.options import UsageError, option, since
 from receiver.cli.output import print_fields, print_json, print_table
 from receiver.model import Attempt, Delivery, DeliveryState, Event, Rejection
 
@@ -37,12 +38,18 @@ def events(
     job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
     since_: Since = None,
     limit: Limit = 50,
+    body: Annotated[bool, option("--body", help="Write the kept body of this event's callback, as it is.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List events, or show one."""
     from receiver.store.base import EventFilter
 
     settings = load(ctx)
+    if body:
+        if event_id is None:
+            raise UsageError("--body goes with the id of one event")
+        sys.stdout.buffer.write(asyncio.run(_kept_body(settings, event_id)))
+        return
     if event_id is not None:
         asyncio.run(_show_event(settings, event_id, as_json))
         return
@@ -56,6 +63,20 @@ def events(
         ((e.id, _time(e.recorded_at), e.type, e.source, e.ref, e.job_id) for e in found),
         empty="no event fits",
     )
+
+
+async def _kept_body(settings: Settings, event_id: str) -> bytes:
+    from receiver.wiring import build_blobs
+
+    async with opened_store(settings) as store:
+        event, kept = await store.event(event_id), await store.body(event_id)
+    if kept is not None or event.blob_key is None:
+        return kept or b""
+    blobs = build_blobs(settings)
+    try:
+        return await blobs.get(event.blob_key)
+    finally:
+        await blobs.close()
 
 
 async def _list_events(settings: Settings, wanted: Any) -> list[Event]:

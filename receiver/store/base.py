@@ -91,6 +91,12 @@ class Store(Protocol):
     async def event(self, event_id: str) -> Event:
         """Return one event. Raises `NotFound`."""
 
+    async def body(self, event_id: str) -> bytes | None:
+        """Return the kept body of the callback behind an event, secrets removed; None when it is kept as a blob.
+
+        Raises `NotFound`.
+        """
+
     async def events(self, wanted: EventFilter) -> list[Event]:
         """List events, newest first."""
 

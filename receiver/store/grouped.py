@@ -137,6 +137,10 @@ class GroupedStore:
         """Return one event. Raises `NotFound`."""
         return await self._read(reading.event, event_id)
 
+    async def body(self, event_id: str) -> bytes | None:
+        """Return the kept body of the callback behind an event, None when it is kept as a blob."""
+        return await self._read(reading.body, event_id)
+
     async def events(self, wanted: EventFilter) -> list[Event]:
         """List events, newest first."""
         return await self._read(reading.events, wanted)

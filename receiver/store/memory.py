@@ -242,6 +242,11 @@ class MemoryStore:
             raise NotFound(msg)
         return self._events[event_id]
 
+    async def body(self, event_id: str) -> bytes | None:
+        """Return the kept body of the callback behind an event, None when it is kept as a blob."""
+        await self.event(event_id)
+        return next(row.body for row, made in self._callbacks.values() if made == event_id)
+
     async def events(self, wanted: EventFilter) -> list[Event]:
         """List events, newest first."""
         await self.ping()

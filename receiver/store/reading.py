@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from receiver.errors import NotFound
 from receiver.model import (
+    TIME_CHARS,
     Attempt,
     Delivery,
     DeliveryState,
@@ -33,6 +34,17 @@ def event(session: Session, event_id: str) -> Event:
     if not rows:
         raise NotFound(f"no event has the id {event_id}")
     return event_of(rows[0])
+
+
+def body(session: Session, event_id: str) -> bytes | None:
+    """Return the kept body of the callback behind an event, None when it is kept as a blob. Raises `NotFound`."""
+    # Callback and event are made in the same millisecond, so the event's id says where among the callbacks to look.
+    moment = event_id.partition("_")[2][:TIME_CHARS]
+    bounds = {"first": f"cb_{moment}", "beyond": f"cb_{moment}~", "event_id": event_id}
+    rows = session.run("callback_body", bounds)
+    if not rows:
+        raise NotFound(f"no event has the id {event_id}")
+    return None if rows[0][0] is None else bytes(rows[0][0])
 
 
 def events(session: Session, wanted: EventFilter) -> list[Event]:

@@ -126,6 +126,11 @@ WHERE {wanted}
 ORDER BY id DESC
 LIMIT :limit
 
+-- name: callback_body
+SELECT body
+FROM callbacks
+WHERE id >= :first AND id < :beyond AND event_id = :event_id
+
 -- name: list_deliveries
 SELECT
     d.id, d.event_id, e.type, d.destination, d.state, d.attempts, d.round_start, d.due_at, d.claimed_by, d.created_at,

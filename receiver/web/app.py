@@ -36,12 +36,11 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     return JSONResponse(
-        {"status": "not_found", "error": "nothing is here; callbacks go to /callbacks/{source}"}, status_code=404
+        {"status": "not_found", "error": "nothing is here; callbacks go to /callbacks/{source}"},
+        status_code=404,
     )
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
     headers = getattr(error, "headers", None)
-    return JSONResponse(
-        {"status": "wrong_method", "error": "use GET here"}, status_code=405, headers=headers
-    )
+    return JSONResponse({"status": "wrong_method", "error": "use GET here"}, status_code=405, headers=headers)

@@ -77,7 +77,9 @@ class Proxies:
         """Return the nearest address that is not a trusted proxy; `peer` itself when nobody trusted says more."""
         if not self._trusts(peer):
             return peer
-        said = [part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")]
+        said = [
+            part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")
+        ]
         for hop in reversed(said):
             try:
                 ipaddress.ip_address(hop)

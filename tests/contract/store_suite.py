@@ -58,7 +58,7 @@ def recording(
         blob_key=f"blob-{number}",
     )
     callback = CallbackRow(
-        id=new_id("cbk", at),
+        id=new_id("cb", at),
         source=source,
         idempotency_key=key or f"key-{number}",
         second_key=second_key,
@@ -123,6 +123,15 @@ def rejection(source: str = "deepgram", at: int = T0, reason: str = "no proof") 
 
 class RecordSuite:
     """`record`."""
+
+    async def test_the_kept_body_is_found_by_its_event(self, store: Store) -> None:
+        """Among others of the same millisecond; None where it is a blob; `NotFound` for an unknown event."""
+        kept = [recording(body=b"one"), recording(body=None), recording(body=b"three"), recording(at=T0 + 1)]
+        for one in kept:
+            await store.record(one)
+        assert [await store.body(one.event.id) for one in kept] == [b"one", None, b"three", b"\x00raw"]
+        with pytest.raises(NotFound):
+            await store.body("evt_00000000000000000000000000")
 
     async def test_a_recording_writes_the_event_as_it_was_given(self, store: Store) -> None:
         wanted = recording("app", job_id="job", ref="ref-é")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from receiver.blobs import local
 from receiver.blobs.base import Blobs
 from receiver.blobs.local import LocalBlobs
 from receiver.errors import BlobsUnavailable
@@ -105,3 +106,37 @@ async def test_file_and_folder_are_synced_before_put_returns(
     monkeypatch.setattr(os, "fsync", record)
     await blobs.put("s/2026/a.mp3", body(b"sound"), content_type="audio/mpeg")
     assert synced == ["folder", "folder", "file", "folder"]
+
+
+async def test_storing_one_spooled_file_twice_leaves_one_name(
+    blobs: Blobs, body: MakeBody, tmp_path: Path
+) -> None:
+    """Renaming one name of a file to another name of it does nothing; the temporary one must still go."""
+    spooled = body(b"x" * (MEMORY_LIMIT + 1))
+    for _ in range(3):
+        await blobs.put("s/a.wav", spooled, content_type="audio/wav")
+    assert os.listdir(tmp_path / "blobs" / "s") == ["a.wav"]
+
+
+async def test_a_folder_that_another_process_made_is_synced_before_it_is_relied_on(
+    blobs: Blobs, body: MakeBody, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its maker may not have come to that yet; afterwards it costs nothing, and it may even be removed."""
+    (tmp_path / "blobs" / "s").mkdir()
+    synced: list[str] = []
+    real = local.sync_folder
+
+    def record(folder: Path) -> None:
+        synced.append(folder.name)
+        real(folder)
+
+    monkeypatch.setattr(local, "sync_folder", record)
+    await blobs.put("s/a.mp3", body(b"sound"), content_type="audio/mpeg")
+    assert synced == ["blobs", "s"]
+    await blobs.put("s/b.mp3", body(b"sound"), content_type="audio/mpeg")
+    assert synced == ["blobs", "s", "s"]
+    for name in ("a.mp3", "b.mp3"):
+        (tmp_path / "blobs" / "s" / name).unlink()
+    (tmp_path / "blobs" / "s").rmdir()
+    await blobs.put("s/c.mp3", body(b"sound"), content_type="audio/mpeg")
+    assert await blobs.get("s/c.mp3") == b"sound"

@@ -39,7 +39,11 @@ async def _send(process: Process, sent: Sent, oracle: Acknowledged) -> bool:
 async def test_a_kill_at_this_step_loses_and_doubles_nothing(step: str, when: str, tmp_path: Path) -> None:
     """The provider keeps sending until 2xx; every acknowledged callback reaches the application under one id."""
     oracle = Acknowledged()
-    kinds = [speech("job-speech", times=20)] if step in IN else [speech("job-speech", times=20), transcript("job-text")]
+    kinds = (
+        [speech("job-speech", times=20)]
+        if step in IN
+        else [speech("job-speech", times=20), transcript("job-text")]
+    )
     async with Sink() as sink:
         config = _config(tmp_path, sink.url)
         dying = Process(config, step, when)

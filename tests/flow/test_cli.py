@@ -175,6 +175,9 @@ def test_from_init_to_replay(house: House) -> None:
     assert line["audio"]["as_promised"]
     assert house.run("events", "--ref", "order-42", "--json").json[0]["id"] == event_id
     shown = house.run("events", event_id, "--json").json
+    sample = Path(__file__).resolve().parents[2] / "receiver" / "samples" / "speech.mp3"
+    words = [sys.executable, "-m", "receiver", "--config", house.config, "events", event_id, "--body"]
+    assert subprocess.run(words, capture_output=True, check=True).stdout == sample.read_bytes()
     assert shown["data"]["audio"]["sha256"] == line["audio"]["sha256"]
     settled = running.wait_for(lambda line: line.get("event") == "attempt.delivered", seconds=20)
     assert settled

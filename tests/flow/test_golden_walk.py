@@ -16,7 +16,18 @@ from tests.support.running import APP_SECRET, Running, running
 from tests.support.sink import Sink
 
 STARTED = wall_clock()
-DATA = {"event_id", "schema", "source", "provider", "job_id", "ref", "audio", "transcript", "media", "document"} | {
+DATA = {
+    "event_id",
+    "schema",
+    "source",
+    "provider",
+    "job_id",
+    "ref",
+    "audio",
+    "transcript",
+    "media",
+    "document",
+} | {
     "error",
     "provider_data",
 }
@@ -73,7 +84,9 @@ async def _send(up: Running, case: Case) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("group", _groups({"accepted", "parked"}), ids=lambda group: group[0].name)
-async def test_an_understood_or_parked_callback_reaches_the_application(group: list[Case], tmp_path: Path) -> None:
+async def test_an_understood_or_parked_callback_reaches_the_application(
+    group: list[Case], tmp_path: Path
+) -> None:
     """200 with an event id; one event with exactly the documented keys, and a link to the very bytes."""
     text = partial(_text, tmp_path / "data", group)
     async with Sink() as sink, running(tmp_path, text(sink.url), clock=lambda: _now(group[0])) as up:
@@ -101,7 +114,10 @@ async def _check(up: Running, case: Case, body: dict[str, Any]) -> None:
     assert body.keys() == {"type", "timestamp", "data"}
     assert data.keys() == DATA, case.name
     assert (data["schema"], data["source"], data["provider"]) == (1, case.request.source, case.provider)
-    assert (data["job_id"], data["ref"]) == (expected.get("job_id"), expected.get("ref")) or case.verdict == "parked"
+    assert (data["job_id"], data["ref"]) == (
+        expected.get("job_id"),
+        expected.get("ref"),
+    ) or case.verdict == "parked"
     assert (data["error"] is not None) == (body["type"].endswith((".failed", ".parked"))), case.name
     for name, whole in (("audio", SOUND), ("transcript", TEXT), ("media", REMOTE), ("document", STORED)):
         part = data[name]
@@ -137,5 +153,10 @@ async def test_what_was_not_proved_is_refused_and_tells_the_application_nothing(
 
 
 def test_the_groups_hold_every_case() -> None:
-    found = [case.name for verdicts in ({"accepted", "parked"}, {"rejected"}) for g in _groups(verdicts) for case in g]
+    found = [
+        case.name
+        for verdicts in ({"accepted", "parked"}, {"rejected"})
+        for g in _groups(verdicts)
+        for case in g
+    ]
     assert len(found) == len(list(ROOT.glob("*/*/case.toml")))

@@ -35,7 +35,9 @@ async def serving(tmp_path: Path) -> AsyncIterator[Process]:
 
 
 @pytest.mark.parametrize(("size", "chunked"), [(500 * MIB, False), (200 * MIB, True)])
-async def test_a_huge_body_adds_less_than_32_mb(serving: Process, tmp_path: Path, size: int, chunked: bool) -> None:
+async def test_a_huge_body_adds_less_than_32_mb(
+    serving: Process, tmp_path: Path, size: int, chunked: bool
+) -> None:
     """The peak while it is sent, above what the process had after its first callback; and every byte arrives."""
     assert serving.child is not None
     process = psutil.Process(serving.child.pid)

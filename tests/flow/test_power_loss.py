@@ -51,7 +51,9 @@ async def _until_power_is_lost(folder: Path, **environ: str) -> dict[str, tuple[
             async with httpx2.AsyncClient(trust_env=False) as client:
 
                 async def send(sent: Sent) -> None:
-                    answer = await send_once(client, process.port, sent.path, sent.headers, sent.body, sent.method)
+                    answer = await send_once(
+                        client, process.port, sent.path, sent.headers, sent.body, sent.method
+                    )
                     if answer is not None and answer.is_success:
                         acknowledged[sent.name] = (sent, answer.json().get("event_id"))
 
@@ -105,7 +107,7 @@ async def test_what_the_journal_answered_for_survives_a_power_loss(tmp_path: Pat
     """The store is out, deAPI is told 200 by the journal alone; so are the copies of what Deepgram was told to send again."""
     acknowledged = await _until_power_is_lost(tmp_path, CRASHING_STORE_OUT="all")
     assert sorted(acknowledged) == ["deapi-0", "deapi-1", "deapi-2"]
-    everything = {sent.name: (sent, None) for sent in _mixed(3)}
+    everything: dict[str, tuple[Sent, str | None]] = {sent.name: (sent, None) for sent in _mixed(3)}
     async with running(tmp_path, settings_text(after), work=False) as up:
         assert up.receiver.journal.depth == len(everything)
         assert await up.receiver.intake.drain() == len(everything)
@@ -117,8 +119,11 @@ async def test_the_check_finds_the_loss_when_syncs_are_left_out(
     tmp_path: Path, after: Path, store_out: str, no_sync: str
 ) -> None:
     """The test of the tests above: the same receiver loses audio, documents and journal entries without fsync,
-    and without that of folders alone."""
-    acknowledged = await _until_power_is_lost(tmp_path, CRASHING_STORE_OUT=store_out, CRASHING_NO_SYNC=no_sync)
+    and without that of folders alone.
+    """
+    acknowledged = await _until_power_is_lost(
+        tmp_path, CRASHING_STORE_OUT=store_out, CRASHING_NO_SYNC=no_sync
+    )
     assert acknowledged
     after.mkdir(exist_ok=True)
     async with running(tmp_path, settings_text(after), work=False) as up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -59,7 +60,9 @@ def _link(up: Running, key: str, *, content_type: str = "audio/mpeg", expires_at
 async def test_a_link_gives_the_bytes_that_are_asked_for(
     live: Running, asked: str | None, status: int, start: int, end: int | None
 ) -> None:
-    answer = await live.client.get(_link(live, await _stored(live)), headers={"range": asked} if asked else {})
+    answer = await live.client.get(
+        _link(live, await _stored(live)), headers={"range": asked} if asked else {}
+    )
     assert (answer.status_code, answer.content) == (status, AUDIO[start:end])
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert answer.headers["accept-ranges"] == "bytes"
@@ -103,9 +106,21 @@ async def test_a_link_that_we_did_not_make_is_404(live: Running) -> None:
     link = _link(live, await _stored(live))
     token = link.removeprefix("/objects/")
     changed = token[:-5] + ("a" if token[-5] != "a" else "b") + token[-4:]
-    foreign = ObjectLinks(["another-receivers-secret"]).issue("a", content_type="a/b", expires_at=wall_clock() + DAY)
+    foreign = ObjectLinks(["another-receivers-secret"]).issue(
+        "a", content_type="a/b", expires_at=wall_clock() + DAY
+    )
     ours_for_callbacks = live.receiver.tokens.issue("deepgram")
-    for wrong in (changed, token[:-1], token + "a", foreign, ours_for_callbacks, "a" * 3000, "%C2%B2", "..", "x.mp3"):
+    for wrong in (
+        changed,
+        token[:-1],
+        token + "a",
+        foreign,
+        ours_for_callbacks,
+        "a" * 3000,
+        "%C2%B2",
+        "..",
+        "x.mp3",
+    ):
         answer = await live.client.get(f"/objects/{wrong}")
         assert answer.status_code == 404, wrong
         assert answer.json()["error"]
@@ -113,7 +128,17 @@ async def test_a_link_that_we_did_not_make_is_404(live: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["../receiver.db", "deepgram/../../token-secret", "/etc/passwd", "a//b", "", "nobody.mp3", "a\0b", "deepgram"]
+    "key",
+    [
+        "../receiver.db",
+        "deepgram/../../token-secret",
+        "/etc/passwd",
+        "a//b",
+        "",
+        "nobody.mp3",
+        "a\0b",
+        "deepgram",
+    ],
 )
 async def test_a_link_never_leads_out_of_the_folder_nor_to_a_folder(live: Running, key: str) -> None:
     """Even one that carries our own signature."""
@@ -236,7 +261,9 @@ async def test_strangers_add_no_label_to_the_metrics(live: Running) -> None:
     async def knock(number: int) -> None:
         method = ("POST", "PUT", "GET", "BREW", f"M{number}")[number % 5]
         path = f"/callbacks/nobody-{number}" if number % 2 else "/callbacks/deepgram"
-        await live.client.request(method, path, headers={"content-type": f"audio/x{number}", "user-agent": f"u{number}"})
+        await live.client.request(
+            method, path, headers={"content-type": f"audio/x{number}", "user-agent": f"u{number}"}
+        )
 
     for number in range(30):
         await knock(number)
@@ -285,7 +312,9 @@ async def test_asking_for_metrics_writes_no_log(live: Running) -> None:
         ("POST", "/callbacks/nobody", 404, "unknown_source"),
     ],
 )
-async def test_a_wrong_turn_is_answered_in_json(live: Running, method: str, path: str, status: int, word: str) -> None:
+async def test_a_wrong_turn_is_answered_in_json(
+    live: Running, method: str, path: str, status: int, word: str
+) -> None:
     answer = await live.client.request(method, path)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
@@ -295,7 +324,9 @@ async def test_a_wrong_turn_is_answered_in_json(live: Running, method: str, path
         assert answer.headers["allow"]
 
 
-async def test_a_bug_answers_500_without_a_word_about_it(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_answers_500_without_a_word_about_it(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(token: str) -> None:
         raise RuntimeError("secret-in-a-message")
 
@@ -318,26 +349,45 @@ async def test_no_answer_tells_a_version_or_a_secret(live: Running, monkeypatch:
         made.append(real(*args, **kwargs))  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serving.uvicorn, "Config", config)
-    import asyncio
+    monkeypatch.setattr(uvicorn, "Config", config)
 
     with pytest.raises(KeyboardInterrupt):
         await serving._serve(live.receiver, [], asyncio.Event(), lambda: None, intake=True, work=False)
     assert made[0].server_header is False
     sent = transcript("job")
     headers = sent.headers | {"authorization": "Basic c2VjcmV0OnZhbHVl", "dg-token": "token-value"}
-    for path in ("/callbacks/deepgram", "/callbacks/deepgram/token-in-path", "/callbacks/nobody", "/objects/key-in-path"):
+    for path in (
+        "/callbacks/deepgram",
+        "/callbacks/deepgram/token-in-path",
+        "/callbacks/nobody",
+        "/objects/key-in-path",
+    ):
         answer = await live.client.post(path, headers=headers, content=sent.body)
         told = answer.text + str(answer.headers)
-        assert not re.search(r"c2VjcmV0|secret:value|token-value|in-path|correct-horse|starlette|python", told, re.I)
+        assert not re.search(
+            r"c2VjcmV0|secret:value|token-value|in-path|correct-horse|starlette|python", told, re.I
+        )
 
 
-async def test_the_peer_behind_a_trusted_proxy_is_the_one_reported(live: Running) -> None:
-    """Without one it is who connected, whatever the header says."""
-    sent = transcript("job")
-    headers = sent.headers | {"x-forwarded-for": "203.0.113.9", "authorization": "Basic eA=="}
-    await live.client.post(sent.path, headers=headers, content=sent.body)
-    assert live.seen.callbacks[-1].peer in {"127.0.0.1", "203.0.113.9"}
+@pytest.mark.parametrize(
+    ("trusted", "said", "peer"),
+    [
+        ('["127.0.0.1"]', "203.0.113.9", "203.0.113.9"),
+        ('["127.0.0.1"]', "198.51.100.7, 203.0.113.9", "203.0.113.9"),
+        ('["127.0.0.0/8", "203.0.113.9"]', "198.51.100.7, 203.0.113.9", "198.51.100.7"),
+        ('["127.0.0.1"]', "made up", "127.0.0.1"),
+        ("[]", "203.0.113.9", "127.0.0.1"),
+        ('["*"]', "2001:db8::1, 203.0.113.9", "2001:db8::1"),
+    ],
+)
+async def test_the_peer_is_who_called_as_far_as_proxies_are_trusted(
+    tmp_path: Path, trusted: str, said: str, peer: str
+) -> None:
+    """What stands before the first address that nobody trusted wrote is a stranger's word."""
+    text = settings_text(tmp_path, extra=f"[server]\ntrusted_proxies = {trusted}\n")
+    async with running(tmp_path, text, work=False) as up:
+        await up.client.post("/callbacks/deepgram", headers={"x-forwarded-for": said})
+        assert up.seen.callbacks[-1].peer == peer
 
 
 async def test_a_source_name_with_odd_characters_is_only_unknown(live: Running) -> None:

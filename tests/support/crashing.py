@@ -129,7 +129,7 @@ def shape(step: str, when: str) -> Callable[[Ports], Ports]:
 
     def wrap(ports: Ports) -> Ports:
         if out != "0":
-            ports.store = _Out(ports.store, float("inf" if out == "all" else out))  # type: ignore[assignment]
+            ports.store = _Out(ports.store, float("inf" if out == "all" else out))
         if when == "never":
             return ports
 
@@ -162,7 +162,7 @@ def _patch_inside(step: str, when: str) -> None:
     if step == "journal.commit":
         os.rename = _deadly_for(os.rename, lambda _, new: str(new).endswith(".json"), when)
     if step == "journal.sync":
-        journal.sync_folder = _deadly(journal.sync_folder, when)
+        journal.sync_folder = _deadly(local.sync_folder, when)  # type: ignore[attr-defined]
     if step == "journal.remove":
         journal.Journal._remove = _deadly(journal.Journal._remove, when)  # type: ignore[method-assign]
     if step == "journal.unlink":

@@ -90,7 +90,13 @@ class Forgetful(fuse.Operations):  # type: ignore[misc]
         return [".", "..", *self._node(path).names]
 
     def statfs(self, path: str) -> dict[str, int]:
-        return {"f_bsize": 4096, "f_blocks": 1 << 20, "f_bfree": 1 << 20, "f_bavail": 1 << 20, "f_namemax": 255}
+        return {
+            "f_bsize": 4096,
+            "f_blocks": 1 << 20,
+            "f_bfree": 1 << 20,
+            "f_bavail": 1 << 20,
+            "f_namemax": 255,
+        }
 
     # ------------------------------------------------------------ names
 
@@ -185,7 +191,9 @@ class Mounted:
     def __enter__(self) -> Mounted:
         self._mount.mkdir()
         arguments = (sys.executable, "-m", "tests.support.forgetful", str(self._mount), str(self._after))
-        self._child = subprocess.Popen(arguments, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE)
+        self._child = subprocess.Popen(
+            arguments, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE
+        )
         assert self._child.stdout is not None
         assert self._child.stdout.readline() == b"mounted\n"
         return self

@@ -84,7 +84,12 @@ class Acknowledged:
 
 
 async def send_once(
-    client: httpx2.AsyncClient, port: int, path: str, headers: dict[str, str], body: bytes, method: str = "POST"
+    client: httpx2.AsyncClient,
+    port: int,
+    path: str,
+    headers: dict[str, str],
+    body: bytes,
+    method: str = "POST",
 ) -> httpx2.Response | None:
     """Send one callback; None when the connection failed or broke."""
     try:

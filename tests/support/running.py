@@ -77,7 +77,9 @@ class Running:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def settings_text(folder: Path, *, destination: str | None = None, extra: str = "", retry: str = '"deepgram"') -> str:
+def settings_text(
+    folder: Path, *, destination: str | None = None, extra: str = "", retry: str = '"deepgram"'
+) -> str:
     """Return a receiver.toml with both providers and, when given, one destination."""
     text = f"""
 data = "{folder / "data"}"

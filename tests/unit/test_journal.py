@@ -98,7 +98,7 @@ async def test_a_poison_entry_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [name for _, name, _ in seen.notes] == ["journal.entry_failed"] * 3
 
 
-@pytest.mark.parametrize("damage", ["body", "meta", "missing"])
+@pytest.mark.parametrize("damage", ["body", "meta", "missing", "shape", "types", "zeros"])
 async def test_a_damaged_entry_is_set_aside_and_reported(tmp_path: Path, damage: str) -> None:
     seen = Seen()
     journal = await _journal(tmp_path, seen)
@@ -108,6 +108,12 @@ async def test_a_damaged_entry_is_set_aside_and_reported(tmp_path: Path, damage:
         body.write_bytes(b"hellp")
     elif damage == "meta":
         meta.write_bytes(b"{tru")
+    elif damage == "shape":
+        meta.write_bytes(json.dumps({"sha256": 1, "head": {}}).encode())
+    elif damage == "types":
+        meta.write_bytes(json.dumps(json.loads(meta.read_bytes()) | {"proofs": 7}).encode())
+    elif damage == "zeros":
+        meta.write_bytes(bytes(meta.stat().st_size))
     else:
         body.unlink()
     journal = await _journal(tmp_path, seen)
@@ -156,3 +162,33 @@ async def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(JournalUnavailable):
         await journal.ping()
     assert journal.depth == 0
+
+
+async def test_what_another_process_drained_is_no_damage(tmp_path: Path) -> None:
+    """Two processes of one machine see the same folder; the slower one finds the entry gone."""
+    seen = Seen()
+    first, second = await _journal(tmp_path), await _journal(tmp_path, seen)
+    await first.keep(_callback(), key="k", reason="store out")
+    second = await _journal(tmp_path, seen)
+
+    async def take(callback: VerifiedCallback) -> None:
+        return
+
+    assert await first.drain(take) == 1
+    assert await second.drain(take) == 0
+    assert (second.depth, seen.notes) == (0, [])
+    assert not (tmp_path / "damaged").exists()
+
+
+async def test_the_folder_itself_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry is worth nothing in a folder whose own name a power loss takes."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def record(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    await _journal(tmp_path / "a" / "j")
+    assert synced[-2:] == [str(tmp_path), str(tmp_path / "a")]

@@ -1,0 +1,358 @@
+"""The road in with a provider of our own making: its bugs, its rejections, and bodies too long for memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from receiver.config import parse
+from receiver.errors import CallbackRejected, MalformedCallback, StoreUnavailable
+from receiver.intake import Answer
+from receiver.model import Admission, Body, EventDraft, Head, Rejection, VerifiedCallback
+from receiver.store.base import EventFilter
+from receiver.wiring import Ports, Receiver, build, open_receiver
+from tests.support.running import Seen
+
+NOW = 1795222923456
+SECRET = b"S3CRET-value"
+MIB = 1024 * 1024
+
+
+@dataclass
+class Made:
+    """A provider that does as it is told; `broken` names the step that has a bug."""
+
+    broken: str = ""
+    malformed: bool = False
+    retries: bool = True
+    reject: str = ""
+    limit: int = 100 * MIB
+    drafts: list[EventDraft] = field(default_factory=list)
+    provider: ClassVar[str] = "made"
+
+    @property
+    def keeps_retrying(self) -> bool:
+        return self.retries
+
+    @property
+    def source(self) -> str:
+        return "made"
+
+    def _step(self, name: str) -> None:
+        if self.broken == name:
+            raise KeyError(SECRET.decode())
+
+    def admit(self, head: Head) -> Admission:
+        self._step("admit")
+        if self.reject:
+            raise CallbackRejected("no", setting=self.reject)
+        return Admission(head=head, claims=None, proofs=frozenset({"made"}), body_limit=self.limit)
+
+    def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
+        self._step("verify")
+        return VerifiedCallback(head=admission.head, claims=None, proofs=admission.proofs, body=body)
+
+    def normalize(self, callback: VerifiedCallback) -> EventDraft:
+        self._step("normalize")
+        if self.malformed:
+            raise MalformedCallback("nothing that is known")
+        return EventDraft(
+            type="speech.completed",
+            idempotency_key=callback.body.sha256,
+            occurred_at=NOW,
+            document=callback.body.load(),
+        )
+
+    def redact(self, body: bytes) -> bytes:
+        return body.replace(SECRET, b"[redacted]")
+
+    def fallback_key(self, callback: VerifiedCallback) -> str:
+        return f"parked:{callback.body.sha256}"
+
+
+class _Store:
+    """Stands before the store and fails as it is told."""
+
+    def __init__(self, inner: Any, failing: dict[str, Exception]) -> None:
+        self._inner, self._failing = inner, failing
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._failing:
+            raise self._failing[name]
+        return getattr(self._inner, name)
+
+
+@dataclass
+class Up:
+    """An open receiver without a socket."""
+
+    receiver: Receiver
+    seen: Seen
+    failing: dict[str, Exception]
+    folder: Path
+
+    async def send(self, body: bytes = b'{"a":1}', *headers: tuple[str, str], method: str = "POST") -> Answer:
+        pieces = [body[start : start + 65536] for start in range(0, len(body), 65536)] or [b""]
+        messages = [
+            {"type": "http.request", "body": piece, "more_body": n < len(pieces)}
+            for n, piece in enumerate(pieces, 1)
+        ]
+        waiting = iter(messages)
+
+        async def receive() -> MutableMapping[str, Any]:
+            return next(waiting)
+
+        head = Head(source="made", method=method, headers=headers, received_at=NOW, peer="192.0.2.1")
+        return await self.receiver.intake.accept(head, receive)
+
+    async def kept(self, answer: Answer) -> dict[str, Any]:
+        event = await self.receiver.store.event(answer.payload["event_id"])
+        data: dict[str, Any] = json.loads(event.data)
+        return data | {"type": event.type, "blob_key": event.blob_key}
+
+
+Open = Callable[[Made], contextlib.AbstractAsyncContextManager[Up]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Open:
+    @contextlib.asynccontextmanager
+    async def open_(made: Made) -> AsyncIterator[Up]:
+        failing: dict[str, Exception] = {}
+
+        def shape(ports: Ports) -> Ports:
+            ports.providers = {"made": made}  # type: ignore[dict-item]
+            ports.store = _Store(ports.store, failing)
+            return ports
+
+        text = f"data = '{tmp_path}/data'\n[sources.made]\nprovider = 'deepgram'\nrequire_token = true\n"
+        seen = Seen()
+        receiver = build(parse(text, {}, lambda name: ""), observers=[seen], clock=lambda: NOW, shape=shape)
+        async with open_receiver(receiver, work=False):
+            yield Up(receiver, seen, failing, tmp_path)
+
+    return open_
+
+
+# ---------------------------------------------------------------- bugs of ours
+
+
+@pytest.mark.parametrize("step", ["admit", "verify"])
+@pytest.mark.parametrize("size", [10, 300_000])
+async def test_a_bug_while_proving_lets_nobody_in(opened: Open, step: str, size: int) -> None:
+    """401, an error for the operator that names the step, and not a word of what the bug said."""
+    async with opened(Made(broken=step)) as up:
+        answer = await up.send(b"x" * size)
+        assert (answer.status, answer.payload["status"]) == (401, "rejected")
+        bug = ("error", "intake.bug", {"step": step, "source": "made", "error": "KeyError"})
+        assert bug in up.seen.notes
+        assert SECRET.decode() not in repr((answer, up.seen.notes, up.seen.callbacks))
+        assert await up.receiver.store.events(EventFilter()) == []
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+async def test_a_bug_while_reading_parks_what_was_proved(opened: Open, size: int) -> None:
+    async with opened(Made(broken="normalize")) as up:
+        answer = await up.send(b"x" * size)
+        assert (answer.status, answer.payload["status"]) == (200, "parked")
+        kept = await up.kept(answer)
+        assert kept["type"] == "callback.parked"
+        assert kept["error"]["message"] == "receiver could not read it (an internal error)"
+        assert [fields["step"] for _, name, fields in up.seen.notes if name == "intake.bug"] == ["normalize"]
+
+
+@pytest.mark.parametrize("retries", [True, False])
+async def test_a_bug_while_recording_leaves_it_in_the_journal(opened: Open, retries: bool) -> None:
+    """Answered by the provider's trait, drained once the bug is gone, and never a 500."""
+    async with opened(Made(retries=retries)) as up:
+        up.failing["record"] = ValueError("a driver's own error")
+        answer = await up.send()
+        assert answer.status == (503 if retries else 200)
+        assert up.receiver.journal.depth == 1
+        del up.failing["record"]
+        assert await up.receiver.intake.drain() == 1
+        assert len(await up.receiver.store.events(EventFilter())) == 1
+
+
+async def test_a_body_that_cannot_even_be_asked_for_is_a_503(opened: Open) -> None:
+    """The server's own trouble: nothing was promised, and the report still comes."""
+    async with opened(Made()) as up:
+
+        async def receive() -> MutableMapping[str, Any]:
+            raise RuntimeError("the server's bug")
+
+        head = Head(source="made", method="POST", headers=(), received_at=NOW)
+        answer = await up.receiver.intake.accept(head, receive)
+        assert (answer.status, answer.payload["status"]) == (503, "unavailable")
+        assert up.seen.callbacks[-1].answer == "not_kept"
+
+
+async def test_a_listener_that_raises_changes_no_answer(opened: Open) -> None:
+    """A recorded callback must not be answered 500 since a log could not be written."""
+
+    class Raising(Seen):
+        def callback(self, report: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    async with opened(Made()) as up:
+        up.receiver.observer._listeners = (Raising(),)
+        assert (await up.send()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [("7", 200), ("²", 200), ("-1", 200), ("1 000", 200), ("101", 413), ("9" * 5000, 413)],
+)
+async def test_a_length_is_only_believed_when_it_is_one(opened: Open, length: str, status: int) -> None:
+    async with opened(Made(limit=100)) as up:
+        assert (await up.send(b"1234567", ("content-length", length))).status == status
+
+
+# ---------------------------------------------------------------- long bodies that were not understood
+
+
+@pytest.mark.parametrize("size", [0, 100, 70_000, 4 * MIB, 4 * MIB + 1, 9 * MIB])
+async def test_a_parked_body_is_kept_whole_without_its_secrets(opened: Open, size: int) -> None:
+    """In its row, as a blob, or rewritten from file to file when it is too long for memory."""
+    body = bytearray(b"{" + b"x" * size)[:size]
+    for place in (10, size // 2, size - 40):
+        if size >= 100:
+            body[place : place + len(SECRET)] = SECRET
+    async with opened(Made(malformed=True)) as up:
+        answer = await up.send(bytes(body))
+        assert (answer.status, answer.payload["status"]) == (200, "parked")
+        kept = await up.kept(answer)
+        assert kept["provider_data"] == {"content_type": "", "bytes": size}
+        if size > 64 * 1024:
+            assert await up.receiver.blobs.get(kept["blob_key"]) == bytes(body).replace(SECRET, b"[redacted]")
+            assert kept["document"]["content_type"] == "application/json"
+        else:
+            assert kept["blob_key"] is None
+        assert list((up.folder / "data" / "journal" / "spool").iterdir()) == []
+        held = b"".join(path.read_bytes() for path in (up.folder / "data").rglob("*") if path.is_file())
+        assert SECRET not in held
+        assert (await up.send(bytes(body))).payload["status"] == "duplicate"
+
+
+async def test_a_parked_body_waits_in_the_journal_and_becomes_the_same_event(opened: Open) -> None:
+    async with opened(Made(malformed=True)) as up:
+        up.failing["record"] = StoreUnavailable()
+        body = b"x" * (5 * MIB)
+        assert (await up.send(body)).status == 503
+        up.failing.clear()
+        assert await up.receiver.intake.drain() == 1
+        answer = await up.send(body)
+        assert answer.payload["status"] == "duplicate"
+        blobs = [path for path in (up.folder / "data" / "blobs").rglob("*") if path.is_file()]
+        assert len(blobs) == 1
+
+
+async def test_an_outage_that_lasts_leaves_one_blob_and_no_other_name_of_it(opened: Open) -> None:
+    """Each look at the journal stores the blob again: the same name, and nothing beside it."""
+    made = Made(malformed=True)
+    async with opened(made) as up:
+        up.failing["record"] = StoreUnavailable()
+        await up.send(b"x" * 100_000)
+        for _ in range(4):
+            assert await up.receiver.intake.drain() == 0
+        blobs = [path for path in (up.folder / "data" / "blobs").rglob("*") if path.is_file()]
+        assert len(blobs) == 1
+
+
+# ---------------------------------------------------------------- rejections
+
+
+async def _rejections(up: Up, source: str | None = "made") -> list[Rejection]:
+    await up.receiver.intake.flush_rejections()
+    return await up.receiver.store.rejections(source, limit=1000)
+
+
+async def test_three_rejections_in_a_row_name_the_setting_to_look_at_once(opened: Open) -> None:
+    made = Made(reject="sources.made.secrets")
+    async with opened(made) as up:
+
+        def alerts() -> list[dict[str, Any]]:
+            return [fields for _, name, fields in up.seen.notes if name == "source.rejecting"]
+
+        for _ in range(2):
+            await up.send()
+        assert alerts() == []
+        made.reject = ""
+        await up.send()
+        made.reject = "sources.made.secrets"
+        for _ in range(2):
+            await up.send()
+        assert alerts() == [], "a callback that was proved begins the count anew"
+        for _ in range(5):
+            await up.send()
+        assert alerts() == [{"source": "made", "in_a_row": 3, "look_at": "sources.made.secrets"}]
+        assert up.seen.callbacks[-1].reason == "no (look at sources.made.secrets)"
+
+
+async def test_a_rejection_is_kept_without_body_or_credentials(opened: Open) -> None:
+    async with opened(Made(reject="x")) as up:
+        agent = ("user-agent", "u" * 500)
+        await up.send(SECRET, ("authorization", "Basic abc"), ("content-type", "a/b"), agent, method="PUT")
+        kept = (await _rejections(up))[0]
+        assert (kept.source, kept.at, kept.status, kept.reason) == ("made", NOW, 401, "no")
+        assert (kept.method, kept.peer, kept.content_type, len(kept.user_agent)) == (
+            "PUT",
+            "192.0.2.1",
+            "a/b",
+            200,
+        )
+        assert "abc" not in repr(kept)
+
+
+async def test_the_last_hundred_rejections_of_a_source_are_kept(opened: Open) -> None:
+    async with opened(Made(reject="x")) as up:
+        for number in range(130):
+            await up.send(b"", ("user-agent", str(number)))
+            if number % 50 == 0:
+                await up.receiver.intake.flush_rejections()
+        assert {kept.user_agent for kept in await _rejections(up)} == {
+            str(number) for number in range(30, 130)
+        }
+
+
+async def test_rejections_wait_while_the_store_is_out_and_the_newest_win(opened: Open) -> None:
+    async with opened(Made(reject="x")) as up:
+        up.failing["reject"] = StoreUnavailable()
+        for number in range(1200):
+            await up.send(b"", ("user-agent", str(number)))
+            if number == 600:
+                await up.receiver.intake.flush_rejections()
+        await up.receiver.intake.flush_rejections()
+        up.failing.clear()
+        assert {kept.user_agent for kept in await _rejections(up)} == {
+            str(number) for number in range(1100, 1200)
+        }
+
+
+async def test_what_was_rejected_before_the_stop_is_written(opened: Open) -> None:
+    made = Made(reject="x")
+    async with opened(made) as up:
+        await up.send()
+    async with opened(made) as up:
+        assert len(await up.receiver.store.rejections("made", limit=10)) == 1
+
+
+async def test_a_source_that_is_gone_keeps_its_callbacks_in_the_journal(opened: Open) -> None:
+    """Configured away while some wait: they stay until it is configured again."""
+    made = Made()
+    async with opened(made) as up:
+        up.failing["record"] = StoreUnavailable()
+        await up.send()
+        up.failing.clear()
+        providers = up.receiver.intake._providers
+        up.receiver.intake._providers = {}
+        assert await up.receiver.intake.drain() == 0
+        assert up.receiver.journal.depth == 1
+        up.receiver.intake._providers = providers
+        assert await up.receiver.intake.drain() == 1
