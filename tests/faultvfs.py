@@ -21,6 +21,8 @@ class FaultVFS(apsw.VFS):
         """Syncs of files whose names end so fail: `-wal`, `.db`."""
         self.full = False
         """Writes to any file but the shared index fail as on a full disk."""
+        self.read_only = False
+        """Writes to any file but the shared index are refused, as on a file system that was remounted read-only."""
         self.syncs = 0
         """Syncs that succeeded."""
         self.failures = 0
@@ -52,4 +54,7 @@ class FaultFile(apsw.VFSFile):
         if self._vfs.full:
             self._vfs.failures += 1
             raise apsw.FullError("disk full")
+        if self._vfs.read_only:
+            self._vfs.failures += 1
+            raise apsw.ReadOnlyError("read-only file system")
         super().xWrite(data, offset)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -104,19 +102,25 @@ async def test_a_full_disk_under_the_store(faulty: tuple[Running, Faulty]) -> No
     await _recovers(up)
 
 
-async def test_a_store_that_may_not_be_written(tmp_path: Path) -> None:
-    """The database file is put away under a running receiver and comes back."""
+async def test_a_store_that_turned_read_only(faulty: tuple[Running, Faulty]) -> None:
+    """As when the kernel remounts a damaged file system: the answer by trait, and recovery once it may be written."""
+    up, fault = faulty
+    fault.vfs.read_only = True
+    await _by_trait(up)
+    fault.vfs.read_only = False
+    await _recovers(up)
+
+
+async def test_a_store_that_refuses_a_row(tmp_path: Path) -> None:
+    """Whatever the database has against it, a proved callback is kept until it has not."""
     async with running(tmp_path, settings_text(tmp_path), work=False) as up:
-        path = Path(sqlite_path(up.receiver.settings))
-        other = apsw.Connection(str(path))
-        other.execute("PRAGMA busy_timeout = 5000")
-        assert (await _send(up, transcript("before"))).status_code == 200
+        other = apsw.Connection(sqlite_path(up.receiver.settings))
+        other.set_busy_timeout(5000)
         other.execute("CREATE TRIGGER refuse BEFORE INSERT ON callbacks BEGIN SELECT RAISE(ABORT, 'no'); END")
         await _by_trait(up)
         other.execute("DROP TRIGGER refuse")
         other.close()
-        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
-        assert len(await up.receiver.store.events(EventFilter())) == 4
+        await _recovers(up)
 
 
 async def test_a_blob_folder_that_is_gone(tmp_path: Path) -> None:
@@ -211,7 +215,3 @@ def test_a_disk_that_takes_only_half_of_the_audio(tmp_path: Path) -> None:
     said, files = done.stdout.splitlines()
     assert said.startswith("the blob folder cannot be used")
     assert files == "['a.mp3']"
-
-
-def _has_fuse() -> bool:
-    return os.access("/dev/fuse", os.R_OK | os.W_OK) and shutil.which("fusermount3") is not None

@@ -171,7 +171,7 @@ async def test_a_transcript_of_two_megabytes_goes_by_link(tmp_path: Path) -> Non
 
 
 async def test_a_text_that_json_makes_six_times_as_long_still_fits(tmp_path: Path) -> None:
-    """Control characters are spelled \\u0001 in JSON; the limit counts what is sent."""
+    """A control character takes six in JSON; the limit counts what is sent."""
     async with Sink() as sink, running(tmp_path, settings_text(tmp_path, destination=sink.url)) as up:
         await _send(up, transcript("control", "\x01" * 7_900))
         failed = deapi("failed", "job.failed")

@@ -16,7 +16,7 @@ import pytest
 from receiver.errors import ReceiverError
 from receiver.store.base import EventFilter
 from tests.support.crashing import fast_clock
-from tests.support.forgetful import Mounted, missing
+from tests.support.power import Mounted, missing
 from tests.support.processes import Process, send_once
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript

@@ -29,9 +29,8 @@ BLOB = StoredBlob(
 
 
 def _draft(**fields: Any) -> EventDraft:
-    return EventDraft(
-        **({"type": "transcript.completed", "idempotency_key": "k", "occurred_at": NOW} | fields)
-    )
+    given: dict[str, Any] = {"type": "transcript.completed", "idempotency_key": "k", "occurred_at": NOW}
+    return EventDraft(**(given | fields))
 
 
 def _data(draft: EventDraft, **parts: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from receiver.config import parse
 from receiver.errors import CallbackRejected, MalformedCallback, StoreUnavailable
 from receiver.intake import Answer
-from receiver.model import Admission, Body, EventDraft, Head, Rejection, VerifiedCallback
+from receiver.model import Admission, AudioDraft, Body, EventDraft, Head, Rejection, VerifiedCallback
 from receiver.store.base import EventFilter
 from receiver.wiring import Ports, Receiver, build, open_receiver
 from tests.support.running import Seen
@@ -30,6 +30,7 @@ class Made:
 
     broken: str = ""
     malformed: bool = False
+    audio: AudioDraft | None = None
     retries: bool = True
     reject: str = ""
     limit: int = 100 * MIB
@@ -66,7 +67,8 @@ class Made:
             type="speech.completed",
             idempotency_key=callback.body.sha256,
             occurred_at=NOW,
-            document=callback.body.load(),
+            audio=self.audio,
+            document=None if self.audio else callback.body.load(),
         )
 
     def redact(self, body: bytes) -> bytes:
@@ -255,7 +257,7 @@ async def test_a_parked_body_waits_in_the_journal_and_becomes_the_same_event(ope
 
 async def test_an_outage_that_lasts_leaves_one_blob_and_no_other_name_of_it(opened: Open) -> None:
     """Each look at the journal stores the blob again: the same name, and nothing beside it."""
-    made = Made(malformed=True)
+    made = Made(audio=AudioDraft(content_type="audio/mpeg", extension="mp3"))
     async with opened(made) as up:
         up.failing["record"] = StoreUnavailable()
         await up.send(b"x" * 100_000)

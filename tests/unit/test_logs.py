@@ -16,12 +16,18 @@ from receiver.observe import AttemptReport, CallbackReport, Observers, no_secret
 
 
 def _callback(**fields: Any) -> CallbackReport:
-    given = {"source": "dg", "provider": "deepgram", "method": "POST", "answer": "recorded", "status": 200}
+    given: dict[str, Any] = {
+        "source": "dg",
+        "provider": "deepgram",
+        "method": "POST",
+        "answer": "recorded",
+        "status": 200,
+    }
     return CallbackReport(**(given | {"seconds": 0.0123456789, "size": 5} | fields))
 
 
 def _attempt(**fields: Any) -> AttemptReport:
-    given = {
+    given: dict[str, Any] = {
         "destination": "app",
         "delivery_id": "dlv_1",
         "event_id": "evt_1",
