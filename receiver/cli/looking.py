@@ -38,7 +38,9 @@ def events(
     job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
     since_: Since = None,
     limit: Limit = 50,
-    body: Annotated[bool, option("--body", help="Write the kept body of this event's callback, as it is.")] = False,
+    body: Annotated[
+        bool, option("--body", help="Write the kept body of this event's callback, as it is.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List events, or show one."""

@@ -123,4 +123,5 @@ class Store(Protocol):
 
     async def stats(self, now: int) -> StoreStats:
         """Count what is due by `now` (depth, oldest) and what is dead, per destination. Costs with what waits,
-        never with what was delivered."""
+        never with what was delivered.
+        """

@@ -120,7 +120,9 @@ class SqliteBackend:
         """Disconnect; the last connection of a file also empties its write-ahead log."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(apsw.Error):  # what could not be copied stays in the log, which is synced
+            with contextlib.suppress(
+                apsw.Error
+            ):  # what could not be copied stays in the log, which is synced
                 connection.close(True)
 
     def _give_up(self) -> None:

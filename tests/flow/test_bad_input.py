@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from receiver.store.base import EventFilter
-from tests.support.senders import Sent, basic, deapi, speech, transcript
 from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text
+from tests.support.senders import Sent, basic, deapi, speech, transcript
 
 JSON = {"content-type": "application/json", "authorization": basic()}
 
@@ -60,7 +60,9 @@ async def _send(live: Running, sent: Sent) -> tuple[int, dict[str, object]]:
     ],
     ids=lambda body: repr(body[:24]),
 )
-async def test_a_proved_body_that_is_not_understood_is_kept_and_answered_200(live: Running, body: bytes) -> None:
+async def test_a_proved_body_that_is_not_understood_is_kept_and_answered_200(
+    live: Running, body: bytes
+) -> None:
     """200, an event id, and an event in the store; never a 5xx."""
     status, answer = await _send(live, Sent("x", "/callbacks/deepgram", JSON, body))
     assert status == 200, answer
@@ -201,14 +203,16 @@ async def test_a_replayed_callback_is_a_duplicate_of_the_first(live: Running) ->
 
 
 async def test_a_late_processing_is_recorded_and_delivered_to_nobody(live: Running) -> None:
-    """deAPI's retries can bring `processing` after `completed`."""
+    """DeAPI's retries can bring `processing` after `completed`."""
     await _send(live, deapi("job", "job.completed"))
     status, answer = await _send(live, deapi("job", "job.processing"))
     assert (status, answer["status"]) == (200, "recorded")
     assert live.seen.callbacks[-1].answer == "late"
 
 
-async def test_a_strangers_text_draws_no_line_of_its_own(live: Running, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_strangers_text_draws_no_line_of_its_own(
+    live: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Line breaks and terminal codes in headers and payloads stay inside their field."""
     from receiver.logs import LogObserver
 

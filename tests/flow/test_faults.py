@@ -16,8 +16,8 @@ from receiver.store.base import EventFilter
 from receiver.store.sqlite import SqliteStore
 from receiver.wiring import Ports, sqlite_path
 from tests.faultvfs import FaultVFS
-from tests.support.senders import Sent, deapi, speech, transcript
 from tests.support.running import Running, running, settings_text
+from tests.support.senders import Sent, deapi, speech, transcript
 
 MIXED = (speech("job-speech"), transcript("job-text"), deapi("job-deapi"))
 
@@ -210,7 +210,11 @@ def test_a_disk_that_takes_only_half_of_the_audio(tmp_path: Path) -> None:
     """The kernel refuses in the middle of the file: unavailable, no half object, and then it works."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     done = subprocess.run(
-        [sys.executable, "-c", _WRITER, str(tmp_path / "b")], capture_output=True, text=True, check=True, timeout=50
+        [sys.executable, "-c", _WRITER, str(tmp_path / "b")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
     )
     said, files = done.stdout.splitlines()
     assert said.startswith("the blob folder cannot be used")

@@ -8,7 +8,11 @@ from collections.abc import AsyncIterable, Iterable
 
 
 async def exchange(
-    port: int, pieces: Iterable[bytes] | AsyncIterable[bytes], *, half_close: bool = False, seconds: float = 30
+    port: int,
+    pieces: Iterable[bytes] | AsyncIterable[bytes],
+    *,
+    half_close: bool = False,
+    seconds: float = 30,
 ) -> tuple[int, dict[str, str], bytes]:
     """Send the pieces, read one answer; return status (0: none came), headers and body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -56,9 +56,13 @@ def transcript(name: str, text: str = "Your order is ready.") -> Sent:
     return Sent(name, "/callbacks/deepgram", headers, json.dumps(body).encode())
 
 
-def deapi(name: str, event: str = "job.completed", *, secret: str = DEAPI_SECRET, at: int | None = None) -> Sent:
+def deapi(
+    name: str, event: str = "job.completed", *, secret: str = DEAPI_SECRET, at: int | None = None
+) -> Sent:
     """A signed deAPI callback; signed afresh each time it is made."""
-    status = {"job.processing": "processing", "job.completed": "done", "job.failed": "error"}.get(event, "done")
+    status = {"job.processing": "processing", "job.completed": "done", "job.failed": "error"}.get(
+        event, "done"
+    )
     data: dict[str, object] = {
         "job_request_id": name,
         "status": status,

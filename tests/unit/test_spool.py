@@ -62,7 +62,9 @@ def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("size", [11, MEMORY_LIMIT * 3])
-async def test_a_byte_over_the_limit_is_refused_and_nothing_is_left(spool: Spool, size: int, tmp_path: Path) -> None:
+async def test_a_byte_over_the_limit_is_refused_and_nothing_is_left(
+    spool: Spool, size: int, tmp_path: Path
+) -> None:
     with pytest.raises(BodyTooLarge):
         await spool.take(_receive([b"x" * size]), limit=size - 1, total=5, idle=5)
     assert os.listdir(tmp_path / "spool") == []
