@@ -21,18 +21,8 @@ from statistics import median
 
 import apsw
 
-from receiver.model import (
-    CallbackRow,
-    Claimed,
-    DeliveryState,
-    Event,
-    Outcome,
-    OutcomeKind,
-    Recording,
-    Settlement,
-    Stage,
-    new_id,
-)
+from receiver.delivery import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
+from receiver.model import CallbackRow, Event, Recording, Stage, new_id
 from receiver.store.sqlite import SqliteStore
 
 CALLERS = 64

@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from receiver.delivery import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.destinations.base import Destination
 from receiver.errors import ConfigError, StoreUnavailable
-from receiver.model import Claimed, DeliveryState, Event, Outcome, OutcomeKind, Settlement
+from receiver.model import Event
 from receiver.observe import AttemptReport, Observer
 from receiver.retry import RetryPolicy
 from receiver.store.base import Store

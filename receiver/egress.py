@@ -22,8 +22,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from receiver.addresses import Guard
+from receiver.delivery import OutcomeKind
 from receiver.errors import AddressBlocked, ConfigError
-from receiver.model import OutcomeKind
 
 RESPONSE_LIMIT = 16 * 1024
 """Bytes of a reply's body that are kept."""

@@ -9,14 +9,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.model import (
-    AudioFacts,
-    Event,
-    EventDraft,
-    RemoteResult,
-    StoredBlob,
-    TranscriptDraft,
-)
+from receiver.model import AudioFacts, Event, EventDraft, RemoteResult, StoredBlob, TranscriptDraft
 
 SCHEMA = 1
 DATA_LIMIT = 18_000

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from receiver.callback import Admission, Head, VerifiedCallback
 from receiver.config import SourceSettings
 from receiver.errors import (
     BodyTooLarge,
@@ -25,16 +26,7 @@ from receiver.errors import (
     WrongMethod,
 )
 from receiver.journal import Journal
-from receiver.model import (
-    Admission,
-    EventDraft,
-    Head,
-    Recorded,
-    RecordStatus,
-    Rejection,
-    Stage,
-    VerifiedCallback,
-)
+from receiver.model import EventDraft, Recorded, RecordStatus, Rejection, Stage
 from receiver.observe import CallbackReport, Observers
 from receiver.providers.base import PushProvider
 from receiver.recording import Recorder

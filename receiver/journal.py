@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from receiver.blobs.local import make_folder, sync_folder
+from receiver.callback import Head, TokenClaims, VerifiedCallback
 from receiver.errors import JournalUnavailable, Unavailable
-from receiver.model import Head, TokenClaims, VerifiedCallback
 from receiver.observe import Observers
 from receiver.spool import FileBody
 

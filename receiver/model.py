@@ -1,8 +1,7 @@
-"""The values that travel through receiver (floor 1): pure data, no I/O.
+"""Ids, and the event from draft to record (floor 1): pure data, no I/O.
 
 Times are epoch milliseconds (`int`), given as parameters and never read from a clock here. Ids are text
-made here and sortable by time. They are msgspec structs: frozen like dataclasses, and a tenth of their cost to make, of which
-each callback makes a dozen.
+made here and sortable by time.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ import os
 import random
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct, field
-
-from receiver.errors import CallbackRejected
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
@@ -29,127 +26,6 @@ def new_id(prefix: str, now: int) -> str:
     """Return `prefix_` + 26 characters: 48 bits of epoch milliseconds, then 80 random bits (base 32, sortable)."""
     number = (now & 0xFFFFFFFFFFFF) << 80 | _random.getrandbits(80)
     return f"{prefix}_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
-
-
-# ---------------------------------------------------------------- the road in
-
-
-class Body(Protocol):
-    """A received body, whole, counted and hashed; small ones in memory, others in a temporary file."""
-
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-
-    @property
-    def sha256(self) -> str:
-        """Lower-case hex digest of the bytes."""
-
-    @property
-    def prefix(self) -> bytes:
-        """The first bytes (up to 4096), enough to tell a format by its magic."""
-
-    @property
-    def path(self) -> str | None:
-        """The temporary file that holds the bytes, or None when they are in memory."""
-
-    def load(self) -> bytes:
-        """Return all bytes. Meant for JSON, whose size is capped far below that of audio."""
-
-
-class Head(Struct, frozen=True, kw_only=True):
-    """What is known of a callback before a byte of its body is read."""
-
-    source: str
-    """Name of the configured source that the path named."""
-    method: str
-    headers: tuple[tuple[str, str], ...]
-    """As they came, names in lower case, values decoded as latin-1; duplicates kept."""
-    token: str | None = None
-    """The callback token from the path, not yet checked."""
-    received_at: int
-    peer: str | None = None
-
-    def all(self, name: str) -> list[str]:
-        """Return every value of the header `name` (lower case)."""
-        return [pair[1] for pair in self.headers if pair[0] == name]
-
-    def one(self, name: str) -> str | None:
-        """Return the header's value, None when absent; more than one is a `CallbackRejected`."""
-        found: str | None = None
-        count = 0
-        for key, value in self.headers:
-            if key == name:
-                found = value
-                count += 1
-        if count > 1:
-            raise CallbackRejected(f"the header {name} came {count} times; send it once")
-        return found
-
-    def content_type(self) -> str:
-        """Return the `Content-Type` as it came, cut at 200 characters; "" when absent."""
-        values = self.all("content-type")
-        return values[0][:200] if values else ""
-
-    def media_type(self) -> tuple[str, dict[str, str]]:
-        """Return the lower-case media type without parameters ("" when absent) and its parameters, leniently."""
-        values = self.all("content-type")
-        if not values:
-            return "", {}
-        kind, *rest = values[0].split(";")
-        pairs = (part.partition("=") for part in rest)
-        return kind.strip().lower(), {
-            key.strip().lower(): value.strip().strip('"') for key, _, value in pairs if key.strip()
-        }
-
-
-class TokenClaims(Struct, frozen=True, kw_only=True):
-    """What a callback token says: we handed this URL out, for this source and job."""
-
-    source: str
-    token_id: str
-    """Random, unique to each URL handed out."""
-    ref: str | None = None
-    format: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked of the provider (`encoding`, `container`, `sample_rate`, …): decides raw formats."""
-    expires_at: int | None = None
-    job_secret: bool = False
-    """The job has a webhook secret of its own, derived from this token."""
-
-
-class Admission(Struct, frozen=True, kw_only=True):
-    """The head passed: read the body, up to `body_limit` bytes."""
-
-    head: Head
-    claims: TokenClaims | None
-    proofs: frozenset[str]
-    """Names of the proofs that held so far, for example `basic`, `token`."""
-    body_limit: int
-
-
-class VerifiedCallback(Struct, frozen=True, kw_only=True):
-    """A callback that was proved. Only `provider.verify` makes one; `provider.normalize` takes nothing else.
-
-    The journal restores one that it was given before, with the proofs that held then.
-    """
-
-    head: Head
-    claims: TokenClaims | None
-    proofs: frozenset[str]
-    body: Body
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self.head.source
-
-    @property
-    def ref(self) -> str | None:
-        """The caller's own correlation string."""
-        return self.claims.ref if self.claims else None
-
-
-# ---------------------------------------------------------------- the event
 
 
 class Stage(StrEnum):
@@ -345,117 +221,3 @@ class Rejection(Struct, frozen=True, kw_only=True):
     peer: str | None
     content_type: str
     user_agent: str
-
-
-# ---------------------------------------------------------------- the road out
-
-
-class DeliveryState(StrEnum):
-    """`pending → delivering → delivered`, back to `pending`, or `dead`."""
-
-    PENDING = "pending"
-    """Waits for `due_at`; set when recorded, after a failed attempt, by a handed-back claim and by replay."""
-    DELIVERING = "delivering"
-    """Claimed; `due_at` is the end of the lease, so a crashed worker's row is simply due again."""
-    DELIVERED = "delivered"
-    """Acknowledged by the destination; has no `due_at`."""
-    DEAD = "dead"
-    """A dead letter: the policy was exhausted or the destination answered 410; has no `due_at`."""
-
-
-class OutcomeKind(StrEnum):
-    """What one attempt found."""
-
-    DELIVERED = "delivered"
-    REFUSED = "refused"
-    """The destination answered, and not with 2xx (3xx is not followed)."""
-    GONE = "gone"
-    """410: the destination does not want this any more."""
-    TIMEOUT = "timeout"
-    UNREACHABLE = "unreachable"
-    """No connection, no name, TLS trouble, or the connection broke."""
-    BLOCKED = "blocked"
-    """The address guard refused; nothing was sent."""
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
-    """What one attempt found: a value, never an exception."""
-
-    kind: OutcomeKind
-    status: int | None = None
-    detail: str = ""
-    response: bytes = b""
-    """The first 16 KiB of the reply."""
-    retry_after: float | None = None
-    """Seconds the destination asked for."""
-
-
-class Claimed(Struct, frozen=True, kw_only=True):
-    """One delivery taken by a worker, with its event."""
-
-    delivery_id: str
-    destination: str
-    event: Event
-    attempts: int
-    """Attempts made before this claim, over all rounds."""
-    round_start: int
-    """`attempts` when the present round began: the policy sees `attempts - round_start`."""
-    claimed_by: str
-    lease_until: int
-
-
-class Settlement(Struct, frozen=True, kw_only=True):
-    """The record of one attempt and its consequence; applied only if the claim is still held."""
-
-    claim: Claimed
-    started_at: int
-    duration_ms: int
-    outcome: Outcome
-    state: DeliveryState
-    due_at: int | None
-    """When it is due again; None for `delivered` and `dead`."""
-
-
-class Delivery(Struct, frozen=True, kw_only=True):
-    """One event owed to one destination, as the store shows it."""
-
-    id: str
-    event_id: str
-    event_type: str
-    destination: str
-    state: DeliveryState
-    attempts: int
-    round_start: int
-    due_at: int | None
-    claimed_by: str | None
-    created_at: int
-    updated_at: int
-    last_outcome: str | None
-
-
-class Attempt(Struct, frozen=True, kw_only=True):
-    """One recorded try of a delivery, numbered from 1, never renumbered."""
-
-    delivery_id: str
-    number: int
-    started_at: int
-    duration_ms: int
-    outcome: OutcomeKind
-    status: int | None
-    detail: str
-    response: bytes
-
-
-class Due(Struct, frozen=True, kw_only=True):
-    """What waits for one destination."""
-
-    destination: str
-    depth: int
-    oldest_due_at: int
-
-
-class StoreStats(Struct, frozen=True, kw_only=True):
-    """Depths and ages, read at scrape time so that replicas agree."""
-
-    due: tuple[Due, ...]
-    dead: Mapping[str, int]

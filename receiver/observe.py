@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from receiver.model import Outcome
+from receiver.delivery import Outcome
 
 
 class CallbackReport(Struct, frozen=True, kw_only=True):

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 from receiver import audio, envelope
 from receiver.blobs.base import Blobs
+from receiver.callback import Body, VerifiedCallback
 from receiver.model import (
     AudioFacts,
-    Body,
     CallbackRow,
     Event,
     EventDraft,
@@ -19,7 +19,6 @@ from receiver.model import (
     Recording,
     RecordStatus,
     StoredBlob,
-    VerifiedCallback,
     new_id,
 )
 from receiver.providers.base import PushProvider

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
 from receiver.attempts import Attempts, Clock, Lane, StoreWatch, pauses
+from receiver.delivery import Claimed
 from receiver.errors import StoreUnavailable
-from receiver.model import Claimed, Event
+from receiver.model import Event
 from receiver.observe import Observer
 from receiver.store.base import Store
 

@@ -10,7 +10,7 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_chain, w
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from receiver.model import Outcome, OutcomeKind
+from receiver.delivery import Outcome, OutcomeKind
 
 RETRY_AFTER_LIMIT = 24 * 3600.0
 """Longest wait in seconds that a destination's `Retry-After` can ask for."""

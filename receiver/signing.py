@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from itsdangerous import Signer
 
-from receiver.model import TokenClaims
+from receiver.callback import TokenClaims
 
 _MAC_BYTES = 32
 _CALLBACK_SALT = "receiver.callback-token"

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from receiver.callback import Body
 from receiver.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.model import Body
 
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from receiver.model import Body, StoredBlob
+from receiver.callback import Body
+from receiver.model import StoredBlob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from receiver.blobs.base import LocalObject
+from receiver.callback import Body
 from receiver.errors import BlobsUnavailable, NotFound
-from receiver.model import Body, StoredBlob
+from receiver.model import StoredBlob
 
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 _THREADS = 8

@@ -12,7 +12,8 @@ import typer
 from receiver.cli.common import load, opened_store
 from receiver.cli.options import UsageError, option, since
 from receiver.cli.output import print_fields, print_json, print_table
-from receiver.model import Attempt, Delivery, DeliveryState, Event, Rejection
+from receiver.delivery import Attempt, Delivery, DeliveryState
+from receiver.model import Event, Rejection
 
 if TYPE_CHECKING:
     from receiver.config import Settings

@@ -14,7 +14,7 @@ from receiver.cli.common import load, opened_store
 from receiver.cli.looking import Since
 from receiver.cli.options import UsageError, option, since
 from receiver.cli.output import print_json, warn
-from receiver.model import DeliveryState
+from receiver.delivery import DeliveryState
 
 if TYPE_CHECKING:
     from receiver.config import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from receiver.model import Outcome
+from receiver.delivery import Outcome
 
 
 class Destination(Protocol):

@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from receiver import __version__
 from receiver.config import DestinationSettings
+from receiver.delivery import Outcome, OutcomeKind
 from receiver.egress import Egress, Failure, Reply, Resolve
 from receiver.errors import ConfigError
-from receiver.model import Outcome, OutcomeKind
 from receiver.signing import standard_webhook, webhook_key
 
 USER_AGENT = f"receiver/{__version__}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
-from receiver.model import Admission, Body, EventDraft, Head, VerifiedCallback
+from receiver.callback import Admission, Body, Head, VerifiedCallback
+from receiver.model import EventDraft
 
 
 class PushProvider(Protocol):

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
 
+from receiver.callback import Admission, Body, Head, VerifiedCallback
 from receiver.config import MIB, Finding, Section, SourceSettings, provider_options
 from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
-from receiver.model import Admission, Body, EventDraft, Head, JobError, RemoteResult, Stage, VerifiedCallback
+from receiver.model import EventDraft, JobError, RemoteResult, Stage
 from receiver.providers.jsonbody import (
     Document,
     decode_object,

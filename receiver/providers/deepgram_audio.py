@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from receiver.callback import Head, TokenClaims
 from receiver.errors import MalformedCallback
 from receiver.formats import (
     AAC,
@@ -23,7 +24,7 @@ from receiver.formats import (
     Format,
     sniff,
 )
-from receiver.model import AudioDraft, Head, TokenClaims
+from receiver.model import AudioDraft
 from receiver.providers.jsonbody import is_json_type, looks_like_json
 
 _UNTYPED = ("", "application/octet-stream", "binary/octet-stream")

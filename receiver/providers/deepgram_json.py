@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from receiver.callback import VerifiedCallback
 from receiver.errors import MalformedCallback
-from receiver.model import EventDraft, JobError, Stage, TranscriptDraft, VerifiedCallback
+from receiver.model import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.providers.jsonbody import (
     Document,
     encode,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from receiver.callback import Head, TokenClaims, VerifiedCallback
 from receiver.errors import CallbackRejected, WrongSource
-from receiver.model import Head, TokenClaims, VerifiedCallback
 from receiver.signing import CallbackTokens
 
 

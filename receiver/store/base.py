@@ -11,18 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from receiver.model import (
-    Attempt,
-    Claimed,
-    Delivery,
-    DeliveryState,
-    Event,
-    Recorded,
-    Recording,
-    Rejection,
-    Settlement,
-    StoreStats,
-)
+from receiver.delivery import Attempt, Claimed, Delivery, DeliveryState, Settlement, StoreStats
+from receiver.model import Event, Recorded, Recording, Rejection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,19 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
+from receiver.delivery import Attempt, Claimed, Delivery, Settlement, StoreStats
 from receiver.errors import StoreUnavailable
-from receiver.model import (
-    Attempt,
-    Claimed,
-    Delivery,
-    Event,
-    Recorded,
-    Recording,
-    Rejection,
-    Settlement,
-    StoreStats,
-    new_id,
-)
+from receiver.model import Event, Recorded, Recording, Rejection, new_id
 from receiver.store import reading, schema, sql
 from receiver.store.base import DeliveryFilter, EventFilter
 from receiver.store.sql import Session

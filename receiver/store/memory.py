@@ -10,24 +10,9 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from receiver.delivery import Attempt, Claimed, Delivery, DeliveryState, Due, Settlement, StoreStats
 from receiver.errors import NotFound, StoreUnavailable
-from receiver.model import (
-    Attempt,
-    CallbackRow,
-    Claimed,
-    Delivery,
-    DeliveryState,
-    Due,
-    Event,
-    Recorded,
-    Recording,
-    RecordStatus,
-    Rejection,
-    Settlement,
-    Stage,
-    StoreStats,
-    new_id,
-)
+from receiver.model import CallbackRow, Event, Recorded, Recording, RecordStatus, Rejection, Stage, new_id
 from receiver.store.base import DeliveryFilter, EventFilter
 
 Kept = TypeVar("Kept", Event, Delivery)

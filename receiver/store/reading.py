@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+from receiver.delivery import Attempt, Delivery, DeliveryState, Due, OutcomeKind, StoreStats
 from receiver.errors import NotFound
-from receiver.model import (
-    TIME_CHARS,
-    Attempt,
-    Delivery,
-    DeliveryState,
-    Due,
-    Event,
-    OutcomeKind,
-    Rejection,
-    StoreStats,
-)
+from receiver.model import TIME_CHARS, Event, Rejection
 from receiver.store.base import DeliveryFilter, EventFilter
 from receiver.store.sql import Row, Session, Value, clean, event_of
 

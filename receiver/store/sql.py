@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from receiver.model import Claimed, Event, Recorded, Recording, RecordStatus, Rejection, Settlement, Stage
+from receiver.delivery import Claimed, Settlement
+from receiver.model import Event, Recorded, Recording, RecordStatus, Rejection, Stage
 
 Value = str | int | float | bytes | None
 Row = Sequence[Any]

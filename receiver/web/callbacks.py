@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from receiver.callback import Head
 from receiver.intake import Answer
-from receiver.model import Head
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

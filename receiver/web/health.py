@@ -13,7 +13,7 @@ from receiver.errors import ReceiverError, StoreUnavailable
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from receiver.model import StoreStats
+    from receiver.delivery import StoreStats
     from receiver.wiring import Receiver
 
 _PING_SECONDS = 2.0

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from receiver.blobs.base import Blobs
+from receiver.callback import Body
 from receiver.errors import BlobsUnavailable, NotFound
-from receiver.model import Body
 
 MakeBody = Callable[[bytes], Body]
 

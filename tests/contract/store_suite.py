@@ -7,22 +7,9 @@ import itertools
 
 import pytest
 
+from receiver.delivery import Claimed, Delivery, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.errors import NotFound, StoreUnavailable
-from receiver.model import (
-    CallbackRow,
-    Claimed,
-    Delivery,
-    DeliveryState,
-    Event,
-    Outcome,
-    OutcomeKind,
-    Recording,
-    RecordStatus,
-    Rejection,
-    Settlement,
-    Stage,
-    new_id,
-)
+from receiver.model import CallbackRow, Event, Recording, RecordStatus, Rejection, Stage, new_id
 from receiver.store.base import DeliveryFilter, EventFilter, Store
 
 T0 = 1_800_000_000_000

@@ -13,8 +13,8 @@ import pytest
 from receiver.blobs import local
 from receiver.blobs.base import Blobs
 from receiver.blobs.local import LocalBlobs
+from receiver.callback import Body
 from receiver.errors import BlobsUnavailable
-from receiver.model import Body
 from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 

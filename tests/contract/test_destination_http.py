@@ -17,11 +17,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from receiver import __version__
 from receiver.config import DestinationSettings
+from receiver.delivery import Outcome, OutcomeKind
 from receiver.destinations.base import Destination
 from receiver.destinations.http import HttpDestination
 from receiver.egress import AddrInfo
 from receiver.errors import ConfigError
-from receiver.model import Outcome, OutcomeKind
 from receiver.signing import new_webhook_secret
 from tests.contract.destination_suite import BODY, T0, DestinationSuite, Place
 from tests.support.sink import Answer, Sink

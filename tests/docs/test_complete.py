@@ -19,14 +19,13 @@ from receiver import envelope, errors, wiring
 from receiver.check import CODES
 from receiver.cli.app import app
 from receiver.config import Section, parse
+from receiver.delivery import DeliveryState, OutcomeKind
 from receiver.metrics import MetricsObserver
 from receiver.model import (
     EVENT_TYPES,
     AudioFacts,
-    DeliveryState,
     EventDraft,
     JobError,
-    OutcomeKind,
     RemoteResult,
     StoredBlob,
     TranscriptDraft,

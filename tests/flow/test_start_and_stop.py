@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from receiver.callback import VerifiedCallback
 from receiver.config import parse
 from receiver.errors import BlobsUnavailable, ConfigError, JournalUnavailable, ReceiverError, StoreUnavailable
-from receiver.model import VerifiedCallback
 from receiver.store.base import EventFilter
 from receiver.wiring import Receiver, build, open_receiver
 from tests.support.running import Running, Seen, running, settings_text

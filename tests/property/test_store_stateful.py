@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.model import Claimed, Delivery, DeliveryState, Stage
+from receiver.delivery import Claimed, Delivery, DeliveryState
+from receiver.model import Stage
 from receiver.store.base import DeliveryFilter, EventFilter, Store
 from receiver.store.memory import MemoryStore
 from receiver.store.sqlite import SqliteStore

@@ -6,7 +6,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from receiver.model import Body, EventDraft, Head, VerifiedCallback
+from receiver.callback import Body, Head, VerifiedCallback
+from receiver.model import EventDraft
 from receiver.providers import deapi, deepgram
 from receiver.signing import hmac_sha256_hex
 from tests.support.golden import MemoryBody, source_settings, tokens

@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from receiver.callback import Head
 from receiver.config import SourceSettings, parse
-from receiver.model import Head
 from receiver.signing import CallbackTokens, hmac_sha256_hex
 
 ROOT = Path(__file__).parent.parent / "golden"

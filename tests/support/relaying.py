@@ -10,9 +10,10 @@ from typing import Any
 
 from receiver.attempts import Lane
 from receiver.config import DestinationSettings
+from receiver.delivery import Claimed, Delivery, Outcome, OutcomeKind, Settlement
 from receiver.destinations.http import HttpDestination
 from receiver.errors import StoreUnavailable
-from receiver.model import Claimed, Delivery, Event, Outcome, OutcomeKind, Settlement
+from receiver.model import Event
 from receiver.observe import AttemptReport, CallbackReport
 from receiver.relay import Relay
 from receiver.retry import RetryPolicy, policy

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from receiver import egress
+from receiver.delivery import OutcomeKind
 from receiver.egress import AddrInfo, Egress, Failure, GuardedResolver, Reply
 from receiver.errors import ConfigError
-from receiver.model import OutcomeKind
 from tests.support.sink import Answer, Sink
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")

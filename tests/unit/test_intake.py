@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from receiver.callback import Admission, Body, Head, VerifiedCallback
 from receiver.config import parse
 from receiver.errors import CallbackRejected, MalformedCallback, StoreUnavailable
 from receiver.intake import Answer
-from receiver.model import Admission, AudioDraft, Body, EventDraft, Head, Rejection, VerifiedCallback
+from receiver.model import AudioDraft, EventDraft, Rejection
 from receiver.store.base import EventFilter
 from receiver.wiring import Ports, Receiver, build, open_receiver
 from tests.support.running import Seen

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from receiver.callback import Head, TokenClaims, VerifiedCallback
 from receiver.errors import JournalUnavailable, StoreUnavailable
 from receiver.journal import Journal
-from receiver.model import Head, TokenClaims, VerifiedCallback
 from receiver.observe import Observers
 from receiver.spool import FileBody, MemoryBody
 from tests.support.running import Seen

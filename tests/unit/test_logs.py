@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from receiver.delivery import Due, Outcome, OutcomeKind, StoreStats
 from receiver.logs import LogObserver
 from receiver.metrics import MetricsObserver
-from receiver.model import Due, Outcome, OutcomeKind, StoreStats
 from receiver.observe import AttemptReport, CallbackReport, Observers, no_secrets
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from receiver.model import Outcome, OutcomeKind
+from receiver.delivery import Outcome, OutcomeKind
 from receiver.retry import RETRY_AFTER_LIMIT, STANDARD_SCHEDULE, RetryPolicy, fixed, policy, scheduled
 
 REFUSED = Outcome(kind=OutcomeKind.REFUSED, status=500)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.model import DeliveryState
+from receiver.delivery import DeliveryState
 from receiver.store.base import Store
 from receiver.store.sqlite import SqliteStore
 from tests.contract.store_suite import T0

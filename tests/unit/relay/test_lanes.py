@@ -9,7 +9,7 @@ import pytest
 
 from receiver import relay as relay_module
 from receiver.attempts import Lane
-from receiver.model import DeliveryState
+from receiver.delivery import DeliveryState
 from receiver.relay import Relay
 from receiver.retry import fixed, policy
 from receiver.store.base import Store

@@ -9,8 +9,8 @@ import pytest
 from receiver import attempts as attempts_module
 from receiver import relay as relay_module
 from receiver.attempts import Lane
+from receiver.delivery import DeliveryState, Outcome, OutcomeKind
 from receiver.destinations.base import Destination
-from receiver.model import DeliveryState, Outcome, OutcomeKind
 from receiver.relay import Relay
 from receiver.retry import policy
 from receiver.store.base import Store
