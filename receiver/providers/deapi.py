@@ -171,7 +171,7 @@ class DeapiProvider:
         event, data = document.get("event"), table(document, "data")
         stage = _STAGES.get(event) if isinstance(event, str) else None
         if stage is None:
-            named = f": {printable(event, 60)}" if isinstance(event, str) else ""
+            named = f": {self._shown(event)}" if isinstance(event, str) else ""
             raise MalformedCallback(
                 f"the event is none of job.processing, job.completed and job.failed{named}"
             )
@@ -207,6 +207,11 @@ class DeapiProvider:
         document = decode_object(raw)
         kept = self._redactor.clean_document(document, raw, callback.head.token)
         return (document, kept) if kept is raw else (decode_object(kept), kept)
+
+    def _shown(self, word: str) -> str:
+        """Return a word of the sender's as a message may show it: printable, short, and no secret of ours."""
+        clean = self._redactor.clean(printable(word, len(word)).encode("utf-8", "replace"))
+        return clean.decode("utf-8", "replace")[:60]
 
     def redact(self, body: bytes) -> bytes:
         """Return `body` without the configured secrets."""

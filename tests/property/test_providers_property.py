@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from receiver.callback import Head
@@ -117,7 +117,9 @@ def _check(
         _check_draft(draft)
         return draft
     assert type(refusal) is MalformedCallback
-    assert not [secret for secret in SECRETS if secret in refusal.message]
+    # A source can take out its own secrets, not those of another.
+    known = (DEAPI_SECRET,) if isinstance(source, deapi.DeapiProvider) else SECRETS
+    assert not [secret for secret in known if secret in refusal.message]
     return None
 
 
@@ -138,6 +140,8 @@ def test_any_deepgram_body_is_understood_or_parked(
     _check(deepgram_source(), deepgram_head(kind, asked=wanted), raw)
 
 
+@example(raw=json.dumps({"event": DEAPI_SECRET}).encode())
+@example(raw=json.dumps({"event": "\0".join(DEAPI_SECRET)}).encode())
 @given(raw=documents | st.binary(max_size=100))
 @settings(max_examples=300, deadline=None)
 def test_any_signed_deapi_body_is_understood_or_parked(raw: bytes) -> None:
