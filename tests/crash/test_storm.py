@@ -16,6 +16,8 @@ from tests.support.running import settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
 from tests.support.sink import Answer, Sink
 
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
+
 SENDERS = 6
 PROCESSED, COMPLETED = "job.processing", "job.completed"
 

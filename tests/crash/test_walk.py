@@ -14,6 +14,8 @@ from tests.support.running import settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
 from tests.support.sink import Sink
 
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
+
 IN = [step for step in STEPS if not step.startswith(("store.claim", "destination", "store.settle"))]
 OUT = [step for step in STEPS if step not in IN]
 

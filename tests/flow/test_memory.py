@@ -16,6 +16,8 @@ from tests.support.raw import exchange, head
 from tests.support.running import settings_text
 from tests.support.senders import speech
 
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
+
 MIB = 1024 * 1024
 ALLOWED = 32 * MIB
 

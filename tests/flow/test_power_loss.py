@@ -22,7 +22,10 @@ from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
 
 LACKING = missing()
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"no forgetful file system: {LACKING}")
+pytestmark = [
+    pytest.mark.skipif(bool(LACKING), reason=f"no forgetful file system: {LACKING}"),
+    pytest.mark.usefixtures("nothing_left_running"),
+]
 
 
 def _mixed(count: int) -> list[Sent]:

@@ -18,6 +18,18 @@ SINCE = wall_clock()
 os.environ["CRASHING_SINCE"] = str(SINCE)
 
 
+_started: list[asyncio.subprocess.Process] = []
+
+
+async def end_all() -> None:
+    """Kill what a failed test left running, by its id."""
+    while _started:
+        child = _started.pop()
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
 @dataclass
 class Process:
     """`tests.support.crashing` as a child; `port` is known once it listens."""
@@ -44,6 +56,7 @@ class Process:
             env=os.environ | {"CRASHING_SINCE": str(self.since)} | self.environ,
             stdout=asyncio.subprocess.PIPE,
         )
+        _started.append(self.child)
         assert self.child.stdout is not None
         async with asyncio.timeout(30):
             line = await self.child.stdout.readline()
