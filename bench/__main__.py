@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--write", metavar="FILE", help="also write the page")
     parser.add_argument("--only", help="comma-separated: ingest, slow, relay, large, latency, claims")
     options = parser.parse_args()
-    rounds, seconds = (1, 2.0) if options.quick else (5, 5.0)
+    rounds, seconds = (1, 2.0) if options.quick else (5, 4.0)
     parts = {
         "ingest": lambda f: measures.ingest(f, rounds, seconds),
         "slow": lambda f: measures.ingest(f, rounds, seconds, sync_ms=5),

@@ -9,12 +9,14 @@ import os
 import ssl
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from receiver import urls, wiring
+from receiver.addresses import Guard
 from receiver.config import DestinationSettings, Finding, Settings
 from receiver.errors import ConfigError, ReceiverError
 from receiver.model import EVENT_TYPES
@@ -55,7 +57,7 @@ CODES: Mapping[str, Code] = {
     "W002": Code("No destination is configured", "add a [destinations.NAME] section with url and secrets"),
     "W003": Code("A destination has no secret", 'add secrets = ["env:APP_WEBHOOK_SECRET"]'),
     "W004": Code("A destination is called without TLS", "use an https:// URL"),
-    "W005": Code("A destination's address is private and not allowed", 'add allow = ["10.0.0.0/8"]'),
+    "W005": Code("A destination's address is private and not in allow", "add its network to allow"),
     "W006": Code("The settings file can be read by other users", "chmod 600 the file"),
     "W007": Code("Callbacks come without TLS", "put TLS in front, and write https:// in public_url"),
     "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
@@ -72,11 +74,11 @@ CODES: Mapping[str, Code] = {
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
     """Load the settings and check them; unreadable settings are a finding (and None) instead of an error."""
+    used = path or environ.get("RECEIVER_CONFIG") or "receiver.toml"
     try:
         settings = wiring.load_settings(path, environ)
     except ConfigError as error:
-        return None, [_finding("E001", "receiver.toml", error.message)]
-    used = path or environ.get("RECEIVER_CONFIG") or "receiver.toml"
+        return None, [_finding("E001", used, error.message)]
     return settings, check(settings) + list(_file_findings(used))
 
 
@@ -182,9 +184,24 @@ def _destination(settings: Settings, destination: DestinationSettings) -> Iterat
     private = urls.is_private(url)
     if url.startswith("http://") and not private:
         yield _finding("W004", f"{where}.url", "events and audio links travel in clear")
-    if private and not destination.allow:
-        yield _finding("W005", f"{where}.allow", "every attempt will be blocked: the address is not public")
+    blocked = _blocked(url, destination.allow)
+    if blocked:
+        yield _finding("W005", f"{where}.allow", f"every attempt will be blocked: {blocked}")
     yield from _filters(settings, destination, where)
+
+
+def _blocked(url: str, allow: Iterable[str]) -> str | None:
+    """Return why the address guard will refuse a URL whose host is an address or this machine; None where DNS decides."""
+    host = urlsplit(url).hostname or ""
+    guard = Guard(allow)
+    try:
+        if host == "localhost" or host.endswith(".localhost"):
+            guard.check("127.0.0.1", host)
+        else:
+            guard.check_host(host)
+    except ReceiverError as error:
+        return error.message
+    return None
 
 
 def _filters(settings: Settings, destination: DestinationSettings, where: str) -> Iterator[Finding]:

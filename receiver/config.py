@@ -205,7 +205,7 @@ def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Setting
     try:
         raw: dict[str, Any] = tomllib.loads(text) if text is not None else {}
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"receiver.toml is not valid TOML: {error}") from None
+        raise ConfigError(f"the settings are not valid TOML: {error}") from None
     _override(raw, environ)
     if text is None and "sources" not in raw:
         raw["sources"] = {name: dict(fields) for name, fields in DEFAULT_SOURCES.items()}
@@ -302,7 +302,7 @@ def _sections(raw: dict[str, Any]) -> None:
         table["options"] = {key: table.pop(key) for key in list(table) if key not in known}
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, section: str = "") -> str:
     lines = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"])
@@ -311,7 +311,7 @@ def _explain(error: ValidationError) -> str:
             message = "no such setting; see docs/configuration.md"
         elif item["type"] == "missing":
             message = "is missing"
-        lines.append(f"{where}: {message}")
+        lines.append(f"{section}{where}: {message}")
     return "; ".join(lines)
 
 
@@ -323,5 +323,4 @@ def provider_options(model: type[T], source: SourceSettings) -> T:
     try:
         return model.model_validate(dict(source.options))
     except ValidationError as error:
-        named = "; ".join(f"sources.{source.name}.{part}" for part in _explain(error).split("; "))
-        raise ConfigError(named) from None
+        raise ConfigError(_explain(error, f"sources.{source.name}.")) from None

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import time
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rich.console import Console
 
@@ -169,7 +170,7 @@ def _compare(stage: Stage) -> None:
 def _look_further(stage: Stage) -> None:
     say, first = stage.out.print, next(iter(stage.events))
     for words in (["events"], ["deliveries"], ["rejections"]):
-        command = f"{_command()} --config {stage.config} {' '.join(words)}"
+        command = f"{_command()} --config {_quoted(stage.config)} {' '.join(words)}"
         say(f"\n$ {command}", style="bold")
         sys.stdout.flush()
         subprocess.run(
@@ -179,10 +180,10 @@ def _look_further(stage: Stage) -> None:
             timeout=PATIENCE,
         )
     audio = stage.ask("events", first)["data"]["audio"]["uri"]
-    say(f"\nThe audio of the first event is {urlsplit(audio).path}. Look further with")
-    say(f"  {_command()} --config {stage.config} events {first}")
-    say(f"  {_command()} --config {stage.config} deliveries --json")
-    say(f"  less {stage.folder}/receiver.log")
+    say(f"\nThe audio of the first event is {unquote(urlsplit(audio).path)}. Look further with")
+    say(f"  {_command()} --config {_quoted(stage.config)} events {first}")
+    say(f"  {_command()} --config {_quoted(stage.config)} deliveries --json")
+    say(f"  less {_quoted(f'{stage.folder}/receiver.log')}")
     say(f"and begin with a file of your own: {_command()} init")
 
 
@@ -192,7 +193,12 @@ def _command() -> str:
         return "receiver"
     beside = Path(sys.executable).with_name("receiver")
     here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+    return _quoted(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+
+
+def _quoted(path: str | Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def _asked(out: Console) -> bool:
@@ -212,7 +218,9 @@ def _stay(stage: Stage) -> None:
     """Keep both processes up until Ctrl-C, and say what the application gets."""
     stage.start_app()
     stage.out.print(f"\nreceiver stays up on {stage.base}. Try, in another terminal:")
-    stage.out.print(f"  {_command()} --config {stage.config} simulate deepgram --ref order-45")
+    stage.out.print(
+        f"  {_command()} --config {_quoted(Path(stage.config).absolute())} simulate deepgram --ref order-45"
+    )
     stage.out.print("Ctrl-C ends it.\n")
     heard = 0
     with contextlib.suppress(KeyboardInterrupt):

@@ -259,7 +259,7 @@ class Intake:
     def _count_rejection(self, head: Head, error: CallbackRejected, progress: _Progress) -> None:
         count = self._rejected_in_row.get(head.source, 0) + 1
         self._rejected_in_row[head.source] = count
-        if error.setting:
+        if error.setting and error.setting not in error.message:
             progress.reason = f"{error.message} (look at {error.setting})"
         if count == _ALERT_AFTER:
             self._observer.note(

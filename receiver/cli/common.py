@@ -73,7 +73,9 @@ def source_of(settings: Settings, provider: str, name: str | None) -> SourceSett
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise UsageError(f'no source has provider = "{provider}": add one, or run `receiver init`')
+        raise UsageError(
+            f'no source has provider = "{provider}": add [sources.{provider}] to the settings (`receiver init` writes the one of deAPI as a comment)'
+        )
     raise UsageError(f"several sources are of {provider}: choose with --source {fitting[0].name}")
 
 

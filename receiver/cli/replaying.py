@@ -45,7 +45,9 @@ def replay(
     from receiver.store.base import DeliveryFilter
 
     filtered = dead or destination is not None or since_ is not None
-    if bool(ids) == filtered:
+    if ids and filtered:
+        raise UsageError("name ids, or filter with --dead, --destination and --since; not both")
+    if not ids and not filtered:
         raise UsageError("name deliveries or events, or filter with --dead, --destination and --since")
     settings = load(ctx)
     wanted = DeliveryFilter(
@@ -102,8 +104,8 @@ async def _pages(store: Store, wanted: DeliveryFilter) -> AsyncIterator[dict[str
 
 def _ask(count: int) -> None:
     if not sys.stdin.isatty():
-        raise UsageError(f"{count} deliveries would be replayed: add --yes (or look first with --dry-run)")
-    if not typer.confirm(f"Replay {count} deliveries?"):
+        raise UsageError(f"{_count(count)} would be replayed: add --yes (or look first with --dry-run)")
+    if not typer.confirm(f"Replay {_count(count)}?"):
         raise typer.Exit(1)
 
 

@@ -53,7 +53,8 @@ data = "receiver-data"
 host = "127.0.0.1"    # 0.0.0.0 behind a proxy on another machine
 port = 8080
 
-# Signs callback tokens and audio links. To rotate: add a new one at the end, remove the old one a week later.
+# Signs callback tokens and audio links. To rotate: add a new one at the end, and remove the old one when
+# no callback URL made with it is in use any more (audio links last a week at most).
 [tokens]
 secrets = [{_quoted(made.token_secret)}]
 

@@ -65,7 +65,7 @@ class DeepgramSettings(Section):
     @classmethod
     def _pairs(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(":" not in pair.get_secret_value() for pair in value):
-            raise ValueError('each entry is "user:password"; the password may be env:NAME or file:PATH')
+            raise ValueError('each entry is "user:password", where the password may be env:NAME or file:PATH')
         return value
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx2
 from starlette.applications import Starlette
@@ -79,7 +80,8 @@ async def _fetch(audio: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             response = await client.get(audio["url"])
         except httpx2.HTTPError as error:
-            return {"fetched": False, "why": type(error).__name__}
+            where = urlsplit(audio["url"]).netloc
+            return {"fetched": False, "why": f"{where} cannot be reached ({type(error).__name__})"}
     content = response.content
     return {
         "fetched": response.status_code == 200,
