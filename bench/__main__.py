@@ -73,7 +73,7 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
         "# Benchmarks",
         "",
         "Made by `make bench`. Each figure is the median of interleaved rounds; a ratio compares it with the bare baseline of the",
-        "same rounds, on the same cores, and travels better than the figure. Load generator, receiver, sink and baseline share the",
+        "same rounds, on the same cores, and travels better than the figure. Load generator, receiver, destination and baseline share the",
         "machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
         "",
         "| what | figure | ratio | goal | |",

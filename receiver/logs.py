@@ -34,16 +34,18 @@ class LogObserver:
 
     def callback(self, report: CallbackReport) -> None:
         """Write one line: `callback.recorded`, `callback.rejected` …"""
-        fine = report.status < 400
-        if fine and self._level > 20:
+        level = "info" if report.status < 400 else "warning"
+        if _LEVELS[level] < self._level:
             return
-        line = {
+        line: dict[str, Any] = {
             "source": report.source,
             "provider": report.provider,
             "method": report.method,
             "status": report.status,
             "seconds": round(report.seconds, 6),
             "size": report.size,
+        }
+        more = {
             "event_id": report.event_id,
             "event_type": report.event_type,
             "job_id": report.job_id,
@@ -53,7 +55,8 @@ class LogObserver:
             "proofs": report.proofs,
             "reason": report.reason,
         }
-        self._line("info" if fine else "warning", f"callback.{report.answer}", line)
+        line |= {name: value for name, value in more.items() if value}
+        self._write(level, f"callback.{report.answer}", line)
 
     def attempt(self, report: AttemptReport) -> None:
         """Write one line: `attempt.delivered`, `attempt.refused` …"""

@@ -11,7 +11,8 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +182,45 @@ def _is_stale(entry: os.DirEntry[str]) -> bool:
 
 
 async def _next(receive: Receive, deadline: float, idle: float) -> tuple[bytes, bool]:
-    wait = min(idle, deadline - time.monotonic())
+    waiting = receive()
+    # Most bodies are here with their head: then `receive` has nothing to wait for, and a timer would cost more than it.
+    step = waiting.__await__()
     try:
-        async with asyncio.timeout(wait):
-            message = await receive()
-    except TimeoutError:
-        raise BodyTooSlow from None
+        pending = next(step)
+    except StopIteration as done:
+        message = done.value
+    else:
+        wait = min(idle, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(wait):
+                message = await _Begun(pending, step)
+        except TimeoutError:
+            raise BodyTooSlow from None
     if message["type"] == "http.disconnect":
         raise BodyCutOff
     return message.get("body", b""), message.get("more_body", False)
+
+
+class _Begun:
+    """Awaits the rest of an awaitable whose first step was taken by hand, as `yield from` would."""
+
+    def __init__(self, pending: Any, step: Generator[Any, Any, MutableMapping[str, Any]]) -> None:
+        self._pending, self._step = pending, step
+
+    def __await__(self) -> Generator[Any, Any, MutableMapping[str, Any]]:
+        pending = self._pending
+        while True:
+            try:
+                value = yield pending
+            except BaseException as error:  # a cancellation, above all, belongs to what is awaited
+                take = partial(self._step.throw, error)
+            else:
+                take = partial(self._step.send, value)
+            try:
+                pending = take()
+            except StopIteration as done:
+                message: MutableMapping[str, Any] = done.value
+                return message
 
 
 class _Writer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -73,9 +73,9 @@ class Proxies:
         self._networks = [ipaddress.ip_network(name, strict=False) for name in names - {"*"}]
         self._known: dict[str, bool] = {}
 
-    def caller(self, peer: str, headers: Iterable[tuple[str, str]]) -> str:
+    def caller(self, peer: str, headers: Sequence[tuple[str, str]]) -> str:
         """Return the nearest address that is not a trusted proxy; `peer` itself when nobody trusted says more."""
-        if not self._trusts(peer):
+        if not any(name == "x-forwarded-for" for name, _ in headers) or not self._trusts(peer):
             return peer
         said = [
             part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")
