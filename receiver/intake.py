@@ -123,6 +123,9 @@ class Intake:
         if head.method not in METHODS:
             raise WrongMethod
         settings = self._sources[head.source]
+        if head.all("upgrade"):
+            # The HTTP parser drops the body of such a request: taken as it is, a result would be kept without its bytes.
+            raise SenderError("an offer to upgrade the connection is not taken: send it without `Upgrade`")
         admission = self._admit(provider, head)
         _check_length(head, admission.body_limit)
         body = await self._spool.take(

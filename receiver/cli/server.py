@@ -19,6 +19,7 @@ import uvicorn
 
 from receiver.errors import ReceiverError
 from receiver.web.app import create_app
+from receiver.web.protocol import Protocol
 from receiver.wiring import Receiver, build, open_receiver
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ async def _serve(
     settings = receiver.settings.server
     config = uvicorn.Config(
         create_app(receiver, intake=intake),
-        http="httptools",
+        http=Protocol,
         loop="asyncio",
         ws="none",
         lifespan="off",

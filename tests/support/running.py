@@ -16,6 +16,7 @@ import uvicorn
 from receiver.config import parse
 from receiver.observe import AttemptReport, CallbackReport
 from receiver.web.app import create_app
+from receiver.web.protocol import Protocol
 from receiver.wiring import Ports, Receiver, build, open_receiver, wall_clock
 
 BASIC = "deepgram:correct-horse-battery"
@@ -131,7 +132,7 @@ async def running(
         config = uvicorn.Config(
             create_app(receiver),
             port=port,
-            http="httptools",
+            http=Protocol,
             loop="asyncio",
             lifespan="off",
             log_config=None,
