@@ -4,7 +4,8 @@ Sources: the IANA special-purpose registries, read in November 2026
 (https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry),
 and for IPv6 the rule that only 2000::/3 is handed out as global unicast
 (https://www.iana.org/assignments/ipv6-address-space). An address that carries an IPv4 address (mapped, compatible, NAT64,
-6to4, Teredo, ISATAP) is judged by every address inside.
+6to4, Teredo, ISATAP) is judged by every address inside. One address of no registry is refused: 168.63.129.16, where every
+machine in Azure finds its host (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _REFUSED_4 = [
         ("10.0.0.0/8", "private"),
         ("100.64.0.0/10", "shared (carrier-grade NAT)"),
         ("127.0.0.0/8", "loopback"),
+        ("168.63.129.16/32", "Azure's own, for its machines"),
         ("169.254.0.0/16", "link-local"),
         ("172.16.0.0/12", "private"),
         ("192.0.0.0/24", "reserved for protocols"),

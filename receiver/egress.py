@@ -2,35 +2,45 @@
 
 Names are resolved here, every address is judged, and the judged addresses are the ones connected to; the last look is taken
 at the socket's own address. A pooled connection stays judged for as long as it lives. Nothing of the environment (proxies,
-.netrc) is used, no cookies are kept, and replies are not decompressed.
+.netrc) is used, no cookies are kept, and replies are not decompressed. A reply's head is bounded by aiohttp: 128 headers of
+8 KiB; what precedes it (1xx answers) is bounded here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
+from aiohttp.connector import Connection
 
 from receiver.addresses import Guard
 from receiver.delivery import OutcomeKind
 from receiver.errors import AddressBlocked, ConfigError
+from receiver.targets import Target, target
 
 RESPONSE_LIMIT = 16 * 1024
-"""Bytes of a reply's body that are kept."""
+"""Bytes of a reply's body that `post` keeps."""
+PIECE = 64 * 1024
+"""The most bytes of a body that are read at once."""
 BODY_SECONDS = 2.0
 """Longest wait for a reply's body, once status line and headers are here."""
 DNS_SECONDS = 10
 """How long a resolved and judged name is remembered."""
+INTERIM_LIMIT = 8
+"""The most 1xx answers that are waited out; RFC 9110 sets no limit, and nobody needs more than one or two."""
+DAY = 24 * 3600
+"""The longest wait that `Retry-After` may ask for, in seconds."""
 IDLE_SECONDS = 4.0
 """How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
 
@@ -59,6 +69,85 @@ class Failure:
     """`TIMEOUT`, `UNREACHABLE` or `BLOCKED`."""
     detail: str
     """For a person; names host and port, never the rest of the URL."""
+
+
+class ReplyBroken(Exception):
+    """The connection ended, or stopped speaking HTTP, before the reply's body did."""
+
+
+class Incoming:
+    """A reply whose body is read as it comes. Whoever was given one closes it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, where: str) -> None:
+        self._response = response
+        self.where = where
+        """Host and port, for a person."""
+        self.status = response.status
+        self.headers: dict[str, str] = {}
+        """Names in lower case; of a name that came twice, the first."""
+        for name, value in response.headers.items():
+            self.headers.setdefault(name.lower(), value)
+        protocol = None if response.connection is None else response.connection.protocol
+        self._closed = None if protocol is None else protocol.closed
+        if self._closed is not None:
+            self._closed.add_done_callback(self._hung_up)
+
+    @property
+    def length(self) -> int | None:
+        """The body's length in bytes as `Content-Length` promises it."""
+        return self._response.content_length
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that came so far, as they crossed the wire."""
+        return self._response.content.total_bytes
+
+    async def read(self) -> bytes:
+        """Return the next piece (`PIECE` at most), b"" at the end. Raises `ReplyBroken`. Sets no time limit itself."""
+        try:
+            return await self._response.content.read(PIECE)
+        except (aiohttp.ClientError, OSError):
+            raise ReplyBroken from None
+
+    def close(self) -> None:
+        """Hang up, unless the body came to its end: then the connection is back in the pool already."""
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._hung_up)
+        self._response.close()
+
+    def _hung_up(self, closed: asyncio.Future[None]) -> None:
+        """Wake the reader: after bytes that are no HTTP, aiohttp hangs up and leaves it waiting."""
+        closed.exception()
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError())
+
+
+class _InterimFlood(aiohttp.ClientError):
+    """More 1xx answers than are waited out."""
+
+
+class _Response(aiohttp.ClientResponse):
+    """A reply that does not wait through 1xx answers without end."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        if protocol is None:
+            return await super().start(connection)
+        read, left = protocol.read, INTERIM_LIMIT
+
+        async def counted() -> Any:
+            nonlocal left
+            if left < 0:
+                raise _InterimFlood
+            left -= 1
+            return await read()
+
+        protocol.read = counted  # type: ignore[method-assign]
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
 
 
 class _SocketBlocked(OSError):
@@ -108,17 +197,8 @@ class GuardedResolver(AbstractResolver):
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A URL, taken apart once."""
-
-    url: URL
-    where: str
-    refusal: str | None
-
-
 class Egress:
-    """The outbound client of one destination: its guard, its timeout, its connections."""
+    """The outbound client of one destination or source: its guard, its timeout, its connections."""
 
     def __init__(
         self,
@@ -130,14 +210,14 @@ class Egress:
         resolve: Resolve | None = None,
     ) -> None:
         """`timeout_seconds` covers a whole request, from the name to the headers of the reply."""
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=None)
         self._connections = connections
         self._guard = Guard(allow)
         self._ca_file = ca_file
         self._resolve = resolve
         self._resolver: GuardedResolver | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._targets: dict[str, _Target] = {}
+        self._targets: dict[str, Target | str] = {}
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
@@ -158,6 +238,7 @@ class Egress:
             trust_env=False,
             auto_decompress=False,
             read_bufsize=RESPONSE_LIMIT,
+            response_class=_Response,
         )
 
     async def close(self) -> None:
@@ -175,34 +256,57 @@ class Egress:
         The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
         body within `BODY_SECONDS`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
         """
-        if self._session is None:
-            raise RuntimeError("the client is not open")
-        target = self._targets.get(url) or self._target(url)
-        if target.refusal is not None:
-            return Failure(kind=OutcomeKind.BLOCKED, detail=target.refusal)
-        try:
-            response = await self._session.post(target.url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, AddressBlocked) as error:
-            return _failure(error, target.where)
+        found = self._targets.get(url)
+        if found is None:
+            found = target(url)
+            if len(self._targets) < 64:
+                self._targets[url] = found
+        if isinstance(found, str):
+            return Failure(kind=OutcomeKind.BLOCKED, detail=found)
+        response = await self._begin("POST", found, headers, body, self._timeout, RESPONSE_LIMIT)
+        if isinstance(response, Failure):
+            return response
         try:
             received = await _body(response)
         finally:
             response.close()  # back to the pool already when the body has ended
         return Reply(status=response.status, headers=response.headers, body=received)
 
-    def _target(self, text: str) -> _Target:
-        url = URL(text)
-        host = url.host or ""
-        where = f"{f'[{host}]' if ':' in host else host}:{url.port}"
-        refused = None
+    async def get(self, place: Target, headers: Mapping[str, str], *, seconds: float) -> Incoming | Failure:
+        """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
         try:
-            self._guard.check_host(host)
-        except AddressBlocked as error:
-            refused = error.message
-        target = _Target(url, where, refused)
-        if len(self._targets) < 64:
-            self._targets[text] = target
-        return target
+            async with asyncio.timeout(seconds):
+                response = await self._begin("GET", place, headers, None, _UNTIMED, PIECE)
+        except TimeoutError:
+            return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
+        return response if isinstance(response, Failure) else Incoming(response, place.where)
+
+    async def _begin(
+        self,
+        method: str,
+        place: Target,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own, for its whole request
+        buffer: int,
+    ) -> aiohttp.ClientResponse | Failure:
+        if self._session is None:
+            raise RuntimeError("the client is not open")
+        try:
+            self._guard.check_host(place.host)
+            return await self._session.request(
+                method,
+                place.url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+                read_bufsize=buffer,
+            )
+        except (aiohttp.ClientError, OSError, AddressBlocked) as error:
+            return _failure(error, place.where)
+        except ValueError:  # its text holds the header
+            return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
 
     def _socket(self, info: AddrInfo) -> socket.socket:
         try:
@@ -210,6 +314,24 @@ class Egress:
         except AddressBlocked as error:
             raise _SocketBlocked(error.message) from None
         return socket.socket(info[0], info[1], info[2])
+
+
+_UNTIMED = aiohttp.ClientTimeout(total=None, sock_connect=None)
+"""For requests that are timed from outside, piece by piece."""
+
+
+def retry_after(text: str, now: float) -> int | None:
+    """Read `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as whole seconds from `now` (seconds since 1970).
+
+    A day at most; None when it says neither.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return min(int(text[:10]), DAY)
+    try:
+        return min(max(0, math.ceil(parsedate_to_datetime(text).timestamp() - now)), DAY)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
@@ -262,6 +384,8 @@ def _unreachable(error: Exception, cause: Exception, where: str) -> str:
             return (
                 f"{where} does not speak TLS as expected: {getattr(cause, 'reason', None) or 'no handshake'}"
             )
+        case _InterimFlood():
+            return f"{where} sends 1xx answers without end"
         case aiohttp.ServerDisconnectedError():
             return f"{where} closed the connection without an answer"
         case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
