@@ -33,6 +33,13 @@ class Body(Protocol):
         """Return all bytes. Meant for JSON, whose size is capped far below that of audio."""
 
 
+class HeldBody(Body, Protocol):
+    """A body in a temporary place."""
+
+    def discard(self) -> None:
+        """Let go of it; harmless to repeat."""
+
+
 class Head(Struct, frozen=True, kw_only=True):
     """What is known of a callback before a byte of its body is read."""
 
@@ -91,6 +98,13 @@ class TokenClaims(Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
     job_secret: bool = False
     """The job has a webhook secret of its own, derived from this token."""
+    expect_by: int | None = None
+    """The callback is overdue after this time, and late when it comes then."""
+
+    @property
+    def expectation(self) -> str:
+        """The `key` of the pickup that watches for this callback."""
+        return f"token:{self.token_id}"
 
 
 class Admission(Struct, frozen=True, kw_only=True):

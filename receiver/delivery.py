@@ -114,8 +114,17 @@ class Due(Struct, frozen=True, kw_only=True):
     oldest_due_at: int
 
 
+class PickupsDue(Struct, frozen=True, kw_only=True):
+    """What waits to be picked up from one source."""
+
+    source: str
+    depth: int
+    oldest_due_at: int
+
+
 class StoreStats(Struct, frozen=True, kw_only=True):
     """Depths and ages, read at scrape time so that replicas agree."""
 
     due: tuple[Due, ...]
     dead: Mapping[str, int]
+    pickups: tuple[PickupsDue, ...] = ()

@@ -16,6 +16,7 @@ ReceiverError
 │   └── JournalUnavailable       nothing could keep it: 503, never 2xx
 ├── AddressBlocked               an outbound address that the guard refuses
 ├── NotFound                     an id that the store does not hold
+├── PickupRefused                what was handed over for a pickup is not understood
 └── ConfigError                  start-up: names the setting and what to do
 """
 
@@ -121,6 +122,10 @@ class AddressBlocked(ReceiverError):
 
 class NotFound(ReceiverError):
     """Nothing has this id."""
+
+
+class PickupRefused(ReceiverError):
+    """Nothing can be picked up by that: hand over the URL or the job id that the provider gave."""
 
 
 class ConfigError(ReceiverError):

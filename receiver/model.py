@@ -22,6 +22,14 @@ _random = random.Random(os.urandom(32))
 """Ids must not collide and need not be secret; asking the kernel for each would cost more than the id."""
 
 
+def moment_of(made: str) -> int:
+    """Return the epoch milliseconds at which `new_id` made an id."""
+    number = 0
+    for char in made.partition("_")[2][:TIME_CHARS]:
+        number = number << 5 | _ALPHABET.index(char)
+    return number
+
+
 def new_id(prefix: str, now: int) -> str:
     """Return `prefix_` + 26 characters: 48 bits of epoch milliseconds, then 80 random bits (base 32, sortable)."""
     number = (now & 0xFFFFFFFFFFFF) << 80 | _random.getrandbits(80)
@@ -53,13 +61,25 @@ class AudioDraft(Struct, frozen=True, kw_only=True):
     """For raw formats: bytes of one sample of all channels, which turns a size into a length."""
 
 
-class RemoteResult(Struct, frozen=True, kw_only=True):
-    """A result that still lies at the provider, behind a link that expires."""
+class FileDraft(Struct, frozen=True, kw_only=True):
+    """The body is a file other than audio, to be stored and linked to; this is what is said of it."""
 
-    kind: str
-    """`audio`, `transcript` or `media`: the field of the event that carries it."""
-    url: str
-    expires_at: int | None = None
+    part: str
+    """The field of the event that links to it: `media` (image, video, …) or `document` (text)."""
+    content_type: str
+    extension: str
+    """Without the dot."""
+
+
+class RemoteResult(Struct, frozen=True, kw_only=True):
+    """A result that still lies at the provider: a pickup brings it home, and the event waits for it."""
+
+    key: str
+    """The result's identity, whichever road it comes by; the pickup's `key`."""
+    url: str | None
+    """Where it lies; None when the provider has to be asked."""
+    deadline_at: int
+    """When to give up, in epoch milliseconds."""
 
 
 class TranscriptDraft(Struct, frozen=True, kw_only=True):
@@ -93,7 +113,10 @@ class EventDraft(Struct, frozen=True, kw_only=True):
     ref: str | None = None
     occurred_at: int
     stage: Stage = Stage.FINAL
+    late: bool = False
+    """It came after the time within which it was expected."""
     audio: AudioDraft | None = None
+    file: FileDraft | None = None
     remote: RemoteResult | None = None
     transcript: TranscriptDraft | None = None
     error: JobError | None = None
@@ -183,6 +206,16 @@ class CallbackRow(Struct, frozen=True, kw_only=True):
     """Comma-separated names of the proofs that held."""
 
 
+class Answered(Struct, frozen=True, kw_only=True):
+    """The expectation that a callback answers."""
+
+    key: str
+    """The pickup's `key`."""
+    final: bool
+    """False: the job is still under way, and only its id was learned."""
+    job_id: str | None
+
+
 class Recording(Struct, frozen=True, kw_only=True):
     """What one transaction writes: the callback, its event, and one delivery per matching destination.
 
@@ -192,6 +225,7 @@ class Recording(Struct, frozen=True, kw_only=True):
     callback: CallbackRow
     event: Event
     destinations: tuple[str, ...]
+    answered: Answered | None = None
 
 
 class RecordStatus(StrEnum):
@@ -204,10 +238,12 @@ class RecordStatus(StrEnum):
 
 
 class Recorded(Struct, frozen=True, kw_only=True):
-    """The answer to a `Recording`; `event_id` is that of the first one for a duplicate."""
+    """The answer to a `Recording` or a `Deferral`; `event_id` is that of the first one for a duplicate."""
 
     status: RecordStatus
     event_id: str
+    pickup_id: str | None = None
+    """The pickup that brings the event's result home, for a `Deferral`."""
 
 
 class Rejection(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from receiver.delivery import Attempt, Claimed, Delivery, DeliveryState, Settlement, StoreStats
-from receiver.model import Event, Recorded, Recording, Rejection
+from receiver.model import Answered, CallbackRow, Event, Recorded, Recording, Rejection
+from receiver.pickup import (
+    ClaimedPickup,
+    Pickup,
+    PickupAttempt,
+    PickupSettled,
+    PickupSettlement,
+    PickupState,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +49,28 @@ class DeliveryFilter:
     limit: int = 50
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickupFilter:
+    """Which pickups to list, newest first; `after` is the last id of the page before."""
+
+    source: str | None = None
+    state: PickupState | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deferral:
+    """A proved callback whose event has to wait for its result: callback and pickup, and no event yet."""
+
+    callback: CallbackRow
+    pickup: Pickup
+    """Its `event_id` was made for the same millisecond as the callback's id."""
+    answered: Answered | None = None
+
+
 class Store(Protocol):
     """Where everything is recorded."""
 
@@ -62,7 +92,53 @@ class Store(Protocol):
         A callback whose (source, idempotency key) or (source, second key) is known is a `DUPLICATE` and writes
         nothing. A `PROGRESS` event whose (source, job) already has a `FINAL` one is `LATE`: recorded, with no
         deliveries. Deliveries are born `pending`, due at the event's `recorded_at`.
+
+        With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
+        is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
         """
+
+    async def defer(self, deferral: Deferral) -> Recorded:
+        """Write callback and pickup, all or none.
+
+        A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key is there already and
+        not `gone`, no other is made: the callback gets that one's event, and if it is `pending` it takes over target,
+        draft and a missing job id and is due at once. `answered` does as in `record`.
+        """
+
+    async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
+        """Write a pickup, unless one with its (source, key) is there and not `gone`; return the one that stands, and
+        whether it is new.
+        """
+
+    async def claim_pickups(
+        self, source: str, *, worker: str, limit: int, now: int, lease_until: int
+    ) -> list[ClaimedPickup]:
+        """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
+
+    async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
+        """Record the attempt and its consequence if the claim is still held, and with it the recording, if any.
+
+        The recording's event has the pickup's `event_id`. It is a `DUPLICATE`, and the pickup ends `collected` with the
+        first event's id, when another event was recorded (or is awaited) under the callback's keys and is no `….failed`
+        one; a failed one is no duplicate of a result. For a recording that is itself a `….failed` one, the pickup's key
+        counts as well, and a failure that was told since the pickup was made is a duplicate. The callback row is written
+        unless one leads to this event.
+        """
+
+    async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
+        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
+
+    async def next_due_pickup(self, source: str) -> int | None:
+        """Return when the next pickup of `source` is due (leases included), or None."""
+
+    async def pickup(self, pickup_id: str) -> Pickup:
+        """Return one pickup. Raises `NotFound`."""
+
+    async def pickups(self, wanted: PickupFilter) -> list[Pickup]:
+        """List pickups, newest first."""
+
+    async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
+        """Return the attempts of a pickup, first to last."""
 
     async def claim(
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int

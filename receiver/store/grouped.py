@@ -15,8 +15,9 @@ from typing import Any, TypeVar, cast
 from receiver.delivery import Attempt, Claimed, Delivery, Settlement, StoreStats
 from receiver.errors import StoreUnavailable
 from receiver.model import Event, Recorded, Recording, Rejection, new_id
-from receiver.store import reading, schema, sql
-from receiver.store.base import DeliveryFilter, EventFilter
+from receiver.pickup import ClaimedPickup, Pickup, PickupAttempt, PickupSettled, PickupSettlement
+from receiver.store import pickups, reading, schema, sql
+from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter
 from receiver.store.sql import Session
 from receiver.store.writer import Backend, Handler, Writer
 
@@ -26,10 +27,15 @@ HANDLERS: Mapping[str, Handler] = {
     "migrate": lambda session, wanted: [schema.migrate(session, one) for one in wanted],
     "check": lambda session, wanted: [schema.check(session, one) for one in wanted],
     "settle": sql.settle,
+    "settle_pickup": pickups.settle,
     "release": sql.release,
+    "release_pickups": pickups.release,
     "replay": sql.replay,
+    "add_pickup": pickups.add,
     "record": sql.record,
+    "defer": pickups.defer,
     "claim": sql.claim,
+    "claim_pickups": pickups.claim,
     "reject": sql.reject,
     "ping": sql.ping,
 }
@@ -89,18 +95,44 @@ class GroupedStore:
 
     async def record(self, recording: Recording) -> Recorded:
         """Write callback, event and deliveries, all or none."""
-        at = recording.event.recorded_at
-        # Ids are made here and not in the thread: drawing random bytes lets go of the interpreter's lock.
-        ids = tuple(new_id("dlv", at) for _ in recording.destinations)
-        return cast("Recorded", await self._write("record", sql.NewRecording(recording, ids)))
+        asked = sql.NewRecording(recording, _delivery_ids(recording))
+        return cast("Recorded", await self._write("record", asked))
+
+    async def defer(self, deferral: Deferral) -> Recorded:
+        """Write callback and pickup, all or none."""
+        return cast("Recorded", await self._write("defer", deferral))
+
+    async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
+        """Write a pickup, unless one of its key stands; return the one that stands, and whether it is new."""
+        return cast("tuple[Pickup, bool]", await self._write("add_pickup", pickup))
+
+    async def claim_pickups(
+        self, source: str, *, worker: str, limit: int, now: int, lease_until: int
+    ) -> list[ClaimedPickup]:
+        """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
+        asked = pickups.ClaimPickups(
+            source=source, token=_token(worker), limit=limit, now=now, lease_until=lease_until
+        )
+        return cast("list[ClaimedPickup]", await self._write("claim_pickups", asked))
+
+    async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
+        """Record the attempt and its consequence if the claim is still held, and with it the recording, if any."""
+        ids = _delivery_ids(settlement.recording) if settlement.recording else ()
+        asked = pickups.NewSettlement(settlement, ids)
+        return cast("PickupSettled", await self._write("settle_pickup", asked))
+
+    async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
+        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
+        asked = pickups.ReleasePickups(tuple(claims), now)
+        return cast("int", await self._write("release_pickups", asked))
 
     async def claim(
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[Claimed]:
         """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        # Unique to this claim: a worker that gets its own expired delivery again must not settle by the old claim.
-        token = f"{worker}:{os.urandom(6).hex()}"
-        asked = sql.Claim(destination=destination, token=token, limit=limit, now=now, lease_until=lease_until)
+        asked = sql.Claim(
+            destination=destination, token=_token(worker), limit=limit, now=now, lease_until=lease_until
+        )
         return cast("list[Claimed]", await self._write("claim", asked))
 
     async def settle(self, settlement: Settlement) -> bool:
@@ -147,12 +179,28 @@ class GroupedStore:
         """Return the attempts of a delivery, first to last."""
         return await self._read(reading.attempts, delivery_id)
 
+    async def next_due_pickup(self, source: str) -> int | None:
+        """Return when the next pickup of `source` is due (leases included), or None."""
+        return await self._read(reading.next_due_pickup, source)
+
+    async def pickup(self, pickup_id: str) -> Pickup:
+        """Return one pickup. Raises `NotFound`."""
+        return await self._read(reading.pickup, pickup_id)
+
+    async def pickups(self, wanted: PickupFilter) -> list[Pickup]:
+        """List pickups, newest first."""
+        return await self._read(reading.pickups, wanted)
+
+    async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
+        """Return the attempts of a pickup, first to last."""
+        return await self._read(reading.pickup_attempts, pickup_id)
+
     async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
         """List rejections, newest first."""
         return await self._read(reading.rejections, source, limit)
 
     async def stats(self, now: int) -> StoreStats:
-        """Count what is due by `now` (depth, oldest) and what is dead, per destination."""
+        """Count what is due by `now` (depth, oldest), and what is dead."""
         return await self._read(reading.stats, now)
 
     async def _write(self, kind: str, wanted: object) -> Any:
@@ -172,3 +220,14 @@ class GroupedStore:
             return function(session, *args)
         except Exception as error:
             raise self._reader.trouble(error)[0] from error
+
+
+def _token(worker: str) -> str:
+    """Name one claim: a worker that gets what it had let expire again must not settle it by the old claim."""
+    return f"{worker}:{os.urandom(6).hex()}"
+
+
+def _delivery_ids(recording: Recording) -> tuple[str, ...]:
+    """Make ids here and not in the writer's thread: drawing random bytes lets go of the interpreter's lock."""
+    at = recording.event.recorded_at
+    return tuple(new_id("dlv", at) for _ in recording.destinations)

@@ -13,41 +13,26 @@ from msgspec.structs import replace
 from receiver.delivery import Attempt, Claimed, Delivery, DeliveryState, Due, Settlement, StoreStats
 from receiver.errors import NotFound, StoreUnavailable
 from receiver.model import CallbackRow, Event, Recorded, Recording, RecordStatus, Rejection, Stage, new_id
-from receiver.store.base import DeliveryFilter, EventFilter
+from receiver.pickup import Pickup, PickupSettled, PickupSettlement
+from receiver.store.base import Deferral, DeliveryFilter, EventFilter
+from receiver.store.memory_pickups import MemoryPickups
+from receiver.store.pickups import already_told, led_to
 
 Kept = TypeVar("Kept", Event, Delivery)
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
 
 
-class MemoryStore:
+class MemoryStore(MemoryPickups):
     """Everything is lost when the process ends. No method awaits, so each is a transaction by itself."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._callbacks: dict[str, tuple[CallbackRow, str]] = {}
         self._events: dict[str, Event] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._attempts: dict[str, list[Attempt]] = {}
         self._rejections: list[tuple[int, int, Rejection]] = []
         self._arrivals = itertools.count()
-        self._open = False
-
-    async def open(self) -> None:
-        """Make it usable; what was recorded before a close is still there."""
-        self._open = True
-
-    async def migrate(self) -> list[str]:
-        """Nothing to bring up to date."""
-        return []
-
-    async def close(self) -> None:
-        """Refuse everything from now on."""
-        self._open = False
-
-    async def ping(self) -> None:
-        """Prove that it can be written. Raises `StoreUnavailable`."""
-        if not self._open:
-            msg = "the store is not open"
-            raise StoreUnavailable(msg)
 
     # ------------------------------------------------------------ the road in
 
@@ -57,16 +42,79 @@ class MemoryStore:
         event = recording.event
         first = self._first(recording.callback)
         if first is not None:
-            return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
-        if event.id in self._events:
+            recorded = Recorded(status=RecordStatus.DUPLICATE, event_id=first)
+        elif event.id in self._events:
             msg = "store: the database refused a row: its id is already there"
             raise StoreUnavailable(msg)
-        late = event.stage is Stage.PROGRESS and self._has_ended(event)
-        self._callbacks[recording.callback.id] = (recording.callback, event.id)
+        else:
+            late = event.stage is Stage.PROGRESS and self._has_ended(event)
+            self._callbacks[recording.callback.id] = (recording.callback, event.id)
+            self._write(event, () if late else recording.destinations)
+            status = RecordStatus.LATE if late else RecordStatus.RECORDED
+            recorded = Recorded(status=status, event_id=event.id)
+        if recording.answered:
+            self._answer(event.source, recording.answered, recorded.event_id, event.recorded_at)
+        return recorded
+
+    def _write(self, event: Event, destinations: Iterable[str]) -> None:
         self._events[event.id] = event
-        for destination in () if late else recording.destinations:
+        for destination in destinations:
             self._owe(event, destination)
-        return Recorded(status=RecordStatus.LATE if late else RecordStatus.RECORDED, event_id=event.id)
+
+    async def defer(self, deferral: Deferral) -> Recorded:
+        """Write callback and pickup, all or none."""
+        await self.ping()
+        callback, pickup, now = deferral.callback, deferral.pickup, deferral.pickup.created_at
+        standing = self._standing(pickup.source, pickup.key)
+        first = self._first(callback)
+        if first is None:
+            target = standing or pickup
+            made = led_to(callback, target.event_id)
+            if standing is None:
+                self._add(pickup)
+            else:
+                self._hasten(standing, pickup)
+            self._callbacks[made.id] = (made, target.event_id)
+            recorded = Recorded(status=RecordStatus.RECORDED, event_id=target.event_id, pickup_id=target.id)
+        else:
+            same = standing.id if standing and standing.event_id == first else None
+            recorded = Recorded(status=RecordStatus.DUPLICATE, event_id=first, pickup_id=same)
+        if deferral.answered:
+            self._answer(callback.source, deferral.answered, recorded.event_id, now)
+        return recorded
+
+    async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
+        """Record the attempt and its consequence if the claim is still held, and with it the recording, if any."""
+        await self.ping()
+        if not self._holds_pickup(settlement.claim):
+            return PickupSettled(held=False)
+        self._settle(settlement)
+        if settlement.recording is None:
+            return PickupSettled(held=True)
+        recorded = self._end(settlement.claim.pickup, settlement.recording)
+        return PickupSettled(held=True, recorded=recorded)
+
+    def _end(self, pickup: Pickup, recording: Recording) -> Recorded:
+        event, callback = recording.event, recording.callback
+        if event.id in self._events:
+            return Recorded(status=RecordStatus.DUPLICATE, event_id=event.id)
+        looked_for = [callback]
+        if event.type.endswith(".failed"):
+            looked_for = [replace(callback, idempotency_key=pickup.key, second_key=pickup.key), callback]
+        for keys in looked_for:
+            first = self._first(keys)
+            told = self._events.get(first) if first else None
+            again = keys is callback and first is not None and already_told(first, event)
+            if first not in (None, event.id) and (again or not (told and told.type.endswith(".failed"))):
+                self._yield(pickup.id, first)
+                return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
+        first = self._first(callback)
+        if first not in (None, event.id):
+            callback = replace(callback, idempotency_key=f"pickup:{pickup.id}", second_key=None)
+        if first != event.id:
+            self._callbacks[callback.id] = (callback, event.id)
+        self._write(event, recording.destinations)
+        return Recorded(status=RecordStatus.RECORDED, event_id=event.id)
 
     def _first(self, callback: CallbackRow) -> str | None:
         """Return the event of the first callback that is the same as this one, by either key."""
@@ -230,7 +278,8 @@ class MemoryStore:
     async def body(self, event_id: str) -> bytes | None:
         """Return the kept body of the callback behind an event, None when it is kept as a blob."""
         await self.event(event_id)
-        return next(row.body for row, made in self._callbacks.values() if made == event_id)
+        led = [row for row, made in self._callbacks.values() if made == event_id]
+        return min(led, key=lambda row: (row.body is None, row.received_at, row.id)).body
 
     async def events(self, wanted: EventFilter) -> list[Event]:
         """List events, newest first."""
@@ -275,7 +324,7 @@ class MemoryStore:
         return list(self._attempts.get(delivery_id, ()))
 
     async def stats(self, now: int) -> StoreStats:
-        """Count what is due by `now` (depth, oldest) and what is dead, per destination."""
+        """Count what is due by `now` (depth, oldest), and what is dead."""
         await self.ping()
         due: dict[str, list[int]] = {}
         for one, at in self._waiting():
@@ -287,7 +336,7 @@ class MemoryStore:
         counted = [
             Due(destination=name, depth=len(ats), oldest_due_at=min(ats)) for name, ats in sorted(due.items())
         ]
-        return StoreStats(due=tuple(counted), dead=dict(dead))
+        return StoreStats(due=tuple(counted), dead=dict(dead), pickups=self._pickups_due(now))
 
 
 def _page(

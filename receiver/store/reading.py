@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from receiver.delivery import Attempt, Delivery, DeliveryState, Due, OutcomeKind, StoreStats
+from receiver.delivery import Attempt, Delivery, DeliveryState, Due, OutcomeKind, PickupsDue, StoreStats
 from receiver.errors import NotFound
 from receiver.model import TIME_CHARS, Event, Rejection
-from receiver.store.base import DeliveryFilter, EventFilter
+from receiver.pickup import Found, Pickup, PickupAttempt
+from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter
+from receiver.store.pickups import pickup_of
 from receiver.store.sql import Row, Session, Value, clean, event_of
 
 # The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for
@@ -77,6 +79,37 @@ def attempts(session: Session, delivery_id: str) -> list[Attempt]:
     return [_attempt(row) for row in session.run("list_attempts", {"delivery_id": delivery_id})]
 
 
+def next_due_pickup(session: Session, source: str) -> int | None:
+    """Return when the next pickup of `source` is due, or None."""
+    found: int | None = session.run("next_due_pickup", {"source": source})[0][0]
+    return found
+
+
+def pickup(session: Session, pickup_id: str) -> Pickup:
+    """Return one pickup. Raises `NotFound`."""
+    rows = session.run("list_pickups", {"id": pickup_id, "limit": 1}, "id = :id")
+    if not rows:
+        raise NotFound(f"no pickup has the id {pickup_id}")
+    return pickup_of(rows[0])
+
+
+def pickups(session: Session, wanted: PickupFilter) -> list[Pickup]:
+    """List pickups, newest first."""
+    given: dict[str, Value] = {
+        "source = :source": wanted.source,
+        "state = :state": wanted.state and wanted.state.value,
+        "job_id = :job_id": clean(wanted.job_id),
+        "ref = :ref": clean(wanted.ref),
+        "id < :after": wanted.after,
+    }
+    return [pickup_of(row) for row in _listed(session, "list_pickups", given, wanted.limit)]
+
+
+def pickup_attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:
+    """Return the attempts of a pickup, first to last."""
+    return [_pickup_attempt(row) for row in session.run("list_pickup_attempts", {"pickup_id": pickup_id})]
+
+
 def rejections(session: Session, source: str | None, limit: int) -> list[Rejection]:
     """List rejections, newest first."""
     rows = _listed(session, "list_rejections", {"source = :source": source}, limit)
@@ -84,12 +117,17 @@ def rejections(session: Session, source: str | None, limit: int) -> list[Rejecti
 
 
 def stats(session: Session, now: int) -> StoreStats:
-    """Count what is due and what is dead, per destination."""
+    """Count what is due and what is dead, per destination, and the pickups due, per source."""
     due = tuple(
         Due(destination=row[0], depth=row[1], oldest_due_at=row[2])
         for row in session.run("count_due", {"now": now})
     )
-    return StoreStats(due=due, dead={row[0]: row[1] for row in session.run("count_dead", {})})
+    pickups_due = tuple(
+        PickupsDue(source=row[0], depth=row[1], oldest_due_at=row[2])
+        for row in session.run("count_due_pickups", {"now": now})
+    )
+    dead = {row[0]: row[1] for row in session.run("count_dead", {})}
+    return StoreStats(due=due, dead=dead, pickups=pickups_due)
 
 
 def _listed(session: Session, name: str, given: dict[str, Value], limit: int, fixed: str = "") -> list[Row]:
@@ -126,6 +164,18 @@ def _attempt(row: Row) -> Attempt:
         status=row[5],
         detail=row[6],
         response=row[7],
+    )
+
+
+def _pickup_attempt(row: Row) -> PickupAttempt:
+    return PickupAttempt(
+        pickup_id=row[0],
+        number=row[1],
+        started_at=row[2],
+        duration_ms=row[3],
+        outcome=Found(row[4]),
+        status=row[5],
+        detail=row[6],
     )
 
 

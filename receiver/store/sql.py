@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from receiver.delivery import Claimed, Settlement
-from receiver.model import Event, Recorded, Recording, RecordStatus, Rejection, Stage
+from receiver.model import (
+    Answered,
+    CallbackRow,
+    Event,
+    Recorded,
+    Recording,
+    RecordStatus,
+    Rejection,
+    Stage,
+)
 
 Value = str | int | float | bytes | None
 Row = Sequence[Any]
@@ -38,6 +47,16 @@ class NewRecording:
 
     recording: Recording
     delivery_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A callback of `source` that a pickup may be watching for, the event that it leads to, and when it came."""
+
+    source: str
+    answered: Answered
+    event_id: str
+    at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +99,7 @@ class Reject:
 
 def record(session: Session, wanted: Sequence[NewRecording]) -> list[Recorded]:
     """Write callbacks, events and deliveries; tell duplicates and late ones."""
-    rows = [_callback_row(new.recording) for new in wanted]
+    rows = [callback_row(new.recording.callback, new.recording.event.id) for new in wanted]
     fresh = {row[0] for row in session.run_rows("insert_callbacks", rows)}
     kept: list[NewRecording] = []
     for new in wanted:
@@ -89,15 +108,29 @@ def record(session: Session, wanted: Sequence[NewRecording]) -> list[Recorded]:
             kept.append(new)
     late = _late(session, [new.recording.event for new in kept])
     if kept:
-        session.run_rows("insert_events", [_event_row(new.recording.event) for new in kept])
-    deliveries = [row for new in kept if new.recording.event.id not in late for row in _delivery_rows(new)]
+        session.run_rows("insert_events", [event_row(new.recording.event) for new in kept])
+    deliveries = [row for new in kept if new.recording.event.id not in late for row in delivery_rows(new)]
     if deliveries:
         session.run_rows("insert_deliveries", deliveries)
     done = {id(new) for new in kept}
-    return [_recorded(session, new, late) if id(new) in done else _duplicate(session, new) for new in wanted]
+    found = [_recorded(new, late) if id(new) in done else _duplicate(session, new) for new in wanted]
+    answer(
+        session,
+        [
+            Answer(
+                new.recording.callback.source,
+                new.recording.answered,
+                one.event_id,
+                new.recording.event.recorded_at,
+            )
+            for new, one in zip(wanted, found, strict=True)
+            if new.recording.answered
+        ],
+    )
+    return found
 
 
-def _recorded(session: Session, new: NewRecording, late: set[str]) -> Recorded:
+def _recorded(new: NewRecording, late: set[str]) -> Recorded:
     event_id = new.recording.event.id
     return Recorded(
         status=RecordStatus.LATE if event_id in late else RecordStatus.RECORDED, event_id=event_id
@@ -105,14 +138,36 @@ def _recorded(session: Session, new: NewRecording, late: set[str]) -> Recorded:
 
 
 def _duplicate(session: Session, new: NewRecording) -> Recorded:
-    callback = new.recording.callback
+    return Recorded(status=RecordStatus.DUPLICATE, event_id=first_event(session, new.recording.callback))
+
+
+def first_event(session: Session, callback: CallbackRow) -> str:
+    """Return the event of the first callback that is the same as this one, by either key. There must be one."""
     keys = {
         "source": callback.source,
         "idempotency_key": clean(callback.idempotency_key),
         "second_key": clean(callback.second_key),
     }
-    first = session.run("first_event", keys)
-    return Recorded(status=RecordStatus.DUPLICATE, event_id=first[0][0])
+    found: str = session.run("first_event", keys)[0][0]
+    return found
+
+
+def answer(session: Session, wanted: Sequence[Answer]) -> None:
+    """Tell the pickups that watch for these callbacks. Without any, nothing is run."""
+    told: dict[tuple[str, str], tuple[Value, ...]] = {}
+    for one in wanted:
+        watched = (one.source, clean(one.answered.key) or "")
+        _, _, known_id, event_id, _ = told.get(watched, (None,) * 5)
+        news = one.answered.final or one.answered.job_id
+        if news and event_id is None:  # nothing comes after a final answer
+            job_id = known_id or clean(one.answered.job_id)
+            told[watched] = (*watched, job_id, one.event_id if one.answered.final else None, one.at)
+    if not told:
+        return
+    reached = {(row[0], row[1]) for row in session.run_rows("answer_pickups", list(told.values()))}
+    unreached = [row for watched, row in told.items() if watched not in reached]
+    if unreached:
+        session.run_rows("answer_gone_pickups", unreached)
 
 
 def _late(session: Session, events: Sequence[Event]) -> set[str]:
@@ -159,11 +214,11 @@ def event_of(row: Row) -> Event:
     )
 
 
-def _callback_row(recording: Recording) -> tuple[Value, ...]:
-    row = recording.callback
+def callback_row(row: CallbackRow, event_id: str) -> tuple[Value, ...]:
+    """Return the parameters of `insert_callbacks`."""
     return (
         row.id,
-        recording.event.id,
+        event_id,
         row.source,
         clean(row.idempotency_key),
         clean(row.second_key),
@@ -177,7 +232,8 @@ def _callback_row(recording: Recording) -> tuple[Value, ...]:
     )
 
 
-def _event_row(event: Event) -> tuple[Value, ...]:
+def event_row(event: Event) -> tuple[Value, ...]:
+    """Return the parameters of `insert_events`."""
     return (
         event.id,
         event.type,
@@ -193,7 +249,8 @@ def _event_row(event: Event) -> tuple[Value, ...]:
     )
 
 
-def _delivery_rows(new: NewRecording) -> Iterable[tuple[Value, ...]]:
+def delivery_rows(new: NewRecording) -> Iterable[tuple[Value, ...]]:
+    """Return the parameters of `insert_deliveries`."""
     at = new.recording.event.recorded_at
     for delivery_id, destination in zip(new.delivery_ids, new.recording.destinations, strict=True):
         yield delivery_id, new.recording.event.id, destination, at, at, at

@@ -129,7 +129,13 @@ LIMIT :limit
 -- name: callback_body
 SELECT body
 FROM callbacks
-WHERE id >= :first AND id < :beyond AND event_id = :event_id
+WHERE
+    id >= :first
+    AND id < :beyond
+    AND event_id = :event_id
+    AND EXISTS (SELECT 1 FROM events WHERE events.id = :event_id)
+ORDER BY body IS NULL, received_at, id
+LIMIT 1
 
 -- name: list_deliveries
 SELECT
@@ -146,6 +152,180 @@ SELECT delivery_id, number, started_at, duration_ms, outcome, status, detail, re
 FROM attempts
 WHERE delivery_id = :delivery_id
 ORDER BY number
+
+-- name: insert_pickups
+INSERT INTO pickups (
+    id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, due_at, created_at, updated_at
+)
+VALUES {rows: id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, due_at, created_at,
+    updated_at}
+ON CONFLICT (source, key) WHERE state <> 'gone' DO NOTHING
+RETURNING id
+
+-- name: standing_pickups
+WITH asked (source, key) AS (VALUES {rows: source, key})
+SELECT pickups.source, pickups.key, pickups.id, pickups.event_id
+FROM asked
+JOIN pickups ON pickups.source = asked.source AND pickups.key = asked.key
+WHERE pickups.state <> 'gone'
+
+-- name: hasten_pickup
+UPDATE pickups
+SET
+    target = COALESCE(:target, target),
+    draft = COALESCE(:draft, draft),
+    job_id = COALESCE(job_id, :job_id),
+    due_at = :now,
+    updated_at = :now
+WHERE id = :id AND state = 'pending'
+
+-- name: drop_pickups
+WITH unwanted (id) AS (VALUES {rows: id})
+DELETE FROM pickups
+WHERE id IN (SELECT id FROM unwanted)
+
+-- name: answer_pickups
+WITH answered (source, key, job_id, event_id, updated_at) AS (
+    VALUES {rows: source, key, job_id, event_id, updated_at}
+)
+UPDATE pickups
+SET
+    state = CASE WHEN answered.event_id IS NULL THEN pickups.state ELSE 'collected' END,
+    event_id = COALESCE(answered.event_id, pickups.event_id),
+    job_id = COALESCE(pickups.job_id, answered.job_id),
+    due_at = CASE WHEN answered.event_id IS NULL THEN pickups.due_at END,
+    claimed_by = CASE WHEN answered.event_id IS NULL THEN pickups.claimed_by END,
+    last_outcome = CASE WHEN answered.event_id IS NULL THEN pickups.last_outcome ELSE 'answered' END,
+    updated_at = CAST(answered.updated_at AS BIGINT)
+FROM answered
+WHERE
+    pickups.source = answered.source
+    AND pickups.key = answered.key
+    AND pickups.state <> 'gone'
+    AND pickups.state <> 'collected'
+RETURNING pickups.source, pickups.key
+
+-- name: answer_gone_pickups
+WITH answered (source, key, job_id, event_id, updated_at) AS (
+    VALUES {rows: source, key, job_id, event_id, updated_at}
+)
+UPDATE pickups
+SET
+    state = CASE WHEN answered.event_id IS NULL THEN pickups.state ELSE 'collected' END,
+    event_id = COALESCE(answered.event_id, pickups.event_id),
+    job_id = COALESCE(pickups.job_id, answered.job_id),
+    last_outcome = CASE WHEN answered.event_id IS NULL THEN pickups.last_outcome ELSE 'late' END,
+    updated_at = CAST(answered.updated_at AS BIGINT)
+FROM answered
+WHERE
+    pickups.id = (
+        SELECT max(gone.id)
+        FROM pickups AS gone
+        WHERE gone.source = answered.source AND gone.key = answered.key AND gone.state = 'gone'
+    )
+    AND NOT EXISTS (
+        SELECT 1
+        FROM pickups AS other
+        WHERE other.source = answered.source AND other.key = answered.key AND other.state <> 'gone'
+    )
+
+-- name: due_pickups
+SELECT
+    d.id, d.source, d.kind, d.key, d.job_id, d.ref, d.target, d.event_id, d.draft, d.format, d.deadline_at, d.state,
+    d.attempts, d.failures, d.due_at, d.claimed_by, d.created_at, d.updated_at, d.last_outcome, d.last_detail
+FROM pickups AS d
+WHERE d.source = :source AND d.due_at <= :now
+ORDER BY d.due_at, d.id
+LIMIT :limit
+{lock}
+
+-- name: claim_pickups
+WITH taken (id, claimed_by, due_at, updated_at) AS (VALUES {rows: id, claimed_by, due_at, updated_at})
+UPDATE pickups
+SET
+    state = 'collecting',
+    claimed_by = taken.claimed_by,
+    due_at = CAST(taken.due_at AS BIGINT),
+    updated_at = CAST(taken.updated_at AS BIGINT)
+FROM taken
+WHERE pickups.id = taken.id
+
+-- name: settle_pickups
+WITH settled (id, claimed_by, attempts, state, due_at, failures, last_outcome, last_detail, updated_at) AS (
+    VALUES {rows: id, claimed_by, attempts, state, due_at, failures, last_outcome, last_detail, updated_at}
+)
+UPDATE pickups
+SET
+    state = settled.state,
+    attempts = pickups.attempts + 1,
+    failures = CAST(settled.failures AS BIGINT),
+    due_at = CAST(settled.due_at AS BIGINT),
+    claimed_by = NULL,
+    last_outcome = settled.last_outcome,
+    last_detail = settled.last_detail,
+    updated_at = CAST(settled.updated_at AS BIGINT)
+FROM settled
+WHERE
+    pickups.id = settled.id
+    AND pickups.state = 'collecting'
+    AND pickups.claimed_by = settled.claimed_by
+    AND pickups.attempts = CAST(settled.attempts AS BIGINT)
+RETURNING pickups.id
+
+-- name: insert_pickup_attempts
+INSERT INTO pickup_attempts (pickup_id, number, started_at, duration_ms, outcome, status, detail)
+VALUES {rows: pickup_id, number, started_at, duration_ms, outcome, status, detail}
+
+-- name: event_type
+SELECT type
+FROM events
+WHERE id = :id
+
+-- name: yield_pickup
+UPDATE pickups SET state = 'collected', event_id = :event_id, due_at = NULL WHERE id = :id
+
+-- name: release_pickups
+WITH released (id, claimed_by, attempts, due_at) AS (VALUES {rows: id, claimed_by, attempts, due_at})
+UPDATE pickups
+SET
+    state = 'pending',
+    claimed_by = NULL,
+    due_at = CAST(released.due_at AS BIGINT),
+    updated_at = CAST(released.due_at AS BIGINT)
+FROM released
+WHERE
+    pickups.id = released.id
+    AND pickups.state = 'collecting'
+    AND pickups.claimed_by = released.claimed_by
+    AND pickups.attempts = CAST(released.attempts AS BIGINT)
+RETURNING pickups.id
+
+-- name: next_due_pickup
+SELECT min(due_at)
+FROM pickups
+WHERE source = :source AND due_at IS NOT NULL
+
+-- name: list_pickups
+SELECT
+    id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, state, attempts, failures, due_at,
+    claimed_by, created_at, updated_at, last_outcome, last_detail
+FROM pickups
+WHERE {wanted}
+ORDER BY id DESC
+LIMIT :limit
+
+-- name: list_pickup_attempts
+SELECT pickup_id, number, started_at, duration_ms, outcome, status, detail
+FROM pickup_attempts
+WHERE pickup_id = :pickup_id
+ORDER BY number
+
+-- name: count_due_pickups
+SELECT source, count(*), min(due_at)
+FROM pickups
+WHERE due_at <= :now
+GROUP BY source
+ORDER BY source
 
 -- name: insert_rejections
 INSERT INTO rejections (id, source, at, status, reason, method, peer, content_type, user_agent)

@@ -8,6 +8,7 @@ import pytest
 
 from receiver.store.base import Store
 from receiver.store.memory import MemoryStore
+from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.store_suite import StoreSuite
 
 
@@ -21,3 +22,7 @@ async def store() -> AsyncIterator[Store]:
 
 class TestMemoryStore(StoreSuite):
     """The suite, over dictionaries."""
+
+
+class TestMemoryPickups(PickupSuite):
+    """The suite of pickups."""

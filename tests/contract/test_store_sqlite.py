@@ -12,10 +12,13 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
 from receiver.errors import ConfigError
 from receiver.store.base import EventFilter, Store
 from receiver.store.sqlite import SqliteStore
+from tests.contract import pickup_suite
+from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, recording
 
 
@@ -37,6 +40,10 @@ class TestSqliteStore(StoreSuite):
     """The suite, over a file."""
 
 
+class TestSqlitePickups(PickupSuite):
+    """The suite of pickups."""
+
+
 async def test_the_file_is_for_its_owner_only(store: Store, path: str) -> None:
     await store.record(recording("app"))
     for name in (path, path + "-wal", path + "-shm"):
@@ -53,6 +60,19 @@ async def test_text_that_databases_cannot_hold_is_kept_as_near_as_can_be(store: 
     assert again.event_id == wanted.event.id
 
 
+async def test_a_draft_that_msgpack_cannot_hold_is_kept_as_near_as_can_be(store: Store) -> None:
+    """JSON knows numbers and halves of characters that it does not."""
+    odd = {"lone \ud800": [2**70, -5, 2.5, True, None, "nul \0"]}
+    draft = replace(pickup_suite.draft_of("k"), provider_data=odd)
+    wanted = replace(pickup_suite.pickup("k \ud800"), draft=draft, format={"lone": "\ud800"})
+    await store.add_pickup(wanted)
+    found = await store.pickup(wanted.id)
+    kept = {"lone ?": [str(2**70), -5, 2.5, True, None, "nul \ufffd"]}
+    assert found.draft == replace(draft, provider_data=kept)
+    assert (found.key, found.format) == ("k ?", {"lone": "?"})
+    assert await store.add_pickup(pickup_suite.pickup("k \ud800")) == (found, False)
+
+
 async def test_claims_of_two_stores_on_one_file_never_overlap(store: Store, path: str) -> None:
     other = SqliteStore(path)
     await other.open()
@@ -66,13 +86,13 @@ async def test_claims_of_two_stores_on_one_file_never_overlap(store: Store, path
 async def test_opening_does_not_migrate(path: str) -> None:
     store = SqliteStore(path)
     await store.open()
-    assert await store.migrate() == ["0001_first"]
+    assert await store.migrate() == ["0001_first", "0002_pickups"]
     await store.close()
 
 
 async def test_stores_that_migrate_at_once_apply_each_migration_once(path: str) -> None:
     applied = await asyncio.gather(*(SqliteStore(path).migrate() for _ in range(4)))
-    assert sorted(applied) == [[], [], [], ["0001_first"]]
+    assert sorted(applied) == [[], [], [], ["0001_first", "0002_pickups"]]
 
 
 async def test_a_schema_that_is_newer_than_the_program_is_refused(store: Store, path: str) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import apsw
 import pytest
 
 from receiver.errors import StoreUnavailable
-from receiver.model import Recording
-from receiver.store.base import DeliveryFilter, EventFilter
-from receiver.store.sqlite import SqliteStore
-from tests.contract.store_suite import claim, recording
+from receiver.model import Recorded, Recording, RecordStatus
+from receiver.pickup import PickupSettled
+from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter
+from receiver.store.sql import Row, Value
+from receiver.store.sqlite import SqliteSession, SqliteStore
+from tests.contract import pickup_suite
+from tests.contract.pickup_suite import deferral, held_pickup, pickup, result_of, settlement
+from tests.contract.store_suite import T0, claim, recording
 from tests.faultvfs import FaultVFS
 
 
@@ -155,6 +159,87 @@ async def test_a_claim_that_could_not_be_committed_is_not_held(store: SqliteStor
         await claim(store)
     vfs.full = False
     assert len(await claim(store)) == 1
+
+
+async def test_a_result_that_could_not_be_committed_leaves_its_claim(
+    store: SqliteStore, vfs: FaultVFS, path: str
+) -> None:
+    """All or none: attempt, consequence, callback, event and deliveries."""
+    held = await held_pickup(store)
+    before = await store.pickup(held.pickup.id)
+    wanted = settlement(held, recording=result_of(held, "app"))
+    vfs.full = True
+    with pytest.raises(StoreUnavailable, match="full"):
+        await store.settle_pickup(wanted)
+    vfs.full = False
+    assert await store.pickup(held.pickup.id) == before
+    assert ids_in_file(path) == set()
+    again = await store.settle_pickup(wanted)
+    assert again.recorded == Recorded(status=RecordStatus.RECORDED, event_id=held.pickup.event_id)
+    assert ids_in_file(path) == {held.pickup.event_id}
+
+
+async def test_a_deferral_that_could_not_be_committed_leaves_nothing(
+    store: SqliteStore, vfs: FaultVFS
+) -> None:
+    wanted = deferral()
+    vfs.full = True
+    with pytest.raises(StoreUnavailable):
+        await store.defer(wanted)
+    vfs.full = False
+    assert await store.pickups(PickupFilter()) == []
+    assert (await store.defer(wanted)).status is RecordStatus.RECORDED
+
+
+@pytest.mark.parametrize(
+    "statement", ["insert_pickup_attempts", "insert_callbacks", "insert_events", "insert_deliveries"]
+)
+async def test_a_settlement_that_fails_midway_writes_nothing_and_harms_no_other(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    await asyncio.gather(*(store.add_pickup(pickup(at=T0 + number)) for number in range(3)))
+    held = await pickup_suite.claim(store, now=T0 + 9)
+    bad = held[1].pickup
+    real = SqliteSession.run_rows
+
+    def run_rows(self: SqliteSession, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
+        if name == statement and any({bad.id, bad.event_id} & set(row) for row in rows):
+            raise apsw.ConstraintError
+        return real(self, name, rows)
+
+    monkeypatch.setattr(SqliteSession, "run_rows", run_rows)
+    before = await store.pickup(bad.id)
+    wanted = [settlement(one, recording=result_of(one, "app")) for one in held]
+    answers = await asyncio.gather(*(store.settle_pickup(one) for one in wanted), return_exceptions=True)
+    assert [isinstance(one, PickupSettled) for one in answers] == [True, False, True]
+    assert await store.pickup(bad.id) == before
+    assert await store.pickup_attempts(bad.id) == []
+    assert len(await store.events(EventFilter())) == len(await store.deliveries(DeliveryFilter())) == 2
+    monkeypatch.undo()
+    again = await store.settle_pickup(wanted[1])
+    assert again.recorded == Recorded(status=RecordStatus.RECORDED, event_id=bad.event_id)
+
+
+@pytest.mark.parametrize("statement", ["insert_callbacks", "answer_pickups"])
+async def test_a_deferral_that_fails_midway_writes_nothing(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    watch = pickup_suite.expectation()
+    await store.add_pickup(watch)
+    wanted = deferral(which="t")
+    real = SqliteSession.run_rows
+
+    def run_rows(self: SqliteSession, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
+        if name == statement:
+            raise apsw.ConstraintError
+        return real(self, name, rows)
+
+    monkeypatch.setattr(SqliteSession, "run_rows", run_rows)
+    with pytest.raises(StoreUnavailable):
+        await store.defer(wanted)
+    assert await store.pickups(PickupFilter()) == [watch]
+    monkeypatch.undo()
+    assert (await store.defer(wanted)).status is RecordStatus.RECORDED
 
 
 async def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:

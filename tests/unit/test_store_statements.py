@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import apsw
 import pytest
 
 from receiver.store import reading, sqlite
+from receiver.store.sql import Row, Value
 from receiver.store.sqlite import SqliteStore
 from receiver.store.statements import Statements, migrations
 from tests.contract.store_suite import recording
@@ -35,9 +37,23 @@ def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connec
     assert "TEMP B-TREE" not in found
 
 
+def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
+    text = Statements().text("due_pickups")
+    found = plan(connection, text, {"source": "deapi", "now": 1, "limit": 5})
+    assert "SEARCH d USING INDEX pickups_due (source=? AND due_at<?)" in found
+    assert "TEMP B-TREE" not in found
+
+
 @pytest.mark.parametrize(
     ("name", "index"),
     [
+        ("next_due_pickup", "pickups_due"),
+        ("count_due_pickups", "pickups_due"),
+        ("list_pickup_attempts", "sqlite_autoindex_pickup_attempts_1"),
+        ("hasten_pickup", "sqlite_autoindex_pickups_1"),
+        ("yield_pickup", "sqlite_autoindex_pickups_1"),
+        ("event_type", "sqlite_autoindex_events_1"),
+        ("callback_body", "sqlite_autoindex_callbacks_1"),
         ("next_due", "deliveries_due"),
         ("count_due", "deliveries_due"),
         ("count_dead", "deliveries_dead"),
@@ -48,7 +64,11 @@ def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connec
 )
 def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: str, index: str) -> None:
     params = dict.fromkeys(
-        ("destination", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"), 1
+        (
+            *("destination", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
+            *("id", "target", "draft", "job_id", "event_id", "first", "beyond", "pickup_id"),
+        ),
+        1,
     )
     assert index in plan(connection, Statements().text(name), params)
 
@@ -61,6 +81,13 @@ def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: 
         ("release_deliveries", 4, "deliveries"),
         ("replay_deliveries", 2, "deliveries"),
         ("ended_jobs", 2, "events"),
+        ("standing_pickups", 2, "pickups"),
+        ("drop_pickups", 1, "pickups"),
+        ("answer_pickups", 5, "pickups"),
+        ("answer_gone_pickups", 5, "pickups"),
+        ("claim_pickups", 4, "pickups"),
+        ("settle_pickups", 9, "pickups"),
+        ("release_pickups", 4, "pickups"),
     ],
 )
 def test_a_statement_of_rows_finds_each_by_an_index(
@@ -81,6 +108,46 @@ def test_a_statement_of_rows_finds_each_by_an_index(
 )
 def test_a_filtered_listing_uses_an_index(connection: apsw.Connection, wanted: str, index: str) -> None:
     assert index in plan(connection, Statements().text("list_events", wanted), {"x": 1, "limit": 5})
+
+
+@pytest.mark.parametrize(("name", "index"), [("answer_pickups", "key"), ("answer_gone_pickups", "gone")])
+def test_an_answer_finds_its_pickup_by_the_key(connection: apsw.Connection, name: str, index: str) -> None:
+    found = plan(connection, Statements().rows(name, 2), (1,) * 10)
+    assert f"INDEX pickups_{index} (source=? AND key=?" in found
+    assert "SCAN gone" not in found
+    assert "SCAN other" not in found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ("job_id = :x", "pickups_job"),
+        ("ref = :x", "pickups_ref"),
+        ("source = :x AND key = :x AND state <> 'gone'", "pickups_key"),
+    ],
+)
+def test_a_listing_of_pickups_uses_an_index(connection: apsw.Connection, wanted: str, index: str) -> None:
+    assert index in plan(connection, Statements().text("list_pickups", wanted), {"x": 1, "limit": 5})
+
+
+async def test_a_recording_that_answers_nothing_asks_no_pickup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain road in costs what it did."""
+    ran: list[str] = []
+    real = sqlite.SqliteSession.run_rows
+
+    def run_rows(self: sqlite.SqliteSession, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
+        ran.append(name)
+        return real(self, name, rows)
+
+    store = SqliteStore(str(tmp_path / "r.db"))
+    await store.open()
+    await store.migrate()
+    monkeypatch.setattr(sqlite.SqliteSession, "run_rows", run_rows)
+    await store.record(recording("app"))
+    await store.close()
+    assert ran == ["insert_callbacks", "insert_events", "insert_deliveries"]
 
 
 def test_slots_are_filled() -> None:
