@@ -88,6 +88,9 @@ class Counting:
         if self.wanted == 0:
             self.done.set()
 
+    def pickup(self, report: object) -> None:
+        pass
+
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Nothing."""
 

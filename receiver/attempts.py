@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from receiver.delivery import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.destinations.base import Destination
-from receiver.errors import ConfigError, StoreUnavailable
+from receiver.errors import ConfigError
+from receiver.lanes import OVERRUN_SECONDS, SLACK_SECONDS, Clock, StoreWatch, insist
 from receiver.model import Event
 from receiver.observe import AttemptReport, Observer
 from receiver.retry import RetryPolicy
 from receiver.store.base import Store
-
-SLACK_SECONDS = 15.0
-"""What a lease must have left beyond the timeout when an attempt begins: time to settle, clocks that differ."""
-OVERRUN_SECONDS = 5.0
-"""How far past its timeout a destination may run before it is stopped; it should never come to that."""
-FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
-"""Seconds between tries of a store that is out: doubled each time, up to a half shorter by chance."""
-
-Clock = Callable[[], int]
-"""Gives the time in epoch milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +46,6 @@ class Lane:
     def needed(self) -> float:
         """Seconds that a lease must still hold for an attempt to begin."""
         return self.timeout_seconds + SLACK_SECONDS
-
-
-class StoreWatch:
-    """Notes once that the store is out, and once that it is back."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._out = False
-
-    def failed(self, error: StoreUnavailable) -> None:
-        """Say that it is out, unless that is known."""
-        if not self._out:
-            self._out = True
-            self._observer.note("warning", "relay.store_unavailable", error=error.message)
-
-    def worked(self) -> None:
-        """Say that it is back, if it was out."""
-        if self._out:
-            self._out = False
-            self._observer.note("info", "relay.store_recovered")
-
-
-def pauses() -> Iterator[float]:
-    """Yield the seconds to wait before each further try of a store that is out."""
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, LAST_PAUSE)
 
 
 class Attempts:
@@ -141,27 +103,17 @@ class Attempts:
 
     async def _settled(self, settlement: Settlement, clock: Clock) -> bool:
         claim = settlement.claim
-        wait = pauses()
-        deadline = time.monotonic() + (claim.lease_until - clock()) / 1000
-        while True:
-            try:
-                held = await self._store.settle(settlement)
-            except StoreUnavailable as error:
-                self._watch.failed(error)
-            else:
-                self._watch.worked()
-                return held
-            pause = next(wait)
-            if time.monotonic() + pause >= deadline:
-                self._observer.note(
-                    "error",
-                    "relay.settle_given_up",
-                    destination=claim.destination,
-                    delivery_id=claim.delivery_id,
-                    outcome=settlement.outcome.kind.value,
-                )
-                return False
-            await asyncio.sleep(pause)
+        left = (claim.lease_until - clock()) / 1000
+        held = await insist(lambda: self._store.settle(settlement), self._watch, left)
+        if held is None:
+            self._observer.note(
+                "error",
+                "relay.settle_given_up",
+                destination=claim.destination,
+                delivery_id=claim.delivery_id,
+                outcome=settlement.outcome.kind.value,
+            )
+        return bool(held)
 
     def _internal_error(self, claim: Claimed, error: Exception) -> Outcome:
         frames = traceback.extract_tb(error.__traceback__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from receiver import urls, wiring
+from receiver import places, urls, wiring
 from receiver.addresses import Guard
 from receiver.config import DestinationSettings, Finding, Settings
 from receiver.errors import ConfigError, ReceiverError
@@ -76,7 +76,7 @@ def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings |
     """Load the settings and check them; unreadable settings are a finding (and None) instead of an error."""
     used = path or environ.get("RECEIVER_CONFIG") or "receiver.toml"
     try:
-        settings = wiring.load_settings(path, environ)
+        settings = places.load_settings(path, environ)
     except ConfigError as error:
         return None, [_finding("E001", used, error.message)]
     return settings, check(settings) + list(_file_findings(used))
@@ -135,16 +135,16 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
 
 def _places(settings: Settings) -> Iterator[Finding]:
     """Check that what is to be written can be; the folders themselves are made by `serve`."""
-    places = {"data": settings.data, "journal.path": wiring.journal_folder(settings)}
-    for where, resolve in (("store.url", wiring.sqlite_path), ("blobs.url", wiring.blob_folder)):
+    folders = {"data": settings.data, "journal.path": places.journal_folder(settings)}
+    for where, resolve in (("store.url", places.sqlite_path), ("blobs.url", places.blob_folder)):
         try:
             place = resolve(settings)
         except ConfigError as error:
             yield _finding("E008", where, error.message)
             continue
-        places[where] = str(Path(place).parent) if where == "store.url" else place
+        folders[where] = str(Path(place).parent) if where == "store.url" else place
     seen: set[str] = set()
-    for where, place in places.items():
+    for where, place in folders.items():
         trouble = _not_writable(Path(place))
         if trouble and trouble not in seen:
             seen.add(trouble)

@@ -121,7 +121,22 @@ class SourceSettings(Section):
     """Longest time between two pieces of a body."""
     budget_seconds: float = Field(default=6.0, gt=0)
     """Longest time for storing, once the body is here; past it the journal takes over."""
+    attempt_seconds: float = Field(default=120.0, ge=1, le=3600)
+    """Longest time for one attempt of a pickup, download included."""
+    pickup_concurrency: int = Field(default=4, ge=1, le=256)
+    """Pickups of this source under way at once, in one process."""
+    allow: tuple[str, ...] = ()
+    """Networks that are not public and that pickups may connect to all the same."""
+    ca_file: str | None = None
+    """More certificate authorities to trust in pickups (PEM)."""
     options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+    @field_validator("allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ipaddress.ip_network(text)
+        return value
 
 
 class DestinationSettings(Section):

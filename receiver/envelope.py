@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.model import AudioFacts, Event, EventDraft, RemoteResult, StoredBlob, TranscriptDraft
+from receiver.model import AudioFacts, Event, EventDraft, StoredBlob, TranscriptDraft
 
 SCHEMA = 1
 DATA_LIMIT = 18_000
@@ -19,10 +19,11 @@ TEXT_LIMIT = 8_000
 ERROR_LIMIT = 2_000
 """Characters of a provider's error text that travel inside an event."""
 _ERROR_BYTES = 3_000
-_URL_BYTES = 8_200
-"""As JSON: a character can take six bytes there."""
 INLINE_LIMIT = 4_000
 """Bytes of provider data that stay in an event whose document went by link."""
+
+LINKED = ("audio", "media", "document")
+"""The fields of an event that may link to its blob."""
 
 Link = Callable[[str, str], tuple[str, int]]
 """Gives (url, expiry in epoch milliseconds) for a blob key and its content type."""
@@ -49,11 +50,13 @@ def compose(
     source: str,
     provider: str,
     audio: tuple[StoredBlob, AudioFacts] | None = None,
+    media: StoredBlob | None = None,
     document: StoredBlob | None = None,
+    short: bool = False,
 ) -> bytes:
-    """Return the event's `data` object as JSON, its stored links still without URL.
+    """Return the event's `data` object as JSON, its links still without URL.
 
-    With `document` the provider's own document lies in the blob store: only what is short stays inline.
+    With `short`, only what is short of the provider's own fields stays.
     """
     data: dict[str, Any] = {
         "event_id": event_id,
@@ -62,19 +65,19 @@ def compose(
         "provider": provider,
         "job_id": draft.job_id,
         "ref": draft.ref,
-        "audio": _audio(*audio) if audio else _remote(draft.remote, "audio"),
-        "transcript": _transcript(draft.transcript) or _remote(draft.remote, "transcript"),
-        "media": _remote(draft.remote, "media"),
+        "late": draft.late,
+        "audio": _audio(*audio) if audio else None,
+        "transcript": _transcript(draft.transcript),
+        "media": _stored(media) if media else None,
         "document": _stored(document) if document else None,
         "error": _error(draft),
-        "provider_data": _short(draft.provider_data) if document else draft.provider_data,
+        "provider_data": _short(draft.provider_data) if short else draft.provider_data,
     }
     return _encode(data)
 
 
 def _stored(blob: StoredBlob) -> dict[str, Any]:
     return {
-        "stored": True,
         "uri": blob.uri,
         "url": None,
         "url_expires_at": None,
@@ -92,16 +95,6 @@ def _audio(blob: StoredBlob, facts: AudioFacts) -> dict[str, Any]:
         "channels": facts.channels,
         "codec": facts.codec,
     }
-
-
-def _remote(remote: RemoteResult | None, kind: str) -> dict[str, Any] | None:
-    """Describe a result that still lies at the provider: `stored` is false and the link is the provider's."""
-    if remote is None or remote.kind != kind:
-        return None
-    expires = iso(remote.expires_at) if remote.expires_at is not None else None
-    # A link longer than any real one is in the document, by link.
-    url = remote.url if len(_encode(remote.url)) <= _URL_BYTES else None
-    return {"stored": False, "uri": None, "url": url, "url_expires_at": expires}
 
 
 def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
@@ -157,9 +150,9 @@ def render(event: Event, link: Link) -> bytes:
     data = event.data
     if event.blob_key is not None:
         fields = _decode(data)
-        for name in ("audio", "document"):
+        for name in LINKED:
             part = fields[name]
-            if part is not None and part["stored"]:
+            if part is not None:
                 part["url"], expires = link(event.blob_key, part["content_type"])
                 part["url_expires_at"] = iso(expires)
         data = _encode(fields)

@@ -322,7 +322,10 @@ def _recorded(recorded: Recorded, draft: EventDraft) -> tuple[Answer, str]:
     if recorded.status is RecordStatus.RECORDED and draft.parked is not None:
         status = "parked"
     shown = "recorded" if recorded.status is RecordStatus.LATE else status
-    return Answer(200, {"status": shown, "event_id": recorded.event_id}), status
+    payload = {"status": shown, "event_id": recorded.event_id}
+    if recorded.pickup_id is not None:
+        payload["pickup_id"] = recorded.pickup_id
+    return Answer(200, payload), status
 
 
 def _busy(message: str) -> Answer:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from receiver.envelope import iso
-from receiver.observe import AttemptReport, CallbackReport, no_secrets
+from receiver.observe import AttemptReport, CallbackReport, PickupReport, no_secrets
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _QUIET = ("", None)
@@ -78,6 +78,29 @@ class LogObserver:
             "due_at": report.due_at,
         }
         self._line("info" if fine else "warning", f"attempt.{outcome.kind.value}", line)
+
+    def pickup(self, report: PickupReport) -> None:
+        """Write one line: `pickup.collected`, `pickup.gone`, `pickup.refused` …; `pickup.not_yet` at level debug."""
+        outcome = report.outcome
+        line = {
+            "source": report.source,
+            "provider": report.provider,
+            "pickup_id": report.pickup_id,
+            "job_id": report.job_id,
+            "ref": report.ref,
+            "number": report.number,
+            "status": outcome.status,
+            "detail": outcome.detail,
+            "seconds": round(report.seconds, 6),
+            "state": report.state,
+            "due_at": report.due_at,
+            "event_id": report.event_id,
+            "event_type": report.event_type,
+        }
+        levels = {"collected": "info", "not_yet": "debug"}
+        ended = report.state == "gone"
+        level = "warning" if ended else levels.get(outcome.kind.value, "warning")
+        self._line(level, f"pickup.{'gone' if ended else outcome.kind.value}", line)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Write a line when callbacks wait in the journal."""

@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from receiver.delivery import StoreStats
-from receiver.observe import AttemptReport, CallbackReport
+from receiver.observe import AttemptReport, CallbackReport, PickupReport
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 6, 10, 30)
 
@@ -67,6 +67,27 @@ class MetricsObserver:
             registry=registry,
         )
         self._dead = Gauge("receiver_dead_deliveries", "Dead letters.", ["destination"], registry=registry)
+        self._pickup_attempts = Counter(
+            "receiver_pickup_attempts",
+            "Attempts of pickups by source and outcome.",
+            ["source", "outcome"],
+            registry=registry,
+        )
+        self._pickups_ended = Counter(
+            "receiver_pickups",
+            "Pickups that ended, by source and state.",
+            ["source", "state"],
+            registry=registry,
+        )
+        self._pickups_due = Gauge(
+            "receiver_due_pickups", "Pickups that are due.", ["source"], registry=registry
+        )
+        self._pickups_age = Gauge(
+            "receiver_oldest_due_pickup_age_seconds",
+            "How long the oldest due pickup has been due.",
+            ["source"],
+            registry=registry,
+        )
         self._journal = Gauge(
             "receiver_journal_depth", "Callbacks waiting in the journal.", registry=registry
         )
@@ -104,6 +125,12 @@ class MetricsObserver:
         if report.state in ("delivered", "dead"):
             self._child(self._ended, report.destination, report.state).inc()
 
+    def pickup(self, report: PickupReport) -> None:
+        """Count an attempt of a pickup, and the pickup when it ended."""
+        self._child(self._pickup_attempts, report.source, report.outcome.kind.value).inc()
+        if report.state in ("collected", "gone"):
+            self._child(self._pickups_ended, report.source, report.state).inc()
+
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Show the journal's depth and age."""
         self._journal.set(depth)
@@ -114,9 +141,17 @@ class MetricsObserver:
         if level != "info":
             self._child(self._notes, level, event).inc()
 
-    def render(self, stats: StoreStats | None, destinations: tuple[str, ...], now: int) -> bytes:
+    def render(
+        self, stats: StoreStats | None, destinations: tuple[str, ...], sources: tuple[str, ...], now: int
+    ) -> bytes:
         """Return the exposition text; `stats` is None while the store is out."""
         if stats is not None:
+            waiting = {item.source: item for item in stats.pickups}
+            for name in sources:
+                pickups = waiting.get(name)
+                self._child(self._pickups_due, name).set(pickups.depth if pickups else 0)
+                since = max(0, now - pickups.oldest_due_at) / 1000 if pickups else 0
+                self._child(self._pickups_age, name).set(since)
             due = {item.destination: item for item in stats.due}
             for name in destinations:
                 item = due.get(name)

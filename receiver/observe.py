@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from receiver.delivery import Outcome
+from receiver.pickup import PickupOutcome
 
 
 class CallbackReport(Struct, frozen=True, kw_only=True):
@@ -53,6 +54,25 @@ class AttemptReport(Struct, frozen=True, kw_only=True):
     """From recording to the start of this attempt."""
 
 
+class PickupReport(Struct, frozen=True, kw_only=True):
+    """One attempt of a pickup and its consequence."""
+
+    source: str
+    provider: str
+    pickup_id: str
+    job_id: str | None
+    ref: str | None
+    number: int
+    outcome: PickupOutcome
+    seconds: float
+    state: str
+    """The pickup's state afterwards; `lost` when another worker held the claim by then."""
+    due_at: int | None
+    event_id: str | None = None
+    """The event that ended it."""
+    event_type: str | None = None
+
+
 class Observer(Protocol):
     """A listener. Must not raise and must not block."""
 
@@ -61,6 +81,9 @@ class Observer(Protocol):
 
     def attempt(self, report: AttemptReport) -> None:
         """One attempt was settled."""
+
+    def pickup(self, report: PickupReport) -> None:
+        """One attempt of a pickup was settled."""
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """The journal's depth changed."""
@@ -86,6 +109,12 @@ class Observers:
         for listener in self._listeners:
             with suppress(Exception):
                 listener.attempt(report)
+
+    def pickup(self, report: PickupReport) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            with suppress(Exception):
+                listener.pickup(report)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Tell every listener."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_chain, wait_fixed, wait_random
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    stop_after_attempt,
+    wait_chain,
+    wait_exponential,
+    wait_fixed,
+    wait_random,
+)
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
@@ -62,6 +71,19 @@ def scheduled(name: str, schedule: Sequence[float], jitter: float = 0.0) -> Retr
     waits = [wait_fixed(s) + wait_random(0, s * jitter) if jitter else wait_fixed(s) for s in schedule]
     wait: wait_base = wait_chain(*waits) if waits else wait_fixed(0)
     return RetryPolicy(name, wait, stop_after_attempt(len(waits) + 1), len(waits) + 1)
+
+
+_PICKUP_WAIT = wait_exponential(multiplier=5, exp_base=2, max=300)
+
+
+def pickup_delay(failures: int, retry_after: float | None) -> float:
+    """Return the seconds until a pickup is attempted again after its `failures`th failure in a row.
+
+    5 s, doubled each time up to 5 minutes, a quarter more or less by chance; `Retry-After` is a floor, and at most a day.
+    Nothing is given up here: a pickup has a deadline.
+    """
+    wait = _PICKUP_WAIT(_state(min(failures, 64))) * random.uniform(0.75, 1.25)
+    return max(wait, min(retry_after or 0.0, RETRY_AFTER_LIMIT))
 
 
 def policy(setting: str | dict[str, Any]) -> RetryPolicy:

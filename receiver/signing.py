@@ -140,8 +140,9 @@ class CallbackTokens:
         format: dict[str, Any] | None = None,
         expires_at: int | None = None,
         job_secret: bool = False,
+        expect_by: int | None = None,
     ) -> str:
-        """Return a new token; `expires_at` in epoch milliseconds, None for one that stays."""
+        """Return a new token; `expires_at` in epoch milliseconds, None for one that stays; `expect_by` likewise."""
         fields: dict[str, Any] = {"s": source, "i": random.token_hex(5)}
         if ref is not None:
             fields["r"] = ref
@@ -151,6 +152,8 @@ class CallbackTokens:
             fields["x"] = expires_at
         if job_secret:
             fields["j"] = 1
+        if expect_by is not None:
+            fields["e"] = expect_by
         return self._signer.sign(msgspec.json.encode(fields))
 
     def read(self, token: str) -> TokenClaims | None:
@@ -183,6 +186,7 @@ def _claims(payload: bytes) -> TokenClaims:
         format=fields.get("f", {}),
         expires_at=fields.get("x"),
         job_secret=bool(fields.get("j")),
+        expect_by=fields.get("e"),
     )
 
 

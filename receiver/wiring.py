@@ -9,26 +9,29 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 from receiver import envelope
 from receiver.attempts import Lane
 from receiver.blobs.base import Blobs
-from receiver.blobs.local import LocalBlobs, make_folder, sync_folder
-from receiver.config import DestinationSettings, Finding, Settings, parse
+from receiver.blobs.local import LocalBlobs
+from receiver.collector import Collector, Quarry
+from receiver.config import DestinationSettings, Finding, Settings, SourceSettings
 from receiver.destinations.base import Destination
 from receiver.destinations.http import HttpDestination
 from receiver.errors import ConfigError
+from receiver.fetcher import Fetcher
 from receiver.intake import Intake
 from receiver.journal import Journal
 from receiver.logs import LogObserver
 from receiver.metrics import MetricsObserver
 from receiver.model import Event
 from receiver.observe import Observer, Observers
-from receiver.providers import deapi, deepgram
-from receiver.providers.base import PushProvider
+from receiver.places import blob_folder, journal_folder, public_base, sqlite_path, token_secrets
+from receiver.providers import deapi, deepdub, deepgram, playht
+from receiver.providers.base import PullProvider, PushProvider
 from receiver.recording import Recorder
 from receiver.relay import Relay
 from receiver.routing import Route, Router
@@ -37,7 +40,12 @@ from receiver.spool import Spool
 from receiver.store.base import Store
 from receiver.store.sqlite import SqliteStore
 
-PROVIDERS: Mapping[str, ModuleType] = {"deepgram": deepgram, "deapi": deapi}
+PROVIDERS: Mapping[str, ModuleType] = {
+    "deepgram": deepgram,
+    "deapi": deapi,
+    "deepdub": deepdub,
+    "playht": playht,
+}
 """Every provider adapter by the name that `provider = "…"` uses."""
 _DRAIN_SECONDS = (1.0, 5.0)
 """Pause between two looks at a waiting journal: at first, and at most."""
@@ -49,20 +57,6 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
-def load_settings(path: str | None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings file (`path`, else RECEIVER_CONFIG, else ./receiver.toml if it is there). Raises `ConfigError`."""
-    environ = os.environ if environ is None else environ
-    named = path or environ.get("RECEIVER_CONFIG")
-    text = None
-    if named or Path("receiver.toml").exists():
-        try:
-            text = Path(named or "receiver.toml").read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(f"{named or 'receiver.toml'} cannot be read: {reason}") from None
-    return parse(text, environ, lambda name: Path(name).read_text("utf-8"))
-
-
 @dataclass
 class Ports:
     """The adapters that the engine sees; a test may wrap them before they are used."""
@@ -70,7 +64,12 @@ class Ports:
     store: Store
     blobs: Blobs
     providers: Mapping[str, PushProvider]
+    """The sources that call back."""
     destinations: Mapping[str, Destination]
+    pulls: Mapping[str, PullProvider] = field(default_factory=dict)
+    """The sources that can be asked; many call back as well."""
+    fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
+    """The way out of each source that can be asked."""
 
 
 @dataclass
@@ -84,6 +83,7 @@ class Receiver:
     journal: Journal
     intake: Intake
     relay: Relay
+    collector: Collector
     observer: Observers
     metrics: MetricsObserver
     clock: Callable[[], int]
@@ -99,38 +99,7 @@ class Receiver:
         return self.ports.blobs
 
 
-def token_secrets(settings: Settings) -> list[str]:
-    """Return the secrets of callback tokens and links, oldest first; made and kept in the data folder if none is set.
-
-    Raises `ConfigError` when they cannot be kept.
-    """
-    if settings.tokens.secrets:
-        return [secret.get_secret_value() for secret in settings.tokens.secrets]
-    path = Path(settings.data, "token-secret")
-    try:
-        make_folder(path.parent)
-        with contextlib.suppress(FileExistsError):
-            fresh = path.with_name(f".token-secret-{os.getpid()}-{secrets.token_hex(4)}")
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.write(fd, secrets.token_hex(32).encode())
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            try:
-                os.link(fresh, path)  # whoever is first wins; a half-written secret is never seen
-            finally:
-                os.unlink(fresh)
-        sync_folder(path.parent)  # before a URL is handed out that only this secret can prove
-        return [path.read_text("ascii").strip()]
-    except OSError as error:
-        raise ConfigError(
-            f"the token secret cannot be kept in {path}: {error.strerror}; "
-            "set tokens.secrets, or make the data folder writable"
-        ) from None
-
-
-def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, PushProvider]:
+def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, PushProvider | PullProvider]:
     """Return the adapter of each source. Raises `ConfigError` naming the first setting that does not fit."""
     return {
         name: _module(source.provider, name).create(source, tokens)
@@ -156,28 +125,6 @@ def _module(provider: str, source: str) -> ModuleType:
         ) from None
 
 
-def sqlite_path(settings: Settings) -> str:
-    """Return the SQLite file that `[store] url` names. Raises `ConfigError` for another kind of store."""
-    url = settings.store.url.get_secret_value() if settings.store.url else None
-    if url is None:
-        return str(Path(settings.data, "receiver.db"))
-    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise ConfigError(
-            "store.url begins with sqlite:/// (three slashes for a relative path, four for an absolute)"
-        )
-    return url.removeprefix("sqlite:///")
-
-
-def blob_folder(settings: Settings) -> str:
-    """Return the folder that `[blobs] url` names. Raises `ConfigError` for another kind of blob store."""
-    url = settings.blobs.url
-    if url is None:
-        return str(Path(settings.data, "blobs"))
-    if not url.startswith("file:///"):
-        raise ConfigError("blobs.url begins with file:/// and an absolute path")
-    return url.removeprefix("file://")
-
-
 def build_store(settings: Settings) -> Store:
     """Return the configured store, not yet open. Raises `ConfigError`."""
     return SqliteStore(sqlite_path(settings))
@@ -186,11 +133,6 @@ def build_store(settings: Settings) -> Store:
 def build_blobs(settings: Settings) -> Blobs:
     """Return the configured blob store, not yet open. Raises `ConfigError`."""
     return LocalBlobs(blob_folder(settings))
-
-
-def journal_folder(settings: Settings) -> str:
-    """Return the journal's folder."""
-    return settings.journal.path or str(Path(settings.data, "journal"))
 
 
 def build_destination(settings: DestinationSettings) -> Destination:
@@ -215,25 +157,19 @@ def build(
     observer = Observers([metrics, *listeners])
     secrets_ = token_secrets(settings)
     tokens, links = CallbackTokens(secrets_), ObjectLinks(secrets_)
-    ports = shape(
-        Ports(
-            store=build_store(settings),
-            blobs=build_blobs(settings),
-            providers=build_providers(settings, tokens),
-            destinations={n: build_destination(d) for n, d in settings.destinations.items()},
-        )
-    )
+    folder = journal_folder(settings)
+    spool = Spool(str(Path(folder, "spool")))
+    ports = shape(_ports(settings, tokens, spool))
+    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     relay = Relay(
         store=ports.store,
         lanes={n: _lane(ports.destinations[n], d) for n, d in settings.destinations.items()},
         observer=observer,
         render=_renderer(settings, ports.blobs, links, clock),
         clock=clock,
-        worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        worker=worker,
     )
-    folder = journal_folder(settings)
-    spool = Spool(str(Path(folder, "spool")))
-    journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
+    waking: list[Collector] = []
     recorder = Recorder(
         store=ports.store,
         blobs=ports.blobs,
@@ -244,7 +180,18 @@ def build(
         ),
         clock=clock,
         wake=relay.wake,
+        wake_pickups=waking[0].wake,
     )
+    collector = Collector(
+        store=ports.store,
+        recorder=recorder,
+        sources={n: _quarry(n, s, ports) for n, s in settings.sources.items()},
+        observer=observer,
+        clock=clock,
+        worker=worker,
+    )
+    waking.append(collector)
+    journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
     intake = Intake(
         providers=ports.providers,
         sources=settings.sources,
@@ -262,9 +209,33 @@ def build(
         journal=journal,
         intake=intake,
         relay=relay,
+        collector=collector,
         observer=observer,
         metrics=metrics,
         clock=clock,
+    )
+
+
+def _ports(settings: Settings, tokens: CallbackTokens, spool: Spool) -> Ports:
+    adapters = build_providers(settings, tokens)
+    pulls = {n: adapter for n, adapter in adapters.items() if isinstance(adapter, PullProvider)}
+    return Ports(
+        store=build_store(settings),
+        blobs=build_blobs(settings),
+        providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
+        destinations={n: build_destination(d) for n, d in settings.destinations.items()},
+        pulls=pulls,
+        fetchers={n: Fetcher.create(settings.sources[n], spool) for n in pulls},
+    )
+
+
+def _quarry(name: str, source: SourceSettings, ports: Ports) -> Quarry:
+    return Quarry(
+        provider_name=source.provider,
+        provider=ports.pulls.get(name),
+        fetch=ports.fetchers.get(name),
+        concurrency=source.pickup_concurrency,
+        attempt_seconds=source.attempt_seconds,
     )
 
 
@@ -275,15 +246,6 @@ def _lane(destination: Destination, settings: DestinationSettings) -> Lane:
         concurrency=settings.concurrency,
         timeout_seconds=settings.timeout_seconds,
     )
-
-
-def public_base(settings: Settings) -> str:
-    """Return the URL under which receiver is reached, without a trailing slash."""
-    if settings.public_url:
-        return settings.public_url.rstrip("/")
-    host = settings.server.host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104 - shown, not bound
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{settings.server.port}"
 
 
 def _renderer(
@@ -307,7 +269,7 @@ def _renderer(
 async def open_receiver(
     receiver: Receiver, *, intake: bool = True, work: bool = True
 ) -> AsyncIterator[Receiver]:
-    """Run the parts: `intake` drains the journal, `work` relays. Leaving stops gracefully and hands claims back.
+    """Run the parts: `intake` drains the journal, `work` relays and collects. Leaving stops gracefully and hands claims back.
 
     Raises `ConfigError`, `Unavailable` when a part cannot be opened.
     """
@@ -315,23 +277,29 @@ async def open_receiver(
     await store.migrate()
     await store.open()
     tasks: list[asyncio.Task[None]] = []
+    workings: list[Destination | Fetcher] = []
+    if work:
+        workings = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]
     try:
         await receiver.blobs.open()
         if intake:
             await receiver.journal.open()
-            receiver.intake.open()
+        receiver.intake.open()
+        if intake:
             tasks.append(asyncio.create_task(_drain_forever(receiver)))
             tasks.append(asyncio.create_task(_flush_forever(receiver)))
+        for part in workings:
+            await part.open()
         if work:
-            for destination in receiver.ports.destinations.values():
-                await destination.open()
             receiver.relay.start()
+            receiver.collector.start()
         yield receiver
     finally:
         if work:
-            await receiver.relay.stop(receiver.settings.server.stop_seconds)
-            for destination in receiver.ports.destinations.values():
-                await destination.close()
+            grace = receiver.settings.server.stop_seconds
+            await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
+        for part in workings:
+            await part.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,7 @@ from receiver.delivery import Claimed, Delivery, Outcome, OutcomeKind, Settlemen
 from receiver.destinations.http import HttpDestination
 from receiver.errors import StoreUnavailable
 from receiver.model import Event
-from receiver.observe import AttemptReport, CallbackReport
+from receiver.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.relay import Relay
 from receiver.retry import RetryPolicy, policy
 from receiver.store.base import DeliveryFilter, Store
@@ -48,6 +48,9 @@ class Heard:
         """Keep a report."""
         self.attempts.append(report)
         self._news.set()
+
+    def pickup(self, report: PickupReport) -> None:
+        """Not kept: the pull road is not under test."""
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Not kept."""

@@ -14,7 +14,7 @@ import httpx2
 import uvicorn
 
 from receiver.config import parse
-from receiver.observe import AttemptReport, CallbackReport
+from receiver.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.web.app import create_app
 from receiver.web.protocol import Protocol
 from receiver.wiring import Ports, Receiver, build, open_receiver, wall_clock
@@ -30,6 +30,7 @@ class Seen:
     def __init__(self) -> None:
         self.callbacks: list[CallbackReport] = []
         self.attempts: list[AttemptReport] = []
+        self.pickups: list[PickupReport] = []
         self.notes: list[tuple[str, str, dict[str, Any]]] = []
         self.journal_depths: list[int] = []
         self._changed = asyncio.Condition()
@@ -40,6 +41,10 @@ class Seen:
 
     def attempt(self, report: AttemptReport) -> None:
         self.attempts.append(report)
+        self._tell()
+
+    def pickup(self, report: PickupReport) -> None:
+        self.pickups.append(report)
         self._tell()
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:

@@ -10,16 +10,9 @@ import pytest
 
 from receiver.config import MIB, Settings, parse, provider_options
 from receiver.errors import ConfigError
+from receiver.places import blob_folder, load_settings, public_base, sqlite_path, token_secrets
 from receiver.providers.deepgram import DeepgramSettings
-from receiver.wiring import (
-    blob_folder,
-    build,
-    build_providers,
-    load_settings,
-    public_base,
-    sqlite_path,
-    token_secrets,
-)
+from receiver.wiring import build, build_providers
 from tests.support.golden import tokens
 from tests.support.running import APP_SECRET
 

@@ -15,7 +15,6 @@ from receiver.model import (
     Event,
     EventDraft,
     JobError,
-    RemoteResult,
     Stage,
     StoredBlob,
     TranscriptDraft,
@@ -84,19 +83,15 @@ def test_an_event_without_a_blob_is_sent_as_it_was_composed() -> None:
     )
 
 
-def test_stored_links_are_made_at_each_rendering_and_a_providers_are_left() -> None:
-    draft = _draft(remote=RemoteResult(kind="audio", url="https://provider.example/a", expires_at=NOW))
-    data = json.loads(envelope.render(_event(_compose(draft, document=BLOB), blob_key=BLOB.key), _link))[
+@pytest.mark.parametrize("name", envelope.LINKED)
+def test_links_are_made_at_each_rendering(name: str) -> None:
+    whole = (BLOB, AudioFacts()) if name == "audio" else BLOB
+    data = json.loads(envelope.render(_event(_compose(_draft(), **{name: whole}), blob_key=BLOB.key), _link))[
         "data"
     ]
-    assert data["document"]["url"] == "https://x/s/a.json?application/json"
-    assert data["document"]["url_expires_at"] == envelope.iso(NOW + 1000)
-    assert data["audio"] == {
-        "stored": False,
-        "uri": None,
-        "url": "https://provider.example/a",
-        "url_expires_at": envelope.iso(NOW),
-    }
+    assert data[name]["url"] == "https://x/s/a.json?application/json"
+    assert data[name]["url_expires_at"] == envelope.iso(NOW + 1000)
+    assert [other for other in envelope.LINKED if data[other]] == [name]
 
 
 def test_audio_tells_what_is_known_and_null_for_the_rest() -> None:
@@ -105,10 +100,8 @@ def test_audio_tells_what_is_known_and_null_for_the_rest() -> None:
     assert (data["audio"]["duration_seconds"], data["audio"]["duration_estimated"]) == (None, False)
 
 
-@pytest.mark.parametrize("kind", ["audio", "transcript", "media"])
-def test_a_remote_result_stands_in_the_field_of_its_kind_only(kind: str) -> None:
-    data = _data(_draft(remote=RemoteResult(kind=kind, url="https://p.example/x")))
-    assert [name for name in ("audio", "transcript", "media") if data[name]] == [kind]
+def test_an_event_says_whether_its_callback_was_late() -> None:
+    assert [_data(_draft(late=late))["late"] for late in (False, True)] == [False, True]
 
 
 def test_a_parked_event_says_why() -> None:
@@ -123,7 +116,7 @@ def test_long_texts_are_cut_or_left_to_the_document(char: str) -> None:
         transcript=TranscriptDraft(text=char * 9000),
         error=JobError(message=char * 9000, code=char * 900, details=char * 9000),
     )
-    data = _data(draft, document=BLOB)
+    data = _data(draft, document=BLOB, short=True)
     assert data["transcript"]["text"] is None
     assert 0 < len(data["error"]["message"]) <= envelope.ERROR_LIMIT
     assert char * 9000 not in json.dumps(data, ensure_ascii=False)
@@ -139,20 +132,19 @@ fields = st.dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=many, message=many, details=many, url=many, data=fields, failed=st.booleans())
+@given(text=many, message=many, details=many, data=fields, failed=st.booleans())
 def test_with_a_document_an_event_is_always_under_20_kb(
-    text: str, message: str, details: str, url: str, data: dict[str, Any], failed: bool
+    text: str, message: str, details: str, data: dict[str, Any], failed: bool
 ) -> None:
     """The worst of every field at once; a failure has no transcript."""
     draft = _draft(
         job_id="😀" * 200,
         ref="r" * 1000,
         transcript=None if failed else TranscriptDraft(text=text, language="en"),
-        remote=RemoteResult(kind="audio", url=f"https://{url}"[:8192]) if failed else None,
-        error=JobError(message=message, code=text, details=details) if failed and len(url) < 100 else None,
+        error=JobError(message=message, code=text, details=details) if failed else None,
         provider_data=data,
     )
-    body = envelope.render(_event(_compose(draft, document=BLOB), blob_key=BLOB.key), _link)
+    body = envelope.render(_event(_compose(draft, document=BLOB, short=True), blob_key=BLOB.key), _link)
     assert len(body) < 20_000
     json.loads(body)
 

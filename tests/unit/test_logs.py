@@ -182,7 +182,7 @@ def test_a_listener_with_a_bug_does_not_keep_the_others_from_hearing() -> None:
 
 
 def _samples(metrics: MetricsObserver, stats: StoreStats | None = None, now: int = 0) -> dict[str, float]:
-    text = metrics.render(stats, ("app", "other"), now).decode()
+    text = metrics.render(stats, ("app", "other"), ("deapi",), now).decode()
     return {
         ",".join((sample.name, *(value for _, value in sorted(sample.labels.items())))): sample.value
         for family in text_string_to_metric_families(text)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from receiver import relay as relay_module
+from receiver import lanes as lanes_module
 from receiver.attempts import Lane
 from receiver.delivery import DeliveryState
 from receiver.relay import Relay
@@ -34,7 +34,7 @@ PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, Deliv
 async def test_a_woken_lane_sends_at_once(
     any_store: Store, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 3600.0)
     async with http_lane(sink) as lane:
         relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
         async with running(relay):
@@ -48,7 +48,7 @@ async def test_a_woken_lane_sends_at_once(
 async def test_what_another_process_recorded_is_found_by_looking(
     any_store: Store, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 0.01)
     async with http_lane(sink) as lane, running(Relay(any_store, {"app": lane}, heard, render, now, "w")):
         await record(any_store)
         await heard.until(attempts=1)
@@ -58,7 +58,7 @@ async def test_what_another_process_recorded_is_found_by_looking(
 async def test_a_retry_happens_when_it_is_due_without_being_woken(
     any_store: Store, sink: Sink, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 3600.0)
     sink.script.extend([Answer(status=500), Answer(status=500)])
 
     def clock() -> int:

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from receiver import attempts as attempts_module
-from receiver import relay as relay_module
+from receiver import lanes as lanes_module
 from receiver.attempts import Lane
 from receiver.delivery import DeliveryState, Outcome, OutcomeKind
 from receiver.destinations.base import Destination
@@ -38,7 +37,7 @@ PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, Deliv
 async def test_an_outage_at_claiming_is_noted_once_and_waited_out(
     store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(lanes_module, "FIRST_PAUSE", 0.001)
     await record(store)
     store.out["claim"] = 4
     async with http_lane(sink) as lane, running(Relay(store, {"app": lane}, heard, render, now, "w")):
@@ -50,7 +49,7 @@ async def test_an_outage_at_claiming_is_noted_once_and_waited_out(
 async def test_an_outage_at_settling_is_waited_out_without_sending_again(
     store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(lanes_module, "FIRST_PAUSE", 0.001)
     await record(store)
     store.out["settle"] = 4
     async with http_lane(sink) as lane, running(Relay(store, {"app": lane}, heard, render, now, "w")):
@@ -82,7 +81,7 @@ async def test_settling_is_given_up_when_the_lease_has_ended(
 async def test_a_bug_in_the_store_does_not_end_the_lane(
     store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(relay_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 0.01)
     await record(store, count=2)
     store.bug[method] = 1
     async with (
