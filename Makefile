@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SDKS   := $(VENV)/.ready-sdks
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check fix bench soak lock clean
@@ -19,13 +20,18 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
+$(SDKS): $(READY) requirements-sdks.lock
+	@echo "Installing the providers' own SDKs, for the tests only …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-sdks.lock
+	@touch $(SDKS)
+
 demo: $(READY) ## Show the main job, end to end, on this machine (under a minute)
 	@$(BIN)/receiver demo
 
 serve: $(READY) ## Run receiver with ./receiver.toml, or on embedded defaults
 	@$(BIN)/receiver serve
 
-test: $(READY) ## Everything that must hold: lint, types, import floors, all tests
+test: $(SDKS) ## Everything that must hold: lint, types, import floors, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -52,6 +58,8 @@ lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		pyproject.toml --group dev --extra uvloop --upgrade -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--constraint requirements.lock --group sdks --upgrade -o requirements-sdks.lock
 
 clean: ## Remove the environment and what the demo left
 	rm -rf $(VENV) receiver-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,17 +1,23 @@
 """What a provider adapter must do (floor 3): prove a callback by headers, prove it with the body, normalize it.
 
-An adapter is pure: it reads no clock, opens no file and sends nothing. Adding one is described in
-docs/adding-a-provider.md.
+An adapter is pure: it reads no clock, opens no file and sends nothing but through the `Fetch` it is given. Adding one is
+described in docs/adding-a-provider.md.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.model import EventDraft
+from msgspec import Struct
+
+from receiver.callback import Admission, Body, Head, HeldBody, VerifiedCallback
+from receiver.fetch import Failed, Fetch
+from receiver.model import EventDraft, JobError
+from receiver.pickup import Pickup
 
 
+@runtime_checkable
 class PushProvider(Protocol):
     """One configured source of a provider that calls back."""
 
@@ -45,3 +51,71 @@ class PushProvider(Protocol):
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the idempotency key of a callback that could not be normalized (token and content hash)."""
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What a person or an application asked to have picked up, understood."""
+
+    key: str
+    """The result's identity: the same for the same job, whichever road it comes by."""
+    job_id: str | None
+    target: str | None = None
+    """The URL to begin with, where one was given."""
+
+
+class Collected(Struct, frozen=True, kw_only=True):
+    """The result is here, or the provider's word that the job failed."""
+
+    draft: EventDraft
+    """Its `idempotency_key` and `second_key` are both the pickup's key."""
+    body: HeldBody | None = None
+    """The bytes of `draft.audio` or `draft.file`. Whoever is given it discards it."""
+
+
+class NotYet(Struct, frozen=True, kw_only=True):
+    """The provider has not finished."""
+
+    retry_in: float
+    """Seconds until it is worth asking again; the engine spreads it a little."""
+    detail: str = ""
+    progress: EventDraft | None = None
+    """A `….processing` event, when there is news of it worth telling."""
+
+
+class Gone(Struct, frozen=True, kw_only=True):
+    """There is no result, and asking again would not change that."""
+
+    error: JobError
+
+
+Result = Collected | NotYet | Gone | Failed
+
+
+@runtime_checkable
+class PullProvider(Protocol):
+    """One configured source of a provider that is asked for its results. Many are a `PushProvider` as well."""
+
+    provider: ClassVar[str]
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long after it was asked for a result is given up, unless the pickup says otherwise."""
+
+    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+        """Understand what was handed over: the provider's URL or its job id. Raises `PickupRefused`."""
+
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether the provider can be asked for this one (an API key is set, the job is known)."""
+
+    def family(self, pickup: Pickup) -> str:
+        """Return `speech`, `transcript` or `media`: the first part of the type of an event that tells of failure."""
+
+    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
+        """Make one attempt. `pickup.attempts` counts those before it; nothing is remembered between attempts."""
+
+    def redact(self, body: bytes) -> bytes:
+        """Return `body` without the secrets it may carry."""

@@ -1,4 +1,4 @@
-"""deAPI (floor 3): signed JSON callbacks about jobs of any kind.
+"""deAPI (floor 3): signed JSON callbacks about jobs of any kind; their results are fetched (deapi_results).
 
 Contract: https://docs.deapi.ai/execution-modes-and-integrations/webhooks. HMAC-SHA256 over the timestamp header's text, a
 full stop and the raw body; the secret's UTF-8 bytes as they are (also when it begins with `whsec_`); lower-case hex.
@@ -8,14 +8,28 @@ Ten failed callbacks in a row switch webhooks off for the whole account, so noth
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from receiver.callback import Admission, Body, Head, VerifiedCallback
 from receiver.config import MIB, Finding, Section, SourceSettings, provider_options
 from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
-from receiver.model import EventDraft, JobError, RemoteResult, Stage
+from receiver.fetch import Fetch
+from receiver.model import EventDraft, RemoteResult, Stage
+from receiver.pickup import Pickup
+from receiver.providers import bases
+from receiver.providers.base import Order, Result
+from receiver.providers.deapi_results import (
+    FAILED,
+    JobReader,
+    Limits,
+    completed_key,
+    error_of,
+    family_of,
+    http_link,
+)
 from receiver.providers.jsonbody import (
     Document,
     decode_object,
@@ -24,7 +38,6 @@ from receiver.providers.jsonbody import (
     opaque_id,
     printable,
     table,
-    text,
 )
 from receiver.providers.options import SecretList, refuse, reveal
 from receiver.providers.redaction import Redactor
@@ -33,14 +46,11 @@ from receiver.signing import CallbackTokens, hmac_sha256_hex, same_as_any
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of deAPI's needs more than this."""
-LINK_MS = 24 * 3600 * 1000
-"""How long a result link lasts, about (https://docs.deapi.ai: result URLs are signed and expire)."""
 STAMP_HEADER, SIGNATURE_HEADER = "x-deapi-timestamp", "x-deapi-signature"
 _STAMP = re.compile(r"[0-9]{1,12}")
 _SIGNATURE = re.compile(r"sha256=[0-9a-f]{64}")
-_TRANSCRIPTS = re.compile(r"(?:aud|vid|audiofile|videofile|audio|video)2txt")
 _STAGES = {"job.processing": "processing", "job.completed": "completed", "job.failed": "failed"}
-_RESULT_KINDS = {"speech": "audio", "transcript": "transcript", "media": "media"}
+_HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*|[0-9a-f:]+:[0-9a-f:.]*")
 
 
 class DeapiSettings(Section):
@@ -53,7 +63,20 @@ class DeapiSettings(Section):
     require_token: bool = False
     """Refuse a callback whose URL carries no token of ours."""
     api_key: SecretStr | None = None
-    """For asking deAPI about a job."""
+    """For asking deAPI about a job: a fresh link when one has expired, and jobs that were handed over."""
+    api_url: bases.BaseUrl = "https://api.deapi.ai"
+    """Where the API is (https://docs.deapi.ai/api/v2/utilities/jobs); the key goes nowhere else."""
+    result_hosts: tuple[str, ...] = ("deapi.ai",)
+    """Hosts that results may be fetched from, with all below them; `*` is any."""
+    deadline_seconds: float = Field(86400, ge=1, le=30 * 86400)
+    """How long a result is tried for before that is given up."""
+
+    @field_validator("result_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or any(host != "*" and not _HOST.fullmatch(host) for host in value):
+            raise ValueError('each entry is a host name in lower case, for example "deapi.ai", or "*"')
+        return value
 
 
 def create(settings: SourceSettings, tokens: CallbackTokens) -> DeapiProvider:
@@ -64,7 +87,7 @@ def create(settings: SourceSettings, tokens: CallbackTokens) -> DeapiProvider:
 
 
 def findings(settings: SourceSettings) -> list[Finding]:
-    """Return what `receiver check` says of one source: E201, E204, W201, W202."""
+    """Return what `receiver check` says of one source: E201, E204, W201 to W203."""
     try:
         options = provider_options(DeapiSettings, settings)
     except ConfigError as error:
@@ -85,6 +108,9 @@ def _judge(name: str, options: DeapiSettings) -> list[Finding]:
     if any(len(secret) < 16 for secret in reveal(options.secrets)):
         short = "a secret has fewer than 16 characters: is it the whole of it?"
         found.append(Finding("W202", where, short, "copy the secret from deAPI's webhook settings again"))
+    if options.api_key and bases.in_clear(options.api_url):
+        clear = "the API key travels in clear"
+        found.append(Finding("W203", f"sources.{name}.api_url", clear, "use an https:// URL"))
     return found
 
 
@@ -100,9 +126,19 @@ class DeapiProvider:
         self._tolerance = options.tolerance_seconds
         self._require_token = options.require_token
         self._body_limit = min(settings.max_json_bytes, MAX_BODY)
-        keys = (options.api_key,) if options.api_key else ()
-        self._redactor = Redactor((*self._secrets, *reveal(keys)))
+        key = options.api_key.get_secret_value() if options.api_key else ""
+        self._redactor = Redactor((*self._secrets, key))
         self._setting = f"sources.{self._source}.secrets"
+        self._deadline = options.deadline_seconds
+        limits = Limits(audio=settings.max_audio_bytes, text=settings.max_json_bytes)
+        self._jobs = JobReader(
+            source=self._source,
+            api_url=options.api_url,
+            api_key=key,
+            result_hosts=options.result_hosts,
+            limits=limits,
+            redactor=self._redactor,
+        )
 
     @property
     def source(self) -> str:
@@ -178,9 +214,9 @@ class DeapiProvider:
         job_id = opaque_id(data.get("job_request_id"))
         if job_id is None:
             raise MalformedCallback("data.job_request_id is missing, so the job cannot be told")
-        if stage == "completed" and data.get("status") in ("error", "failed"):
+        if stage == "completed" and data.get("status") in FAILED:
             stage = "failed"
-        family = _family(data.get("job_type"))
+        family = family_of(data.get("job_type"))
         occurred_at = epoch_ms(document.get("timestamp")) or callback.head.received_at
         job_key = join_key("job", data["job_request_id"], event)
         delivery = document.get("delivery_id")
@@ -192,8 +228,8 @@ class DeapiProvider:
             ref=callback.ref,
             occurred_at=occurred_at,
             stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
-            remote=_remote(family, data, occurred_at) if stage == "completed" else None,
-            error=_error(data) if stage == "failed" else None,
+            remote=self._remote(job_id, data, occurred_at, callback) if stage == "completed" else None,
+            error=error_of(data) if stage == "failed" else None,
             provider_data=data,
             document=kept,
         )
@@ -221,25 +257,39 @@ class DeapiProvider:
         """Return the identity of a callback that could not be normalized: token and content hash."""
         return content_key(callback)
 
+    # ------------------------------------------------------------ results
 
-def _family(job_type: Any) -> str:
-    """Return `speech`, `transcript` or `media`; job types are an open set, so anything unknown is media."""
-    if isinstance(job_type, str):
-        if job_type.endswith("2audio"):
-            return "speech"
-        if _TRANSCRIPTS.fullmatch(job_type):
-            return "transcript"
-    return "media"
+    def _remote(
+        self, job_id: str, data: Document, occurred_at: int, callback: VerifiedCallback
+    ) -> RemoteResult | None:
+        """Return where the result lies. A link is documented as always there, and not always so: then the job is asked."""
+        url = http_link(data.get("result_url"))
+        if url is None and not self._jobs.can_ask(job_id):
+            return None
+        begin = min(occurred_at, callback.head.received_at)
+        return RemoteResult(
+            key=completed_key(data["job_request_id"]),
+            url=url,
+            deadline_at=begin + round(self._deadline * 1000),
+        )
 
+    @property
+    def deadline_seconds(self) -> float:
+        """How long a result is tried for, in seconds."""
+        return self._deadline
 
-def _remote(family: str, data: Document, occurred_at: int) -> RemoteResult | None:
-    """Return where the result lies; documented as always there, and not always so."""
-    url = text(data, "result_url", 8192)
-    if url is None or not url.startswith(("https://", "http://")):
-        return None
-    return RemoteResult(kind=_RESULT_KINDS[family], url=url, expires_at=occurred_at + LINK_MS)
+    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+        """Understand a job id, or the API's URL of a job. Raises `PickupRefused`."""
+        return self._jobs.order(text)
 
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether deAPI can be asked about this one's job: there is a key, and the job is known."""
+        return self._jobs.can_ask(pickup.job_id)
 
-def _error(data: Document) -> JobError:
-    code = text(data, "error_code", 200)
-    return JobError(message=text(data, "error_message") or code or "the provider gave no reason", code=code)
+    def family(self, pickup: Pickup) -> str:
+        """Return `speech`, `transcript` or `media`, by the callback, else by the job type in the pickup's `product`."""
+        return self._jobs.family(pickup) or "media"
+
+    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
+        """Fetch the result from its link, or from a fresh one that the job is asked for."""
+        return await self._jobs.collect(pickup, fetch, now=now)

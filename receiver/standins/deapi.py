@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx2
+
 from receiver.signing import hmac_sha256_hex
-from receiver.standins.sending import Callback
+from receiver.standins.sending import Callback, Try, send_until_taken
 
 WAITS = (60, 120, 300, 600, 1800, 3600, 10800, 21600, 43200)
 """Seconds between the ten attempts."""
+FAILURES_ALLOWED = 10
+"""Failed callbacks in a row after which the webhooks of the whole account are switched off."""
 EVENTS = ("processing", "completed", "failed")
 RESULT_URL = "https://results.example.test/{job}.mp3"
 """A made-up host: nothing fetches it, and deAPI's real hosts are left alone."""
@@ -71,6 +75,46 @@ class Job:
             "x-deapi-signature": "sha256=" + hmac_sha256_hex(self.secret, stamp.encode() + b"." + body),
         }
         return Callback("POST", self.url, headers, body)
+
+
+class Account:
+    """An account's webhooks: `FAILURES_ALLOWED` failures in a row, of whatever job, switch them off.
+
+    deAPI does not say whether an attempt or a callback given up counts; here every attempt does, the harder reading.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        """Failed attempts since the last that was taken."""
+        self.switched_off = False
+
+    def send(
+        self,
+        client: httpx2.Client,
+        job: Job,
+        event: str,
+        *,
+        clock: Callable[[], int],
+        waits: Sequence[float],
+        sleep: Callable[[float], None],
+    ) -> Iterator[Try]:
+        """Send one event until it is taken, signed afresh for every try; nothing once the webhooks are switched off.
+
+        `clock` gives epoch milliseconds; `waits` are the seconds between the tries.
+        """
+        if self.switched_off:
+            return
+        body = job.body(event, now=clock())
+
+        def signed() -> Callback:
+            return job.callback(event, body, now=clock())
+
+        for tried in send_until_taken(client, signed, label=f"job.{event}", waits=waits, sleep=sleep):
+            self.failures = 0 if tried.taken else self.failures + 1
+            self.switched_off = self.failures >= FAILURES_ALLOWED
+            yield tried
+            if self.switched_off:
+                return
 
 
 def story(event: str, *, out_of_order: bool = False, duplicate: bool = False) -> Sequence[str]:

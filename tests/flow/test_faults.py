@@ -12,9 +12,10 @@ import apsw
 import httpx2
 import pytest
 
+from receiver.places import sqlite_path
 from receiver.store.base import EventFilter
 from receiver.store.sqlite import SqliteStore
-from receiver.wiring import Ports, sqlite_path
+from receiver.wiring import Ports
 from tests.faultvfs import FaultVFS
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript

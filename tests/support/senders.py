@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from receiver.signing import hmac_sha256_hex
@@ -57,29 +58,36 @@ def transcript(name: str, text: str = "Your order is ready.") -> Sent:
 
 
 def deapi(
-    name: str, event: str = "job.completed", *, secret: str = DEAPI_SECRET, at: int | None = None
+    name: str,
+    event: str = "job.completed",
+    *,
+    secret: str = DEAPI_SECRET,
+    at: int | None = None,
+    result_url: str | None = None,
+    job_type: str = "txt2audio",
 ) -> Sent:
-    """A signed deAPI callback; signed afresh each time it is made."""
+    """A signed deAPI callback; signed afresh each time it is made. Without `result_url` it is an event by itself."""
     status = {"job.processing": "processing", "job.completed": "done", "job.failed": "error"}.get(
         event, "done"
     )
+    sent_at = at if at is not None else int(time.time())
     data: dict[str, object] = {
         "job_request_id": name,
         "status": status,
         "previous_status": "processing",
-        "job_type": "txt2audio",
+        "job_type": job_type,
     }
     if event == "job.completed":
-        data |= {"result_url": f"https://results.example.test/{name}.mp3", "processing_time_ms": 45000}
+        data |= {"processing_time_ms": 45000} | ({"result_url": result_url} if result_url else {})
     body = json.dumps(
         {
             "event": event,
             "delivery_id": f"{name}-{event}",
-            "timestamp": "2026-11-21T01:02:03.456Z",
+            "timestamp": datetime.fromtimestamp(sent_at, UTC).isoformat(),
             "data": data,
         }
     ).encode()
-    stamp = str(at if at is not None else int(time.time()))
+    stamp = str(sent_at)
     headers = {
         "content-type": "application/json",
         "x-deapi-event": event,

@@ -33,6 +33,14 @@ def _draft(document: Any) -> EventDraft:
         ({"require_token": True}, ["W201"]),
         ({"secrets": "short"}, ["W202"]),
         ({"secrets": ["x" * 32], "api_key": "dpn-sk-1"}, []),
+        ({"secrets": ["x" * 32], "api_url": "api.deapi.ai"}, ["E204"]),
+        ({"secrets": ["x" * 32], "api_url": "https://u:p@api.deapi.ai"}, ["E204"]),
+        ({"secrets": ["x" * 32], "result_hosts": []}, ["E204"]),
+        ({"secrets": ["x" * 32], "result_hosts": ["https://deapi.ai"]}, ["E204"]),
+        ({"secrets": ["x" * 32], "result_hosts": ["*", "127.0.0.1", "::1"]}, []),
+        ({"secrets": ["x" * 32], "deadline_seconds": 0}, ["E204"]),
+        ({"secrets": ["x" * 32], "api_key": "dpn-sk-1", "api_url": "http://api.example.com"}, ["W203"]),
+        ({"secrets": ["x" * 32], "api_key": "dpn-sk-1", "api_url": "http://127.0.0.1:9"}, []),
     ],
 )
 def test_findings_have_stable_codes(options: dict[str, Any], codes: list[str]) -> None:
@@ -120,6 +128,33 @@ def test_a_processing_event_is_progress() -> None:
 @pytest.mark.parametrize("url", [None, "", 7, "ftp://r.example.test/a", "javascript:alert(1)", {}])
 def test_a_result_url_that_is_none_is_left_out(url: Any) -> None:
     assert _draft(_document(result_url=url)).remote is None
+
+
+def test_a_result_lies_at_its_link_until_the_deadline() -> None:
+    link = "https://results.deapi.ai/a.mp3?signature=1"
+    remote = _draft(_document(result_url=link)).remote
+    assert remote is not None
+    assert (remote.key, remote.url, remote.deadline_at) == ("job:j1:job.completed", link, NOW + 86_400_000)
+
+
+def test_a_job_without_a_link_is_asked_for_where_there_is_a_key() -> None:
+    remote = deapi_draft(json.dumps(_document()).encode(), api_key="dpn-sk-0123456789").remote
+    assert remote is not None
+    assert (remote.key, remote.url) == ("job:j1:job.completed", None)
+
+
+def test_a_job_that_cannot_be_asked_for_is_an_event_without_a_result() -> None:
+    body = json.dumps(_document(job_request_id="../j 1")).encode()
+    assert deapi_draft(body, api_key="dpn-sk-0123456789").remote is None
+
+
+@pytest.mark.parametrize("away", [-3600, 3600])
+def test_the_deadline_counts_from_the_events_time_and_never_from_the_future(away: int) -> None:
+    document = _document(result_url="https://results.deapi.ai/a") | {"timestamp": NOW / 1000 + away}
+    body = json.dumps(document).encode()
+    remote = deapi_draft(body, deadline_seconds=600).remote
+    assert remote is not None
+    assert remote.deadline_at == NOW + min(away, 0) * 1000 + 600_000
 
 
 @pytest.mark.parametrize("delivery", [None, "", 7.5, [], {}])

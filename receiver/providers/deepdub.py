@@ -1,0 +1,235 @@
+"""Deepdub (floor 3): retroactive text to speech, whose audio is asked for until it is there. It never calls back.
+
+Contract: https://docs.deepdub.ai/api-reference/tts/get-retroactive-tts-audio. `POST /tts/retroactive` answers with a URL; a
+GET of it with the same `x-api-key` is 404 until the audio is ready. The same 404 stands for a failed, an unknown and an
+expired one, so waiting ends at a deadline, and that is told as a time-out, never as a failure of Deepdub's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SecretStr
+
+from receiver.callback import Body
+from receiver.config import Finding, Section, SourceSettings, provider_options
+from receiver.errors import ConfigError, MalformedCallback, PickupRefused
+from receiver.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.model import EventDraft, JobError
+from receiver.pickup import Found, Pickup
+from receiver.providers import bases, results
+from receiver.providers.base import Collected, Gone, NotYet, Order, Result
+from receiver.providers.jsonbody import decode_object, join_key, looks_like_json, printable, text
+from receiver.providers.options import refuse
+from receiver.providers.redaction import Redactor
+from receiver.signing import CallbackTokens
+
+REGIONS = {
+    "us": "https://restapi.deepdub.ai/api/v1",
+    "eu": "https://restapi.eu.deepdub.ai/api/v1",
+    "eu-alt": "https://eu-restapi.deepdub.ai/api/v1",
+}
+"""`eu` is what Deepdub's own package asks (deepdub 0.1.29), `eu-alt` what https://docs.deepdub.ai/authentication names."""
+WAITS = (1, 2, 3, 5, 8, 13, 20, 30)
+"""Seconds to the next question while the audio is not ready; it normally is within seconds. The last one stays."""
+_PATH = "tts/retroactive"
+_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_~-]{0,199})(?:\.[A-Za-z0-9_-]{1,16})?")
+_INVALID = "invalid generation id"
+_ENVELOPE = 64 * 1024
+"""Bytes; what is longer is no error document of Deepdub's."""
+
+
+class DeepdubSettings(Section):
+    """[sources.NAME] of provider `deepdub`."""
+
+    api_key: SecretStr | None = None
+    """Deepdub's key (`dd-…`): audio is given out only to the key that asked for it."""
+    region: Literal["us", "eu", "eu-alt"] = "us"
+    """Which of Deepdub's hosts: the one that the jobs were submitted to."""
+    base_url: bases.BaseUrl | None = None
+    """The API's address in place of a region's."""
+    deadline_seconds: float = Field(3600, ge=1, le=30 * 86400)
+    """How long audio is asked for before that is given up."""
+
+    @property
+    def base(self) -> str:
+        """The API's address, without a slash at its end."""
+        return self.base_url or REGIONS[self.region]
+
+
+def create(settings: SourceSettings, tokens: CallbackTokens) -> DeepdubProvider:
+    """Return the adapter of one source. Raises `ConfigError` when it has no key, or a setting is wrong."""
+    options = provider_options(DeepdubSettings, settings)
+    refuse(_judge(settings.name, options))
+    return DeepdubProvider(settings, options)
+
+
+def findings(settings: SourceSettings) -> list[Finding]:
+    """Return what `receiver check` says of one source: E301, E304, W301."""
+    try:
+        options = provider_options(DeepdubSettings, settings)
+    except ConfigError as error:
+        where = f"sources.{settings.name}"
+        return [Finding("E304", where, error.message, "correct the setting; see docs/configuration.md")]
+    return _judge(settings.name, options)
+
+
+def _judge(name: str, options: DeepdubSettings) -> list[Finding]:
+    where, found = f"sources.{name}", []
+    if not (options.api_key and options.api_key.get_secret_value()):
+        write = f'add api_key = "env:DEEPDUB_API_KEY" to [{where}]'
+        nothing = "without a key Deepdub gives out nothing"
+        found.append(Finding("E301", f"{where}.api_key", nothing, write))
+    if bases.in_clear(options.base):
+        clear = "the API key travels in clear"
+        found.append(Finding("W301", f"{where}.base_url", clear, "use an https:// URL"))
+    return found
+
+
+class DeepdubProvider:
+    """One Deepdub source: a `PullProvider`, and no `PushProvider`."""
+
+    provider: ClassVar[str] = "deepdub"
+
+    def __init__(self, settings: SourceSettings, options: DeepdubSettings) -> None:
+        self._source, self._base = settings.name, options.base
+        self._key = options.api_key.get_secret_value() if options.api_key else ""
+        self._deadline, self._limit = options.deadline_seconds, settings.max_audio_bytes
+        self._redactor = Redactor((self._key,))
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        return self._source
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long audio is asked for, in seconds."""
+        return self._deadline
+
+    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+        """Understand the URL that Deepdub answered with, or the id at its end; an extension is ignored, as Deepdub does.
+
+        Raises `PickupRefused`: for a URL of another address than the configured one above all, since the key goes with it.
+        """
+        name = text.strip()
+        if bases.is_url(name):
+            name = self._id_in(name)
+        match = _ID.fullmatch(name)
+        if match is None:
+            raise PickupRefused(
+                "that is no id of Deepdub's: hand over the URL that POST /tts/retroactive answered with, or the id at its end"
+            )
+        return Order(key=join_key("job", match[1], "retroactive"), job_id=match[1])
+
+    def _id_in(self, url: str) -> str:
+        wanted = f"{self._base}/{_PATH}/…"
+        if not bases.is_plain(url):
+            raise PickupRefused(
+                f"the URL holds credentials, a query or a fragment: Deepdub's are like {wanted}"
+            )
+        if not bases.same_origin(self._base, url):
+            raise PickupRefused(
+                f"the URL is at {printable(bases.origin(url), 200)}, and this source asks {bases.origin(self._base)}: "
+                f"set sources.{self._source}.region (or base_url) to where the job was submitted"
+            )
+        name = bases.path_below(f"{self._base}/{_PATH}", url)
+        if name is None:
+            raise PickupRefused(f"the URL is not one of retroactive audio: those are like {wanted}")
+        return name
+
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether Deepdub can be asked for this one."""
+        return bool(self._key) and pickup.job_id is not None and _ID.fullmatch(pickup.job_id) is not None
+
+    def family(self, pickup: Pickup) -> str:
+        """Return `speech`: Deepdub makes nothing else this way."""
+        return "speech"
+
+    def redact(self, body: bytes) -> bytes:
+        """Return `body` without the key."""
+        return self._redactor.clean(body)
+
+    # ------------------------------------------------------------ one attempt
+
+    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
+        """Ask once for the audio."""
+        if not self.can_ask(pickup):
+            return Gone(error=JobError(code="invalid_id", message="the pickup has no id of Deepdub's"))
+        url = f"{self._base}/{_PATH}/{pickup.job_id}"
+        hosts, headers = [bases.host_of(self._base)], {"x-api-key": self._key}
+        found = await fetch.download(url, hosts=hosts, limit=self._limit, headers=headers)
+        if isinstance(found, Downloaded):
+            return self._downloaded(pickup, found, now)
+        if isinstance(found, Answer):
+            return self._answered(pickup, found)
+        return found
+
+    def _downloaded(self, pickup: Pickup, found: Downloaded, now: int) -> Result:
+        """Read a 200: audio, or an error document in its place."""
+        body, content_type = found.body, found.headers.get("content-type", "")
+        judged = results.sound(body, content_type=content_type, format=pickup.format)
+        if isinstance(judged, Failed):
+            said = _message(_small(body))
+            body.discard()
+            if _is_invalid(said):
+                return _gone(said)
+            return self._failed(f"{judged.detail}: {said}", Found.UNUSABLE, 200) if said else judged
+        draft = EventDraft(
+            type="speech.completed",
+            idempotency_key=pickup.key,
+            second_key=pickup.key,
+            job_id=pickup.job_id,
+            ref=pickup.ref,
+            occurred_at=now,
+            audio=judged,
+            provider_data={"content_type": printable(content_type, 200) or None},
+        )
+        return Collected(draft=draft, body=body)
+
+    def _answered(self, pickup: Pickup, answer: Answer) -> Result:
+        said = _message(answer.body)
+        if answer.status in (400, 404) and _is_invalid(said):
+            return _gone(said)
+        if answer.status == 404:
+            wait = WAITS[min(pickup.attempts, len(WAITS) - 1)]
+            return NotYet(retry_in=wait, detail="Deepdub answers 404: not ready, or unknown")
+        meanings = {
+            401: f"Deepdub does not accept the key: check sources.{self._source}.api_key, and that the region fits",
+            402: "Deepdub says that the credits are used up (402)",
+            429: "Deepdub says that these are too many requests at once (429)",
+        }
+        status = 401 if answer.status == 403 else answer.status
+        meaning = meanings.get(status, f"Deepdub answered {answer.status}")
+        detail = f"{meaning}: {said}" if said else meaning
+        return self._failed(detail, Found.REFUSED, answer.status, answer.retry_after)
+
+    def _failed(self, detail: str, kind: Found, status: int, retry_after: float | None = None) -> Failed:
+        clean = self._redactor.clean(detail.encode("utf-8", "replace")).decode("utf-8", "replace")
+        return Failed(kind=kind, detail=clean, status=status, retry_after=retry_after)
+
+
+def _small(body: Body) -> bytes:
+    return body.load() if body.size <= _ENVELOPE else b""
+
+
+def _message(raw: bytes) -> str:
+    """Return what an error document says: `{success, message}`, `{error, detail}`; "" for anything else."""
+    if not looks_like_json(raw[:4096]):
+        return ""
+    try:
+        document = decode_object(raw)
+    except MalformedCallback:
+        return ""
+    found = (text(document, name, 300) for name in ("message", "detail", "error"))
+    return printable(next((words for words in found if words), ""), 200)
+
+
+def _is_invalid(said: str) -> bool:
+    return _INVALID in said.lower()
+
+
+def _gone(said: str) -> Gone:
+    return Gone(error=JobError(code="invalid_id", message=f"Deepdub knows no such id: {said}"))

@@ -1,0 +1,256 @@
+"""What downloaded bytes are (floor 3, shared by the adapters): the result that was wanted, or something else.
+
+Order: the bytes themselves, then their Content-Type, then what the job asked for. What is no result (a web page, an
+error document, an image in place of audio) is `Failed(UNUSABLE)`: another try may find the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from receiver.callback import Body
+from receiver.errors import MalformedCallback
+from receiver.fetch import Failed
+from receiver.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
+from receiver.model import AudioDraft, FileDraft, TranscriptDraft
+from receiver.pickup import Found
+from receiver.providers.jsonbody import Document, decode_object, is_json_type, is_text, looks_like_json, text
+from receiver.providers.sounds import MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
+
+Wanted = Literal["audio", "transcript", "media", "any"]
+"""`any`: the bytes decide."""
+
+_BOM = b"\xef\xbb\xbf"
+_HTML = re.compile(
+    rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE | re.DOTALL
+)
+_SRT = re.compile(rb"\s*\d{1,6}[ \t]*\r?\n\d{1,3}:\d\d:\d\d[,.]\d{1,3}[ \t]*-->")
+_IMAGES = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png", "png"),
+    (re.compile(rb"\xff\xd8\xff"), "image/jpeg", "jpg"),
+    (re.compile(rb"GIF8[79]a"), "image/gif", "gif"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp", "webp"),
+    (re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL), "image/avif", "avif"),
+    (re.compile(rb"....ftyp(?:heic|heix|mif1|msf1)", re.DOTALL), "image/heic", "heic"),
+    (re.compile(rb"II\*\x00|MM\x00\*"), "image/tiff", "tif"),
+)
+_FILES = (
+    (re.compile(rb"%PDF-"), "application/pdf", "pdf"),
+    (re.compile(rb"PK\x03\x04"), "application/zip", "zip"),
+    (re.compile(rb"\x1f\x8b\x08"), "application/gzip", "gz"),
+)
+_EXTENSIONS = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "video/mp4": "mp4",
+    "video/webm": "webm",
+    "video/quicktime": "mov",
+    "application/pdf": "pdf",
+    "application/zip": "zip",
+    "model/gltf-binary": "glb",
+}
+_VIDEO = {"mp4": ("video/mp4", "mp4"), "webm": ("video/webm", "webm")}
+"""Containers that hold audio or video, by the name of their format."""
+_ACTIVE = re.compile(r"text/html|application/xhtml\+xml|image/svg\+xml|.*/(?:x-)?(?:java|ecma)script")
+"""Media types that a browser would run: never handed on as they are."""
+_ERROR_KEYS = frozenset({"message", "success", "status", "code", "statusCode", "exception", "detail"})
+_MAX_ERROR = 64 * 1024
+"""Bytes past which a JSON document is too long to be an error's."""
+_MAX_TEXT = 1024 * 1024
+"""Bytes past which a transcript is not read for its text: an event would not carry it anyway."""
+_FEW = 4
+"""So few different byte values are silence in A-law (0x55, a letter) rather than text."""
+_WORDS = {"audio": "audio", "transcript": "a transcript", "media": "a result", "any": "a result"}
+
+
+def judge(
+    body: Body, *, content_type: str, format: Mapping[str, Any], wanted: Wanted
+) -> AudioDraft | FileDraft | Failed:
+    """Return what a downloaded body is, or `Failed` with `UNUSABLE` and a sentence for a person.
+
+    `content_type` as the reply had it, "" for none; `format` is what the job asked for (`encoding`, `sample_rate`, …).
+    """
+    if body.size == 0:
+        return _unusable("the result is empty")
+    media_type, parameters = split_type(content_type)
+    raw = asked_encoding(format) in RAW_CODECS or media_type in RAW_MEDIA_TYPES
+    page = _page(media_type, body, raw=raw and wanted in ("audio", "any"))
+    if page:
+        return _unusable(f"the result is {page}, not {_WORDS[wanted]}")
+    if wanted == "audio":
+        return _audio(body, media_type, parameters, format)
+    if wanted == "transcript":
+        return _transcript(body, media_type)
+    if wanted == "any" and _is_audio(body, media_type, format):
+        return _audio(body, media_type, parameters, format)
+    return _file(body, media_type)
+
+
+def sound(body: Body, *, content_type: str, format: Mapping[str, Any]) -> AudioDraft | Failed:
+    """Do the same for a body that can be nothing but audio."""
+    judged = judge(body, content_type=content_type, format=format, wanted="audio")
+    return _unusable("the result is a file, not audio") if isinstance(judged, FileDraft) else judged
+
+
+def transcript_of(body: Body, file: FileDraft) -> TranscriptDraft:
+    """Return the text of a stored transcript where it is plain text or JSON with a `text`; subtitles stay in their file.
+
+    So does all of a transcript over 1 MiB.
+    """
+    if body.size > _MAX_TEXT:
+        return TranscriptDraft(text=None)
+    if file.extension == "json":
+        with contextlib.suppress(MalformedCallback):
+            document = decode_object(body.load())
+            found = next((v for k in ("text", "transcript") if (v := text(document, k, body.size))), None)
+            return TranscriptDraft(text=found, language=text(document, "language", 40))
+    if file.extension == "txt":
+        with contextlib.suppress(UnicodeDecodeError):
+            return TranscriptDraft(text=body.load().decode("utf-8-sig").replace("\0", ""))
+    return TranscriptDraft(text=None)
+
+
+def discard(body: Body) -> None:
+    """Remove the temporary file of a body that is not handed on."""
+    remove = getattr(body, "discard", None)
+    if remove is not None:
+        remove()
+
+
+def split_type(content_type: str) -> tuple[str, dict[str, str]]:
+    """Return the lower-case media type without parameters, and its parameters, leniently."""
+    kind, *rest = content_type[:200].split(";")
+    pairs = (part.partition("=") for part in rest)
+    return kind.strip().lower(), {k.strip().lower(): v.strip().strip('"') for k, _, v in pairs if k.strip()}
+
+
+# ---------------------------------------------------------------- audio
+
+
+def _audio(
+    body: Body, media_type: str, parameters: Mapping[str, str], format: Mapping[str, Any]
+) -> AudioDraft | Failed:
+    other = _known_file(body.prefix)
+    if other:
+        kind = "an image" if other[0].startswith("image/") else "a file"
+        return _unusable(f"the result is {kind} ({other[0]}), not audio")
+    draft = audio_draft(media_type, parameters, body.prefix, format)
+    if magic(media_type, body.prefix, format):
+        return draft
+    if is_json_type(media_type) or looks_like_json(body.prefix):
+        return _unusable("the result is JSON, not audio")
+    raw = draft.codec in RAW_CODECS or asked_encoding(format) in RAW_CODECS
+    if _reads_as_text(body, raw=raw):
+        return _unusable("the result is text, not audio")
+    if _may_be_audio(media_type):
+        return draft
+    if asked_encoding(format) in RAW_CODECS:
+        return audio_draft("", {}, body.prefix, format)  # some servers call quiet mu-law text
+    return _unusable(f"the result is {_named(media_type)}, not audio")
+
+
+def _is_audio(body: Body, media_type: str, format: Mapping[str, Any]) -> bool:
+    form = magic(media_type, body.prefix, format)
+    if form and form.name in _VIDEO:
+        return media_type.startswith("audio/")
+    return bool(form) or (
+        _may_be_audio(media_type) and (media_type not in UNTYPED or asked_encoding(format) is not None)
+    )
+
+
+def _may_be_audio(media_type: str) -> bool:
+    return media_type in UNTYPED or media_type in MEDIA_TYPES or media_type.startswith(("audio/", "video/"))
+
+
+# ---------------------------------------------------------------- text and other files
+
+
+def _transcript(body: Body, media_type: str) -> FileDraft | Failed:
+    known = _known_file(body.prefix)
+    if known:
+        return _unusable(f"the result is a file ({known[0]}), not a transcript")
+    textual = media_type.startswith("text/") or is_json_type(media_type)
+    if not is_text(body.prefix) and (not textual or b"\0" in body.prefix):
+        return _unusable(f"the result is {_named(media_type)} and no text, so it is no transcript")
+    return _document(body, media_type)
+
+
+def _document(body: Body, media_type: str) -> FileDraft | Failed:
+    prefix = body.prefix.removeprefix(_BOM)
+    if is_json_type(media_type) or prefix.lstrip()[:1] in (b"{", b"["):
+        if _is_error(body):
+            return _unusable("the result is a JSON error document")
+        return FileDraft(part="document", content_type="application/json", extension="json")
+    if prefix.startswith(b"WEBVTT"):
+        return FileDraft(part="document", content_type="text/vtt;charset=utf-8", extension="vtt")
+    if _SRT.match(prefix):
+        return FileDraft(part="document", content_type="application/x-subrip", extension="srt")
+    kind = "text/plain;charset=utf-8" if is_text(body.prefix) else "text/plain"
+    return FileDraft(part="document", content_type=kind, extension="txt")
+
+
+def _file(body: Body, media_type: str) -> FileDraft | Failed:
+    known = _known_file(body.prefix)
+    if known:
+        return FileDraft(part="media", content_type=known[0], extension=known[1])
+    form = magic(media_type, body.prefix, {})
+    if form:
+        kind, extension = _VIDEO.get(form.name, (form.content_type, form.extension))
+        if media_type.startswith("audio/"):
+            kind, extension = form.content_type, form.extension
+        return FileDraft(part="media", content_type=kind, extension=extension)
+    if is_text(body.prefix):
+        return _document(body, media_type)
+    if not MEDIA_TYPE.fullmatch(media_type) or _ACTIVE.fullmatch(media_type):
+        media_type = "application/octet-stream"
+    return FileDraft(part="media", content_type=media_type, extension=_EXTENSIONS.get(media_type, "bin"))
+
+
+# ---------------------------------------------------------------- what is no result
+
+
+def _page(media_type: str, body: Body, *, raw: bool) -> str | None:
+    """Return what a body is called when it is a web page or a storage's error document."""
+    start = body.prefix.removeprefix(_BOM)
+    if _HTML.match(start):
+        return "a web page (text/html)"
+    if media_type in ("text/html", "application/xhtml+xml") and _reads_as_text(body, raw=raw):
+        return "a web page (text/html)"
+    if start.lstrip().startswith((b"<?xml", b"<Error>")) and b"<Error>" in start:
+        return "a storage's error document (XML)"
+    return None
+
+
+def _reads_as_text(body: Body, *, raw: bool) -> bool:
+    return is_text(body.prefix) and not (raw and len(set(body.prefix)) <= _FEW)
+
+
+def _known_file(prefix: bytes) -> tuple[str, str] | None:
+    """Return media type and extension of what is surely neither audio nor text."""
+    return next((found for shape, *found in (*_IMAGES, *_FILES) if shape.match(prefix)), None)  # type: ignore[return-value]
+
+
+def _is_error(body: Body) -> bool:
+    """Tell whether a JSON document is an error's: it has an `error`, or says nothing but a message."""
+    if body.size > _MAX_ERROR:
+        return False
+    try:
+        document: Document = decode_object(body.load())
+    except MalformedCallback:
+        return False
+    if document.get("error") or document.get("errors") or document.get("success") is False:
+        return True
+    return "message" in document and set(document) <= _ERROR_KEYS
+
+
+def _named(media_type: str) -> str:
+    return f"of type {media_type}" if MEDIA_TYPE.fullmatch(media_type) else "of no known type"
+
+
+def _unusable(detail: str) -> Failed:
+    return Failed(kind=Found.UNUSABLE, detail=detail)
