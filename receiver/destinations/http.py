@@ -6,14 +6,12 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from receiver import __version__
 from receiver.config import DestinationSettings
 from receiver.delivery import Outcome, OutcomeKind
-from receiver.egress import Egress, Failure, Reply, Resolve
+from receiver.egress import Egress, Failure, Reply, Resolve, retry_after
 from receiver.errors import ConfigError
 from receiver.signing import standard_webhook, webhook_key
 
@@ -112,16 +110,5 @@ def _outcome(reply: Reply, now: int) -> Outcome:
         status=status,
         detail=detail,
         response=reply.body,
-        retry_after=_retry_after(reply.headers, now),
+        retry_after=retry_after(reply.headers.get("Retry-After", ""), now / 1000),
     )
-
-
-def _retry_after(headers: Mapping[str, str], now: int) -> float | None:
-    """Read `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as seconds from `now`; None when it says neither."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:10]) if len(text) <= 10 else 1e10
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - now / 1000)
-    except (ValueError, TypeError, OverflowError):
-        return None
