@@ -57,6 +57,8 @@ class ServerSettings(Section):
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     log: Literal["json", "console", "auto"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_callbacks: int = Field(default=1000, ge=1, le=100_000)
+    """Callbacks under way at once in one process; one more is answered 503 before its body is read."""
     stop_seconds: float = Field(default=10.0, gt=0, le=600)
     ready_due_age_seconds: float = Field(default=900.0, gt=0)
     """`/readyz` fails when the oldest due delivery has waited longer than this."""

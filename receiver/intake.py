@@ -79,7 +79,12 @@ class Intake:
         journal: Journal,
         spool: Spool,
         observer: Observers,
+        most: int = 1000,
     ) -> None:
+        """`most` callbacks are under way at once; one more is refused before its body is read."""
+        self._most = most
+        self.under_way = 0
+        """Callbacks between their head and their answer."""
         self._providers = providers
         self._sources = sources
         self._store = store
@@ -100,6 +105,11 @@ class Intake:
         """Take one callback: admit, read, verify, normalize, store, record. Never raises; every way ends in an answer."""
         began = time.perf_counter()
         progress = _Progress()
+        if self.under_way >= self._most:
+            answer, label = self._overloaded(head, progress), "overloaded"
+            self._report(head, answer, label, progress, time.perf_counter() - began)
+            return answer
+        self.under_way += 1
         try:
             answer, label = await self._accept(head, receive, progress)
         except SenderError as error:
@@ -112,8 +122,18 @@ class Intake:
             self._bug("accept", progress.source, error)
             progress.reason = "an internal error"
             answer, label = _busy("receiver could not take the callback; send it again"), "not_kept"
+        finally:
+            self.under_way -= 1
         self._report(head, answer, label, progress, time.perf_counter() - began)
         return answer
+
+    def _overloaded(self, head: Head, progress: _Progress) -> Answer:
+        """Refuse early: a queue that grows without end makes every answer late, and then none in time."""
+        provider = self._providers.get(head.source)
+        if provider is not None:
+            progress.source, progress.provider = head.source, provider.provider
+        progress.reason = f"{self._most} callbacks are under way (server.max_callbacks)"
+        return _busy("receiver has as much as it can take at this moment; send it again", seconds=2)
 
     async def _accept(self, head: Head, receive: Receive, progress: _Progress) -> tuple[Answer, str]:
         provider = self._providers.get(head.source)
@@ -328,8 +348,8 @@ def _recorded(recorded: Recorded, draft: EventDraft) -> tuple[Answer, str]:
     return Answer(200, payload), status
 
 
-def _busy(message: str) -> Answer:
-    return Answer(503, {"status": "unavailable", "error": message}, {"retry-after": "30"})
+def _busy(message: str, *, seconds: int = 30) -> Answer:
+    return Answer(503, {"status": "unavailable", "error": message}, {"retry-after": str(seconds)})
 
 
 def _parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:

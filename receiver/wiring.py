@@ -169,7 +169,12 @@ def build(
         clock=clock,
         worker=worker,
     )
-    waking: list[Collector] = []
+    waking: list[Collector] = []  # the recorder wakes the collector, which needs the recorder
+
+    def wake_pickups(source: str) -> None:
+        for made in waking:
+            made.wake(source)
+
     recorder = Recorder(
         store=ports.store,
         blobs=ports.blobs,
@@ -180,7 +185,7 @@ def build(
         ),
         clock=clock,
         wake=relay.wake,
-        wake_pickups=waking[0].wake,
+        wake_pickups=wake_pickups,
     )
     collector = Collector(
         store=ports.store,
@@ -200,6 +205,7 @@ def build(
         journal=journal,
         spool=spool,
         observer=observer,
+        most=settings.server.max_callbacks,
     )
     return Receiver(
         settings=settings,
