@@ -21,16 +21,35 @@ from receiver.cli.template import fresh
 from receiver.errors import ReceiverError
 from receiver.signing import CallbackTokens
 from receiver.standins.children import Child, Line, clean_environment
+from receiver.standins.deapi_results import Deapi
+from receiver.standins.deepdub import BASE_PATH, Deepdub
+from receiver.standins.playht import API, Playht
 from receiver.standins.sending import Callback, Try, send
+from receiver.standins.serving import served
 
 PATIENCE = 20.0
 """Seconds that any one promise is given to come true."""
-STEPS: Final = 7
+STEPS: Final = 11
 _MARKER = ".receiver-demo"
 
 
 class NotAsPromised(ReceiverError):
     """Something did not happen as it should."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The providers that are asked, played in this process; each with the address where it is served."""
+
+    deapi: Deapi
+    deapi_base: str
+    deepdub: Deepdub
+    deepdub_base: str
+    playht: Playht
+    playht_base: str
+    api_key: str
+    """The one key that all of them take; receiver has it in its settings."""
+    user_id: str
 
 
 @dataclass
@@ -46,6 +65,7 @@ class Stage:
     deapi_secret: str
     app_secret: str
     tokens: CallbackTokens
+    cast: Cast
     events: dict[str, str] = field(default_factory=dict)
     """Event id to type, of everything that receiver answered for."""
     delivered: dict[str, int] = field(default_factory=dict)
@@ -133,13 +153,30 @@ class Stage:
             raise NotAsPromised(f"{event_type} was answered {tried.status}: {tried.answer}")
         event_id = str(answer["event_id"])
         self.events[event_id] = event_type
-        self.good(f"{event_type}: answered 200 in {tried.seconds * 1000:.0f} ms, stored as {event_id}")
+        how = "comes with its result as" if "pickup_id" in answer else "stored as"
+        self.good(f"{event_type}: answered 200 in {tried.seconds * 1000:.0f} ms, {how} {event_id}")
         return event_id
+
+    def promised(self, event_id: str, event_type: str) -> None:
+        """Note an event that is to come."""
+        self.events[event_id] = event_type
 
     def got(self, event_id: str) -> Line:
         """Wait until the application has taken the event."""
         line = self.app.wait_for(lambda line: line.get("event_id") == event_id, seconds=PATIENCE)
         return self._need(line, f"the application never got {event_id}")
+
+    def got_type(self, event_type: str, *, ref: str) -> Line:
+        """Wait until the application has taken an event of this type with this ref; note it as an event to be."""
+
+        def fits(line: Line) -> bool:
+            return line.get("type") == event_type and line.get("ref") == ref
+
+        line = self._need(
+            self.app.wait_for(fits, seconds=PATIENCE), f"the application never got {event_type} for {ref}"
+        )
+        self.events[line["event_id"]] = event_type
+        return line
 
     def failed_attempt(self, event_id: str) -> Line:
         """Wait until an attempt to deliver the event has failed."""
@@ -155,11 +192,15 @@ class Stage:
         line = self.receiver.wait_for(fits, seconds=PATIENCE)
         return self._need(line, f"no attempt was made to deliver {event_id}")
 
-    def ask(self, *words: str) -> Any:
-        """Return what a command of receiver's prints as JSON."""
+    def ask(self, *words: str, **settings: str) -> Any:
+        """Return what a command of receiver's prints as JSON; `settings` are more of its environment."""
         command = [sys.executable, "-m", "receiver.cli.app", "--config", self.config, *words, "--json"]
         done = subprocess.run(
-            command, capture_output=True, check=False, env=clean_environment(os.environ), timeout=PATIENCE
+            command,
+            capture_output=True,
+            check=False,
+            env=clean_environment(os.environ) | settings,
+            timeout=PATIENCE,
         )
         if done.returncode:
             raise NotAsPromised(f"receiver {' '.join(words)} failed: {done.stderr.decode().strip()}")
@@ -182,21 +223,32 @@ def _up(child: Child | None, name: str) -> Child:
 def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Stage]:
     """Write fresh settings; end the processes afterwards, whatever happened."""
     made = fresh()
-    stage = Stage(
-        folder=folder,
-        out=out,
-        client=client,
-        ports=_free_ports(),
-        basic=made.basic,
-        deapi_secret=fresh().token_secret,
-        app_secret=made.app_secret,
-        tokens=CallbackTokens([made.token_secret]),
-    )
-    _write_settings(stage, made.token_secret)
-    try:
-        yield stage
-    finally:
-        stage.close()
+    with _cast(fresh().token_secret) as cast:
+        stage = Stage(
+            folder=folder,
+            out=out,
+            client=client,
+            ports=_free_ports(),
+            basic=made.basic,
+            deapi_secret=fresh().token_secret,
+            app_secret=made.app_secret,
+            tokens=CallbackTokens([made.token_secret]),
+            cast=cast,
+        )
+        _write_settings(stage, made.token_secret)
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+
+@contextlib.contextmanager
+def _cast(key: str) -> Iterator[Cast]:
+    user_id = key[:24]
+    deapi, deepdub = Deapi(key), Deepdub(key, not_ready=2)
+    playht = Playht(api_key=key, user_id=user_id)
+    with served(deapi.app) as one, served(deepdub.app) as two, served(playht.app) as three:
+        yield Cast(deapi, one, deepdub, two + BASE_PATH, playht, three + API, key, user_id)
 
 
 def _free_ports() -> tuple[int, int]:
@@ -207,7 +259,7 @@ def _free_ports() -> tuple[int, int]:
 
 
 def _write_settings(stage: Stage, token_secret: str) -> None:
-    quoted = json.dumps
+    quoted, cast = json.dumps, stage.cast
     text = f"""\
 # Written by `receiver demo`; everything stays on this machine.
 data = {quoted(str(stage.folder.absolute() / "data"))}
@@ -228,6 +280,25 @@ require_token = true
 [sources.deapi]
 provider = "deapi"
 secrets = [{quoted(stage.deapi_secret)}]
+
+api_key = {quoted(cast.api_key)}
+api_url = {quoted(cast.deapi_base)}
+result_hosts = ["127.0.0.1"]
+allow = ["127.0.0.0/8"]
+
+[sources.deepdub]
+provider = "deepdub"
+api_key = {quoted(cast.api_key)}
+base_url = {quoted(cast.deepdub_base)}
+allow = ["127.0.0.0/8"]
+
+[sources.playht]
+provider = "playht"
+api_key = {quoted(cast.api_key)}
+user_id = {quoted(cast.user_id)}
+base_url = {quoted(cast.playht_base)}
+result_hosts = ["127.0.0.1"]
+allow = ["127.0.0.0/8"]
 
 [destinations.app]
 url = "http://127.0.0.1:{stage.ports[1]}/hooks"
