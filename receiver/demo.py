@@ -154,14 +154,15 @@ def _killed(stage: Stage, audio: bytes) -> None:
 def _compare(stage: Stage) -> None:
     """Compare what the store holds with what was answered and promised, and with what the application got."""
     found = {event["id"]: event["type"] for event in stage.ask("events")}
-    if found != stage.events:
-        raise NotAsPromised(f"the store holds {len(found)} events instead of {len(stage.events)}")
-    owed = stage.ask("deliveries")
-    states = sorted(delivery["state"] for delivery in owed)
-    if states != ["delivered"] * len(stage.events):
+    # A slow machine hears of PlayHT's progress in between.
+    known = {i: kind for i, kind in found.items() if i in stage.events or kind != "speech.processing"}
+    if known != stage.events:
+        raise NotAsPromised(f"the store holds {len(known)} events instead of {len(stage.events)}")
+    states = sorted(delivery["state"] for delivery in stage.ask("deliveries"))
+    if states != ["delivered"] * len(found):
         raise NotAsPromised(f"the deliveries are {', '.join(states)}")
     stage.stop_app()
-    if stage.delivered != dict.fromkeys(stage.events, 1):
+    if stage.delivered != dict.fromkeys(found, 1):
         raise NotAsPromised("the application did not get each event exactly once")
 
 

@@ -46,7 +46,11 @@ def test_the_demo_plays_every_step_and_ends_by_itself(tmp_path: Path) -> None:
         capture_output=True,
         check=True,
     )
-    assert [delivery["state"] for delivery in json.loads(listed.stdout)] == ["delivered"] * 4
+    states = [delivery["state"] for delivery in json.loads(listed.stdout)]
+    assert set(states) == {"delivered"}
+    assert len(states) >= 10
+    for provider in ("Deepgram", "deAPI", "Deepdub", "PlayHT"):
+        assert provider in done.stdout
     fresh_folder(folder)
     assert [path.name for path in folder.iterdir()] == [".receiver-demo"], "a rerun begins afresh"
 
