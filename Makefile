@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-SDKS   := $(VENV)/.ready-sdks
+PARTS  := $(VENV)/.ready-parts
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check fix bench soak lock clean
@@ -20,10 +20,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-$(SDKS): $(READY) requirements-sdks.lock
-	@echo "Installing the providers' own SDKs, for the tests only …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-sdks.lock
-	@touch $(SDKS)
+$(PARTS): $(READY) requirements-parts.lock
+	@echo "Installing what the tests run against: servers, proxies and the providers' own SDKs …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-parts.lock
+	@touch $(PARTS)
 
 demo: $(READY) ## Show the main job, end to end, on this machine (under a minute)
 	@$(BIN)/receiver demo
@@ -31,14 +31,14 @@ demo: $(READY) ## Show the main job, end to end, on this machine (under a minute
 serve: $(READY) ## Run receiver with ./receiver.toml, or on embedded defaults
 	@$(BIN)/receiver serve
 
-test: $(SDKS) ## Everything that must hold: lint, types, import floors, all tests
+test: $(PARTS) ## Everything that must hold: lint, types, import floors, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --config pyproject.toml
 	@$(BIN)/pytest
 
-check: $(READY) ## The quick part: lint, types, import floors
+check: $(PARTS) ## The quick part: lint, types, import floors
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -48,18 +48,18 @@ fix: $(READY) ## Format, and mend what the linter can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## Measure against bare baselines and print the table
+bench: $(PARTS) ## Measure against bare baselines and print the table
 	@$(BIN)/python -m bench
 
-soak: $(READY) ## The long storm: hundreds of kills under load
+soak: $(PARTS) ## The long storm: hundreds of kills under load
 	@$(BIN)/pytest -m soak -n 0 --timeout 3600
 
 lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		pyproject.toml --group dev --extra uvloop --upgrade -o requirements.lock
+		pyproject.toml --group dev --extra uvloop --extra postgres --extra s3 --upgrade -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--constraint requirements.lock --group sdks --upgrade -o requirements-sdks.lock
+		--constraint requirements.lock --group parts --upgrade -o requirements-parts.lock
 
 clean: ## Remove the environment and what the demo left
 	rm -rf $(VENV) receiver-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

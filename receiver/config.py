@@ -60,6 +60,8 @@ class ServerSettings(Section):
     max_callbacks: int = Field(default=1000, ge=1, le=100_000)
     """Callbacks under way at once in one process; one more is answered 503 before its body is read."""
     stop_seconds: float = Field(default=10.0, gt=0, le=600)
+    drain_seconds: float = Field(default=0.0, ge=0, le=600)
+    """How long SIGTERM leaves the load balancer to look away: `/readyz/intake` says 503, callbacks are still taken."""
     ready_due_age_seconds: float = Field(default=900.0, gt=0)
     """`/readyz` fails when the oldest due delivery has waited longer than this."""
 
@@ -76,16 +78,38 @@ class StoreSettings(Section):
     """[store]"""
 
     url: SecretStr | None = None
-    """`sqlite:///relative/path`, `sqlite:////absolute/path`; None is `receiver.db` in the data folder."""
+    """`sqlite:///relative/path`, `sqlite:////absolute/path`, `postgresql://…`; None is `receiver.db` in the data folder."""
 
 
 class BlobSettings(Section):
     """[blobs]"""
 
     url: str | None = None
-    """`file:///absolute/path`; None is `blobs` in the data folder."""
+    """`file:///absolute/path`, `s3://bucket/prefix`; None is `blobs` in the data folder."""
     link_seconds: int = Field(default=3600, ge=1, le=7 * 86400)
     """How long a link in an event lasts; made afresh at every attempt."""
+    key: str = "{source}/{year}/{month}/{day}/{name}"
+    """Where an object lies: a template that ends with `{name}`."""
+    endpoint_url: str | None = None
+    """S3: another store that speaks it; None is Amazon's."""
+    region: str | None = None
+    """S3: None is what boto3 finds in environment or profile."""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """S3: the bucket in the path or in the host name; `auto` is the path with `endpoint_url`."""
+    checksums: Literal["when_supported", "when_required"] = "when_supported"
+    """S3: `when_required` for older stores that refuse the newer checksum headers."""
+    sse: Literal["AES256", "aws:kms"] | None = None
+    """S3: encryption at rest, asked for with every object."""
+    sse_kms_key_id: str | None = None
+    """S3: the key for `aws:kms`; None is the account's own."""
+    storage_class: str | None = None
+    """S3: for example `STANDARD_IA`; None is the bucket's own."""
+    ca_file: str | None = None
+    """S3: more certificate authorities to trust for `endpoint_url` (PEM)."""
+    timeout_seconds: float = Field(default=5.0, gt=0, le=60)
+    """S3: the longest silence of the store within one request."""
+    connections: int = Field(default=16, ge=1, le=256)
+    """S3: requests under way at once, in one process."""
 
 
 class JournalSettings(Section):

@@ -233,8 +233,8 @@ class Intake:
 
     # ------------------------------------------------------------ the journal's way back
 
-    async def take_back(self, callback: VerifiedCallback) -> None:
-        """Take a journaled callback down the same road. Raises `Unavailable` while the outage goes on."""
+    async def take_back(self, callback: VerifiedCallback) -> Recorded:
+        """Take a journaled callback down the same road; return what became of it. Raises `Unavailable` while the outage goes on."""
         provider = self._providers.get(callback.source)
         if provider is None:
             raise LookupError(f"no source is named {callback.source} any more")
@@ -247,6 +247,7 @@ class Intake:
             status=recorded.status.value,
             event_id=recorded.event_id,
         )
+        return recorded
 
     async def drain(self) -> int:
         """Empty the journal as far as the parts allow; return how many callbacks were recorded."""

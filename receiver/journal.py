@@ -2,15 +2,18 @@
 
 An entry is two files named by the callback's identity: `STEM.body`, the bytes, and `STEM.json`, written last and so the
 entry's commit. A provider that sends the callback again while the store is out finds it kept already.
+
+Several processes of a machine may have the folder open: one drains at a time, and names change under a lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,10 @@ _STUCK_AFTER = 3
 """Failed drains for a reason of its own (not an outage) after which an entry waits for the next start."""
 _LEFTOVER_SECONDS = 3600
 
-Handle = Callable[[VerifiedCallback], Awaitable[None]]
+_DRAINING = ".draining"
+"""Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
+
+Handle = Callable[[VerifiedCallback], Awaitable[object]]
 """Takes a callback down the road from `normalize` on; raises `Unavailable` while that is not possible."""
 
 
@@ -142,8 +148,9 @@ class Journal:
         try:
             _store_body(callback, self._folder / f"{mine}b")
             _write(self._folder / f"{mine}j", meta)
-            os.rename(self._folder / f"{mine}b", body)
-            os.rename(self._folder / f"{mine}j", commit)
+            with _locked(self._folder):
+                os.rename(self._folder / f"{mine}b", body)
+                os.rename(self._folder / f"{mine}j", commit)
             sync_folder(self._folder)
         finally:
             for suffix in "bj":
@@ -153,8 +160,17 @@ class Journal:
         """Give every entry to `handle`, oldest first, and remove those it took; return how many.
 
         Stops at the first `Unavailable`, which it raises: the outage goes on. An entry whose bytes changed on disk is
-        set aside in `damaged/`.
+        set aside in `damaged/`. Does nothing while another process drains the folder.
         """
+        try:
+            with _locked(self._folder / _DRAINING, wait=False):
+                return await self._drain(handle)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _unavailable(error) from None
+
+    async def _drain(self, handle: Handle) -> int:
         done = 0
         for entry in sorted(self._entries.values(), key=lambda entry: entry.received_at):
             if entry.failures >= _STUCK_AFTER:
@@ -210,12 +226,60 @@ class Journal:
 
     def _remove(self, stem: str) -> None:
         # The commit goes first: a body without one is swept at the next start.
-        for suffix in ("json", "body"):
-            with contextlib.suppress(OSError):
-                (self._folder / f"{stem}.{suffix}").unlink()
+        with _locked(self._folder):
+            for suffix in ("json", "body"):
+                with contextlib.suppress(OSError):
+                    (self._folder / f"{stem}.{suffix}").unlink()
+
+    async def read(self, look: Callable[[str, VerifiedCallback], None]) -> None:
+        """Show every entry, by its stem, to `look`, which is called in a thread. Raises `JournalUnavailable`."""
+        for entry in list(self._entries.values()):
+            callback = await self._restore(entry)
+            if callback is not None:
+                await asyncio.to_thread(look, entry.stem, callback)
+
+    async def remove(self, stems: Iterable[str]) -> int:
+        """Remove entries for good; return how many were there."""
+        count = 0
+        for stem in stems:
+            count += self._entries.pop(stem, None) is not None
+            await asyncio.to_thread(self._remove, stem)
+        self._report()
+        return count
+
+    def being_drained(self) -> bool:
+        """Tell whether another process drains the folder at this moment."""
+        try:
+            with _locked(self._folder / _DRAINING, wait=False):
+                return False
+        except BlockingIOError:
+            return True
 
     def _report(self) -> None:
         self._observer.journal(self.depth, self.oldest_age_seconds)
+
+
+def look(folder: str) -> list[Entry]:
+    """Return what waits in a journal's folder, oldest first; changes nothing. Raises `JournalUnavailable`."""
+    entries = []
+    try:
+        for path in Path(folder).glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):  # drained just now
+                entries.append(_entry(path.stem, path.read_bytes()))
+    except OSError as error:
+        raise _unavailable(error) from None
+    return sorted(entries, key=lambda entry: entry.received_at)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock between processes. Raises `BlockingIOError` when another has it and we are not to wait."""
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(fd)
 
 
 def _meta(callback: VerifiedCallback, reason: str) -> bytes:

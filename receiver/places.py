@@ -58,6 +58,12 @@ def token_secrets(settings: Settings) -> list[str]:
         ) from None
 
 
+def postgres_url(settings: Settings) -> str | None:
+    """Return the PostgreSQL URL that `[store] url` is, None for another kind of store."""
+    url = settings.store.url.get_secret_value() if settings.store.url else ""
+    return url if url.startswith(("postgresql://", "postgres://")) else None
+
+
 def sqlite_path(settings: Settings) -> str:
     """Return the SQLite file that `[store] url` names. Raises `ConfigError` for another kind of store."""
     url = settings.store.url.get_secret_value() if settings.store.url else None
@@ -65,9 +71,15 @@ def sqlite_path(settings: Settings) -> str:
         return str(Path(settings.data, "receiver.db"))
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
         raise ConfigError(
-            "store.url begins with sqlite:/// (three slashes for a relative path, four for an absolute)"
+            "store.url begins with postgresql://, or with sqlite:/// (three slashes for a relative path, four for "
+            "an absolute)"
         )
     return url.removeprefix("sqlite:///")
+
+
+def on_s3(settings: Settings) -> bool:
+    """Tell whether `[blobs] url` names a bucket."""
+    return settings.blobs.url is not None and settings.blobs.url.startswith("s3://")
 
 
 def blob_folder(settings: Settings) -> str:
@@ -76,7 +88,7 @@ def blob_folder(settings: Settings) -> str:
     if url is None:
         return str(Path(settings.data, "blobs"))
     if not url.startswith("file:///"):
-        raise ConfigError("blobs.url begins with file:/// and an absolute path")
+        raise ConfigError("blobs.url begins with s3:// and a bucket, or with file:/// and an absolute path")
     return url.removeprefix("file://")
 
 

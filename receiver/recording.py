@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 from msgspec.structs import replace
 
 from receiver import audio, envelope
 from receiver.blobs.base import Blobs
+from receiver.blobs.keys import KeyTemplate
 from receiver.callback import Body, VerifiedCallback
 from receiver.model import (
     Answered,
@@ -68,6 +68,7 @@ class Recorder:
         blobs: Blobs,
         spool: Spool,
         router: Router,
+        keys: KeyTemplate,
         clock: Callable[[], int],
         wake: Callable[[Iterable[str]], None],
         wake_pickups: Callable[[str], None],
@@ -77,6 +78,7 @@ class Recorder:
         self._blobs = blobs
         self._spool = spool
         self._router = router
+        self._keys = keys
         self._clock = clock
         self._wake = wake
         self._wake_pickups = wake_pickups
@@ -199,7 +201,7 @@ class Recorder:
             envelope.compose, draft, event_id=event_id, source=origin.source, provider=origin.provider
         )
         if draft.audio is not None:
-            key = _blob_key(origin, draft, draft.audio.extension)
+            key = self._blob_key(origin, draft, draft.audio.extension)
             source = origin.body.path or origin.body.load()
             blob, facts = await asyncio.gather(
                 self._blobs.put(key, origin.body, content_type=draft.audio.content_type),
@@ -207,7 +209,7 @@ class Recorder:
             )
             return blob, _fitting(partial(compose, audio=(blob, facts)))
         if draft.file is not None:
-            key = _blob_key(origin, draft, draft.file.extension)
+            key = self._blob_key(origin, draft, draft.file.extension)
             blob = await self._blobs.put(key, origin.body, content_type=draft.file.content_type)
             linked = (
                 partial(compose, media=blob)
@@ -226,6 +228,14 @@ class Recorder:
         blob = await self._keep_document(origin, draft)
         return blob, compose(document=blob, short=True)
 
+    def _blob_key(self, origin: _Origin, draft: EventDraft, extension: str) -> str:
+        """Derive the key from the callback's identity and content, so that storing it again changes nothing."""
+        identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}"
+        name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
+        return self._keys.key(
+            source=origin.source, received_at=origin.received_at, name=f"{name}.{extension}"
+        )
+
     async def _keep_document(self, origin: _Origin, draft: EventDraft) -> StoredBlob:
         """Store a document too long for an event or a row: as bytes, or rewritten from file to file."""
         if draft.document is not None:
@@ -240,7 +250,7 @@ class Recorder:
     async def _put_document(self, origin: _Origin, draft: EventDraft, body: Body) -> StoredBlob:
         is_json = body.prefix.lstrip()[:1] in (b"{", b"[")
         kind, extension = ("application/json", "json") if is_json else ("application/octet-stream", "bin")
-        key = _blob_key(origin, draft, extension)
+        key = self._blob_key(origin, draft, extension)
         return await self._blobs.put(key, body, content_type=kind)
 
 
@@ -288,11 +298,3 @@ def _row(origin: _Origin, draft: EventDraft, made_at: int, body: bytes | None) -
         body=body,
         proofs=origin.proofs,
     )
-
-
-def _blob_key(origin: _Origin, draft: EventDraft, extension: str) -> str:
-    """Derive the key from the callback's identity and content, so that storing it again changes nothing."""
-    day = datetime.fromtimestamp(origin.received_at / 1000, UTC).strftime("%Y/%m/%d")
-    identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}"
-    name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
-    return f"{origin.source}/{day}/{name}.{extension}"

@@ -16,9 +16,12 @@ from types import ModuleType
 from receiver import envelope
 from receiver.attempts import Lane
 from receiver.blobs.base import Blobs
+from receiver.blobs.keys import KeyTemplate
 from receiver.blobs.local import LocalBlobs
+from receiver.blobs.s3 import S3Blobs
+from receiver.blobs.s3_options import S3Options, parse_url
 from receiver.collector import Collector, Quarry
-from receiver.config import DestinationSettings, Finding, Settings, SourceSettings
+from receiver.config import BlobSettings, DestinationSettings, Finding, Settings, SourceSettings
 from receiver.destinations.base import Destination
 from receiver.destinations.http import HttpDestination
 from receiver.errors import ConfigError
@@ -29,7 +32,15 @@ from receiver.logs import LogObserver
 from receiver.metrics import MetricsObserver
 from receiver.model import Event
 from receiver.observe import Observer, Observers
-from receiver.places import blob_folder, journal_folder, public_base, sqlite_path, token_secrets
+from receiver.places import (
+    blob_folder,
+    journal_folder,
+    on_s3,
+    postgres_url,
+    public_base,
+    sqlite_path,
+    token_secrets,
+)
 from receiver.providers import deapi, deepdub, deepgram, playht
 from receiver.providers.base import PullProvider, PushProvider
 from receiver.recording import Recorder
@@ -37,7 +48,7 @@ from receiver.relay import Relay
 from receiver.routing import Route, Router
 from receiver.signing import CallbackTokens, ObjectLinks
 from receiver.spool import Spool
-from receiver.store.base import Store
+from receiver.store.base import Announcing, Store
 from receiver.store.sqlite import SqliteStore
 
 PROVIDERS: Mapping[str, ModuleType] = {
@@ -87,6 +98,8 @@ class Receiver:
     observer: Observers
     metrics: MetricsObserver
     clock: Callable[[], int]
+    stopping: bool = False
+    """True from the signal to stop on; callbacks may still be taken for `server.drain_seconds`."""
 
     @property
     def store(self) -> Store:
@@ -127,12 +140,40 @@ def _module(provider: str, source: str) -> ModuleType:
 
 def build_store(settings: Settings) -> Store:
     """Return the configured store, not yet open. Raises `ConfigError`."""
-    return SqliteStore(sqlite_path(settings))
+    url = postgres_url(settings)
+    if url is None:
+        return SqliteStore(sqlite_path(settings))
+    try:
+        from receiver.store.postgres import PostgresStore
+    except ImportError:
+        raise ConfigError(
+            "store.url is postgresql://…, which needs psycopg: install receiver with its extra, pip install 'receiver[postgres]'"
+        ) from None
+    return PostgresStore(url)
 
 
 def build_blobs(settings: Settings) -> Blobs:
     """Return the configured blob store, not yet open. Raises `ConfigError`."""
-    return LocalBlobs(blob_folder(settings))
+    return S3Blobs(s3_options(settings.blobs)) if on_s3(settings) else LocalBlobs(blob_folder(settings))
+
+
+def s3_options(settings: BlobSettings) -> S3Options:
+    """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
+    bucket, prefix = parse_url(settings.url or "")
+    return S3Options(
+        bucket=bucket,
+        prefix=prefix,
+        endpoint_url=settings.endpoint_url,
+        region=settings.region,
+        addressing=settings.addressing,
+        checksums=settings.checksums,
+        sse=settings.sse,
+        sse_kms_key_id=settings.sse_kms_key_id,
+        storage_class=settings.storage_class,
+        ca_file=settings.ca_file,
+        timeout_seconds=settings.timeout_seconds,
+        connections=settings.connections,
+    )
 
 
 def build_destination(settings: DestinationSettings) -> Destination:
@@ -183,6 +224,7 @@ def build(
             Route(name, destination.sources, destination.events)
             for name, destination in settings.destinations.items()
         ),
+        keys=KeyTemplate(settings.blobs.key),
         clock=clock,
         wake=relay.wake,
         wake_pickups=wake_pickups,
@@ -196,6 +238,8 @@ def build(
         worker=worker,
     )
     waking.append(collector)
+    if isinstance(ports.store, Announcing):
+        ports.store.listen(_waker(relay, collector))
     journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
     intake = Intake(
         providers=ports.providers,
@@ -220,6 +264,15 @@ def build(
         metrics=metrics,
         clock=clock,
     )
+
+
+def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:
+    def heard(destinations: Iterable[str], sources: Iterable[str]) -> None:
+        relay.wake(destinations)
+        for source in sources:
+            collector.wake(source)
+
+    return heard
 
 
 def _ports(settings: Settings, tokens: CallbackTokens, spool: Spool) -> Ports:
@@ -280,7 +333,10 @@ async def open_receiver(
     Raises `ConfigError`, `Unavailable` when a part cannot be opened.
     """
     store = receiver.store
-    await store.migrate()
+    if postgres_url(receiver.settings) is None:
+        await (
+            store.migrate()
+        )  # a database of many machines is migrated by a person: old programs may be running on it
     await store.open()
     tasks: list[asyncio.Task[None]] = []
     workings: list[Destination | Fetcher] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,16 @@ class LocalObject:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobEntry:
+    """One line of a listing."""
+
+    key: str
+    size: int
+    modified_at: int
+    """Epoch milliseconds, by the blob store's own clock."""
+
+
 class Blobs(Protocol):
     """Where audio lies."""
 
@@ -27,7 +38,7 @@ class Blobs(Protocol):
         """Let go of connections and threads."""
 
     async def ping(self) -> None:
-        """Prove that an object could be put now. Raises `BlobsUnavailable`."""
+        """Prove that objects can be put now, as far as that costs nothing. Raises `BlobsUnavailable`."""
 
     async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
         """Store `body` under `key` and return after it is durable (fsync, or the store's acknowledgement).
@@ -44,3 +55,19 @@ class Blobs(Protocol):
 
     def local(self, key: str) -> LocalObject | None:
         """Return the file behind `key` for serving, or None when there is none. Never leaves the blob folder."""
+
+    async def entries(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[BlobEntry]:
+        """Return a page of up to `limit` (at most 1000) objects whose key begins with `prefix`.
+
+        `after` is the last key of the page before; an empty page is the end. The order is that of the keys' UTF-8, but for
+        stores with an order of their own. Raises `BlobsUnavailable`.
+        """
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove these objects; one that is not there is no trouble. Raises `BlobsUnavailable`; harmless to repeat."""
+
+    async def abort_abandoned(self, *, before: int) -> int:
+        """Remove what uploads left that were begun before `before` (epoch ms) and never ended; return how many.
+
+        Raises `BlobsUnavailable`.
+        """

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from receiver.blobs.base import LocalObject
+from receiver.blobs.base import BlobEntry, LocalObject
 from receiver.callback import Body
 from receiver.errors import BlobsUnavailable, NotFound
 from receiver.model import StoredBlob
@@ -75,6 +76,27 @@ class LocalBlobs:
             return None
         return LocalObject(path=str(path), size=found.st_size) if stat.S_ISREG(found.st_mode) else None
 
+    async def entries(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[BlobEntry]:
+        """Return a page of objects by key; an empty one is the end. Raises `BlobsUnavailable`."""
+        return await self._run(
+            lambda: list(itertools.islice(self._entries(prefix, after), min(max(limit, 1), 1000)))
+        )
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove files; folders stay, another process may rely on them. Raises `BlobsUnavailable`."""
+        paths = [self._path(key) for key in keys]
+
+        def remove() -> None:
+            for path in paths:
+                with contextlib.suppress(NotADirectoryError):
+                    path.unlink(missing_ok=True)
+
+        await self._run(remove)
+
+    async def abort_abandoned(self, *, before: int) -> int:
+        """Remove temporary files that a crash left, last written before `before` (epoch ms). Raises `BlobsUnavailable`."""
+        return await self._run(lambda: self._abort_abandoned(before))
+
     def _path(self, key: str) -> Path:
         parts = key.split("/")
         if not key or any(part in ("", ".", "..") or "\0" in part for part in parts):
@@ -109,6 +131,23 @@ class LocalBlobs:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
 
+    def _entries(self, prefix: str, after: str) -> Iterator[BlobEntry]:
+        for key, path in _files(self._root, "", prefix, after):
+            with contextlib.suppress(FileNotFoundError):  # removed since it was seen
+                found = path.stat()
+                yield BlobEntry(key=key, size=found.st_size, modified_at=found.st_mtime_ns // 1_000_000)
+
+    def _abort_abandoned(self, before: int) -> int:
+        count = 0
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    if name.startswith(".") and path.stat().st_mtime_ns < before * 1_000_000:
+                        path.unlink()
+                        count += 1
+        return count
+
     def _make_folders(self, folder: Path) -> None:
         """Make `folder` below the root, each name synced; the root itself must be there."""
         if folder == self._root or (folder in self._synced and folder.is_dir()):
@@ -120,6 +159,23 @@ class LocalBlobs:
         if len(self._synced) >= _REMEMBERED:
             self._synced.clear()
         self._synced.add(folder)
+
+
+def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[str, Path]]:
+    """Walk `folder`, whose keys begin with `base`, in the order of the keys; folders without a wanted key are not entered."""
+    with os.scandir(folder) as found:
+        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in found]
+    for name in sorted(names, key=os.fsencode):
+        key, path = base + name, folder / name
+        if name.startswith("."):
+            continue  # a put under way
+        passed = os.fsencode(key) <= os.fsencode(after)
+        if name.endswith("/"):
+            holds = key.startswith(prefix) or prefix.startswith(key)
+            if holds and (not passed or after.startswith(key)):
+                yield from _files(path, key, prefix, after)
+        elif key.startswith(prefix) and not passed:
+            yield key, path
 
 
 def _unavailable(error: OSError) -> BlobsUnavailable:

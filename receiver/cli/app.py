@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from receiver import __version__
-from receiver.cli import looking, playing, replaying, running, setting_up
+from receiver.cli import erasing, journaling, looking, picking_up, playing, replaying, running, setting_up
 from receiver.cli.options import UsageError, option
 from receiver.cli.output import clean
-from receiver.errors import ConfigError, ReceiverError
+from receiver.errors import ConfigError, PickupRefused, ReceiverError
 
 app = typer.Typer(
     name="receiver",
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (running, setting_up, looking, replaying, playing):
+for module in (running, setting_up, picking_up, looking, replaying, journaling, erasing, playing):
     module.register(app)
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     try:
         app()
     except ReceiverError as error:
-        _fail(error.message, 2 if isinstance(error, ConfigError | UsageError) else 1)
+        _fail(error.message, 2 if isinstance(error, ConfigError | PickupRefused | UsageError) else 1)
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:

@@ -14,13 +14,14 @@ from receiver.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
     from receiver.config import Settings, SourceSettings
+    from receiver.providers.base import PullProvider
     from receiver.signing import CallbackTokens
     from receiver.store.base import Store
 
 
 def load(ctx: typer.Context) -> Settings:
     """Return the settings that `--config` names. Raises `ConfigError`."""
-    from receiver.wiring import load_settings
+    from receiver.places import load_settings
 
     return load_settings(ctx.obj)
 
@@ -36,9 +37,28 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         await store.close()
 
 
-def _existing_store(settings: Settings) -> Store:
-    from receiver.wiring import build_store, sqlite_path
+@contextlib.asynccontextmanager
+async def made_store(settings: Settings) -> AsyncIterator[Store]:
+    """Open the store for writing, a file made and brought up to date first, as `serve` does. Raises `StoreUnavailable`."""
+    from receiver.places import postgres_url
+    from receiver.wiring import build_store
 
+    store = build_store(settings)
+    try:
+        if postgres_url(settings) is None:
+            await store.migrate()
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+def _existing_store(settings: Settings) -> Store:
+    from receiver.places import postgres_url, sqlite_path
+    from receiver.wiring import build_store
+
+    if postgres_url(settings) is not None:
+        return build_store(settings)
     path = sqlite_path(settings)
     if not os.path.exists(path):
         raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
@@ -47,8 +67,8 @@ def _existing_store(settings: Settings) -> Store:
 
 def tokens_of(settings: Settings) -> CallbackTokens:
     """Return what signs callback tokens. Raises `ConfigError` when its secret cannot be kept."""
+    from receiver.places import token_secrets
     from receiver.signing import CallbackTokens
-    from receiver.wiring import token_secrets
 
     return CallbackTokens(token_secrets(settings))
 
@@ -74,21 +94,38 @@ def source_of(settings: Settings, provider: str, name: str | None) -> SourceSett
         return fitting[0]
     if not fitting:
         raise UsageError(
-            f'no source has provider = "{provider}": add [sources.{provider}] to the settings (`receiver init` writes the one of deAPI as a comment)'
+            f'no source has provider = "{provider}": add [sources.{provider}] to the settings (`receiver init` writes it as a comment)'
         )
     raise UsageError(f"several sources are of {provider}: choose with --source {fitting[0].name}")
+
+
+def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | None:
+    """Return the adapter of a source that can be asked; None when it only calls back. Raises `ConfigError`."""
+    from receiver.providers.base import PullProvider
+    from receiver.wiring import build_providers
+
+    alone = settings.model_copy(update={"sources": {source.name: source}})
+    adapter = build_providers(alone, tokens_of(settings))[source.name]
+    return adapter if isinstance(adapter, PullProvider) else None
 
 
 def provider_settings(source: SourceSettings) -> Any:
     """Return the provider's own settings of a source, checked by its model. Raises `ConfigError`."""
     from receiver.config import provider_options
     from receiver.providers.deapi import DeapiSettings
+    from receiver.providers.deepdub import DeepdubSettings
     from receiver.providers.deepgram import DeepgramSettings
+    from receiver.providers.playht import PlayhtSettings
 
-    if source.provider == "deepgram":
-        return provider_options(DeepgramSettings, source)
-    if source.provider == "deapi":
-        return provider_options(DeapiSettings, source)
+    match source.provider:
+        case "deepgram":
+            return provider_options(DeepgramSettings, source)
+        case "deapi":
+            return provider_options(DeapiSettings, source)
+        case "deepdub":
+            return provider_options(DeepdubSettings, source)
+        case "playht":
+            return provider_options(PlayhtSettings, source)
     raise ConfigError(f"sources.{source.name}.provider: there is no provider {source.provider!r}")
 
 

@@ -13,10 +13,13 @@ from receiver.cli.common import load, opened_store
 from receiver.cli.options import UsageError, option, since
 from receiver.cli.output import print_fields, print_json, print_table
 from receiver.delivery import Attempt, Delivery, DeliveryState
-from receiver.model import Event, Rejection
+from receiver.errors import NotFound
+from receiver.model import TIME_CHARS, Event, Rejection
 
 if TYPE_CHECKING:
     from receiver.config import Settings
+    from receiver.pickup import Pickup
+    from receiver.store.base import Store
 
 Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
 AsJson = Annotated[bool, option("--json", help="Print JSON instead of a table.")]
@@ -87,11 +90,33 @@ async def _list_events(settings: Settings, wanted: Any) -> list[Event]:
         return await store.events(wanted)
 
 
+async def _event(store: Store, event_id: str) -> Event:
+    """Return an event. Raises `NotFound`, with the pickup's id where the event is still to come."""
+    try:
+        return await store.event(event_id)
+    except NotFound:
+        awaited = await _awaited(store, event_id)
+        if awaited is None:
+            raise
+        raise NotFound(
+            f"{event_id} is still to come: `receiver pickups {awaited.id}` tells how far its pickup is"
+        ) from None
+
+
+async def _awaited(store: Store, event_id: str) -> Pickup | None:
+    """Return the pickup that an event is to come from: its id was made in the same millisecond as the event's."""
+    from receiver.store.base import PickupFilter
+
+    moment = event_id.removeprefix("evt_")[:TIME_CHARS]
+    found = await store.pickups(PickupFilter(after=f"pku_{moment}{'z' * 17}", limit=200))
+    return next((one for one in found if one.event_id == event_id), None)
+
+
 async def _show_event(settings: Settings, event_id: str, as_json: bool) -> None:
     from receiver.store.base import DeliveryFilter
 
     async with opened_store(settings) as store:
-        event = await store.event(event_id)
+        event = await _event(store, event_id)
         owed = await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
     if as_json:
         print_json(event_fields(event) | {"deliveries": [delivery_fields(d) for d in owed]})

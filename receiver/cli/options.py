@@ -10,11 +10,10 @@ from typing import Any
 import typer
 
 from receiver.errors import ReceiverError
+from receiver.web.shown import FORMAT_KEYS
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
-FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
-"""What `--format` may say of a job; the adapters read it from the callback token."""
 
 
 class UsageError(ReceiverError):

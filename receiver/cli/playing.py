@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -13,9 +15,12 @@ from urllib.parse import urlsplit
 
 import typer
 
+from receiver.cli import playing_pulls
 from receiver.cli.common import load, newest, source_of, tokens_of
-from receiver.cli.options import UsageError, job_format, option
-from receiver.cli.output import clean, print_json
+from receiver.cli.options import UsageError, job_format, option, seconds
+from receiver.cli.output import clean, print_json, warn
+from receiver.cli.playing_here import NOBODY, deapi_results
+from receiver.cli.playing_pulls import Timeout
 
 if TYPE_CHECKING:
     from receiver.config import Settings, SourceSettings
@@ -47,6 +52,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     simulate.command(name="deepgram")(simulate_deepgram)
     simulate.command(name="deapi")(simulate_deapi)
+    playing_pulls.register(simulate)
     app.add_typer(simulate, name="simulate")
     app.command()(demo)
 
@@ -146,9 +152,18 @@ def simulate_deapi(
         option(
             "--result-url",
             env="RECEIVER_SIMULATE_RESULT_URL",
-            help="Where the result lies; made up if left out.",
+            help="Where the result lies; served on this machine if left out.",
         ),
     ] = None,
+    expired_link: Annotated[
+        bool,
+        option(
+            "--expired-link",
+            env="RECEIVER_SIMULATE_EXPIRED_LINK",
+            help="The link is dead on arrival; asked about the job, deAPI gives a fresh one.",
+        ),
+    ] = False,
+    timeout: Timeout = "60s",
     job_secret: Annotated[
         bool,
         option(
@@ -175,7 +190,7 @@ def simulate_deapi(
     duplicate: Duplicate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Call back as deAPI does: three events, each try signed afresh, ten tries."""
+    """Call back as deAPI does: three events, each try signed afresh, ten tries; and have the result fetched."""
     from receiver.standins import deapi, sending
 
     if event not in (*deapi.EVENTS, "all"):
@@ -190,20 +205,48 @@ def simulate_deapi(
         secret = secrets.token_hex(32)
     if secret is None:
         raise UsageError(f"sources.{chosen.name}.secrets is empty: add one, or use --job-secret")
-    job = deapi.Job(target, secret, kind=job_type, result_url=result_url)
-    bodies = {name: job.body(name, now=_now()) for name in deapi.story(event)}
     waits = deapi.waits(attempts=attempts, scale=time_scale)
+    names = deapi.story(event, out_of_order=out_of_order, duplicate=duplicate)
+    if expired_link and (result_url or "completed" not in names):
+        raise UsageError("--expired-link is for a completed job whose result lies on this machine")
+    served = "completed" in names and result_url is None and not wrong_credentials
+    with contextlib.ExitStack() as stack:
+        results, job_id = None, str(uuid.uuid4())
+        if served:
+            results = stack.enter_context(deapi_results(chosen, ask=expired_link))
+            job_id, result_url = results.job(job_type, expired=expired_link)
+        job = deapi.Job(target, secret, id=job_id, kind=job_type, result_url=result_url)
+        bodies = {name: job.body(name, now=_now()) for name in names}
 
-    def tries() -> Iterator[Try]:
-        with sending.open_client() as client:
-            for name in deapi.story(event, out_of_order=out_of_order, duplicate=duplicate):
+        came = True
 
-                def make(name: str = name) -> Callback:
-                    return job.callback(name, bodies[name], now=_now())
+        def tries() -> Iterator[Try]:
+            nonlocal came
+            with sending.open_client() as client:
+                for name in names:
 
-                yield from sending.send_until_taken(client, make, label=f"job.{name}", waits=waits)
+                    def make(name: str = name) -> Callback:
+                        return job.callback(name, bodies[name], now=_now())
 
-    _tell(tries(), as_json=as_json, refused=wrong_credentials)
+                    for tried in sending.send_until_taken(client, make, label=f"job.{name}", waits=waits):
+                        yield tried
+                        if results is not None and name == "completed" and tried.taken:
+                            ids = _event_ids(tried)
+                            came &= results.wait(settings, ids, within=seconds(timeout), as_json=as_json)
+
+        _tell(tries(), as_json=as_json, refused=wrong_credentials)
+        if not came:
+            warn(NOBODY)
+            raise typer.Exit(1)
+
+
+def _event_ids(tried: Try) -> list[str]:
+    """Return the event that the answer to a callback names, if it does: one kept in the journal has none yet."""
+    try:
+        named = json.loads(tried.answer).get("event_id")
+    except (ValueError, AttributeError):
+        named = None
+    return [named] if isinstance(named, str) else []
 
 
 def _now() -> int:
@@ -222,7 +265,7 @@ def _target(
 ) -> str:
     """Return the callback URL to call: `url` as it stands if it is one, else made as `callback-url` does."""
     from receiver import urls
-    from receiver.wiring import public_base
+    from receiver.places import public_base
 
     if url is not None and "/callbacks/" in url:
         return url

@@ -33,13 +33,15 @@ def serve(
     ctx: typer.Context,
     host: Host = None,
     port: Port = None,
-    no_work: Annotated[bool, option("--no-work", help="Take callbacks only; relay nothing.")] = False,
+    no_work: Annotated[
+        bool, option("--no-work", help="Take callbacks only; relay and pick up nothing.")
+    ] = False,
     no_intake: Annotated[
-        bool, option("--no-intake", help="Take no callbacks; relay, serve links and probes.")
+        bool, option("--no-intake", help="Take no callbacks; relay, pick up, answer all else.")
     ] = False,
     ready_file: ReadyFile = None,
 ) -> None:
-    """Take callbacks in and relay events, until stopped."""
+    """Take callbacks in, pick results up and relay events, until stopped."""
     if no_work and no_intake:
         raise UsageError("--no-work and --no-intake together leave nothing to do")
     settings = _checked(ctx, host, port)
@@ -50,26 +52,33 @@ def work(
     ctx: typer.Context,
     host: Host = None,
     port: Annotated[
-        int | None, option("--port", help="Serve probes and links on this port too.", min=0, max=65535)
+        int | None,
+        option("--port", help="Serve probes, links and the API on this port too.", min=0, max=65535),
     ] = None,
     ready_file: ReadyFile = None,
 ) -> None:
-    """Relay events only, until stopped."""
+    """Pick results up and relay events only, until stopped."""
     settings = _checked(ctx, host, port)
     _run(settings, intake=False, work=True, listen=port is not None, ready_file=ready_file)
 
 
 def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings:
-    """Return the settings to run with; fatal findings are printed and end the program with status 2."""
+    """Return the settings to run with; fatal findings are printed and end the program.
+
+    With status 2; but 1 when only an outage is in the way, so that starting again may help.
+    """
     from receiver.check import check_file
     from receiver.cli.output import warn
+    from receiver.cli.reaching import reach, unreached
 
     settings, findings = check_file(ctx.obj, os.environ)
+    if settings is not None and not any(finding.fatal for finding in findings):
+        findings = reach(settings) + findings
     for finding in findings:
         label = "error" if finding.fatal else "warning"
         warn(f"{label} {finding.code} {finding.where}: {finding.message}; {finding.fix}")
     if settings is None or any(finding.fatal for finding in findings):
-        raise typer.Exit(2)
+        raise typer.Exit(1 if unreached(findings) else 2)
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=given)
     return settings.model_copy(update={"server": server})

@@ -23,6 +23,8 @@ from receiver.web.protocol import Protocol
 from receiver.wiring import Receiver, build, open_receiver
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
     from receiver.config import Settings
     from receiver.observe import Observer
 
@@ -106,7 +108,7 @@ class _Server(uvicorn.Server):
 async def _run(
     receiver: Receiver, sockets: list[socket.socket], *, intake: bool, work: bool, ready_file: str | None
 ) -> None:
-    stop = asyncio.Event()
+    stop = _Stop()
     _listen_to_signals(stop)
     _calm_collector()
     _forward_logging(receiver.observer)
@@ -130,23 +132,38 @@ def _calm_collector() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
-def _listen_to_signals(stop: asyncio.Event) -> None:
+class _Stop(asyncio.Event):
+    """Set by the first signal to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once = asyncio.Event()
+        """Set when nobody should wait for load balancers: by Ctrl-C, or by a second SIGTERM."""
+
+
+def _listen_to_signals(stop: _Stop) -> None:
     """Stop gracefully at SIGTERM or SIGINT; a second Ctrl-C ends at once, as all that was answered is stored."""
 
     def interrupted() -> None:
-        if stop.is_set():
+        if stop.at_once.is_set():
             os._exit(130)
+        stop.at_once.set()
+        stop.set()
+
+    def terminated() -> None:
+        if stop.is_set():
+            stop.at_once.set()
         stop.set()
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, terminated)
     loop.add_signal_handler(signal.SIGINT, interrupted)
 
 
 async def _serve(
     receiver: Receiver,
     sockets: list[socket.socket],
-    stop: asyncio.Event,
+    stop: _Stop,
     ready: Callable[[], None],
     *,
     intake: bool,
@@ -154,7 +171,7 @@ async def _serve(
 ) -> None:
     settings = receiver.settings.server
     config = uvicorn.Config(
-        create_app(receiver, intake=intake),
+        _hanging_up(create_app(receiver, intake=intake), receiver),
         http=Protocol,
         loop="asyncio",
         ws="none",
@@ -172,16 +189,48 @@ async def _serve(
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            receiver.stopping = True
+            if intake:
+                await _drain(receiver, stop, serving)
         server.should_exit = True
         if work and stop.is_set():
-            # Both ends stop at once, so that the whole takes stop_seconds and not twice as long.
-            await asyncio.gather(serving, receiver.relay.stop(settings.stop_seconds))
+            # All ends stop at once, so that the whole takes stop_seconds and not three times as long.
+            grace = settings.stop_seconds
+            await asyncio.gather(serving, receiver.relay.stop(grace), receiver.collector.stop(grace))
         else:
             await serving
     except OSError as error:
         raise ReceiverError(_bind_trouble(settings.host, settings.port, error)) from None
     finally:
         stopping.cancel()
+
+
+def _hanging_up(app: ASGIApp, receiver: Receiver) -> ASGIApp:
+    """Return `app`, saying `Connection: close` with each answer once we are stopping."""
+
+    async def hanging_up(scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing(message: Message) -> None:
+            if receiver.stopping and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await app(scope, receive, closing)
+
+    return hanging_up
+
+
+async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -> None:
+    """Go on as before for `server.drain_seconds`, so that a load balancer sees `/readyz/intake` and looks away.
+
+    Each connection is ended with its next answer, so that those it keeps open lead elsewhere as well.
+    """
+    seconds = receiver.settings.server.drain_seconds
+    if seconds and not stop.at_once.is_set():
+        receiver.observer.note("info", "receiver.draining", seconds=seconds)
+        hurry = asyncio.create_task(stop.at_once.wait())
+        await asyncio.wait({serving, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
 
 
 @contextlib.contextmanager

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.common import load, newest, source_named, tokens_of
+from receiver.cli.common import load, made_store, pull_provider, source_named, tokens_of
 from receiver.cli.options import UsageError, job_format, option, seconds
-from receiver.cli.output import print_json, print_table
+from receiver.cli.output import print_json, print_table, warn
 from receiver.errors import ConfigError, ReceiverError
+from receiver.web.shown import time_of
 
 if TYPE_CHECKING:
     from receiver.config import Settings, SourceSettings
+    from receiver.ordering import HandedOut
+    from receiver.pickup import Pickup
 
 AsJson = Annotated[bool, option("--json", help="Print JSON.")]
 
@@ -79,11 +82,21 @@ def _write_new(path: str, text: str) -> None:
         file.write(text)
 
 
-def check(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Check the settings: status 0 when `serve` would start with them, 2 when not."""
+def check(
+    ctx: typer.Context,
+    offline: Annotated[
+        bool, option("--offline", help="Check the settings alone: ask no database and no bucket.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the settings, PostgreSQL and S3: status 0 when `serve` would start, 2 when not."""
     from receiver.check import check_file
 
-    _, findings = check_file(ctx.obj, os.environ)
+    settings, findings = check_file(ctx.obj, os.environ)
+    if settings is not None and not offline and not any(finding.fatal for finding in findings):
+        from receiver.cli.reaching import reach
+
+        findings = sorted(reach(settings) + findings, key=lambda finding: not finding.fatal)
     fatal = sum(finding.fatal for finding in findings)
     if as_json:
         print_json(
@@ -115,7 +128,7 @@ def _verdict(fatal: int) -> str:
 
 
 def migrate(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Bring the store's tables up to date (`serve` does so by itself)."""
+    """Bring the store's tables up to date: needed for PostgreSQL; with SQLite `serve` does so by itself."""
     applied = asyncio.run(_migrate(load(ctx)))
     if as_json:
         print_json({"applied": applied})
@@ -149,6 +162,12 @@ def callback_url(
         str | None,
         option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
     ] = None,
+    expect_within: Annotated[
+        str | None,
+        option(
+            "--expect-within", help="Tell the application when nothing has come by then: 90s, 15m, 2h, 1d."
+        ),
+    ] = None,
     job_secret: Annotated[
         bool,
         option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
@@ -159,33 +178,73 @@ def callback_url(
     as_json: AsJson = False,
 ) -> None:
     """Print the callback URL to hand to a provider. It holds credentials: treat it as a secret."""
-    from receiver import urls
-
     settings = load(ctx)
     chosen = source_named(settings, source)
-    _refuse_contradictions(chosen, ref, expires, format, job_secret, no_token)
-    basic = newest(chosen, "basic") if chosen.provider == "deepgram" else None
-    urls.callback_url(settings.public_url, source, provider=chosen.provider, basic=basic)
-    token, secret = None, None
-    if not no_token:
-        life = int(seconds(expires) * 1000) if expires else None
-        tokens = tokens_of(settings)
-        token = tokens.issue(
-            source,
-            ref=ref,
-            format=job_format(format),
-            expires_at=None if life is None else time.time_ns() // 1_000_000 + life,
-            job_secret=job_secret,
-        )
-        secret = tokens.job_secrets(token)[0] if job_secret else None
-    url = urls.callback_url(settings.public_url, source, provider=chosen.provider, token=token, basic=basic)
+    _refuse_contradictions(chosen, ref, expires, format, job_secret, no_token, expect_within)
+    if no_token:
+        _print_without_token(settings, chosen, as_json)
+        return
+    made = _handed_out(settings, chosen, ref, expires, format, job_secret, expect_within)
+    if made.expectation is not None:
+        asyncio.run(_expect(settings, made.expectation))  # before anybody can call the URL
     if as_json:
-        fields = {"url": url, "source": source, "token": token, "ref": ref}
-        print_json(fields | ({"webhook_secret": secret} if secret else {}))
-    elif secret:
-        typer.echo(f"webhook_url: {url}\nwebhook_secret: {secret}")
+        fields: dict[str, Any] = {"url": made.url, "source": source, "token": made.token, "ref": ref}
+        print_json(fields | _extras(made))
+    elif made.webhook_secret:
+        typer.echo(f"webhook_url: {made.url}\nwebhook_secret: {made.webhook_secret}")
+    else:
+        typer.echo(made.url)
+    if made.expectation is not None and not as_json:
+        warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
+
+
+def _print_without_token(settings: Settings, source: SourceSettings, as_json: bool) -> None:
+    from receiver import urls
+    from receiver.ordering import newest_basic
+
+    basic = newest_basic(source)
+    url = urls.callback_url(settings.public_url, source.name, provider=source.provider, basic=basic)
+    if as_json:
+        print_json({"url": url, "source": source.name, "token": None, "ref": None})
     else:
         typer.echo(url)
+
+
+def _handed_out(
+    settings: Settings,
+    source: SourceSettings,
+    ref: str | None,
+    expires: str | None,
+    format: str | None,
+    job_secret: bool,
+    expect_within: str | None,
+) -> HandedOut:
+    from receiver.ordering import hand_out
+
+    return hand_out(
+        settings.public_url,
+        source,
+        tokens_of(settings),
+        provider=pull_provider(settings, source) if expect_within else None,
+        ref=ref,
+        format=job_format(format),
+        expires_seconds=seconds(expires) if expires else None,
+        expect_seconds=seconds(expect_within) if expect_within else None,
+        job_secret=job_secret,
+        now=time.time_ns() // 1_000_000,
+    )
+
+
+async def _expect(settings: Settings, expectation: Pickup) -> None:
+    async with made_store(settings) as store:
+        await store.add_pickup(expectation)
+
+
+def _extras(made: HandedOut) -> dict[str, Any]:
+    found: dict[str, Any] = {"webhook_secret": made.webhook_secret} if made.webhook_secret else {}
+    if made.expectation is not None:
+        found |= {"expect_by": time_of(made.expectation.due_at), "pickup_id": made.expectation.id}
+    return found
 
 
 def _refuse_contradictions(
@@ -195,10 +254,18 @@ def _refuse_contradictions(
     format: str | None,
     job_secret: bool,
     no_token: bool,
+    expect_within: str | None,
 ) -> None:
-    if no_token and (ref or expires or format or job_secret):
+    from receiver.ordering import MAX_SECONDS, calls_back
+
+    if not calls_back(source):
         raise UsageError(
-            "--no-token leaves nothing to carry --ref, --expires, --format or --job-secret: drop it"
+            f"{source.name} is of provider {source.provider}, which does not call back: hand its results over with "
+            f"`receiver pickup {source.name}`"
+        )
+    if no_token and (ref or expires or format or job_secret or expect_within):
+        raise UsageError(
+            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret or --expect-within: drop it"
         )
     if no_token and source.options.get("require_token"):
         raise UsageError(
@@ -206,3 +273,7 @@ def _refuse_contradictions(
         )
     if job_secret and source.provider != "deapi":
         raise UsageError("--job-secret is for deAPI: it alone takes a webhook_secret with a job")
+    if expect_within and not 0 < seconds(expect_within) <= MAX_SECONDS:
+        raise UsageError("--expect-within is more than 0s and at most 30d")
+    if expect_within and expires and seconds(expires) < seconds(expect_within):
+        raise UsageError("the URL would expire before its callback is overdue: make --expires the longer one")

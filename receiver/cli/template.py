@@ -52,6 +52,7 @@ data = "receiver-data"
 [server]
 host = "127.0.0.1"    # 0.0.0.0 behind a proxy on another machine
 port = 8080
+# admin_tokens = ["env:RECEIVER_ADMIN_TOKEN"]    # opens the admin API under /api/v1/; keep it from the public
 
 # Signs callback tokens and audio links. To rotate: add a new one at the end, and remove the old one when
 # no callback URL made with it is in use any more (audio links last a week at most).
@@ -69,6 +70,19 @@ basic = [{_quoted(made.basic)}]
 # [sources.deapi]
 # provider = "deapi"
 # secrets = ["env:DEAPI_WEBHOOK_SECRET"]
+# api_key = "env:DEAPI_API_KEY"    # asks for a fresh link when one has expired, and for jobs that were handed over
+
+# Deepdub does not call back: hand over the URL that it answers with, by `receiver pickup deepdub URL`.
+# [sources.deepdub]
+# provider = "deepdub"
+# api_key = "env:DEEPDUB_API_KEY"
+# region = "us"    # or "eu": where the jobs are submitted
+
+# PlayHT, or what serves its API: asked for jobs that were handed over, and called back by.
+# [sources.playht]
+# provider = "playht"
+# api_key = "env:PLAYHT_API_KEY"
+# user_id = "env:PLAYHT_USER_ID"
 
 # Your application. It checks each event with this secret, by Standard Webhooks.
 [destinations.app]

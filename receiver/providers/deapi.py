@@ -33,6 +33,7 @@ from receiver.providers.deapi_results import (
 from receiver.providers.jsonbody import (
     Document,
     decode_object,
+    encode,
     epoch_ms,
     join_key,
     opaque_id,
@@ -40,7 +41,7 @@ from receiver.providers.jsonbody import (
     table,
 )
 from receiver.providers.options import SecretList, refuse, reveal
-from receiver.providers.redaction import Redactor
+from receiver.providers.redaction import Redactor, unsigned
 from receiver.providers.tokens import check_token, content_key
 from receiver.signing import CallbackTokens, hmac_sha256_hex, same_as_any
 
@@ -203,7 +204,7 @@ class DeapiProvider:
 
         Raises `MalformedCallback` for another event, or when the job cannot be told.
         """
-        document, kept = self._document(callback)
+        document, shown, kept = self._document(callback)
         event, data = document.get("event"), table(document, "data")
         stage = _STAGES.get(event) if isinstance(event, str) else None
         if stage is None:
@@ -229,12 +230,13 @@ class DeapiProvider:
             occurred_at=occurred_at,
             stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
             remote=self._remote(job_id, data, occurred_at, callback) if stage == "completed" else None,
-            error=error_of(data) if stage == "failed" else None,
-            provider_data=data,
+            error=error_of(table(shown, "data")) if stage == "failed" else None,
+            provider_data=table(shown, "data"),
             document=kept,
         )
 
-    def _document(self, callback: VerifiedCallback) -> tuple[Document, bytes]:
+    def _document(self, callback: VerifiedCallback) -> tuple[Document, Document, bytes]:
+        """Return the document without our secrets; then without what signs its links as well, decoded and as bytes."""
         if callback.body.size > self._body_limit:
             raise MalformedCallback(
                 f"the JSON has {callback.body.size} bytes; {self._body_limit} are allowed"
@@ -242,7 +244,10 @@ class DeapiProvider:
         raw = callback.body.load()
         document = decode_object(raw)
         kept = self._redactor.clean_document(document, raw, callback.head.token)
-        return (document, kept) if kept is raw else (decode_object(kept), kept)
+        if kept is not raw:
+            document = decode_object(kept)
+        shown = unsigned(document)
+        return document, shown, kept if shown is document else encode(shown)
 
     def _shown(self, word: str) -> str:
         """Return a word of the sender's as a message may show it: printable, short, and no secret of ours."""

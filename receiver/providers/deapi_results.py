@@ -22,7 +22,7 @@ from receiver.pickup import Found, Pickup
 from receiver.providers import bases, results
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.providers.jsonbody import Document, decode_object, join_key, number, printable, table, text
-from receiver.providers.redaction import Redactor
+from receiver.providers.redaction import Redactor, unsigned
 from receiver.spool import MemoryBody
 
 LINK_MS = 24 * 3600 * 1000
@@ -260,7 +260,7 @@ class JobReader:
             second_key=key,
             occurred_at=now,
             error=error_of(data),
-            provider_data=data,
+            provider_data=unsigned(data),
         )
 
     def _begun(self, pickup: Pickup, data: Document, now: int) -> EventDraft:
@@ -280,7 +280,7 @@ class JobReader:
             job_id=pickup.job_id,
             ref=pickup.ref,
             occurred_at=now,
-            provider_data={name: value for name, value in data.items() if name != "result"},
+            provider_data=unsigned({name: value for name, value in data.items() if name != "result"}),
         )
 
     def _family_with(self, pickup: Pickup, data: Document) -> str | None:

@@ -7,9 +7,9 @@ that covers it. Trouble of the database is `StoreUnavailable`, whatever the driv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from receiver.delivery import Attempt, Claimed, Delivery, DeliveryState, Settlement, StoreStats
 from receiver.model import Answered, CallbackRow, Event, Recorded, Recording, Rejection
@@ -21,6 +21,7 @@ from receiver.pickup import (
     PickupSettlement,
     PickupState,
 )
+from receiver.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,8 @@ class Store(Protocol):
         """Write callback, event and deliveries, all or none.
 
         A callback whose (source, idempotency key) or (source, second key) is known is a `DUPLICATE` and writes
-        nothing. A `PROGRESS` event whose (source, job) already has a `FINAL` one is `LATE`: recorded, with no
-        deliveries. Deliveries are born `pending`, due at the event's `recorded_at`.
+        nothing. A `PROGRESS` event whose (source, job) already has a `FINAL` one, or a deferred one, is `LATE`: recorded,
+        with no deliveries. Deliveries are born `pending`, due at the event's `recorded_at`.
 
         With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
         is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
@@ -101,8 +102,8 @@ class Store(Protocol):
         """Write callback and pickup, all or none.
 
         A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key is there already and
-        not `gone`, no other is made: the callback gets that one's event, and if it is `pending` it takes over target,
-        draft and a missing job id and is due at once. `answered` does as in `record`.
+        not `gone`, no other is made: the callback gets that one's event, and unless it is `collected` it takes over target,
+        draft and a missing job id; if it is `pending` it is due at once. `answered` does as in `record`.
         """
 
     async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
@@ -191,3 +192,34 @@ class Store(Protocol):
         """Count what is due by `now` (depth, oldest) and what is dead, per destination. Costs with what waits,
         never with what was delivered.
         """
+
+    async def prune(self, asked: Prune) -> Pruned:
+        """Do one batch of one walk: look at some rows, remove those that are old enough and have ended.
+
+        What is under way is never touched, whatever its age: deliveries `pending` or `delivering`, pickups `pending` or
+        `collecting`, their events and callbacks. Harmless to repeat, and beside others that do the same.
+        """
+
+    async def known_blobs(self, keys: Sequence[str]) -> set[str]:
+        """Return those of `keys` that an event links to."""
+
+    async def traces(self, subject: Subject, *, limit: int) -> Traces:
+        """Return what there is of a subject; with more than `limit` events or pickups, the newest of them."""
+
+    async def erase(self, asked: Erasure) -> Erased:
+        """Remove up to `limit` events and pickups of a subject, under way or not, and all that hangs on them.
+
+        Of their callbacks only the keys stay, for `KEYS_SECONDS`: what the provider sends again is a `DUPLICATE`. A tombstone
+        adds up what was removed; none is left where there was nothing.
+        """
+
+    async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
+        """Return tombstones, newest first; those of one digest, or all."""
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """A store of many processes that tells this one what another recorded."""
+
+    def listen(self, heard: Callable[[Iterable[str], Iterable[str]], None]) -> None:
+        """Have `heard(destinations, sources)` called in the event loop. A hint: some may be missed, so lanes go on looking."""

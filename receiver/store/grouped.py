@@ -16,7 +16,8 @@ from receiver.delivery import Attempt, Claimed, Delivery, Settlement, StoreStats
 from receiver.errors import StoreUnavailable
 from receiver.model import Event, Recorded, Recording, Rejection, new_id
 from receiver.pickup import ClaimedPickup, Pickup, PickupAttempt, PickupSettled, PickupSettlement
-from receiver.store import pickups, reading, schema, sql
+from receiver.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
+from receiver.store import pickups, reading, retention, schema, sql
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter
 from receiver.store.sql import Session
 from receiver.store.writer import Backend, Handler, Writer
@@ -26,6 +27,7 @@ T = TypeVar("T")
 HANDLERS: Mapping[str, Handler] = {
     "migrate": lambda session, wanted: [schema.migrate(session, one) for one in wanted],
     "check": lambda session, wanted: [schema.check(session, one) for one in wanted],
+    "check_complete": lambda session, wanted: [schema.check_complete(session, one) for one in wanted],
     "settle": sql.settle,
     "settle_pickup": pickups.settle,
     "release": sql.release,
@@ -38,6 +40,8 @@ HANDLERS: Mapping[str, Handler] = {
     "claim_pickups": pickups.claim,
     "reject": sql.reject,
     "ping": sql.ping,
+    "prune": retention.prune,
+    "erase": retention.erase,
 }
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
 
@@ -56,12 +60,15 @@ class GroupedStore:
         self._reader = connect(False)
         self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-reader")
 
+    _checking = "check"
+    """How the schema is checked at the start."""
+
     async def open(self) -> None:
         """Connect and check the schema. Raises `ConfigError` when it is newer than this program, `StoreUnavailable`."""
         if self._writer is None:
             self._writer = Writer(self._connect(True), HANDLERS)
             try:
-                await self._write("check", self._migrations())
+                await self._write(self._checking, self._migrations())
             except BaseException:
                 await self.close()
                 raise
@@ -72,7 +79,8 @@ class GroupedStore:
         The store need not be open; it is left as it was.
         """
         was_open = self._writer is not None
-        await self.open()
+        if self._writer is None:
+            self._writer = Writer(self._connect(True), HANDLERS)
         try:
             return cast("list[str]", await self._write("migrate", self._migrations()))
         finally:
@@ -203,6 +211,26 @@ class GroupedStore:
         """Count what is due by `now` (depth, oldest), and what is dead."""
         return await self._read(reading.stats, now)
 
+    async def prune(self, asked: Prune) -> Pruned:
+        """Do one batch of one walk."""
+        return cast("Pruned", await self._write("prune", asked))
+
+    async def known_blobs(self, keys: Sequence[str]) -> set[str]:
+        """Return those of `keys` that an event links to."""
+        return await self._read(retention.known_blobs, keys)
+
+    async def traces(self, subject: Subject, *, limit: int) -> Traces:
+        """Return what there is of a subject."""
+        return await self._read(retention.traces, subject, limit)
+
+    async def erase(self, asked: Erasure) -> Erased:
+        """Do one batch of an erasure."""
+        return cast("Erased", await self._write("erase", asked))
+
+    async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
+        """Return tombstones, newest first; those of one digest, or all."""
+        return await self._read(retention.tombstones, digest, limit)
+
     async def _write(self, kind: str, wanted: object) -> Any:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
@@ -215,11 +243,16 @@ class GroupedStore:
         return await loop.run_in_executor(self._reading, self._read_now, function, args)
 
     def _read_now(self, function: Callable[..., T], args: tuple[object, ...]) -> T:
-        try:
-            session: Session = self._reader.begin()
-            return function(session, *args)
-        except Exception as error:
-            raise self._reader.trouble(error)[0] from error
+        for last in (False, True):
+            try:
+                session: Session = self._reader.begin()
+                return function(session, *args)
+            except Exception as error:
+                again = self._reader.again(error)
+                told = self._reader.trouble(error)[0]
+                if last or not again:
+                    raise told from error
+        raise AssertionError
 
 
 def _token(worker: str) -> str:

@@ -15,14 +15,14 @@ from receiver.errors import NotFound, StoreUnavailable
 from receiver.model import CallbackRow, Event, Recorded, Recording, RecordStatus, Rejection, Stage, new_id
 from receiver.pickup import Pickup, PickupSettled, PickupSettlement
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter
-from receiver.store.memory_pickups import MemoryPickups
+from receiver.store.memory_retention import MemoryRetention
 from receiver.store.pickups import already_told, led_to
 
 Kept = TypeVar("Kept", Event, Delivery)
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
 
 
-class MemoryStore(MemoryPickups):
+class MemoryStore(MemoryRetention):
     """Everything is lost when the process ends. No method awaits, so each is a transaction by itself."""
 
     def __init__(self) -> None:
@@ -131,9 +131,14 @@ class MemoryStore(MemoryPickups):
 
     def _has_ended(self, event: Event) -> bool:
         job = (event.source, event.job_id)
-        return event.job_id is not None and any(
+        if event.job_id is None:
+            return False
+        ended = any(
             (other.source, other.job_id) == job and other.stage is Stage.FINAL
             for other in self._events.values()
+        )
+        return ended or any(
+            (one.source, one.job_id) == job and one.draft is not None for one in self._pickups.values()
         )
 
     def _owe(self, event: Event, destination: str) -> None:

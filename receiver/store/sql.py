@@ -40,6 +40,9 @@ class Session(Protocol):
     def script(self, text: str) -> None:
         """Run a migration."""
 
+    def alone(self) -> None:
+        """Keep other processes from migrating until the transaction ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewRecording:

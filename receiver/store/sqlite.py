@@ -106,6 +106,10 @@ class SqliteBackend:
             return StoreUnavailable(told), True
         return StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
 
+    def again(self, error: Exception) -> bool:
+        """Return False: there is one that writes, and it meets nobody."""
+        return False
+
     def housekeeping(self, *, idle: bool) -> None:
         """Copy the write-ahead log into the database once it is long: commits themselves never do."""
         limit = CHECKPOINT_PAGES if idle else FORCED_PAGES
@@ -214,6 +218,9 @@ class SqliteSession:
     def script(self, text: str) -> None:
         """Run a migration."""
         self._connection.execute(text)
+
+    def alone(self) -> None:
+        """Do nothing: the transaction that writes is the only one."""
 
 
 def _drop(connection: apsw.Connection) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 
 _ROWS = re.compile(r"\{rows:([^}]*)\}")
 
 
-@lru_cache
+@cache
 def _texts() -> dict[str, str]:
     whole = files("receiver.store").joinpath("statements.sql").read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)$", whole, flags=re.MULTILINE)
@@ -27,7 +27,10 @@ def migrations(blob: str) -> dict[str, str]:
 
 
 class Statements:
-    """Gives each statement's text with its slots filled; filled texts are kept, so that the database knows them."""
+    """Gives each statement's text with its slots filled; filled texts are kept, so that the database knows them.
+
+    The placeholder `$` is followed by a number: $1, $2, …
+    """
 
     def __init__(self, *, lock: str = "", placeholder: str = "?") -> None:
         self._lock = lock
@@ -49,6 +52,33 @@ class Statements:
             self._filled[key] = _ROWS.sub(lambda match: self._values(match[1], count), _texts()[name])
         return self._filled[key]
 
+    def answers(self, name: str) -> bool:
+        """Whether the statement returns rows."""
+        return _answers(name)
+
+    def due_column(self, name: str) -> int | None:
+        """Return the place of `due_at` in the statement's rows of parameters, None when it is not among them."""
+        return _due_column(name)
+
     def _values(self, columns: str, count: int) -> str:
-        row = ",".join([self._placeholder] * len(columns.split(",")))
-        return ",".join([f"({row})"] * count)
+        width = len(columns.split(","))
+        if self._placeholder != "$":
+            row = ",".join([self._placeholder] * width)
+            return ",".join([f"({row})"] * count)
+        numbers = [f"${number}" for number in range(1, width * count + 1)]
+        return ",".join(f"({','.join(numbers[at : at + width])})" for at in range(0, len(numbers), width))
+
+
+@cache
+def _answers(name: str) -> bool:
+    text = _texts()[name]
+    return bool(re.search(r"\bRETURNING\b", text)) or not re.search(
+        r"\b(INSERT|UPDATE|DELETE|CREATE)\b", text
+    )
+
+
+@cache
+def _due_column(name: str) -> int | None:
+    found = _ROWS.search(_texts()[name])
+    columns = [column.strip() for column in found[1].split(",")] if found else []
+    return columns.index("due_at") if "due_at" in columns else None

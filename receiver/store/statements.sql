@@ -33,6 +33,11 @@ WHERE EXISTS (
     FROM events
     WHERE events.job_id = asked.job_id AND events.source = asked.source AND events.stage = 'final'
 )
+OR EXISTS (
+    SELECT 1
+    FROM pickups
+    WHERE pickups.job_id = asked.job_id AND pickups.source = asked.source AND pickups.draft IS NOT NULL
+)
 
 -- name: insert_events
 INSERT INTO events (
@@ -175,9 +180,9 @@ SET
     target = COALESCE(:target, target),
     draft = COALESCE(:draft, draft),
     job_id = COALESCE(job_id, :job_id),
-    due_at = :now,
+    due_at = CASE WHEN state = 'pending' THEN :now ELSE due_at END,
     updated_at = :now
-WHERE id = :id AND state = 'pending'
+WHERE id = :id AND state IN ('pending', 'collecting')
 
 -- name: drop_pickups
 WITH unwanted (id) AS (VALUES {rows: id})
@@ -369,3 +374,267 @@ SELECT name FROM migrations ORDER BY name
 
 -- name: insert_migration
 INSERT INTO migrations (name, applied_at) VALUES (:name, :applied_at)
+
+-- name: old_bodies
+SELECT
+    c.id,
+    c.received_at >= :before
+        OR EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event_id = c.event_id AND deliveries.due_at IS NOT NULL)
+        OR EXISTS (SELECT 1 FROM pickups WHERE pickups.event_id = c.event_id AND pickups.due_at IS NOT NULL)
+FROM (
+    SELECT id, event_id, received_at
+    FROM callbacks
+    WHERE body IS NOT NULL AND id > :after AND id < :bound
+    ORDER BY id
+    LIMIT :limit
+) AS c
+ORDER BY c.id
+
+-- name: forget_bodies
+WITH old (id) AS (VALUES {rows: id})
+UPDATE callbacks
+SET body = NULL
+WHERE id IN (SELECT id FROM old) AND body IS NOT NULL
+RETURNING id
+
+-- name: old_attempts
+SELECT
+    a.delivery_id,
+    EXISTS (
+        SELECT 1
+        FROM deliveries
+        WHERE deliveries.id = a.delivery_id AND (deliveries.state <> 'delivered' OR deliveries.updated_at >= :before)
+    )
+FROM (
+    SELECT DISTINCT delivery_id
+    FROM attempts
+    WHERE delivery_id > :after AND delivery_id < :bound
+    ORDER BY delivery_id
+    LIMIT :limit
+) AS a
+ORDER BY a.delivery_id
+
+-- name: forget_attempts
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM attempts
+WHERE delivery_id IN (SELECT id FROM old)
+RETURNING delivery_id
+
+-- name: old_pickup_attempts
+SELECT
+    a.pickup_id,
+    EXISTS (
+        SELECT 1
+        FROM pickups
+        WHERE pickups.id = a.pickup_id AND (pickups.due_at IS NOT NULL OR pickups.updated_at >= :before)
+    )
+FROM (
+    SELECT DISTINCT pickup_id
+    FROM pickup_attempts
+    WHERE pickup_id > :after AND pickup_id < :bound
+    ORDER BY pickup_id
+    LIMIT :limit
+) AS a
+ORDER BY a.pickup_id
+
+-- name: forget_pickup_attempts
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM pickup_attempts
+WHERE pickup_id IN (SELECT id FROM old)
+RETURNING pickup_id
+
+-- name: old_audio
+SELECT
+    e.id,
+    e.recorded_at >= :before
+        OR EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event_id = e.id AND deliveries.due_at IS NOT NULL),
+    e.blob_key
+FROM (
+    SELECT id, recorded_at, blob_key
+    FROM events
+    WHERE blob_key IS NOT NULL AND id > :after AND id < :bound
+    ORDER BY id
+    LIMIT :limit
+) AS e
+ORDER BY e.id
+
+-- name: forget_audio
+WITH old (id) AS (VALUES {rows: id})
+UPDATE events
+SET blob_key = NULL
+WHERE id IN (SELECT id FROM old) AND blob_key IS NOT NULL
+RETURNING id
+
+-- name: old_dead_letters
+SELECT id, FALSE
+FROM deliveries
+WHERE state = 'dead' AND updated_at < :before
+ORDER BY updated_at, id
+LIMIT :limit
+
+-- name: forget_dead_letters
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM deliveries
+WHERE id IN (SELECT id FROM old) AND state = 'dead'
+RETURNING id
+
+-- name: old_events
+SELECT
+    e.id,
+    e.recorded_at >= :before
+        OR EXISTS (
+            SELECT 1
+            FROM deliveries
+            WHERE
+                deliveries.event_id = e.id
+                AND (
+                    deliveries.due_at IS NOT NULL
+                    OR (deliveries.state = 'dead' AND deliveries.updated_at >= :dead_before)
+                )
+        )
+        OR EXISTS (SELECT 1 FROM pickups WHERE pickups.event_id = e.id AND pickups.due_at IS NOT NULL)
+FROM (
+    SELECT id, recorded_at
+    FROM events
+    WHERE id > :after AND id < :bound
+    ORDER BY id
+    LIMIT :limit
+) AS e
+ORDER BY e.id
+
+-- name: forget_deliveries
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM deliveries
+WHERE event_id IN (SELECT id FROM old) AND due_at IS NULL
+RETURNING id
+
+-- name: forget_events
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM events
+WHERE
+    id IN (SELECT id FROM old)
+    AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event_id = events.id)
+RETURNING id, blob_key
+
+-- name: old_callbacks
+SELECT
+    c.id,
+    c.received_at >= :before
+        OR c.method = 'ERASED'
+        OR EXISTS (SELECT 1 FROM events WHERE events.id = c.event_id)
+        OR EXISTS (SELECT 1 FROM pickups WHERE pickups.event_id = c.event_id AND pickups.due_at IS NOT NULL)
+FROM (
+    SELECT id, event_id, received_at, method
+    FROM callbacks
+    WHERE id > :after AND id < :bound
+    ORDER BY id
+    LIMIT :limit
+) AS c
+ORDER BY c.id
+
+-- name: forget_callbacks
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM callbacks
+WHERE id IN (SELECT id FROM old)
+RETURNING id
+
+-- name: callbacks_between
+SELECT id, source, idempotency_key, second_key, event_id, method
+FROM callbacks
+WHERE id >= :first AND id < :beyond
+
+-- name: callbacks_of_pickups
+WITH asked (source, key) AS (VALUES {rows: source, key})
+SELECT callbacks.id, callbacks.source, callbacks.idempotency_key, callbacks.second_key, callbacks.event_id, callbacks.method
+FROM asked
+JOIN callbacks
+    ON callbacks.source = asked.source AND (callbacks.idempotency_key = asked.key OR callbacks.second_key = asked.key)
+
+-- name: old_pickups
+SELECT p.id, p.due_at IS NOT NULL OR p.updated_at >= :before
+FROM (
+    SELECT id, due_at, updated_at
+    FROM pickups
+    WHERE id > :after AND id < :bound
+    ORDER BY id
+    LIMIT :limit
+) AS p
+ORDER BY p.id
+
+-- name: forget_pickups
+WITH old (id) AS (VALUES {rows: id})
+DELETE FROM pickups
+WHERE id IN (SELECT id FROM old) AND due_at IS NULL
+RETURNING id
+
+-- name: old_keys
+SELECT id, FALSE
+FROM callbacks
+WHERE method = 'ERASED' AND received_at < :before
+ORDER BY received_at, id
+LIMIT :limit
+
+-- name: known_blobs
+WITH asked (blob_key) AS (VALUES {rows: blob_key})
+SELECT events.blob_key
+FROM asked
+JOIN events ON events.blob_key = asked.blob_key
+
+-- name: deliveries_of_events
+WITH asked (event_id) AS (VALUES {rows: event_id})
+SELECT deliveries.id
+FROM asked
+JOIN deliveries ON deliveries.event_id = asked.event_id
+
+-- name: known_events
+WITH asked (id) AS (VALUES {rows: id})
+SELECT events.id
+FROM asked
+JOIN events ON events.id = asked.id
+
+-- name: result_keys
+WITH asked (id) AS (VALUES {rows: id})
+SELECT pickups.source, pickups.key, pickups.event_id
+FROM asked
+JOIN pickups ON pickups.id = asked.id
+WHERE pickups.kind = 'result'
+
+-- name: erase_deliveries
+WITH erased (id) AS (VALUES {rows: id})
+DELETE FROM deliveries
+WHERE event_id IN (SELECT id FROM erased)
+RETURNING id
+
+-- name: erase_callbacks
+WITH erased (id, received_at) AS (VALUES {rows: id, received_at})
+UPDATE callbacks
+SET
+    method = 'ERASED',
+    content_type = '',
+    received_at = CAST(erased.received_at AS BIGINT),
+    body_size = 0,
+    body_sha256 = '',
+    body = NULL,
+    proofs = ''
+FROM erased
+WHERE callbacks.id = erased.id
+
+-- name: add_tombstone
+INSERT INTO tombstones (
+    id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs, journal_entries
+)
+VALUES {rows: id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs, journal_entries}
+ON CONFLICT (id) DO UPDATE SET
+    events = tombstones.events + excluded.events,
+    callbacks = tombstones.callbacks + excluded.callbacks,
+    deliveries = tombstones.deliveries + excluded.deliveries,
+    pickups = tombstones.pickups + excluded.pickups,
+    blobs = tombstones.blobs + excluded.blobs,
+    journal_entries = tombstones.journal_entries + excluded.journal_entries
+
+-- name: list_tombstones
+SELECT id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs, journal_entries
+FROM tombstones
+WHERE {wanted}
+ORDER BY id DESC
+LIMIT :limit

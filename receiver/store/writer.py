@@ -21,6 +21,9 @@ from receiver.store.sql import Session
 BATCH_LIMIT = 512
 """Operations in one transaction, at most."""
 
+TRIES = 5
+"""Of one transaction, when it fails by chance."""
+
 IDLE_SECONDS = 0.2
 """Without work for this long, the thread does its housekeeping."""
 
@@ -41,6 +44,9 @@ class Backend(Protocol):
 
     def trouble(self, error: Exception) -> tuple[Exception, bool]:
         """Return what callers are told, and whether all of them are affected. Drops a connection not to be trusted."""
+
+    def again(self, error: Exception) -> bool:
+        """Whether the same may be tried again at once: nothing of it was done, and chance made it fail."""
 
     def housekeeping(self, *, idle: bool) -> None:
         """Do what need not be done while callers wait. Must not raise."""
@@ -130,14 +136,19 @@ class Writer:
         """Run the operations in one transaction; False when one alone made it fail."""
         if not batch:
             return True
-        try:
-            self._execute(batch)
-        except Exception as error:
-            self._backend.rollback()
-            told, all_affected = self._backend.trouble(error)
-            for operation in batch:
-                operation.error = told
-            return all_affected or len(batch) == 1
+        for left in reversed(range(TRIES)):
+            try:
+                self._execute(batch)
+                break
+            except Exception as error:
+                self._backend.rollback()
+                again = self._backend.again(error)
+                told, all_affected = self._backend.trouble(error)
+                if left and again:
+                    continue
+                for operation in batch:
+                    operation.error = told
+                return all_affected or len(batch) == 1
         for operation in batch:
             operation.error = None
         return True

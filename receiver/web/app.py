@@ -8,9 +8,12 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from receiver.web.api import PREFIX, Api, problem
+from receiver.web.callback_urls import CallbackUrls
 from receiver.web.callbacks import Callbacks
 from receiver.web.health import Health
 from receiver.web.objects import Objects
+from receiver.web.pickups import Pickups
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -20,14 +23,19 @@ if TYPE_CHECKING:
 
 
 def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
-    """Return the ASGI application over running parts; without `intake` it answers probes and links only."""
+    """Return the ASGI application over running parts; without `intake` it takes no callbacks, and answers all else."""
     health, objects = Health(receiver, intake=intake), Objects(receiver)
+    api, pickups, callback_urls = Api(receiver), Pickups(receiver), CallbackUrls(receiver)
     app = Starlette(
         routes=[
             Route("/healthz", health.live),
             Route("/readyz", health.ready),
+            Route("/readyz/intake", health.taking),
             Route("/metrics", health.metrics),
             Route("/objects/{token}", objects.get),
+            Route("/api/v1/pickups", api.guarded(pickups.collection), methods=["GET", "POST"]),
+            Route("/api/v1/pickups/{pickup_id}", api.guarded(pickups.one), methods=["GET"]),
+            Route("/api/v1/callback-urls", api.guarded(callback_urls.make), methods=["POST"]),
         ],
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
@@ -35,6 +43,8 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
+    if request.url.path.startswith(PREFIX):
+        return problem(404, "nothing is here; docs/operating.md lists the routes")
     return JSONResponse(
         {"status": "not_found", "error": "nothing is here; callbacks go to /callbacks/{source}"},
         status_code=404,
@@ -42,5 +52,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
-    headers = getattr(error, "headers", None)
+    headers = dict(getattr(error, "headers", None) or {})
+    if request.url.path.startswith(PREFIX):
+        return problem(405, f"use {headers.get('Allow', 'another method')} here", headers)
     return JSONResponse({"status": "wrong_method", "error": "use GET here"}, status_code=405, headers=headers)

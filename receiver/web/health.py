@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
@@ -28,10 +28,12 @@ class Health:
     def __init__(self, receiver: Receiver, *, intake: bool = True) -> None:
         """Without `intake` there is no journal to ask for."""
         self._receiver = receiver
+        self._intake = intake
         self._pings: dict[str, Callable[[], Awaitable[object]]] = {
             "store": receiver.store.ping,
             "blobs": receiver.blobs.ping,
-            "relay": self._oldest,
+            "relay": self._oldest_delivery,
+            "collector": self._oldest_pickup,
         }
         if intake:
             self._pings["journal"] = receiver.journal.ping
@@ -42,8 +44,22 @@ class Health:
         """Answer 200 while the process answers at all."""
         return JSONResponse({"status": "ok"})
 
+    async def taking(self, request: Request) -> Response:
+        """Answer 200 while a load balancer should send callbacks here, else 503.
+
+        Asks no part: while the store is out callbacks are still taken, into the journal, so an outage must not make a
+        load balancer turn them away.
+        """
+        if self._receiver.stopping or not self._intake:
+            status = "stopping" if self._receiver.stopping else "takes no callbacks"
+            return JSONResponse({"status": status}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
     async def ready(self, request: Request) -> Response:
-        """Answer 200 when every port works and nothing has been due for too long, else 503 with the reasons."""
+        """Answer 200 when every port works and nothing has been due for too long, else 503 with the reasons.
+
+        How many callbacks wait in the journal is told, and no reason: they wait because another part is out.
+        """
         async with self._asking:
             now = self._receiver.clock()
             if self._last is None or not 0 <= now - self._last[0] < _FRESH_MILLIS:
@@ -51,10 +67,17 @@ class Health:
                 results = await asyncio.gather(*(self._ping(name) for name in names))
                 self._last = (now, dict(zip(names, results, strict=True)))
             parts = self._last[1]
-        ready = all(result == "ok" for result in parts.values())
-        return JSONResponse(
-            {"status": "ok" if ready else "unready", "parts": parts}, status_code=200 if ready else 503
-        )
+        status = "ok" if all(result == "ok" for result in parts.values()) else "unready"
+        if self._receiver.stopping:
+            status = "stopping"
+        told: dict[str, object] = {"status": status, "parts": parts}
+        if self._intake:
+            journal = self._receiver.journal
+            told["journal"] = {
+                "depth": journal.depth,
+                "oldest_age_seconds": round(journal.oldest_age_seconds, 3),
+            }
+        return JSONResponse(told, status_code=200 if status == "ok" else 503)
 
     async def _ping(self, name: str) -> str:
         try:
@@ -68,16 +91,31 @@ class Health:
             return f"failed ({type(error).__name__})"
         return "ok"
 
-    async def _oldest(self) -> None:
-        receiver = self._receiver
-        limit = receiver.settings.server.ready_due_age_seconds
-        now = receiver.clock()
-        for due in (await receiver.store.stats(now)).due:
-            # What is owed to a destination that is configured no more waits for nobody.
-            if due.destination in receiver.settings.destinations and now - due.oldest_due_at > limit * 1000:
-                raise ReceiverError(
-                    f"a delivery to {due.destination} has been due for over {limit:g} s: are workers running?"
-                )
+    async def _oldest_delivery(self) -> None:
+        # What is owed to a destination that is configured no more waits for nobody.
+        known = self._receiver.settings.destinations
+        due = (await self._stats()).due
+        self._refuse_old(
+            {f"a delivery to {one.destination}": one.oldest_due_at for one in due if one.destination in known}
+        )
+
+    async def _oldest_pickup(self) -> None:
+        known = self._receiver.settings.sources
+        due = (await self._stats()).pickups
+        self._refuse_old(
+            {f"a pickup of {one.source}": one.oldest_due_at for one in due if one.source in known}
+        )
+
+    async def _stats(self) -> StoreStats:
+        return await self._receiver.store.stats(self._receiver.clock())
+
+    def _refuse_old(self, due: Mapping[str, int]) -> None:
+        """Raise `ReceiverError` for the first that has been due for too long."""
+        limit = self._receiver.settings.server.ready_due_age_seconds
+        now = self._receiver.clock()
+        for what, due_at in due.items():
+            if now - due_at > limit * 1000:
+                raise ReceiverError(f"{what} has been due for over {limit:g} s: are workers running?")
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the Prometheus exposition text; the store's gauges keep their last value while it is out."""
@@ -90,5 +128,6 @@ class Health:
         except (TimeoutError, StoreUnavailable):
             pass
         receiver.metrics.journal(receiver.journal.depth, receiver.journal.oldest_age_seconds)
-        text = receiver.metrics.render(stats, tuple(receiver.settings.destinations), now)
+        settings = receiver.settings
+        text = receiver.metrics.render(stats, tuple(settings.destinations), tuple(settings.sources), now)
         return Response(text, media_type=receiver.metrics.content_type)

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.errors import NotFound
-from receiver.model import Recorded, new_id
+from receiver.model import Recorded, RecordStatus, Stage, new_id
 from receiver.pickup import PickupSettled, PickupState
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.answer_suite import AnswerSuite
@@ -34,6 +34,18 @@ from tests.contract.store_suite import T0, recording
 
 class DeferSuite:
     """`defer`."""
+
+    async def test_progress_after_a_deferral_is_late(self, store: Store) -> None:
+        """A job that was only handed over may still tell of progress."""
+        wanted = deferral()
+        ended = replace(wanted.pickup, job_id="ended")
+        await store.defer(Deferral(callback=wanted.callback, pickup=ended))
+        await store.add_pickup(pickup(job_id="running"))
+        for job_id, status in (("ended", RecordStatus.LATE), ("running", RECORDED)):
+            told = recording(
+                "app", source=wanted.pickup.source, job_id=job_id, stage=Stage.PROGRESS, at=T0 + 1
+            )
+            assert (await store.record(told)).status is status
 
     async def test_a_deferral_writes_callback_and_pickup_and_no_event(self, store: Store) -> None:
         wanted = deferral()
@@ -116,16 +128,27 @@ class DeferSuite:
         assert (await store.pickup(asked.id)).job_id == "first"
 
     @pytest.mark.parametrize("state", [COLLECTING, COLLECTED])
-    async def test_a_pickup_that_is_under_way_or_collected_is_left_as_it_is(
+    async def test_a_pickup_that_is_under_way_learns_the_link_and_one_that_is_collected_is_left_as_it_is(
         self, store: Store, state: PickupState
     ) -> None:
         held = await held_pickup(store, pickup("k"))
         if state is COLLECTED:
             await store.settle_pickup(settlement(held, recording=result_of(held)))
         before = await store.pickup(held.pickup.id)
-        answer = await store.defer(deferral("k", at=T0 + 1))
+        told = deferral("k", at=T0 + 1)
+        answer = await store.defer(told)
         assert answer == Recorded(status=RECORDED, event_id=held.pickup.event_id, pickup_id=held.pickup.id)
-        assert await store.pickups(PickupFilter()) == [before]
+        (after,) = await store.pickups(PickupFilter())
+        if state is COLLECTING:
+            learned = (told.pickup.target, told.pickup.draft, told.pickup.job_id)
+            assert (after.target, after.draft, after.job_id) == learned
+            assert (after.state, after.due_at, after.claimed_by) == (
+                before.state,
+                before.due_at,
+                before.claimed_by,
+            )
+        else:
+            assert after == before
 
     async def test_beside_one_that_is_gone_a_new_pickup_is_made(self, store: Store) -> None:
         held = await held_pickup(store, pickup("k"))

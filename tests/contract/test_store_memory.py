@@ -9,6 +9,7 @@ import pytest
 from receiver.store.base import Store
 from receiver.store.memory import MemoryStore
 from tests.contract.pickup_event_suite import PickupSuite
+from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import StoreSuite
 
 
@@ -26,3 +27,7 @@ class TestMemoryStore(StoreSuite):
 
 class TestMemoryPickups(PickupSuite):
     """The suite of pickups."""
+
+
+class TestMemoryRetention(RetentionSuite):
+    """The suite of age and erasure."""

@@ -19,6 +19,7 @@ from receiver.store.base import EventFilter, Store
 from receiver.store.sqlite import SqliteStore
 from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
+from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, recording
 
 
@@ -42,6 +43,10 @@ class TestSqliteStore(StoreSuite):
 
 class TestSqlitePickups(PickupSuite):
     """The suite of pickups."""
+
+
+class TestSqliteRetention(RetentionSuite):
+    """The suite of age and erasure."""
 
 
 async def test_the_file_is_for_its_owner_only(store: Store, path: str) -> None:
@@ -86,13 +91,13 @@ async def test_claims_of_two_stores_on_one_file_never_overlap(store: Store, path
 async def test_opening_does_not_migrate(path: str) -> None:
     store = SqliteStore(path)
     await store.open()
-    assert await store.migrate() == ["0001_first", "0002_pickups"]
+    assert await store.migrate() == ["0001_first", "0002_pickups", "0003_retention"]
     await store.close()
 
 
 async def test_stores_that_migrate_at_once_apply_each_migration_once(path: str) -> None:
     applied = await asyncio.gather(*(SqliteStore(path).migrate() for _ in range(4)))
-    assert sorted(applied) == [[], [], [], ["0001_first", "0002_pickups"]]
+    assert sorted(applied) == [[], [], [], ["0001_first", "0002_pickups", "0003_retention"]]
 
 
 async def test_a_schema_that_is_newer_than_the_program_is_refused(store: Store, path: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 import typer
 from pydantic import BaseModel
@@ -21,17 +22,13 @@ from receiver.cli.app import app
 from receiver.config import Section, parse
 from receiver.delivery import DeliveryState, OutcomeKind
 from receiver.metrics import MetricsObserver
-from receiver.model import (
-    EVENT_TYPES,
-    AudioFacts,
-    EventDraft,
-    JobError,
-    RemoteResult,
-    StoredBlob,
-    TranscriptDraft,
-)
+from receiver.model import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
+from receiver.pickup import Found, Pickup, PickupKind, PickupState
 from receiver.retry import policy
 from receiver.web.app import create_app
+from receiver.web.callback_urls import NewCallbackUrl
+from receiver.web.pickups import NewPickup, Wanted
+from receiver.web.shown import pickup_fields
 from tests.docs.reading import PACKAGE, modules, page, quoted, rows
 
 CONFIGURATION = page("docs/configuration.md")
@@ -170,7 +167,7 @@ def test_each_metric_is_in_the_table_with_its_labels() -> None:
     assert told == wanted
 
 
-def _constants(node: ast.expr) -> list[str]:
+def _constants(node: ast.AST) -> list[str]:
     return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
@@ -184,16 +181,44 @@ def _notes(path: Path) -> Iterator[str]:
                     yield text
 
 
+def _lane_notes() -> Iterator[str]:
+    """Yield the log lines of lanes: of their stores, and of faults in `bug`, whose names stand in tables."""
+    for path in modules():
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "StoreWatch"
+            ):
+                part = _constants(node.args[1])[0]
+                yield from (f"{part}.store_unavailable", f"{part}.store_recovered")
+            if isinstance(node, ast.FunctionDef) and node.name == "bug":
+                yield from (text for text in _constants(node) if text.endswith("_failed"))
+
+
+def _constants_of_file(name: str) -> set[str]:
+    return set(_constants(ast.parse((PACKAGE / name).read_text("utf-8"))))
+
+
+def test_lanes_note_what_the_documentation_is_held_to() -> None:
+    """`_lane_notes` above spells two endings that lanes.py makes."""
+    assert {".store_unavailable", ".store_recovered"} <= _constants_of_file("lanes.py")
+    assert {"relay.claim_failed", "pickup.worker_failed", "pickup.store_recovered"} <= set(_lane_notes())
+
+
 def _sender_errors() -> list[type[errors.SenderError]]:
     return [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SenderError)]
 
 
-ANSWERS = ("recorded", "duplicate", "late", "parked", "journaled", "not_kept")
+ANSWERS = ("recorded", "duplicate", "late", "parked", "journaled", "not_kept", "overloaded")
 
 
 def test_each_log_line_is_in_the_table() -> None:
     wanted = {name for path in modules() for name in _notes(path)}
+    wanted |= set(_lane_notes())
     wanted |= {f"attempt.{kind.value}" for kind in OutcomeKind}
+    wanted |= {f"pickup.{found.value}" for found in Found}
     wanted |= {f"callback.{answer}" for answer in ANSWERS}
     wanted |= {f"callback.{error.label}" for error in _sender_errors() if error is not errors.SenderError}
     told = {name for row in rows(OPERATING.section("Log")) for name in quoted(row[0])}
@@ -226,6 +251,17 @@ def test_each_outcome_is_explained(kind: OutcomeKind) -> None:
     assert kind.value in told
 
 
+@pytest.mark.parametrize("found", Found)
+def test_each_outcome_of_a_pickup_is_explained(found: Found) -> None:
+    told = {quoted(row[0])[0] for row in rows(OPERATING.section("Pickups"))}
+    assert found.value in told
+
+
+@pytest.mark.parametrize("word", [*PickupState, *PickupKind])
+def test_each_state_and_kind_of_a_pickup_is_named(word: PickupState | PickupKind) -> None:
+    assert word.value in quoted(CLI.section("`receiver pickups`"))
+
+
 @pytest.mark.parametrize("state", DeliveryState)
 def test_each_delivery_state_is_named(state: DeliveryState) -> None:
     assert state.value in quoted(CLI.section("`receiver deliveries`"))
@@ -251,38 +287,59 @@ def test_each_event_type_is_explained_or_reserved() -> None:
     assert not sent & set(quoted(reserved))
 
 
-def _whole_events() -> Iterator[dict[str, Any]]:
-    """Yield the `data` of events that between them have every field."""
+def _whole_event() -> dict[str, Any]:
+    """Return the `data` of an event that has every field."""
     blob = StoredBlob(key="k", uri="file:///k", content_type="audio/mpeg", size=1, sha256="0")
-    said = TranscriptDraft(text="a")
-    for remote in (None, RemoteResult(kind="media", url="https://results.example.test/", expires_at=1)):
-        draft = EventDraft(
-            type="speech.completed",
-            idempotency_key="k",
-            occurred_at=1,
-            transcript=said,
-            error=JobError(message="m"),
-            remote=remote,
+    draft = EventDraft(
+        type="speech.completed",
+        idempotency_key="k",
+        occurred_at=1,
+        transcript=TranscriptDraft(text="a"),
+        error=JobError(message="m"),
+    )
+    whole: dict[str, Any] = json.loads(
+        envelope.compose(
+            draft,
+            event_id="evt_1",
+            source="s",
+            provider="p",
+            audio=(blob, AudioFacts()),
+            media=blob,
+            document=blob,
         )
-        yield json.loads(
-            envelope.compose(
-                draft, event_id="evt_1", source="s", provider="p", audio=(blob, AudioFacts()), document=blob
-            )
-        )
+    )
+    return whole
 
 
 def test_each_field_of_an_event_is_explained() -> None:
     wanted: set[str] = set()
-    for data in _whole_events():
-        for name, value in data.items():
-            inner = value if isinstance(value, dict) and name not in ("media", "document") else {}
-            wanted |= {name, *(f"{name}.{key}" for key in inner)}
+    data = _whole_event()
+    for name, value in data.items():
+        inner = value if isinstance(value, dict) and name not in ("media", "document") else {}
+        wanted |= {name, *(f"{name}.{key}" for key in inner)}
     table = rows(EVENTS.section("Fields of `data`"))
     assert {quoted(row[0])[0] for row in table} == wanted
     told = {quoted(row[0])[0]: set(quoted(row[2])) for row in table}
-    for data in _whole_events():
-        for name in ("media", "document"):
-            assert not set(data[name] or {}) - told[name]
+    for name in ("media", "document"):
+        assert not set(data[name]) - told[name]
+
+
+def _error_codes() -> set[str]:
+    """Return the codes that receiver itself gives an event's error: `code="…"` in calls of `JobError`, and "parked"."""
+    found = {"parked"}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "JobError":
+                found |= {
+                    code for word in node.keywords if word.arg == "code" for code in _constants(word.value)
+                }
+    return found
+
+
+def test_each_error_code_of_ours_is_explained() -> None:
+    told = {quoted(row[0])[0] for row in rows(EVENTS.section("Error codes"))}
+    assert {"timed_out", "overdue"} <= told
+    assert told == _error_codes()
 
 
 def test_each_provider_has_its_sections() -> None:
@@ -324,3 +381,21 @@ async def test_callback_routes_are_those_in_the_table(tmp_path: Path) -> None:
         for path in ("/callbacks/{source}", "/callbacks/{source}/{token}", "/callbacks/{source}/a/b"):
             answer = await client.get("http://receiver.test" + path.format(source="deepgram", token="t"))
             assert (answer.status_code == 405) is (path in told)
+
+
+def test_what_the_admin_api_takes_and_gives_is_named() -> None:
+    told = set(quoted(OPERATING.section("Admin API")))
+    for kind in (NewPickup, Wanted, NewCallbackUrl):
+        assert not {field.name for field in msgspec.structs.fields(kind)} - told, kind
+    pickup = Pickup(
+        id="pku_1",
+        source="s",
+        kind=PickupKind.RESULT,
+        key="k",
+        event_id="evt_1",
+        deadline_at=1,
+        due_at=1,
+        created_at=1,
+        updated_at=1,
+    )
+    assert not set(pickup_fields(pickup)) - told

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -14,7 +12,6 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -26,40 +23,9 @@ import typer.main
 from receiver.cli import app as cli
 from receiver.signing import CallbackTokens
 from receiver.standins.children import Child, clean_environment
+from tests.support.house import MAIN, PUBLIC, House, build_house, free_port, receiver
 
 pytestmark = pytest.mark.xdist_group("cli")
-
-DEAPI_SECRET = "deapi-account-secret-0123456789"
-PUBLIC = "https://hooks.example.com"
-MAIN = [sys.executable, "-m", "receiver.cli.app"]
-
-
-@dataclass
-class Said:
-    """What one command printed, and its status."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def receiver(*words: object) -> Said:
-    """Run a command in this process."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["receiver", *map(str, words)]
-    status = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv = before
-    return Said(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True)
@@ -69,83 +35,6 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-@dataclass
-class House:
-    """A folder with settings, and the processes that run on them."""
-
-    folder: Path
-    app_port: int
-    secrets: list[str]
-    children: list[Child] = field(default_factory=list)
-    base: str = ""
-
-    @property
-    def config(self) -> str:
-        return str(self.folder / "receiver.toml")
-
-    def run(self, *words: object) -> Said:
-        return receiver("--config", self.config, *words)
-
-    def start(self, *words: str) -> Child:
-        """Start receiver and wait until it is ready; audio links point to this machine."""
-        own = {"RECEIVER__PUBLIC_URL": "", "RECEIVER__DESTINATIONS__APP__RETRY": "{schedule = []}"}
-        child = Child(
-            "receiver.cli.app",
-            ["--config", self.config, *words],
-            log=str(self.folder / "receiver.log"),
-            env=clean_environment(os.environ) | own,
-        )
-        self.children.append(child)
-        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=20)
-        assert ready, (self.folder / "receiver.log").read_text()
-        if "url" in ready:
-            self.base = ready["url"]
-        return child
-
-    def start_app(self) -> Child:
-        """Start the sample application."""
-        child = Child(
-            "receiver.standins.app",
-            ["--port", str(self.app_port)],
-            log=str(self.folder / "app.log"),
-            env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.secrets[1]},
-        )
-        self.children.append(child)
-        assert child.wait_for(lambda line: line["got"] == "ready", seconds=20)
-        return child
-
-    def simulate(self, *words: object) -> dict[str, Any]:
-        """Play a provider; return the answer to the last try."""
-        said = self.run("simulate", *words, "--url", self.base, "--json", "--time-scale", "0")
-        assert said.status == 0, said.out + said.err
-        answer: dict[str, Any] = json.loads(said.json[-1]["answer"])
-        return answer
-
-    def close(self) -> None:
-        for child in self.children:
-            child.stop()
-
-
-def build_house(folder: Path) -> House:
-    port = free_port()
-    config = folder / "receiver.toml"
-    said = receiver(
-        "init", "--path", config, "--public-url", PUBLIC, "--app-url", f"http://127.0.0.1:{port}/hooks"
-    )
-    assert said.status == 0, said.err
-    text = config.read_text().replace('"receiver-data"', f'"{folder}/data"')
-    config.write_text(f'{text}\n[sources.deapi]\nprovider = "deapi"\nsecrets = ["{DEAPI_SECRET}"]\n')
-    fields = tomllib.loads(config.read_text())
-    basic, app = fields["sources"]["deepgram"]["basic"][0], fields["destinations"]["app"]["secrets"][0]
-    return House(folder, port, [basic.partition(":")[2], app, fields["tokens"]["secrets"][0], DEAPI_SECRET])
 
 
 @pytest.fixture
@@ -219,7 +108,7 @@ def test_from_init_to_replay(house: House) -> None:
 
 def test_the_simulated_callbacks_are_what_the_providers_send(house: House) -> None:
     """Every product, error and disorder that the stand-ins play becomes the event it should."""
-    house.start("serve", "--port", "0", "--no-work")
+    house.start("serve", "--port", "0")
     assert house.run("deliveries").err == "no delivery fits\n"
     sample = Path(__file__).parents[1] / "golden/audio/speech.mulaw"
     stories: list[tuple[list[object], str]] = [
@@ -470,7 +359,7 @@ def test_a_url_without_token_is_the_same_for_all_jobs(house: House) -> None:
 @pytest.mark.parametrize(
     ("words", "change", "told"),
     [
-        (["nobody"], ("", ""), "deapi, deepgram"),
+        (["nobody"], ("", ""), "deapi, deepdub, deepgram"),
         (["deepgram"], (f'public_url = "{PUBLIC}"', ""), "public_url is not set"),
         (["deepgram"], ("hooks.example.com", "hooks.example.com:81"), "port 81"),
         (["deepgram"], ("hooks.example.com", "my_hooks.example.com"), "underscore"),
@@ -482,6 +371,12 @@ def test_a_url_without_token_is_the_same_for_all_jobs(house: House) -> None:
         (["deepgram", "--no-token"], ("# require_token", "require_token"), "require_token"),
         (["deepgram", "--expires", "soon"], ("", ""), "15m"),
         (["deepgram", "--format", "speed=2"], ("", ""), "sample_rate"),
+        (["deepgram", "--expect-within", "soon"], ("", ""), "15m"),
+        (["deepgram", "--expect-within", "0s"], ("", ""), "more than 0s"),
+        (["deepgram", "--expect-within", "31d"], ("", ""), "30d"),
+        (["deepgram", "--expect-within", "10m", "--no-token"], ("", ""), "--no-token"),
+        (["deepgram", "--expect-within", "10m", "--expires", "9m"], ("", ""), "--expires"),
+        (["deepdub"], ("", ""), "receiver pickup deepdub"),
     ],
 )
 def test_a_callback_url_that_would_not_work_is_refused_with_the_reason(
@@ -505,6 +400,7 @@ def test_a_callback_url_that_would_not_work_is_refused_with_the_reason(
     ("words", "told"),
     [
         (["events"], "there is no store at"),
+        (["pickups"], "there is no store at"),
         (["events", "--since", "yesterday"], "2h (ago)"),
         (["replay"], "--dead"),
         (["replay", "dlv_1", "--dead"], "--dead"),
@@ -525,6 +421,7 @@ def test_an_unknown_id_is_told(house: House) -> None:
     for words in (
         ["events", "evt_none"],
         ["deliveries", "dlv_none"],
+        ["pickups", "pku_none"],
         ["replay", "evt_none"],
         ["replay", "dlv_none"],
     ):
@@ -585,7 +482,7 @@ def test_every_flag_is_also_an_environment_variable_and_says_so() -> None:
         assert param.help
     assert {path[0] for path in seen if path} == {
         *("serve", "work", "init", "check", "migrate", "callback-url", "events", "deliveries"),
-        *("rejections", "replay", "simulate", "demo"),
+        *("pickup", "pickups", "rejections", "replay", "simulate", "demo"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from receiver.wiring import wall_clock
 from tests.support.processes import Process
+from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.raw import exchange, head
 from tests.support.running import settings_text
-from tests.support.senders import speech
+from tests.support.senders import SPEECH, Sent, deapi, speech
+from tests.support.sink import Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
@@ -79,3 +83,54 @@ async def test_a_huge_body_adds_less_than_32_mb(
     with stored[0].open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == digest.hexdigest()
     assert list((tmp_path / "data" / "journal" / "spool").iterdir()) == []
+
+
+RESULT = 200 * MIB
+
+
+async def test_a_huge_result_that_is_downloaded_adds_less_than_32_mb(tmp_path: Path) -> None:
+    """The peak until its event is delivered, above what the process had after its first result; and every byte arrives."""
+    first = SPEECH.read_bytes()
+    piece = bytes(range(256)) * (MIB // 256)
+    digest = hashlib.sha256(first)
+    peak = 0
+
+    async def huge(talk: Talk) -> None:
+        nonlocal peak
+        head = (
+            b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        )
+        await talk.send(head % (len(first) + RESULT) + first)
+        for _ in range(RESULT // MIB):
+            digest.update(piece)
+            await talk.send(piece)
+            peak = max(peak, process.memory_info().rss)
+
+    small = reply(200, first * 100, {"content-type": "audio/mpeg"})
+    async with Sink() as sink, ProviderHost(scripts={"/small": small, "/huge": huge}) as host:
+        config = tmp_path / "receiver.toml"
+        local = f'max_audio_bytes = {600 * MIB}\nresult_hosts = ["127.0.0.1"]\nallow = ["127.0.0.0/8"]\n'
+        text = settings_text(tmp_path, destination=sink.url)
+        config.write_text(text.replace("[sources.deapi]\n", f"[sources.deapi]\n{local}"))
+        serving = Process(config, since=wall_clock())
+        await serving.start()
+        assert serving.child is not None
+        process = psutil.Process(serving.child.pid)
+        await _push(serving, deapi("small", result_url=host.url("/small")))
+        await sink.until(1)
+        before = process.memory_info().rss
+        await _push(serving, deapi("huge", result_url=host.url("/huge")))
+        async with asyncio.timeout(50):
+            await sink.until(2)
+        peak = max(peak, process.memory_info().rss)
+        sound = json.loads(sink.received[1].body)["data"]["audio"]
+        assert (sound["bytes"], sound["sha256"]) == (len(first) + RESULT, digest.hexdigest())
+        assert peak - before < ALLOWED, f"{(peak - before) / MIB:.1f} MiB more"
+        await serving.kill()
+    shutil.rmtree(tmp_path / "data")
+
+
+async def _push(serving: Process, sent: Sent) -> None:
+    pieces = [head(sent.path, sent.headers | {"content-length": str(len(sent.body))}), sent.body]
+    status, _, body = await exchange(serving.port, pieces)
+    assert (status, b"recorded" in body) == (200, True), body

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -161,7 +160,7 @@ async def test_a_link_to_what_was_removed_is_404(live: Running) -> None:
 async def test_probes_say_ok(live: Running) -> None:
     assert (await live.client.get("/healthz")).json() == {"status": "ok"}
     answer = await live.client.get("/readyz")
-    parts = {"store": "ok", "blobs": "ok", "journal": "ok", "relay": "ok"}
+    parts = {"store": "ok", "blobs": "ok", "journal": "ok", "relay": "ok", "collector": "ok"}
     assert (answer.status_code, answer.json()) == (200, {"status": "ok", "parts": parts})
 
 
@@ -225,7 +224,10 @@ async def test_a_process_without_intake_has_no_journal_to_wait_for(tmp_path: Pat
         transport = httpx2.ASGITransport(create_app(up.receiver, intake=False))
         async with httpx2.AsyncClient(transport=transport, base_url="http://worker") as worker:
             ready = await worker.get("/readyz")
-            assert ready.json() == {"status": "ok", "parts": dict.fromkeys(("store", "blobs", "relay"), "ok")}
+            assert ready.json() == {
+                "status": "ok",
+                "parts": dict.fromkeys(("store", "blobs", "relay", "collector"), "ok"),
+            }
             assert (await worker.get(link)).content == AUDIO
             sent = transcript("job")
             assert (await worker.post(sent.path, headers=sent.headers, content=sent.body)).status_code == 404
@@ -352,7 +354,7 @@ async def test_no_answer_tells_a_version_or_a_secret(live: Running, monkeypatch:
     monkeypatch.setattr(uvicorn, "Config", config)
 
     with pytest.raises(KeyboardInterrupt):
-        await serving._serve(live.receiver, [], asyncio.Event(), lambda: None, intake=True, work=False)
+        await serving._serve(live.receiver, [], serving._Stop(), lambda: None, intake=True, work=False)
     assert made[0].server_header is False
     sent = transcript("job")
     headers = sent.headers | {"authorization": "Basic c2VjcmV0OnZhbHVl", "dg-token": "token-value"}

@@ -1,4 +1,4 @@
-"""Whatever is done with pickups in whatever order, the SQLite store answers as the one in memory does."""
+"""Whatever is done with pickups in whatever order, the stores in SQLite and in PostgreSQL answer as the one in memory does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,11 @@ from receiver.model import Answered, Stage
 from receiver.pickup import ClaimedPickup, Found, Pickup, PickupState
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from receiver.store.memory import MemoryStore
+from receiver.store.postgres import PostgresStore
 from receiver.store.sqlite import SqliteStore
 from tests.contract.pickup_suite import draft_of, pickup, result_of, settlement
 from tests.contract.store_suite import LEASE, T0, recording
+from tests.support.postgres import database
 
 T = TypeVar("T")
 ALL = PickupFilter(limit=1000)
@@ -48,11 +51,14 @@ class PickupMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.real: Store = SqliteStore(str(Path(self.folder.name) / "receiver.db"))
+        self.real: Store = self.made()
         self.model: Store = MemoryStore()
         for store in (self.real, self.model):
             self.run(store.open())
             self.run(store.migrate())
+
+    def made(self) -> Store:
+        return SqliteStore(str(Path(self.folder.name) / "receiver.db"))
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(call)
@@ -232,3 +238,24 @@ PickupMachine.TestCase.settings = settings(
     max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPickups = PickupMachine.TestCase
+
+
+class PostgresPickupMachine(PickupMachine):
+    """The same over PostgreSQL; the locks of several processes have tests of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+
+    def made(self) -> Store:
+        return PostgresStore(self.stack.enter_context(database()))
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.stack.close()
+
+
+PostgresPickupMachine.TestCase.settings = settings(
+    PickupMachine.TestCase.settings, max_examples=10, stateful_step_count=30
+)
+TestPickupsOverPostgres = PostgresPickupMachine.TestCase

@@ -1,10 +1,11 @@
-"""Whatever is done in whatever order, the SQLite store answers as the one in memory does, and keeps the rules."""
+"""Whatever is done in whatever order, the stores in SQLite and in PostgreSQL answer as the one in memory does, and keeps the rules."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,10 @@ from receiver.delivery import Claimed, Delivery, DeliveryState
 from receiver.model import Stage
 from receiver.store.base import DeliveryFilter, EventFilter, Store
 from receiver.store.memory import MemoryStore
+from receiver.store.postgres import PostgresStore
 from receiver.store.sqlite import SqliteStore
 from tests.contract.store_suite import LEASE, T0, recording, settlement
+from tests.support.postgres import database
 
 T = TypeVar("T")
 DESTINATIONS = ("app", "audit")
@@ -46,12 +49,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.real: Store = SqliteStore(str(Path(self.folder.name) / "receiver.db"))
+        self.real: Store = self.made()
         self.model = MemoryStore()
         stores: tuple[Store, ...] = (self.real, self.model)
         for store in stores:
             self.run(store.open())
             self.run(store.migrate())
+
+    def made(self) -> Store:
+        return SqliteStore(str(Path(self.folder.name) / "receiver.db"))
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(call)
@@ -197,3 +203,24 @@ StoreMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStore = StoreMachine.TestCase
+
+
+class PostgresStoreMachine(StoreMachine):
+    """The same over PostgreSQL; the locks of several processes have tests of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+
+    def made(self) -> Store:
+        return PostgresStore(self.stack.enter_context(database()))
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.stack.close()
+
+
+PostgresStoreMachine.TestCase.settings = settings(
+    StoreMachine.TestCase.settings, max_examples=15, stateful_step_count=30
+)
+TestStoreOverPostgres = PostgresStoreMachine.TestCase

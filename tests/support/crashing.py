@@ -4,7 +4,8 @@ STEP names a port and its method (`store.record`); WHEN is `before`, `after` or 
 at the exact call, so nothing runs after it: no handler, no flush, no atexit.
 
 The environment may say more: CRASHING_STORE_OUT=N lets the first N records fail as an outage does (`all`: every one), and
-CRASHING_NO_SYNC=all takes `os.fsync` away, CRASHING_NO_SYNC=folders that of folders only.
+CRASHING_NO_SYNC=all takes `os.fsync` away, CRASHING_NO_SYNC=folders that of folders only; CRASHING_PASSES=N lets the step pass
+N times before it kills.
 """
 
 from __future__ import annotations
@@ -50,6 +51,19 @@ STEPS = (
     "destination.send",
     "store.settle",
 )
+PULL = (
+    ("store.defer", 0),
+    ("store.claim_pickups", 0),
+    ("provider.collect", 0),
+    ("provider.collect", 2),
+    ("download.finish", 3),
+    ("blobs.put", 0),
+    ("folder.sync", 2),
+    ("store.settle_pickup", 4),
+    ("settle.transact", 1),
+)
+"""Steps of the pull road, each with how many times it passes first: the killed one is another provider's, or not the first attempt.
+`settle.transact` is inside the transaction, between the attempt and the event that it ends with."""
 
 
 JOURNAL = (
@@ -81,25 +95,34 @@ class _Dying:
         return _deadly(found, self._when)
 
 
+_passes = [int(os.environ.get("CRASHING_PASSES", "0"))]
+
+
+def _now() -> bool:
+    """Tell whether this time is the one that kills."""
+    _passes[0] -= 1
+    return _passes[0] < 0
+
+
 def _deadly(call: Callable[..., Any], when: str) -> Callable[..., Any]:
     if asyncio.iscoroutinefunction(call):
 
         async def deadly(*args: Any, **kwargs: Any) -> Any:
-            if when == "before":
+            if when == "before" and _now():
                 die()
             result = await call(*args, **kwargs)
             # An empty claim is no step of anybody's walk.
-            if when == "after" and result != []:
+            if when == "after" and result != [] and _now():
                 die()
             return result
 
         return deadly
 
     def deadly_sync(*args: Any, **kwargs: Any) -> Any:
-        if when == "before":
+        if when == "before" and _now():
             die()
         result = call(*args, **kwargs)
-        if when == "after":
+        if when == "after" and _now():
             die()
         return result
 
@@ -107,7 +130,7 @@ def _deadly(call: Callable[..., Any], when: str) -> Callable[..., Any]:
 
 
 class _Out:
-    """A store that is out for the first `times` records."""
+    """A store that is out for the first `times` records and deferrals."""
 
     def __init__(self, inner: Any, times: float) -> None:
         self._inner, self._left = inner, times
@@ -116,10 +139,17 @@ class _Out:
         return getattr(self._inner, name)
 
     async def record(self, recording: Any) -> Any:
+        self._fail()
+        return await self._inner.record(recording)
+
+    async def defer(self, deferral: Any) -> Any:
+        self._fail()
+        return await self._inner.defer(deferral)
+
+    def _fail(self) -> None:
         if self._left > 0:
             self._left -= 1
             raise StoreUnavailable
-        return await self._inner.record(recording)
 
 
 def shape(step: str, when: str) -> Callable[[Ports], Ports]:
@@ -142,6 +172,8 @@ def shape(step: str, when: str) -> Callable[[Ports], Ports]:
             ports.blobs = dying(ports.blobs)
         elif part == "deepgram":
             ports.providers = {name: dying(p) for name, p in ports.providers.items()}
+        elif part == "provider":
+            ports.pulls = {name: dying(p) for name, p in ports.pulls.items()}
         elif part == "destination":
             ports.destinations = {name: dying(d) for name, d in ports.destinations.items()}
         return ports
@@ -157,6 +189,14 @@ def _patch_inside(step: str, when: str) -> None:
         from receiver import spool
 
         spool.FileBody = _deadly(spool.FileBody, when)  # type: ignore[assignment,misc]
+    if step == "download.finish":
+        from receiver import spool
+
+        spool._Writer.finish = _deadly(spool._Writer.finish, when)  # type: ignore[method-assign]
+    if step == "settle.transact":
+        from receiver.store import pickups
+
+        pickups._end = _deadly(pickups._end, when)
     if step == "journal.keep":
         journal.Journal._keep = _deadly(journal.Journal._keep, when)  # type: ignore[method-assign]
     if step == "journal.commit":

@@ -19,13 +19,18 @@ class Delivered:
         self.events: list[dict[str, Any]] = []
         self.ids: dict[str, set[str]] = {}
         """Event ids by the job id that the provider gave."""
+        self.ends: dict[str, set[str]] = {}
+        """The same without events that only tell of progress."""
 
     def look(self) -> None:
         """Read what has come since."""
         for request in self._sink.received[self._read :]:
             body = json.loads(request.body)
             self.events.append(body)
-            self.ids.setdefault(body["data"]["job_id"], set()).add(body["data"]["event_id"])
+            job, event_id = body["data"]["job_id"], body["data"]["event_id"]
+            self.ids.setdefault(job, set()).add(event_id)
+            if not body["type"].endswith(".processing"):
+                self.ends.setdefault(job, set()).add(event_id)
             assert request.headers["webhook-id"] == body["data"]["event_id"]
         self._read = len(self._sink.received)
 

@@ -44,6 +44,10 @@ def swapped(old: str, new: str) -> str:
 
 APP = '"https://app.example.com/hooks"'
 HOOKS = '"https://hooks.example.com"'
+KEY = 'api_key = "0123456789abcdef"\n'
+DEAPI = f'[sources.deapi]\nprovider = "deapi"\nsecrets = ["0123456789abcdef"]\n{KEY}'
+DEEPDUB = f'[sources.deepdub]\nprovider = "deepdub"\n{KEY}'
+PLAYHT = f'[sources.playht]\nprovider = "playht"\nuser_id = "somebody"\n{KEY}'
 CASES: dict[str, tuple[str, str]] = {
     "E002": (swapped('provider = "deepgram"', 'provider = "deepgam"'), "sources.deepgram.provider"),
     "E003": (swapped(HOOKS, '"hooks.example.com"'), "public_url"),
@@ -68,6 +72,14 @@ CASES: dict[str, tuple[str, str]] = {
     "E104": (swapped('basic = ["dg:correct-horse"]', 'basic = ["no colon"]'), "sources.deepgram"),
     "E201": (GOOD + '[sources.deapi]\nprovider = "deapi"', "sources.deapi.secrets"),
     "E204": (GOOD + '[sources.deapi]\nprovider = "deapi"\nsecret = "x"', "sources.deapi"),
+    "E010": (
+        swapped('provider = "deepgram"', 'provider = "deepgram"\nca_file = "/nowhere/ca.pem"'),
+        "sources.deepgram.ca_file",
+    ),
+    "E301": (GOOD + '[sources.deepdub]\nprovider = "deepdub"', "sources.deepdub.api_key"),
+    "E304": (GOOD + DEEPDUB + 'region = "moon"', "sources.deepdub"),
+    "E401": (GOOD + '[sources.playht]\nprovider = "playht"', "sources.playht.api_key"),
+    "E404": (GOOD + PLAYHT + 'mode = "guess"', "sources.playht"),
     "W001": (swapped(f"public_url = {HOOKS}", ""), "public_url"),
     "W002": (GOOD.partition("[destinations.app]")[0], "destinations"),
     "W003": (swapped(f'secrets = ["{SECRET}"]', ""), "destinations.app.secrets"),
@@ -80,6 +92,8 @@ CASES: dict[str, tuple[str, str]] = {
         "sources",
     ),
     "W010": (GOOD + 'events = ["speach.*"]', "destinations.app.events"),
+    "W011": (GOOD + '[server]\nadmin_tokens = ["guess-me"]', "server.admin_tokens"),
+    "W012": (GOOD + DEEPDUB + 'base_url = "http://127.0.0.1:9901/api/v1"', "sources.deepdub.allow"),
     "W101": (
         swapped('basic = ["dg:correct-horse"]', 'dg_token = "id"\nrequire_dg_token = true'),
         "sources.deepgram.dg_token",
@@ -94,6 +108,14 @@ CASES: dict[str, tuple[str, str]] = {
         "sources.deapi.secrets",
     ),
     "W202": (GOOD + '[sources.deapi]\nprovider = "deapi"\nsecrets = ["short"]', "sources.deapi.secrets"),
+    "W203": (GOOD + DEAPI + 'api_url = "http://api.deapi.ai"', "sources.deapi.api_url"),
+    "W301": (GOOD + DEEPDUB + 'base_url = "http://restapi.deepdub.ai/api/v1"', "sources.deepdub.base_url"),
+    "W401": (
+        GOOD + '[sources.playht]\nprovider = "playht"\napi_key = "0123456789abcdef"',
+        "sources.playht.user_id",
+    ),
+    "W402": (GOOD + PLAYHT + 'base_url = "http://api.play.ht/api/v2"', "sources.playht.base_url"),
+    "W403": (GOOD + PLAYHT + 'result_hosts = ["*"]', "sources.playht.result_hosts"),
 }
 
 
@@ -108,10 +130,26 @@ def test_every_code_there_is_has_a_case() -> None:
     assert set(CASES) | elsewhere == set(CODES)
 
 
+@pytest.mark.parametrize("source", [DEAPI, DEEPDUB, PLAYHT])
+def test_good_sources_that_are_asked_have_no_finding(source: str, tmp_path: Path) -> None:
+    assert codes(GOOD + source, tmp_path) == []
+
+
+@pytest.mark.parametrize("setting", ["api_url", "base_url"])
+def test_a_private_address_that_is_allowed_may_be_asked(setting: str, tmp_path: Path) -> None:
+    source = DEAPI if setting == "api_url" else DEEPDUB
+    allowed = f'{setting} = "http://127.0.0.1:9901"\nallow = ["127.0.0.0/8"]'
+    assert codes(GOOD + source + allowed, tmp_path) == []
+
+
+def test_an_address_that_is_no_url_is_one_finding(tmp_path: Path) -> None:
+    assert codes(GOOD + DEEPDUB + 'base_url = "http://[::1"', tmp_path) == ["E304"]
+
+
 def test_findings_tell_no_secret(tmp_path: Path) -> None:
     for text, _ in CASES.values():
         said = repr(findings(text, tmp_path))
-        for secret in (SECRET, "correct-horse", "correct_horse", "0123456789abcdef", "no colon"):
+        for secret in (SECRET, "correct-horse", "correct_horse", "0123456789abcdef", "no colon", "guess-me"):
             assert secret not in said
 
 

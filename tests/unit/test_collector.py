@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 import pytest
 
+from receiver.blobs.keys import KeyTemplate
 from receiver.blobs.local import LocalBlobs
 from receiver.collector import Collector, Quarry
 from receiver.errors import BlobsUnavailable
@@ -160,6 +161,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             blobs=cast("Any", blobs),
             spool=spool,
             router=Router([Route("app", ("*",), ("*",))]),
+            keys=KeyTemplate(),
             clock=lambda: made.now,
             wake=made.woken.extend,
             wake_pickups=lambda source: None,

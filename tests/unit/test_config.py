@@ -222,9 +222,9 @@ def test_a_provider_that_is_not_there_is_answered_with_those_that_are() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[store]\nurl = 'postgres://user:hunter2@host/db'", "store.url begins with"),
+        ("[store]\nurl = 'mysql://user:hunter2@host/db'", "store.url begins with"),
         ("[store]\nurl = 'sqlite:///'", "store.url begins with"),
-        ("[blobs]\nurl = 's3://bucket'", "blobs.url begins with"),
+        ("[blobs]\nurl = 'gs://bucket'", "blobs.url begins with"),
         ("[blobs]\nurl = 'file://relative'", "blobs.url begins with"),
     ],
 )

@@ -92,7 +92,7 @@ async def test_a_broken_error_page_does_not_hide_its_status(the_way: Way) -> Non
     the_way.host.scripts["/cut"] = reply(404, b"not", length=100)
     the_way.host.scripts["/coded"] = reply(401, b"not gzip", {"Content-Encoding": "gzip"})
     the_way.host.scripts["/unknown"] = reply(402, b"?", {"Content-Encoding": "br"})
-    the_way.host.scripts["/zipped"] = reply(400, gzip.compress(b"why"), {"Content-Encoding": "gzip"})
+    the_way.host.scripts["/zipped"] = reply(400, gzip.compress(b"why", mtime=0), {"Content-Encoding": "gzip"})
     got = answered(await the_way.fetcher.ask(the_way.url("/endless"), headers={}), 503)
     assert (got.retry_after, len(got.body)) == (7.0, 1024 * 1024)
     answered(await the_way.fetcher.ask(the_way.url("/cut"), headers={}), 404)
@@ -161,9 +161,9 @@ def chunked(*pieces: bytes, headers: bytes = b"") -> bytes:
         chunked(AUDIO[:7], AUDIO[7:100_000], AUDIO[100_000:]),
         b"HTTP/1.0 200 OK\r\n\r\n" + AUDIO,
         b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + reply(200, AUDIO),
-        reply(200, gzip.compress(AUDIO), {"Content-Encoding": "gzip"}),
+        reply(200, gzip.compress(AUDIO, mtime=0), {"Content-Encoding": "gzip"}),
         reply(200, zlib.compress(AUDIO), {"Content-Encoding": "deflate"}),
-        chunked(gzip.compress(AUDIO), headers=b"content-encoding: gzip\r\n"),
+        chunked(gzip.compress(AUDIO, mtime=0), headers=b"content-encoding: gzip\r\n"),
     ],
     ids=["length", "chunked", "until it closes", "after a 103", "gzip", "deflate", "gzip, chunked"],
 )
@@ -216,7 +216,7 @@ async def test_a_disk_that_cannot_take_it_is_ours_to_mend(the_way: Way) -> None:
         (reply(200, b""), "the result is empty"),
         (chunked(), "the result is empty"),
         (reply(200, b"", {"Content-Encoding": "gzip"}), "the result is empty"),
-        (reply(200, gzip.compress(b""), {"Content-Encoding": "gzip"}), "the result is empty"),
+        (reply(200, gzip.compress(b"", mtime=0), {"Content-Encoding": "gzip"}), "the result is empty"),
         (reply(200, b"x" * 70, length=100), "cut off after 70 of 100 bytes"),
         (reply(200, AUDIO, length=300_001), "cut off after 300000 of 300001 bytes"),
         (chunked(b"abc")[:-5], "cut off after 3 bytes"),
@@ -224,7 +224,10 @@ async def test_a_disk_that_cannot_take_it_is_ours_to_mend(the_way: Way) -> None:
         (reply(200, b"x", {"Content-Encoding": "br"}), "content coding that is not understood: 'br'"),
         (reply(200, b"x", {"Content-Encoding": "gzip, gzip"}), "not understood: 'gzip, gzip'"),
         (reply(200, b"no gzip", {"Content-Encoding": "gzip"}), "says gzip, but the bytes cannot be decoded"),
-        (reply(200, gzip.compress(AUDIO)[:-9], {"Content-Encoding": "gzip"}), "end before their coding does"),
+        (
+            reply(200, gzip.compress(AUDIO, mtime=0)[:-9], {"Content-Encoding": "gzip"}),
+            "end before their coding does",
+        ),
     ],
 )
 async def test_what_is_no_whole_result_is_unusable_and_says_why(
@@ -241,8 +244,8 @@ async def test_what_is_no_whole_result_is_unusable_and_says_why(
         reply(200, AUDIO),
         chunked(AUDIO),
         reply(200, b"", length=10**15),
-        reply(200, gzip.compress(AUDIO), {"Content-Encoding": "gzip"}),
-        reply(200, gzip.compress(bytes(300_000)), {"Content-Encoding": "gzip"}),
+        reply(200, gzip.compress(AUDIO, mtime=0), {"Content-Encoding": "gzip"}),
+        reply(200, gzip.compress(bytes(300_000), mtime=0), {"Content-Encoding": "gzip"}),
     ],
 )
 async def test_a_result_over_the_limit_is_too_large(the_way: Way, script: Script) -> None:
@@ -274,7 +277,7 @@ async def test_gzip_that_decodes_to_nothing_without_end_is_too_large(the_way: Wa
 
 
 async def test_a_bomb_ends_as_too_large_in_flat_memory(the_way: Way) -> None:
-    bomb = gzip.compress(bytes(200_000_000), 9)
+    bomb = gzip.compress(bytes(200_000_000), 9, mtime=0)
     tracemalloc.start()
     try:
         got = await get(the_way, reply(200, bomb, {"Content-Encoding": "gzip"}), limit=30_000_000)

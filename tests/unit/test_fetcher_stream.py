@@ -119,7 +119,7 @@ async def test_a_stream_that_goes_wrong_ends_with_one_failure(
 
 
 async def test_a_stream_may_be_coded(the_way: Way) -> None:
-    coded = gzip.compress(b"data: 1\n\n")
+    coded = gzip.compress(b"data: 1\n\n", mtime=0)
     the_way.host.scripts["/jobs/1"] = reply(200, coded, TYPE | {"Content-Encoding": "gzip"})
     assert (await follow(the_way))[1] == events(("message", "1"))
     the_way.host.scripts["/jobs/1"] = reply(200, coded, TYPE | {"Content-Encoding": "br"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 
 from receiver.delivery import DeliveryState
 from receiver.store.base import Store
+from receiver.store.postgres import PostgresStore
 from receiver.store.sqlite import SqliteStore
 from tests.contract.store_suite import T0
+from tests.support.postgres import database
 from tests.support.relaying import FaultyStore, Heard, Now
 from tests.support.sink import Sink
 
@@ -31,13 +34,20 @@ async def store() -> AsyncIterator[FaultyStore]:
     await made.close()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    made: Store = FaultyStore() if request.param == "memory" else SqliteStore(str(tmp_path / "r.db"))
-    await made.open()
-    await made.migrate()
-    yield made
-    await made.close()
+    with contextlib.ExitStack() as stack:
+        made: Store
+        if request.param == "postgres":
+            made = PostgresStore(stack.enter_context(database()))
+        elif request.param == "sqlite":
+            made = SqliteStore(str(tmp_path / "r.db"))
+        else:
+            made = FaultyStore()
+        await made.open()
+        await made.migrate()
+        yield made
+        await made.close()
 
 
 @pytest.fixture

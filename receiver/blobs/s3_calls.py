@@ -1,0 +1,172 @@
+"""boto3 on threads (floor 3): a pool of its own, time limits that hold, and no thread that works for nobody.
+
+A thread cannot be interrupted. What bounds it: the connection's timeouts, and two hooks of botocore's that let no further
+try begin when a request's time is over or nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from receiver.blobs.s3_errors import GaveUp, unavailable
+from receiver.blobs.s3_links import LinkSigner
+from receiver.blobs.s3_options import S3Options, make_client
+from receiver.errors import BlobsUnavailable, ConfigError, NotFound
+
+_AGAIN_SECONDS = 3.0
+"""Another try of a request begins only this long after the first: with a hung try the callback's 6 s are over."""
+_EXPECT_BYTES = 1024 * 1024
+"""From here on the store is asked whether it wants the body before it is sent."""
+_KEEP_SECONDS = 60.0
+"""Pause between two looks at credentials that expire; botocore renews them from 15 minutes before their end."""
+T = TypeVar("T")
+
+
+class _Ticket:
+    """What the thread of one call may still do."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+        self.sent = 0
+        self.until = 0.0
+        self.last: Any = None
+
+
+class Calls:
+    """Runs functions of a boto3 client in threads. Everything it raises is `BlobsUnavailable`, `NotFound` or `ConfigError`."""
+
+    def __init__(self, options: S3Options) -> None:
+        self._options = options
+        self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="s3")
+        self._here = threading.local()
+        self._keeper: asyncio.Task[None] | None = None
+        self._closing = False
+        self.client: Any = None
+        self.signer: Any = None
+
+    async def open(self) -> None:
+        """Load boto3, make the client, find credentials; no request is made, so that an outage does not hinder a start.
+
+        Raises `ConfigError` when boto3 is missing, `BlobsUnavailable` when there are no credentials.
+        """
+        credentials = await self.run(self._begin, doing="opening", seconds=30.0)
+        if hasattr(credentials, "refresh_needed"):
+            self._keeper = asyncio.create_task(self._keep(credentials))
+
+    async def close(self) -> None:
+        """Let no further try begin, and wait for the requests under way."""
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        if self.client is not None:
+            self.client.close()
+
+    async def run(
+        self,
+        work: Callable[[Any], T],
+        *,
+        doing: str,
+        permission: str = "",
+        seconds: float | None = None,
+        under_way: set[Future[Any]] | None = None,
+    ) -> T:
+        """Return what `work(client)` returns, called in a thread.
+
+        Past `seconds`, or when cancelled, the thread is left to end its request and begins no other; `under_way` keeps
+        its future for whoever must wait for that.
+        """
+        ticket = _Ticket()
+        try:
+            future = self._pool.submit(self._work, ticket, work)
+            if under_way is not None:
+                under_way.add(future)
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(future)
+        except (NotFound, BlobsUnavailable, ConfigError):
+            raise
+        except Exception as error:  # whatever boto3 and its parts raise, the port promises one kind
+            raise unavailable(error, self._options, doing, permission) from None
+        finally:
+            ticket.wanted = False
+
+    def _work(self, ticket: _Ticket, work: Callable[[Any], T]) -> T:
+        self._here.ticket = ticket
+        try:
+            return work(self.client)
+        except GaveUp:
+            if ticket.last is not None:
+                raise ticket.last from None
+            raise
+        finally:
+            self._here.ticket = None
+
+    def _begin(self, _: Any) -> Any:
+        client, credentials = make_client(self._options)
+        if credentials is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+        events = client.meta.events
+        events.register("provide-client-params.s3", self._on_request)
+        events.register_last("before-call.s3", _on_call)
+        events.register("before-send.s3", self._on_send)
+        events.register("response-received.s3", self._on_response)
+        self.signer = LinkSigner(client, credentials, self._options.bucket)
+        self.client = client
+        return credentials
+
+    def _on_request(self, **_: Any) -> None:
+        ticket: _Ticket | None = getattr(self._here, "ticket", None)
+        if ticket is not None:
+            ticket.sent, ticket.last = 0, None
+            ticket.until = time.monotonic() + _AGAIN_SECONDS
+
+    def _on_send(self, **_: Any) -> None:
+        """Stop a try that is not to begin: botocore does not take this for something to be tried again."""
+        ticket: _Ticket | None = getattr(self._here, "ticket", None)
+        if ticket is None:
+            return
+        ticket.sent += 1
+        late = ticket.sent > 1 and time.monotonic() > ticket.until
+        if late or self._closing or not ticket.wanted:
+            raise GaveUp
+
+    def _on_response(self, parsed_response: Any, exception: Any, **_: Any) -> None:
+        """Remember why a try failed, which is what its giving up is explained by."""
+        ticket: _Ticket | None = getattr(self._here, "ticket", None)
+        if ticket is None or isinstance(exception, GaveUp):
+            return
+        ticket.last = exception
+        if exception is None and isinstance(parsed_response, dict) and parsed_response.get("Error"):
+            from botocore.exceptions import ClientError
+
+            ticket.last = ClientError(parsed_response, "")
+
+    async def _keep(self, credentials: Any) -> None:
+        """Renew credentials that expire in a thread, before `presign` on the event loop would have to wait for that."""
+        while True:
+            await asyncio.sleep(_KEEP_SECONDS)
+            try:
+                await self.run(
+                    lambda _: credentials.get_frozen_credentials(), doing="renewing credentials of"
+                )
+            except BlobsUnavailable:
+                continue
+
+
+def _on_call(params: Any, **_: Any) -> None:
+    """Take `Expect: 100-continue` from small bodies: it costs a journey, and a second where nobody answers it."""
+    body = params.get("body")
+    if hasattr(body, "seek"):
+        size = body.seek(0, os.SEEK_END)
+        body.seek(0)
+        if size < _EXPECT_BYTES:
+            params["headers"].pop("Expect", None)

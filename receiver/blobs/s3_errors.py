@@ -1,0 +1,142 @@
+"""What went wrong at S3, as one sentence without secrets (floor 3).
+
+The store's own message is never shown: that of a wrong signature holds what was signed. Codes:
+https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from receiver.blobs.s3_options import S3Options
+from receiver.errors import BlobsUnavailable, ReceiverError
+
+_CREDENTIALS = (
+    "give boto3 credentials, by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance role"
+)
+_BY_CODE = {
+    "InvalidAccessKeyId": "the store does not know the access key id: compare AWS_ACCESS_KEY_ID or the profile",
+    "SignatureDoesNotMatch": "the secret access key is wrong (or something on the way changes the Host header)",
+    "ExpiredToken": "the temporary credentials have expired: renew them",
+    "InvalidToken": "the session token is not valid: compare AWS_SESSION_TOKEN with the access key",
+    "RequestTimeTooSkewed": "this machine's clock is too far from the store's: set it (NTP)",
+    "SlowDown": "the store asks to slow down (503 SlowDown)",
+    "EntityTooLarge": "the object is larger than the store takes",
+    "InvalidStorageClass": "the store does not know the storage class: correct blobs.storage_class",
+    "InvalidBucketName": "that is no name a bucket may have: correct blobs.url",
+    "QuotaExceeded": "the store's quota is used up",
+    "BadDigest": "the bytes were changed on the way: their checksum does not fit",
+    "XAmzContentSHA256Mismatch": "the bytes were changed on the way: their checksum does not fit",
+    "XAmzContentChecksumMismatch": "the bytes were changed on the way: their checksum does not fit",
+    "MissingContentLength": 'the store does not take a checksum behind the body: set blobs.checksums = "when_required"',
+}
+_BY_TYPE = {
+    "NoCredentialsError": f"no credentials were found: {_CREDENTIALS}",
+    "PartialCredentialsError": "the credentials are not whole: both access key id and secret access key are needed",
+    "CredentialRetrievalError": "the credentials could not be fetched from their provider",
+    "MetadataRetrievalError": "the instance role's credentials could not be fetched",
+    "InvalidRegionError": "the region is no valid name: correct blobs.region",
+    "FlexibleChecksumError": "the bytes were changed on the way: their checksum does not fit",
+    "NoRegionError": "no region is known: set blobs.region or AWS_REGION",
+}
+
+
+class GaveUp(Exception):
+    """The request's time is over, or nobody waits for it any more."""
+
+
+def code_of(error: BaseException) -> str:
+    """Return the store's error code (`AccessDenied`, or the status as text), "" when it did not answer."""
+    response: Any = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status of the store's answer, 0 when it did not answer."""
+    response: Any = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return 0
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether the store is out, or too busy: what only waiting mends."""
+    status = status_of(error)
+    if code_of(error) or status:
+        return status in (429, 503) or (status >= 500 and status != 501)
+    silent = ("ReadTimeoutError", "ConnectTimeoutError", "EndpointConnectionError", "ConnectionClosedError")
+    return isinstance(error, GaveUp | TimeoutError) or type(error).__name__ in silent
+
+
+def explain(error: BaseException, options: S3Options, doing: str, permission: str) -> str:
+    """Return one sentence: what was done, why it failed, and what to do. `permission` is what it needs (`s3:PutObject`)."""
+    return f"{doing} {options.place} failed: {_reason(error, options, permission)}"
+
+
+def unavailable(error: BaseException, options: S3Options, doing: str, permission: str) -> BlobsUnavailable:
+    """Return the error that the port promises."""
+    if isinstance(error, BlobsUnavailable):
+        return error
+    return BlobsUnavailable(explain(error, options, doing, permission))
+
+
+def _reason(error: BaseException, options: S3Options, permission: str) -> str:
+    if isinstance(error, ReceiverError):
+        return error.message
+    kind = type(error).__name__
+    code, status = code_of(error), status_of(error)
+    if code or status:
+        return _answered(error, code, status, options, permission)
+    if isinstance(error, GaveUp | TimeoutError) or kind in ("ReadTimeoutError", "ConnectTimeoutError"):
+        return f"{options.host} did not answer in time"
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    if kind == "SSLError":
+        return f"the TLS certificate of {options.host} was not trusted, or it speaks no TLS: compare blobs.ca_file"
+    if kind in ("EndpointConnectionError", "ProxyConnectionError"):
+        return f"{options.host} cannot be reached (name, port or network)"
+    if kind in ("ConnectionClosedError", "ConnectionError", "ResponseStreamingError", "IncompleteReadError"):
+        return f"{options.host} broke the connection off"
+    if kind == "ProfileNotFound":
+        return "AWS_PROFILE names a profile that is not there"
+    if kind == "ParamValidationError":
+        return "the bucket's name or the key is not one that S3 takes"
+    if isinstance(error, ValueError) and "endpoint" in str(error).lower():
+        return "blobs.endpoint_url begins with https:// (or http://) and a host"
+    if kind == "FileNotFoundError":
+        return "the body's temporary file is gone"
+    if "Token" in kind or "SSO" in kind:
+        return "the sign-in behind the credentials has ended: sign in again"
+    return f"an unexpected {kind}"
+
+
+def _answered(error: BaseException, code: str, status: int, options: S3Options, permission: str) -> str:
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    if code.startswith("KMS.") or code == "KMSDisabledException":
+        return "the encryption key cannot be used: compare blobs.sse_kms_key_id and its key policy"
+    if code == "NoSuchBucket":
+        return f"there is no bucket {options.bucket}"
+    if status == 301 or code in (
+        "PermanentRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+    ):
+        region = _region(error)
+        told = f'set blobs.region = "{region}"' if region else "set blobs.region to the bucket's"
+        return f"the bucket {options.bucket} lies in another region: {told}"
+    if status == 403:
+        return f"access denied: the credentials need {permission} (and the key's use, where it is encrypted)"
+    if status in (429, 503):
+        return f"the store is overloaded ({status})"
+    if status >= 500:
+        return f"the store failed ({status})"
+    shown = f"{status} {code}" if code and code != str(status) else str(status)
+    return f"the store refused it ({shown})"
+
+
+def _region(error: BaseException) -> str:
+    response: Any = getattr(error, "response", {})
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region") or ""
+    return region if region.replace("-", "").isalnum() else ""

@@ -1,0 +1,173 @@
+"""What `receiver check` asks a bucket (floor 3): each thing that receiver will do, once, with a small object of its own."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from receiver.blobs.s3_errors import code_of, explain, is_outage, status_of
+from receiver.blobs.s3_options import S3Options, make_client
+from receiver.errors import ReceiverError
+
+OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
+"""The permissions that receiver needs, as deploy/iam-policy.json grants them."""
+_BODY = b"receiver check\n"
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One thing that does not work, or not as it should."""
+
+    message: str
+    permission: str = ""
+    """The permission that is missing, `s3:PutObject` for example; "" when it is something else."""
+    fatal: bool = True
+    """False: receiver works all the same."""
+    outage: bool = False
+    """The store did not answer, or was too busy: nothing about the settings need be wrong."""
+
+
+class _Probe:
+    def __init__(self, options: S3Options, client: Any) -> None:
+        self.options = options
+        self.client = client
+        self.place = {
+            "Bucket": options.bucket,
+            "Key": f"{options.prefix}receiver-check/{secrets.token_hex(8)}",
+        }
+        self.troubles: list[Trouble] = []
+
+    def step(self, doing: str, permission: str, work: Callable[[], None], *, fatal: bool = True) -> bool:
+        """Do one thing; return whether it worked."""
+        try:
+            work()
+        except Exception as error:  # whatever goes wrong is what was asked for
+            missing = (
+                permission if status_of(error) == 403 and code_of(error) in ("AccessDenied", "403") else ""
+            )
+            message = explain(error, self.options, doing, permission)
+            self.troubles.append(Trouble(message, missing, fatal, is_outage(error)))
+            return False
+        return True
+
+    def put(self) -> None:
+        more: dict[str, Any] = {}
+        if self.options.sse:
+            more["ServerSideEncryption"] = self.options.sse
+        if self.options.sse_kms_key_id:
+            more["SSEKMSKeyId"] = self.options.sse_kms_key_id
+        if self.options.storage_class:
+            more["StorageClass"] = self.options.storage_class
+        if self.options.checksums == "when_supported":
+            more["ChecksumAlgorithm"] = "SHA256"
+        self.client.put_object(**self.place, Body=_BODY, ContentType="text/plain", **more)
+
+    def get(self) -> None:
+        with closing(self.client.get_object(**self.place)["Body"]) as body:
+            if body.read() != _BODY:
+                raise ReceiverError("other bytes came back than were stored")
+
+    def region(self) -> None:
+        headers = self.client.head_bucket(Bucket=self.options.bucket)["ResponseMetadata"]["HTTPHeaders"]
+        region = headers.get("x-amz-bucket-region", "")
+        if region and region != self.client.meta.region_name and not self.options.endpoint_url:
+            raise ReceiverError(f'the bucket lies in another region: set blobs.region = "{region}"')
+
+    def link(self) -> None:
+        about = {
+            "ResponseContentType": "audio/mpeg",
+            "ResponseContentDisposition": 'inline; filename="check"',
+        }
+        url = self.client.generate_presigned_url("get_object", Params=self.place | about, ExpiresIn=60)
+        request = urllib.request.Request(url, headers={"Range": "bytes=0-7"})  # noqa: S310 - made by boto3
+        context = ssl.create_default_context(cafile=self.options.ca_file)
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS, context=context) as answer:  # noqa: S310
+                data, status, kind = answer.read(), answer.status, answer.headers.get("content-type")
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ReceiverError(
+                    f"a signed link was answered {error.code}: applications could not fetch audio"
+                ) from None
+        except OSError as error:
+            raise ReceiverError(f"a signed link could not be fetched ({type(error).__name__})") from None
+        if data not in (_BODY, _BODY[:8]):
+            raise ReceiverError("a signed link gave other bytes than were stored")
+        if status != 206 or data != _BODY[:8]:
+            self.troubles.append(
+                Trouble("signed links serve no byte ranges: players cannot seek in the audio", fatal=False)
+            )
+        if kind != "audio/mpeg":
+            self.troubles.append(
+                Trouble(f"signed links ignore the content type asked for, and say {kind!r}", fatal=False)
+            )
+
+    def condition(self) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.put_object(**self.place, Body=_BODY, IfNoneMatch="*")
+        except ClientError as error:
+            if status_of(error) == 412:
+                return
+            if status_of(error) != 501:
+                raise
+        message = (
+            "it accepted a second If-None-Match: *, so an object can be written over; receiver's keys are made from "
+            "content, which keeps that harmless"
+        )
+        self.troubles.append(Trouble(f"{self.options.place}: {message}", fatal=False))
+
+    def parts(self) -> None:
+        upload_id = self.client.create_multipart_upload(**self.place)["UploadId"]
+        self.client.abort_multipart_upload(**self.place, UploadId=upload_id)
+
+    def listing(self) -> None:
+        found = self.client.list_objects_v2(Bucket=self.options.bucket, Prefix=self.place["Key"])
+        if [item["Key"] for item in found.get("Contents", [])] != [self.place["Key"]]:
+            raise ReceiverError("the object that was just stored is not listed")
+
+    def uploads(self) -> None:
+        self.client.list_multipart_uploads(Bucket=self.options.bucket, Prefix=self.options.prefix)
+
+    def delete(self) -> None:
+        self.client.delete_object(**self.place)
+
+
+def probe(options: S3Options) -> list[Trouble]:
+    """Try what receiver does with its bucket; return what does not work, without a secret in it. Blocks; raises nothing."""
+    try:
+        client, credentials = make_client(options)
+        if credentials is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+    except Exception as error:  # a profile or URL that is none, boto3 missing
+        return [Trouble(explain(error, options, "opening", ""))]
+    asked = _Probe(options, client)
+    try:
+        if asked.step("storing in", "s3:PutObject", asked.put):
+            _go_on(asked)
+    finally:
+        client.close()
+    return asked.troubles
+
+
+def _go_on(asked: _Probe) -> None:
+    readable = asked.step("reading from", "s3:GetObject", asked.get)
+    asked.step("asking", "s3:ListBucket", asked.region)
+    if readable:
+        asked.step("linking to", "s3:GetObject", asked.link)
+    asked.step("storing once more in", "s3:PutObject", asked.condition, fatal=False)
+    asked.step("storing in parts in", "s3:PutObject and s3:AbortMultipartUpload", asked.parts)
+    asked.step("listing", "s3:ListBucket", asked.listing, fatal=False)
+    asked.step("listing uploads in", "s3:ListBucketMultipartUploads", asked.uploads, fatal=False)
+    asked.step("deleting in", "s3:DeleteObject", asked.delete, fatal=False)

@@ -1,0 +1,177 @@
+"""`erase` and `sweep`: removing one subject's data on demand, and what is old, now (floor 9)."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.common import load, opened_store
+from receiver.cli.options import UsageError, option
+from receiver.cli.output import print_fields, print_json, warn
+
+if TYPE_CHECKING:
+    from receiver.blobs.base import Blobs
+    from receiver.config import Settings
+    from receiver.erasure import Eraser, FoundOf, Removed
+    from receiver.retention import Subject
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(erase)
+    app.command()(sweep)
+
+
+def erase(
+    ctx: typer.Context,
+    ref: Annotated[str | None, option("--ref", help="Everything with this ref.")] = None,
+    job: Annotated[str | None, option("--job", help="Everything of this job (the provider's id).")] = None,
+    event: Annotated[str | None, option("--event", help="One event (evt_…).")] = None,
+    source: Annotated[str | None, option("--source", help="With --job: only of this source.")] = None,
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Erase one subject: its events, bodies, audio, attempts, dead letters, pickups, and what lies in this machine's journal."""
+    subject = _subject(ref, job, event, source)
+    settings = load(ctx)
+    asyncio.run(_erase(settings, subject, yes=yes, as_json=as_json))
+
+
+def _subject(ref: str | None, job: str | None, event: str | None, source: str | None) -> Subject:
+    from receiver.retention import Subject, SubjectKind
+
+    named = {SubjectKind.REF: ref, SubjectKind.JOB: job, SubjectKind.EVENT: event}
+    given = [(kind, key) for kind, key in named.items() if key]
+    if len(given) != 1:
+        raise UsageError("name one subject: --ref, --job or --event")
+    kind, key = given[0]
+    if source is not None and kind is not SubjectKind.JOB:
+        raise UsageError("--source goes with --job only")
+    return Subject(kind=kind, key=key, source=source)
+
+
+async def _erase(settings: Settings, subject: Subject, *, yes: bool, as_json: bool) -> None:
+    from receiver.places import token_secrets
+    from receiver.wiring import wall_clock
+
+    secrets = token_secrets(settings)
+    async with _opened(settings) as eraser:
+        found = await eraser.look(subject)
+        if not found:
+            before = await eraser.erased_before([subject.digest(secret) for secret in secrets])
+            _tell_nothing(before, as_json=as_json)
+            return
+        if not yes:
+            _ask(found)
+        removed = await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
+    _tell(removed, as_json=as_json)
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Eraser]:
+    from receiver.cli.common import tokens_of
+    from receiver.erasure import Eraser
+    from receiver.journal import Journal
+    from receiver.observe import Observers
+    from receiver.places import journal_folder
+    from receiver.providers.base import PushProvider
+    from receiver.wiring import build_providers, wall_clock
+
+    journal = Journal(
+        journal_folder(settings),
+        max_bytes=settings.journal.max_bytes,
+        observer=Observers([]),
+        clock=wall_clock,
+    )
+    adapters = build_providers(settings, tokens_of(settings))
+    providers = {name: one for name, one in adapters.items() if isinstance(one, PushProvider)}
+    async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
+        await journal.open()
+        yield Eraser(store=store, blobs=blobs, journal=journal, providers=providers)
+
+
+@asynccontextmanager
+async def _opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
+    from receiver.wiring import build_blobs
+
+    blobs = build_blobs(settings)
+    await blobs.open()
+    try:
+        yield blobs
+    finally:
+        await blobs.close()
+
+
+def _ask(found: FoundOf) -> None:
+    traces = found.traces
+    counts = (
+        ("events", len(traces.event_ids)),
+        ("callbacks", len(traces.callbacks)),
+        ("deliveries", traces.deliveries),
+        ("pickups", len(traces.pickup_ids)),
+        ("stored objects", len(traces.blob_keys)),
+        ("entries of this machine's journal", len(found.journaled)),
+    )
+    told = ", ".join(f"{count} {name}" for name, count in counts if count)
+    if not sys.stdin.isatty():
+        raise UsageError(f"{told} would be erased for good: add --yes")
+    if not typer.confirm(f"Erase {told} for good?"):
+        raise typer.Exit(1)
+
+
+def _tell_nothing(before: int | None, *, as_json: bool) -> None:
+    from receiver.envelope import iso
+
+    if as_json:
+        print_json({"found": False, "erased_before": None if before is None else iso(before)})
+    elif before is not None:
+        typer.echo(f"nothing of it is left; it was erased at {iso(before)}")
+    else:
+        warn(
+            "there is nothing of it: look at the spelling, and ask each machine that has a journal of its own"
+        )
+
+
+def _tell(removed: Removed, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    counts = asdict(removed)
+    if as_json:
+        print_json({"found": True, **counts})
+        return
+    print_fields([(name.replace("_", " "), count) for name, count in counts.items()])
+    warn("each machine has a journal of its own: run the same on every machine that takes callbacks")
+
+
+def sweep(ctx: typer.Context, as_json: Annotated[bool, option("--json", help="Print JSON.")] = False) -> None:
+    """Remove what is older than `[retention]` keeps it, now and to the end. `serve` and `work` do it by themselves."""
+    counts = asyncio.run(_sweep(load(ctx)))
+    if as_json:
+        print_json(dict(counts))
+    elif counts:
+        print_fields([(name.replace("_", " "), count) for name, count in counts.items()])
+    else:
+        typer.echo("nothing is older than it is kept")
+
+
+async def _sweep(settings: Settings) -> Counter[str]:
+    import math
+
+    from receiver.janitor import Janitor
+    from receiver.observe import Observers
+    from receiver.retention import Retention
+    from receiver.wiring import wall_clock
+
+    counts: Counter[str] = Counter()
+    async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
+        janitor = Janitor(store, blobs, Retention(), Observers([]), wall_clock, budget_seconds=math.inf)
+        while True:
+            counts.update(await janitor.step(wall_clock()))
+            if not janitor.behind:
+                return counts

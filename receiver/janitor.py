@@ -1,0 +1,227 @@
+"""The sweeper (floor 6): removes what is older than its class is kept, a bounded batch at a time. Sees ports only.
+
+Any number of processes may sweep at once: batches are harmless to repeat. Objects are deleted after the commit that
+ended the last link to them; a crash in between leaves an orphan, which a later sweep finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+
+from receiver.blobs.base import Blobs
+from receiver.errors import BlobsUnavailable, StoreUnavailable
+from receiver.lanes import Clock, StoreWatch
+from receiver.observe import Observer
+from receiver.retention import KEYS_SECONDS, ORPHAN_SECONDS, Prune, Retention, Walk
+from receiver.store.base import Store
+
+BATCH = 200
+"""Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
+BUDGET_SECONDS = 5.0
+"""How long one sweep works; what is left then waits for the next."""
+REST = 4.0
+"""Rest after each batch, as a multiple of the time that it took."""
+BEHIND_SECONDS = 5.0
+"""Pause before the next sweep when this one did not finish."""
+PAGE = 1000
+PAGES = 10
+"""Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
+ORPHANS, UPLOADS = "orphans", "uploads"
+
+Rest = Callable[[float], Awaitable[None]]
+
+
+class Janitor:
+    """One for each process that works. `rest` waits for some seconds between batches."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        retention: Retention,
+        observer: Observer,
+        clock: Clock,
+        *,
+        batch: int = BATCH,
+        budget_seconds: float = BUDGET_SECONDS,
+        rest: Rest = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._retention = retention
+        self._observer = observer
+        self._clock = clock
+        self._batch = batch
+        self._budget = budget_seconds
+        self._rest = rest
+        self._watch = StoreWatch(observer, "janitor")
+        self._blobs_out = False
+        self._after: dict[str, str] = {}
+        """Where walks that did not finish go on."""
+        self._left: list[Walk] = []
+        """Walks of this round that are not done yet: a sweep that ran out of time leaves them to the next."""
+        self._task: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------ its life
+
+    def start(self) -> None:
+        """Sweep from now on, in a task of the running loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop at once: a batch under way is committed whole or not at all."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        pause = self._retention.sweep_seconds * random.uniform(0.05, 1.0)  # processes started together part
+        while True:
+            await asyncio.sleep(pause)
+            done = await self.sweep()
+            wanted = self._retention.sweep_seconds
+            pause = (wanted if done else min(wanted, BEHIND_SECONDS)) * random.uniform(0.8, 1.2)
+
+    async def sweep(self) -> bool:
+        """Sweep once as of now and report it; False when there is more to do. Never raises but for cancellation."""
+        counts: Counter[str] = Counter()
+        done = True
+        try:
+            done = await self._sweep(self._clock(), counts)
+            self._watch.worked()
+        except StoreUnavailable as error:
+            self._watch.failed(error)
+        except Exception as error:  # a bug of ours must not end the sweeping
+            self._observer.note("error", "janitor.failed", error=type(error).__name__)
+        if +counts:
+            self._observer.note("info", "janitor.swept", finished=done, **+counts)
+        return done
+
+    async def step(self, now: int) -> Mapping[str, int]:
+        """Sweep once as of `now`; return how much of each kind was removed. Raises `StoreUnavailable`."""
+        counts: Counter[str] = Counter()
+        await self._sweep(now, counts)
+        return +counts
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last sweep left something for the next."""
+        return bool(self._left or self._after)
+
+    # ------------------------------------------------------------ one sweep
+
+    async def _sweep(self, now: int, counts: Counter[str]) -> bool:
+        until = time.monotonic() + self._budget
+        walks = self._walks(now)
+        self._left = self._left or list(walks)
+        while self._left:
+            if not await self._walk(walks[self._left[0]], counts, until):
+                return False
+            self._left.pop(0)
+        if self._retention.audio is not None:
+            try:
+                await self._orphans(now - ORPHAN_SECONDS * 1000, counts, until)
+            except BlobsUnavailable as error:
+                self._blobs_failed(error)
+        return True  # looking through all objects may take days; it is no reason to hurry
+
+    def _walks(self, now: int) -> dict[Walk, Prune]:
+        kept = self._retention
+        events = _longest(kept.events, kept.audio) if kept.audio is not None else kept.events
+        dead = kept.dead_letters
+        ages: list[tuple[Walk, int | None]] = [
+            (Walk.BODIES, kept.bodies),
+            (Walk.ATTEMPTS, kept.attempts),
+            (Walk.PICKUP_ATTEMPTS, kept.attempts),
+            (Walk.AUDIO, kept.audio),
+            (Walk.DEAD_LETTERS, dead),
+            (Walk.EVENTS, events),
+            (Walk.CALLBACKS, events),
+            (Walk.PICKUPS, events),
+            (Walk.KEYS, KEYS_SECONDS),
+        ]
+        return {
+            walk: Prune(
+                walk=walk,
+                before=now - seconds * 1000,
+                limit=self._batch,
+                dead_before=0 if dead is None else now - dead * 1000,
+            )
+            for walk, seconds in ages
+            if seconds is not None
+        }
+
+    async def _walk(self, asked: Prune, counts: Counter[str], until: float) -> bool:
+        """Do one walk to its end; False when the time is up before. It then goes on where it stopped."""
+        name = asked.walk.value
+        after = self._after.pop(name, "")
+        while True:
+            began = time.monotonic()
+            done = await self._store.prune(
+                Prune(
+                    walk=asked.walk,
+                    before=asked.before,
+                    after=after,
+                    limit=asked.limit,
+                    dead_before=asked.dead_before,
+                )
+            )
+            counts[name] += done.count
+            if done.blob_keys and self._retention.audio is not None:
+                await self._delete(done.blob_keys, counts)
+            if done.after is None:
+                return True
+            after = done.after
+            if time.monotonic() >= until:
+                self._after[name] = after
+                return False
+            await self._rest((time.monotonic() - began) * REST)
+
+    async def _delete(self, keys: tuple[str, ...], counts: Counter[str]) -> None:
+        """Delete objects that nothing links to. What cannot be deleted now is an orphan, and goes as one."""
+        try:
+            await self._blobs.delete(keys)
+        except BlobsUnavailable as error:
+            self._blobs_failed(error)
+        else:
+            self._blobs_out = False
+            counts["blobs"] += len(keys)
+
+    async def _orphans(self, before: int, counts: Counter[str], until: float) -> None:
+        """Delete old objects that no event links to, page by page through the whole store, over many sweeps."""
+        after = self._after.get(ORPHANS, "")
+        if not after:
+            counts[UPLOADS] += await self._blobs.abort_abandoned(before=before)
+        for _ in range(PAGES):
+            page = await self._blobs.entries(after=after, limit=PAGE)
+            if not page:
+                self._after.pop(ORPHANS, None)
+                break
+            old = [entry.key for entry in page if entry.modified_at < before]
+            known = await self._store.known_blobs(old)
+            orphans = [key for key in old if key not in known]
+            if orphans:
+                await self._blobs.delete(orphans)
+                counts[ORPHANS] += len(orphans)
+            after = self._after[ORPHANS] = page[-1].key
+            if time.monotonic() >= until:
+                break
+        self._blobs_out = False
+
+    def _blobs_failed(self, error: BlobsUnavailable) -> None:
+        if not self._blobs_out:
+            self._blobs_out = True
+            self._observer.note("warning", "janitor.blobs_unavailable", error=error.message)
+
+
+def _longest(*ages: int | None) -> int | None:
+    """Return the longest of these; None is for ever."""
+    known = [one for one in ages if one is not None]
+    return max(known) if len(known) == len(ages) else None

@@ -1,0 +1,183 @@
+"""A connection to PostgreSQL that notices in seconds when nobody answers, and its troubles in words (floor 3)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import RawCursor, errors
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Format
+from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
+
+from receiver.errors import ConfigError, StoreUnavailable
+from receiver.store import schema
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+T = TypeVar("T")
+
+OLDEST = 130_000
+"""PostgreSQL 13: the first that tells a transaction's number as we ask for it."""
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""A statement that has not been answered by then never will be: the connection is given up."""
+STATEMENT_MS, LOCK_MS, IDLE_MS = 8_000, 4_000, 10_000
+"""What the server is told to give up by itself: before we do, so that the reason is known."""
+
+_DEFAULTS: dict[str, str | int] = {
+    "application_name": "receiver",
+    "client_encoding": "UTF8",
+    # After a failover the old primary may be up again, as a standby: only one that can be written will do.
+    "target_session_attrs": "read-write",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+# What a lost answer would cost is decided here and not by the server's settings: a commit is durable.
+_SETTINGS = """
+SET statement_timeout = {statement};
+SET lock_timeout = {lock};
+SET idle_in_transaction_session_timeout = {idle};
+SET default_transaction_isolation = 'read committed';
+SET jit = off;
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
+# Every statement that writes finds its rows by an index. The planner's figures of a table that was empty a moment ago, or
+# whose backlog has just begun to grow, must not talk it into reading all of it, nor into keeping such a plan.
+_WRITING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+
+_BY_STATE: tuple[tuple[str, str], ...] = (
+    ("28", "the server refused the user or the password of store.url"),
+    ("3D000", "the server has no database of the name that store.url gives: create it"),
+    ("42501", "the database's user lacks a right: grant it to the user of store.url"),
+    ("42", f"the database's tables are not those of this program: {schema.ADVICE}"),
+    ("25006", "the server takes no writes (a standby, or made read-only)"),
+    ("23505", "the database refused a row: its id is already there"),
+    ("22", "the database refused a value"),
+    ("53300", "the server has no connection left: raise its max_connections, or run fewer processes"),
+    ("53100", "the disk of the database server is full"),
+    ("53", "the database server is short of memory or other means"),
+    ("57014", "a statement took too long and was stopped"),
+    ("55P03", "another session has kept a row locked for too long"),
+    ("40", "the transaction met others again and again, and was given up"),
+    ("57P03", "the database server is starting or stopping"),
+    ("57", "the database server ended the connection"),
+    ("08", "the connection to the database server broke"),
+    ("58", "the database server's disk reports an error"),
+    ("XX", "the database server reports damage or a fault of its own"),
+)
+# When a connection cannot be made, libpq tells only in words why.
+_BY_WORDS: tuple[tuple[str, str], ...] = (
+    (r"too many clients|too many connections|remaining connection slots", "53300"),
+    (
+        r"password authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist",
+        "28",
+    ),
+    (r"database .* does not exist", "3D000"),
+    (r"starting up|shutting down|recovery mode|not yet accepting", "57P03"),
+    (r"read-only|in recovery|standby", "25006"),
+)
+_BROKE = "the connection to the database server broke"
+_UNREACHED = "the database server cannot be reached at the address that store.url gives"
+_NO_ANSWER = "the database server does not answer"
+_TLS = (
+    "the connection to the database server could not be secured: compare sslmode and sslrootcert in store.url"
+)
+
+_LOST_STATES = ("08", "57P", "25006", "XX", "58")
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection on which no wait is endless: a server that is stopped, or cut off, may never close it."""
+
+    answer_seconds = ANSWER_SECONDS
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait for an answer. Raises `psycopg.OperationalError` when none came in time."""
+        return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
+
+
+class _Bytes(BytesBinaryDumper):
+    """Bytes without a type: as for text, the server takes that of the column, so that a statement has one form only."""
+
+    oid = 0
+
+
+def parse(url: str) -> dict[str, Any]:
+    """Return what `store.url` says, with our defaults. Raises `ConfigError`; no error shows any of it."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.Error:
+        raise ConfigError(
+            "store.url cannot be read: write postgresql://user:password@host:5432/database "
+            "(letters like @ and / in a password as %40 and %2F)"
+        ) from None
+    return _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)} | given
+
+
+def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWER_SECONDS) -> Connection:
+    """Connect and prepare the session, for the statements that write or for listings. Raises `psycopg.Error`, `ConfigError`."""
+    # Prepared at the first use; there are fewer forms than this of all statements together, so none is ever dropped.
+    connection = Connection.connect(**info, autocommit=True, prepare_threshold=0, cursor_factory=RawCursor)
+    try:
+        connection.answer_seconds = answer_seconds
+        connection.prepared_max = 1000
+        connection.adapters.register_dumper(str, StrDumperUnknown)
+        connection.adapters.register_dumper(bytes, _Bytes)
+        if connection.info.server_version < OLDEST:
+            raise ConfigError("store.url: the server is too old: PostgreSQL 13 or later is needed")
+        limits = _SETTINGS.format(statement=STATEMENT_MS, lock=LOCK_MS, idle=IDLE_MS)
+        connection.execute(limits.encode(), prepare=False)
+        if writes:
+            connection.execute(_WRITING, prepare=False)
+        if connection.info.parameter_status("server_encoding") != "UTF8":
+            raise ConfigError(
+                "store.url: the database does not hold all of Unicode: create one with ENCODING 'UTF8'"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def lost(error: Exception) -> bool:
+    """Whether the connection is not to be used again after this error."""
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith(_LOST_STATES)
+
+
+def told(error: psycopg.Error) -> StoreUnavailable:
+    """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
+    return StoreUnavailable(f"store: {_sentence(error)}")
+
+
+def state_of(error: psycopg.Error) -> str | None:
+    """Return the server's SQLSTATE, or the beginning of one that its words mean; None when no server said anything."""
+    if error.sqlstate is not None:
+        return error.sqlstate
+    return next((code for words, code in _BY_WORDS if re.search(words, str(error))), None)
+
+
+def _sentence(error: psycopg.Error) -> str:
+    state = state_of(error)
+    text = str(error)
+    if state is not None:
+        found = next((sentence for prefix, sentence in _BY_STATE if state.startswith(prefix)), None)
+        return found or f"the database cannot be used ({state})"
+    if isinstance(error, errors.ConnectionTimeout) or "timeout" in text:
+        return _NO_ANSWER
+    if re.search(r"SSL|certificate", text):
+        return _TLS
+    if re.search(
+        r"refused|translate host name|resolve|No such file|unreachable|No route|connection failed", text
+    ):
+        return _UNREACHED
+    return _BROKE
+
+
+assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as text otherwise

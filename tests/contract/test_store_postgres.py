@@ -1,0 +1,235 @@
+"""The store in PostgreSQL keeps the port's promises, also between processes and after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from receiver.errors import ConfigError, StoreUnavailable
+from receiver.model import RecordStatus
+from receiver.store.base import DeliveryFilter, EventFilter, Store
+from receiver.store.postgres import PostgresStore
+from receiver.store.statements import migrations
+from tests.contract.pickup_event_suite import PickupSuite
+from tests.contract.retention_suite import RetentionSuite
+from tests.contract.store_suite import T0, StoreSuite, claim, recording, settlement
+from tests.support.postgres import database, execute, own_database, shared
+
+ALL = list(migrations("BYTEA"))
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with database() as made:
+        yield made
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    made = PostgresStore(url)
+    await made.open()
+    yield made
+    await made.close()
+
+
+class TestPostgresStore(StoreSuite):
+    """The suite, over a server."""
+
+
+class TestPostgresPickups(PickupSuite):
+    """The suite of pickups."""
+
+
+class TestPostgresRetention(RetentionSuite):
+    """The suite of age and erasure."""
+
+
+async def test_text_that_databases_cannot_hold_is_kept_as_near_as_can_be(store: Store) -> None:
+    wanted = recording("app", job_id="lone \ud800", ref="nul \0", key="k \ud800")
+    await store.record(wanted)
+    found = await store.event(wanted.event.id)
+    assert (found.job_id, found.ref) == ("lone ?", "nul \ufffd")
+    assert len(await store.events(EventFilter(job_id="lone \ud800"))) == 1
+    again = await store.record(recording("app", key="k \ud800"))
+    assert again.event_id == wanted.event.id
+
+
+async def test_text_sorts_by_its_bytes_whatever_the_database_is_used_to() -> None:
+    """Ids are compared with texts that end in `~`; where a language decides the order, that comes before a letter."""
+    name = shared().new_database()
+    language = "LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+    with contextlib.suppress(
+        psycopg.errors.FeatureNotSupported
+    ):  # a server without languages: the columns tell
+        shared().execute(f"CREATE DATABASE {name}_icu TEMPLATE template0 {language}")
+        shared().drop_database(name)
+        name += "_icu"
+    url = shared().url(name)
+    store = PostgresStore(url)
+    try:
+        await store.migrate()
+        await store.open()
+        kept = [recording("b", body=b"one"), recording("B", body=b"two"), recording("_", body=b"three")]
+        for one in kept:
+            await store.record(one)
+        assert [await store.body(one.event.id) for one in kept] == [b"one", b"two", b"three"]
+        assert [one.destination for one in (await store.stats(T0)).due] == ["B", "_", "b"]
+        columns = (
+            "SELECT DISTINCT collation_name FROM information_schema.columns "
+            "WHERE data_type = 'text' AND table_schema = 'public' AND table_name <> 'migrations'"
+        )
+        assert execute(url, columns) == [("C",)]
+    finally:
+        await store.close()
+        shared().drop_database(name)
+
+
+async def test_a_database_that_does_not_hold_all_of_unicode_is_refused() -> None:
+    name = shared().new_database()
+    shared().drop_database(name)
+    shared().execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    with pytest.raises(ConfigError, match="ENCODING 'UTF8'"):
+        await PostgresStore(shared().url(name)).migrate()
+    shared().drop_database(name)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+async def test_claims_of_several_stores_never_overlap(store: Store, url: str) -> None:
+    others = [PostgresStore(url) for _ in range(3)]
+    for other in others:
+        await other.open()
+    await asyncio.gather(*(store.record(recording("app")) for _ in range(200)))
+    batches = await asyncio.gather(*(claim(one, limit=5) for _ in range(15) for one in (store, *others)))
+    for other in others:
+        await other.close()
+    ids = [one.delivery_id for batch in batches for one in batch]
+    assert len(ids) == len(set(ids)) == 200
+
+
+async def test_of_many_stores_that_record_one_key_exactly_one_does(store: Store, url: str) -> None:
+    """Those that come second wait for the first one's commit and get its event."""
+    other = PostgresStore(url)
+    await other.open()
+    for round_ in range(10):
+        same = [recording("app", key=f"k{round_}", second_key=f"s{round_}") for _ in range(16)]
+        answers = await asyncio.gather(
+            *((store, other)[number % 2].record(one) for number, one in enumerate(same))
+        )
+        (first,) = [one for one in answers if one.status is RecordStatus.RECORDED]
+        assert {one.event_id for one in answers} == {first.event_id}
+    await other.close()
+    assert len(await store.deliveries(DeliveryFilter(limit=100))) == 10
+
+
+async def test_stores_that_meet_the_same_rows_in_opposite_order_all_finish(store: Store, url: str) -> None:
+    """Each transaction takes its rows in one order; where two lock each other all the same, one is repeated."""
+    other = PostgresStore(url)
+    await other.open()
+    await asyncio.gather(*(store.record(recording("app")) for _ in range(100)))
+    held = await claim(store, limit=100)
+    both = [
+        one.settle(settlement(each))
+        for pair in zip(held, reversed(held), strict=True)
+        for one, each in zip((store, other), pair, strict=True)
+    ]
+    answers = await asyncio.gather(*both)
+    await other.close()
+    assert sum(answers) == 100
+    assert [len(await store.attempts(one.delivery_id)) for one in held] == [1] * 100
+
+
+_WRITER = """
+import asyncio, sys
+from receiver.store.postgres import PostgresStore
+from receiver.store.statements import migrations
+from tests.contract.store_suite import recording
+
+async def main(url):
+    store = PostgresStore(url)
+    await store.open()
+    async def one():
+        while True:
+            wanted = recording("app")
+            await store.record(wanted)
+            print(wanted.event.id, flush=True)
+    await asyncio.gather(*(one() for _ in range(16)))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_killed_process_loses_nothing_that_it_acknowledged(store: Store, url: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    acknowledged = [await process.stdout.readline() for _ in range(300)]
+    process.send_signal(signal.SIGKILL)
+    rest = (await process.stdout.read()).splitlines(keepends=True)
+    acknowledged += [line for line in rest if line[-1:] == b"\n"]
+    await process.wait()
+    deliveries = await claim(store, limit=100_000)
+    assert {line.decode().strip() for line in acknowledged} <= {one.event.id for one in deliveries}
+
+
+# ---------------------------------------------------------------- the schema
+
+
+async def test_a_database_without_tables_is_refused_until_it_is_migrated() -> None:
+    with own_database() as url:
+        store = PostgresStore(url)
+        with pytest.raises(ConfigError, match=r"older.*not there yet.*run `receiver migrate`"):
+            await store.open()
+        assert await store.migrate() == ALL
+        assert await store.migrate() == []
+        await store.open()
+        await store.close()
+
+
+async def test_a_schema_that_lacks_a_migration_is_refused_with_its_name() -> None:
+    with own_database(migrated=True) as url:
+        execute(url, "DELETE FROM migrations WHERE name = '0002_pickups'")
+        with pytest.raises(ConfigError, match=r"older.*lacks 0002_pickups.*run `receiver migrate`"):
+            await PostgresStore(url).open()
+
+
+async def test_a_schema_that_is_newer_than_the_program_is_refused() -> None:
+    with own_database(migrated=True) as url:
+        execute(url, "INSERT INTO migrations (name, applied_at) VALUES ('9999_later', 1)")
+        newer = PostgresStore(url)
+        for refused in (newer.open, newer.migrate):
+            with pytest.raises(ConfigError, match=r"newer.*9999_later"):
+                await refused()
+
+
+async def test_stores_that_migrate_at_once_apply_each_migration_once() -> None:
+    with own_database() as url:
+        applied = await asyncio.gather(*(PostgresStore(url).migrate() for _ in range(4)))
+        assert sorted(applied) == [[], [], [], ALL]
+
+
+async def test_a_user_that_may_not_create_tables_runs_but_does_not_migrate() -> None:
+    with own_database(migrated=True) as url, own_database() as empty:
+        role = f"runner_{os.getpid()}"
+        execute(url, f"CREATE ROLE {role} LOGIN")
+        rights = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+        execute(url, f"REVOKE CREATE ON SCHEMA public FROM public; {rights}")
+        execute(empty, "REVOKE CREATE ON SCHEMA public FROM public")
+        store = PostgresStore(url.replace("postgres@", f"{role}@"))
+        await store.open()
+        await store.ping()
+        assert await store.migrate() == []
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="lacks a right"):
+            await PostgresStore(empty.replace("postgres@", f"{role}@")).migrate()
+        execute(url, f"DROP OWNED BY {role}; DROP ROLE {role}")

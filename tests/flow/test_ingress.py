@@ -1,0 +1,293 @@
+"""The ingress samples of `deploy/`, run as they stand by a real Caddy and a real nginx, in front of a whole receiver."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Self, cast
+
+import pytest
+
+from receiver.callback import Admission, Head
+from receiver.providers.base import PushProvider
+from receiver.wiring import Ports
+from tests.support.ingress import CALLER, HOST, Child, Ingress, ingress
+from tests.support.processes import ROOT
+from tests.support.running import BASIC, Running, free_port, running, settings_text
+from tests.support.senders import basic, deapi, speech, transcript
+
+pytestmark = pytest.mark.parametrize("kind", ["caddy", "nginx"])
+
+SMALL = f"""
+[sources.small]
+provider = "deepgram"
+basic = ["{BASIC}"]
+max_audio_bytes = 100000
+"""
+
+
+@contextlib.asynccontextmanager
+async def behind(
+    kind: str, folder: Path, shape: Callable[[Ports], Ports] = lambda ports: ports
+) -> AsyncIterator[tuple[Ingress, Running]]:
+    """Run a receiver, and the proxy in front of it."""
+    async with running(folder, settings_text(folder, extra=SMALL), shape=shape, work=False) as up:
+        port = int(up.base.rpartition(":")[2])
+        async with ingress(kind, folder, [port]) as proxy:
+            yield proxy, up
+
+
+def telling(came: asyncio.Event) -> Callable[[Ports], Ports]:
+    """Wrap the providers so that `came` is set at a callback's head, before its body is read."""
+
+    class Telling:
+        def __init__(self, real: PushProvider) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def admit(self, head: Head) -> Admission:
+            came.set()
+            return self._real.admit(head)
+
+    def shape(ports: Ports) -> Ports:
+        told = {name: cast("PushProvider", Telling(provider)) for name, provider in ports.providers.items()}
+        return dataclasses.replace(ports, providers=told)
+
+    return shape
+
+
+async def _pieces(body: bytes, size: int = 65536) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+async def test_audio_in_chunks_arrives_whole_over_https_and_the_caller_is_known(
+    tmp_path: Path, kind: str
+) -> None:
+    """5 MB of unknown length, by PUT with Basic; what the caller itself says in X-Forwarded-For is not believed."""
+    sent = speech("tts-1", times=640)
+    assert len(sent.body) > 5_000_000
+    async with behind(kind, tmp_path) as (proxy, up):
+        headers = sent.headers | {"x-forwarded-for": "203.0.113.9"}
+        answer = await proxy.call("PUT", sent.path, headers, _pieces(sent.body))
+        assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
+        assert [report.peer for report in up.seen.callbacks] == [CALLER]
+        event = await up.receiver.store.event(answer.json()["event_id"])
+        assert json.loads(event.data)["audio"]["sha256"] == hashlib.sha256(sent.body).hexdigest()
+
+
+async def test_a_signed_callback_is_proved_through_the_proxy(tmp_path: Path, kind: str) -> None:
+    """Not a byte of the body or a header that the signature needs is changed."""
+    sent = deapi("job-1")
+    async with behind(kind, tmp_path) as (proxy, _):
+        answer = await proxy.call("POST", sent.path, sent.headers, sent.body)
+        assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
+
+
+async def test_the_proxy_does_not_collect_a_body_first(tmp_path: Path, kind: str) -> None:
+    """The headers are judged while the caller still holds back the rest of the body."""
+    came = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield sent.body[:1000]
+        async with asyncio.timeout(5):
+            await came.wait()
+        yield sent.body[1000:]
+
+    sent = speech("tts-2")
+    async with behind(kind, tmp_path, telling(came)) as (proxy, _):
+        answer = await proxy.call("PUT", sent.path, sent.headers, slowly())
+        assert answer.status_code == 200
+
+
+PRIVATE = (
+    "/",
+    "/metrics",
+    "/healthz",
+    "/readyz",
+    "/api/v1/pickups",
+    "//metrics",
+    "/callbacks/../metrics",
+    "/callbacks/%2e%2e/metrics",
+    "/callbacks/..%2fmetrics",
+    "/callbacks/x/../../metrics",
+    "/objects/..;/metrics",
+)
+
+
+async def test_nothing_but_callbacks_and_objects_is_open(tmp_path: Path, kind: str) -> None:
+    async with behind(kind, tmp_path) as (proxy, up):
+        assert (await up.client.get("/metrics")).status_code == 200
+        for path in PRIVATE:
+            answer = await proxy.call("GET", path)
+            assert answer.status_code in (400, 404), path
+            assert "receiver_" not in answer.text
+        assert "no such link" in (await proxy.call("GET", "/objects/nothing")).text
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_sources_limit_is_refused_by_receiver(
+    tmp_path: Path, kind: str, chunked: bool
+) -> None:
+    """The proxy has no limit of its own; receiver's answer reaches the caller although the body was not read."""
+    sent = speech("tts-3", times=640)
+    async with behind(kind, tmp_path) as (proxy, up):
+        body = _pieces(sent.body) if chunked else sent.body
+        answer = await proxy.call("PUT", "/callbacks/small", sent.headers, body)
+        assert (answer.status_code, answer.json()["status"]) == (413, "too_large")
+        assert [report.answer for report in up.seen.callbacks] == ["too_large"]
+
+
+async def test_a_call_without_tls_is_refused_and_not_redirected(tmp_path: Path, kind: str) -> None:
+    """A redirected POST would lose its body, and its credentials were in clear."""
+    sent = transcript("stt-1")
+    async with behind(kind, tmp_path) as (proxy, up):
+        answer = await proxy.call("POST", sent.path, sent.headers, sent.body, scheme="http")
+        assert answer.status_code == 403
+        assert "location" not in answer.headers
+        assert up.seen.callbacks == []
+
+
+async def test_a_head_that_trickles_is_cut_off(tmp_path: Path, kind: str) -> None:
+    """Without the proxy it would be waited for."""
+    limit = {"caddy": "read_header 10s", "nginx": "client_header_timeout       10s"}[kind]
+    async with ingress(kind, tmp_path, [free_port()], {limit: limit.replace("10s", "300ms")}) as proxy:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", proxy.https, ssl=proxy.trusted, server_hostname=HOST
+        )
+        writer.write(f"PUT /callbacks/deepgram HTTP/1.1\r\nhost: {HOST}\r\nx-slow: ".encode())
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        assert answer == b"" or b" 408 " in answer.partition(b"\r\n")[0]
+        writer.close()
+
+
+async def test_no_line_of_the_proxy_holds_a_token_or_credentials(tmp_path: Path, kind: str) -> None:
+    """Neither of a request that went well nor of one that found no receiver, was cut off, or came without TLS."""
+    came, sent = asyncio.Event(), speech("tts-4")
+    async with behind(kind, tmp_path, telling(came)) as (proxy, up):
+        token = up.receiver.tokens.issue("speech", ref="order-42")
+        path = f"/callbacks/speech/{token}"
+        calls = [("https", path), ("http", path), ("https", f"{path}?key={token}"), ("https", f"/x/{token}")]
+        for scheme, one in calls:
+            await proxy.call("PUT", one, sent.headers, sent.body, scheme=scheme)
+        assert [report.answer for report in up.seen.callbacks] == ["recorded", "duplicate"]
+        came.clear()
+        await _break_off(proxy, path, came)
+        await up.seen.until(lambda: len(up.seen.callbacks) == 3)
+    (tmp_path / "alone").mkdir()
+    async with ingress(kind, tmp_path / "alone", [free_port()]) as alone:
+        assert (await alone.call("PUT", path, sent.headers, sent.body)).status_code in (502, 503)
+    for log in (proxy.log(), alone.log()):
+        assert "/callbacks/speech" in log
+        for secret in (token[:30], token[-30:], basic().removeprefix("Basic "), BASIC.partition(":")[2]):
+            assert secret not in log
+
+
+async def _break_off(proxy: Ingress, path: str, came: asyncio.Event) -> None:
+    """Send a head and a part of the body, and hang up once receiver has the head."""
+    head = f"PUT {path} HTTP/1.1\r\nhost: {HOST}\r\nauthorization: {basic()}\r\ncontent-length: 99\r\n\r\nab"
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", proxy.https, ssl=proxy.trusted, server_hostname=HOST
+    )
+    writer.write(head.encode())
+    await came.wait()
+    writer.transport.abort()
+
+
+# ---------------------------------------------------------------- a rolling deploy
+
+
+class Receivers:
+    """Two receivers over one data folder, as processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ports = [free_port(), free_port()]
+        self._folder = folder
+        self._config = folder / "receiver.toml"
+        self._config.write_text(settings_text(folder))
+        self._children: dict[int, Child] = {}
+
+    async def start(self, port: int) -> None:
+        """Start the one that listens on `port`."""
+        command = [
+            sys.executable,
+            "-m",
+            "receiver",
+            "--config",
+            str(self._config),
+            "serve",
+            "--port",
+            str(port),
+        ]
+        drain = {"RECEIVER__SERVER__DRAIN_SECONDS": "0.5", "PYTHONPATH": str(ROOT)}
+        self._children[port] = await Child.start(command, os.environ | drain, self._folder)
+        await self._children[port].said('"receiver.ready"')
+
+    async def stop(self, port: int) -> None:
+        """Stop it as a supervisor does."""
+        assert await self._children.pop(port).stop(signal.SIGTERM) == 0
+
+    async def __aenter__(self) -> Self:
+        try:
+            await asyncio.gather(*map(self.start, self.ports))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for child in self._children.values():
+            await child.stop(signal.SIGKILL)
+
+
+async def test_a_rolling_deploy_fails_no_callback(tmp_path: Path, kind: str) -> None:
+    """Both receivers are replaced one after the other under load, behind a proxy that tries nothing again."""
+    numbers, over = itertools.count(), asyncio.Event()
+    answers: list[tuple[str, str]] = []
+
+    async def call_on(proxy: Ingress) -> None:
+        while not over.is_set():
+            sent = transcript(f"stt-{next(numbers)}")
+            answer = await proxy.call("POST", sent.path, sent.headers, sent.body)
+            answers.append((sent.name, answer.json()["status"] if answer.is_success else answer.text))
+
+    async with Receivers(tmp_path) as receivers:
+        # Caddy asks ten times as often as the sample says, so that the receivers need not drain for as long.
+        often = {"health_interval 1s": "health_interval 100ms"} if kind == "caddy" else {}
+        async with ingress(kind, tmp_path, receivers.ports, often) as proxy:
+            callers = [asyncio.create_task(call_on(proxy)) for _ in range(2)]
+            for port in receivers.ports:
+                if kind == "nginx":
+                    await proxy.reload_nginx(down=port)
+                so_far = len(answers)
+                await receivers.stop(port)
+                assert len(answers) > so_far
+                await receivers.start(port)
+                if kind == "nginx":
+                    await proxy.reload_nginx()
+            over.set()
+            await asyncio.gather(*callers)
+        assert {status for _, status in answers} == {"recorded"}
+        listed = await _events(tmp_path)
+        assert {name for name, _ in answers} == listed
+
+
+async def _events(folder: Path) -> set[str]:
+    command = [sys.executable, "-m", "receiver", "--config", str(folder / "receiver.toml")]
+    told = await asyncio.create_subprocess_exec(
+        *command, "events", "--json", "--limit", "10000", cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await told.communicate()
+    return {event["job_id"] for event in json.loads(out)}
