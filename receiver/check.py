@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from receiver import places, urls, wiring
 from receiver.addresses import Guard
 from receiver.blobs.keys import KeyTemplate
+from receiver.blobs.s3_options import S3Options
 from receiver.config import DestinationSettings, Finding, Settings, SourceSettings
 from receiver.errors import ConfigError, ReceiverError
 from receiver.model import EVENT_TYPES
@@ -272,7 +273,7 @@ def _blobs(settings: Settings) -> Iterator[Finding]:
     if find_spec("boto3") is None:
         yield _missing("blobs.url", "s3://…", "boto3", "s3")
     try:
-        wiring.s3_options(blobs)
+        S3Options.of(blobs)
     except ConfigError as error:
         yield finding("E008", "blobs.url", error.message)
     if blobs.sse_kms_key_id and blobs.sse != "aws:kms":

@@ -353,4 +353,3 @@ def _overdue(pickup: Pickup) -> EventDraft:
         error=JobError(code="overdue", message=_OVERDUE),
         provider_data={"expected_by": iso(pickup.due_at or pickup.deadline_at)},
     )
-

@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 
 from receiver.errors import ConfigError
+from receiver.keeping import (
+    MIB,
+    BlobSettings,
+    JournalSettings,
+    RetentionSettings,
+    Section,
+    StoreSettings,
+)
 from receiver.retry import RetryPolicy, policy
 from receiver.signing import webhook_key
 
-MIB = 1024 * 1024
 PREFIX = "RECEIVER__"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -40,12 +47,6 @@ class Finding:
     def fatal(self) -> bool:
         """True when `serve` refuses to start."""
         return self.code.startswith("E")
-
-
-class Section(BaseModel):
-    """A frozen section that knows its settings and refuses others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ServerSettings(Section):
@@ -72,53 +73,6 @@ class ServerSettings(Section):
             if text != "*":
                 ipaddress.ip_network(text, strict=False)
         return value
-
-
-class StoreSettings(Section):
-    """[store]"""
-
-    url: SecretStr | None = None
-    """`sqlite:///relative/path`, `sqlite:////absolute/path`, `postgresql://…`; None is `receiver.db` in the data folder."""
-
-
-class BlobSettings(Section):
-    """[blobs]"""
-
-    url: str | None = None
-    """`file:///absolute/path`, `s3://bucket/prefix`; None is `blobs` in the data folder."""
-    link_seconds: int = Field(default=3600, ge=1, le=7 * 86400)
-    """How long a link in an event lasts; made afresh at every attempt."""
-    key: str = "{source}/{year}/{month}/{day}/{name}"
-    """Where an object lies: a template that ends with `{name}`."""
-    endpoint_url: str | None = None
-    """S3: another store that speaks it; None is Amazon's."""
-    region: str | None = None
-    """S3: None is what boto3 finds in environment or profile."""
-    addressing: Literal["auto", "path", "virtual"] = "auto"
-    """S3: the bucket in the path or in the host name; `auto` is the path with `endpoint_url`."""
-    checksums: Literal["when_supported", "when_required"] = "when_supported"
-    """S3: `when_required` for older stores that refuse the newer checksum headers."""
-    sse: Literal["AES256", "aws:kms"] | None = None
-    """S3: encryption at rest, asked for with every object."""
-    sse_kms_key_id: str | None = None
-    """S3: the key for `aws:kms`; None is the account's own."""
-    storage_class: str | None = None
-    """S3: for example `STANDARD_IA`; None is the bucket's own."""
-    ca_file: str | None = None
-    """S3: more certificate authorities to trust for `endpoint_url` (PEM)."""
-    timeout_seconds: float = Field(default=5.0, gt=0, le=60)
-    """S3: the longest silence of the store within one request."""
-    connections: int = Field(default=16, ge=1, le=256)
-    """S3: requests under way at once, in one process."""
-
-
-class JournalSettings(Section):
-    """[journal]"""
-
-    path: str | None = None
-    """A folder on a local disk; None is `journal` in the data folder."""
-    max_bytes: int = Field(default=10 * 1024 * MIB, ge=0)
-    """Past this the journal takes no more, and callbacks are answered 503."""
 
 
 class TokenSettings(Section):
@@ -229,6 +183,7 @@ class Settings(Section):
     store: StoreSettings = StoreSettings()
     blobs: BlobSettings = BlobSettings()
     journal: JournalSettings = JournalSettings()
+    retention: RetentionSettings = RetentionSettings()
     tokens: TokenSettings = TokenSettings()
     sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
     destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from receiver.blobs.base import Blobs
+from receiver.blobs.keys import is_ours
 from receiver.errors import BlobsUnavailable, StoreUnavailable
 from receiver.lanes import Clock, StoreWatch
 from receiver.observe import Observer
@@ -204,7 +205,7 @@ class Janitor:
             if not page:
                 self._after.pop(ORPHANS, None)
                 break
-            old = [entry.key for entry in page if entry.modified_at < before]
+            old = [entry.key for entry in page if entry.modified_at < before and is_ours(entry.key)]
             known = await self._store.known_blobs(old)
             orphans = [key for key in old if key not in known]
             if orphans:

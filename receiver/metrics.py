@@ -99,6 +99,9 @@ class MetricsObserver:
         self._notes = Counter(
             "receiver_notes", "Warnings and errors by their name.", ["level", "event"], registry=registry
         )
+        self._pruned = Counter(
+            "receiver_pruned", "What the janitor removed, by class.", ["class"], registry=registry
+        )
         self._children: dict[tuple[Any, ...], Any] = {}
 
     def _child(self, metric: Any, *labels: str) -> Any:
@@ -137,7 +140,11 @@ class MetricsObserver:
         self._journal_age.set(oldest_age_seconds)
 
     def note(self, level: str, event: str, **fields: Any) -> None:
-        """Count warnings and errors."""
+        """Count warnings and errors, and what the janitor removed."""
+        if event == "janitor.swept":
+            for name, count in fields.items():
+                if isinstance(count, int) and not isinstance(count, bool):
+                    self._child(self._pruned, name).inc(count)
         if level != "info":
             self._child(self._notes, level, event).inc()
 

@@ -40,6 +40,7 @@ _AUDIO_SECONDS = 1.0
 """Time that reading an audio head may take; past it the event goes without those facts."""
 _OVERLAP = 64 * 1024
 """Bytes carried from piece to piece while secrets are removed from a long body; more than any secret is long."""
+_DAY = 24 * 3600 * 1000
 ASKED = "asked"
 """The proof of a result that we fetched ourselves: we asked its provider for it."""
 
@@ -232,9 +233,10 @@ class Recorder:
         """Derive the key from the callback's identity and content, so that storing it again changes nothing."""
         identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}"
         name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
-        return self._keys.key(
-            source=origin.source, received_at=origin.received_at, name=f"{name}.{extension}"
-        )
+        # What lies under an old key may be an orphan about to be swept, so nothing is put there after a day.
+        now = self._clock()
+        at = origin.received_at if now - origin.received_at < _DAY else now
+        return self._keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
 
     async def _keep_document(self, origin: _Origin, draft: EventDraft) -> StoredBlob:
         """Store a document too long for an event or a row: as bytes, or rewritten from file to file."""

@@ -19,14 +19,15 @@ from receiver.blobs.base import Blobs
 from receiver.blobs.keys import KeyTemplate
 from receiver.blobs.local import LocalBlobs
 from receiver.blobs.s3 import S3Blobs
-from receiver.blobs.s3_options import S3Options, parse_url
+from receiver.blobs.s3_options import S3Options
 from receiver.collector import Collector, Quarry
-from receiver.config import BlobSettings, DestinationSettings, Finding, Settings, SourceSettings
+from receiver.config import DestinationSettings, Finding, Settings, SourceSettings
 from receiver.destinations.base import Destination
 from receiver.destinations.http import HttpDestination
 from receiver.errors import ConfigError
 from receiver.fetcher import Fetcher
 from receiver.intake import Intake
+from receiver.janitor import Janitor
 from receiver.journal import Journal
 from receiver.logs import LogObserver
 from receiver.metrics import MetricsObserver
@@ -95,6 +96,7 @@ class Receiver:
     intake: Intake
     relay: Relay
     collector: Collector
+    janitor: Janitor
     observer: Observers
     metrics: MetricsObserver
     clock: Callable[[], int]
@@ -154,26 +156,7 @@ def build_store(settings: Settings) -> Store:
 
 def build_blobs(settings: Settings) -> Blobs:
     """Return the configured blob store, not yet open. Raises `ConfigError`."""
-    return S3Blobs(s3_options(settings.blobs)) if on_s3(settings) else LocalBlobs(blob_folder(settings))
-
-
-def s3_options(settings: BlobSettings) -> S3Options:
-    """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
-    bucket, prefix = parse_url(settings.url or "")
-    return S3Options(
-        bucket=bucket,
-        prefix=prefix,
-        endpoint_url=settings.endpoint_url,
-        region=settings.region,
-        addressing=settings.addressing,
-        checksums=settings.checksums,
-        sse=settings.sse,
-        sse_kms_key_id=settings.sse_kms_key_id,
-        storage_class=settings.storage_class,
-        ca_file=settings.ca_file,
-        timeout_seconds=settings.timeout_seconds,
-        connections=settings.connections,
-    )
+    return S3Blobs(S3Options.of(settings.blobs)) if on_s3(settings) else LocalBlobs(blob_folder(settings))
 
 
 def build_destination(settings: DestinationSettings) -> Destination:
@@ -260,6 +243,7 @@ def build(
         intake=intake,
         relay=relay,
         collector=collector,
+        janitor=Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock),
         observer=observer,
         metrics=metrics,
         clock=clock,
@@ -355,10 +339,12 @@ async def open_receiver(
         if work:
             receiver.relay.start()
             receiver.collector.start()
+            receiver.janitor.start()
         yield receiver
     finally:
         if work:
             grace = receiver.settings.server.stop_seconds
+            await receiver.janitor.stop()
             await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
         for part in workings:
             await part.close()

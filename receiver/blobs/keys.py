@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import string
 from datetime import UTC, datetime
 
 from receiver.errors import ConfigError
 
 DEFAULT = "{source}/{year}/{month}/{day}/{name}"
+_OURS = re.compile(r"[0-9a-f]{32}\.[A-Za-z0-9]{1,16}\Z")
 _FIELDS = frozenset({"source", "year", "month", "day", "hour", "name"})
 
 
@@ -46,6 +48,11 @@ class KeyTemplate:
             hour=f"{at:%H}",
             name=name,
         )
+
+
+def is_ours(key: str) -> bool:
+    """Tell whether an object's name has the form that receiver gives: what lies beside its own is not its to remove."""
+    return _OURS.search(key) is not None
 
 
 def _refused(reason: str) -> ConfigError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from receiver.blobs.base import BlobEntry, LocalObject
+from receiver.blobs.keys import is_ours
 from receiver.callback import Body
 from receiver.errors import BlobsUnavailable, NotFound
 from receiver.model import StoredBlob
@@ -124,6 +125,7 @@ class LocalBlobs:
                 _write(temporary, body.load())
             else:
                 _link_or_copy(body.path, temporary)
+                os.utime(temporary)  # its age is that of the object: a link has the spooled file's
             os.rename(temporary, path)
         finally:
             # Still there after a success when the same spooled file was stored before: renaming one name of a file
@@ -143,7 +145,9 @@ class LocalBlobs:
             for name in names:
                 path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):
-                    if name.startswith(".") and path.stat().st_mtime_ns < before * 1_000_000:
+                    # `.NAME.` and eight digits: what `_put` writes, and nothing that others keep here
+                    ours = name.startswith(".") and is_ours(name.rpartition(".")[0])
+                    if ours and path.stat().st_mtime_ns < before * 1_000_000:
                         path.unlink()
                         count += 1
         return count

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from receiver.blobs.base import BlobEntry, LocalObject
+from receiver.blobs.keys import is_ours
 from receiver.blobs.s3_calls import Calls
 from receiver.blobs.s3_errors import code_of, explain, status_of
 from receiver.blobs.s3_options import S3Options
@@ -192,7 +193,7 @@ class S3Blobs:
             count = 0
             for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
                 for upload in page.get("Uploads", []):
-                    if upload["Initiated"].timestamp() * 1000 < before:
+                    if upload["Initiated"].timestamp() * 1000 < before and is_ours(upload["Key"]):
                         _abort(client, bucket, upload["Key"], upload["UploadId"])
                         count += 1
             return count

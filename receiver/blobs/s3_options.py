@@ -7,6 +7,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from receiver.errors import ConfigError
+from receiver.keeping import BlobSettings
 
 CONNECT_SECONDS = 3.0
 _ATTEMPTS = 3
@@ -37,6 +38,25 @@ class S3Options:
     """Longest silence of the store within one request."""
     connections: int = 16
     """Requests under way at once, in one process: threads, and connections that are kept."""
+
+    @classmethod
+    def of(cls, settings: BlobSettings) -> S3Options:
+        """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
+        bucket, prefix = parse_url(settings.url or "")
+        return cls(
+            bucket=bucket,
+            prefix=prefix,
+            endpoint_url=settings.endpoint_url,
+            region=settings.region,
+            addressing=settings.addressing,
+            checksums=settings.checksums,
+            sse=settings.sse,
+            sse_kms_key_id=settings.sse_kms_key_id,
+            storage_class=settings.storage_class,
+            ca_file=settings.ca_file,
+            timeout_seconds=settings.timeout_seconds,
+            connections=settings.connections,
+        )
 
     @property
     def place(self) -> str:

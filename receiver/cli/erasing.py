@@ -165,12 +165,13 @@ async def _sweep(settings: Settings) -> Counter[str]:
 
     from receiver.janitor import Janitor
     from receiver.observe import Observers
-    from receiver.retention import Retention
     from receiver.wiring import wall_clock
 
     counts: Counter[str] = Counter()
     async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
-        janitor = Janitor(store, blobs, Retention(), Observers([]), wall_clock, budget_seconds=math.inf)
+        janitor = Janitor(
+            store, blobs, settings.retention.kept, Observers([]), wall_clock, budget_seconds=math.inf
+        )
         while True:
             counts.update(await janitor.step(wall_clock()))
             if not janitor.behind:

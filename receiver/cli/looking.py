@@ -79,6 +79,7 @@ async def _kept_body(settings: Settings, event_id: str) -> bytes:
     if kept is not None or event.blob_key is None:
         return kept or b""
     blobs = build_blobs(settings)
+    await blobs.open()
     try:
         return await blobs.get(event.blob_key)
     finally:

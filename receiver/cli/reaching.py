@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from receiver import places, wiring
+from receiver.blobs.s3_options import S3Options
 from receiver.check import finding
 from receiver.errors import ConfigError
 
@@ -125,7 +126,7 @@ def _tables(connection: psycopg.Connection) -> Iterator[Finding]:
 def _s3(settings: Settings) -> Iterator[Finding]:
     from receiver.blobs.s3_probe import probe
 
-    for trouble in probe(wiring.s3_options(settings.blobs)):
+    for trouble in probe(S3Options.of(settings.blobs)):
         code = "E020" if trouble.fatal else "W018"
         if trouble.outage:
             code = "W017"

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.config import MIB, Finding, Section, SourceSettings, provider_options
+from receiver.config import Finding, SourceSettings, provider_options
 from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
 from receiver.fetch import Fetch
+from receiver.keeping import MIB, Section
 from receiver.model import EventDraft, RemoteResult, Stage
 from receiver.pickup import Pickup
 from receiver.providers import bases

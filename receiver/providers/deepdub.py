@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from receiver.callback import Body
-from receiver.config import Finding, Section, SourceSettings, provider_options
+from receiver.config import Finding, SourceSettings, provider_options
 from receiver.errors import ConfigError, MalformedCallback, PickupRefused
 from receiver.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.keeping import Section
 from receiver.model import EventDraft, JobError
 from receiver.pickup import Found, Pickup
 from receiver.providers import bases, results

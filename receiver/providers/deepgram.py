@@ -13,8 +13,9 @@ from typing import ClassVar
 from pydantic import SecretStr, field_validator
 
 from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.config import Finding, Section, SourceSettings, provider_options
+from receiver.config import Finding, SourceSettings, provider_options
 from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
+from receiver.keeping import Section
 from receiver.model import EventDraft
 from receiver.providers.deepgram_audio import Kind, audio_draft, kind_of
 from receiver.providers.deepgram_json import (

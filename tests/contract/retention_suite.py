@@ -201,6 +201,7 @@ class UnderWaySuite:
         # The other's delivery has ended, so its attempt may go.
         counts = await all_walks(store, T0 + 10**12)
         assert {walk for walk, count in counts.items() if count} == {Walk.ATTEMPTS}
+        assert len(await store.deliveries(DeliveryFilter())) == 2
         assert await store.settle(settlement(held))
 
     async def test_nothing_of_a_delivery_that_will_be_tried_again_goes(self, store: Store) -> None:

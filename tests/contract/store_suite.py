@@ -42,7 +42,7 @@ def recording(
         occurred_at=at - 5,
         recorded_at=at,
         data=b'{"n":%d}' % number,
-        blob_key=f"blob-{number}",
+        blob_key=f"{number:032x}.mp3",
     )
     callback = CallbackRow(
         id=new_id("cb", at),

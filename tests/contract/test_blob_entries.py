@@ -93,7 +93,7 @@ async def test_temporary_files_of_a_crash_are_removed_once_they_are_old(tmp_path
     blobs = LocalBlobs(str(tmp_path / "blobs"))
     await blobs.open()
     await blobs.put("a/1.mp3", MemoryBody(b"sound"), content_type="audio/mpeg")
-    left = tmp_path / "blobs" / "a" / ".2.mp3.0123abcd"
+    left = tmp_path / "blobs" / "a" / f".{'2' * 32}.mp3.0123abcd"
     left.write_bytes(b"hal")
     os.utime(left, (1_000_000, 1_000_000))
     assert [entry.key for entry in await blobs.entries()] == ["a/1.mp3"]

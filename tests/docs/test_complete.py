@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 from receiver import envelope, errors, wiring
 from receiver.check import CODES
 from receiver.cli.app import app
-from receiver.config import Section, parse
+from receiver.config import parse
 from receiver.delivery import DeliveryState, OutcomeKind
+from receiver.keeping import Section
 from receiver.metrics import MetricsObserver
 from receiver.model import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.pickup import Found, Pickup, PickupKind, PickupState

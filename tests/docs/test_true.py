@@ -54,6 +54,9 @@ def _settings(text: str, folder: Path) -> Settings:
     """Parse settings as if every variable and file that they name held a fitting secret."""
     environ = dict.fromkeys(re.findall(r"env:(\w+)", text), _SECRET)
     environ |= {name: new_webhook_secret() for name in environ if name.endswith("WEBHOOK_SECRET")}
+    environ |= {
+        name: "postgresql://receiver@db.example.com/receiver" for name in environ if name == "DATABASE_URL"
+    }
     settings = parse(text, environ, lambda path: _SECRET)
     return settings.model_copy(update={"data": str(folder)})
 

@@ -161,7 +161,8 @@ async def test_probes_say_ok(live: Running) -> None:
     assert (await live.client.get("/healthz")).json() == {"status": "ok"}
     answer = await live.client.get("/readyz")
     parts = {"store": "ok", "blobs": "ok", "journal": "ok", "relay": "ok", "collector": "ok"}
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "parts": parts})
+    waiting = {"depth": 0, "oldest_age_seconds": 0.0}
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "parts": parts, "journal": waiting})
 
 
 @pytest.mark.parametrize("folder", ["blobs", "journal"])

@@ -48,6 +48,9 @@ KEY = 'api_key = "0123456789abcdef"\n'
 DEAPI = f'[sources.deapi]\nprovider = "deapi"\nsecrets = ["0123456789abcdef"]\n{KEY}'
 DEEPDUB = f'[sources.deepdub]\nprovider = "deepdub"\n{KEY}'
 PLAYHT = f'[sources.playht]\nprovider = "playht"\nuser_id = "somebody"\n{KEY}'
+TOKENS = '[tokens]\nsecrets = ["token-secret-0123456789"]\n'
+POSTGRES = '[store]\nurl = "postgresql://app:secret-word@db.example.com/receiver"\n'
+S3 = '[blobs]\nurl = "s3://bucket/prefix"\nregion = "us-east-1"\n'
 CASES: dict[str, tuple[str, str]] = {
     "E002": (swapped('provider = "deepgram"', 'provider = "deepgam"'), "sources.deepgram.provider"),
     "E003": (swapped(HOOKS, '"hooks.example.com"'), "public_url"),
@@ -76,6 +79,9 @@ CASES: dict[str, tuple[str, str]] = {
         swapped('provider = "deepgram"', 'provider = "deepgram"\nca_file = "/nowhere/ca.pem"'),
         "sources.deepgram.ca_file",
     ),
+    "E019": (GOOD + POSTGRES + S3, "tokens.secrets"),
+    "E021": (GOOD + S3 + 'sse_kms_key_id = "alias/audio"', "blobs.sse_kms_key_id"),
+    "E022": (GOOD + '[blobs]\nkey = "{source}/{name}.mp3"', "blobs.key"),
     "E301": (GOOD + '[sources.deepdub]\nprovider = "deepdub"', "sources.deepdub.api_key"),
     "E304": (GOOD + DEEPDUB + 'region = "moon"', "sources.deepdub"),
     "E401": (GOOD + '[sources.playht]\nprovider = "playht"', "sources.playht.api_key"),
@@ -94,6 +100,8 @@ CASES: dict[str, tuple[str, str]] = {
     "W010": (GOOD + 'events = ["speach.*"]', "destinations.app.events"),
     "W011": (GOOD + '[server]\nadmin_tokens = ["guess-me"]', "server.admin_tokens"),
     "W012": (GOOD + DEEPDUB + 'base_url = "http://127.0.0.1:9901/api/v1"', "sources.deepdub.allow"),
+    "W015": (GOOD + POSTGRES + TOKENS, "blobs.url"),
+    "W016": (GOOD + S3 + 'endpoint_url = "http://s3.example.com:8333"', "blobs.endpoint_url"),
     "W101": (
         swapped('basic = ["dg:correct-horse"]', 'dg_token = "id"\nrequire_dg_token = true'),
         "sources.deepgram.dg_token",
@@ -119,6 +127,10 @@ CASES: dict[str, tuple[str, str]] = {
 }
 
 
+ASKED = {"E012", "E013", "E014", "E015", "E016", "E017", "E018", "E020", "W013", "W014", "W017", "W018"}
+"""What only the database or the bucket can tell: tests/flow/test_cli_check.py."""
+
+
 @pytest.mark.parametrize("code", CASES)
 def test_each_mistake_has_its_code_and_names_its_setting(code: str, tmp_path: Path) -> None:
     text, where = CASES[code]
@@ -126,7 +138,8 @@ def test_each_mistake_has_its_code_and_names_its_setting(code: str, tmp_path: Pa
 
 
 def test_every_code_there_is_has_a_case() -> None:
-    elsewhere = {"E001", "E007", "W006"}
+    elsewhere = {"E001", "E007", "E011", "W006"}
+    elsewhere |= ASKED
     assert set(CASES) | elsewhere == set(CODES)
 
 
@@ -146,10 +159,55 @@ def test_an_address_that_is_no_url_is_one_finding(tmp_path: Path) -> None:
     assert codes(GOOD + DEEPDUB + 'base_url = "http://[::1"', tmp_path) == ["E304"]
 
 
+def test_good_settings_of_many_machines_have_no_finding(tmp_path: Path) -> None:
+    more = 'endpoint_url = "http://127.0.0.1:8333"\nsse = "aws:kms"\nsse_kms_key_id = "alias/audio"\n'
+    assert codes(GOOD + POSTGRES + TOKENS + S3 + more, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "where"),
+    [
+        ('[store]\nurl = "postgresql://app:secret-word@[::1/db"\n', "E008", "store.url"),
+        ('[blobs]\nurl = "s3://"\n', "E008", "blobs.url"),
+        ('[blobs]\nurl = "gs://bucket"\n', "E008", "blobs.url"),
+        (S3 + 'endpoint_url = "s3.example.com"\n', "E021", "blobs.endpoint_url"),
+        (S3 + 'endpoint_url = "https://key:secret-word@s3.example.com"\n', "E021", "blobs.endpoint_url"),
+        (S3 + 'endpoint_url = "https://[::1"\n', "E021", "blobs.endpoint_url"),
+        (S3 + 'ca_file = "/nowhere/ca.pem"\n', "E021", "blobs.ca_file"),
+    ],
+)
+def test_a_place_of_many_machines_that_cannot_be_used_is_found(
+    setting: str, code: str, where: str, tmp_path: Path
+) -> None:
+    more = "" if "[blobs]" in setting else S3
+    found = findings(GOOD + TOKENS + more + setting, tmp_path)
+    assert [(f.code, f.where) for f in found] == [(code, where)]
+    assert "secret-word" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("package", "settings", "extra"), [("psycopg", POSTGRES + S3, "postgres"), ("boto3", S3, "s3")]
+)
+def test_an_extra_that_is_not_installed_is_named(
+    package: str, settings: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.check.find_spec", lambda name: None if name == package else object())
+    [found] = findings(GOOD + TOKENS + settings, tmp_path)
+    assert (found.code, found.fix) == ("E011", f"pip install 'receiver[{extra}]'")
+
+
 def test_findings_tell_no_secret(tmp_path: Path) -> None:
     for text, _ in CASES.values():
         said = repr(findings(text, tmp_path))
-        for secret in (SECRET, "correct-horse", "correct_horse", "0123456789abcdef", "no colon", "guess-me"):
+        for secret in (
+            SECRET,
+            "correct-horse",
+            "correct_horse",
+            "0123456789abcdef",
+            "no colon",
+            "guess-me",
+            "secret-word",
+        ):
             assert secret not in said
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from receiver.config import MIB, Settings, parse, provider_options
+from receiver.config import Settings, parse, provider_options
 from receiver.errors import ConfigError
+from receiver.keeping import MIB
 from receiver.places import blob_folder, load_settings, public_base, sqlite_path, token_secrets
 from receiver.providers.deepgram import DeepgramSettings
 from receiver.wiring import build, build_providers

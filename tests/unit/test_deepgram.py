@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from receiver.callback import Head
-from receiver.config import MIB
 from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
+from receiver.keeping import MIB
 from receiver.providers import deepgram
 from tests.support.callbacks import NOW, PAIR, deepgram_draft, deepgram_head, deepgram_source, prove
 from tests.support.golden import ROOT, MemoryBody, source_settings, tokens

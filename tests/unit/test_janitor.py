@@ -58,6 +58,9 @@ class Blobs(LocalBlobs):
         await super().delete(keys)
 
 
+ORPHAN = "0123456789abcdef" * 2 + ".mp3"
+
+
 class House:
     """The parts."""
 
@@ -148,9 +151,9 @@ async def test_by_default_each_class_goes_in_its_time(
 async def test_never_removes_nothing(house: House) -> None:
     await house.recorded("app")
     await house.deliver(DeliveryState.DELIVERED)
-    await house.put("orphan", at=T0)
+    await house.put(ORPHAN, at=T0)
     assert await house.janitor(NEVER).step(T0 + 10**12) == {}
-    assert house.blobs.local("orphan") is not None
+    assert house.blobs.local(ORPHAN) is not None
 
 
 async def test_keys_of_what_was_erased_go_even_then(house: House) -> None:
@@ -216,12 +219,28 @@ async def test_without_time_each_sweep_does_a_batch_and_the_next_goes_on(house: 
 
 async def test_an_orphan_goes_when_it_is_old_and_what_an_event_links_to_stays(house: House) -> None:
     wanted = await house.recorded()
-    await house.put("deepgram/2026/11/21/orphan.mp3", at=T0)
+    await house.put(f"deepgram/2026/11/21/{ORPHAN}", at=T0)
     janitor = house.janitor(Retention())
     assert await janitor.step(T0 + ORPHAN_SECONDS * MS) == {}
     assert await janitor.step(T0 + ORPHAN_SECONDS * MS + 1) == {"orphans": 1}
-    assert house.blobs.deleted == ["deepgram/2026/11/21/orphan.mp3"]
+    assert house.blobs.deleted == [f"deepgram/2026/11/21/{ORPHAN}"]
     assert house.there(wanted)
+
+
+async def test_what_others_keep_beside_ours_is_left_alone(house: House) -> None:
+    """Whatever its age: only names of receiver's own form are its to remove."""
+    theirs = (
+        "report.pdf",
+        "deepgram/2026/11/21/speech.mp3",
+        "backup/ABCDEF.tar.gz",
+        ".hidden",
+        "0" * 32,
+        ".a.b.12345678",
+    )
+    for name in theirs:
+        await house.put(name, at=T0)
+    assert await house.janitor(Retention()).step(T0 + 1000 * DAY * MS) == {}
+    assert all((house.folder / "blobs" / name).exists() for name in theirs)
 
 
 async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(
@@ -230,7 +249,7 @@ async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(
     monkeypatch.setattr("receiver.janitor.PAGE", 2)
     monkeypatch.setattr("receiver.janitor.PAGES", 2)
     for n in range(9):
-        await house.put(f"orphan-{n}", at=T0)
+        await house.put(f"{n:032x}.mp3", at=T0)
     janitor = house.janitor(Retention())
     later = T0 + 3 * DAY * MS
     assert [(await janitor.step(later)).get("orphans", 0) for _ in range(4)] == [4, 4, 1, 0]
@@ -238,7 +257,7 @@ async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(
 
 
 async def test_temporary_files_of_a_crash_go(house: House) -> None:
-    await house.put(".half.mp3.1a2b3c4d", at=T0)
+    await house.put(f".{ORPHAN}.1a2b3c4d", at=T0)
     assert await house.janitor(Retention()).step(T0 + 3 * DAY * MS) == {"uploads": 1}
 
 

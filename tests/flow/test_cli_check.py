@@ -1,0 +1,236 @@
+"""`receiver check`, and the start of `serve` and `work`, over PostgreSQL and S3: one clear sentence for each trouble."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from receiver.blobs.s3_probe import Trouble
+from receiver.cli.reaching import reach
+from receiver.config import parse
+from receiver.wiring import wall_clock
+from tests.support import postgres, s3
+from tests.support.fleet import TOKEN_SECRET
+from tests.support.house import Said, receiver
+from tests.support.postgres import Server, execute
+from tests.support.running import free_port
+from tests.support.s3 import BUCKET, Weed
+
+weed, s3_credentials = s3.weed, s3.s3_credentials
+pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.usefixtures("s3_credentials")]
+PASSWORD = "the-database-password"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that asks for a password and waits for its disk, as one in earnest does."""
+    with postgres.server(durable=True) as running:
+        running.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+        hba = running.folder / "pg_hba.conf"
+        hba.write_text(f"host all app 127.0.0.1/32 scram-sha-256\n{hba.read_text()}")
+        running.execute("SELECT pg_reload_conf()")
+        yield running
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """The URL of a database of the server's, with tables."""
+    name = server.new_database()
+    yield server.url(name)
+    server.drop_database(name)
+
+
+def config(folder: Path, store: str = "", blobs: str = "") -> str:
+    text = f"""
+data = "{folder}/data"
+public_url = "https://hooks.example.com"
+[tokens]
+secrets = ["{TOKEN_SECRET}"]
+[sources.deepgram]
+provider = "deepgram"
+require_token = true
+[destinations.app]
+url = "https://app.example.com/hooks"
+secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+"""
+    if store:
+        text += f'[store]\nurl = "{store}"\n'
+    path = folder / "receiver.toml"
+    path.write_text(text + blobs)
+    path.chmod(0o600)
+    return str(path)
+
+
+def s3_text(weed: Weed, *, bucket: str = BUCKET, endpoint: str | None = None) -> str:
+    place = f'url = "s3://{bucket}/check"\nendpoint_url = "{endpoint or weed.http}"'
+    return f'[blobs]\n{place}\nregion = "us-east-1"\ntimeout_seconds = 1\n'
+
+
+def codes(said: Said) -> list[str]:
+    return [finding["code"] for finding in said.json]
+
+
+def migrate(path: str) -> None:
+    assert receiver("--config", path, "migrate").status == 0
+
+
+def test_good_parts_have_no_finding(weed: Weed, database: str, tmp_path: Path) -> None:
+    path = config(tmp_path, database, s3_text(weed))
+    migrate(path)
+    said = receiver("--config", path, "check", "--json")
+    assert (said.status, said.json) == (0, [])
+    keys = weed.client().list_objects_v2(Bucket=BUCKET, Prefix="check/")
+    assert "Contents" not in keys, "what was stored for the check is gone"
+
+
+Trouble_ = tuple[str, str, str]
+
+
+def _refused(server: Server) -> Trouble_:
+    return f"postgresql://app:{PASSWORD}@127.0.0.1:{free_port()}/receiver", "E012", "cannot be reached"
+
+
+def _wrong_password(server: Server) -> Trouble_:
+    return server.url("postgres", user="app", password="wrong-password"), "E013", "user or the password"
+
+
+def _unknown_user(server: Server) -> Trouble_:
+    return server.url("postgres", user="nobody-here"), "E013", "user or the password"
+
+
+def _unknown_database(server: Server) -> Trouble_:
+    return server.url("nothing"), "E014", "no database of the name"
+
+
+def _no_tables(server: Server) -> Trouble_:
+    return server.url(server.new_database()), "E015", "no tables yet"
+
+
+def _other_letters(server: Server) -> Trouble_:
+    server.execute("DROP DATABASE IF EXISTS letters")
+    server.execute("CREATE DATABASE letters ENCODING 'SQL_ASCII' TEMPLATE template0")
+    return server.url("letters"), "E018", "Unicode"
+
+
+@pytest.mark.parametrize(
+    "make", [_refused, _wrong_password, _unknown_user, _unknown_database, _no_tables, _other_letters]
+)
+def test_a_database_that_cannot_be_used_is_told_by_check_and_at_the_start(
+    make: Callable[[Server], Trouble_], weed: Weed, server: Server, tmp_path: Path
+) -> None:
+    url, code, sentence = make(server)
+    path = config(tmp_path, url, s3_text(weed))
+    said = receiver("--config", path, "check", "--json")
+    assert (said.status, codes(said)) == (2, [code])
+    assert sentence in said.json[0]["message"]
+    assert codes(receiver("--config", path, "check", "--offline", "--json")) == []
+    for command in ("serve", "work"):
+        started = receiver("--config", path, command)
+        assert started.status == (1 if code == "E012" else 2), "an outage may be over at the next start"
+        assert started.err.startswith(f"error {code} store.url: ")
+        assert started.err.count("\n") == 1
+        assert sentence in started.err
+    assert not any(secret in said.out for secret in (PASSWORD, "wrong-password", TOKEN_SECRET))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "sentence"),
+    [
+        ("DELETE FROM migrations WHERE name = (SELECT max(name) FROM migrations)", "E015", "lacks 0"),
+        ("INSERT INTO migrations VALUES ('9999_later', 0)", "E016", "has 9999_later"),
+    ],
+)
+def test_a_schema_of_another_version_is_told_with_what_to_do(
+    change: str, code: str, sentence: str, weed: Weed, database: str, tmp_path: Path
+) -> None:
+    path = config(tmp_path, database, s3_text(weed))
+    migrate(path)
+    execute(database, change)
+    said = receiver("--config", path, "check", "--json")
+    assert (said.status, codes(said)) == (2, [code])
+    assert sentence in said.json[0]["message"]
+    started = receiver("--config", path, "work")
+    assert (started.status, started.err.partition(" store.url")[0]) == (2, f"error {code}")
+
+
+def test_a_right_that_lacks_is_told(weed: Weed, server: Server, database: str, tmp_path: Path) -> None:
+    migrate(config(tmp_path, database))
+    theirs = database.replace("postgres@", f"app:{PASSWORD}@")
+    said = receiver("--config", config(tmp_path, theirs, s3_text(weed)), "check", "--json")
+    assert codes(said) == ["E018"]
+    assert "lacks a right" in said.json[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(-3, []), (7, ["W013"]), (-400, ["W013"]), (700, ["E017"]), (-700, ["E017"])]
+)
+def test_clocks_that_differ_are_told(
+    seconds: int, expected: list[str], weed: Weed, database: str, tmp_path: Path
+) -> None:
+    path = config(tmp_path, database)
+    migrate(path)
+    settings = parse(Path(path).read_text(), {}, str)
+    found = reach(settings, clock=lambda: wall_clock() + seconds * 1000)
+    assert [finding.code for finding in found] == expected
+    if expected:
+        said = f"clock is {abs(seconds)} s {'behind' if seconds < 0 else 'ahead of'} the database's"
+        assert said in found[0].message.replace(f"{abs(seconds) - 1} s", f"{abs(seconds)} s")
+
+
+def test_a_server_that_syncs_nothing_is_told(weed: Weed, tmp_path: Path) -> None:
+    """Receiver starts all the same: it is somebody's choice."""
+    with postgres.database() as url:
+        said = receiver("--config", config(tmp_path, url, s3_text(weed)), "check", "--json")
+    assert (said.status, codes(said)) == (0, ["W014"])
+
+
+def test_a_bucket_that_is_not_there_is_told_by_check_and_at_the_start(weed: Weed, tmp_path: Path) -> None:
+    path = config(tmp_path, blobs=s3_text(weed, bucket="no-such-bucket"))
+    said = receiver("--config", path, "check", "--json")
+    assert (said.status, codes(said)) == (2, ["E020"])
+    assert "there is no bucket no-such-bucket" in said.json[0]["message"]
+    started = receiver("--config", path, "serve")
+    assert (started.status, started.err.count("\n")) == (2, 1)
+    assert "E020 blobs.url: " in started.err
+
+
+def test_wrong_credentials_are_told_without_showing_them(
+    weed: Weed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-of-this-store")
+    said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
+    assert codes(said) == ["E020"]
+    assert "the secret access key is wrong" in said.json[0]["message"]
+    assert "not-the-secret" not in said.out
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
+    assert "credentials" in said.json[0]["message"]
+
+
+def test_a_bucket_that_is_out_is_a_warning_since_receiver_starts_and_journals(
+    weed: Weed, tmp_path: Path
+) -> None:
+    path = config(tmp_path, blobs=s3_text(weed, endpoint=f"http://127.0.0.1:{free_port()}"))
+    said = receiver("--config", path, "check", "--json")
+    assert (said.status, codes(said)) == (0, ["W017"])
+    assert "cannot be reached" in said.json[0]["message"]
+
+
+def test_what_the_bucket_does_not_do_well_is_told_with_the_right_that_lacks(
+    weed: Weed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test store grants everything, so what the probe found is put here."""
+    found = [Trouble("listing s3://b failed: access denied", "s3:ListBucket", fatal=False)]
+    monkeypatch.setattr("receiver.blobs.s3_probe.probe", lambda options: found)
+    said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
+    assert (said.status, codes(said)) == (0, ["W018"])
+    assert "grant s3:ListBucket" in said.json[0]["fix"]
+
+
+def test_embedded_parts_are_asked_nothing(tmp_path: Path) -> None:
+    said = receiver("--config", config(tmp_path), "check", "--json")
+    assert (said.status, said.json) == (0, [])
+    assert not os.path.exists(tmp_path / "data")
