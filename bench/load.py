@@ -1,9 +1,10 @@
 """A load generator on bare asyncio protocols: each connection sends one request after the other, keep-alive.
 
-    python -m bench.load PORT CONNECTIONS SECONDS PATH KIND
+    python -m bench.load PORT[,PORT…] CONNECTIONS SECONDS PATH KIND
 
-KIND is `listen` (Deepgram speech-to-text with Basic Auth, each with a request id of its own) or `deapi` (signed). Prints one
-JSON line: requests, seconds, statuses, and the latencies' p50 and p99 in milliseconds.
+KIND is `listen` (Deepgram speech-to-text with Basic Auth, each with a request id of its own), `speech` (Deepgram
+text-to-speech, 8 KB of MP3) or `deapi` (signed). The connections are spread over the ports. Prints one JSON line: requests,
+seconds, statuses, and the latencies' p50 and p99 in milliseconds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from itertools import cycle
+from pathlib import Path
 
 BASIC = "bench:bench-password"
 SECRET = "bench-secret-0123456789abcdefghijklmnop"
-MOST_PER_SECOND = 12_000
+MOST_PER_SECOND = {"listen": 12_000, "deapi": 12_000, "speech": 6_000}
 _WORDS = "The order that was placed this morning is ready to be picked up. " * 18
 
 
@@ -43,7 +47,22 @@ def listen(number: str) -> tuple[str, bytes]:
             },
         }
     ).encode()
-    return f"authorization: Basic {base64.b64encode(BASIC.encode()).decode()}\r\n", body
+    return f"content-type: application/json\r\n{_authorization()}", body
+
+
+@cache
+def _authorization() -> str:
+    return f"authorization: Basic {base64.b64encode(BASIC.encode()).decode()}\r\n"
+
+
+@cache
+def _sound() -> bytes:
+    return (Path(__file__).resolve().parents[1] / "receiver/samples/speech.mp3").read_bytes()
+
+
+def speech(number: str) -> tuple[str, bytes]:
+    """Return headers and body of a text-to-speech callback: 8 KB of audio, the request id in a header."""
+    return f"content-type: audio/mpeg\r\n{_authorization()}dg-request-id: {number}\r\n", _sound()
 
 
 def deapi(number: str) -> tuple[str, bytes]:
@@ -65,7 +84,8 @@ def deapi(number: str) -> tuple[str, bytes]:
     ).encode()
     stamp = str(int(time.time()))
     digest = hmac.digest(SECRET.encode(), f"{stamp}.".encode() + body, "sha256").hex()
-    return f"x-deapi-timestamp: {stamp}\r\nx-deapi-signature: sha256={digest}\r\n", body
+    proof = f"x-deapi-timestamp: {stamp}\r\nx-deapi-signature: sha256={digest}\r\n"
+    return f"content-type: application/json\r\n{proof}", body
 
 
 def requests(path: str, kind: str, count: int) -> Iterator[bytes]:
@@ -74,7 +94,7 @@ def requests(path: str, kind: str, count: int) -> Iterator[bytes]:
     made = []
     for number in range(count):
         headers, body = KINDS[kind](f"{prefix}-{number}")
-        head = f"POST {path} HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n{headers}content-length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: b\r\n{headers}content-length: {len(body)}\r\n\r\n"
         made.append(head.encode() + body)
     return iter(made)
 
@@ -134,18 +154,18 @@ class Results:
         self.latencies.append(seconds)
 
 
-KINDS = {"listen": listen, "deapi": deapi}
+KINDS = {"listen": listen, "speech": speech, "deapi": deapi}
 
 
-async def main(port: int, connections: int, seconds: float, path: str, kind: str) -> None:
+async def main(ports: list[int], connections: int, seconds: float, path: str, kind: str) -> None:
     """Load and print."""
     results = Results()
     loop = asyncio.get_running_loop()
-    waiting = requests(path, kind, int(seconds * MOST_PER_SECOND))
+    waiting = requests(path, kind, int(seconds * MOST_PER_SECOND[kind]))
     until = time.perf_counter() + 3600
     protocols = [
         (await loop.create_connection(lambda: Connection(waiting, until, results), "127.0.0.1", port))[1]
-        for _ in range(connections)
+        for port, _ in zip(cycle(ports), range(connections), strict=False)
     ]
     gc.freeze()
     began = time.perf_counter()
@@ -170,4 +190,5 @@ async def main(port: int, connections: int, seconds: float, path: str, kind: str
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5]))
+    ports = [int(port) for port in sys.argv[1].split(",")]
+    asyncio.run(main(ports, int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5]))

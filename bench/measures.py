@@ -8,8 +8,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +18,7 @@ import psutil
 from bench import processes as p
 from bench.load import BASIC, listen
 from receiver.model import CallbackRow, Event, Recording, Stage, new_id
+from receiver.store.grouped import GroupedStore
 from receiver.store.sqlite import SqliteStore
 
 
@@ -30,6 +31,9 @@ class Row:
     ratio: float | None = None
     goal: str = ""
     holds: bool | None = None
+    section: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What other programs read (`--json`)."""
 
 
 def fdatasync_ms(folder: Path, count: int = 200) -> float:
@@ -46,8 +50,12 @@ def fdatasync_ms(folder: Path, count: int = 200) -> float:
     return median(took)
 
 
-def _load(port: int, path: str, kind: str, seconds: float, connections: int = 64) -> dict[str, float]:
-    told = p.run_json("-m", "bench.load", str(port), str(connections), str(seconds), path, kind)
+def load(
+    ports: Sequence[int], path: str, kind: str, seconds: float, connections: int = 64
+) -> dict[str, float]:
+    """Load the processes that listen on `ports`; raises `RuntimeError` unless every answer was 200."""
+    where = ",".join(map(str, ports))
+    told = p.run_json("-m", "bench.load", where, str(connections), str(seconds), path, kind)
     if set(told["statuses"]) != {"200"}:
         raise RuntimeError(f"unexpected answers: {told['statuses']}")
     return told
@@ -61,10 +69,10 @@ def ingest(folder: Path, rounds: int, seconds: float, *, sync_ms: float = 0) -> 
         place = folder / f"ingest-{kind}-{sync_ms:g}"
         place.mkdir()
         with p.receiver(place, p.config(place), sync_ms=sync_ms) as (port, _), p.bare(place) as bare_port:
-            _load(port, path, kind, 1)
+            load([port], path, kind, 1)
             for _ in range(rounds):
-                ours.append(_load(port, path, kind, seconds))
-                theirs.append(_load(bare_port, "/bare", kind, seconds))
+                ours.append(load([port], path, kind, seconds))
+                theirs.append(load([bare_port], "/bare", kind, seconds))
         ratio = median(a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True))
         rate = median(a["rate"] for a in ours)
         p50, p99 = median(a["p50_ms"] for a in ours), median(a["p99_ms"] for a in ours)
@@ -81,17 +89,17 @@ def ingest(folder: Path, rounds: int, seconds: float, *, sync_ms: float = 0) -> 
     return rows
 
 
-def _fill(path: Path, count: int) -> None:
-    """Record `count` events, each owed to the destination `app`."""
+def fill(store: GroupedStore, count: int, *, due_at: int | None = None, migrate: bool = False) -> None:
+    """Record `count` events, each owed to the destination `app`, due now or then."""
 
-    async def fill() -> None:
-        store = SqliteStore(str(path))
-        await store.migrate()
+    async def work() -> None:
+        if migrate:
+            await store.migrate()
         await store.open()
         data = json.dumps({"event_id": "x" * 30, "schema": 1, "provider_data": {"x": "a" * 1800}}).encode()
 
         async def one(number: int) -> None:
-            now = int(time.time() * 1000)
+            now = due_at or int(time.time() * 1000)
             event = Event(
                 id=new_id("evt", now),
                 type="transcript.completed",
@@ -123,7 +131,7 @@ def _fill(path: Path, count: int) -> None:
             await asyncio.gather(*(one(number) for number in range(start, min(count, start + 500))))
         await store.close()
 
-    asyncio.run(fill())
+    asyncio.run(work())
 
 
 def relay(folder: Path, rounds: int, count: int) -> list[Row]:
@@ -135,7 +143,7 @@ def relay(folder: Path, rounds: int, count: int) -> list[Row]:
             place.mkdir()
             path = p.config(place, destination=sink.port)
             (place / "data").mkdir()
-            _fill(place / "data" / "receiver.db", count)
+            fill(SqliteStore(str(place / "data" / "receiver.db")), count, migrate=True)
             sink.ask(count)
             with p.receiver(place, path, command="work"):
                 told = sink.told()
@@ -232,9 +240,7 @@ def latency(folder: Path, count: int) -> list[Row]:
             headers, body = listen(f"latency-{number}")
             pairs = dict(line.split(": ", 1) for line in headers.strip().splitlines())
             began = time.perf_counter()
-            connection.request(
-                "POST", "/callbacks/deepgram", body, pairs | {"content-type": "application/json"}
-            )
+            connection.request("POST", "/callbacks/deepgram", body, pairs)
             connection.getresponse().read()
             took.append(1000 * (sink.told()["first"] - began))
     ordered = sorted(took)

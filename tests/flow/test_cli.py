@@ -482,7 +482,7 @@ def test_every_flag_is_also_an_environment_variable_and_says_so() -> None:
         assert param.help
     assert {path[0] for path in seen if path} == {
         *("serve", "work", "init", "check", "migrate", "callback-url", "events", "deliveries"),
-        *("pickup", "pickups", "rejections", "replay", "simulate", "demo"),
+        *("pickup", "pickups", "rejections", "replay", "simulate", "demo", "journal", "sweep", "erase"),
     }
 
 
