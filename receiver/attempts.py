@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from receiver.delivery import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.destinations.base import Destination
-from receiver.errors import ConfigError
+from receiver.errors import ConfigError, Unavailable
 from receiver.lanes import OVERRUN_SECONDS, SLACK_SECONDS, Clock, StoreWatch, insist
 from receiver.model import Event
 from receiver.observe import AttemptReport, Observer
@@ -60,7 +60,10 @@ class Attempts:
         self._watch = watch
 
     async def make(self, lane: Lane, claim: Claimed, clock: Clock) -> tuple[Settlement, float]:
-        """Send once; return what to settle and the seconds it took. Records nothing: cancelled, it never was."""
+        """Send once; return what to settle and the seconds it took. Records nothing: cancelled, it never was.
+
+        Raises `Unavailable` when a part of ours is out and nothing could be sent.
+        """
         started_at, began = clock(), time.perf_counter()
         try:
             async with asyncio.timeout(lane.timeout_seconds + OVERRUN_SECONDS):
@@ -68,6 +71,8 @@ class Attempts:
                 outcome = await lane.destination.send(claim.event.id, body, timestamp=started_at)
         except TimeoutError:
             outcome = Outcome(kind=OutcomeKind.TIMEOUT, detail="the destination's own timeout did not hold")
+        except Unavailable:  # no link could be made: our own trouble uses up no attempt
+            raise
         except Exception as error:  # a bug of ours must not stop the lane
             outcome = self._internal_error(claim, error)
         seconds = time.perf_counter() - began

@@ -331,6 +331,11 @@ class _Collecting:
         )
         return settlement.due_at if held else None
 
+    def put_off(self, claim: ClaimedPickup, error: Unavailable) -> None:
+        self._observer.note(
+            "warning", "pickup.put_off", source=self.name, pickup_id=claim.pickup.id, error=error.message
+        )
+
     def bug(self, step: str, error: Exception) -> None:
         names = {"claim": "pickup.claim_failed", "work": "pickup.worker_failed"}
         self._observer.note("error", names[step], source=self.name, error=type(error).__name__)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-from receiver.errors import StoreUnavailable
+from receiver.errors import StoreUnavailable, Unavailable
 from receiver.observe import Observer
 
 POLL_SECONDS = 1.0
@@ -108,6 +108,9 @@ class Work(Protocol[C, M]):
     async def settle(self, made: M, clock: Clock) -> int | None:
         """Record the attempt; return when the row is due again, if ever."""
 
+    def put_off(self, claim: C, error: Unavailable) -> None:
+        """Note that a part of ours is out, so that no attempt could be made; the row is due again when its lease ends."""
+
     def bug(self, step: str, error: Exception) -> None:
         """Note a fault of our own in `claim` or `work`."""
 
@@ -195,6 +198,8 @@ class Runner(Generic[C, M]):
                 else:
                     await self._hand_back([claim])
                     self.look.set()
+            except Unavailable as error:
+                self._job.put_off(claim, error)
             except Exception as error:  # a bug in a store or an observer must not end the worker
                 self._job.bug("work", error)
 

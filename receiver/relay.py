@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from receiver.attempts import Attempts, Lane
 from receiver.delivery import Claimed, Settlement
+from receiver.errors import Unavailable
 from receiver.lanes import Clock, Runner, StoreWatch
 from receiver.model import Event
 from receiver.observe import Observer
@@ -94,6 +95,15 @@ class _Sending:
         settlement, seconds = made
         await self._attempts.settle(settlement, seconds, clock)
         return settlement.due_at
+
+    def put_off(self, claim: Claimed, error: Unavailable) -> None:
+        self._observer.note(
+            "warning",
+            "relay.put_off",
+            destination=self.name,
+            delivery_id=claim.delivery_id,
+            error=error.message,
+        )
 
     def bug(self, step: str, error: Exception) -> None:
         names = {"claim": "relay.claim_failed", "work": "relay.worker_failed"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.support.crashing import DRAIN, JOURNAL, STEPS, fast_clock
+from tests.crash.conftest import Place
+from tests.support.crashing import DRAIN, JOURNAL, SHARED, STEPS, fast_clock
 from tests.support.delivered import Delivered
 from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.running import settings_text
@@ -16,13 +18,37 @@ from tests.support.sink import Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
-IN = [step for step in STEPS if not step.startswith(("store.claim", "destination", "store.settle"))]
-OUT = [step for step in STEPS if step not in IN]
+OUT = [step for step in STEPS if step.startswith(("store.claim", "destination", "store.settle"))]
 
 
-def _config(folder: Path, destination: str) -> Path:
+_QUICK = {
+    ("blobs.put", "after"),
+    ("store.record", "after"),
+    ("store.claim", "after"),
+    ("store.settle", "before"),
+    ("journal.remove", "before"),
+    *SHARED,
+}
+"""Over PostgreSQL and S3, those that differ most from the embedded parts; the others run with `-m soak`."""
+
+
+def _places(moments: Iterable[tuple[str, str]]) -> Iterator[object]:
+    for step, when in moments:
+        if (step, when) not in SHARED:
+            yield pytest.param(step, when, "embedded")
+        if step != "folder.sync":  # a bucket has none
+            marks = () if (step, when) in _QUICK else (pytest.mark.soak,)
+            yield pytest.param(step, when, "shared", marks=marks)
+
+
+WALK = [*((step, when) for step in STEPS for when in ("before", "after")), *SHARED]
+
+
+def _config(folder: Path, destination: str, place: Place) -> Path:
     path = folder / "receiver.toml"
-    text = settings_text(folder, destination=destination, retry="{retries = 100, wait = 0.2}")
+    text = settings_text(
+        folder, destination=destination, retry="{retries = 100, wait = 0.2}", extra=place.settings
+    )
     path.write_text(text)
     return path
 
@@ -36,24 +62,25 @@ async def _send(process: Process, sent: Sent, oracle: Acknowledged) -> bool:
     return False
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_kill_at_this_step_loses_and_doubles_nothing(step: str, when: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "when", "place"), [*_places(WALK)], indirect=["place"])
+async def test_a_kill_at_this_step_loses_and_doubles_nothing(
+    step: str, when: str, place: Place, tmp_path: Path
+) -> None:
     """The provider keeps sending until 2xx; every acknowledged callback reaches the application under one id."""
     oracle = Acknowledged()
     kinds = (
         [speech("job-speech", times=20)]
-        if step in IN
+        if step not in OUT
         else [speech("job-speech", times=20), transcript("job-text")]
     )
     async with Sink() as sink:
-        config = _config(tmp_path, sink.url)
-        dying = Process(config, step, when)
+        config = _config(tmp_path, sink.url, place)
+        dying = Process(config, step, when, environ=place.environ)
         await dying.start()
         for sent in kinds:
             await _send(dying, sent, oracle)
         assert await dying.died() == -9
-        healthy = Process(config)
+        healthy = Process(config, environ=place.environ)
         await healthy.start()
         try:
             for sent in [*kinds, deapi("job-deapi", at=fast_clock() // 1000)]:
@@ -68,15 +95,15 @@ async def test_a_kill_at_this_step_loses_and_doubles_nothing(step: str, when: st
         assert all(len(ids) == 1 for ids in delivered.ids.values())
 
 
-@pytest.mark.parametrize(("step", "when"), [*JOURNAL, *DRAIN])
+@pytest.mark.parametrize(("step", "when", "place"), [*_places([*JOURNAL, *DRAIN])], indirect=["place"])
 async def test_a_kill_at_this_step_of_the_journal_loses_and_doubles_nothing(
-    step: str, when: str, tmp_path: Path
+    step: str, when: str, place: Place, tmp_path: Path
 ) -> None:
     """The store is out for the first two callbacks; deAPI's is answered 200 by the journal and is never sent again."""
     oracle = Acknowledged()
-    environ = {"CRASHING_STORE_OUT": "all" if (step, when) in JOURNAL else "2"}
+    environ = place.environ | {"CRASHING_STORE_OUT": "all" if (step, when) in JOURNAL else "2"}
     async with Sink() as sink:
-        config = _config(tmp_path, sink.url)
+        config = _config(tmp_path, sink.url, place)
         dying = Process(config, step, when, environ=environ)
         await dying.start()
         sent_once = deapi("job-deapi", at=fast_clock() // 1000)
@@ -85,7 +112,7 @@ async def test_a_kill_at_this_step_of_the_journal_loses_and_doubles_nothing(
         assert await dying.died() == -9
         # Killed while it was kept: no answer came. Killed while it was taken out: the answer was 200, before.
         assert kept is ((step, when) in DRAIN)
-        healthy = Process(config)
+        healthy = Process(config, environ=place.environ)
         await healthy.start()
         try:
             if not kept:

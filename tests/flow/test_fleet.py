@@ -55,10 +55,8 @@ async def test_what_one_takes_any_other_delivers_with_a_link_that_works(
     """One only takes in, one only works; a third has no data of either."""
     sent = speech("job", times=30)
     async with Sink() as sink:
-        one = Node(common, node(common, tmp_path / "one"), "serve", "--port", "0", "--no-work")
-        other = Node(common, node(common, tmp_path / "two", destination=sink.url), "work")
-        # The deliveries are made where the event is recorded, so both know the destination.
-        node(common, tmp_path / "one", destination=sink.url)
+        first, second = (node(common, tmp_path / name, destination=sink.url) for name in ("one", "two"))
+        one, other = Node(common, first, "serve", "--port", "0", "--no-work"), Node(common, second, "work")
         async with started(one, other):
             assert (await _send(one, sent)).json()["status"] == "recorded"
             async with asyncio.timeout(20):
@@ -156,6 +154,7 @@ async def test_a_graceful_stop_hands_its_claims_back_and_another_goes_on_at_once
         delivered = Delivered(sink)
         async with started(other):
             await delivered.until(lambda: delivered.ids.keys() >= jobs and len(sink.received) >= 24, 20)
+            assert await other.stop() == 0
     states = execute(common.database, "SELECT state, count(*) FROM deliveries GROUP BY 1")
     assert states == [("delivered", 12)]
 
@@ -163,7 +162,7 @@ async def test_a_graceful_stop_hands_its_claims_back_and_another_goes_on_at_once
 async def test_while_postgresql_is_out_each_keeps_a_journal_and_a_lost_machines_is_drained_by_hand(
     weed: Weed, tmp_path: Path
 ) -> None:
-    """deAPI is answered 200 by both, once each; one is killed, and its disk mounted elsewhere."""
+    """Both answer deAPI 200; one is killed, and its disk mounted elsewhere."""
     with postgres.server(durable=True) as server, shared(weed) as place:
         common = Shared(server.url(server.new_database()), place.s3_url, place.prefix)
         async with Sink() as sink:

@@ -5,7 +5,7 @@ at the exact call, so nothing runs after it: no handler, no flush, no atexit.
 
 The environment may say more: CRASHING_STORE_OUT=N lets the first N records fail as an outage does (`all`: every one), and
 CRASHING_NO_SYNC=all takes `os.fsync` away, CRASHING_NO_SYNC=folders that of folders only; CRASHING_PASSES=N lets the step pass
-N times before it kills.
+N times before it kills; CRASHING_AHEAD=MS gives it a clock that runs at the usual speed and is wrong by so much.
 """
 
 from __future__ import annotations
@@ -36,6 +36,22 @@ def fast_clock() -> int:
     """Return epoch milliseconds of a clock that left the wall's at CRASHING_SINCE and runs `SPEED` times as fast."""
     since = int(os.environ["CRASHING_SINCE"])
     return since + (wall_clock() - since) * SPEED
+
+
+def _clock() -> Callable[[], int]:
+    ahead = os.environ.get("CRASHING_AHEAD")
+    if ahead is None:
+        return fast_clock
+    from receiver.store.postgres import PostgresStore
+
+    def wrong_clock() -> int:
+        return wall_clock() + int(ahead)
+
+    # The whole process's clock is wrong: what the adapter compares with the database's as well.
+    defaults = PostgresStore.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["clock"] = wrong_clock
+    return wrong_clock
 
 
 STEPS = (
@@ -75,6 +91,10 @@ JOURNAL = (
 """Moments of keeping a callback in the journal; `commit` is the second of two renames, which makes it count."""
 DRAIN = (("journal.remove", "before"), ("journal.unlink", "after"), ("journal.remove", "after"))
 """Moments of taking it out again, once recorded; `unlink` removes the commit, with the body still there."""
+
+
+SHARED = (("commit.recorded", "before"), ("commit.recorded", "after"))
+"""Moments that only PostgreSQL has: before and after the COMMIT of a transaction that recorded something to deliver."""
 
 
 def die() -> None:
@@ -197,6 +217,8 @@ def _patch_inside(step: str, when: str) -> None:
         from receiver.store import pickups
 
         pickups._end = _deadly(pickups._end, when)
+    if step == "commit.recorded":
+        _patch_commit(when)
     if step == "journal.keep":
         journal.Journal._keep = _deadly(journal.Journal._keep, when)  # type: ignore[method-assign]
     if step == "journal.commit":
@@ -207,6 +229,19 @@ def _patch_inside(step: str, when: str) -> None:
         journal.Journal._remove = _deadly(journal.Journal._remove, when)  # type: ignore[method-assign]
     if step == "journal.unlink":
         os.unlink = _deadly_for(os.unlink, lambda path: str(path).endswith(".json"), when)
+
+
+def _patch_commit(when: str) -> None:
+    from receiver.store.postgres import PostgresBackend
+
+    real = PostgresBackend.commit
+    deadly = _deadly(real, when)
+
+    def commit(self: PostgresBackend) -> None:
+        recorded = self._session is not None and bool(self._session.news)
+        (deadly if recorded else real)(self)
+
+    PostgresBackend.commit = commit  # type: ignore[method-assign]
 
 
 def _without_sync(of: str) -> None:
@@ -229,7 +264,7 @@ async def main(step: str, when: str, config: str) -> None:
         _patch_inside(step, when)
     _without_sync(os.environ.get("CRASHING_NO_SYNC", ""))
     wiring._DRAIN_SECONDS = (0.05, 0.2)
-    receiver = build(settings, observers=[], clock=fast_clock, shape=shape(step, when))
+    receiver = build(settings, observers=[], clock=_clock(), shape=shape(step, when))
     async with open_receiver(receiver):
         app: Any = create_app(receiver)
         if step == "answer.send" and when != "never":

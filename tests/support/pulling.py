@@ -99,8 +99,8 @@ async def hand_over(text: str, jobs: dict[str, str], now: int) -> dict[str, Pick
     """Do what `receiver pickup` does, in another process than the receiver's: source by job id. Returns pickups by job id."""
     receiver = build(settings_of(text), observers=[])
     store = receiver.store
-    assert isinstance(store, SqliteStore)
-    await store.migrate()
+    if isinstance(store, SqliteStore):
+        await store.migrate()
     await store.open()
     try:
         made = {job: order(receiver.ports.pulls[source], job, now=now) for job, source in jobs.items()}

@@ -10,7 +10,8 @@ from receiver import attempts as attempts_module
 from receiver.attempts import Lane
 from receiver.delivery import DeliveryState, Outcome, OutcomeKind
 from receiver.destinations.base import Destination
-from receiver.errors import ConfigError
+from receiver.errors import BlobsUnavailable, ConfigError
+from receiver.model import Event
 from receiver.relay import Relay
 from receiver.retry import fixed, policy
 from receiver.store.base import Store
@@ -171,6 +172,29 @@ async def test_a_bug_in_one_attempt_counts_as_unreachable_and_is_noted_without_i
     assert (level, event, fields["error"]) == ("error", "relay.internal_error", "ValueError")
     assert "test_attempts.py" in fields["at"]
     assert "whsec_hidden" not in repr(heard.notes)
+
+
+async def test_a_link_that_cannot_be_made_uses_up_no_attempt(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
+) -> None:
+    """The blobs are out: nothing is sent, nothing counted; the delivery is due again when its lease ends."""
+
+    def unlinked(event: Event) -> bytes:
+        raise BlobsUnavailable("no link can be signed now")
+
+    await record(store)
+    async with http_lane(sink) as lane:
+        relay = Relay(store, {"app": lane}, heard, unlinked, now, "w")
+        relay.start()
+        relay.wake(["app"])
+        await heard.until(notes=1)
+        await relay.stop(0)
+    ((level, event, fields),) = heard.notes
+    assert (level, event, fields["error"]) == ("warning", "relay.put_off", "no link can be signed now")
+    delivery = await only(store)
+    assert (delivery.attempts, await store.attempts(delivery.id)) == (0, [])
+    assert delivery.due_at is not None
+    assert sink.received == []
 
 
 async def test_a_destination_that_ignores_its_timeout_is_stopped(
