@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PARTS  := $(VENV)/.ready-parts
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench soak lock clean
+.PHONY: help demo serve test check fix bench chaos soak lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -50,6 +50,9 @@ fix: $(READY) ## Format, and mend what the linter can
 
 bench: $(PARTS) ## Measure against bare baselines and print the table
 	@$(BIN)/python -m bench
+
+chaos: $(PARTS) ## Every fault under load, three intakes and three workers (about ten minutes)
+	@$(BIN)/python -m chaos --write docs/reliability.md
 
 soak: $(PARTS) ## The long storm: hundreds of kills under load
 	@$(BIN)/pytest -m soak -n 0 --timeout 3600

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--write docs/benchmarks.md]`: every figure of receiver, beside a bare baseline in the same run."""
+"""`python -m bench [--quick] [--only fleet] [--write docs/benchmarks.md]`: every figure of receiver, beside a bare baseline in the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from rich.table import Table
 from bench import fleet, growth, measures
 from bench.measures import Row
 from bench.store_rates import claim_cost
-
 
 FLEET = "fleet-in,fleet-out,growth"
 
@@ -89,7 +88,14 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
             mark = {None: "", True: "holds", False: "missed"}[row.holds]
             ratio = f"{row.ratio:.2f}" if row.ratio else ""
             lines.append(f"| {row.what} | {row.figure} | {ratio} | {row.goal} | {mark} |")
-    lines += ["", "## The machine", "", "| machine | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts)]
+    lines += [
+        "",
+        "## The machine",
+        "",
+        "| machine | |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in facts),
+    ]
     lines += ["", *NOTES]
     return "\n".join(lines) + "\n"
 
@@ -122,7 +128,10 @@ def main() -> None:
     parser.add_argument("--write", metavar="FILE", help="also write the page")
     parser.add_argument("--json", metavar="FILE", help="also write the figures that other programs read")
     parser.add_argument("--rounds", type=int, help="rounds of each (5, with --quick 1)")
-    parser.add_argument("--only", help="comma-separated: ingest, slow, relay, large, latency, claims, fleet (fleet-in, fleet-out, growth)")
+    parser.add_argument(
+        "--only",
+        help="comma-separated: ingest, slow, relay, large, latency, claims, fleet (fleet-in, fleet-out, growth)",
+    )
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (5, 4.0)
     rounds = options.rounds or rounds

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 import stat
 import tomllib
@@ -367,18 +368,9 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
             yield finding("W010", f"{where}.events", f"no event type is {pattern!r}")
 
 
-_SECRET_KEYS = frozenset(
-    {
-        "secrets",
-        "basic",
-        "callback_secrets",
-        "dg_token",
-        "admin_tokens",
-        "api_key",
-        "callback_keys",
-        "headers",
-    }
-)
+_SECRET_KEYS = {"secrets", "basic", "callback_secrets", "dg_token"}
+_SECRET_KEYS |= {"admin_tokens", "api_key", "callback_keys", "headers"}
+_WITH_PASSWORD = re.compile(r"postgres(ql)?://[^/]*:[^/]*@")
 
 
 def _file_findings(path: str) -> Iterator[Finding]:
@@ -400,5 +392,5 @@ def _literal_secrets(value: Any, *, secret: bool) -> Iterator[bool]:
     elif isinstance(value, list):
         for item in value:
             yield from _literal_secrets(item, secret=secret)
-    elif secret and isinstance(value, str):
+    elif isinstance(value, str) and (secret or _WITH_PASSWORD.match(value)):
         yield not any(mark in f":{value}" for mark in (":env:", ":file:"))

@@ -31,6 +31,9 @@ from receiver.recording import Recorder
 from receiver.retry import pickup_delay
 from receiver.store.base import Store
 
+_FIRST_ASK_SECONDS = 10.0
+"""How long the first question about an overdue callback may take, before the application is told that it is overdue."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quarry:
@@ -183,9 +186,13 @@ class _Collecting:
         expected = pickup.kind is PickupKind.EXPECTED
         if provider is None or fetch is None or (expected and not provider.can_ask(pickup)):
             return await self._overdue(pickup)
-        result = await self._collect(provider, fetch, pickup, clock)
+        first = expected and pickup.attempts == 0
+        limit = (
+            min(_FIRST_ASK_SECONDS, self._quarry.attempt_seconds) if first else self._quarry.attempt_seconds
+        )
+        result = await self._collect(provider, fetch, pickup, clock, limit)
         try:
-            if expected and pickup.attempts == 0 and not isinstance(result, Collected | Gone):
+            if first and not isinstance(result, Collected | Gone) and await self._still_expected(pickup):
                 # The application asked to be told, and still waits; the provider goes on being asked.
                 await self._recorder.tell(provider, pickup, _overdue(pickup))
             return await self._consequence(provider, pickup, result, clock)
@@ -193,16 +200,21 @@ class _Collecting:
             if isinstance(result, Collected) and result.body is not None:
                 result.body.discard()
 
-    async def _collect(self, provider: PullProvider, fetch: Fetch, pickup: Pickup, clock: Clock) -> Result:
+    async def _still_expected(self, pickup: Pickup) -> bool:
+        """Tell whether the callback has not come while its provider was asked."""
+        return (await self._store.pickup(pickup.id)).state is PickupState.COLLECTING
+
+    async def _collect(
+        self, provider: PullProvider, fetch: Fetch, pickup: Pickup, clock: Clock, limit: float
+    ) -> Result:
         asked = pickup
         if pickup.kind is PickupKind.EXPECTED and pickup.job_id is not None:
             # What is found is the job's result, whichever road brings it first.
             asked = replace(pickup, key=provider.order(pickup.job_id, pickup.format).key)
         try:
-            async with asyncio.timeout(self._quarry.attempt_seconds):
+            async with asyncio.timeout(limit):
                 return await provider.collect(asked, fetch, now=clock())
         except TimeoutError:
-            limit = self._quarry.attempt_seconds
             return Failed(kind=Found.TIMEOUT, detail=f"collecting took over {limit:g} s")
 
     async def _consequence(

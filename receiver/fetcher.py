@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver import __version__
 from receiver.config import SourceSettings
@@ -120,7 +121,7 @@ class Fetcher:
                 return await self._beginning(reply, limits.document_bytes)
             body = await _whole(reply, limits.document_bytes, deadline)
         except _Stop as stop:
-            return stop.failed
+            return _passing(stop.failed)
         except ReplyBroken:
             return _cut_off(reply, Found.UNUSABLE)
         finally:
@@ -255,7 +256,7 @@ class _Events:
         except LineTooLong as error:
             yield Failed(kind=Found.UNUSABLE, detail=str(error), status=self._answer.status)
         except _Stop as stop:
-            yield stop.failed
+            yield _passing(stop.failed)
         except ReplyBroken:
             yield _cut_off(self._reply, Found.UNREACHABLE)
 
@@ -345,6 +346,11 @@ def _check_length(reply: Incoming, limit: int) -> None:
     """Raise `_Stop` when `Content-Length` alone says that the body is too large; of a coded body it says too little."""
     if not reply.headers.get("content-encoding") and (reply.length or 0) > limit:
         raise _Stop(_too_large(reply, limit))
+
+
+def _passing(failed: Failed) -> Failed:
+    """Return a failure of a document or stream: one that is too long (an error page of a proxy) says nothing of the result."""
+    return replace(failed, too_large=False)
 
 
 def _too_large(reply: Incoming, limit: int) -> Failed:

@@ -220,7 +220,8 @@ class DeapiProvider:
             stage = "failed"
         family = family_of(data.get("job_type"))
         occurred_at = epoch_ms(document.get("timestamp")) or callback.head.received_at
-        job_key = join_key("job", data["job_request_id"], event)
+        # A completed job that says it failed must not stand for the job's completion.
+        job_key = join_key("job", data["job_request_id"], f"job.{stage}")
         delivery = document.get("delivery_id")
         return EventDraft(
             type=f"{family}.{stage}",
@@ -230,7 +231,7 @@ class DeapiProvider:
             ref=callback.ref,
             occurred_at=occurred_at,
             stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
-            remote=self._remote(job_id, data, occurred_at, callback) if stage == "completed" else None,
+            remote=self._remote(job_id, data, callback) if stage == "completed" else None,
             error=error_of(table(shown, "data")) if stage == "failed" else None,
             provider_data=table(shown, "data"),
             document=kept,
@@ -265,18 +266,16 @@ class DeapiProvider:
 
     # ------------------------------------------------------------ results
 
-    def _remote(
-        self, job_id: str, data: Document, occurred_at: int, callback: VerifiedCallback
-    ) -> RemoteResult | None:
+    def _remote(self, job_id: str, data: Document, callback: VerifiedCallback) -> RemoteResult | None:
         """Return where the result lies. A link is documented as always there, and not always so: then the job is asked."""
         url = http_link(data.get("result_url"))
         if url is None and not self._jobs.can_ask(job_id):
             return None
-        begin = min(occurred_at, callback.head.received_at)
+        # From its arrival, not from the time it tells: a clock of the sender's is no reason to try once and give up.
         return RemoteResult(
             key=completed_key(data["job_request_id"]),
             url=url,
-            deadline_at=begin + round(self._deadline * 1000),
+            deadline_at=callback.head.received_at + round(self._deadline * 1000),
         )
 
     @property

@@ -25,6 +25,7 @@ from receiver.providers.base import Order, Result
 from receiver.providers.jsonbody import (
     Document,
     decode_object,
+    encode,
     join_key,
     number,
     opaque_id,
@@ -32,8 +33,8 @@ from receiver.providers.jsonbody import (
     table,
 )
 from receiver.providers.options import SecretList, refuse, reveal
-from receiver.providers.playht_jobs import JobReader, error_of, final_key, http_link, link_secrets
-from receiver.providers.redaction import Redactor
+from receiver.providers.playht_jobs import JobReader, error_of, final_key, http_link
+from receiver.providers.redaction import Redactor, unsigned
 from receiver.providers.tokens import check_token, content_key
 from receiver.signing import CallbackTokens, same_as_any
 
@@ -214,9 +215,12 @@ class PlayhtProvider:
             )
         raw = callback.body.load()
         document = decode_object(raw)
-        job_id = opaque_id(document.get("id")) or opaque_id(document.get("transcriptionId"))
+        named = document.get("id") or document.get("transcriptionId")
+        job_id = opaque_id(named)
         if job_id is None:
             raise MalformedCallback("neither id nor transcriptionId is there, so the job cannot be told")
+        if isinstance(named, str) and named != job_id:  # cut short, two jobs would be one
+            raise MalformedCallback("the job's id is too long, or cannot be printed")
         stage = _stage(document.get("status"))
         if stage is None:
             raise MalformedCallback(f"the status is not known{self._shown(document.get('status'))}")
@@ -252,9 +256,10 @@ class PlayhtProvider:
 
     def _kept(self, document: Document, raw: bytes, token: str | None) -> bytes:
         """Return the body without our secrets, the token, and what signs its links."""
-        signed = link_secrets(document)
-        redactor = Redactor((*self._secrets, *signed)) if signed else self._redactor
-        return redactor.clean_document(document, raw, token)
+        kept = self._redactor.clean_document(document, raw, token)
+        clean = document if kept is raw else decode_object(kept)
+        shown = unsigned(clean)
+        return kept if shown is clean else encode(shown)
 
     def _shown(self, word: Any) -> str:
         """Return a word of the sender's as a message may show it: printable, short, and no secret of ours."""

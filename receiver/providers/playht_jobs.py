@@ -32,7 +32,7 @@ from receiver.providers.jsonbody import (
     table,
     text,
 )
-from receiver.providers.redaction import Redactor
+from receiver.providers.redaction import Redactor, unsigned
 from receiver.providers.results import discard, judge
 
 MAX_LINK = 8192
@@ -210,6 +210,7 @@ class JobReader:
             if event.event in ("error", "failed"):
                 return Gone(error=error_of(self._clean(document)))
             if event.event == "generating":
+                document = self._clean(document)
                 step = _step(document)
                 if first if seen.step is None else step != seen.step:
                     self._bring_forward(limit)
@@ -227,7 +228,6 @@ class JobReader:
         detail = "the event stream ended before the job" if cut else "the job is under way"
         if seen.latest is None:
             return NotYet(retry_in=retry_in, detail=detail)
-        document = self._clean(seen.latest)
         progress = EventDraft(
             type="speech.processing",
             idempotency_key=join_key("job", job_id, "generating", seen.step),
@@ -235,7 +235,7 @@ class JobReader:
             ref=pickup.ref,
             occurred_at=now,
             stage=Stage.PROGRESS,
-            provider_data=document,
+            provider_data=seen.latest,
         )
         return NotYet(retry_in=retry_in, detail=detail, progress=progress)
 
@@ -284,11 +284,10 @@ class JobReader:
 
     def _clean(self, document: Document) -> Document:
         """Return a document without our keys and without what signs its links."""
-        signed = link_secrets(document)
-        redactor = Redactor((*self._secrets, *signed)) if signed else self._redactor
         raw = encode(document)
-        kept = redactor.clean_document(document, raw)
-        return document if kept is raw else decode_object(kept)
+        kept = self._redactor.clean_document(document, raw)
+        shown: Document = unsigned(document if kept is raw else decode_object(kept))
+        return shown
 
 
 # ---------------------------------------------------------------- reading what PlayHT says
@@ -304,19 +303,6 @@ def http_link(value: Any) -> str | None:
     if not isinstance(value, str) or not value.startswith(("https://", "http://")) or len(value) > MAX_LINK:
         return None
     return value
-
-
-def link_secrets(document: Document) -> tuple[str, ...]:
-    """Return what must not be kept of the links in a document: their queries, where storage puts its signatures."""
-    output, metadata = document.get("output"), table(document, "metadata")
-    outputs = metadata.get("output")
-    links = [
-        document.get("url"),
-        output.get("url") if isinstance(output, dict) else output,
-        *(outputs if isinstance(outputs, list) else [outputs]),
-    ]
-    queries = (link.partition("?")[2].partition("#")[0] for link in map(http_link, links) if link)
-    return tuple(query for query in queries if query)
 
 
 def error_of(document: Document) -> JobError:

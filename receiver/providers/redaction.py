@@ -23,15 +23,17 @@ _SHORT_ESCAPES = {
 }
 
 
+_SIGNED = re.compile(r"(https?://[^\s\"'<>?#]*)\?[^\s\"'<>]*", re.IGNORECASE)
+"""A link with a query, alone or within a text."""
+
+
 def unsigned(value: Any) -> Any:
     """Return a decoded document whose links have lost their queries, where storage puts its signatures.
 
     A link that still works lets anybody have the result who has the event. Without such links, `value` itself is returned.
     """
     if isinstance(value, str):
-        if value.startswith(("https://", "http://")) and "?" in value:
-            return value.partition("?")[0] + "?" + REDACTED.decode()
-        return value
+        return _SIGNED.sub(rf"\1?{REDACTED.decode()}", value) if "?" in value and "://" in value else value
     if isinstance(value, dict):
         fields = {key: unsigned(item) for key, item in value.items()}
         return fields if any(fields[key] is not item for key, item in value.items()) else value

@@ -103,7 +103,8 @@ class Store(Protocol):
 
         A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key is there already and
         not `gone`, no other is made: the callback gets that one's event, and unless it is `collected` it takes over target,
-        draft and a missing job id; if it is `pending` it is due at once. `answered` does as in `record`.
+        draft, a missing job id and a later deadline, and is `pending`, due at once: an attempt under way knows nothing of
+        them, so its claim ends. `answered` does as in `record`.
         """
 
     async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:

@@ -67,13 +67,15 @@ class MemoryPickups:
     def _hasten(self, standing: Pickup, news: Pickup) -> None:
         """Let a pickup that has not ended know what a callback told of its result."""
         if standing.state in (PickupState.PENDING, PickupState.COLLECTING):
-            pending = standing.state is PickupState.PENDING
             self._change_pickup(
                 standing.id,
                 target=standing.target if news.target is None else news.target,
                 draft=standing.draft if news.draft is None else news.draft,
                 job_id=news.job_id if standing.job_id is None else standing.job_id,
-                due_at=news.created_at if pending else standing.due_at,
+                state=PickupState.PENDING,
+                claimed_by=None,
+                deadline_at=max(standing.deadline_at, news.deadline_at),
+                due_at=news.created_at,
                 updated_at=news.created_at,
             )
 

@@ -166,6 +166,7 @@ def _hasten(session: Session, pickup_id: str, news: Pickup) -> None:
         "target": clean(news.target),
         "draft": _draft(news.draft),
         "job_id": clean(news.job_id),
+        "deadline_at": news.deadline_at,
         "now": news.created_at,
     }
     session.run("hasten_pickup", params)

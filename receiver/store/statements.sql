@@ -177,10 +177,13 @@ WHERE pickups.state <> 'gone'
 -- name: hasten_pickup
 UPDATE pickups
 SET
+    state = 'pending',
+    claimed_by = NULL,
     target = COALESCE(:target, target),
     draft = COALESCE(:draft, draft),
     job_id = COALESCE(job_id, :job_id),
-    due_at = CASE WHEN state = 'pending' THEN :now ELSE due_at END,
+    deadline_at = CASE WHEN deadline_at < :deadline_at THEN :deadline_at ELSE deadline_at END,
+    due_at = :now,
     updated_at = :now
 WHERE id = :id AND state IN ('pending', 'collecting')
 

@@ -116,6 +116,7 @@ class DeferSuite:
                 target=told.pickup.target,
                 draft=told.pickup.draft,
                 job_id="job",
+                deadline_at=max(asked.deadline_at, told.pickup.deadline_at),
                 due_at=T0 + 50,
                 updated_at=T0 + 50,
             )
@@ -142,11 +143,12 @@ class DeferSuite:
         if state is COLLECTING:
             learned = (told.pickup.target, told.pickup.draft, told.pickup.job_id)
             assert (after.target, after.draft, after.job_id) == learned
-            assert (after.state, after.due_at, after.claimed_by) == (
-                before.state,
-                before.due_at,
-                before.claimed_by,
-            )
+            assert (after.state, after.due_at, after.claimed_by) == (PickupState.PENDING, T0 + 1, None)
+            # What an attempt found that knew nothing of the link ends nothing.
+            stale = result_of(held, event_type="speech.failed", key=f"pickup:{held.pickup.id}")
+            done = await store.settle_pickup(settlement(held, GONE, recording=stale))
+            assert done == PickupSettled(held=False)
+            assert await store.events(EventFilter()) == []
         else:
             assert after == before
 
@@ -223,9 +225,9 @@ class ResultSuite:
         made = [deferral("k", at=T0 + number) for number in range(6)]
         for number in (2, 0, 5, 1, 4, 3):
             await store.defer(made[number])
-        (held,) = await claim(store, now=T0 + 9)
         told = replace(made[0].callback, idempotency_key="first of all", received_at=T0 - 1, body=b"first")
         await store.defer(Deferral(callback=replace(told, id=new_id("cb", T0)), pickup=made[3].pickup))
+        (held,) = await claim(store, now=T0 + 9)
         await store.settle_pickup(settlement(held, recording=result_of(held)))
         assert await store.body(held.pickup.event_id) == b"first"
 

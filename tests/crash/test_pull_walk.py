@@ -27,12 +27,7 @@ def providers() -> Iterator[Providers]:
         yield found
 
 
-_QUICK = {
-    ("store.defer", "after"),
-    ("blobs.put", "after"),
-    ("settle.transact", "before"),
-    ("store.settle_pickup", "after"),
-}
+_QUICK = {("store.defer", "after"), ("blobs.put", "after"), ("settle.transact", "before")}
 """Over PostgreSQL and S3, those that differ most from the embedded parts; the others run with `-m soak`."""
 
 

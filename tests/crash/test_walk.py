@@ -23,7 +23,6 @@ OUT = [step for step in STEPS if step.startswith(("store.claim", "destination", 
 
 _QUICK = {
     ("blobs.put", "after"),
-    ("store.record", "after"),
     ("store.claim", "after"),
     ("store.settle", "before"),
     ("journal.remove", "before"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -14,6 +15,7 @@ import pytest
 
 from receiver.ordering import expect, order
 from receiver.pickup import PickupState
+from receiver.providers.base import Gone
 from receiver.standins.deapi_results import Deapi, Work
 from receiver.standins.deepdub import BASE_PATH, Deepdub
 from receiver.standins.playht import API, Playht
@@ -294,3 +296,35 @@ def _expectation(up: Running, now: int, *, within: float, source: str = "deepgra
     claims = up.receiver.tokens.read(token)
     assert claims is not None
     return token, expect(source, claims, up.receiver.ports.pulls.get(source), now=now)
+
+
+async def test_a_link_that_is_pushed_while_an_attempt_ends_badly_is_fetched_all_the_same(
+    providers: Providers, tmp_path: Path
+) -> None:
+    """The job was handed over and deAPI does not know it; while that is being asked, `job.completed` brings a good link."""
+    async with Sink() as sink:
+        text = settings_text(tmp_path, destination=sink.url) + providers.settings
+        async with running(tmp_path, text) as up:
+            job = "0b4f5c0e-1111-4222-8333-444455556666"
+            asking, told = asyncio.Event(), asyncio.Event()
+            pull = up.receiver.ports.pulls["pulled"]
+            real = pull.collect
+
+            async def slow(pickup: Any, fetch: Any, *, now: int) -> Any:
+                result = await real(pickup, fetch, now=now)
+                if isinstance(result, Gone) and not told.is_set():
+                    asking.set()
+                    await told.wait()
+                return result
+
+            pull.collect = slow  # type: ignore[method-assign]
+            await _hand_over(up, "pulled", job)
+            async with asyncio.timeout(30):
+                await asking.wait()
+            providers.deapi.works[job] = Work()
+            answer = await _send(up, deapi(job, result_url=providers.deapi.link(providers.deapi_base, job)))
+            told.set()
+            await sink.until(1)
+            (event,) = _events(sink)
+            assert (event["type"], event["data"]["event_id"]) == ("speech.completed", answer["event_id"])
+            await _same_audio(up, event)

@@ -278,3 +278,23 @@ def test_secrets_that_others_can_read_are_found(
     os.chmod(file, mode)
     _, found = check_file(str(file), environ)
     assert [finding.code for finding in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://app:secret-word@db.example.com/receiver", ["W006"]),
+        ("postgresql://db.example.com/receiver", []),
+    ],
+)
+def test_a_database_password_that_others_can_read_is_found(
+    url: str, expected: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "receiver.toml"
+    tokens = TOKENS.replace("token-secret-0123456789", "env:TOKEN_SECRET")
+    text = GOOD.replace("dg:correct-horse", "dg:env:DG").replace(SECRET, "env:APP")
+    file.write_text(f"data = '{tmp_path}/data'\n{text}[store]\nurl = \"{url}\"\n{tokens}{S3}")
+    os.chmod(file, 0o644)
+    environ = {"DG": "correct-horse", "APP": SECRET, "TOKEN_SECRET": "token-secret-0123456789"}
+    _, found = check_file(str(file), environ)
+    assert [finding.code for finding in found] == expected

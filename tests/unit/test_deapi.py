@@ -149,12 +149,18 @@ def test_a_job_that_cannot_be_asked_for_is_an_event_without_a_result() -> None:
 
 
 @pytest.mark.parametrize("away", [-3600, 3600])
-def test_the_deadline_counts_from_the_events_time_and_never_from_the_future(away: int) -> None:
+def test_the_deadline_counts_from_the_arrival_whatever_time_the_event_tells(away: int) -> None:
     document = _document(result_url="https://results.deapi.ai/a") | {"timestamp": NOW / 1000 + away}
     body = json.dumps(document).encode()
     remote = deapi_draft(body, deadline_seconds=600).remote
     assert remote is not None
-    assert remote.deadline_at == NOW + min(away, 0) * 1000 + 600_000
+    assert remote.deadline_at == NOW + 600_000
+
+
+def test_a_completed_job_that_says_it_failed_does_not_stand_for_its_completion() -> None:
+    failed = _draft(_document(status="error", error_message="it broke"))
+    assert failed.type.endswith(".failed")
+    assert failed.second_key == "job:j1:job.failed"
 
 
 @pytest.mark.parametrize("delivery", [None, "", 7.5, [], {}])

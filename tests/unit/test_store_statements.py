@@ -66,7 +66,7 @@ def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: 
     params = dict.fromkeys(
         (
             *("destination", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
-            *("id", "target", "draft", "job_id", "event_id", "first", "beyond", "pickup_id"),
+            *("id", "target", "draft", "job_id", "event_id", "first", "beyond", "pickup_id", "deadline_at"),
         ),
         1,
     )
