@@ -231,7 +231,7 @@ class Receivers:
             "--port",
             str(port),
         ]
-        drain = {"RECEIVER__SERVER__DRAIN_SECONDS": "0.5", "PYTHONPATH": str(ROOT)}
+        drain = {"RECEIVER__SERVER__DRAIN_SECONDS": "1.5", "PYTHONPATH": str(ROOT)}
         self._children[port] = await Child.start(command, os.environ | drain, self._folder)
         await self._children[port].said('"receiver.ready"')
 

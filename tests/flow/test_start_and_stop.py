@@ -58,7 +58,7 @@ async def test_a_stop_ends_every_task_and_gives_back_every_descriptor(tmp_path: 
             assert len(asyncio.all_tasks()) > len(before)
         assert asyncio.all_tasks() == before
         counts.append(len(os.listdir("/proc/self/fd")))
-    assert counts[1] == counts[2]
+    assert counts[2] <= counts[1], "what an earlier test left may still go"
 
 
 async def test_an_attempt_under_way_at_the_stop_is_finished_and_settled(tmp_path: Path) -> None:
