@@ -168,6 +168,8 @@ def pickups(
     if pickup_id is not None:
         asyncio.run(_show(settings, pickup_id, as_json))
         return
+    if source is not None:
+        source_named(settings, source)
     wanted = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
     found = asyncio.run(_list(settings, wanted))
     if as_json:

@@ -117,7 +117,7 @@ class DeepdubProvider:
         """
         name = text.strip()
         if bases.is_url(name):
-            name = self._id_in(name)
+            name = self._id_in(name.rstrip("/"))
         match = _ID.fullmatch(name)
         if match is None:
             raise PickupRefused(
@@ -129,7 +129,7 @@ class DeepdubProvider:
         wanted = f"{self._base}/{_PATH}/…"
         if not bases.is_plain(url):
             raise PickupRefused(
-                f"the URL holds credentials, a query or a fragment: Deepdub's are like {wanted}"
+                f"the URL is no plain one (it has credentials, a query, a fragment, or no host): Deepdub's are like {wanted}"
             )
         if not bases.same_origin(self._base, url):
             raise PickupRefused(
