@@ -143,7 +143,7 @@ class _Response(aiohttp.ClientResponse):
             left -= 1
             return await read()
 
-        protocol.read = counted  # type: ignore[method-assign]
+        protocol.read = counted  # type: ignore[method-assign]  # for this one reply, on this one connection
         try:
             return await super().start(connection)
         finally:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from receiver.blobs.base import BlobEntry, LocalObject
@@ -161,7 +162,7 @@ class S3Blobs:
         for first in range(0, len(names), _PAGE):
             page = names[first : first + _PAGE]
             await self._calls.run(
-                lambda client, page=page: self._delete(client, page),  # type: ignore[misc]
+                partial(self._delete, names=page),
                 doing="deleting in",
                 permission="s3:DeleteObject",
             )

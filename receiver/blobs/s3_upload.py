@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from receiver.blobs.s3_calls import Calls
@@ -236,7 +237,7 @@ class Uploads:
         for number in numbers:
             async with self._slots:
                 await self._calls.run(
-                    lambda client, number=number: self._send_one(client, parts, number),  # type: ignore[misc]
+                    partial(self._send_one, parts=parts, number=number),
                     doing="storing in",
                     permission="s3:PutObject",
                     seconds=_SECONDS + _part_size(parts.body) / _SLOWEST,

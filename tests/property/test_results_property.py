@@ -52,7 +52,7 @@ class Canned:
     def stream(
         self, url: str, *, headers: Mapping[str, str], idle_seconds: float
     ) -> AbstractAsyncContextManager[Stream | Failed]:
-        raise NotImplementedError
+        raise AssertionError("neither adapter follows a stream")
 
 
 handed = (
