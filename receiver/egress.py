@@ -9,14 +9,12 @@ at the socket's own address. A pooled connection stays judged for as long as it 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
@@ -39,8 +37,6 @@ DNS_SECONDS = 10
 """How long a resolved and judged name is remembered."""
 INTERIM_LIMIT = 8
 """The most 1xx answers that are waited out; RFC 9110 sets no limit, and nobody needs more than one or two."""
-DAY = 24 * 3600
-"""The longest wait that `Retry-After` may ask for, in seconds."""
 IDLE_SECONDS = 4.0
 """How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
 
@@ -256,11 +252,7 @@ class Egress:
         The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
         body within `BODY_SECONDS`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
         """
-        found = self._targets.get(url)
-        if found is None:
-            found = target(url)
-            if len(self._targets) < 64:
-                self._targets[url] = found
+        found = self._target(url)
         if isinstance(found, str):
             return Failure(kind=OutcomeKind.BLOCKED, detail=found)
         response = await self._begin("POST", found, headers, body, self._timeout, RESPONSE_LIMIT)
@@ -275,11 +267,28 @@ class Egress:
     async def get(self, place: Target, headers: Mapping[str, str], *, seconds: float) -> Incoming | Failure:
         """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
         try:
+            self._guard.check_host(place.host)
             async with asyncio.timeout(seconds):
                 response = await self._begin("GET", place, headers, None, _UNTIMED, PIECE)
+        except AddressBlocked as error:
+            return _failure(error, place.where)
         except TimeoutError:
             return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
         return response if isinstance(response, Failure) else Incoming(response, place.where)
+
+    def _target(self, url: str) -> Target | str:
+        """Take a URL apart and judge its host, once: a destination has one URL, and the guard does not change."""
+        found = self._targets.get(url)
+        if found is None:
+            found = target(url)
+            if isinstance(found, Target):
+                try:
+                    self._guard.check_host(found.host)
+                except AddressBlocked as error:
+                    found = error.message
+            if len(self._targets) < 64:
+                self._targets[url] = found
+        return found
 
     async def _begin(
         self,
@@ -293,7 +302,6 @@ class Egress:
         if self._session is None:
             raise RuntimeError("the client is not open")
         try:
-            self._guard.check_host(place.host)
             return await self._session.request(
                 method,
                 place.url,
@@ -318,20 +326,6 @@ class Egress:
 
 _UNTIMED = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """For requests that are timed from outside, piece by piece."""
-
-
-def retry_after(text: str, now: float) -> int | None:
-    """Read `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as whole seconds from `now` (seconds since 1970).
-
-    A day at most; None when it says neither.
-    """
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return min(int(text[:10]), DAY)
-    try:
-        return min(max(0, math.ceil(parsedate_to_datetime(text).timestamp() - now)), DAY)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext | bool:

@@ -20,10 +20,11 @@ from msgspec.structs import replace
 from receiver import __version__
 from receiver.config import SourceSettings
 from receiver.decoding import CodingBroken, Inflater, coding
-from receiver.egress import Egress, Failure, Incoming, ReplyBroken, Resolve, retry_after
+from receiver.egress import Egress, Failure, Incoming, ReplyBroken, Resolve
 from receiver.eventstream import EventReader, LineTooLong
 from receiver.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
 from receiver.pickup import Found
+from receiver.retry import retry_after
 from receiver.spool import Spool
 from receiver.targets import Target, follow, listed, target
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from tenacity import (
@@ -21,7 +23,7 @@ from tenacity.wait import wait_base
 
 from receiver.delivery import Outcome, OutcomeKind
 
-RETRY_AFTER_LIMIT = 24 * 3600.0
+RETRY_AFTER_LIMIT = 24 * 3600
 """Longest wait in seconds that a destination's `Retry-After` can ask for."""
 STANDARD_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Seconds between attempts, from the Standard Webhooks specification's example (about 75.6 hours in all)."""
@@ -108,3 +110,17 @@ def _is_schedule(schedule: list[Any]) -> bool:
     return len(schedule) <= 1000 and all(
         isinstance(s, int | float) and not isinstance(s, bool) and 0 <= s <= 7 * 86400 for s in schedule
     )
+
+
+def retry_after(text: str, now: float) -> int | None:
+    """Read `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as whole seconds from `now` (seconds since 1970).
+
+    A day at most; None when it says neither.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return min(int(text[:10]), RETRY_AFTER_LIMIT)
+    try:
+        return min(max(0, math.ceil(parsedate_to_datetime(text).timestamp() - now)), RETRY_AFTER_LIMIT)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from receiver import __version__
 from receiver.config import DestinationSettings
 from receiver.delivery import Outcome, OutcomeKind
-from receiver.egress import Egress, Failure, Reply, Resolve, retry_after
+from receiver.egress import Egress, Failure, Reply, Resolve
 from receiver.errors import ConfigError
+from receiver.retry import retry_after
 from receiver.signing import standard_webhook, webhook_key
 
 USER_AGENT = f"receiver/{__version__}"
