@@ -37,7 +37,8 @@ async def measure(on: Stage, cell: Cell, rate: float, seconds: float) -> Row:
         while time.monotonic() - end < (AFTER if found is not None else LONGEST):
             await asyncio.sleep(0.2)
             found = oracle.recovered(end, time.monotonic(), before)
-        during = oracle.rate(began, end)
+        now = time.monotonic()
+        during, after = oracle.rate(began, end), oracle.rate(now - AFTER, now)
         over.set()
         await running
     finally:
@@ -45,7 +46,7 @@ async def measure(on: Stage, cell: Cell, rate: float, seconds: float) -> Row:
         await asyncio.gather(running, return_exceptions=True)
     await until_up(on.nodes)
     await drained(on, DRAIN)
-    return Row(cell, load, before, during, found, began, end, remark)
+    return Row(cell, load, before, during, after, found, began, end, remark)
 
 
 async def drained(on: Stage, seconds: float) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from chaos.cells import Cell
 from chaos.load import Load
 from chaos.oracle import Oracle
+from chaos.peer import beside
 from chaos.stage import RETRY_SECONDS, Stage
 
 HEADINGS = (
@@ -39,6 +40,7 @@ class Row:
     load: Load
     before: float
     during: float
+    after: float
     recovered: float | None
     began: float
     end: float
@@ -60,6 +62,11 @@ class Row:
         self.doubled = {job for job in oracle.doubled() if job.startswith(mine)}
         self.kept = len(oracle.delivered.keys() & set(self.load.given_up))
         self.whole_after = max((oracle.arrived[job] for job in own - self.lost), default=self.end) - self.end
+
+    @property
+    def name(self) -> str:
+        """The cell's name."""
+        return self.cell.name
 
     @property
     def holds(self) -> bool:
@@ -173,6 +180,7 @@ def markdown(rows: list[Row], told: list[tuple[str, str]], rate: float) -> str:
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in told),
         "",
+        *beside(rows),
         _BOTTOM.format(wait=RETRY_SECONDS),
     ]
     return "\n".join(lines)
@@ -231,7 +239,7 @@ PostgreSQL, the 2 s for one of the destination, the leases.
   runs with `fsync = on`; `tests/flow/test_power_loss.py` shows the embedded store on a disk that forgets what was not synced.
 - A journal lies on one machine's disk. While a callback is only there, the loss of that disk loses it.
 - Failover to a standby is in `tests/flow/test_postgres_failover.py`.
-- SIGKILL at each single step is in `tests/crash`, for the embedded store.
+- SIGKILL at each single step is in `tests/crash`.
 - One destination and one run: the figures of another run differ by a second or two.
 
 ## Run it
