@@ -38,6 +38,8 @@ _SECRET_HEADERS = frozenset(
         "x-deapi-signature",
     )
 )
+_OUTAGE_AFTER = 3
+"""Entries refused one after the other that make an outage of it; fewer may be refused for what they are."""
 _STUCK_AFTER = 3
 """Failed drains for a reason of its own (not an outage) after which an entry waits for the next start."""
 _LEFTOVER_SECONDS = 3600
@@ -59,6 +61,8 @@ class Entry:
     source: str
     reason: str
     failures: int = 0
+    refusals: int = 0
+    """How often store or blobs were out for it: those that were refused less often go first."""
 
 
 class Journal:
@@ -72,6 +76,8 @@ class Journal:
         self._entries: dict[str, Entry] = {}
         self.kept = asyncio.Event()
         """Set when an entry was added."""
+        self.refused = ""
+        """Why the last drain left something, in a sentence; empty when it did not."""
 
     @property
     def depth(self) -> int:
@@ -157,10 +163,12 @@ class Journal:
                 (self._folder / f"{mine}{suffix}").unlink(missing_ok=True)
 
     async def drain(self, handle: Handle) -> int:
-        """Give every entry to `handle`, oldest first, and remove those it took; return how many.
+        """Give every entry to `handle` and remove those it took; return how many. `refused` tells why some are left.
 
-        Stops at the first `Unavailable`, which it raises: the outage goes on. An entry whose bytes changed on disk is
-        set aside in `damaged/`. Does nothing while another process drains the folder.
+        Oldest first; an entry that was refused goes behind the others, so that one that no store will ever take (too
+        large for it, say) holds up none. Stops when several in a row are refused: an outage goes on. Raises `Unavailable`
+        when none was taken. An entry whose bytes changed on disk is set aside in `damaged/`. Does nothing while another
+        process drains the folder.
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
@@ -172,7 +180,10 @@ class Journal:
 
     async def _drain(self, handle: Handle) -> int:
         done = 0
-        for entry in sorted(self._entries.values(), key=lambda entry: entry.received_at):
+        refused: list[tuple[Entry, Unavailable]] = []
+        if all(entry.refusals == 0 for entry in self._entries.values()):
+            self.refused = ""
+        for entry in sorted(self._entries.values(), key=lambda entry: (entry.refusals, entry.received_at)):
             if entry.failures >= _STUCK_AFTER:
                 continue
             callback = await self._restore(entry)
@@ -180,19 +191,38 @@ class Journal:
                 continue
             try:
                 await handle(callback)
-            except Unavailable:
-                raise
+            except Unavailable as error:
+                entry.refusals += 1
+                refused.append((entry, error))
+                if len(refused) == _OUTAGE_AFTER:
+                    break
+                continue
             except Exception as error:  # a bug or a poison entry must not stop the others
                 entry.failures += 1
                 self._observer.note(
                     "error", "journal.entry_failed", entry=entry.stem, error=type(error).__name__
                 )
                 continue
+            self._tell_refused(refused, alone=True)
+            refused.clear()
             await asyncio.to_thread(self._remove, entry.stem)
             self._entries.pop(entry.stem, None)
             done += 1
             self._report()
+        self._tell_refused(refused, alone=done > 0)
+        if refused and not done:
+            raise refused[-1][1]
         return done
+
+    def _tell_refused(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
+        """Say why entries are left, once for each reason; `alone`: another was taken at the same time."""
+        for entry, error in refused:
+            if error.message != self.refused:
+                self.refused = error.message
+                name = "journal.entry_refused" if alone else "journal.drain_stopped"
+                self._observer.note(
+                    "warning", name, entry=entry.stem, source=entry.source, error=error.message
+                )
 
     async def _restore(self, entry: Entry) -> VerifiedCallback | None:
         try:
@@ -274,7 +304,8 @@ def look(folder: str) -> list[Entry]:
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock between processes. Raises `BlockingIOError` when another has it and we are not to wait."""
-    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
+    # Readable for the service's user when root, who drains by hand, came first; the folder itself is private.
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDONLY | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

@@ -142,7 +142,7 @@ async def _empty(receiver: Receiver, folder: str) -> _Drained:
         reason = error.message
     left = len(look(folder))
     if left and not reason:
-        reason = (
+        reason = journal.refused or (
             "another process is draining the journal"
             if journal.being_drained()
             else "they cannot be taken, for a reason of their own: the log of `receiver serve` tells more"

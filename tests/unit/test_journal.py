@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from receiver.callback import Head, TokenClaims, VerifiedCallback
-from receiver.errors import JournalUnavailable, StoreUnavailable
+from receiver.errors import BlobsUnavailable, JournalUnavailable, StoreUnavailable
 from receiver.journal import Journal
 from receiver.observe import Observers
 from receiver.spool import FileBody, MemoryBody
@@ -36,6 +37,14 @@ async def _journal(folder: Path, seen: Seen | None = None, max_bytes: int = 10**
     )
     await journal.open()
     return journal
+
+
+async def _nothing(callback: VerifiedCallback) -> None:
+    """Take it."""
+
+
+def _notes(seen: Seen) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, fields) for _, name, fields in seen.notes]
 
 
 @pytest.mark.parametrize("spooled", [False, True])
@@ -66,19 +75,69 @@ async def test_the_same_callback_is_kept_once(tmp_path: Path) -> None:
 
 
 async def test_an_outage_stops_the_drain_and_keeps_everything(tmp_path: Path) -> None:
-    journal = await _journal(tmp_path)
-    for number in range(3):
+    seen = Seen()
+    journal = await _journal(tmp_path, seen)
+    for number in range(6):
+        await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+    tried: list[int] = []
+
+    async def take(callback: VerifiedCallback) -> None:
+        tried.append(callback.head.received_at)
+        if len(tried) > 1:
+            raise StoreUnavailable("the database is out")
+
+    assert await journal.drain(take) == 1
+    assert (tried, journal.depth, journal.refused) == ([0, 1, 2, 3], 5, "the database is out")
+    with pytest.raises(StoreUnavailable):
+        await journal.drain(take)
+    assert [fields["error"] for name, fields in _notes(seen)] == ["the database is out"]
+
+
+async def test_entries_that_are_always_refused_hold_up_no_other(tmp_path: Path) -> None:
+    """The four oldest are too large for the store: everything else is taken, and why they are left is said once."""
+    seen = Seen()
+    journal = await _journal(tmp_path, seen)
+    for number in range(10):
         await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
     taken: list[int] = []
 
     async def take(callback: VerifiedCallback) -> None:
-        if taken:
-            raise StoreUnavailable
+        if callback.head.received_at < 4:
+            raise BlobsUnavailable("the store refused it (413)")
         taken.append(callback.head.received_at)
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(BlobsUnavailable):
         await journal.drain(take)
-    assert (taken, journal.depth) == ([0], 2)
+    assert taken == []
+    assert await journal.drain(take) == 6
+    assert (taken, journal.depth) == ([4, 5, 6, 7, 8, 9], 4)
+    with pytest.raises(BlobsUnavailable):
+        await journal.drain(take)
+    assert [(name, fields["error"]) for name, fields in _notes(seen)] == [
+        ("journal.drain_stopped", "the store refused it (413)")
+    ]
+
+
+async def test_one_refused_entry_is_named_beside_those_that_were_taken(tmp_path: Path) -> None:
+    seen = Seen()
+    journal = await _journal(tmp_path, seen)
+    for number in range(3):
+        await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+
+    async def take(callback: VerifiedCallback) -> None:
+        if callback.head.received_at == 0:
+            raise BlobsUnavailable("the store refused it (413)")
+
+    assert await journal.drain(take) == 2
+    assert [name for name, _ in _notes(seen)] == ["journal.entry_refused"]
+    assert journal.refused == "the store refused it (413)"
+
+
+async def test_who_drained_first_does_not_lock_others_out(tmp_path: Path) -> None:
+    """Root drains by hand, then the service's own user: it must be able to open the lock."""
+    journal = await _journal(tmp_path)
+    await journal.drain(_nothing)
+    assert (tmp_path / ".draining").stat().st_mode & 0o444 == 0o444
 
 
 async def test_a_poison_entry_does_not_stop_the_others(tmp_path: Path) -> None:
