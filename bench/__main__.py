@@ -17,7 +17,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import fleet, growth, measures
+from bench import fleet, growth, measures, overload
 from bench.measures import Row
 from bench.store_rates import claim_cost
 
@@ -82,7 +82,7 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
     ]
     for section in dict.fromkeys(row.section for row in rows):
         if section:
-            lines += ["", f"## {section}", "", *ABOUT]
+            lines += ["", f"## {section}", "", *ABOUT[section]]
         lines += ["", "| what | figure | ratio | goal | |", "| --- | --- | --- | --- | --- |"]
         for row in (row for row in rows if row.section == section):
             mark = {None: "", True: "holds", False: "missed"}[row.holds]
@@ -100,12 +100,13 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-ABOUT = (
+_FLEET = (
     "PostgreSQL (`fsync=on`) and SeaweedFS run on the same two cores as the processes, the load generator and the destination. So more",
     "processes are not more cores here: the processor milliseconds say what each part costs on a machine of its own, and",
     "[scaling](scaling.md) does the sums. The ratio of callbacks is that to one process on embedded parts in the same rounds; that of",
     "deliveries is to as many bare loops that claim and settle 64 rows at a time by the same statements, without sending anything.",
 )
+ABOUT = {fleet.SECTION: _FLEET, overload.SECTION: overload.ABOUT}
 NOTES = (
     "Notes:",
     "",
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds of each (5, with --quick 1)")
     parser.add_argument(
         "--only",
-        help="comma-separated: ingest, slow, relay, large, latency, claims, fleet (fleet-in, fleet-out, growth)",
+        help="comma-separated: ingest, slow, relay, large, latency, claims, fleet (fleet-in, fleet-out, growth), overload",
     )
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (5, 4.0)
@@ -145,6 +146,7 @@ def main() -> None:
         "fleet-in": lambda f: fleet.ingest(f, rounds, seconds),
         "fleet-out": lambda f: fleet.deliveries(f, rounds, 3_000 if options.quick else 20_000),
         "growth": lambda f: growth.growth(rounds, 20_000 if options.quick else 1_000_000),
+        "overload": lambda f: overload.overload(f, min(rounds, 3), 4.0 if options.quick else 8.0),
     }
     wanted = re.sub(r"\bfleet(?=,|$)", FLEET, options.only).split(",") if options.only else list(parts)
     rows: list[Row] = []

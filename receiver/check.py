@@ -1,119 +1,26 @@
-"""What `receiver check` finds (floor 8): numbered findings about the settings, before anything runs.
-
-The codes are stable: scripts and docs/configuration.md may name them. `E…` stops `serve` and `work`, `W…` does not.
-"""
+"""What `receiver check` finds (floor 8): numbered findings about the settings, before anything runs."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import ssl
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from receiver import places, urls, wiring
 from receiver.addresses import Guard
-from receiver.blobs.keys import KeyTemplate
-from receiver.blobs.s3_options import S3Options
+from receiver.check_store import NO_CERTIFICATES, holds_certificates, kept_places
 from receiver.config import DestinationSettings, Finding, Settings, SourceSettings
 from receiver.errors import ConfigError, ReceiverError
+from receiver.findings import CODES, finding
 from receiver.model import EVENT_TYPES
 from receiver.routing import Route
 
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """What one code stands for."""
-
-    title: str
-    fix: str
-    """What to do about it, in general; a finding may say it more closely."""
-
-
-CODES: Mapping[str, Code] = {
-    "E001": Code("The settings cannot be read", "correct the setting that the message names"),
-    "E002": Code("A source names an unknown provider", "write the name of a provider that receiver knows"),
-    "E003": Code("public_url is not a usable URL", 'write it as "https://hooks.example.com"'),
-    "E004": Code("public_url has a port that Deepgram does not call", "use port 80, 443, 8080 or 8443"),
-    "E005": Code("public_url holds an underscore", "choose a host and path without one"),
-    "E006": Code("deAPI cannot call a public_url without TLS", "put TLS in front, and write https://"),
-    "E007": Code(
-        "A folder cannot be written", "give the user that runs receiver the folder, or name another"
-    ),
-    "E008": Code(
-        "store.url or blobs.url cannot be used",
-        "write postgresql://… or sqlite:///… for the store, s3://… or file:///… for the blobs",
-    ),
-    "E009": Code("A destination cannot be used", "correct the setting that the message names"),
-    "E010": Code("A source's ca_file cannot be used", "name a file with certificates in PEM form"),
-    "E011": Code("What store.url or blobs.url needs is not installed", "install receiver with its extra"),
-    "E012": Code("PostgreSQL cannot be reached", "start the server, or correct host and port in store.url"),
-    "E013": Code("PostgreSQL refuses the user", "correct user and password in store.url"),
-    "E014": Code("There is no such database", "create it, or correct its name in store.url"),
-    "E015": Code("The tables are not there, or older than this program", "run `receiver migrate`"),
-    "E016": Code(
-        "The tables are newer than this program", "install the receiver that made them, or a later one"
-    ),
-    "E017": Code(
-        "The clocks are ten minutes apart", "set this machine's clock, or the database server's (NTP)"
-    ),
-    "E018": Code("The database cannot be used", "correct what the message names"),
-    "E019": Code(
-        "Machines share a store and no token secret", 'add secrets = ["env:TOKEN_SECRET"] to [tokens]'
-    ),
-    "E020": Code("The bucket cannot be used", "correct what the message names"),
-    "E021": Code("A setting of S3 is wrong", "correct the setting that the message names"),
-    "E022": Code("blobs.key makes no keys", "end it with {name}"),
-    "E101": Code("A Deepgram source has no proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "E102": Code("require_dg_token without dg_token", "add dg_token"),
-    "E103": Code("require_callback_secret without callback_secrets", "add callback_secrets"),
-    "E104": Code("A Deepgram source's setting is wrong", "correct the setting that the message names"),
-    "E201": Code("A deAPI source has no proof", 'add secrets = ["env:DEAPI_WEBHOOK_SECRET"]'),
-    "E204": Code("A deAPI source's setting is wrong", "correct the setting that the message names"),
-    "E301": Code("A Deepdub source has no key", 'add api_key = "env:DEEPDUB_API_KEY"'),
-    "E304": Code("A Deepdub source's setting is wrong", "correct the setting that the message names"),
-    "E401": Code("A PlayHT source has no proof", 'add api_key = "env:PLAYHT_API_KEY"'),
-    "E404": Code("A PlayHT source's setting is wrong", "correct the setting that the message names"),
-    "W001": Code(
-        "public_url is not set",
-        'write public_url = "https://…"; until then callback-url refuses, and audio links point to this machine',
-    ),
-    "W002": Code("No destination is configured", "add a [destinations.NAME] section with url and secrets"),
-    "W003": Code("A destination has no secret", 'add secrets = ["env:APP_WEBHOOK_SECRET"]'),
-    "W004": Code("A destination is called without TLS", "use an https:// URL"),
-    "W005": Code("A destination's address is private and not in allow", "add its network to allow"),
-    "W006": Code("The settings file can be read by other users", "chmod 600 the file"),
-    "W007": Code("Callbacks come without TLS", "put TLS in front, and write https:// in public_url"),
-    "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
-    "W009": Code("No source is configured", "add a [sources.NAME] section"),
-    "W010": Code("A destination's filter matches nothing", "compare it with the sources and the event types"),
-    "W011": Code("An admin token is very short", "use 32 random letters and digits"),
-    "W012": Code("A source asks a private address that is not in allow", "add its network to allow"),
-    "W013": Code("The clocks differ", "set this machine's clock, or the database server's (NTP)"),
-    "W014": Code("The database server does not sync its disk", "set fsync = on in its postgresql.conf"),
-    "W015": Code("Machines share a store and no blobs", 'write url = "s3://…" in [blobs]'),
-    "W016": Code("Audio travels to S3 in clear", "write https:// in blobs.endpoint_url"),
-    "W017": Code("The bucket does not answer", "start the store, or correct blobs.endpoint_url"),
-    "W018": Code("The bucket works, and not as it should", "correct what the message names"),
-    "W101": Code("dg_token is the only proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "W102": Code("Only transcripts can be proved", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "W103": Code("A Deepgram pair holds an underscore", "use letters and digits"),
-    "W201": Code("Only jobs with a secret of their own can be proved", "add secrets"),
-    "W202": Code("A deAPI secret is very short", "copy the secret from deAPI's webhook settings again"),
-    "W203": Code("A deAPI key travels in clear", "use an https:// URL"),
-    "W301": Code("A Deepdub key travels in clear", "use an https:// URL"),
-    "W401": Code("PlayHT cannot be asked", "set both api_key and user_id"),
-    "W402": Code("A PlayHT key travels in clear", "use an https:// URL"),
-    "W403": Code("PlayHT's callbacks may have anything downloaded", "name the hosts that hold results"),
-}
-"""Every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
+__all__ = ["CODES", "check", "check_file", "finding"]
 
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
@@ -131,9 +38,7 @@ def check(settings: Settings) -> list[Finding]:
     found = [
         *_sources(settings),
         *_public_url(settings),
-        *_places(settings),
-        *_store(settings),
-        *_blobs(settings),
+        *kept_places(settings),
         *(f for name in settings.destinations for f in _destination(settings, settings.destinations[name])),
     ]
     if any(len(token.get_secret_value()) < _SHORT for token in settings.server.admin_tokens):
@@ -146,11 +51,6 @@ def check(settings: Settings) -> list[Finding]:
 
 _SHORT = 16
 """Characters below which an admin token could be guessed."""
-
-
-def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
-    """Return a finding with the code's own advice, or a closer one."""
-    return Finding(code, where, message, fix or CODES[code].fix)
 
 
 def _sources(settings: Settings) -> Iterator[Finding]:
@@ -169,8 +69,8 @@ def _sources(settings: Settings) -> Iterator[Finding]:
 
 def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:
     """Check what pickups need of a source: its authorities, and leave to connect to where it asks."""
-    if source.ca_file is not None and not _holds_certificates(source.ca_file):
-        yield finding("E010", f"{where}.ca_file", _NO_CERTIFICATES)
+    if source.ca_file is not None and not holds_certificates(source.ca_file):
+        yield finding("E010", f"{where}.ca_file", NO_CERTIFICATES)
     for name in ("api_url", "base_url"):
         url = source.options.get(name)
         try:
@@ -179,17 +79,6 @@ def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:
             continue
         if blocked:
             yield finding("W012", f"{where}.allow", f"every attempt will be blocked: {blocked}")
-
-
-_NO_CERTIFICATES = "it cannot be read, or holds no certificates in PEM form"
-
-
-def _holds_certificates(ca_file: str) -> bool:
-    try:
-        ssl.create_default_context().load_verify_locations(ca_file)
-    except OSError:  # ssl.SSLError is one
-        return False
-    return True
 
 
 _URL_CODES = {"form": "E003", "port": "E004", "underscore": "E005", "https": "E006"}
@@ -212,125 +101,14 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
         yield finding("W007", "public_url", "credentials and audio travel in clear")
 
 
-def _places(settings: Settings) -> Iterator[Finding]:
-    """Check that what is to be written can be; the folders themselves are made by `serve`."""
-    folders = {"data": settings.data, "journal.path": places.journal_folder(settings)}
-    for where, shared, resolve in (
-        ("store.url", places.postgres_url(settings) is not None, places.sqlite_path),
-        ("blobs.url", places.on_s3(settings), places.blob_folder),
-    ):
-        if shared:
-            continue
-        try:
-            place = resolve(settings)
-        except ConfigError as error:
-            yield finding("E008", where, error.message)
-            continue
-        folders[where] = str(Path(place).parent) if where == "store.url" else place
-    seen: set[str] = set()
-    for where, place in folders.items():
-        trouble = _not_writable(Path(place))
-        if trouble and trouble not in seen:
-            seen.add(trouble)
-            yield finding("E007", where, trouble)
-
-
-def _store(settings: Settings) -> Iterator[Finding]:
-    """Check what a store of many machines needs."""
-    url = places.postgres_url(settings)
-    if url is None:
-        return
-    if find_spec("psycopg") is None:
-        yield _missing("store.url", "postgresql://…", "psycopg", "postgres")
-    else:
-        from receiver.store.postgres_connect import parse
-
-        try:
-            parse(url)
-        except ConfigError as error:
-            yield finding("E008", "store.url", error.message)
-    if not settings.tokens.secrets:
-        message = "other machines would not know the callback URLs that this one hands out"
-        yield finding("E019", "tokens.secrets", message)
-    if not places.on_s3(settings):
-        message = "the store is for many machines, and the audio lies on this one: no other could serve it"
-        yield finding("W015", "blobs.url", message)
-
-
-def _missing(where: str, url: str, package: str, extra: str) -> Finding:
-    message = f"{where} is {url}, which needs {package}"
-    return finding("E011", where, message, f"pip install 'receiver[{extra}]'")
-
-
-def _blobs(settings: Settings) -> Iterator[Finding]:
-    """Check the settings of S3, and of keys."""
-    blobs = settings.blobs
-    try:
-        KeyTemplate(blobs.key)
-    except ConfigError as error:
-        yield finding("E022", "blobs.key", error.message)
-    if not places.on_s3(settings):
-        return
-    if find_spec("boto3") is None:
-        yield _missing("blobs.url", "s3://…", "boto3", "s3")
-    try:
-        S3Options.of(blobs)
-    except ConfigError as error:
-        yield finding("E008", "blobs.url", error.message)
-    if blobs.sse_kms_key_id and blobs.sse != "aws:kms":
-        yield finding(
-            "E021", "blobs.sse_kms_key_id", "the key has no use", 'add sse = "aws:kms", or take it out'
-        )
-    if blobs.ca_file is not None and not _holds_certificates(blobs.ca_file):
-        yield finding("E021", "blobs.ca_file", _NO_CERTIFICATES)
-    if blobs.endpoint_url is not None:
-        yield from _address(blobs.endpoint_url)
-
-
-def _address(url: str) -> Iterator[Finding]:
-    where = "blobs.endpoint_url"
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        good = (
-            parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc and parts.port != 0
-        )
-    except ValueError:
-        good = False
-    if not good:
-        message = "it is an http:// or https:// URL with a host, and without credentials"
-        yield finding("E021", where, message, 'write it as "https://s3.example.com"')
-    elif parts.scheme == "http" and not _loopback(host):
-        yield finding("W016", where, "audio and what it is signed with can be read on the way")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _not_writable(folder: Path) -> str | None:
-    """Return why `folder` could not be made or written, by its nearest parent that is there."""
-    here = folder.absolute()
-    while not os.path.lexists(here) and here != here.parent:
-        here = here.parent
-    if not here.is_dir():
-        return f"{here} is not a folder"
-    if not os.access(here, os.W_OK | os.X_OK):
-        return f"{here} may not be written"
-    return None
-
-
 def _destination(settings: Settings, destination: DestinationSettings) -> Iterator[Finding]:
     where = f"destinations.{destination.name}"
     try:
         wiring.build_destination(destination)
     except ReceiverError as error:
         yield finding("E009", where, error.message)
-    if destination.ca_file is not None and not _holds_certificates(destination.ca_file):
-        yield finding("E009", f"{where}.ca_file", _NO_CERTIFICATES)
+    if destination.ca_file is not None and not holds_certificates(destination.ca_file):
+        yield finding("E009", f"{where}.ca_file", NO_CERTIFICATES)
     if not destination.secrets:
         yield finding("W003", f"{where}.secrets", "its events are sent unsigned, so anybody could forge them")
     url = destination.url.get_secret_value()
@@ -370,7 +148,7 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
 
 _SECRET_KEYS = {"secrets", "basic", "callback_secrets", "dg_token"}
 _SECRET_KEYS |= {"admin_tokens", "api_key", "callback_keys", "headers"}
-_WITH_PASSWORD = re.compile(r"postgres(ql)?://[^/]*:[^/]*@")
+_WITH_PASSWORD = re.compile(r"postgres(ql)?://([^/]*:[^/]*@|.*[?&](ssl)?password=)")
 
 
 def _file_findings(path: str) -> Iterator[Finding]:

@@ -164,7 +164,7 @@ class DestinationSettings(Section):
         except ValueError:
             good = False
         if not good:
-            raise ValueError("a destination's url begins with https:// (or http://) and a host")
+            raise ValueError("a destination's url must begin with https:// (or http://) and a host")
         return value
 
     @property
@@ -205,7 +205,10 @@ def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Setting
     _override(raw, environ)
     if text is None and "sources" not in raw:
         raw["sources"] = {name: dict(fields) for name, fields in DEFAULT_SOURCES.items()}
-    resolved = _resolve(raw, "", environ, read)
+    missing: list[str] = []
+    resolved = _resolve(raw, "", _Outside(environ, read, missing))
+    if missing:
+        raise ConfigError("; ".join(missing))
     _sections(resolved)
     try:
         return Settings.model_validate(resolved)
@@ -240,15 +243,26 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _resolve(value: Any, where: str, environ: Mapping[str, str], read: Reader) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """Where values come from that are not written in the settings themselves."""
+
+    environ: Mapping[str, str]
+    read: Reader
+    missing: list[str]
+    """What was not there: all of it is told at once, since each start to find the next one takes a person's time."""
+
+
+def _resolve(value: Any, where: str, outside: _Outside) -> Any:
     if isinstance(value, dict):
-        return {
-            key: _resolve(item, f"{where}.{key}".lstrip("."), environ, read) for key, item in value.items()
-        }
+        return {key: _resolve(item, f"{where}.{key}".lstrip("."), outside) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, where, environ, read) for item in value]
+        return [_resolve(item, where, outside) for item in value]
     if isinstance(value, str):
-        return _secret(value, where, environ, read)
+        try:
+            return _secret(value, where, outside.environ, outside.read)
+        except ConfigError as error:
+            outside.missing.append(error.message)
     return value
 
 
@@ -283,10 +297,10 @@ def _sections(raw: dict[str, Any]) -> None:
     for section in ("sources", "destinations"):
         tables = raw.get(section, {})
         if not isinstance(tables, dict):
-            raise ConfigError(f"{section} is a table of tables: write [{section}.NAME]")
+            raise ConfigError(f"{section} must be a table of tables: write [{section}.NAME]")
         for name, table in tables.items():
             if not isinstance(table, dict):
-                raise ConfigError(f"{section}.{name} is a table: write [{section}.{name}]")
+                raise ConfigError(f"{section}.{name} must be a table: write [{section}.{name}]")
             if not NAME.fullmatch(name):
                 raise ConfigError(
                     f"[{section}.{name}]: a name has lower-case letters, digits and hyphens, "
@@ -307,8 +321,15 @@ def _explain(error: ValidationError, section: str = "") -> str:
             message = "no such setting; see docs/configuration.md"
         elif item["type"] == "missing":
             message = "is missing"
+        elif item["type"] == "string_type" and where.startswith("retention."):
+            message = 'write it as "90d": a number and a unit, in quotes'
         lines.append(f"{section}{where}: {message}")
     return "; ".join(lines)
+
+
+def install(extra: str) -> str:
+    """Return what to do when an extra is missing; by path, as the public index has a stranger's package of our name."""
+    return f"install receiver with its extra [{extra}] (pip install '/path/to/receiver[{extra}]')"
 
 
 T = TypeVar("T", bound=Section)

@@ -52,10 +52,10 @@ class Removed:
 
 
 class Eraser:
-    """Finds and removes. The store and the blob store are open, and so is the journal."""
+    """Finds and removes. The store and the blob store are open, and so is the journal; None leaves it out."""
 
     def __init__(
-        self, *, store: Store, blobs: Blobs, journal: Journal, providers: Mapping[str, PushProvider]
+        self, *, store: Store, blobs: Blobs, journal: Journal | None, providers: Mapping[str, PushProvider]
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -72,7 +72,8 @@ class Eraser:
             if found is not None:
                 journaled.append(found)
 
-        await self._journal.read(look_at)
+        if self._journal is not None:
+            await self._journal.read(look_at)
         return FoundOf(traces=traces, journaled=tuple(journaled))
 
     async def erase(self, subject: Subject, found: FoundOf, *, digest: str, now: int) -> Removed:
@@ -98,7 +99,8 @@ class Eraser:
                 )
             )
             # The keys are kept from now on: neither the journal nor the provider can bring it back.
-            removed.journal_entries += await self._journal.remove([one.stem for one in journaled])
+            if self._journal is not None:
+                removed.journal_entries += await self._journal.remove([one.stem for one in journaled])
             journaled = ()
             await self._delete([key for key in erased.blob_keys if key not in gone])
             traces = erased.traces

@@ -12,6 +12,7 @@ ReceiverError
 ├── MalformedCallback            proved, but not understood: it is parked, never refused
 ├── Unavailable                  ours, and passing: the journal takes over
 │   ├── StoreUnavailable
+│   │   └── StoreUnusable        the settings or the database are wrong: only a person can mend it
 │   ├── BlobsUnavailable
 │   └── JournalUnavailable       nothing could keep it: 503, never 2xx
 ├── AddressBlocked               an outbound address that the guard refuses
@@ -106,6 +107,10 @@ class Unavailable(ReceiverError):
 
 class StoreUnavailable(Unavailable):
     """The store cannot be written or read for now."""
+
+
+class StoreUnusable(StoreUnavailable):
+    """The store cannot be used with these settings."""
 
 
 class BlobsUnavailable(Unavailable):

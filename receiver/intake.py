@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from receiver.callback import Admission, Head, VerifiedCallback
 from receiver.config import SourceSettings
+from receiver.crowding import Crowd
 from receiver.errors import (
     BodyTooLarge,
     CallbackRejected,
@@ -82,9 +83,8 @@ class Intake:
         most: int = 1000,
     ) -> None:
         """`most` callbacks are under way at once; one more is refused before its body is read."""
-        self._most = most
-        self.under_way = 0
-        """Callbacks between their head and their answer."""
+        self.crowd = Crowd(most)
+        self._refused: Counter[tuple[str, str, str]] = Counter()
         self._providers = providers
         self._sources = sources
         self._store = store
@@ -105,11 +105,10 @@ class Intake:
         """Take one callback: admit, read, verify, normalize, store, record. Never raises; every way ends in an answer."""
         began = time.perf_counter()
         progress = _Progress()
-        if self.under_way >= self._most:
-            answer, label = self._overloaded(head, progress), "overloaded"
-            self._report(head, answer, label, progress, time.perf_counter() - began)
-            return answer
-        self.under_way += 1
+        reason = self.crowd.refusal()
+        if reason:
+            return self.overloaded(head.source, head.method, reason)
+        self.crowd.under_way += 1
         try:
             answer, label = await self._accept(head, receive, progress)
         except SenderError as error:
@@ -123,17 +122,38 @@ class Intake:
             progress.reason = "an internal error"
             answer, label = _busy("receiver could not take the callback; send it again"), "not_kept"
         finally:
-            self.under_way -= 1
+            self.crowd.under_way -= 1
         self._report(head, answer, label, progress, time.perf_counter() - began)
         return answer
 
-    def _overloaded(self, head: Head, progress: _Progress) -> Answer:
-        """Refuse early: a queue that grows without end makes every answer late, and then none in time."""
-        provider = self._providers.get(head.source)
-        if provider is not None:
-            progress.source, progress.provider = head.source, provider.provider
-        progress.reason = f"{self._most} callbacks are under way (server.max_callbacks)"
-        return _busy("receiver has as much as it can take at this moment; send it again", seconds=2)
+    def overloaded(self, source: str, method: str, reason: str) -> Answer:
+        """Refuse early: a queue that grows without end makes every answer late, and then none in time.
+
+        Those of one turn of the event loop are told together: refusing takes its time from those that could be taken.
+        """
+        if not self._refused:
+            asyncio.get_running_loop().call_soon(self._tell_refused)
+        known = source if source in self._providers else "unknown"
+        self._refused[known, method if method in METHODS else "other", reason] += 1
+        return OVERLOADED
+
+    def _tell_refused(self) -> None:
+        refused, self._refused = self._refused, Counter()
+        for (source, method, reason), count in refused.items():
+            provider = self._providers.get(source)
+            self._observer.callback(
+                CallbackReport(
+                    source=source,
+                    provider=provider.provider if provider else "",
+                    method=method,
+                    answer="overloaded",
+                    status=OVERLOADED.status,
+                    seconds=0.0,
+                    size=0,
+                    reason=reason,
+                    count=count,
+                )
+            )
 
     async def _accept(self, head: Head, receive: Receive, progress: _Progress) -> tuple[Answer, str]:
         provider = self._providers.get(head.source)
@@ -195,6 +215,7 @@ class Intake:
         progress.event_type, progress.job_id, progress.ref = draft.type, draft.job_id, draft.ref
         progress.proofs = ",".join(sorted(callback.proofs))
         progress.reason = draft.parked or ""
+        storing = self.crowd.begin()
         try:
             async with asyncio.timeout(settings.budget_seconds):
                 recorded = await self._recorder.record(provider, callback, draft)
@@ -206,6 +227,8 @@ class Intake:
         except Exception as error:
             self._bug("record", callback.source, error)
             return await self._journal_it(provider, callback, draft, "an internal error", progress)
+        finally:
+            self.crowd.end(storing)
         return _recorded(recorded, draft)
 
     def _normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
@@ -351,6 +374,10 @@ def _recorded(recorded: Recorded, draft: EventDraft) -> tuple[Answer, str]:
 
 def _busy(message: str, *, seconds: int = 30) -> Answer:
     return Answer(503, {"status": "unavailable", "error": message}, {"retry-after": str(seconds)})
+
+
+OVERLOADED = _busy("receiver has as much as it can take at this moment; send it again", seconds=2)
+"""What is told to whoever comes past the bound."""
 
 
 def _parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:

@@ -1,7 +1,8 @@
 """The sweeper (floor 6): removes what is older than its class is kept, a bounded batch at a time. Sees ports only.
 
 Any number of processes may sweep at once: batches are harmless to repeat. Objects are deleted after the commit that
-ended the last link to them; a crash in between leaves an orphan, which a later sweep finds.
+ended the last link to them; a crash in between leaves an orphan, which a later sweep finds. What is removed is lost for
+good, so in doubt nothing is: while the time cannot be believed, or the store knows too little of what lies in the blob store.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from receiver.blobs.base import Blobs
-from receiver.blobs.keys import is_ours
-from receiver.errors import BlobsUnavailable, StoreUnavailable
+from receiver.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
 from receiver.lanes import Clock, StoreWatch
 from receiver.observe import Observer
-from receiver.retention import KEYS_SECONDS, ORPHAN_SECONDS, Prune, Retention, Walk
-from receiver.store.base import Store
+from receiver.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
+from receiver.store.base import Clocked, EventFilter, Store
 
 BATCH = 200
 """Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
@@ -32,9 +32,19 @@ BEHIND_SECONDS = 5.0
 PAGE = 1000
 PAGES = 10
 """Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
+ASTRAY_MS = 600_000
+"""Clocks that differ by so much: one of them is wrong, and nothing is old by it."""
+MANY = 100
+"""More orphans than this in a page, and more than it has objects that are known: the store is new or another one's."""
 ORPHANS, UPLOADS = "orphans", "uploads"
 
 Rest = Callable[[float], Awaitable[None]]
+
+
+def uptime() -> float:
+    """Return seconds since the machine started, with its sleep where the system counts that: a clock that nobody sets."""
+    kind = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if kind is None else time.clock_gettime(kind)
 
 
 class Janitor:
@@ -51,6 +61,7 @@ class Janitor:
         batch: int = BATCH,
         budget_seconds: float = BUDGET_SECONDS,
         rest: Rest = asyncio.sleep,
+        uptime: Callable[[], float] = uptime,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -61,7 +72,10 @@ class Janitor:
         self._budget = budget_seconds
         self._rest = rest
         self._watch = StoreWatch(observer, "janitor")
-        self._blobs_out = False
+        self._uptime = uptime
+        self._lead = clock() - int(uptime() * 1000)
+        """Our time when the machine started, by the clock as it was believed last."""
+        self._told: dict[str, float] = {}
         self._after: dict[str, str] = {}
         """Where walks that did not finish go on."""
         self._left: list[Walk] = []
@@ -95,7 +109,9 @@ class Janitor:
         counts: Counter[str] = Counter()
         done = True
         try:
-            done = await self._sweep(self._clock(), counts)
+            now = await self._reckoned()
+            if now is not None:
+                done = await self._sweep(now, counts)
             self._watch.worked()
         except StoreUnavailable as error:
             self._watch.failed(error)
@@ -106,15 +122,60 @@ class Janitor:
         return done
 
     async def step(self, now: int) -> Mapping[str, int]:
-        """Sweep once as of `now`; return how much of each kind was removed. Raises `StoreUnavailable`."""
+        """Sweep once as of `now`; return how much of each kind was removed.
+
+        Raises `StoreUnavailable`, and `ReceiverError` when the database's clock is far from ours.
+        """
         counts: Counter[str] = Counter()
-        await self._sweep(now, counts)
+        skew = await self._skew()
+        if abs(skew) >= ASTRAY_MS:
+            raise ReceiverError(f"nothing is removed: {_apart(skew)}")
+        await self._sweep(now + skew, counts)
         return +counts
 
     @property
     def behind(self) -> bool:
         """Whether the last sweep left something for the next."""
         return bool(self._left or self._after)
+
+    # ------------------------------------------------------------ the time
+
+    async def _skew(self) -> int:
+        """Return how far the database's clock is ahead of ours now, 0 where it has none of its own."""
+        if not isinstance(self._store, Clocked):
+            return 0
+        await self._store.ping()  # our clock may have been set since the last transaction
+        return self._store.skew_ms
+
+    async def _reckoned(self) -> int | None:
+        """Return the time by the database's clock, or ours where it has none; None, and a note, when it is not to be believed.
+
+        Our own is not once it ran ahead of the machine's uptime: until it is set back, or this process begins anew.
+        """
+        skew = await self._skew()
+        now = self._clock() + skew
+        lead = now - int(self._uptime() * 1000)
+        leapt = lead - self._lead
+        if abs(skew) < ASTRAY_MS and leapt < ASTRAY_MS:
+            self._lead = max(self._lead, lead)
+            return now
+        if isinstance(self._store, Clocked):
+            self._lead = lead  # the next measurement decides
+        ours = (
+            f"this machine's clock leapt {leapt / 1000:.0f} s ahead; if it is right now, start receiver anew"
+        )
+        if self._untold("clock"):
+            error = _apart(skew) if abs(skew) >= ASTRAY_MS else ours
+            self._observer.note("warning", "janitor.clock_astray", error=error)
+        return None
+
+    def _untold(self, what: str) -> bool:
+        """Tell whether something that goes on is to be told now: once a day."""
+        at = self._uptime()
+        if at - self._told.get(what, -DAY) < DAY:
+            return False
+        self._told[what] = at
+        return True
 
     # ------------------------------------------------------------ one sweep
 
@@ -135,7 +196,9 @@ class Janitor:
 
     def _walks(self, now: int) -> dict[Walk, Prune]:
         kept = self._retention
-        events = _longest(kept.events, kept.audio) if kept.audio is not None else kept.events
+        events = _longest(
+            kept.events, REPEAT_SECONDS, kept.audio or 0
+        )  # without audio's age, it holds no event
         dead = kept.dead_letters
         ages: list[tuple[Walk, int | None]] = [
             (Walk.BODIES, kept.bodies),
@@ -192,34 +255,60 @@ class Janitor:
         except BlobsUnavailable as error:
             self._blobs_failed(error)
         else:
-            self._blobs_out = False
             counts["blobs"] += len(keys)
 
     async def _orphans(self, before: int, counts: Counter[str], until: float) -> None:
         """Delete old objects that no event links to, page by page through the whole store, over many sweeps."""
         after = self._after.get(ORPHANS, "")
         if not after:
-            counts[UPLOADS] += await self._blobs.abort_abandoned(before=before)
+            await self._uploads(before, counts)
         for _ in range(PAGES):
             page = await self._blobs.entries(after=after, limit=PAGE)
             if not page:
                 self._after.pop(ORPHANS, None)
                 break
-            old = [entry.key for entry in page if entry.modified_at < before and is_ours(entry.key)]
-            known = await self._store.known_blobs(old)
-            orphans = [key for key in old if key not in known]
+            ours = {entry.key: entry.modified_at for entry in page if self._blobs.is_ours(entry.key)}
+            known = await self._store.known_blobs(list(ours))
+            orphans = [key for key, modified_at in ours.items() if modified_at < before and key not in known]
             if orphans:
-                await self._blobs.delete(orphans)
-                counts[ORPHANS] += len(orphans)
+                await self._remove(orphans, known, counts)
             after = self._after[ORPHANS] = page[-1].key
             if time.monotonic() >= until:
                 break
-        self._blobs_out = False
+
+    async def _uploads(self, before: int, counts: Counter[str]) -> None:
+        try:
+            counts[UPLOADS] += await self._blobs.abort_abandoned(before=before)
+        except (
+            BlobsUnavailable
+        ) as error:  # some stores have no listing of uploads, or credentials no right to it
+            self._blobs_failed(error)
+
+    async def _remove(self, orphans: list[str], known: set[str], counts: Counter[str]) -> None:
+        """Delete orphans, unless the store knows so little that it cannot be the one which these objects came with."""
+        few = len(orphans) <= MANY or len(known) >= len(orphans)
+        if not few or not await self._store.events(EventFilter(limit=1)):
+            if self._untold("orphans"):
+                first, last = orphans[0], orphans[-1]
+                self._observer.note(
+                    "warning", "janitor.orphans_left", count=len(orphans), first=first, last=last
+                )
+            return
+        try:
+            await self._blobs.delete(orphans)
+        except BlobsUnavailable as error:  # of one that may not be deleted, perhaps; behind it are others
+            self._blobs_failed(error)
+        else:
+            counts[ORPHANS] += len(orphans)
 
     def _blobs_failed(self, error: BlobsUnavailable) -> None:
-        if not self._blobs_out:
-            self._blobs_out = True
+        if self._untold(f"blobs {error.message}"):
             self._observer.note("warning", "janitor.blobs_unavailable", error=error.message)
+
+
+def _apart(skew: int) -> str:
+    side = "behind" if skew > 0 else "ahead of"
+    return f"this machine's clock is {abs(skew) / 1000:.0f} s {side} the database's; set it, or the database server's (NTP)"
 
 
 def _longest(*ages: int | None) -> int | None:

@@ -43,6 +43,7 @@ _OUTAGE_AFTER = 3
 _STUCK_AFTER = 3
 """Failed drains for a reason of its own (not an outage) after which an entry waits for the next start."""
 _LEFTOVER_SECONDS = 3600
+_ADVICE = "; make it writable, or name another with data or journal.path"
 
 _DRAINING = ".draining"
 """Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
@@ -97,7 +98,7 @@ class Journal:
         try:
             await asyncio.to_thread(self._open)
         except OSError as error:
-            raise _unavailable(error) from None
+            raise _unavailable(error, self._folder) from None
         self._report()
 
     def _open(self) -> None:
@@ -219,9 +220,12 @@ class Journal:
         for entry, error in refused:
             if error.message != self.refused:
                 self.refused = error.message
-                name = "journal.entry_refused" if alone else "journal.drain_stopped"
                 self._observer.note(
-                    "warning", name, entry=entry.stem, source=entry.source, error=error.message
+                    "warning",
+                    "journal.entry_refused" if alone else "journal.drain_stopped",
+                    entry=entry.stem,
+                    source=entry.source,
+                    error=error.message,
                 )
 
     async def _restore(self, entry: Entry) -> VerifiedCallback | None:
@@ -297,7 +301,7 @@ def look(folder: str) -> list[Entry]:
             with contextlib.suppress(FileNotFoundError):  # drained just now
                 entries.append(_entry(path.stem, path.read_bytes()))
     except OSError as error:
-        raise _unavailable(error) from None
+        raise _unavailable(error, folder) from None
     return sorted(entries, key=lambda entry: entry.received_at)
 
 
@@ -386,5 +390,9 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _unavailable(error: OSError) -> JournalUnavailable:
-    return JournalUnavailable(f"the journal cannot be used: {error.strerror or type(error).__name__}")
+def _unavailable(error: OSError, folder: Path | str = "") -> JournalUnavailable:
+    """Return what callers are told; with `folder`, a person at the machine, whom its path concerns."""
+    place, advice = (f" at {folder}", _ADVICE) if folder else ("", "")
+    return JournalUnavailable(
+        f"the journal{place} cannot be used: {error.strerror or type(error).__name__}{advice}"
+    )

@@ -46,13 +46,22 @@ class BlobSettings(Section):
     sse_kms_key_id: str | None = None
     """S3: the key for `aws:kms`; None is the account's own."""
     storage_class: str | None = None
-    """S3: for example `STANDARD_IA`; None is the bucket's own."""
+    """S3: for example `STANDARD_IA`; None is the bucket's own. Not one that has to be restored before it is read."""
     ca_file: str | None = None
     """S3: more certificate authorities to trust for `endpoint_url` (PEM)."""
     timeout_seconds: float = Field(default=5.0, gt=0, le=60)
     """S3: the longest silence of the store within one request."""
     connections: int = Field(default=16, ge=1, le=256)
     """S3: requests under way at once, in one process."""
+
+    @field_validator("storage_class")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value in ("GLACIER", "DEEP_ARCHIVE"):
+            raise ValueError(
+                "audio in an archive cannot be read or linked to: choose another, like GLACIER_IR"
+            )
+        return value
 
 
 class JournalSettings(Section):
@@ -75,7 +84,7 @@ class RetentionSettings(Section):
     """Audio and other results; `never` leaves them to the bucket's own rules."""
     dead_letters: str = "90d"
     events: str = "90d"
-    """Events with all that belongs to them; at least as long as audio and dead letters."""
+    """Events with all that belongs to them; at least two days, and as long as audio and dead letters."""
     sweep_seconds: float = Field(default=300.0, ge=1, le=86_400)
     """Time between two sweeps of one process."""
 

@@ -21,8 +21,10 @@ POLL_SECONDS = 1.0
 """Longest time between two looks of an idle lane."""
 SHORTEST_NAP = 0.01
 """Seconds before another look when something is due and could not be claimed (another worker has it)."""
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 3.0
 """How long a stop waits, beyond its grace, for attempts that were made to be settled."""
+HAND_BACK_SECONDS = 2.0
+"""How long a stop waits for claims to be handed back; a quarter of that when the store was silent before."""
 SLACK_SECONDS = 15.0
 """What a lease must have left beyond the timeout when an attempt begins: time to settle, clocks that differ."""
 OVERRUN_SECONDS = 5.0
@@ -250,7 +252,7 @@ class Runner(Generic[C, M]):
         await _ended([self._feeder, *self._workers], grace_seconds)
         for number in self._making:
             self._workers[number].cancel()
-        await _ended([self._feeder, *self._workers], SETTLE_SECONDS)
+        ended = await _ended([self._feeder, *self._workers], SETTLE_SECONDS)
         for task in (self._feeder, *self._workers):
             task.cancel()
         await asyncio.gather(self._feeder, *self._workers, return_exceptions=True)
@@ -258,7 +260,8 @@ class Runner(Generic[C, M]):
             while True:
                 self._unmade.append(self._ahead.get_nowait())
         if self._unmade:
-            await self._hand_back(self._unmade)
+            # Where the store says nothing, the leases bring them back.
+            await _within(self._hand_back(self._unmade), HAND_BACK_SECONDS * (1 if ended else 0.25))
             self._unmade = []
 
     async def _hand_back(self, claims: list[C]) -> None:
@@ -275,5 +278,6 @@ async def _within(signal: Awaitable[object], seconds: float | None) -> None:
             await signal
 
 
-async def _ended(tasks: list[asyncio.Task[None]], seconds: float) -> None:
-    await asyncio.wait(tasks, timeout=seconds)
+async def _ended(tasks: list[asyncio.Task[None]], seconds: float) -> bool:
+    """Wait until all have ended, `seconds` at most; return whether they have."""
+    return not (await asyncio.wait(tasks, timeout=seconds))[1]

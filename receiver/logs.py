@@ -9,6 +9,7 @@ import asyncio
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import msgspec
@@ -19,18 +20,30 @@ from receiver.observe import AttemptReport, CallbackReport, PickupReport, no_sec
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _QUIET = ("", None)
+_WAITING_SECONDS = 30.0
+"""Least time between two lines that say the same of the journal."""
 _encode = msgspec.json.Encoder().encode
 
 
 class LogObserver:
     """Writes what the engine reports to a stream."""
 
-    def __init__(self, *, style: str, level: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        style: str,
+        level: str,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         out = stream or sys.stderr
         if style == "auto":
             style = "console" if out.isatty() else "json"
         self._level = _LEVELS[level]
         self._write = _JsonLines(out).write if style == "json" else _console(out)
+        self._clock = clock
+        self._waiting_told: float | None = None
+        """When it was last told that callbacks wait in the journal; None while none does."""
 
     def callback(self, report: CallbackReport) -> None:
         """Write one line: `callback.recorded`, `callback.rejected` …"""
@@ -54,6 +67,7 @@ class LogObserver:
             "peer": report.peer,
             "proofs": report.proofs,
             "reason": report.reason,
+            "count": report.count if report.count > 1 else None,
         }
         line |= {name: value for name, value in more.items() if value}
         self._write(level, f"callback.{report.answer}", line)
@@ -103,13 +117,18 @@ class LogObserver:
         self._line(level, f"pickup.{'gone' if ended else outcome.kind.value}", line)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
-        """Write a line when callbacks wait in the journal."""
-        if depth:
-            self._line(
-                "warning", "journal.waiting", {"depth": depth, "oldest_age_seconds": oldest_age_seconds}
-            )
-        else:
-            self._line("debug", "journal.empty", {})
+        """Write a line when callbacks begin to wait in the journal, now and then while they do, and when none does any more.
+
+        In an outage every callback changes the depth: a line for each would bury the rest. Metrics have them all.
+        """
+        now, told = self._clock(), self._waiting_told
+        if depth and (told is None or now - told >= _WAITING_SECONDS):
+            self._waiting_told = now
+            fields = {"depth": depth, "oldest_age_seconds": oldest_age_seconds}
+            self._line("warning", "journal.waiting", fields)
+        elif not depth and told is not None:
+            self._waiting_told = None
+            self._line("info", "journal.empty", {})
 
     def note(self, level: str, event: str, **fields: Any) -> None:
         """Write what a person should know."""

@@ -114,8 +114,10 @@ class MetricsObserver:
 
     def callback(self, report: CallbackReport) -> None:
         """Count a callback, its bytes and the time to its answer."""
-        self._child(self._callbacks, report.source, report.answer).inc()
-        self._child(self._ack, report.source).observe(report.seconds)
+        self._child(self._callbacks, report.source, report.answer).inc(report.count)
+        ack = self._child(self._ack, report.source)
+        for _ in range(report.count):
+            ack.observe(report.seconds)
         if report.size:
             self._child(self._bytes, report.source).inc(report.size)
 

@@ -35,6 +35,8 @@ class CallbackReport(Struct, frozen=True, kw_only=True):
     reason: str = ""
     """Why it was refused, parked or journaled: names the setting to look at, never a secret."""
     proofs: str = ""
+    count: int = 1
+    """How many callbacks this tells of: those refused as `overloaded` in one moment are told together."""
 
 
 class AttemptReport(Struct, frozen=True, kw_only=True):

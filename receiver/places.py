@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from receiver.blobs.local import make_folder, sync_folder
-from receiver.config import Settings, parse
+from receiver.config import PREFIX, Settings, parse
 from receiver.errors import ConfigError
 
 
@@ -25,6 +26,17 @@ def load_settings(path: str | None, environ: Mapping[str, str] | None = None) ->
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"{named or 'receiver.toml'} cannot be read: {reason}") from None
     return parse(text, environ, lambda name: Path(name).read_text("utf-8"))
+
+
+def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
+    """Return `server.log` as settings ask for it that cannot be used: what is wrong with them is told that way, too."""
+    try:
+        file = Path(path or environ.get("RECEIVER_CONFIG") or "receiver.toml")
+        raw = tomllib.loads(file.read_text("utf-8")).get("server", {})
+    except (OSError, ValueError):
+        raw = {}
+    written = raw.get("log") if isinstance(raw, dict) else None
+    return str(environ.get(f"{PREFIX}SERVER__LOG") or written or "auto")
 
 
 def token_secrets(settings: Settings) -> list[str]:
@@ -71,7 +83,7 @@ def sqlite_path(settings: Settings) -> str:
         return str(Path(settings.data, "receiver.db"))
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
         raise ConfigError(
-            "store.url begins with postgresql://, or with sqlite:/// (three slashes for a relative path, four for "
+            "store.url must begin with postgresql://, or with sqlite:/// (three slashes for a relative path, four for "
             "an absolute)"
         )
     return url.removeprefix("sqlite:///")
@@ -88,7 +100,9 @@ def blob_folder(settings: Settings) -> str:
     if url is None:
         return str(Path(settings.data, "blobs"))
     if not url.startswith("file:///"):
-        raise ConfigError("blobs.url begins with s3:// and a bucket, or with file:/// and an absolute path")
+        raise ConfigError(
+            "blobs.url must begin with s3:// and a bucket, or with file:/// and an absolute path"
+        )
     return url.removeprefix("file://")
 
 

@@ -41,6 +41,8 @@ _AUDIO_SECONDS = 1.0
 _OVERLAP = 64 * 1024
 """Bytes carried from piece to piece while secrets are removed from a long body; more than any secret is long."""
 _DAY = 24 * 3600 * 1000
+_LATE = _DAY // 2
+"""An object is put under the name of its arrival's day for so long: with that day, at most 36 hours, and orphans go after 48."""
 ASKED = "asked"
 """The proof of a result that we fetched ourselves: we asked its provider for it."""
 
@@ -230,12 +232,15 @@ class Recorder:
         return blob, compose(document=blob, short=True)
 
     def _blob_key(self, origin: _Origin, draft: EventDraft, extension: str) -> str:
-        """Derive the key from the callback's identity and content, so that storing it again changes nothing."""
-        identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}"
-        name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
-        # What lies under an old key may be an orphan about to be swept, so nothing is put there after a day.
+        """Derive the key from the callback's identity, content and day, so that storing it again soon changes nothing.
+
+        What lies under an older name may be an orphan about to be swept, so nothing is put there, and nothing that is
+        there counts as put; whether the template has a day in it or not.
+        """
         now = self._clock()
-        at = origin.received_at if now - origin.received_at < _DAY else now
+        at = origin.received_at if now - origin.received_at < _LATE else now
+        identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}\0{at // _DAY}"
+        name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
         return self._keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
 
     async def _keep_document(self, origin: _Origin, draft: EventDraft) -> StoredBlob:

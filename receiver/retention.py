@@ -14,6 +14,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
 _AGE = re.compile(r"(\d{1,6})([smhdw])")
 KEYS_SECONDS = 30 * DAY
 """How long the keys of what was erased are kept, so that it does not come back: longer than any provider tries again."""
+REPEAT_SECONDS = 2 * DAY
+"""How long an event is kept at least, with its callback's keys: a provider that sends it again makes no second one."""
 ORPHAN_SECONDS = 2 * DAY
 """How old an object without an event must be before it is removed: longer than one that is being recorded can be."""
 
@@ -38,7 +40,7 @@ class Retention:
     """None also leaves alone what has no event: then the blob store's own rules decide."""
     dead_letters: int | None = 90 * DAY
     events: int | None = 90 * DAY
-    """An event stays at least as long as its audio and its dead letters do."""
+    """An event stays at least as long as its audio and its dead letters do, and two days (`REPEAT_SECONDS`)."""
     sweep_seconds: float = 300.0
 
 

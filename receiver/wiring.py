@@ -21,7 +21,7 @@ from receiver.blobs.local import LocalBlobs
 from receiver.blobs.s3 import S3Blobs
 from receiver.blobs.s3_options import S3Options
 from receiver.collector import Collector, Quarry
-from receiver.config import DestinationSettings, Finding, Settings, SourceSettings
+from receiver.config import DestinationSettings, Finding, Settings, SourceSettings, install
 from receiver.destinations.base import Destination
 from receiver.destinations.http import HttpDestination
 from receiver.errors import ConfigError
@@ -62,6 +62,7 @@ PROVIDERS: Mapping[str, ModuleType] = {
 _DRAIN_SECONDS = (1.0, 5.0)
 """Pause between two looks at a waiting journal: at first, and at most."""
 _FLUSH_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0
 
 
 def wall_clock() -> int:
@@ -149,14 +150,16 @@ def build_store(settings: Settings) -> Store:
         from receiver.store.postgres import PostgresStore
     except ImportError:
         raise ConfigError(
-            "store.url is postgresql://…, which needs psycopg: install receiver with its extra, pip install 'receiver[postgres]'"
+            f"store.url is postgresql://…, which needs psycopg: {install('postgres')}"
         ) from None
     return PostgresStore(url)
 
 
 def build_blobs(settings: Settings) -> Blobs:
     """Return the configured blob store, not yet open. Raises `ConfigError`."""
-    return S3Blobs(S3Options.of(settings.blobs)) if on_s3(settings) else LocalBlobs(blob_folder(settings))
+    if on_s3(settings):
+        return S3Blobs(S3Options.of(settings.blobs))
+    return LocalBlobs(blob_folder(settings), KeyTemplate(settings.blobs.key))
 
 
 def build_destination(settings: DestinationSettings) -> Destination:
@@ -352,7 +355,9 @@ async def open_receiver(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if intake:
-            await receiver.intake.flush_rejections()
+            with contextlib.suppress(TimeoutError):  # a database that says nothing must not hold up the end
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await receiver.intake.flush_rejections()
         await receiver.blobs.close()
         await store.close()
 

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
 
 from tests.support.processes import end_all
+
+# Hundreds of processes start in a run. Without its bytecode on the disk each would compile receiver anew, a third of its start,
+# so it is kept even where the environment says not to.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same examples in every run, so that a red build is about the change; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("steady", derandomize=True, database=None)
 settings.register_profile("explore", max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+_TOGETHER = {"tests/flow/test_cli_check.py", "tests/flow/test_pull_secrets.py"}
+"""Files whose tests share a fixture that takes seconds: in one process it is made once."""
+
+
+class _Together(LoadGroupScheduling):  # type: ignore[misc]
+    """Hands out tests one by one, those of some files together.
+
+    By file and not by the mark xdist_group: that changes a test's id, which pytest 9.2 does not take notice of.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        scope: str = file if file in _TOGETHER else super()._split_scope(nodeid)
+        return scope
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Together:
+    """Tell xdist who hands out the tests."""
+    return _Together(config, log)
 
 
 @pytest.fixture

@@ -63,11 +63,17 @@ class Blobs(Protocol):
         stores with an order of their own. Raises `BlobsUnavailable`.
         """
 
+    def is_ours(self, key: str) -> bool:
+        """Tell whether receiver, as it is set up, makes such keys: all others are somebody else's, and stay."""
+
     async def delete(self, keys: Sequence[str]) -> None:
-        """Remove these objects; one that is not there is no trouble. Raises `BlobsUnavailable`; harmless to repeat."""
+        """Remove these objects; one that is not there is no trouble. Raises `BlobsUnavailable`; harmless to repeat.
+
+        One that may not be removed does not keep the others of the same thousand.
+        """
 
     async def abort_abandoned(self, *, before: int) -> int:
-        """Remove what uploads left that were begun before `before` (epoch ms) and never ended; return how many.
+        """Remove what uploads of ours left that were begun before `before` (epoch ms) and never ended; return how many.
 
         Raises `BlobsUnavailable`.
         """

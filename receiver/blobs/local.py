@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from receiver.blobs.base import BlobEntry, LocalObject
-from receiver.blobs.keys import is_ours
+from receiver.blobs.keys import KeyTemplate, has_our_name
 from receiver.callback import Body
 from receiver.errors import BlobsUnavailable, NotFound
 from receiver.model import StoredBlob
@@ -28,8 +28,10 @@ T = TypeVar("T")
 class LocalBlobs:
     """A folder on this machine; one file for each object, named by its key."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, keys: KeyTemplate | None = None) -> None:
+        """Without `keys`, whatever has a name of our form is ours, wherever in the folder it lies."""
         self._root = Path(folder).absolute()
+        self._keys = keys
         self._synced: set[Path] = set()
         """Folders whose names this process knows to be durable; another one may have made them and not be done."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
@@ -83,14 +85,25 @@ class LocalBlobs:
             lambda: list(itertools.islice(self._entries(prefix, after), min(max(limit, 1), 1000)))
         )
 
+    def is_ours(self, key: str) -> bool:
+        """Tell whether receiver makes such keys here."""
+        return has_our_name(key) if self._keys is None else self._keys.is_ours(key)
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove files; folders stay, another process may rely on them. Raises `BlobsUnavailable`."""
         paths = [self._path(key) for key in keys]
 
         def remove() -> None:
+            failed: OSError | None = None
             for path in paths:
-                with contextlib.suppress(NotADirectoryError):
+                try:
                     path.unlink(missing_ok=True)
+                except NotADirectoryError:
+                    continue
+                except OSError as error:
+                    failed = error
+            if failed is not None:
+                raise failed
 
         await self._run(remove)
 
@@ -142,11 +155,12 @@ class LocalBlobs:
     def _abort_abandoned(self, before: int) -> int:
         count = 0
         for folder, _, names in os.walk(self._root):
+            base = "" if Path(folder) == self._root else f"{Path(folder).relative_to(self._root).as_posix()}/"
             for name in names:
                 path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):
                     # `.NAME.` and eight digits: what `_put` writes, and nothing that others keep here
-                    ours = name.startswith(".") and is_ours(name.rpartition(".")[0])
+                    ours = name.startswith(".") and self.is_ours(base + name[1:].rpartition(".")[0])
                     if ours and path.stat().st_mtime_ns < before * 1_000_000:
                         path.unlink()
                         count += 1

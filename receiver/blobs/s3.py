@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from receiver.blobs.base import BlobEntry, LocalObject
-from receiver.blobs.keys import is_ours
+from receiver.blobs.keys import KEY_BYTES, KeyTemplate
 from receiver.blobs.s3_calls import Calls
 from receiver.blobs.s3_errors import code_of, explain, status_of
 from receiver.blobs.s3_options import S3Options
@@ -24,8 +24,10 @@ _LONGEST_LINK = 7 * 86400
 """Seconds that a signed link may last at most (Signature Version 4)."""
 _PROVED_SECONDS = 10.0
 """How long a successful put or ping stands for the next ping: each request costs money, and readiness is asked often."""
-_KEY_BYTES = 1024
 _PAGE = 1000
+_ASK_SECONDS = 15.0
+_LONG_SECONDS = 120.0
+"""The longest that a call may take in whole, whatever the store sends meanwhile: one answer; reading an object, many answers."""
 _NO_BATCHES = {"MissingContentMD5", "NotImplemented", "InvalidRequest", "MethodNotAllowed"}
 """What stores say that cannot delete many objects with one request as boto3 asks it."""
 
@@ -35,6 +37,7 @@ class S3Blobs:
 
     def __init__(self, options: S3Options) -> None:
         self._options = options
+        self._keys = KeyTemplate(options.key)
         self._calls = Calls(options)
         self._uploads = Uploads(options, self._calls)
         self._pinging = asyncio.Lock()
@@ -63,6 +66,7 @@ class S3Blobs:
             await self._calls.run(
                 lambda client: client.head_bucket(Bucket=self._options.bucket),
                 doing="asking",
+                seconds=_ASK_SECONDS,
                 permission="s3:ListBucket",
             )
             self._proved_at = time.monotonic()
@@ -97,7 +101,9 @@ class S3Blobs:
                 data: bytes = body.read()
             return data
 
-        return await self._calls.run(_found(work, key), doing="reading from", permission="s3:GetObject")
+        return await self._calls.run(
+            _found(work, key), doing="reading from", seconds=_LONG_SECONDS, permission="s3:GetObject"
+        )
 
     def presign(self, key: str, *, content_type: str, expires_at: int) -> str | None:
         """Return a link that the store serves, with byte ranges, until `expires_at` (epoch ms), at most for 7 days.
@@ -145,6 +151,7 @@ class S3Blobs:
                 Bucket=self._options.bucket, Prefix=base + prefix, MaxKeys=min(limit, _PAGE), **start
             ),
             doing="listing",
+            seconds=2 * _ASK_SECONDS,
             permission="s3:ListBucket",
         )
         return [
@@ -156,6 +163,10 @@ class S3Blobs:
             for item in answer.get("Contents", [])
         ]
 
+    def is_ours(self, key: str) -> bool:
+        """Tell whether receiver makes such keys here: neither others' nor those of an earlier template are."""
+        return self._keys.is_ours(key)
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, up to a thousand with a request. Raises `BlobsUnavailable`."""
         names = [self._whole(key) for key in keys]
@@ -164,6 +175,7 @@ class S3Blobs:
             await self._calls.run(
                 partial(self._delete, names=page),
                 doing="deleting in",
+                seconds=_LONG_SECONDS,
                 permission="s3:DeleteObject",
             )
 
@@ -177,8 +189,7 @@ class S3Blobs:
         except ClientError as error:
             if code_of(error) not in _NO_BATCHES and status_of(error) not in (405, 501):
                 raise
-            for name in names:
-                client.delete_object(Bucket=bucket, Key=name)
+            _delete_each(client, bucket, names)
             return
         if failed:
             code = str(failed[0].get("Code", ""))
@@ -187,14 +198,15 @@ class S3Blobs:
             raise ClientError(answer, "DeleteObjects")
 
     async def abort_abandoned(self, *, before: int) -> int:
-        """Abort uploads in parts that were begun before `before` (epoch ms) and never ended. Raises `BlobsUnavailable`."""
+        """Abort our uploads in parts that were begun before `before` (epoch ms) and never ended. Raises `BlobsUnavailable`."""
         bucket, prefix = self._options.bucket, self._options.prefix
 
         def work(client: Any) -> int:
             count = 0
             for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
                 for upload in page.get("Uploads", []):
-                    if upload["Initiated"].timestamp() * 1000 < before and is_ours(upload["Key"]):
+                    old = upload["Initiated"].timestamp() * 1000 < before
+                    if old and self.is_ours(upload["Key"].removeprefix(prefix)):
                         _abort(client, bucket, upload["Key"], upload["UploadId"])
                         count += 1
             return count
@@ -202,6 +214,7 @@ class S3Blobs:
         return await self._calls.run(
             work,
             doing="aborting old uploads in",
+            seconds=_LONG_SECONDS,
             permission="s3:ListBucketMultipartUploads and s3:AbortMultipartUpload",
         )
 
@@ -210,9 +223,22 @@ class S3Blobs:
         whole = self._options.prefix + key
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise BlobsUnavailable("an object key has plain parts between its slashes")
-        if len(whole.encode("utf-8", "replace")) > _KEY_BYTES:
-            raise BlobsUnavailable(f"an object key has at most {_KEY_BYTES} bytes")
+        if len(whole.encode("utf-8", "replace")) > KEY_BYTES:
+            raise BlobsUnavailable(f"an object key has at most {KEY_BYTES} bytes")
         return whole
+
+
+def _delete_each(client: Any, bucket: str, names: Sequence[str]) -> None:
+    from botocore.exceptions import ClientError
+
+    refused: ClientError | None = None
+    for name in names:
+        try:
+            client.delete_object(Bucket=bucket, Key=name)
+        except ClientError as error:
+            refused = error
+    if refused is not None:
+        raise refused
 
 
 def _abort(client: Any, bucket: str, key: str, upload_id: str) -> None:

@@ -1,7 +1,8 @@
 """boto3 on threads (floor 3): a pool of its own, time limits that hold, and no thread that works for nobody.
 
-A thread cannot be interrupted. What bounds it: the connection's timeouts, and two hooks of botocore's that let no further
-try begin when a request's time is over or nobody waits for it any more.
+A thread cannot be interrupted. What bounds it: the connection's timeouts; two hooks of botocore's that let no further try begin
+when a request's time is over or nobody waits for it any more; and then its socket is shut down, since a store that sends a
+byte now and then is never silent.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from receiver.blobs.s3_errors import GaveUp, unavailable
 from receiver.blobs.s3_links import LinkSigner
 from receiver.blobs.s3_options import S3Options, make_client
+from receiver.blobs.s3_threads import Threads, Ticket, hold_sockets
 from receiver.errors import BlobsUnavailable, ConfigError, NotFound
 
 _AGAIN_SECONDS = 3.0
@@ -25,17 +28,9 @@ _EXPECT_BYTES = 1024 * 1024
 """From here on the store is asked whether it wants the body before it is sent."""
 _KEEP_SECONDS = 60.0
 """Pause between two looks at credentials that expire; botocore renews them from 15 minutes before their end."""
+_END_SECONDS = 2.0
+"""How long a thread may take to end after its socket was shut down; then the process ends without it."""
 T = TypeVar("T")
-
-
-class _Ticket:
-    """What the thread of one call may still do."""
-
-    def __init__(self) -> None:
-        self.wanted = True
-        self.sent = 0
-        self.until = 0.0
-        self.last: Any = None
 
 
 class Calls:
@@ -43,7 +38,8 @@ class Calls:
 
     def __init__(self, options: S3Options) -> None:
         self._options = options
-        self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="s3")
+        self._threads = Threads(options.connections, "s3")
+        self._tickets: set[Ticket] = set()
         self._here = threading.local()
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
@@ -60,12 +56,16 @@ class Calls:
             self._keeper = asyncio.create_task(self._keep(credentials))
 
     async def close(self) -> None:
-        """Let no further try begin, and wait for the requests under way."""
+        """Let no further try begin, wait a moment for the requests under way, and cut those off that go on."""
         self._closing = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        self._threads.close()
+        await asyncio.to_thread(self._threads.join, self._options.timeout_seconds)
+        for ticket in list(self._tickets):
+            ticket.give_up()
+        await asyncio.to_thread(self._threads.join, _END_SECONDS)
         if self.client is not None:
             self.client.close()
 
@@ -74,18 +74,18 @@ class Calls:
         work: Callable[[Any], T],
         *,
         doing: str,
+        seconds: float,
         permission: str = "",
-        seconds: float | None = None,
         under_way: set[Future[Any]] | None = None,
     ) -> T:
         """Return what `work(client)` returns, called in a thread.
 
-        Past `seconds`, or when cancelled, the thread is left to end its request and begins no other; `under_way` keeps
+        Past `seconds`, or when cancelled, the thread's connection is cut and it begins no other try; `under_way` keeps
         its future for whoever must wait for that.
         """
-        ticket = _Ticket()
+        ticket = Ticket()
         try:
-            future = self._pool.submit(self._work, ticket, work)
+            future = self._threads.submit(partial(self._work, ticket, work))
             if under_way is not None:
                 under_way.add(future)
             async with asyncio.timeout(seconds):
@@ -95,10 +95,11 @@ class Calls:
         except Exception as error:  # whatever boto3 and its parts raise, the port promises one kind
             raise unavailable(error, self._options, doing, permission) from None
         finally:
-            ticket.wanted = False
+            ticket.give_up()
 
-    def _work(self, ticket: _Ticket, work: Callable[[Any], T]) -> T:
+    def _work(self, ticket: Ticket, work: Callable[[Any], T]) -> T:
         self._here.ticket = ticket
+        self._tickets.add(ticket)
         try:
             return work(self.client)
         except GaveUp:
@@ -106,6 +107,8 @@ class Calls:
                 raise ticket.last from None
             raise
         finally:
+            ticket.done()
+            self._tickets.discard(ticket)
             self._here.ticket = None
 
     def _begin(self, _: Any) -> Any:
@@ -115,6 +118,7 @@ class Calls:
 
             raise NoCredentialsError
         events = client.meta.events
+        hold_sockets(client, self._on_socket)
         events.register("provide-client-params.s3", self._on_request)
         events.register_last("before-call.s3", _on_call)
         events.register("before-send.s3", self._on_send)
@@ -124,14 +128,19 @@ class Calls:
         return credentials
 
     def _on_request(self, **_: Any) -> None:
-        ticket: _Ticket | None = getattr(self._here, "ticket", None)
+        ticket: Ticket | None = getattr(self._here, "ticket", None)
         if ticket is not None:
             ticket.sent, ticket.last = 0, None
             ticket.until = time.monotonic() + _AGAIN_SECONDS
 
+    def _on_socket(self, sock: Any) -> None:
+        ticket: Ticket | None = getattr(self._here, "ticket", None)
+        if ticket is not None:
+            ticket.hold(sock)
+
     def _on_send(self, **_: Any) -> None:
         """Stop a try that is not to begin: botocore does not take this for something to be tried again."""
-        ticket: _Ticket | None = getattr(self._here, "ticket", None)
+        ticket: Ticket | None = getattr(self._here, "ticket", None)
         if ticket is None:
             return
         ticket.sent += 1
@@ -141,7 +150,7 @@ class Calls:
 
     def _on_response(self, parsed_response: Any, exception: Any, **_: Any) -> None:
         """Remember why a try failed, which is what its giving up is explained by."""
-        ticket: _Ticket | None = getattr(self._here, "ticket", None)
+        ticket: Ticket | None = getattr(self._here, "ticket", None)
         if ticket is None or isinstance(exception, GaveUp):
             return
         ticket.last = exception
@@ -156,7 +165,9 @@ class Calls:
             await asyncio.sleep(_KEEP_SECONDS)
             try:
                 await self.run(
-                    lambda _: credentials.get_frozen_credentials(), doing="renewing credentials of"
+                    lambda _: credentials.get_frozen_credentials(),
+                    doing="renewing credentials of",
+                    seconds=_KEEP_SECONDS,
                 )
             except BlobsUnavailable:
                 continue

@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from receiver.blobs.s3_options import S3Options
 from receiver.errors import BlobsUnavailable, ReceiverError
@@ -24,6 +25,8 @@ _BY_CODE = {
     "EntityTooLarge": "the object is larger than the store takes",
     "InvalidStorageClass": "the store does not know the storage class: correct blobs.storage_class",
     "InvalidBucketName": "that is no name a bucket may have: correct blobs.url",
+    "InvalidObjectState": "the object lies in an archive, and must be restored before it can be read",
+    "TemporaryRedirect": "the store sends to another address for now: a new bucket takes some minutes, or set blobs.region",
     "QuotaExceeded": "the store's quota is used up",
     "BadDigest": "the bytes were changed on the way: their checksum does not fit",
     "XAmzContentSHA256Mismatch": "the bytes were changed on the way: their checksum does not fit",
@@ -37,6 +40,8 @@ _BY_TYPE = {
     "MetadataRetrievalError": "the instance role's credentials could not be fetched",
     "InvalidRegionError": "the region is no valid name: correct blobs.region",
     "FlexibleChecksumError": "the bytes were changed on the way: their checksum does not fit",
+    "ConfigParseError": "the AWS configuration file cannot be read: correct AWS_CONFIG_FILE, or ~/.aws/config",
+    "RecursionError": "the store sends to another address without end: correct blobs.endpoint_url and blobs.region",
     "NoRegionError": "no region is known: set blobs.region or AWS_REGION",
 }
 
@@ -85,29 +90,47 @@ def _reason(error: BaseException, options: S3Options, permission: str) -> str:
         return error.message
     kind = type(error).__name__
     code, status = code_of(error), status_of(error)
+    host = _host(error, options)
     if code or status:
         return _answered(error, code, status, options, permission)
     if isinstance(error, GaveUp | TimeoutError) or kind in ("ReadTimeoutError", "ConnectTimeoutError"):
-        return f"{options.host} did not answer in time"
+        return f"{host} did not answer in time"
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
     if kind == "SSLError":
-        return f"the TLS certificate of {options.host} was not trusted, or it speaks no TLS: compare blobs.ca_file"
+        return _unsecured(error, options)
     if kind in ("EndpointConnectionError", "ProxyConnectionError"):
-        return f"{options.host} cannot be reached (name, port or network)"
+        return f"{host} cannot be reached (name, port or network)"
     if kind in ("ConnectionClosedError", "ConnectionError", "ResponseStreamingError", "IncompleteReadError"):
-        return f"{options.host} broke the connection off"
+        return f"{host} broke the connection off"
     if kind == "ProfileNotFound":
         return "AWS_PROFILE names a profile that is not there"
     if kind == "ParamValidationError":
         return "the bucket's name or the key is not one that S3 takes"
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-        return "blobs.endpoint_url begins with https:// (or http://) and a host"
+        return "blobs.endpoint_url must begin with https:// (or http://) and a host"
     if kind == "FileNotFoundError":
         return "the body's temporary file is gone"
     if "Token" in kind or "SSO" in kind:
         return "the sign-in behind the credentials has ended: sign in again"
     return f"an unexpected {kind}"
+
+
+def _host(error: BaseException, options: S3Options) -> str:
+    """Return who was asked: without `endpoint_url`, environment or profile may have named another than Amazon's."""
+    told: Any = getattr(error, "kwargs", {})
+    asked = urlsplit(str(told.get("endpoint_url", ""))).netloc if isinstance(told, dict) else ""
+    if options.endpoint_url or not asked or asked.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return options.host
+    return f"{asked.rpartition('@')[2]} (blobs.endpoint_url is not set, AWS_ENDPOINT_URL_S3 or the profile names it)"
+
+
+def _unsecured(error: BaseException, options: S3Options) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"the TLS certificate of {options.host} was not trusted: name its authority in blobs.ca_file"
+    if any(words in str(error) for words in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")):
+        return f"{options.host} speaks no TLS: correct its port, or write http:// in blobs.endpoint_url"
+    return f"no TLS could be agreed on with {options.host}: compare blobs.ca_file"
 
 
 def _answered(error: BaseException, code: str, status: int, options: S3Options, permission: str) -> str:
@@ -116,7 +139,14 @@ def _answered(error: BaseException, code: str, status: int, options: S3Options, 
     if code.startswith("KMS.") or code == "KMSDisabledException":
         return "the encryption key cannot be used: compare blobs.sse_kms_key_id and its key policy"
     if code == "NoSuchBucket":
-        return f"there is no bucket {options.bucket}"
+        return f"there is no bucket {options.bucket}: create it, or correct blobs.url"
+    if status == 404 and code in ("", "404"):  # to a HEAD, whose answer has no body to say more
+        return (
+            f"there is no bucket {options.bucket} at {options.host}: create it, or correct blobs.url and "
+            "blobs.endpoint_url (which does not name the bucket)"
+        )
+    if status == 307:
+        return _BY_CODE["TemporaryRedirect"]
     if status == 301 or code in (
         "PermanentRedirect",
         "AuthorizationHeaderMalformed",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from receiver.blobs.keys import DEFAULT, KEY_BYTES, KeyTemplate
+from receiver.config import install
 from receiver.errors import ConfigError
 from receiver.keeping import BlobSettings
 
@@ -21,6 +24,8 @@ class S3Options:
     bucket: str
     prefix: str = ""
     """What all keys begin with, "" or ending in a slash."""
+    key: str = DEFAULT
+    """The template of what follows the prefix."""
     endpoint_url: str | None = None
     """Another store that speaks S3; None is Amazon's."""
     region: str | None = None
@@ -43,9 +48,21 @@ class S3Options:
     def of(cls, settings: BlobSettings) -> S3Options:
         """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
         bucket, prefix = parse_url(settings.url or "")
+        if "?" in (settings.endpoint_url or "") or "#" in (settings.endpoint_url or ""):
+            raise ConfigError(
+                "blobs.endpoint_url must have no query: https:// (or http://), a host, and perhaps a path"
+            )
+        longest = len(prefix.encode())
+        with suppress(ConfigError):  # a template that makes no keys is told where it is used
+            longest += KeyTemplate(settings.key).longest
+        if longest > KEY_BYTES:
+            raise ConfigError(
+                f"blobs.url: with this prefix and blobs.key, keys may have {longest} bytes, and S3 takes {KEY_BYTES}"
+            )
         return cls(
             bucket=bucket,
             prefix=prefix,
+            key=settings.key,
             endpoint_url=settings.endpoint_url,
             region=settings.region,
             addressing=settings.addressing,
@@ -75,10 +92,21 @@ def parse_url(url: str) -> tuple[str, str]:
     prefix = prefix.strip("/")
     plain = bucket.replace("-", "").replace(".", "").replace("_", "").isalnum() and bucket.isascii()
     if not url.startswith("s3://") or not plain:
-        raise ConfigError("blobs.url begins with s3:// and a bucket's name, for example s3://bucket/prefix")
+        raise ConfigError(
+            "blobs.url must begin with s3:// and a bucket's name, for example s3://bucket/prefix"
+        )
     if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
-        raise ConfigError("blobs.url: the prefix has plain parts between its slashes")
+        raise ConfigError("blobs.url: the prefix must have plain parts between its slashes")
     return bucket, f"{prefix}/" if prefix else ""
+
+
+def _lowered(url: str | None) -> str | None:
+    """Return an endpoint with its host in small letters: a link is signed for the host as clients write it."""
+    if url is None:
+        return None
+    scheme, colon, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}{colon}{host.lower()}{slash}{path}" if colon and "@" not in host else url
 
 
 def make_client(options: S3Options) -> tuple[Any, Any]:
@@ -90,9 +118,7 @@ def make_client(options: S3Options) -> tuple[Any, Any]:
         import boto3
         from botocore.config import Config
     except ImportError:
-        raise ConfigError(
-            "blobs.url is s3://…, which needs boto3: install receiver with its extra, pip install 'receiver[s3]'"
-        ) from None
+        raise ConfigError(f"blobs.url is s3://…, which needs boto3: {install('s3')}") from None
     addressing = options.addressing
     if addressing == "auto":
         addressing = "path" if options.endpoint_url else "virtual"
@@ -112,6 +138,6 @@ def make_client(options: S3Options) -> tuple[Any, Any]:
     )
     session = boto3.session.Session()
     client = session.client(
-        "s3", endpoint_url=options.endpoint_url, config=config, verify=options.ca_file or None
+        "s3", endpoint_url=_lowered(options.endpoint_url), config=config, verify=options.ca_file or None
     )
     return client, session.get_credentials()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import io
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -62,13 +62,25 @@ class Window:
         return self._at
 
 
-def digest_of(window: Window) -> bytes:
+def digest_of(window: Window | io.BytesIO) -> bytes:
     """Return a part's SHA-256; the window stands at its beginning again."""
     digest = hashlib.sha256()
     while piece := window.read(_READ):
         digest.update(piece)
     window.seek(0)
     return digest.digest()
+
+
+def said_of(options: S3Options, content_type: str, sha256: str) -> dict[str, Any]:
+    """Return what a new object is stored with; `receiver check` tries just that."""
+    about: dict[str, Any] = {"ContentType": content_type, "Metadata": {"sha256": sha256}}
+    if options.sse:
+        about["ServerSideEncryption"] = options.sse
+    if options.sse_kms_key_id:
+        about["SSEKMSKeyId"] = options.sse_kms_key_id
+    if options.storage_class:
+        about["StorageClass"] = options.storage_class
+    return about
 
 
 @dataclass(slots=True)
@@ -113,35 +125,33 @@ class Uploads:
                 lambda client: self._put_whole(client, key, body, content_type),
                 doing="storing in",
                 permission="s3:PutObject",
-                seconds=_SECONDS + body.size / _SLOWEST,
+                seconds=_seconds(body.size),
             )
             return
         await self._put_parts(key, body, content_type)
 
-    def _about(self, body: Body, content_type: str) -> dict[str, Any]:
-        about: dict[str, Any] = {"ContentType": content_type, "Metadata": {"sha256": body.sha256}}
-        if self._options.sse:
-            about["ServerSideEncryption"] = self._options.sse
-        if self._options.sse_kms_key_id:
-            about["SSEKMSKeyId"] = self._options.sse_kms_key_id
-        if self._options.storage_class:
-            about["StorageClass"] = self._options.storage_class
-        return about
-
     # ------------------------------------------------------------ in one request
 
     def _put_whole(self, client: Any, key: str, body: Body, content_type: str) -> None:
-        about = self._about(body, content_type)
+        about = said_of(self._options, content_type, body.sha256)
+        told = base64.b64encode(bytes.fromhex(body.sha256)).decode()
         if self._checksums:
-            about["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(body.sha256)).decode()
+            about["ChecksumSHA256"] = told
         if body.path is None or body.size == 0:
-            self._create(client.put_object, key, body, Body=body.load(), **about)
-            return
-        with open(body.path, "rb", buffering=0) as file:
-            self._create(client.put_object, key, body, Body=Window(file.fileno(), 0, body.size), **about)
+            answer = self._create(client.put_object, key, body, Body=body.load(), **about)
+        else:
+            with open(body.path, "rb", buffering=0) as file:
+                window = Window(file.fileno(), 0, body.size)
+                answer = self._create(client.put_object, key, body, Body=window, **about)
+        # Not every 200 is the store's: something before it may have said that it is under maintenance.
+        if answer is not None and not _proves(answer, told) and not self.is_there(key, body):
+            raise BlobsUnavailable(
+                f"{self._options.place} answered as if it had stored an object, and it is not there: "
+                f"does {self._options.host} speak S3?"
+            )
 
-    def _create(self, call: Any, key: str, body: Body, **arguments: Any) -> dict[str, Any]:
-        """Make the object unless it is there; one that is there must be the same."""
+    def _create(self, call: Any, key: str, body: Body, **arguments: Any) -> dict[str, Any] | None:
+        """Make the object unless it is there, which is None; one that is there must be the same."""
         from botocore.exceptions import ClientError
 
         place = {"Bucket": self._options.bucket, "Key": key}
@@ -157,7 +167,7 @@ class Uploads:
                 raise
             # Stored by an earlier try whose answer was lost, or by another replica at this moment.
             if self.is_there(key, body):
-                return {}
+                return None
             if not taken:
                 raise
             raise BlobsUnavailable(
@@ -177,7 +187,7 @@ class Uploads:
             if status_of(error) in (403, 404):  # without s3:ListBucket, 403 says that it is not there
                 return False
             raise
-        if found["ContentLength"] != body.size:
+        if found.get("ContentLength") != body.size:
             return False
         known = found.get("Metadata", {}).get("sha256")
         if known is None and "-" not in found.get("ChecksumSHA256", "-"):
@@ -201,6 +211,7 @@ class Uploads:
             there = await self._calls.run(
                 lambda client: self._begin(client, parts, content_type),
                 doing="storing in",
+                seconds=_seconds(body.size),
                 permission="s3:PutObject",
                 under_way=parts.under_way,
             )
@@ -211,6 +222,7 @@ class Uploads:
                 await self._calls.run(
                     lambda client: self._complete(client, parts),
                     doing="storing in",
+                    seconds=_seconds(body.size),
                     permission="s3:PutObject and s3:GetObject",
                     under_way=parts.under_way,
                 )
@@ -225,11 +237,19 @@ class Uploads:
         body = parts.body
         if self.is_there(parts.key, body):
             return True
-        parts.fd = os.open(body.path, os.O_RDONLY) if body.path else _in_memory(body.load())
+        if body.path is not None:
+            parts.fd = os.open(body.path, os.O_RDONLY)
         checksum = {"ChecksumAlgorithm": "SHA256"} if self._checksums else {}
         answer = client.create_multipart_upload(
-            Bucket=self._options.bucket, Key=parts.key, **checksum, **self._about(body, content_type)
+            Bucket=self._options.bucket,
+            Key=parts.key,
+            **checksum,
+            **said_of(self._options, content_type, body.sha256),
         )
+        if not answer.get("UploadId"):
+            raise BlobsUnavailable(
+                f"{self._options.place} began no upload in parts: does {self._options.host} speak S3?"
+            )
         parts.upload_id = answer["UploadId"]
         return False
 
@@ -240,14 +260,18 @@ class Uploads:
                     partial(self._send_one, parts=parts, number=number),
                     doing="storing in",
                     permission="s3:PutObject",
-                    seconds=_SECONDS + _part_size(parts.body) / _SLOWEST,
+                    seconds=_seconds(_part_size(parts.body)),
                     under_way=parts.under_way,
                 )
 
     def _send_one(self, client: Any, parts: _Parts, number: int) -> None:
         size = _part_size(parts.body)
         start = (number - 1) * size
-        window = Window(parts.fd, start, min(size, parts.body.size - start))
+        window: Window | io.BytesIO
+        if parts.fd < 0:
+            window = io.BytesIO(memoryview(parts.body.load())[start : start + size])
+        else:
+            window = Window(parts.fd, start, min(size, parts.body.size - start))
         digest = digest_of(window)
         told = base64.b64encode(digest).decode()
         checksum = {"ChecksumSHA256": told} if self._checksums else {}
@@ -260,8 +284,8 @@ class Uploads:
             **checksum,
         )
         echoed = answer.get("ChecksumSHA256")
-        if checksum and echoed not in (None, told):
-            raise BlobsUnavailable(f"a part was changed on its way to {self._options.place}")
+        if not answer.get("ETag") or (checksum and echoed not in (None, told)):
+            raise BlobsUnavailable(f"a part was changed on its way to {self._options.place}, or not taken")
         parts.digests[number] = digest
         parts.done[number] = {"PartNumber": number, "ETag": answer["ETag"]} | (checksum if echoed else {})
 
@@ -274,12 +298,13 @@ class Uploads:
             UploadId=parts.upload_id,
             MultipartUpload={"Parts": [parts.done[number] for number in numbers]},
         )
-        if answer:  # else the object was there, and this upload is still to be aborted
+        there = self.is_there(parts.key, parts.body)
+        if answer is not None and there:  # else this upload is still to be aborted
             parts.upload_id = ""
         whole = hashlib.sha256(b"".join(parts.digests[number] for number in numbers)).digest()
-        told = answer.get("ChecksumSHA256")
+        told = (answer or {}).get("ChecksumSHA256")
         composite = f"{base64.b64encode(whole).decode()}-{len(numbers)}"
-        if (told is not None and told != composite) or not self.is_there(parts.key, parts.body):
+        if (told is not None and told != composite) or not there:
             raise BlobsUnavailable(f"what {self._options.place} made of the parts is not what was sent")
 
     async def _end(self, parts: _Parts) -> None:
@@ -296,20 +321,25 @@ class Uploads:
                     Bucket=self._options.bucket, Key=parts.key, UploadId=parts.upload_id
                 ),
                 doing="aborting an upload in",
+                seconds=_SECONDS,
                 permission="s3:AbortMultipartUpload",
             )
         except BlobsUnavailable:  # the janitor finds it later
             return
 
 
+def _proves(answer: dict[str, Any], told: str) -> bool:
+    """Tell whether an answer to a put can only be that of a store which has the object."""
+    kind = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
+    echoed = answer.get("ChecksumSHA256")
+    return echoed == told or (echoed is None and bool(answer.get("ETag")) and "html" not in kind)
+
+
+def _seconds(size: int) -> float:
+    """Return how long a call may take that sends so many bytes, or reads them back."""
+    return _SECONDS + size / _SLOWEST
+
+
 def _part_size(body: Body) -> int:
     """Return the bytes of a part: 8 MiB, more only where 10,000 parts would not do."""
     return max(PART_BYTES, -(-body.size // _PARTS_LIMIT))
-
-
-def _in_memory(data: bytes) -> int:
-    """Return a descriptor for bytes that lie in memory: long documents, never audio."""
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        return os.dup(file.fileno())

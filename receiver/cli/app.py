@@ -12,8 +12,8 @@ import typer
 from receiver import __version__
 from receiver.cli import erasing, journaling, looking, picking_up, playing, replaying, running, setting_up
 from receiver.cli.options import UsageError, option
-from receiver.cli.output import clean
-from receiver.errors import ConfigError, PickupRefused, ReceiverError
+from receiver.cli.output import speak_json, tell_failure
+from receiver.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
 
 app = typer.Typer(
     name="receiver",
@@ -25,6 +25,9 @@ app = typer.Typer(
 )
 for module in (running, setting_up, picking_up, looking, replaying, journaling, erasing, playing):
     module.register(app)
+
+_REFUSED = (ConfigError, PickupRefused, StoreUnusable, UsageError)
+"""What trying again does not mend."""
 
 
 def _version(asked: bool) -> None:
@@ -53,10 +56,11 @@ def main() -> None:
             stream.reconfigure(
                 errors="replace"
             )  # a terminal that cannot show a character is no reason to fail
+    speak_json(on=False)  # tests run many commands in one process
     try:
         app()
     except ReceiverError as error:
-        _fail(error.message, 2 if isinstance(error, ConfigError | PickupRefused | UsageError) else 1)
+        _fail(error.message, 2 if isinstance(error, _REFUSED) else 1)
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:
@@ -72,7 +76,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    sys.stderr.write(f"receiver: {clean(message)}\n")
+    tell_failure(message, status)
     _leave(status)
 
 

@@ -65,6 +65,21 @@ def _existing_store(settings: Settings) -> Store:
     return build_store(settings)
 
 
+def existing_journal(settings: Settings, *, otherwise: str) -> str:
+    """Return the whole path of this machine's journal. Raises `NotFound` when it is not there; `otherwise` tells what else to do.
+
+    It is never made by looking: an empty one made in the wrong place would pass for the journal that was meant.
+    """
+    from receiver.places import journal_folder
+
+    folder = os.path.abspath(journal_folder(settings))
+    if not os.path.isdir(folder):
+        raise NotFound(
+            f"there is no journal at {folder}: set data (or RECEIVER__DATA) to where `receiver serve` has it{otherwise}"
+        )
+    return folder
+
+
 def tokens_of(settings: Settings) -> CallbackTokens:
     """Return what signs callback tokens. Raises `ConfigError` when its secret cannot be kept."""
     from receiver.places import token_secrets

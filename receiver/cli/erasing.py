@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.common import load, opened_store
+from receiver.cli.common import existing_journal, load, opened_store, tokens_of
 from receiver.cli.options import UsageError, option
 from receiver.cli.output import print_fields, print_json, warn
 
@@ -34,13 +34,23 @@ def erase(
     job: Annotated[str | None, option("--job", help="Everything of this job (the provider's id).")] = None,
     event: Annotated[str | None, option("--event", help="One event (evt_…).")] = None,
     source: Annotated[str | None, option("--source", help="With --job: only of this source.")] = None,
+    no_journal: Annotated[
+        bool,
+        option(
+            "--no-journal", help="Leave this machine's journal out: it has none, or it is done elsewhere."
+        ),
+    ] = False,
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Erase one subject: its events, bodies, audio, attempts, dead letters, pickups, and what lies in this machine's journal."""
     subject = _subject(ref, job, event, source)
     settings = load(ctx)
-    asyncio.run(_erase(settings, subject, yes=yes, as_json=as_json))
+    journal = None if no_journal else existing_journal(settings, otherwise=_OR_LEAVE_OUT)
+    asyncio.run(_erase(settings, subject, journal, yes=yes, as_json=as_json))
+
+
+_OR_LEAVE_OUT = "; or add --no-journal to leave it out. Nothing was erased"
 
 
 def _subject(ref: str | None, job: str | None, event: str | None, source: str | None) -> Subject:
@@ -56,43 +66,42 @@ def _subject(ref: str | None, job: str | None, event: str | None, source: str | 
     return Subject(kind=kind, key=key, source=source)
 
 
-async def _erase(settings: Settings, subject: Subject, *, yes: bool, as_json: bool) -> None:
+async def _erase(
+    settings: Settings, subject: Subject, journal: str | None, *, yes: bool, as_json: bool
+) -> None:
     from receiver.places import token_secrets
     from receiver.wiring import wall_clock
 
-    secrets = token_secrets(settings)
-    async with _opened(settings) as eraser:
+    async with _opened(settings, journal) as eraser:
+        secrets = token_secrets(settings)
         found = await eraser.look(subject)
         if not found:
             before = await eraser.erased_before([subject.digest(secret) for secret in secrets])
-            _tell_nothing(before, as_json=as_json)
+            _tell_nothing(before, journal, as_json=as_json)
             return
         if not yes:
             _ask(found)
         removed = await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
-    _tell(removed, as_json=as_json)
+    _tell(removed, journal, as_json=as_json)
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Eraser]:
-    from receiver.cli.common import tokens_of
+async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Eraser]:
     from receiver.erasure import Eraser
     from receiver.journal import Journal
     from receiver.observe import Observers
-    from receiver.places import journal_folder
     from receiver.providers.base import PushProvider
     from receiver.wiring import build_providers, wall_clock
 
-    journal = Journal(
-        journal_folder(settings),
-        max_bytes=settings.journal.max_bytes,
-        observer=Observers([]),
-        clock=wall_clock,
-    )
-    adapters = build_providers(settings, tokens_of(settings))
-    providers = {name: one for name, one in adapters.items() if isinstance(one, PushProvider)}
+    journal = None
+    if folder is not None:
+        kept = settings.journal.max_bytes
+        journal = Journal(folder, max_bytes=kept, observer=Observers([]), clock=wall_clock)
     async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
-        await journal.open()
+        if journal is not None:
+            await journal.open()
+        adapters = build_providers(settings, tokens_of(settings))
+        providers = {name: one for name, one in adapters.items() if isinstance(one, PushProvider)}
         yield Eraser(store=store, blobs=blobs, journal=journal, providers=providers)
 
 
@@ -111,41 +120,49 @@ async def _opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
 def _ask(found: FoundOf) -> None:
     traces = found.traces
     counts = (
-        ("events", len(traces.event_ids)),
-        ("callbacks", len(traces.callbacks)),
-        ("deliveries", traces.deliveries),
-        ("pickups", len(traces.pickup_ids)),
-        ("stored objects", len(traces.blob_keys)),
-        ("entries of this machine's journal", len(found.journaled)),
+        ("event", "events", len(traces.event_ids)),
+        ("callback", "callbacks", len(traces.callbacks)),
+        ("delivery", "deliveries", traces.deliveries),
+        ("pickup", "pickups", len(traces.pickup_ids)),
+        ("stored object", "stored objects", len(traces.blob_keys)),
+        (
+            "entry of this machine's journal",
+            "entries of this machine's journal",
+            len(found.journaled),
+        ),
     )
-    told = ", ".join(f"{count} {name}" for name, count in counts if count)
+    told = ", ".join(f"{count} {one if count == 1 else many}" for one, many, count in counts if count)
     if not sys.stdin.isatty():
         raise UsageError(f"{told} would be erased for good: add --yes")
     if not typer.confirm(f"Erase {told} for good?"):
         raise typer.Exit(1)
 
 
-def _tell_nothing(before: int | None, *, as_json: bool) -> None:
+def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> None:
     from receiver.envelope import iso
 
     if as_json:
-        print_json({"found": False, "erased_before": None if before is None else iso(before)})
+        shown = None if before is None else iso(before)
+        print_json({"found": False, "erased_before": shown, "journal": journal})
     elif before is not None:
         typer.echo(f"nothing of it is left; it was erased at {iso(before)}")
     else:
+        here = "" if journal is None else f" (here: {journal})"
         warn(
             "there is nothing of it: look at the spelling, and ask each machine that has a journal of its own"
+            f"{here}"
         )
 
 
-def _tell(removed: Removed, *, as_json: bool) -> None:
+def _tell(removed: Removed, journal: str | None, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     counts = asdict(removed)
     if as_json:
-        print_json({"found": True, **counts})
+        print_json({"found": True, **counts, "journal": journal})
         return
-    print_fields([(name.replace("_", " "), count) for name, count in counts.items()])
+    told = [(name.replace("_", " "), count) for name, count in counts.items()]
+    print_fields([*told, ("journal", journal or "left out")])
     warn("each machine has a journal of its own: run the same on every machine that takes callbacks")
 
 

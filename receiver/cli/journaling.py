@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.common import load
+from receiver.cli.common import existing_journal, load
 from receiver.cli.options import option
 from receiver.cli.output import print_fields, print_json, print_table, warn
-from receiver.errors import NotFound, Unavailable
+from receiver.errors import Unavailable
 from receiver.web.shown import time_of
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the callbacks that wait in this machine's journal, oldest first. Changes nothing, and needs no store."""
     from receiver.journal import look
 
+    folder = _folder(load(ctx))
     now = time.time_ns() // 1_000_000
     shown = [
         {
@@ -54,28 +54,23 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
             "bytes": entry.size,
             "reason": entry.reason,
         }
-        for entry in look(_folder(load(ctx)))
+        for entry in look(folder)
     ]
     if as_json:
         print_json(shown)
         return
+    if shown:
+        warn(f"in the journal at {folder}:")
     columns = ("entry", "source", "received_at", "age_seconds", "bytes", "reason")
     print_table(
         ("entry", "source", "received", "age (s)", "bytes", "reason"),
         ([one[name] for name in columns] for one in shown),
-        empty="nothing waits in the journal",
+        empty=f"nothing waits in the journal at {folder}",
     )
 
 
 def _folder(settings: Settings) -> str:
-    from receiver.places import journal_folder
-
-    folder = journal_folder(settings)
-    if not os.path.isdir(folder):
-        raise NotFound(
-            f"there is no journal at {folder} yet: `receiver serve` makes it (or name its --config)"
-        )
-    return folder
+    return existing_journal(settings, otherwise=", which makes it (or name its --config)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +93,11 @@ def drain(ctx: typer.Context, as_json: AsJson = False) -> None:
     folder = _folder(settings)
     done = asyncio.run(_drain(settings, folder))
     if as_json:
-        print_json({"recorded": done.recorded, "known": done.known, "left": done.left, "reason": done.reason})
+        counts = {"recorded": done.recorded, "known": done.known, "left": done.left}
+        print_json(counts | {"reason": done.reason, "journal": folder})
     else:
-        print_fields([("recorded", done.recorded), ("known already", done.known), ("left", done.left)])
+        told = [("recorded", done.recorded), ("known already", done.known), ("left", done.left)]
+        print_fields([*told, ("journal", folder)])
     if done.left:
         if not as_json:
             warn(done.reason)

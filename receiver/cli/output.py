@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from receiver.config import Finding
+    from receiver.logs import LogObserver
+
 _WIDE = 10_000
 
 
@@ -73,6 +76,40 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 def warn(message: str) -> None:
     """Print a line to stderr."""
     sys.stderr.write(clean(message) + "\n")
+
+
+_json_lines = False
+
+
+def speak_json(*, on: bool) -> None:
+    """Let what is wrong be told in lines like those of a JSON log, which programs read: for commands that keep running."""
+    global _json_lines
+    _json_lines = on
+
+
+def tell_finding(found: Finding) -> None:
+    """Print one finding about the settings to stderr."""
+    label = "error" if found.fatal else "warning"
+    if _json_lines:
+        facts = {"code": found.code, "setting": found.where, "message": found.message, "fix": found.fix}
+        _log().note(label, "receiver.finding", **facts)
+        return
+    fix = f"; {found.fix}" if found.fix else ""
+    warn(f"{label} {found.code} {found.where}: {found.message}{fix}")
+
+
+def tell_failure(message: str, status: int) -> None:
+    """Print to stderr why the program ends."""
+    if _json_lines:
+        _log().note("error", "receiver.failed", message=message, status=status)
+    else:
+        warn(f"receiver: {message}")
+
+
+def _log() -> LogObserver:
+    from receiver.logs import LogObserver
+
+    return LogObserver(style="json", level="warning")
 
 
 def clean(text: str) -> str:

@@ -23,6 +23,8 @@ from receiver.cli.playing_here import NOBODY, deapi_results
 from receiver.cli.playing_pulls import Timeout
 
 if TYPE_CHECKING:
+    import httpx2
+
     from receiver.config import Settings, SourceSettings
     from receiver.standins.sending import Callback, Try
 
@@ -43,9 +45,20 @@ Ref = Annotated[str | None, option("--ref", help="The caller's own id, carried b
 Scale = Annotated[
     float, option("--time-scale", help="1 waits between tries as the provider does; 0 not at all.", min=0)
 ]
+CaFile = Annotated[
+    str | None,
+    option(
+        "--ca-file",
+        env="RECEIVER_SIMULATE_CA_FILE",
+        help="More certificate authorities to trust (PEM), for an https:// URL.",
+    ),
+]
 Wrong = Annotated[bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")]
 Duplicate = Annotated[bool, option("--duplicate", help="Send everything twice.")]
 AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+
+
+_DEEPGRAM_TRIES, _DEAPI_TRIES = 11, 10
 
 
 def register(app: typer.Typer) -> None:
@@ -91,11 +104,16 @@ def simulate_deepgram(
         bool, option("--error", env="RECEIVER_SIMULATE_ERROR", help="Send a failure instead of a result.")
     ] = False,
     attempts: Annotated[
-        int,
+        int | None,
         option(
-            "--attempts", env="RECEIVER_SIMULATE_ATTEMPTS", help="Most tries, 30 s apart.", min=1, max=100
+            "--attempts",
+            env="RECEIVER_SIMULATE_ATTEMPTS",
+            help="Most tries, 30 s apart. Default 11; 1 with --wrong-credentials.",
+            min=1,
+            max=100,
         ),
-    ] = 11,
+    ] = None,
+    ca_file: CaFile = None,
     ref: Ref = None,
     time_scale: Scale = 0.01,
     wrong_credentials: Wrong = False,
@@ -121,11 +139,12 @@ def simulate_deepgram(
         fields = _document(chosen, product, json_result, error=error)
         token = newest(chosen, "dg_token")
         callback = deepgram.document(target, fields, method=method, dg_token=token)
-    waits = deepgram.waits(retries=attempts - 1, scale=time_scale)
+    most = attempts or (1 if wrong_credentials else _DEEPGRAM_TRIES)
+    waits = deepgram.waits(retries=most - 1, scale=time_scale)
     label = "failure" if error else {"speak": "audio", "listen": "transcript", "read": "analysis"}[product]
 
     def tries() -> Iterator[Try]:
-        with sending.open_client() as client:
+        with _client(ca_file) as client:
             for _ in range(2 if duplicate else 1):
                 yield from sending.send_until_taken(client, lambda: callback, label=label, waits=waits)
 
@@ -175,15 +194,16 @@ def simulate_deapi(
         option("--out-of-order", env="RECEIVER_SIMULATE_OUT_OF_ORDER", help="Send the last event first."),
     ] = False,
     attempts: Annotated[
-        int,
+        int | None,
         option(
             "--attempts",
             env="RECEIVER_SIMULATE_ATTEMPTS",
-            help="Most tries of each, over 22 h 48 min.",
+            help="Most tries of each, over 22 h 48 min. Default 10; 1 with --wrong-credentials.",
             min=1,
             max=100,
         ),
-    ] = 10,
+    ] = None,
+    ca_file: CaFile = None,
     ref: Ref = None,
     time_scale: Scale = 0.0001,
     wrong_credentials: Wrong = False,
@@ -205,7 +225,7 @@ def simulate_deapi(
         secret = secrets.token_hex(32)
     if secret is None:
         raise UsageError(f"sources.{chosen.name}.secrets is empty: add one, or use --job-secret")
-    waits = deapi.waits(attempts=attempts, scale=time_scale)
+    waits = deapi.waits(attempts=attempts or (1 if wrong_credentials else _DEAPI_TRIES), scale=time_scale)
     names = deapi.story(event, out_of_order=out_of_order, duplicate=duplicate)
     if expired_link and (result_url or "completed" not in names):
         raise UsageError("--expired-link is for a completed job whose result lies on this machine")
@@ -222,7 +242,7 @@ def simulate_deapi(
 
         def tries() -> Iterator[Try]:
             nonlocal came
-            with sending.open_client() as client:
+            with _client(ca_file) as client:
                 for name in names:
 
                     def make(name: str = name) -> Callback:
@@ -238,6 +258,15 @@ def simulate_deapi(
         if not came:
             warn(NOBODY)
             raise typer.Exit(1)
+
+
+def _client(ca_file: str | None) -> httpx2.Client:
+    from receiver.standins.sending import open_client
+
+    try:
+        return open_client(ca_file)
+    except OSError:  # ssl.SSLError is one
+        raise UsageError(f"{ca_file} cannot be read, or holds no certificates in PEM form") from None
 
 
 def _event_ids(tried: Try) -> list[str]:

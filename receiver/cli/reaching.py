@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -20,9 +21,35 @@ PATIENCE = 8.0
 """Seconds after which no answer is an answer."""
 _APART_MS, _TOO_FAR_MS = 5_000, 600_000
 _ANSWER_SECONDS = 4.0
-_TABLES = "SELECT to_regclass('migrations') IS NOT NULL"
+_TABLES = "SELECT to_regclass('migrations') IS NOT NULL, current_schema() IS NULL"
 _ASKED = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, current_setting('fsync')"
-_BY_STATE = (("28", "E013"), ("3D000", "E014"), ("42501", "E018"), ("42", "E015"), ("22", "E018"))
+_RIGHTS = """
+SELECT rights, string_agg(name, ', ' ORDER BY name), quote_ident(current_user)
+FROM (
+    SELECT name, string_agg(wanted, ', ' ORDER BY nr) AS rights
+    FROM unnest($1::text[]) AS name
+    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY AS w (wanted, nr)
+    WHERE NOT has_table_privilege(to_regclass(name), wanted) AND (wanted = 'SELECT' OR name <> 'migrations')
+    GROUP BY name
+) AS lacking
+GROUP BY rights
+ORDER BY rights
+"""
+_BY_STATE = (
+    ("F0", "E008"),
+    ("28", "E013"),
+    ("3D000", "E014"),
+    ("3F", "E018"),
+    ("42501", "E018"),
+    ("42703", "E018"),
+    ("42", "E015"),
+    ("22", "E018"),
+)
+_FIXES = {
+    "F0": "correct the parameter, or take it out",
+    "F0TLS": "let the server offer TLS, or correct sslmode and sslrootcert",
+    "08TLS": "renew the certificate, or correct sslmode and sslrootcert",
+}
 
 
 def reach(settings: Settings, *, clock: Callable[[], int] = wiring.wall_clock) -> list[Finding]:
@@ -41,6 +68,7 @@ def reach(settings: Settings, *, clock: Callable[[], int] = wiring.wall_clock) -
 
 
 _SILENT = f"it did not answer within {PATIENCE:g} s"
+_FAULT = {"store.url": "E018", "blobs.url": "E020"}
 
 
 class _Asked(threading.Thread):
@@ -54,7 +82,13 @@ class _Asked(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        self._found = list(self._ask())
+        try:
+            self._found = list(self._ask())
+        except Exception as error:  # a bug of ours must not pass for silence, nor for a traceback
+            code, message = _FAULT[self._silent.where], f"asking it failed ({type(error).__name__})"
+            self._found = [
+                finding(code, self._silent.where, message, "look at the settings; please report it")
+            ]
 
     def found(self) -> list[Finding]:
         """Return what was found, or that there was no answer."""
@@ -79,7 +113,8 @@ def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]
     except psycopg.Error as error:
         state = state_of(error) or ""
         code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
-        yield finding(code, where, told(error).message.removeprefix("store: "))
+        message = told(error).message.removeprefix("store: ").removesuffix(": create it")
+        yield finding(code, where, message, _FIXES.get(state))
     except ConfigError as error:
         yield finding("E018", where, error.message.removeprefix("store.url: "))
 
@@ -107,20 +142,39 @@ def _clock(ahead: int) -> Iterator[Finding]:
 
 
 def _tables(connection: psycopg.Connection) -> Iterator[Finding]:
+    from receiver.store.schema import unfit
     from receiver.store.statements import migrations
 
     row = connection.execute(_TABLES).fetchone()
+    if row is not None and row[1]:
+        message = "there is no schema to look for tables in: look at search_path, and at USAGE on its schemas"
+        yield finding("E018", "store.url", message)
+        return
     if row is None or not row[0]:
         yield finding("E015", "store.url", "the database has no tables yet")
         return
+    texts = migrations("BYTEA")
+    lacking = connection.execute(_RIGHTS, [["migrations", *_names(texts.values())]]).fetchall()
+    if lacking:
+        message = "; ".join(f"{rights} on {tables}" for rights, tables, _ in lacking)
+        fix = "; ".join(f"GRANT {rights} ON {tables} TO {user}" for rights, tables, user in lacking)
+        yield finding("E018", "store.url", f"the database's user lacks a right: {message}", fix)
+        return
     applied = {str(name) for (name,) in connection.execute("SELECT name FROM migrations").fetchall()}
-    known = set(migrations("BYTEA"))
-    if applied - known:
-        yield finding(
-            "E016", "store.url", f"the database has {max(applied - known)}, which is not known here"
-        )
+    known = set(texts)
+    refused = unfit(applied, known)
+    if refused:
+        yield finding("E016", "store.url", f"the database has {refused[-1]}, which is not known here")
     elif known - applied:
         yield finding("E015", "store.url", f"the database lacks {min(known - applied)}")
+    elif applied - known:
+        message = f"the database has {max(applied - known)}, which is not known here and leaves room for this program"
+        yield finding("W020", "store.url", message)
+
+
+def _names(texts: Iterable[str]) -> list[str]:
+    """Return the tables that the migrations make."""
+    return [name for text in texts for name in re.findall(r"^CREATE TABLE (\w+)", text, re.MULTILINE)]
 
 
 def _s3(settings: Settings) -> Iterator[Finding]:

@@ -68,15 +68,17 @@ def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings
     With status 2; but 1 when only an outage is in the way, so that starting again may help.
     """
     from receiver.check import check_file
-    from receiver.cli.output import warn
+    from receiver.cli.output import speak_json, tell_finding
     from receiver.cli.reaching import reach, unreached
+    from receiver.places import wanted_log
 
     settings, findings = check_file(ctx.obj, os.environ)
+    log = wanted_log(ctx.obj, os.environ) if settings is None else settings.server.log
+    speak_json(on=log == "json")
     if settings is not None and not any(finding.fatal for finding in findings):
         findings = reach(settings) + findings
     for finding in findings:
-        label = "error" if finding.fatal else "warning"
-        warn(f"{label} {finding.code} {finding.where}: {finding.message}; {finding.fix}")
+        tell_finding(finding)
     if settings is None or any(finding.fatal for finding in findings):
         raise typer.Exit(1 if unreached(findings) else 2)
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}

@@ -19,7 +19,7 @@ import uvicorn
 
 from receiver.errors import ReceiverError
 from receiver.web.app import create_app
-from receiver.web.protocol import Protocol
+from receiver.web.protocol import Protocol, protocol
 from receiver.wiring import Receiver, build, open_receiver
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ async def _serve(
     settings = receiver.settings.server
     config = uvicorn.Config(
         _hanging_up(create_app(receiver, intake=intake), receiver),
-        http=Protocol,
+        http=protocol(receiver) if intake else Protocol,
         loop="asyncio",
         ws="none",
         lifespan="off",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -53,7 +55,7 @@ def send(client: httpx2.Client, callback: Callback, *, label: str, number: int =
         response = client.request(callback.method, callback.url, headers=callback.headers, content=content)
         status, answer = response.status_code, response.text[:300]
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        status, answer = None, _trouble(error)
+        status, answer = None, _trouble(error, callback.url)
     return Try(number, label, status, answer, time.perf_counter() - began)
 
 
@@ -74,10 +76,16 @@ def send_until_taken(
         sleep(wait)
 
 
-def open_client() -> httpx2.Client:
-    """Return a client with a provider's patience; it follows no redirects and asks no proxy."""
+def open_client(ca_file: str | None = None) -> httpx2.Client:
+    """Return a client with a provider's patience; it follows no redirects and asks no proxy.
+
+    `ca_file` holds more certificate authorities to trust (PEM). Raises `OSError` when it cannot be used.
+    """
     timeout = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    return httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=False)
+    trusted = httpx2.create_ssl_context(trust_env=False)
+    if ca_file is not None:
+        trusted.load_verify_locations(ca_file)
+    return httpx2.Client(verify=trusted, timeout=timeout, follow_redirects=False, trust_env=False)
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:
@@ -85,9 +93,25 @@ def _pieces(body: bytes) -> Iterator[bytes]:
         yield body[start : start + _PIECE]
 
 
-def _trouble(error: Exception) -> str:
+def _trouble(error: Exception, url: str) -> str:
+    secured = _cause(error, ssl.SSLError)
+    if secured is not None:
+        return _untrusted(secured, urlsplit(url).hostname or "it")
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return "no connection: is receiver running there?"
     if isinstance(error, httpx2.TimeoutException):
         return f"no answer within {ANSWER_SECONDS:g} s"
     return f"the connection broke ({type(error).__name__})"
+
+
+def _untrusted(error: BaseException, host: str) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of {host} is not trusted: give --ca-file, or call receiver itself by http://"
+    return f"{host} could not be spoken with by TLS: does it speak http:// there?"
+
+
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """Return the first error of a kind among those that led to this one."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error

@@ -219,6 +219,15 @@ class Store(Protocol):
 
 
 @runtime_checkable
+class Clocked(Protocol):
+    """A store whose database has a clock of its own; for all others the process's is the only one."""
+
+    @property
+    def skew_ms(self) -> int:
+        """Milliseconds by which the database's clock is ahead of ours, as a transaction last measured; small ones are 0."""
+
+
+@runtime_checkable
 class Announcing(Protocol):
     """A store of many processes that tells this one what another recorded."""
 

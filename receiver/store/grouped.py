@@ -9,7 +9,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from receiver.delivery import Attempt, Claimed, Delivery, Settlement, StoreStats
@@ -20,6 +19,7 @@ from receiver.retention import Erased, Erasure, Prune, Pruned, Subject, Tombston
 from receiver.store import pickups, reading, retention, schema, sql
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter
 from receiver.store.sql import Session
+from receiver.store.thread import OwnThread
 from receiver.store.writer import Backend, Handler, Writer
 
 T = TypeVar("T")
@@ -44,6 +44,8 @@ HANDLERS: Mapping[str, Handler] = {
     "erase": retention.erase,
 }
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
+URGENT = ("record", "defer")
+"""What a provider waits for."""
 
 
 class GroupedStore:
@@ -58,15 +60,19 @@ class GroupedStore:
         self._known = known
         self._writer: Writer | None = None
         self._reader = connect(False)
-        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-reader")
+        self._reading: OwnThread | None = None
+        self._number = int.from_bytes(os.urandom(2))
+        """The row that its pings change: processes share none, but by a chance that does no harm."""
 
     _checking = "check"
     """How the schema is checked at the start."""
+    _close_seconds: float | None = None
+    """How long closing waits for what is under way on a connection; None where no wait is long."""
 
     async def open(self) -> None:
         """Connect and check the schema. Raises `ConfigError` when it is newer than this program, `StoreUnavailable`."""
         if self._writer is None:
-            self._writer = Writer(self._connect(True), HANDLERS)
+            self._writer = Writer(self._connect(True), HANDLERS, URGENT)
             try:
                 await self._write(self._checking, self._migrations())
             except BaseException:
@@ -80,7 +86,7 @@ class GroupedStore:
         """
         was_open = self._writer is not None
         if self._writer is None:
-            self._writer = Writer(self._connect(True), HANDLERS)
+            self._writer = Writer(self._connect(True), HANDLERS, URGENT)
         try:
             return cast("list[str]", await self._write("migrate", self._migrations()))
         finally:
@@ -94,12 +100,17 @@ class GroupedStore:
         """Finish what is queued, then disconnect."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            await writer.close()
-            await asyncio.get_running_loop().run_in_executor(self._reading, self._reader.close)
+            reading, self._reading = self._reading, None
+            await asyncio.gather(writer.close(self._close_seconds), self._close_reading(reading))
+
+    async def _close_reading(self, reading: OwnThread | None) -> None:
+        if reading is not None and not await reading.end(self._reader.close, self._close_seconds):
+            self._reader.abandon()
+            self._reader = self._connect(False)
 
     async def ping(self) -> None:
         """Prove that it can be written. Raises `StoreUnavailable`."""
-        await self._write("ping", None)
+        await self._write("ping", self._number)
 
     async def record(self, recording: Recording) -> Recorded:
         """Write callback, event and deliveries, all or none."""
@@ -239,8 +250,9 @@ class GroupedStore:
     async def _read(self, function: Callable[..., T], *args: object) -> T:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reading, self._read_now, function, args)
+        if self._reading is None:
+            self._reading = OwnThread("store-reader")
+        return await self._reading.call(lambda: self._read_now(function, args))
 
     def _read_now(self, function: Callable[..., T], args: tuple[object, ...]) -> T:
         for last in (False, True):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +20,7 @@ from psycopg import errors
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from receiver.errors import ReceiverError, StoreUnavailable
+from receiver.store import postgres_connect
 from receiver.store.grouped import GroupedStore
 from receiver.store.postgres_clock import Skew, wall_clock
 from receiver.store.postgres_connect import ANSWER_SECONDS, Connection, connect, lost, parse, told
@@ -32,11 +35,36 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
 DOUBT_SECONDS = 2.0
 """How long a commit whose answer was lost is asked after."""
 
+SILENT_PAUSE, LAST_SILENT_PAUSE = 1.0, 30.0
+"""The same after a commit that was not answered and cannot be asked after: each try may leave a connection on the server."""
+ASK_PAUSE = 0.2
+"""Seconds between two questions whether a commit that was given up is still waiting there."""
+LOCK_MS = 2_000
+"""How long a transaction waits for a lock: behind it wait all callers of this process, within what an answer may take."""
+CLOSE_SECONDS = 1.0
+"""How long closing waits for a server that may say nothing."""
+
 # A standby that was promoted goes on with the numbers of transactions from where it was: only within one history does a
 # number name one transaction.
 _HISTORY = """
 SELECT system_identifier::text || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) FROM pg_control_system()
 """
+
+
+_LIMITS = "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)"
+_STATEMENT_PER_LOCK = 50
+"""Who is given less time to wait for a lock is given less for each statement, too."""
+_OF_SOME = (
+    psycopg.IntegrityError,
+    psycopg.DataError,
+    errors.LockNotAvailable,
+    errors.QueryCanceled,
+    errors.InsufficientPrivilege,
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+)
+"""What the server says of one operation, or of some: the others of the transaction may succeed without them."""
+_UNCONFIRMED = "store: the database server does not confirm commits: is a synchronous standby away?"
 
 
 class PostgresStore(GroupedStore):
@@ -46,6 +74,7 @@ class PostgresStore(GroupedStore):
     """
 
     _checking = "check_complete"
+    _close_seconds = CLOSE_SECONDS
 
     def __init__(
         self, url: str, *, answer_seconds: float = ANSWER_SECONDS, clock: Callable[[], int] = wall_clock
@@ -81,7 +110,7 @@ class PostgresStore(GroupedStore):
         """Finish what is queued, then disconnect."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            await asyncio.get_running_loop().run_in_executor(None, listener.close)
+            await asyncio.get_running_loop().run_in_executor(None, listener.close, CLOSE_SECONDS / 2)
         await super().close()
 
     def listen(self, heard: Heard) -> None:
@@ -111,18 +140,30 @@ class PostgresBackend:
         """It is known that the commit that broke undid everything."""
         self._failed: StoreUnavailable | None = None
         self._pause, self._not_before = FIRST_PAUSE, 0.0
+        self._silent_pause = SILENT_PAUSE
+        self._waiting: str | None = None
+        """The number of a transaction whose commit was given up and may still be waiting on the server."""
+        self._answer_seconds = 0.0
+        self._abandoned = False
 
-    def begin(self) -> Session:
+    def begin(self, lock_seconds: float | None = None) -> Session:
         """Connect if need be; begin a transaction if this connection writes."""
         self._committing = self._undone = False
         self._fresh = self._connection is None
         connection = self._connection or self._reconnect()
+        connection.answer_seconds = self._answer_seconds
+        if self._waiting is not None:
+            self._ask_after(connection, self._waiting)
         self._skew.measure(connection)
         if self._announcer is not None:
             pipeline = connection.pipeline()
             pipeline.__enter__()
             self._pipeline = pipeline
             connection.execute("BEGIN")
+            if lock_seconds is not None:
+                lock_ms = round(lock_seconds * 1000)
+                statement_ms = min(_STATEMENT_PER_LOCK * lock_ms, postgres_connect.STATEMENT_MS)
+                connection.execute(_LIMITS, [str(lock_ms), str(statement_ms)])
         self._session = PostgresSession(connection, self._skew.shift, writes=self._announcer is not None)
         return self._session
 
@@ -135,11 +176,12 @@ class PostgresBackend:
             done = self._connection.execute("COMMIT")
             self._leave_pipeline()
         except psycopg.Error as error:
-            if not lost(error) or not self._was_committed(self._session.transaction_id()):
+            if not lost(error) or not self._was_committed(self._session.transaction_id(), error):
                 raise
         else:
             if done.statusmessage != "COMMIT":
                 raise StoreUnavailable("store: the database undid the transaction")
+        self._silent_pause = SILENT_PAUSE
         if self._announcer is not None:
             self._announcer.add(self._session.news)
 
@@ -164,8 +206,10 @@ class PostgresBackend:
             return error, isinstance(error, ReceiverError)
         if lost(error):
             self._drop()
-        of_one = isinstance(error, psycopg.IntegrityError | psycopg.DataError)
-        return told(error), not of_one
+        if isinstance(error, psycopg.DataError) and error.sqlstate is None:
+            # psycopg did, before it was sent.
+            return StoreUnavailable("store: the database refused a value"), False
+        return told(error), not isinstance(error, _OF_SOME)
 
     def again(self, error: Exception) -> bool:
         """Whether nothing was done, and chance made it fail: a deadlock, a connection that had broken before, or a row
@@ -173,9 +217,9 @@ class PostgresBackend:
         """
         if isinstance(error, errors.DeadlockDetected | errors.SerializationFailure | LookupError):
             return True
-        if not isinstance(error, psycopg.Error) or not lost(error) or "timeout" in str(error):
+        if not isinstance(error, psycopg.Error) or not lost(error):
             return False
-        return self._undone if self._committing else not self._fresh
+        return self._undone if self._committing else not self._fresh and "timeout" not in str(error)
 
     def housekeeping(self, *, idle: bool) -> None:
         """Tell other processes what was committed."""
@@ -190,23 +234,40 @@ class PostgresBackend:
         """Disconnect."""
         self._drop()
 
+    def abandon(self) -> None:
+        """Hang up under whoever waits for an answer, and connect no more."""
+        self._abandoned = True
+        connection = self._connection
+        if connection is not None:
+            with (
+                contextlib.suppress(psycopg.Error, OSError),
+                socket.socket(fileno=os.dup(connection.fileno())) as wire,
+            ):
+                wire.shutdown(socket.SHUT_RDWR)
+
     # ------------------------------------------------------------ the connection
 
     def _reconnect(self) -> Connection:
+        if self._abandoned:
+            raise StoreUnavailable("the store is closed")
         if self._failed is not None and time.monotonic() < self._not_before:
-            raise StoreUnavailable(self._failed.message)
+            raise type(self._failed)(self._failed.message)
         try:
             connection = self._connected()
         except psycopg.Error as error:
             self._failed = told(error)
             self._not_before = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, LAST_PAUSE)
-            raise StoreUnavailable(self._failed.message) from None
+            raise type(self._failed)(self._failed.message) from None
         self._failed, self._pause = None, FIRST_PAUSE
         self._connection = connection
         self._skew.forget()
+        self._answer_seconds = connection.answer_seconds
         if self._announcer is not None:
-            self._history = _history(connection)
+            before, self._history = self._history, _history(connection)
+            if before != self._history:
+                self._waiting = None
+            connection.execute(f"SET lock_timeout = {min(LOCK_MS, postgres_connect.LOCK_MS)}", prepare=False)
         return connection
 
     def _drop(self) -> None:
@@ -218,15 +279,44 @@ class PostgresBackend:
 
     def _leave_pipeline(self) -> None:
         pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
+        if pipeline is None:
+            return
+        try:
             pipeline.__exit__(None, None, None)
+        except psycopg.OperationalError as error:
+            if "timeout" in str(
+                error.__context__
+            ):  # what was waited for is not told, but that one cannot leave so
+                raise psycopg.OperationalError(str(error.__context__)) from None
+            raise
 
-    def _was_committed(self, transaction_id: str | None) -> bool:
+    def _ask_after(self, connection: Connection, transaction_id: str) -> None:
+        """Begin nothing while a commit that was given up still waits there, as for a synchronous standby that is away: one
+        more would wait as long, and leave one more connection. Raises `StoreUnavailable`.
+        """
+        if self._failed is None or time.monotonic() >= self._not_before:
+            row = connection.execute("SELECT pg_xact_status($1)", [transaction_id]).fetchone()
+            if row is None or row[0] != "in progress":
+                self._waiting = self._failed = None
+                return
+            self._failed = StoreUnavailable(_UNCONFIRMED)
+            self._not_before = time.monotonic() + ASK_PAUSE
+        raise StoreUnavailable(self._failed.message)
+
+    def _was_committed(self, transaction_id: str | None, error: psycopg.Error) -> bool:
         """Ask the server, by another connection, what became of a transaction whose commit was sent and not answered."""
         self._drop()
         history = self._history
+        if "timeout" in str(error):
+            self._waiting = transaction_id if history is not None else None
+            if self._waiting is None:
+                self._failed, self._not_before = told(error), time.monotonic() + self._silent_pause
+                self._silent_pause = min(2 * self._silent_pause, LAST_SILENT_PAUSE)
+                return False
         deadline = time.monotonic() + DOUBT_SECONDS
         while transaction_id is not None and history is not None and time.monotonic() < deadline:
+            if self._abandoned:
+                break
             try:
                 connection = self._connection or self._reconnect()
                 if self._history != history:
@@ -236,6 +326,7 @@ class PostgresBackend:
                 self._drop()
                 row = None
             if row is not None and row[0] in {"committed", "aborted"}:
+                self._waiting = None
                 self._undone = row[0] == "aborted"
                 return bool(row[0] == "committed")
             time.sleep(0.02)  # the server is not back yet, or not done yet

@@ -11,8 +11,9 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 
-from receiver.errors import ConfigError, StoreUnavailable
+from receiver.errors import ConfigError, StoreUnavailable, StoreUnusable
 from receiver.store import schema
+from receiver.store.postgres_names import Unreached, lacking, unescaped
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -44,16 +45,22 @@ SET lock_timeout = {lock};
 SET idle_in_transaction_session_timeout = {idle};
 SET default_transaction_isolation = 'read committed';
 SET jit = off;
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') <> 'remote_apply'
 """
 # Every statement that writes finds its rows by an index. The planner's figures of a table that was empty a moment ago, or
 # whose backlog has just begun to grow, must not talk it into reading all of it, nor into keeping such a plan.
 _WRITING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 
+_OWN = "give receiver a database or a schema of its own"
+_UNSECURED = "the connection to the database server could not be secured"
 _BY_STATE: tuple[tuple[str, str], ...] = (
     ("28", "the server refused the user or the password of store.url"),
     ("3D000", "the server has no database of the name that store.url gives: create it"),
-    ("42501", "the database's user lacks a right: grant it to the user of store.url"),
+    ("42P07", f"another program's tables have these names: {_OWN}"),
+    (
+        "42703",
+        f"a table has other columns than this program's: {schema.ADVICE}; or, if it is another program's, {_OWN}",
+    ),
     ("42", f"the database's tables are not those of this program: {schema.ADVICE}"),
     ("25006", "the server takes no writes (a standby, or made read-only)"),
     ("23505", "the database refused a row: its id is already there"),
@@ -69,7 +76,13 @@ _BY_STATE: tuple[tuple[str, str], ...] = (
     ("08", "the connection to the database server broke"),
     ("58", "the database server's disk reports an error"),
     ("XX", "the database server reports damage or a fault of its own"),
+    ("3F", "there is no schema to create tables in: look at search_path"),
+    ("F0TLS", f"{_UNSECURED}: compare sslmode and sslrootcert in store.url with what the server offers"),
+    ("08TLS", f"{_UNSECURED}: its certificate and ours, and sslrootcert in store.url, do not fit"),
 )
+_OF_USERS = ("the server refused the user", "the server has no database")
+_LASTING = ("28", "3D", "3F", "42", "F0")
+"""States that no waiting mends. Class F0 is SQL's for settings that are wrong; here it is for ours as well."""
 # When a connection cannot be made, libpq tells only in words why.
 _BY_WORDS: tuple[tuple[str, str], ...] = (
     (r"too many clients|too many connections|remaining connection slots", "53300"),
@@ -80,13 +93,25 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     (r"database .* does not exist", "3D000"),
     (r"starting up|shutting down|recovery mode|not yet accepting", "57P03"),
     (r"read-only|in recovery|standby", "25006"),
+    (r"does not support SSL|certificate file|private key file", "F0TLS"),
+    (r"certificate", "08TLS"),
+)
+# What psycopg, libpq or the server say of a parameter that they cannot use, and its name: theirs, or the one given here.
+_WRONG: tuple[tuple[str, str], ...] = (
+    (r'for connection option "(\w+)"', ""),
+    (r"invalid (\w+) (?:value|number): ", ""),
+    (r"bad value for (\w+)", ""),
+    (r'(?:unrecognized configuration|invalid value for) parameter "([\w.]+)"', ""),
+    (r"definition of service|service file", "service"),
+    (r"GSSAPI encryption required|gssencmode value", "gssencmode"),
+    (r'method (?:"[^"]*" )?requirement', "require_auth"),
+    (r"channel binding required", "channel_binding"),
+    (r"not in hot standby|session is not read-only", "target_session_attrs"),
 )
 _BROKE = "the connection to the database server broke"
 _UNREACHED = "the database server cannot be reached at the address that store.url gives"
 _NO_ANSWER = "the database server does not answer"
-_TLS = (
-    "the connection to the database server could not be secured: compare sslmode and sslrootcert in store.url"
-)
+_PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
 
 _LOST_STATES = ("08", "57P", "25006", "XX", "58")
 
@@ -111,18 +136,42 @@ def parse(url: str) -> dict[str, Any]:
     """Return what `store.url` says, with our defaults. Raises `ConfigError`; no error shows any of it."""
     try:
         given = conninfo_to_dict(url)
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError) as error:
+        unknown = _unknown_parameter(url, str(error))
+        if unknown is not None:
+            raise ConfigError(f"store.url: libpq knows no parameter {unknown}") from None
         raise ConfigError(
             "store.url cannot be read: write postgresql://user:password@host:5432/database "
             "(letters like @ and / in a password as %40 and %2F)"
         ) from None
-    return _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)} | given
+    if unescaped(url, given):
+        raise ConfigError("store.url cannot be read: @ and / in the password are written %40 and %2F")
+    if "replication" in given:
+        raise ConfigError(f"store.url: {_PARAMETER.format('replication')}")
+    # Whatever the URL says of it: text is sent as UTF-8, which the server is to know.
+    defaults = _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)}
+    return defaults | given | {"client_encoding": _DEFAULTS["client_encoding"]}
+
+
+def _unknown_parameter(url: str, said: str) -> str | None:
+    """Return a parameter that libpq does not know; none where the name might be a piece of a password."""
+    found = re.search(r'invalid URI query parameter: "(\w+)"', said)
+    parameters = url.partition("?")[2]
+    password_in_it = "@" in parameters or "password" in parameters
+    return found[1] if found and not password_in_it else None
 
 
 def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWER_SECONDS) -> Connection:
     """Connect and prepare the session, for the statements that write or for listings. Raises `psycopg.Error`, `ConfigError`."""
-    # Prepared at the first use; there are fewer forms than this of all statements together, so none is ever dropped.
-    connection = Connection.connect(**info, autocommit=True, prepare_threshold=0, cursor_factory=RawCursor)
+    try:
+        # Prepared at the first use; there are fewer forms than this of all statements together, so none is ever dropped.
+        connection = Connection.connect(
+            **info, autocommit=True, prepare_threshold=0, cursor_factory=RawCursor
+        )
+    except UnicodeError:
+        raise ConfigError("store.url: the host name cannot be used") from None
+    except psycopg.OperationalError as error:
+        raise Unreached(error, info) from None
     try:
         connection.answer_seconds = answer_seconds
         connection.prepared_max = 1000
@@ -153,31 +202,58 @@ def lost(error: Exception) -> bool:
 
 def told(error: psycopg.Error) -> StoreUnavailable:
     """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
-    return StoreUnavailable(f"store: {_sentence(error)}")
+    lasting = (state_of(error) or "").startswith(_LASTING)
+    return (StoreUnusable if lasting else StoreUnavailable)(f"store: {_sentence(error)}")
 
 
 def state_of(error: psycopg.Error) -> str | None:
     """Return the server's SQLSTATE, or the beginning of one that its words mean; None when no server said anything."""
     if error.sqlstate is not None:
         return error.sqlstate
+    if _wrong_parameter(error) is not None:
+        return "F0"
     return next((code for words, code in _BY_WORDS if re.search(words, str(error))), None)
+
+
+def _wrong_parameter(error: psycopg.Error) -> str | None:
+    """Return the name of the parameter that kept a connection from being made."""
+    found = ((re.search(words, str(error)), name) for words, name in _WRONG)
+    return next((name or match[1] for match, name in found if match), None)
 
 
 def _sentence(error: psycopg.Error) -> str:
     state = state_of(error)
     text = str(error)
+    if state == "F0":
+        return _PARAMETER.format(_wrong_parameter(error))
+    if state == "42501":
+        return lacking(error)
     if state is not None:
         found = next((sentence for prefix, sentence in _BY_STATE if state.startswith(prefix)), None)
-        return found or f"the database cannot be used ({state})"
+        return _about(found, error) if found else f"the database cannot be used ({state})"
     if isinstance(error, errors.ConnectionTimeout) or "timeout" in text:
-        return _NO_ANSWER
-    if re.search(r"SSL|certificate", text):
-        return _TLS
+        return f"{_NO_ANSWER} at {error.place}" if isinstance(error, Unreached) else _NO_ANSWER
     if re.search(
         r"refused|translate host name|resolve|No such file|unreachable|No route|connection failed", text
     ):
-        return _UNREACHED
+        return _unreached(error) if isinstance(error, Unreached) else _UNREACHED
     return _BROKE
+
+
+def _unreached(error: Unreached) -> str:
+    if error.unknown:
+        return f"the database server cannot be reached: there is no host {' or '.join(error.hosts)}"
+    if "refused" in str(error):
+        return f"the database server cannot be reached: nothing listens at {error.place}"
+    return f"the database server cannot be reached at {error.place}"
+
+
+def _about(sentence: str, error: psycopg.Error) -> str:
+    """Return a sentence with the user and the database that it is about."""
+    if not isinstance(error, Unreached) or not sentence.startswith(_OF_USERS):
+        return sentence
+    said, colon, advice = sentence.partition(": ")
+    return f'{said} (user "{error.user}", database "{error.database}"){colon}{advice}'
 
 
 assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as text otherwise

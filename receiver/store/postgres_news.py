@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Collection
 
 import msgspec
-import psycopg
 
-from receiver.errors import ReceiverError
 from receiver.store.postgres_connect import Connection
 from receiver.store.postgres_session import News
 
@@ -29,7 +27,8 @@ PAUSE_SECONDS = 0.02
 _LIMIT = 7_500
 """Bytes of one announcement; PostgreSQL takes less than 8,000."""
 _PROBE_SECONDS = 30.0
-_LAST_PAUSE = 5.0
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
+"""Seconds between tries to listen, doubled each time."""
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -82,52 +81,55 @@ class Listener:
         self._name = name
         self._heard = heard
         self._loop = loop
-        self._stop_read, self._stop_write = os.pipe()
+        self._pause = _FIRST_PAUSE
+        # Closing one end is what the thread sees at the other.
+        self._stopped, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="store-listener", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop listening, and wait until it has."""
-        os.write(self._stop_write, b"x")
-        self._thread.join()
-        os.close(self._stop_read)
-        os.close(self._stop_write)
+    def close(self, seconds: float | None = None) -> None:
+        """Stop listening, and wait until it has, `seconds` at most: the thread ends when the server lets go of it."""
+        os.close(self._stop)
+        self._thread.join(seconds)
 
     def _run(self) -> None:
-        pause = 0.1
-        while True:
-            try:
-                connection = self._connected()
-            except (psycopg.Error, ReceiverError):
-                if self._stopped(pause):
+        try:
+            while not self._listened():
+                if self._ready(self._stopped, within=self._pause):
                     return
-                pause = min(2 * pause, _LAST_PAUSE)
-                continue
-            pause = 0.1
-            try:
-                if self._listen(connection):
-                    return
-            except psycopg.Error:
-                continue
-            finally:
-                with contextlib.suppress(psycopg.Error):
-                    connection.close()
+                self._pause = min(2 * self._pause, _LAST_PAUSE)
+        finally:
+            os.close(self._stopped)
+
+    def _listened(self) -> bool:
+        """Listen until told to stop; False when that went wrong, whatever it was: without hints, lanes would be slow for good."""
+        try:
+            with contextlib.closing(self._connected()) as connection:
+                return self._listen(connection)
+        except Exception:
+            return False
 
     def _listen(self, connection: Connection) -> bool:
         """Pass on what is heard; True when it was told to stop. Raises `psycopg.Error` when the connection is lost."""
         connection.execute(f"LISTEN {CHANNEL}", prepare=False)
+        self._pause = _FIRST_PAUSE
         while True:
             # What came with the answer to LISTEN or to a probe is taken before waiting for more.
             for note in connection.notifies(timeout=0):
                 self._pass_on(note.payload)
-            ready, _, _ = select.select([connection.fileno(), self._stop_read], [], [], _PROBE_SECONDS)
-            if self._stop_read in ready:
+            ready = self._ready(self._stopped, connection.fileno(), within=_PROBE_SECONDS)
+            if self._stopped in ready:
                 return True
             if not ready:
                 connection.execute("SELECT 1", prepare=False)
 
-    def _stopped(self, seconds: float) -> bool:
-        return bool(select.select([self._stop_read], [], [], seconds)[0])
+    @staticmethod
+    def _ready(*descriptors: int, within: float) -> set[int]:
+        """Return those of which there is something to read, or that were closed. `select` refuses those beyond 1023."""
+        waiting = select.poll()
+        for descriptor in descriptors:
+            waiting.register(descriptor, select.POLLIN)
+        return {descriptor for descriptor, _ in waiting.poll(within * 1000)}
 
     def _pass_on(self, payload: str) -> None:
         try:

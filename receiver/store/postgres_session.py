@@ -14,10 +14,12 @@ from psycopg import errors
 
 from receiver.store import schema
 from receiver.store.postgres_connect import Connection
-from receiver.store.sql import Row, Value
+from receiver.store.sql import Row, Value, clean
 from receiver.store.statements import Statements
 
 ROWS_AT_ONCE = 128
+UNBOUNDED_SECONDS = 30 * 86_400.0
+"""A migration may be under way for as long as it takes; that the server is gone is noticed all the same."""
 _MIGRATING = 0x72656376
 """The advisory lock that one process at a time migrates under: `recv` in letters."""
 
@@ -100,6 +102,8 @@ class PostgresSession:
         """Run a statement and return its rows."""
         if name == "create_migrations" and self._migrated_before():
             return []  # creating, even if it is there, takes a right that the user may do without
+        if name == "ping":
+            self._number()
         text, names = self._statements.named(name, wanted)
         if self._shift and "now" in params:
             params = {**params, "now": self._there(params["now"])}
@@ -108,7 +112,7 @@ class PostgresSession:
                 return self._execute(name, text, [params[one] for one in names])
         except errors.UndefinedTable:
             if name == "list_migrations":
-                raise schema.older("its tables are not there yet") from None
+                raise schema.empty() from None
             raise
 
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
@@ -120,8 +124,8 @@ class PostgresSession:
         if self._shift and due is not None:
             rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
         self._note(name, rows)
-        if self._numbered is None and rows and self._writes:
-            self._numbered = self._connection.execute("SELECT pg_current_xact_id()::text")
+        if rows:
+            self._number()
         found: list[Row] = []
         start = 0
         while start < len(rows):
@@ -145,10 +149,19 @@ class PostgresSession:
         self._connection.execute("SET LOCAL lock_timeout = 0", prepare=False)
         self._connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATING})", prepare=False)
         self._connection.execute("SET LOCAL lock_timeout = '4s'", prepare=False)
+        self._connection.answer_seconds = UNBOUNDED_SECONDS
+
+    def _number(self) -> None:
+        """Ask for the transaction's number, once."""
+        if self._numbered is None and self._writes:
+            self._numbered = self._connection.execute("SELECT pg_current_xact_id()::text")
 
     def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
         # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
-        given = [str(value) if isinstance(value, int) else value for value in values]
+        given = [
+            clean(value) if isinstance(value, str) else str(value) if isinstance(value, int) else value
+            for value in values
+        ]
         cursor = self._connection.execute(text, given, binary=True)
         if not self._statements.answers(name):
             return []  # not waited for: the next statement that answers, or the commit, tells if it failed

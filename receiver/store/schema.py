@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from receiver.errors import ConfigError
 from receiver.store.sql import Session
 
 ADVICE = "run `receiver migrate`"
+_NAME = re.compile(r"(\d{4})_(?:needs_(\d{4})_)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ def migrate(session: Session, asked: Migrate) -> list[str]:
 
 
 def check(session: Session, asked: Migrate) -> set[str]:
-    """Return the names of the migrations applied. Raises `ConfigError` when one is unknown here."""
+    """Return the names of the migrations applied. Raises `ConfigError` when one is not for this program."""
     session.run("create_migrations", {})
     return _applied(session, asked)
 
@@ -46,6 +48,26 @@ def check_complete(session: Session, asked: Migrate) -> set[str]:
     return applied
 
 
+def unfit(applied: Collection[str], known: Collection[str]) -> list[str]:
+    """Return those applied that a program which knows only `known` must not run on.
+
+    It runs on what came later, unless the name tells that it must know more: `0007_needs_0005_…` is for programs that have
+    `0005_…`. So an old program can judge what it has never seen.
+    """
+    newest = max(known)[:4]
+    refused = []
+    for name in sorted(set(applied) - set(known)):
+        found = _NAME.match(name)
+        if found is None or not found[1] > newest >= (found[2] or newest):
+            refused.append(name)
+    return refused
+
+
+def empty() -> ConfigError:
+    """Return the error for a database that was never migrated."""
+    return ConfigError(f"store.url: the database has no tables yet: {ADVICE}")
+
+
 def older(reason: str) -> ConfigError:
     """Return the error for a schema that this program has gone beyond."""
     return ConfigError(f"store.url: the database's schema is older than this program ({reason}): {ADVICE}")
@@ -53,10 +75,10 @@ def older(reason: str) -> ConfigError:
 
 def _applied(session: Session, asked: Migrate) -> set[str]:
     applied = {str(row[0]) for row in session.run("list_migrations", {})}
-    newer = sorted(applied - set(asked.known))
-    if newer:
+    refused = unfit(applied, asked.known)
+    if refused:
         raise ConfigError(
-            f"store.url: the database's schema is newer than this program (it has {newer[-1]}): "
+            f"store.url: the database's schema is newer than this program (it has {refused[-1]}): "
             "run the version of receiver that made it, or a later one"
         )
     return applied

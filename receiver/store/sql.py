@@ -200,6 +200,11 @@ def clean(text: str | None) -> str | None:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
+def clean_value(value: Value) -> Value:
+    """Return a parameter as both databases can hold it: what somebody asks for may be any text."""
+    return clean(value) if isinstance(value, str) else value
+
+
 def event_of(row: Row) -> Event:
     """Return the event that the columns of `events` hold, in the order of the table."""
     return Event(
@@ -386,7 +391,7 @@ def _replay(session: Session, asked: Replay) -> list[str]:
     return [one for one in ids if one in done]
 
 
-def ping(session: Session, wanted: Sequence[None]) -> list[None]:
-    """Change one row; the commit that follows is the proof."""
-    session.run("ping", {})
+def ping(session: Session, wanted: Sequence[int]) -> list[None]:
+    """Change the row of this number; the commit that follows is the proof."""
+    session.run("ping", {"id": wanted[0]})
     return [None] * len(wanted)

@@ -18,7 +18,7 @@ import apsw
 
 from receiver.errors import StoreUnavailable
 from receiver.store.grouped import GroupedStore
-from receiver.store.sql import Row, Session, Value
+from receiver.store.sql import Row, Session, Value, clean_value
 from receiver.store.statements import Statements, migrations
 from receiver.store.writer import Backend
 
@@ -69,7 +69,7 @@ class SqliteBackend:
         self._log_pages = 0
         self._copied_pages = 0
 
-    def begin(self) -> Session:
+    def begin(self, lock_seconds: float | None = None) -> Session:
         """Connect if need be; begin a transaction if this connection writes."""
         if self._connection is None:
             self._connection = self._connect()
@@ -128,6 +128,9 @@ class SqliteBackend:
                 apsw.Error
             ):  # what could not be copied stays in the log, which is synced
                 connection.close(True)
+
+    def abandon(self) -> None:
+        """Do nothing: no wait of SQLite's is endless."""
 
     def _give_up(self) -> None:
         """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
@@ -198,7 +201,8 @@ class SqliteSession:
 
     def run(self, name: str, params: Mapping[str, Value], wanted: str = "") -> list[Row]:
         """Run a statement and return its rows."""
-        return list(self._connection.execute(self._statements.text(name, wanted), params))
+        given = {key: clean_value(value) for key, value in params.items()}
+        return list(self._connection.execute(self._statements.text(name, wanted), given))
 
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
         """Run a statement with rows of parameters, in pieces whose sizes are powers of two.
@@ -210,7 +214,7 @@ class SqliteSession:
         start = 0
         while start < len(rows):
             size = min(_ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-            flat = tuple(chain.from_iterable(rows[start : start + size]))
+            flat = tuple(map(clean_value, chain.from_iterable(rows[start : start + size])))
             found += self._connection.execute(self._statements.rows(name, size), flat)
             start += size
         return found

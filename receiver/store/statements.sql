@@ -367,7 +367,9 @@ GROUP BY destination
 ORDER BY destination
 
 -- name: ping
-UPDATE pings SET count = count + 1 WHERE id = 1
+INSERT INTO pings (id, count) VALUES (:id, 1)
+ON CONFLICT (id) DO UPDATE SET count = pings.count + 1
+RETURNING id
 
 -- name: create_migrations
 CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_at BIGINT NOT NULL)

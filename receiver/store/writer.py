@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,14 +28,26 @@ TRIES = 5
 IDLE_SECONDS = 0.2
 """Without work for this long, the thread does its housekeeping."""
 
+SHARED_LOCK_SECONDS = 0.5
+"""How long transactions of many wait for a lock while it is known that somebody keeps one."""
+WARY_SECONDS = 10.0
+"""How long that is believed: by then the server has ended whoever slept in a transaction."""
+ALONE_LOCK_SECONDS = 0.04
+"""How long each operation waits for a lock when all are tried apart: those that wait for nothing are behind it."""
+VAIN_SECONDS = 2.0
+"""How long trying them apart may take for those that fail; then whoever is left is refused like them."""
+
+ABANDON_SECONDS = 0.2
+"""How long an abandoned thread may take to tell those who wait for it."""
+
 Handler = Callable[[Session, Sequence[Any]], Sequence[Any]]
 
 
 class Backend(Protocol):
     """A database as the writer sees it; used by the writer's thread only."""
 
-    def begin(self) -> Session:
-        """Begin a transaction that may write, (re)connecting first where needed."""
+    def begin(self, lock_seconds: float | None = None) -> Session:
+        """Begin a transaction that may write, (re)connecting first where needed; wait less long for locks, if given."""
 
     def commit(self) -> None:
         """Make it durable."""
@@ -54,6 +67,9 @@ class Backend(Protocol):
     def close(self) -> None:
         """Disconnect. Must not raise."""
 
+    def abandon(self) -> None:
+        """Have what is under way in the backend's own thread fail soon, and nothing begin. Called from another thread."""
+
 
 @dataclass(slots=True)
 class _Operation:
@@ -67,9 +83,14 @@ class _Operation:
 class Writer:
     """Groups the operations of concurrent callers into transactions. `handlers` are run in their order."""
 
-    def __init__(self, backend: Backend, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self, backend: Backend, handlers: Mapping[str, Handler], urgent: Collection[str] = ()
+    ) -> None:
+        """`urgent` kinds are done first when a transaction has failed and its operations are tried apart."""
         self._backend = backend
         self._handlers = handlers
+        self._apart = sorted(handlers, key=lambda kind: kind not in urgent)
+        self._wary_until = 0.0
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] | None = None
@@ -85,12 +106,15 @@ class Writer:
         self._queue.put(operation)
         return await operation.future
 
-    async def close(self) -> None:
-        """Finish what is queued, then disconnect."""
+    async def close(self, seconds: float | None = None) -> None:
+        """Finish what is queued, then disconnect; when that takes longer than `seconds`, leave the thread to itself."""
         if self._closed is None:
             self._closed = self._loop.create_future()
             self._queue.put(None)
-        await asyncio.shield(self._closed)
+        await asyncio.wait([self._closed], timeout=seconds)
+        if not self._closed.done():
+            self._backend.abandon()
+            await asyncio.wait([self._closed], timeout=ABANDON_SECONDS)
 
     # ------------------------------------------------------------ in the thread
 
@@ -126,19 +150,40 @@ class Writer:
     def _work(self, batch: list[_Operation]) -> None:
         # Whoever was cancelled while waiting wants nothing any more.
         batch = [operation for operation in batch if not operation.future.cancelled()]
-        if not self._transact(batch):
-            # One of them cannot be done: alone, each of the others can.
-            for operation in batch:
-                self._transact([operation])
+        wary = time.monotonic() < self._wary_until
+        if not self._transact(batch, SHARED_LOCK_SECONDS if wary else None):
+            self._part(batch)
         self._call(_resolve, batch)
 
-    def _transact(self, batch: list[_Operation]) -> bool:
-        """Run the operations in one transaction; False when one alone made it fail."""
+    def _part(self, batch: list[_Operation]) -> None:
+        """Try operations apart, of which some made a transaction fail: kind by kind, and one by one where need be."""
+        groups = [[one for one in batch if one.kind == kind] for kind in self._apart]
+        several = sum(map(bool, groups)) > 1
+        vain = 0.0
+        for group in filter(None, groups):
+            parts = [[one] for one in group]
+            if several and len(group) > 1:
+                parts.insert(0, group)
+            for part in parts:
+                began = time.monotonic()
+                self._transact(part, ALONE_LOCK_SECONDS)
+                if part[0].error is not None:
+                    vain += time.monotonic() - began
+                    if vain > VAIN_SECONDS:
+                        return
+                    continue
+                self._call(_resolve, part)
+                if part is group:
+                    break
+
+    def _transact(self, batch: list[_Operation], lock_seconds: float | None) -> bool:
+        """Run the operations in one transaction; False when some of them made it fail, and apart others may succeed."""
         if not batch:
             return True
         for left in reversed(range(TRIES)):
+            began = time.monotonic()
             try:
-                self._execute(batch)
+                self._execute(batch, lock_seconds)
                 break
             except Exception as error:
                 self._backend.rollback()
@@ -148,13 +193,15 @@ class Writer:
                     continue
                 for operation in batch:
                     operation.error = told
+                if not all_affected and time.monotonic() - began >= SHARED_LOCK_SECONDS:
+                    self._wary_until = time.monotonic() + WARY_SECONDS
                 return all_affected or len(batch) == 1
         for operation in batch:
             operation.error = None
         return True
 
-    def _execute(self, batch: list[_Operation]) -> None:
-        session = self._backend.begin()
+    def _execute(self, batch: list[_Operation], lock_seconds: float | None) -> None:
+        session = self._backend.begin(lock_seconds)
         for kind, handler in self._handlers.items():
             chosen = [operation for operation in batch if operation.kind == kind]
             if chosen:

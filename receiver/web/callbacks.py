@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from receiver.wiring import Receiver
 
-_PREFIX = "/callbacks/"
+PREFIX = "/callbacks/"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -36,9 +36,9 @@ class Callbacks:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one callback, or pass the request on."""
-        if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
+        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             return await self._others(scope, receive, send)
-        source, _, token = scope["path"][len(_PREFIX) :].partition("/")
+        source, _, token = scope["path"][len(PREFIX) :].partition("/")
         if not source or "/" in token:
             return await self._others(scope, receive, send)
         headers = tuple([(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]])
@@ -55,13 +55,19 @@ class Callbacks:
             answer = await self._accept(head, receive)
         except asyncio.CancelledError:  # the process ends, and this callback took longer than it could wait
             answer = Answer(503, {"status": "unavailable", "error": "receiver is stopping; send it again"})
-        body = _encode(answer.payload)
-        lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if answer.headers:
-            lines += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+        lines, body = lines_and_body(answer)
         await send({"type": "http.response.start", "status": answer.status, "headers": lines})
         await send({"type": "http.response.body", "body": body})
         return None
+
+
+def lines_and_body(answer: Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body that tell an answer."""
+    body = _encode(answer.payload)
+    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if answer.headers:
+        lines += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    return lines, body
 
 
 class Proxies:

@@ -1,34 +1,136 @@
-"""HTTP as it comes over the wire (floor 8): uvicorn's protocol, with a bound on what precedes a body."""
+"""HTTP as it comes over the wire (floor 8): uvicorn's protocol, with a bound on what precedes a body, and an early no."""
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from asyncio import TimerHandle, get_running_loop
+from typing import TYPE_CHECKING, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from receiver.intake import METHODS, OVERLOADED
+from receiver.web.callbacks import PREFIX, lines_and_body
+from receiver.web.room import Room
+
+if TYPE_CHECKING:
+    from receiver.wiring import Receiver
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself would collect them without end."""
+_DRAIN_SECONDS = 30.0
+"""How long a refused sender may pause within its body; what comes is thrown away."""
+_PREFIX = PREFIX.encode()
+_METHODS = tuple(method.encode() for method in METHODS)
+
+
+def _refusal() -> bytes:
+    """Return the rest of the answer that says no: it is always the same."""
+    lines, body = lines_and_body(OVERLOADED)
+    return b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n" + body
+
+
+_REFUSAL = _refusal()
+
+
+def protocol(receiver: Receiver) -> type[Protocol]:
+    """Return the protocol of a process that takes callbacks."""
+
+    class Taking(Protocol):
+        _room = Room(receiver)
+
+    return Taking
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection.
 
+    A callback that comes past the bound is refused here, as soon as its head is read: by way of the application that costs
+    a third of what taking it costs, and a load of three times the capacity would leave time for nothing else. Its body
+    is read on and thrown away, as a connection that is closed before that may take the answer from its sender.
+    """
+
+    _room: ClassVar[Room | None] = None
     _plain = 0
     """Bytes since the last request's head, or since a piece of a body."""
     _had_body = False
+    _refused = False
+    """The request whose head came last was refused."""
+    _unread = False
+    """Its body has not ended."""
+    _closing = False
+    """The connection ends with it."""
+    _drain: TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end."""
         self._had_body = False
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
         super().data_received(data)
         self._plain = 0 if self._had_body else self._plain + len(data)
         if self._plain > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The request's headers are too long.")
+        if self._unread and not self.transport.is_closing():
+            self._drain = get_running_loop().call_later(_DRAIN_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+        super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
-        """The head ended."""
+        """The head ended: begin, or refuse."""
         self._plain = 0
-        super().on_headers_complete()
+        self._refused = False
+        room = self._room
+        if room is None or not self._is_callback():
+            super().on_headers_complete()
+        elif reason := room.take():
+            self._refuse(room.receiver, reason)
+        else:
+            super().on_headers_complete()
+
+    def _is_callback(self) -> bool:
+        # What came before the last answer was given waits for it; the intake refuses it then, if need be.
+        between = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
+        return between and self.url.startswith(_PREFIX) and self.parser.get_method() in _METHODS
+
+    def _refuse(self, receiver: Receiver, reason: str) -> None:
+        source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
+        receiver.intake.overloaded(source.decode("latin-1"), self.parser.get_method().decode(), reason)
+        self._refused = self._unread = True
+        # Who asked whether to send the body need not send it; what follows then is no body.
+        self._closing = (
+            self.expect_100_continue
+            or receiver.stopping
+            or self.parser.get_http_version() == "1.0"
+            or not self.parser.should_keep_alive()
+        )
+        content = [STATUS_LINE[OVERLOADED.status]]
+        for name, value in self.server_state.default_headers:
+            content += (name, b": ", value, b"\r\n")
+        if self._closing:
+            content.append(b"connection: close\r\n")
+        content.append(_REFUSAL)
+        self.transport.write(b"".join(content))
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
         self._had_body = True
-        super().on_body(body)
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request ended."""
+        if not self._refused:
+            super().on_message_complete()
+            return
+        self._unread = False
+        if self._closing:
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )

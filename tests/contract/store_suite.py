@@ -10,7 +10,7 @@ import pytest
 from receiver.delivery import Claimed, Delivery, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.errors import NotFound, StoreUnavailable
 from receiver.model import CallbackRow, Event, Recording, RecordStatus, Rejection, Stage, new_id
-from receiver.store.base import DeliveryFilter, EventFilter, Store
+from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
 
 T0 = 1_800_000_000_000
 LEASE = 30_000
@@ -523,6 +523,28 @@ class ReadSuite:
             await store.ping()
         with pytest.raises(StoreUnavailable, match="not open"):
             await store.events(EventFilter())
+
+    @pytest.mark.parametrize("asked", ["\0", "evt_\0", "\udcff", "a\ud800b"])
+    async def test_what_no_database_can_hold_is_simply_not_found(self, store: Store, asked: str) -> None:
+        """Ids and names come from whoever asks, as a URL or a shell lets them be written."""
+        await store.record(recording("app"))
+        for found in (store.event, store.delivery, store.pickup, store.body):
+            with pytest.raises(NotFound):
+                await found(asked)
+        assert await store.events(EventFilter(source=asked)) == []
+        assert await store.events(EventFilter(type=asked)) == []
+        assert await store.deliveries(DeliveryFilter(destination=asked)) == []
+        assert await store.deliveries(DeliveryFilter(event_id=asked)) == []
+        assert await store.pickups(PickupFilter(source=asked)) == []
+        assert await store.rejections(asked, limit=5) == []
+        assert await store.attempts(asked) == []
+        assert await store.pickup_attempts(asked) == []
+        assert await store.replay([asked], now=T0) == []
+        assert await store.known_blobs([asked]) == set()
+        assert await store.next_due(asked) is None
+        await store.events(EventFilter(after=asked))
+        await store.deliveries(DeliveryFilter(after=asked))
+        await store.pickups(PickupFilter(after=asked))
 
     async def test_migrating_again_changes_nothing(self, store: Store) -> None:
         wanted = recording("app")

@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.errors import ConfigError
+from receiver.model import RecordStatus
 from receiver.store.base import EventFilter, Store
 from receiver.store.sqlite import SqliteStore
 from tests.contract import pickup_suite
@@ -100,13 +101,24 @@ async def test_stores_that_migrate_at_once_apply_each_migration_once(path: str) 
     assert sorted(applied) == [[], [], [], ["0001_first", "0002_pickups", "0003_retention"]]
 
 
-async def test_a_schema_that_is_newer_than_the_program_is_refused(store: Store, path: str) -> None:
+async def test_a_newer_schema_that_fits_the_program_is_used(store: Store, path: str) -> None:
     connection = apsw.Connection(path)
     connection.execute("INSERT INTO migrations (name, applied_at) VALUES ('9999_later', 1)")
     connection.close()
+    older = SqliteStore(path)
+    assert await older.migrate() == []
+    await older.open()
+    assert (await older.record(recording("app"))).status is RecordStatus.RECORDED
+    await older.close()
+
+
+async def test_a_newer_schema_that_leaves_no_room_for_the_program_is_refused(store: Store, path: str) -> None:
+    connection = apsw.Connection(path)
+    connection.execute("INSERT INTO migrations (name, applied_at) VALUES ('9999_needs_9999_later', 1)")
+    connection.close()
     newer = SqliteStore(path)
     for refused in (newer.open, newer.migrate):
-        with pytest.raises(ConfigError, match=r"newer.*9999_later"):
+        with pytest.raises(ConfigError, match=r"newer.*9999_needs_9999_later"):
             await refused()
 
 

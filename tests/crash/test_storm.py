@@ -1,44 +1,68 @@
-"""Random kills under load of mixed callbacks: every acknowledged one is delivered in the end, under one id."""
+"""Random kills under load of mixed callbacks: every acknowledged one is delivered in the end, under one id.
+
+Embedded, one receiver is killed and started again. Over PostgreSQL and S3 it is a fleet, behind senders that turn to another one
+when a connection is refused, as a load balancer does; and one machine of it is lost with callbacks in its journal.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
 from receiver.standins.deapi_results import Work
+from tests.crash.conftest import Place
 from tests.support.crashing import fast_clock
 from tests.support.delivered import Delivered
+from tests.support.kept import Kept
 from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
 from tests.support.running import settings_text
+from tests.support.s3_wire import Wire
 from tests.support.senders import Sent, deapi, speech, transcript
 from tests.support.sink import Answer, Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 SENDERS = 6
+LEFT = 3
+"""Callbacks that only the lost machine's journal holds, at least."""
 PROCESSED, COMPLETED = "job.processing", "job.completed"
 
 
 class Storm:
-    """Senders that keep each callback until it is acknowledged, against a receiver that keeps dying."""
+    """Senders that keep each callback until it is acknowledged, against receivers that keep dying."""
 
-    def __init__(self, config: Path, providers: Providers, seed: int) -> None:
+    def __init__(
+        self,
+        fleet: Sequence[Process],
+        providers: Providers,
+        seed: int,
+        clock: Callable[[], int] = fast_clock,
+    ) -> None:
+        """`clock` is the receivers'."""
+        self._fleet = fleet
         self._providers = providers
+        self._clock = clock
         self.oracle = Acknowledged()
-        self._config = config
         self._random = random.Random(seed)
-        self._process = Process(config)
-        self._up = asyncio.Event()
+        self._turns = random.Random(seed)
+        self._up: list[Process] = []
+        """As a load balancer knows it: a receiver that was just killed may still be among them."""
+        self._starting: list[asyncio.Task[None]] = []
         self._over = False
         self._tries = 0
-        self._tried = asyncio.Condition()
+        self._under_way: dict[int, str] = {}
+        self._journaled: dict[str, Process] = {}
+        """Who answered that it keeps a callback, which is all that the provider will ever hear."""
+        self._changed = asyncio.Condition()
 
     def _next(self, number: int, sender: int) -> Sent:
         name = f"job-{sender}-{number}"
@@ -52,12 +76,14 @@ class Storm:
 
     def _deapi(self, name: str, number: int) -> Sent:
         """By turns: without a link, with one that has expired (the API is asked in both cases), without, and with a good one."""
-        at, job = fast_clock() // 1000, self._providers.deapi
+        at, job = self._clock() // 1000, self._providers.deapi
         job.works.setdefault(name, Work(result=AUDIO))
         if number % 8 < 4:
             return deapi(name, at=at)
         link = job.link(self._providers.deapi_base, name)
         return deapi(name, at=at, result_url=f"{link}0" if number % 16 < 8 else link)
+
+    # ------------------------------------------------------------ senders
 
     async def send(self, sender: int) -> None:
         """Send one callback after the other, each until it is answered 2xx, as the provider would."""
@@ -65,106 +91,239 @@ class Storm:
             number = 0
             while not self._over:
                 number += 1
-                while True:
-                    await self._up.wait()
-                    sent = self._next(number, sender)
-                    answer = await send_once(
-                        client, self._process.port, sent.path, sent.headers, sent.body, sent.method
-                    )
-                    async with self._tried:
-                        self._tries += 1
-                        self._tried.notify_all()
-                    if answer is not None and answer.is_success:
-                        self.oracle.note(sent.name, answer.json().get("event_id"))
-                        break
-                    if answer is not None:
-                        assert answer.status_code == 503, answer.text
+                self._under_way[sender] = self._next(number, sender).name
+                while not await self._taken(client, number, sender):
+                    pass
+
+    async def _taken(self, client: httpx2.AsyncClient, number: int, sender: int) -> bool:
+        """Try one receiver after the other until one answers; tell whether it took the callback."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._up))
+        for one in self._turns.sample(self._up, len(self._up)):
+            sent = self._next(
+                number, sender
+            )  # signed afresh: by the receivers' clock a signature is soon too old
+            answer = await send_once(client, one.port, sent.path, sent.headers, sent.body, sent.method)
+            if answer is not None and answer.is_success:
+                self.oracle.note(sent.name, answer.json().get("event_id"))
+                if answer.json()["status"] == "journaled":
+                    self._journaled[sent.name] = one
+            async with self._changed:
+                self._tries += 1
+                self._changed.notify_all()
+            if answer is not None:
+                assert answer.is_success or answer.status_code == 503, answer.text
+                return answer.is_success
+        return False
+
+    # ------------------------------------------------------------ receivers
+
+    async def start(self, one: Process) -> None:
+        """Start a receiver, and give it callbacks."""
+        await one.start()
+        assert one.port, "it does not start"
+        async with self._changed:
+            self._up.append(one)
+            self._changed.notify_all()
+
+    async def _kill(self, one: Process) -> None:
+        await one.kill()
+        self._up.remove(one)
 
     async def kill(self, times: int) -> None:
-        """Start, let a random number of callbacks pass, kill; then leave a healthy one running."""
+        """Let a random number of callbacks pass, kill a random receiver that is up, start it again; leave all up."""
         for _ in range(times):
-            await self._process.start()
-            self._up.set()
             until = self._tries + self._random.randint(1, 60)
-            async with self._tried:
-                await self._tried.wait_for(lambda until=until: self._tries >= until)  # type: ignore[misc]
-            self._up.clear()
-            await self._process.kill()
-        await self._process.start()
-        self._up.set()
+            async with self._changed:
+                await self._changed.wait_for(lambda until=until: self._up and self._tries >= until)  # type: ignore[misc]
+            dying = self._random.choice(self._up)
+            await self._kill(dying)
+            self._starting.append(asyncio.create_task(self.start(dying)))
+        await asyncio.gather(*self._starting)
 
-    async def run(self, kills: int, seconds: float) -> None:
-        """Storm until it was killed so often, and every sender has its last answer."""
-        senders = [asyncio.create_task(self.send(number)) for number in range(SENDERS)]
+    def journaled(self, one: Process) -> set[str]:
+        """Return the jobs whose callbacks a receiver said it keeps, and that may have been recorded since."""
+        return {name for name, keeper in self._journaled.items() if keeper is one}
+
+    async def lose(self, one: Process, wire: Wire) -> set[str]:
+        """Cut a receiver off from PostgreSQL, and kill it for good; return jobs that nothing but its journal knows of."""
+        await wire.stop()
+        # Of these, PostgreSQL or another receiver may know something.
+        before = set(self._under_way.values()) | self.journaled(one)
+
+        def left() -> set[str]:
+            return self.journaled(one) - before
+
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(left()) >= LEFT)
+        await self._kill(one)
+        return left()
+
+    async def run(self, kills: int, seconds: float, lost: tuple[Process, Wire] | None = None) -> set[str]:
+        """Storm until receivers were killed so often, and every sender has its last answer.
+
+        A machine that is to be `lost` is, halfway; the jobs that only its journal knows of are returned.
+        """
+        senders: list[asyncio.Task[None]] = []
+        left: set[str] = set()
         try:
             async with asyncio.timeout(seconds):
-                await self.kill(kills)
+                await asyncio.gather(*(self.start(one) for one in self._fleet))
+                senders += [asyncio.create_task(self.send(number)) for number in range(SENDERS)]
+                await self.kill(kills // 2)
+                if lost is not None:
+                    left = await self.lose(*lost)
+                await self.kill(kills - kills // 2)
                 self._over = True
                 await asyncio.gather(*senders)
         finally:
             for task in senders:
                 task.cancel()
             await asyncio.gather(*senders, return_exceptions=True)
+        return left
 
     async def stop(self) -> None:
-        """End the last process."""
-        await self._process.stop()
+        """End those that are left."""
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*(one.stop() for one in self._up))
 
 
-def _check_audio(events: list[dict[str, Any]]) -> int:
+# ---------------------------------------------------------------- where it rages
+
+
+@dataclass
+class Fleet:
+    """The receivers of a storm, each with a folder of its own."""
+
+    receivers: list[Process]
+    lost: tuple[Process, Wire] | None = None
+    """The one that is lost for good, and its wire to PostgreSQL."""
+    heir: Process | None = None
+    """The next one on the lost one's disk."""
+
+    def journaled(self) -> list[Path]:
+        """Return what lies on the disk of the lost one."""
+        return [] if self.heir is None else [*(self.heir.config.parent / "data" / "journal").glob("*.json")]
+
+
+def _config(path: Path, providers: Providers, destination: str, place: Place) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    text = settings_text(
+        path.parent, destination=destination, retry="{retries = 1000, wait = 1}", extra=place.settings
+    )
+    asked = f'api_key = "{KEY}"\napi_url = "{providers.deapi_base}"\nresult_hosts = ["127.0.0.1"]\n'
+    more = f'{asked}allow = ["127.0.0.0/8"]\nattempt_seconds = 5\n'
+    path.write_text(text.replace("[sources.deapi]\n", f"[sources.deapi]\n{more}"))
+    return path
+
+
+@contextlib.asynccontextmanager
+async def _fleet(
+    place: Place, folder: Path, providers: Providers, destination: str, kind: type[Process]
+) -> AsyncIterator[Fleet]:
+    """Embedded one receiver; over PostgreSQL and S3 three, and one to come."""
+
+    def receiver(name: str, at: Place = place) -> Process:
+        return kind(_config(folder / name, providers, destination, at), environ=place.environ)
+
+    if place.shared is None:
+        yield Fleet([receiver("receiver.toml")])
+        return
+    address, _, database = place.shared.database.rpartition("/")
+    host, _, port = address.rpartition(":")
+    async with Wire(int(port)) as wire:
+        far = replace(place.shared, database=f"{host}:{wire.port}/{database}")
+        lost = receiver("lost/receiver.toml", replace(place, settings=far.settings))
+        rest = [receiver(f"{name}/receiver.toml") for name in ("one", "two")]
+        yield Fleet([*rest, lost], (lost, wire), receiver("lost/heir.toml"))
+
+
+async def storm_over(
+    place: Place,
+    folder: Path,
+    *,
+    kills: int,
+    seed: int,
+    seconds: float,
+    kind: type[Process] = Process,
+    clock: Callable[[], int] = fast_clock,
+    patience: float = 60,
+) -> None:
+    """Let a storm rage for `seconds` at most, and the last deliveries come, for which leases of killed receivers have to end."""
+    with asked_providers() as providers:
+        async with Sink() as sink, _fleet(place, folder, providers, sink.url, kind) as fleet:
+            # The application has its bad moments as well.
+            sink.script.extend(Answer(status=500) for _ in range(20))
+            storm, delivered = Storm(fleet.receivers, providers, seed, clock), Delivered(sink)
+            try:
+                left = await storm.run(kills, seconds, fleet.lost)
+                wanted = storm.oracle.events
+                assert len(wanted) > kills
+                away = storm.journaled(fleet.lost[0]) if fleet.lost else set()
+                await _until_delivered(delivered, wanted.keys() - away, patience)
+                if fleet.heir is not None:
+                    # Nobody else could know of these.
+                    assert len(fleet.journaled()) >= len(left) >= LEFT
+                    assert left & delivered.ids.keys() == set()
+                    await storm.start(fleet.heir)
+                    await _until_delivered(delivered, {*wanted}, patience)
+                    await _drained(fleet, patience)
+            finally:
+                await storm.stop()
+            delivered.look()
+            await asyncio.to_thread(_check, place.kept(folder), wanted, delivered)
+            audio = await asyncio.to_thread(_check_audio, place.kept(folder), delivered)
+            assert audio > kills / 5
+            assert providers.deapi.asked_for("/api/"), "links had expired, so the API was asked"
+
+
+async def _until_delivered(delivered: Delivered, jobs: set[str], patience: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await delivered.until(lambda: delivered.ids.keys() >= jobs, patience)
+    assert jobs - delivered.ids.keys() == set(), "acknowledged, and not delivered"
+
+
+async def _drained(fleet: Fleet, patience: float) -> None:
+    """Wait until nothing is left on the lost machine's disk."""
+    async with asyncio.timeout(patience):
+        while fleet.journaled():
+            await asyncio.sleep(0.05)  # no process tells when it has drained
+
+
+def _check(kept: Kept, wanted: dict[str, set[str]], delivered: Delivered) -> None:
+    """Nothing is under two ids, neither delivered nor in the store; the id that was told is the one that was delivered."""
+    doubled = {name: ids for name, ids in delivered.ids.items() if len(ids) > 1}
+    assert doubled == {}
+    # A callback answered "journaled" names no event yet; all others name the one that was delivered.
+    assert {name: ids for name, ids in wanted.items() if ids and ids != delivered.ids[name]} == {}
+    assert kept.rows("SELECT job_id FROM events GROUP BY job_id HAVING count(*) > 1") == []
+
+
+def _check_audio(kept: Kept, delivered: Delivered) -> int:
     """Every audio that an event refers to is there, whole; return how many were fetched from deAPI."""
+    said = [event["data"] for event in delivered.events if event["data"]["audio"]]
+    found = kept.audio({data["audio"]["uri"] for data in said})
     fetched = 0
-    for event in events:
-        audio = event["data"]["audio"]
-        if audio:
-            kept = Path(audio["uri"].removeprefix("file://")).read_bytes()
-            assert hashlib.sha256(kept).hexdigest() == audio["sha256"]
-            fetched += event["data"]["source"] == "deapi" and kept == AUDIO
+    for data in said:
+        audio = found[data["audio"]["uri"]]
+        assert hashlib.sha256(audio).hexdigest() == data["audio"]["sha256"]
+        fetched += data["source"] == "deapi" and audio == AUDIO
     return fetched
 
 
-async def _storm(folder: Path, kills: int, seconds: float, seed: int) -> None:
-    with asked_providers() as providers:
-        await _storm_over(folder, providers, kills, seconds, seed)
-
-
-def _settings(folder: Path, providers: Providers, destination: str) -> str:
-    text = settings_text(folder, destination=destination, retry="{retries = 1000, wait = 1}")
-    asked = f'api_key = "{KEY}"\napi_url = "{providers.deapi_base}"\nresult_hosts = ["127.0.0.1"]\n'
-    more = f'{asked}allow = ["127.0.0.0/8"]\nattempt_seconds = 5\n'
-    return text.replace("[sources.deapi]\n", f"[sources.deapi]\n{more}")
-
-
-async def _storm_over(folder: Path, providers: Providers, kills: int, seconds: float, seed: int) -> None:
-    async with Sink() as sink:
-        # The application has its bad moments as well.
-        sink.script.extend(Answer(status=500) for _ in range(20))
-        config = folder / "receiver.toml"
-        config.write_text(_settings(folder, providers, sink.url))
-        storm = Storm(config, providers, seed)
-        delivered = Delivered(sink)
-        try:
-            await storm.run(kills, seconds)
-            wanted = storm.oracle.events
-            assert len(wanted) > kills
-            await delivered.until(lambda: delivered.ids.keys() >= wanted.keys(), 60)
-        finally:
-            await storm.stop()
-        delivered.look()
-        doubled = {name: ids for name, ids in delivered.ids.items() if len(ids) > 1}
-        assert doubled == {}
-        # A callback answered "journaled" names no event yet; all others name the one that was delivered.
-        assert {name: ids for name, ids in wanted.items() if ids and ids != delivered.ids[name]} == {}
-        assert _check_audio(delivered.events) > kills / 5
-        assert providers.deapi.asked_for("/api/"), "links had expired, so the API was asked"
+# ---------------------------------------------------------------- storms
 
 
 @pytest.mark.timeout(240)
-async def test_forty_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
-    await _storm(tmp_path, kills=40, seconds=200, seed=20261121)
+@pytest.mark.parametrize(("place", "kills"), [("embedded", 40), ("shared", 20)], indirect=["place"])
+async def test_kills_under_load_lose_and_double_nothing(place: Place, kills: int, tmp_path: Path) -> None:
+    await storm_over(place, tmp_path, kills=kills, seed=20261121, seconds=200)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(5))
-async def test_a_long_storm_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
-    await _storm(tmp_path, kills=200, seconds=1200, seed=seed)
+@pytest.mark.parametrize("place", ["embedded", "shared"], indirect=True)
+async def test_a_long_storm_loses_and_doubles_nothing(place: Place, seed: int, tmp_path: Path) -> None:
+    await storm_over(place, tmp_path, kills=200, seed=seed, seconds=1200)

@@ -275,10 +275,13 @@ def test_the_commands_are_receivers_with_its_flags() -> None:
 # ---------------------------------------------------------------- systemd
 
 
-def unit() -> dict[str, list[str]]:
-    """Return the unit's settings; a setting may be there more than once."""
+UNITS = ("receiver.service", "receiver-run.service")
+
+
+def unit(name: str = UNITS[0]) -> dict[str, list[str]]:
+    """Return a unit's settings; a setting may be there more than once."""
     found: dict[str, list[str]] = {}
-    for line in (DEPLOY / "receiver.service").read_text("utf-8").splitlines():
+    for line in (DEPLOY / name).read_text("utf-8").splitlines():
         name, mark, value = line.partition("=")
         if mark and not line.startswith("#"):
             found.setdefault(name, []).append(value)
@@ -303,15 +306,35 @@ def test_the_unit_gives_every_secret_as_a_credential() -> None:
     assert read | {Path(environ["AWS_SHARED_CREDENTIALS_FILE"]).name} == credentials
 
 
+def test_single_commands_run_as_the_service_does() -> None:
+    """The same user, folder, secrets and confinement; what says how long a service lives is its own."""
+    service, run = (unit(name) for name in UNITS)
+    assert shlex.split(run["ExecStart"][0])[:3] == shlex.split(service["ExecStart"][0])[:3]
+    own = {"Description", "Type", "ExecStart", "EnvironmentFile"}
+    command, *environment = run["Environment"]
+    assert (command, environment) == ("COMMAND=check", service["Environment"])
+    assert {n: v for n, v in run.items() if n not in {*own, "Environment"}}.items() <= service.items()
+    kept = {"StartLimitIntervalSec", "KillSignal", "TimeoutStopSec", "Restart", "RestartSec", "WantedBy"}
+    kept |= {"RestartPreventExitStatus", "LimitNOFILE", "MemoryHigh"}
+    assert service.keys() - run.keys() == kept
+
+
+def test_a_shell_finds_the_folder_that_the_service_uses() -> None:
+    """`receiver journal list` and `receiver erase` must look where the service keeps its journal."""
+    told = tomllib.loads((DEPLOY / "receiver.toml").read_text("utf-8"))["data"]
+    assert told == "/var/lib/" + unit()["StateDirectory"][0] == json.loads(last("VOLUME"))[0]
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd's own check needs systemd")
-def test_systemd_takes_the_unit_and_calls_it_well_held(tmp_path: Path) -> None:
-    text = (DEPLOY / "receiver.service").read_text("utf-8")
-    path = tmp_path / "receiver.service"
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_takes_the_units_and_calls_them_well_held(tmp_path: Path, name: str) -> None:
+    text = (DEPLOY / name).read_text("utf-8")
+    path = tmp_path / name
     path.write_text(re.sub(r"/opt/receiver/bin/receiver", sys.executable, text))
     verified = subprocess.run(
         ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False
     )
-    assert (verified.returncode, [x for x in verified.stderr.splitlines() if "receiver.service" in x]) == (
+    assert (verified.returncode, [x for x in verified.stderr.splitlines() if name in x]) == (
         0,
         [],
     )

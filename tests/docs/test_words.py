@@ -7,6 +7,7 @@ import keyword
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,11 +92,17 @@ def _replaced() -> set[str]:
     return {word.strip() for cell in cells for word in cell.split(",")} - {""}
 
 
+@cache
 def _parts(name: str) -> list[str]:
     return [part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
 
 
-def _names(path: Path) -> Iterator[str]:
+@cache
+def _names(path: Path) -> frozenset[str]:
+    return frozenset(_spelled(path))
+
+
+def _spelled(path: Path) -> Iterator[str]:
     with io.StringIO(path.read_text("utf-8")) as text:
         for token in tokenize.generate_tokens(text.readline):
             if token.type == tokenize.NAME and not keyword.iskeyword(token.string):

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
+from receiver.crowding import BEHIND_SECONDS, FEW, Crowd
+from receiver.web.room import Room
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
 
@@ -33,7 +39,7 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 2\n")
     async with running(tmp_path, text) as up:
         slow = [await _begin(up, body + bytes([n])) for n in range(2)]
-        while up.receiver.intake.under_way < 2:
+        while up.receiver.intake.crowd.under_way < 2:
             await asyncio.sleep(0)
         refused = await up.client.put(
             "/callbacks/deepgram", headers=speech("third").headers, content=speech("third").body
@@ -52,18 +58,142 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
             "/callbacks/deepgram", headers=speech("third").headers, content=speech("third").body
         )
         assert taken.status_code == 200
-        assert up.receiver.intake.under_way == 0
+        assert up.receiver.intake.crowd.under_way == 0
 
 
 async def test_a_callback_that_is_cut_off_gives_its_place_back(tmp_path: Path) -> None:
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
     async with running(tmp_path, text) as up:
         _, writer = await _begin(up, bytes(100_000))
-        while up.receiver.intake.under_way < 1:
+        while up.receiver.intake.crowd.under_way < 1:
             await asyncio.sleep(0)
         writer.close()
         await up.seen.until(lambda: [report.answer for report in up.seen.callbacks] == ["cut_off"])
-        assert up.receiver.intake.under_way == 0
+        assert up.receiver.intake.crowd.under_way == 0
         sent = speech("next")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200
+
+
+@contextlib.asynccontextmanager
+async def _full(tmp_path: Path) -> AsyncIterator[Running]:
+    """Run a receiver that takes one callback at once, and has it."""
+    text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
+    async with running(tmp_path, text) as up:
+        _, writer = await _begin(up, bytes(100_000))
+        while up.receiver.intake.crowd.under_way < 1:
+            await asyncio.sleep(0)
+        yield up
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "more"), [("1.1", "Connection: close\r\n"), ("1.0", ""), ("1.1", "Expect: 100-continue\r\n")]
+)
+async def test_a_refused_sender_may_end_its_body_before_the_connection_ends(
+    tmp_path: Path, version: str, more: str
+) -> None:
+    """A connection that is closed with bytes unread is reset: many clients would never see the answer."""
+    body = bytes(4 * 1024 * 1024)
+    head = _HEAD.format(len(body)).replace("HTTP/1.1\r\n", f"HTTP/{version}\r\n{more}")
+    async with _full(tmp_path) as up:
+        host, port = up.base.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode())
+        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert b" 503 " in answer
+        assert b"connection: close" in answer
+        assert b"retry-after: 2" in answer
+        for start in range(0, len(body), 65_536):
+            writer.write(body[start : start + 65_536])
+            await writer.drain()
+        told = await reader.read()
+        assert told.endswith(b"}"), "all of the answer, then an end and no reset"
+        writer.close()
+
+
+async def test_a_kept_connection_is_good_for_the_next_callback_after_a_refusal(tmp_path: Path) -> None:
+    text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
+    body = bytes(300_000)
+    async with running(tmp_path, text) as up:
+        slow_reader, slow = await _begin(up, body + b"1")
+        while up.receiver.intake.crowd.under_way < 1:
+            await asyncio.sleep(0)
+        reader, writer = await _begin(up, body)
+        assert await _status(reader) == 503
+        writer.write(body[len(body) // 2 :])
+        slow.write((body + b"1")[len(body) // 2 :])
+        assert await _status(slow_reader) == 200
+        await reader.readuntil(b"}")
+        writer.write(_HEAD.format(len(body)).encode() + body)
+        assert await _status(reader) == 200
+        slow.close()
+        writer.close()
+
+
+async def test_what_is_no_callback_is_not_refused_as_one(tmp_path: Path) -> None:
+    """An answer to HEAD has no body: with one, the next answer on the connection would be misread."""
+    async with _full(tmp_path) as up:
+        assert (await up.client.head("/callbacks/deepgram")).status_code == 503
+        assert (await up.client.get("/healthz")).status_code == 200
+
+
+async def test_refusals_of_one_moment_are_told_together_and_each_is_counted(tmp_path: Path) -> None:
+    async with running(tmp_path) as up:
+        for _ in range(3):
+            up.receiver.intake.overloaded("deepgram", "PUT", "full")
+        up.receiver.intake.overloaded("a stranger's\nword", "BREW", "full")
+        await up.seen.until(lambda: len(up.seen.callbacks) == 2)
+        told = {(one.source, one.method, one.answer, one.count) for one in up.seen.callbacks}
+        assert told == {("deepgram", "PUT", "overloaded", 3), ("unknown", "other", "overloaded", 1)}
+        metrics = (await up.client.get("/metrics")).text
+        assert 'receiver_callbacks_total{answer="overloaded",source="deepgram"} 3.0' in metrics
+        assert 'receiver_ack_seconds_count{source="deepgram"} 3.0' in metrics
+
+
+async def test_heads_that_come_at_one_moment_see_each_other(tmp_path: Path) -> None:
+    """Their tasks begin later: without that, a burst would pass the bound whole."""
+    text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 2\n")
+    async with running(tmp_path, text) as up:
+        room = Room(up.receiver)
+        assert [bool(room.take()) for _ in range(3)] == [False, False, True]
+        await asyncio.sleep(0)
+        assert not room.take(), "what did not become a callback is forgotten in the next turn"
+        up.receiver.intake.crowd.under_way += 2
+        await asyncio.sleep(0)
+        assert "max_callbacks" in room.take()
+        up.receiver.intake.crowd.under_way -= 2
+
+
+async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(tmp_path: Path) -> None:
+    """Long before `max_callbacks`: who waits longer than the provider does is answered in vain."""
+    async with running(tmp_path) as up:
+        crowd = up.receiver.intake.crowd
+        now = [0.0]
+        crowd._clock = lambda: now[0]
+        storing = [crowd.begin() for _ in range(FEW)]
+        sent = speech("early")
+        answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
+        assert answer.status_code == 200, "many at once are no sign of trouble yet"
+        now[0] = BEHIND_SECONDS + 0.1
+        sent = speech("late")
+        answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert "storing takes more than 2 s" in up.seen.callbacks[-1].reason
+        crowd.end(storing.pop())
+        answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
+        assert answer.status_code == 200, (
+            "a few are taken however long it lasts: an outage must come to the journal"
+        )
+
+
+def test_one_that_hangs_is_no_sign_of_a_crowd() -> None:
+    now = [0.0]
+    crowd = Crowd(1000, lambda: now[0])
+    crowd.begin()
+    now[0] = 5.0
+    for _ in range(FEW):
+        crowd.begin()
+    assert crowd.refusal() == ""
+    now[0] += BEHIND_SECONDS + 0.1
+    assert "slower than callbacks come" in crowd.refusal()

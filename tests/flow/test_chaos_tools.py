@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx2
@@ -16,6 +17,7 @@ from chaos.destination import Destination
 from chaos.load import Load
 from chaos.oracle import Oracle
 from chaos.page import Row
+from chaos.peer import beside
 from chaos.wire import Wire
 from receiver.standins.deapi_results import Deapi
 from tests.support.provider_host import ProviderHost, reply
@@ -27,7 +29,7 @@ ONE, TWO = f"{CELL.name}-1", f"{CELL.name}-2"
 
 def _row(oracle: Oracle) -> Row:
     load = Load(CELL.name, 1, list, oracle, Deapi("key"), "")
-    row = Row(CELL, load, before=1, during=1, recovered=0.0, began=0, end=0, remark="")
+    row = Row(CELL, load, before=1, during=1, after=1, recovered=0.0, began=0, end=0, remark="")
     row.judge(oracle)
     return row
 
@@ -142,3 +144,15 @@ async def test_the_wire_answers_as_a_store_in_trouble() -> None:
                     seen.append("broken")
     assert seen == [500, 503, "broken", "broken", 200]
     assert len(host.requests) == 2
+
+
+def test_the_other_queue_stands_beside_a_whole_run_only() -> None:
+    """Each fault of theirs has a row of ours with the rate after by the rate before; a partial run shows no such table."""
+    rows = [
+        replace(_row(Oracle()), cell=cell, before=60.0, after=57.0 if cell.name == "kill-loop" else 60.0)
+        for cell in CELLS
+    ]
+    told = "\n".join(beside(rows))
+    assert "| processes killed again and again | 18 % | 95 % (95 % after 0.0 s) |" in told
+    assert "| PostgreSQL stopped and started | 0 % | 100 % (95 % after 0.0 s) |" in told
+    assert beside(rows[:3]) == []

@@ -145,6 +145,8 @@ def test_wrong_credentials_are_refused_and_listed(house: House, provider: str, s
     listed = house.run("rejections", provider, "--json").json
     assert len(listed) == len(said.json)
     assert setting in listed[0]["reason"]
+    said = house.run("simulate", provider, "--wrong-credentials", "--url", f"http://127.0.0.1:{free_port()}")
+    assert {line.split("  ")[1] for line in said.out.splitlines()} == {"try 1"}, "unless more are asked for"
     assert house.run("rejections", "other", "--json").json == []
 
 
@@ -459,6 +461,38 @@ def test_ctrl_c_is_quiet(house: House) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", ["serve", "work"])
+def test_with_a_json_log_what_stops_the_start_is_json_lines_too(tmp_path: Path, command: str) -> None:
+    """Also of settings that cannot be read to their end, and where the port is taken."""
+    path = tmp_path / "receiver.toml"
+    text = f'data = "{tmp_path}/data"\npublic_url = "{PUBLIC}"\n[server]\nlog = "json"\n'
+    path.write_text(text + '[sources.deepgram]\nprovider = "deepgram"\nbasic = ["u:env:NOT_THERE"]\n')
+    said = receiver("--config", path, command)
+    line = json.loads(said.err)
+    assert (said.status, line["event"], line["level"]) == (2, "receiver.finding", "error")
+    assert (line["code"], line["setting"]) == ("E001", str(path))
+    assert "NOT_THERE is not set" in line["message"]
+    path.write_text(text)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        said = receiver("--config", path, command, "--port", taken.getsockname()[1])
+    *found, last = [json.loads(line) for line in said.err.splitlines()]
+    assert {one["code"] for one in found} == {"W002", "W009"}
+    assert (said.status, last["event"], last["status"]) == (1, "receiver.failed", 1)
+    assert "is taken by another program" in last["message"]
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_data_folder_that_cannot_be_used_is_told_before_anything_runs(
+    house: House, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECEIVER__DATA", "/proc/receiver")
+    said = house.run(command)
+    assert said.status == 2
+    assert "E007" in said.out + said.err
+    assert "nothing can be made in /proc: No such file or directory" in said.out + said.err
 
 
 def options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

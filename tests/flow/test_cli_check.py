@@ -90,19 +90,29 @@ Trouble_ = tuple[str, str, str]
 
 
 def _refused(server: Server) -> Trouble_:
-    return f"postgresql://app:{PASSWORD}@127.0.0.1:{free_port()}/receiver", "E012", "cannot be reached"
+    url = f"postgresql://app:{PASSWORD}@127.0.0.1:{(port := free_port())}/receiver"
+    return url, "E012", f"cannot be reached: nothing listens at 127.0.0.1:{port}; "
+
+
+def _unknown_host(server: Server) -> Trouble_:
+    url = f"postgresql://app:{PASSWORD}@nobody.invalid/receiver"
+    return url, "E012", "cannot be reached: there is no host nobody.invalid; "
 
 
 def _wrong_password(server: Server) -> Trouble_:
-    return server.url("postgres", user="app", password="wrong-password"), "E013", "user or the password"
+    return (
+        server.url("postgres", user="app", password="wrong-password"),
+        "E013",
+        '(user "app", database "postgres")',
+    )
 
 
 def _unknown_user(server: Server) -> Trouble_:
-    return server.url("postgres", user="nobody-here"), "E013", "user or the password"
+    return server.url("postgres", user="nobody-here"), "E013", 'password of store.url (user "nobody-here", '
 
 
 def _unknown_database(server: Server) -> Trouble_:
-    return server.url("nothing"), "E014", "no database of the name"
+    return server.url("nothing"), "E014", '(user "postgres", database "nothing"); create it, or'
 
 
 def _no_tables(server: Server) -> Trouble_:
@@ -116,7 +126,8 @@ def _other_letters(server: Server) -> Trouble_:
 
 
 @pytest.mark.parametrize(
-    "make", [_refused, _wrong_password, _unknown_user, _unknown_database, _no_tables, _other_letters]
+    "make",
+    [_refused, _unknown_host, _wrong_password, _unknown_user, _unknown_database, _no_tables, _other_letters],
 )
 def test_a_database_that_cannot_be_used_is_told_by_check_and_at_the_start(
     make: Callable[[Server], Trouble_], weed: Weed, server: Server, tmp_path: Path
@@ -125,7 +136,7 @@ def test_a_database_that_cannot_be_used_is_told_by_check_and_at_the_start(
     path = config(tmp_path, url, s3_text(weed))
     said = receiver("--config", path, "check", "--json")
     assert (said.status, codes(said)) == (2, [code])
-    assert sentence in said.json[0]["message"]
+    assert sentence in f"{said.json[0]['message']}; {said.json[0]['fix']}"
     assert codes(receiver("--config", path, "check", "--offline", "--json")) == []
     for command in ("serve", "work"):
         started = receiver("--config", path, command)
@@ -140,7 +151,7 @@ def test_a_database_that_cannot_be_used_is_told_by_check_and_at_the_start(
     ("change", "code", "sentence"),
     [
         ("DELETE FROM migrations WHERE name = (SELECT max(name) FROM migrations)", "E015", "lacks 0"),
-        ("INSERT INTO migrations VALUES ('9999_later', 0)", "E016", "has 9999_later"),
+        ("INSERT INTO migrations VALUES ('9999_needs_9999_later', 0)", "E016", "has 9999_needs_"),
     ],
 )
 def test_a_schema_of_another_version_is_told_with_what_to_do(
@@ -162,6 +173,9 @@ def test_a_right_that_lacks_is_told(weed: Weed, server: Server, database: str, t
     said = receiver("--config", config(tmp_path, theirs, s3_text(weed)), "check", "--json")
     assert codes(said) == ["E018"]
     assert "lacks a right" in said.json[0]["message"]
+    assert "TO app" in said.json[0]["fix"]
+    said = receiver("--config", config(tmp_path, theirs), "events")
+    assert "lacks a right on the table migrations: its owner runs GRANT SELECT, INSERT, " in said.err
 
 
 @pytest.mark.parametrize(

@@ -78,12 +78,14 @@ async def test_what_waits_is_listed_while_receiver_runs_without_bodies_or_secret
     text = settings_text(tmp_path)
     config = tmp_path / "receiver.toml"
     config.write_text(text)
+    journal_ = tmp_path / "data" / "journal"
     async with running(tmp_path, text, shape=out, work=False) as up:
-        assert _cli(str(config), "list").err == "nothing waits in the journal\n"
+        assert _cli(str(config), "list").err == f"nothing waits in the journal at {journal_}\n"
         assert await _send(up, deapi("the-job")) == 200
         assert await _send(up, speech("sound", times=20)) == 503
         said = _cli(str(config), "list", "--json")
-        table = _cli(str(config), "list").out
+        listed = _cli(str(config), "list")
+        table = listed.out
         ready = (await up.client.get("/readyz")).json()["journal"]
     assert (said.status, ready["depth"]) == (0, 2)
     first, second = said.json
@@ -93,6 +95,7 @@ async def test_what_waits_is_listed_while_receiver_runs_without_bodies_or_secret
     assert first["reason"].startswith("The store cannot be written")
     assert 0 <= first["age_seconds"] < 60
     assert len(table.splitlines()) == 3
+    assert listed.err == f"in the journal at {journal_}:\n"
     for secret in (DEAPI_SECRET, "the-job", "authorization", "correct-horse"):
         assert secret not in said.out + table
 
@@ -100,12 +103,14 @@ async def test_what_waits_is_listed_while_receiver_runs_without_bodies_or_secret
 async def test_what_waits_is_drained_down_the_same_road(tmp_path: Path) -> None:
     config = await _fill(tmp_path, 3)
     said = _cli_in_thread(config, "drain", "--json")
-    assert (await said).json == {"recorded": 3, "known": 0, "left": 0, "reason": ""}
+    path = str(tmp_path / "data" / "journal")
+    assert (await said).json == {"recorded": 3, "known": 0, "left": 0, "reason": "", "journal": path}
     assert _cli(config, "list", "--json").json == []
     assert await _jobs(tmp_path) == ["job-0", "job-1", "job-2"]
     said_again = await _cli_in_thread(config, "drain")
     assert said_again.status == 0
-    assert said_again.out.split() == ["recorded", "0", "known", "already", "0", "left", "0"]
+    counts = ["recorded", "0", "known", "already", "0", "left", "0"]
+    assert said_again.out.split() == [*counts, "journal", path]
 
 
 async def _cli_in_thread(config: str, *words: str) -> Said:
@@ -165,7 +170,8 @@ def test_without_a_journal_there_is_a_sentence(tmp_path: Path) -> None:
     for command in ("list", "drain"):
         said = _cli(str(config), command)
         assert (said.status, said.err.count("\n")) == (1, 1)
-        assert "there is no journal at" in said.err
+        assert f"there is no journal at {tmp_path}/data/journal" in said.err
+        assert not (tmp_path / "data").exists()
 
 
 async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(

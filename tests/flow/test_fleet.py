@@ -185,6 +185,7 @@ async def test_while_postgresql_is_out_each_keeps_a_journal_and_a_lost_machines_
                 await delivered.until(lambda: delivered.ids.keys() >= {"image-2", "sound"}, 30)
                 assert "image-1" not in delivered.ids
                 drained = await asyncio.to_thread(_cli, configs[0], "journal", "drain")
+                assert drained.pop("journal").endswith("/one/data/journal")
                 assert drained == {"recorded": 1, "known": 0, "left": 0, "reason": ""}
                 await delivered.until(lambda: "image-1" in delivered.ids, 20)
                 assert (await _send(other, deapi("image-1"))).json()["status"] == "duplicate"

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from receiver.callback import Admission, Head
 from receiver.providers.base import PushProvider
 from receiver.wiring import Ports
+from tests.docs.reading import page
 from tests.support.ingress import CALLER, HOST, Child, Ingress, ingress
 from tests.support.processes import ROOT
 from tests.support.running import BASIC, Running, free_port, running, settings_text
@@ -157,6 +159,65 @@ async def test_a_call_without_tls_is_refused_and_not_redirected(tmp_path: Path, 
         assert answer.status_code == 403
         assert "location" not in answer.headers
         assert up.seen.callbacks == []
+
+
+FOREIGN = "hooks.example.org"
+
+
+def _shown(kind: str) -> str:
+    """Return the sample that the documentation shows."""
+    language = {"caddy": "text", "nginx": "nginx"}[kind]
+    blocks = page("docs/operating.md").blocks(language)
+    return next(block for block in blocks if HOST in block)
+
+
+async def _refuses_foreign_names(proxy: Ingress, schemes: tuple[str, ...]) -> None:
+    """A callback under our name is recorded; under another one it meets an error, with and without TLS."""
+    sent = transcript("stt-2")
+    answer = await proxy.call("POST", sent.path, sent.headers, sent.body)
+    assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
+    for scheme, name in itertools.product(schemes, (FOREIGN, f"{FOREIGN}:8443", "127.0.0.1")):
+        headers = sent.headers | {"host": name}
+        answer = await proxy.call("POST", sent.path, headers, sent.body, scheme=scheme)
+        assert answer.status_code in ((421,) if scheme == "https" else (403, 421)), (scheme, name)
+    assert await _named_in_tls(proxy, FOREIGN) in (b"", b"421")
+
+
+async def _named_in_tls(proxy: Ingress, name: str) -> bytes:
+    """Call as one who believes that `name` is here, and looks at no certificate; return the status, if there is one."""
+    careless = ssl.create_default_context()
+    careless.check_hostname, careless.verify_mode = False, ssl.CERT_NONE
+    try:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", proxy.https, ssl=careless, server_hostname=name
+        )
+    except ssl.SSLError:
+        return b""
+    writer.write(f"POST /callbacks/deepgram HTTP/1.1\r\nhost: {name}\r\ncontent-length: 0\r\n\r\n".encode())
+    status = (await reader.readline()).split()[1]
+    writer.close()
+    return status
+
+
+async def test_what_comes_under_another_name_is_refused(tmp_path: Path, kind: str) -> None:
+    """A proxy that answers 2xx for names it does not know would have a provider believe that its callback is kept."""
+    async with behind(kind, tmp_path) as (proxy, up):
+        await _refuses_foreign_names(proxy, ("https", "http"))
+        assert [report.answer for report in up.seen.callbacks] == ["recorded"]
+        token = up.receiver.tokens.issue("speech", ref="order-42")
+        await proxy.call("POST", f"/callbacks/speech/{token}", {"host": FOREIGN})
+        assert token[:30] not in proxy.log()
+
+
+async def test_the_documentations_sample_refuses_another_name_too(tmp_path: Path, kind: str) -> None:
+    """Caddy makes its certificates itself here: for our name, and for no other that it is called by."""
+    async with running(tmp_path, work=False) as up:
+        port = int(up.base.rpartition(":")[2])
+        async with ingress(kind, tmp_path, [port], shown=_shown(kind), local=kind == "caddy") as proxy:
+            await _refuses_foreign_names(proxy, ("https", "http") if kind == "caddy" else ("https",))
+            made = [path.stem for path in proxy.folder.rglob("*.crt") if "pki" not in path.parts]
+            assert made == ([HOST] if kind == "caddy" else [])
+        assert [report.answer for report in up.seen.callbacks] == ["recorded"]
 
 
 async def test_a_head_that_trickles_is_cut_off(tmp_path: Path, kind: str) -> None:

@@ -120,6 +120,7 @@ async def test_what_waits_in_the_journal_is_erased_there_and_does_not_come_back(
         said = await _command(tmp_path, "erase", "--job", job, "--yes", "--json")
         assert said.status == 0, said.err
         assert said.json["journal_entries"] == 1
+        assert said.json["journal"] == str(tmp_path / "data" / "journal")
     async with running(tmp_path, text, work=False) as up:
         await up.seen.until(lambda: up.receiver.journal.depth == 0)
         assert [one.job_id for one in await up.receiver.store.events(EventFilter())] == ["other"]
@@ -142,13 +143,37 @@ async def test_what_is_asked_of_erase_is_checked_and_shown_first(tmp_path: Path)
             assert (said.status, "Traceback" in said.err) == (2, False)
         said = await _command(tmp_path, "erase", "--event", told["event_id"])
         assert said.status == 2
-        assert "1 events, 1 callbacks, 1 stored objects would be erased for good: add --yes" in said.err
+        assert "1 event, 1 callback, 1 stored object would be erased for good: add --yes" in said.err
         assert len(await up.receiver.store.events(EventFilter())) == 1
         said = await _command(tmp_path, "erase", "--event", told["event_id"], "--yes")
         assert (said.status, "every machine" in said.err) == (0, True)
         assert await up.receiver.store.events(EventFilter()) == []
         said = await _command(tmp_path, "erase", "--event", new_id("evt", 1), "--yes")
         assert (said.status, said.out) == (0, "")
+
+
+async def test_a_journal_that_is_not_there_is_told_and_never_made_nor_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when `erase` runs in another folder than `serve`, which `data` is relative to."""
+    text = settings_text(tmp_path)
+    (tmp_path / "receiver.toml").write_text(text)
+    async with running(tmp_path, text, work=False) as up:
+        told = await _send(up, speech("mine"))
+        monkeypatch.setenv("RECEIVER__DATA", "elsewhere")
+        monkeypatch.setenv("RECEIVER__STORE__URL", f"sqlite:///{tmp_path}/data/receiver.db")
+        monkeypatch.setenv("RECEIVER__BLOBS__URL", f"file://{tmp_path}/data/blobs")
+        words = ("erase", "--event", told["event_id"], "--yes")
+        said = await _command(tmp_path, *words)
+        assert (said.status, said.out, said.err.count("\n")) == (1, "", 1)
+        assert f"there is no journal at {tmp_path}/elsewhere/journal" in said.err
+        assert "--no-journal" in said.err
+        assert not (tmp_path / "elsewhere").exists()
+        assert len(await up.receiver.store.events(EventFilter())) == 1
+        monkeypatch.setenv("RECEIVER__TOKENS__SECRETS", '["token-secret-0123456789"]')
+        said = await _command(tmp_path, *words, "--no-journal", "--json")
+        assert (said.status, said.json["events"], said.json["journal"]) == (0, 1, None)
+        assert not (tmp_path / "elsewhere" / "journal").exists()
 
 
 async def test_sweep_removes_what_is_old_now(tmp_path: Path) -> None:

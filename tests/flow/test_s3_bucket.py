@@ -18,12 +18,14 @@ import pytest
 import time_machine
 
 from receiver.blobs.s3 import S3Blobs
+from receiver.blobs.s3_options import S3Options
 from receiver.blobs.s3_probe import probe
 from receiver.errors import BlobsUnavailable
 from receiver.spool import MemoryBody
 from receiver.wiring import wall_clock
 from tests.support import s3
 from tests.support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, Weed, environment, free_ports
+from tests.support.sink import Answer, Sink
 
 weed, s3_credentials = s3.weed, s3.s3_credentials
 pytestmark = pytest.mark.usefixtures("s3_credentials")
@@ -155,8 +157,8 @@ async def test_a_good_bucket_gives_no_findings_and_nothing_stays_in_it(
         ({"bucket": "nobody-made-this"}, "there is no bucket nobody-made-this"),
         ({"bucket": "A"}, "no name a bucket may have"),
         ({"endpoint_url": "http://127.0.0.1:1"}, "127.0.0.1:1 cannot be reached"),
-        ({"endpoint_url": "s3.example.com"}, "blobs.endpoint_url begins with https://"),
-        ({"tls": True, "ca_file": "/etc/ssl/certs/ca-certificates.crt"}, "was not trusted"),
+        ({"endpoint_url": "s3.example.com"}, "blobs.endpoint_url must begin with https://"),
+        ({"tls": True, "ca_file": "/etc/ssl/certs/ca-certificates.crt"}, "was not trusted: name its"),
         ({"tls": True, "ca_file": "/nobody.pem"}, "compare blobs.ca_file"),
         ({"storage_class": "NOBODY"}, "correct blobs.storage_class"),
     ],
@@ -168,6 +170,35 @@ async def test_a_bucket_that_cannot_be_used_is_named_in_one_sentence(
     assert len(found) == 1
     assert said in found[0].message
     assert found[0].fatal
+
+
+async def test_a_store_that_speaks_no_tls_is_told_with_what_to_write(weed: Weed) -> None:
+    plain = weed.http.replace("http://", "https://")
+    [found] = await asyncio.to_thread(probe, weed.options("p/", endpoint_url=plain))
+    assert "speaks no TLS: correct its port, or write http:// in blobs.endpoint_url" in found.message
+
+
+async def test_nothing_is_put_before_the_bucket_is_known_to_be_there() -> None:
+    """Some stores make a bucket at the first put, so that a misspelt one would seem to be well."""
+    async with Sink() as sink:
+        sink.default = Answer(status=404, body=b"")
+        options = S3Options(
+            bucket="mispelt", endpoint_url=f"http://127.0.0.1:{sink.port}", region="us-east-1"
+        )
+        [found] = await asyncio.to_thread(probe, options)
+    assert found.message == "there is no bucket mispelt: create it, or correct blobs.url"
+    assert [one.method for one in sink.received] == ["HEAD"]
+
+
+async def test_a_bucket_that_may_be_used_and_not_asked_for_is_tried_all_the_same() -> None:
+    """HEAD takes the right to list: without it the store does not say whether the bucket is there."""
+    async with Sink() as sink:
+        sink.default = Answer(status=403, body=b"<Error><Code>AccessDenied</Code></Error>")
+        options = S3Options(bucket="closed", endpoint_url=f"http://127.0.0.1:{sink.port}", region="us-east-1")
+        [found] = await asyncio.to_thread(probe, options)
+    assert [one.method for one in sink.received] == ["HEAD", "PUT"]
+    assert found.permission == "s3:PutObject"
+    assert "or there is no bucket closed" in found.message
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,11 @@ async def _send(up: Running, sent: Sent) -> int:
     ("setting", "error", "said"),
     [
         ("[blobs]\nurl = 'file://{}'\n", BlobsUnavailable, "the blob folder cannot be used: Not a directory"),
-        ("[journal]\npath = '{}'\n", JournalUnavailable, "the journal cannot be used: Not a directory"),
+        (
+            "[journal]\npath = '{}'\n",
+            JournalUnavailable,
+            "/file cannot be used: Not a directory; make it writable, or name",
+        ),
         ("[store]\nurl = 'sqlite:///{}/a.db'\n", ReceiverError, ""),
     ],
 )

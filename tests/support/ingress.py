@@ -1,7 +1,7 @@
 """Caddy and nginx in front of receiver, with the files of `deploy/` and certificates of a test's own authority.
 
 The files are used as they stand. Caddy's are changed through the variables that they name; in nginx's, the few texts that a
-reader has to change as well are replaced, each of which must be there.
+reader has to change as well are replaced, each of which must be there. The shorter samples of the documentation are run as well.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ CALLER = "127.0.0.5"
 """Where the provider calls from: another address of loopback than the proxy's."""
 CADDY = Path(sys.executable).parent / "caddy"
 DEPLOY = ROOT / "deploy"
+NEIGHBOUR = """server {{
+    listen 127.0.0.1:{};
+    server_name localhost;
+    location / {{ return 200 welcome; }}
+}}
+"""
+"""What an nginx package brings: a site that is read before ours, and answers for all names that no other site claims."""
 
 
 @dataclass
@@ -99,6 +106,10 @@ class Ingress:
     """Ports of the receivers."""
     replaced: Mapping[str, str] = field(default_factory=dict)
     """Texts of the sample that this test wants otherwise, such as times that would take too long."""
+    shown: str = ""
+    """A sample to run in place of that in `deploy/`, as the documentation shows it."""
+    local: bool = False
+    """Caddy makes its certificates itself, by an authority of its own."""
     https: int = field(default_factory=free_port)
     http: int = field(default_factory=free_port)
     child: Child | None = None
@@ -145,23 +156,32 @@ class Ingress:
         await (self._start_caddy() if self.kind == "caddy" else self._start_nginx())
 
     async def _start_caddy(self) -> None:
-        caddyfile = self.folder / "Caddyfile"
-        caddyfile.write_text(self._sample("Caddyfile", {}))
         options = [
             "admin off",
             f"http_port {self.http}",
             f"https_port {self.https}",
             "default_bind 127.0.0.1",
+            *(("local_certs", "skip_install_trust") if self.local else ()),
         ]
         environ = {
             "HOME": str(self.folder),
             "CADDY_GLOBAL_OPTIONS": "\n".join(options),
-            "CADDY_SITE_OPTIONS": f"tls {self.folder}/cert.pem {self.folder}/key.pem",
             "UPSTREAMS": " ".join(f"127.0.0.1:{port}" for port in self.upstreams),
         }
+        if not self.local:
+            environ["CADDY_SITE_OPTIONS"] = f"tls {self.folder}/cert.pem {self.folder}/key.pem"
+        caddyfile = self.folder / "Caddyfile"
+        if self.shown:
+            address = {"127.0.0.1:8080": environ["UPSTREAMS"]}
+            caddyfile.write_text("{\n{$CADDY_GLOBAL_OPTIONS}\n}\n" + self._sample("", address))
+        else:
+            caddyfile.write_text(self._sample("Caddyfile", {}))
         command = [str(CADDY), "run", "--config", str(caddyfile), "--adapter", "caddyfile"]
         self.child = await Child.start(command, environ, self.folder)
         await self.child.said("serving initial configuration")
+        if self.local:
+            await self.child.said("certificate obtained successfully")
+            self.trusted.load_verify_locations(next(self.folder.rglob("root.crt")))
 
     async def _start_nginx(self) -> None:
         main = self.folder / "nginx.conf"
@@ -171,10 +191,26 @@ class Ingress:
             "http { client_body_temp_path body; proxy_temp_path proxied; access_log off; include sites/*.conf; }\n"
         )
         (self.folder / "sites").mkdir()
-        self.write_nginx()
+        if self.shown:
+            self._write_shown_nginx()
+        else:
+            (self.folder / "sites" / "default.conf").write_text(NEIGHBOUR.format(self.http))
+            self.write_nginx()
         command = [str(nginx_binary()), "-p", str(self.folder), "-c", str(main)]
         self.child = await Child.start(command, {}, self.folder)
         await self.child.said("start worker process ")
+
+    def _write_shown_nginx(self) -> None:
+        names = "ssl_certificate", "ssl_certificate_key"
+        paths = self.folder / "cert.pem", self.folder / "key.pem"
+        certificate = "\n".join(f"{name} {path};" for name, path in zip(names, paths, strict=True))
+        shown = {
+            "# ssl_certificate, ssl_certificate_key": certificate,
+            "# the same ssl_certificate, ssl_certificate_key": certificate,
+            "127.0.0.1:8080": f"127.0.0.1:{self.upstreams[0]}",
+            "listen 443 ssl": f"listen 127.0.0.1:{self.https} ssl",
+        }
+        (self.folder / "sites" / "receiver.conf").write_text(self._sample("", shown))
 
     def write_nginx(self, down: int | None = None) -> None:
         """Write the sample with this test's addresses; the receiver at port `down` is marked so."""
@@ -204,19 +240,25 @@ class Ingress:
         await self.child.said("exited with code 0", gone + 1)
 
     def _sample(self, name: str, replaced: Mapping[str, str]) -> str:
-        text = (DEPLOY / name).read_text("utf-8")
+        text = self.shown or (DEPLOY / name).read_text("utf-8")
         for old, new in {**replaced, **self.replaced}.items():
-            assert old in text, f"deploy/{name} has no {old!r}"
+            assert old in text, f"the sample {name} has no {old!r}"
             text = text.replace(old, new)
         return text
 
 
 @contextlib.asynccontextmanager
 async def ingress(
-    kind: str, folder: Path, upstreams: list[int], replaced: Mapping[str, str] | None = None
+    kind: str,
+    folder: Path,
+    upstreams: list[int],
+    replaced: Mapping[str, str] | None = None,
+    *,
+    shown: str = "",
+    local: bool = False,
 ) -> AsyncIterator[Ingress]:
     """Run `caddy` or `nginx` in `folder` until the block ends."""
-    proxy = Ingress(kind, folder / kind, upstreams, replaced or {})
+    proxy = Ingress(kind, folder / kind, upstreams, replaced or {}, shown, local)
     try:
         await proxy.start()
         yield proxy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class Kept:
     def blob(self, key: str) -> bytes:
         """Return an object's bytes."""
         return (self._blobs / key).read_bytes()
+
+    def audio(self, uris: Iterable[str]) -> dict[str, bytes]:
+        """Return what lies under each of these URIs, as events name them."""
+        return {uri: Path(uri.removeprefix("file://")).read_bytes() for uri in uris}
 
     def check_events(self) -> None:
         """No event refers to a blob that is not there, whole."""
@@ -73,3 +78,16 @@ class SharedKept(Kept):
         finally:
             client.close()
         return data
+
+    def audio(self, uris: Iterable[str]) -> dict[str, bytes]:
+        ours = f"s3://{BUCKET}/"
+        client = self._weed.client()
+        try:
+            found: dict[str, bytes] = {}
+            for uri in uris:
+                assert uri.startswith(ours + self._shared.prefix), uri
+                answer = client.get_object(Bucket=BUCKET, Key=uri.removeprefix(ours))
+                found[uri] = answer["Body"].read()
+        finally:
+            client.close()
+        return found

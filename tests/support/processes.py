@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
 from receiver.wiring import wall_clock
+from tests.support import forking
+from tests.support.forking import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 SINCE = wall_clock()
 os.environ["CRASHING_SINCE"] = str(SINCE)
 
 
-_started: list[asyncio.subprocess.Process] = []
+_started: list[Forked] = []
 
 
 async def end_all() -> None:
@@ -39,25 +40,18 @@ class Process:
     when: str = "never"
     port: int = 0
     since: int = field(default_factory=lambda: SINCE)
-    child: asyncio.subprocess.Process | None = None
+    child: Forked | None = None
     environ: dict[str, str] = field(default_factory=dict)
     """More for its environment, see `tests.support.crashing`."""
 
     async def start(self) -> None:
         """Start and wait until it listens, or until it died trying."""
-        self.child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
+        self.child = await forking.start(
             "tests.support.crashing",
-            self.step,
-            self.when,
-            str(self.config),
-            cwd=ROOT,
-            env=os.environ | {"CRASHING_SINCE": str(self.since)} | self.environ,
-            stdout=asyncio.subprocess.PIPE,
+            [self.step, self.when, str(self.config)],
+            os.environ | {"CRASHING_SINCE": str(self.since)} | self.environ,
         )
         _started.append(self.child)
-        assert self.child.stdout is not None
         async with asyncio.timeout(30):
             line = await self.child.stdout.readline()
         self.port = int(line.split()[1]) if line.startswith(b"ready") else 0

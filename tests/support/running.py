@@ -16,7 +16,7 @@ import uvicorn
 from receiver.config import parse
 from receiver.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.web.app import create_app
-from receiver.web.protocol import Protocol
+from receiver.web.protocol import protocol
 from receiver.wiring import Ports, Receiver, build, open_receiver, wall_clock
 
 BASIC = "deepgram:correct-horse-battery"
@@ -137,7 +137,7 @@ async def running(
         config = uvicorn.Config(
             create_app(receiver),
             port=port,
-            http=Protocol,
+            http=protocol(receiver),
             loop="asyncio",
             lifespan="off",
             log_config=None,

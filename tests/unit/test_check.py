@@ -102,6 +102,7 @@ CASES: dict[str, tuple[str, str]] = {
     "W012": (GOOD + DEEPDUB + 'base_url = "http://127.0.0.1:9901/api/v1"', "sources.deepdub.allow"),
     "W015": (GOOD + POSTGRES + TOKENS, "blobs.url"),
     "W016": (GOOD + S3 + 'endpoint_url = "http://s3.example.com:8333"', "blobs.endpoint_url"),
+    "W019": (GOOD + '[retention]\nevents = "30d"', "retention.events"),
     "W101": (
         swapped('basic = ["dg:correct-horse"]', 'dg_token = "id"\nrequire_dg_token = true'),
         "sources.deepgram.dg_token",
@@ -127,7 +128,21 @@ CASES: dict[str, tuple[str, str]] = {
 }
 
 
-ASKED = {"E012", "E013", "E014", "E015", "E016", "E017", "E018", "E020", "W013", "W014", "W017", "W018"}
+ASKED = {
+    "E012",
+    "E013",
+    "E014",
+    "E015",
+    "E016",
+    "E017",
+    "E018",
+    "E020",
+    "W013",
+    "W014",
+    "W017",
+    "W018",
+    "W020",
+}
 """What only the database or the bucket can tell: tests/flow/test_cli_check.py."""
 
 
@@ -191,9 +206,10 @@ def test_a_place_of_many_machines_that_cannot_be_used_is_found(
 def test_an_extra_that_is_not_installed_is_named(
     package: str, settings: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.check.find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr("receiver.check_store.find_spec", lambda name: None if name == package else object())
     [found] = findings(GOOD + TOKENS + settings, tmp_path)
-    assert (found.code, found.fix) == ("E011", f"pip install 'receiver[{extra}]'")
+    by_path = f"(pip install '/path/to/receiver[{extra}]')"
+    assert (found.code, found.fix) == ("E011", f"install receiver with its extra [{extra}] {by_path}")
 
 
 def test_findings_tell_no_secret(tmp_path: Path) -> None:
@@ -221,6 +237,27 @@ def test_a_data_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:
     found = findings(GOOD, tmp_path)
     assert [finding.code for finding in found] == ["E007"]
     assert str(tmp_path / "data") in found[0].message
+
+
+def test_a_data_folder_in_which_nothing_can_be_made_is_found_whatever_its_mode_says() -> None:
+    found = check(parse(f"data = '/proc/receiver'\n{GOOD}", {}, lambda _: ""))
+    assert [(finding.code, finding.where) for finding in found] == [("E007", "data")]
+    assert "in /proc: " in found[0].message
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert findings(GOOD, tmp_path) == []
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(("audio", "expected"), [("30d", []), ("4w", []), ("31d", ["W019"]), ("never", [])])
+def test_an_age_of_events_that_audio_overrules_is_found(
+    audio: str, expected: list[str], tmp_path: Path
+) -> None:
+    """`never` leaves audio to the bucket's own rules, and events go as they are told."""
+    text = f'[retention]\nevents = "30d"\naudio = "{audio}"'
+    assert codes(GOOD + text, tmp_path) == expected
 
 
 @pytest.mark.parametrize("pattern", ["deapi", "deep?", "x*"])
@@ -284,6 +321,7 @@ def test_secrets_that_others_can_read_are_found(
     ("url", "expected"),
     [
         ("postgresql://app:secret-word@db.example.com/receiver", ["W006"]),
+        ("postgresql://db.example.com/receiver?user=app&password=secret-word", ["W006"]),
         ("postgresql://db.example.com/receiver", []),
     ],
 )

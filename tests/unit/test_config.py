@@ -129,8 +129,8 @@ def test_places_with_file_urls_are_no_secrets() -> None:
             "server.trusted_proxies: 'localhost' does not appear to be",
         ),
         ("[tokens]\nsecrets = ['short']", "tokens.secrets: each secret needs at least 16 characters"),
-        ("[sources]\nname = 1", "sources.name is a table: write [sources.name]"),
-        ("sources = 1", "sources is a table of tables: write [sources.NAME]"),
+        ("[sources]\nname = 1", "sources.name must be a table: write [sources.name]"),
+        ("sources = 1", "sources must be a table of tables: write [sources.NAME]"),
         ("[sources.Deep_Gram]\nprovider = 'deepgram'", "a name has lower-case letters, digits and hyphens"),
         ("[sources.dg]\nbasic = ['a:b']", "sources.dg.provider: is missing"),
         (
@@ -140,15 +140,15 @@ def test_places_with_file_urls_are_no_secrets() -> None:
         ("[destinations.app]", "destinations.app.url: is missing"),
         (
             "[destinations.app]\nurl = 'ftp://a'",
-            "destinations.app.url: a destination's url begins with https://",
+            "destinations.app.url: a destination's url must begin with https://",
         ),
         (
             "[destinations.app]\nurl = 'https://'",
-            "destinations.app.url: a destination's url begins with https://",
+            "destinations.app.url: a destination's url must begin with https://",
         ),
         (
             "[destinations.app]\nurl = 'https://a:99999/'",
-            "destinations.app.url: a destination's url begins with",
+            "destinations.app.url: a destination's url must begin with",
         ),
         (f"{DESTINATION}secrets = ['whsec_short']", "destinations.app.secrets: a destination's secret"),
         (f"{DESTINATION}allow = ['10.0.0.1/8']", "destinations.app.allow: 10.0.0.1/8 has host bits set"),
@@ -156,6 +156,7 @@ def test_places_with_file_urls_are_no_secrets() -> None:
         (f"{DESTINATION}retry = 'often'", "destinations.app.retry: "),
         (f"{DESTINATION}timeout_seconds = 121", "destinations.app.timeout_seconds: "),
         (f"{DESTINATION}concurrency = 0", "destinations.app.concurrency: "),
+        ("[retention]\nevents = 90", 'retention.events: write it as "90d"'),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_wrong(text: str, said: str) -> None:
@@ -201,6 +202,18 @@ def test_a_secret_that_is_not_there_is_never_taken_for_an_empty_one(
     assert _refused(text.format(value), environ, files) == said.replace("[…]", setting)
 
 
+def test_every_secret_that_is_not_there_is_named_at_once() -> None:
+    text = (
+        f"{DESTINATION}secrets = ['env:ONE', 'env:THERE', 'env:TWO']\n[tokens]\nsecrets = ['file:/run/x']\n"
+    )
+    said = _refused(text, {"THERE": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, {})
+    assert said.split("; ") == [
+        "destinations.app.secrets says env:ONE, and ONE is not set: export it",
+        "destinations.app.secrets says env:TWO, and TWO is not set: export it",
+        "tokens.secrets says file:/run/x, which cannot be read: No such file or directory",
+    ]
+
+
 def test_a_file_with_secrets_that_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="it is not text"):
@@ -223,10 +236,10 @@ def test_a_provider_that_is_not_there_is_answered_with_those_that_are() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[store]\nurl = 'mysql://user:hunter2@host/db'", "store.url begins with"),
-        ("[store]\nurl = 'sqlite:///'", "store.url begins with"),
-        ("[blobs]\nurl = 'gs://bucket'", "blobs.url begins with"),
-        ("[blobs]\nurl = 'file://relative'", "blobs.url begins with"),
+        ("[store]\nurl = 'mysql://user:hunter2@host/db'", "store.url must begin with"),
+        ("[store]\nurl = 'sqlite:///'", "store.url must begin with"),
+        ("[blobs]\nurl = 'gs://bucket'", "blobs.url must begin with"),
+        ("[blobs]\nurl = 'file://relative'", "blobs.url must begin with"),
     ],
 )
 def test_a_place_of_another_kind_is_refused_without_repeating_it(

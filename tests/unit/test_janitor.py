@@ -14,7 +14,7 @@ from receiver.blobs.local import LocalBlobs
 from receiver.delivery import DeliveryState
 from receiver.errors import BlobsUnavailable, StoreUnavailable
 from receiver.janitor import PAGE, Janitor
-from receiver.model import Recording
+from receiver.model import Recording, RecordStatus
 from receiver.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
 from receiver.spool import MemoryBody
 from receiver.store.base import EventFilter
@@ -70,6 +70,8 @@ class House:
         self.blobs = Blobs(str(folder / "blobs"))
         self.seen = Seen()
         self.now = T0
+        self.up = 100.0
+        """Seconds since the machine started."""
         self.rests: list[float] = []
 
     def janitor(self, kept: Retention, *, batch: int = 100, budget: float = 60.0) -> Janitor:
@@ -85,6 +87,7 @@ class House:
             batch=batch,
             budget_seconds=budget,
             rest=rest,
+            uptime=lambda: self.up,
         )
 
     async def put(self, key: str, *, at: int) -> None:
@@ -175,6 +178,18 @@ async def test_an_event_stays_as_long_as_its_audio(house: House) -> None:
     assert await house.store.events(EventFilter()) == []
 
 
+@pytest.mark.parametrize("audio", [None, 1])
+async def test_a_callback_that_is_sent_again_within_two_days_is_a_duplicate_whatever_is_kept(
+    house: House, audio: int | None
+) -> None:
+    kept = Retention(events=1, audio=audio, dead_letters=1, bodies=1)
+    await house.store.record(recording(key="same"))
+    await house.janitor(kept).step(T0 + 2 * DAY * MS)
+    again = await house.store.record(recording(key="same"))
+    assert again.status is RecordStatus.DUPLICATE
+    assert (await house.janitor(kept).step(T0 + 2 * DAY * MS + 1))["events"] == 1
+
+
 async def test_audio_that_is_never_removed_does_not_hold_its_event_and_outlives_it(house: House) -> None:
     """The bucket's own rules remove it."""
     wanted = await house.recorded()
@@ -248,6 +263,7 @@ async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(
 ) -> None:
     monkeypatch.setattr("receiver.janitor.PAGE", 2)
     monkeypatch.setattr("receiver.janitor.PAGES", 2)
+    await house.store.record(recording())
     for n in range(9):
         await house.put(f"{n:032x}.mp3", at=T0)
     janitor = house.janitor(Retention())
@@ -266,6 +282,7 @@ async def test_a_crash_between_commit_and_deletion_leaves_an_orphan_that_a_later
 ) -> None:
     wanted = await house.recorded()
     later = T0 + 91 * DAY * MS
+    await house.recorded(at=later)
 
     class Killed(BaseException):
         pass
@@ -286,11 +303,12 @@ async def test_a_crash_between_commit_and_deletion_leaves_an_orphan_that_a_later
 async def test_a_blob_store_that_is_out_is_noted_once_and_holds_nothing_else_up(house: House) -> None:
     wanted = await house.recorded()
     house.now = T0 + 91 * DAY * MS
+    await house.recorded(at=house.now)
     house.blobs.out = True
     janitor = house.janitor(Retention())
     for _ in range(3):
         assert await janitor.sweep()
-    assert await house.store.events(EventFilter()) == []
+    assert len(await house.store.events(EventFilter())) == 1
     named = [name for _, name, _ in house.seen.notes]
     assert named.count("janitor.blobs_unavailable") == 1
     house.blobs.out = False

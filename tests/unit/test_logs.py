@@ -121,6 +121,28 @@ def test_the_journal_is_told_while_something_waits() -> None:
     assert (line["event"], line["depth"], line["oldest_age_seconds"]) == ("journal.waiting", 3, 1.5)
 
 
+def test_a_long_outage_is_told_now_and_then_and_its_end_once() -> None:
+    stream, now = io.StringIO(), 0.0
+    log = LogObserver(style="json", level="info", stream=stream, clock=lambda: now)
+    for depth in range(1, 101):
+        now += 0.7
+        log.journal(depth, now)
+    for depth in range(99, -1, -1):
+        log.journal(depth, now)
+    log.journal(0, 0)
+    now += 1
+    log.journal(1, 0)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    waits = [(line["event"], line.get("depth")) for line in lines]
+    assert waits == [
+        ("journal.waiting", 1),
+        ("journal.waiting", 44),
+        ("journal.waiting", 87),
+        ("journal.empty", None),
+        ("journal.waiting", 1),
+    ]
+
+
 def test_values_under_the_names_of_secrets_are_not_written() -> None:
     log, stream = _log()
     log.note("info", "a", Authorization="Basic x", dg_token="y", api_key="z", client_secret="w", plain="v")

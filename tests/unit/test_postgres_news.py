@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import time
 from collections.abc import AsyncIterator, Collection, Iterator
 
 import pytest
 from msgspec.structs import replace
 
-from receiver.store import postgres_clock
+from receiver.store import postgres_clock, postgres_news
 from receiver.store.base import DeliveryFilter, Store
 from receiver.store.postgres import PostgresStore
 from receiver.store.postgres_clock import wall_clock
+from receiver.store.postgres_connect import Connection
 from tests.contract import pickup_suite
 from tests.contract.store_suite import recording, settlement
 from tests.support.postgres import database, execute
@@ -139,6 +142,50 @@ async def test_a_listener_whose_connection_is_killed_listens_again(
     await listening(url, not_=before)
     await one.record(recording("app"))
     await ears.until({"app"}, set())
+
+
+async def test_a_listener_hears_however_many_files_the_process_has_open(url: str) -> None:
+    """`select` takes no descriptor beyond 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("this user may not open as many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    hoard: list[int] = []
+    try:
+        while not hoard or hoard[-1] < 1030:
+            hoard.append(os.open(os.devnull, os.O_RDONLY))
+        one, other = PostgresStore(url), PostgresStore(url)
+        ears = Ears(other)
+        for store in (one, other):
+            await store.open()
+        await listening(url)
+        await one.record(recording("app"))
+        await ears.until({"app"}, set())
+        for store in (one, other):
+            await store.close()
+    finally:
+        for descriptor in hoard:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_listener_survives_what_nobody_foresaw(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = PostgresStore(url), PostgresStore(url)
+    ears = Ears(other)
+    real = postgres_news.Listener._listen
+
+    def listen(self: postgres_news.Listener, connection: Connection) -> bool:
+        monkeypatch.setattr(postgres_news.Listener, "_listen", real)
+        raise ValueError("filedescriptor out of range")
+
+    monkeypatch.setattr(postgres_news.Listener, "_listen", listen)
+    for store in (one, other):
+        await store.open()
+    await listening(url)
+    await one.record(recording("app"))
+    await ears.until({"app"}, set())
+    for store in (one, other):
+        await store.close()
 
 
 # ---------------------------------------------------------------- clocks

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("s3_credentials")
 BODY = MemoryBody(b"sound")
 STORED = Answer(headers={"etag": '"5d41402abc4b2a76b9719d911017c592"'}, body=b"")
 SAME = Answer(headers={"x-amz-meta-sha256": BODY.sha256}, body=b"sound")
-HANG = Answer(manner="hang", body=b"")
+HANG = Answer(manner="hang", headers=STORED.headers, body=b"")
 
 
 def refused(status: int, code: str, **headers: str) -> Answer:
@@ -96,6 +96,8 @@ async def test_passing_trouble_is_tried_again(blobs: S3Blobs, sink: Sink, troubl
         (refused(400, "KMS.DisabledException"), "compare blobs.sse_kms_key_id"),
         (refused(400, "BadDigest"), "changed on the way"),
         (refused(507, "InsufficientStorage"), "the store failed (507)"),
+        (refused(403, "InvalidObjectState"), "lies in an archive"),
+        (refused(307, "TemporaryRedirect", x_amz_bucket_region="eu-west-3"), "sends to another address for now"),
         (refused(418, "Teapot"), "the store refused it (418 Teapot)"),
         (Answer(status=502, body=b"<html>bad gateway</html>"), "the store failed (502)"),
         (Answer(manner="drop"), "broke the connection off"),
@@ -123,6 +125,25 @@ async def test_nobody_there_is_told_at_once(sink: Sink) -> None:
             await attempt
     assert time.monotonic() - began < 5
     await blobs.close()
+
+
+async def test_an_address_from_the_environment_is_the_one_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    blobs = S3Blobs(S3Options(bucket="bucket", region="us-east-1", addressing="path"))
+    await blobs.open()
+    with pytest.raises(
+        BlobsUnavailable, match=r"127\.0\.0\.1:1 \(.*AWS_ENDPOINT_URL_S3.*\) cannot be reached"
+    ):
+        await put(blobs)
+    await blobs.close()
+
+
+async def test_nothing_at_the_address_names_bucket_and_address(blobs: S3Blobs, sink: Sink) -> None:
+    sink.default = Answer(status=404, body=b"")
+    with pytest.raises(BlobsUnavailable, match="there is no bucket bucket at 127"):
+        await blobs.ping()
 
 
 async def test_a_hung_store_costs_one_silence_and_no_second_try(
@@ -311,6 +332,13 @@ async def test_an_object_that_may_not_be_deleted_is_told(blobs: S3Blobs, sink: S
         await blobs.delete(["a/1"])
 
 
+async def test_one_that_may_not_be_deleted_does_not_keep_those_after_it(blobs: S3Blobs, sink: Sink) -> None:
+    sink.script.extend([refused(501, "NotImplemented"), refused(403, "AccessDenied")])
+    with pytest.raises(BlobsUnavailable, match="the credentials need s3:DeleteObject"):
+        await blobs.delete(["a/1", "a/2"])
+    assert [request.method for request in sink.received] == ["POST", "DELETE", "DELETE"]
+
+
 def _without_boto3(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "boto3", None)
 
@@ -328,13 +356,18 @@ def _no_profile(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_PROFILE", "nobody")
 
 
+def _broken_config(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("AWS_CONFIG_FILE", __file__)
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "said"),
     [
-        (_without_boto3, ConfigError, "pip install 'receiver[s3]'"),
+        (_without_boto3, ConfigError, "pip install '/path/to/receiver[s3]'"),
         (_without_credentials, BlobsUnavailable, "no credentials were found: give boto3 credentials"),
         (_half_credentials, BlobsUnavailable, "the credentials are not whole"),
         (_no_profile, BlobsUnavailable, "AWS_PROFILE names a profile that is not there"),
+        (_broken_config, BlobsUnavailable, "the AWS configuration file cannot be read"),
     ],
 )
 async def test_what_is_missing_at_the_start_is_named(

@@ -11,6 +11,7 @@ from receiver.blobs.keys import KeyTemplate
 from receiver.blobs.s3_options import S3Options, parse_url
 from receiver.blobs.s3_probe import BUCKET_ACTIONS, OBJECT_ACTIONS
 from receiver.errors import ConfigError
+from receiver.keeping import BlobSettings
 
 AT = 1_795_222_923_456  # 2026-11-21T01:02:03.456Z
 
@@ -46,6 +47,26 @@ def test_another_url_is_refused_without_showing_it(url: str) -> None:
     assert "secret" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"endpoint_url": "https://s3.example.com/?a=b"}, "blobs.endpoint_url must have no query"),
+        ({"url": f"s3://b/{'x' * 950}"}, "keys may have 1075 bytes"),
+        ({"key": f"{'x' * 1000}/{{name}}"}, "keys may have 1050 bytes"),
+    ],
+)
+def test_settings_that_could_store_nothing_are_refused(change: dict[str, str], said: str) -> None:
+    settings = BlobSettings(**({"url": "s3://b/p"} | change))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=said):
+        _ = S3Options.of(settings), KeyTemplate(settings.key)
+
+
+@pytest.mark.parametrize("archive", ["GLACIER", "DEEP_ARCHIVE"])
+def test_an_archive_is_refused_since_nothing_in_it_can_be_read(archive: str) -> None:
+    with pytest.raises(ValueError, match="cannot be read or linked to"):
+        BlobSettings(storage_class=archive)
+
+
 def test_people_are_shown_the_place_without_credentials() -> None:
     options = S3Options(bucket="b", prefix="p/", endpoint_url="https://user:secret@s3.example.com:9000")
     assert (options.place, options.host) == ("s3://b/p", "s3.example.com:9000")
@@ -63,6 +84,21 @@ def test_people_are_shown_the_place_without_credentials() -> None:
 )
 def test_a_template_makes_keys(template: str, key: str) -> None:
     assert KeyTemplate(template).key(source="deapi", received_at=AT, name="0123.mp3") == key
+
+
+def test_a_template_knows_its_keys_from_others() -> None:
+    name = f"{'ab' * 16}.mp3"
+    dated, odd = KeyTemplate(), KeyTemplate("{{x}}.y/{source}-{name}")
+    assert dated.is_ours(dated.key(source="deapi-2", received_at=AT, name=name))
+    assert odd.is_ours(f"{{x}}.y/deapi-{name}")
+    for key in (
+        f"a/2026/11/21/x-{name}",
+        f"b/a/2026/11/21/{name}",
+        f"a/2026/1/21/{name}",
+        f"a/2026/11/21/{name}\n",
+    ):
+        assert not dated.is_ours(key)
+    assert not odd.is_ours(f"{{x}}zy/deapi-{name}")
 
 
 @pytest.mark.parametrize(

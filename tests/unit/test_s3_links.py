@@ -43,6 +43,7 @@ def fixed() -> Iterator[None]:
         S3Options(bucket="bucket", endpoint_url="http://127.0.0.1:9000", region="us-east-1"),
         S3Options(bucket="bucket", endpoint_url="https://s3.example.com/base/", region="garage"),
         S3Options(bucket="bucket", endpoint_url="https://s3.example.com:443", addressing="virtual"),
+        S3Options(bucket="bucket", endpoint_url="https://S3.Example.COM/Base", region="us-east-1"),
     ],
 )
 @pytest.mark.parametrize("token", ["", "temporary+token/=="])

@@ -164,6 +164,35 @@ async def test_a_stop_while_the_store_is_out_ends_and_leaves_the_rest_to_the_lea
     assert heard.events() == [("warning", "relay.store_unavailable")]
 
 
+async def test_a_stop_does_not_wait_for_a_store_that_says_nothing(
+    store: FaultyStore, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the settlements nor the claims handed back are answered."""
+    monkeypatch.setattr(lanes_module, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(lanes_module, "HAND_BACK_SECONDS", 0.2)
+    asked: list[str] = []
+
+    def silent(name: str) -> None:
+        async def never(*_: object, **__: object) -> object:
+            asked.append(name)
+            return await asyncio.get_running_loop().create_future()
+
+        monkeypatch.setattr(store, name, never)
+
+    silent("settle")
+    silent("release")
+    await record(store, count=4)
+    destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
+    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 2, 5)}, heard, render, now, "w")
+    relay.start()
+    while asked.count("settle") < 2 or sum(store.claims) < 4:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        await relay.stop(0)
+    assert "release" in asked
+    assert {one.state for one in await deliveries(store)} == {DeliveryState.DELIVERING}
+
+
 async def test_a_relay_that_never_started_stops() -> None:
     destination: Destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
     lane = Lane(destination, policy("deepgram"), 1, 5)

@@ -1,0 +1,149 @@
+"""PostgreSQL says nothing: a stop does not wait for it, a migration does, and commits that it keeps back do not pile up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from receiver.errors import StoreUnavailable
+from receiver.model import RecordStatus
+from receiver.store import postgres
+from receiver.store.base import EventFilter
+from receiver.store.postgres import PostgresStore
+from receiver.store.postgres_session import _MIGRATING
+from receiver.store.statements import migrations
+from tests.contract.store_suite import recording
+from tests.support.postgres import Server, execute, own_database, server
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    with server() as made:
+        asyncio.run(PostgresStore(made.url()).migrate())
+        yield made
+
+
+async def test_closing_waits_a_moment_for_a_server_that_answers_no_more(running: Server) -> None:
+    store = PostgresStore(running.url())
+    store.listen(lambda destinations, sources: None)
+    await store.open()
+    await store.record(recording("app"))
+    await store.events(EventFilter())
+    running.signal_all(signal.SIGSTOP)
+    try:
+        asked = [asyncio.create_task(one) for one in (store.ping(), store.events(EventFilter()))]
+        await asyncio.wait(asked, timeout=0.1)
+        began = time.monotonic()
+        await store.close()
+        assert time.monotonic() - began < 3
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 2)
+        assert [type(one) for one in answers] == [StoreUnavailable] * 2
+    finally:
+        running.signal_all(signal.SIGCONT)
+    await store.open()
+    await store.record(recording("app"))
+    await store.events(EventFilter())
+    await store.close()
+
+
+async def test_a_commit_that_waits_for_a_standby_that_is_away_is_the_only_one(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each given up leaves its connection on the server: others do not follow until it is known what became of it."""
+    monkeypatch.setattr(postgres, "DOUBT_SECONDS", 0.1)
+    store = PostgresStore(running.url(), answer_seconds=0.5)
+    await store.open()
+    running.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    running.execute("SELECT pg_reload_conf()")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    wanted = recording("app")
+    try:
+        while running.execute("SHOW synchronous_standby_names") != [("nobody",)]:
+            await asyncio.sleep(0.01)
+        with pytest.raises(StoreUnavailable):
+            await store.ping()
+        for _ in range(4):
+            with pytest.raises(StoreUnavailable, match="does not confirm commits"):
+                await store.record(wanted)
+            await asyncio.sleep(postgres.ASK_PAUSE)
+        assert running.execute(waiting) == [(1,)]
+    finally:
+        running.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        running.execute("SELECT pg_reload_conf()")
+    began = time.monotonic()
+    while True:
+        with contextlib.suppress(StoreUnavailable):
+            assert (await store.record(wanted)).status is RecordStatus.RECORDED
+            break
+        await asyncio.sleep(0.01)
+    assert time.monotonic() - began < 2
+    await store.close()
+
+
+async def test_pauses_grow_after_commits_that_were_not_answered_and_cannot_be_asked_after(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction whose number was not told: connections are made more and more seldom, until a commit is answered."""
+    monkeypatch.setattr(postgres, "SILENT_PAUSE", 0.05)
+    monkeypatch.setattr(postgres, "_history", lambda connection: None)
+    made: list[float] = []
+    real = PostgresStore._connected
+
+    def connected(self: PostgresStore, writes: bool = False) -> object:
+        made.append(time.monotonic())
+        return real(self, writes)
+
+    monkeypatch.setattr(PostgresStore, "_connected", connected)
+    store = PostgresStore(running.url(), answer_seconds=0.2)
+    await store.open()
+    running.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    running.execute("SELECT pg_reload_conf()")
+    try:
+        while running.execute("SHOW synchronous_standby_names") != [("nobody",)]:
+            await asyncio.sleep(0.01)
+        while len(made) < 5:
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                await store.ping()
+            await asyncio.sleep(0.005)
+        gaps = [later - earlier - 0.2 for earlier, later in itertools.pairwise(made)][1:]
+        assert [gap >= least for gap, least in zip(gaps, (0.05, 0.1, 0.2), strict=False)] == [True] * 3
+    finally:
+        running.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        running.execute("SELECT pg_reload_conf()")
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await store.ping()
+                break
+            await asyncio.sleep(0.01)
+    await store.close()
+
+
+async def test_a_migration_may_take_longer_than_any_answer() -> None:
+    """It waits for another that is under way, and for its own statements; afterwards the limit holds again."""
+    waited = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+        "AND clock_timestamp() - query_start > '0.6 s'"
+    )
+    with own_database() as url:
+        store = PostgresStore(url, answer_seconds=0.2)
+        with psycopg.connect(url) as other:
+            other.execute(f"SELECT pg_advisory_xact_lock({_MIGRATING})".encode())
+            migrating = asyncio.create_task(store.migrate())
+            while not migrating.done() and not await asyncio.to_thread(execute, url, waited):
+                await asyncio.sleep(0.02)
+        assert await migrating == list(migrations("BYTEA"))
+        await store.open()
+        assert await store.migrate() == []
+        with psycopg.connect(url) as other:
+            other.execute("LOCK TABLE callbacks")
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                await store.record(recording("app"))
+        await store.close()

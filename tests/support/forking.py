@@ -1,0 +1,200 @@
+"""Processes that start without the import of receiver, which is most of the cost of a start: a process that has imported it forks.
+
+`python -m tests.support.forking FD` imports, and then forks a process for each request that comes on the socket FD. The process
+is a process as any other: its own environment, folder and streams, and `python -m MODULE` run from its beginning. Nothing but
+imported modules is there before the fork: no thread, no event loop, no connection, and not MODULE itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+_LONGEST = 1 << 20
+_IMPORTED = (
+    "boto3",
+    "psycopg",
+    "receiver.blobs.s3",
+    "receiver.store.postgres",
+    "receiver.web.app",
+    "receiver.wiring",
+    "uvicorn.loops.asyncio",
+    "uvicorn.protocols.http.httptools_impl",
+)
+
+
+class Forked:
+    """One process, waited for as one of asyncio's own is."""
+
+    def __init__(self, pid: int, stdout: asyncio.StreamReader, ended: asyncio.StreamReader) -> None:
+        self.pid = pid
+        self.stdout = stdout
+        self.returncode: int | None = None
+        self._ending = asyncio.create_task(self._note_end(ended))
+
+    async def _note_end(self, ended: asyncio.StreamReader) -> int:
+        said = await ended.read()
+        assert said, "the process that forks has died"
+        self.returncode = int(said)
+        return self.returncode
+
+    async def wait(self) -> int:
+        """Wait until it is gone; return its exit code (negative: the signal)."""
+        return await asyncio.shield(self._ending)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it is gone."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+_forkers: dict[int, socket.socket] = {}
+_asking = threading.Lock()
+"""Held from a question to its answer."""
+
+
+def _forker() -> socket.socket:
+    """Return the way to this process's forker, started by the first to ask; it ends when the other end is closed."""
+    if os.getpid() not in _forkers:
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            command = [sys.executable, "-m", "tests.support.forking", str(its.fileno())]
+            child = subprocess.Popen(command, cwd=_ROOT, pass_fds=[its.fileno()])
+        atexit.register(child.wait, 20)
+        atexit.register(ours.close)
+        _forkers[os.getpid()] = ours
+    return _forkers[os.getpid()]
+
+
+def _ask(forker: socket.socket, asked: bytes, streams: list[int]) -> int:
+    with _asking:
+        socket.send_fds(forker, [asked], streams)
+        return int(forker.recv(64))
+
+
+async def _reader(fd: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0))
+    return reader
+
+
+async def start(module: str, words: Sequence[str], environ: Mapping[str, str]) -> Forked:
+    """Run `python -m module words` in the root of the repository; what it prints is in `stdout`."""
+    out, its_out = os.pipe()
+    ended, its_ended = os.pipe()
+    asked = json.dumps({"module": module, "words": list(words), "environ": dict(environ)}).encode()
+    try:
+        pid = await asyncio.to_thread(_ask, _forker(), asked, [its_out, 2, its_ended])
+    finally:
+        os.close(its_out)
+        os.close(its_ended)
+    return Forked(pid, await _reader(out), await _reader(ended))
+
+
+# ---------------------------------------------------------------- in the process that forks
+
+
+class _Forker:
+    """Forks when asked, and tells how each process ended."""
+
+    def __init__(self, asking: socket.socket) -> None:
+        self._asking = asking
+        self._ended: dict[int, int] = {}
+        """Where to write how a process ended."""
+
+    def run(self) -> tuple[str, list[str]] | None:
+        """Serve; in a process that was forked, return what it is to run, and None when nobody asks any more."""
+        woken, waking = os.pipe()
+        os.set_blocking(woken, False)
+        os.set_blocking(waking, False)
+        signal.set_wakeup_fd(waking)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            readable, _, _ = select.select([self._asking.fileno(), woken], [], [])
+            if woken in readable:
+                os.read(woken, 4096)
+                self._reap()
+            if self._asking.fileno() not in readable:
+                continue
+            asked, fds, _, _ = socket.recv_fds(self._asking, _LONGEST, 3)
+            if not asked:
+                self._end_all()
+                return None
+            out, err, ended = fds
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.dup2(out, 1)
+                os.dup2(err, 2)
+                for fd in (*fds, woken, waking, *self._ended.values()):
+                    os.close(fd)
+                self._asking.close()
+                return _become(json.loads(asked))
+            self._ended[pid] = ended
+            os.close(out)
+            os.close(err)
+            self._asking.send(str(pid).encode())
+
+    def _reap(self) -> None:
+        while self._ended:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            ended = self._ended.pop(pid)
+            with contextlib.suppress(BrokenPipeError):  # the test did not wait for it
+                os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
+            os.close(ended)
+
+    def _end_all(self) -> None:
+        for pid in self._ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _become(asked: dict[str, Any]) -> tuple[str, list[str]]:
+    os.environ.clear()
+    os.environ.update(asked["environ"])
+    return asked["module"], asked["words"]
+
+
+def _import() -> None:
+    for name in _IMPORTED:
+        __import__(name)
+    gc.collect()
+    gc.freeze()  # so that collecting garbage does not copy what the processes have in common
+
+
+def main(fd: int) -> None:
+    """Fork for whoever holds the other end of the socket `fd`."""
+    _import()
+    found = _Forker(socket.socket(fileno=fd)).run()
+    if found is not None:
+        module, words = found
+        sys.argv = [module, *words]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

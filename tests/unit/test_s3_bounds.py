@@ -1,0 +1,216 @@
+"""An S3 store that is never done, or says yes to everything: each call ends, and nothing counts as stored that is not."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.blobs import s3, s3_calls, s3_upload
+from receiver.blobs.s3 import S3Blobs
+from receiver.blobs.s3_options import S3Options
+from receiver.errors import BlobsUnavailable
+from receiver.spool import MemoryBody
+from tests.support import s3 as support
+from tests.support.sink import Answer, Sink
+
+s3_credentials = support.s3_credentials
+pytestmark = pytest.mark.usefixtures("s3_credentials")
+ROOT = Path(__file__).parents[2]
+BODY = MemoryBody(b"sound")
+STORED = Answer(headers={"etag": '"5d41402abc4b2a76b9719d911017c592"'}, body=b"")
+PAGE = Answer(headers={"content-type": "text/html"}, body=b"<html>maintenance</html>")
+MISSING = Answer(status=404, body=b"")
+TRICKLE = Answer(manner="trickle")
+
+
+def at(port: int, **more: Any) -> S3Options:
+    place = {"bucket": "bucket", "endpoint_url": f"http://127.0.0.1:{port}", "region": "us-east-1"}
+    return S3Options(**(place | {"connections": 2, "timeout_seconds": 1.0} | more))
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    async with Sink() as sink:
+        sink.default = STORED
+        yield sink
+
+
+@pytest.fixture
+async def blobs(sink: Sink) -> AsyncIterator[S3Blobs]:
+    blobs = S3Blobs(at(sink.port))
+    await blobs.open()
+    yield blobs
+    await blobs.close()
+
+
+async def put(blobs: S3Blobs) -> None:
+    await blobs.put("a/one.mp3", BODY, content_type="audio/mpeg")
+
+
+def busy() -> list[str]:
+    """The threads of S3 that wait for a store."""
+    return [
+        name
+        for name, frame in (
+            (thread.name, sys._current_frames().get(thread.ident or 0)) for thread in threading.enumerate()
+        )
+        if name.startswith("s3") and _is_reading(frame)
+    ]
+
+
+def _is_reading(frame: Any) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "_do":
+            return True
+        frame = frame.f_back
+    return False
+
+
+async def idle() -> None:
+    """Return when no thread of S3 is in a call."""
+    async with asyncio.timeout(5):
+        while busy():
+            await asyncio.sleep(0.01)  # a thread's end is told to nobody
+
+
+CALLS: dict[str, Callable[[S3Blobs], Coroutine[Any, Any, object]]] = {
+    "put": put,
+    "get": lambda blobs: blobs.get("a/one.mp3"),
+    "list": lambda blobs: blobs.entries(),
+    "delete": lambda blobs: blobs.delete(["a/one.mp3"]),
+    "abort": lambda blobs: blobs.abort_abandoned(before=0),
+    "ask": lambda blobs: blobs.ping(),
+    "put in parts": lambda blobs: blobs.put("a", MemoryBody(bytes(17 << 20)), content_type="audio/wav"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_store_that_trickles_is_cut_off_and_its_threads_are_free_again(
+    sink: Sink, blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It is never silent, so no timeout of the connection ever ends it."""
+    sink.default = TRICKLE
+    with monkeypatch.context() as patched:
+        for module, name in ((s3, "_ASK_SECONDS"), (s3, "_LONG_SECONDS"), (s3_upload, "_SECONDS")):
+            patched.setattr(module, name, 0.3)
+        patched.setattr(s3_upload, "_SLOWEST", 1 << 40)
+        with pytest.raises(BlobsUnavailable, match="did not answer in time"):
+            await CALLS[call](blobs)
+        await idle()
+    sink.default = STORED
+    await put(blobs)
+
+
+async def test_an_object_that_trickles_is_cut_off(
+    sink: Sink, blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer's head was whole, and its body is read behind botocore's back."""
+    monkeypatch.setattr(s3, "_LONG_SECONDS", 0.3)
+    sink.default = Answer(
+        headers={"content-length": "100", "connection": "close"}, body=b"a", manner="hang_body"
+    )
+    with pytest.raises(BlobsUnavailable, match="did not answer in time"):
+        await blobs.get("a/one.mp3")
+    await idle()
+
+
+async def test_over_tls_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    monkeypatch.setattr(s3, "_ASK_SECONDS", 0.5)
+    async with Sink(tls=context) as sink:
+        sink.default = TRICKLE
+        options = at(
+            sink.port, endpoint_url=f"https://127.0.0.1:{sink.port}", ca_file=str(tmp_path / "ca.pem")
+        )
+        blobs = S3Blobs(options)
+        await blobs.open()
+        with pytest.raises(BlobsUnavailable, match="did not answer in time"):
+            await blobs.ping()
+        await idle()
+        await blobs.close()
+
+
+async def test_a_cancelled_call_frees_its_thread(sink: Sink, blobs: S3Blobs) -> None:
+    sink.default = TRICKLE
+    asking = [asyncio.create_task(put(blobs)) for _ in range(2)]
+    await sink.until(2)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await idle()
+
+
+async def test_closing_cuts_off_what_goes_on(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink.default = TRICKLE
+    blobs = S3Blobs(at(sink.port, timeout_seconds=0.2))
+    await blobs.open()
+    asking = asyncio.create_task(put(blobs))
+    await sink.until(1)
+    began = time.monotonic()
+    await blobs.close()
+    assert time.monotonic() - began < s3_calls._END_SECONDS
+    with pytest.raises(BlobsUnavailable):
+        await asking
+
+
+def test_a_thread_that_never_ends_does_not_hold_the_process() -> None:
+    code = (
+        "import threading\n"
+        "from receiver.blobs.s3_threads import Threads\n"
+        "threads = Threads(1, 's3')\n"
+        "threads.submit(threading.Event().wait)\n"
+        "threads.close(); threads.join(0.1); print('over')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"over\n")
+
+
+# ---------------------------------------------------------------- what counts as stored
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PAGE,
+        Answer(headers={"content-type": "text/html", "etag": '"66a1"'}, body=b"<html>static</html>"),
+        Answer(headers=dict(STORED.headers) | {"x-amz-checksum-sha256": "AAAA"}, body=b""),
+        Answer(body=b""),
+    ],
+    ids=["maintenance page", "page of a file", "another checksum", "nothing"],
+)
+async def test_a_yes_that_stored_nothing_is_not_believed(blobs: S3Blobs, sink: Sink, answer: Answer) -> None:
+    sink.script.extend([answer, MISSING])
+    with pytest.raises(BlobsUnavailable, match="it is not there: does 127"):
+        await put(blobs)
+    assert [request.method for request in sink.received] == ["PUT", "HEAD"]
+
+
+async def test_a_store_that_says_little_is_believed_when_the_object_is_there(
+    blobs: S3Blobs, sink: Sink
+) -> None:
+    there = Answer(headers={"x-amz-meta-sha256": BODY.sha256}, body=b"sound")
+    sink.script.extend([Answer(body=b""), there])
+    await put(blobs)
+
+
+async def test_an_upload_in_parts_that_was_never_begun_is_told(blobs: S3Blobs, sink: Sink) -> None:
+    xml = Answer(body=b"<Other></Other>", headers={"content-type": "application/xml"})
+    sink.script.extend([MISSING, xml])
+    with pytest.raises(BlobsUnavailable, match="began no upload in parts"):
+        await blobs.put("a", MemoryBody(bytes(17 << 20)), content_type="audio/wav")

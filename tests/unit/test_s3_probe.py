@@ -1,0 +1,85 @@
+"""What `receiver check` tries at a bucket is what receiver does there: a store that refuses one of these is found out."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from receiver.blobs import s3_probe
+from receiver.blobs.keys import KeyTemplate
+from receiver.blobs.s3_options import S3Options
+from receiver.blobs.s3_probe import Trouble, probe
+from tests.support import s3
+from tests.support.s3 import BUCKET, Weed
+from tests.support.sink import Answer, Sink
+
+weed, s3_credentials = s3.weed, s3.s3_credentials
+pytestmark = pytest.mark.usefixtures("s3_credentials")
+XML = {"content-type": "application/xml"}
+OK = Answer(headers={"etag": '"e"'}, body=b"")
+TAKEN = Answer(status=412, body=b"<Error><Code>PreconditionFailed</Code></Error>", headers=XML)
+SOUND = Answer(body=b"receiver check\n", headers={"etag": '"e"'})
+RANGE = Answer(status=206, body=b"receiver", headers={"content-type": "audio/mpeg"})
+BEGUN = Answer(body=b"<R><UploadId>1</UploadId></R>", headers=XML)
+ENDED = Answer(body=b"<R><ETag>e</ETag></R>", headers=XML)
+
+
+def refused(status: int, code: str = "InvalidArgument") -> Answer:
+    return Answer(status=status, body=f"<Error><Code>{code}</Code></Error>".encode(), headers=XML)
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    async with Sink() as sink:
+        sink.default = OK
+        yield sink
+
+
+async def _fatal(sink: Sink, *answers: Answer) -> list[Trouble]:
+    sink.script.extend(answers)
+    options = S3Options(
+        bucket="bucket", endpoint_url=f"http://127.0.0.1:{sink.port}", region="us-east-1", connections=2
+    )
+    return [trouble for trouble in await asyncio.to_thread(probe, options) if trouble.fatal]
+
+
+@pytest.mark.parametrize("status", [400, 403, 405])
+async def test_a_store_that_refuses_the_put_that_receiver_makes_is_found_out(sink: Sink, status: int) -> None:
+    """It took one without the condition, metadata and checksum, which receiver never makes."""
+    found = await _fatal(sink, OK, refused(status))
+    assert [trouble.message.split(" failed:")[0] for trouble in found] == ["storing in s3://bucket"]
+    headers = sink.received[1].headers
+    assert headers["if-none-match"] == "*"
+    assert headers["x-amz-meta-sha256"] == headers["x-amz-content-sha256"]
+    assert headers["x-amz-checksum-sha256"]
+
+
+async def test_a_second_conditional_put_that_is_refused_otherwise_is_an_error(sink: Sink) -> None:
+    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, refused(400), BEGUN, OK, ENDED, SOUND, BEGUN)
+    assert [trouble.message.split(" failed:")[0] for trouble in found] == ["storing once more in s3://bucket"]
+
+
+async def test_an_upload_in_parts_that_cannot_be_completed_is_an_error(sink: Sink) -> None:
+    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, TAKEN, BEGUN, OK, refused(403, "AccessDenied"))
+    assert [trouble.message.split(" failed:")[0] for trouble in found] == ["storing in parts in s3://bucket"]
+    ended = sink.received[9]
+    assert ended.method == "DELETE", "and is aborted"
+
+
+async def test_an_upload_in_parts_that_never_begins_is_an_error(sink: Sink) -> None:
+    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, TAKEN, ENDED)
+    assert "began no upload in parts" in found[0].message
+
+
+async def test_what_a_check_leaves_that_was_killed_is_ours_to_sweep(
+    weed: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, template = f"{uuid.uuid4().hex}/", "audio/{source}-{name}"
+    monkeypatch.setattr(s3_probe._Probe, "delete", lambda _: None)
+    await asyncio.to_thread(probe, weed.options(prefix, key=template))
+    found = weed.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+    assert len(found) == 2
+    assert all(KeyTemplate(template).is_ours(item["Key"].removeprefix(prefix)) for item in found)
