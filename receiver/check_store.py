@@ -113,11 +113,12 @@ def _blobs(settings: Settings) -> Iterator[Finding]:
     if blobs.ca_file is not None and not holds_certificates(blobs.ca_file):
         yield finding("E021", "blobs.ca_file", NO_CERTIFICATES)
     if blobs.endpoint_url is not None:
-        yield from _address(blobs.endpoint_url)
+        yield from _address("blobs.endpoint_url", blobs.endpoint_url)
+    if blobs.link_endpoint_url is not None:
+        yield from _address("blobs.link_endpoint_url", blobs.link_endpoint_url)
 
 
-def _address(url: str) -> Iterator[Finding]:
-    where = "blobs.endpoint_url"
+def _address(where: str, url: str) -> Iterator[Finding]:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

@@ -35,6 +35,8 @@ class BlobSettings(Section):
     """Where an object lies: a template that ends with `{name}`."""
     endpoint_url: str | None = None
     """S3: another store that speaks it; None is Amazon's."""
+    link_endpoint_url: str | None = None
+    """S3: where links in events lead, when applications reach the store by another address than receiver does."""
     region: str | None = None
     """S3: None is what boto3 finds in environment or profile."""
     addressing: Literal["auto", "path", "virtual"] = "auto"

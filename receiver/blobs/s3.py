@@ -122,7 +122,7 @@ class S3Blobs:
                 about = {"response-content-type": content_type, "response-content-disposition": disposition}
                 signed: str = self._calls.signer.sign(whole, about, life)
                 return signed
-            made: str = self._calls.client.generate_presigned_url(
+            made: str = self._calls.links.generate_presigned_url(
                 "get_object",
                 Params={
                     "Bucket": self._options.bucket,

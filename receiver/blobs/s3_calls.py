@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from receiver.blobs.s3_errors import GaveUp, unavailable
 from receiver.blobs.s3_links import LinkSigner
-from receiver.blobs.s3_options import S3Options, make_client
+from receiver.blobs.s3_options import S3Options, make_client, make_link_client
 from receiver.blobs.s3_threads import Threads, Ticket, hold_sockets
 from receiver.errors import BlobsUnavailable, ConfigError, NotFound
 
@@ -44,6 +44,8 @@ class Calls:
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
         self.client: Any = None
+        self.links: Any = None
+        """The client that signs links."""
         self.signer: Any = None
 
     async def open(self) -> None:
@@ -123,7 +125,8 @@ class Calls:
         events.register_last("before-call.s3", _on_call)
         events.register("before-send.s3", self._on_send)
         events.register("response-received.s3", self._on_response)
-        self.signer = LinkSigner(client, credentials, self._options.bucket)
+        self.links = make_link_client(self._options, client)
+        self.signer = LinkSigner(self.links, credentials, self._options.bucket)
         self.client = client
         return credentials
 

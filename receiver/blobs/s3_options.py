@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +28,8 @@ class S3Options:
     """The template of what follows the prefix."""
     endpoint_url: str | None = None
     """Another store that speaks S3; None is Amazon's."""
+    link_endpoint_url: str | None = None
+    """The same store as those see it who follow links; None is `endpoint_url`."""
     region: str | None = None
     """None: what boto3 finds in environment or profile."""
     addressing: Literal["auto", "path", "virtual"] = "auto"
@@ -48,10 +50,12 @@ class S3Options:
     def of(cls, settings: BlobSettings) -> S3Options:
         """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
         bucket, prefix = parse_url(settings.url or "")
-        if "?" in (settings.endpoint_url or "") or "#" in (settings.endpoint_url or ""):
-            raise ConfigError(
-                "blobs.endpoint_url must have no query: https:// (or http://), a host, and perhaps a path"
-            )
+        for name in ("endpoint_url", "link_endpoint_url"):
+            url = getattr(settings, name) or ""
+            if "?" in url or "#" in url:
+                raise ConfigError(
+                    f"blobs.{name} must have no query: https:// (or http://), a host, and perhaps a path"
+                )
         longest = len(prefix.encode())
         with suppress(ConfigError):  # a template that makes no keys is told where it is used
             longest += KeyTemplate(settings.key).longest
@@ -64,6 +68,7 @@ class S3Options:
             prefix=prefix,
             key=settings.key,
             endpoint_url=settings.endpoint_url,
+            link_endpoint_url=settings.link_endpoint_url,
             region=settings.region,
             addressing=settings.addressing,
             checksums=settings.checksums,
@@ -107,6 +112,13 @@ def _lowered(url: str | None) -> str | None:
     scheme, colon, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme.lower()}{colon}{host.lower()}{slash}{path}" if colon and "@" not in host else url
+
+
+def make_link_client(options: S3Options, client: Any) -> Any:
+    """Return the client that signs links: another than `client` only where links lead to an address of their own."""
+    if options.link_endpoint_url is None:
+        return client
+    return make_client(replace(options, endpoint_url=options.link_endpoint_url))[0]
 
 
 def make_client(options: S3Options) -> tuple[Any, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from receiver.blobs.base import Blobs
 from receiver.blobs.s3 import S3Blobs
+from receiver.blobs.s3_probe import probe
 from receiver.callback import Body
 from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
@@ -46,3 +50,28 @@ def body(tmp_path: Path) -> MakeBody:
 
 class TestS3Blobs(BlobSuite):
     """The shared behaviour over a bucket."""
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+async def test_links_lead_where_applications_reach_the_store(
+    by_hand: bool, weed: Weed, s3_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stores by one address, and applications fetch by another: the signature covers the host that they ask."""
+    outside = f"http://localhost:{weed.http_port}"
+    store = S3Blobs(weed.options(f"{uuid.uuid4().hex}/", link_endpoint_url=outside))
+    await store.open()
+    try:
+        monkeypatch.setattr(store._calls.signer, "usual", by_hand)
+        await store.put("a.mp3", MemoryBody(b"sound"), content_type="audio/mpeg")
+        url = store.presign("a.mp3", content_type="audio/mpeg", expires_at=int(time.time() * 1000) + 60_000)
+        assert url is not None
+        assert url.startswith(f"{outside}/")
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answer = await client.get(url)
+        assert (answer.status_code, answer.content) == (200, b"sound")
+    finally:
+        await store.close()
+    assert await asyncio.to_thread(probe, weed.options("checked/", link_endpoint_url=outside)) == []
+    (only,) = await asyncio.to_thread(probe, weed.options("checked/", link_endpoint_url="http://localhost:9"))
+    assert not only.fatal
+    assert "see that applications reach it" in only.message
