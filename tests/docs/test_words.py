@@ -32,7 +32,7 @@ OTHER_USES = {
     "watch": "an eye on the store",
 }
 """Words that the glossary replaces for one thing and that have another, rightful use. Each says which."""
-OTHER_NAMES = {"endpoint_url"}
+OTHER_NAMES = {"endpoint_url", "link_endpoint_url"}
 """Names that others gave: S3's setting."""
 WEBHOOK_NAMES = {"standard_webhook", "webhook_key", "new_webhook_secret", "webhook_secret"}
 """Names that mean Standard Webhooks; and `webhook_secret`, deAPI's own word for what a job takes."""
