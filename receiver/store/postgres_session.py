@@ -14,7 +14,7 @@ from psycopg import errors
 
 from receiver.store import schema
 from receiver.store.postgres_connect import Connection
-from receiver.store.sql import Row, Value, clean
+from receiver.store.sql import Row, Value, clean_value
 from receiver.store.statements import Statements
 
 ROWS_AT_ONCE = 128
@@ -158,11 +158,14 @@ class PostgresSession:
 
     def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
         # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
-        given = [
-            clean(value) if isinstance(value, str) else str(value) if isinstance(value, int) else value
-            for value in values
-        ]
-        cursor = self._connection.execute(text, given, binary=True)
+        given = [str(value) if isinstance(value, int) else value for value in values]
+        try:
+            cursor = self._connection.execute(text, given, binary=True)
+        except (UnicodeEncodeError, psycopg.DataError) as error:
+            if isinstance(error, psycopg.DataError) and error.sqlstate is not None:
+                raise
+            # Nothing was sent. What somebody asks for may be any text; looking first costs each callback.
+            cursor = self._connection.execute(text, [clean_value(value) for value in given], binary=True)
         if not self._statements.answers(name):
             return []  # not waited for: the next statement that answers, or the commit, tells if it failed
         found = cursor.fetchall()

@@ -214,8 +214,16 @@ class SqliteSession:
         start = 0
         while start < len(rows):
             size = min(_ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-            flat = tuple(map(clean_value, chain.from_iterable(rows[start : start + size])))
-            found += self._connection.execute(self._statements.rows(name, size), flat)
+            text, flat = (
+                self._statements.rows(name, size),
+                tuple(chain.from_iterable(rows[start : start + size])),
+            )
+            try:
+                found += self._connection.execute(text, flat)
+            except (
+                UnicodeEncodeError
+            ):  # what somebody asks for may be any text; looking first costs each callback
+                found += self._connection.execute(text, tuple(map(clean_value, flat)))
             start += size
         return found
 
