@@ -117,6 +117,10 @@ NOTES = (
     "  load generator and 2 KB of signed JSON: 340 callbacks a second with 64 connections, 353 with 16. receiver took 3,100 to 3,600",
     "  with 64, which is 9 to 11 times as many, and 2,220 with 16, which is 6 times.",
     "- With fewer connections the process waits for each group's commit; with more, it takes the next callbacks meanwhile.",
+    "- The machine is a virtual one, and its neighbours are not always quiet: bare and receiver do not slow down alike. Two runs of the",
+    "  first two rows within an hour gave 0.28 and 0.24 (bare 7,931/s and 7,363/s), then 0.45 and 0.36 (5,099/s and 4,136/s); one on a",
+    "  faster day 0.37 and 0.345 (9,748/s and 9,046/s). The processor time of a callback was the same within a tenth.",
+    "- *200 MB PUT* is bound by one core that receives and hashes; `dd` had 307 MB/s on that other day.",
     "- Under a load that never pauses, the write-ahead log is copied into the database about every 64 MiB. Callbacks that come just",
     "  then wait for it: that is the p99 of the deAPI row, whose two identities touch more of the index.",
 )

@@ -94,6 +94,7 @@ class Intake:
         self._observer = observer
         self._rejected_in_row: dict[str, int] = {}
         self._rejections: deque[Rejection] = deque(maxlen=_KEPT_REJECTIONS * 10)
+        self._stopped = ""
 
     def open(self) -> None:
         """Make the spool folder ready. Raises `JournalUnavailable`."""
@@ -274,9 +275,14 @@ class Intake:
 
     async def drain(self) -> int:
         """Empty the journal as far as the parts allow; return how many callbacks were recorded."""
+        told, self._stopped = self._stopped, ""
         try:
             return await self._journal.drain(self.take_back)
-        except Unavailable:
+        except Unavailable as error:
+            if isinstance(error, JournalUnavailable):  # of what else is out, the journal tells
+                self._stopped = error.message
+                if told != error.message:
+                    self._observer.note("warning", "journal.drain_stopped", error=error.message)
             return 0
 
     # ------------------------------------------------------------ rejections and reports
@@ -309,13 +315,8 @@ class Intake:
         if error.setting and error.setting not in error.message:
             progress.reason = f"{error.message} (look at {error.setting})"
         if count == _ALERT_AFTER:
-            self._observer.note(
-                "error",
-                "source.rejecting",
-                source=head.source,
-                in_a_row=count,
-                look_at=error.setting or f"sources.{head.source}",
-            )
+            fields = {"in_a_row": count, "look_at": error.setting or f"sources.{head.source}"}
+            self._observer.note("error", "source.rejecting", source=head.source, **fields)
         self._rejections.append(
             Rejection(
                 source=head.source,

@@ -73,8 +73,8 @@ class Janitor:
         self._rest = rest
         self._watch = StoreWatch(observer, "janitor")
         self._uptime = uptime
-        self._lead = clock() - int(uptime() * 1000)
-        """Our time when the machine started, by the clock as it was believed last."""
+        self._lead = None if isinstance(store, Clocked) else clock() - int(uptime() * 1000)
+        """The time when the machine started, by the clock as it was believed last; None until it was."""
         self._told: dict[str, float] = {}
         self._after: dict[str, str] = {}
         """Where walks that did not finish go on."""
@@ -113,6 +113,9 @@ class Janitor:
             if now is not None:
                 done = await self._sweep(now, counts)
             self._watch.worked()
+        except BlobsUnavailable as error:
+            self._watch.worked()
+            self._blobs_failed(error)
         except StoreUnavailable as error:
             self._watch.failed(error)
         except Exception as error:  # a bug of ours must not end the sweeping
@@ -124,7 +127,7 @@ class Janitor:
     async def step(self, now: int) -> Mapping[str, int]:
         """Sweep once as of `now`; return how much of each kind was removed.
 
-        Raises `StoreUnavailable`, and `ReceiverError` when the database's clock is far from ours.
+        Raises `StoreUnavailable`, `BlobsUnavailable`, and `ReceiverError` when the database's clock is far from ours.
         """
         counts: Counter[str] = Counter()
         skew = await self._skew()
@@ -150,20 +153,17 @@ class Janitor:
     async def _reckoned(self) -> int | None:
         """Return the time by the database's clock, or ours where it has none; None, and a note, when it is not to be believed.
 
-        Our own is not once it ran ahead of the machine's uptime: until it is set back, or this process begins anew.
+        It is not once it ran ahead of the machine's uptime: until it is set back, or this process begins anew.
         """
         skew = await self._skew()
         now = self._clock() + skew
         lead = now - int(self._uptime() * 1000)
-        leapt = lead - self._lead
+        before = lead if self._lead is None else self._lead
+        leapt = lead - before
         if abs(skew) < ASTRAY_MS and leapt < ASTRAY_MS:
-            self._lead = max(self._lead, lead)
+            self._lead = max(before, lead)
             return now
-        if isinstance(self._store, Clocked):
-            self._lead = lead  # the next measurement decides
-        ours = (
-            f"this machine's clock leapt {leapt / 1000:.0f} s ahead; if it is right now, start receiver anew"
-        )
+        ours = f"the clock leapt {leapt / 1000:.0f} s ahead; if it is right now, start receiver anew"
         if self._untold("clock"):
             error = _apart(skew) if abs(skew) >= ASTRAY_MS else ours
             self._observer.note("warning", "janitor.clock_astray", error=error)
@@ -188,10 +188,7 @@ class Janitor:
                 return False
             self._left.pop(0)
         if self._retention.audio is not None:
-            try:
-                await self._orphans(now - ORPHAN_SECONDS * 1000, counts, until)
-            except BlobsUnavailable as error:
-                self._blobs_failed(error)
+            await self._orphans(now - ORPHAN_SECONDS * 1000, counts, until)
         return True  # looking through all objects may take days; it is no reason to hurry
 
     def _walks(self, now: int) -> dict[Walk, Prune]:
@@ -239,7 +236,10 @@ class Janitor:
             )
             counts[name] += done.count
             if done.blob_keys and self._retention.audio is not None:
+                if done.after is not None:
+                    self._after[name] = done.after
                 await self._delete(done.blob_keys, counts)
+                self._after.pop(name, None)
             if done.after is None:
                 return True
             after = done.after
@@ -249,13 +249,12 @@ class Janitor:
             await self._rest((time.monotonic() - began) * REST)
 
     async def _delete(self, keys: tuple[str, ...], counts: Counter[str]) -> None:
-        """Delete objects that nothing links to. What cannot be deleted now is an orphan, and goes as one."""
-        try:
-            await self._blobs.delete(keys)
-        except BlobsUnavailable as error:
-            self._blobs_failed(error)
-        else:
-            counts["blobs"] += len(keys)
+        """Delete objects that nothing links to. What cannot be deleted now is an orphan, and goes as one.
+
+        Raises `BlobsUnavailable`, which ends the sweep: each batch more would make as many orphans.
+        """
+        await self._blobs.delete(keys)
+        counts["blobs"] += len(keys)
 
     async def _orphans(self, before: int, counts: Counter[str], until: float) -> None:
         """Delete old objects that no event links to, page by page through the whole store, over many sweeps."""

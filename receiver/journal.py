@@ -26,22 +26,16 @@ from receiver.errors import JournalUnavailable, Unavailable
 from receiver.observe import Observers
 from receiver.spool import FileBody
 
-_SECRET_HEADERS = frozenset(
-    (
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "dg-token",
-        "dg-project-id",
-        "secret-key",
-        "x-api-key",
-        "x-deapi-signature",
-    )
-)
+_SECRET_HEADERS = frozenset((
+    "authorization", "proxy-authorization", "cookie", "dg-token", "dg-project-id",
+    "secret-key", "x-api-key", "x-deapi-signature",
+))  # fmt: skip
 _OUTAGE_AFTER = 3
 """Entries refused one after the other that make an outage of it; fewer may be refused for what they are."""
 _STUCK_AFTER = 3
 """Failed drains for a reason of its own (not an outage) after which an entry waits for the next start."""
+_WAIT_MS = (5_000, 600_000)
+"""How long an entry waits that was refused while others were taken: twice the first, doubling, the second at most."""
 _LEFTOVER_SECONDS = 3600
 _ADVICE = "; make it writable, or name another with data or journal.path"
 
@@ -64,6 +58,9 @@ class Entry:
     failures: int = 0
     refusals: int = 0
     """How often store or blobs were out for it: those that were refused less often go first."""
+    alone: int = 0
+    """How often while another was taken: no outage, which the first time may have been the beginning of one."""
+    not_before: int = 0
 
 
 class Journal:
@@ -167,9 +164,9 @@ class Journal:
         """Give every entry to `handle` and remove those it took; return how many. `refused` tells why some are left.
 
         Oldest first; an entry that was refused goes behind the others, so that one that no store will ever take (too
-        large for it, say) holds up none. Stops when several in a row are refused: an outage goes on. Raises `Unavailable`
-        when none was taken. An entry whose bytes changed on disk is set aside in `damaged/`. Does nothing while another
-        process drains the folder.
+        large for it, say) holds up none, and waits longer each time when others were taken. Stops when several in a
+        row are refused: an outage goes on. Raises `Unavailable` when none was taken. An entry whose bytes changed on
+        disk is set aside in `damaged/`. Does nothing while another process drains the folder.
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
@@ -185,7 +182,8 @@ class Journal:
         if all(entry.refusals == 0 for entry in self._entries.values()):
             self.refused = ""
         for entry in sorted(self._entries.values(), key=lambda entry: (entry.refusals, entry.received_at)):
-            if entry.failures >= _STUCK_AFTER:
+            wait = entry.not_before - self._clock()  # more than it ever was: the clock was set back
+            if entry.failures >= _STUCK_AFTER or 0 < wait <= _WAIT_MS[1]:
                 continue
             callback = await self._restore(entry)
             if callback is None:
@@ -200,9 +198,8 @@ class Journal:
                 continue
             except Exception as error:  # a bug or a poison entry must not stop the others
                 entry.failures += 1
-                self._observer.note(
-                    "error", "journal.entry_failed", entry=entry.stem, error=type(error).__name__
-                )
+                kind = type(error).__name__
+                self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=kind)
                 continue
             self._tell_refused(refused, alone=True)
             refused.clear()
@@ -218,14 +215,14 @@ class Journal:
     def _tell_refused(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
         """Say why entries are left, once for each reason; `alone`: another was taken at the same time."""
         for entry, error in refused:
+            entry.alone += alone or entry.alone > 1
+            if entry.alone:
+                entry.not_before = self._clock() + min(_WAIT_MS[0] << min(entry.alone, 10), _WAIT_MS[1])
             if error.message != self.refused:
                 self.refused = error.message
+                fields = {"entry": entry.stem, "source": entry.source, "error": error.message}
                 self._observer.note(
-                    "warning",
-                    "journal.entry_refused" if alone else "journal.drain_stopped",
-                    entry=entry.stem,
-                    source=entry.source,
-                    error=error.message,
+                    "warning", "journal.entry_refused" if alone else "journal.drain_stopped", **fields
                 )
 
     async def _restore(self, entry: Entry) -> VerifiedCallback | None:
@@ -308,9 +305,13 @@ def look(folder: str) -> list[Entry]:
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock between processes. Raises `BlockingIOError` when another has it and we are not to wait."""
-    # Readable for the service's user when root, who drains by hand, came first; the folder itself is private.
-    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDONLY | os.O_CREAT, 0o644)
+    folder = path.is_dir()
+    fd = os.open(path, os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT, 0o644)
     try:
+        # Readable for the service's user when root, who drains by hand, came first; the folder itself is private.
+        with contextlib.suppress(PermissionError):
+            if not folder:
+                os.fchmod(fd, 0o644)  # whatever the umask
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:

@@ -8,7 +8,6 @@ byte now and then is never silent.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from receiver.errors import BlobsUnavailable, ConfigError, NotFound
 
 _AGAIN_SECONDS = 3.0
 """Another try of a request begins only this long after the first: with a hung try the callback's 6 s are over."""
-_EXPECT_BYTES = 1024 * 1024
-"""From here on the store is asked whether it wants the body before it is sent."""
 _KEEP_SECONDS = 60.0
 """Pause between two looks at credentials that expire; botocore renews them from 15 minutes before their end."""
 _END_SECONDS = 2.0
@@ -120,7 +117,7 @@ class Calls:
 
             raise NoCredentialsError
         events = client.meta.events
-        hold_sockets(client, self._on_socket)
+        hold_sockets(client, self._on_socket, self._on_release)
         events.register("provide-client-params.s3", self._on_request)
         events.register_last("before-call.s3", _on_call)
         events.register("before-send.s3", self._on_send)
@@ -140,6 +137,11 @@ class Calls:
         ticket: Ticket | None = getattr(self._here, "ticket", None)
         if ticket is not None:
             ticket.hold(sock)
+
+    def _on_release(self) -> None:
+        ticket: Ticket | None = getattr(self._here, "ticket", None)
+        if ticket is not None:
+            ticket.done()
 
     def _on_send(self, **_: Any) -> None:
         """Stop a try that is not to begin: botocore does not take this for something to be tried again."""
@@ -177,10 +179,5 @@ class Calls:
 
 
 def _on_call(params: Any, **_: Any) -> None:
-    """Take `Expect: 100-continue` from small bodies: it costs a journey, and a second where nobody answers it."""
-    body = params.get("body")
-    if hasattr(body, "seek"):
-        size = body.seek(0, os.SEEK_END)
-        body.seek(0)
-        if size < _EXPECT_BYTES:
-            params["headers"].pop("Expect", None)
+    """Never ask by `Expect: 100-continue` first: a thread whose socket is cut while botocore waits for that would spin for ever."""
+    params["headers"].pop("Expect", None)

@@ -116,8 +116,11 @@ class Ticket:
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-def hold_sockets(client: Any, held: Callable[[Any], None]) -> None:
-    """Have `held(socket)` called in a client's threads before a socket is used: when it is connected, and for each request."""
+def hold_sockets(client: Any, held: Callable[[Any], None], let_go: Callable[[], None]) -> None:
+    """Have `held(socket)` called in a client's threads before a socket is used: when it is connected, and for each request.
+
+    `let_go()` is called before a connection goes back to its pool, where the next thread that takes it may have it.
+    """
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     pools = getattr(session, "_pool_classes_by_scheme", None)
     if not isinstance(
@@ -125,7 +128,18 @@ def hold_sockets(client: Any, held: Callable[[Any], None]) -> None:
     ):  # another botocore: calls end in time all the same, threads when their store lets them
         return
     for scheme, pool in pools.items():
-        pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": _holding(pool.ConnectionCls, held)})
+        pools[scheme] = _letting_go(pool, _holding(pool.ConnectionCls, held), let_go)
+
+
+def _letting_go(kind: Any, connection: Any, let_go: Callable[[], None]) -> Any:
+    class LettingGo(kind):  # type: ignore[misc]
+        ConnectionCls = connection
+
+        def _put_conn(self, conn: Any) -> None:
+            let_go()
+            super()._put_conn(conn)
+
+    return LettingGo
 
 
 def _holding(kind: Any, held: Callable[[Any], None]) -> Any:

@@ -181,14 +181,14 @@ async def _sweep(settings: Settings) -> Counter[str]:
     import math
 
     from receiver.janitor import Janitor
+    from receiver.logs import LogObserver
     from receiver.observe import Observers
     from receiver.wiring import wall_clock
 
     counts: Counter[str] = Counter()
     async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
-        janitor = Janitor(
-            store, blobs, settings.retention.kept, Observers([]), wall_clock, budget_seconds=math.inf
-        )
+        told = Observers([LogObserver(style="console", level="warning")])
+        janitor = Janitor(store, blobs, settings.retention.kept, told, wall_clock, budget_seconds=math.inf)
         while True:
             counts.update(await janitor.step(wall_clock()))
             if not janitor.behind:

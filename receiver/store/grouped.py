@@ -101,7 +101,11 @@ class GroupedStore:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             reading, self._reading = self._reading, None
-            await asyncio.gather(writer.close(self._close_seconds), self._close_reading(reading))
+            if self._close_seconds is None:  # not both at once: the last one out tidies up
+                await writer.close()
+                await self._close_reading(reading)
+            else:
+                await asyncio.gather(writer.close(self._close_seconds), self._close_reading(reading))
 
     async def _close_reading(self, reading: OwnThread | None) -> None:
         if reading is not None and not await reading.end(self._reader.close, self._close_seconds):
@@ -252,19 +256,21 @@ class GroupedStore:
             raise StoreUnavailable("the store is not open")
         if self._reading is None:
             self._reading = OwnThread("store-reader")
-        return await self._reading.call(lambda: self._read_now(function, args))
+        reader = self._reader  # the thread may be left to itself, and there is another by the time it goes on
+        return await self._reading.call(lambda: _read_now(reader, function, args))
 
-    def _read_now(self, function: Callable[..., T], args: tuple[object, ...]) -> T:
-        for last in (False, True):
-            try:
-                session: Session = self._reader.begin()
-                return function(session, *args)
-            except Exception as error:
-                again = self._reader.again(error)
-                told = self._reader.trouble(error)[0]
-                if last or not again:
-                    raise told from error
-        raise AssertionError
+
+def _read_now(reader: Backend, function: Callable[..., T], args: tuple[object, ...]) -> T:
+    for last in (False, True):
+        try:
+            session: Session = reader.begin()
+            return function(session, *args)
+        except Exception as error:
+            again = reader.again(error)
+            told = reader.trouble(error)[0]
+            if last or not again:
+                raise told from error
+    raise AssertionError
 
 
 def _token(worker: str) -> str:

@@ -23,7 +23,7 @@ from receiver.errors import ReceiverError, StoreUnavailable
 from receiver.store import postgres_connect
 from receiver.store.grouped import GroupedStore
 from receiver.store.postgres_clock import Skew, wall_clock
-from receiver.store.postgres_connect import ANSWER_SECONDS, Connection, connect, lost, parse, told
+from receiver.store.postgres_connect import ANSWER_SECONDS, Connection, connect, lost, parse, silent, told
 from receiver.store.postgres_news import Announcer, Heard, Listener
 from receiver.store.postgres_session import PostgresSession
 from receiver.store.sql import Session
@@ -44,10 +44,12 @@ LOCK_MS = 2_000
 CLOSE_SECONDS = 1.0
 """How long closing waits for a server that may say nothing."""
 
-# A standby that was promoted goes on with the numbers of transactions from where it was: only within one history does a
-# number name one transaction.
+# A standby that was promoted goes on with the numbers of transactions from where it was, and so does a server after a
+# crash, which throws its figures away, too: only within one history does a number name one transaction.
 _HISTORY = """
-SELECT system_identifier::text || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) FROM pg_control_system()
+SELECT system_identifier::text || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    || coalesce((SELECT stats_reset::text FROM pg_stat_archiver), '')
+FROM pg_control_system()
 """
 
 
@@ -219,7 +221,7 @@ class PostgresBackend:
             return True
         if not isinstance(error, psycopg.Error) or not lost(error):
             return False
-        return self._undone if self._committing else not self._fresh and "timeout" not in str(error)
+        return self._undone if self._committing else not self._fresh and not silent(error)
 
     def housekeeping(self, *, idle: bool) -> None:
         """Tell other processes what was committed."""
@@ -264,18 +266,24 @@ class PostgresBackend:
         self._skew.forget()
         self._answer_seconds = connection.answer_seconds
         if self._announcer is not None:
-            before, self._history = self._history, _history(connection)
-            if before != self._history:
-                self._waiting = None
-            connection.execute(f"SET lock_timeout = {min(LOCK_MS, postgres_connect.LOCK_MS)}", prepare=False)
+            try:
+                before, self._history = self._history, _history(connection)
+                if before != self._history:
+                    self._waiting = None
+                lock_ms = min(LOCK_MS, postgres_connect.LOCK_MS)
+                connection.execute(f"SET lock_timeout = {lock_ms}", prepare=False)
+            except BaseException:  # half prepared, it is not to be used
+                self._drop()
+                raise
         return connection
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._pipeline = None
         if connection is not None:
             with contextlib.suppress(psycopg.Error):
                 connection.close()
+        with contextlib.suppress(psycopg.Error):  # in this order: of a closed connection it waits for nothing
+            self._leave_pipeline()
 
     def _leave_pipeline(self) -> None:
         pipeline, self._pipeline = self._pipeline, None
@@ -284,9 +292,7 @@ class PostgresBackend:
         try:
             pipeline.__exit__(None, None, None)
         except psycopg.OperationalError as error:
-            if "timeout" in str(
-                error.__context__
-            ):  # what was waited for is not told, but that one cannot leave so
+            if silent(error.__context__):  # what was waited for is not told, but that one cannot leave so
                 raise psycopg.OperationalError(str(error.__context__)) from None
             raise
 
@@ -295,7 +301,10 @@ class PostgresBackend:
         more would wait as long, and leave one more connection. Raises `StoreUnavailable`.
         """
         if self._failed is None or time.monotonic() >= self._not_before:
-            row = connection.execute("SELECT pg_xact_status($1)", [transaction_id]).fetchone()
+            try:
+                row = connection.execute("SELECT pg_xact_status($1)", [transaction_id]).fetchone()
+            except errors.InvalidParameterValue:  # a number that has not been given out, or no more
+                row = None
             if row is None or row[0] != "in progress":
                 self._waiting = self._failed = None
                 return
@@ -307,7 +316,7 @@ class PostgresBackend:
         """Ask the server, by another connection, what became of a transaction whose commit was sent and not answered."""
         self._drop()
         history = self._history
-        if "timeout" in str(error):
+        if silent(error):
             self._waiting = transaction_id if history is not None else None
             if self._waiting is None:
                 self._failed, self._not_before = told(error), time.monotonic() + self._silent_pause
@@ -322,6 +331,10 @@ class PostgresBackend:
                 if self._history != history:
                     return False
                 row = connection.execute("SELECT pg_xact_status($1)", [transaction_id]).fetchone()
+            except errors.InvalidParameterValue:  # not given out, or no more: nothing of it is there
+                self._waiting = None
+                self._undone = True
+                return False
             except (psycopg.Error, ReceiverError):
                 self._drop()
                 row = None
@@ -339,4 +352,4 @@ def _history(connection: Connection) -> str | None:
         row = connection.execute(_HISTORY, prepare=False).fetchone()
     except psycopg.ProgrammingError:
         return None
-    return None if row is None else str(row[0])
+    return None if row is None or row[0] is None else str(row[0])

@@ -73,6 +73,8 @@ _BY_STATE: tuple[tuple[str, str], ...] = (
     ("40", "the transaction met others again and again, and was given up"),
     ("57P03", "the database server is starting or stopping"),
     ("57", "the database server ended the connection"),
+    ("25P03", "the database server ended the connection"),
+    ("25P04", "the database server ended the connection"),
     ("08", "the connection to the database server broke"),
     ("58", "the database server's disk reports an error"),
     ("XX", "the database server reports damage or a fault of its own"),
@@ -113,7 +115,7 @@ _UNREACHED = "the database server cannot be reached at the address that store.ur
 _NO_ANSWER = "the database server does not answer"
 _PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
 
-_LOST_STATES = ("08", "57P", "25006", "XX", "58")
+_LOST_STATES = ("08", "57P", "25006", "25P03", "25P04", "XX", "58")
 
 
 class Connection(psycopg.Connection[Any]):
@@ -200,6 +202,11 @@ def lost(error: Exception) -> bool:
     return error.sqlstate is None or error.sqlstate.startswith(_LOST_STATES)
 
 
+def silent(error: BaseException | None) -> bool:
+    """Whether we gave up waiting for an answer. The server speaks of timeouts, too, and not always with a SQLSTATE."""
+    return getattr(error, "sqlstate", None) is None and "timeout expired" in str(error)
+
+
 def told(error: psycopg.Error) -> StoreUnavailable:
     """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
     lasting = (state_of(error) or "").startswith(_LASTING)
@@ -231,7 +238,7 @@ def _sentence(error: psycopg.Error) -> str:
     if state is not None:
         found = next((sentence for prefix, sentence in _BY_STATE if state.startswith(prefix)), None)
         return _about(found, error) if found else f"the database cannot be used ({state})"
-    if isinstance(error, errors.ConnectionTimeout) or "timeout" in text:
+    if isinstance(error, errors.ConnectionTimeout) or silent(error):
         return f"{_NO_ANSWER} at {error.place}" if isinstance(error, Unreached) else _NO_ANSWER
     if re.search(
         r"refused|translate host name|resolve|No such file|unreachable|No route|connection failed", text

@@ -166,15 +166,15 @@ class Writer:
                 parts.insert(0, group)
             for part in parts:
                 began = time.monotonic()
-                self._transact(part, ALONE_LOCK_SECONDS)
+                finished = self._transact(part, ALONE_LOCK_SECONDS)
                 if part[0].error is not None:
                     vain += time.monotonic() - began
                     if vain > VAIN_SECONDS:
                         return
-                    continue
-                self._call(_resolve, part)
-                if part is group:
-                    break
+                if finished:
+                    self._call(_resolve, part)
+                    if part is group:  # also when its commit is in doubt: one by one would do it again
+                        break
 
     def _transact(self, batch: list[_Operation], lock_seconds: float | None) -> bool:
         """Run the operations in one transaction; False when some of them made it fail, and apart others may succeed."""
@@ -186,9 +186,9 @@ class Writer:
                 self._execute(batch, lock_seconds)
                 break
             except Exception as error:
-                self._backend.rollback()
                 again = self._backend.again(error)
                 told, all_affected = self._backend.trouble(error)
+                self._backend.rollback()  # after a connection that says nothing was dropped: it would wait once more
                 if left and again:
                     continue
                 for operation in batch:

@@ -83,6 +83,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head ended: begin, or refuse."""
         self._plain = 0
+        self._unset_keepalive_if_required()  # set when the request before it in the same piece was refused
+        if self.transport.is_closing():
+            self._refused = self._closing = True  # it will not be answered: nothing of it is taken
+            return
         self._refused = False
         room = self._room
         if room is None or not self._is_callback():

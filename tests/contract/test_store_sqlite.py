@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from msgspec.structs import replace
 from receiver.errors import ConfigError
 from receiver.model import RecordStatus
 from receiver.store.base import EventFilter, Store
-from receiver.store.sqlite import SqliteStore
+from receiver.store.sqlite import SqliteBackend, SqliteStore
 from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
@@ -120,6 +122,25 @@ async def test_a_newer_schema_that_leaves_no_room_for_the_program_is_refused(sto
     for refused in (newer.open, newer.migrate):
         with pytest.raises(ConfigError, match=r"newer.*9999_needs_9999_later"):
             await refused()
+
+
+async def test_closing_empties_the_log(store: Store, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two connections that close at once each leave that to the other."""
+    real = SqliteBackend.close
+    both = threading.Barrier(2)
+    together: list[int] = []
+
+    def close(self: SqliteBackend) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.append(both.wait(0.1))
+        real(self)
+
+    monkeypatch.setattr(SqliteBackend, "close", close)
+    await store.record(recording("app"))
+    await store.stats(T0)
+    await store.close()
+    assert together == []
+    assert not Path(path + "-wal").exists()
 
 
 _WRITER = """

@@ -131,6 +131,42 @@ async def test_a_kept_connection_is_good_for_the_next_callback_after_a_refusal(t
         writer.close()
 
 
+async def _told(up: Running, requests: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send requests in one piece to a receiver that is full."""
+    host, port = up.base.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(requests)
+    return reader, writer
+
+
+async def test_refused_requests_that_come_in_one_piece_leave_one_timer(tmp_path: Path) -> None:
+    """One that was forgotten would end the connection in the midst of a later callback."""
+    async with _full(tmp_path) as up:
+        reader, writer = await _told(up, _HEAD.format(0).encode() * 3)
+        for _ in range(3):
+            assert await _status(reader) == 503
+            await reader.readuntil(b"}")
+        port = writer.get_extra_info("sockname")[1]
+        timers = [
+            handle
+            for handle in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+            if not handle.cancelled()
+            and handle._callback.__name__ == "timeout_keep_alive_handler"
+            and handle._callback.__self__.client[1] == port
+        ]
+        assert len(timers) == 1
+        writer.close()
+
+
+async def test_after_a_refusal_that_ends_the_connection_nothing_more_is_begun(tmp_path: Path) -> None:
+    async with _full(tmp_path) as up:
+        last = _HEAD.format(0).replace("Host:", "Expect: 100-continue\r\nHost:").encode()
+        reader, writer = await _told(up, last + _HEAD.format(0).encode() * 2)
+        assert (await reader.read()).count(b"HTTP/1.1") == 1
+        assert sum(report.count for report in up.seen.callbacks) == 1
+        writer.close()
+
+
 async def test_what_is_no_callback_is_not_refused_as_one(tmp_path: Path) -> None:
     """An answer to HEAD has no body: with one, the next answer on the connection would be misread."""
     async with _full(tmp_path) as up:

@@ -128,11 +128,46 @@ async def test_a_missing_right_concerns_only_what_needs_it() -> None:
     assert answers[-1] is None
 
 
+async def test_what_is_in_doubt_is_not_done_again_one_by_one(
+    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried apart from a claim that must wait, the callbacks are committed together, and the answer is lost."""
+    asleep, wake = threading.Event(), threading.Event()
+    real = PostgresBackend.commit
+    commits: list[int] = []
+
+    def commit(self: PostgresBackend) -> None:
+        commits.append(1)
+        if len(commits) == 1:  # all that follows queues behind it, and makes one transaction
+            asleep.set()
+            wake.wait(20)
+        real(self)
+        if len(commits) == 2:
+            raise psycopg.OperationalError("the answer is lost")
+
+    monkeypatch.setattr(PostgresBackend, "commit", commit)
+    first = asyncio.create_task(store.ping())
+    await asyncio.to_thread(asleep.wait, 20)
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE pickups")
+        claiming = store.claim_pickups("s", worker="w", limit=1, now=T0, lease_until=LEASE)
+        rest = asyncio.gather(claiming, *(record(store, f"k{n}") for n in range(3)), return_exceptions=True)
+        await asyncio.sleep(0)  # each of them runs until it has queued
+        wake.set()
+        answers = await rest
+    await first
+    assert isinstance(answers[0], StoreUnavailable)
+    assert [type(one[0]) for one in answers[1:]] == [StoreUnavailable] * 3  # type: ignore[index]
+    assert execute(url, "SELECT count(*) FROM events") == [(3,)]
+    assert len(commits) == 2
+    assert (await store.record(recording("app", key="k1"))).status is RecordStatus.DUPLICATE
+
+
 async def test_a_value_that_is_refused_before_it_is_sent_is_no_broken_connection(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if one were not cleaned: whoever gave it is told, and the others of its transaction are not."""
-    monkeypatch.setattr(postgres_session, "clean", lambda text: text)
+    monkeypatch.setattr(postgres_session, "clean_value", lambda value: value)
     asked = recording("\0")
     answers = await asyncio.gather(
         *(record(store, f"k{number}") for number in range(5)), store.record(asked), return_exceptions=True

@@ -188,3 +188,17 @@ async def test_sweep_removes_what_is_old_now(tmp_path: Path) -> None:
     assert (said.json["events"], said.json["blobs"]) == (5, 5)
     assert _objects(tmp_path) == []
     assert (await _command(tmp_path, "sweep")).out == "nothing is older than it is kept\n"
+
+
+async def test_sweep_tells_what_it_left(tmp_path: Path) -> None:
+    text = settings_text(tmp_path)
+    (tmp_path / "receiver.toml").write_text(text)
+    async with running(tmp_path, text, work=False):
+        orphan = tmp_path / "data" / "blobs" / "deepgram" / "2026" / "01" / "31" / f"{'0f' * 16}.mp3"
+        orphan.parent.mkdir(parents=True)
+        orphan.write_bytes(b"audio")
+        os.utime(orphan, (0, 0))
+    said = await _command(tmp_path, "sweep")
+    assert (said.status, said.out) == (0, "nothing is older than it is kept\n")
+    assert "janitor.orphans_left" in said.err
+    assert orphan.name in said.err

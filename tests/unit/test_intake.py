@@ -359,3 +359,18 @@ async def test_a_source_that_is_gone_keeps_its_callbacks_in_the_journal(opened: 
         assert up.receiver.journal.depth == 1
         up.receiver.intake._providers = providers
         assert await up.receiver.intake.drain() == 1
+
+
+async def test_a_journal_that_cannot_be_drained_is_told_once(opened: Open) -> None:
+    async with opened(Made()) as up:
+        lock = up.folder / "data" / "journal" / ".draining"
+        for _ in range(2):
+            lock.symlink_to("missing/place")
+            for _ in range(2):
+                assert await up.receiver.intake.drain() == 0
+            lock.unlink()
+            assert await up.receiver.intake.drain() == 0
+            lock.unlink()
+        told = [(level, name) for level, name, _ in up.seen.notes]
+        assert told == [("warning", "journal.drain_stopped")] * 2, "and again when it happens again"
+        assert "No such file" in up.seen.notes[0][2]["error"]

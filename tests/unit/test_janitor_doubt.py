@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from receiver.blobs.base import BlobEntry
 from receiver.blobs.keys import KeyTemplate
 from receiver.blobs.local import LocalBlobs
 from receiver.errors import BlobsUnavailable, ReceiverError
@@ -114,15 +115,31 @@ async def test_postgres_tells_of_a_leap_before_anything_is_swept(house: House) -
         await store.close()
 
 
-async def test_a_leap_that_the_store_has_not_measured_holds_one_sweep(
-    house: House, shared: SharedStore, monkeypatch: pytest.MonkeyPatch
+async def test_a_leap_that_the_store_has_not_measured_holds_until_a_restart(
+    house: House, shared: SharedStore
 ) -> None:
-    """The machine had slept where uptime does not tell it, or the measurement was too slow: the next one decides."""
+    """Both clocks leapt, as on one machine: the database's is then no second opinion."""
     await house.recorded()
     janitor = house.janitor(Retention())
-    house.now = shared.right = T0 + 91 * DAY * MS
     await janitor.sweep()
-    assert await _events(house) == 1
+    house.now = shared.right = T0 + 91 * DAY * MS
+    for _ in range(3):
+        await janitor.sweep()
+    assert (await _events(house), _warned(house)) == (1, ["janitor.clock_astray"])
+    assert "start receiver anew" in house.seen.notes[0][2]["error"]
+    await house.janitor(Retention()).sweep()
+    assert await _events(house) == 0
+
+
+async def test_beside_a_database_a_clock_that_was_wrong_at_the_start_is_no_measure(
+    house: House, shared: SharedStore
+) -> None:
+    await house.recorded()
+    shared.right = T0 + 91 * DAY * MS
+    janitor = house.janitor(Retention())
+    await janitor.sweep()
+    assert (await _events(house), _warned(house)) == (1, ["janitor.clock_astray"])
+    house.now = shared.right
     await janitor.sweep()
     assert await _events(house) == 0
 
@@ -286,3 +303,47 @@ async def test_a_file_that_may_not_be_removed_does_not_keep_those_after_it(tmp_p
         await blobs.delete(["a", "b"])
     assert blobs.local("b") is None
     await blobs.close()
+
+
+async def test_a_blob_store_that_goes_out_while_it_is_listed_ends_the_step_with_the_reason(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that says nothing of it leaves `behind` as it was: whoever goes on until all is done would for ever."""
+
+    class Half(Blobs):
+        async def entries(
+            self, prefix: str = "", *, after: str = "", limit: int = 1000
+        ) -> Sequence[BlobEntry]:
+            if after:
+                raise BlobsUnavailable("out")
+            return await super().entries(prefix, after=after, limit=limit)
+
+    monkeypatch.setattr("receiver.janitor.PAGE", 2)
+    house.blobs = Half(str(house.folder / "blobs"))
+    await _fill(house, 3)
+    janitor = house.janitor(Retention())
+    with pytest.raises(BlobsUnavailable, match="out"):
+        await janitor.step(house.now)
+    assert await janitor.sweep()
+    assert _warned(house) == ["janitor.blobs_unavailable"]
+
+
+async def test_when_objects_cannot_be_deleted_no_more_are_made_orphans(house: House) -> None:
+    for n in range(9):
+        await house.recorded(at=T0 + n)
+    house.blobs.out = True
+    house.now = T0 + 91 * DAY * MS
+    janitor = house.janitor(Retention(), batch=3)
+
+    async def linked() -> int:
+        return sum(event.blob_key is not None for event in await house.store.events(EventFilter()))
+
+    assert await janitor.sweep(), "until the next one's time"
+    assert await linked() == 6
+    with pytest.raises(BlobsUnavailable):
+        await janitor.step(house.now)
+    assert await linked() == 3
+    house.blobs.out = False
+    await janitor.sweep()
+    assert (await _events(house), len(house.blobs.deleted)) == (0, 3)
+    assert _warned(house).count("janitor.blobs_unavailable") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -111,11 +112,73 @@ async def test_entries_that_are_always_refused_hold_up_no_other(tmp_path: Path) 
     assert taken == []
     assert await journal.drain(take) == 6
     assert (taken, journal.depth) == ([4, 5, 6, 7, 8, 9], 4)
+    assert await journal.drain(take) == 0, "they wait"
     with pytest.raises(BlobsUnavailable):
-        await journal.drain(take)
+        await (await _journal(tmp_path, seen)).drain(take)
     assert [(name, fields["error"]) for name, fields in _notes(seen)] == [
         ("journal.drain_stopped", "the store refused it (413)")
-    ]
+    ] * 2, "once for each process"
+
+
+class Clocked:
+    """A journal with a clock that is set, and a store that refuses what it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 1_000_000
+        self.journal = Journal(str(folder), max_bytes=10**6, observer=Observers([]), clock=lambda: self.now)
+        self.refused: set[int] = set()
+        self.tried: list[int] = []
+
+    async def keep(self, *numbers: int) -> None:
+        for number in numbers:
+            await self.journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+
+    async def take(self, callback: VerifiedCallback) -> None:
+        self.tried.append(callback.head.received_at)
+        if callback.head.received_at in self.refused:
+            raise BlobsUnavailable("refused")
+
+    async def drain(self) -> list[int]:
+        """Drain, and return what was tried."""
+        self.tried = []
+        with contextlib.suppress(BlobsUnavailable):
+            await self.journal.drain(self.take)
+        return self.tried
+
+    async def waited(self) -> int:
+        """Return after how many seconds 0 is tried again, while others come and are taken."""
+        began = self.now
+        while True:
+            self.now += 10_000
+            await self.keep(self.now)
+            if 0 in await self.drain():
+                return (self.now - began) // 1000
+
+
+async def test_an_entry_that_is_refused_while_others_are_taken_waits_longer_each_time(tmp_path: Path) -> None:
+    """Each try may cost a whole upload."""
+    house = Clocked(tmp_path)
+    house.refused = {0}
+    await house.keep(0, 1)
+    assert await house.drain() == [0, 1]
+    assert [await house.waited() for _ in range(8)] == [10, 20, 40, 80, 160, 320, 600, 600]
+    house.now -= 10**9
+    assert await house.drain() == [0], "a clock that was set back holds nothing up"
+
+
+async def test_what_an_outage_refused_is_taken_within_seconds_of_its_end(tmp_path: Path) -> None:
+    """Also what was refused when it began, while another was still taken."""
+    house = Clocked(tmp_path)
+    await house.keep(*range(6))
+    house.refused = {1, 2, 3, 4, 5}
+    assert await house.drain() == [0, 1, 2, 3]
+    for _ in range(50):
+        house.now += 5_000
+        await house.drain()
+    house.refused = set()
+    tried = await house.drain()
+    house.now += 10_000
+    assert sorted(tried + await house.drain()) == [1, 2, 3, 4, 5]
 
 
 async def test_one_refused_entry_is_named_beside_those_that_were_taken(tmp_path: Path) -> None:
@@ -133,10 +196,15 @@ async def test_one_refused_entry_is_named_beside_those_that_were_taken(tmp_path:
     assert journal.refused == "the store refused it (413)"
 
 
-async def test_who_drained_first_does_not_lock_others_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+async def test_who_drained_first_does_not_lock_others_out(tmp_path: Path, umask: int) -> None:
     """Root drains by hand, then the service's own user: it must be able to open the lock."""
     journal = await _journal(tmp_path)
-    await journal.drain(_nothing)
+    before = os.umask(umask)
+    try:
+        await journal.drain(_nothing)
+    finally:
+        os.umask(before)
     assert (tmp_path / ".draining").stat().st_mode & 0o444 == 0o444
 
 

@@ -152,6 +152,7 @@ async def test_a_server_that_answers_no_more_is_noticed_and_used_again(
         answers = await asyncio.gather(
             store.record(wanted), store.event(wanted.event.id), return_exceptions=True
         )
+        assert time.monotonic() - began < 3.5, "what says nothing is waited for once, not to undo it as well"
         assert [type(one) for one in answers] == [StoreUnavailable] * 2
         assert "does not answer" in str(answers[1])
         with pytest.raises(StoreUnavailable):
@@ -266,6 +267,22 @@ async def test_another_history_is_not_asked(
     with pytest.raises(StoreUnavailable):
         await store.record(recording("app"))
     await store.ping()
+
+
+def test_a_crash_begins_another_history_and_an_orderly_stop_does_not(running: Server) -> None:
+    """After a crash the server may give a number once more: its word on ours is worth nothing, either."""
+
+    def history() -> str | None:
+        with postgres_connect.connect(postgres_connect.parse(running.url()), writes=True) as connection:
+            return postgres._history(connection)
+
+    histories = [history()]
+    for how in (signal.SIGINT, signal.SIGQUIT):
+        running.stop(how)
+        running.start()
+        histories.append(history())
+    assert histories[0] is not None
+    assert [one == histories[0] for one in histories] == [True, True, False]
 
 
 # ---------------------------------------------------------------- rows that others hold

@@ -154,6 +154,49 @@ async def test_a_cancelled_call_frees_its_thread(sink: Sink, blobs: S3Blobs) -> 
     await idle()
 
 
+async def test_a_call_that_is_given_up_does_not_cut_the_connection_that_another_has_now(
+    sink: Sink, blobs: S3Blobs
+) -> None:
+    """A connection is the next one's as soon as an answer was read: the first may still wait, for another try say."""
+    answered, end = threading.Event(), threading.Event()
+
+    def ask(client: Any) -> None:
+        client.head_bucket(Bucket="bucket")
+        answered.set()
+        end.wait(20)
+
+    first = asyncio.create_task(blobs._calls.run(ask, doing="asking", seconds=20.0))
+    await asyncio.to_thread(answered.wait, 20)
+    sink.default = Answer(manner="hang", headers=STORED.headers, body=b"")
+    second = asyncio.create_task(put(blobs))
+    await sink.until(2)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    sink.released.set()
+    await second
+    end.set()
+    assert len(sink.received) == 2, "with one try"
+    assert sink.received[0].peer == sink.received[1].peer
+
+
+async def test_no_store_is_asked_whether_it_wants_a_body() -> None:
+    """On a connection that was cut, botocore waits for that answer without end."""
+    heads = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        blobs = S3Blobs(at(server.sockets[0].getsockname()[1]))
+        await blobs.open()
+        with pytest.raises(BlobsUnavailable):
+            await blobs.put("a", MemoryBody(bytes(4 << 20)), content_type="audio/wav")
+        await blobs.close()
+    assert heads[0].startswith(b"put ")
+    assert not [head for head in heads if b"\r\nexpect:" in head]
+
+
 async def test_closing_cuts_off_what_goes_on(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
     sink.default = TRICKLE
     blobs = S3Blobs(at(sink.port, timeout_seconds=0.2))
@@ -199,6 +242,14 @@ async def test_a_yes_that_stored_nothing_is_not_believed(blobs: S3Blobs, sink: S
     with pytest.raises(BlobsUnavailable, match="it is not there: does 127"):
         await put(blobs)
     assert [request.method for request in sink.received] == ["PUT", "HEAD"]
+
+
+async def test_an_answer_without_a_body_is_no_page_whatever_it_calls_itself(
+    blobs: S3Blobs, sink: Sink
+) -> None:
+    sink.default = Answer(headers={"content-type": "text/html"} | dict(STORED.headers), body=b"")
+    await put(blobs)
+    assert [request.method for request in sink.received] == ["PUT"]
 
 
 async def test_a_store_that_says_little_is_believed_when_the_object_is_there(

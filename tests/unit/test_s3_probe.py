@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+import trustme
 
 from receiver.blobs import s3_probe
 from receiver.blobs.keys import KeyTemplate
@@ -83,3 +86,31 @@ async def test_what_a_check_leaves_that_was_killed_is_ours_to_sweep(
     found = weed.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
     assert len(found) == 2
     assert all(KeyTemplate(template).is_ours(item["Key"].removeprefix(prefix)) for item in found)
+
+
+async def test_a_link_to_an_address_that_the_system_trusts_is_fetched_beside_a_ca_file(
+    sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`blobs.ca_file` is the store's; links may lead to another address."""
+    usual, own = trustme.CA(), trustme.CA()
+    usual.cert_pem.write_to_path(str(tmp_path / "usual.pem"))
+    own.cert_pem.write_to_path(str(tmp_path / "own.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "usual.pem"))
+    for authority in (usual, own):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        async with Sink(tls=context) as links:
+            links.default = RANGE
+            sink.script.extend([OK, OK, SOUND, OK, TAKEN, BEGUN, OK, ENDED, SOUND, BEGUN])
+            options = S3Options(
+                bucket="bucket",
+                endpoint_url=f"http://127.0.0.1:{sink.port}",
+                link_endpoint_url=f"https://127.0.0.1:{links.port}",
+                ca_file=str(tmp_path / "own.pem"),
+                region="us-east-1",
+                connections=2,
+            )
+            found = await asyncio.to_thread(probe, options)
+            assert len(links.received) == 1, found
+            assert not [trouble for trouble in found if "link" in trouble.message]
+            sink.script.clear()
