@@ -132,7 +132,7 @@ def hold_sockets(client: Any, held: Callable[[Any], None], let_go: Callable[[], 
 
 
 def _letting_go(kind: Any, connection: Any, let_go: Callable[[], None]) -> Any:
-    class LettingGo(kind):  # type: ignore[misc]
+    class LettingGo(kind):  # type: ignore[misc]  # botocore's, known when it runs
         ConnectionCls = connection
 
         def _put_conn(self, conn: Any) -> None:
@@ -143,7 +143,7 @@ def _letting_go(kind: Any, connection: Any, let_go: Callable[[], None]) -> Any:
 
 
 def _holding(kind: Any, held: Callable[[Any], None]) -> Any:
-    class Holding(kind):  # type: ignore[misc]
+    class Holding(kind):  # type: ignore[misc]  # urllib3's, likewise
         def _new_conn(self) -> Any:
             made = super()._new_conn()
             try:

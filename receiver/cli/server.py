@@ -183,7 +183,7 @@ async def _serve(
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
-    config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]
+    config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # parts of a second do no harm
     server = _Server(config, ready)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     stopping = asyncio.create_task(stop.wait())

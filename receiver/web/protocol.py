@@ -98,7 +98,7 @@ class Protocol(HttpToolsProtocol):
 
     def _is_callback(self) -> bool:
         # What came before the last answer was given waits for it; the intake refuses it then, if need be.
-        between = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
+        between = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn says that it is never None
         return between and self.url.startswith(_PREFIX) and self.parser.get_method() in _METHODS
 
     def _refuse(self, receiver: Receiver, reason: str) -> None:

@@ -82,7 +82,7 @@ CREATE TABLE rejections (
 
 CREATE INDEX rejections_source ON rejections (source, id);
 
--- One row, changed by every ping: the proof that the database can be written.
+-- Rows that pings change, each process its own: the proof that the database can be written.
 CREATE TABLE pings (
     id BIGINT PRIMARY KEY,
     count BIGINT NOT NULL
