@@ -79,5 +79,5 @@ _TEXT = """\
 An independent [harness](https://github.com/hardbyte/postgresql-job-queue-benchmarking) puts queues over PostgreSQL under faults like these. In its
 [run of May 2026](https://github.com/hardbyte/postgresql-job-queue-benchmarking/blob/main/results/2026-05-09-full-sweep/SUMMARY.md) (PostgreSQL 18, four
 cores) three of eight came back from all five; Procrastinate, the best known in Python, did not come back from a restart of PostgreSQL. The
-columns are the rate after the fault by the rate before; ours is of the last 8 s of load of the row above. Whoever wrote the harness also wrote one of the queues in it.
+columns are the rate after the fault by the rate before; ours is of the last 8 s of load of the row above (over 100 %: what the fault had held up is coming after). Whoever wrote the harness also wrote one of the queues in it.
 """
