@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -262,13 +263,14 @@ async def storm_over(
                 wanted = storm.oracle.events
                 assert len(wanted) > kills
                 away = storm.journaled(fleet.lost[0]) if fleet.lost else set()
-                await _until_delivered(delivered, wanted.keys() - away, patience)
+                kept = place.kept(folder)
+                await _until_delivered(delivered, wanted.keys() - away, patience, kept)
                 if fleet.heir is not None:
                     # Nobody else could know of these.
                     assert len(fleet.journaled()) >= len(left) >= LEFT
                     assert left & delivered.ids.keys() == set()
                     await storm.start(fleet.heir)
-                    await _until_delivered(delivered, {*wanted}, patience)
+                    await _until_delivered(delivered, {*wanted}, patience, kept)
                     await _drained(fleet, patience)
             finally:
                 await storm.stop()
@@ -279,10 +281,28 @@ async def storm_over(
             assert providers.deapi.asked_for("/api/"), "links had expired, so the API was asked"
 
 
-async def _until_delivered(delivered: Delivered, jobs: set[str], patience: float) -> None:
+async def _until_delivered(delivered: Delivered, jobs: set[str], patience: float, kept: Kept) -> None:
     with contextlib.suppress(TimeoutError):
         await delivered.until(lambda: delivered.ids.keys() >= jobs, patience)
-    assert jobs - delivered.ids.keys() == set(), "acknowledged, and not delivered"
+    missing = jobs - delivered.ids.keys()
+    known = await asyncio.to_thread(_known, kept, missing)
+    assert missing == set(), f"acknowledged, and not delivered; the store has {known}, now is {fast_clock()}"
+
+
+def _known(kept: Kept, jobs: set[str]) -> dict[str, list[Any]]:
+    """Return what the store has of jobs, for whoever has to find out why they were not delivered."""
+    return {
+        job: [
+            kept.rows(text.format(job=job))
+            for text in (
+                "SELECT id, event_id, idempotency_key, second_key FROM callbacks WHERE idempotency_key LIKE '%{job}%'",
+                "SELECT id, event_id, state, due_at, attempts, last_outcome, last_detail FROM pickups WHERE job_id = '{job}'",
+                "SELECT id, type, recorded_at FROM events WHERE job_id = '{job}'",
+                "SELECT state, due_at, attempts, claimed_by FROM deliveries WHERE event_id IN (SELECT id FROM events WHERE job_id = '{job}')",
+            )
+        ]
+        for job in sorted(jobs)
+    }
 
 
 async def _drained(fleet: Fleet, patience: float) -> None:
