@@ -120,6 +120,8 @@ NOTES = (
     "- The loop of statements sends nothing: it is what the store allows. A bare loop that claims, sends by bare aiohttp and settles has",
     "  0.3 of its rate, so half of it is out of reach of whatever sends with that client on these cores; without HTTP the relay has 0.73.",
     "- The rows on overload are of one round of 8 s each, the others of three or five.",
+    "- The parts of this page were run one after the other over two hours, not by one `make bench`; the last commits came after some of",
+    "  them. Of the first two rows and of the relay the later run stands here, in which the first two hold; in the earlier they missed.",
     "- The machine is a virtual one, and its neighbours are not always quiet: bare and receiver do not slow down alike. Two runs of the",
     "  first two rows within an hour gave 0.28 and 0.24 (bare 7,931/s and 7,363/s), then 0.45 and 0.36 (5,099/s and 4,136/s); one on a",
     "  faster day 0.37 and 0.345 (9,748/s and 9,046/s). The processor time of a callback was the same within a tenth.",
