@@ -20,6 +20,8 @@ TIME_CHARS = 10
 """Characters after an id's prefix that tell its millisecond."""
 _random = random.Random(os.urandom(32))
 """Ids must not collide and need not be secret; asking the kernel for each would cost more than the id."""
+# A process that was forked from one which had imported this would go on with the same numbers as its siblings.
+os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(32)))
 
 
 def moment_of(made: str) -> int:

@@ -88,6 +88,9 @@ class MemoryStore(MemoryRetention):
         await self.ping()
         if not self._holds_pickup(settlement.claim):
             return PickupSettled(held=False)
+        if settlement.recording is not None and settlement.recording.event.id in self._events:
+            msg = "store: the database refused a row: its id is already there"
+            raise StoreUnavailable(msg)
         self._settle(settlement)
         if settlement.recording is None:
             return PickupSettled(held=True)
@@ -96,8 +99,6 @@ class MemoryStore(MemoryRetention):
 
     def _end(self, pickup: Pickup, recording: Recording) -> Recorded:
         event, callback = recording.event, recording.callback
-        if event.id in self._events:
-            return Recorded(status=RecordStatus.DUPLICATE, event_id=event.id)
         looked_for = [callback]
         if event.type.endswith(".failed"):
             looked_for = [replace(callback, idempotency_key=pickup.key, second_key=pickup.key), callback]

@@ -216,8 +216,6 @@ def _end(session: Session, new: NewSettlement) -> Recorded | None:
     if recording is None:
         return None
     event_id = recording.event.id
-    if session.run("event_type", {"id": event_id}):
-        return Recorded(status=RecordStatus.DUPLICATE, event_id=event_id)
     other = _result_known(session, pickup, event_id) if recording.event.type.endswith(".failed") else None
     other = other or _lead(session, pickup.id, recording)
     if other:

@@ -265,7 +265,6 @@ def delivery_rows(new: NewRecording) -> Iterable[tuple[Value, ...]]:
 
 
 _SEQUENCE = itertools.count()
-_PROCESS = os.urandom(4).hex()
 
 
 def reject(session: Session, wanted: Sequence[Reject]) -> list[None]:
@@ -279,12 +278,15 @@ def reject(session: Session, wanted: Sequence[Reject]) -> list[None]:
     return [None] * len(wanted)
 
 
+def rejection_id(row: Rejection) -> str:
+    """Return an id that sorts by time, then by the order of arrival; its end tells processes apart."""
+    return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
+
+
 def _rejection_row(row: Rejection) -> tuple[Value, ...]:
-    # Sorts by time, then by the order of arrival; the second id tells processes apart.
-    rejection_id = f"rej_{row.at:013x}{next(_SEQUENCE):010x}{_PROCESS}"
     reason, content_type, user_agent = clean(row.reason), clean(row.content_type), clean(row.user_agent)
     return (
-        rejection_id,
+        rejection_id(row),
         row.source,
         row.at,
         row.status,

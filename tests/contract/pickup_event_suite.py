@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from receiver.errors import NotFound
+from receiver.errors import NotFound, StoreUnavailable
 from receiver.model import Recorded, RecordStatus, Stage, new_id
 from receiver.pickup import PickupSettled, PickupState
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
@@ -311,17 +311,17 @@ class ResultSuite:
         assert len(await store.events(EventFilter())) == 1
 
     @pytest.mark.parametrize("state", [COLLECTED, GONE])
-    async def test_an_event_that_is_there_already_is_no_trouble(
+    async def test_a_result_is_not_taken_for_another_event_of_the_same_id(
         self, store: Store, state: PickupState
     ) -> None:
+        """That would end the pickup without an event; refused, it is attempted again, and somebody hears of it."""
         held = await held_pickup(store)
-        wanted = result_of(held, "app")
-        await store.record(wanted)
-        done = await store.settle_pickup(settlement(held, state, recording=wanted))
-        assert done.recorded == Recorded(status=DUPLICATE, event_id=held.pickup.event_id)
-        shown = await store.pickup(held.pickup.id)
-        assert (shown.state, shown.event_id) == (state, held.pickup.event_id)
-        assert len(await store.deliveries(DeliveryFilter())) == 1
+        other = recording()
+        await store.record(replace(other, event=replace(other.event, id=held.pickup.event_id)))
+        with pytest.raises(StoreUnavailable, match="its id is already there"):
+            await store.settle_pickup(settlement(held, state, recording=result_of(held, "app")))
+        assert (await store.pickup(held.pickup.id)).state is COLLECTING
+        assert await store.deliveries(DeliveryFilter()) == []
 
     async def test_many_settled_at_once_are_each_written(self, store: Store) -> None:
         await asyncio.gather(*(store.add_pickup(pickup()) for _ in range(30)))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +26,9 @@ from tests.support.delivered import Delivered
 from tests.support.kept import Kept
 from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
-from tests.support.running import settings_text
+from tests.support.running import BASIC, DEAPI_SECRET, settings_text
 from tests.support.s3_wire import Wire
-from tests.support.senders import Sent, deapi, speech, transcript
+from tests.support.senders import Sent, basic, deapi, speech, transcript
 from tests.support.sink import Answer, Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
@@ -47,16 +48,21 @@ class Storm:
         providers: Providers,
         seed: int,
         clock: Callable[[], int] = fast_clock,
+        own: str = "",
     ) -> None:
-        """`clock` is the receivers'."""
+        """`clock` is the receivers', and `own` ends each of their secrets."""
         self._fleet = fleet
         self._providers = providers
         self._clock = clock
+        self._own = own
+        self.answers: dict[str, list[str]] = {}
+        """What each callback was answered, and by whom."""
         self.oracle = Acknowledged()
         self._random = random.Random(seed)
         self._turns = random.Random(seed)
         self._up: list[Process] = []
         """As a load balancer knows it: a receiver that was just killed may still be among them."""
+        self._dead: list[Process] = []
         self._starting: list[asyncio.Task[None]] = []
         self._over = False
         self._tries = 0
@@ -68,21 +74,23 @@ class Storm:
     def _next(self, number: int, sender: int) -> Sent:
         name = f"job-{sender}-{number}"
         kind = number % 4
-        if kind == 0:
-            return speech(name, method="PUT" if number % 8 else "POST", times=1 + 3 * (number % 3))
         if kind == 1:
             return self._deapi(name, number)
-        # Long transcripts go to the blob store, short ones into the row.
-        return transcript(name, text=f"This is {name}. " * (1 if kind == 2 else 3000))
+        if kind == 0:
+            sent = speech(name, method="PUT" if number % 8 else "POST", times=1 + 3 * (number % 3))
+        else:
+            # Long transcripts go to the blob store, short ones into the row.
+            sent = transcript(name, text=f"This is {name}. " * (1 if kind == 2 else 3000))
+        return replace(sent, headers=sent.headers | {"authorization": basic(BASIC + self._own)})
 
     def _deapi(self, name: str, number: int) -> Sent:
         """By turns: without a link, with one that has expired (the API is asked in both cases), without, and with a good one."""
-        at, job = self._clock() // 1000, self._providers.deapi
+        at, job, secret = self._clock() // 1000, self._providers.deapi, DEAPI_SECRET + self._own
         job.works.setdefault(name, Work(result=AUDIO))
         if number % 8 < 4:
-            return deapi(name, at=at)
+            return deapi(name, at=at, secret=secret)
         link = job.link(self._providers.deapi_base, name)
-        return deapi(name, at=at, result_url=f"{link}0" if number % 16 < 8 else link)
+        return deapi(name, at=at, secret=secret, result_url=f"{link}0" if number % 16 < 8 else link)
 
     # ------------------------------------------------------------ senders
 
@@ -105,6 +113,8 @@ class Storm:
                 number, sender
             )  # signed afresh: by the receivers' clock a signature is soon too old
             answer = await send_once(client, one.port, sent.path, sent.headers, sent.body, sent.method)
+            told = "broke" if answer is None else f"{answer.status_code} {answer.text}"
+            self.answers.setdefault(sent.name, []).append(f"{one.port} {one.config.parent.name}: {told}")
             if answer is not None and answer.is_success:
                 self.oracle.note(sent.name, answer.json().get("event_id"))
                 if answer.json()["status"] == "journaled":
@@ -112,6 +122,8 @@ class Storm:
             async with self._changed:
                 self._tries += 1
                 self._changed.notify_all()
+            if answer is not None and answer.status_code == 401 and one in self._dead:
+                continue  # somebody else listens there now
             if answer is not None:
                 assert answer.is_success or answer.status_code == 503, answer.text
                 return answer.is_success
@@ -124,10 +136,12 @@ class Storm:
         await one.start()
         assert one.port, "it does not start"
         async with self._changed:
+            self._dead = [other for other in self._dead if other is not one]
             self._up.append(one)
             self._changed.notify_all()
 
     async def _kill(self, one: Process) -> None:
+        self._dead.append(one)
         await one.kill()
         self._up.remove(one)
 
@@ -209,11 +223,14 @@ class Fleet:
         return [] if self.heir is None else [*(self.heir.config.parent / "data" / "journal").glob("*.json")]
 
 
-def _config(path: Path, providers: Providers, destination: str, place: Place) -> Path:
+def _config(path: Path, providers: Providers, destination: str, place: Place, own: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     text = settings_text(
         path.parent, destination=destination, retry="{retries = 1000, wait = 1}", extra=place.settings
     )
+    # A receiver of another storm may listen where one of this was killed: it refuses what was meant for that.
+    for secret in (BASIC, DEAPI_SECRET):
+        text = text.replace(secret, secret + own)
     asked = f'api_key = "{KEY}"\napi_url = "{providers.deapi_base}"\nresult_hosts = ["127.0.0.1"]\n'
     more = f'{asked}allow = ["127.0.0.0/8"]\nattempt_seconds = 5\n'
     path.write_text(text.replace("[sources.deapi]\n", f"[sources.deapi]\n{more}"))
@@ -222,12 +239,12 @@ def _config(path: Path, providers: Providers, destination: str, place: Place) ->
 
 @contextlib.asynccontextmanager
 async def _fleet(
-    place: Place, folder: Path, providers: Providers, destination: str, kind: type[Process]
+    place: Place, folder: Path, providers: Providers, destination: str, kind: type[Process], own: str
 ) -> AsyncIterator[Fleet]:
     """Embedded one receiver; over PostgreSQL and S3 three, and one to come."""
 
     def receiver(name: str, at: Place = place) -> Process:
-        return kind(_config(folder / name, providers, destination, at), environ=place.environ)
+        return kind(_config(folder / name, providers, destination, at, own), environ=place.environ)
 
     if place.shared is None:
         yield Fleet([receiver("receiver.toml")])
@@ -253,24 +270,25 @@ async def storm_over(
     patience: float = 60,
 ) -> None:
     """Let a storm rage for `seconds` at most, and the last deliveries come, for which leases of killed receivers have to end."""
+    own = secrets.token_hex(8)
     with asked_providers() as providers:
-        async with Sink() as sink, _fleet(place, folder, providers, sink.url, kind) as fleet:
+        async with Sink() as sink, _fleet(place, folder, providers, sink.url, kind, own) as fleet:
             # The application has its bad moments as well.
             sink.script.extend(Answer(status=500) for _ in range(20))
-            storm, delivered = Storm(fleet.receivers, providers, seed, clock), Delivered(sink)
+            storm, delivered = Storm(fleet.receivers, providers, seed, clock, own), Delivered(sink)
             try:
                 left = await storm.run(kills, seconds, fleet.lost)
                 wanted = storm.oracle.events
                 assert len(wanted) > kills
                 away = storm.journaled(fleet.lost[0]) if fleet.lost else set()
                 kept = place.kept(folder)
-                await _until_delivered(delivered, wanted.keys() - away, patience, kept)
+                await _until_delivered(delivered, wanted.keys() - away, patience, kept, storm.answers)
                 if fleet.heir is not None:
                     # Nobody else could know of these.
                     assert len(fleet.journaled()) >= len(left) >= LEFT
                     assert left & delivered.ids.keys() == set()
                     await storm.start(fleet.heir)
-                    await _until_delivered(delivered, {*wanted}, patience, kept)
+                    await _until_delivered(delivered, {*wanted}, patience, kept, storm.answers)
                     await _drained(fleet, patience)
             finally:
                 await storm.stop()
@@ -281,12 +299,15 @@ async def storm_over(
             assert providers.deapi.asked_for("/api/"), "links had expired, so the API was asked"
 
 
-async def _until_delivered(delivered: Delivered, jobs: set[str], patience: float, kept: Kept) -> None:
+async def _until_delivered(
+    delivered: Delivered, jobs: set[str], patience: float, kept: Kept, answers: dict[str, list[str]]
+) -> None:
     with contextlib.suppress(TimeoutError):
         await delivered.until(lambda: delivered.ids.keys() >= jobs, patience)
     missing = jobs - delivered.ids.keys()
     known = await asyncio.to_thread(_known, kept, missing)
-    assert missing == set(), f"acknowledged, and not delivered; the store has {known}, now is {fast_clock()}"
+    told = {job: answers[job] for job in missing}
+    assert missing == set(), f"not delivered: {told}; the store has {known}, now is {fast_clock()}"
 
 
 def _known(kept: Kept, jobs: set[str]) -> dict[str, list[Any]]:

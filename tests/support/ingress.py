@@ -161,7 +161,7 @@ class Ingress:
             f"http_port {self.http}",
             f"https_port {self.https}",
             "default_bind 127.0.0.1",
-            *(("local_certs", "skip_install_trust") if self.local else ()),
+            *(("local_certs", "skip_install_trust", "debug") if self.local else ()),
         ]
         environ = {
             "HOME": str(self.folder),
@@ -180,7 +180,8 @@ class Ingress:
         self.child = await Child.start(command, environ, self.folder)
         await self.child.said("serving initial configuration")
         if self.local:
-            await self.child.said("certificate obtained successfully")
+            # Said when the certificate is in use. That it was obtained is said before: a call just then is refused.
+            await self.child.said("cached_managed_cert")
             self.trusted.load_verify_locations(next(self.folder.rglob("root.crt")))
 
     async def _start_nginx(self) -> None:
