@@ -54,8 +54,9 @@ bench: $(PARTS) ## Measure against bare baselines and print the table
 chaos: $(PARTS) ## Every fault under load, three intakes and three workers (about ten minutes)
 	@$(BIN)/python -m chaos --write docs/reliability.md
 
-soak: $(PARTS) ## The long storm: hundreds of kills under load
+soak: $(PARTS) ## The long storms, hundreds of kills under load, and the properties with twenty times the examples
 	@$(BIN)/pytest -m soak -n 0 --timeout 3600
+	@HYPOTHESIS_PROFILE=explore $(BIN)/pytest tests/property -n 2 --timeout 3600
 
 lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv

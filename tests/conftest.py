@@ -20,7 +20,7 @@ sys.dont_write_bytecode = False
 
 # The same examples in every run, so that a red build is about the change; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("steady", derandomize=True, database=None)
-settings.register_profile("explore", max_examples=2000)
+settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 

@@ -23,6 +23,7 @@ from receiver.store.postgres import PostgresStore
 from receiver.store.sqlite import SqliteStore
 from tests.contract.pickup_suite import draft_of, pickup, result_of, settlement
 from tests.contract.store_suite import LEASE, T0, recording
+from tests.support.examples import examples
 from tests.support.postgres import database
 
 T = TypeVar("T")
@@ -235,7 +236,7 @@ def unclaimed(one: Pickup) -> Pickup:
 
 
 PickupMachine.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(14), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPickups = PickupMachine.TestCase
 
@@ -256,6 +257,6 @@ class PostgresPickupMachine(PickupMachine):
 
 
 PostgresPickupMachine.TestCase.settings = settings(
-    PickupMachine.TestCase.settings, max_examples=10, stateful_step_count=30
+    PickupMachine.TestCase.settings, max_examples=examples(6), stateful_step_count=30
 )
 TestPickupsOverPostgres = PostgresPickupMachine.TestCase

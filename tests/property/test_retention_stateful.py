@@ -23,6 +23,7 @@ from receiver.store.sqlite import SqliteStore
 from tests.contract.pickup_suite import draft_of, pickup, result_of
 from tests.contract.pickup_suite import settlement as pickup_settlement
 from tests.contract.store_suite import LEASE, T0, recording, settlement
+from tests.support.examples import examples
 
 T = TypeVar("T")
 EVENTS, PICKUPS = EventFilter(limit=1000), PickupFilter(limit=1000)
@@ -274,6 +275,6 @@ class RetentionMachine(RuleBasedStateMachine):
 
 
 RetentionMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(12), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRetention = RetentionMachine.TestCase

@@ -21,6 +21,7 @@ from receiver.store.memory import MemoryStore
 from receiver.store.postgres import PostgresStore
 from receiver.store.sqlite import SqliteStore
 from tests.contract.store_suite import LEASE, T0, recording, settlement
+from tests.support.examples import examples
 from tests.support.postgres import database
 
 T = TypeVar("T")
@@ -200,7 +201,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(24), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStore = StoreMachine.TestCase
 
@@ -221,6 +222,6 @@ class PostgresStoreMachine(StoreMachine):
 
 
 PostgresStoreMachine.TestCase.settings = settings(
-    StoreMachine.TestCase.settings, max_examples=15, stateful_step_count=30
+    StoreMachine.TestCase.settings, max_examples=examples(8), stateful_step_count=30
 )
 TestStoreOverPostgres = PostgresStoreMachine.TestCase

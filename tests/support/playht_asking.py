@@ -20,7 +20,7 @@ from tests.support.callbacks import NOW
 from tests.support.golden import source_settings, tokens
 
 JOB = "BxMcwDjy0tHZVC4LYz"
-QUICK = {"progress_seconds": 0.05, "silence_seconds": 0.3}
+QUICK = {"progress_seconds": 0.05, "silence_seconds": 10}
 
 
 @dataclass

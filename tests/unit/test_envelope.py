@@ -20,6 +20,7 @@ from receiver.model import (
     TranscriptDraft,
 )
 from receiver.routing import Route, Router
+from tests.support.examples import examples
 
 NOW = 1795222923456
 BLOB = StoredBlob(
@@ -131,7 +132,7 @@ fields = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(text=many, message=many, details=many, data=fields, failed=st.booleans())
 def test_with_a_document_an_event_is_always_under_20_kb(
     text: str, message: str, details: str, data: dict[str, Any], failed: bool

@@ -43,7 +43,7 @@ async def test_progress_is_told_and_the_stream_followed_on_at_once(tmp_path: Pat
 
 async def test_what_a_later_attempt_finds_first_is_no_news(tmp_path: Path) -> None:
     """It stays with the stream, which here falls silent: not for `progress_seconds`, but for `silence_seconds`."""
-    async with asking(tmp_path, "sse", progress_seconds=0.01) as ask:
+    async with asking(tmp_path, "sse", progress_seconds=0.01, silence_seconds=0.7) as ask:
         ask.job((generating(0.45), SILENCE))
         found = not_yet(await ask(attempts=3))
     assert found.detail == "the event stream ended before the job"
@@ -91,11 +91,11 @@ async def test_a_stream_that_ends_at_once_tells_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_stream_that_never_says_anything_times_out(tmp_path: Path) -> None:
-    async with asking(tmp_path, "sse", silence_seconds=0.1) as ask:
+    async with asking(tmp_path, "sse", silence_seconds=0.7) as ask:
         ask.job((SILENCE,))
         found = failed(await ask())
     assert found.kind is Found.TIMEOUT
-    assert found.detail.endswith(" 0.1 s")
+    assert found.detail.endswith(" 0.7 s")
 
 
 async def test_pings_alone_are_no_news_and_no_failure(tmp_path: Path) -> None:

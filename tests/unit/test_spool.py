@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
 from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody, Receive, Spool
+from tests.support.examples import examples
 
 
 def _receive(pieces: Iterable[bytes], *, then: str = "http.request") -> Receive:
@@ -37,7 +38,7 @@ def spool(tmp_path: Path) -> Spool:
     return made
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.binary(max_size=40_000), max_size=6))
 def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
     """Size, hash, prefix and bytes depend on the content, not on how it was cut."""
