@@ -166,6 +166,14 @@ def test_without_an_id_the_job_cannot_be_told(job_id: Any) -> None:
         _draft({"id": job_id, "status": "complete", "url": URL})
 
 
+@pytest.mark.parametrize("named", ["id", "transcriptionId"])
+def test_a_job_that_is_called_like_a_secret_is_not_understood(named: str) -> None:
+    """Its id would stand in the event; redacted, it would be that of any other such job."""
+    with pytest.raises(MalformedCallback, match="holds a secret") as caught:
+        _draft({named: f"job-{KEY}", "status": "queued"})
+    assert KEY not in caught.value.message
+
+
 @pytest.mark.parametrize("url", [None, "", 7, "ftp://r.example.test/a", "javascript:alert(1)", {}, []])
 def test_a_finished_job_without_a_usable_link_is_asked_for(url: Any) -> None:
     draft = _draft({"id": "j1", "status": "complete", "url": url})
