@@ -222,7 +222,9 @@ class PlayhtProvider:
         if isinstance(named, str) and named != job_id:  # cut short, two jobs would be one
             raise MalformedCallback("the job's id is too long, or cannot be printed")
         named_bytes = job_id.encode("utf-8", "replace")
-        if self._redactor.clean(named_bytes, callback.head.token) != named_bytes:  # redacted, two jobs would be one
+        if (
+            self._redactor.clean(named_bytes, callback.head.token) != named_bytes
+        ):  # redacted, two jobs would be one
             raise MalformedCallback("the job's id holds a secret of this source's")
         stage = _stage(document.get("status"))
         if stage is None:
