@@ -34,7 +34,8 @@ class Inflater:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` decodes to, in pieces of at most `PIECE` bytes. Raises `CodingBroken`."""
         data, self._held = self._held + data, b""
-        while data:
+        more = False
+        while data or more:
             if self._stream is None:
                 data = self._begin(data)
                 if self._stream is None:
@@ -46,6 +47,8 @@ class Inflater:
             if piece:
                 self._size += len(piece)
                 yield piece
+            # All is taken in, and a full piece may not be all that comes of it: nothing follows that would bring the rest.
+            more = not self._stream.eof and len(piece) == PIECE
             if self._stream.eof:
                 data, self._stream = self._stream.unused_data, None
             else:

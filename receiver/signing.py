@@ -143,7 +143,7 @@ class CallbackTokens:
         expect_by: int | None = None,
     ) -> str:
         """Return a new token; `expires_at` in epoch milliseconds, None for one that stays; `expect_by` likewise."""
-        fields: dict[str, Any] = {"s": source, "i": random.token_hex(5)}
+        fields: dict[str, Any] = {"s": source, "i": random.token_hex(8)}
         if ref is not None:
             fields["r"] = ref
         if format:

@@ -46,6 +46,15 @@ _BY_TYPE = {
 }
 
 
+_PASSING = (
+    *("ReadTimeoutError", "ConnectTimeoutError", "EndpointConnectionError", "ConnectionClosedError"),
+    # An instance role's credentials, of a service that is slow just after a boot, or asked by too many.
+    *("ProxyConnectionError", "CredentialRetrievalError", "MetadataRetrievalError"),
+)
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+
+
 class GaveUp(Exception):
     """The request's time is over, or nobody waits for it any more."""
 
@@ -69,8 +78,11 @@ def is_outage(error: BaseException) -> bool:
     status = status_of(error)
     if code_of(error) or status:
         return status in (429, 503) or (status >= 500 and status != 501)
-    silent = ("ReadTimeoutError", "ConnectTimeoutError", "EndpointConnectionError", "ConnectionClosedError")
-    return isinstance(error, GaveUp | TimeoutError) or type(error).__name__ in silent
+    if (
+        type(error).__name__ == "SSLError"
+    ):  # broken off in the middle, as by a load balancer that has nobody behind it
+        return not any(words in str(error) for words in (_UNTRUSTED, *_NO_TLS))
+    return isinstance(error, GaveUp | TimeoutError) or type(error).__name__ in _PASSING
 
 
 def explain(error: BaseException, options: S3Options, doing: str, permission: str) -> str:
@@ -126,9 +138,9 @@ def _host(error: BaseException, options: S3Options) -> str:
 
 
 def _unsecured(error: BaseException, options: S3Options) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    if _UNTRUSTED in str(error):
         return f"the TLS certificate of {options.host} was not trusted: name its authority in blobs.ca_file"
-    if any(words in str(error) for words in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")):
+    if any(words in str(error) for words in _NO_TLS):
         return f"{options.host} speaks no TLS: correct its port, or write http:// in blobs.endpoint_url"
     return f"no TLS could be agreed on with {options.host}: compare blobs.ca_file"
 

@@ -96,8 +96,8 @@ class _Asked(threading.Thread):
 
 
 def unreached(findings: Iterable[Finding]) -> bool:
-    """Tell whether nothing but an outage stops the start: then trying again may help."""
-    return all(one.code == "E012" for one in findings if one.fatal)
+    """Tell whether nothing stops the start but what may pass: an outage, or a clock that is not yet set after a boot."""
+    return all(one.code in {"E012", "E017"} for one in findings if one.fatal)
 
 
 def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:

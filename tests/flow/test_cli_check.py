@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from receiver.blobs.s3_probe import Trouble
-from receiver.cli.reaching import reach
+from receiver.cli.reaching import reach, unreached
 from receiver.config import parse
 from receiver.wiring import wall_clock
 from tests.support import postgres, s3
@@ -192,6 +192,7 @@ def test_clocks_that_differ_are_told(
     if expected:
         said = f"clock is {abs(seconds)} s {'behind' if seconds < 0 else 'ahead of'} the database's"
         assert said in found[0].message.replace(f"{abs(seconds) - 1} s", f"{abs(seconds)} s")
+    assert unreached(found), "a start may be tried again: a clock is set in time"
 
 
 def test_a_server_that_syncs_nothing_is_told(weed: Weed, tmp_path: Path) -> None:

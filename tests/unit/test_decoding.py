@@ -87,6 +87,13 @@ def test_what_was_flushed_comes_without_waiting_for_more(size: int) -> None:
         )
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_headerless_deflate_ends_with_its_last_full_piece(pieces: int) -> None:
+    """No checksum follows that would bring what zlib still holds when all has been taken in."""
+    for size in range(pieces * PIECE - 60, pieces * PIECE + 60):
+        assert inflate("deflate", raw_deflate(bytes(size))) == bytes(size)
+
+
 def test_empty_members_without_end_are_broken() -> None:
     """Thousands of them decode to nothing, so that no limit on the size would ever be met."""
     with pytest.raises(CodingBroken):
