@@ -6,15 +6,17 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 from __future__ import annotations
 
 import base64
-from urllib.parse import unquote, urlsplit, urlunsplit
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from receiver import __version__
 from receiver.config import DestinationSettings
 from receiver.delivery import Outcome, OutcomeKind
 from receiver.egress import Egress, Failure, Reply, Resolve
 from receiver.errors import ConfigError
+from receiver.redaction import Redactor
 from receiver.retry import retry_after
-from receiver.signing import standard_webhook, webhook_key
+from receiver.signing import basic_credentials, standard_webhook, webhook_key
 
 USER_AGENT = f"receiver/{__version__}"
 _OWN = frozenset(
@@ -29,6 +31,10 @@ _OWN = frozenset(
 )
 
 
+_LONG_PART = 16
+"""Characters in one part of a path: some services give out addresses that are their own proof."""
+
+
 class HttpDestination:
     """One configured URL."""
 
@@ -36,6 +42,7 @@ class HttpDestination:
         """`resolve` stands in for the system's resolver. Raises `ConfigError` for headers that cannot be sent."""
         self._name = settings.name
         self._url, self._headers = _address(settings)
+        self._redactor = Redactor(_secrets(settings, self._url, self._headers))
         self._keys = [webhook_key(secret.get_secret_value()) for secret in settings.secrets]
         self._egress = Egress(
             timeout_seconds=settings.timeout_seconds,
@@ -66,7 +73,7 @@ class HttpDestination:
         answer = await self._egress.post(self._url, headers, body)
         if isinstance(answer, Failure):
             return Outcome(kind=answer.kind, detail=answer.detail)
-        return _outcome(answer, timestamp)
+        return _outcome(answer, self._redactor.clean_start(answer.body), timestamp)
 
 
 def _address(settings: DestinationSettings) -> tuple[str, dict[str, str]]:
@@ -99,10 +106,31 @@ def _checked(destination: str, name: str, value: str) -> str:
     return value
 
 
-def _outcome(reply: Reply, now: int) -> Outcome:
+def _secrets(settings: DestinationSettings, url: str, headers: dict[str, str]) -> Iterator[str]:
+    """Return what an answer must not bring into the store, where one that shows the request would have it.
+
+    That is what the settings call secret: header values, with and without the scheme before them, credentials, path and
+    query of the URL, and such parts of the path as are too long for a word.
+    """
+    for secret in settings.secrets:
+        yield secret.get_secret_value()
+        yield secret.get_secret_value().removeprefix("whsec_")
+    for name in ("authorization", *(name.lower() for name in settings.headers)):
+        value = headers.get(name, "")
+        pair = basic_credentials(value) or ""
+        yield from (value, value.partition(" ")[2], pair, pair.partition(":")[2])
+    parts = urlsplit(url)
+    yield parts.path
+    yield parts.query
+    yield from (value for _, value in parse_qsl(parts.query))
+    yield from (part for part in parts.path.split("/") if len(part) >= _LONG_PART)
+
+
+def _outcome(reply: Reply, response: bytes, now: int) -> Outcome:
+    """`response` is the reply's body without what must not be kept."""
     status = reply.status
     if 200 <= status < 300:
-        return Outcome(kind=OutcomeKind.DELIVERED, status=status, response=reply.body)
+        return Outcome(kind=OutcomeKind.DELIVERED, status=status, response=response)
     detail = f"answered {status}"
     if 300 <= status < 400:
         detail += "; redirects are not followed"
@@ -110,6 +138,6 @@ def _outcome(reply: Reply, now: int) -> Outcome:
         kind=OutcomeKind.GONE if status == 410 else OutcomeKind.REFUSED,
         status=status,
         detail=detail,
-        response=reply.body,
+        response=response,
         retry_after=retry_after(reply.headers.get("Retry-After", ""), now / 1000),
     )

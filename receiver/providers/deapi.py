@@ -38,12 +38,12 @@ from receiver.providers.jsonbody import (
     epoch_ms,
     join_key,
     opaque_id,
-    printable,
     table,
 )
 from receiver.providers.options import SecretList, refuse, reveal
-from receiver.providers.redaction import Redactor, unsigned
+from receiver.providers.redaction import redacted, shown, unsigned
 from receiver.providers.tokens import check_token, content_key
+from receiver.redaction import Redactor
 from receiver.signing import CallbackTokens, hmac_sha256_hex, same_as_any
 
 MAX_BODY = MIB
@@ -205,11 +205,11 @@ class DeapiProvider:
 
         Raises `MalformedCallback` for another event, or when the job cannot be told.
         """
-        document, shown, kept = self._document(callback)
+        document, bare, kept = self._document(callback)
         event, data = document.get("event"), table(document, "data")
         stage = _STAGES.get(event) if isinstance(event, str) else None
         if stage is None:
-            named = f": {self._shown(event)}" if isinstance(event, str) else ""
+            named = f": {shown(self._redactor, event, 60)}" if isinstance(event, str) else ""
             raise MalformedCallback(
                 f"the event is none of job.processing, job.completed and job.failed{named}"
             )
@@ -232,8 +232,8 @@ class DeapiProvider:
             occurred_at=occurred_at,
             stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
             remote=self._remote(job_id, data, callback) if stage == "completed" else None,
-            error=error_of(table(shown, "data")) if stage == "failed" else None,
-            provider_data=table(shown, "data"),
+            error=error_of(table(bare, "data")) if stage == "failed" else None,
+            provider_data=table(bare, "data"),
             document=kept,
         )
 
@@ -245,20 +245,15 @@ class DeapiProvider:
             )
         raw = callback.body.load()
         document = decode_object(raw)
-        kept = self._redactor.clean_document(document, raw, callback.head.token)
+        kept = self._redactor.clean_document(document, raw)
         if kept is not raw:
             document = decode_object(kept)
-        shown = unsigned(document)
-        return document, shown, kept if shown is document else encode(shown)
-
-    def _shown(self, word: str) -> str:
-        """Return a word of the sender's as a message may show it: printable, short, and no secret of ours."""
-        clean = self._redactor.clean(printable(word, len(word)).encode("utf-8", "replace"))
-        return clean.decode("utf-8", "replace")[:60]
+        bare = unsigned(document)
+        return document, bare, kept if bare is document else encode(bare)
 
     def redact(self, body: bytes) -> bytes:
-        """Return `body` without the configured secrets."""
-        return self._redactor.clean(body)
+        """Return `body` without the configured secrets, callback tokens and what signs its links."""
+        return redacted(self._redactor, body)
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the identity of a callback that could not be normalized: token and content hash."""

@@ -22,7 +22,8 @@ from receiver.pickup import Found, Pickup
 from receiver.providers import bases, results
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.providers.jsonbody import Document, decode_object, join_key, number, printable, table, text
-from receiver.providers.redaction import Redactor, unsigned
+from receiver.providers.redaction import unsigned
+from receiver.redaction import Redactor
 from receiver.spool import MemoryBody
 
 LINK_MS = 24 * 3600 * 1000
@@ -252,15 +253,15 @@ class JobReader:
         )
 
     def _failed_draft(self, pickup: Pickup, data: Document, now: int) -> EventDraft:
-        key = failed_key(pickup.job_id or "")
+        key, bare = failed_key(pickup.job_id or ""), unsigned(data)
         return replace(
             self._begun(pickup, data, now),
             type=f"{self._family_with(pickup, data) or 'media'}.failed",
             idempotency_key=key,
             second_key=key,
             occurred_at=now,
-            error=error_of(data),
-            provider_data=unsigned(data),
+            error=error_of(bare),
+            provider_data=bare,
         )
 
     def _begun(self, pickup: Pickup, data: Document, now: int) -> EventDraft:
@@ -270,6 +271,7 @@ class JobReader:
                 pickup.draft,
                 idempotency_key=pickup.key,
                 second_key=pickup.key,
+                ref=pickup.ref if pickup.ref is not None else pickup.draft.ref,
                 remote=None,
                 stage=Stage.FINAL,
             )

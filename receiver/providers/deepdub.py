@@ -24,7 +24,8 @@ from receiver.providers import bases, results
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.providers.jsonbody import decode_object, join_key, looks_like_json, printable, text
 from receiver.providers.options import refuse
-from receiver.providers.redaction import Redactor
+from receiver.providers.redaction import shown
+from receiver.redaction import Redactor
 from receiver.signing import CallbackTokens
 
 REGIONS = {
@@ -173,7 +174,7 @@ class DeepdubProvider:
         body, content_type = found.body, found.headers.get("content-type", "")
         judged = results.sound(body, content_type=content_type, format=pickup.format)
         if isinstance(judged, Failed):
-            said = _message(_small(body))
+            said = self._said(_small(body))
             body.discard()
             if _is_invalid(said):
                 return _gone(said)
@@ -186,12 +187,12 @@ class DeepdubProvider:
             ref=pickup.ref,
             occurred_at=now,
             audio=judged,
-            provider_data={"content_type": printable(content_type, 200) or None},
+            provider_data={"content_type": shown(self._redactor, content_type, 200) or None},
         )
         return Collected(draft=draft, body=body)
 
     def _answered(self, pickup: Pickup, answer: Answer) -> Result:
-        said = _message(answer.body)
+        said = self._said(answer.body)
         if answer.status in (400, 404) and _is_invalid(said):
             return _gone(said)
         if answer.status == 404:
@@ -207,9 +208,12 @@ class DeepdubProvider:
         detail = f"{meaning}: {said}" if said else meaning
         return self._failed(detail, Found.REFUSED, answer.status, answer.retry_after)
 
-    def _failed(self, detail: str, kind: Found, status: int, retry_after: float | None = None) -> Failed:
-        clean = self._redactor.clean(detail.encode("utf-8", "replace")).decode("utf-8", "replace")
-        return Failed(kind=kind, detail=clean, status=status, retry_after=retry_after)
+    def _said(self, raw: bytes) -> str:
+        return shown(self._redactor, _message(raw), 200)
+
+    @staticmethod
+    def _failed(detail: str, kind: Found, status: int, retry_after: float | None = None) -> Failed:
+        return Failed(kind=kind, detail=detail, status=status, retry_after=retry_after)
 
 
 def _small(body: Body) -> bytes:
@@ -217,15 +221,15 @@ def _small(body: Body) -> bytes:
 
 
 def _message(raw: bytes) -> str:
-    """Return what an error document says: `{success, message}`, `{error, detail}`; "" for anything else."""
+    """Return what an error document says, whole: `{success, message}`, `{error, detail}`; "" for anything else."""
     if not looks_like_json(raw[:4096]):
         return ""
     try:
         document = decode_object(raw)
     except MalformedCallback:
         return ""
-    found = (text(document, name, 300) for name in ("message", "detail", "error"))
-    return printable(next((words for words in found if words), ""), 200)
+    found = (text(document, name, len(raw)) for name in ("message", "detail", "error"))
+    return next((words for words in found if words), "")
 
 
 def _is_invalid(said: str) -> bool:

@@ -7,6 +7,7 @@ and the retired `dg-token` header, compared where it is configured.
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import ClassVar
 
@@ -37,8 +38,8 @@ from receiver.providers.jsonbody import (
     printable,
 )
 from receiver.providers.options import SecretList, refuse, reveal
-from receiver.providers.redaction import Redactor
 from receiver.providers.tokens import check_token, content_key
+from receiver.redaction import Redactor
 from receiver.signing import CallbackTokens, basic_credentials, same_as_any
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
@@ -134,7 +135,8 @@ class DeepgramProvider:
         self._secrets = reveal(options.callback_secrets)
         self._echoed = Redactor(self._secrets)
         passwords = (pair.partition(":")[2] for pair in self._basic)
-        self._redactor = Redactor((*self._basic, *passwords, *self._dg_tokens, *self._secrets))
+        sent = (base64.b64encode(pair.encode()).decode() for pair in self._basic)
+        self._redactor = Redactor((*self._basic, *passwords, *sent, *self._dg_tokens, *self._secrets))
 
     @property
     def source(self) -> str:
@@ -249,7 +251,7 @@ class DeepgramProvider:
 
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
         head = callback.head
-        told = {name: printable(values[0], 500) for name in KEPT_HEADERS if (values := head.all(name))}
+        told = {name: self._told(name, values[0]) for name in KEPT_HEADERS if (values := head.all(name))}
         request_id = opaque_id(told.get("dg-request-id"))
         return EventDraft(
             type="speech.completed",
@@ -261,10 +263,16 @@ class DeepgramProvider:
             provider_data=told,
         )
 
+    def _told(self, name: str, value: str) -> str:
+        """Return a header's value as an event may tell it. An id stays as it is: redacted, two jobs would be one."""
+        if name != "dg-request-id":  # cleaned as the bytes it was, and before it is cut
+            value = self._redactor.clean(value.encode("latin-1", "replace")).decode("latin-1")
+        return printable(value, 500)
+
     def _text_failure(self, callback: VerifiedCallback) -> EventDraft:
         if callback.body.size > self._max_json or not is_text(callback.body.prefix):
             raise MalformedCallback("the body is said to be text, and is not")
-        kept = self._redactor.clean(callback.body.load(), callback.head.token)
+        kept = self._redactor.clean(callback.body.load())
         return draft_text_failure(Origin(callback, kept))
 
     def _load(self, body: Body) -> Document:
@@ -278,9 +286,9 @@ class DeepgramProvider:
         if without_secrets(document):
             kept = encode(document)
         if is_failure(document):
-            cleaned = self._redactor.clean_document(document, kept, callback.head.token)
+            cleaned = self._redactor.clean_document(document, kept)
         else:
-            cleaned = self._echoed.clean_document(document, kept, callback.head.token)
+            cleaned = self._echoed.clean_document(document, kept)
         return (document, kept) if cleaned is kept else (decode_object(cleaned), cleaned)
 
     def redact(self, body: bytes) -> bytes:

@@ -141,9 +141,20 @@ def _result(
     )
 
 
+_SENT_AGAIN_MS = 10 * 60 * 1000
+"""Deepgram sends a callback again for five minutes: the same words in another ten are another job's, or another session's."""
+
+
+def _while(origin: Origin) -> str:
+    """Return the ten minutes in which a callback came; a repeat that falls into the next is taken for another one."""
+    return str(origin.callback.head.received_at // _SENT_AGAIN_MS)
+
+
 def _key(family: str, request_id: Any, what: str, origin: Origin) -> str:
     if opaque_id(request_id) is None:
-        return content_key(origin.callback)
+        told = content_key(origin.callback)
+        # Two jobs that fail alike say so in the same words, where two results differ.
+        return join_key(told, _while(origin)) if what == "error" and origin.callback.claims is None else told
     return join_key(_PRODUCTS[family], request_id, what)
 
 
@@ -218,10 +229,12 @@ def _message_key(document: Document, request_id: Any, origin: Origin) -> str:
     """Return a streaming message's identity: the session, then what the message is about, or else its bytes.
 
     The session is the token and the request id, as far as they are known: a token may have been handed out for more
-    than one session, and two kinds of message carry no request id at all.
+    than one session, and two kinds of message carry no request id at all. Without either, the time tells sessions apart.
     """
     claims = origin.callback.claims
     session = (claims.token_id if claims else "", opaque_id(request_id) or "")
+    if not any(session):
+        session = ("", _while(origin))
     needed, others = _MESSAGE_IDENTITY[document["type"]]
     if all(document.get(name) is not None for name in needed):
         fields = (_plain(document.get(name)) for name in (*needed, *others))

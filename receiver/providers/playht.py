@@ -29,13 +29,13 @@ from receiver.providers.jsonbody import (
     join_key,
     number,
     opaque_id,
-    printable,
     table,
 )
 from receiver.providers.options import SecretList, refuse, reveal
 from receiver.providers.playht_jobs import JobReader, error_of, final_key, http_link
-from receiver.providers.redaction import Redactor, unsigned
+from receiver.providers.redaction import redacted, shown, unsigned
 from receiver.providers.tokens import check_token, content_key
+from receiver.redaction import Redactor
 from receiver.signing import CallbackTokens, same_as_any
 
 MAX_BODY = MIB
@@ -222,15 +222,15 @@ class PlayhtProvider:
         if isinstance(named, str) and named != job_id:  # cut short, two jobs would be one
             raise MalformedCallback("the job's id is too long, or cannot be printed")
         named_bytes = job_id.encode("utf-8", "replace")
-        if (
-            self._redactor.clean(named_bytes, callback.head.token) != named_bytes
-        ):  # redacted, two jobs would be one
+        if self._redactor.clean(named_bytes) != named_bytes:  # redacted, two jobs would be one
             raise MalformedCallback("the job's id holds a secret of this source's")
         stage = _stage(document.get("status"))
         if stage is None:
-            raise MalformedCallback(f"the status is not known{self._shown(document.get('status'))}")
+            word = document.get("status")
+            named = f": {shown(self._redactor, word, 60)}" if isinstance(word, str) and word else ""
+            raise MalformedCallback(f"the status is not known{named}")
         remote = self._remote(callback, document, job_id) if stage == "completed" else None
-        kept = self._kept(document, raw, callback.head.token)
+        kept = self._kept(document, raw)
         cleaned = document if kept is raw else decode_object(kept)
         return EventDraft(
             type=f"speech.{stage}",
@@ -259,23 +259,16 @@ class PlayhtProvider:
             deadline_at=callback.head.received_at + round(self._options.deadline_seconds * 1000),
         )
 
-    def _kept(self, document: Document, raw: bytes, token: str | None) -> bytes:
-        """Return the body without our secrets, the token, and what signs its links."""
-        kept = self._redactor.clean_document(document, raw, token)
+    def _kept(self, document: Document, raw: bytes) -> bytes:
+        """Return the body without our secrets, callback tokens, and what signs its links."""
+        kept = self._redactor.clean_document(document, raw)
         clean = document if kept is raw else decode_object(kept)
-        shown = unsigned(clean)
-        return kept if shown is clean else encode(shown)
-
-    def _shown(self, word: Any) -> str:
-        """Return a word of the sender's as a message may show it: printable, short, and no secret of ours."""
-        if not isinstance(word, str) or not word:
-            return ""
-        clean = self._redactor.clean(printable(word, len(word)).encode("utf-8", "replace"))
-        return f": {clean.decode('utf-8', 'replace')[:60]}"
+        bare = unsigned(clean)
+        return kept if bare is clean else encode(bare)
 
     def redact(self, body: bytes) -> bytes:
-        """Return `body` without the configured keys."""
-        return self._redactor.clean(body)
+        """Return `body` without the configured keys, callback tokens and what signs its links."""
+        return redacted(self._redactor, body)
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the identity of a callback that could not be normalized: token and content hash."""

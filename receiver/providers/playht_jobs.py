@@ -32,8 +32,9 @@ from receiver.providers.jsonbody import (
     table,
     text,
 )
-from receiver.providers.redaction import Redactor, unsigned
+from receiver.providers.redaction import unsigned
 from receiver.providers.results import discard, judge
+from receiver.redaction import Redactor
 
 MAX_LINK = 8192
 _JSON, _EVENTS = "application/json", "text/event-stream"

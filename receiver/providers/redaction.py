@@ -1,39 +1,36 @@
-"""Taking known secrets out of bytes that are kept (floor 3, shared by the adapters)."""
+"""What of a provider's words may be kept and shown (floor 3, shared by the adapters): no secret, no link that still works.
+
+Storage puts its signatures into the queries of its links. Who has such a link has the result.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
-from receiver.providers.jsonbody import encode
+from receiver.errors import MalformedCallback
+from receiver.providers.jsonbody import decode_object, encode, printable
+from receiver.redaction import REDACTED, Redactor
 
-REDACTED = b"[redacted]"
-_SHORTEST = 6
-"""Characters; shorter values are left alone: chance would find them in long texts and audio, and damage those."""
-_SHORT_ESCAPES = {
-    '"': '\\"',
-    "\\": "\\\\",
-    "/": "\\/",
-    "\b": "\\b",
-    "\f": "\\f",
-    "\n": "\\n",
-    "\r": "\\r",
-    "\t": "\\t",
-}
-
-
-_SIGNED = re.compile(r"(https?://[^\s\"'<>?#]*)\?[^\s\"'<>]*", re.IGNORECASE)
-"""A link with a query, alone or within a text."""
+# A link is matched whole, with its query or without: a long run of beginnings of links is read once, not once for each.
+_LINK = re.compile(r"(https?://[^\s\"'<>?#]*+)(\?[^\s\"'<>]*+)?", re.IGNORECASE)
+"""A link, alone or within a text, and its query."""
+_SPELLED_LINK = re.compile(
+    rb"""(https?:(?:\\?/){2}(?:[^\s"'<>?#\\]|\\/|\\u(?!003f)[0-9a-f]{4})*+)"""
+    rb"""((?:\?|\\u003f)(?:[^\s"'<>\\]|\\/|\\u[0-9a-f]{4})*+)?""",
+    re.IGNORECASE,
+)
+"""The same in bytes that may be JSON, where slashes and others may be escaped."""
 
 
 def unsigned(value: Any) -> Any:
-    """Return a decoded document whose links have lost their queries, where storage puts its signatures.
+    """Return a decoded document whose links have lost their queries.
 
-    A link that still works lets anybody have the result who has the event. Without such links, `value` itself is returned.
+    Without such links, `value` itself is returned.
     """
     if isinstance(value, str):
-        return _SIGNED.sub(rf"\1?{REDACTED.decode()}", value) if "?" in value and "://" in value else value
+        return _LINK.sub(_without_query, value) if "?" in value and "://" in value else value
     if isinstance(value, dict):
         fields = {key: unsigned(item) for key, item in value.items()}
         return fields if any(fields[key] is not item for key, item in value.items()) else value
@@ -43,45 +40,35 @@ def unsigned(value: Any) -> Any:
     return value
 
 
-class Redactor:
-    """Replaces secrets in bytes, as they are and in every spelling that JSON allows."""
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        kept = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
-        self._canonical = tuple(encode(secret)[1:-1] for secret in kept)
-        self._plain = tuple(secret.encode("utf-8", "surrogatepass") for secret in kept)
-        self._spelled = re.compile(b"|".join(map(_spellings, kept))) if kept else None
-
-    def clean(self, raw: bytes, token: str | None = None) -> bytes:
-        """Return `raw` with every secret, and the callback token it came with, replaced by `[redacted]`."""
-        if self._spelled is not None and (b"\\" in raw or any(secret in raw for secret in self._plain)):
-            raw = self._spelled.sub(REDACTED, raw)
-        return raw.replace(token.encode(), REDACTED) if token else raw
-
-    def clean_document(self, document: Any, raw: bytes, token: str | None = None) -> bytes:
-        """Do the same for a decoded document and its bytes; returns `raw` itself when it holds no secret.
-
-        Long documents are common and secrets in them are not, so nothing but a plain search is spent on most.
-        """
-        wanted = (*self._canonical, token.encode()) if token else self._canonical
-        if not wanted:
-            return raw
-        canonical = encode(document) if b"\\" in raw else raw
-        if not any(secret in canonical for secret in wanted):
-            return raw
-        return self.clean(canonical, token)
+def _without_query(found: re.Match[str]) -> str:
+    return found[0] if found[2] is None else f"{found[1]}?{REDACTED.decode()}"
 
 
-def _spellings(secret: str) -> bytes:
-    """Return a pattern of every way to write `secret` inside a JSON string, the plain one included."""
-    return b"".join(map(_spellings_of_char, secret))
+def unsigned_bytes(raw: bytes) -> bytes:
+    """Do the same for bytes of which nothing is known; what is JSON stays JSON."""
+    return _SPELLED_LINK.sub(_without_spelled_query, raw) if b"?" in raw or b"\\u003" in raw else raw
 
 
-def _spellings_of_char(char: str) -> bytes:
-    plain = char.encode("utf-8", "surrogatepass")
-    units = char.encode("utf-16-be", "surrogatepass")
-    escaped = "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
-    ways = [re.escape(plain), b"(?i:" + re.escape(escaped.encode()) + b")"]
-    if char in _SHORT_ESCAPES:
-        ways.append(re.escape(_SHORT_ESCAPES[char].encode()))
-    return b"(?:" + b"|".join(ways) + b")"
+def _without_spelled_query(found: re.Match[bytes]) -> bytes:
+    return found[0] if found[2] is None else found[1] + b"?" + REDACTED
+
+
+def redacted(redactor: Redactor, body: bytes) -> bytes:
+    """Return a body that was not understood as it may be kept, whatever it is."""
+    # Decoded, no spelling hides anything; what cannot be decoded is searched as the bytes it is.
+    with contextlib.suppress(MalformedCallback):
+        document = decode_object(body)
+        kept = redactor.clean_document(document, body)
+        clean = document if kept is body else decode_object(kept)
+        bare = unsigned(clean)
+        body = kept if bare is clean else encode(bare)
+    return unsigned_bytes(redactor.clean(body))
+
+
+def shown(redactor: Redactor, words: str, limit: int) -> str:
+    """Return a provider's words as a message may show them: printable, and cut to `limit` when nothing is left to hide.
+
+    Cut before that, they could end within a secret, whose beginning nobody would find.
+    """
+    clean = redactor.clean(printable(words, len(words)).encode("utf-8", "replace")).decode("utf-8", "replace")
+    return _LINK.sub(_without_query, clean)[:limit]

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from receiver.logs import LogObserver
 from receiver.ordering import order
+from receiver.standins.deapi_results import Work
 from receiver.store.base import PickupFilter
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
@@ -55,7 +56,7 @@ def told(providers: Providers, tmp_path_factory: pytest.TempPathFactory) -> Told
     made = asyncio.run(_tell(providers, folder))
     listed = _receiver(folder, "pickups", "--json")
     ids = set(re.findall(r"pku_\w+", listed))
-    assert len(ids) == 11
+    assert len(ids) == 12
     return replace(
         made, listed=listed + "".join(_receiver(folder, "pickups", one) for one in sorted(ids)[:4])
     )
@@ -97,12 +98,16 @@ async def _tell(providers: Providers, folder: Path) -> Told:
             assert answer.status_code == 200
         played = providers.playht.add(audio=AUDIO, result_query=f"?{SIGNED}")
         denied = providers.playht.add(audio=AUDIO, result_query=f"?{SIGNED}", result=_denied())
+        failed = providers.deapi.add(
+            Work(statuses=("error",), error_code=f"no {KEY} at https://x.example/?{SIGNED}")
+        )
         handed = {"playht": [played.id, denied.id], "deepdub": [providers.deepdub.submit(), "unknown"]}
+        handed["deapi"] = [failed]
         for source, jobs in handed.items():
             await _hand_over(up, source, jobs)
-        await up.seen.until(lambda: len({r.pickup_id for r in up.seen.pickups}) == len(links) + 4)
-        await sink.until(4)
-        await up.seen.until(lambda: sum(r.state == "delivered" for r in up.seen.attempts) >= 4)
+        await up.seen.until(lambda: len({r.pickup_id for r in up.seen.pickups}) == len(links) + 5)
+        await sink.until(5)
+        await up.seen.until(lambda: sum(r.state == "delivered" for r in up.seen.attempts) >= 5)
         pickups = await up.receiver.store.pickups(PickupFilter())
         attempts = [await up.receiver.store.pickup_attempts(one.id) for one in pickups]
         details = f"{attempts} {[one.last_detail for one in pickups]} {up.seen.notes} {up.seen.pickups}"
@@ -146,3 +151,7 @@ def test_the_list_of_pickups_tells_no_secret(told: Told) -> None:
 def test_no_event_tells_a_secret(told: Told, source: str) -> None:
     """A link that still works is one: whoever has it has the result."""
     assert told.leaks(told.events[source].decode()) == []
+
+
+def test_a_job_that_failed_is_told_in_words_that_give_nothing_away(told: Told) -> None:
+    assert b'"code":"no [redacted] at https://x.example/?[redacted]"' in told.events["deapi"]

@@ -200,6 +200,11 @@ def test_a_time_that_cannot_be_read_is_the_time_of_arrival(wrong: Any) -> None:
     assert _draft(_document() | {"timestamp": wrong}).occurred_at == NOW
 
 
+def test_the_unknown_event_is_named_without_what_signs_a_link() -> None:
+    with pytest.raises(MalformedCallback, match=r"named https://h/x\?\[redacted\]$"):
+        _draft(_document("named https://h/x?signature=c0ffee"))
+
+
 def test_a_secret_or_token_that_is_echoed_is_not_kept() -> None:
     token = tokens().issue("da")
     url = f"https://hooks.example.com/callbacks/da/{token}"

@@ -75,6 +75,21 @@ async def test_a_key_that_is_echoed_is_not_kept(place: Place, tmp_path: Path) ->
     assert result.draft.error.message == "bad key [redacted]"
 
 
+async def test_the_words_of_a_failure_are_told_without_tokens_and_links_that_work(
+    place: Place, tmp_path: Path
+) -> None:
+    """As they are where the callback tells them."""
+    said = f"no answer from https://h.example.com/callbacks/da/{tokens().issue('da')}, see https://r.example.com/x?a=1"
+    data = {"status": "error", "error_message": said, "error_code": "https://r.example.com/y?b=2"}
+    draft = collected(await _told(place, tmp_path, {"data": data})).draft
+    assert draft.error is not None
+    assert draft.error.message == (
+        "no answer from https://h.example.com/callbacks/da/[redacted], see https://r.example.com/x?[redacted]"
+    )
+    assert draft.error.code == "https://r.example.com/y?[redacted]"
+    assert draft.provider_data["error_message"] == draft.error.message
+
+
 @pytest.mark.parametrize("document", [{}, {"data": None}, {"data": {"status": "brand-new"}}])
 async def test_a_status_that_is_not_known_means_not_yet(place: Place, tmp_path: Path, document: Any) -> None:
     assert isinstance(await _told(place, tmp_path, document), NotYet)

@@ -301,6 +301,31 @@ async def test_the_providers_words_are_told_without_the_key(
     assert result.detail.endswith(": key [redacted]")
 
 
+@pytest.mark.parametrize("length", [150, 195, 290])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_no_beginning_of_the_key_is_left_where_words_are_cut(
+    place: Place, ask: Asking, status: int, length: int
+) -> None:
+    place.app = JSONResponse({"message": "x" * length + KEY}, status_code=status)
+    result = await ask(ID)
+    assert isinstance(result, Failed)
+    assert KEY[:4] not in result.detail
+    assert result.detail.endswith(("x" * length + "[redacted]")[:200])
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_what_is_said_of_an_invalid_id_is_told_without_the_key(
+    place: Place, ask: Asking, status: int
+) -> None:
+    said = f"Invalid generation ID for {KEY[:9]}\u200b{KEY[9:]}, see https://h.example.com/x?signature=5"
+    place.app = JSONResponse({"message": said}, status_code=status)
+    result = await ask(ID)
+    assert isinstance(result, Gone)
+    assert result.error.message == (
+        "Deepdub knows no such id: Invalid generation ID for [redacted], see https://h.example.com/x?[redacted]"
+    )
+
+
 async def test_audio_over_the_limit_is_not_taken(place: Place, provider: Deepdub, tmp_path: Path) -> None:
     """The source's `max_audio_bytes` holds here as well."""
     table = {"provider": "deepdub", "api_key": KEY, "allow": ["127.0.0.0/8"], "max_audio_bytes": 100}

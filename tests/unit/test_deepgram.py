@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import pytest
@@ -268,6 +270,42 @@ def test_an_error_that_repeats_the_callback_url_loses_its_secrets() -> None:
         assert "horse" not in repr(draft)
         assert draft.error
         assert draft.error.message.startswith("could not reach https://[redacted]@hooks")
+
+
+@pytest.mark.parametrize(
+    "spelled", ["us%40er:p%40ss%2Fword%21", "us%40er:p%40ss%2fword!", "p%40ss%2fword%21"]
+)
+def test_credentials_are_taken_out_as_the_callback_url_has_them(spelled: str) -> None:
+    source, text = (
+        deepgram_source(basic=["us@er:p@ss/word!"]),
+        f"no answer from https://{spelled}@h.example.com/",
+    )
+    sent = ("authorization", "Basic " + base64.b64encode(b"us@er:p@ss/word!").decode())
+    for body in (text, json.dumps({"err_msg": f"{text} with {sent[1]}"})):
+        kind = "application/json" if body.startswith("{") else "text/plain"
+        head = Head(source="dg", method="POST", headers=(sent, ("content-type", kind)), received_at=NOW)
+        draft = source.normalize(prove(source, head, MemoryBody(body.encode())))
+        for kept in (repr(draft), repr(source.redact(body.encode()))):
+            assert "[redacted]@h.example.com" in kept
+            assert "word" not in kept
+            assert sent[1] not in kept
+
+
+def test_what_headers_say_of_trouble_is_told_without_secrets() -> None:
+    """Cleaned before it is cut, so that no beginning of a secret is left at the end."""
+    said = f"no answer from https://{PAIR}@hooks.example.com/callbacks/dg/{tokens().issue('dg')}"
+    draft = deepgram_draft(
+        MP3,
+        "audio/mpeg",
+        ("dg-error", said),
+        ("dg-warnings", "w" * 490 + PAIR),
+        ("dg-request-id", "correct-horse"),
+    )
+    assert draft.provider_data == {
+        "dg-error": "no answer from https://[redacted]@hooks.example.com/callbacks/dg/[redacted]",
+        "dg-warnings": "w" * 490 + "[redacted]",
+        "dg-request-id": "correct-horse",
+    }
 
 
 def test_a_callback_secret_that_is_echoed_elsewhere_is_taken_out_too() -> None:

@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.errors import MalformedCallback
 from receiver.model import EventDraft
-from tests.support.callbacks import NOW, deepgram_draft
+from receiver.spool import MemoryBody
+from tests.support.callbacks import NOW, deepgram_draft, deepgram_head, deepgram_source, prove
 
 
 def _draft(document: Any, asked: dict[str, Any] | None = None) -> EventDraft:
@@ -214,6 +216,32 @@ def test_a_message_without_its_identity_is_told_by_its_bytes(kind: str) -> None:
 def test_sessions_under_two_tokens_do_not_share_keys() -> None:
     message = {"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": 1.2}
     assert _draft(message, {}).idempotency_key != _draft(message, {}).idempotency_key
+
+
+_MINUTE = 60_000
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": 1.2},
+        {"type": "SpeechStarted", "channel": [0], "timestamp": 0.0},
+        {"err_code": "Bad Request", "err_msg": "the URL cannot be fetched"},
+    ],
+)
+def test_what_names_neither_job_nor_session_is_another_ones_when_it_comes_much_later(
+    document: dict[str, Any],
+) -> None:
+    """Deepgram sends again for five minutes; the next session's speech may well start at the same moment of it."""
+    source, body = deepgram_source(), MemoryBody(json.dumps(document).encode())
+    began = NOW - NOW % (10 * _MINUTE)
+
+    def key(at: int) -> str:
+        head = replace(deepgram_head("application/json"), received_at=at)
+        return source.normalize(prove(source, head, body)).idempotency_key
+
+    assert key(began) == key(began + 5 * _MINUTE)
+    assert key(began) != key(began + 24 * 60 * _MINUTE)
 
 
 def test_a_long_identity_is_hashed() -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.callback import Head, VerifiedCallback
 from receiver.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
@@ -172,6 +173,15 @@ def test_a_job_that_is_called_like_a_secret_is_not_understood(named: str) -> Non
     with pytest.raises(MalformedCallback, match="holds a secret") as caught:
         _draft({named: f"job-{KEY}", "status": "queued"})
     assert KEY not in caught.value.message
+
+
+def test_a_job_that_is_called_like_a_token_is_not_understood_from_the_journal_either() -> None:
+    """The journal keeps no token; what came is judged the same when it is read again."""
+    token = tokens().issue("ph")
+    source, callback = _proved({"id": f"job-{token}", "status": "queued"})
+    for known in (token, None):
+        with pytest.raises(MalformedCallback, match="holds a secret"):
+            source.normalize(replace(callback, head=replace(callback.head, token=known)))
 
 
 @pytest.mark.parametrize("url", [None, "", 7, "ftp://r.example.test/a", "javascript:alert(1)", {}, []])

@@ -1,0 +1,112 @@
+"""Taking known secrets out of bytes that are kept or shown (floor 2, shared by providers and destinations)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+REDACTED = b"[redacted]"
+_SHORTEST = 6
+"""Characters; shorter values are left alone: chance would find them in long texts and audio, and damage those."""
+_SHORT_ESCAPES = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "/": "\\/",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
+_PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
+
+
+class Redactor:
+    """Replaces secrets in bytes, as they are, in every spelling that JSON allows, and percent-encoded.
+
+    Callback tokens go with them, whether they are known or not: what proves one URL of ours is nobody else's business.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        kept = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
+        self._canonical = tuple(msgspec.json.encode(secret)[1:-1] for secret in kept)
+        self._plain = tuple(secret.encode("utf-8", "surrogatepass") for secret in kept)
+        self._spelled = re.compile(b"|".join(map(_spellings, kept))) if kept else None
+        starts = (re.escape(secret[:_SHORTEST]) for secret in self._plain)
+        self._hint = re.compile(b"|".join((rb"[\\%]", *starts, *_TOKEN_STARTS)))
+        """What is in all that may hold anything of ours."""
+
+    def clean(self, raw: bytes) -> bytes:
+        """Return `raw` with every secret and every callback token replaced by `[redacted]`."""
+        if self._spelled is not None and (b"\\" in raw or self._may_be_in(raw, self._plain)):
+            raw = self._spelled.sub(REDACTED, raw)
+        if b"\\u" in raw or _begins_a_token(raw):
+            raw = _TOKEN.sub(REDACTED, raw)
+        return raw
+
+    def clean_start(self, raw: bytes) -> bytes:
+        """Do the same for the beginning of something longer: a secret that its end cuts through goes as well."""
+        if not self._hint.search(raw):  # as in most answers of destinations
+            return raw
+        raw = self.clean(raw)
+        for secret in self._plain:
+            start = secret[:_SHORTEST]
+            at = raw.find(start, max(len(raw) - len(secret) + 1, 0))
+            while at >= 0:
+                if secret.startswith(raw[at:]):
+                    return raw[:at] + REDACTED
+                at = raw.find(start, at + 1)
+        return raw
+
+    def clean_document(self, document: Any, raw: bytes) -> bytes:
+        """Do the same for a decoded document and its bytes; returns `raw` itself when it holds no secret.
+
+        Long documents are common and secrets in them are not, so nothing but a plain search is spent on most.
+        """
+        canonical = msgspec.json.encode(document) if b"\\" in raw else raw
+        if not (self._may_be_in(canonical, self._canonical) or _begins_a_token(canonical)):
+            return raw
+        cleaned = self.clean(canonical)
+        return raw if cleaned == canonical else cleaned
+
+    def _may_be_in(self, raw: bytes, secrets: tuple[bytes, ...]) -> bool:
+        if not secrets:
+            return False
+        return any(secret in raw for secret in secrets) or (b"%" in raw and _PERCENT.search(raw) is not None)
+
+
+def _spellings(secret: str) -> bytes:
+    """Return a pattern of every way to write `secret` in a JSON string or a URL, the plain one included."""
+    return b"".join(map(_spellings_of_char, secret))
+
+
+def _spellings_of_char(char: str) -> bytes:
+    plain = char.encode("utf-8", "surrogatepass")
+    units = char.encode("utf-16-be", "surrogatepass")
+    escaped = "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+    quoted = "".join(f"%{byte:02x}" for byte in plain)
+    ways = [re.escape(plain), *(b"(?i:" + re.escape(way.encode()) + b")" for way in (escaped, quoted))]
+    if char in _SHORT_ESCAPES:
+        ways.append(re.escape(_SHORT_ESCAPES[char].encode()))
+    return b"(?:" + b"|".join(ways) + b")"
+
+
+# ---------------------------------------------------------------- callback tokens, told by their shape
+
+_TOKEN_START = base64.b32encode(b'{"s":"')[:9].decode().lower()
+"""How each of them begins: what it says is JSON with the source first, and 9 characters of base32 are 45 bits of that."""
+_TOKEN_STARTS = (_TOKEN_START.encode(), _TOKEN_START.upper().encode())
+_TOKEN_REST = 55
+"""Characters; with fewer it is no whole token, and more than half of its signature is missing."""
+_TOKEN = re.compile(
+    b"(?i:%b(?:[a-z2-7]|%b){%d,})"
+    % (_spellings(_TOKEN_START), rb"\\u00(?:[46][1-9a-f]|[57][0-9a]|3[2-7])", _TOKEN_REST)
+)
+
+
+def _begins_a_token(raw: bytes) -> bool:
+    return any(start in raw for start in _TOKEN_STARTS)
