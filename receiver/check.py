@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from receiver import places, urls, wiring
 from receiver.addresses import Guard
@@ -149,6 +149,8 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
 _SECRET_KEYS = {"secrets", "basic", "callback_secrets", "dg_token"}
 _SECRET_KEYS |= {"admin_tokens", "api_key", "callback_keys", "headers"}
 _WITH_PASSWORD = re.compile(r"postgres(ql)?://([^/]*:[^/]*@|.*[?&](ssl)?password=)")
+_OPENING = re.compile(r"(token|key|secret|sig|signature|password)s?$", re.IGNORECASE)
+"""How the name of a query's field ends whose value opens something: `token`, `apiKey`, `X-Amz-Signature`."""
 
 
 def _file_findings(path: str) -> Iterator[Finding]:
@@ -170,5 +172,17 @@ def _literal_secrets(value: Any, *, secret: bool) -> Iterator[bool]:
     elif isinstance(value, list):
         for item in value:
             yield from _literal_secrets(item, secret=secret)
-    elif isinstance(value, str) and (secret or _WITH_PASSWORD.match(value)):
+    elif isinstance(value, str) and (secret or _WITH_PASSWORD.match(value) or _with_credentials(value)):
         yield not any(mark in f":{value}" for mark in (":env:", ":file:"))
+
+
+def _with_credentials(url: str) -> bool:
+    """Tell whether a text is a URL that holds credentials, before its host or in its query."""
+    if not url.lower().startswith(("http://", "https://")):
+        return False
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL, which is told elsewhere
+        return False
+    fields = parse_qsl(parts.query)
+    return "@" in parts.netloc or any(_OPENING.search(name) for name, _ in fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -28,6 +29,9 @@ for module in (running, setting_up, picking_up, looking, replaying, journaling, 
 
 _REFUSED = (ConfigError, PickupRefused, StoreUnusable, UsageError)
 """What trying again does not mend."""
+
+
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
 def _version(asked: bool) -> None:
@@ -57,6 +61,9 @@ def main() -> None:
                 errors="replace"
             )  # a terminal that cannot show a character is no reason to fail
     speak_json(on=False)  # tests run many commands in one process
+    # Beside a Service named `receiver` Kubernetes sets RECEIVER_PORT=tcp://10.96.0.7:8080 in every pod: no wish for a port.
+    if _SERVICE_LINK.match(os.environ.get("RECEIVER_PORT", "")):
+        del os.environ["RECEIVER_PORT"]
     try:
         app()
     except ReceiverError as error:

@@ -78,11 +78,13 @@ async def _erase(
         if not found:
             before = await eraser.erased_before([subject.digest(secret) for secret in secrets])
             _tell_nothing(before, journal, as_json=as_json)
+            _tell_unreadable(found)
             return
         if not yes:
             _ask(found)
         removed = await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
     _tell(removed, journal, as_json=as_json)
+    _tell_unreadable(found)
 
 
 @asynccontextmanager
@@ -164,6 +166,14 @@ def _tell(removed: Removed, journal: str | None, *, as_json: bool) -> None:
     told = [(name.replace("_", " "), count) for name, count in counts.items()]
     print_fields([*told, ("journal", journal or "left out")])
     warn("each machine has a journal of its own: run the same on every machine that takes callbacks")
+
+
+def _tell_unreadable(found: FoundOf) -> None:
+    """What could not be looked at may be the subject's: status 1."""
+    for sentence in found.unreadable:
+        warn(f"not looked at, so it may be left: {sentence}")
+    if found.unreadable:
+        raise typer.Exit(1)
 
 
 def sweep(ctx: typer.Context, as_json: Annotated[bool, option("--json", help="Print JSON.")] = False) -> None:

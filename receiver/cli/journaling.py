@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import typer
 from receiver.cli.common import existing_journal, load
 from receiver.cli.options import option
 from receiver.cli.output import print_fields, print_json, print_table, warn
-from receiver.errors import Unavailable
+from receiver.errors import JournalUnavailable, NotFound, Unavailable
 from receiver.web.shown import time_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
     from receiver.wiring import Receiver
 
 AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+Folder = Annotated[
+    str | None,
+    option(
+        "--folder",
+        env="RECEIVER_JOURNAL_FOLDER",
+        help="Another journal's folder in place of this machine's.",
+    ),
+]
 _BUSY_SECONDS = 30.0
 """How long another process may go on draining before we say so and leave it to that."""
 _LOOK_SECONDS = 0.2
@@ -39,11 +49,12 @@ def register(app: typer.Typer) -> None:
     )
 
 
-def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
+def list_(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
     """List the callbacks that wait in this machine's journal, oldest first. Changes nothing, and needs no store."""
     from receiver.journal import look
 
-    folder = _folder(load(ctx))
+    _, folder = _chosen(ctx, folder)
+    _readable(folder)
     now = time.time_ns() // 1_000_000
     shown = [
         {
@@ -69,8 +80,60 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
     )
 
 
-def _folder(settings: Settings) -> str:
-    return existing_journal(settings, otherwise=", which makes it (or name its --config)")
+def _chosen(ctx: typer.Context, folder: str | None) -> tuple[Settings, str]:
+    """Return the settings, and the whole path of the journal that they or `folder` name. Raises `NotFound`."""
+    settings = load(ctx)
+    if folder is not None:
+        path = _named(folder)
+        journal = settings.journal.model_copy(update={"path": path})
+        return settings.model_copy(update={"journal": journal}), path
+    return settings, existing_journal(settings, otherwise=", which makes it (or name its --config)")
+
+
+def _named(folder: str) -> str:
+    path = os.path.abspath(folder)
+    if not os.path.isdir(path):
+        raise NotFound(
+            f"there is no folder {path} that this user can see: copy the journal of the other machine's data folder there, "
+            "or name with --folder where it lies"
+        )
+    inner = os.path.join(path, "journal")
+    if os.path.isdir(inner):  # nothing would be found, and a person take that for nothing left
+        raise NotFound(f"{path} is a data folder and no journal: write --folder {inner}")
+    return path
+
+
+def _readable(folder: str) -> None:
+    """Raise `JournalUnavailable` where this user may not read all that waits: part of it would pass for the whole."""
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith((".json", ".body"))]
+    except OSError as error:
+        raise _closed(folder, f"cannot be read ({error.strerror})") from None
+    paths = [os.path.join(folder, name) for name in names]
+    closed = [path for path in paths if not os.access(path, os.R_OK) and os.path.lexists(path)]
+    if closed:
+        raise _closed(
+            folder,
+            f"holds what this user may not read ({len(closed)} files, {os.path.basename(closed[0])} among them)",
+        )
+
+
+def _removable(folder: str) -> None:
+    """Raise `JournalUnavailable` where this user may not remove what is recorded: it would be left, and nobody know why."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _closed(folder, "lies where this user may remove nothing")
+
+
+def _closed(folder: str, what: str) -> JournalUnavailable:
+    user = os.geteuid()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:  # a container's number without a name
+        name = str(user)
+    return JournalUnavailable(
+        f"the journal at {folder} {what}: run this as the user to whom it belongs, or give it to this one "
+        f"(chown -R {name} {folder}), on a file system that can be written"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +147,15 @@ class _Drained:
     """Why some are left."""
 
 
-def drain(ctx: typer.Context, as_json: AsJson = False) -> None:
+def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
     """Record what waits in this machine's journal, now; status 1 when some of it is left.
 
-    `serve` does so by itself: this is for a machine on which it does not run. Both may do it at once.
+    `serve` does so by itself: this is for a machine on which it does not run, or, with --folder, for the journal of one that
+    does not come back. Both may do it at once.
     """
-    settings = load(ctx)
-    folder = _folder(settings)
+    settings, folder = _chosen(ctx, folder)
+    _readable(folder)
+    _removable(folder)
     done = asyncio.run(_drain(settings, folder))
     if as_json:
         counts = {"recorded": done.recorded, "known": done.known, "left": done.left}

@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -20,24 +18,19 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped]
 
+from receiver import wiring
 from receiver.cli.app import app
 from receiver.config import Settings, parse
+from tests.docs.deploying import DEPLOY, example, no_file, unit
 from tests.docs.reading import ROOT
-from tests.support.ingress import Child
+from tests.support.house import receiver
 from tests.support.running import free_port, running
 
-DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("receiver-1", "receiver-2", "migrate")
 VARIABLE = re.compile(r"\$\{(\w+)[^}]*\}")
-
-
-def example() -> dict[str, str]:
-    """Return the variables of `example.env`."""
-    lines = (DEPLOY / "example.env").read_text("utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def filled(text: str) -> str:
@@ -63,6 +56,11 @@ def last(name: str) -> str:
     return [argument for one, argument in instructions() if one == name][-1]
 
 
+def image_environ() -> dict[str, str]:
+    """Return the variables that the image sets."""
+    return dict(word.split("=", 1) for word in shlex.split(last("ENV")))
+
+
 def test_the_image_runs_as_nobody_special_and_gets_signals_itself() -> None:
     final = instructions()[max(i for i, (name, _) in enumerate(instructions()) if name == "FROM") :]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", dict(final)["USER"])
@@ -72,13 +70,30 @@ def test_the_image_runs_as_nobody_special_and_gets_signals_itself() -> None:
     assert not [argument for name, argument in final if name == "RUN" and "pip install" in argument]
 
 
-def test_the_image_keeps_its_data_on_a_volume() -> None:
-    """The journal with it, which must outlive the container."""
+async def test_the_image_keeps_its_data_on_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any settings file all that receiver makes lies there, the journal with it, which must outlive the container."""
     [volume] = json.loads(last("VOLUME"))
-    assert f"RECEIVER__DATA={volume}" in last("ENV")
+    assert last("WORKDIR") == volume
+    monkeypatch.chdir(tmp_path)
+    made = wiring.build(parse(None, image_environ(), no_file), observers=[])
+    await made.store.migrate()
+    await made.store.open()
+    await made.blobs.open()
+    await made.journal.open()
+    made.intake.open()
+    await made.blobs.close()
+    await made.store.close()
+    assert os.listdir(tmp_path) == ["receiver-data"]
+    there = {str(path.relative_to(tmp_path / "receiver-data")) for path in tmp_path.rglob("*")}
+    assert there >= {"receiver.db", "blobs", "journal", "journal/spool", "token-secret"}
     for name in ("receiver-1", "receiver-2"):
         assert [one for one in SERVICES[name]["volumes"] if one == f"{name}:{volume}"]
         assert name in COMPOSE["volumes"]
+
+
+def test_the_settings_file_says_where_the_data_lies() -> None:
+    """A variable of the image's own would beat it."""
+    assert parse('data = "/srv/receiver"', image_environ(), no_file).data == "/srv/receiver"
 
 
 def test_what_is_copied_is_there_and_let_through_and_nothing_else_is() -> None:
@@ -198,11 +213,7 @@ def settings_of(name: str) -> Settings:
     """Return the settings that one of our containers would start with."""
     environ = {key: filled(value) for key, value in SERVICES[name]["environment"].items()}
     mounted = next(one for one in SERVICES[name]["volumes"] if f":{environ['RECEIVER_CONFIG']}" in one)
-    return parse((DEPLOY / mounted.split(":")[0]).read_text("utf-8"), environ, _no_file)
-
-
-def _no_file(path: str) -> str:
-    raise FileNotFoundError(path)
+    return parse((DEPLOY / mounted.split(":")[0]).read_text("utf-8"), environ, no_file)
 
 
 def test_the_receivers_find_their_settings_and_share_what_they_must() -> None:
@@ -240,6 +251,16 @@ def test_caddy_is_told_where_the_receivers_are() -> None:
     ]
 
 
+def test_the_update_told_is_one_rolling_deploy() -> None:
+    """As docs/operating.md has it: the tables first, then one receiver after the other, each waited for."""
+    text = (DEPLOY / "compose.yaml").read_text("utf-8")
+    told = re.findall(r"# +docker compose -f deploy/compose\.yaml (.+)", text.partition("services:")[2])
+    assert [line.split()[0] for line in told] == ["build", "run", "up", "up"]
+    assert [line.split()[-1] for line in told[1:]] == ["migrate", "receiver-1", "receiver-2"]
+    assert "--rm" in told[1]
+    assert all({"--detach", "--no-deps", "--wait"} == set(line.split()[1:-1]) for line in told[2:])
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -251,6 +272,19 @@ def lines_that_run() -> list[tuple[str, list[str]]]:
     found += [(f"compose.yaml {name}", s["command"]) for name, s in SERVICES.items() if name == "migrate"]
     procfile = (ROOT / "Procfile").read_text("utf-8").splitlines()
     return found + [(f"Procfile {line.split(':')[0]}", shlex.split(line)[2:]) for line in procfile]
+
+
+@pytest.mark.parametrize("command", ["serve", "work"])
+def test_a_port_that_kubernetes_made_up_is_no_port(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Service named `receiver` puts its address into RECEIVER_PORT of every pod; a port that a person mistyped is told."""
+    words = ("--config", tmp_path / "none.toml", command)
+    for link in ("tcp://10.96.0.7:8080", "udp://[fd00::7]:8080"):
+        monkeypatch.setenv("RECEIVER_PORT", link)
+        assert "E001" in receiver(*words).err
+    monkeypatch.setenv("RECEIVER_PORT", "808O")
+    assert "--port" in receiver(*words).err
 
 
 def test_the_procfile_has_a_web_and_a_worker() -> None:
@@ -272,98 +306,7 @@ def test_the_commands_are_receivers_with_its_flags() -> None:
         assert command.name in ("serve", "work", "migrate"), where
 
 
-# ---------------------------------------------------------------- systemd
-
-
-UNITS = ("receiver.service", "receiver-run.service")
-
-
-def unit(name: str = UNITS[0]) -> dict[str, list[str]]:
-    """Return a unit's settings; a setting may be there more than once."""
-    found: dict[str, list[str]] = {}
-    for line in (DEPLOY / name).read_text("utf-8").splitlines():
-        name, mark, value = line.partition("=")
-        if mark and not line.startswith("#"):
-            found.setdefault(name, []).append(value)
-    return found
-
-
-def test_the_unit_gives_every_secret_as_a_credential() -> None:
-    """`receiver.toml` with the unit's environment: no variable is missing, every file read is a credential."""
-    credentials = {value.split(":")[0] for value in unit()["LoadCredential"]}
-    lines = [word for value in unit()["Environment"] for word in shlex.split(value)]
-    environ = dict(line.replace("%d", "/creds").replace("%S", "/var/lib").split("=", 1) for line in lines)
-    read: set[str] = set()
-
-    def credential(path: str) -> str:
-        name = Path(path).name
-        assert str(Path(path).parent) == "/creds"
-        read.add(name)
-        return example()["APP_URL" if name == "app-url" else "APP_WEBHOOK_SECRET"]
-
-    settings = parse((DEPLOY / "receiver.toml").read_text("utf-8"), environ, credential)
-    assert settings.data == "/var/lib/" + unit()["StateDirectory"][0]
-    assert read | {Path(environ["AWS_SHARED_CREDENTIALS_FILE"]).name} == credentials
-
-
-def test_single_commands_run_as_the_service_does() -> None:
-    """The same user, folder, secrets and confinement; what says how long a service lives is its own."""
-    service, run = (unit(name) for name in UNITS)
-    assert shlex.split(run["ExecStart"][0])[:3] == shlex.split(service["ExecStart"][0])[:3]
-    own = {"Description", "Type", "ExecStart", "EnvironmentFile"}
-    command, *environment = run["Environment"]
-    assert (command, environment) == ("COMMAND=check", service["Environment"])
-    assert {n: v for n, v in run.items() if n not in {*own, "Environment"}}.items() <= service.items()
-    kept = {"StartLimitIntervalSec", "KillSignal", "TimeoutStopSec", "Restart", "RestartSec", "WantedBy"}
-    kept |= {"RestartPreventExitStatus", "LimitNOFILE", "MemoryHigh"}
-    assert service.keys() - run.keys() == kept
-
-
 def test_a_shell_finds_the_folder_that_the_service_uses() -> None:
     """`receiver journal list` and `receiver erase` must look where the service keeps its journal."""
     told = tomllib.loads((DEPLOY / "receiver.toml").read_text("utf-8"))["data"]
     assert told == "/var/lib/" + unit()["StateDirectory"][0] == json.loads(last("VOLUME"))[0]
-
-
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd's own check needs systemd")
-@pytest.mark.parametrize("name", UNITS)
-def test_systemd_takes_the_units_and_calls_them_well_held(tmp_path: Path, name: str) -> None:
-    text = (DEPLOY / name).read_text("utf-8")
-    path = tmp_path / name
-    path.write_text(re.sub(r"/opt/receiver/bin/receiver", sys.executable, text))
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False
-    )
-    assert (verified.returncode, [x for x in verified.stderr.splitlines() if name in x]) == (
-        0,
-        [],
-    )
-    judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert judged.returncode == 0, judged.stdout
-
-
-MDWE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) and sys.exit(77); os.execv(sys.argv[1], sys.argv[1:])"
-"""Runs a program without memory that is both written and run: PR_SET_MDWE of prctl(2), since Linux 6.3."""
-
-
-async def test_receiver_starts_without_memory_that_is_written_and_run(tmp_path: Path) -> None:
-    """The unit's MemoryDenyWriteExecute."""
-    assert unit()["MemoryDenyWriteExecute"] == ["yes"]
-    serve = [sys.executable, "-m", "receiver", "serve", "--port", "0"]
-    child = await Child.start(
-        [sys.executable, "-c", MDWE, *serve], os.environ | {"PYTHONPATH": str(ROOT)}, tmp_path
-    )
-    try:
-        await child.until(
-            lambda lines: any("receiver.ready" in line for line in lines) or bool(child.process.returncode)
-        )
-    finally:
-        status = await child.stop()
-    if status == 77:
-        pytest.skip("this kernel has no PR_SET_MDWE")
-    assert status == 0

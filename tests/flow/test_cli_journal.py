@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -172,6 +173,80 @@ def test_without_a_journal_there_is_a_sentence(tmp_path: Path) -> None:
         assert (said.status, said.err.count("\n")) == (1, 1)
         assert f"there is no journal at {tmp_path}/data/journal" in said.err
         assert not (tmp_path / "data").exists()
+
+
+async def test_the_journal_of_another_machine_is_named_and_drained_in_place_of_our_own(
+    tmp_path: Path,
+) -> None:
+    """Files of mode 0600 that are this user's; what waits here meanwhile is left alone."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    await _fill(theirs, 3)
+    config = await _fill(ours)
+    old = theirs / "data" / "journal"
+    assert {path.stat().st_mode & 0o777 for path in old.glob("*.[bj]*")} == {0o600}
+    listed = await _cli_in_thread(config, "list", "--folder", str(old))
+    assert (len(listed.out.splitlines()), listed.err) == (4, f"in the journal at {old}:\n")
+    said = await _cli_in_thread(config, "drain", "--folder", str(old), "--json")
+    assert said.json == {"recorded": 3, "known": 0, "left": 0, "reason": "", "journal": str(old)}
+    nothing = await _cli_in_thread(config, "list", "--folder", str(old))
+    assert nothing.err == f"nothing waits in the journal at {old}\n"
+    assert (await _cli_in_thread(config, "drain", "--json")).json["known"] == 1
+    assert await _jobs(ours) == ["job-0", "job-1", "job-2"]
+
+
+@pytest.mark.parametrize("command", ["list", "drain"])
+def test_a_folder_that_is_no_journal_is_told_from_one_in_which_nothing_waits(
+    command: str, tmp_path: Path
+) -> None:
+    """A person who reads that nothing is left throws the disk away."""
+    config = tmp_path / "receiver.toml"
+    config.write_text(settings_text(tmp_path))
+    said = _cli(str(config), command, "--folder", str(tmp_path / "none"))
+    assert (said.status, said.err.count("\n")) == (1, 1)
+    assert f"there is no folder {tmp_path}/none" in said.err
+    assert "--folder" in said.err
+    (tmp_path / "old" / "journal").mkdir(parents=True)
+    said = _cli(str(config), command, "--folder", str(tmp_path / "old"))
+    assert (said.status, said.out) == (1, "")
+    assert f"write --folder {tmp_path}/old/journal" in said.err
+    assert not (tmp_path / "data").exists()
+
+
+BOUND = "import ctypes, os, sys; [ctypes.CDLL(None).prctl(24, n, 0, 0, 0) for n in (1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
+"""Runs a program for which the modes of files count, root or not: PR_CAPBSET_DROP of prctl(2) takes root's leave to ignore them."""
+
+
+async def _bound(config: str, *words: str) -> Said:
+    command = [sys.executable, "-m", "receiver", "--config", config, "journal", *words]
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", BOUND, *command), cwd=ROOT, stdout=-1, stderr=-1
+    )
+    out, err = await child.communicate()
+    return Said(int(child.returncode or 0), out.decode(), err.decode())
+
+
+async def test_a_journal_that_this_user_may_not_read_or_empty_is_told_and_left_alone(tmp_path: Path) -> None:
+    config = await _fill(tmp_path, 2)
+    folder = tmp_path / "data" / "journal"
+    before = sorted(os.listdir(folder))
+    body = min(folder.glob("*.body"))
+    told = []
+    for path, mode, command in (
+        (body, 0o000, "drain"),
+        (folder, 0o000, "list"),
+        (folder, 0o500, "drain"),
+    ):
+        usual = path.stat().st_mode
+        path.chmod(mode)
+        said = await _bound(config, command, "--folder", str(folder))
+        path.chmod(usual)
+        assert (said.status, said.out) == (1, "")
+        assert f"chown -R {pwd.getpwuid(os.geteuid()).pw_name} {folder}" in said.err
+        told.append(said.err)
+    assert f"(1 files, {body.name} among them)" in told[0]
+    assert "cannot be read (Permission denied)" in told[1]
+    assert "may remove nothing" in told[2]
+    assert sorted(os.listdir(folder)) == before
 
 
 async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(

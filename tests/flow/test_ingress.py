@@ -9,8 +9,10 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,10 +21,12 @@ from typing import Any, Self, cast
 import pytest
 
 from receiver.callback import Admission, Head
+from receiver.config import SourceSettings
+from receiver.keeping import MIB
 from receiver.providers.base import PushProvider
 from receiver.wiring import Ports
 from tests.docs.reading import page
-from tests.support.ingress import CALLER, HOST, Child, Ingress, ingress
+from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress
 from tests.support.processes import ROOT
 from tests.support.running import BASIC, Running, free_port, running, settings_text
 from tests.support.senders import basic, deapi, speech, transcript
@@ -218,6 +222,22 @@ async def test_the_documentations_sample_refuses_another_name_too(tmp_path: Path
             made = [path.stem for path in proxy.folder.rglob("*.crt") if "pki" not in path.parts]
             assert made == ([HOST] if kind == "caddy" else [])
         assert [report.answer for report in up.seen.callbacks] == ["recorded"]
+
+
+def test_the_documentations_sample_takes_bodies_as_large_as_receiver_does(tmp_path: Path, kind: str) -> None:
+    """Each proxy reads units in its own way: Caddy's MB is a million bytes."""
+    if kind == "caddy":
+        (tmp_path / "Caddyfile").write_text(_shown(kind))
+        adapted = subprocess.run(
+            [CADDY, "adapt", "--adapter", "caddyfile", "--config", tmp_path / "Caddyfile"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        limits = [int(size) for size in re.findall(r'"max_size":(\d+)', adapted.stdout)]
+    else:
+        limits = [int(size) * MIB for size in re.findall(r"client_max_body_size (\d+)m;", _shown(kind))]
+    assert limits == [SourceSettings.model_fields["max_audio_bytes"].default]
 
 
 async def test_a_head_that_trickles_is_cut_off(tmp_path: Path, kind: str) -> None:

@@ -336,3 +336,31 @@ def test_a_database_password_that_others_can_read_is_found(
     environ = {"DG": "correct-horse", "APP": SECRET, "TOKEN_SECRET": "token-secret-0123456789"}
     _, found = check_file(str(file), environ)
     assert [finding.code for finding in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://app:secret-word@app.example.com/hooks", ["W006"]),
+        ("https://app.example.com/hooks?tenant=4&access_token=secret-word", ["W006"]),
+        ("https://app.example.com/hooks?apiKey=secret-word", ["W006"]),
+        ("https://app.example.com/hooks?v=1&sig=secret-word", ["W006"]),
+        ("https://app.example.com/hooks?client-secret=secret-word", ["W006"]),
+        ("https://app.example.com/hooks?tenant=4&keyword=design", []),
+        ("https://app.example.com/@hooks", []),
+        ("env:APP_URL", []),
+    ],
+)
+def test_a_url_with_credentials_that_others_can_read_is_found(
+    url: str, expected: list[str], tmp_path: Path
+) -> None:
+    text = GOOD.replace("dg:correct-horse", "dg:env:DG").replace(SECRET, "env:APP")
+    text = text.replace(APP, f'"{url}"')
+    file = tmp_path / "receiver.toml"
+    file.write_text(f"data = '{tmp_path}/data'\n{text}")
+    environ = {"DG": "correct-horse", "APP": SECRET, "APP_URL": "https://app:secret-word@app.example.com"}
+    for mode, found in ((0o644, expected), (0o600, [])):
+        file.chmod(mode)
+        told = check_file(str(file), environ)[1]
+        assert [finding.code for finding in told] == found
+        assert "secret-word" not in repr(told)
