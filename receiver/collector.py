@@ -23,6 +23,7 @@ from receiver.pickup import (
     Pickup,
     PickupKind,
     PickupOutcome,
+    PickupSettled,
     PickupSettlement,
     PickupState,
 )
@@ -160,8 +161,9 @@ class _Collecting:
 
     async def make(self, claim: ClaimedPickup, clock: Clock) -> _Made:
         started_at, began = clock(), time.perf_counter()
+        told: list[Recording] = []
         try:
-            end = await self._end(claim.pickup, clock)
+            end = await self._end(claim.pickup, clock, told)
         except Unavailable as error:
             end = self._again(
                 claim.pickup, PickupOutcome(kind=Found.NOT_STORED, detail=error.message), clock()
@@ -178,10 +180,12 @@ class _Collecting:
             due_at=end.due_at,
             failures=end.failures,
             recording=end.recording,
+            told=tuple(told),
         )
         return _Made(settlement, seconds)
 
-    async def _end(self, pickup: Pickup, clock: Clock) -> _End:
+    async def _end(self, pickup: Pickup, clock: Clock, told: list[Recording]) -> _End:
+        """Attempt it. What is to be `told` meanwhile goes with the settlement: only who still holds the claim tells it."""
         provider, fetch = self._quarry.provider, self._quarry.fetch
         expected = pickup.kind is PickupKind.EXPECTED
         if provider is None or fetch is None or (expected and not provider.can_ask(pickup)):
@@ -192,17 +196,13 @@ class _Collecting:
         )
         result = await self._collect(provider, fetch, pickup, clock, limit)
         try:
-            if first and not isinstance(result, Collected | Gone) and await self._still_expected(pickup):
+            if first and not isinstance(result, Collected | Gone):
                 # The application asked to be told, and still waits; the provider goes on being asked.
-                await self._recorder.tell(provider, pickup, _overdue(pickup))
-            return await self._consequence(provider, pickup, result, clock)
+                told.append(await self._recorder.told(provider, pickup, _overdue(pickup)))
+            return await self._consequence(provider, pickup, result, clock, told)
         finally:
             if isinstance(result, Collected) and result.body is not None:
                 result.body.discard()
-
-    async def _still_expected(self, pickup: Pickup) -> bool:
-        """Tell whether the callback has not come while its provider was asked."""
-        return (await self._store.pickup(pickup.id)).state is PickupState.COLLECTING
 
     async def _collect(
         self, provider: PullProvider, fetch: Fetch, pickup: Pickup, clock: Clock, limit: float
@@ -218,7 +218,7 @@ class _Collecting:
             return Failed(kind=Found.TIMEOUT, detail=f"collecting took over {limit:g} s")
 
     async def _consequence(
-        self, provider: PullProvider, pickup: Pickup, result: Result, clock: Clock
+        self, provider: PullProvider, pickup: Pickup, result: Result, clock: Clock, told: list[Recording]
     ) -> _End:
         now = clock()
         match result:
@@ -235,7 +235,7 @@ class _Collecting:
                 return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
             case NotYet():
                 if result.progress is not None:
-                    await self._recorder.tell(provider, pickup, result.progress)
+                    told.append(await self._recorder.told(provider, pickup, result.progress))
                 outcome = PickupOutcome(kind=Found.NOT_YET, detail=result.detail)
                 if now >= pickup.deadline_at:
                     late = JobError(code="timed_out", message=_TIMED_OUT, details=result.detail or None)
@@ -323,8 +323,7 @@ class _Collecting:
             )
         held = settled is not None and settled.held
         recorded = settled.recorded if settled else None
-        if recorded is not None and recorded.status is RecordStatus.RECORDED and settlement.recording:
-            self._recorder.wake(settlement.recording)
+        self._wake(settlement, settled)
         self._observer.pickup(
             PickupReport(
                 source=pickup.source,
@@ -342,6 +341,15 @@ class _Collecting:
             )
         )
         return settlement.due_at if held else None
+
+    def _wake(self, settlement: PickupSettlement, settled: PickupSettled | None) -> None:
+        """Tell the destinations of what was recorded; late progress is for none of them."""
+        written = list(zip(settlement.told, settled.told, strict=False)) if settled else []
+        if settled and settled.recorded and settlement.recording:
+            written.append((settlement.recording, settled.recorded))
+        for recording, recorded in written:
+            if recorded.status is RecordStatus.RECORDED:
+                self._recorder.wake(recording)
 
     def put_off(self, claim: ClaimedPickup, error: Unavailable) -> None:
         self._observer.note(

@@ -33,6 +33,8 @@ class FoundOf:
 
     traces: Traces
     journaled: tuple[Journaled, ...]
+    unreadable: tuple[str, ...] = ()
+    """A sentence for each entry of the journal that could not be looked at: it may be the subject's."""
 
     def __bool__(self) -> bool:
         return bool(self.traces or self.journaled)
@@ -66,6 +68,7 @@ class Eraser:
         """Return what there is. Raises `StoreUnavailable`, `JournalUnavailable`."""
         traces = await self._store.traces(subject, limit=LOOKED_AT)
         journaled: list[Journaled] = []
+        unreadable: list[str] = []
 
         def look_at(stem: str, callback: VerifiedCallback) -> None:
             found = self._journaled(subject, traces, stem, callback)
@@ -73,8 +76,8 @@ class Eraser:
                 journaled.append(found)
 
         if self._journal is not None:
-            await self._journal.read(look_at)
-        return FoundOf(traces=traces, journaled=tuple(journaled))
+            await self._journal.read(look_at, unreadable=unreadable.append)
+        return FoundOf(traces=traces, journaled=tuple(journaled), unreadable=tuple(unreadable))
 
     async def erase(self, subject: Subject, found: FoundOf, *, digest: str, now: int) -> Removed:
         """Remove the subject, and what came of it since it was looked for; harmless to repeat after a failure.
@@ -101,7 +104,8 @@ class Eraser:
             # The keys are kept from now on: neither the journal nor the provider can bring it back.
             if self._journal is not None:
                 removed.journal_entries += await self._journal.remove([one.stem for one in journaled])
-            journaled = ()
+            # Unless it was recorded while that batch, which had looked before, waited to write the keys: look again.
+            again, journaled = bool(journaled), ()
             await self._delete([key for key in erased.blob_keys if key not in gone])
             traces = erased.traces
             removed.events += len(traces.event_ids)
@@ -109,9 +113,10 @@ class Eraser:
             removed.deliveries += traces.deliveries
             removed.pickups += len(traces.pickup_ids)
             removed.blobs += len(erased.blob_keys)
-            if not traces:
+            if traces:
+                removed.tombstone = tombstone_id
+            elif not again:
                 return removed
-            removed.tombstone = tombstone_id
 
     async def erased_before(self, digests: Sequence[str]) -> int | None:
         """Return when a subject with one of these digests was last erased, None when it never was."""

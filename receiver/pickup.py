@@ -121,6 +121,8 @@ class PickupSettlement(Struct, frozen=True, kw_only=True):
     failures: int
     recording: Recording | None = None
     """The event that ends it, for `collected` and `gone`: written in the same transaction."""
+    told: tuple[Recording, ...] = ()
+    """Events about a job that goes on (progress, an overdue callback): written in the same transaction, before its end."""
 
 
 class PickupSettled(Struct, frozen=True, kw_only=True):
@@ -130,6 +132,8 @@ class PickupSettled(Struct, frozen=True, kw_only=True):
     """False: another worker holds the claim by now, and nothing was written."""
     recorded: Recorded | None = None
     """For a settlement with a recording: recorded, or the duplicate of an event that another road brought."""
+    told: tuple[Recorded, ...] = ()
+    """What became of each event that the settlement told."""
 
 
 class PickupAttempt(Struct, frozen=True, kw_only=True):

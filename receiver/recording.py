@@ -108,7 +108,10 @@ class Recorder:
         if draft.remote is not None:
             return await self._defer(origin, callback, draft, draft.remote, answered, now)
         recording = await self._recording(origin, draft, new_id("evt", now), now, answered)
-        return await self._written(recording)
+        recorded = await self._store.record(recording)
+        if recorded.status is RecordStatus.RECORDED:
+            self.wake(recording)
+        return recorded
 
     async def _defer(
         self,
@@ -142,12 +145,6 @@ class Recorder:
             self._wake_pickups(origin.source)
         return recorded
 
-    async def _written(self, recording: Recording) -> Recorded:
-        recorded = await self._store.record(recording)
-        if recorded.status is RecordStatus.RECORDED:
-            self.wake(recording)
-        return recorded
-
     def wake(self, recording: Recording) -> None:
         """Tell the destinations of an event that it was recorded."""
         if recording.destinations:
@@ -155,11 +152,11 @@ class Recorder:
 
     # ------------------------------------------------------------ pull
 
-    async def tell(self, provider: PullProvider, pickup: Pickup, draft: EventDraft) -> Recorded:
-        """Record an event about a pickup that goes on: its progress, or that its callback is overdue."""
+    async def told(self, provider: PullProvider, pickup: Pickup, draft: EventDraft) -> Recording:
+        """Return an event about a job that goes on, to be written with its pickup's settlement. Raises `Unavailable`."""
         now = self._clock()
         origin = _pulled(provider.provider, pickup, MemoryBody(b""), provider.redact)
-        return await self._written(await self._recording(origin, draft, new_id("evt", now), now, None))
+        return await self._recording(origin, draft, new_id("evt", now), now, None)
 
     async def whole(
         self, provider: PullProvider, pickup: Pickup, draft: EventDraft, body: Body | None

@@ -118,13 +118,16 @@ class Store(Protocol):
         """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
 
     async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
-        """Record the attempt and its consequence if the claim is still held, and with it the recording, if any.
+        """Record the attempt and its consequence if the claim is still held, and with it what is told and the recording.
+
+        What is `told` is written as by `record`, and before the recording: a known callback is a `DUPLICATE`, progress after
+        its job's end is `LATE`.
 
         The recording's event has the pickup's `event_id`. It is a `DUPLICATE`, and the pickup ends `collected` with the
         first event's id, when another event was recorded (or is awaited) under the callback's keys and is no `….failed`
         one; a failed one is no duplicate of a result. For a recording that is itself a `….failed` one, the pickup's key
-        counts as well, and a failure that was told since the pickup was made is a duplicate. The callback row is written
-        unless one leads to this event.
+        counts as well, and a failure that was told since the pickup was made is a duplicate: then the pickup ends `gone`
+        with that one's id. The callback row is written unless one leads to this event.
         """
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
@@ -212,6 +215,8 @@ class Store(Protocol):
 
         Of their callbacks only the keys stay, for `KEYS_SECONDS`: what the provider sends again is a `DUPLICATE`. A tombstone
         adds up what was removed; none is left where there was nothing.
+
+        What is `journaled` may be recorded by another process until its keys are written: look again after that.
         """
 
     async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:

@@ -139,9 +139,10 @@ class GroupedStore:
         return cast("list[ClaimedPickup]", await self._write("claim_pickups", asked))
 
     async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
-        """Record the attempt and its consequence if the claim is still held, and with it the recording, if any."""
+        """Record the attempt and its consequence if the claim is still held, and with it what is told and the recording."""
         ids = _delivery_ids(settlement.recording) if settlement.recording else ()
-        asked = pickups.NewSettlement(settlement, ids)
+        told = tuple(sql.NewRecording(one, _delivery_ids(one)) for one in settlement.told)
+        asked = pickups.NewSettlement(settlement, ids, told)
         return cast("PickupSettled", await self._write("settle_pickup", asked))
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:

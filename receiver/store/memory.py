@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from receiver.delivery import Attempt, Claimed, Delivery, DeliveryState, Due, Settlement, StoreStats
 from receiver.errors import NotFound, StoreUnavailable
 from receiver.model import CallbackRow, Event, Recorded, Recording, RecordStatus, Rejection, Stage, new_id
-from receiver.pickup import Pickup, PickupSettled, PickupSettlement
+from receiver.pickup import Pickup, PickupSettled, PickupSettlement, PickupState
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter
 from receiver.store.memory_retention import MemoryRetention
 from receiver.store.pickups import already_told, led_to
@@ -40,21 +40,26 @@ class MemoryStore(MemoryRetention):
         """Write callback, event and deliveries, all or none."""
         await self.ping()
         event = recording.event
-        first = self._first(recording.callback)
-        if first is not None:
-            recorded = Recorded(status=RecordStatus.DUPLICATE, event_id=first)
-        elif event.id in self._events:
-            msg = "store: the database refused a row: its id is already there"
-            raise StoreUnavailable(msg)
-        else:
-            late = event.stage is Stage.PROGRESS and self._has_ended(event)
-            self._callbacks[recording.callback.id] = (recording.callback, event.id)
-            self._write(event, () if late else recording.destinations)
-            status = RecordStatus.LATE if late else RecordStatus.RECORDED
-            recorded = Recorded(status=status, event_id=event.id)
+        recorded = self._record(recording)
         if recording.answered:
             self._answer(event.source, recording.answered, recorded.event_id, event.recorded_at)
         return recorded
+
+    def _record(self, recording: Recording) -> Recorded:
+        event = recording.event
+        first = self._first(recording.callback)
+        if first is not None:
+            return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
+        self._insist_new(event)
+        late = event.stage is Stage.PROGRESS and self._has_ended(event)
+        self._callbacks[recording.callback.id] = (recording.callback, event.id)
+        self._write(event, () if late else recording.destinations)
+        return Recorded(status=RecordStatus.LATE if late else RecordStatus.RECORDED, event_id=event.id)
+
+    def _insist_new(self, event: Event) -> None:
+        if event.id in self._events:
+            msg = "store: the database refused a row: its id is already there"
+            raise StoreUnavailable(msg)
 
     def _write(self, event: Event, destinations: Iterable[str]) -> None:
         self._events[event.id] = event
@@ -84,18 +89,19 @@ class MemoryStore(MemoryRetention):
         return recorded
 
     async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
-        """Record the attempt and its consequence if the claim is still held, and with it the recording, if any."""
+        """Record the attempt and its consequence if the claim is still held, and with it what is told and the recording."""
         await self.ping()
         if not self._holds_pickup(settlement.claim):
             return PickupSettled(held=False)
-        if settlement.recording is not None and settlement.recording.event.id in self._events:
-            msg = "store: the database refused a row: its id is already there"
-            raise StoreUnavailable(msg)
+        new = [one for one in settlement.told if self._first(one.callback) is None]
+        for one in filter(None, (*new, settlement.recording)):
+            self._insist_new(one.event)
         self._settle(settlement)
+        told = tuple(self._record(one) for one in settlement.told)
         if settlement.recording is None:
-            return PickupSettled(held=True)
+            return PickupSettled(held=True, told=told)
         recorded = self._end(settlement.claim.pickup, settlement.recording)
-        return PickupSettled(held=True, recorded=recorded)
+        return PickupSettled(held=True, told=told, recorded=recorded)
 
     def _end(self, pickup: Pickup, recording: Recording) -> Recorded:
         event, callback = recording.event, recording.callback
@@ -106,8 +112,9 @@ class MemoryStore(MemoryRetention):
             first = self._first(keys)
             told = self._events.get(first) if first else None
             again = keys is callback and first is not None and already_told(first, event)
-            if first not in (None, event.id) and (again or not (told and told.type.endswith(".failed"))):
-                self._yield(pickup.id, first)
+            failed = told is not None and told.type.endswith(".failed")
+            if first not in (None, event.id) and (again or not failed):
+                self._yield(pickup.id, first, PickupState.GONE if failed else PickupState.COLLECTED)
                 return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
         first = self._first(callback)
         if first not in (None, event.id):

@@ -72,6 +72,8 @@ class MemoryPickups:
                 target=standing.target if news.target is None else news.target,
                 draft=standing.draft if news.draft is None else news.draft,
                 job_id=news.job_id if standing.job_id is None else standing.job_id,
+                ref=news.ref if standing.ref is None else standing.ref,
+                format=standing.format or news.format,
                 state=PickupState.PENDING,
                 claimed_by=None,
                 deadline_at=max(standing.deadline_at, news.deadline_at),
@@ -158,9 +160,9 @@ class MemoryPickups:
             updated_at=settlement.started_at + settlement.duration_ms,
         )
 
-    def _yield(self, pickup_id: str, event_id: str) -> None:
+    def _yield(self, pickup_id: str, event_id: str, state: PickupState) -> None:
         """End a pickup with another's event."""
-        self._change_pickup(pickup_id, state=PickupState.COLLECTED, event_id=event_id, due_at=None)
+        self._change_pickup(pickup_id, state=state, event_id=event_id, due_at=None)
 
     def _change_pickup(self, pickup_id: str, **changes: object) -> None:
         self._pickups[pickup_id] = replace(self._pickups[pickup_id], **changes)

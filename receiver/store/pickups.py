@@ -7,26 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
-import msgspec
 from msgspec.structs import replace
 
 from receiver.model import (
     TIME_CHARS,
     CallbackRow,
     Event,
-    EventDraft,
     Recorded,
     Recording,
     RecordStatus,
 )
-from receiver.pickup import ClaimedPickup, Pickup, PickupKind, PickupSettled, PickupSettlement, PickupState
+from receiver.pickup import ClaimedPickup, Pickup, PickupSettled, PickupSettlement, PickupState
 from receiver.store.base import Deferral
+from receiver.store.pickup_rows import attempt_row, packed, packed_format, pickup_of, pickup_row, settled_row
 from receiver.store.sql import (
     Answer,
     NewRecording,
-    Row,
     Session,
     Value,
     answer,
@@ -35,11 +34,10 @@ from receiver.store.sql import (
     delivery_rows,
     event_row,
     first_event,
+    record,
 )
 
 _One = TypeVar("_One")
-_read_draft = msgspec.msgpack.Decoder(EventDraft).decode
-_read_format = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +61,11 @@ class ReleasePickups:
 
 @dataclass(frozen=True, slots=True)
 class NewSettlement:
-    """A settlement, and the ids of its recording's deliveries."""
+    """A settlement, the ids of its recording's deliveries, and what it tells, with theirs."""
 
     settlement: PickupSettlement
     delivery_ids: tuple[str, ...]
+    told: tuple[NewRecording, ...]
 
 
 # ---------------------------------------------------------------- in
@@ -76,7 +75,7 @@ def add(session: Session, wanted: Sequence[Pickup]) -> list[tuple[Pickup, bool]]
     """Write pickups; where one of the same key stands already, that one is the answer."""
     answers: dict[int, tuple[Pickup, bool]] = {}
     for batch in _apart(wanted, lambda one: (one.source, one.key)):
-        rows = [_pickup_row(one) for one in batch.values()]
+        rows = [pickup_row(one) for one in batch.values()]
         fresh = {row[0] for row in session.run_rows("insert_pickups", rows)}
         for number, one in batch.items():
             answers[number] = (one, True) if one.id in fresh else (_standing(session, one), False)
@@ -109,7 +108,7 @@ def _defer(session: Session, batch: Mapping[int, Deferral]) -> dict[int, Recorde
 
     Pickups come first, because only the database can tell whether one stands; those of duplicates are taken back.
     """
-    rows = [_pickup_row(one.pickup) for one in batch.values()]
+    rows = [pickup_row(one.pickup) for one in batch.values()]
     new = {row[0] for row in session.run_rows("insert_pickups", rows)}
     leads = _leads(session, batch, new)
     callbacks = {number: led_to(one.callback, leads[number][1]) for number, one in batch.items()}
@@ -161,15 +160,23 @@ def led_to(callback: CallbackRow, event_id: str) -> CallbackRow:
 
 
 def _hasten(session: Session, pickup_id: str, news: Pickup) -> None:
+    """Give a pickup that stands what a callback brought; one that was collected needs nothing. Raises `LookupError` to go round once more."""
     params: dict[str, Value] = {
         "id": pickup_id,
         "target": clean(news.target),
-        "draft": _draft(news.draft),
+        "draft": packed(news.draft),
         "job_id": clean(news.job_id),
+        "ref": clean(news.ref),
+        "format": packed_format(news.format),
         "deadline_at": news.deadline_at,
         "now": news.created_at,
     }
-    session.run("hasten_pickup", params)
+    if session.run("hasten_pickup", params):
+        return
+    standing = session.run_rows("standing_pickups", [_identity(news)])
+    if not any(row[2] == pickup_id for row in standing):
+        # Another process ended it without a result a moment ago, and knows nothing of this one: done again, it is a new one.
+        raise LookupError(pickup_id)
 
 
 # ---------------------------------------------------------------- attempts
@@ -195,17 +202,21 @@ def claim(session: Session, wanted: Sequence[ClaimPickups]) -> list[list[Claimed
 
 
 def settle(session: Session, wanted: Sequence[NewSettlement]) -> list[PickupSettled]:
-    """Write attempts, their consequences and the events that end pickups, each only while its claim is held."""
+    """Write attempts, their consequences and their events, each only while its claim is held."""
     held: set[int] = set()
     for batch in _apart(wanted, lambda new: new.settlement.claim.pickup.id):
-        rows = [_settled_row(new.settlement) for new in batch.values()]
+        rows = [settled_row(new.settlement) for new in batch.values()]
         kept = {row[0] for row in session.run_rows("settle_pickups", rows)}
         held |= {number for number, new in batch.items() if new.settlement.claim.pickup.id in kept}
-    attempts = [_attempt_row(wanted[number].settlement) for number in sorted(held)]
+    attempts = [attempt_row(wanted[number].settlement) for number in sorted(held)]
     if attempts:
         session.run_rows("insert_pickup_attempts", attempts)
+    told = [one for number in sorted(held) for one in wanted[number].told]
+    found = iter(record(session, told) if told else ())
     return [
-        PickupSettled(held=True, recorded=_end(session, new)) if number in held else PickupSettled(held=False)
+        PickupSettled(held=True, told=tuple(islice(found, len(new.told))), recorded=_end(session, new))
+        if number in held
+        else PickupSettled(held=False)
         for number, new in enumerate(wanted)
     ]
 
@@ -219,8 +230,9 @@ def _end(session: Session, new: NewSettlement) -> Recorded | None:
     other = _result_known(session, pickup, event_id) if recording.event.type.endswith(".failed") else None
     other = other or _lead(session, pickup.id, recording)
     if other:
-        session.run("yield_pickup", {"id": pickup.id, "event_id": other})
-        return Recorded(status=RecordStatus.DUPLICATE, event_id=other)
+        first, state = other
+        session.run("yield_pickup", {"id": pickup.id, "event_id": first, "state": state.value})
+        return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
     session.run_rows("insert_events", [event_row(recording.event)])
     if recording.destinations:
         rows = delivery_rows(NewRecording(recording, new.delivery_ids))
@@ -228,22 +240,29 @@ def _end(session: Session, new: NewSettlement) -> Recorded | None:
     return Recorded(status=RecordStatus.RECORDED, event_id=event_id)
 
 
-def _result_known(session: Session, pickup: Pickup, event_id: str) -> str | None:
+def _result_known(session: Session, pickup: Pickup, event_id: str) -> tuple[str, PickupState] | None:
     """Return another's event that tells of a pickup's result. A failure has a key of its own and would not meet it."""
     key = clean(pickup.key)
     keys = {"source": pickup.source, "idempotency_key": key, "second_key": key}
     found = session.run("first_event", keys)
-    return found[0][0] if found and _tells_more(session, found[0][0], event_id) else None
+    if not found or not _tells_more(session, found[0][0], event_id):
+        return None
+    return found[0][0], PickupState.COLLECTED
 
 
-def _lead(session: Session, pickup_id: str, recording: Recording) -> str | None:
-    """See that a callback row leads to the event, unless another's event stands: then return that one."""
+def _lead(session: Session, pickup_id: str, recording: Recording) -> tuple[str, PickupState] | None:
+    """See that a callback row leads to the event, unless another's stands: then return that one, and how the pickup ends.
+
+    One that met its own failure stays gone: collected, it would stand in the way of a later success, and of asking again.
+    """
     event_id, callback = recording.event.id, recording.callback
     if session.run_rows("insert_callbacks", [callback_row(callback, event_id)]):
         return None
     first = first_event(session, callback)
-    if _tells_more(session, first, event_id) or already_told(first, recording.event):
-        return first
+    if _tells_more(session, first, event_id):
+        return first, PickupState.COLLECTED
+    if already_told(first, recording.event):
+        return first, PickupState.GONE
     if first != event_id:
         # The keys stay with the failure that was told before; this row has its own.
         apart = replace(callback, idempotency_key=f"pickup:{pickup_id}", second_key=None)
@@ -287,101 +306,3 @@ def _apart(wanted: Sequence[_One], key: Callable[[_One], object]) -> list[dict[i
             batches.append({})
         batches[turn][number] = one
     return batches
-
-
-# ---------------------------------------------------------------- rows
-
-
-def pickup_of(row: Row) -> Pickup:
-    """Return the pickup that the columns of `list_pickups` hold."""
-    return Pickup(
-        id=row[0],
-        source=row[1],
-        kind=PickupKind(row[2]),
-        key=row[3],
-        job_id=row[4],
-        ref=row[5],
-        target=row[6],
-        event_id=row[7],
-        draft=None if row[8] is None else _read_draft(row[8]),
-        format=_read_format(row[9]),
-        deadline_at=row[10],
-        state=PickupState(row[11]),
-        attempts=row[12],
-        failures=row[13],
-        due_at=row[14],
-        claimed_by=row[15],
-        created_at=row[16],
-        updated_at=row[17],
-        last_outcome=row[18],
-        last_detail=row[19],
-    )
-
-
-def _pickup_row(one: Pickup) -> tuple[Value, ...]:
-    return (
-        one.id,
-        one.source,
-        one.kind.value,
-        clean(one.key),
-        clean(one.job_id),
-        clean(one.ref),
-        clean(one.target),
-        one.event_id,
-        _draft(one.draft),
-        msgspec.json.encode(_plain(one.format)).decode(),
-        one.deadline_at,
-        one.due_at,
-        one.created_at,
-        one.updated_at,
-    )
-
-
-def _settled_row(one: PickupSettlement) -> tuple[Value, ...]:
-    claim, outcome = one.claim, one.outcome
-    return (
-        claim.pickup.id,
-        claim.claimed_by,
-        claim.pickup.attempts,
-        one.state.value,
-        one.due_at,
-        one.failures,
-        outcome.kind.value,
-        clean(outcome.detail),
-        one.started_at + one.duration_ms,
-    )
-
-
-def _attempt_row(one: PickupSettlement) -> tuple[Value, ...]:
-    return (
-        one.claim.pickup.id,
-        one.claim.pickup.attempts + 1,
-        one.started_at,
-        one.duration_ms,
-        one.outcome.kind.value,
-        one.outcome.status,
-        clean(one.outcome.detail),
-    )
-
-
-def _draft(draft: EventDraft | None) -> bytes | None:
-    if draft is None:
-        return None
-    try:
-        return msgspec.msgpack.encode(draft)
-    except (OverflowError, UnicodeEncodeError):
-        # JSON from a provider may hold what msgpack cannot; the draft is kept as near as can be.
-        return msgspec.msgpack.encode(_plain(msgspec.to_builtins(draft, builtin_types=(bytes,))))
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` without lone surrogates, and with numbers beyond 64 bits as text."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return str(value)
-    return value

@@ -23,7 +23,18 @@ from receiver.errors import ReceiverError, StoreUnavailable
 from receiver.store import postgres_connect
 from receiver.store.grouped import GroupedStore
 from receiver.store.postgres_clock import Skew, wall_clock
-from receiver.store.postgres_connect import ANSWER_SECONDS, Connection, connect, lost, parse, silent, told
+from receiver.store.postgres_connect import (
+    ANSWER_SECONDS,
+    FAILURES,
+    OWN,
+    Connection,
+    Starved,
+    connect,
+    lost,
+    parse,
+    silent,
+    told,
+)
 from receiver.store.postgres_news import Announcer, Heard, Listener
 from receiver.store.postgres_session import PostgresSession
 from receiver.store.sql import Session
@@ -192,18 +203,21 @@ class PostgresBackend:
         connection = self._connection
         if connection is None:
             return
-        with contextlib.suppress(psycopg.Error):  # what it reports is the error that led here
+        with contextlib.suppress(*FAILURES):  # what it reports is the error that led here
             self._leave_pipeline()
         try:
             if connection.info.pipeline_status != PipelineStatus.OFF:
                 self._drop()
             elif connection.info.transaction_status != TransactionStatus.IDLE:
                 connection.execute("ROLLBACK")
-        except psycopg.Error:
+        except FAILURES:
             self._drop()
 
     def trouble(self, error: Exception) -> tuple[Exception, bool]:
         """Translate what the server says; drop a connection that broke, or that leads to a server of no use."""
+        if isinstance(error, OWN):  # from wherever it comes, what it left behind is not known
+            self._drop()
+            return told(error), True
         if not isinstance(error, psycopg.Error):
             return error, isinstance(error, ReceiverError)
         if lost(error):
@@ -229,7 +243,7 @@ class PostgresBackend:
             return
         try:
             self._announcer.flush(self._connection, idle=idle)
-        except psycopg.Error as error:
+        except FAILURES as error:
             self.trouble(error)
 
     def close(self) -> None:
@@ -256,7 +270,7 @@ class PostgresBackend:
             raise type(self._failed)(self._failed.message)
         try:
             connection = self._connected()
-        except psycopg.Error as error:
+        except FAILURES as error:
             self._failed = told(error)
             self._not_before = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, LAST_PAUSE)
@@ -280,9 +294,9 @@ class PostgresBackend:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(psycopg.Error):
+            with contextlib.suppress(*FAILURES):
                 connection.close()
-        with contextlib.suppress(psycopg.Error):  # in this order: of a closed connection it waits for nothing
+        with contextlib.suppress(*FAILURES):  # in this order: of a closed connection it waits for nothing
             self._leave_pipeline()
 
     def _leave_pipeline(self) -> None:
@@ -292,8 +306,11 @@ class PostgresBackend:
         try:
             pipeline.__exit__(None, None, None)
         except psycopg.OperationalError as error:
-            if silent(error.__context__):  # what was waited for is not told, but that one cannot leave so
-                raise psycopg.OperationalError(str(error.__context__)) from None
+            cause = error.__context__  # what was waited for; what is told is that one cannot leave so
+            if isinstance(cause, Starved):
+                raise cause from None
+            if silent(cause):
+                raise psycopg.OperationalError(str(cause)) from None
             raise
 
     def _ask_after(self, connection: Connection, transaction_id: str) -> None:
@@ -335,7 +352,7 @@ class PostgresBackend:
                 self._waiting = None
                 self._undone = True
                 return False
-            except (psycopg.Error, ReceiverError):
+            except (*FAILURES, ReceiverError):
                 self._drop()
                 row = None
             if row is not None and row[0] in {"committed", "aborted"}:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -115,6 +117,15 @@ _UNREACHED = "the database server cannot be reached at the address that store.ur
 _NO_ANSWER = "the database server does not answer"
 _PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
 
+_STARVED = {
+    errno.EMFILE: "this process has no file descriptor left: raise its limit",
+    errno.ENFILE: "this machine has no file descriptor left: raise its limit",
+}
+_NO_MEMORY = "this process has no memory left"
+OWN = (OSError, MemoryError)
+"""What psycopg passes on as it is when we are short of something: to wait for a connection it opens a file descriptor more."""
+FAILURES = (psycopg.Error, *OWN)
+
 _LOST_STATES = ("08", "57P", "25006", "25P03", "25P04", "XX", "58")
 
 
@@ -124,8 +135,33 @@ class Connection(psycopg.Connection[Any]):
     answer_seconds = ANSWER_SECONDS
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for an answer. Raises `psycopg.OperationalError` when none came in time."""
-        return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
+        """Wait for an answer. Raises `psycopg.OperationalError` when none came in time, or we are short of something."""
+        try:
+            return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
+        except OWN as error:  # it may be on its way all the same: as when the connection breaks
+            raise Starved(error) from None
+
+
+class Starved(psycopg.OperationalError):
+    """We are short of something, this process or its machine: the server has no part in it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_short_of(error))
+
+
+def _starved() -> Starved | None:
+    """Tell whether no socket can be had: libpq does not say so."""
+    try:
+        socket.socket().close()
+    except OWN as error:
+        return Starved(error)
+    return None
+
+
+def _short_of(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return _NO_MEMORY
+    return _STARVED.get(error.errno or 0) or f"{_BROKE}: {error.strerror or type(error).__name__}"
 
 
 class _Bytes(BytesBinaryDumper):
@@ -172,8 +208,10 @@ def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWE
         )
     except UnicodeError:
         raise ConfigError("store.url: the host name cannot be used") from None
+    except OWN as error:
+        raise Starved(error) from None
     except psycopg.OperationalError as error:
-        raise Unreached(error, info) from None
+        raise _starved() or Unreached(error, info) from None
     try:
         connection.answer_seconds = answer_seconds
         connection.prepared_max = 1000
@@ -207,8 +245,12 @@ def silent(error: BaseException | None) -> bool:
     return getattr(error, "sqlstate", None) is None and "timeout expired" in str(error)
 
 
-def told(error: psycopg.Error) -> StoreUnavailable:
+def told(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
     """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
+    if isinstance(error, OWN):
+        error = Starved(error)
+    if isinstance(error, Starved):
+        return StoreUnavailable(f"store: {error}")
     lasting = (state_of(error) or "").startswith(_LASTING)
     return (StoreUnusable if lasting else StoreUnavailable)(f"store: {_sentence(error)}")
 

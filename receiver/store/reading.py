@@ -7,7 +7,7 @@ from receiver.errors import NotFound
 from receiver.model import TIME_CHARS, Event, Rejection
 from receiver.pickup import Found, Pickup, PickupAttempt
 from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter
-from receiver.store.pickups import pickup_of
+from receiver.store.pickup_rows import pickup_of
 from receiver.store.sql import Row, Session, Value, clean, event_of
 
 # The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for

@@ -182,10 +182,13 @@ SET
     target = COALESCE(:target, target),
     draft = COALESCE(:draft, draft),
     job_id = COALESCE(job_id, :job_id),
+    ref = COALESCE(ref, :ref),
+    format = CASE WHEN format = '{}' THEN :format ELSE format END,
     deadline_at = CASE WHEN deadline_at < :deadline_at THEN :deadline_at ELSE deadline_at END,
     due_at = :now,
     updated_at = :now
 WHERE id = :id AND state IN ('pending', 'collecting')
+RETURNING id
 
 -- name: drop_pickups
 WITH unwanted (id) AS (VALUES {rows: id})
@@ -290,7 +293,7 @@ FROM events
 WHERE id = :id
 
 -- name: yield_pickup
-UPDATE pickups SET state = 'collected', event_id = :event_id, due_at = NULL WHERE id = :id
+UPDATE pickups SET state = :state, event_id = :event_id, due_at = NULL WHERE id = :id
 
 -- name: release_pickups
 WITH released (id, claimed_by, attempts, due_at) AS (VALUES {rows: id, claimed_by, attempts, due_at})

@@ -30,6 +30,7 @@ from tests.contract.pickup_suite import (
     settlement,
 )
 from tests.contract.store_suite import T0, recording
+from tests.contract.told_suite import ToldSuite
 
 
 class DeferSuite:
@@ -310,6 +311,37 @@ class ResultSuite:
         assert done.recorded == Recorded(status=DUPLICATE, event_id=pushed.event.id)
         assert len(await store.events(EventFilter())) == 1
 
+    async def test_a_failure_by_both_roads_is_no_obstacle_to_a_later_success(self, store: Store) -> None:
+        """The pickup stays gone, so that a result that is called back after all is fetched, and may be asked for again."""
+        held = await held_pickup(store, pickup("k"))
+        pushed = recording(
+            source=held.pickup.source, key="delivery", second_key="f", event_type="speech.failed", at=T0 + 5
+        )
+        await store.record(pushed)
+        failed = result_of(held, event_type="speech.failed", key="f")
+        await store.settle_pickup(settlement(held, GONE, recording=failed))
+        ended = await store.pickup(held.pickup.id)
+        assert (ended.state, ended.event_id, ended.due_at) == (GONE, pushed.event.id, None)
+        succeeded = deferral("k", at=T0 + 50)
+        told = await store.defer(succeeded)
+        assert (told.status, told.pickup_id) == (RECORDED, succeeded.pickup.id)
+        assert await store.next_due_pickup(held.pickup.source) == T0 + 50
+
+    async def test_a_callback_brings_a_pickup_the_ref_and_format_that_it_lacks(self, store: Store) -> None:
+        bare = replace(pickup("bare"), ref=None, format={})
+        mine = replace(pickup("mine"), ref="order-1", format={"encoding": "mp3"})
+        for one in (bare, mine):
+            await store.add_pickup(one)
+            news = deferral(one.key)
+            told = replace(news.pickup, ref="order-2", format={"sample_rate": 8000})
+            await store.defer(Deferral(callback=news.callback, pickup=told))
+        for one, kept in (
+            (bare, ("order-2", {"sample_rate": 8000})),
+            (mine, ("order-1", {"encoding": "mp3"})),
+        ):
+            found = await store.pickup(one.id)
+            assert (found.ref, found.format) == kept
+
     @pytest.mark.parametrize("state", [COLLECTED, GONE])
     async def test_a_result_is_not_taken_for_another_event_of_the_same_id(
         self, store: Store, state: PickupState
@@ -337,5 +369,5 @@ class ResultSuite:
         assert len(await store.pickups(PickupFilter(state=COLLECTED))) == 30
 
 
-class PickupSuite(AddSuite, PickupClaimSuite, DeferSuite, ResultSuite, AnswerSuite):
+class PickupSuite(AddSuite, PickupClaimSuite, DeferSuite, ResultSuite, ToldSuite, AnswerSuite):
     """All of it."""

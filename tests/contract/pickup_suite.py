@@ -144,6 +144,7 @@ def settlement(
     due_at: int | None = None,
     failures: int = 0,
     recording: Recording | None = None,
+    told: tuple[Recording, ...] = (),
     at: int = T0,
 ) -> PickupSettlement:
     """The consequence of one attempt."""
@@ -157,6 +158,7 @@ def settlement(
         due_at=due_at,
         failures=failures,
         recording=recording,
+        told=told,
     )
 
 

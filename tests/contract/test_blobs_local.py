@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,25 @@ async def test_file_and_folder_are_synced_before_put_returns(
     monkeypatch.setattr(os, "fsync", record)
     await blobs.put("s/2026/a.mp3", body(b"sound"), content_type="audio/mpeg")
     assert synced == ["folder", "folder", "file", "folder"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+async def test_a_machine_without_threads_or_memory_is_an_outage(
+    blobs: Blobs, body: MakeBody, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        # the pool's next thread
+        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(blobs, "_threads", ThreadPoolExecutor(1))
+        with pytest.raises(BlobsUnavailable, match=str(error) or "MemoryError"):
+            await blobs.put("s/a.mp3", body(b"sound"), content_type="audio/mpeg")
+        with pytest.raises(BlobsUnavailable, match=str(error) or "MemoryError"):
+            await blobs.get("s/a.mp3")
+    await blobs.put("s/a.mp3", body(b"sound"), content_type="audio/mpeg")
+    assert await blobs.get("s/a.mp3") == b"sound"
 
 
 async def test_storing_one_spooled_file_twice_leaves_one_name(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import psycopg
 import pytest
 
+from receiver.blobs.local import LocalBlobs
 from receiver.delivery import DeliveryState
-from receiver.retention import Prune, Walk
+from receiver.erasure import Eraser, FoundOf, Journaled
+from receiver.model import RecordStatus, new_id
+from receiver.retention import CallbackKeys, Prune, Traces, Walk
 from receiver.store.base import DeliveryFilter, EventFilter, Store
 from receiver.store.postgres import PostgresStore
 from tests.contract.erase_suite import REF, erase, subject
@@ -20,14 +25,19 @@ LATER = T0 + 10**9
 
 
 @pytest.fixture
-async def stores() -> AsyncIterator[list[Store]]:
-    with database() as url:
-        made: list[Store] = [PostgresStore(url) for _ in range(3)]
-        for one in made:
-            await one.open()
+def url() -> Iterator[str]:
+    with database() as made:
         yield made
-        for one in made:
-            await one.close()
+
+
+@pytest.fixture
+async def stores(url: str) -> AsyncIterator[list[Store]]:
+    made: list[Store] = [PostgresStore(url) for _ in range(3)]
+    for one in made:
+        await one.open()
+    yield made
+    for one in made:
+        await one.close()
 
 
 async def dead_letters(store: Store, count: int) -> list[str]:
@@ -82,3 +92,38 @@ async def test_an_erasure_beside_claims_and_sweeps_leaves_nothing(stores: list[S
         assert not await eraser.traces(subject(REF, "r"), limit=1)
         assert await eraser.deliveries(ALL) == []
         assert await claim(claimer, "b", now=LATER + 10**9) == []
+
+
+async def waiting(watch: psycopg.Connection, count: int) -> None:
+    """Return once so many wait for a lock."""
+    ours = b"datname = current_database() AND backend_type = 'client backend'"
+    asked = b"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND " + ours
+    while (await asyncio.to_thread(watch.execute, asked)).rowcount < count:
+        pass
+
+
+async def test_what_a_journal_gives_up_while_its_keys_are_written_is_erased_too(
+    stores: list[Store], url: str, tmp_path: Path
+) -> None:
+    """Nothing was found before, and its keys are known by the time they are written."""
+    store, drain, _ = stores
+    entry = recording("app", key="k", ref="r")
+    keys = CallbackKeys(
+        source=entry.event.source, idempotency_key="k", second_key=None, event_id=new_id("evt", T0)
+    )
+    found = FoundOf(traces=Traces(), journaled=(Journaled(stem="s", keys=keys),))
+    blobs = LocalBlobs(str(tmp_path))
+    await blobs.open()
+    eraser = Eraser(store=store, blobs=blobs, journal=None, providers={})
+    with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watch:
+        other.execute("LOCK TABLE deliveries IN SHARE MODE")
+        draining = asyncio.create_task(drain.record(entry))
+        await waiting(watch, 1)  # before its delivery, and after its callback
+        erasing = asyncio.create_task(eraser.erase(subject(REF, "r"), found, digest="d", now=LATER))
+        await waiting(watch, 2)
+        other.rollback()
+        recorded, removed = await asyncio.gather(draining, erasing)
+    assert (recorded.status, removed.events) == (RecordStatus.RECORDED, 1)
+    assert not await drain.traces(subject(REF, "r"), limit=1)
+    assert await drain.deliveries(ALL) == []
+    assert (await drain.record(recording(key="k", ref="r"))).status is RecordStatus.DUPLICATE

@@ -230,6 +230,7 @@ async def test_a_pushed_and_a_pulled_result_of_one_job_are_one_event(
             assert await _hand_over(up, "pulled", job) == made
             await up.seen.until(lambda: up.seen.attempts[-1].state == "delivered")
             assert len(sink.received) == 1
+            assert _events(sink)[0]["data"]["ref"] == "order-7", "the callback knew of none"
 
 
 async def test_a_callback_that_does_not_come_is_told_and_counts_when_it_comes_late(tmp_path: Path) -> None:

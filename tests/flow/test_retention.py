@@ -132,6 +132,23 @@ async def test_what_waits_in_the_journal_is_erased_there_and_does_not_come_back(
         assert _objects(tmp_path) == []
 
 
+async def test_an_entry_of_the_journal_that_cannot_be_read_is_named_and_the_rest_is_erased(
+    tmp_path: Path,
+) -> None:
+    """Status 1, whether there was something or not: it may be the subject's."""
+    text = settings_text(tmp_path)
+    (tmp_path / "receiver.toml").write_text(text)
+    async with running(tmp_path, text, work=False) as up:
+        await _send(up, speech("mine"))
+        (tmp_path / "data" / "journal" / "broken.json").symlink_to("/proc/self/mem")
+        for found in (True, False):
+            said = await _command(tmp_path, "erase", "--job", "mine", "--yes", "--json")
+            assert (said.status, said.json["found"]) == (1, found)
+            told = "not looked at, so it may be left: the journal's entry broken cannot be used: Input/output error"
+            assert told in said.err
+        assert await up.receiver.store.events(EventFilter()) == []
+
+
 async def test_what_is_asked_of_erase_is_checked_and_shown_first(tmp_path: Path) -> None:
     text = settings_text(tmp_path)
     (tmp_path / "receiver.toml").write_text(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,13 +128,20 @@ class PickupMachine(RuleBasedStateMachine):
         told=st.sampled_from(ENDS),
         other=st.one_of(st.none(), KEYS, st.just("own")),
         wait=st.integers(0, LEASE),
+        progress=st.lists(st.tuples(CALLBACKS, st.sampled_from((None, "told", "j0"))), max_size=2),
     )
     def settle(
-        self, data: st.DataObject, state: PickupState, told: str | None, other: str | None, wait: int
+        self,
+        data: st.DataObject,
+        state: PickupState,
+        told: str | None,
+        other: str | None,
+        wait: int,
+        progress: list[tuple[int, str | None]],
     ) -> None:
         if self.claims:
             pair = data.draw(st.sampled_from(self.claims))
-            self.settle_both(pair, state, told, other, wait)
+            self.settle_both(pair, state, told, other, wait, progress)
 
     def settle_both(
         self,
@@ -143,7 +150,20 @@ class PickupMachine(RuleBasedStateMachine):
         told: str | None,
         other: str | None,
         wait: int,
+        progress: Sequence[tuple[int, str | None]] = (),
     ) -> None:
+        news = tuple(
+            recording(
+                "app",
+                source=pair[0].pickup.source,
+                key=f"c{callback}",
+                event_type="speech.processing",
+                job_id=job_id,
+                stage=Stage.PROGRESS,
+                at=self.tick(),
+            )
+            for callback, job_id in progress
+        )
         pending = state is PickupState.PENDING
         result = None if pending or told is None else result_of(pair[0], "app", event_type=told, key=other)
         real, model = (
@@ -154,6 +174,7 @@ class PickupMachine(RuleBasedStateMachine):
                 due_at=self.now + wait if pending else None,
                 failures=wait % 3,
                 recording=result,
+                told=news,
                 at=self.now,
             )
             for claim in pair

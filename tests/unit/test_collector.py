@@ -21,6 +21,7 @@ from receiver.model import AudioDraft, Event, EventDraft, JobError, Recorded, Re
 from receiver.pickup import Found, Pickup, PickupKind, PickupState
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.recording import Recorder
+from receiver.retention import Erasure, Subject, SubjectKind
 from receiver.routing import Route, Router
 from receiver.spool import MemoryBody, Spool
 from receiver.store.base import EventFilter, Store
@@ -399,6 +400,47 @@ async def test_progress_is_told_once_and_the_pickup_goes_on(bench: Bench) -> Non
     for second in range(3):
         await bench.step(T0 + 1000 * second)
     assert [event.type for event in await bench.events()] == ["speech.processing", "speech.completed"]
+    assert bench.woken == ["app", "app"]
+
+
+@pytest.mark.parametrize("kind", list(PickupKind))
+async def test_an_attempt_whose_pickup_is_erased_meanwhile_tells_nothing(
+    bench: Bench, kind: PickupKind
+) -> None:
+    """Neither progress nor that the callback is overdue; and that is no error of ours."""
+    progress = EventDraft(
+        type="speech.processing", idempotency_key="half", job_id="j1", occurred_at=T0, stage=Stage.PROGRESS
+    )
+    bench.provider.script = [lambda _: NotYet(retry_in=1, progress=progress)]
+    bench.provider.hold = asyncio.Event()
+    await bench.add(kind=kind)
+    step = asyncio.create_task(bench.step())
+    await bench.provider.begun.wait()
+    whose = Subject(kind=SubjectKind.REF, key="order-1")
+    await bench.store.erase(Erasure(subject=whose, tombstone_id="tmb_1", digest="", now=T0))
+    bench.provider.hold.set()
+    await step
+    assert await bench.events() == []
+    assert bench.woken == []
+    assert bench.seen.notes == []
+    assert [report.state for report in bench.seen.pickups] == ["lost"]
+
+
+async def test_an_overdue_callback_is_told_although_what_follows_cannot_be_stored(bench: Bench) -> None:
+    progress = EventDraft(
+        type="speech.processing",
+        idempotency_key="half",
+        job_id="j1",
+        occurred_at=T0,
+        stage=Stage.PROGRESS,
+        document=bytes(100_000),
+    )
+    bench.provider.script = [lambda _: NotYet(retry_in=1, progress=progress)]
+    bench.blobs.out = True
+    pickup = await bench.add(kind=PickupKind.EXPECTED)
+    await bench.step()
+    assert [event.type for event in await bench.events()] == ["callback.overdue"]
+    assert (await bench.store.pickup(pickup.id)).last_outcome == "not_stored"
 
 
 async def test_two_workers_that_race_for_one_job_by_two_pickups_make_one_event(bench: Bench) -> None:
