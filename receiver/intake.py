@@ -31,7 +31,7 @@ from receiver.model import EventDraft, Recorded, RecordStatus, Rejection, Stage
 from receiver.observe import CallbackReport, Observers
 from receiver.providers.base import PushProvider
 from receiver.recording import Recorder
-from receiver.spool import Receive, Spool, Spooled
+from receiver.spool import SHORTAGE, Receive, Spool, Spooled, why
 from receiver.store.base import Store
 
 METHODS = ("POST", "PUT")
@@ -114,9 +114,9 @@ class Intake:
             answer, label = await self._accept(head, receive, progress)
         except SenderError as error:
             answer, label = self._refuse(head, error, progress), error.label
-        except JournalUnavailable as error:
-            progress.reason = error.message
-            self._observer.note("error", "callback.not_kept", source=progress.source, reason=error.message)
+        except (JournalUnavailable, *SHORTAGE) as error:
+            progress.reason = why(error)
+            self._observer.note("error", "callback.not_kept", source=progress.source, reason=progress.reason)
             answer, label = _busy("nothing here can keep the callback now; send it again"), "not_kept"
         except Exception as error:  # a bug of ours: nothing was promised, so the provider may send it again
             self._bug("accept", progress.source, error)
@@ -170,10 +170,7 @@ class Intake:
         admission = self._admit(provider, head)
         _check_length(head, admission.body_limit)
         body = await self._spool.take(
-            receive,
-            limit=admission.body_limit,
-            total=settings.body_seconds,
-            idle=settings.idle_seconds,
+            receive, limit=admission.body_limit, total=settings.body_seconds, idle=settings.idle_seconds
         )
         try:
             progress.size = body.size
@@ -201,7 +198,7 @@ class Intake:
         def work() -> tuple[VerifiedCallback, EventDraft]:
             try:
                 callback = provider.verify(admission, body)
-            except SenderError:
+            except (SenderError, *SHORTAGE):
                 raise
             except Exception as error:
                 self._bug("verify", admission.head.source, error)
@@ -237,6 +234,8 @@ class Intake:
             return provider.normalize(callback)
         except MalformedCallback as error:
             return _parked(provider, callback, error.message)
+        except SHORTAGE:
+            raise
         except Exception as error:  # proved, so it is kept whatever our own code makes of it
             self._bug("normalize", callback.source, error)
             return _parked(provider, callback, "receiver could not read it (an internal error)")
@@ -258,19 +257,20 @@ class Intake:
     # ------------------------------------------------------------ the journal's way back
 
     async def take_back(self, callback: VerifiedCallback) -> Recorded:
-        """Take a journaled callback down the same road; return what became of it. Raises `Unavailable` while the outage goes on."""
+        """Take a journaled callback down the same road; return what became of it.
+
+        Raises `Unavailable` while the outage goes on, `OSError` or `MemoryError` when it cannot be read for now.
+        """
         provider = self._providers.get(callback.source)
         if provider is None:
             raise LookupError(f"no source is named {callback.source} any more")
-        draft = await asyncio.to_thread(self._normalize, provider, callback)
+        try:
+            draft = await asyncio.to_thread(self._normalize, provider, callback)
+        except RuntimeError as error:  # no thread can be started
+            raise JournalUnavailable(f"the callback cannot be read for now: {why(error)}") from None
         recorded = await self._recorder.record(provider, callback, draft)
-        self._observer.note(
-            "info",
-            "journal.drained",
-            source=callback.source,
-            status=recorded.status.value,
-            event_id=recorded.event_id,
-        )
+        told = {"status": recorded.status.value, "event_id": recorded.event_id}
+        self._observer.note("info", "journal.drained", source=callback.source, **told)
         return recorded
 
     async def drain(self) -> int:
@@ -279,7 +279,8 @@ class Intake:
         try:
             return await self._journal.drain(self.take_back)
         except Unavailable as error:
-            if isinstance(error, JournalUnavailable):  # of what else is out, the journal tells
+            # What it had of single entries the journal told itself.
+            if isinstance(error, JournalUnavailable) and error.message != self._journal.refused:
                 self._stopped = error.message
                 if told != error.message:
                     self._observer.note("warning", "journal.drain_stopped", error=error.message)

@@ -13,18 +13,19 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from receiver.blobs.local import make_folder, sync_folder
-from receiver.callback import Head, TokenClaims, VerifiedCallback
+from receiver.blobs.local import keep_body, make_folder, sync_folder, write_file
+from receiver.callback import VerifiedCallback
 from receiver.errors import JournalUnavailable, Unavailable
+from receiver.journal_files import UNREADABLE, Entry, entry_of, found, names, restored, unavailable
 from receiver.observe import Observers
-from receiver.spool import FileBody
+from receiver.spool import SHORTAGE, TROUBLE
 
 _SECRET_HEADERS = frozenset((
     "authorization", "proxy-authorization", "cookie", "dg-token", "dg-project-id",
@@ -33,44 +34,36 @@ _SECRET_HEADERS = frozenset((
 _OUTAGE_AFTER = 3
 """Entries refused one after the other that make an outage of it; fewer may be refused for what they are."""
 _STUCK_AFTER = 3
-"""Failed drains for a reason of its own (not an outage) after which an entry waits for the next start."""
-_WAIT_MS = (5_000, 600_000)
+"""Failed drains for a reason of its own (not an outage) after which an entry waits longest between two tries."""
+_WAIT_SECONDS = (5.0, 600.0)
 """How long an entry waits that was refused while others were taken: twice the first, doubling, the second at most."""
 _LEFTOVER_SECONDS = 3600
-_ADVICE = "; make it writable, or name another with data or journal.path"
 
 _DRAINING = ".draining"
 """Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
 
 Handle = Callable[[VerifiedCallback], Awaitable[object]]
-"""Takes a callback down the road from `normalize` on; raises `Unavailable` while that is not possible."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One kept callback, as the folder shows it."""
-
-    stem: str
-    received_at: int
-    size: int
-    source: str
-    reason: str
-    failures: int = 0
-    refusals: int = 0
-    """How often store or blobs were out for it: those that were refused less often go first."""
-    alone: int = 0
-    """How often while another was taken: no outage, which the first time may have been the beginning of one."""
-    not_before: int = 0
+"""Takes a callback down the road from `normalize` on; raises `Unavailable`, or one of `SHORTAGE`, while that is not possible."""
 
 
 class Journal:
     """A folder of kept callbacks; each machine has its own."""
 
-    def __init__(self, folder: str, *, max_bytes: int, observer: Observers, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        max_bytes: int,
+        observer: Observers,
+        clock: Callable[[], int],
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` tells the time of day in milliseconds, `elapsed` seconds that nobody sets."""
         self._folder = Path(folder)
         self._max_bytes = max_bytes
         self._observer = observer
         self._clock = clock
+        self._elapsed = elapsed
         self._entries: dict[str, Entry] = {}
         self.kept = asyncio.Event()
         """Set when an entry was added."""
@@ -94,34 +87,39 @@ class Journal:
         """Make the folder and find what earlier processes left. Raises `JournalUnavailable`."""
         try:
             await asyncio.to_thread(self._open)
-        except OSError as error:
-            raise _unavailable(error, self._folder) from None
+        except TROUBLE as error:
+            raise unavailable(error, self._folder) from None
+        for entry in self._entries.values():
+            if entry.reason.startswith(UNREADABLE):
+                self._observer.note("warning", "journal.entry_refused", entry=entry.stem, error=entry.reason)
         self._report()
 
     def _open(self) -> None:
         make_folder(self._folder)
-        found = {path.stem: path for path in self._folder.glob("*.json")}
-        # A body without a commit was never answered for. Young ones may belong to a live process of this machine.
-        leftovers = [path for path in self._folder.glob("*.body") if path.stem not in found]
-        for path in (*leftovers, *self._folder.glob("*.tmp[bj]")):
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < self._clock() / 1000 - _LEFTOVER_SECONDS:
-                    path.unlink()
-        for stem, path in found.items():
-            with contextlib.suppress(FileNotFoundError):
-                self._entries[stem] = _entry(stem, path.read_bytes())
+        here = names(self._folder)
+        for name in here:
+            stem, _, kind = name.rpartition(".")
+            # A body without a commit was never answered for. Young ones may belong to a live process of this machine.
+            if kind in ("tmpb", "tmpj") or (kind == "body" and f"{stem}.json" not in here):
+                path = self._folder / name
+                with contextlib.suppress(OSError):  # it can be swept another time
+                    if path.stat().st_mtime < self._clock() / 1000 - _LEFTOVER_SECONDS:
+                        path.unlink()
+            elif kind == "json":
+                with contextlib.suppress(FileNotFoundError):
+                    self._entries[stem] = found(self._folder / name)
 
     async def ping(self) -> None:
         """Prove that an entry could be kept now. Raises `JournalUnavailable`."""
         try:
             await asyncio.to_thread(self._ping)
-        except OSError as error:
-            raise _unavailable(error) from None
+        except TROUBLE as error:
+            raise unavailable(error) from None
 
     def _ping(self) -> None:
         path = self._folder / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
         try:
-            _write(path, b"ping")
+            write_file(path, b"ping")
         finally:
             path.unlink(missing_ok=True)
 
@@ -139,9 +137,9 @@ class Journal:
         meta = _meta(callback, reason)
         try:
             await asyncio.to_thread(self._keep, stem, meta, callback)
-        except OSError as error:
-            raise _unavailable(error) from None
-        self._entries[stem] = _entry(stem, meta)
+        except TROUBLE as error:
+            raise unavailable(error) from None
+        self._entries[stem] = entry_of(stem, meta)
         self._report()
         self.kept.set()
 
@@ -150,8 +148,8 @@ class Journal:
         # A writer's files are its own until the names are changed: two requests may keep one callback at once.
         mine = f"{stem}.{os.urandom(4).hex()}.tmp"
         try:
-            _store_body(callback, self._folder / f"{mine}b")
-            _write(self._folder / f"{mine}j", meta)
+            keep_body(callback.body, self._folder / f"{mine}b")
+            write_file(self._folder / f"{mine}j", meta)
             with _locked(self._folder):
                 os.rename(self._folder / f"{mine}b", body)
                 os.rename(self._folder / f"{mine}j", commit)
@@ -164,17 +162,17 @@ class Journal:
         """Give every entry to `handle` and remove those it took; return how many. `refused` tells why some are left.
 
         Oldest first; an entry that was refused goes behind the others, so that one that no store will ever take (too
-        large for it, say) holds up none, and waits longer each time when others were taken. Stops when several in a
-        row are refused: an outage goes on. Raises `Unavailable` when none was taken. An entry whose bytes changed on
-        disk is set aside in `damaged/`. Does nothing while another process drains the folder.
+        large for it, say), or that cannot be read, holds up none, and waits longer each time when others were taken.
+        Stops when several in a row are refused: an outage goes on. Raises `Unavailable` when none was taken. An entry
+        whose bytes changed on disk is set aside in `damaged/`. Does nothing while another process drains the folder.
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
                 return await self._drain(handle)
         except BlockingIOError:
             return 0
-        except OSError as error:
-            raise _unavailable(error) from None
+        except TROUBLE as error:
+            raise unavailable(error) from None
 
     async def _drain(self, handle: Handle) -> int:
         done = 0
@@ -182,14 +180,11 @@ class Journal:
         if all(entry.refusals == 0 for entry in self._entries.values()):
             self.refused = ""
         for entry in sorted(self._entries.values(), key=lambda entry: (entry.refusals, entry.received_at)):
-            wait = entry.not_before - self._clock()  # more than it ever was: the clock was set back
-            if entry.failures >= _STUCK_AFTER or 0 < wait <= _WAIT_MS[1]:
-                continue
-            callback = await self._restore(entry)
-            if callback is None:
+            if self._elapsed() < entry.not_before:
                 continue
             try:
-                await handle(callback)
+                if not await self._give(entry, handle):
+                    continue
             except Unavailable as error:
                 entry.refusals += 1
                 refused.append((entry, error))
@@ -198,6 +193,8 @@ class Journal:
                 continue
             except Exception as error:  # a bug or a poison entry must not stop the others
                 entry.failures += 1
+                if entry.failures >= _STUCK_AFTER:
+                    entry.not_before = self._elapsed() + _WAIT_SECONDS[1]
                 kind = type(error).__name__
                 self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=kind)
                 continue
@@ -212,47 +209,43 @@ class Journal:
             raise refused[-1][1]
         return done
 
+    async def _give(self, entry: Entry, handle: Handle) -> bool:
+        """Return whether it was taken; False when it is there no more. Raises `Unavailable`: it was refused."""
+        try:
+            callback = await self._restore(entry)
+            if callback is not None:
+                await handle(callback)
+        except SHORTAGE as error:
+            raise unavailable(error, entry=entry.stem) from None
+        return callback is not None
+
     def _tell_refused(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
         """Say why entries are left, once for each reason; `alone`: another was taken at the same time."""
         for entry, error in refused:
             entry.alone += alone or entry.alone > 1
             if entry.alone:
-                entry.not_before = self._clock() + min(_WAIT_MS[0] << min(entry.alone, 10), _WAIT_MS[1])
-            if error.message != self.refused:
-                self.refused = error.message
+                wait = min(_WAIT_SECONDS[0] * 2 ** min(entry.alone, 10), _WAIT_SECONDS[1])
+                entry.not_before = self._elapsed() + wait
+            told = error.message in (self.refused, entry.told)
+            self.refused = entry.told = error.message
+            if not told:
                 fields = {"entry": entry.stem, "source": entry.source, "error": error.message}
                 self._observer.note(
                     "warning", "journal.entry_refused" if alone else "journal.drain_stopped", **fields
                 )
 
     async def _restore(self, entry: Entry) -> VerifiedCallback | None:
+        """Return what was kept, None when it is gone or damaged. Raises `JournalUnavailable` when it cannot be read now."""
         try:
-            callback = await asyncio.to_thread(self._read, entry.stem)
+            callback = await asyncio.to_thread(restored, self._folder, entry.stem)
         except FileNotFoundError:
             self._entries.pop(entry.stem, None)  # another process of this machine drained it
             return None
-        except OSError as error:
-            raise _unavailable(error) from None
+        except TROUBLE as error:
+            raise unavailable(error, entry=entry.stem) from None
         if callback is None:
             self._entries.pop(entry.stem, None)
             self._observer.note("error", "journal.entry_damaged", entry=entry.stem, source=entry.source)
-        return callback
-
-    def _read(self, stem: str) -> VerifiedCallback | None:
-        body_path, commit = self._folder / f"{stem}.body", self._folder / f"{stem}.json"
-        fields = _fields(commit.read_bytes())
-        try:
-            body = FileBody.read(str(body_path))
-        except FileNotFoundError:
-            commit.stat()  # gone as well: another process of this machine drained it just now
-            body = None
-        callback = _callback(fields, body) if fields and body else None
-        if callback is None:
-            aside = self._folder / "damaged"
-            aside.mkdir(mode=0o700, exist_ok=True)
-            for path in (body_path, commit):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(path, aside / path.name)
         return callback
 
     def _remove(self, stem: str) -> None:
@@ -262,19 +255,42 @@ class Journal:
                 with contextlib.suppress(OSError):
                     (self._folder / f"{stem}.{suffix}").unlink()
 
-    async def read(self, look: Callable[[str, VerifiedCallback], None]) -> None:
-        """Show every entry, by its stem, to `look`, which is called in a thread. Raises `JournalUnavailable`."""
+    async def read(
+        self,
+        look: Callable[[str, VerifiedCallback], None],
+        *,
+        unreadable: Callable[[str], None] | None = None,
+    ) -> None:
+        """Show every entry, by its stem, to `look`, which is called in a thread.
+
+        Of each that cannot be read, `unreadable` is told in a sentence that names it; without it, raises
+        `JournalUnavailable` at the end: whoever looks for all must not take the others for all.
+        """
+        failed: list[str] = []
         for entry in list(self._entries.values()):
-            callback = await self._restore(entry)
-            if callback is not None:
-                await asyncio.to_thread(look, entry.stem, callback)
+            try:
+                callback = await self._restore(entry)
+                if callback is not None:
+                    await asyncio.to_thread(look, entry.stem, callback)
+            except JournalUnavailable as error:
+                (unreadable or failed.append)(error.message)
+            except SHORTAGE as error:
+                (unreadable or failed.append)(unavailable(error, entry=entry.stem).message)
+        if failed:
+            raise JournalUnavailable("; ".join(failed))
 
     async def remove(self, stems: Iterable[str]) -> int:
-        """Remove entries for good; return how many were there."""
+        """Remove entries for good; return how many were there. Raises `JournalUnavailable`."""
         count = 0
         for stem in stems:
+            try:
+                await asyncio.to_thread(self._remove, stem)
+                left = (self._folder / f"{stem}.json").exists()
+            except TROUBLE as error:
+                raise unavailable(error, entry=stem) from None
+            if left:
+                raise JournalUnavailable(f"the journal's entry {stem} cannot be removed")
             count += self._entries.pop(stem, None) is not None
-            await asyncio.to_thread(self._remove, stem)
         self._report()
         return count
 
@@ -294,11 +310,12 @@ def look(folder: str) -> list[Entry]:
     """Return what waits in a journal's folder, oldest first; changes nothing. Raises `JournalUnavailable`."""
     entries = []
     try:
-        for path in Path(folder).glob("*.json"):
-            with contextlib.suppress(FileNotFoundError):  # drained just now
-                entries.append(_entry(path.stem, path.read_bytes()))
+        for name in names(Path(folder)):
+            if name.endswith(".json"):
+                with contextlib.suppress(FileNotFoundError):  # drained just now
+                    entries.append(found(Path(folder, name)))
     except OSError as error:
-        raise _unavailable(error, folder) from None
+        raise unavailable(error, folder) from None
     return sorted(entries, key=lambda entry: entry.received_at)
 
 
@@ -329,71 +346,3 @@ def _meta(callback: VerifiedCallback, reason: str) -> bytes:
         "reason": reason,
     }
     return msgspec.json.encode(fields)
-
-
-def _fields(meta: bytes) -> dict[str, Any] | None:
-    try:
-        fields = msgspec.json.decode(meta)
-    except msgspec.MsgspecError:
-        return None
-    if not isinstance(fields, dict) or not isinstance(fields.get("head"), dict):
-        return None
-    whole = {"sha256", "size", "claims", "proofs", "reason"} <= fields.keys()
-    return fields if whole and {"received_at", "source"} <= fields["head"].keys() else None
-
-
-def _callback(fields: dict[str, Any], body: FileBody) -> VerifiedCallback | None:
-    """Return the callback that was kept, None when the bytes are not those that were."""
-    if body.sha256 != fields["sha256"]:
-        return None
-    try:
-        return VerifiedCallback(
-            head=msgspec.convert(fields["head"], Head),
-            claims=msgspec.convert(fields["claims"], TokenClaims | None),
-            proofs=msgspec.convert(fields["proofs"], frozenset[str]),
-            body=body,
-        )
-    except msgspec.ValidationError:
-        return None
-
-
-def _entry(stem: str, meta: bytes) -> Entry:
-    fields = _fields(meta)
-    if fields is None:
-        return Entry(stem, 0, len(meta), "", "damaged")
-    head = fields["head"]
-    return Entry(stem, head["received_at"], fields["size"], head["source"], fields["reason"])
-
-
-def _store_body(callback: VerifiedCallback, target: Path) -> None:
-    path = callback.body.path
-    if path is None:
-        _write(target, callback.body.load())
-        return
-    with contextlib.suppress(OSError):
-        os.link(path, target)
-    if not target.exists():
-        with open(path, "rb") as source, open(target, "xb", opener=_private) as copy:
-            while piece := source.read(1024 * 1024):
-                copy.write(piece)
-    with open(target, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb", opener=_private) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _unavailable(error: OSError, folder: Path | str = "") -> JournalUnavailable:
-    """Return what callers are told; with `folder`, a person at the machine, whom its path concerns."""
-    place, advice = (f" at {folder}", _ADVICE) if folder else ("", "")
-    return JournalUnavailable(
-        f"the journal{place} cannot be used: {error.strerror or type(error).__name__}{advice}"
-    )

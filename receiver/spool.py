@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ MEMORY_LIMIT = 64 * 1024
 PREFIX_BYTES = 4096
 _PIECE = 1024 * 1024
 _STALE_SECONDS = 24 * 3600
+SHORTAGE = (OSError, MemoryError)
+"""What is raised while this machine lacks something: descriptors, memory, a disk that answers. No fault of a body's, nor a bug."""
+TROUBLE = (*SHORTAGE, RuntimeError)
+"""The same around work for a thread: Python raises the last when none can be started."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """ASGI's `receive`."""
@@ -61,6 +67,8 @@ class FileBody:
         self.size = size
         self.sha256 = sha256
         self.prefix = prefix
+        self._doubt = threading.Lock()
+        """Held from a sync's begin until it succeeds; so for good when it fails."""
 
     @classmethod
     def read(cls, path: str) -> FileBody:
@@ -74,6 +82,22 @@ class FileBody:
     def load(self) -> bytes:
         """Return all bytes."""
         return Path(self._path).read_bytes()
+
+    def sync(self) -> bool:
+        """Make the file's bytes durable. Raises `OSError`.
+
+        False, and nothing is known of them, while another sync goes on and after one that failed: a kernel reports
+        once that it could not write, and a sync after that succeeds whatever is on the disk.
+        """
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not self._doubt.acquire(blocking=False):
+                return False
+            os.fsync(fd)
+            self._doubt.release()
+            return True
+        finally:
+            os.close(fd)
 
     def discard(self) -> None:
         """Remove the temporary file; what was linked elsewhere stays."""
@@ -144,28 +168,102 @@ class Spool:
 
         `change` may replace any run of bytes shorter than `overlap`. Raises `JournalUnavailable`.
         """
+        target = _Target.made(self._name())
         try:
-            return await asyncio.to_thread(_rewrite, body, self._name(), change, overlap)
-        except OSError as error:
-            raise JournalUnavailable(f"the spool folder cannot be written: {error.strerror}") from None
+            return await asyncio.to_thread(_rewrite, body, target, change, overlap)
+        except TROUBLE as error:
+            target.abandon()
+            raise _unwritable(error) from None
+        except BaseException:  # cancelled, above all: the thread goes on
+            target.abandon()
+            raise
 
     def _name(self) -> str:
         self._count += 1
         return os.path.join(self._folder, f"{os.getpid()}-{self._count}-{os.urandom(4).hex()}")
 
 
-def _rewrite(body: Body, target: str, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
+class _Target:
+    """A file that a worker thread writes to, and that may be given up meanwhile by who waits for it.
+
+    Given up, it is removed, and closed by the thread: its number may belong to another file from then on. A job may
+    also begin after that: an executor that could not start a thread for it has it in its queue all the same.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._lock = threading.Lock()
+        self._busy = self._closed = False
+
+    @classmethod
+    def made(cls, path: str) -> _Target:
+        """Make the file. Raises `JournalUnavailable`."""
+        try:
+            return cls(path)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[int]:
+        """Hold the descriptor open. Raises `OSError` when it is closed already."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "given up")
+            self._busy = True
+        try:
+            yield self._fd
+        finally:
+            with self._lock:
+                self._busy = False
+                if self._closed:
+                    with contextlib.suppress(OSError):
+                        os.close(self._fd)
+
+    def close(self) -> None:
+        """Close it now, or at the end of the job that is under way. Raises `OSError`."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+            if first and not self._busy:
+                os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Close and remove it."""
+        with contextlib.suppress(OSError):
+            self.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+def _rewrite(body: Body, target: _Target, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
     source = io.BytesIO(body.load()) if body.path is None else open(body.path, "rb")  # noqa: SIM115 - closed below
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with source, os.fdopen(fd, "wb") as file:
+    with source, target.busy() as fd:
         carry = b""
         while piece := source.read(_PIECE):
             # A run that is cut by the end of this piece is still whole in the carry.
             carry = change(carry + piece)
-            file.write(carry[:-overlap])
+            _write_all(fd, carry[:-overlap])
             carry = carry[-overlap:]
-        file.write(carry)
-    return FileBody.read(target)
+        _write_all(fd, carry)
+    target.close()
+    return FileBody.read(target.path)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _unwritable(error: BaseException) -> JournalUnavailable:
+    return JournalUnavailable(f"the spool folder cannot be written: {why(error)}")
+
+
+def why(error: BaseException) -> str:
+    """Return what a person is told of `SHORTAGE` and `TROUBLE`: never a path."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error) or type(error).__name__
 
 
 def _is_stale(entry: os.DirEntry[str]) -> bool:
@@ -226,9 +324,8 @@ class _Begun:
 class _Writer:
     """Writes and hashes in a worker thread, one step behind the network."""
 
-    def __init__(self, path: str, fd: int) -> None:
-        self._path = path
-        self._fd = fd
+    def __init__(self, target: _Target) -> None:
+        self._target = target
         self._size = 0
         self._prefix = b""
         self._digest = hashlib.sha256()
@@ -236,44 +333,49 @@ class _Writer:
 
     @classmethod
     async def create(cls, path: str) -> _Writer:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise JournalUnavailable(f"the spool folder cannot be written: {error.strerror}") from None
-        return cls(path, fd)
+        return cls(_Target.made(path))
 
     async def write(self, pieces: list[bytes]) -> None:
         await self._settle()
         loop = asyncio.get_running_loop()
-        self._pending = loop.run_in_executor(None, self._write, pieces)
+        try:
+            self._pending = loop.run_in_executor(None, self._write, pieces)
+        except RuntimeError as error:
+            raise _unwritable(error) from None
 
     def _write(self, pieces: list[bytes]) -> None:
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if len(self._prefix) < PREFIX_BYTES:
-            self._prefix = (self._prefix + data[:PREFIX_BYTES])[:PREFIX_BYTES]
-        self._digest.update(data)
-        self._size += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        with self._target.busy() as fd:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if len(self._prefix) < PREFIX_BYTES:
+                self._prefix = (self._prefix + data[:PREFIX_BYTES])[:PREFIX_BYTES]
+            self._digest.update(data)
+            self._size += len(data)
+            _write_all(fd, data)
 
     async def _settle(self) -> None:
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            try:
-                await pending
-            except OSError as error:
-                raise JournalUnavailable(f"the spool folder cannot be written: {error.strerror}") from None
+        """Wait for what is being written; while it is, who comes after a cancellation finds it and waits as well."""
+        pending = self._pending
+        if pending is None:
+            return
+        try:
+            await asyncio.shield(pending)
+        except SHORTAGE as error:
+            raise _unwritable(error) from None
+        finally:
+            if pending.done():
+                self._pending = None
 
     async def finish(self) -> FileBody:
         await self._settle()
-        os.close(self._fd)
-        return FileBody(self._path, self._size, self._digest.hexdigest(), self._prefix)
+        try:
+            self._target.close()
+        except OSError as error:
+            raise _unwritable(error) from None
+        return FileBody(self._target.path, self._size, self._digest.hexdigest(), self._prefix)
 
     async def abandon(self) -> None:
-        with contextlib.suppress(JournalUnavailable):
-            await asyncio.shield(self._settle())
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
+        try:
+            with contextlib.suppress(JournalUnavailable):
+                await asyncio.shield(self._settle())
+        finally:
+            self._target.abandon()

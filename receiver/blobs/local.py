@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from receiver.blobs.keys import KeyTemplate, has_our_name
 from receiver.callback import Body
 from receiver.errors import BlobsUnavailable, NotFound
 from receiver.model import StoredBlob
+from receiver.spool import TROUBLE, FileBody, why
 
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 _THREADS = 8
@@ -63,7 +66,7 @@ class LocalBlobs:
             return await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
             raise NotFound(f"no object has the key {key}") from None
-        except OSError as error:
+        except TROUBLE as error:
             raise _unavailable(error) from None
 
     def presign(self, key: str, *, content_type: str, expires_at: int) -> str | None:
@@ -120,13 +123,13 @@ class LocalBlobs:
     async def _run(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except OSError as error:
+        except TROUBLE as error:
             raise _unavailable(error) from None
 
     def _ping(self) -> None:
         path = self._root / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
         try:
-            _write(path, b"ping")
+            write_file(path, b"ping")
         finally:
             path.unlink(missing_ok=True)
 
@@ -134,10 +137,8 @@ class LocalBlobs:
         self._make_folders(path.parent)
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         try:
-            if body.path is None:
-                _write(temporary, body.load())
-            else:
-                _link_or_copy(body.path, temporary)
+            keep_body(body, temporary)
+            if body.path is not None:
                 os.utime(temporary)  # its age is that of the object: a link has the spooled file's
             os.rename(temporary, path)
         finally:
@@ -196,8 +197,8 @@ def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[s
             yield key, path
 
 
-def _unavailable(error: OSError) -> BlobsUnavailable:
-    return BlobsUnavailable(f"the blob folder cannot be used: {error.strerror or type(error).__name__}")
+def _unavailable(error: BaseException) -> BlobsUnavailable:
+    return BlobsUnavailable(f"the blob folder cannot be used: {why(error)}")
 
 
 def make_folder(folder: Path) -> None:
@@ -223,34 +224,52 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb", buffering=0, opener=_private) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) or 0 :]
+def write_file(path: Path, data: bytes) -> None:
+    """Make a new private file of `data`, synced. Raises `OSError`."""
+    with _made(path) as file:
+        _write(file, data)
         os.fsync(file.fileno())
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def keep_body(body: Body, target: Path) -> None:
+    """Make a new private file of a body, synced. Raises `OSError`.
 
-
-def _link_or_copy(source: str, target: Path) -> None:
-    """Give the spooled file a second name where the file system can, else copy it; synced either way."""
-    fd = os.open(source, os.O_RDONLY)
-    try:
-        os.fsync(fd)
+    A spooled file gets a second name where the file system can give one; it is copied where not, and also after a sync
+    of it that failed: no later one tells whether its bytes are on the disk.
+    """
+    if body.path is None:
+        write_file(target, body.load())
+        return
+    if isinstance(body, FileBody) and body.sync():
         try:
-            os.link(source, target)
+            os.link(body.path, target)
             return
         except OSError as error:
             if error.errno not in _CANNOT_LINK:
                 raise
-        with open(target, "xb", buffering=0, opener=_private) as file:
-            while piece := os.read(fd, 1024 * 1024):
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) or 0 :]
-            os.fsync(file.fileno())
-    finally:
-        os.close(fd)
+    _copy(body.path, target, body.sha256)
+
+
+def _copy(path: str, target: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as source, _made(target) as file:
+        while piece := source.read(1024 * 1024):
+            digest.update(piece)
+            _write(file, piece)
+        if digest.hexdigest() != sha256:  # what could not be written may be gone from memory as well
+            raise OSError(errno.EIO, "the spooled file is not what was received any more")
+        os.fsync(file.fileno())
+
+
+def _made(path: Path) -> FileIO:
+    return open(path, "xb", buffering=0, opener=_private)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

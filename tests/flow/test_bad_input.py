@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from receiver.model import Recorded, Recording
 from receiver.store.base import EventFilter
+from receiver.web import protocol
 from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, basic, deapi, speech, transcript
@@ -210,6 +212,97 @@ async def test_headers_without_end_are_refused(live: Running, piece: bytes) -> N
     status, _, _ = await exchange(_port(live), pieces)
     assert status in (0, 400)
     assert live.seen.callbacks == []
+
+
+async def _until_closed(port: int, *pieces: bytes) -> bytes:
+    """Send pieces, each when something was answered to the one before; return all that came until the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    came = b""
+    try:
+        async with asyncio.timeout(5):
+            for number, piece in enumerate(pieces):
+                if number:
+                    came += await reader.read(65_536)
+                writer.write(piece)
+            return came + await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "an empty line"])
+async def test_a_peer_that_says_nothing_is_left(
+    live: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Each holds a file descriptor: a thousand of them would leave none for callbacks."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    assert await _until_closed(_port(live), sent) == b""
+
+
+async def test_half_a_head_is_408_on_a_new_connection_and_on_a_kept_one(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    half = b"POST /callbacks/deepgram HTTP/1.1\r\nhost: a\r\nx-fir"
+    for pieces in ([half], [head("/healthz", {}, method="GET"), half]):
+        answers = await _until_closed(_port(live), *pieces)
+        *_, last = answers.split(b"HTTP/1.1 ")
+        assert answers.count(b"HTTP/1.1 ") == len(pieces)
+        assert last.startswith(b"408 ")
+        assert b"\r\nconnection: close\r\n" in last
+        assert last.endswith(b"took too long.")
+
+
+async def test_a_head_that_came_in_time_may_be_followed_by_a_slow_body(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own limits count: here 0.3 s without a byte."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    request = head("/callbacks/small", JSON | {"content-length": "400"})
+    status, _, body = await exchange(_port(live), [request, b"x" * 10])
+    assert (status, json.loads(body)["status"]) == (408, "too_slow")
+
+
+async def test_half_a_head_does_not_come_between_an_answer_that_is_being_given(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is over, and the request before it is not answered yet: that comes first, and whole."""
+    looked, go_on = asyncio.Event(), asyncio.Event()
+    late, record = protocol.Protocol._head_is_late, live.receiver.store.record
+
+    def look(self: protocol.Protocol) -> None:
+        late(self)
+        looked.set()
+
+    async def slowly(recording: Recording) -> Recorded:
+        await go_on.wait()
+        return await record(recording)
+
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(protocol.Protocol, "_head_is_late", look)
+    monkeypatch.setattr(live.receiver.store, "record", slowly)
+    sent = transcript("slow")
+    whole = head(sent.path, JSON | {"content-length": str(len(sent.body))})
+    coming = asyncio.create_task(_until_closed(_port(live), whole + sent.body + whole[:-10]))
+    async with asyncio.timeout(5):
+        await looked.wait()
+    go_on.set()
+    assert [answer[:3] for answer in (await coming).split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
+
+
+async def test_a_body_that_stalls_after_its_answer_does_not_keep_the_connection(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after an answer ends uvicorn's own timer, which nothing began again."""
+    made = protocol.Protocol.connection_made
+
+    def connection_made(self: protocol.Protocol, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        self.timeout_keep_alive = 0.2  # type: ignore[assignment]  # parts of a second do no harm
+
+    monkeypatch.setattr(protocol.Protocol, "connection_made", connection_made)
+    refused = head("/callbacks/nobody", JSON | {"content-length": "400"})
+    answers = await _until_closed(_port(live), refused, b"x" * 10)
+    assert answers.startswith(b"HTTP/1.1 404 ")
 
 
 async def test_a_replayed_callback_is_a_duplicate_of_the_first(live: Running) -> None:

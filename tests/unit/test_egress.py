@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from receiver.delivery import OutcomeKind
 from receiver.egress import AddrInfo, Egress, Failure, GuardedResolver, Reply
 from receiver.errors import ConfigError
 from tests.support.sink import Answer, Sink
+from tests.unit.test_threads import unstartable_threads
 
+ROOT = Path(__file__).parents[2]
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
@@ -212,6 +216,32 @@ async def test_nobody_there_is_said_with_host_and_port_only() -> None:
 async def test_an_unknown_name_is_said() -> None:
     detail = failure(await post("http://nowhere.test/", names=Names()), OutcomeKind.UNREACHABLE)
     assert detail == "nowhere.test:80 has no address: the name cannot be resolved"
+
+
+async def test_a_name_that_no_thread_could_look_up_is_not_called_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with unstartable_threads("egress-dns", monkeypatch):
+        detail = failure(await post("http://localhost:9/"), OutcomeKind.UNREACHABLE)
+    assert detail.startswith("localhost:9 was not looked up: this process can start no thread")
+
+
+def test_a_lookup_that_never_ends_does_not_hold_the_process() -> None:
+    code = (
+        "import asyncio, socket, threading\n"
+        "from receiver.egress import Egress\n"
+        "socket.getaddrinfo = lambda *_: threading.Event().wait()\n"
+        "async def post():\n"
+        "    client = Egress(timeout_seconds=0.1, connections=1)\n"
+        "    await client.open()\n"
+        "    print((await client.post('http://name.test/', {}, b'')).kind.value)\n"
+        "    await client.close()\n"
+        "asyncio.run(post())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=10, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"timeout\n")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,13 @@ class Clocked:
 
     def __init__(self, folder: Path) -> None:
         self.now = 1_000_000
-        self.journal = Journal(str(folder), max_bytes=10**6, observer=Observers([]), clock=lambda: self.now)
+        self.journal = Journal(
+            str(folder),
+            max_bytes=10**6,
+            observer=Observers([]),
+            clock=lambda: 1_000_000,
+            elapsed=lambda: self.now / 1000,
+        )
         self.refused: set[int] = set()
         self.tried: list[int] = []
 
@@ -162,8 +168,6 @@ async def test_an_entry_that_is_refused_while_others_are_taken_waits_longer_each
     await house.keep(0, 1)
     assert await house.drain() == [0, 1]
     assert [await house.waited() for _ in range(8)] == [10, 20, 40, 80, 160, 320, 600, 600]
-    house.now -= 10**9
-    assert await house.drain() == [0], "a clock that was set back holds nothing up"
 
 
 async def test_what_an_outage_refused_is_taken_within_seconds_of_its_end(tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ async def test_a_poison_entry_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [name for _, name, _ in seen.notes] == ["journal.entry_failed"] * 3
 
 
-@pytest.mark.parametrize("damage", ["body", "meta", "missing", "shape", "types", "zeros"])
+@pytest.mark.parametrize("damage", ["body", "meta", "missing", "shape", "types", "shown", "zeros"])
 async def test_a_damaged_entry_is_set_aside_and_reported(tmp_path: Path, damage: str) -> None:
     seen = Seen()
     journal = await _journal(tmp_path, seen)
@@ -239,11 +243,15 @@ async def test_a_damaged_entry_is_set_aside_and_reported(tmp_path: Path, damage:
         meta.write_bytes(json.dumps({"sha256": 1, "head": {}}).encode())
     elif damage == "types":
         meta.write_bytes(json.dumps(json.loads(meta.read_bytes()) | {"proofs": 7}).encode())
+    elif damage == "shown":
+        fields = json.loads(meta.read_bytes())
+        meta.write_bytes(json.dumps(fields | {"head": fields["head"] | {"received_at": "x"}}).encode())
     elif damage == "zeros":
         meta.write_bytes(bytes(meta.stat().st_size))
     else:
         body.unlink()
     journal = await _journal(tmp_path, seen)
+    assert journal.oldest_age_seconds > 0
 
     async def take(callback: VerifiedCallback) -> None:
         raise AssertionError("a damaged callback must not be recorded")

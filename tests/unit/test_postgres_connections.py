@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
+import resource
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import errors, waiting
 
 from receiver.errors import StoreUnavailable
 from receiver.model import Event, RecordStatus
 from receiver.store import postgres
 from receiver.store.base import EventFilter
 from receiver.store.postgres import PostgresBackend, PostgresStore
+from receiver.store.postgres_clock import Skew, wall_clock
+from receiver.store.postgres_connect import Connection, connect, parse
 from receiver.store.postgres_session import PostgresSession
 from receiver.store.reading import events
 from receiver.store.sql import Session
@@ -120,3 +127,100 @@ async def test_a_reading_thread_that_was_left_to_itself_does_not_use_its_success
     go_on.set()
     with pytest.raises(StoreUnavailable):
         await asked_for
+
+
+# ---------------------------------------------------------------- short of something ourselves
+
+
+@contextlib.contextmanager
+def descriptors(spare: int) -> Iterator[None]:
+    """Let this process open so many more; those that are open stay so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("spare", [0, 1], ids=["for the socket", "for the wait"])
+async def test_without_file_descriptors_the_store_is_out_and_then_back(
+    url: str, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    """The second error is the system's own, and came through as if it were a bug of ours."""
+    monkeypatch.setattr(postgres, "FIRST_PAUSE", 0.0)
+    store = PostgresStore(url)
+    with (
+        descriptors(spare),
+        pytest.raises(StoreUnavailable, match="no file descriptor left: raise its limit"),
+    ):
+        await store.open()
+    await store.open()
+    with (
+        descriptors(spare),
+        pytest.raises(StoreUnavailable, match="no file descriptor left: raise its limit"),
+    ):
+        await store.events(EventFilter())
+    assert await store.events(EventFilter()) == []
+    await store.close()
+
+
+async def test_a_commit_whose_answer_the_system_kept_from_us_is_asked_after(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done: the callers get what they would have got."""
+    real, wait = PostgresBackend._leave_pipeline, waiting.wait
+    waits: list[int] = []
+
+    def starved(gen: Any, fileno: int, **more: Any) -> None:
+        waits.append(fileno)
+        wait(gen, fileno, **more)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def leave(self: PostgresBackend) -> None:
+        monkeypatch.setattr(PostgresBackend, "_leave_pipeline", real)
+        with monkeypatch.context() as patched:
+            patched.setattr(waiting, "wait", starved)
+            real(self)
+
+    await store.ping()
+    monkeypatch.setattr(PostgresBackend, "_leave_pipeline", leave)
+    assert (await store.record(recording("app"))).status is RecordStatus.RECORDED
+    assert waits
+
+
+def test_what_keeps_us_from_connecting_is_an_outage_with_a_pause(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "FIRST_PAUSE", 60.0)
+    tries: list[Exception] = [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+
+    def connected() -> Connection:
+        if tries:
+            raise tries.pop()
+        return connect(parse(url), writes=True)
+
+    backend = PostgresBackend(connected, Skew(wall_clock), None)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="no file descriptor left"):
+            backend.begin()
+        assert len(tries) == 1, "within the pause nothing is tried"
+    backend._not_before = 0.0
+    with pytest.raises(StoreUnavailable, match="no memory left"):
+        backend.begin()
+    backend._not_before = 0.0
+    backend.begin()
+    backend.close()
+
+
+def test_what_we_ran_out_of_within_a_transaction_concerns_all_of_it(url: str) -> None:
+    backend = PostgresBackend(lambda: connect(parse(url), writes=True), Skew(wall_clock), None)
+    for error in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
+        backend.begin()
+        told, all_affected = backend.trouble(error)
+        assert isinstance(told, StoreUnavailable)
+        assert all_affected
+        assert backend._connection is None, "nobody knows what is left on its wire"
+    backend.close()

@@ -21,6 +21,7 @@ from receiver.errors import BlobsUnavailable
 from receiver.spool import MemoryBody
 from tests.support import s3 as support
 from tests.support.sink import Answer, Sink
+from tests.unit.test_threads import unstartable_threads
 
 s3_credentials = support.s3_credentials
 pytestmark = pytest.mark.usefixtures("s3_credentials")
@@ -213,7 +214,7 @@ async def test_closing_cuts_off_what_goes_on(sink: Sink, monkeypatch: pytest.Mon
 def test_a_thread_that_never_ends_does_not_hold_the_process() -> None:
     code = (
         "import threading\n"
-        "from receiver.blobs.s3_threads import Threads\n"
+        "from receiver.threads import Threads\n"
         "threads = Threads(1, 's3')\n"
         "threads.submit(threading.Event().wait)\n"
         "threads.close(); threads.join(0.1); print('over')\n"
@@ -222,6 +223,20 @@ def test_a_thread_that_never_ends_does_not_hold_the_process() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=20, check=False
     )
     assert (done.returncode, done.stdout) == (0, b"over\n")
+
+
+async def test_threads_that_cannot_be_started_are_an_outage_that_passes(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a limit of processes: more such failures than there may be threads, and then it works, and ends in order."""
+    blobs = S3Blobs(at(sink.port))
+    with unstartable_threads("s3", monkeypatch):
+        for _ in range(3):
+            with pytest.raises(BlobsUnavailable):
+                await blobs.open()
+    await blobs.open()
+    await put(blobs)
+    await blobs.close()
 
 
 # ---------------------------------------------------------------- what counts as stored

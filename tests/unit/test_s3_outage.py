@@ -15,7 +15,8 @@ from receiver.blobs.s3_errors import is_outage
 
 
 def _unsecured(words: str) -> BaseException:
-    return SSLError(endpoint_url="https://127.0.0.1:1", error=words)
+    made: BaseException = SSLError(endpoint_url="https://127.0.0.1:1", error=words)
+    return made
 
 
 @pytest.mark.parametrize(
