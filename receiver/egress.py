@@ -13,7 +13,6 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from receiver.addresses import Guard
 from receiver.delivery import OutcomeKind
 from receiver.errors import AddressBlocked, ConfigError
 from receiver.targets import Target, target
+from receiver.threads import Threads
 
 RESPONSE_LIMIT = 16 * 1024
 """Bytes of a reply's body that `post` keeps."""
@@ -150,13 +150,17 @@ class _SocketBlocked(OSError):
     """The last look: a socket was about to be opened to an address that the guard refuses."""
 
 
+class _NoThread(OSError):
+    """The name was not looked up: there is no thread to do it."""
+
+
 class GuardedResolver(AbstractResolver):
     """Resolves a name and lets no address through unless all of them may be connected to."""
 
     def __init__(self, guard: Guard, resolve: Resolve | None = None) -> None:
         """`resolve` stands in for the system's resolver, which runs in two threads of its own."""
         self._guard = guard
-        self._threads = ThreadPoolExecutor(2, "egress-dns") if resolve is None else None
+        self._threads = Threads(2, "egress-dns")  # none is started before it is needed
         self._ask = resolve or self._system
 
     async def resolve(
@@ -184,13 +188,16 @@ class GuardedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Let go of the threads; a lookup under way ends by itself."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let go of the threads; a lookup under way ends by itself, or with the process."""
+        self._threads.close()
 
     async def _system(self, host: str, port: int, family: int) -> Sequence[AddrInfo]:
         ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        try:
+            asked = self._threads.submit(ask)
+        except RuntimeError:
+            raise _NoThread from None
+        return await asyncio.wrap_future(asked)
 
 
 class Egress:
@@ -368,6 +375,8 @@ def _failure(error: Exception, where: str) -> Failure:
 
 def _unreachable(error: Exception, cause: Exception, where: str) -> str:
     """Say what went wrong from the error's class and code alone: its text may hold the URL."""
+    if isinstance(cause, _NoThread):
+        return f"{where} was not looked up: this process can start no thread (too many, or too little memory)"
     match error:
         case aiohttp.ClientConnectorDNSError():
             return f"{where} has no address: the name cannot be resolved"

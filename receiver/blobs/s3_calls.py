@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from receiver.blobs.s3_errors import GaveUp, unavailable
 from receiver.blobs.s3_links import LinkSigner
 from receiver.blobs.s3_options import S3Options, make_client, make_link_client
-from receiver.blobs.s3_threads import Threads, Ticket, hold_sockets
+from receiver.blobs.s3_threads import Ticket, hold_sockets
 from receiver.errors import BlobsUnavailable, ConfigError, NotFound
+from receiver.threads import Threads
 
 _AGAIN_SECONDS = 3.0
 """Another try of a request begins only this long after the first: with a hung try the callback's 6 s are over."""

@@ -42,6 +42,7 @@ _BY_TYPE = {
     "FlexibleChecksumError": "the bytes were changed on the way: their checksum does not fit",
     "ConfigParseError": "the AWS configuration file cannot be read: correct AWS_CONFIG_FILE, or ~/.aws/config",
     "RecursionError": "the store sends to another address without end: correct blobs.endpoint_url and blobs.region",
+    "NoThread": "this process can start no thread: it has too many, or too little memory",
     "NoRegionError": "no region is known: set blobs.region or AWS_REGION",
 }
 

@@ -1,86 +1,14 @@
-"""Threads that can be let go (floor 3): daemons, and connections whose sockets another thread may shut down.
-
-`concurrent.futures` joins its threads when the process ends, so one that hangs would hold it for good.
-"""
+"""What a thread of one call may still do (floor 3), and connections whose sockets another thread may shut down."""
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import socket
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 from receiver.blobs.s3_errors import GaveUp
-
-T = TypeVar("T")
-_Job = tuple["Future[Any]", Callable[[], Any]]
-
-
-class Threads:
-    """At most `count` daemon threads, started when they are needed. `submit` and `close` are for one thread."""
-
-    def __init__(self, count: int, name: str) -> None:
-        self._count, self._name = count, name
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
-        self._closed = False
-
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have `work` called. Raises `RuntimeError` when closed."""
-        if self._closed:
-            raise RuntimeError("closed")
-        future: Future[T] = Future()
-        self._jobs.put((future, work))
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._count:
-            name = f"{self._name}_{len(self._threads)}"
-            self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
-            self._threads[-1].start()
-        return future
-
-    def close(self) -> None:
-        """Cancel what has not begun, and have the threads end after what they do."""
-        self._closed = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                job = self._jobs.get_nowait()
-                if job is not None:
-                    job[0].cancel()
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def join(self, seconds: float) -> None:
-        """Wait for the threads' end, at most so long."""
-        until = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(until - time.monotonic(), 0.0))
-
-    def _run(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                self._idle.release()
-                job = self._jobs.get()
-            if job is None:
-                return
-            _do(*job)
-            del job  # or what it holds would live until the next one comes
-
-
-def _do(future: Future[Any], work: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = work()
-    except BaseException as error:  # it is the caller's
-        future.set_exception(error)
-    else:
-        future.set_result(result)
 
 
 class Ticket:

@@ -1,8 +1,8 @@
-"""HTTP as it comes over the wire (floor 8): uvicorn's protocol, with a bound on what precedes a body, and an early no."""
+"""HTTP as it comes over the wire (floor 8): uvicorn's protocol, with bounds on what precedes a body, and an early no."""
 
 from __future__ import annotations
 
-from asyncio import TimerHandle, get_running_loop
+from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself would collect them without end."""
+HEAD_SECONDS = 15.0
+"""How long they may take, from the beginning of the connection, or from the first byte of a further request.
+
+Each connection takes a file descriptor, of which many systems give a process 1,024: peers that say nothing, or not all of
+it, would take them all.
+"""
 _DRAIN_SECONDS = 30.0
 """How long a refused sender may pause within its body; what comes is thrown away."""
 _PREFIX = PREFIX.encode()
@@ -29,6 +35,10 @@ def _refusal() -> bytes:
 
 
 _REFUSAL = _refusal()
+_LATE = (
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\nconnection: close\r\n\r\n"
+    b"The request's headers took too long."
+)
 
 
 def protocol(receiver: Receiver) -> type[Protocol]:
@@ -51,6 +61,10 @@ class Protocol(HttpToolsProtocol):
     _room: ClassVar[Room | None] = None
     _plain = 0
     """Bytes since the last request's head, or since a piece of a body."""
+    _begun = False
+    """A head has begun, and has not ended."""
+    _late: TimerHandle | None = None
+    """Runs while a head is waited for, but for the time between two requests: that is uvicorn's own."""
     _had_body = False
     _refused = False
     """The request whose head came last was refused."""
@@ -59,6 +73,11 @@ class Protocol(HttpToolsProtocol):
     _closing = False
     """The connection ends with it."""
     _drain: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Wait for the first head, for a while."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end."""
@@ -70,19 +89,42 @@ class Protocol(HttpToolsProtocol):
         self._plain = 0 if self._had_body else self._plain + len(data)
         if self._plain > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The request's headers are too long.")
-        if self._unread and not self.transport.is_closing():
-            self._drain = get_running_loop().call_later(_DRAIN_SECONDS, self.transport.close)
+        if self._late is None and not self.transport.is_closing():
+            self._wait_for_more()
+
+    def _is_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn says that it is never None
+
+    def _wait_for_more(self) -> None:
+        """See that the connection ends some time if what was begun does not go on."""
+        if self._begun:
+            self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+        elif self._unread:
+            self._drain = self.loop.call_later(_DRAIN_SECONDS, self.transport.close)
+        elif self.timeout_keep_alive_task is None and self._is_answered():
+            # uvicorn ends its own timer at any byte: here one of a body that was answered before its end, or an empty line.
+            self._keep_alive()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
-        if self._drain is not None:
-            self._drain.cancel()
-            self._drain = None
+        """Forget the timers."""
+        for timer in (self._drain, self._late):
+            if timer is not None:
+                timer.cancel()
+        self._drain = self._late = None
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._begun = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head ended: begin, or refuse."""
         self._plain = 0
+        self._begun = False
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         self._unset_keepalive_if_required()  # set when the request before it in the same piece was refused
         if self.transport.is_closing():
             self._refused = self._closing = True  # it will not be answered: nothing of it is taken
@@ -98,8 +140,7 @@ class Protocol(HttpToolsProtocol):
 
     def _is_callback(self) -> bool:
         # What came before the last answer was given waits for it; the intake refuses it then, if need be.
-        between = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn says that it is never None
-        return between and self.url.startswith(_PREFIX) and self.parser.get_method() in _METHODS
+        return self._is_answered() and self.url.startswith(_PREFIX) and self.parser.get_method() in _METHODS
 
     def _refuse(self, receiver: Receiver, reason: str) -> None:
         source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
@@ -112,13 +153,31 @@ class Protocol(HttpToolsProtocol):
             or self.parser.get_http_version() == "1.0"
             or not self.parser.should_keep_alive()
         )
-        content = [STATUS_LINE[OVERLOADED.status]]
-        for name, value in self.server_state.default_headers:
-            content += (name, b": ", value, b"\r\n")
+        content = self._top(OVERLOADED.status)
         if self._closing:
             content.append(b"connection: close\r\n")
         content.append(_REFUSAL)
         self.transport.write(b"".join(content))
+
+    def _top(self, status: int) -> list[bytes]:
+        content = [STATUS_LINE[status]]
+        for name, value in self.server_state.default_headers:
+            content += (name, b": ", value, b"\r\n")
+        return content
+
+    def _head_is_late(self) -> None:
+        self._late = None
+        if self.transport.is_closing():
+            return
+        if not self._is_answered():
+            # The request before it is still being answered, and an answer to this one would come in between.
+            self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+            return
+        if self._begun:
+            content = self._top(408)
+            content.append(_LATE)
+            self.transport.write(b"".join(content))
+        self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
@@ -135,6 +194,9 @@ class Protocol(HttpToolsProtocol):
         if self._closing:
             self.transport.close()
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
