@@ -119,7 +119,7 @@ NOTES = (
     "- With fewer connections the process waits for each group's commit; with more, it takes the next callbacks meanwhile.",
     "- The loop of statements sends nothing: it is what the store allows. A bare loop that claims, sends by bare aiohttp and settles has",
     "  0.3 of its rate, so half of it is out of reach of whatever sends with that client on these cores; without HTTP the relay has more.",
-    "- All of it is one run of `make bench` with three rounds. A few commits came after it; none of them is on the road of every callback.",
+    "- All of it is one run of `make bench` with three rounds. Some commits came after it; what a callback costs was compared, and is the same.",
     "- The machine is a virtual one, and its neighbours are not always quiet: bare and receiver do not slow down alike. In five runs on two",
     "  days the first row's ratio was 0.28 to 0.45 and the second's 0.24 to 0.36, while the processor time of a callback moved by a fifth.",
     "  Of the relay, 2,800 to 3,000 deliveries/s; of the deliveries over PostgreSQL, 0.17 to 0.31 of the loop of statements.",
