@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -179,7 +180,7 @@ class Journal:
         refused: list[tuple[Entry, Unavailable]] = []
         if all(entry.refusals == 0 for entry in self._entries.values()):
             self.refused = ""
-        for entry in sorted(self._entries.values(), key=lambda entry: (entry.refusals, entry.received_at)):
+        for entry in sorted(self._entries.values(), key=_turn):
             if self._elapsed() < entry.not_before:
                 continue
             try:
@@ -195,8 +196,9 @@ class Journal:
                 entry.failures += 1
                 if entry.failures >= _STUCK_AFTER:
                     entry.not_before = self._elapsed() + _WAIT_SECONDS[1]
-                kind = type(error).__name__
-                self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=kind)
+                if entry.failures <= _STUCK_AFTER:
+                    kind = type(error).__name__
+                    self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=kind)
                 continue
             self._tell_refused(refused, alone=True)
             refused.clear()
@@ -216,6 +218,8 @@ class Journal:
             if callback is not None:
                 await handle(callback)
         except SHORTAGE as error:
+            if entry.refusals >= _STUCK_AFTER:  # perhaps it is this one that takes more than there is
+                entry.not_before = self._elapsed() + _pause(entry.refusals)
             raise unavailable(error, entry=entry.stem) from None
         return callback is not None
 
@@ -224,8 +228,7 @@ class Journal:
         for entry, error in refused:
             entry.alone += alone or entry.alone > 1
             if entry.alone:
-                wait = min(_WAIT_SECONDS[0] * 2 ** min(entry.alone, 10), _WAIT_SECONDS[1])
-                entry.not_before = self._elapsed() + wait
+                entry.not_before = self._elapsed() + _pause(entry.alone)
             told = error.message in (self.refused, entry.told)
             self.refused = entry.told = error.message
             if not told:
@@ -346,3 +349,13 @@ def _meta(callback: VerifiedCallback, reason: str) -> bytes:
         "reason": reason,
     }
     return msgspec.json.encode(fields)
+
+
+def _turn(entry: Entry) -> tuple[int, int]:
+    """Return what entries are sorted by: those that were not taken before come last, else the oldest first."""
+    return entry.refusals + entry.failures, entry.received_at
+
+
+def _pause(times: int) -> float:
+    """Return the seconds until an entry that was not taken so often is tried again."""
+    return min(math.ldexp(_WAIT_SECONDS[0], min(times, 10)), _WAIT_SECONDS[1])

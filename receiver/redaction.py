@@ -44,7 +44,7 @@ class Redactor:
         """Return `raw` with every secret and every callback token replaced by `[redacted]`."""
         if self._spelled is not None and (b"\\" in raw or self._may_be_in(raw, self._plain)):
             raw = self._spelled.sub(REDACTED, raw)
-        if b"\\u" in raw or _begins_a_token(raw):
+        if b"\\u" in raw or REDACTED in raw or _begins_a_token(raw):
             raw = _TOKEN.sub(REDACTED, raw)
         return raw
 
@@ -103,7 +103,8 @@ _TOKEN_STARTS = (_TOKEN_START.encode(), _TOKEN_START.upper().encode())
 _TOKEN_REST = 55
 """Characters; with fewer it is no whole token, and more than half of its signature is missing."""
 _TOKEN = re.compile(
-    b"(?i:%b(?:[a-z2-7]|%b){%d,})"
+    # In a body that is cleaned piece by piece, what a cut leaves of one follows the part that has gone.
+    rb"(?i:%b(?:[a-z2-7]|%b){%d,})|\[redacted\][a-z2-7]+"
     % (_spellings(_TOKEN_START), rb"\\u00(?:[46][1-9a-f]|[57][0-9a]|3[2-7])", _TOKEN_REST)
 )
 

@@ -67,8 +67,9 @@ class FileBody:
         self.size = size
         self.sha256 = sha256
         self.prefix = prefix
-        self._doubt = threading.Lock()
-        """Held from a sync's begin until it succeeds; so for good when it fails."""
+        self._syncing = threading.Lock()
+        self._in_doubt = False
+        """A sync failed."""
 
     @classmethod
     def read(cls, path: str) -> FileBody:
@@ -84,17 +85,19 @@ class FileBody:
         return Path(self._path).read_bytes()
 
     def sync(self) -> bool:
-        """Make the file's bytes durable. Raises `OSError`.
+        """Make the file's bytes durable, after another sync that goes on. Raises `OSError`.
 
-        False, and nothing is known of them, while another sync goes on and after one that failed: a kernel reports
-        once that it could not write, and a sync after that succeeds whatever is on the disk.
+        False, and nothing is known of them, after one that failed: a kernel reports once that it could not write, and a
+        sync after that succeeds whatever is on the disk.
         """
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not self._doubt.acquire(blocking=False):
-                return False
-            os.fsync(fd)
-            self._doubt.release()
+            with self._syncing:
+                if self._in_doubt:
+                    return False
+                self._in_doubt = True
+                os.fsync(fd)
+                self._in_doubt = False
             return True
         finally:
             os.close(fd)

@@ -103,6 +103,8 @@ def _checked(destination: str, name: str, value: str) -> str:
         raise ConfigError(f"{where}: a header's name has letters, digits, - and _")
     if any(char in value for char in "\r\n\0"):
         raise ConfigError(f"{where}: a header's value is one line")
+    if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ConfigError(f"{where}: a header's value is text; this one is not UTF-8")
     return value
 
 

@@ -17,6 +17,7 @@ from receiver.pickup import Pickup, PickupSettled, PickupSettlement, PickupState
 from receiver.store.base import Deferral, DeliveryFilter, EventFilter
 from receiver.store.memory_retention import MemoryRetention
 from receiver.store.pickups import already_told, led_to
+from receiver.store.retention import ERASED
 
 Kept = TypeVar("Kept", Event, Delivery)
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
@@ -113,7 +114,7 @@ class MemoryStore(MemoryRetention):
             told = self._events.get(first) if first else None
             again = keys is callback and first is not None and already_told(first, event)
             failed = told is not None and told.type.endswith(".failed")
-            if first not in (None, event.id) and (again or not failed):
+            if first not in (None, event.id) and (again or (not failed if told else self._is_lasting(first))):
                 self._yield(pickup.id, first, PickupState.GONE if failed else PickupState.COLLECTED)
                 return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
         first = self._first(callback)
@@ -123,6 +124,12 @@ class MemoryStore(MemoryRetention):
             self._callbacks[callback.id] = (callback, event.id)
         self._write(event, recording.destinations)
         return Recorded(status=RecordStatus.RECORDED, event_id=event.id)
+
+    def _is_lasting(self, event_id: str | None) -> bool:
+        """Tell whether an event that is not there is awaited, or was erased."""
+        return any(one.event_id == event_id for one, _ in self._waiting_pickups()) or any(
+            row.method == ERASED and led == event_id for row, led in self._callbacks.values()
+        )
 
     def _first(self, callback: CallbackRow) -> str | None:
         """Return the event of the first callback that is the same as this one, by either key."""

@@ -5,7 +5,7 @@ As in sql.py, nothing here waits or commits, and the functions take many callers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -212,23 +212,31 @@ def settle(session: Session, wanted: Sequence[NewSettlement]) -> list[PickupSett
     if attempts:
         session.run_rows("insert_pickup_attempts", attempts)
     told = [one for number in sorted(held) for one in wanted[number].told]
+    results = (wanted[number].settlement.recording for number in held)
+    coming = {one.event.id for one in results if one is not None and not one.event.type.endswith(".failed")}
     found = iter(record(session, told) if told else ())
     return [
-        PickupSettled(held=True, told=tuple(islice(found, len(new.told))), recorded=_end(session, new))
+        PickupSettled(
+            held=True, told=tuple(islice(found, len(new.told))), recorded=_end(session, new, coming)
+        )
         if number in held
         else PickupSettled(held=False)
         for number, new in enumerate(wanted)
     ]
 
 
-def _end(session: Session, new: NewSettlement) -> Recorded | None:
-    """Write the recording of a settlement that was applied, unless another event tells of the same."""
+def _end(session: Session, new: NewSettlement, coming: Collection[str]) -> Recorded | None:
+    """Write the recording of a settlement that was applied, unless another event tells of the same.
+
+    `coming` are the events of results that this transaction writes.
+    """
     recording, pickup = new.settlement.recording, new.settlement.claim.pickup
     if recording is None:
         return None
     event_id = recording.event.id
-    other = _result_known(session, pickup, event_id) if recording.event.type.endswith(".failed") else None
-    other = other or _lead(session, pickup.id, recording)
+    failed = recording.event.type.endswith(".failed")
+    other = _result_known(session, pickup, event_id, coming) if failed else None
+    other = other or _lead(session, pickup.id, recording, coming)
     if other:
         first, state = other
         session.run("yield_pickup", {"id": pickup.id, "event_id": first, "state": state.value})
@@ -240,17 +248,21 @@ def _end(session: Session, new: NewSettlement) -> Recorded | None:
     return Recorded(status=RecordStatus.RECORDED, event_id=event_id)
 
 
-def _result_known(session: Session, pickup: Pickup, event_id: str) -> tuple[str, PickupState] | None:
+def _result_known(
+    session: Session, pickup: Pickup, event_id: str, coming: Collection[str]
+) -> tuple[str, PickupState] | None:
     """Return another's event that tells of a pickup's result. A failure has a key of its own and would not meet it."""
     key = clean(pickup.key)
     keys = {"source": pickup.source, "idempotency_key": key, "second_key": key}
     found = session.run("first_event", keys)
-    if not found or not _tells_more(session, found[0][0], event_id):
+    if not found or not _tells_more(session, found[0][0], event_id, coming):
         return None
     return found[0][0], PickupState.COLLECTED
 
 
-def _lead(session: Session, pickup_id: str, recording: Recording) -> tuple[str, PickupState] | None:
+def _lead(
+    session: Session, pickup_id: str, recording: Recording, coming: Collection[str]
+) -> tuple[str, PickupState] | None:
     """See that a callback row leads to the event, unless another's stands: then return that one, and how the pickup ends.
 
     One that met its own failure stays gone: collected, it would stand in the way of a later success, and of asking again.
@@ -259,12 +271,12 @@ def _lead(session: Session, pickup_id: str, recording: Recording) -> tuple[str, 
     if session.run_rows("insert_callbacks", [callback_row(callback, event_id)]):
         return None
     first = first_event(session, callback)
-    if _tells_more(session, first, event_id):
+    if _tells_more(session, first, event_id, coming):
         return first, PickupState.COLLECTED
     if already_told(first, recording.event):
         return first, PickupState.GONE
     if first != event_id:
-        # The keys stay with the failure that was told before; this row has its own.
+        # The keys stay with what was told before, a failure or nothing; this row has its own.
         apart = replace(callback, idempotency_key=f"pickup:{pickup_id}", second_key=None)
         session.run_rows("insert_callbacks", [callback_row(apart, event_id)])
     return None
@@ -275,12 +287,19 @@ def already_told(first: str, event: Event) -> bool:
     return event.type.endswith(".failed") and first > event.id
 
 
-def _tells_more(session: Session, first: str, event_id: str) -> bool:
-    """Whether `first` is another event, recorded or awaited, and no failure: that is no duplicate of what comes now."""
+def _tells_more(session: Session, first: str, event_id: str, coming: Collection[str]) -> bool:
+    """Whether `first` is another event, recorded, awaited or erased, and no failure: that is no duplicate of what comes now.
+
+    Nobody awaits the event of a pickup that ended with another's failure.
+    """
     if first == event_id:
         return False
     told = session.run("event_type", {"id": first})
-    return not told or not told[0][0].endswith(".failed")
+    if told:
+        return not told[0][0].endswith(".failed")
+    moment = first[4 : 4 + TIME_CHARS]
+    asked: dict[str, Value] = {"id": first, "first": f"cb_{moment}", "beyond": f"cb_{moment}~"}
+    return first in coming or bool(session.run("awaited_or_erased", asked))
 
 
 def release(session: Session, wanted: Sequence[ReleasePickups]) -> list[int]:

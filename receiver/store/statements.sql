@@ -292,6 +292,16 @@ SELECT type
 FROM events
 WHERE id = :id
 
+-- name: awaited_or_erased
+SELECT id
+FROM pickups
+WHERE event_id = :id AND due_at IS NOT NULL
+UNION ALL
+SELECT id
+FROM callbacks
+WHERE id >= :first AND id < :beyond AND event_id = :id AND method = 'ERASED'
+LIMIT 1
+
 -- name: yield_pickup
 UPDATE pickups SET state = :state, event_id = :event_id, due_at = NULL WHERE id = :id
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself would collect them without end."""
 HEAD_SECONDS = 15.0
-"""How long they may take, from the beginning of the connection, or from the first byte of a further request.
+"""How long they may take, from their first byte.
 
-Each connection takes a file descriptor, of which many systems give a process 1,024: peers that say nothing, or not all of
-it, would take them all.
+A connection that says nothing at all is kept as long as one between two requests: load balancers open some ahead. Each
+connection takes a file descriptor, of which many systems give a process 1,024: peers that never end what they begin would
+take them all.
 """
 _DRAIN_SECONDS = 30.0
 """How long a refused sender may pause within its body; what comes is thrown away."""
@@ -75,9 +76,9 @@ class Protocol(HttpToolsProtocol):
     _drain: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Wait for the first head, for a while."""
+        """Wait for the first head to begin, for a while."""
         super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+        self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end."""
@@ -114,8 +115,11 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins; if it does not end in the same piece, it is timed."""
         self._begun = True
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

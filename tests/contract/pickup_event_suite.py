@@ -327,6 +327,23 @@ class ResultSuite:
         assert (told.status, told.pickup_id) == (RECORDED, succeeded.pickup.id)
         assert await store.next_due_pickup(held.pickup.source) == T0 + 50
 
+    async def test_what_nobody_awaits_any_more_is_no_obstacle_to_a_later_success(self, store: Store) -> None:
+        """A callback that told of success led to the pickup that met the failure: its event never came."""
+        await store.defer(deferral("k"))
+        (failing,) = await claim(store)
+        pushed = recording(
+            source=failing.pickup.source, key="d", second_key="f", event_type="speech.failed", at=T0 + 5
+        )
+        await store.record(pushed)
+        failed = result_of(failing, event_type="speech.failed", key="f")
+        await store.settle_pickup(settlement(failing, GONE, recording=failed))
+        asked, new = await store.add_pickup(pickup("k", at=T0 + 50))
+        assert new
+        (again,) = await claim(store, now=T0 + 50)
+        done = await store.settle_pickup(settlement(again, recording=result_of(again, "app")))
+        assert done.recorded == Recorded(status=RECORDED, event_id=asked.event_id)
+        assert {one.id for one in await store.events(EventFilter())} == {pushed.event.id, asked.event_id}
+
     async def test_a_callback_brings_a_pickup_the_ref_and_format_that_it_lacks(self, store: Store) -> None:
         bare = replace(pickup("bare"), ref=None, format={})
         mine = replace(pickup("mine"), ref="order-1", format={"encoding": "mp3"})

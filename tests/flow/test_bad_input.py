@@ -229,13 +229,40 @@ async def _until_closed(port: int, *pieces: bytes) -> bytes:
         writer.close()
 
 
+def _keep_alive(monkeypatch: pytest.MonkeyPatch, seconds: float) -> asyncio.Queue[float]:
+    """Let connections be kept for so long; return what tells for how long each new one may say nothing."""
+    made, kept = protocol.Protocol.connection_made, asyncio.Queue[float]()
+
+    def connection_made(self: protocol.Protocol, transport: asyncio.Transport) -> None:
+        self.timeout_keep_alive = seconds  # type: ignore[assignment]  # parts of a second do no harm
+        made(self, transport)
+        assert self._late is not None
+        kept.put_nowait(self._late.when() - self.loop.time())
+
+    monkeypatch.setattr(protocol.Protocol, "connection_made", connection_made)
+    return kept
+
+
 @pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "an empty line"])
 async def test_a_peer_that_says_nothing_is_left(
     live: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """Each holds a file descriptor: a thousand of them would leave none for callbacks."""
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    _keep_alive(monkeypatch, 0.2)
     assert await _until_closed(_port(live), sent) == b""
+
+
+async def test_a_connection_that_was_opened_ahead_is_kept_as_long_as_an_idle_one(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As load balancers do: closed by us, it may be used just then, and the callback be lost on it."""
+    made = _keep_alive(monkeypatch, 75)
+    _, writer = await asyncio.open_connection("127.0.0.1", _port(live))
+    writer.write(head("/healthz", {}, method="GET")[:-2])
+    async with asyncio.timeout(5):
+        ahead = await made.get()
+    assert ahead > 70
+    writer.close()
 
 
 async def test_half_a_head_is_408_on_a_new_connection_and_on_a_kept_one(
@@ -293,13 +320,7 @@ async def test_a_body_that_stalls_after_its_answer_does_not_keep_the_connection(
     live: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes after an answer ends uvicorn's own timer, which nothing began again."""
-    made = protocol.Protocol.connection_made
-
-    def connection_made(self: protocol.Protocol, transport: asyncio.Transport) -> None:
-        made(self, transport)
-        self.timeout_keep_alive = 0.2  # type: ignore[assignment]  # parts of a second do no harm
-
-    monkeypatch.setattr(protocol.Protocol, "connection_made", connection_made)
+    _keep_alive(monkeypatch, 0.2)
     refused = head("/callbacks/nobody", JSON | {"content-length": "400"})
     answers = await _until_closed(_port(live), refused, b"x" * 10)
     assert answers.startswith(b"HTTP/1.1 404 ")

@@ -54,8 +54,8 @@ async def test_it_stays_in_the_journal_until_it_can_be_read(tmp_path: Path) -> N
         up.failing["record"] = StoreUnavailable()
         await up.send()
         up.failing.clear()
-        made.broken, made.short = "normalize", [SHORTAGES[0]] * 4
-        for _ in range(4):
+        made.broken, made.short = "normalize", [SHORTAGES[0]] * 3
+        for _ in range(3):
             assert await up.receiver.intake.drain() == 0
         assert (up.receiver.journal.depth, up.receiver.journal.refused) == (
             1,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,14 +214,17 @@ async def test_a_poison_entry_comes_again_every_ten_minutes(house: House) -> Non
     """By the process's own clock: that of the day stands still here."""
     await house.keep(0)
 
+    tries: list[int] = []
+
     async def fail(callback: VerifiedCallback) -> None:
+        tries.append(callback.head.received_at)
         raise KeyError("a bug")
 
     async def tried() -> int:
-        before = len(house.seen.notes)
+        tries.clear()
         for _ in range(5):
             await house.journal.drain(fail)
-        return len(house.seen.notes) - before
+        return len(tries)
 
     assert await tried() == 3
     house.elapsed += 599
@@ -309,15 +316,68 @@ async def test_a_file_that_is_synced_costs_no_copy(tmp_path: Path, house: House)
     assert house.oldest("body").stat().st_ino == os.stat(callback.body.path).st_ino
 
 
-async def test_while_another_sync_goes_on_it_is_copied(tmp_path: Path, house: House) -> None:
-    """A put that took too long may still be at it, and fail after the journal believed."""
-    callback = _spooled(tmp_path)
-    assert isinstance(callback.body, FileBody)
-    assert callback.body.path is not None
-    with callback.body._doubt:
-        await house.journal.keep(callback, key="k", reason="storing took over 6 s")
-    assert house.oldest("body").stat().st_ino != os.stat(callback.body.path).st_ino
-    assert house.oldest("body").read_bytes() == LONG
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_another_sync_comes_to_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """A put that took too long is still at it: linked if it succeeds, not believed if it fails."""
+    body = _spooled(tmp_path).body
+    assert isinstance(body, FileBody)
+    began, go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        if not began.is_set():
+            began.set()
+            go_on.wait(10)
+            if fails:
+                raise OSError(errno.EIO, "I/O error")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first = asyncio.create_task(asyncio.to_thread(body.sync))
+    await asyncio.to_thread(began.wait, 10)
+    second = asyncio.create_task(asyncio.to_thread(body.sync))
+    go_on.set()
+    assert await second is not fails
+    assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], OSError) is fails
+
+
+async def test_what_could_never_be_taken_goes_behind_what_is_new(house: House) -> None:
+    """It is tried again at times, in silence, and nothing new waits until all of it has been read."""
+    await house.keep(0, 1)
+    given: list[int] = []
+
+    async def handle(callback: VerifiedCallback) -> None:
+        given.append(callback.head.received_at)
+        if given[-1] < 2:
+            raise LookupError
+
+    for _ in range(4):
+        house.elapsed += 601
+        await house.journal.drain(handle)
+    assert [name for name, _ in house.told()] == ["journal.entry_failed"] * 6
+    await house.keep(2)
+    given.clear()
+    house.elapsed += 601
+    await house.journal.drain(handle)
+    assert given == [2, 0, 1]
+
+
+async def test_what_takes_more_than_there_is_waits_longer_each_time_though_it_is_alone(house: House) -> None:
+    """Every try reads it whole, and takes as much again from the callbacks that come."""
+    await house.keep(0)
+    tries = 0
+
+    async def handle(_: VerifiedCallback) -> None:
+        nonlocal tries
+        tries += 1
+        raise MemoryError
+
+    for _ in range(200):
+        house.elapsed += 5
+        with contextlib.suppress(JournalUnavailable):
+            await house.journal.drain(handle)
+    assert tries < 12
 
 
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def test_every_token_of_ours_is_known_by_its_shape(token: str, around: str) -> N
         assert Redactor(()).clean((around % spelled).encode()) == wanted
 
 
+@pytest.mark.parametrize("token", ISSUED, ids=len)
+def test_a_token_that_is_cleaned_piece_by_piece_leaves_nothing(token: str) -> None:
+    redactor = Redactor(())
+    for cut in range(1, len(token)):
+        assert redactor.clean(redactor.clean(token[:cut].encode()) + token[cut:].encode()) == b"[redacted]"
+
+
 def test_nothing_else_is_taken_for_a_token() -> None:
     """Neither links to stored objects, nor what only begins like a token, nor base32 of something else."""
     link = ObjectLinks(["a-secret-of-16-characters"]).issue(

@@ -53,6 +53,8 @@ def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: 
         ("hasten_pickup", "sqlite_autoindex_pickups_1"),
         ("yield_pickup", "sqlite_autoindex_pickups_1"),
         ("event_type", "sqlite_autoindex_events_1"),
+        ("awaited_or_erased", "pickups_awaited"),
+        ("awaited_or_erased", "sqlite_autoindex_callbacks_1"),
         ("callback_body", "sqlite_autoindex_callbacks_1"),
         ("next_due", "deliveries_due"),
         ("count_due", "deliveries_due"),

@@ -12,6 +12,7 @@ from receiver.attempts import Lane
 from receiver.config import DestinationSettings
 from receiver.destinations.http import HttpDestination
 from receiver.egress import RESPONSE_LIMIT
+from receiver.errors import ConfigError
 from receiver.relay import Relay
 from receiver.retry import policy
 from receiver.signing import new_webhook_secret
@@ -90,3 +91,10 @@ async def test_credentials_written_as_a_header_are_known_as_such(store: FaultySt
 async def test_other_answers_are_kept_as_they_came(store: FaultyStore, sink: Sink) -> None:
     body = rb'{"ok": true, "said": "\u00e4 100 %41 bearer \/ basic"}'
     assert await _kept(store, sink, Answer(body=body)) == body
+
+
+def test_a_header_that_is_no_text_is_refused_with_its_name() -> None:
+    """As an environment gives it whose bytes are not UTF-8."""
+    given = {"name": "app", "url": "http://127.0.0.1:1/", "headers": {"x-key": "k\udcff-0123456"}}
+    with pytest.raises(ConfigError, match=r"headers\.x-key: a header's value is text"):
+        HttpDestination(DestinationSettings.model_validate(given))
