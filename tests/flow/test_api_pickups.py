@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from receiver.errors import StoreUnavailable
+from receiver.model import new_id
 from receiver.pickup import PickupState
 from receiver.standins.deepdub import BASE_PATH, Deepdub
 from receiver.standins.serving import served
@@ -287,7 +288,7 @@ def replace_pickup(pickup: Any, **changes: Any) -> Any:
     """Return another pickup with these changes."""
     from msgspec.structs import replace as changed
 
-    fresh = {"id": f"{pickup.id[:-1]}z", "key": "another", "due_at": pickup.due_at + 3_600_000}
+    fresh = {"id": new_id("pku", pickup.created_at), "key": "another", "due_at": pickup.due_at + 3_600_000}
     return changed(pickup, **(fresh | changes))
 
 
