@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist has no types
-from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # likewise
+from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # xdist has no types
 
 from tests.support.processes import end_all
 
@@ -28,7 +28,7 @@ _TOGETHER = {"tests/flow/test_cli_check.py", "tests/flow/test_pull_secrets.py"}
 """Files whose tests share a fixture that takes seconds: in one process it is made once."""
 
 
-class _Together(LoadGroupScheduling):  # type: ignore[misc]  # likewise
+class _Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types: the base is Any
     """Hands out tests one by one, those of some files together.
 
     By file and not by the mark xdist_group: that changes a test's id, which pytest 9.2 does not take notice of.

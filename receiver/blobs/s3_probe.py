@@ -138,7 +138,7 @@ class _Probe:
         if self.options.ca_file is not None:  # beside the usual ones: links may lead to another address
             context.load_verify_locations(self.options.ca_file)
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS, context=context) as answer:  # noqa: S310 - as above
+            with urllib.request.urlopen(request, timeout=_SECONDS, context=context) as answer:  # noqa: S310 - made by boto3
                 data, status, kind = answer.read(), answer.status, answer.headers.get("content-type")
         except urllib.error.HTTPError as error:
             with error:

@@ -60,7 +60,7 @@ def hold_sockets(client: Any, held: Callable[[Any], None], let_go: Callable[[], 
 
 
 def _letting_go(kind: Any, connection: Any, let_go: Callable[[], None]) -> Any:
-    class LettingGo(kind):  # type: ignore[misc]  # botocore's, known when it runs
+    class LettingGo(kind):  # type: ignore[misc]  # the base is botocore's pool, a class that is known only when it runs
         ConnectionCls = connection
 
         def _put_conn(self, conn: Any) -> None:
@@ -71,7 +71,7 @@ def _letting_go(kind: Any, connection: Any, let_go: Callable[[], None]) -> Any:
 
 
 def _holding(kind: Any, held: Callable[[Any], None]) -> Any:
-    class Holding(kind):  # type: ignore[misc]  # urllib3's, likewise
+    class Holding(kind):  # type: ignore[misc]  # the base is urllib3's connection, a class that is known only when it runs
         def _new_conn(self) -> Any:
             made = super()._new_conn()
             try:

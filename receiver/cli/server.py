@@ -183,7 +183,7 @@ async def _serve(
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
-    config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # parts of a second do no harm
+    config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # said to be an int, and used as a timeout, where parts of a second count
     server = _Server(config, ready)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     stopping = asyncio.create_task(stop.wait())

@@ -232,7 +232,10 @@ def _reads_as_text(body: Body, *, raw: bool) -> bool:
 
 def _known_file(prefix: bytes) -> tuple[str, str] | None:
     """Return media type and extension of what is surely neither audio nor text."""
-    return next((found for shape, *found in (*_IMAGES, *_FILES) if shape.match(prefix)), None)  # type: ignore[return-value]  # two texts, as the tables have them
+    for shape, media_type, extension in (*_IMAGES, *_FILES):
+        if shape.match(prefix):
+            return media_type, extension
+    return None
 
 
 def _is_error(body: Body) -> bool:

@@ -75,7 +75,7 @@ class Protocol(HttpToolsProtocol):
     """The connection ends with it."""
     _drain: TimerHandle | None = None
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # uvicorn narrows the parameter of asyncio's in the same way
         """Wait for the first head to begin, for a while."""
         super().connection_made(transport)
         self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
@@ -94,7 +94,7 @@ class Protocol(HttpToolsProtocol):
             self._wait_for_more()
 
     def _is_answered(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn says that it is never None
+        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # annotated as never None, and None until the first request
 
     def _wait_for_more(self) -> None:
         """See that the connection ends some time if what was begun does not go on."""
