@@ -22,9 +22,9 @@ from typing import Any
 import aiohttp
 
 from bench.load import listen
-from receiver.model import new_id
-from receiver.store.postgres_connect import Connection, connect, parse
-from receiver.store.postgres_session import PostgresStatements
+from receiver.core.event import new_id
+from receiver.storage.store.postgres_connect import Connection, connect, parse
+from receiver.storage.store.postgres_session import PostgresStatements
 
 BATCH = 64
 LEASE_MS = 60_000

@@ -15,11 +15,11 @@ import sys
 import time
 
 from bench.relay import Counting, clock
-from receiver.attempts import Lane
-from receiver.delivery import Outcome, OutcomeKind
-from receiver.relay import Relay
-from receiver.retry import policy
-from receiver.store.postgres import PostgresStore
+from receiver.core.retry import policy
+from receiver.core.work import Outcome, OutcomeKind
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.storage.store.postgres import PostgresStore
 
 
 class AtOnce:

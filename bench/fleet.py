@@ -20,7 +20,7 @@ from statistics import median
 from bench import processes as p
 from bench.measures import Row, fill, load
 from bench.servers import Servers, cpu, execute, preload, servers
-from receiver.store.sqlite import SqliteStore
+from receiver.storage.store.sqlite import SqliteStore
 
 SECTION = "PostgreSQL and S3"
 PROCESSES = (1, 2, 4)

@@ -16,9 +16,9 @@ from bench.fleet import SECTION, Figures
 from bench.measures import Row
 from bench.servers import Servers, delivered, execute, servers
 from bench.store_rates import settlement
-from receiver.delivery import Claimed
-from receiver.model import CallbackRow, Event, Recording, Stage, new_id
-from receiver.store.postgres import PostgresStore
+from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
+from receiver.core.work import Claimed
+from receiver.storage.store.postgres import PostgresStore
 
 T = TypeVar("T")
 CALLERS = 64

@@ -57,7 +57,7 @@ def _authorization() -> str:
 
 @cache
 def _sound() -> bytes:
-    return (Path(__file__).resolve().parents[1] / "receiver/samples/speech.mp3").read_bytes()
+    return (Path(__file__).resolve().parents[1] / "receiver/demo/samples/speech.mp3").read_bytes()
 
 
 def speech(number: str) -> tuple[str, bytes]:

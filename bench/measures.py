@@ -17,9 +17,9 @@ import psutil
 
 from bench import processes as p
 from bench.load import BASIC, listen
-from receiver.model import CallbackRow, Event, Recording, Stage, new_id
-from receiver.store.grouped import GroupedStore
-from receiver.store.sqlite import SqliteStore
+from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
+from receiver.storage.store.grouped import GroupedStore
+from receiver.storage.store.sqlite import SqliteStore
 
 
 @dataclass(frozen=True)

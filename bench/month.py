@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from receiver.delivery import Outcome, OutcomeKind
-from receiver.retry import RetryPolicy, policy
+from receiver.core.retry import RetryPolicy, policy
+from receiver.core.work import Outcome, OutcomeKind
 
 FIGURES = Path(__file__).with_name("figures.json")
 DAY = 86_400

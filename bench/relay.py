@@ -24,15 +24,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.http_clients import BODY, bare_aiohttp, drive, serve
-from receiver.attempts import Lane
-from receiver.config import DestinationSettings
-from receiver.destinations.http import HttpDestination
-from receiver.model import CallbackRow, Event, Recording, Stage, new_id
-from receiver.observe import AttemptReport, CallbackReport
-from receiver.relay import Relay
-from receiver.retry import policy
-from receiver.signing import new_webhook_secret
-from receiver.store.sqlite import SqliteStore
+from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
+from receiver.core.observe import AttemptReport, CallbackReport
+from receiver.core.retry import policy
+from receiver.core.signing import new_webhook_secret
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.outbound.destinations.http import HttpDestination
+from receiver.settings.model import DestinationSettings
+from receiver.storage.store.sqlite import SqliteStore
 
 
 def clock() -> int:

@@ -14,7 +14,7 @@ import psutil
 import psycopg
 
 from bench import processes as p
-from receiver.store.postgres import PostgresStore
+from receiver.storage.store.postgres import PostgresStore
 from tests.support import postgres
 from tests.support.s3 import BUCKET, Weed, credentials
 

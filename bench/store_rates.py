@@ -21,9 +21,9 @@ from statistics import median
 
 import apsw
 
-from receiver.delivery import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
-from receiver.model import CallbackRow, Event, Recording, Stage, new_id
-from receiver.store.sqlite import SqliteStore
+from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
+from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
+from receiver.storage.store.sqlite import SqliteStore
 
 CALLERS = 64
 NOW = 1_800_000_000_000

@@ -1,5 +1,11 @@
-"""`python -m receiver` is the command line."""
+"""The program: every command, those of the demo included. `receiver …` and `python -m receiver …` start here."""
 
-from receiver.cli.app import main
+from receiver.cli.app import app, main
+from receiver.demo import playing
 
-main()
+__all__ = ["app", "main"]
+
+playing.register(app)
+
+if __name__ == "__main__":
+    main()

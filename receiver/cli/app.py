@@ -1,4 +1,4 @@
-"""The command line (floor 9): `receiver …`. Heavy parts are imported by the command that needs them."""
+"""The command line: `receiver …`. Heavy parts are imported by the command that needs them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from receiver import __version__
-from receiver.cli import erasing, journaling, looking, picking_up, playing, replaying, running, setting_up
+from receiver.cli import erasing, inspect, journal, picking_up, replaying, serve, setup
 from receiver.cli.options import UsageError, option
 from receiver.cli.output import speak_json, tell_failure
-from receiver.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
+from receiver.core.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
 
 app = typer.Typer(
     name="receiver",
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (running, setting_up, picking_up, looking, replaying, journaling, erasing, playing):
+for module in (serve, setup, picking_up, inspect, replaying, journal, erasing):
     module.register(app)
 
 _REFUSED = (ConfigError, PickupRefused, StoreUnusable, UsageError)

@@ -1,4 +1,4 @@
-"""What the commands share: settings, the opened store, and what a source's provider was told (floor 9)."""
+"""What the commands share: settings, the opened store, and what a source's provider was told."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from receiver.cli.options import UsageError
-from receiver.errors import ConfigError, NotFound
+from receiver.core.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
-    from receiver.config import Settings, SourceSettings
+    from receiver.core.signing import CallbackTokens
     from receiver.providers.base import PullProvider
-    from receiver.signing import CallbackTokens
-    from receiver.store.base import Store
+    from receiver.settings.model import Settings, SourceSettings
+    from receiver.storage.store.base import Store
 
 
 def load(ctx: typer.Context) -> Settings:
     """Return the settings that `--config` names. Raises `ConfigError`."""
-    from receiver.places import load_settings
+    from receiver.settings.load import load_settings
 
     return load_settings(ctx.obj)
 
@@ -40,8 +40,8 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
 @contextlib.asynccontextmanager
 async def made_store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store for writing, a file made and brought up to date first, as `serve` does. Raises `StoreUnavailable`."""
-    from receiver.places import postgres_url
-    from receiver.wiring import build_store
+    from receiver.app.wiring import build_store
+    from receiver.settings.load import postgres_url
 
     store = build_store(settings)
     try:
@@ -54,8 +54,8 @@ async def made_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 def _existing_store(settings: Settings) -> Store:
-    from receiver.places import postgres_url, sqlite_path
-    from receiver.wiring import build_store
+    from receiver.app.wiring import build_store
+    from receiver.settings.load import postgres_url, sqlite_path
 
     if postgres_url(settings) is not None:
         return build_store(settings)
@@ -70,7 +70,7 @@ def existing_journal(settings: Settings, *, otherwise: str) -> str:
 
     It is never made by looking: an empty one made in the wrong place would pass for the journal that was meant.
     """
-    from receiver.places import journal_folder
+    from receiver.settings.load import journal_folder
 
     folder = os.path.abspath(journal_folder(settings))
     if not os.path.isdir(folder):
@@ -82,8 +82,8 @@ def existing_journal(settings: Settings, *, otherwise: str) -> str:
 
 def tokens_of(settings: Settings) -> CallbackTokens:
     """Return what signs callback tokens. Raises `ConfigError` when its secret cannot be kept."""
-    from receiver.places import token_secrets
-    from receiver.signing import CallbackTokens
+    from receiver.core.signing import CallbackTokens
+    from receiver.settings.load import token_secrets
 
     return CallbackTokens(token_secrets(settings))
 
@@ -116,8 +116,8 @@ def source_of(settings: Settings, provider: str, name: str | None) -> SourceSett
 
 def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | None:
     """Return the adapter of a source that can be asked; None when it only calls back. Raises `ConfigError`."""
+    from receiver.app.wiring import build_providers
     from receiver.providers.base import PullProvider
-    from receiver.wiring import build_providers
 
     alone = settings.model_copy(update={"sources": {source.name: source}})
     adapter = build_providers(alone, tokens_of(settings))[source.name]
@@ -126,11 +126,11 @@ def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | 
 
 def provider_settings(source: SourceSettings) -> Any:
     """Return the provider's own settings of a source, checked by its model. Raises `ConfigError`."""
-    from receiver.config import provider_options
     from receiver.providers.deapi import DeapiSettings
     from receiver.providers.deepdub import DeepdubSettings
     from receiver.providers.deepgram import DeepgramSettings
     from receiver.providers.playht import PlayhtSettings
+    from receiver.settings.model import provider_options
 
     match source.provider:
         case "deepgram":

@@ -1,4 +1,4 @@
-"""`erase` and `sweep`: removing one subject's data on demand, and what is old, now (floor 9)."""
+"""`erase` and `sweep`: removing one subject's data on demand, and what is old, now."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from receiver.cli.options import UsageError, option
 from receiver.cli.output import print_fields, print_json, warn
 
 if TYPE_CHECKING:
-    from receiver.blobs.base import Blobs
-    from receiver.config import Settings
-    from receiver.erasure import Eraser, FoundOf, Removed
-    from receiver.retention import Subject
+    from receiver.core.retention import Subject
+    from receiver.engine.erasure import Eraser, FoundOf, Removed
+    from receiver.settings.model import Settings
+    from receiver.storage.blobs.base import Blobs
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +54,7 @@ _OR_LEAVE_OUT = "; or add --no-journal to leave it out. Nothing was erased"
 
 
 def _subject(ref: str | None, job: str | None, event: str | None, source: str | None) -> Subject:
-    from receiver.retention import Subject, SubjectKind
+    from receiver.core.retention import Subject, SubjectKind
 
     named = {SubjectKind.REF: ref, SubjectKind.JOB: job, SubjectKind.EVENT: event}
     given = [(kind, key) for kind, key in named.items() if key]
@@ -69,8 +69,8 @@ def _subject(ref: str | None, job: str | None, event: str | None, source: str | 
 async def _erase(
     settings: Settings, subject: Subject, journal: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    from receiver.places import token_secrets
-    from receiver.wiring import wall_clock
+    from receiver.core.clock import wall_clock
+    from receiver.settings.load import token_secrets
 
     async with _opened(settings, journal) as eraser:
         secrets = token_secrets(settings)
@@ -89,11 +89,12 @@ async def _erase(
 
 @asynccontextmanager
 async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Eraser]:
-    from receiver.erasure import Eraser
-    from receiver.journal import Journal
-    from receiver.observe import Observers
+    from receiver.app.wiring import build_providers
+    from receiver.core.clock import wall_clock
+    from receiver.core.observe import Observers
+    from receiver.engine.erasure import Eraser
     from receiver.providers.base import PushProvider
-    from receiver.wiring import build_providers, wall_clock
+    from receiver.storage.journal import Journal
 
     journal = None
     if folder is not None:
@@ -109,7 +110,7 @@ async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Erase
 
 @asynccontextmanager
 async def _opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
-    from receiver.wiring import build_blobs
+    from receiver.app.wiring import build_blobs
 
     blobs = build_blobs(settings)
     await blobs.open()
@@ -141,7 +142,7 @@ def _ask(found: FoundOf) -> None:
 
 
 def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> None:
-    from receiver.envelope import iso
+    from receiver.core.envelope import iso
 
     if as_json:
         shown = None if before is None else iso(before)
@@ -190,10 +191,10 @@ def sweep(ctx: typer.Context, as_json: Annotated[bool, option("--json", help="Pr
 async def _sweep(settings: Settings) -> Counter[str]:
     import math
 
-    from receiver.janitor import Janitor
-    from receiver.logs import LogObserver
-    from receiver.observe import Observers
-    from receiver.wiring import wall_clock
+    from receiver.app.logs import LogObserver
+    from receiver.core.clock import wall_clock
+    from receiver.core.observe import Observers
+    from receiver.engine.janitor import Janitor
 
     counts: Counter[str] = Counter()
     async with opened_store(settings) as store, _opened_blobs(settings) as blobs:

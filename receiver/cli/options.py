@@ -1,15 +1,15 @@
-"""What the commands share on their command lines: flags bound to the environment, durations, formats (floor 9)."""
+"""What the commands share on their command lines: flags bound to the environment, durations, formats."""
 
 from __future__ import annotations
 
 import re
-import time
 from datetime import UTC, datetime
 from typing import Any
 
 import typer
 
-from receiver.errors import ReceiverError
+from receiver.core.clock import wall_clock
+from receiver.core.errors import ReceiverError
 from receiver.web.shown import FORMAT_KEYS
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -39,7 +39,7 @@ def since(text: str | None, *, now: int | None = None) -> int | None:
     """Return the epoch milliseconds of `2h` (that long ago) or `2026-11-21T10:00Z`. Raises `UsageError`."""
     if text is None:
         return None
-    now = time.time_ns() // 1_000_000 if now is None else now
+    now = wall_clock() if now is None else now
     if _DURATION.fullmatch(text.strip()):
         return now - int(seconds(text) * 1000)
     try:

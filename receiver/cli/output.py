@@ -1,4 +1,4 @@
-"""How the commands speak: tables for people, JSON for programs (floor 9). Colours only where a person looks."""
+"""How the commands speak: tables for people, JSON for programs. Colours only where a person looks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from receiver.config import Finding
-    from receiver.logs import LogObserver
+    from receiver.app.logs import LogObserver
+    from receiver.settings.model import Finding
 
 _WIDE = 10_000
 
@@ -107,7 +107,7 @@ def tell_failure(message: str, status: int) -> None:
 
 
 def _log() -> LogObserver:
-    from receiver.logs import LogObserver
+    from receiver.app.logs import LogObserver
 
     return LogObserver(style="json", level="warning")
 

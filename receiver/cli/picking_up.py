@@ -1,4 +1,4 @@
-"""`pickup` and `pickups`: results brought home from a provider (floor 9)."""
+"""`pickup` and `pickups`: results brought home from a provider."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from receiver.cli.common import load, made_store, opened_store, pull_provider, source_named
-from receiver.cli.looking import AsJson, Limit
+from receiver.cli.inspect import AsJson, Limit
 from receiver.cli.options import UsageError, job_format, option, seconds
 from receiver.cli.output import print_fields, print_json, print_table, warn
-from receiver.errors import NotFound
-from receiver.pickup import Pickup, PickupAttempt, PickupState
+from receiver.core.clock import wall_clock
+from receiver.core.errors import NotFound
+from receiver.core.pickup import Pickup, PickupAttempt, PickupState
 from receiver.web.shown import pickup_attempt_fields, pickup_fields, time_of
 
 if TYPE_CHECKING:
-    from receiver.config import Settings
-    from receiver.store.base import PickupFilter, Store
+    from receiver.settings.model import Settings
+    from receiver.storage.store.base import PickupFilter, Store
 
 ENDED = (PickupState.COLLECTED, PickupState.GONE)
 _LOOK_SECONDS = 1.0
@@ -90,7 +91,7 @@ def ordered(
     format: Mapping[str, Any],
 ) -> Pickup:
     """Return the pickup of what was handed over, due now. Raises `UsageError`, `ConfigError`, `PickupRefused`."""
-    from receiver.ordering import order
+    from receiver.engine.requests import order
 
     chosen = source_named(settings, source)
     provider = pull_provider(settings, chosen)
@@ -104,7 +105,7 @@ def ordered(
         ref=ref,
         deadline_seconds=deadline_seconds,
         format=format,
-        now=time.time_ns() // 1_000_000,
+        now=wall_clock(),
     )
 
 
@@ -162,7 +163,7 @@ def pickups(
     as_json: AsJson = False,
 ) -> None:
     """List pickups, or show one with its attempts."""
-    from receiver.store.base import PickupFilter
+    from receiver.storage.store.base import PickupFilter
 
     settings = load(ctx)
     if pickup_id is not None:

@@ -1,24 +1,24 @@
-"""`replay`: another round for deliveries that have ended (floor 9)."""
+"""`replay`: another round for deliveries that have ended."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from receiver.cli.common import load, opened_store
-from receiver.cli.looking import Since
+from receiver.cli.inspect import Since
 from receiver.cli.options import UsageError, option, since
 from receiver.cli.output import print_json, warn
-from receiver.delivery import DeliveryState
+from receiver.core.clock import wall_clock
+from receiver.core.work import DeliveryState
 
 if TYPE_CHECKING:
-    from receiver.config import Settings
-    from receiver.store.base import DeliveryFilter, Store
+    from receiver.settings.model import Settings
+    from receiver.storage.store.base import DeliveryFilter, Store
 
 _PAGE = 500
 _ENDED = (DeliveryState.DEAD, DeliveryState.DELIVERED)
@@ -42,7 +42,7 @@ def replay(
     as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Send again: begin another round for the deliveries named, or for all that fit the filters."""
-    from receiver.store.base import DeliveryFilter
+    from receiver.storage.store.base import DeliveryFilter
 
     filtered = dead or destination is not None or since_ is not None
     if ids and filtered:
@@ -78,7 +78,7 @@ async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) 
 
 
 async def _named(store: Store, one: str) -> dict[str, bool]:
-    from receiver.store.base import DeliveryFilter
+    from receiver.storage.store.base import DeliveryFilter
 
     if one.startswith("evt_"):
         await store.event(one)
@@ -120,7 +120,7 @@ async def _replay(settings: Settings, ids: Sequence[str]) -> int:
             bar = progress.add_task("Replaying", total=len(ids))
             for start in range(0, len(ids), _PAGE):
                 page = ids[start : start + _PAGE]
-                done += len(await store.replay(page, now=time.time_ns() // 1_000_000))
+                done += len(await store.replay(page, now=wall_clock()))
                 progress.advance(bar, len(page))
     return done
 

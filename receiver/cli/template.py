@@ -1,4 +1,4 @@
-"""The settings file that `receiver init` writes (floor 9)."""
+"""The settings file that `receiver init` writes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import secrets
 from dataclasses import dataclass
 
-from receiver import urls
-from receiver.signing import new_webhook_secret
+from receiver.core import callback_urls
+from receiver.core.signing import new_webhook_secret
 
 _ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"
 APP_URL = "http://127.0.0.1:3000/hooks"
@@ -36,7 +36,7 @@ def settings_file(made: Fresh, *, public_url: str | None, app_url: str) -> str:
     allow = (
         'allow = ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]'
         "    # private addresses it may have"
-        if urls.is_private(app_url)
+        if callback_urls.is_private(app_url)
         else '# allow = ["10.0.0.0/8"]    # private addresses it may have; none unless written here'
     )
     return f"""\

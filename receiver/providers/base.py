@@ -1,4 +1,4 @@
-"""What a provider adapter must do (floor 3): prove a callback by headers, prove it with the body, normalize it.
+"""What a provider adapter must do: prove a callback by headers, prove it with the body, normalize it.
 
 An adapter is pure: it reads no clock, opens no file and sends nothing but through the `Fetch` it is given. Adding one is
 described in docs/adding-a-provider.md.
@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from receiver.callback import Admission, Body, Head, HeldBody, VerifiedCallback
-from receiver.fetch import Failed, Fetch
-from receiver.model import EventDraft, JobError
-from receiver.pickup import Pickup
+from receiver.core.callback import Admission, Body, Head, HeldBody, VerifiedCallback
+from receiver.core.event import EventDraft, JobError
+from receiver.core.fetch import Failed, Fetch
+from receiver.core.pickup import Pickup
 
 
 @runtime_checkable

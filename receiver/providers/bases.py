@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator
 
-from receiver.urls import is_private
+from receiver.core.callback_urls import is_private
 
 
 def _checked(value: str) -> str:

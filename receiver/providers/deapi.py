@@ -1,4 +1,4 @@
-"""deAPI (floor 3): signed JSON callbacks about jobs of any kind; their results are fetched (deapi_results).
+"""deAPI: signed JSON callbacks about jobs of any kind; their results are fetched (deapi_results).
 
 Contract: https://docs.deapi.ai/execution-modes-and-integrations/webhooks. HMAC-SHA256 over the timestamp header's text, a
 full stop and the raw body; the secret's UTF-8 bytes as they are (also when it begins with `whsec_`); lower-case hex.
@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr, field_validator
 
-from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.config import Finding, SourceSettings, provider_options
-from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
-from receiver.fetch import Fetch
-from receiver.keeping import MIB, Section
-from receiver.model import EventDraft, RemoteResult, Stage
-from receiver.pickup import Pickup
+from receiver.core.callback import Admission, Body, Head, VerifiedCallback
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
+from receiver.core.event import EventDraft, RemoteResult, Stage
+from receiver.core.fetch import Fetch
+from receiver.core.pickup import Pickup
+from receiver.core.redaction import Redactor
+from receiver.core.signing import CallbackTokens, hmac_sha256_hex, same_as_any
 from receiver.providers import bases
 from receiver.providers.base import Order, Result
 from receiver.providers.deapi_results import (
@@ -43,8 +43,8 @@ from receiver.providers.jsonbody import (
 from receiver.providers.options import SecretList, refuse, reveal
 from receiver.providers.redaction import redacted, shown, unsigned
 from receiver.providers.tokens import check_token, content_key
-from receiver.redaction import Redactor
-from receiver.signing import CallbackTokens, hmac_sha256_hex, same_as_any
+from receiver.settings.model import Finding, SourceSettings, provider_options
+from receiver.settings.storage import MIB, Section
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of deAPI's needs more than this."""

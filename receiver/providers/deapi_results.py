@@ -1,4 +1,4 @@
-"""deAPI's results (floor 3): fetched from their links, which expire after about 24 h, or asked for by the job's id.
+"""deAPI's results: fetched from their links, which expire after about 24 h, or asked for by the job's id.
 
 Contract: https://docs.deapi.ai/api/v2/utilities/jobs. Links are presigned and take no key; the key goes to the API alone. A
 link that has expired is 403 (or 404, 410), and the job's document then has a fresh one.
@@ -14,17 +14,17 @@ from urllib.parse import quote
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.callback import HeldBody
-from receiver.errors import MalformedCallback, PickupRefused
-from receiver.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.model import AudioDraft, EventDraft, FileDraft, JobError, Stage
-from receiver.pickup import Found, Pickup
+from receiver.core.callback import HeldBody
+from receiver.core.errors import MalformedCallback, PickupRefused
+from receiver.core.event import AudioDraft, EventDraft, FileDraft, JobError, Stage
+from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.pickup import Found, Pickup
+from receiver.core.redaction import Redactor
 from receiver.providers import bases, results
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.providers.jsonbody import Document, decode_object, join_key, number, printable, table, text
 from receiver.providers.redaction import unsigned
-from receiver.redaction import Redactor
-from receiver.spool import MemoryBody
+from receiver.system.bodies import MemoryBody
 
 LINK_MS = 24 * 3600 * 1000
 """How long a result link lasts, about (https://docs.deapi.ai: result URLs are signed and expire)."""

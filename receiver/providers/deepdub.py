@@ -1,4 +1,4 @@
-"""Deepdub (floor 3): retroactive text to speech, whose audio is asked for until it is there. It never calls back.
+"""Deepdub: retroactive text to speech, whose audio is asked for until it is there. It never calls back.
 
 Contract: https://docs.deepdub.ai/api-reference/tts/get-retroactive-tts-audio. `POST /tts/retroactive` answers with a URL; a
 GET of it with the same `x-api-key` is 404 until the audio is ready. The same 404 stands for a failed, an unknown and an
@@ -13,20 +13,20 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from receiver.callback import Body
-from receiver.config import Finding, SourceSettings, provider_options
-from receiver.errors import ConfigError, MalformedCallback, PickupRefused
-from receiver.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.keeping import Section
-from receiver.model import EventDraft, JobError
-from receiver.pickup import Found, Pickup
+from receiver.core.callback import Body
+from receiver.core.errors import ConfigError, MalformedCallback, PickupRefused
+from receiver.core.event import EventDraft, JobError
+from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.pickup import Found, Pickup
+from receiver.core.redaction import Redactor
+from receiver.core.signing import CallbackTokens
 from receiver.providers import bases, results
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.providers.jsonbody import decode_object, join_key, looks_like_json, printable, text
 from receiver.providers.options import refuse
 from receiver.providers.redaction import shown
-from receiver.redaction import Redactor
-from receiver.signing import CallbackTokens
+from receiver.settings.model import Finding, SourceSettings, provider_options
+from receiver.settings.storage import Section
 
 REGIONS = {
     "us": "https://restapi.deepdub.ai/api/v1",

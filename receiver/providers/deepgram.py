@@ -1,4 +1,4 @@
-"""Deepgram (floor 3): callbacks of text to speech, speech to text (batch and streaming) and text intelligence.
+"""Deepgram: callbacks of text to speech, speech to text (batch and streaming) and text intelligence.
 
 Proofs, after the changelog of 2026-10-27 (https://developers.deepgram.com/changelog/2026/10/27): Basic credentials in the
 callback URL for all products; a secret sent as `extra=callback_secret:…` for speech to text; our own token in the path;
@@ -13,11 +13,11 @@ from typing import ClassVar
 
 from pydantic import SecretStr, field_validator
 
-from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.config import Finding, SourceSettings, provider_options
-from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
-from receiver.keeping import Section
-from receiver.model import EventDraft
+from receiver.core.callback import Admission, Body, Head, VerifiedCallback
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
+from receiver.core.event import EventDraft
+from receiver.core.redaction import Redactor
+from receiver.core.signing import CallbackTokens, basic_credentials, same_as_any
 from receiver.providers.deepgram_audio import Kind, audio_draft, kind_of
 from receiver.providers.deepgram_json import (
     Origin,
@@ -39,8 +39,8 @@ from receiver.providers.jsonbody import (
 )
 from receiver.providers.options import SecretList, refuse, reveal
 from receiver.providers.tokens import check_token, content_key
-from receiver.redaction import Redactor
-from receiver.signing import CallbackTokens, basic_credentials, same_as_any
+from receiver.settings.model import Finding, SourceSettings, provider_options
+from receiver.settings.storage import Section
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
 """What an audio event tells of its headers; `dg-project-id` and `dg-token` name the account and are left out."""

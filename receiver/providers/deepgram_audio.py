@@ -1,4 +1,4 @@
-"""What kind of body Deepgram sent, and which audio format it is (floor 3).
+"""What kind of body Deepgram sent, and which audio format it is.
 
 Nothing documents the Content-Type of a speech callback, so bytes are asked first, then the type, then what the
 callback token says was asked for. The types are those of https://developers.deepgram.com/docs/tts-media-output-settings.
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from receiver.callback import Head, TokenClaims
-from receiver.errors import MalformedCallback
-from receiver.formats import MEDIA_TYPES
-from receiver.model import AudioDraft
+from receiver.core.callback import Head, TokenClaims
+from receiver.core.errors import MalformedCallback
+from receiver.core.event import AudioDraft
+from receiver.core.formats import MEDIA_TYPES
 from receiver.providers import sounds
 from receiver.providers.jsonbody import is_json_type, looks_like_json
 

@@ -1,4 +1,4 @@
-"""Deepgram's documents as event drafts (floor 3): transcripts, streaming messages, text intelligence and errors.
+"""Deepgram's documents as event drafts: transcripts, streaming messages, text intelligence and errors.
 
 Shapes: https://developers.deepgram.com/reference (listen, read) and /docs/errors. An error callback's shape is not
 documented; the three forms of error documents are taken wherever they come.
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from receiver.callback import VerifiedCallback
-from receiver.errors import MalformedCallback
-from receiver.model import EventDraft, JobError, Stage, TranscriptDraft
+from receiver.core.callback import VerifiedCallback
+from receiver.core.errors import MalformedCallback
+from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.providers.jsonbody import (
     Document,
     encode,

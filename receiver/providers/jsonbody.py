@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.errors import MalformedCallback
+from receiver.core.errors import MalformedCallback
 
 MAX_DEPTH = 100
 """Deepest nesting taken: what is decoded here is encoded again further down the road."""

@@ -1,4 +1,4 @@
-"""What the adapters' own settings have in common (floor 3)."""
+"""What the adapters' own settings have in common."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from receiver.config import Finding
-from receiver.errors import ConfigError
+from receiver.core.errors import ConfigError
+from receiver.settings.model import Finding
 
 
 def _as_list(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""PlayHT (floor 3): the dashboard's JSON callbacks, and results that are asked for (playht_jobs).
+"""PlayHT: the dashboard's JSON callbacks, and results that are asked for (playht_jobs).
 
 PlayHT's own service closed at the end of 2025; what is served by its contract elsewhere (self-hosted, compatible) and the
 callbacks of either payload are understood as before. Contract: https://docs.play.ht/reference/api-tts-webhooks and
@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.config import Finding, SourceSettings, provider_options
-from receiver.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
-from receiver.fetch import Fetch
-from receiver.keeping import MIB, Section
-from receiver.model import EventDraft, RemoteResult, Stage
-from receiver.pickup import Pickup
+from receiver.core.callback import Admission, Body, Head, VerifiedCallback
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
+from receiver.core.event import EventDraft, RemoteResult, Stage
+from receiver.core.fetch import Fetch
+from receiver.core.pickup import Pickup
+from receiver.core.redaction import Redactor
+from receiver.core.signing import CallbackTokens, same_as_any
 from receiver.providers import bases
 from receiver.providers.base import Order, Result
 from receiver.providers.jsonbody import (
@@ -35,8 +35,8 @@ from receiver.providers.options import SecretList, refuse, reveal
 from receiver.providers.playht_jobs import JobReader, error_of, final_key, http_link
 from receiver.providers.redaction import redacted, shown, unsigned
 from receiver.providers.tokens import check_token, content_key
-from receiver.redaction import Redactor
-from receiver.signing import CallbackTokens, same_as_any
+from receiver.settings.model import Finding, SourceSettings, provider_options
+from receiver.settings.storage import MIB, Section
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of PlayHT's needs more than this."""

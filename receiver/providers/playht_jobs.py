@@ -1,4 +1,4 @@
-"""PlayHT's jobs, asked for (floor 3): the event stream or the JSON of a job, then the audio that it names.
+"""PlayHT's jobs, asked for: the event stream or the JSON of a job, then the audio that it names.
 
 Contract: https://docs.play.ht/reference/api-get-tts-data; the stream's events as in the samples of
 https://github.com/playht/text-to-speech-api. What a job answers 48 hours on, and the name of the stream's error event, are
@@ -15,10 +15,11 @@ from urllib.parse import quote
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.errors import MalformedCallback
-from receiver.fetch import Answer, Downloaded, Failed, Fetch, ServerSentEvent, Stream
-from receiver.model import AudioDraft, EventDraft, JobError, Stage
-from receiver.pickup import Found, Pickup
+from receiver.core.errors import MalformedCallback
+from receiver.core.event import AudioDraft, EventDraft, JobError, Stage
+from receiver.core.fetch import Answer, Downloaded, Failed, Fetch, ServerSentEvent, Stream
+from receiver.core.pickup import Found, Pickup
+from receiver.core.redaction import Redactor
 from receiver.providers.base import Collected, Gone, NotYet, Result
 from receiver.providers.bases import origin
 from receiver.providers.jsonbody import (
@@ -34,7 +35,6 @@ from receiver.providers.jsonbody import (
 )
 from receiver.providers.redaction import unsigned
 from receiver.providers.results import discard, judge
-from receiver.redaction import Redactor
 
 MAX_LINK = 8192
 _JSON, _EVENTS = "application/json", "text/event-stream"

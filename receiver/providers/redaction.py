@@ -9,9 +9,9 @@ import contextlib
 import re
 from typing import Any
 
-from receiver.errors import MalformedCallback
+from receiver.core.errors import MalformedCallback
+from receiver.core.redaction import REDACTED, Redactor
 from receiver.providers.jsonbody import decode_object, encode, printable
-from receiver.redaction import REDACTED, Redactor
 
 # A link is matched whole, with its query or without: a long run of beginnings of links is read once, not once for each.
 _LINK = re.compile(r"(https?://[^\s\"'<>?#]*+)(\?[^\s\"'<>]*+)?", re.IGNORECASE)

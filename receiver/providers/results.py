@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from receiver.callback import Body
-from receiver.errors import MalformedCallback
-from receiver.fetch import Failed
-from receiver.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
-from receiver.model import AudioDraft, FileDraft, TranscriptDraft
-from receiver.pickup import Found
+from receiver.core.callback import Body
+from receiver.core.errors import MalformedCallback
+from receiver.core.event import AudioDraft, FileDraft, TranscriptDraft
+from receiver.core.fetch import Failed
+from receiver.core.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
+from receiver.core.pickup import Found
 from receiver.providers.jsonbody import Document, decode_object, is_json_type, is_text, looks_like_json, text
 from receiver.providers.sounds import MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from receiver.formats import (
+from receiver.core.event import AudioDraft
+from receiver.core.formats import (
     AAC,
     FLAC,
     MEDIA_TYPES,
@@ -22,7 +23,6 @@ from receiver.formats import (
     Format,
     sniff,
 )
-from receiver.model import AudioDraft
 
 UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 """Media types that say nothing."""

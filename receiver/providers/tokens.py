@@ -1,10 +1,10 @@
-"""The callback token in the path, checked the same way for every provider (floor 3)."""
+"""The callback token in the path, checked the same way for every provider."""
 
 from __future__ import annotations
 
-from receiver.callback import Head, TokenClaims, VerifiedCallback
-from receiver.errors import CallbackRejected, WrongSource
-from receiver.signing import CallbackTokens
+from receiver.core.callback import Head, TokenClaims, VerifiedCallback
+from receiver.core.errors import CallbackRejected, WrongSource
+from receiver.core.signing import CallbackTokens
 
 
 def check_token(tokens: CallbackTokens, source: str, head: Head, *, required: bool) -> TokenClaims | None:

@@ -1,4 +1,4 @@
-"""The admin API's ground (floor 8): who may ask, what is read, and how trouble is told.
+"""The admin API's ground: who may ask, what is read, and how trouble is told.
 
 Errors are problem documents (RFC 9457). Nothing of a request's body is read before its bearer token was found to be right.
 """
@@ -13,13 +13,13 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from receiver.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
-from receiver.signing import same_as_any
+from receiver.core.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
+from receiver.core.signing import same_as_any
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
 
 BODY_BYTES = 64 * 1024
 """Most bytes of a request's body."""

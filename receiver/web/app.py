@@ -1,4 +1,4 @@
-"""The HTTP face (floor 8): every route, spelled out."""
+"""The HTTP face: every route, spelled out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
 
 
 def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:

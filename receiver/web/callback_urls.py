@@ -1,4 +1,4 @@
-"""`/api/v1/callback-urls` (floor 8): callback URLs for an application to hand to a provider, one for each job."""
+"""`/api/v1/callback-urls`: callback URLs for an application to hand to a provider, one for each job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from receiver.ordering import MAX_REF, HandedOut, calls_back, hand_out
+from receiver.engine.requests import MAX_REF, HandedOut, calls_back, hand_out
 from receiver.web.api import Refused, answer, read
 from receiver.web.pickups import Seconds, checked_format, source_named
 from receiver.web.shown import time_of
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from receiver.config import SourceSettings
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
+    from receiver.settings.model import SourceSettings
 
 
 class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):

@@ -1,4 +1,4 @@
-"""`POST, PUT /callbacks/{source}` and `/callbacks/{source}/{token}` (floor 8)."""
+"""`POST, PUT /callbacks/{source}` and `/callbacks/{source}/{token}`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from receiver.callback import Head
-from receiver.intake import Answer
+from receiver.core.callback import Head
+from receiver.engine.intake import Answer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
 
 PREFIX = "/callbacks/"
 _encode = msgspec.json.Encoder().encode

@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics` (floor 8)."""
+"""`/healthz`, `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
-from receiver.errors import ReceiverError, StoreUnavailable
+from receiver.core.errors import ReceiverError, StoreUnavailable
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from receiver.delivery import StoreStats
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
+    from receiver.core.work import StoreStats
 
 _PING_SECONDS = 2.0
 _STATS_SECONDS = 5.0

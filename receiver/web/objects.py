@@ -1,4 +1,4 @@
-"""`GET /objects/{token}` (floor 8): signed, expiring links to locally stored audio, with byte ranges."""
+"""`GET /objects/{token}`: signed, expiring links to locally stored audio, with byte ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
 
 
 class Objects:

@@ -1,4 +1,4 @@
-"""`/api/v1/pickups` (floor 8): results are handed over, and looked after."""
+"""`/api/v1/pickups`: results are handed over, and looked after."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from receiver.ordering import MAX_SECONDS, order
-from receiver.pickup import PickupState
-from receiver.store.base import PickupFilter
+from receiver.core.pickup import PickupState
+from receiver.engine.requests import MAX_SECONDS, order
+from receiver.storage.store.base import PickupFilter
 from receiver.web.api import Refused, answer, asked, read
 from receiver.web.shown import FORMAT_KEYS, pickup_attempt_fields, pickup_fields
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from receiver.config import SourceSettings
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
+    from receiver.settings.model import SourceSettings
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
 

@@ -1,4 +1,4 @@
-"""HTTP as it comes over the wire (floor 8): uvicorn's protocol, with bounds on what precedes a body, and an early no."""
+"""HTTP as it comes over the wire: uvicorn's protocol, with bounds on what precedes a body, and an early no."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from receiver.intake import METHODS, OVERLOADED
+from receiver.engine.intake import METHODS, OVERLOADED
 from receiver.web.callbacks import PREFIX, lines_and_body
 from receiver.web.room import Room
 
 if TYPE_CHECKING:
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself would collect them without end."""

@@ -1,4 +1,4 @@
-"""Whether one callback more may begin (floor 8): asked for each head, before anything is made of it."""
+"""Whether one callback more may begin: asked for each head, before anything is made of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from receiver.wiring import Receiver
+    from receiver.app.wiring import Receiver
 
 
 class Room:

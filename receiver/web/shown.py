@@ -1,12 +1,12 @@
-"""What the admin API and the command line have in common (floor 8): pickups as JSON, never with a whole URL."""
+"""What the admin API and the command line have in common: pickups as JSON, never with a whole URL."""
 
 from __future__ import annotations
 
 from typing import Any
 from urllib.parse import urlsplit
 
-from receiver.envelope import iso
-from receiver.pickup import Pickup, PickupAttempt
+from receiver.core.envelope import iso
+from receiver.core.pickup import Pickup, PickupAttempt
 
 FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
 """What may be said of a job's format when a result or a callback URL is asked for; the adapters read it."""

@@ -6,9 +6,9 @@ import asyncio
 
 from msgspec.structs import replace
 
-from receiver.model import Answered, Stage
-from receiver.pickup import PickupSettled
-from receiver.store.base import EventFilter, PickupFilter, Store
+from receiver.core.event import Answered, Stage
+from receiver.core.pickup import PickupSettled
+from receiver.storage.store.base import EventFilter, PickupFilter, Store
 from tests.contract.pickup_suite import (
     COLLECTED,
     DUPLICATE,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from receiver.blobs.base import Blobs
-from receiver.callback import Body
-from receiver.errors import BlobsUnavailable, NotFound
+from receiver.core.callback import Body
+from receiver.core.errors import BlobsUnavailable, NotFound
+from receiver.storage.blobs.base import Blobs
 
 MakeBody = Callable[[bytes], Body]
 

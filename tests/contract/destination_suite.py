@@ -8,8 +8,8 @@ from typing import Protocol
 
 import pytest
 
-from receiver.delivery import OutcomeKind
-from receiver.destinations.base import Destination
+from receiver.core.work import OutcomeKind
+from receiver.outbound.destinations.base import Destination
 
 T0 = 1_795_222_923_456
 BODY = '{"type":"speech.completed","data":{"ref":"Straße ☃"}}'.encode()

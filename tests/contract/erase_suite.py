@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from receiver.delivery import DeliveryState
-from receiver.errors import NotFound
-from receiver.model import RecordStatus, new_id
-from receiver.pickup import PickupSettled, PickupState
-from receiver.retention import (
+from receiver.core.errors import NotFound
+from receiver.core.event import RecordStatus, new_id
+from receiver.core.pickup import PickupSettled, PickupState
+from receiver.core.retention import (
     CallbackKeys,
     Erased,
     Erasure,
@@ -20,7 +19,8 @@ from receiver.retention import (
     Traces,
     Walk,
 )
-from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.work import DeliveryState
+from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.pickup_suite import answering, deferral, expectation, pickup, result_of
 from tests.contract.pickup_suite import claim as claim_pickups
 from tests.contract.pickup_suite import settlement as pickup_settlement

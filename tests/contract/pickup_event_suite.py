@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from receiver.errors import NotFound, StoreUnavailable
-from receiver.model import Recorded, RecordStatus, Stage, new_id
-from receiver.pickup import PickupSettled, PickupState
-from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.errors import NotFound, StoreUnavailable
+from receiver.core.event import Recorded, RecordStatus, Stage, new_id
+from receiver.core.pickup import PickupSettled, PickupState
+from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.answer_suite import AnswerSuite
 from tests.contract.pickup_suite import (
     COLLECTED,

@@ -8,8 +8,8 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
-from receiver.errors import NotFound, StoreUnavailable
-from receiver.model import (
+from receiver.core.errors import NotFound, StoreUnavailable
+from receiver.core.event import (
     Answered,
     AudioDraft,
     EventDraft,
@@ -20,7 +20,7 @@ from receiver.model import (
     moment_of,
     new_id,
 )
-from receiver.pickup import (
+from receiver.core.pickup import (
     ClaimedPickup,
     Found,
     Pickup,
@@ -31,7 +31,7 @@ from receiver.pickup import (
     PickupSettlement,
     PickupState,
 )
-from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.store_suite import LEASE, T0, recording
 
 _NUMBERS = itertools.count(1)

@@ -14,9 +14,9 @@ import pytest
 from msgspec import structs
 
 import receiver.providers
-from receiver.callback import VerifiedCallback
-from receiver.errors import CallbackRejected, MalformedCallback
-from receiver.model import EVENT_TYPES, EventDraft
+from receiver.core.callback import VerifiedCallback
+from receiver.core.errors import CallbackRejected, MalformedCallback
+from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.providers.base import PushProvider
 from tests.support.golden import Case, MemoryBody, Request, tokens
 

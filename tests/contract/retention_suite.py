@@ -7,12 +7,12 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from receiver.delivery import DeliveryState
-from receiver.errors import NotFound
-from receiver.model import Recording
-from receiver.pickup import PickupState
-from receiver.retention import Prune, Pruned, Walk
-from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.errors import NotFound
+from receiver.core.event import Recording
+from receiver.core.pickup import PickupState
+from receiver.core.retention import Prune, Pruned, Walk
+from receiver.core.work import DeliveryState
+from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.erase_suite import EraseSuite
 from tests.contract.pickup_suite import (
     answering,

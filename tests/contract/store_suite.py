@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from receiver.delivery import Claimed, Delivery, DeliveryState, Outcome, OutcomeKind, Settlement
-from receiver.errors import NotFound, StoreUnavailable
-from receiver.model import CallbackRow, Event, Recording, RecordStatus, Rejection, Stage, new_id
-from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.errors import NotFound, StoreUnavailable
+from receiver.core.event import CallbackRow, Event, Recording, RecordStatus, Rejection, Stage, new_id
+from receiver.core.work import Claimed, Delivery, DeliveryState, Outcome, OutcomeKind, Settlement
+from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
 
 T0 = 1_800_000_000_000
 LEASE = 30_000

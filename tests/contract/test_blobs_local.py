@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from receiver.blobs import local
-from receiver.blobs.base import Blobs
-from receiver.blobs.local import LocalBlobs
-from receiver.callback import Body
-from receiver.errors import BlobsUnavailable
-from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody
+from receiver.core.callback import Body
+from receiver.core.errors import BlobsUnavailable
+from receiver.storage.blobs import local
+from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.system import files
+from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 
 
@@ -145,7 +146,7 @@ async def test_a_folder_that_another_process_made_is_synced_before_it_is_relied_
     """Its maker may not have come to that yet; afterwards it costs nothing, and it may even be removed."""
     (tmp_path / "blobs" / "s").mkdir()
     synced: list[str] = []
-    real = local.sync_folder
+    real = files.sync_folder
 
     def record(folder: Path) -> None:
         synced.append(folder.name)

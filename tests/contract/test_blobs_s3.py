@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from receiver.blobs.base import Blobs
-from receiver.blobs.s3 import S3Blobs
-from receiver.blobs.s3_probe import probe
-from receiver.callback import Body
-from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody
+from receiver.core.callback import Body
+from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs.s3 import S3Blobs
+from receiver.storage.blobs.s3_probe import probe
+from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 from tests.support.s3 import Weed, s3_credentials, weed
 

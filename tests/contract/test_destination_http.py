@@ -16,13 +16,13 @@ import time_machine
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from receiver import __version__
-from receiver.config import DestinationSettings
-from receiver.delivery import Outcome, OutcomeKind
-from receiver.destinations.base import Destination
-from receiver.destinations.http import HttpDestination
-from receiver.egress import AddrInfo
-from receiver.errors import ConfigError
-from receiver.signing import new_webhook_secret
+from receiver.core.errors import ConfigError
+from receiver.core.signing import new_webhook_secret
+from receiver.core.work import Outcome, OutcomeKind
+from receiver.outbound.client import AddrInfo
+from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations.http import HttpDestination
+from receiver.settings.model import DestinationSettings
 from tests.contract.destination_suite import BODY, T0, DestinationSuite, Place
 from tests.support.sink import Answer, Sink
 

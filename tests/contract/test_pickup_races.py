@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from receiver.pickup import PickupSettled, PickupState
-from receiver.store import pickups
-from receiver.store.base import Store
-from receiver.store.postgres import PostgresStore
+from receiver.core.pickup import PickupSettled, PickupState
+from receiver.storage.store import pickups
+from receiver.storage.store.base import Store
+from receiver.storage.store.postgres import PostgresStore
 from tests.contract.pickup_suite import deferral, held_pickup, pickup, settlement
 from tests.contract.store_suite import T0
 from tests.support.postgres import database

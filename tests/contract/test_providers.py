@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.config import Finding
-from receiver.errors import CallbackRejected, ConfigError
+from receiver.core.errors import CallbackRejected, ConfigError
 from receiver.providers.base import PushProvider
+from receiver.settings.model import Finding
 from tests.contract import provider_suite as suite
 from tests.support.golden import ROOT, Case, cases, source_settings, tokens
 

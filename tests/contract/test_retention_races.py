@@ -9,13 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from receiver.blobs.local import LocalBlobs
-from receiver.delivery import DeliveryState
-from receiver.erasure import Eraser, FoundOf, Journaled
-from receiver.model import RecordStatus, new_id
-from receiver.retention import CallbackKeys, Prune, Traces, Walk
-from receiver.store.base import DeliveryFilter, EventFilter, Store
-from receiver.store.postgres import PostgresStore
+from receiver.core.event import RecordStatus, new_id
+from receiver.core.retention import CallbackKeys, Prune, Traces, Walk
+from receiver.core.work import DeliveryState
+from receiver.engine.erasure import Eraser, FoundOf, Journaled
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
+from receiver.storage.store.postgres import PostgresStore
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.postgres import database

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from receiver.store.base import Store
-from receiver.store.memory import MemoryStore
+from receiver.storage.store.base import Store
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import StoreSuite
+from tests.support.memory import MemoryStore
 
 
 @pytest.fixture

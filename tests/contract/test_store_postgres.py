@@ -13,11 +13,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from receiver.errors import ConfigError, StoreUnavailable
-from receiver.model import RecordStatus
-from receiver.store.base import DeliveryFilter, EventFilter, Store
-from receiver.store.postgres import PostgresStore
-from receiver.store.statements import migrations
+from receiver.core.errors import ConfigError, StoreUnavailable
+from receiver.core.event import RecordStatus
+from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
+from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.statements import migrations
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, recording, settlement
@@ -150,8 +150,8 @@ async def test_stores_that_meet_the_same_rows_in_opposite_order_all_finish(store
 
 _WRITER = """
 import asyncio, sys
-from receiver.store.postgres import PostgresStore
-from receiver.store.statements import migrations
+from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
 
 async def main(url):

@@ -16,10 +16,10 @@ import apsw
 import pytest
 from msgspec.structs import replace
 
-from receiver.errors import ConfigError
-from receiver.model import RecordStatus
-from receiver.store.base import EventFilter, Store
-from receiver.store.sqlite import SqliteBackend, SqliteStore
+from receiver.core.errors import ConfigError
+from receiver.core.event import RecordStatus
+from receiver.storage.store.base import EventFilter, Store
+from receiver.storage.store.sqlite import SqliteBackend, SqliteStore
 from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
@@ -145,7 +145,7 @@ async def test_closing_empties_the_log(store: Store, path: str, monkeypatch: pyt
 
 _WRITER = """
 import asyncio, sys
-from receiver.store.sqlite import SqliteStore
+from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import recording
 
 async def main(path):

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from receiver.errors import StoreUnavailable
-from receiver.model import Recorded, Recording, RecordStatus, Stage
-from receiver.pickup import ClaimedPickup, Found, PickupSettled, PickupSettlement
-from receiver.retention import Erasure, Subject, SubjectKind
-from receiver.store.base import DeliveryFilter, EventFilter, Store
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import Recorded, Recording, RecordStatus, Stage
+from receiver.core.pickup import ClaimedPickup, Found, PickupSettled, PickupSettlement
+from receiver.core.retention import Erasure, Subject, SubjectKind
+from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
 from tests.contract.pickup_suite import (
     COLLECTING,
     DUPLICATE,

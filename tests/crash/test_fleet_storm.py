@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from receiver.store.postgres import PostgresStore
-from receiver.wiring import Ports, wall_clock
+from receiver.app.wiring import Ports
+from receiver.core.clock import wall_clock
+from receiver.storage.store.postgres import PostgresStore
 from tests.crash.conftest import Place
 from tests.crash.test_storm import storm_over
 from tests.support.fleet import Node, Shared

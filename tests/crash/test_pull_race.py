@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from receiver.fetch import Fetch
-from receiver.ordering import order
-from receiver.pickup import Found, Pickup, PickupState
-from receiver.store.base import EventFilter, PickupFilter
-from receiver.wiring import Ports, wall_clock
+from receiver.app.wiring import Ports
+from receiver.core.clock import wall_clock
+from receiver.core.fetch import Fetch
+from receiver.core.pickup import Found, Pickup, PickupState
+from receiver.engine.requests import order
+from receiver.storage.store.base import EventFilter, PickupFilter
 from tests.crash.conftest import Place
 from tests.support.kept import Kept
 from tests.support.pulling import Providers, asked_providers

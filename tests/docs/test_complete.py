@@ -16,16 +16,17 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from receiver import envelope, errors, wiring
-from receiver.check import CODES
-from receiver.cli.app import app
-from receiver.config import parse
-from receiver.delivery import DeliveryState, OutcomeKind
-from receiver.keeping import Section
-from receiver.metrics import MetricsObserver
-from receiver.model import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
-from receiver.pickup import Found, Pickup, PickupKind, PickupState
-from receiver.retry import policy
+from receiver.__main__ import app
+from receiver.app import wiring
+from receiver.app.check import CODES
+from receiver.app.metrics import MetricsObserver
+from receiver.core import envelope, errors
+from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
+from receiver.core.pickup import Found, Pickup, PickupKind, PickupState
+from receiver.core.retry import policy
+from receiver.core.work import DeliveryState, OutcomeKind
+from receiver.settings.model import parse
+from receiver.settings.storage import Section
 from receiver.web.app import create_app
 from receiver.web.callback_urls import NewCallbackUrl
 from receiver.web.pickups import NewPickup, Wanted

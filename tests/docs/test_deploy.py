@@ -18,9 +18,9 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped]
 
-from receiver import wiring
-from receiver.cli.app import app
-from receiver.config import Settings, parse
+from receiver.__main__ import app
+from receiver.app import wiring
+from receiver.settings.model import Settings, parse
 from tests.docs.deploying import DEPLOY, example, no_file, unit
 from tests.docs.reading import ROOT
 from tests.support.house import receiver

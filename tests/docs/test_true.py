@@ -15,13 +15,13 @@ import pytest
 import typer
 from standardwebhooks import WebhookVerificationError
 
-from receiver import envelope, urls
-from receiver.check import check
-from receiver.cli.app import app
-from receiver.config import Settings, parse
-from receiver.model import EVENT_TYPES, EventDraft
-from receiver.retry import RETRY_AFTER_LIMIT
-from receiver.signing import CallbackTokens, new_webhook_secret, standard_webhook, webhook_key
+from receiver.__main__ import app
+from receiver.app.check import check
+from receiver.core import callback_urls, envelope
+from receiver.core.event import EVENT_TYPES, EventDraft
+from receiver.core.retry import RETRY_AFTER_LIMIT
+from receiver.core.signing import CallbackTokens, new_webhook_secret, standard_webhook, webhook_key
+from receiver.settings.model import Settings, parse
 from tests.docs.reading import PACKAGE, ROOT, Page, modules, page, pages
 
 README = page("README.md")
@@ -142,7 +142,7 @@ def test_limits_told_are_those_of_the_program() -> None:
     "name", ["README.md", "docs/configuration.md", "docs/providers.md", "docs/operating.md"]
 )
 def test_the_ports_told_are_those_that_are_taken(name: str) -> None:
-    *first, last = urls.PORTS
+    *first, last = callback_urls.PORTS
     numbers = ", ".join(map(str, first))
     told = rf"\b{numbers}(?:,| or| and) {last}\b(?!,? (?:or |and )?\d)"
     assert re.search(told, page(name).text)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from receiver import errors
-from receiver.check import CODES
+from receiver.app.check import CODES
+from receiver.core import errors
 from tests.docs.reading import PACKAGE, Page, modules, page, pages, rows
 
 GLOSSARY = page("docs/glossary.md")

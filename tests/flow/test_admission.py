@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.crowding import BEHIND_SECONDS, FEW, Crowd
+from receiver.engine.overload import BEHIND_SECONDS, FEW, Crowd
 from receiver.web.room import Room
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech

@@ -11,14 +11,14 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.model import new_id
-from receiver.pickup import PickupState
-from receiver.standins.deepdub import BASE_PATH, Deepdub
-from receiver.standins.serving import served
-from receiver.store.base import Store
+from receiver.app.wiring import Ports
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import new_id
+from receiver.core.pickup import PickupState
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.demo.standins.serving import served
+from receiver.storage.store.base import Store
 from receiver.web.app import create_app
-from receiver.wiring import Ports
 from tests.support.running import Running, running, settings_text
 
 TOKEN = "an-admin-token-of-some-length"

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from receiver.model import Recorded, Recording
-from receiver.store.base import EventFilter
+from receiver.core.event import Recorded, Recording
+from receiver.storage.store.base import EventFilter
 from receiver.web import protocol
 from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text
@@ -346,7 +346,7 @@ async def test_a_strangers_text_draws_no_line_of_its_own(
     live: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Line breaks and terminal codes in headers and payloads stay inside their field."""
-    from receiver.logs import LogObserver
+    from receiver.app.logs import LogObserver
 
     sent = transcript("a\r\nlevel=error \x1b[31m forged")
     await _send(live, replace(sent, headers=sent.headers | {"content-type": "application/json; a=b\t31m"}))

@@ -20,9 +20,9 @@ import httpx2
 import pytest
 import typer.main
 
-from receiver.cli import app as cli
-from receiver.signing import CallbackTokens
-from receiver.standins.children import Child, clean_environment
+from receiver import __main__ as cli
+from receiver.core.signing import CallbackTokens
+from receiver.demo.standins.children import Child, clean_environment
 from tests.support.house import MAIN, PUBLIC, House, build_house, free_port, receiver
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -64,7 +64,7 @@ def test_from_init_to_replay(house: House) -> None:
     assert line["audio"]["as_promised"]
     assert house.run("events", "--ref", "order-42", "--json").json[0]["id"] == event_id
     shown = house.run("events", event_id, "--json").json
-    sample = Path(__file__).resolve().parents[2] / "receiver" / "samples" / "speech.mp3"
+    sample = Path(__file__).resolve().parents[2] / "receiver" / "demo" / "samples" / "speech.mp3"
     words = [sys.executable, "-m", "receiver", "--config", house.config, "events", event_id, "--body"]
     assert subprocess.run(words, capture_output=True, check=True).stdout == sample.read_bytes()
     assert shown["data"]["audio"]["sha256"] == line["audio"]["sha256"]
@@ -258,7 +258,7 @@ def test_fatal_findings_stop_serve(house: House) -> None:
 
 def test_serve_runs_without_any_file(tmp_path: Path) -> None:
     child = Child(
-        "receiver.cli.app",
+        "receiver",
         ["serve"],
         log=str(tmp_path / "log"),
         env=clean_environment(os.environ) | {"PORT": "0", "RECEIVER__SERVER__LOG": "json"},
@@ -527,7 +527,7 @@ def test_a_flag_is_taken_from_the_environment(house: House, monkeypatch: pytest.
 
 
 def test_help_starts_fast_since_it_loads_no_heavy_part() -> None:
-    code = "import sys, receiver.cli.app; print(*sys.modules)"
+    code = "import sys, receiver.__main__; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {
         "aiohttp",

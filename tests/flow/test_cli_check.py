@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from receiver.blobs.s3_probe import Trouble
-from receiver.cli.reaching import reach, unreached
-from receiver.config import parse
-from receiver.wiring import wall_clock
+from receiver.app.reaching import reach, unreached
+from receiver.core.clock import wall_clock
+from receiver.settings.model import parse
+from receiver.storage.blobs.s3_probe import Trouble
 from tests.support import postgres, s3
 from tests.support.fleet import TOKEN_SECRET
 from tests.support.house import Said, receiver
@@ -239,7 +239,7 @@ def test_what_the_bucket_does_not_do_well_is_told_with_the_right_that_lacks(
 ) -> None:
     """The test store grants everything, so what the probe found is put here."""
     found = [Trouble("listing s3://b failed: access denied", "s3:ListBucket", fatal=False)]
-    monkeypatch.setattr("receiver.blobs.s3_probe.probe", lambda options: found)
+    monkeypatch.setattr("receiver.storage.blobs.s3_probe.probe", lambda options: found)
     said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
     assert (said.status, codes(said)) == (0, ["W018"])
     assert "grant s3:ListBucket" in said.json[0]["fix"]

@@ -13,13 +13,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from receiver import journal
-from receiver.cli import journaling
-from receiver.errors import StoreUnavailable
-from receiver.observe import Observers
-from receiver.spool import MemoryBody
-from receiver.store.base import EventFilter, Store
-from receiver.wiring import Ports, wall_clock
+from receiver.app.wiring import Ports
+from receiver.cli import journal as commands
+from receiver.core.clock import wall_clock
+from receiver.core.errors import StoreUnavailable
+from receiver.core.observe import Observers
+from receiver.storage import journal
+from receiver.storage.store.base import EventFilter, Store
+from receiver.system.bodies import MemoryBody
 from tests.support.house import Said, receiver
 from tests.support.processes import ROOT
 from tests.support.running import DEAPI_SECRET, Running, running, settings_text
@@ -157,7 +158,7 @@ async def test_an_entry_of_a_source_that_is_gone_stays_and_the_rest_is_recorded(
 async def test_while_another_process_drains_it_is_left_to_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journaling, "_BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(commands, "_BUSY_SECONDS", 0.0)
     config = await _fill(tmp_path)
     with journal._locked(tmp_path / "data" / "journal" / ".draining", wait=False):
         said = await _cli_in_thread(config, "drain", "--json")
@@ -253,7 +254,7 @@ async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three by hand, and a receiver that takes what comes meanwhile."""
-    monkeypatch.setattr("receiver.wiring._DRAIN_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("receiver.app.wiring._DRAIN_SECONDS", (0.05, 0.1))
     config = await _fill(tmp_path, IMAGES)
     command = [sys.executable, "-m", "receiver", "--config", config, "journal", "drain", "--json"]
 

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from receiver.signing import CallbackTokens
-from receiver.standins.children import clean_environment
-from receiver.standins.deepdub import Deepdub
-from receiver.standins.serving import served
+from receiver.core.signing import CallbackTokens
+from receiver.demo.standins.children import clean_environment
+from receiver.demo.standins.deepdub import Deepdub
+from receiver.demo.standins.serving import served
 from tests.support.house import API_KEY, House, build_house
 
 pytestmark = pytest.mark.xdist_group("cli")

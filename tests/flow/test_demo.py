@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from receiver import demo
-from receiver.cli.stage import STEPS, Stage, fresh_folder, leave
-from receiver.errors import ReceiverError
-from receiver.standins.children import Child, clean_environment
+from receiver.core.errors import ReceiverError
+from receiver.demo import demo
+from receiver.demo.stage import STEPS, Stage, fresh_folder, leave
+from receiver.demo.standins.children import Child, clean_environment
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -68,7 +68,7 @@ def test_a_broken_promise_is_told_and_ends_with_one(
 
     start_app = Stage.start_app
     monkeypatch.setattr(Stage, "start_app", start_with_wrong_secret)
-    monkeypatch.setattr("receiver.cli.stage.PATIENCE", 3.0)
+    monkeypatch.setattr("receiver.demo.stage.PATIENCE", 3.0)
     before = signal.getsignal(signal.SIGTERM)
     assert demo.show(tmp_path / "shown", stay=False) == 1
     said = capsys.readouterr().out

@@ -12,10 +12,10 @@ import apsw
 import httpx2
 import pytest
 
-from receiver.places import sqlite_path
-from receiver.store.base import EventFilter
-from receiver.store.sqlite import SqliteStore
-from receiver.wiring import Ports
+from receiver.app.wiring import Ports
+from receiver.settings.load import sqlite_path
+from receiver.storage.store.base import EventFilter
+from receiver.storage.store.sqlite import SqliteStore
 from tests.faultvfs import FaultVFS
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
@@ -189,9 +189,9 @@ async def test_the_journal_survives_a_restart(tmp_path: Path) -> None:
 _WRITER = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from receiver.blobs.local import LocalBlobs
-from receiver.errors import BlobsUnavailable
-from receiver.spool import MemoryBody
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.core.errors import BlobsUnavailable
+from receiver.system.bodies import MemoryBody
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 async def main():

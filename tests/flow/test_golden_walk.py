@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from receiver.errors import NotFound
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
+from receiver.core.errors import NotFound
 from tests.support.golden import ROOT, TOKEN_SECRETS, Case, cases
 from tests.support.running import APP_SECRET, Running, running
 from tests.support.sink import Sink

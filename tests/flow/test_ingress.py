@@ -20,11 +20,11 @@ from typing import Any, Self, cast
 
 import pytest
 
-from receiver.callback import Admission, Head
-from receiver.config import SourceSettings
-from receiver.keeping import MIB
+from receiver.app.wiring import Ports
+from receiver.core.callback import Admission, Head
 from receiver.providers.base import PushProvider
-from receiver.wiring import Ports
+from receiver.settings.model import SourceSettings
+from receiver.settings.storage import MIB
 from tests.docs.reading import page
 from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress
 from tests.support.processes import ROOT

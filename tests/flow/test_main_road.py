@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from receiver.store.base import DeliveryFilter
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
+from receiver.storage.store.base import DeliveryFilter
 from tests.support.golden import ROOT
 from tests.support.running import APP_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
@@ -184,7 +184,7 @@ async def test_a_text_that_json_makes_six_times_as_long_still_fits(tmp_path: Pat
 
 
 def _signed(sent: Sent, body: dict[str, Any], secret: str | None = None) -> Sent:
-    from receiver.signing import hmac_sha256_hex
+    from receiver.core.signing import hmac_sha256_hex
     from tests.support.running import DEAPI_SECRET
 
     data = json.dumps(body).encode()

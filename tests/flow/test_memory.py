@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
 from tests.support.processes import Process
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.raw import exchange, head

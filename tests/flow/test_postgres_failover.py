@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.store.base import EventFilter
-from receiver.store.postgres import PostgresStore
+from receiver.core.errors import StoreUnavailable
+from receiver.storage.store.base import EventFilter
+from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording
 from tests.support.postgres import Server, execute, server
 

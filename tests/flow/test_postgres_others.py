@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 import psycopg
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.model import Recorded, RecordStatus
-from receiver.store import postgres, postgres_session, writer
-from receiver.store.postgres import PostgresBackend, PostgresStore
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import Recorded, RecordStatus
+from receiver.storage.store import postgres, postgres_session, writer
+from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.postgres import database, execute, own_database
 

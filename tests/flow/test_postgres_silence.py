@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.model import RecordStatus
-from receiver.store import postgres
-from receiver.store.base import EventFilter
-from receiver.store.postgres import PostgresStore
-from receiver.store.postgres_session import _MIGRATING
-from receiver.store.statements import migrations
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import RecordStatus
+from receiver.storage.store import postgres
+from receiver.storage.store.base import EventFilter
+from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.postgres_session import _MIGRATING
+from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
 from tests.support.postgres import Server, execute, own_database, server
 

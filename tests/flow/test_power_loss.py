@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from receiver.errors import ReceiverError
-from receiver.store.base import EventFilter
+from receiver.core.errors import ReceiverError
+from receiver.storage.store.base import EventFilter
 from tests.support.crashing import fast_clock
 from tests.support.power import Mounted, missing
 from tests.support.processes import Process, send_once

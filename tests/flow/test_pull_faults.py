@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from receiver import spool
-from receiver.ordering import order
-from receiver.pickup import Pickup, PickupAttempt, PickupState
-from receiver.standins.deepdub import BASE_PATH, Deepdub
-from receiver.standins.serving import served
-from receiver.store.base import EventFilter, PickupFilter
-from receiver.store.sqlite import SqliteStore
-from receiver.wiring import Ports, wall_clock
+from receiver.app.wiring import Ports
+from receiver.core.clock import wall_clock
+from receiver.core.pickup import Pickup, PickupAttempt, PickupState
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.demo.standins.serving import served
+from receiver.engine.requests import order
+from receiver.storage.store.base import EventFilter, PickupFilter
+from receiver.storage.store.sqlite import SqliteStore
+from receiver.system import bodies
 from tests.faultvfs import FaultVFS
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
@@ -170,7 +171,7 @@ async def test_a_disk_too_full_for_the_download_delays_the_event_and_leaves_no_f
         Sink() as sink,
         running(tmp_path, providers.text(tmp_path, sink.url), clock=Hurried()) as up,
     ):
-        monkeypatch.setattr(spool._Writer, "_write", full)
+        monkeypatch.setattr(bodies._Writer, "_write", full)
         told = await _push(up, providers.pushed(providers.deapi_job()))
         await up.seen.until(lambda: bool(up.seen.pickups))
         outcome = up.seen.pickups[0].outcome

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from receiver.ordering import expect, order
-from receiver.pickup import PickupState
+from receiver.core.clock import wall_clock
+from receiver.core.pickup import PickupState
+from receiver.demo.standins.deapi_results import Deapi, Work
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.demo.standins.playht import API, Playht
+from receiver.demo.standins.serving import served
+from receiver.engine.requests import expect, order
 from receiver.providers.base import Gone
-from receiver.standins.deapi_results import Deapi, Work
-from receiver.standins.deepdub import BASE_PATH, Deepdub
-from receiver.standins.playht import API, Playht
-from receiver.standins.serving import served
-from receiver.wiring import wall_clock
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, Sent, deapi, speech
 from tests.support.sink import Sink

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
-from receiver.logs import LogObserver
-from receiver.ordering import order
-from receiver.standins.deapi_results import Work
-from receiver.store.base import PickupFilter
+from receiver.app.logs import LogObserver
+from receiver.demo.standins.deapi_results import Work
+from receiver.engine.requests import order
+from receiver.storage.store.base import PickupFilter
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
 from tests.support.running import DEAPI_SECRET, Running, running

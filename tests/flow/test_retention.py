@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from receiver.janitor import Janitor
-from receiver.model import new_id
-from receiver.retention import DAY, Retention
-from receiver.standins.children import clean_environment
-from receiver.store.base import DeliveryFilter, EventFilter
-from receiver.store.sqlite import SqliteStore
-from receiver.wiring import Ports, wall_clock
+from receiver.app.wiring import Ports
+from receiver.core.clock import wall_clock
+from receiver.core.event import new_id
+from receiver.core.retention import DAY, Retention
+from receiver.demo.standins.children import clean_environment
+from receiver.engine.janitor import Janitor
+from receiver.storage.store.base import DeliveryFilter, EventFilter
+from receiver.storage.store.sqlite import SqliteStore
 from tests.faultvfs import FaultVFS
 from tests.support.house import Said, receiver
 from tests.support.running import Running, running, settings_text

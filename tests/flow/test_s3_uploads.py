@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from receiver.blobs.s3 import S3Blobs
-from receiver.blobs.s3_options import S3Options
-from receiver.errors import BlobsUnavailable
-from receiver.spool import FileBody, MemoryBody
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
+from receiver.core.errors import BlobsUnavailable
+from receiver.storage.blobs.s3 import S3Blobs
+from receiver.storage.blobs.s3_options import S3Options
+from receiver.system.bodies import FileBody, MemoryBody
 from tests.support import s3
 from tests.support.s3 import BUCKET, Weed, credentials, environment
 from tests.support.s3_wire import Wire
@@ -105,9 +105,9 @@ async def test_memory_stays_flat_whatever_the_size(weed: Weed, prefix: str, tmp_
             file.write(bytes([number]) * MIB)
     code = (
         "import asyncio, resource, sys\n"
-        "from receiver.blobs.s3 import S3Blobs\n"
-        "from receiver.blobs.s3_options import S3Options\n"
-        "from receiver.spool import FileBody, MemoryBody\n"
+        "from receiver.storage.blobs.s3 import S3Blobs\n"
+        "from receiver.storage.blobs.s3_options import S3Options\n"
+        "from receiver.system.bodies import FileBody, MemoryBody\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "async def main():\n"
         "    blobs = S3Blobs(S3Options(bucket=sys.argv[1], prefix=sys.argv[2], endpoint_url=sys.argv[3], region='us-east-1'))\n"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.demo.standins.serving import served
 from receiver.providers import deepdub
 from receiver.providers.base import NotYet
-from receiver.standins.deepdub import BASE_PATH, Deepdub
-from receiver.standins.serving import served
 from tests.support.collecting import NOW, body_of, collected, fetching, pickup_of
 from tests.support.golden import source_settings, tokens
 

@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver import urls
-from receiver.standins import deepgram
-from receiver.standins.sending import Callback, open_client, send
-from receiver.standins.serving import served
-from receiver.wiring import wall_clock
+from receiver.core import callback_urls
+from receiver.core.clock import wall_clock
+from receiver.demo.standins import deepgram
+from receiver.demo.standins.sending import Callback, open_client, send
+from receiver.demo.standins.serving import served
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import SPEECH
 from tests.support.sink import Sink
@@ -85,7 +85,7 @@ def api() -> Iterator[tuple[Api, DeepgramClient]]:
 
 def _url(up: Running, ref: str, product: str) -> str:
     token = up.receiver.tokens.issue("deepgram", ref=ref, format={"product": product})
-    return urls.compose(up.base, "deepgram", token=token, basic=BASIC)
+    return callback_urls.compose(up.base, "deepgram", token=token, basic=BASIC)
 
 
 def _named(made: Api, product: str) -> str:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from receiver.callback import VerifiedCallback
-from receiver.config import parse
-from receiver.errors import BlobsUnavailable, ConfigError, JournalUnavailable, ReceiverError, StoreUnavailable
-from receiver.store.base import EventFilter
-from receiver.wiring import Receiver, build, open_receiver
+from receiver.app.wiring import Receiver, build, open_receiver
+from receiver.core.callback import VerifiedCallback
+from receiver.core.errors import (
+    BlobsUnavailable,
+    ConfigError,
+    JournalUnavailable,
+    ReceiverError,
+    StoreUnavailable,
+)
+from receiver.settings.model import parse
+from receiver.storage.store.base import EventFilter
 from tests.support.running import Running, Seen, running, settings_text
 from tests.support.senders import Sent, deapi, transcript
 from tests.support.sink import Answer, Sink
@@ -83,7 +89,7 @@ async def test_the_journal_is_drained_even_after_a_bug_in_draining(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bad turn is told and the next one comes; the callback does not wait for the next start."""
-    monkeypatch.setattr("receiver.wiring._DRAIN_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("receiver.app.wiring._DRAIN_SECONDS", (0.01, 0.02))
     async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         store, real, turns = up.receiver.store, up.receiver.journal.drain, iter(range(100))
 
@@ -108,7 +114,7 @@ async def test_the_journal_is_drained_even_after_a_bug_in_draining(
 async def test_a_poisoned_journal_entry_waits_without_stopping_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.wiring._DRAIN_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("receiver.app.wiring._DRAIN_SECONDS", (0.01, 0.02))
     async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         intake, real = up.receiver.intake, up.receiver.intake.take_back
 

@@ -11,10 +11,11 @@ import httpx2
 import pytest
 import uvicorn
 
-from receiver.cli import server as serving
-from receiver.signing import ObjectLinks
+from receiver.app.wiring import Ports
+from receiver.core.clock import wall_clock
+from receiver.core.signing import ObjectLinks
+from receiver.web import server as serving
 from receiver.web.app import create_app
-from receiver.wiring import Ports, wall_clock
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, speech, transcript
 

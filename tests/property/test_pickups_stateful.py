@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.model import Answered, Stage
-from receiver.pickup import ClaimedPickup, Found, Pickup, PickupState
-from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
-from receiver.store.memory import MemoryStore
-from receiver.store.postgres import PostgresStore
-from receiver.store.sqlite import SqliteStore
+from receiver.core.event import Answered, Stage
+from receiver.core.pickup import ClaimedPickup, Found, Pickup, PickupState
+from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.pickup_suite import draft_of, pickup, result_of, settlement
 from tests.contract.store_suite import LEASE, T0, recording
 from tests.support.examples import examples
+from tests.support.memory import MemoryStore
 from tests.support.postgres import database
 
 T = TypeVar("T")

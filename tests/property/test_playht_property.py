@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.callback import Head, VerifiedCallback
-from receiver.errors import CallbackRejected, MalformedCallback, PickupRefused
-from receiver.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
-from receiver.model import EVENT_TYPES, EventDraft
-from receiver.pickup import Found, Pickup, PickupKind
+from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
+from receiver.core.event import EVENT_TYPES, EventDraft
+from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
+from receiver.core.pickup import Found, Pickup, PickupKind
 from receiver.providers import playht
 from receiver.providers.base import Collected, Gone, NotYet, Result
-from receiver.spool import MemoryBody as HeldBody
+from receiver.system.bodies import MemoryBody as HeldBody
 from tests.support.callbacks import NOW
 from tests.support.examples import examples
 from tests.support.golden import MemoryBody, source_settings, tokens

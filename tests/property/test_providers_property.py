@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from receiver.callback import Head
-from receiver.errors import CallbackRejected, MalformedCallback
-from receiver.model import EVENT_TYPES, EventDraft
+from receiver.core.callback import Head
+from receiver.core.errors import CallbackRejected, MalformedCallback
+from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.providers import deapi, deepgram
 from tests.support.callbacks import (
     DEAPI_SECRET,

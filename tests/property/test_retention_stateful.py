@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.delivery import Claimed, DeliveryState
-from receiver.errors import NotFound
-from receiver.pickup import ClaimedPickup, PickupState
-from receiver.retention import Erasure, Prune, Subject, SubjectKind, Walk
-from receiver.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
-from receiver.store.memory import MemoryStore
-from receiver.store.sqlite import SqliteStore
+from receiver.core.errors import NotFound
+from receiver.core.pickup import ClaimedPickup, PickupState
+from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
+from receiver.core.work import Claimed, DeliveryState
+from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.pickup_suite import draft_of, pickup, result_of
 from tests.contract.pickup_suite import settlement as pickup_settlement
 from tests.contract.store_suite import LEASE, T0, recording, settlement
 from tests.support.examples import examples
+from tests.support.memory import MemoryStore
 
 T = TypeVar("T")
 EVENTS, PICKUPS = EventFilter(limit=1000), PickupFilter(limit=1000)

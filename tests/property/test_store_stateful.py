@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.delivery import Claimed, Delivery, DeliveryState
-from receiver.model import Stage
-from receiver.store.base import DeliveryFilter, EventFilter, Store
-from receiver.store.memory import MemoryStore
-from receiver.store.postgres import PostgresStore
-from receiver.store.sqlite import SqliteStore
+from receiver.core.event import Stage
+from receiver.core.work import Claimed, Delivery, DeliveryState
+from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
+from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import LEASE, T0, recording, settlement
 from tests.support.examples import examples
+from tests.support.memory import MemoryStore
 from tests.support.postgres import database
 
 T = TypeVar("T")

@@ -6,10 +6,10 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from receiver.callback import Body, Head, VerifiedCallback
-from receiver.model import EventDraft
+from receiver.core.callback import Body, Head, VerifiedCallback
+from receiver.core.event import EventDraft
+from receiver.core.signing import hmac_sha256_hex
 from receiver.providers import deapi, deepgram
-from receiver.signing import hmac_sha256_hex
 from tests.support.golden import MemoryBody, source_settings, tokens
 
 NOW = 1795222923456

@@ -9,14 +9,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from receiver.callback import HeldBody
-from receiver.config import SourceSettings
-from receiver.fetcher import Fetcher
-from receiver.model import EventDraft
-from receiver.pickup import Pickup, PickupKind
+from receiver.core.callback import HeldBody
+from receiver.core.event import EventDraft
+from receiver.core.pickup import Pickup, PickupKind
+from receiver.demo.standins.serving import served
+from receiver.outbound.fetcher import Fetcher
 from receiver.providers.base import Collected, Result
-from receiver.spool import Spool
-from receiver.standins.serving import served
+from receiver.settings.model import SourceSettings
+from receiver.system.bodies import Spool
 
 NOW = 1795222923456
 """2026-11-21T01:02:03.456Z"""

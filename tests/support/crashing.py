@@ -21,12 +21,15 @@ from typing import Any
 
 import uvicorn
 
-from receiver import journal, wiring
-from receiver.blobs import local
-from receiver.config import parse
-from receiver.errors import StoreUnavailable
+from receiver.app import wiring
+from receiver.app.wiring import Ports, build, open_receiver
+from receiver.core.clock import wall_clock
+from receiver.core.errors import StoreUnavailable
+from receiver.settings.model import parse
+from receiver.storage import journal
+from receiver.storage.blobs import local
+from receiver.system import files
 from receiver.web.app import create_app
-from receiver.wiring import Ports, build, open_receiver, wall_clock
 
 SPEED = 60
 """How much faster this process's clock runs: the lease of a killed worker ends within a second of the test's time."""
@@ -42,7 +45,7 @@ def _clock() -> Callable[[], int]:
     ahead = os.environ.get("CRASHING_AHEAD")
     if ahead is None:
         return fast_clock
-    from receiver.store.postgres import PostgresStore
+    from receiver.storage.store.postgres import PostgresStore
 
     def wrong_clock() -> int:
         return wall_clock() + int(ahead)
@@ -204,17 +207,17 @@ def shape(step: str, when: str) -> Callable[[Ports], Ports]:
 def _patch_inside(step: str, when: str) -> None:
     """Steps inside an adapter, between two system calls of one promise."""
     if step == "folder.sync":
-        local.sync_folder = _deadly(local.sync_folder, when)
+        local.sync_folder = _deadly(files.sync_folder, when)  # type: ignore[attr-defined]
     if step == "spool.finish":
-        from receiver import spool
+        from receiver.system import bodies
 
-        spool.FileBody = _deadly(spool.FileBody, when)  # type: ignore[assignment,misc]
+        bodies.FileBody = _deadly(bodies.FileBody, when)  # type: ignore[assignment,misc]
     if step == "download.finish":
-        from receiver import spool
+        from receiver.system import bodies
 
-        spool._Writer.finish = _deadly(spool._Writer.finish, when)  # type: ignore[method-assign]
+        bodies._Writer.finish = _deadly(bodies._Writer.finish, when)  # type: ignore[method-assign]
     if step == "settle.transact":
-        from receiver.store import pickups
+        from receiver.storage.store import pickups
 
         pickups._end = _deadly(pickups._end, when)
     if step == "commit.recorded":
@@ -224,7 +227,7 @@ def _patch_inside(step: str, when: str) -> None:
     if step == "journal.commit":
         os.rename = _deadly_for(os.rename, lambda _, new: str(new).endswith(".json"), when)
     if step == "journal.sync":
-        journal.sync_folder = _deadly(local.sync_folder, when)  # type: ignore[attr-defined]
+        journal.sync_folder = _deadly(files.sync_folder, when)  # type: ignore[attr-defined]
     if step == "journal.remove":
         journal.Journal._remove = _deadly(journal.Journal._remove, when)  # type: ignore[method-assign]
     if step == "journal.unlink":
@@ -232,7 +235,7 @@ def _patch_inside(step: str, when: str) -> None:
 
 
 def _patch_commit(when: str) -> None:
-    from receiver.store.postgres import PostgresBackend
+    from receiver.storage.store.postgres import PostgresBackend
 
     real = PostgresBackend.commit
     deadly = _deadly(real, when)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from receiver.egress import Egress, Resolve
-from receiver.fetcher import Fetcher, Limits
-from receiver.spool import Spool
+from receiver.outbound.client import Egress, Resolve
+from receiver.outbound.fetcher import Fetcher, Limits
+from receiver.system.bodies import Spool
 from tests.support.provider_host import ProviderHost
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")

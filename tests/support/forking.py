@@ -29,10 +29,10 @@ _LONGEST = 1 << 20
 _IMPORTED = (
     "boto3",
     "psycopg",
-    "receiver.blobs.s3",
-    "receiver.store.postgres",
+    "receiver.storage.blobs.s3",
+    "receiver.storage.store.postgres",
     "receiver.web.app",
-    "receiver.wiring",
+    "receiver.app.wiring",
     "uvicorn.loops.asyncio",
     "uvicorn.protocols.http.httptools_impl",
 )

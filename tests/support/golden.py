@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from receiver.callback import Head
-from receiver.config import SourceSettings, parse
-from receiver.signing import CallbackTokens, hmac_sha256_hex
+from receiver.core.callback import Head
+from receiver.core.signing import CallbackTokens, hmac_sha256_hex
+from receiver.settings.model import SourceSettings, parse
 
 ROOT = Path(__file__).parent.parent / "golden"
 TOKEN_SECRETS = ("golden-token-secret-0123456789",)

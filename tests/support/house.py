@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from receiver.cli import app as cli
-from receiver.standins.children import Child, clean_environment
+from receiver.demo.standins.children import Child, clean_environment
 
 DEAPI_SECRET = "deapi-account-secret-0123456789"
 API_KEY = "the-key-of-every-provider-0123456789"
 PUBLIC = "https://hooks.example.com"
-MAIN = [sys.executable, "-m", "receiver.cli.app"]
+MAIN = [sys.executable, "-m", "receiver"]
 
 
 @dataclass
@@ -77,7 +77,7 @@ class House:
         """Start receiver and wait until it is ready; audio links point to this machine."""
         own = {"RECEIVER__PUBLIC_URL": "", "RECEIVER__DESTINATIONS__APP__RETRY": "{schedule = []}"}
         child = Child(
-            "receiver.cli.app",
+            "receiver",
             ["--config", self.config, *words],
             log=str(self.folder / "receiver.log"),
             env=clean_environment(os.environ) | own,
@@ -92,7 +92,7 @@ class House:
     def start_app(self) -> Child:
         """Start the sample application."""
         child = Child(
-            "receiver.standins.app",
+            "receiver.demo.standins.app",
             ["--port", str(self.app_port)],
             log=str(self.folder / "app.log"),
             env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.secrets[1]},

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from receiver.callback import Admission, Body, Head, VerifiedCallback
-from receiver.config import parse
-from receiver.errors import CallbackRejected, MalformedCallback
-from receiver.intake import Answer
-from receiver.model import AudioDraft, EventDraft
-from receiver.wiring import Ports, Receiver, build, open_receiver
+from receiver.app.wiring import Ports, Receiver, build, open_receiver
+from receiver.core.callback import Admission, Body, Head, VerifiedCallback
+from receiver.core.errors import CallbackRejected, MalformedCallback
+from receiver.core.event import AudioDraft, EventDraft
+from receiver.engine.intake import Answer
+from receiver.settings.model import parse
 from tests.support.running import Seen
 
 NOW = 1795222923456

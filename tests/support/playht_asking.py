@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from receiver.fetch import Failed
-from receiver.fetcher import Fetcher
-from receiver.pickup import Pickup, PickupKind
+from receiver.core.fetch import Failed
+from receiver.core.pickup import Pickup, PickupKind
+from receiver.demo.standins.playht import API_KEY, USER_ID, Job, Playht, Step
+from receiver.demo.standins.serving import served
+from receiver.outbound.fetcher import Fetcher
 from receiver.providers import playht
 from receiver.providers.base import Collected, NotYet, Result
-from receiver.spool import Spool
-from receiver.standins.playht import API_KEY, USER_ID, Job, Playht, Step
-from receiver.standins.serving import served
+from receiver.system.bodies import Spool
 from tests.support.callbacks import NOW
 from tests.support.golden import source_settings, tokens
 

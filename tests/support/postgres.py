@@ -29,7 +29,7 @@ import psutil
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from receiver.store.postgres import PostgresStore
+from receiver.storage.store.postgres import PostgresStore
 
 _NUMBERS = itertools.count(1)
 _OWNER = "postgres"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
 from tests.support import forking
 from tests.support.forking import Forked
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from receiver.config import Settings, parse
-from receiver.ordering import order
-from receiver.pickup import Pickup
-from receiver.standins.deapi_results import Deapi, Work
-from receiver.standins.deepdub import BASE_PATH, Deepdub
-from receiver.standins.playht import API, Playht
-from receiver.standins.serving import served
-from receiver.store.sqlite import SqliteStore
-from receiver.wiring import build
+from receiver.app.wiring import build
+from receiver.core.pickup import Pickup
+from receiver.demo.standins.deapi_results import Deapi, Work
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.demo.standins.playht import API, Playht
+from receiver.demo.standins.serving import served
+from receiver.engine.requests import order
+from receiver.settings.model import Settings, parse
+from receiver.storage.store.sqlite import SqliteStore
 from tests.support.running import DEAPI_SECRET
 from tests.support.senders import SPEECH, Sent, deapi
 

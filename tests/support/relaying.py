@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from receiver.attempts import Lane
-from receiver.config import DestinationSettings
-from receiver.delivery import Claimed, Delivery, Outcome, OutcomeKind, Settlement
-from receiver.destinations.http import HttpDestination
-from receiver.errors import StoreUnavailable
-from receiver.model import Event
-from receiver.observe import AttemptReport, CallbackReport, PickupReport
-from receiver.relay import Relay
-from receiver.retry import RetryPolicy, policy
-from receiver.store.base import DeliveryFilter, Store
-from receiver.store.memory import MemoryStore
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import Event
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
+from receiver.core.retry import RetryPolicy, policy
+from receiver.core.work import Claimed, Delivery, Outcome, OutcomeKind, Settlement
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.outbound.destinations.http import HttpDestination
+from receiver.settings.model import DestinationSettings
+from receiver.storage.store.base import DeliveryFilter, Store
 from tests.contract.store_suite import T0, recording
+from tests.support.memory import MemoryStore
 from tests.support.sink import Sink
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from receiver.config import parse
-from receiver.observe import AttemptReport, CallbackReport, PickupReport
+from receiver.app.wiring import Ports, Receiver, build, open_receiver
+from receiver.core.clock import wall_clock
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
+from receiver.settings.model import parse
 from receiver.web.app import create_app
 from receiver.web.protocol import protocol
-from receiver.wiring import Ports, Receiver, build, open_receiver, wall_clock
 
 BASIC = "deepgram:correct-horse-battery"
 DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"

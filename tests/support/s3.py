@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import trustme
 
-from receiver.blobs.s3_options import S3Options
+from receiver.storage.blobs.s3_options import S3Options
 
 BUCKET = "receiver-test"
 ACCESS_KEY = "receiver-test-key"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from receiver.check import CODES, check, check_file
-from receiver.config import Finding, parse
-from receiver.signing import new_webhook_secret
+from receiver.app.check import CODES, check, check_file
+from receiver.core.signing import new_webhook_secret
+from receiver.settings.model import Finding, parse
 
 SECRET = new_webhook_secret()
 GOOD = f"""
@@ -206,7 +206,9 @@ def test_a_place_of_many_machines_that_cannot_be_used_is_found(
 def test_an_extra_that_is_not_installed_is_named(
     package: str, settings: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.check_store.find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(
+        "receiver.app.check_store.find_spec", lambda name: None if name == package else object()
+    )
     [found] = findings(GOOD + TOKENS + settings, tmp_path)
     by_path = f"(pip install '/path/to/receiver[{extra}]')"
     assert (found.code, found.fix) == ("E011", f"install receiver with its extra [{extra}] {by_path}")

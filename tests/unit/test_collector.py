@@ -12,20 +12,20 @@ from typing import Any, ClassVar, cast
 import msgspec
 import pytest
 
-from receiver.blobs.keys import KeyTemplate
-from receiver.blobs.local import LocalBlobs
-from receiver.collector import Collector, Quarry
-from receiver.errors import BlobsUnavailable
-from receiver.fetch import Failed, Fetch
-from receiver.model import AudioDraft, Event, EventDraft, JobError, Recorded, RecordStatus, Stage, new_id
-from receiver.pickup import Found, Pickup, PickupKind, PickupState
+from receiver.core.errors import BlobsUnavailable
+from receiver.core.event import AudioDraft, Event, EventDraft, JobError, Recorded, RecordStatus, Stage, new_id
+from receiver.core.fetch import Failed, Fetch
+from receiver.core.pickup import Found, Pickup, PickupKind, PickupState
+from receiver.core.retention import Erasure, Subject, SubjectKind
+from receiver.core.routing import Route, Router
+from receiver.engine.collector import Collector, Quarry
+from receiver.engine.recorder import Recorder
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
-from receiver.recording import Recorder
-from receiver.retention import Erasure, Subject, SubjectKind
-from receiver.routing import Route, Router
-from receiver.spool import MemoryBody, Spool
-from receiver.store.base import EventFilter, Store
-from receiver.store.sqlite import SqliteStore
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.storage.store.base import EventFilter, Store
+from receiver.storage.store.sqlite import SqliteStore
+from receiver.system.bodies import MemoryBody, Spool
 from tests.support.running import Seen
 
 T0 = 1_800_000_000_000
@@ -564,7 +564,7 @@ async def test_a_pushed_result_that_was_recorded_meanwhile_is_the_pickups_event(
 
 async def _pushed(bench: Bench, like: Pickup) -> Recorded:
     """Record a whole event of the same job, as a callback does that carries its result."""
-    from receiver.model import CallbackRow, Recording
+    from receiver.core.event import CallbackRow, Recording
 
     now = bench.now
     callback = CallbackRow(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from receiver.config import Settings, parse, provider_options
-from receiver.errors import ConfigError
-from receiver.keeping import MIB
-from receiver.places import blob_folder, load_settings, public_base, sqlite_path, token_secrets
+from receiver.app.wiring import build, build_providers
+from receiver.core.errors import ConfigError
 from receiver.providers.deepgram import DeepgramSettings
-from receiver.wiring import build, build_providers
+from receiver.settings.load import blob_folder, load_settings, public_base, sqlite_path, token_secrets
+from receiver.settings.model import Settings, parse, provider_options
+from receiver.settings.storage import MIB
 from tests.support.golden import tokens
 from tests.support.running import APP_SECRET
 

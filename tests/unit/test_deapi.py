@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from receiver.errors import CallbackRejected, ConfigError, MalformedCallback
-from receiver.model import EventDraft, Stage
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
+from receiver.core.event import EventDraft, Stage
+from receiver.core.signing import CallbackTokens
 from receiver.providers import deapi
-from receiver.signing import CallbackTokens
 from tests.support.callbacks import DEAPI_SECRET, NOW, deapi_draft, deapi_head, deapi_source, prove
 from tests.support.golden import MemoryBody, source_settings, tokens
 

@@ -11,8 +11,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from receiver.fetch import Failed
-from receiver.pickup import Found
+from receiver.core.fetch import Failed
+from receiver.core.pickup import Found
 from receiver.providers import deapi
 from receiver.providers.base import Collected, NotYet, Result
 from tests.support.callbacks import DEAPI_SECRET

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from receiver.errors import PickupRefused
-from receiver.fetch import Failed
-from receiver.fetcher import Fetcher
-from receiver.model import EventDraft
-from receiver.pickup import Found, Pickup
+from receiver.core.errors import PickupRefused
+from receiver.core.event import EventDraft
+from receiver.core.fetch import Failed
+from receiver.core.pickup import Found, Pickup
+from receiver.demo.standins.deapi_results import Deapi, Work
+from receiver.outbound.fetcher import Fetcher
 from receiver.providers import deapi
 from receiver.providers.base import Gone, NotYet, PullProvider, Result
-from receiver.standins.deapi_results import Deapi, Work
 from tests.support.callbacks import DEAPI_SECRET, deapi_draft
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
 from tests.support.golden import ROOT, source_settings, tokens

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from receiver.decoding import PIECE, CodingBroken, Inflater, coding
+from receiver.outbound.decoding import PIECE, CodingBroken, Inflater, coding
 
 TEXT = b"receiver " * 1000
 

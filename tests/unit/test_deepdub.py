@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse
 
-from receiver.errors import ConfigError, PickupRefused
-from receiver.fetch import Failed
-from receiver.fetcher import Fetcher
-from receiver.pickup import Found, Pickup
+from receiver.core.errors import ConfigError, PickupRefused
+from receiver.core.fetch import Failed
+from receiver.core.pickup import Found, Pickup
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.outbound.fetcher import Fetcher
 from receiver.providers import deepdub
 from receiver.providers.base import Gone, NotYet, PullProvider, Result
-from receiver.standins.deepdub import BASE_PATH, Deepdub
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
 from tests.support.golden import ROOT, source_settings, tokens
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from receiver import egress
-from receiver.delivery import OutcomeKind
-from receiver.egress import AddrInfo, Egress, Failure, GuardedResolver, Reply
-from receiver.errors import ConfigError
+from receiver.core.errors import ConfigError
+from receiver.core.work import OutcomeKind
+from receiver.outbound import client as client_module
+from receiver.outbound.client import AddrInfo, Egress, Failure, GuardedResolver, Reply
 from tests.support.sink import Answer, Sink
 from tests.unit.test_threads import unstartable_threads
 
@@ -196,7 +196,7 @@ async def test_once_headers_are_here_a_body_that_never_ends_changes_nothing(
     sink: Sink, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     if limit == "the body's own":
-        monkeypatch.setattr(egress, "BODY_SECONDS", 0.1)
+        monkeypatch.setattr(client_module, "BODY_SECONDS", 0.1)
     sink.default = Answer(status=202, body=b"begun", manner="hang_body")
     timeout_seconds = 3600 if limit == "the body's own" else 0.2
     answer = await post(sink.url, timeout_seconds=timeout_seconds)
@@ -229,7 +229,7 @@ async def test_a_name_that_no_thread_could_look_up_is_not_called_unknown(
 def test_a_lookup_that_never_ends_does_not_hold_the_process() -> None:
     code = (
         "import asyncio, socket, threading\n"
-        "from receiver.egress import Egress\n"
+        "from receiver.outbound.client import Egress\n"
         "socket.getaddrinfo = lambda *_: threading.Event().wait()\n"
         "async def post():\n"
         "    client = Egress(timeout_seconds=0.1, connections=1)\n"

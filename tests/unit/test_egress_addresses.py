@@ -6,8 +6,8 @@ import ipaddress
 
 import pytest
 
-from receiver.addresses import Guard, inside, literal, refusal
-from receiver.errors import AddressBlocked
+from receiver.core.errors import AddressBlocked
+from receiver.outbound.guard import Guard, inside, literal, refusal
 
 PUBLIC = [
     "8.8.8.8",

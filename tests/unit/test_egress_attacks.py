@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from receiver import egress
-from receiver.delivery import OutcomeKind
-from receiver.egress import INTERIM_LIMIT, Egress, Failure, Incoming, Reply, ReplyBroken
-from receiver.targets import Target, target
+from receiver.core.work import OutcomeKind
+from receiver.outbound import client as client_module
+from receiver.outbound.client import INTERIM_LIMIT, Egress, Failure, Incoming, Reply, ReplyBroken
+from receiver.outbound.url import Target, target
 from tests.support.provider_host import CHUNKED, ProviderHost, Talk, chunk, reply
 
 Attack = Callable[[Talk], Awaitable[None]]
@@ -129,14 +129,14 @@ BODIES = {
 async def test_a_delivery_waits_for_no_body_without_end(
     monkeypatch: pytest.MonkeyPatch, host: ProviderHost, attack: str
 ) -> None:
-    monkeypatch.setattr(egress, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(client_module, "BODY_SECONDS", 0.2)
     host.scripts["/"] = BODIES[attack]
     client = Egress(timeout_seconds=0.5, connections=1, allow=["127.0.0.0/8"])
     await client.open()
     got = await client.post(host.url("/"), {}, b"event")
     if isinstance(got, Reply):
         assert got.status == 200
-        assert len(got.body) <= egress.RESPONSE_LIMIT
+        assert len(got.body) <= client_module.RESPONSE_LIMIT
     await host.hung_up.wait()
     await client.close()
 

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver import envelope
-from receiver.model import (
-    AudioFacts,
-    Event,
-    EventDraft,
-    JobError,
-    Stage,
-    StoredBlob,
-    TranscriptDraft,
-)
-from receiver.routing import Route, Router
+from receiver.core import envelope
+from receiver.core.event import AudioFacts, Event, EventDraft, JobError, Stage, StoredBlob, TranscriptDraft
+from receiver.core.routing import Route, Router
 from tests.support.examples import examples
 
 NOW = 1795222923456

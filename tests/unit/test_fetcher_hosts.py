@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from receiver.config import SourceSettings
-from receiver.egress import AddrInfo
-from receiver.errors import ConfigError
-from receiver.fetch import Answer, Downloaded, Failed
-from receiver.fetcher import Fetcher
-from receiver.pickup import Found
-from receiver.spool import Spool
+from receiver.core.errors import ConfigError
+from receiver.core.fetch import Answer, Downloaded, Failed
+from receiver.core.pickup import Found
+from receiver.outbound.client import AddrInfo
+from receiver.outbound.fetcher import Fetcher
+from receiver.settings.model import SourceSettings
+from receiver.system.bodies import Spool
 from tests.support.fetching import LIMIT, LOOPBACK, Way
 from tests.support.provider_host import TLS, ProviderHost, reply
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from receiver.fetch import Answer, Failed, ServerSentEvent
-from receiver.fetcher import Fetcher
-from receiver.pickup import Found
+from receiver.core.fetch import Answer, Failed, ServerSentEvent
+from receiver.core.pickup import Found
+from receiver.outbound.fetcher import Fetcher
 from tests.support.fetching import Way, the_way
 from tests.support.provider_host import CHUNKED, Talk, chunk, reply
 

@@ -9,8 +9,8 @@ import pytest
 
 FORK = """
 import os
-from receiver.model import Rejection, new_id
-from receiver.store import sql
+from receiver.core.event import Rejection, new_id
+from receiver.storage.store import sql
 
 rejection = Rejection(source="s", at=7, status=401, reason="", method="POST", peer="", content_type="", user_agent="")
 made = {"event": lambda: new_id("evt", 7), "rejection": lambda: sql.rejection_id(rejection)}["%s"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from receiver.callback import Head
-from receiver.errors import StoreUnavailable
-from receiver.model import AudioDraft, Rejection
-from receiver.store.base import EventFilter
+from receiver.core.callback import Head
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import AudioDraft, Rejection
+from receiver.storage.store.base import EventFilter
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.running import Seen
 

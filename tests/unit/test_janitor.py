@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from receiver.blobs.local import LocalBlobs
-from receiver.delivery import DeliveryState
-from receiver.errors import BlobsUnavailable, StoreUnavailable
-from receiver.janitor import PAGE, Janitor
-from receiver.model import Recording, RecordStatus
-from receiver.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
-from receiver.spool import MemoryBody
-from receiver.store.base import EventFilter
-from receiver.store.memory import MemoryStore
+from receiver.core.errors import BlobsUnavailable, StoreUnavailable
+from receiver.core.event import Recording, RecordStatus
+from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
+from receiver.core.work import DeliveryState
+from receiver.engine.janitor import PAGE, Janitor
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.storage.store.base import EventFilter
+from receiver.system.bodies import MemoryBody
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
+from tests.support.memory import MemoryStore
 from tests.support.running import Seen
 
 NEVER = Retention(bodies=None, attempts=None, audio=None, dead_letters=None, events=None)
@@ -261,8 +261,8 @@ async def test_what_others_keep_beside_ours_is_left_alone(house: House) -> None:
 async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.janitor.PAGE", 2)
-    monkeypatch.setattr("receiver.janitor.PAGES", 2)
+    monkeypatch.setattr("receiver.engine.janitor.PAGE", 2)
+    monkeypatch.setattr("receiver.engine.janitor.PAGES", 2)
     await house.store.record(recording())
     for n in range(9):
         await house.put(f"{n:032x}.mp3", at=T0)

@@ -8,16 +8,16 @@ from typing import Any, cast
 
 import pytest
 
-from receiver.blobs.base import BlobEntry
-from receiver.blobs.keys import KeyTemplate
-from receiver.blobs.local import LocalBlobs
-from receiver.errors import BlobsUnavailable, ReceiverError
-from receiver.janitor import uptime
-from receiver.retention import DAY, ORPHAN_SECONDS, Retention
-from receiver.spool import MemoryBody
-from receiver.store.base import Clocked, EventFilter
-from receiver.store.postgres import PostgresStore
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
+from receiver.core.errors import BlobsUnavailable, ReceiverError
+from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
+from receiver.engine.janitor import uptime
+from receiver.storage.blobs.base import BlobEntry
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.storage.store.base import Clocked, EventFilter
+from receiver.storage.store.postgres import PostgresStore
+from receiver.system.bodies import MemoryBody
 from tests.contract.store_suite import T0, recording
 from tests.support import postgres
 from tests.unit import test_janitor as usual
@@ -244,7 +244,7 @@ async def test_a_store_without_any_event_makes_nothing_an_orphan(house: House) -
 async def test_many_orphans_among_few_objects_that_are_known_stay(
     house: House, monkeypatch: pytest.MonkeyPatch, known: int, removed: bool
 ) -> None:
-    monkeypatch.setattr("receiver.janitor.MANY", 3)
+    monkeypatch.setattr("receiver.engine.janitor.MANY", 3)
     await house.store.record(recording())
     await _fill(house, 4)
     for _ in range(known):
@@ -273,7 +273,7 @@ class Refusing(Blobs):
 async def test_one_refusal_does_not_stop_the_sweep_of_orphans(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.janitor.PAGE", 2)
+    monkeypatch.setattr("receiver.engine.janitor.PAGE", 2)
     house.blobs = Refusing(str(house.folder / "blobs"))
     await house.store.record(recording())
     await _fill(house, 5)
@@ -318,7 +318,7 @@ async def test_a_blob_store_that_goes_out_while_it_is_listed_ends_the_step_with_
                 raise BlobsUnavailable("out")
             return await super().entries(prefix, after=after, limit=limit)
 
-    monkeypatch.setattr("receiver.janitor.PAGE", 2)
+    monkeypatch.setattr("receiver.engine.janitor.PAGE", 2)
     house.blobs = Half(str(house.folder / "blobs"))
     await _fill(house, 3)
     janitor = house.janitor(Retention())

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from receiver.callback import Head, TokenClaims, VerifiedCallback
-from receiver.errors import BlobsUnavailable, JournalUnavailable, StoreUnavailable
-from receiver.journal import Journal
-from receiver.observe import Observers
-from receiver.spool import FileBody, MemoryBody
+from receiver.core.callback import Head, TokenClaims, VerifiedCallback
+from receiver.core.errors import BlobsUnavailable, JournalUnavailable, StoreUnavailable
+from receiver.core.observe import Observers
+from receiver.storage.journal import Journal
+from receiver.system.bodies import FileBody, MemoryBody
 from tests.support.running import Seen
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from receiver.blobs.local import LocalBlobs
-from receiver.callback import Head, VerifiedCallback
-from receiver.errors import BlobsUnavailable, JournalUnavailable
-from receiver.journal import Journal, look
-from receiver.observe import Observers
-from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody
+from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.errors import BlobsUnavailable, JournalUnavailable
+from receiver.core.observe import Observers
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.storage.journal import Journal, look
+from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody
 from tests.support.running import Seen
 
 LONG = b"sound" * MEMORY_LIMIT

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from receiver.delivery import Due, Outcome, OutcomeKind, StoreStats
-from receiver.logs import LogObserver
-from receiver.metrics import MetricsObserver
-from receiver.observe import AttemptReport, CallbackReport, Observers, no_secrets
+from receiver.app.logs import LogObserver
+from receiver.app.metrics import MetricsObserver
+from receiver.core.observe import AttemptReport, CallbackReport, Observers, no_secrets
+from receiver.core.work import Due, Outcome, OutcomeKind, StoreStats
 
 
 def _callback(**fields: Any) -> CallbackReport:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from receiver.callback import Head, VerifiedCallback
-from receiver.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
-from receiver.model import EventDraft, Stage
-from receiver.pickup import Pickup, PickupKind
+from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
+from receiver.core.event import EventDraft, Stage
+from receiver.core.pickup import Pickup, PickupKind
 from receiver.providers import playht
 from receiver.providers.base import PullProvider
 from tests.support.callbacks import NOW

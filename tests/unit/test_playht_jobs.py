@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from receiver.model import EventDraft, RemoteResult, Stage
-from receiver.pickup import Found
+from receiver.core.event import EventDraft, RemoteResult, Stage
+from receiver.core.pickup import Found
+from receiver.demo.standins.playht import API_KEY, USER_ID, error
 from receiver.providers.base import Gone
-from receiver.standins.playht import API_KEY, USER_ID, error
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
 

@@ -15,16 +15,17 @@ import psycopg
 import pytest
 from psycopg import errors, waiting
 
-from receiver.errors import StoreUnavailable
-from receiver.model import Event, RecordStatus
-from receiver.store import postgres
-from receiver.store.base import EventFilter
-from receiver.store.postgres import PostgresBackend, PostgresStore
-from receiver.store.postgres_clock import Skew, wall_clock
-from receiver.store.postgres_connect import Connection, connect, parse
-from receiver.store.postgres_session import PostgresSession
-from receiver.store.reading import events
-from receiver.store.sql import Session
+from receiver.core.clock import wall_clock
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import Event, RecordStatus
+from receiver.storage.store import postgres
+from receiver.storage.store.base import EventFilter
+from receiver.storage.store.postgres import PostgresBackend, PostgresStore
+from receiver.storage.store.postgres_clock import Skew
+from receiver.storage.store.postgres_connect import Connection, connect, parse
+from receiver.storage.store.postgres_session import PostgresSession
+from receiver.storage.store.reading import events
+from receiver.storage.store.sql import Session
 from tests.contract.store_suite import recording
 from tests.support.postgres import database
 from tests.unit.test_postgres_faults import hang_up

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import psycopg
 import pytest
 
-from receiver.errors import ConfigError, StoreUnavailable
-from receiver.model import RecordStatus
-from receiver.store import postgres, postgres_connect
-from receiver.store.base import EventFilter
-from receiver.store.postgres import PostgresBackend, PostgresStore
-from receiver.store.postgres_session import PostgresSession
+from receiver.core.errors import ConfigError, StoreUnavailable
+from receiver.core.event import RecordStatus
+from receiver.storage.store import postgres, postgres_connect
+from receiver.storage.store.base import EventFilter
+from receiver.storage.store.postgres import PostgresBackend, PostgresStore
+from receiver.storage.store.postgres_session import PostgresSession
 from tests.contract import pickup_suite
 from tests.contract.store_suite import T0, claim, one_delivery, recording, settlement
 from tests.support.postgres import Server, execute, server

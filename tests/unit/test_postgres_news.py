@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Collection, Iterator
 import pytest
 from msgspec.structs import replace
 
-from receiver.store import postgres_clock, postgres_news
-from receiver.store.base import DeliveryFilter, Store
-from receiver.store.postgres import PostgresStore
-from receiver.store.postgres_clock import wall_clock
-from receiver.store.postgres_connect import Connection
+from receiver.core.clock import wall_clock
+from receiver.storage.store import postgres_clock, postgres_news
+from receiver.storage.store.base import DeliveryFilter, Store
+from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.postgres_connect import Connection
 from tests.contract import pickup_suite
 from tests.contract.store_suite import recording, settlement
 from tests.support.postgres import database, execute

@@ -10,13 +10,13 @@ from urllib.parse import quote
 
 import pytest
 
-from receiver.check import check
-from receiver.cli import reaching
-from receiver.config import Finding, parse
-from receiver.errors import ConfigError, StoreUnusable
-from receiver.model import RecordStatus
-from receiver.store import postgres_connect
-from receiver.store.postgres import PostgresStore
+from receiver.app import reaching
+from receiver.app.check import check
+from receiver.core.errors import ConfigError, StoreUnusable
+from receiver.core.event import RecordStatus
+from receiver.settings.model import Finding, parse
+from receiver.storage.store import postgres_connect
+from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording
 from tests.support.postgres import execute, own_database
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from psycopg import errors
 
-from receiver.errors import ConfigError
-from receiver.store import postgres_connect
-from receiver.store.postgres import PostgresStore
+from receiver.core.errors import ConfigError
+from receiver.storage.store import postgres_connect
+from receiver.storage.store.postgres import PostgresStore
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,19 @@ from typing import Any, cast
 
 import pytest
 
-from receiver.blobs.base import BlobEntry
-from receiver.blobs.keys import KeyTemplate
-from receiver.blobs.local import LocalBlobs
-from receiver.janitor import Janitor
-from receiver.model import AudioDraft, EventDraft, Recording, new_id
-from receiver.observe import Observers
-from receiver.pickup import Pickup, PickupKind
-from receiver.recording import Recorder
-from receiver.retention import DAY, ORPHAN_SECONDS, Retention
-from receiver.routing import Router
-from receiver.spool import MemoryBody, Spool
-from receiver.store.memory import MemoryStore
+from receiver.core.event import AudioDraft, EventDraft, Recording, new_id
+from receiver.core.observe import Observers
+from receiver.core.pickup import Pickup, PickupKind
+from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
+from receiver.core.routing import Router
+from receiver.engine.janitor import Janitor
+from receiver.engine.recorder import Recorder
+from receiver.storage.blobs.base import BlobEntry
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.system.bodies import MemoryBody, Spool
 from tests.contract.store_suite import recording
+from tests.support.memory import MemoryStore
 
 HOUR = 3_600_000
 T0 = 20_833 * DAY * 1000

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from receiver.callback import Head, VerifiedCallback
+from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.redaction import Redactor
+from receiver.core.signing import CallbackTokens, ObjectLinks
 from receiver.providers import deapi, deepgram, playht
 from receiver.providers.redaction import redacted, shown, unsigned, unsigned_bytes
-from receiver.redaction import Redactor
-from receiver.signing import CallbackTokens, ObjectLinks
 from tests.support.callbacks import NOW, deapi_head, deapi_source, deepgram_head, deepgram_source
 from tests.support.golden import MemoryBody, source_settings, tokens
 

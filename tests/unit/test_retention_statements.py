@@ -7,7 +7,7 @@ import re
 import apsw
 import pytest
 
-from receiver.store.statements import Statements, migrations
+from receiver.storage.store.statements import Statements, migrations
 
 INDEXES = {
     "old_bodies": "callbacks_bodies (id>? AND id<?)",

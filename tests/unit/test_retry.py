@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from receiver.delivery import Outcome, OutcomeKind
-from receiver.retry import RETRY_AFTER_LIMIT, STANDARD_SCHEDULE, RetryPolicy, fixed, policy, scheduled
+from receiver.core.retry import RETRY_AFTER_LIMIT, STANDARD_SCHEDULE, RetryPolicy, fixed, policy, scheduled
+from receiver.core.work import Outcome, OutcomeKind
 
 REFUSED = Outcome(kind=OutcomeKind.REFUSED, status=500)
 RETRIED = [kind for kind in OutcomeKind if kind not in {OutcomeKind.DELIVERED, OutcomeKind.GONE}]

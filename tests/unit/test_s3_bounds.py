@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from receiver.blobs import s3, s3_calls, s3_upload
-from receiver.blobs.s3 import S3Blobs
-from receiver.blobs.s3_options import S3Options
-from receiver.errors import BlobsUnavailable
-from receiver.spool import MemoryBody
+from receiver.core.errors import BlobsUnavailable
+from receiver.storage.blobs import s3, s3_calls, s3_upload
+from receiver.storage.blobs.s3 import S3Blobs
+from receiver.storage.blobs.s3_options import S3Options
+from receiver.system.bodies import MemoryBody
 from tests.support import s3 as support
 from tests.support.sink import Answer, Sink
 from tests.unit.test_threads import unstartable_threads
@@ -214,7 +214,7 @@ async def test_closing_cuts_off_what_goes_on(sink: Sink, monkeypatch: pytest.Mon
 def test_a_thread_that_never_ends_does_not_hold_the_process() -> None:
     code = (
         "import threading\n"
-        "from receiver.threads import Threads\n"
+        "from receiver.system.threads import Threads\n"
         "threads = Threads(1, 's3')\n"
         "threads.submit(threading.Event().wait)\n"
         "threads.close(); threads.join(0.1); print('over')\n"

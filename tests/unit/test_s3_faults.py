@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from receiver.blobs import s3_calls
-from receiver.blobs.s3 import S3Blobs
-from receiver.blobs.s3_options import S3Options
-from receiver.errors import BlobsUnavailable, ConfigError, NotFound
-from receiver.spool import MemoryBody
+from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
+from receiver.storage.blobs import s3_calls
+from receiver.storage.blobs.s3 import S3Blobs
+from receiver.storage.blobs.s3_options import S3Options
+from receiver.system.bodies import MemoryBody
 from tests.support import s3
 from tests.support.s3 import SECRET_KEY
 from tests.support.sink import Answer, Sink
@@ -388,5 +388,5 @@ async def test_what_is_missing_at_the_start_is_named(
 def test_the_embedded_default_does_not_load_boto3() -> None:
     import subprocess
 
-    code = "import sys, receiver.wiring, receiver.blobs.s3, receiver.blobs.s3_probe; sys.exit('botocore' in sys.modules)"
+    code = "import sys, receiver.app.wiring, receiver.storage.blobs.s3, receiver.storage.blobs.s3_probe; sys.exit('botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

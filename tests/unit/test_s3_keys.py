@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from receiver.blobs.keys import KeyTemplate
-from receiver.blobs.s3_options import S3Options, parse_url
-from receiver.blobs.s3_probe import BUCKET_ACTIONS, OBJECT_ACTIONS
-from receiver.errors import ConfigError
-from receiver.keeping import BlobSettings
+from receiver.core.errors import ConfigError
+from receiver.settings.storage import BlobSettings
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.s3_options import S3Options, parse_url
+from receiver.storage.blobs.s3_probe import BUCKET_ACTIONS, OBJECT_ACTIONS
 
 AT = 1_795_222_923_456  # 2026-11-21T01:02:03.456Z
 

@@ -14,12 +14,12 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 import time_machine
 
-from receiver.blobs import s3_calls
-from receiver.blobs.s3 import S3Blobs
-from receiver.blobs.s3_links import LinkSigner
-from receiver.blobs.s3_options import S3Options, make_client
-from receiver.errors import BlobsUnavailable
-from receiver.wiring import wall_clock
+from receiver.core.clock import wall_clock
+from receiver.core.errors import BlobsUnavailable
+from receiver.storage.blobs import s3_calls
+from receiver.storage.blobs.s3 import S3Blobs
+from receiver.storage.blobs.s3_links import LinkSigner
+from receiver.storage.blobs.s3_options import S3Options, make_client
 from tests.support import s3
 
 s3_credentials = s3.s3_credentials

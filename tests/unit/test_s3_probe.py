@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from receiver.blobs import s3_probe
-from receiver.blobs.keys import KeyTemplate
-from receiver.blobs.s3_options import S3Options
-from receiver.blobs.s3_probe import Trouble, probe
+from receiver.storage.blobs import s3_probe
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.s3_options import S3Options
+from receiver.storage.blobs.s3_probe import Trouble, probe
 from tests.support import s3
 from tests.support.s3 import BUCKET, Weed
 from tests.support.sink import Answer, Sink

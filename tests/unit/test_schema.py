@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from receiver.store.schema import unfit
-from receiver.store.statements import migrations
+from receiver.storage.store.schema import unfit
+from receiver.storage.store.statements import migrations
 
 KNOWN = ["0001_first", "0002_more"]
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from receiver.signing import (
+from receiver.core.signing import (
     CallbackTokens,
     ObjectLinks,
     basic_credentials,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.spool import MEMORY_LIMIT, FileBody, MemoryBody, Receive, Spool
+from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
+from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody, Receive, Spool
 from tests.support.examples import examples
 
 

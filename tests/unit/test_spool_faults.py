@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from receiver.errors import JournalUnavailable
-from receiver.spool import MemoryBody, Receive, Spool
+from receiver.core.errors import JournalUnavailable
+from receiver.system.bodies import MemoryBody, Receive, Spool
 
 MIB = 1024 * 1024
 

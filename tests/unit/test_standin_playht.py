@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from receiver.callback import Head
+from receiver.core.callback import Head
+from receiver.demo.standins import playht
+from receiver.demo.standins.playht import API_KEY, END, STORY, USER_ID, Dashboard, Playht, generating
+from receiver.demo.standins.sending import Callback
+from receiver.demo.standins.serving import served
 from receiver.providers import playht as adapter
-from receiver.standins import playht
-from receiver.standins.playht import API_KEY, END, STORY, USER_ID, Dashboard, Playht, generating
-from receiver.standins.sending import Callback
-from receiver.standins.serving import served
 from tests.support.callbacks import NOW
 from tests.support.golden import MemoryBody, source_settings, tokens
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.model import Recorded, Recording, RecordStatus
-from receiver.pickup import PickupSettled
-from receiver.store.base import DeliveryFilter, EventFilter, PickupFilter
-from receiver.store.sql import Row, Value
-from receiver.store.sqlite import SqliteSession, SqliteStore
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import Recorded, Recording, RecordStatus
+from receiver.core.pickup import PickupSettled
+from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter
+from receiver.storage.store.sql import Row, Value
+from receiver.storage.store.sqlite import SqliteSession, SqliteStore
 from tests.contract import pickup_suite
 from tests.contract.pickup_suite import deferral, held_pickup, pickup, result_of, settlement
 from tests.contract.store_suite import T0, claim, recording

@@ -9,10 +9,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from receiver.store import reading, sqlite
-from receiver.store.sql import Row, Value
-from receiver.store.sqlite import SqliteStore
-from receiver.store.statements import Statements, migrations
+from receiver.storage.store import reading, sqlite
+from receiver.storage.store.sql import Row, Value
+from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.statements import Statements, migrations
 from tests.contract.store_suite import recording
 
 

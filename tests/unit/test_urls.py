@@ -7,9 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from receiver.errors import ConfigError
-from receiver.signing import CallbackTokens
-from receiver.urls import callback_url, compose, is_private, public_url_problems
+from receiver.core.callback_urls import callback_url, compose, is_private, public_url_problems
+from receiver.core.errors import ConfigError
+from receiver.core.signing import CallbackTokens
 
 PUBLIC = "https://hooks.example.com"
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from receiver.attempts import Lane
-from receiver.config import DestinationSettings
-from receiver.destinations.http import HttpDestination
-from receiver.egress import RESPONSE_LIMIT
-from receiver.errors import ConfigError
-from receiver.relay import Relay
-from receiver.retry import policy
-from receiver.signing import new_webhook_secret
+from receiver.core.errors import ConfigError
+from receiver.core.retry import policy
+from receiver.core.signing import new_webhook_secret
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.outbound.client import RESPONSE_LIMIT
+from receiver.outbound.destinations.http import HttpDestination
+from receiver.settings.model import DestinationSettings
 from tests.contract.store_suite import T0
 from tests.support.relaying import FaultyStore, Heard, Now, only, record, render
 from tests.support.sink import Answer, Sink

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from receiver import attempts as attempts_module
-from receiver.attempts import Lane
-from receiver.delivery import DeliveryState, Outcome, OutcomeKind
-from receiver.destinations.base import Destination
-from receiver.errors import BlobsUnavailable, ConfigError
-from receiver.model import Event
-from receiver.relay import Relay
-from receiver.retry import fixed, policy
-from receiver.store.base import Store
+from receiver.core.errors import BlobsUnavailable, ConfigError
+from receiver.core.event import Event
+from receiver.core.retry import fixed, policy
+from receiver.core.work import DeliveryState, Outcome, OutcomeKind
+from receiver.engine import attempts as attempts_module
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.outbound.destinations.base import Destination
+from receiver.storage.store.base import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
     FaultyStore,

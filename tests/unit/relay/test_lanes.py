@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from receiver import lanes as lanes_module
-from receiver.attempts import Lane
-from receiver.delivery import DeliveryState
-from receiver.relay import Relay
-from receiver.retry import fixed, policy
-from receiver.store.base import Store
+from receiver.core.retry import fixed, policy
+from receiver.core.work import DeliveryState
+from receiver.engine import worker as lanes_module
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.storage.store.base import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
     FaultyStore,

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from receiver import lanes as lanes_module
-from receiver.attempts import Lane
-from receiver.delivery import DeliveryState, Outcome, OutcomeKind
-from receiver.destinations.base import Destination
-from receiver.relay import Relay
-from receiver.retry import policy
-from receiver.store.base import Store
+from receiver.core.retry import policy
+from receiver.core.work import DeliveryState, Outcome, OutcomeKind
+from receiver.engine import worker as lanes_module
+from receiver.engine.attempts import Lane
+from receiver.engine.relay import Relay
+from receiver.outbound.destinations.base import Destination
+from receiver.storage.store.base import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
     FaultyStore,

@@ -1,0 +1,381 @@
+"""Where the parts are put together: the only file that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from receiver.app.logs import LogObserver
+from receiver.app.metrics import MetricsObserver
+from receiver.core import envelope
+from receiver.core.clock import wall_clock
+from receiver.core.errors import ConfigError
+from receiver.core.event import Event
+from receiver.core.observe import Observer, Observers
+from receiver.core.routing import Route, Router
+from receiver.core.signing import CallbackTokens, ObjectLinks
+from receiver.engine.attempts import Lane
+from receiver.engine.collector import Collector, Quarry
+from receiver.engine.intake import Intake
+from receiver.engine.janitor import Janitor
+from receiver.engine.recorder import Recorder
+from receiver.engine.relay import Relay
+from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations.http import HttpDestination
+from receiver.outbound.fetcher import Fetcher
+from receiver.providers import deapi, deepdub, deepgram, playht
+from receiver.providers.base import PullProvider, PushProvider
+from receiver.settings.load import (
+    blob_folder,
+    journal_folder,
+    on_s3,
+    postgres_url,
+    public_base,
+    sqlite_path,
+    token_secrets,
+)
+from receiver.settings.model import DestinationSettings, Finding, Settings, SourceSettings, install
+from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.local import LocalBlobs
+from receiver.storage.blobs.s3 import S3Blobs
+from receiver.storage.blobs.s3_options import S3Options
+from receiver.storage.journal import Journal
+from receiver.storage.store.base import Announcing, Store
+from receiver.storage.store.sqlite import SqliteStore
+from receiver.system.bodies import Spool
+
+PROVIDERS: Mapping[str, ModuleType] = {
+    "deepgram": deepgram,
+    "deapi": deapi,
+    "deepdub": deepdub,
+    "playht": playht,
+}
+"""Every provider adapter by the name that `provider = "…"` uses."""
+_DRAIN_SECONDS = (1.0, 5.0)
+"""Pause between two looks at a waiting journal: at first, and at most."""
+_FLUSH_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0
+
+
+@dataclass
+class Ports:
+    """The adapters that the engine sees; a test may wrap them before they are used."""
+
+    store: Store
+    blobs: Blobs
+    providers: Mapping[str, PushProvider]
+    """The sources that call back."""
+    destinations: Mapping[str, Destination]
+    pulls: Mapping[str, PullProvider] = field(default_factory=dict)
+    """The sources that can be asked; many call back as well."""
+    fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
+    """The way out of each source that can be asked."""
+
+
+@dataclass
+class Receiver:
+    """The running parts."""
+
+    settings: Settings
+    ports: Ports
+    tokens: CallbackTokens
+    links: ObjectLinks
+    journal: Journal
+    intake: Intake
+    relay: Relay
+    collector: Collector
+    janitor: Janitor
+    observer: Observers
+    metrics: MetricsObserver
+    clock: Callable[[], int]
+    stopping: bool = False
+    """True from the signal to stop on; callbacks may still be taken for `server.drain_seconds`."""
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self.ports.store
+
+    @property
+    def blobs(self) -> Blobs:
+        """The blob store."""
+        return self.ports.blobs
+
+
+def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, PushProvider | PullProvider]:
+    """Return the adapter of each source. Raises `ConfigError` naming the first setting that does not fit."""
+    return {
+        name: _module(source.provider, name).create(source, tokens)
+        for name, source in settings.sources.items()
+    }
+
+
+def provider_findings(settings: Settings) -> list[Finding]:
+    """Return what the providers have to say about their sources' settings."""
+    found: list[Finding] = []
+    for name, source in settings.sources.items():
+        found += _module(source.provider, name).findings(source)
+    return found
+
+
+def _module(provider: str, source: str) -> ModuleType:
+    try:
+        return PROVIDERS[provider]
+    except KeyError:
+        known = ", ".join(sorted(PROVIDERS))
+        raise ConfigError(
+            f"sources.{source}.provider: there is no provider {provider!r}; write one of {known}"
+        ) from None
+
+
+def build_store(settings: Settings) -> Store:
+    """Return the configured store, not yet open. Raises `ConfigError`."""
+    url = postgres_url(settings)
+    if url is None:
+        return SqliteStore(sqlite_path(settings))
+    try:
+        from receiver.storage.store.postgres import PostgresStore
+    except ImportError:
+        raise ConfigError(
+            f"store.url is postgresql://…, which needs psycopg: {install('postgres')}"
+        ) from None
+    return PostgresStore(url)
+
+
+def build_blobs(settings: Settings) -> Blobs:
+    """Return the configured blob store, not yet open. Raises `ConfigError`."""
+    if on_s3(settings):
+        return S3Blobs(S3Options.of(settings.blobs))
+    return LocalBlobs(blob_folder(settings), KeyTemplate(settings.blobs.key))
+
+
+def build_destination(settings: DestinationSettings) -> Destination:
+    """Return the adapter of one destination. Raises `ConfigError`."""
+    return HttpDestination(settings)
+
+
+def build(
+    settings: Settings,
+    *,
+    observers: Iterable[Observer] | None = None,
+    clock: Callable[[], int] = wall_clock,
+    shape: Callable[[Ports], Ports] = lambda ports: ports,
+) -> Receiver:
+    """Put the parts together, nothing started yet. `shape` may wrap the ports. Raises `ConfigError`."""
+    metrics = MetricsObserver()
+    listeners = (
+        [LogObserver(style=settings.server.log, level=settings.server.log_level)]
+        if observers is None
+        else list(observers)
+    )
+    observer = Observers([metrics, *listeners])
+    secrets_ = token_secrets(settings)
+    tokens, links = CallbackTokens(secrets_), ObjectLinks(secrets_)
+    folder = journal_folder(settings)
+    spool = Spool(str(Path(folder, "spool")))
+    ports = shape(_ports(settings, tokens, spool))
+    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    relay = Relay(
+        store=ports.store,
+        lanes={n: _lane(ports.destinations[n], d) for n, d in settings.destinations.items()},
+        observer=observer,
+        render=_renderer(settings, ports.blobs, links, clock),
+        clock=clock,
+        worker=worker,
+    )
+    waking: list[Collector] = []  # the recorder wakes the collector, which needs the recorder
+
+    def wake_pickups(source: str) -> None:
+        for made in waking:
+            made.wake(source)
+
+    recorder = Recorder(
+        store=ports.store,
+        blobs=ports.blobs,
+        spool=spool,
+        router=Router(
+            Route(name, destination.sources, destination.events)
+            for name, destination in settings.destinations.items()
+        ),
+        keys=KeyTemplate(settings.blobs.key),
+        clock=clock,
+        wake=relay.wake,
+        wake_pickups=wake_pickups,
+    )
+    collector = Collector(
+        store=ports.store,
+        recorder=recorder,
+        sources={n: _quarry(n, s, ports) for n, s in settings.sources.items()},
+        observer=observer,
+        clock=clock,
+        worker=worker,
+    )
+    waking.append(collector)
+    if isinstance(ports.store, Announcing):
+        ports.store.listen(_waker(relay, collector))
+    journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
+    intake = Intake(
+        providers=ports.providers,
+        sources=settings.sources,
+        store=ports.store,
+        recorder=recorder,
+        journal=journal,
+        spool=spool,
+        observer=observer,
+        most=settings.server.max_callbacks,
+    )
+    return Receiver(
+        settings=settings,
+        ports=ports,
+        tokens=tokens,
+        links=links,
+        journal=journal,
+        intake=intake,
+        relay=relay,
+        collector=collector,
+        janitor=Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock),
+        observer=observer,
+        metrics=metrics,
+        clock=clock,
+    )
+
+
+def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:
+    def heard(destinations: Iterable[str], sources: Iterable[str]) -> None:
+        relay.wake(destinations)
+        for source in sources:
+            collector.wake(source)
+
+    return heard
+
+
+def _ports(settings: Settings, tokens: CallbackTokens, spool: Spool) -> Ports:
+    adapters = build_providers(settings, tokens)
+    pulls = {n: adapter for n, adapter in adapters.items() if isinstance(adapter, PullProvider)}
+    return Ports(
+        store=build_store(settings),
+        blobs=build_blobs(settings),
+        providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
+        destinations={n: build_destination(d) for n, d in settings.destinations.items()},
+        pulls=pulls,
+        fetchers={n: Fetcher.create(settings.sources[n], spool) for n in pulls},
+    )
+
+
+def _quarry(name: str, source: SourceSettings, ports: Ports) -> Quarry:
+    return Quarry(
+        provider_name=source.provider,
+        provider=ports.pulls.get(name),
+        fetch=ports.fetchers.get(name),
+        concurrency=source.pickup_concurrency,
+        attempt_seconds=source.attempt_seconds,
+    )
+
+
+def _lane(destination: Destination, settings: DestinationSettings) -> Lane:
+    return Lane(
+        destination=destination,
+        policy=settings.policy,
+        concurrency=settings.concurrency,
+        timeout_seconds=settings.timeout_seconds,
+    )
+
+
+def _renderer(
+    settings: Settings, blobs: Blobs, links: ObjectLinks, clock: Callable[[], int]
+) -> Callable[[Event], bytes]:
+    base = public_base(settings)
+    life = settings.blobs.link_seconds * 1000
+
+    def link(key: str, content_type: str) -> tuple[str, int]:
+        expires_at = clock() + life
+        url = blobs.presign(key, content_type=content_type, expires_at=expires_at)
+        if url is None:
+            token = links.issue(key, content_type=content_type, expires_at=expires_at)
+            url = f"{base}/objects/{token}"
+        return url, expires_at
+
+    return lambda event: envelope.render(event, link)
+
+
+@contextlib.asynccontextmanager
+async def open_receiver(
+    receiver: Receiver, *, intake: bool = True, work: bool = True
+) -> AsyncIterator[Receiver]:
+    """Run the parts: `intake` drains the journal, `work` relays and collects. Leaving stops gracefully and hands claims back.
+
+    Raises `ConfigError`, `Unavailable` when a part cannot be opened.
+    """
+    store = receiver.store
+    if postgres_url(receiver.settings) is None:
+        await (
+            store.migrate()
+        )  # a database of many machines is migrated by a person: old programs may be running on it
+    await store.open()
+    tasks: list[asyncio.Task[None]] = []
+    workings: list[Destination | Fetcher] = []
+    if work:
+        workings = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]
+    try:
+        await receiver.blobs.open()
+        if intake:
+            await receiver.journal.open()
+        receiver.intake.open()
+        if intake:
+            tasks.append(asyncio.create_task(_drain_forever(receiver)))
+            tasks.append(asyncio.create_task(_flush_forever(receiver)))
+        for part in workings:
+            await part.open()
+        if work:
+            receiver.relay.start()
+            receiver.collector.start()
+            receiver.janitor.start()
+        yield receiver
+    finally:
+        if work:
+            grace = receiver.settings.server.stop_seconds
+            await receiver.janitor.stop()
+            await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
+        for part in workings:
+            await part.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if intake:
+            with contextlib.suppress(TimeoutError):  # a database that says nothing must not hold up the end
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await receiver.intake.flush_rejections()
+        await receiver.blobs.close()
+        await store.close()
+
+
+async def _drain_forever(receiver: Receiver) -> None:
+    journal, pause = receiver.journal, _DRAIN_SECONDS[0]
+    while True:
+        if journal.depth == 0:
+            journal.kept.clear()
+            await journal.kept.wait()
+        await asyncio.sleep(pause)
+        try:
+            done = await receiver.intake.drain()
+        except Exception as error:  # a bug must not leave callbacks in the journal until the next start
+            receiver.observer.note("error", "journal.drain_failed", error=type(error).__name__)
+            done = 0
+        pause = _DRAIN_SECONDS[0] if done else min(pause * 2, _DRAIN_SECONDS[1])
+
+
+async def _flush_forever(receiver: Receiver) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        try:
+            await receiver.intake.flush_rejections()
+        except Exception as error:
+            receiver.observer.note("error", "rejections.flush_failed", error=type(error).__name__)

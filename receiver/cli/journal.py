@@ -1,0 +1,223 @@
+"""`journal list` and `journal drain`: what waits on this machine's disk because store or blobs were out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.common import existing_journal, load
+from receiver.cli.options import option
+from receiver.cli.output import print_fields, print_json, print_table, warn
+from receiver.core.clock import wall_clock
+from receiver.core.errors import JournalUnavailable, NotFound, Unavailable
+from receiver.web.shown import time_of
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+    from receiver.core.callback import VerifiedCallback
+    from receiver.settings.model import Settings
+    from receiver.storage.journal import Handle, Journal
+
+AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+Folder = Annotated[
+    str | None,
+    option(
+        "--folder",
+        env="RECEIVER_JOURNAL_FOLDER",
+        help="Another journal's folder in place of this machine's.",
+    ),
+]
+_BUSY_SECONDS = 30.0
+"""How long another process may go on draining before we say so and leave it to that."""
+_LOOK_SECONDS = 0.2
+
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group.command(name="list")(list_)
+    group.command()(drain)
+    app.add_typer(
+        group, name="journal", help="The callbacks that wait on this machine because store or blobs were out."
+    )
+
+
+def list_(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
+    """List the callbacks that wait in this machine's journal, oldest first. Changes nothing, and needs no store."""
+    from receiver.storage.journal import look
+
+    _, folder = _chosen(ctx, folder)
+    _readable(folder)
+    now = wall_clock()
+    shown = [
+        {
+            "entry": entry.stem,
+            "source": entry.source or None,
+            "received_at": time_of(entry.received_at),
+            "age_seconds": max(0, now - entry.received_at) // 1000,
+            "bytes": entry.size,
+            "reason": entry.reason,
+        }
+        for entry in look(folder)
+    ]
+    if as_json:
+        print_json(shown)
+        return
+    if shown:
+        warn(f"in the journal at {folder}:")
+    columns = ("entry", "source", "received_at", "age_seconds", "bytes", "reason")
+    print_table(
+        ("entry", "source", "received", "age (s)", "bytes", "reason"),
+        ([one[name] for name in columns] for one in shown),
+        empty=f"nothing waits in the journal at {folder}",
+    )
+
+
+def _chosen(ctx: typer.Context, folder: str | None) -> tuple[Settings, str]:
+    """Return the settings, and the whole path of the journal that they or `folder` name. Raises `NotFound`."""
+    settings = load(ctx)
+    if folder is not None:
+        path = _named(folder)
+        journal = settings.journal.model_copy(update={"path": path})
+        return settings.model_copy(update={"journal": journal}), path
+    return settings, existing_journal(settings, otherwise=", which makes it (or name its --config)")
+
+
+def _named(folder: str) -> str:
+    path = os.path.abspath(folder)
+    if not os.path.isdir(path):
+        raise NotFound(
+            f"there is no folder {path} that this user can see: copy the journal of the other machine's data folder there, "
+            "or name with --folder where it lies"
+        )
+    inner = os.path.join(path, "journal")
+    if os.path.isdir(inner):  # nothing would be found, and a person take that for nothing left
+        raise NotFound(f"{path} is a data folder and no journal: write --folder {inner}")
+    return path
+
+
+def _readable(folder: str) -> None:
+    """Raise `JournalUnavailable` where this user may not read all that waits: part of it would pass for the whole."""
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith((".json", ".body"))]
+    except OSError as error:
+        raise _closed(folder, f"cannot be read ({error.strerror})") from None
+    paths = [os.path.join(folder, name) for name in names]
+    closed = [path for path in paths if not os.access(path, os.R_OK) and os.path.lexists(path)]
+    if closed:
+        raise _closed(
+            folder,
+            f"holds what this user may not read ({len(closed)} files, {os.path.basename(closed[0])} among them)",
+        )
+
+
+def _removable(folder: str) -> None:
+    """Raise `JournalUnavailable` where this user may not remove what is recorded: it would be left, and nobody know why."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _closed(folder, "lies where this user may remove nothing")
+
+
+def _closed(folder: str, what: str) -> JournalUnavailable:
+    user = os.geteuid()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:  # a container's number without a name
+        name = str(user)
+    return JournalUnavailable(
+        f"the journal at {folder} {what}: run this as the user to whom it belongs, or give it to this one "
+        f"(chown -R {name} {folder}), on a file system that can be written"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Drained:
+    recorded: int
+    """New events, and pickups."""
+    known: int
+    """Callbacks that were recorded before: the provider had sent them again."""
+    left: int
+    reason: str
+    """Why some are left."""
+
+
+def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
+    """Record what waits in this machine's journal, now; status 1 when some of it is left.
+
+    `serve` does so by itself: this is for a machine on which it does not run, or, with --folder, for the journal of one that
+    does not come back. Both may do it at once.
+    """
+    settings, folder = _chosen(ctx, folder)
+    _readable(folder)
+    _removable(folder)
+    done = asyncio.run(_drain(settings, folder))
+    if as_json:
+        counts = {"recorded": done.recorded, "known": done.known, "left": done.left}
+        print_json(counts | {"reason": done.reason, "journal": folder})
+    else:
+        told = [("recorded", done.recorded), ("known already", done.known), ("left", done.left)]
+        print_fields([*told, ("journal", folder)])
+    if done.left:
+        if not as_json:
+            warn(done.reason)
+        raise typer.Exit(1)
+
+
+async def _drain(settings: Settings, folder: str) -> _Drained:
+    from receiver.app.wiring import build
+    from receiver.settings.load import postgres_url
+
+    receiver = build(settings, observers=[])
+    try:
+        if postgres_url(settings) is None:
+            await receiver.store.migrate()
+        await receiver.store.open()
+        await receiver.blobs.open()
+        receiver.intake.open()
+        return await _empty(receiver, folder)
+    finally:
+        await receiver.blobs.close()
+        await receiver.store.close()
+
+
+async def _empty(receiver: Receiver, folder: str) -> _Drained:
+    """Take back what waits; what a process beside us is at is its own, and waited for."""
+    from receiver.storage.journal import look
+
+    counts: Counter[str] = Counter()
+    journal = receiver.journal
+
+    async def take(callback: VerifiedCallback) -> None:
+        recorded = await receiver.intake.take_back(callback)
+        counts["known" if recorded.status.value == "duplicate" else "recorded"] += 1
+
+    reason = ""
+    try:
+        await _turns(journal, take)
+    except Unavailable as error:
+        reason = error.message
+    left = len(look(folder))
+    if left and not reason:
+        reason = journal.refused or (
+            "another process is draining the journal"
+            if journal.being_drained()
+            else "they cannot be taken, for a reason of their own: the log of `receiver serve` tells more"
+        )
+    return _Drained(counts["recorded"], counts["known"], left, reason)
+
+
+async def _turns(journal: Journal, take: Handle) -> None:
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        await journal.open()
+        await journal.drain(take)
+        if not journal.depth or not journal.being_drained() or time.monotonic() > deadline:
+            return
+        await asyncio.sleep(_LOOK_SECONDS)

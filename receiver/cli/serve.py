@@ -1,0 +1,92 @@
+"""`serve` and `work`: the commands that keep running."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import UsageError, option
+
+if TYPE_CHECKING:
+    from receiver.settings.model import Settings
+
+Host = Annotated[str | None, option("--host", help="Address to listen on; overrides server.host.")]
+Port = Annotated[
+    int | None,
+    option("--port", help="Port to listen on; overrides server.port. 0 takes a free one.", min=0, max=65535),
+]
+ReadyFile = Annotated[
+    str | None,
+    option("--ready-file", help="Write pid, host, port and url to this file as JSON, once ready."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(serve)
+    app.command()(work)
+
+
+def serve(
+    ctx: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    no_work: Annotated[
+        bool, option("--no-work", help="Take callbacks only; relay and pick up nothing.")
+    ] = False,
+    no_intake: Annotated[
+        bool, option("--no-intake", help="Take no callbacks; relay, pick up, answer all else.")
+    ] = False,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Take callbacks in, pick results up and relay events, until stopped."""
+    if no_work and no_intake:
+        raise UsageError("--no-work and --no-intake together leave nothing to do")
+    settings = _checked(ctx, host, port)
+    _run(settings, intake=not no_intake, work=not no_work, listen=True, ready_file=ready_file)
+
+
+def work(
+    ctx: typer.Context,
+    host: Host = None,
+    port: Annotated[
+        int | None,
+        option("--port", help="Serve probes, links and the API on this port too.", min=0, max=65535),
+    ] = None,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Pick results up and relay events only, until stopped."""
+    settings = _checked(ctx, host, port)
+    _run(settings, intake=False, work=True, listen=port is not None, ready_file=ready_file)
+
+
+def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings:
+    """Return the settings to run with; fatal findings are printed and end the program.
+
+    With status 2; but 1 when only an outage is in the way, so that starting again may help.
+    """
+    from receiver.app.check import check_file
+    from receiver.app.reaching import reach, unreached
+    from receiver.cli.output import speak_json, tell_finding
+    from receiver.settings.load import wanted_log
+
+    settings, findings = check_file(ctx.obj, os.environ)
+    log = wanted_log(ctx.obj, os.environ) if settings is None else settings.server.log
+    speak_json(on=log == "json")
+    if settings is not None and not any(finding.fatal for finding in findings):
+        findings = reach(settings) + findings
+    for finding in findings:
+        tell_finding(finding)
+    if settings is None or any(finding.fatal for finding in findings):
+        raise typer.Exit(1 if unreached(findings) else 2)
+    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    server = settings.server.model_copy(update=given)
+    return settings.model_copy(update={"server": server})
+
+
+def _run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None) -> None:
+    from receiver.web.server import run
+
+    run(settings, intake=intake, work=work, listen=listen, ready_file=ready_file)

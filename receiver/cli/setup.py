@@ -1,0 +1,279 @@
+"""`init`, `check`, `migrate` and `callback-url`: what comes before running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from receiver.cli.common import load, made_store, pull_provider, source_named, tokens_of
+from receiver.cli.options import UsageError, job_format, option, seconds
+from receiver.cli.output import print_json, print_table, warn
+from receiver.core.clock import wall_clock
+from receiver.core.errors import ConfigError, ReceiverError
+from receiver.web.shown import time_of
+
+if TYPE_CHECKING:
+    from receiver.core.pickup import Pickup
+    from receiver.engine.requests import HandedOut
+    from receiver.settings.model import Settings, SourceSettings
+
+AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(init)
+    app.command()(check)
+    app.command()(migrate)
+    app.command(name="callback-url")(callback_url)
+
+
+def init(
+    path: Annotated[str, option("--path", help="The file to write.")] = "receiver.toml",
+    public_url: Annotated[
+        str | None, option("--public-url", help="Where providers reach this machine: https://…")
+    ] = None,
+    app_url: Annotated[str | None, option("--app-url", help="Where your application takes events.")] = None,
+) -> None:
+    """Write a settings file with fresh secrets."""
+    from receiver.cli.template import APP_URL, fresh, settings_file
+    from receiver.core import callback_urls
+
+    for problem in callback_urls.public_url_problems(public_url) if public_url else ():
+        raise ConfigError(f"--public-url: {problem.message}; {problem.fix}")
+    made = fresh()
+    text = settings_file(made, public_url=public_url, app_url=app_url or APP_URL)
+    _parsed(text)
+    _write_new(path, text)
+    flag = "" if path == "receiver.toml" else f"--config {path} "
+    typer.echo(f"{path} is written, with fresh secrets; only you can read it.\n\nNext:")
+    if public_url:
+        url = callback_urls.callback_url(public_url, "deepgram", provider="deepgram", basic=made.basic)
+        typer.echo(f"  1. Give Deepgram this callback URL:\n     {url}")
+        typer.echo(f"     or one for each job: receiver {flag}callback-url deepgram --ref YOUR-ID")
+    else:
+        typer.echo(f"  1. Set public_url in {path}, then: receiver {flag}callback-url deepgram --ref YOUR-ID")
+    typer.echo(f"  2. Set [destinations.app] url in {path}, and give its secret to your application.")
+    typer.echo(f"  3. receiver {flag}check")
+    typer.echo(f"  4. receiver {flag}serve")
+    typer.echo(f"     and in another terminal: receiver {flag}simulate deepgram")
+
+
+def _parsed(text: str) -> None:
+    """Refuse what would not pass as settings, before anything is written. Raises `ConfigError`."""
+    from receiver.settings.model import parse
+
+    parse(text, {}, str)
+
+
+def _write_new(path: str, text: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ReceiverError(
+            f"{path} is there already, and was left as it is: name another with --path, or remove it"
+        ) from None
+    except OSError as error:
+        raise ReceiverError(f"{path} cannot be written: {error.strerror}") from None
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def check(
+    ctx: typer.Context,
+    offline: Annotated[
+        bool, option("--offline", help="Check the settings alone: ask no database and no bucket.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the settings, PostgreSQL and S3: status 0 when `serve` would start, 2 when not."""
+    from receiver.app.check import check_file
+
+    settings, findings = check_file(ctx.obj, os.environ)
+    if settings is not None and not offline and not any(finding.fatal for finding in findings):
+        from receiver.app.reaching import reach
+
+        findings = sorted(reach(settings) + findings, key=lambda finding: not finding.fatal)
+    fatal = sum(finding.fatal for finding in findings)
+    if as_json:
+        print_json(
+            [
+                {"code": f.code, "fatal": f.fatal, "where": f.where, "message": f.message, "fix": f.fix}
+                for f in findings
+            ]
+        )
+    elif findings:
+        print_table(
+            ("code", "setting", "finding", "what to do"),
+            ((f.code, f.where, f.message, f.fix) for f in findings),
+            empty="",
+        )
+        warnings = len(findings) - fatal
+        typer.echo(f"\n{_number(fatal, 'error')}, {_number(warnings, 'warning')}: {_verdict(fatal)}")
+    else:
+        typer.echo("The settings are good.")
+    if fatal:
+        raise typer.Exit(2)
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _verdict(fatal: int) -> str:
+    return "receiver will not start with these settings" if fatal else "receiver starts with these settings"
+
+
+def migrate(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Bring the store's tables up to date: needed for PostgreSQL; with SQLite `serve` does so by itself."""
+    applied = asyncio.run(_migrate(load(ctx)))
+    if as_json:
+        print_json({"applied": applied})
+    elif applied:
+        typer.echo("\n".join(f"applied {name}" for name in applied))
+    else:
+        typer.echo("nothing to apply: the tables are up to date")
+
+
+async def _migrate(settings: Settings) -> list[str]:
+    from receiver.app.wiring import build_store
+
+    store = build_store(settings)
+    try:
+        return await store.migrate()
+    finally:
+        await store.close()
+
+
+def callback_url(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")],
+    ref: Annotated[
+        str | None, option("--ref", help="Your own id for the job; comes back in the event.")
+    ] = None,
+    expires: Annotated[
+        str | None,
+        option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
+    ] = None,
+    expect_within: Annotated[
+        str | None,
+        option(
+            "--expect-within", help="Tell the application when nothing has come by then: 90s, 15m, 2h, 1d."
+        ),
+    ] = None,
+    job_secret: Annotated[
+        bool,
+        option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
+    ] = False,
+    no_token: Annotated[
+        bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the callback URL to hand to a provider. It holds credentials: treat it as a secret."""
+    settings = load(ctx)
+    chosen = source_named(settings, source)
+    _refuse_contradictions(chosen, ref, expires, format, job_secret, no_token, expect_within)
+    if no_token:
+        _print_without_token(settings, chosen, as_json)
+        return
+    made = _handed_out(settings, chosen, ref, expires, format, job_secret, expect_within)
+    if made.expectation is not None:
+        asyncio.run(_expect(settings, made.expectation))  # before anybody can call the URL
+    if as_json:
+        fields: dict[str, Any] = {"url": made.url, "source": source, "token": made.token, "ref": ref}
+        print_json(fields | _extras(made))
+    elif made.webhook_secret:
+        typer.echo(f"webhook_url: {made.url}\nwebhook_secret: {made.webhook_secret}")
+    else:
+        typer.echo(made.url)
+    if made.expectation is not None and not as_json:
+        warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
+
+
+def _print_without_token(settings: Settings, source: SourceSettings, as_json: bool) -> None:
+    from receiver.core import callback_urls
+    from receiver.engine.requests import newest_basic
+
+    basic = newest_basic(source)
+    url = callback_urls.callback_url(settings.public_url, source.name, provider=source.provider, basic=basic)
+    if as_json:
+        print_json({"url": url, "source": source.name, "token": None, "ref": None})
+    else:
+        typer.echo(url)
+
+
+def _handed_out(
+    settings: Settings,
+    source: SourceSettings,
+    ref: str | None,
+    expires: str | None,
+    format: str | None,
+    job_secret: bool,
+    expect_within: str | None,
+) -> HandedOut:
+    from receiver.engine.requests import hand_out
+
+    return hand_out(
+        settings.public_url,
+        source,
+        tokens_of(settings),
+        provider=pull_provider(settings, source) if expect_within else None,
+        ref=ref,
+        format=job_format(format),
+        expires_seconds=seconds(expires) if expires else None,
+        expect_seconds=seconds(expect_within) if expect_within else None,
+        job_secret=job_secret,
+        now=wall_clock(),
+    )
+
+
+async def _expect(settings: Settings, expectation: Pickup) -> None:
+    async with made_store(settings) as store:
+        await store.add_pickup(expectation)
+
+
+def _extras(made: HandedOut) -> dict[str, Any]:
+    found: dict[str, Any] = {"webhook_secret": made.webhook_secret} if made.webhook_secret else {}
+    if made.expectation is not None:
+        found |= {"expect_by": time_of(made.expectation.due_at), "pickup_id": made.expectation.id}
+    return found
+
+
+def _refuse_contradictions(
+    source: SourceSettings,
+    ref: str | None,
+    expires: str | None,
+    format: str | None,
+    job_secret: bool,
+    no_token: bool,
+    expect_within: str | None,
+) -> None:
+    from receiver.engine.requests import MAX_SECONDS, calls_back
+
+    if not calls_back(source):
+        raise UsageError(
+            f"{source.name} is of provider {source.provider}, which does not call back: hand its results over with "
+            f"`receiver pickup {source.name}`"
+        )
+    if no_token and (ref or expires or format or job_secret or expect_within):
+        raise UsageError(
+            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret or --expect-within: drop it"
+        )
+    if no_token and source.options.get("require_token"):
+        raise UsageError(
+            f"sources.{source.name}.require_token is set, so a URL without a token would be refused: drop --no-token"
+        )
+    if job_secret and source.provider != "deapi":
+        raise UsageError("--job-secret is for deAPI: it alone takes a webhook_secret with a job")
+    if expect_within and not 0 < seconds(expect_within) <= MAX_SECONDS:
+        raise UsageError("--expect-within is more than 0s and at most 30d")
+    if expect_within and expires and seconds(expires) < seconds(expect_within):
+        raise UsageError("the URL would expire before its callback is overdue: make --expires the longer one")

@@ -1,0 +1,130 @@
+"""Callback URLs: what a provider can call, and the URL to hand it. Pure; the library call behind `callback-url`."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+from receiver.core.errors import ConfigError
+
+PORTS = (80, 443, 8080, 8443)
+"""The ports that Deepgram calls back on (https://developers.deepgram.com/docs/callback)."""
+MAX_LENGTH = 2048
+"""The most characters that deAPI takes for `webhook_url` (https://docs.deapi.ai); kept for every provider."""
+HTTPS_ONLY = frozenset({"deapi"})
+"""Providers that call nothing but https."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why providers cannot call a public URL."""
+
+    kind: str
+    """`form`, `port`, `underscore` or `https`."""
+    message: str
+    fix: str
+
+
+def public_url_problems(public_url: str, *, https_only: bool = False) -> list[Problem]:
+    """Return every reason why a provider cannot call URLs under `public_url`; `https_only` for those that insist."""
+    form = _form_problem(public_url)
+    if form:
+        return [Problem("form", form, 'write it as "https://hooks.example.com"')]
+    parts, found = urlsplit(public_url), []
+    if _port(public_url) not in PORTS:
+        allowed = ", ".join(str(port) for port in PORTS)
+        message = f"port {_port(public_url)} is not one that Deepgram calls back on"
+        found.append(Problem("port", message, f"use one of {allowed}, with a proxy in front if need be"))
+    if "_" in public_url:
+        message = "it holds an underscore, and Deepgram fails to resolve such a callback"
+        found.append(Problem("underscore", message, "choose a host and path without one"))
+    if https_only and parts.scheme != "https":
+        found.append(Problem("https", "deAPI calls https URLs only", "put TLS in front, and write https://"))
+    return found
+
+
+def _form_problem(public_url: str) -> str | None:
+    try:
+        parts = urlsplit(public_url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        return "it is not a URL"
+    if parts.scheme not in ("http", "https") or not host:
+        return "it does not begin with https:// (or http://) and a host"
+    if not public_url.isascii() or any(char <= " " or char == "\x7f" for char in public_url):
+        return "it holds a space or a character outside ASCII (write such a host in its xn-- form)"
+    if parts.username is not None or parts.password is not None:
+        return "it holds credentials; those belong into the source's settings"
+    if parts.query or parts.fragment or public_url.endswith(("?", "#")):
+        return "it holds a query or a fragment"
+    return "its port is 0" if port == 0 else None
+
+
+def _port(public_url: str) -> int:
+    parts = urlsplit(public_url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def is_private(url: str) -> bool:
+    """Tell whether the URL's host is this machine by name, or a literal address that is not public."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def compose(base: str, source: str, *, token: str | None = None, basic: str | None = None) -> str:
+    """Return `base/callbacks/source/token` with `basic` (`user:password`) percent-encoded in front of the host.
+
+    Nothing is checked: for URLs that stay on this machine, and for `callback_url`, which checks.
+    """
+    parts = urlsplit(base)
+    credentials = ""
+    if basic is not None:
+        user, _, password = basic.partition(":")
+        credentials = f"{quote(user, safe='')}:{quote(password, safe='')}@"
+    path = "/".join(part for part in (parts.path.strip("/"), "callbacks", source, token) if part)
+    return f"{parts.scheme}://{credentials}{parts.netloc}/{path}"
+
+
+def callback_url(
+    public_url: str | None,
+    source: str,
+    *,
+    provider: str,
+    token: str | None = None,
+    basic: str | None = None,
+) -> str:
+    """Return the URL to hand to a provider: `basic` is the `user:password` it shall send, `token` one of ours.
+
+    Raises `ConfigError` with the reason when the provider could not call it: no public URL, another port than 80,
+    443, 8080 and 8443, an underscore anywhere, http for deAPI, or more than 2048 characters.
+    """
+    if not public_url:
+        raise ConfigError(
+            'public_url is not set, so nobody outside can be told where to call: write public_url = "https://…"'
+        )
+    for problem in public_url_problems(public_url, https_only=provider in HTTPS_ONLY):
+        raise ConfigError(f"public_url: {problem.message}; {problem.fix}")
+    if basic is not None and "_" in basic:
+        raise ConfigError(
+            f"sources.{source}.basic: user or password holds an underscore, and Deepgram refuses callback URLs with "
+            "one; choose a pair of letters and digits"
+        )
+    url = compose(public_url, source, token=token, basic=basic)
+    if "_" in url:
+        raise ConfigError(
+            f"the URL of {source} holds an underscore, which Deepgram refuses; rename the source"
+        )
+    if len(url) > MAX_LENGTH:
+        raise ConfigError(
+            f"the URL has {len(url)} characters, and {MAX_LENGTH} is the most a provider takes; use a shorter ref"
+        )
+    return url

@@ -1,0 +1,163 @@
+"""The event as JSON: composed once when it is recorded, rendered with fresh links at every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from receiver.core.event import AudioFacts, Event, EventDraft, StoredBlob, TranscriptDraft
+
+SCHEMA = 1
+DATA_LIMIT = 18_000
+"""Bytes of `data` past which provider data goes by link: an event stays under 20 kB (Standard Webhooks' advice)."""
+TEXT_LIMIT = 8_000
+"""Bytes of transcript text that travel inside an event."""
+ERROR_LIMIT = 2_000
+"""Characters of a provider's error text that travel inside an event."""
+_ERROR_BYTES = 3_000
+INLINE_LIMIT = 4_000
+"""Bytes of provider data that stay in an event whose document went by link."""
+
+LINKED = ("audio", "media", "document")
+"""The fields of an event that may link to its blob."""
+
+Link = Callable[[str, str], tuple[str, int]]
+"""Gives (url, expiry in epoch milliseconds) for a blob key and its content type."""
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode = msgspec.json.Decoder().decode
+
+
+def iso(millis: int) -> str:
+    """Return epoch milliseconds as ISO 8601 in UTC with milliseconds."""
+    seconds, rest = divmod(millis, 1000)
+    return f"{_iso_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _iso_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def compose(
+    draft: EventDraft,
+    *,
+    event_id: str,
+    source: str,
+    provider: str,
+    audio: tuple[StoredBlob, AudioFacts] | None = None,
+    media: StoredBlob | None = None,
+    document: StoredBlob | None = None,
+    short: bool = False,
+) -> bytes:
+    """Return the event's `data` object as JSON, its links still without URL.
+
+    With `short`, only what is short of the provider's own fields stays.
+    """
+    data: dict[str, Any] = {
+        "event_id": event_id,
+        "schema": SCHEMA,
+        "source": source,
+        "provider": provider,
+        "job_id": draft.job_id,
+        "ref": draft.ref,
+        "late": draft.late,
+        "audio": _audio(*audio) if audio else None,
+        "transcript": _transcript(draft.transcript),
+        "media": _stored(media) if media else None,
+        "document": _stored(document) if document else None,
+        "error": _error(draft),
+        "provider_data": _short(draft.provider_data) if short else draft.provider_data,
+    }
+    return _encode(data)
+
+
+def _stored(blob: StoredBlob) -> dict[str, Any]:
+    return {
+        "uri": blob.uri,
+        "url": None,
+        "url_expires_at": None,
+        "content_type": blob.content_type,
+        "bytes": blob.size,
+        "sha256": blob.sha256,
+    }
+
+
+def _audio(blob: StoredBlob, facts: AudioFacts) -> dict[str, Any]:
+    return _stored(blob) | {
+        "duration_seconds": facts.duration_seconds,
+        "duration_estimated": facts.duration_estimated,
+        "sample_rate_hz": facts.sample_rate_hz,
+        "channels": facts.channels,
+        "codec": facts.codec,
+    }
+
+
+def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
+    if draft is None:
+        return None
+    text = draft.text
+    if text is not None and len(_encode(text)) > TEXT_LIMIT:
+        text = None  # it is in the document, by link
+    return {
+        "text": text,
+        "confidence": draft.confidence,
+        "language": draft.language,
+        "duration_seconds": draft.duration_seconds,
+        "channels": draft.channels,
+    }
+
+
+def _error(draft: EventDraft) -> dict[str, Any] | None:
+    if draft.parked is not None:
+        return {"code": "parked", "message": _cut(draft.parked), "details": None}
+    if draft.error is None:
+        return None
+    details = draft.error.details
+    return {
+        "code": draft.error.code and draft.error.code[:200],
+        "message": _cut(draft.error.message),
+        "details": details and _cut(details),
+    }
+
+
+def _cut(text: str) -> str:
+    """Cut a text to what travels inside an event."""
+    text = text[:ERROR_LIMIT]
+    while len(_encode(text)) > _ERROR_BYTES:
+        text = text[: len(text) * 3 // 4]
+    return text
+
+
+def _short(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what fits: each top-level field of the provider's data that is short, until the room is used."""
+    kept: dict[str, Any] = {}
+    room = INLINE_LIMIT
+    for key, value in fields.items():
+        cost = len(_encode(value)) + len(key)
+        if cost <= room:
+            kept[key] = value
+            room -= cost
+    return kept
+
+
+def render(event: Event, link: Link) -> bytes:
+    """Return the whole event as it is sent: type, timestamp and data, links renewed."""
+    data = event.data
+    if event.blob_key is not None:
+        fields = _decode(data)
+        for name in LINKED:
+            part = fields[name]
+            if part is not None:
+                part["url"], expires = link(event.blob_key, part["content_type"])
+                part["url_expires_at"] = iso(expires)
+        data = _encode(fields)
+    return b'{"type":"%b","timestamp":"%b","data":%b}' % (
+        event.type.encode(),
+        iso(event.occurred_at).encode(),
+        data,
+    )

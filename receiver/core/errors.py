@@ -1,0 +1,137 @@
+"""The whole error tree of receiver. A class's docstring is its default message.
+
+ReceiverError
+├── SenderError                  the sender's fault; `web` maps it once to a status
+│   ├── UnknownSource            404
+│   ├── WrongMethod              405
+│   ├── CallbackRejected         401
+│   │   └── WrongSource          403
+│   ├── BodyTooLarge             413
+│   ├── BodyTooSlow              408
+│   └── BodyCutOff               400
+├── MalformedCallback            proved, but not understood: it is parked, never refused
+├── Unavailable                  ours, and passing: the journal takes over
+│   ├── StoreUnavailable
+│   │   └── StoreUnusable        the settings or the database are wrong: only a person can mend it
+│   ├── BlobsUnavailable
+│   └── JournalUnavailable       nothing could keep it: 503, never 2xx
+├── AddressBlocked               an outbound address that the guard refuses
+├── NotFound                     an id that the store does not hold
+├── PickupRefused                what was handed over for a pickup is not understood
+└── ConfigError                  start-up: names the setting and what to do
+"""
+
+from __future__ import annotations
+
+
+class ReceiverError(Exception):
+    """receiver could not do this."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+
+    @property
+    def message(self) -> str:
+        """The sentence a person reads; never holds a secret."""
+        return str(self.args[0])
+
+
+class SenderError(ReceiverError):
+    """The request cannot be taken as it is."""
+
+    status = 400
+    label = "bad_request"
+
+
+class UnknownSource(SenderError):
+    """No source has this name: compare the callback URL with the [sources.…] sections."""
+
+    status = 404
+    label = "unknown_source"
+
+
+class WrongMethod(SenderError):
+    """A callback comes by POST or PUT."""
+
+    status = 405
+    label = "wrong_method"
+
+
+class CallbackRejected(SenderError):
+    """The callback was not proved."""
+
+    status = 401
+    label = "rejected"
+
+    def __init__(self, message: str | None = None, *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
+        """The setting that an operator should look at, for example `sources.deapi.secrets`."""
+
+
+class WrongSource(CallbackRejected):
+    """The callback token is valid, but it was handed out for another source."""
+
+    status = 403
+    label = "wrong_source"
+
+
+class BodyTooLarge(SenderError):
+    """The body is larger than this source accepts."""
+
+    status = 413
+    label = "too_large"
+
+
+class BodyTooSlow(SenderError):
+    """The body did not arrive in the time this source gives it."""
+
+    status = 408
+    label = "too_slow"
+
+
+class BodyCutOff(SenderError):
+    """The connection ended before the body did: send it again."""
+
+    status = 400
+    label = "cut_off"
+
+
+class MalformedCallback(ReceiverError):
+    """The callback is proved, but not understood."""
+
+
+class Unavailable(ReceiverError):
+    """A part that keeps things is out for now."""
+
+
+class StoreUnavailable(Unavailable):
+    """The store cannot be written or read for now."""
+
+
+class StoreUnusable(StoreUnavailable):
+    """The store cannot be used with these settings."""
+
+
+class BlobsUnavailable(Unavailable):
+    """The blob store cannot be written or read for now."""
+
+
+class JournalUnavailable(Unavailable):
+    """The journal cannot be written: nothing here can keep the callback."""
+
+
+class AddressBlocked(ReceiverError):
+    """The address is not public and not allowed by configuration."""
+
+
+class NotFound(ReceiverError):
+    """Nothing has this id."""
+
+
+class PickupRefused(ReceiverError):
+    """Nothing can be picked up by that: hand over the URL or the job id that the provider gave."""
+
+
+class ConfigError(ReceiverError):
+    """The configuration cannot be used."""

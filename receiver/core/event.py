@@ -1,0 +1,261 @@
+"""Ids, and the event from draft to record: pure data, no I/O.
+
+Times are epoch milliseconds (`int`), given as parameters and never read from a clock here. Ids are text
+made here and sortable by time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct, field
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+TIME_CHARS = 10
+"""Characters after an id's prefix that tell its millisecond."""
+_random = random.Random(os.urandom(32))
+"""Ids must not collide and need not be secret; asking the kernel for each would cost more than the id."""
+# A process that was forked from one which had imported this would go on with the same numbers as its siblings.
+os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(32)))
+
+
+def moment_of(made: str) -> int:
+    """Return the epoch milliseconds at which `new_id` made an id."""
+    number = 0
+    for char in made.partition("_")[2][:TIME_CHARS]:
+        number = number << 5 | _ALPHABET.index(char)
+    return number
+
+
+def new_id(prefix: str, now: int) -> str:
+    """Return `prefix_` + 26 characters: 48 bits of epoch milliseconds, then 80 random bits (base 32, sortable)."""
+    number = (now & 0xFFFFFFFFFFFF) << 80 | _random.getrandbits(80)
+    return f"{prefix}_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+class Stage(StrEnum):
+    """Where in its job an event stands; decides what a late event may still do."""
+
+    PROGRESS = "progress"
+    """More is to come; pointless once the job has completed."""
+    FINAL = "final"
+    """The job has ended."""
+    OPEN = "open"
+    """No order is known (streaming messages, parked callbacks)."""
+
+
+class AudioDraft(Struct, frozen=True, kw_only=True):
+    """The body of this callback is the audio; this is what is said of it."""
+
+    content_type: str
+    extension: str
+    """Without the dot: `mp3`, `wav`, `ogg`, `raw` …"""
+    sample_rate_hz: int | None = None
+    """Only for formats whose bytes carry none (raw PCM, mu-law, A-law)."""
+    channels: int | None = None
+    codec: str | None = None
+    bytes_per_frame: int | None = None
+    """For raw formats: bytes of one sample of all channels, which turns a size into a length."""
+
+
+class FileDraft(Struct, frozen=True, kw_only=True):
+    """The body is a file other than audio, to be stored and linked to; this is what is said of it."""
+
+    part: str
+    """The field of the event that links to it: `media` (image, video, …) or `document` (text)."""
+    content_type: str
+    extension: str
+    """Without the dot."""
+
+
+class RemoteResult(Struct, frozen=True, kw_only=True):
+    """A result that still lies at the provider: a pickup brings it home, and the event waits for it."""
+
+    key: str
+    """The result's identity, whichever road it comes by; the pickup's `key`."""
+    url: str | None
+    """Where it lies; None when the provider has to be asked."""
+    deadline_at: int
+    """When to give up, in epoch milliseconds."""
+
+
+class TranscriptDraft(Struct, frozen=True, kw_only=True):
+    """The text of a transcript, as far as the callback carries it."""
+
+    text: str | None
+    confidence: float | None = None
+    language: str | None = None
+    duration_seconds: float | None = None
+    channels: int | None = None
+
+
+class JobError(Struct, frozen=True, kw_only=True):
+    """What the provider says went wrong."""
+
+    message: str
+    code: str | None = None
+    details: str | None = None
+
+
+class EventDraft(Struct, frozen=True, kw_only=True):
+    """One callback in receiver's words, before it is whole (stored, with an id)."""
+
+    type: str
+    """Dotted, one of `EVENT_TYPES`."""
+    idempotency_key: str
+    """The provider's own identity for this callback; unique within the source."""
+    second_key: str | None = None
+    """Another identity, also unique (deAPI: job and event)."""
+    job_id: str | None = None
+    ref: str | None = None
+    occurred_at: int
+    stage: Stage = Stage.FINAL
+    late: bool = False
+    """It came after the time within which it was expected."""
+    audio: AudioDraft | None = None
+    file: FileDraft | None = None
+    remote: RemoteResult | None = None
+    transcript: TranscriptDraft | None = None
+    error: JobError | None = None
+    parked: str | None = None
+    """Why the callback was not understood; set exactly for `callback.parked`."""
+    provider_data: Mapping[str, Any] = field(default_factory=dict)
+    """The provider's own fields, secrets removed."""
+    document: bytes | None = None
+    """The body to keep, secrets removed; None when the body is audio (it is kept as a blob)."""
+
+
+EVENT_TYPES = (
+    "speech.processing",
+    "speech.completed",
+    "speech.failed",
+    "transcript.processing",
+    "transcript.completed",
+    "transcript.failed",
+    "transcript.partial",
+    "analysis.completed",
+    "analysis.failed",
+    "media.processing",
+    "media.completed",
+    "media.failed",
+    "callback.overdue",
+    "callback.parked",
+    "destination.failing",
+    "destination.recovered",
+    "destination.disabled",
+)
+
+
+class AudioFacts(Struct, frozen=True, kw_only=True):
+    """What the stored bytes themselves say; None where they do not."""
+
+    duration_seconds: float | None = None
+    duration_estimated: bool = False
+    sample_rate_hz: int | None = None
+    channels: int | None = None
+    codec: str | None = None
+
+
+class StoredBlob(Struct, frozen=True, kw_only=True):
+    """One stored object: audio, or a document too long for an event."""
+
+    key: str
+    uri: str
+    """`file:///…` or `s3://bucket/key`."""
+    content_type: str
+    size: int
+    sha256: str
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One normalized, whole, stored fact."""
+
+    id: str
+    type: str
+    source: str
+    provider: str
+    job_id: str | None
+    ref: str | None
+    stage: Stage
+    occurred_at: int
+    recorded_at: int
+    data: bytes
+    """The event's `data` object as JSON; stored links still without their URL (made afresh at each attempt)."""
+    blob_key: str | None = None
+    """The blob that `data` links to."""
+
+
+class CallbackRow(Struct, frozen=True, kw_only=True):
+    """The proved callback as it is kept next to its event."""
+
+    id: str
+    source: str
+    idempotency_key: str
+    second_key: str | None
+    method: str
+    content_type: str
+    received_at: int
+    body_size: int
+    body_sha256: str
+    body: bytes | None
+    """Kept bytes, secrets removed; None when they are a blob."""
+    proofs: str
+    """Comma-separated names of the proofs that held."""
+
+
+class Answered(Struct, frozen=True, kw_only=True):
+    """The expectation that a callback answers."""
+
+    key: str
+    """The pickup's `key`."""
+    final: bool
+    """False: the job is still under way, and only its id was learned."""
+    job_id: str | None
+
+
+class Recording(Struct, frozen=True, kw_only=True):
+    """What one transaction writes: the callback, its event, and one delivery per matching destination.
+
+    The ids of callback and event are made for the same millisecond, so that one leads to the other.
+    """
+
+    callback: CallbackRow
+    event: Event
+    destinations: tuple[str, ...]
+    answered: Answered | None = None
+
+
+class RecordStatus(StrEnum):
+    """What `store.record` found."""
+
+    RECORDED = "recorded"
+    DUPLICATE = "duplicate"
+    LATE = "late"
+    """Recorded without deliveries: the job had already ended."""
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """The answer to a `Recording` or a `Deferral`; `event_id` is that of the first one for a duplicate."""
+
+    status: RecordStatus
+    event_id: str
+    pickup_id: str | None = None
+    """The pickup that brings the event's result home, for a `Deferral`."""
+
+
+class Rejection(Struct, frozen=True, kw_only=True):
+    """A callback that was not proved, kept without its body."""
+
+    source: str
+    at: int
+    status: int
+    reason: str
+    method: str
+    peer: str | None
+    content_type: str
+    user_agent: str

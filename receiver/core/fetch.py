@@ -1,0 +1,92 @@
+"""What a provider adapter may ask of the network: a port and its values. Pure, no I/O.
+
+Failures are values. A reply with any status is an answer; what it means is the adapter's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from msgspec import Struct
+
+from receiver.core.callback import HeldBody
+from receiver.core.pickup import Found
+
+
+class Failed(Struct, frozen=True, kw_only=True):
+    """An attempt that failed; it is made again after a while, until the pickup's deadline."""
+
+    kind: Found
+    """`REFUSED`, `TIMEOUT`, `UNREACHABLE`, `BLOCKED` or `UNUSABLE`."""
+    detail: str
+    """For a person; names host and port, never the rest of a URL."""
+    status: int | None = None
+    retry_after: float | None = None
+    """Seconds the far side asked for."""
+    too_large: bool = False
+    """The bytes were over the limit: another try would find the same."""
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """The far side answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case; of a name that came twice, the first."""
+    body: bytes = b""
+    """`ask`: the whole body. `download`: up to 16 KiB of it, when the status is not 200."""
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds that `Retry-After` asks for (whole seconds; dates are turned into seconds by the fetcher)."""
+        value = self.headers.get("retry-after", "")
+        return float(value) if value.isascii() and value.isdigit() else None
+
+
+class Downloaded(Struct, frozen=True, kw_only=True):
+    """A body, whole, counted and hashed, in a temporary place; the caller of `download` discards it."""
+
+    headers: Mapping[str, str]
+    body: HeldBody
+
+
+class ServerSentEvent(Struct, frozen=True, kw_only=True):
+    """One event of a `text/event-stream`."""
+
+    event: str
+    """`message` when the stream gave no name."""
+    data: str
+
+
+class Stream(Protocol):
+    """A reply of which the events are read as they come."""
+
+    @property
+    def answer(self) -> Answer:
+        """Status and headers; the body only when it is no event stream with status 200 or 201."""
+
+    def events(self) -> AsyncIterator[ServerSentEvent | Failed]:
+        """Yield events until the stream ends; a connection that breaks or falls silent yields one `Failed`, last."""
+
+
+class Fetch(Protocol):
+    """The way out to a provider, guarded (addresses, sizes, times), for one source."""
+
+    async def ask(self, url: str, *, headers: Mapping[str, str]) -> Answer | Failed:
+        """GET a small document (1 MiB at most) from the provider's API. Never redirected: the headers hold a key."""
+
+    async def download(
+        self, url: str, *, hosts: Sequence[str], limit: int, headers: Mapping[str, str] | None = None
+    ) -> Downloaded | Answer | Failed:
+        """GET a result: `Downloaded` for 200, `Answer` for any other status.
+
+        `hosts` are the host names that `url` and every redirect may have, with all below them; `*` is any. `limit` in
+        bytes, after a content coding is undone. With `headers` (they hold a key) nothing is redirected.
+        """
+
+    def stream(
+        self, url: str, *, headers: Mapping[str, str], idle_seconds: float
+    ) -> AbstractAsyncContextManager[Stream | Failed]:
+        """GET a `text/event-stream`. Never redirected. Silence of `idle_seconds` is a failure."""

@@ -1,0 +1,153 @@
+"""What the engine reports, to whoever listens. Logs and metrics are listeners; the engine knows neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from receiver.core.pickup import PickupOutcome
+from receiver.core.work import Outcome
+
+
+class CallbackReport(Struct, frozen=True, kw_only=True):
+    """One callback and what it was answered."""
+
+    source: str
+    """Name of a configured source, or `unknown`: never what a stranger wrote in the path."""
+    provider: str
+    method: str
+    answer: str
+    """`recorded`, `duplicate`, `late`, `parked`, `journaled`, or a sender error's label (`rejected`, `too_large`, …)."""
+    status: int
+    seconds: float
+    """From the first header to the answer."""
+    size: int
+    """Body bytes read."""
+    event_id: str | None = None
+    event_type: str | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    content_type: str = ""
+    peer: str | None = None
+    reason: str = ""
+    """Why it was refused, parked or journaled: names the setting to look at, never a secret."""
+    proofs: str = ""
+    count: int = 1
+    """How many callbacks this tells of: those refused as `overloaded` in one moment are told together."""
+
+
+class AttemptReport(Struct, frozen=True, kw_only=True):
+    """One attempt of a delivery and its consequence."""
+
+    destination: str
+    delivery_id: str
+    event_id: str
+    event_type: str
+    number: int
+    outcome: Outcome
+    seconds: float
+    state: str
+    """The delivery's state afterwards; `lost` when another worker held the claim by then."""
+    due_at: int | None
+    waited_seconds: float
+    """From recording to the start of this attempt."""
+
+
+class PickupReport(Struct, frozen=True, kw_only=True):
+    """One attempt of a pickup and its consequence."""
+
+    source: str
+    provider: str
+    pickup_id: str
+    job_id: str | None
+    ref: str | None
+    number: int
+    outcome: PickupOutcome
+    seconds: float
+    state: str
+    """The pickup's state afterwards; `lost` when another worker held the claim by then."""
+    due_at: int | None
+    event_id: str | None = None
+    """The event that ended it."""
+    event_type: str | None = None
+
+
+class Observer(Protocol):
+    """A listener. Must not raise and must not block."""
+
+    def callback(self, report: CallbackReport) -> None:
+        """One callback was answered."""
+
+    def attempt(self, report: AttemptReport) -> None:
+        """One attempt was settled."""
+
+    def pickup(self, report: PickupReport) -> None:
+        """One attempt of a pickup was settled."""
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        """The journal's depth changed."""
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Something a person should know; `level` is `info`, `warning` or `error`, `event` a dotted fact."""
+
+
+class Observers:
+    """Several listeners as one. A listener that fails (its stream is gone, its disk full) never fails the engine."""
+
+    def __init__(self, listeners: Iterable[Observer]) -> None:
+        self._listeners = tuple(listeners)
+
+    def callback(self, report: CallbackReport) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            with suppress(Exception):
+                listener.callback(report)
+
+    def attempt(self, report: AttemptReport) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            with suppress(Exception):
+                listener.attempt(report)
+
+    def pickup(self, report: PickupReport) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            with suppress(Exception):
+                listener.pickup(report)
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            with suppress(Exception):
+                listener.journal(depth, oldest_age_seconds)
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            with suppress(Exception):
+                listener.note(level, event, **fields)
+
+
+def no_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` without values under names that carry secrets; the last line of defence for logs."""
+    return {key: ("[redacted]" if _is_secret(key) else value) for key, value in fields.items()}
+
+
+_SECRET_NAMES = (
+    "authorization",
+    "secret",
+    "password",
+    "token",
+    "dg-token",
+    "dg-project-id",
+    "cookie",
+    "api_key",
+)
+
+
+def _is_secret(name: str) -> bool:
+    lowered = name.lower()
+    return any(word in lowered for word in _SECRET_NAMES)

@@ -1,0 +1,126 @@
+"""When to try again, as a value: tenacity's wait and stop strategies used as arithmetic; nothing sleeps here."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    stop_after_attempt,
+    wait_chain,
+    wait_exponential,
+    wait_fixed,
+    wait_random,
+)
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from receiver.core.work import Outcome, OutcomeKind
+
+RETRY_AFTER_LIMIT = 24 * 3600
+"""Longest wait in seconds that a destination's `Retry-After` can ask for."""
+STANDARD_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
+"""Seconds between attempts, from the Standard Webhooks specification's example (about 75.6 hours in all)."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How many attempts a round has, and the seconds between them."""
+
+    name: str
+    wait: wait_base
+    stop: stop_base
+    attempts: int
+    """Attempts in a round, the first one included."""
+
+    def next_delay(self, attempts: int, outcome: Outcome) -> float | None:
+        """Return the seconds until the next attempt, None when the delivery is dead.
+
+        `attempts` counts those made in this round, the one that found `outcome` included. `Retry-After` is a
+        floor, never a shortcut, and at most a day. 410 ends the delivery at once.
+        """
+        if outcome.kind is OutcomeKind.GONE:
+            return None
+        state = _state(attempts)
+        if self.stop(state):
+            return None
+        asked = min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT)
+        return max(self.wait(state), asked)
+
+
+_IDLE = Retrying()
+
+
+def _state(attempts: int) -> RetryCallState:
+    state = RetryCallState(_IDLE, None, (), {})
+    state.attempt_number = attempts
+    return state
+
+
+def fixed(name: str, retries: int, wait: float) -> RetryPolicy:
+    """Return a policy of `retries` retries, `wait` seconds apart."""
+    return RetryPolicy(name, wait_fixed(wait), stop_after_attempt(retries + 1), retries + 1)
+
+
+def scheduled(name: str, schedule: Sequence[float], jitter: float = 0.0) -> RetryPolicy:
+    """Return a policy that waits each of `schedule` (seconds) in turn, each up to `jitter` (0.1: a tenth) longer."""
+    waits = [wait_fixed(s) + wait_random(0, s * jitter) if jitter else wait_fixed(s) for s in schedule]
+    wait: wait_base = wait_chain(*waits) if waits else wait_fixed(0)
+    return RetryPolicy(name, wait, stop_after_attempt(len(waits) + 1), len(waits) + 1)
+
+
+_PICKUP_WAIT = wait_exponential(multiplier=5, exp_base=2, max=300)
+
+
+def pickup_delay(failures: int, retry_after: float | None) -> float:
+    """Return the seconds until a pickup is attempted again after its `failures`th failure in a row.
+
+    5 s, doubled each time up to 5 minutes, a quarter more or less by chance; `Retry-After` is a floor, and at most a day.
+    Nothing is given up here: a pickup has a deadline.
+    """
+    wait = _PICKUP_WAIT(_state(min(failures, 64))) * random.uniform(0.75, 1.25)
+    return max(wait, min(retry_after or 0.0, RETRY_AFTER_LIMIT))
+
+
+def policy(setting: str | dict[str, Any]) -> RetryPolicy:
+    """Return the policy that a destination's `retry` setting names. Raises `ValueError` with what to write instead."""
+    match setting:
+        case "deepgram":
+            return fixed("deepgram", 10, 30)
+        case "standard":
+            return scheduled("standard", STANDARD_SCHEDULE, jitter=0.1)
+        case {"retries": int(retries), "wait": int() | float() as wait} if (
+            len(setting) == 2 and 0 <= retries <= 1000 and 0 <= wait <= 7 * 86400
+        ):
+            return fixed("custom", retries, wait)
+        case {"schedule": list(schedule)} if len(setting) == 1 and _is_schedule(schedule):
+            return scheduled("custom", schedule)
+    raise ValueError(
+        'retry is "deepgram", "standard", {retries = 10, wait = 30} or {schedule = [5, 300]} (seconds, at most 7 days)'
+    )
+
+
+def _is_schedule(schedule: list[Any]) -> bool:
+    return len(schedule) <= 1000 and all(
+        isinstance(s, int | float) and not isinstance(s, bool) and 0 <= s <= 7 * 86400 for s in schedule
+    )
+
+
+def retry_after(text: str, now: float) -> int | None:
+    """Read `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as whole seconds from `now` (seconds since 1970).
+
+    A day at most; None when it says neither.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return min(int(text[:10]), RETRY_AFTER_LIMIT)
+    try:
+        return min(max(0, math.ceil(parsedate_to_datetime(text).timestamp() - now)), RETRY_AFTER_LIMIT)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

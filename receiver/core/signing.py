@@ -1,0 +1,209 @@
+"""Proofs and signatures: Basic, HMAC, Standard Webhooks, callback tokens and object links.
+
+Every compare is constant-time and runs over all configured secrets (sign with the last, accept any).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets as random
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from itsdangerous import Signer
+
+from receiver.core.callback import TokenClaims
+
+_MAC_BYTES = 32
+_CALLBACK_SALT = "receiver.callback-token"
+_OBJECT_SALT = "receiver.object-link"
+_MAX_TOKEN = 2048
+
+
+def same(left: str | bytes, right: str | bytes) -> bool:
+    """Compare two strings in constant time, whatever characters they hold."""
+    return hmac.compare_digest(_bytes(left), _bytes(right))
+
+
+def same_as_any(given: str | bytes, expected: Sequence[str | bytes]) -> bool:
+    """Compare `given` with every expected value, without stopping at the first that fits."""
+    found = False
+    for value in expected:
+        found |= same(given, value)
+    return found
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
+def basic_credentials(header: str) -> str | None:
+    """Return `user:password` from an `Authorization: Basic …` value, None when it is not one.
+
+    The password may hold colons; the text is UTF-8, or latin-1 where it is not valid UTF-8.
+    """
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        raw = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return text if ":" in text else None
+
+
+def hmac_sha256_hex(secret: str, message: bytes) -> str:
+    """Return the lower-case hex HMAC-SHA256 of `message` under the secret's UTF-8 bytes."""
+    return hmac.digest(secret.encode(), message, "sha256").hex()
+
+
+# ---------------------------------------------------------------- Standard Webhooks 1.0.0
+
+
+def webhook_key(secret: str) -> bytes:
+    """Return the key bytes of a `whsec_…` secret. Raises `ValueError` with what to do."""
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("a destination's secret is whsec_ followed by base64 of 24 to 64 bytes") from None
+    if not 24 <= len(key) <= 64:
+        raise ValueError(
+            f"a destination's secret holds 24 to 64 bytes after whsec_; this one holds {len(key)}"
+        )
+    return key
+
+
+def new_webhook_secret() -> str:
+    """Return a fresh `whsec_…` secret of 32 random bytes."""
+    return "whsec_" + base64.b64encode(random.token_bytes(32)).decode()
+
+
+def standard_webhook(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """Return the three Standard Webhooks headers; `timestamp` in seconds; one `v1` signature for each key."""
+    signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
+    signatures = ("v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode() for key in keys)
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+# ---------------------------------------------------------------- tokens in URLs: letters and digits only
+
+
+class _AlnumSigner:
+    """itsdangerous signatures over bytes, spelled in letters and digits (Deepgram refuses underscores)."""
+
+    def __init__(self, secrets: Sequence[str], salt: str) -> None:
+        self._signer = Signer(list(secrets), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+
+    def sign(self, payload: bytes) -> str:
+        mac = base64.urlsafe_b64decode(self._signer.get_signature(payload) + b"=")
+        return base64.b32encode(payload + mac).decode().rstrip("=").lower()
+
+    def unsign(self, token: str) -> bytes | None:
+        if not token or len(token) > _MAX_TOKEN or not token.isascii() or not token.isalnum():
+            return None
+        try:
+            raw = base64.b32decode(token.upper() + "=" * (-len(token) % 8))
+        except binascii.Error:
+            return None
+        payload, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        signature = base64.urlsafe_b64encode(mac).rstrip(b"=")
+        return payload if self._signer.verify_signature(payload, signature) else None
+
+
+class CallbackTokens:
+    """Makes and reads the token of a callback URL: it proves that we handed the URL out, and tells which job it is."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        if not secrets:
+            raise ValueError("callback tokens need at least one secret")
+        self._secrets = tuple(secrets)
+        self._signer = _AlnumSigner(secrets, _CALLBACK_SALT)
+        self._seen: dict[str, TokenClaims] = {}
+
+    def issue(
+        self,
+        source: str,
+        *,
+        ref: str | None = None,
+        format: dict[str, Any] | None = None,
+        expires_at: int | None = None,
+        job_secret: bool = False,
+        expect_by: int | None = None,
+    ) -> str:
+        """Return a new token; `expires_at` in epoch milliseconds, None for one that stays; `expect_by` likewise."""
+        fields: dict[str, Any] = {"s": source, "i": random.token_hex(8)}
+        if ref is not None:
+            fields["r"] = ref
+        if format:
+            fields["f"] = format
+        if expires_at is not None:
+            fields["x"] = expires_at
+        if job_secret:
+            fields["j"] = 1
+        if expect_by is not None:
+            fields["e"] = expect_by
+        return self._signer.sign(msgspec.json.encode(fields))
+
+    def read(self, token: str) -> TokenClaims | None:
+        """Return what a token says, None when we did not make it. Expiry is left to the caller."""
+        claims = self._seen.get(token)
+        if claims is None:
+            payload = self._signer.unsign(token)
+            if payload is None:
+                return None
+            claims = _claims(payload)
+            if len(self._seen) >= 1024:
+                self._seen.clear()
+            self._seen[token] = claims
+        return claims
+
+    def job_secrets(self, token: str) -> list[str]:
+        """Return the webhook secrets derived from a token (64 hex digits), newest first: one for each of ours."""
+        return [
+            hmac.digest(secret.encode(), b"receiver.job-secret." + token.encode(), "sha256").hex()
+            for secret in reversed(self._secrets)
+        ]
+
+
+def _claims(payload: bytes) -> TokenClaims:
+    fields = msgspec.json.decode(payload)
+    return TokenClaims(
+        source=fields["s"],
+        token_id=fields["i"],
+        ref=fields.get("r"),
+        format=fields.get("f", {}),
+        expires_at=fields.get("x"),
+        job_secret=bool(fields.get("j")),
+        expect_by=fields.get("e"),
+    )
+
+
+class ObjectLinks:
+    """Makes and reads the token of a link to a locally stored object."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._signer = _AlnumSigner(secrets, _OBJECT_SALT)
+
+    def issue(self, key: str, *, content_type: str, expires_at: int) -> str:
+        """Return a token for the object `key`, good until `expires_at` (epoch milliseconds)."""
+        return self._signer.sign(msgspec.json.encode([key, content_type, expires_at]))
+
+    def read(self, token: str) -> tuple[str, str, int] | None:
+        """Return key, content type and expiry, None when we did not make the token."""
+        payload = self._signer.unsign(token)
+        if payload is None:
+            return None
+        key, content_type, expires_at = msgspec.json.decode(payload)
+        return key, content_type, expires_at

@@ -1,0 +1,233 @@
+"""The main job, shown: `receiver demo` runs receiver and a sample application, and plays the providers.
+
+Every step says what happens and checks that it did. All of it stays on 127.0.0.1 and in one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from rich.console import Console
+
+from receiver.core import callback_urls
+from receiver.demo.pulling import deapi_story, deepdub, expired_link, overdue, playht, same_audio
+from receiver.demo.stage import PATIENCE, NotAsPromised, Stage, answer_of, fresh_folder, leave, set_stage
+from receiver.demo.standins import deepgram
+from receiver.demo.standins.children import clean_environment
+from receiver.demo.standins.sending import Callback, open_client
+
+_QUESTION_SECONDS = 15.0
+
+
+def show(folder: Path, *, stay: bool | None) -> int:
+    """Play the demo in `folder`; return 0 when all was as promised, else 1. `stay` None asks in a terminal.
+
+    Raises `ReceiverError` when the folder is there and is not one that a demo made.
+    """
+    out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    fresh_folder(folder)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with open_client() as client, set_stage(folder, out, client) as stage:
+            began = time.monotonic()
+            _play(stage)
+            out.print(f"\nAll of it as promised, in {time.monotonic() - began:.0f} s.", style="bold green")
+            _look_further(stage)
+            if stay or (stay is None and _asked(out)):
+                _stay(stage)
+    except NotAsPromised as error:
+        out.print(f"\nNot as promised: {error.message}", style="bold red")
+        out.print(f"The logs are in {folder}: receiver.log, app.log")
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        leave(folder)
+    return 0
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def _play(stage: Stage) -> None:
+    audio = files("receiver.demo.samples").joinpath("speech.mp3").read_bytes()
+    stage.title("Start receiver and a sample application")
+    stage.start_receiver()
+    stage.start_app()
+    stage.good(f"receiver listens on {stage.base}, all it keeps is in {stage.folder}/data")
+    stage.good(f"the application listens on 127.0.0.1:{stage.ports[1]}")
+    speech = _speech(stage, audio)
+    _strangers(stage, speech)
+    _outage(stage, audio)
+    _duplicate(stage, speech)
+    _killed(stage, audio)
+    expired_link(stage, audio)
+    deepdub(stage, audio)
+    playht(stage, audio)
+    overdue(stage, _deepgram, audio)
+    _compare(stage)
+
+
+def _deepgram(stage: Stage, ref: str, audio: bytes, *, token: str | None = None) -> Callback:
+    token = token or stage.tokens.issue("deepgram", ref=ref, format={"product": "speak"})
+    url = callback_urls.compose(stage.base, "deepgram", token=token, basic=stage.basic)
+    return deepgram.speech(url, audio, content_type="audio/mpeg", method="PUT")
+
+
+def _speech(stage: Stage, audio: bytes) -> Callback:
+    stage.title("Deepgram calls back with speech: PUT, Basic credentials, a token that says order-42")
+    callback = _deepgram(stage, "order-42", audio)
+    event_id = stage.recorded(callback, "speech.completed")
+    line = stage.got(event_id)
+    heard = same_audio(line, audio)
+    if line["ref"] != "order-42":
+        raise NotAsPromised("the event carries another ref")
+    stage.good("delivered: the application checked the signature and saw ref order-42")
+    length = f"{heard['bytes']} bytes, {heard['duration_seconds']:.2f} s"
+    stage.good(f"it fetched the audio by the event's link: {length}, SHA-256 as sent")
+    return callback
+
+
+def _strangers(stage: Stage, speech: Callback) -> None:
+    stage.title("Somebody else calls back: a wrong password, then no signature")
+    parts = urlsplit(speech.url)
+    wrong = urlunsplit(parts._replace(netloc=f"deepgram:guess@{parts.netloc.rpartition('@')[2]}"))
+    forged = Callback(speech.method, wrong, speech.headers, b"not from Deepgram")
+    unsigned = Callback("POST", f"{stage.base}/callbacks/deapi", {"content-type": "application/json"}, b"{}")
+    for callback, what in ((forged, "the wrong password"), (unsigned, "no signature")):
+        tried = stage.send(callback, what)
+        if tried.status != 401:
+            raise NotAsPromised(f"{what} was answered {tried.status} instead of 401")
+        stage.good(f"{what}: refused with 401, nothing stored")
+
+
+def _outage(stage: Stage, audio: bytes) -> None:
+    stage.title("The application goes down; deAPI calls back twice, signed; the result lies behind a link")
+    stage.stop_app()
+    ids = deapi_story(stage, "order-43")
+    for event_id in ids:
+        line = stage.failed_attempt(event_id)
+    stage.good(f"the attempts fail ({line.get('detail')}), and are tried again every second")
+    stage.title("The application comes up again")
+    stage.start_app()
+    for event_id in ids:
+        line = stage.got(event_id)
+    same_audio(line, audio)
+    stage.good(
+        "both events are delivered, signed, by a retry; the audio was fetched before deAPI's link could end"
+    )
+
+
+def _duplicate(stage: Stage, speech: Callback) -> None:
+    stage.title("Deepgram sends the first callback again, as it does when an answer was lost")
+    tried = stage.send(speech, "speech.completed")
+    answer = answer_of(tried)
+    first = next(iter(stage.events))
+    if tried.status != 200 or answer.get("status") != "duplicate" or answer.get("event_id") != first:
+        raise NotAsPromised(f"the duplicate was answered {tried.status}: {tried.answer}")
+    stage.good(f"answered 200 as a duplicate of {first}; no second event, no second delivery")
+
+
+def _killed(stage: Stage, audio: bytes) -> None:
+    stage.title("receiver is killed (SIGKILL) with an event answered for and not yet delivered")
+    stage.stop_app()
+    event_id = stage.recorded(_deepgram(stage, "order-44", audio), "speech.completed")
+    stage.failed_attempt(event_id)
+    stage.receiver.stop(signal.SIGKILL)
+    stage.good("killed; nothing was handed over or written on the way out")
+    stage.start_app()
+    stage.start_receiver()
+    stage.got(event_id)
+    stage.good("started again, and the event is delivered: what was answered with 200 is never lost")
+
+
+def _compare(stage: Stage) -> None:
+    """Compare what the store holds with what was answered and promised, and with what the application got."""
+    found = {event["id"]: event["type"] for event in stage.ask("events")}
+    # A slow machine hears of PlayHT's progress in between.
+    known = {i: kind for i, kind in found.items() if i in stage.events or kind != "speech.processing"}
+    if known != stage.events:
+        raise NotAsPromised(f"the store holds {len(known)} events instead of {len(stage.events)}")
+    states = sorted(delivery["state"] for delivery in stage.ask("deliveries"))
+    if states != ["delivered"] * len(found):
+        raise NotAsPromised(f"the deliveries are {', '.join(states)}")
+    stage.stop_app()
+    if stage.delivered != dict.fromkeys(found, 1):
+        raise NotAsPromised("the application did not get each event exactly once")
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def _look_further(stage: Stage) -> None:
+    say, first = stage.out.print, next(iter(stage.events))
+    for words in (["events"], ["deliveries"], ["pickups"], ["rejections"]):
+        command = f"{_command()} --config {_quoted(stage.config)} {' '.join(words)}"
+        say(f"\n$ {command}", style="bold")
+        sys.stdout.flush()
+        subprocess.run(
+            [sys.executable, "-m", "receiver.cli.app", "--config", stage.config, *words],
+            check=False,
+            env=clean_environment(os.environ),
+            timeout=PATIENCE,
+        )
+    audio = stage.ask("events", first)["data"]["audio"]["uri"]
+    say(f"\nThe audio of the first event is {unquote(urlsplit(audio).path)}. Look further with")
+    say(f"  {_command()} --config {_quoted(stage.config)} events {first}")
+    say(f"  {_command()} --config {_quoted(stage.config)} deliveries --json")
+    say(f"  less {_quoted(f'{stage.folder}/receiver.log')}")
+    say(f"and begin with a file of your own: {_command()} init")
+
+
+def _command() -> str:
+    """Return how this program is called from here: by its name when the shell finds it, else by its path."""
+    if shutil.which("receiver"):
+        return "receiver"
+    beside = Path(sys.executable).with_name("receiver")
+    here = Path.cwd()
+    return _quoted(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+
+
+def _quoted(path: str | Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def _asked(out: Console) -> bool:
+    """Ask in a terminal whether to stay up; silence is no."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    out.print(f"\nStay up, to try things out? [y/N] (no in {_QUESTION_SECONDS:.0f} s) ", end="")
+    sys.stdout.flush()
+    readable, _, _ = select.select([sys.stdin], [], [], _QUESTION_SECONDS)
+    if not readable:
+        out.print()
+        return False
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _stay(stage: Stage) -> None:
+    """Keep both processes up until Ctrl-C, and say what the application gets."""
+    stage.start_app()
+    stage.out.print(f"\nreceiver stays up on {stage.base}. Try, in another terminal:")
+    stage.out.print(
+        f"  {_command()} --config {_quoted(Path(stage.config).absolute())} simulate deepgram --ref order-45"
+    )
+    stage.out.print("Ctrl-C ends it.\n")
+    heard = 0
+    with contextlib.suppress(KeyboardInterrupt):
+        while stage.app.status is None:
+            line = stage.app.wait_for(lambda _: True, seconds=3600, after=heard)
+            heard += line is not None
+            if line is not None and line["got"] == "event":
+                stage.out.print(f"the application got {line['type']} {line['event_id']} (ref {line['ref']})")

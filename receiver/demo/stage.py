@@ -1,0 +1,359 @@
+"""The stage of the demo: its folder, its settings, receiver and the sample application as processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+from rich.console import Console
+
+from receiver.cli.template import fresh
+from receiver.core.errors import ReceiverError
+from receiver.core.signing import CallbackTokens
+from receiver.demo.standins.children import Child, Line, clean_environment
+from receiver.demo.standins.deapi_results import Deapi
+from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.demo.standins.playht import API, Playht
+from receiver.demo.standins.sending import Callback, Try, send
+from receiver.demo.standins.serving import served
+
+PATIENCE = 20.0
+"""Seconds that any one promise is given to come true."""
+STEPS: Final = 11
+_MARKER = ".receiver-demo"
+
+
+class NotAsPromised(ReceiverError):
+    """Something did not happen as it should."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The providers that are asked, played in this process; each with the address where it is served."""
+
+    deapi: Deapi
+    deapi_base: str
+    deepdub: Deepdub
+    deepdub_base: str
+    playht: Playht
+    playht_base: str
+    api_key: str
+    """The one key that all of them take; receiver has it in its settings."""
+    user_id: str
+
+
+@dataclass
+class Stage:
+    """What the steps share."""
+
+    folder: Path
+    out: Console
+    client: httpx2.Client
+    ports: tuple[int, int]
+    """Of receiver, and of the sample application."""
+    basic: str
+    deapi_secret: str
+    app_secret: str
+    tokens: CallbackTokens
+    cast: Cast
+    events: dict[str, str] = field(default_factory=dict)
+    """Event id to type, of everything that receiver answered for."""
+    delivered: dict[str, int] = field(default_factory=dict)
+    """Event id to the number of times the application got it."""
+    step: int = 0
+    _receiver: Child | None = None
+    _app: Child | None = None
+
+    @property
+    def receiver(self) -> Child:
+        """The running receiver."""
+        return _up(self._receiver, "receiver")
+
+    @property
+    def app(self) -> Child:
+        """The running sample application."""
+        return _up(self._app, "the sample application")
+
+    @property
+    def base(self) -> str:
+        """Where receiver listens."""
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def config(self) -> str:
+        """The settings file."""
+        return str(self.folder / "receiver.toml")
+
+    def title(self, text: str) -> None:
+        """Say what the next step is."""
+        self.step += 1
+        self.out.print(f"\n{self.step}/{STEPS}  {text}", style="bold")
+
+    def good(self, text: str) -> None:
+        """Say what was found to be so."""
+        mark = "✓" if "utf" in self.out.encoding.lower() else "ok"
+        self.out.print(f"  {mark} {text}", style="green" if self.out.is_terminal else None)
+
+    def start_receiver(self) -> None:
+        """Start receiver and wait until it listens."""
+        self._receiver = Child(
+            "receiver.cli.app",
+            ["--config", self.config, "serve"],
+            log=str(self.folder / "receiver.log"),
+            env=clean_environment(os.environ),
+        )
+        self._need(
+            self.receiver.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=PATIENCE),
+            "receiver did not start",
+        )
+
+    def start_app(self) -> None:
+        """Start the sample application and wait until it listens."""
+        self._app = Child(
+            "receiver.demo.standins.app",
+            ["--port", str(self.ports[1])],
+            log=str(self.folder / "app.log"),
+            env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.app_secret},
+        )
+        ready = self.app.wait_for(lambda line: line["got"] == "ready", seconds=PATIENCE)
+        self._need(ready, "the sample application did not start")
+
+    def stop_app(self) -> None:
+        """Take the sample application down."""
+        self.app.stop()
+        for line in self.app.lines:
+            if line["got"] == "event":
+                self.delivered[line["event_id"]] = self.delivered.get(line["event_id"], 0) + 1
+        self._app = None
+
+    def _need(self, line: Line | None, otherwise: str) -> Line:
+        if line is None:
+            raise NotAsPromised(otherwise)
+        return line
+
+    def send(self, callback: Callback, label: str) -> Try:
+        """Make one try of a callback."""
+        return send(self.client, callback, label=label)
+
+    def recorded(self, callback: Callback, event_type: str) -> str:
+        """Send a callback that must be recorded; return the event's id."""
+        tried = self.send(callback, event_type)
+        answer = answer_of(tried)
+        if tried.status != 200 or answer.get("status") != "recorded":
+            raise NotAsPromised(f"{event_type} was answered {tried.status}: {tried.answer}")
+        event_id = str(answer["event_id"])
+        self.events[event_id] = event_type
+        how = "comes with its result as" if "pickup_id" in answer else "stored as"
+        self.good(f"{event_type}: answered 200 in {tried.seconds * 1000:.0f} ms, {how} {event_id}")
+        return event_id
+
+    def promised(self, event_id: str, event_type: str) -> None:
+        """Note an event that is to come."""
+        self.events[event_id] = event_type
+
+    def got(self, event_id: str) -> Line:
+        """Wait until the application has taken the event."""
+        line = self.app.wait_for(lambda line: line.get("event_id") == event_id, seconds=PATIENCE)
+        return self._need(line, f"the application never got {event_id}")
+
+    def got_type(self, event_type: str, *, ref: str) -> Line:
+        """Wait until the application has taken an event of this type with this ref; note it as an event to be."""
+
+        def fits(line: Line) -> bool:
+            return line.get("type") == event_type and line.get("ref") == ref
+
+        line = self._need(
+            self.app.wait_for(fits, seconds=PATIENCE), f"the application never got {event_type} for {ref}"
+        )
+        self.events[line["event_id"]] = event_type
+        return line
+
+    def failed_attempt(self, event_id: str) -> Line:
+        """Wait until an attempt to deliver the event has failed."""
+
+        def fits(line: Line) -> bool:
+            kind = str(line.get("event"))
+            return (
+                line.get("event_id") == event_id
+                and kind.startswith("attempt.")
+                and kind != "attempt.delivered"
+            )
+
+        line = self.receiver.wait_for(fits, seconds=PATIENCE)
+        return self._need(line, f"no attempt was made to deliver {event_id}")
+
+    def ask(self, *words: str, **settings: str) -> Any:
+        """Return what a command of receiver's prints as JSON; `settings` are more of its environment."""
+        command = [sys.executable, "-m", "receiver.cli.app", "--config", self.config, *words, "--json"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            env=clean_environment(os.environ) | settings,
+            timeout=PATIENCE,
+        )
+        if done.returncode:
+            raise NotAsPromised(f"receiver {' '.join(words)} failed: {done.stderr.decode().strip()}")
+        return json.loads(done.stdout)
+
+    def close(self) -> None:
+        """End both processes."""
+        for child in (self._app, self._receiver):
+            if child is not None:
+                child.stop()
+
+
+def _up(child: Child | None, name: str) -> Child:
+    if child is None:
+        raise NotAsPromised(f"{name} is not running")
+    return child
+
+
+@contextlib.contextmanager
+def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Stage]:
+    """Write fresh settings; end the processes afterwards, whatever happened."""
+    made = fresh()
+    with _cast(fresh().token_secret) as cast:
+        stage = Stage(
+            folder=folder,
+            out=out,
+            client=client,
+            ports=_free_ports(),
+            basic=made.basic,
+            deapi_secret=fresh().token_secret,
+            app_secret=made.app_secret,
+            tokens=CallbackTokens([made.token_secret]),
+            cast=cast,
+        )
+        _write_settings(stage, made.token_secret)
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+
+@contextlib.contextmanager
+def _cast(key: str) -> Iterator[Cast]:
+    user_id = key[:24]
+    deapi, deepdub = Deapi(key), Deepdub(key, not_ready=2)
+    playht = Playht(api_key=key, user_id=user_id)
+    with served(deapi.app) as one, served(deepdub.app) as two, served(playht.app) as three:
+        yield Cast(deapi, one, deepdub, two + BASE_PATH, playht, three + API, key, user_id)
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as two:
+        for sock in (one, two):
+            sock.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+def _write_settings(stage: Stage, token_secret: str) -> None:
+    quoted, cast = json.dumps, stage.cast
+    text = f"""\
+# Written by `receiver demo`; everything stays on this machine.
+data = {quoted(str(stage.folder.absolute() / "data"))}
+
+[server]
+host = "127.0.0.1"
+port = {stage.ports[0]}
+log = "json"
+
+[tokens]
+secrets = [{quoted(token_secret)}]
+
+[sources.deepgram]
+provider = "deepgram"
+basic = [{quoted(stage.basic)}]
+require_token = true
+
+[sources.deapi]
+provider = "deapi"
+secrets = [{quoted(stage.deapi_secret)}]
+
+api_key = {quoted(cast.api_key)}
+api_url = {quoted(cast.deapi_base)}
+result_hosts = ["127.0.0.1"]
+allow = ["127.0.0.0/8"]
+
+[sources.deepdub]
+provider = "deepdub"
+api_key = {quoted(cast.api_key)}
+base_url = {quoted(cast.deepdub_base)}
+allow = ["127.0.0.0/8"]
+
+[sources.playht]
+provider = "playht"
+api_key = {quoted(cast.api_key)}
+user_id = {quoted(cast.user_id)}
+base_url = {quoted(cast.playht_base)}
+result_hosts = ["127.0.0.1"]
+allow = ["127.0.0.0/8"]
+
+[destinations.app]
+url = "http://127.0.0.1:{stage.ports[1]}/hooks"
+secrets = [{quoted(stage.app_secret)}]
+allow = ["127.0.0.0/8"]
+retry = {{retries = 20, wait = 1}}    # a real one would be "deepgram" or "standard"
+timeout_seconds = 5
+"""
+    fd = os.open(stage.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def fresh_folder(folder: Path) -> None:
+    """Make the folder anew. Only one that a demo made, and that no demo uses, is ever removed."""
+    marker = folder / _MARKER
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ReceiverError(f"{folder} is not a folder: name another with --folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not marker.is_file():
+            raise ReceiverError(
+                f"{folder} was not made by the demo, and is left as it is: name another with --folder"
+            )
+        if _alive(marker.read_text("ascii", "replace").strip()):
+            raise ReceiverError(f"a demo is running in {folder}: end it, or name another with --folder")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        marker.write_text(str(os.getpid()), "ascii")
+    except OSError as error:
+        raise ReceiverError(f"{folder} cannot be made: {error.strerror}") from None
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdigit() or int(pid) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def leave(folder: Path) -> None:
+    """Note in the folder that no demo uses it any more."""
+    with contextlib.suppress(OSError):
+        (folder / _MARKER).write_text("done", "ascii")
+
+
+def answer_of(tried: Try) -> dict[str, Any]:
+    """Return the JSON object of an answer, {} when it is none."""
+    try:
+        fields = json.loads(tried.answer)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -1,0 +1,125 @@
+"""The sample application: a destination that checks signatures and fetches the audio. Runs as `python -m receiver.demo.standins.app`.
+
+It shows all that an application has to do: check the three Standard Webhooks headers over the raw body, answer 2xx once
+the event is safe, and drop an event whose `webhook-id` it has seen. It prints one JSON line for each request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.core.signing import same_as_any, standard_webhook, webhook_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from starlette.requests import Request
+
+TOLERANCE_SECONDS = 300
+"""How old a signature may be, after the Standard Webhooks specification."""
+
+
+def signed_by(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) -> bool:
+    """Tell whether `body` was signed with `secret` (`whsec_…`) within five minutes of `now` (epoch seconds)."""
+    message_id, stamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
+    if not (message_id and stamp.isascii() and stamp.isdigit()) or abs(now - int(stamp)) > TOLERANCE_SECONDS:
+        return False
+    expected = standard_webhook([webhook_key(secret)], message_id, int(stamp), body)["webhook-signature"]
+    return same_as_any(expected, headers.get("webhook-signature", "").split())
+
+
+class SampleApp:
+    """Takes events; `say` is given what each was."""
+
+    def __init__(self, secret: str, say: Callable[[dict[str, Any]], None]) -> None:
+        self._secret = secret
+        self._say = say
+        self._seen: set[str] = set()
+        self.routes = [Route("/hooks", self.take, methods=["POST"])]
+
+    async def take(self, request: Request) -> Response:
+        """Answer 204 for a signed event, 401 for anything else."""
+        body = await request.body()
+        if not signed_by(self._secret, request.headers, body, now=time.time()):
+            self._say({"got": "unsigned"})
+            return Response("the signature does not fit", status_code=401)
+        event = json.loads(body)
+        data, event_id = event["data"], request.headers["webhook-id"]
+        line = {
+            "got": "event",
+            "event_id": event_id,
+            "type": event["type"],
+            "ref": data["ref"],
+            "job_id": data["job_id"],
+            "seen_before": event_id in self._seen,
+            "audio": await _fetch(data["audio"]),
+        }
+        self._seen.add(event_id)
+        self._say(line)
+        return Response(status_code=204)
+
+
+async def _fetch(audio: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Fetch the stored audio of an event and compare it with what the event says."""
+    if audio is None:
+        return None
+    async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+        try:
+            response = await client.get(audio["url"])
+        except httpx2.HTTPError as error:
+            where = urlsplit(audio["url"]).netloc
+            return {"fetched": False, "why": f"{where} cannot be reached ({type(error).__name__})"}
+    content = response.content
+    return {
+        "fetched": response.status_code == 200,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "as_promised": hashlib.sha256(content).hexdigest() == audio["sha256"],
+        "duration_seconds": audio["duration_seconds"],
+    }
+
+
+def main() -> None:
+    """Listen on 127.0.0.1 until stopped. The secret comes in the environment as SAMPLE_APP_SECRET."""
+    import uvicorn
+
+    parser = argparse.ArgumentParser(prog="receiver.demo.standins.app", description="The sample application.")
+    parser.add_argument("--port", type=int, required=True)
+    port = parser.parse_args().port
+    secret = os.environ.get("SAMPLE_APP_SECRET", "")
+    if not secret:
+        sys.exit("SAMPLE_APP_SECRET is not set: give the destination's whsec_… secret")
+
+    def say(line: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[Any] | None = None) -> None:
+            await super().startup(sockets)
+            bound = [s.getsockname()[1] for server in self.servers for s in server.sockets]
+            say({"got": "ready", "port": bound[0]})
+
+    app = Starlette(routes=SampleApp(secret, say).routes)
+    config = uvicorn.Config(app, port=port, log_level="critical", access_log=False, lifespan="off", ws="none")
+    try:
+        asyncio.run(Server(config).serve())
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Erasing one subject: what store, blob store and this machine's journal have of it. Sees ports only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from receiver.core.callback import VerifiedCallback
+from receiver.core.errors import MalformedCallback
+from receiver.core.event import EventDraft, new_id
+from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind, Traces
+from receiver.providers.base import PushProvider
+from receiver.storage.blobs.base import Blobs
+from receiver.storage.journal import Journal
+from receiver.storage.store.base import Store
+
+LOOKED_AT = 1000
+"""Events and pickups that are counted before a person is asked; more are erased all the same."""
+_BATCH = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journaled:
+    """A callback of the subject that lies in the journal."""
+
+    stem: str
+    keys: CallbackKeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundOf:
+    """What there is of a subject."""
+
+    traces: Traces
+    journaled: tuple[Journaled, ...]
+    unreadable: tuple[str, ...] = ()
+    """A sentence for each entry of the journal that could not be looked at: it may be the subject's."""
+
+    def __bool__(self) -> bool:
+        return bool(self.traces or self.journaled)
+
+
+@dataclass(slots=True, kw_only=True)
+class Removed:
+    """What was removed."""
+
+    events: int = 0
+    callbacks: int = 0
+    deliveries: int = 0
+    pickups: int = 0
+    blobs: int = 0
+    journal_entries: int = 0
+    tombstone: str | None = None
+
+
+class Eraser:
+    """Finds and removes. The store and the blob store are open, and so is the journal; None leaves it out."""
+
+    def __init__(
+        self, *, store: Store, blobs: Blobs, journal: Journal | None, providers: Mapping[str, PushProvider]
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._journal = journal
+        self._providers = providers
+
+    async def look(self, subject: Subject) -> FoundOf:
+        """Return what there is. Raises `StoreUnavailable`, `JournalUnavailable`."""
+        traces = await self._store.traces(subject, limit=LOOKED_AT)
+        journaled: list[Journaled] = []
+        unreadable: list[str] = []
+
+        def look_at(stem: str, callback: VerifiedCallback) -> None:
+            found = self._journaled(subject, traces, stem, callback)
+            if found is not None:
+                journaled.append(found)
+
+        if self._journal is not None:
+            await self._journal.read(look_at, unreadable=unreadable.append)
+        return FoundOf(traces=traces, journaled=tuple(journaled), unreadable=tuple(unreadable))
+
+    async def erase(self, subject: Subject, found: FoundOf, *, digest: str, now: int) -> Removed:
+        """Remove the subject, and what came of it since it was looked for; harmless to repeat after a failure.
+
+        Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of it may be left.
+        """
+        tombstone_id = new_id("tmb", now)
+        removed = Removed(tombstone=tombstone_id if found else None)
+        journaled = found.journaled
+        while True:
+            # Objects go first: when they cannot, their events still tell of them, and all of this can be done again.
+            gone = (await self._store.traces(subject, limit=_BATCH)).blob_keys
+            await self._delete(gone)
+            erased = await self._store.erase(
+                Erasure(
+                    subject=subject,
+                    tombstone_id=tombstone_id,
+                    digest=digest,
+                    now=now,
+                    limit=_BATCH,
+                    journaled=tuple(one.keys for one in journaled),
+                )
+            )
+            # The keys are kept from now on: neither the journal nor the provider can bring it back.
+            if self._journal is not None:
+                removed.journal_entries += await self._journal.remove([one.stem for one in journaled])
+            # Unless it was recorded while that batch, which had looked before, waited to write the keys: look again.
+            again, journaled = bool(journaled), ()
+            await self._delete([key for key in erased.blob_keys if key not in gone])
+            traces = erased.traces
+            removed.events += len(traces.event_ids)
+            removed.callbacks += len(traces.callbacks)
+            removed.deliveries += traces.deliveries
+            removed.pickups += len(traces.pickup_ids)
+            removed.blobs += len(erased.blob_keys)
+            if traces:
+                removed.tombstone = tombstone_id
+            elif not again:
+                return removed
+
+    async def erased_before(self, digests: Sequence[str]) -> int | None:
+        """Return when a subject with one of these digests was last erased, None when it never was."""
+        stones = [one for digest in digests for one in await self._store.tombstones(digest, limit=1)]
+        return max((one.erased_at for one in stones), default=None)
+
+    async def _delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            await self._blobs.delete(keys)
+
+    def _journaled(
+        self, subject: Subject, traces: Traces, stem: str, callback: VerifiedCallback
+    ) -> Journaled | None:
+        """Tell whether a journaled callback is the subject's, by what its provider reads in it."""
+        draft = self._draft(callback)
+        event_id = new_id("evt", callback.head.received_at)
+        if draft is None:
+            by_token = subject.kind is SubjectKind.REF and callback.ref == subject.key
+            key = f"journal:{stem}"
+            keys = CallbackKeys(
+                source=callback.source, idempotency_key=key, second_key=None, event_id=event_id
+            )
+            return Journaled(stem=stem, keys=keys) if by_token else None
+        if not _is_of(subject, traces, callback.source, draft):
+            return None
+        keys = CallbackKeys(
+            source=callback.source,
+            idempotency_key=draft.idempotency_key,
+            second_key=draft.second_key,
+            event_id=event_id,
+        )
+        return Journaled(stem=stem, keys=keys)
+
+    def _draft(self, callback: VerifiedCallback) -> EventDraft | None:
+        provider = self._providers.get(callback.source)
+        if provider is None:
+            return None
+        try:
+            return provider.normalize(callback)
+        except MalformedCallback:
+            # It would be parked, under this key.
+            return EventDraft(
+                type="callback.parked",
+                idempotency_key=provider.fallback_key(callback),
+                ref=callback.ref,
+                occurred_at=callback.head.received_at,
+            )
+        except Exception:  # a bug of an adapter's must not keep the rest from being erased
+            return None
+
+
+def _is_of(subject: Subject, traces: Traces, source: str, draft: EventDraft) -> bool:
+    keys = {(one.source, one.idempotency_key) for one in traces.callbacks.values()}
+    if (source, draft.idempotency_key) in keys:
+        return True
+    match subject.kind:
+        case SubjectKind.REF:
+            return draft.ref == subject.key or (draft.ref is None and (source, draft.job_id) in traces.jobs)
+        case SubjectKind.JOB:
+            return draft.job_id == subject.key and subject.source in (None, source)
+        case SubjectKind.EVENT:
+            return False

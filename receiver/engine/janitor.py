@@ -1,0 +1,316 @@
+"""The sweeper: removes what is older than its class is kept, a bounded batch at a time. Sees ports only.
+
+Any number of processes may sweep at once: batches are harmless to repeat. Objects are deleted after the commit that
+ended the last link to them; a crash in between leaves an orphan, which a later sweep finds. What is removed is lost for
+good, so in doubt nothing is: while the time cannot be believed, or the store knows too little of what lies in the blob store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+
+from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
+from receiver.core.observe import Observer
+from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
+from receiver.engine.worker import Clock, StoreWatch
+from receiver.storage.blobs.base import Blobs
+from receiver.storage.store.base import Clocked, EventFilter, Store
+
+BATCH = 200
+"""Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
+BUDGET_SECONDS = 5.0
+"""How long one sweep works; what is left then waits for the next."""
+REST = 4.0
+"""Rest after each batch, as a multiple of the time that it took."""
+BEHIND_SECONDS = 5.0
+"""Pause before the next sweep when this one did not finish."""
+PAGE = 1000
+PAGES = 10
+"""Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
+ASTRAY_MS = 600_000
+"""Clocks that differ by so much: one of them is wrong, and nothing is old by it."""
+MANY = 100
+"""More orphans than this in a page, and more than it has objects that are known: the store is new or another one's."""
+ORPHANS, UPLOADS = "orphans", "uploads"
+
+Rest = Callable[[float], Awaitable[None]]
+
+
+def uptime() -> float:
+    """Return seconds since the machine started, with its sleep where the system counts that: a clock that nobody sets."""
+    kind = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if kind is None else time.clock_gettime(kind)
+
+
+class Janitor:
+    """One for each process that works. `rest` waits for some seconds between batches."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        retention: Retention,
+        observer: Observer,
+        clock: Clock,
+        *,
+        batch: int = BATCH,
+        budget_seconds: float = BUDGET_SECONDS,
+        rest: Rest = asyncio.sleep,
+        uptime: Callable[[], float] = uptime,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._retention = retention
+        self._observer = observer
+        self._clock = clock
+        self._batch = batch
+        self._budget = budget_seconds
+        self._rest = rest
+        self._watch = StoreWatch(observer, "janitor")
+        self._uptime = uptime
+        self._lead = None if isinstance(store, Clocked) else clock() - int(uptime() * 1000)
+        """The time when the machine started, by the clock as it was believed last; None until it was."""
+        self._told: dict[str, float] = {}
+        self._after: dict[str, str] = {}
+        """Where walks that did not finish go on."""
+        self._left: list[Walk] = []
+        """Walks of this round that are not done yet: a sweep that ran out of time leaves them to the next."""
+        self._task: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------ its life
+
+    def start(self) -> None:
+        """Sweep from now on, in a task of the running loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop at once: a batch under way is committed whole or not at all."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        pause = self._retention.sweep_seconds * random.uniform(0.05, 1.0)  # processes started together part
+        while True:
+            await asyncio.sleep(pause)
+            done = await self.sweep()
+            wanted = self._retention.sweep_seconds
+            pause = (wanted if done else min(wanted, BEHIND_SECONDS)) * random.uniform(0.8, 1.2)
+
+    async def sweep(self) -> bool:
+        """Sweep once as of now and report it; False when there is more to do. Never raises but for cancellation."""
+        counts: Counter[str] = Counter()
+        done = True
+        try:
+            now = await self._reckoned()
+            if now is not None:
+                done = await self._sweep(now, counts)
+            self._watch.worked()
+        except BlobsUnavailable as error:
+            self._watch.worked()
+            self._blobs_failed(error)
+        except StoreUnavailable as error:
+            self._watch.failed(error)
+        except Exception as error:  # a bug of ours must not end the sweeping
+            self._observer.note("error", "janitor.failed", error=type(error).__name__)
+        if +counts:
+            self._observer.note("info", "janitor.swept", finished=done, **+counts)
+        return done
+
+    async def step(self, now: int) -> Mapping[str, int]:
+        """Sweep once as of `now`; return how much of each kind was removed.
+
+        Raises `StoreUnavailable`, `BlobsUnavailable`, and `ReceiverError` when the database's clock is far from ours.
+        """
+        counts: Counter[str] = Counter()
+        skew = await self._skew()
+        if abs(skew) >= ASTRAY_MS:
+            raise ReceiverError(f"nothing is removed: {_apart(skew)}")
+        await self._sweep(now + skew, counts)
+        return +counts
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last sweep left something for the next."""
+        return bool(self._left or self._after)
+
+    # ------------------------------------------------------------ the time
+
+    async def _skew(self) -> int:
+        """Return how far the database's clock is ahead of ours now, 0 where it has none of its own."""
+        if not isinstance(self._store, Clocked):
+            return 0
+        await self._store.ping()  # our clock may have been set since the last transaction
+        return self._store.skew_ms
+
+    async def _reckoned(self) -> int | None:
+        """Return the time by the database's clock, or ours where it has none; None, and a note, when it is not to be believed.
+
+        It is not once it ran ahead of the machine's uptime: until it is set back, or this process begins anew.
+        """
+        skew = await self._skew()
+        now = self._clock() + skew
+        lead = now - int(self._uptime() * 1000)
+        before = lead if self._lead is None else self._lead
+        leapt = lead - before
+        if abs(skew) < ASTRAY_MS and leapt < ASTRAY_MS:
+            self._lead = max(before, lead)
+            return now
+        ours = f"the clock leapt {leapt / 1000:.0f} s ahead; if it is right now, start receiver anew"
+        if self._untold("clock"):
+            error = _apart(skew) if abs(skew) >= ASTRAY_MS else ours
+            self._observer.note("warning", "janitor.clock_astray", error=error)
+        return None
+
+    def _untold(self, what: str) -> bool:
+        """Tell whether something that goes on is to be told now: once a day."""
+        at = self._uptime()
+        if at - self._told.get(what, -DAY) < DAY:
+            return False
+        self._told[what] = at
+        return True
+
+    # ------------------------------------------------------------ one sweep
+
+    async def _sweep(self, now: int, counts: Counter[str]) -> bool:
+        until = time.monotonic() + self._budget
+        walks = self._walks(now)
+        self._left = self._left or list(walks)
+        while self._left:
+            if not await self._walk(walks[self._left[0]], counts, until):
+                return False
+            self._left.pop(0)
+        if self._retention.audio is not None:
+            await self._orphans(now - ORPHAN_SECONDS * 1000, counts, until)
+        return True  # looking through all objects may take days; it is no reason to hurry
+
+    def _walks(self, now: int) -> dict[Walk, Prune]:
+        kept = self._retention
+        events = _longest(
+            kept.events, REPEAT_SECONDS, kept.audio or 0
+        )  # without audio's age, it holds no event
+        dead = kept.dead_letters
+        ages: list[tuple[Walk, int | None]] = [
+            (Walk.BODIES, kept.bodies),
+            (Walk.ATTEMPTS, kept.attempts),
+            (Walk.PICKUP_ATTEMPTS, kept.attempts),
+            (Walk.AUDIO, kept.audio),
+            (Walk.DEAD_LETTERS, dead),
+            (Walk.EVENTS, events),
+            (Walk.CALLBACKS, events),
+            (Walk.PICKUPS, events),
+            (Walk.KEYS, KEYS_SECONDS),
+        ]
+        return {
+            walk: Prune(
+                walk=walk,
+                before=now - seconds * 1000,
+                limit=self._batch,
+                dead_before=0 if dead is None else now - dead * 1000,
+            )
+            for walk, seconds in ages
+            if seconds is not None
+        }
+
+    async def _walk(self, asked: Prune, counts: Counter[str], until: float) -> bool:
+        """Do one walk to its end; False when the time is up before. It then goes on where it stopped."""
+        name = asked.walk.value
+        after = self._after.pop(name, "")
+        while True:
+            began = time.monotonic()
+            done = await self._store.prune(
+                Prune(
+                    walk=asked.walk,
+                    before=asked.before,
+                    after=after,
+                    limit=asked.limit,
+                    dead_before=asked.dead_before,
+                )
+            )
+            counts[name] += done.count
+            if done.blob_keys and self._retention.audio is not None:
+                if done.after is not None:
+                    self._after[name] = done.after
+                await self._delete(done.blob_keys, counts)
+                self._after.pop(name, None)
+            if done.after is None:
+                return True
+            after = done.after
+            if time.monotonic() >= until:
+                self._after[name] = after
+                return False
+            await self._rest((time.monotonic() - began) * REST)
+
+    async def _delete(self, keys: tuple[str, ...], counts: Counter[str]) -> None:
+        """Delete objects that nothing links to. What cannot be deleted now is an orphan, and goes as one.
+
+        Raises `BlobsUnavailable`, which ends the sweep: each batch more would make as many orphans.
+        """
+        await self._blobs.delete(keys)
+        counts["blobs"] += len(keys)
+
+    async def _orphans(self, before: int, counts: Counter[str], until: float) -> None:
+        """Delete old objects that no event links to, page by page through the whole store, over many sweeps."""
+        after = self._after.get(ORPHANS, "")
+        if not after:
+            await self._uploads(before, counts)
+        for _ in range(PAGES):
+            page = await self._blobs.entries(after=after, limit=PAGE)
+            if not page:
+                self._after.pop(ORPHANS, None)
+                break
+            ours = {entry.key: entry.modified_at for entry in page if self._blobs.is_ours(entry.key)}
+            known = await self._store.known_blobs(list(ours))
+            orphans = [key for key, modified_at in ours.items() if modified_at < before and key not in known]
+            if orphans:
+                await self._remove(orphans, known, counts)
+            after = self._after[ORPHANS] = page[-1].key
+            if time.monotonic() >= until:
+                break
+
+    async def _uploads(self, before: int, counts: Counter[str]) -> None:
+        try:
+            counts[UPLOADS] += await self._blobs.abort_abandoned(before=before)
+        except (
+            BlobsUnavailable
+        ) as error:  # some stores have no listing of uploads, or credentials no right to it
+            self._blobs_failed(error)
+
+    async def _remove(self, orphans: list[str], known: set[str], counts: Counter[str]) -> None:
+        """Delete orphans, unless the store knows so little that it cannot be the one which these objects came with."""
+        few = len(orphans) <= MANY or len(known) >= len(orphans)
+        if not few or not await self._store.events(EventFilter(limit=1)):
+            if self._untold("orphans"):
+                first, last = orphans[0], orphans[-1]
+                self._observer.note(
+                    "warning", "janitor.orphans_left", count=len(orphans), first=first, last=last
+                )
+            return
+        try:
+            await self._blobs.delete(orphans)
+        except BlobsUnavailable as error:  # of one that may not be deleted, perhaps; behind it are others
+            self._blobs_failed(error)
+        else:
+            counts[ORPHANS] += len(orphans)
+
+    def _blobs_failed(self, error: BlobsUnavailable) -> None:
+        if self._untold(f"blobs {error.message}"):
+            self._observer.note("warning", "janitor.blobs_unavailable", error=error.message)
+
+
+def _apart(skew: int) -> str:
+    side = "behind" if skew > 0 else "ahead of"
+    return f"this machine's clock is {abs(skew) / 1000:.0f} s {side} the database's; set it, or the database server's (NTP)"
+
+
+def _longest(*ages: int | None) -> int | None:
+    """Return the longest of these; None is for ever."""
+    known = [one for one in ages if one is not None]
+    return max(known) if len(known) == len(ages) else None

@@ -1,0 +1,154 @@
+"""What a user asks for: a result to be picked up, or a callback URL, perhaps with a callback to be expected.
+
+The command line and the admin API make pickups here and nowhere else. Nothing is stored: the caller does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from receiver.core import callback_urls
+from receiver.core.callback import TokenClaims
+from receiver.core.errors import PickupRefused
+from receiver.core.event import new_id
+from receiver.core.pickup import Pickup, PickupKind
+from receiver.core.signing import CallbackTokens
+from receiver.providers.base import PullProvider
+from receiver.settings.model import SourceSettings
+
+MAX_REF = 500
+"""Characters of a ref: it travels in every event."""
+MAX_TEXT = 8192
+"""Characters of what is handed over; no provider's URL is longer."""
+MAX_SECONDS = 30 * 86400
+"""The longest deadline that a pickup can have, and the longest time in which a callback can be expected."""
+
+ONLY_ASKED = frozenset({"deepdub"})
+"""Providers that never call back, so that nothing is to be handed to them."""
+
+
+class HandedOut(Struct, frozen=True, kw_only=True):
+    """A callback URL and what goes with it. All of it is secret but the expectation."""
+
+    url: str
+    token: str | None = None
+    webhook_secret: str | None = None
+    """The job's own, for deAPI."""
+    expectation: Pickup | None = None
+    """To be added to the store before the URL is given to anybody."""
+
+
+def order(
+    provider: PullProvider,
+    text: str,
+    *,
+    ref: str | None = None,
+    deadline_seconds: float | None = None,
+    format: Mapping[str, Any] | None = None,
+    now: int,
+) -> Pickup:
+    """Return the pickup of what was handed over: the provider's URL or its job id. Due at once; `now` in epoch milliseconds.
+
+    Without `deadline_seconds` the source's own deadline counts. Raises `PickupRefused`.
+    """
+    if len(text) > MAX_TEXT:
+        raise PickupRefused(f"that is longer than {MAX_TEXT} characters: hand over the URL or the job id")
+    if ref is not None and len(ref) > MAX_REF:
+        raise PickupRefused(f"the ref has {len(ref)} characters; {MAX_REF} is the most")
+    if deadline_seconds is not None and not 0 < deadline_seconds <= MAX_SECONDS:
+        raise PickupRefused(f"a deadline is above 0 and at most {MAX_SECONDS} seconds (30 days)")
+    asked = provider.order(text, format or {})
+    seconds = provider.deadline_seconds if deadline_seconds is None else deadline_seconds
+    return Pickup(
+        id=new_id("pku", now),
+        source=provider.source,
+        kind=PickupKind.RESULT,
+        key=asked.key,
+        job_id=asked.job_id,
+        ref=ref,
+        target=asked.target,
+        event_id=new_id("evt", now),
+        format=dict(format or {}),
+        deadline_at=now + round(seconds * 1000),
+        due_at=now,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def expect(source: str, claims: TokenClaims, provider: PullProvider | None, *, now: int) -> Pickup:
+    """Return the pickup that watches for the callback of a token with `expect_by`; due when that has passed.
+
+    `provider` is the source's where it can be asked: an overdue job is then asked about, if its id was learned.
+    """
+    by = claims.expect_by if claims.expect_by is not None else now
+    more = round(provider.deadline_seconds * 1000) if provider is not None else 0
+    return Pickup(
+        id=new_id("pku", now),
+        source=source,
+        kind=PickupKind.EXPECTED,
+        key=claims.expectation,
+        ref=claims.ref,
+        event_id=new_id("evt", now),
+        format=claims.format,
+        deadline_at=by + more,
+        due_at=by,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def hand_out(
+    public_url: str | None,
+    source: SourceSettings,
+    tokens: CallbackTokens,
+    *,
+    provider: PullProvider | None = None,
+    ref: str | None = None,
+    format: Mapping[str, Any] | None = None,
+    expires_seconds: float | None = None,
+    expect_seconds: float | None = None,
+    job_secret: bool = False,
+    now: int,
+) -> HandedOut:
+    """Return a callback URL with a fresh token, and the expectation if `expect_seconds` is given.
+
+    `provider` is the source's where it can be asked. Raises `ConfigError` when the provider could not call the URL.
+    """
+    basic = newest_basic(source)
+    # Refused before a token is made: what is wrong with public_url is wrong with every URL.
+    callback_urls.callback_url(public_url, source.name, provider=source.provider, basic=basic)
+    token = tokens.issue(
+        source.name,
+        ref=ref,
+        format=dict(format or {}),
+        expires_at=None if expires_seconds is None else now + round(expires_seconds * 1000),
+        job_secret=job_secret,
+        expect_by=None if expect_seconds is None else now + round(expect_seconds * 1000),
+    )
+    claims = tokens.read(token)
+    expectation = expect(source.name, claims, provider, now=now) if claims and claims.expect_by else None
+    return HandedOut(
+        url=callback_urls.callback_url(
+            public_url, source.name, provider=source.provider, token=token, basic=basic
+        ),
+        token=token,
+        webhook_secret=tokens.job_secrets(token)[0] if job_secret else None,
+        expectation=expectation,
+    )
+
+
+def calls_back(source: SourceSettings) -> bool:
+    """Tell whether a source's provider calls back at all."""
+    return source.provider not in ONLY_ASKED
+
+
+def newest_basic(source: SourceSettings) -> str | None:
+    """Return the `user:password` that a source's callback URLs carry: the last of its setting `basic`; None without one."""
+    pairs = source.options.get("basic") or ()
+    if isinstance(pairs, str):
+        return pairs
+    return str(pairs[-1]) if pairs else None

@@ -1,0 +1,398 @@
+"""The one outbound HTTP client: address guard, no redirects, caps in bytes and time.
+
+Names are resolved here, every address is judged, and the judged addresses are the ones connected to; the last look is taken
+at the socket's own address. A pooled connection stays judged for as long as it lives. Nothing of the environment (proxies,
+.netrc) is used, no cookies are kept, and replies are not decompressed. A reply's head is bounded by aiohttp: 128 headers of
+8 KiB; what precedes it (1xx answers) is bounded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.connector import Connection
+
+from receiver.core.errors import AddressBlocked, ConfigError
+from receiver.core.work import OutcomeKind
+from receiver.outbound.guard import Guard
+from receiver.outbound.url import Target, target
+from receiver.system.threads import Threads
+
+RESPONSE_LIMIT = 16 * 1024
+"""Bytes of a reply's body that `post` keeps."""
+PIECE = 64 * 1024
+"""The most bytes of a body that are read at once."""
+BODY_SECONDS = 2.0
+"""Longest wait for a reply's body, once status line and headers are here."""
+DNS_SECONDS = 10
+"""How long a resolved and judged name is remembered."""
+INTERIM_LIMIT = 8
+"""The most 1xx answers that are waited out; RFC 9110 sets no limit, and nobody needs more than one or two."""
+IDLE_SECONDS = 4.0
+"""How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
+
+AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
+"""As `socket.getaddrinfo` gives it: family, type, protocol, canonical name, socket address."""
+Resolve = Callable[[str, int, int], Awaitable[Sequence[AddrInfo]]]
+"""Resolves (host, port, family); raises `OSError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The far side answered: its status line and headers arrived."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names compare without regard to case."""
+    body: bytes
+    """At most `RESPONSE_LIMIT` bytes, and what came of them in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """No answer came."""
+
+    kind: OutcomeKind
+    """`TIMEOUT`, `UNREACHABLE` or `BLOCKED`."""
+    detail: str
+    """For a person; names host and port, never the rest of the URL."""
+
+
+class ReplyBroken(Exception):
+    """The connection ended, or stopped speaking HTTP, before the reply's body did."""
+
+
+class Incoming:
+    """A reply whose body is read as it comes. Whoever was given one closes it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, where: str) -> None:
+        self._response = response
+        self.where = where
+        """Host and port, for a person."""
+        self.status = response.status
+        self.headers: dict[str, str] = {}
+        """Names in lower case; of a name that came twice, the first."""
+        for name, value in response.headers.items():
+            self.headers.setdefault(name.lower(), value)
+        protocol = None if response.connection is None else response.connection.protocol
+        self._closed = None if protocol is None else protocol.closed
+        if self._closed is not None:
+            self._closed.add_done_callback(self._hung_up)
+
+    @property
+    def length(self) -> int | None:
+        """The body's length in bytes as `Content-Length` promises it."""
+        return self._response.content_length
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that came so far, as they crossed the wire."""
+        return self._response.content.total_bytes
+
+    async def read(self) -> bytes:
+        """Return the next piece (`PIECE` at most), b"" at the end. Raises `ReplyBroken`. Sets no time limit itself."""
+        try:
+            return await self._response.content.read(PIECE)
+        except (aiohttp.ClientError, OSError):
+            raise ReplyBroken from None
+
+    def close(self) -> None:
+        """Hang up, unless the body came to its end: then the connection is back in the pool already."""
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._hung_up)
+        self._response.close()
+
+    def _hung_up(self, closed: asyncio.Future[None]) -> None:
+        """Wake the reader: after bytes that are no HTTP, aiohttp hangs up and leaves it waiting."""
+        closed.exception()
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError())
+
+
+class _InterimFlood(aiohttp.ClientError):
+    """More 1xx answers than are waited out."""
+
+
+class _Response(aiohttp.ClientResponse):
+    """A reply that does not wait through 1xx answers without end."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        if protocol is None:
+            return await super().start(connection)
+        read, left = protocol.read, INTERIM_LIMIT
+
+        async def counted() -> Any:
+            nonlocal left
+            if left < 0:
+                raise _InterimFlood
+            left -= 1
+            return await read()
+
+        protocol.read = counted  # type: ignore[method-assign]  # for this one reply, on this one connection
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
+
+
+class _SocketBlocked(OSError):
+    """The last look: a socket was about to be opened to an address that the guard refuses."""
+
+
+class _NoThread(OSError):
+    """The name was not looked up: there is no thread to do it."""
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolves a name and lets no address through unless all of them may be connected to."""
+
+    def __init__(self, guard: Guard, resolve: Resolve | None = None) -> None:
+        """`resolve` stands in for the system's resolver, which runs in two threads of its own."""
+        self._guard = guard
+        self._threads = Threads(2, "egress-dns")  # none is started before it is needed
+        self._ask = resolve or self._system
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of `host`. Raises `AddressBlocked` when any of them is refused, `OSError`."""
+        try:
+            found = await self._ask(host, port, family)
+        except UnicodeError:
+            raise socket.gaierror(socket.EAI_NONAME, "the name is not a host name") from None
+        results = []
+        for kind, _, protocol, _, address in found:
+            text = str(address[0])
+            self._guard.check(text, host)
+            results.append(
+                ResolveResult(
+                    hostname=host,
+                    host=text,
+                    port=port,
+                    family=kind,
+                    proto=protocol,
+                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                )
+            )
+        return results
+
+    async def close(self) -> None:
+        """Let go of the threads; a lookup under way ends by itself, or with the process."""
+        self._threads.close()
+
+    async def _system(self, host: str, port: int, family: int) -> Sequence[AddrInfo]:
+        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+        try:
+            asked = self._threads.submit(ask)
+        except RuntimeError:
+            raise _NoThread from None
+        return await asyncio.wrap_future(asked)
+
+
+class Egress:
+    """The outbound client of one destination or source: its guard, its timeout, its connections."""
+
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float,
+        connections: int,
+        allow: Iterable[str] = (),
+        ca_file: str | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
+        """`timeout_seconds` covers a whole request, from the name to the headers of the reply."""
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=None)
+        self._connections = connections
+        self._guard = Guard(allow)
+        self._ca_file = ca_file
+        self._resolve = resolve
+        self._resolver: GuardedResolver | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._targets: dict[str, Target | str] = {}
+
+    async def open(self) -> None:
+        """Make ready to send; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
+        trust = _trust(self._ca_file)
+        self._resolver = GuardedResolver(self._guard, self._resolve)
+        connector = aiohttp.TCPConnector(
+            limit=self._connections,
+            resolver=self._resolver,
+            ttl_dns_cache=DNS_SECONDS,
+            keepalive_timeout=IDLE_SECONDS,
+            socket_factory=self._socket,
+            ssl=trust,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            read_bufsize=RESPONSE_LIMIT,
+            response_class=_Response,
+        )
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        if self._resolver is not None:
+            await self._resolver.close()
+            self._resolver = None
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply | Failure:
+        """Send one POST, never redirected, and return what came of it.
+
+        The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
+        body within `BODY_SECONDS`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
+        """
+        found = self._target(url)
+        if isinstance(found, str):
+            return Failure(kind=OutcomeKind.BLOCKED, detail=found)
+        response = await self._begin("POST", found, headers, body, self._timeout, RESPONSE_LIMIT)
+        if isinstance(response, Failure):
+            return response
+        try:
+            received = await _body(response)
+        finally:
+            response.close()  # back to the pool already when the body has ended
+        return Reply(status=response.status, headers=response.headers, body=received)
+
+    async def get(self, place: Target, headers: Mapping[str, str], *, seconds: float) -> Incoming | Failure:
+        """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
+        try:
+            self._guard.check_host(place.host)
+            async with asyncio.timeout(seconds):
+                response = await self._begin("GET", place, headers, None, _UNTIMED, PIECE)
+        except AddressBlocked as error:
+            return _failure(error, place.where)
+        except TimeoutError:
+            return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
+        return response if isinstance(response, Failure) else Incoming(response, place.where)
+
+    def _target(self, url: str) -> Target | str:
+        """Take a URL apart and judge its host, once: a destination has one URL, and the guard does not change."""
+        found = self._targets.get(url)
+        if found is None:
+            found = target(url)
+            if isinstance(found, Target):
+                try:
+                    self._guard.check_host(found.host)
+                except AddressBlocked as error:
+                    found = error.message
+            if len(self._targets) < 64:
+                self._targets[url] = found
+        return found
+
+    async def _begin(
+        self,
+        method: str,
+        place: Target,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own, for its whole request
+        buffer: int,
+    ) -> aiohttp.ClientResponse | Failure:
+        if self._session is None:
+            raise RuntimeError("the client is not open")
+        try:
+            return await self._session.request(
+                method,
+                place.url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+                read_bufsize=buffer,
+            )
+        except (aiohttp.ClientError, OSError, AddressBlocked) as error:
+            return _failure(error, place.where)
+        except ValueError:  # its text holds the header
+            return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
+
+    def _socket(self, info: AddrInfo) -> socket.socket:
+        try:
+            self._guard.check(str(info[4][0]))
+        except AddressBlocked as error:
+            raise _SocketBlocked(error.message) from None
+        return socket.socket(info[0], info[1], info[2])
+
+
+_UNTIMED = aiohttp.ClientTimeout(total=None, sock_connect=None)
+"""For requests that are timed from outside, piece by piece."""
+
+
+def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
+    """Return what TLS trusts: the system's authorities, and those of `ca_file`."""
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or "it holds no PEM certificates"
+        raise ConfigError(f"ca_file {ca_file} cannot be used: {reason}") from None
+    return context
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    stream = response.content
+    if stream.is_eof():
+        return stream.read_nowait(RESPONSE_LIMIT)
+    kept = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while len(kept) < RESPONSE_LIMIT and (piece := await stream.read(RESPONSE_LIMIT - len(kept))):
+                kept += piece
+    except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
+        pass  # the answer stands without the rest of its body
+    return bytes(kept)
+
+
+def _failure(error: Exception, where: str) -> Failure:
+    if isinstance(error, AddressBlocked):
+        return Failure(kind=OutcomeKind.BLOCKED, detail=error.message)
+    if isinstance(error, TimeoutError):
+        return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{where} did not answer in time")
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, _SocketBlocked):
+        return Failure(kind=OutcomeKind.BLOCKED, detail=str(cause))
+    return Failure(kind=OutcomeKind.UNREACHABLE, detail=_unreachable(error, cause, where))
+
+
+def _unreachable(error: Exception, cause: Exception, where: str) -> str:
+    """Say what went wrong from the error's class and code alone: its text may hold the URL."""
+    if isinstance(cause, _NoThread):
+        return f"{where} was not looked up: this process can start no thread (too many, or too little memory)"
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"{where} has no address: the name cannot be resolved"
+        case aiohttp.ClientConnectorCertificateError():
+            reason = getattr(error.certificate_error, "verify_message", "") or "it does not fit"
+            return f"the certificate of {where} is not accepted: {reason}"
+        case aiohttp.ClientSSLError():
+            return (
+                f"{where} does not speak TLS as expected: {getattr(cause, 'reason', None) or 'no handshake'}"
+            )
+        case _InterimFlood():
+            return f"{where} sends 1xx answers without end"
+        case aiohttp.ServerDisconnectedError():
+            return f"{where} closed the connection without an answer"
+        case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
+            return f"{where} did not answer in HTTP"
+    number = getattr(cause, "errno", None)
+    reason = os.strerror(number).lower() if isinstance(number, int) and number > 0 else type(cause).__name__
+    return f"{where} cannot be reached: {reason}"

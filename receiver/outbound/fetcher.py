@@ -1,0 +1,369 @@
+"""The way out to a provider: asks, downloads and streams through the guarded client. Implements `fetch.Fetch`.
+
+What the far side does is a value: an answer or a failure. A 2xx reply must come whole. Of any other the status is the answer,
+and what comes of its body in a moment is kept: a broken error page must not hide that it was a 404. The one exception that
+leaves here is `Unavailable`, when our own disk cannot take a download.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from receiver import __version__
+from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
+from receiver.core.pickup import Found
+from receiver.core.retry import retry_after
+from receiver.outbound.client import Egress, Failure, Incoming, ReplyBroken, Resolve
+from receiver.outbound.decoding import CodingBroken, Inflater, coding
+from receiver.outbound.eventstream import EventReader, LineTooLong
+from receiver.outbound.url import Target, follow, listed, target
+from receiver.settings.model import SourceSettings
+from receiver.system.bodies import Spool
+
+USER_AGENT = f"receiver/{__version__}"
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_WIRE_SHARE = 1000
+_WIRE_SLACK = 256 * 1024
+"""A body may be so much (and a thousandth) longer on the wire than its limit: what the client holds unread, and what a coding
+adds to bytes that it cannot shorten."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """How long, and how much."""
+
+    attempt_seconds: float = 120.0
+    """For a whole `download` or `stream`."""
+    ask_seconds: float = 30.0
+    """For a whole `ask`, and for the head of a download; less when `attempt_seconds` is."""
+    idle_seconds: float = 10.0
+    """Between two pieces of a body."""
+    error_seconds: float = 2.0
+    """For the whole body of a reply that is no 2xx."""
+    document_bytes: int = 1024 * 1024
+    """`ask`, and a reply that is no event stream."""
+    error_bytes: int = 16 * 1024
+    """Kept of a download's reply that is not 200."""
+    stream_bytes: int = 16 * 1024 * 1024
+    redirects: int = 5
+
+
+class _Stop(Exception):
+    """A body that goes no further."""
+
+    def __init__(self, failed: Failed) -> None:
+        self.failed = failed
+
+
+class Fetcher:
+    """The way out of one source."""
+
+    def __init__(
+        self,
+        egress: Egress,
+        spool: Spool,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`egress` belongs to the fetcher from here on; `clock` (seconds since 1970) reads the dates of `Retry-After`."""
+        self._egress = egress
+        self._spool = spool
+        self._name = name
+        self._limits = limits or Limits()
+        self._clock = clock
+
+    @classmethod
+    def create(cls, settings: SourceSettings, spool: Spool, *, resolve: Resolve | None = None) -> Fetcher:
+        """Return the fetcher of a source; downloads go to `spool`. `resolve` stands in for the system's resolver."""
+        egress = Egress(
+            timeout_seconds=settings.attempt_seconds,
+            connections=2
+            * settings.pickup_concurrency,  # an event stream may still be open during the download
+            allow=settings.allow,
+            ca_file=settings.ca_file,
+            resolve=resolve,
+        )
+        limits = Limits(attempt_seconds=settings.attempt_seconds)
+        return cls(egress, spool, name=settings.name, limits=limits)
+
+    @property
+    def name(self) -> str:
+        """The source's name in the configuration."""
+        return self._name
+
+    async def open(self) -> None:
+        """Make ready to ask; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
+        await self._egress.open()
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._egress.close()
+
+    # ------------------------------------------------------------ the port
+
+    async def ask(self, url: str, *, headers: Mapping[str, str]) -> Answer | Failed:
+        """GET a document of at most 1 MiB, in at most 30 s; see `Fetch.ask`."""
+        limits = self._limits
+        deadline = _Deadline(min(limits.ask_seconds, limits.attempt_seconds), limits.idle_seconds)
+        reply = await self._get(target(url), headers, "application/json", deadline.total)
+        if isinstance(reply, Failed):
+            return reply
+        try:
+            if not 200 <= reply.status < 300:
+                return await self._beginning(reply, limits.document_bytes)
+            body = await _whole(reply, limits.document_bytes, deadline)
+        except _Stop as stop:
+            return _passing(stop.failed)
+        except ReplyBroken:
+            return _cut_off(reply, Found.UNUSABLE)
+        finally:
+            reply.close()
+        return Answer(status=reply.status, headers=self._headers(reply), body=body)
+
+    async def download(
+        self, url: str, *, hosts: Sequence[str], limit: int, headers: Mapping[str, str] | None = None
+    ) -> Downloaded | Answer | Failed:
+        """GET a result into the spool; see `Fetch.download`. Raises `Unavailable` when the disk cannot take it.
+
+        Up to 5 redirects are followed, each judged as the first URL was, and never from https to http.
+        """
+        limits = self._limits
+        deadline = _Deadline(limits.attempt_seconds, limits.idle_seconds)
+        secure, where = False, ""
+        for _ in range(limits.redirects + 1):
+            place = _permitted(target(url), hosts, secure)
+            seconds = min(deadline.left(), limits.ask_seconds)
+            reply = await self._get(place, headers or {}, "*/*", seconds)
+            if isinstance(reply, Failed):
+                return reply
+            location = reply.headers.get("location") if reply.status in _REDIRECTS and not headers else None
+            try:
+                if location is None:
+                    return await self._take(reply, limit, deadline)
+            finally:
+                reply.close()
+            secure, where = isinstance(place, Target) and place.secure, reply.where
+            url = follow(url, location)
+        detail = f"{where} leads through more than {limits.redirects} redirects"
+        return Failed(kind=Found.REFUSED, detail=detail, status=reply.status)
+
+    @asynccontextmanager
+    async def stream(
+        self, url: str, *, headers: Mapping[str, str], idle_seconds: float
+    ) -> AsyncIterator[Stream | Failed]:
+        """GET a `text/event-stream`, 16 MiB of it at most; see `Fetch.stream`."""
+        deadline = _Deadline(self._limits.attempt_seconds, idle_seconds)
+        reply = await self._get(target(url), headers, "text/event-stream", min(deadline.total, idle_seconds))
+        if isinstance(reply, Failed):
+            yield reply
+            return
+        try:
+            media_type = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if reply.status in (200, 201) and media_type == "text/event-stream":
+                answer = Answer(status=reply.status, headers=self._headers(reply))
+                pieces = _pieces(reply, self._limits.stream_bytes, deadline)
+                yield _Events(answer, reply, pieces)
+            else:
+                yield _Events(await self._beginning(reply, self._limits.document_bytes), reply, None)
+        finally:
+            reply.close()
+
+    # ------------------------------------------------------------ the parts
+
+    async def _get(
+        self, place: Target | str, headers: Mapping[str, str], accept: str, seconds: float
+    ) -> Incoming | Failed:
+        if isinstance(place, str):
+            return Failed(kind=Found.BLOCKED, detail=place)
+        sent = {"accept": accept, "accept-encoding": "identity", "user-agent": USER_AGENT}
+        sent |= {name.lower(): value for name, value in headers.items()}
+        reply = await self._egress.get(place, sent, seconds=seconds)
+        if isinstance(reply, Failure):
+            return Failed(kind=Found(reply.kind.value), detail=reply.detail)
+        return reply
+
+    async def _take(self, reply: Incoming, limit: int, deadline: _Deadline) -> Downloaded | Answer | Failed:
+        if reply.status != 200:
+            return await self._beginning(reply, self._limits.error_bytes)
+        try:
+            _check_length(reply, limit)
+            async with aclosing(_pieces(reply, limit, deadline)) as pieces:
+                ample = deadline.total + 60  # the pieces are timed already
+                body = await self._spool.take(_as_asgi(pieces), limit=limit, total=ample, idle=ample)
+        except _Stop as stop:
+            return stop.failed
+        except ReplyBroken:
+            return _cut_off(reply, Found.UNUSABLE)
+        if not body.size:
+            body.discard()
+            return Failed(kind=Found.UNUSABLE, detail="the result is empty", status=reply.status)
+        return Downloaded(headers=self._headers(reply), body=body)
+
+    async def _beginning(self, reply: Incoming, limit: int) -> Answer:
+        """Answer with what comes of the body in a moment."""
+        kept = bytearray()
+        seconds = self._limits.error_seconds
+        try:
+            async with aclosing(_pieces(reply, sys.maxsize, _Deadline(seconds, seconds))) as pieces:
+                async for piece in pieces:
+                    kept += piece
+                    if len(kept) >= limit:
+                        break
+        except (_Stop, ReplyBroken):
+            pass  # the status stands without the rest of its body
+        return Answer(status=reply.status, headers=self._headers(reply), body=bytes(kept[:limit]))
+
+    def _headers(self, reply: Incoming) -> dict[str, str]:
+        """Return the reply's headers, with `Retry-After` in seconds, or without one that says nothing."""
+        headers = dict(reply.headers)
+        text = headers.pop("retry-after", None)
+        seconds = None if text is None else retry_after(text, self._clock())
+        if seconds is not None:
+            headers["retry-after"] = str(seconds)
+        return headers
+
+
+class _Events:
+    """A `Stream`."""
+
+    def __init__(self, answer: Answer, reply: Incoming, pieces: AsyncIterator[bytes] | None) -> None:
+        self._answer = answer
+        self._reply = reply
+        self._pieces = pieces
+
+    @property
+    def answer(self) -> Answer:
+        """Status and headers; a body only where there are no events."""
+        return self._answer
+
+    async def events(self) -> AsyncIterator[ServerSentEvent | Failed]:
+        """Yield the events as they come; see `Stream.events`."""
+        if self._pieces is None:
+            return
+        reader = EventReader()
+        try:
+            async for piece in self._pieces:
+                for event in reader.feed(piece):
+                    yield event
+        except LineTooLong as error:
+            yield Failed(kind=Found.UNUSABLE, detail=str(error), status=self._answer.status)
+        except _Stop as stop:
+            yield _passing(stop.failed)
+        except ReplyBroken:
+            yield _cut_off(self._reply, Found.UNREACHABLE)
+
+
+class _Deadline:
+    """When a whole request must be done, and how long the far side may be silent."""
+
+    def __init__(self, total: float, idle: float) -> None:
+        self.total = total
+        self.idle = idle
+        self._end = time.monotonic() + total
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+
+def _permitted(place: Target | str, hosts: Sequence[str], secure: bool) -> Target | str:
+    """Return `place`, or why no result may come from it; `secure`: what led here was https."""
+    if isinstance(place, str):
+        return place
+    if secure and not place.secure:
+        return f"a redirect leads from https to http, at {place.where}"
+    if not listed(place.host, hosts):
+        return f"{place.where} is not one of the hosts that results may come from"
+    return place
+
+
+async def _pieces(reply: Incoming, limit: int, deadline: _Deadline) -> AsyncGenerator[bytes, None]:
+    """Yield the body, its coding undone.
+
+    Raises `_Stop` when it falls silent, is over `limit` bytes or not what it says it is; `ReplyBroken`.
+    """
+    named = reply.headers.get("content-encoding", "")
+    code = coding(named)
+    if code is None:
+        text = f"{reply.where} sends a content coding that is not understood: {named[:40]!a}"
+        raise _Stop(Failed(kind=Found.UNUSABLE, detail=text, status=reply.status))
+    inflater = Inflater(code) if code else None
+    size = 0
+    try:
+        while data := await _next(reply, deadline):
+            for piece in inflater.feed(data) if inflater else (data,):
+                size += len(piece)
+                if size > limit:
+                    raise _Stop(_too_large(reply, limit))
+                yield piece
+            if reply.received > limit + limit // _WIRE_SHARE + _WIRE_SLACK:
+                raise _Stop(_too_large(reply, limit))
+        if inflater and reply.received:
+            inflater.finish()
+    except CodingBroken as error:
+        text = f"{reply.where} says {code}, but {error}"
+        raise _Stop(Failed(kind=Found.UNUSABLE, detail=text, status=reply.status)) from None
+
+
+async def _next(reply: Incoming, deadline: _Deadline) -> bytes:
+    left = deadline.left()
+    try:
+        async with asyncio.timeout(min(left, deadline.idle)):
+            return await reply.read()
+    except TimeoutError:
+        late = (
+            f"was not done in {deadline.total:g} s"
+            if left <= deadline.idle
+            else f"sent nothing for {deadline.idle:g} s"
+        )
+        text = f"{reply.where} {late}"
+        raise _Stop(Failed(kind=Found.TIMEOUT, detail=text, status=reply.status)) from None
+
+
+def _cut_off(reply: Incoming, kind: Found) -> Failed:
+    of = "" if reply.length is None else f" of {reply.length}"
+    return Failed(
+        kind=kind,
+        detail=f"the body of {reply.where} was cut off after {reply.received}{of} bytes",
+        status=reply.status,
+    )
+
+
+async def _whole(reply: Incoming, limit: int, deadline: _Deadline) -> bytes:
+    _check_length(reply, limit)
+    async with aclosing(_pieces(reply, limit, deadline)) as pieces:
+        return b"".join([piece async for piece in pieces])
+
+
+def _check_length(reply: Incoming, limit: int) -> None:
+    """Raise `_Stop` when `Content-Length` alone says that the body is too large; of a coded body it says too little."""
+    if not reply.headers.get("content-encoding") and (reply.length or 0) > limit:
+        raise _Stop(_too_large(reply, limit))
+
+
+def _passing(failed: Failed) -> Failed:
+    """Return a failure of a document or stream: one that is too long (an error page of a proxy) says nothing of the result."""
+    return replace(failed, too_large=False)
+
+
+def _too_large(reply: Incoming, limit: int) -> Failed:
+    text = f"{reply.where} sends more than {limit} bytes"
+    return Failed(kind=Found.UNUSABLE, detail=text, status=reply.status, too_large=True)
+
+
+def _as_asgi(pieces: AsyncIterator[bytes]) -> Callable[[], Any]:
+    """Return pieces as ASGI's `receive` gives a request's body, which is how the spool takes it."""
+
+    async def receive() -> MutableMapping[str, Any]:
+        piece = await anext(pieces, b"")
+        return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+    return receive

@@ -1,0 +1,164 @@
+"""Which addresses may be connected to: a table of its own, since Python's `is_global` differs between versions.
+
+Sources: the IANA special-purpose registries, read in November 2026
+(https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry),
+and for IPv6 the rule that only 2000::/3 is handed out as global unicast
+(https://www.iana.org/assignments/ipv6-address-space). An address that carries an IPv4 address (mapped, compatible, NAT64,
+6to4, Teredo, ISATAP) is judged by every address inside. One address of no registry is refused: 168.63.129.16, where every
+machine in Azure finds its host (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import unicodedata
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from receiver.core.errors import AddressBlocked
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_REFUSED_4 = [
+    (IPv4Network(text), reason)
+    for text, reason in (
+        ("0.0.0.0/8", "unspecified"),
+        ("10.0.0.0/8", "private"),
+        ("100.64.0.0/10", "shared (carrier-grade NAT)"),
+        ("127.0.0.0/8", "loopback"),
+        ("168.63.129.16/32", "Azure's own, for its machines"),
+        ("169.254.0.0/16", "link-local"),
+        ("172.16.0.0/12", "private"),
+        ("192.0.0.0/24", "reserved for protocols"),
+        ("192.0.2.0/24", "documentation"),
+        ("192.88.99.0/24", "a 6to4 relay"),
+        ("192.168.0.0/16", "private"),
+        ("198.18.0.0/15", "benchmarking"),
+        ("198.51.100.0/24", "documentation"),
+        ("203.0.113.0/24", "documentation"),
+        ("224.0.0.0/4", "multicast"),
+        ("255.255.255.255/32", "broadcast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+]
+_REFUSED_6 = [
+    (IPv6Network(text), reason)
+    for text, reason in (
+        ("64:ff9b:1::/48", "local NAT64"),
+        ("100::/64", "discard-only"),
+        ("100:0:0:1::/64", "a dummy prefix"),
+        ("2001::/23", "reserved for protocols"),
+        ("2001:db8::/32", "documentation"),
+        ("3fff::/20", "documentation"),
+        ("5f00::/16", "segment routing"),
+        ("fc00::/7", "private (unique local)"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+    )
+]
+_GLOBAL_6 = IPv6Network("2000::/3")
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_COMPATIBLE = IPv6Network("::/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+_TEREDO = IPv6Network("2001::/32")
+_CARRIERS = (_MAPPED, _COMPATIBLE, _NAT64, _SIX_TO_FOUR, _TEREDO)
+"""Prefixes that say nothing but what they carry; ISATAP also has the prefix of its site."""
+_WORD = 0xFFFFFFFF
+
+
+def inside(address: IPv6Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that an IPv6 address carries, none for an ordinary one."""
+    number = int(address)
+    last = number & _WORD
+    if address in _MAPPED or address in _COMPATIBLE or address in _NAT64:
+        return (IPv4Address(last),)
+    if address in _SIX_TO_FOUR:
+        return (IPv4Address(number >> 80 & _WORD),)
+    if address in _TEREDO:  # the server, and the client with every bit turned (RFC 4380)
+        return IPv4Address(number >> 64 & _WORD), IPv4Address(last ^ _WORD)
+    if address not in _NAT64_LOCAL and number >> 32 & 0xFDFFFFFF == 0x5EFE:  # ISATAP (RFC 5214)
+        return (IPv4Address(last),)
+    return ()
+
+
+def refusal(address: Address, allow: Iterable[Network] = ()) -> str | None:
+    """Return why `address` must not be connected to ("loopback", "private", …), None when it may be.
+
+    It may be when it is public, or inside a network of `allow`. 64:ff9b:1::/48 is never public (RFC 8215), whatever it carries.
+    """
+    networks = tuple(allow)
+    if _within(address, networks):
+        return None
+    if isinstance(address, IPv4Address):
+        return _first(address, _REFUSED_4)
+    for number in inside(address):
+        reason = refusal(number, networks)
+        if reason is not None:
+            return f"{reason} ({number} inside)"
+    if _within(address, _CARRIERS):
+        return None
+    return _first(address, _REFUSED_6) or (None if address in _GLOBAL_6 else "not handed out")
+
+
+def _within(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def _first(address: Address, table: Iterable[tuple[Network, str]]) -> str | None:
+    return next((reason for network, reason in table if address in network), None)
+
+
+_ODD_IPV4 = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
+
+
+def literal(host: str) -> Address | None:
+    """Return the address that `host` spells, however oddly (octal, hex, short, full-width digits), None for a name."""
+    text = unicodedata.normalize("NFKC", host).replace("。", ".").strip("[]").rstrip(".")
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        pass
+    if not _ODD_IPV4.fullmatch(text):
+        return None
+    try:
+        return IPv4Address(socket.inet_aton(text))
+    except OSError:
+        return None
+
+
+class Guard:
+    """Says which addresses one destination may have."""
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        """`allow` holds the CIDRs that configuration permits. Raises `ValueError` for one that is none."""
+        self._allow: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in allow)
+
+    def check(self, address: str, name: str = "") -> None:
+        """Raise `AddressBlocked` when `address` (as text, to which `name` resolved) must not be connected to."""
+        try:
+            parsed = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            raise AddressBlocked(f"{name or address} is not at an internet address") from None
+        reason = refusal(parsed, self._allow)
+        if reason is not None:
+            who = f"{name} resolves to {parsed}, which" if name and name != address else str(parsed)
+            raise AddressBlocked(f'{who} is {reason}; allow = ["{_network(parsed)}"] would permit it')
+
+    def check_host(self, host: str) -> None:
+        """Raise `AddressBlocked` for a host that is a refused address, or an address in an odd spelling. Names pass."""
+        found = literal(host)
+        if found is None:
+            return
+        if isinstance(found, IPv4Address) and host != str(found):
+            raise AddressBlocked(f"{host} is another spelling of {found}: write {found}")
+        self.check(str(found))
+
+
+def _network(address: Address) -> str:
+    return f"{address}/{address.max_prefixlen}"

@@ -1,0 +1,343 @@
+"""Settings: a TOML mapping and the environment become frozen values. Reads no file by itself.
+
+Any string may be `env:NAME` or `file:PATH` and stands for what is found there. `RECEIVER__SECTION__KEY` in the environment
+overrides `[section] key`; `PORT` and `DATABASE_URL` are honoured. A source's own settings are checked by its provider.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+
+from receiver.core.errors import ConfigError
+from receiver.core.retry import RetryPolicy, policy
+from receiver.core.signing import webhook_key
+from receiver.settings.storage import (
+    MIB,
+    BlobSettings,
+    JournalSettings,
+    RetentionSettings,
+    Section,
+    StoreSettings,
+)
+
+PREFIX = "RECEIVER__"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One numbered result of `receiver check`; documented by its code in docs/configuration.md."""
+
+    code: str
+    """`E…` stops `serve`, `W…` does not."""
+    where: str
+    """The setting, for example `sources.deepgram.basic`."""
+    message: str
+    fix: str
+
+    @property
+    def fatal(self) -> bool:
+        """True when `serve` refuses to start."""
+        return self.code.startswith("E")
+
+
+class ServerSettings(Section):
+    """[server]"""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    admin_tokens: tuple[SecretStr, ...] = ()
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    log: Literal["json", "console", "auto"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_callbacks: int = Field(default=1000, ge=1, le=100_000)
+    """Callbacks under way at once in one process; one more is answered 503 before its body is read."""
+    stop_seconds: float = Field(default=10.0, gt=0, le=600)
+    drain_seconds: float = Field(default=0.0, ge=0, le=600)
+    """How long SIGTERM leaves the load balancer to look away: `/readyz/intake` says 503, callbacks are still taken."""
+    ready_due_age_seconds: float = Field(default=900.0, gt=0)
+    """`/readyz` fails when the oldest due delivery has waited longer than this."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if text != "*":
+                ipaddress.ip_network(text, strict=False)
+        return value
+
+
+class TokenSettings(Section):
+    """[tokens]: what signs callback tokens and object links; a list, newest last."""
+
+    secrets: tuple[SecretStr, ...] = ()
+
+    @field_validator("secrets")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(secret.get_secret_value()) < 16 for secret in value):
+            raise ValueError("each secret needs at least 16 characters")
+        return value
+
+
+class SourceSettings(Section):
+    """[sources.NAME]: what every source has; `options` holds the provider's own settings."""
+
+    name: str
+    provider: str
+    max_audio_bytes: int = Field(default=256 * MIB, ge=1)
+    max_json_bytes: int = Field(default=32 * MIB, ge=1)
+    body_seconds: float = Field(default=120.0, gt=0)
+    """Longest time for a whole body."""
+    idle_seconds: float = Field(default=10.0, gt=0)
+    """Longest time between two pieces of a body."""
+    budget_seconds: float = Field(default=6.0, gt=0)
+    """Longest time for storing, once the body is here; past it the journal takes over."""
+    attempt_seconds: float = Field(default=120.0, ge=1, le=3600)
+    """Longest time for one attempt of a pickup, download included."""
+    pickup_concurrency: int = Field(default=4, ge=1, le=256)
+    """Pickups of this source under way at once, in one process."""
+    allow: tuple[str, ...] = ()
+    """Networks that are not public and that pickups may connect to all the same."""
+    ca_file: str | None = None
+    """More certificate authorities to trust in pickups (PEM)."""
+    options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+    @field_validator("allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ipaddress.ip_network(text)
+        return value
+
+
+class DestinationSettings(Section):
+    """[destinations.NAME]"""
+
+    name: str
+    url: SecretStr
+    """Secret since a query or userinfo may carry credentials."""
+    secrets: tuple[SecretStr, ...] = ()
+    sources: tuple[str, ...] = ("*",)
+    events: tuple[str, ...] = ("*",)
+    retry: Any = "deepgram"
+    timeout_seconds: float = Field(default=15.0, gt=0, le=120)
+    concurrency: int = Field(default=64, ge=1, le=1024)
+    allow: tuple[str, ...] = ()
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    ca_file: str | None = None
+
+    @field_validator("retry")
+    @classmethod
+    def _retry(cls, value: Any) -> Any:
+        policy(value)
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            webhook_key(secret.get_secret_value())
+        return value
+
+    @field_validator("allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ipaddress.ip_network(text)
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: SecretStr) -> SecretStr:
+        try:  # what urllib says of a bad URL quotes it, credentials and all
+            parts = urlsplit(value.get_secret_value())
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("a destination's url must begin with https:// (or http://) and a host")
+        return value
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy that `retry` names."""
+        return policy(self.retry)
+
+
+class Settings(Section):
+    """All settings."""
+
+    public_url: str | None = None
+    data: str = "receiver-data"
+    """The data folder: store, audio, journal and the token secret lie there unless settings say otherwise."""
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()
+    blobs: BlobSettings = BlobSettings()
+    journal: JournalSettings = JournalSettings()
+    retention: RetentionSettings = RetentionSettings()
+    tokens: TokenSettings = TokenSettings()
+    sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
+    destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)
+
+
+Reader = Callable[[str], str]
+"""Reads a text file, given its path; raises `OSError`."""
+
+DEFAULT_SOURCES: Mapping[str, Any] = {"deepgram": {"provider": "deepgram", "require_token": True}}
+"""With no file at all: Deepgram, proved by the callback tokens that `receiver callback-url` hands out."""
+
+
+def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Settings:
+    """Return the settings of a TOML text (None: no file) under `environ`. Raises `ConfigError`, never with a secret in it."""
+    try:
+        raw: dict[str, Any] = tomllib.loads(text) if text is not None else {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the settings are not valid TOML: {error}") from None
+    _override(raw, environ)
+    if text is None and "sources" not in raw:
+        raw["sources"] = {name: dict(fields) for name, fields in DEFAULT_SOURCES.items()}
+    missing: list[str] = []
+    resolved = _resolve(raw, "", _Outside(environ, read, missing))
+    if missing:
+        raise ConfigError("; ".join(missing))
+    _sections(resolved)
+    try:
+        return Settings.model_validate(resolved)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, value in sorted(environ.items()):
+        if not name.startswith(PREFIX):
+            continue
+        *sections, key = [part.lower() for part in name[len(PREFIX) :].split("__")]
+        table = raw
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{name} names a section that is a plain value: {section}")
+        table[key] = _toml_value(value)
+    server = raw.setdefault("server", {})
+    if isinstance(server, dict) and "PORT" in environ:
+        server.setdefault("port", environ["PORT"])
+    store = raw.setdefault("store", {})
+    if isinstance(store, dict) and "DATABASE_URL" in environ:
+        store.setdefault("url", environ["DATABASE_URL"])
+
+
+def _toml_value(text: str) -> Any:
+    """Read an environment value as TOML where it is TOML (numbers, lists, true), else as text."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """Where values come from that are not written in the settings themselves."""
+
+    environ: Mapping[str, str]
+    read: Reader
+    missing: list[str]
+    """What was not there: all of it is told at once, since each start to find the next one takes a person's time."""
+
+
+def _resolve(value: Any, where: str, outside: _Outside) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, f"{where}.{key}".lstrip("."), outside) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, where, outside) for item in value]
+    if isinstance(value, str):
+        try:
+            return _secret(value, where, outside.environ, outside.read)
+        except ConfigError as error:
+            outside.missing.append(error.message)
+    return value
+
+
+_BASIC = re.compile(r"([^:]+):((?:env|file):.+)", re.DOTALL)
+
+
+def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> str:
+    kind, _, rest = text.partition(":")
+    if kind == "env":
+        if not environ.get(rest):
+            state = "empty" if rest in environ else "not set"
+            raise ConfigError(f"{where} says env:{rest}, and {rest} is {state}: export it")
+        return environ[rest]
+    if kind == "file":
+        if rest.startswith("//"):
+            return text  # a file:// URL is a place, not a secret
+        try:
+            found = read(rest).strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ConfigError(f"{where} says file:{rest}, which cannot be read: {reason}") from None
+        if not found:
+            raise ConfigError(f"{where} says file:{rest}, which is empty: write the secret into it")
+        return found
+    if where.endswith(".basic") and (pair := _BASIC.fullmatch(text)):
+        return f"{pair[1]}:{_secret(pair[2], where, environ, read)}"
+    return text
+
+
+def _sections(raw: dict[str, Any]) -> None:
+    """Give each source and destination its name, and each source its provider's own settings as `options`."""
+    for section in ("sources", "destinations"):
+        tables = raw.get(section, {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{section} must be a table of tables: write [{section}.NAME]")
+        for name, table in tables.items():
+            if not isinstance(table, dict):
+                raise ConfigError(f"{section}.{name} must be a table: write [{section}.{name}]")
+            if not NAME.fullmatch(name):
+                raise ConfigError(
+                    f"[{section}.{name}]: a name has lower-case letters, digits and hyphens, "
+                    "63 at most (Deepgram refuses underscores)"
+                )
+            table["name"] = name
+    known = set(SourceSettings.model_fields) - {"options"}
+    for table in raw.get("sources", {}).values():
+        table["options"] = {key: table.pop(key) for key in list(table) if key not in known}
+
+
+def _explain(error: ValidationError, section: str = "") -> str:
+    lines = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such setting; see docs/configuration.md"
+        elif item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] == "string_type" and where.startswith("retention."):
+            message = 'write it as "90d": a number and a unit, in quotes'
+        lines.append(f"{section}{where}: {message}")
+    return "; ".join(lines)
+
+
+def install(extra: str) -> str:
+    """Return what to do when an extra is missing; by path, as the public index has a stranger's package of our name."""
+    return f"install receiver with its extra [{extra}] (pip install '/path/to/receiver[{extra}]')"
+
+
+T = TypeVar("T", bound=Section)
+
+
+def provider_options(model: type[T], source: SourceSettings) -> T:
+    """Check a source's own settings with its provider's model. Raises `ConfigError` naming `sources.NAME.setting`."""
+    try:
+        return model.model_validate(dict(source.options))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, f"sources.{source.name}.")) from None

@@ -1,0 +1,83 @@
+"""Where an object lies: the key template."""
+
+from __future__ import annotations
+
+import re
+import string
+from datetime import UTC, datetime
+
+from receiver.core.errors import ConfigError
+
+DEFAULT = "{source}/{year}/{month}/{day}/{name}"
+KEY_BYTES = 1024
+"""What S3 takes at most."""
+_NAME = r"[0-9a-f]{32}\.[A-Za-z0-9]{1,16}"
+_OURS = re.compile(rf"(?:.*/)?{_NAME}", re.DOTALL)
+_LONGEST = {"source": 63, "year": 4, "month": 2, "day": 2, "hour": 2, "name": 49}
+_FORMS = {
+    "source": r"[a-z0-9][a-z0-9-]{0,62}",
+    "year": r"[0-9]{4}",
+    "month": r"[0-9]{2}",
+    "day": r"[0-9]{2}",
+    "hour": r"[0-9]{2}",
+    "name": _NAME,
+}
+"""What each field is in a key; a source's name as the settings take it."""
+
+
+class KeyTemplate:
+    """Makes keys by a template of plain text and `{source}`, `{year}`, `{month}`, `{day}`, `{hour}`, `{name}`.
+
+    `{name}` must end it: the name is derived from a callback's identity and content, with its extension, and alone makes
+    keys differ. Dates are those of the callback's arrival, in UTC, so that its retry has the same key.
+    """
+
+    def __init__(self, template: str = DEFAULT) -> None:
+        """Raises `ConfigError` for a template that could not make keys."""
+        try:
+            pieces = list(string.Formatter().parse(template))
+        except ValueError:
+            raise _refused("a brace is open or does not belong there") from None
+        fields = [piece[1:] for piece in pieces if piece[1] is not None]
+        for name, form, conversion in fields:
+            if name not in _FORMS or form or conversion:
+                raise _refused(
+                    f"it has {', '.join(f'{{{known}}}' for known in sorted(_FORMS))} and no others"
+                )
+        if not template.endswith("{name}") or [name for name, _, _ in fields].count("name") != 1:
+            raise _refused("it ends with {name}, and has it once")
+        if any(part in ("", ".", "..") for part in template.split("/")) or not template.isprintable():
+            raise _refused("it has plain parts between its slashes")
+        self._template = template
+        self._form = re.compile(
+            "".join(re.escape(text) + _FORMS.get(name or "", "") for text, name, *_ in pieces)
+        )
+        self.longest = sum(len(text.encode()) + _LONGEST.get(name or "", 0) for text, name, *_ in pieces)
+        """Bytes of the longest key that it makes."""
+        if self.longest > KEY_BYTES:
+            raise _refused(f"its keys may have {self.longest} bytes, and {KEY_BYTES} are taken")
+
+    def key(self, *, source: str, received_at: int, name: str) -> str:
+        """Return the key of the object `name` (with its extension), which came at `received_at` (epoch ms)."""
+        at = datetime.fromtimestamp(received_at / 1000, UTC)
+        return self._template.format(
+            source=source,
+            year=f"{at:%Y}",
+            month=f"{at:%m}",
+            day=f"{at:%d}",
+            hour=f"{at:%H}",
+            name=name,
+        )
+
+    def is_ours(self, key: str) -> bool:
+        """Tell whether this template makes such keys, from the first character to the last: others' objects are not ours to remove."""
+        return self._form.fullmatch(key) is not None
+
+
+def has_our_name(key: str) -> bool:
+    """Tell whether the last part of a key has the form that receiver gives; of the parts before it this says nothing."""
+    return _OURS.fullmatch(key) is not None
+
+
+def _refused(reason: str) -> ConfigError:
+    return ConfigError(f"blobs.key: {reason}; for example {DEFAULT}")

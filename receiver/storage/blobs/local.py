@@ -1,0 +1,198 @@
+"""Audio in a local folder: temporary file, fsync, atomic name, fsync of the folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from receiver.core.callback import Body
+from receiver.core.errors import BlobsUnavailable, NotFound
+from receiver.core.event import StoredBlob
+from receiver.storage.blobs.base import BlobEntry, LocalObject
+from receiver.storage.blobs.keys import KeyTemplate, has_our_name
+from receiver.system.bodies import TROUBLE, why
+from receiver.system.files import keep_body, make_folder, sync_folder, write_file
+
+_THREADS = 8
+_REMEMBERED = 4096
+T = TypeVar("T")
+
+
+class LocalBlobs:
+    """A folder on this machine; one file for each object, named by its key."""
+
+    def __init__(self, folder: str, keys: KeyTemplate | None = None) -> None:
+        """Without `keys`, whatever has a name of our form is ours, wherever in the folder it lies."""
+        self._root = Path(folder).absolute()
+        self._keys = keys
+        self._synced: set[Path] = set()
+        """Folders whose names this process knows to be durable; another one may have made them and not be done."""
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
+
+    async def open(self) -> None:
+        """Make the folder. Later it is never made again: a folder that vanished is an outage, not a fresh start."""
+        await self._run(lambda: make_folder(self._root))
+
+    async def close(self) -> None:
+        """Wait for writes under way."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def ping(self) -> None:
+        """Write, sync and remove a small file. Raises `BlobsUnavailable`."""
+        await self._run(self._ping)
+
+    async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
+        """Store `body`; returns after file and folder are synced. Raises `BlobsUnavailable`."""
+        path = self._path(key)
+        await self._run(lambda: self._put(path, body))
+        return StoredBlob(
+            key=key, uri=path.as_uri(), content_type=content_type, size=body.size, sha256=body.sha256
+        )
+
+    async def get(self, key: str) -> bytes:
+        """Return an object's bytes. Raises `NotFound`, `BlobsUnavailable`."""
+        path = self._path(key)
+        try:
+            return await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            raise NotFound(f"no object has the key {key}") from None
+        except TROUBLE as error:
+            raise _unavailable(error) from None
+
+    def presign(self, key: str, *, content_type: str, expires_at: int) -> str | None:
+        """Return None: receiver serves these itself."""
+        return None
+
+    def local(self, key: str) -> LocalObject | None:
+        """Return the file of `key`, None when there is none or the key points outside the folder."""
+        try:
+            path = self._path(key)
+            found = path.stat()
+        except (BlobsUnavailable, OSError, ValueError):
+            return None
+        return LocalObject(path=str(path), size=found.st_size) if stat.S_ISREG(found.st_mode) else None
+
+    async def entries(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[BlobEntry]:
+        """Return a page of objects by key; an empty one is the end. Raises `BlobsUnavailable`."""
+        return await self._run(
+            lambda: list(itertools.islice(self._entries(prefix, after), min(max(limit, 1), 1000)))
+        )
+
+    def is_ours(self, key: str) -> bool:
+        """Tell whether receiver makes such keys here."""
+        return has_our_name(key) if self._keys is None else self._keys.is_ours(key)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove files; folders stay, another process may rely on them. Raises `BlobsUnavailable`."""
+        paths = [self._path(key) for key in keys]
+
+        def remove() -> None:
+            failed: OSError | None = None
+            for path in paths:
+                try:
+                    path.unlink(missing_ok=True)
+                except NotADirectoryError:
+                    continue
+                except OSError as error:
+                    failed = error
+            if failed is not None:
+                raise failed
+
+        await self._run(remove)
+
+    async def abort_abandoned(self, *, before: int) -> int:
+        """Remove temporary files that a crash left, last written before `before` (epoch ms). Raises `BlobsUnavailable`."""
+        return await self._run(lambda: self._abort_abandoned(before))
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not key or any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise BlobsUnavailable("an object key has plain parts between its slashes")
+        return self._root.joinpath(*parts)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TROUBLE as error:
+            raise _unavailable(error) from None
+
+    def _ping(self) -> None:
+        path = self._root / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            write_file(path, b"ping")
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _put(self, path: Path, body: Body) -> None:
+        self._make_folders(path.parent)
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        try:
+            keep_body(body, temporary)
+            if body.path is not None:
+                os.utime(temporary)  # its age is that of the object: a link has the spooled file's
+            os.rename(temporary, path)
+        finally:
+            # Still there after a success when the same spooled file was stored before: renaming one name of a file
+            # to another name of it does nothing.
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def _entries(self, prefix: str, after: str) -> Iterator[BlobEntry]:
+        for key, path in _files(self._root, "", prefix, after):
+            with contextlib.suppress(FileNotFoundError):  # removed since it was seen
+                found = path.stat()
+                yield BlobEntry(key=key, size=found.st_size, modified_at=found.st_mtime_ns // 1_000_000)
+
+    def _abort_abandoned(self, before: int) -> int:
+        count = 0
+        for folder, _, names in os.walk(self._root):
+            base = "" if Path(folder) == self._root else f"{Path(folder).relative_to(self._root).as_posix()}/"
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    # `.NAME.` and eight digits: what `_put` writes, and nothing that others keep here
+                    ours = name.startswith(".") and self.is_ours(base + name[1:].rpartition(".")[0])
+                    if ours and path.stat().st_mtime_ns < before * 1_000_000:
+                        path.unlink()
+                        count += 1
+        return count
+
+    def _make_folders(self, folder: Path) -> None:
+        """Make `folder` below the root, each name synced; the root itself must be there."""
+        if folder == self._root or (folder in self._synced and folder.is_dir()):
+            return
+        self._make_folders(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        sync_folder(folder.parent)
+        if len(self._synced) >= _REMEMBERED:
+            self._synced.clear()
+        self._synced.add(folder)
+
+
+def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[str, Path]]:
+    """Walk `folder`, whose keys begin with `base`, in the order of the keys; folders without a wanted key are not entered."""
+    with os.scandir(folder) as found:
+        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in found]
+    for name in sorted(names, key=os.fsencode):
+        key, path = base + name, folder / name
+        if name.startswith("."):
+            continue  # a put under way
+        passed = os.fsencode(key) <= os.fsencode(after)
+        if name.endswith("/"):
+            holds = key.startswith(prefix) or prefix.startswith(key)
+            if holds and (not passed or after.startswith(key)):
+                yield from _files(path, key, prefix, after)
+        elif key.startswith(prefix) and not passed:
+            yield key, path
+
+
+def _unavailable(error: BaseException) -> BlobsUnavailable:
+    return BlobsUnavailable(f"the blob folder cannot be used: {why(error)}")

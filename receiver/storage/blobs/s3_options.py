@@ -1,0 +1,157 @@
+"""How an S3 bucket is reached: the options, and the one place that makes a boto3 client."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from receiver import __version__
+from receiver.core.errors import ConfigError
+from receiver.settings.model import install
+from receiver.settings.storage import BlobSettings
+from receiver.storage.blobs.keys import DEFAULT, KEY_BYTES, KeyTemplate
+
+CONNECT_SECONDS = 3.0
+_ATTEMPTS = 3
+"""Tries of one request, the first one counted (botocore's `total_max_attempts`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Options:
+    """[blobs] for S3. Credentials are no part of it: boto3 finds them (environment, profile, instance role)."""
+
+    bucket: str
+    prefix: str = ""
+    """What all keys begin with, "" or ending in a slash."""
+    key: str = DEFAULT
+    """The template of what follows the prefix."""
+    endpoint_url: str | None = None
+    """Another store that speaks S3; None is Amazon's."""
+    link_endpoint_url: str | None = None
+    """The same store as those see it who follow links; None is `endpoint_url`."""
+    region: str | None = None
+    """None: what boto3 finds in environment or profile."""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Bucket in the path or in the host name; `auto` is the path with `endpoint_url`, else the host name."""
+    checksums: Literal["when_supported", "when_required"] = "when_supported"
+    """`when_required` for older stores that refuse `x-amz-checksum-…` headers."""
+    sse: Literal["AES256", "aws:kms"] | None = None
+    sse_kms_key_id: str | None = None
+    storage_class: str | None = None
+    ca_file: str | None = None
+    """More certificate authorities to trust for `endpoint_url` (PEM); None is boto3's own rule (`AWS_CA_BUNDLE`)."""
+    timeout_seconds: float = 5.0
+    """Longest silence of the store within one request."""
+    connections: int = 16
+    """Requests under way at once, in one process: threads, and connections that are kept."""
+
+    @classmethod
+    def of(cls, settings: BlobSettings) -> S3Options:
+        """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
+        bucket, prefix = parse_url(settings.url or "")
+        for name in ("endpoint_url", "link_endpoint_url"):
+            url = getattr(settings, name) or ""
+            if "?" in url or "#" in url:
+                raise ConfigError(
+                    f"blobs.{name} must have no query: https:// (or http://), a host, and perhaps a path"
+                )
+        longest = len(prefix.encode())
+        with suppress(ConfigError):  # a template that makes no keys is told where it is used
+            longest += KeyTemplate(settings.key).longest
+        if longest > KEY_BYTES:
+            raise ConfigError(
+                f"blobs.url: with this prefix and blobs.key, keys may have {longest} bytes, and S3 takes {KEY_BYTES}"
+            )
+        return cls(
+            bucket=bucket,
+            prefix=prefix,
+            key=settings.key,
+            endpoint_url=settings.endpoint_url,
+            link_endpoint_url=settings.link_endpoint_url,
+            region=settings.region,
+            addressing=settings.addressing,
+            checksums=settings.checksums,
+            sse=settings.sse,
+            sse_kms_key_id=settings.sse_kms_key_id,
+            storage_class=settings.storage_class,
+            ca_file=settings.ca_file,
+            timeout_seconds=settings.timeout_seconds,
+            connections=settings.connections,
+        )
+
+    @property
+    def place(self) -> str:
+        """The bucket and prefix, for people."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def host(self) -> str:
+        """Who is asked, for people."""
+        return urlsplit(self.endpoint_url).netloc.rpartition("@")[2] if self.endpoint_url else "Amazon S3"
+
+
+def parse_url(url: str) -> tuple[str, str]:
+    """Return bucket and prefix ("" or ending in a slash) of `s3://bucket/prefix`. Raises `ConfigError`."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    prefix = prefix.strip("/")
+    plain = bucket.replace("-", "").replace(".", "").replace("_", "").isalnum() and bucket.isascii()
+    if not url.startswith("s3://") or not plain:
+        raise ConfigError(
+            "blobs.url must begin with s3:// and a bucket's name, for example s3://bucket/prefix"
+        )
+    if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
+        raise ConfigError("blobs.url: the prefix must have plain parts between its slashes")
+    return bucket, f"{prefix}/" if prefix else ""
+
+
+def _lowered(url: str | None) -> str | None:
+    """Return an endpoint with its host in small letters: a link is signed for the host as clients write it."""
+    if url is None:
+        return None
+    scheme, colon, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}{colon}{host.lower()}{slash}{path}" if colon and "@" not in host else url
+
+
+def make_link_client(options: S3Options, client: Any) -> Any:
+    """Return the client that signs links: another than `client` only where links lead to an address of their own."""
+    if options.link_endpoint_url is None:
+        return client
+    return make_client(replace(options, endpoint_url=options.link_endpoint_url))[0]
+
+
+def make_client(options: S3Options) -> tuple[Any, Any]:
+    """Return a boto3 S3 client and the credentials it found (None: none). Takes half a second the first time and may read credentials: call it in a thread.
+
+    Raises `ConfigError` when boto3 is not installed, botocore's errors for a profile or URL that is none.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise ConfigError(f"blobs.url is s3://…, which needs boto3: {install('s3')}") from None
+    addressing = options.addressing
+    if addressing == "auto":
+        addressing = "path" if options.endpoint_url else "virtual"
+    config = Config(
+        region_name=options.region,
+        signature_version="s3v4",
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=options.timeout_seconds,
+        max_pool_connections=options.connections,
+        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+        tcp_keepalive=True,
+        request_checksum_calculation=options.checksums,
+        response_checksum_validation=options.checksums,
+        # The signature covers the body's SHA-256 over HTTPS as well: every store that checks signatures proves the bytes.
+        s3={"addressing_style": addressing, "payload_signing_enabled": True},
+        # Given whole: botocore would put its own together anew for each request, a tenth of what a put costs.
+        user_agent=f"receiver/{__version__}",
+    )
+    session = boto3.session.Session()
+    client = session.client(
+        "s3", endpoint_url=_lowered(options.endpoint_url), config=config, verify=options.ca_file or None
+    )
+    return client, session.get_credentials()

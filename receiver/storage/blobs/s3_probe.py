@@ -1,0 +1,259 @@
+"""What `receiver check` asks a bucket: each thing that receiver will do, once, with a small object of its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from receiver.core.clock import wall_clock
+from receiver.core.errors import ReceiverError
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.s3_errors import code_of, explain, is_outage, status_of
+from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
+from receiver.storage.blobs.s3_upload import said_of
+
+OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
+"""The permissions that receiver needs, as deploy/iam-policy.json grants them."""
+_BODY = b"receiver check\n"
+_SECONDS = 10.0
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""Names that a bucket may have; of others no store says well in its answer to HEAD what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One thing that does not work, or not as it should."""
+
+    message: str
+    permission: str = ""
+    """The permission that is missing, `s3:PutObject` for example; "" when it is something else."""
+    fatal: bool = True
+    """False: receiver works all the same."""
+    outage: bool = False
+    """The store did not answer, or was too busy: nothing about the settings need be wrong."""
+
+
+class _Probe:
+    def __init__(self, options: S3Options, client: Any) -> None:
+        self.options = options
+        self.client = client
+        # Keys as receiver makes them, so that the sweep of orphans finds what a check that was killed has left.
+        keys, now = KeyTemplate(options.key), wall_clock()
+        self.place, self.large = (
+            {
+                "Bucket": options.bucket,
+                "Key": options.prefix
+                + keys.key(source="receiver-check", received_at=now, name=f"{secrets.token_hex(16)}.txt"),
+            }
+            for _ in range(2)
+        )
+        digest = hashlib.sha256(_BODY)
+        self.about = said_of(options, "text/plain", digest.hexdigest())
+        self.told: dict[str, Any] = {}
+        if options.checksums == "when_supported":
+            self.told = {"ChecksumSHA256": base64.b64encode(digest.digest()).decode()}
+        self.troubles: list[Trouble] = []
+        self.hidden = False
+        """True when the store does not tell these credentials whether the bucket is there."""
+
+    def step(self, doing: str, permission: str, work: Callable[[], None], *, fatal: bool = True) -> bool:
+        """Do one thing; return whether it worked."""
+        try:
+            work()
+        except Exception as error:  # whatever goes wrong is what was asked for
+            missing = (
+                permission if status_of(error) == 403 and code_of(error) in ("AccessDenied", "403") else ""
+            )
+            message = explain(error, self.options, doing, permission)
+            if missing and self.hidden:
+                message += (
+                    f"; or there is no bucket {self.options.bucket}, which is not told to these credentials"
+                )
+            self.troubles.append(Trouble(message, missing, fatal, is_outage(error)))
+            return False
+        return True
+
+    def put(self) -> None:
+        self._create(self.client.put_object, **self.place, Body=_BODY, **self.told, **self.about)
+
+    def _create(self, call: Callable[..., Any], **arguments: Any) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            call(**arguments, IfNoneMatch="*")
+        except ClientError as error:
+            if status_of(error) != 501:
+                raise
+            call(**arguments)
+
+    def get(self) -> None:
+        with closing(self.client.get_object(**self.place)["Body"]) as body:
+            if body.read() != _BODY:
+                raise ReceiverError("other bytes came back than were stored")
+
+    def there(self) -> bool:
+        """Ask for the bucket before anything is put: some stores make one at the first put, whatever name it is given.
+
+        What else goes wrong here says little, since the answer has no body: the put that follows tells it better.
+        """
+        try:
+            self.client.head_bucket(Bucket=self.options.bucket)
+        except Exception as error:  # explained below, or by the put
+            self.hidden = status_of(error) == 403
+            if status_of(error) == 404 and _BUCKET.fullmatch(self.options.bucket):
+                message = f"there is no bucket {self.options.bucket}: create it, or correct blobs.url"
+                self.troubles.append(Trouble(message))
+                return False
+            if is_outage(error):
+                message = explain(error, self.options, "asking", "s3:ListBucket")
+                self.troubles.append(Trouble(message, outage=True))
+                return False
+        return True
+
+    def region(self) -> None:
+        headers = self.client.head_bucket(Bucket=self.options.bucket)["ResponseMetadata"]["HTTPHeaders"]
+        region = headers.get("x-amz-bucket-region", "")
+        if region and region != self.client.meta.region_name and not self.options.endpoint_url:
+            raise ReceiverError(f'the bucket lies in another region: set blobs.region = "{region}"')
+
+    def link(self) -> None:
+        about = {
+            "ResponseContentType": "audio/mpeg",
+            "ResponseContentDisposition": 'inline; filename="check"',
+        }
+        signer = make_link_client(self.options, self.client)
+        url = signer.generate_presigned_url("get_object", Params=self.place | about, ExpiresIn=60)
+        request = urllib.request.Request(url, headers={"Range": "bytes=0-7"})  # noqa: S310 - made by boto3
+        context = ssl.create_default_context()
+        if self.options.ca_file is not None:  # beside the usual ones: links may lead to another address
+            context.load_verify_locations(self.options.ca_file)
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS, context=context) as answer:  # noqa: S310 - made by boto3
+                data, status, kind = answer.read(), answer.status, answer.headers.get("content-type")
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ReceiverError(
+                    f"a signed link was answered {error.code}: applications could not fetch audio"
+                ) from None
+        except OSError as error:
+            message = f"a signed link could not be fetched ({type(error).__name__})"
+            if self.options.link_endpoint_url is None:
+                raise ReceiverError(message) from None
+            # Made for others to reach: from here it may well be out of reach.
+            message += ", which leads to blobs.link_endpoint_url: see that applications reach it"
+            self.troubles.append(Trouble(message, fatal=False))
+            return
+        if data not in (_BODY, _BODY[:8]):
+            raise ReceiverError("a signed link gave other bytes than were stored")
+        if status != 206 or data != _BODY[:8]:
+            self.troubles.append(
+                Trouble("signed links serve no byte ranges: players cannot seek in the audio", fatal=False)
+            )
+        if kind != "audio/mpeg":
+            self.troubles.append(
+                Trouble(f"signed links ignore the content type asked for, and say {kind!r}", fatal=False)
+            )
+
+    def condition(self) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.put_object(**self.place, Body=_BODY, IfNoneMatch="*", **self.told, **self.about)
+        except ClientError as error:
+            if status_of(error) == 412:
+                return
+            if status_of(error) != 501:
+                raise
+        message = (
+            "it accepted a second If-None-Match: *, so an object can be written over; receiver's keys are made from "
+            "content, which keeps that harmless"
+        )
+        self.troubles.append(Trouble(f"{self.options.place}: {message}", fatal=False))
+
+    def parts(self) -> None:
+        upload_id = self._begin()
+        try:
+            part = self.client.upload_part(
+                **self.large, UploadId=upload_id, PartNumber=1, Body=_BODY, **self.told
+            )
+            told = self.told if part.get("ChecksumSHA256") else {}
+            whole = {"Parts": [{"PartNumber": 1, "ETag": part.get("ETag", "")} | told]}
+            self._create(
+                self.client.complete_multipart_upload,
+                **self.large,
+                UploadId=upload_id,
+                MultipartUpload=whole,
+            )
+        except Exception:
+            self._abort(upload_id)
+            raise
+        if self.client.head_object(**self.large)["ContentLength"] != len(_BODY):
+            raise ReceiverError("what was made of the parts is not what was sent")
+
+    def abort(self) -> None:
+        self.client.abort_multipart_upload(**self.large, UploadId=self._begin())
+
+    def _begin(self) -> str:
+        checksum = {"ChecksumAlgorithm": "SHA256"} if self.told else {}
+        answer = self.client.create_multipart_upload(**self.large, **checksum, **self.about)
+        if not answer.get("UploadId"):
+            raise ReceiverError(f"it began no upload in parts: does {self.options.host} speak S3?")
+        return str(answer["UploadId"])
+
+    def _abort(self, upload_id: str) -> None:
+        with suppress(Exception):  # what went wrong before is what is told
+            self.client.abort_multipart_upload(**self.large, UploadId=upload_id)
+
+    def listing(self) -> None:
+        found = self.client.list_objects_v2(Bucket=self.options.bucket, Prefix=self.place["Key"])
+        if [item["Key"] for item in found.get("Contents", [])] != [self.place["Key"]]:
+            raise ReceiverError("the object that was just stored is not listed")
+
+    def uploads(self) -> None:
+        self.client.list_multipart_uploads(Bucket=self.options.bucket, Prefix=self.options.prefix)
+
+    def delete(self) -> None:
+        for place in (self.place, self.large):
+            self.client.delete_object(**place)
+
+
+def probe(options: S3Options) -> list[Trouble]:
+    """Try what receiver does with its bucket; return what does not work, without a secret in it. Blocks; raises nothing."""
+    try:
+        client, credentials = make_client(options)
+        if credentials is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+    except Exception as error:  # a profile or URL that is none, boto3 missing
+        return [Trouble(explain(error, options, "opening", ""))]
+    asked = _Probe(options, client)
+    try:
+        if asked.there() and asked.step("storing in", "s3:PutObject", asked.put):
+            _go_on(asked)
+    finally:
+        client.close()
+    return asked.troubles
+
+
+def _go_on(asked: _Probe) -> None:
+    readable = asked.step("reading from", "s3:GetObject", asked.get)
+    asked.step("asking", "s3:ListBucket", asked.region)
+    if readable:
+        asked.step("linking to", "s3:GetObject", asked.link)
+    asked.step("storing once more in", "s3:PutObject", asked.condition)
+    if asked.step("storing in parts in", "s3:PutObject and s3:GetObject", asked.parts):
+        asked.step("aborting an upload in", "s3:AbortMultipartUpload", asked.abort)
+    asked.step("listing", "s3:ListBucket", asked.listing, fatal=False)
+    asked.step("listing uploads in", "s3:ListBucketMultipartUploads", asked.uploads, fatal=False)
+    asked.step("deleting in", "s3:DeleteObject", asked.delete, fatal=False)

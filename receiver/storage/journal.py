@@ -1,0 +1,361 @@
+"""Callbacks that were proved but not yet recorded: fsynced on local disk, drained through the same road.
+
+An entry is two files named by the callback's identity: `STEM.body`, the bytes, and `STEM.json`, written last and so the
+entry's commit. A provider that sends the callback again while the store is out finds it kept already.
+
+Several processes of a machine may have the folder open: one drains at a time, and names change under a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from receiver.core.callback import VerifiedCallback
+from receiver.core.errors import JournalUnavailable, Unavailable
+from receiver.core.observe import Observers
+from receiver.storage.journal_files import UNREADABLE, Entry, entry_of, found, names, restored, unavailable
+from receiver.system.bodies import SHORTAGE, TROUBLE
+from receiver.system.files import keep_body, make_folder, sync_folder, write_file
+
+_SECRET_HEADERS = frozenset((
+    "authorization", "proxy-authorization", "cookie", "dg-token", "dg-project-id",
+    "secret-key", "x-api-key", "x-deapi-signature",
+))  # fmt: skip
+_OUTAGE_AFTER = 3
+"""Entries refused one after the other that make an outage of it; fewer may be refused for what they are."""
+_STUCK_AFTER = 3
+"""Failed drains for a reason of its own (not an outage) after which an entry waits longest between two tries."""
+_WAIT_SECONDS = (5.0, 600.0)
+"""How long an entry waits that was refused while others were taken: twice the first, doubling, the second at most."""
+_LEFTOVER_SECONDS = 3600
+
+_DRAINING = ".draining"
+"""Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
+
+Handle = Callable[[VerifiedCallback], Awaitable[object]]
+"""Takes a callback down the road from `normalize` on; raises `Unavailable`, or one of `SHORTAGE`, while that is not possible."""
+
+
+class Journal:
+    """A folder of kept callbacks; each machine has its own."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        max_bytes: int,
+        observer: Observers,
+        clock: Callable[[], int],
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` tells the time of day in milliseconds, `elapsed` seconds that nobody sets."""
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._observer = observer
+        self._clock = clock
+        self._elapsed = elapsed
+        self._entries: dict[str, Entry] = {}
+        self.kept = asyncio.Event()
+        """Set when an entry was added."""
+        self.refused = ""
+        """Why the last drain left something, in a sentence; empty when it did not."""
+
+    @property
+    def depth(self) -> int:
+        """How many callbacks wait."""
+        return len(self._entries)
+
+    @property
+    def oldest_age_seconds(self) -> float:
+        """How long the oldest one has waited."""
+        if not self._entries:
+            return 0.0
+        oldest = min(entry.received_at for entry in self._entries.values())
+        return max(0, self._clock() - oldest) / 1000
+
+    async def open(self) -> None:
+        """Make the folder and find what earlier processes left. Raises `JournalUnavailable`."""
+        try:
+            await asyncio.to_thread(self._open)
+        except TROUBLE as error:
+            raise unavailable(error, self._folder) from None
+        for entry in self._entries.values():
+            if entry.reason.startswith(UNREADABLE):
+                self._observer.note("warning", "journal.entry_refused", entry=entry.stem, error=entry.reason)
+        self._report()
+
+    def _open(self) -> None:
+        make_folder(self._folder)
+        here = names(self._folder)
+        for name in here:
+            stem, _, kind = name.rpartition(".")
+            # A body without a commit was never answered for. Young ones may belong to a live process of this machine.
+            if kind in ("tmpb", "tmpj") or (kind == "body" and f"{stem}.json" not in here):
+                path = self._folder / name
+                with contextlib.suppress(OSError):  # it can be swept another time
+                    if path.stat().st_mtime < self._clock() / 1000 - _LEFTOVER_SECONDS:
+                        path.unlink()
+            elif kind == "json":
+                with contextlib.suppress(FileNotFoundError):
+                    self._entries[stem] = found(self._folder / name)
+
+    async def ping(self) -> None:
+        """Prove that an entry could be kept now. Raises `JournalUnavailable`."""
+        try:
+            await asyncio.to_thread(self._ping)
+        except TROUBLE as error:
+            raise unavailable(error) from None
+
+    def _ping(self) -> None:
+        path = self._folder / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            write_file(path, b"ping")
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def keep(self, callback: VerifiedCallback, *, key: str, reason: str) -> None:
+        """Keep a proved callback; returns after it is on disk. Raises `JournalUnavailable`.
+
+        `key` is the callback's idempotency key: keeping it twice is harmless.
+        """
+        stem = hashlib.sha256(f"{callback.source}\0{key}".encode("utf-8", "replace")).hexdigest()[:40]
+        if stem in self._entries:
+            return
+        held = sum(entry.size for entry in self._entries.values())
+        if held + callback.body.size > self._max_bytes:
+            raise JournalUnavailable("the journal is full: raise journal.max_bytes or mend the store")
+        meta = _meta(callback, reason)
+        try:
+            await asyncio.to_thread(self._keep, stem, meta, callback)
+        except TROUBLE as error:
+            raise unavailable(error) from None
+        self._entries[stem] = entry_of(stem, meta)
+        self._report()
+        self.kept.set()
+
+    def _keep(self, stem: str, meta: bytes, callback: VerifiedCallback) -> None:
+        body, commit = self._folder / f"{stem}.body", self._folder / f"{stem}.json"
+        # A writer's files are its own until the names are changed: two requests may keep one callback at once.
+        mine = f"{stem}.{os.urandom(4).hex()}.tmp"
+        try:
+            keep_body(callback.body, self._folder / f"{mine}b")
+            write_file(self._folder / f"{mine}j", meta)
+            with _locked(self._folder):
+                os.rename(self._folder / f"{mine}b", body)
+                os.rename(self._folder / f"{mine}j", commit)
+            sync_folder(self._folder)
+        finally:
+            for suffix in "bj":
+                (self._folder / f"{mine}{suffix}").unlink(missing_ok=True)
+
+    async def drain(self, handle: Handle) -> int:
+        """Give every entry to `handle` and remove those it took; return how many. `refused` tells why some are left.
+
+        Oldest first; an entry that was refused goes behind the others, so that one that no store will ever take (too
+        large for it, say), or that cannot be read, holds up none, and waits longer each time when others were taken.
+        Stops when several in a row are refused: an outage goes on. Raises `Unavailable` when none was taken. An entry
+        whose bytes changed on disk is set aside in `damaged/`. Does nothing while another process drains the folder.
+        """
+        try:
+            with _locked(self._folder / _DRAINING, wait=False):
+                return await self._drain(handle)
+        except BlockingIOError:
+            return 0
+        except TROUBLE as error:
+            raise unavailable(error) from None
+
+    async def _drain(self, handle: Handle) -> int:
+        done = 0
+        refused: list[tuple[Entry, Unavailable]] = []
+        if all(entry.refusals == 0 for entry in self._entries.values()):
+            self.refused = ""
+        for entry in sorted(self._entries.values(), key=_turn):
+            if self._elapsed() < entry.not_before:
+                continue
+            try:
+                if not await self._give(entry, handle):
+                    continue
+            except Unavailable as error:
+                entry.refusals += 1
+                refused.append((entry, error))
+                if len(refused) == _OUTAGE_AFTER:
+                    break
+                continue
+            except Exception as error:  # a bug or a poison entry must not stop the others
+                entry.failures += 1
+                if entry.failures >= _STUCK_AFTER:
+                    entry.not_before = self._elapsed() + _WAIT_SECONDS[1]
+                if entry.failures <= _STUCK_AFTER:
+                    kind = type(error).__name__
+                    self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=kind)
+                continue
+            self._tell_refused(refused, alone=True)
+            refused.clear()
+            await asyncio.to_thread(self._remove, entry.stem)
+            self._entries.pop(entry.stem, None)
+            done += 1
+            self._report()
+        self._tell_refused(refused, alone=done > 0)
+        if refused and not done:
+            raise refused[-1][1]
+        return done
+
+    async def _give(self, entry: Entry, handle: Handle) -> bool:
+        """Return whether it was taken; False when it is there no more. Raises `Unavailable`: it was refused."""
+        try:
+            callback = await self._restore(entry)
+            if callback is not None:
+                await handle(callback)
+        except SHORTAGE as error:
+            if entry.refusals >= _STUCK_AFTER:  # perhaps it is this one that takes more than there is
+                entry.not_before = self._elapsed() + _pause(entry.refusals)
+            raise unavailable(error, entry=entry.stem) from None
+        return callback is not None
+
+    def _tell_refused(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
+        """Say why entries are left, once for each reason; `alone`: another was taken at the same time."""
+        for entry, error in refused:
+            entry.alone += alone or entry.alone > 1
+            if entry.alone:
+                entry.not_before = self._elapsed() + _pause(entry.alone)
+            told = error.message in (self.refused, entry.told)
+            self.refused = entry.told = error.message
+            if not told:
+                fields = {"entry": entry.stem, "source": entry.source, "error": error.message}
+                self._observer.note(
+                    "warning", "journal.entry_refused" if alone else "journal.drain_stopped", **fields
+                )
+
+    async def _restore(self, entry: Entry) -> VerifiedCallback | None:
+        """Return what was kept, None when it is gone or damaged. Raises `JournalUnavailable` when it cannot be read now."""
+        try:
+            callback = await asyncio.to_thread(restored, self._folder, entry.stem)
+        except FileNotFoundError:
+            self._entries.pop(entry.stem, None)  # another process of this machine drained it
+            return None
+        except TROUBLE as error:
+            raise unavailable(error, entry=entry.stem) from None
+        if callback is None:
+            self._entries.pop(entry.stem, None)
+            self._observer.note("error", "journal.entry_damaged", entry=entry.stem, source=entry.source)
+        return callback
+
+    def _remove(self, stem: str) -> None:
+        # The commit goes first: a body without one is swept at the next start.
+        with _locked(self._folder):
+            for suffix in ("json", "body"):
+                with contextlib.suppress(OSError):
+                    (self._folder / f"{stem}.{suffix}").unlink()
+
+    async def read(
+        self,
+        look: Callable[[str, VerifiedCallback], None],
+        *,
+        unreadable: Callable[[str], None] | None = None,
+    ) -> None:
+        """Show every entry, by its stem, to `look`, which is called in a thread.
+
+        Of each that cannot be read, `unreadable` is told in a sentence that names it; without it, raises
+        `JournalUnavailable` at the end: whoever looks for all must not take the others for all.
+        """
+        failed: list[str] = []
+        for entry in list(self._entries.values()):
+            try:
+                callback = await self._restore(entry)
+                if callback is not None:
+                    await asyncio.to_thread(look, entry.stem, callback)
+            except JournalUnavailable as error:
+                (unreadable or failed.append)(error.message)
+            except SHORTAGE as error:
+                (unreadable or failed.append)(unavailable(error, entry=entry.stem).message)
+        if failed:
+            raise JournalUnavailable("; ".join(failed))
+
+    async def remove(self, stems: Iterable[str]) -> int:
+        """Remove entries for good; return how many were there. Raises `JournalUnavailable`."""
+        count = 0
+        for stem in stems:
+            try:
+                await asyncio.to_thread(self._remove, stem)
+                left = (self._folder / f"{stem}.json").exists()
+            except TROUBLE as error:
+                raise unavailable(error, entry=stem) from None
+            if left:
+                raise JournalUnavailable(f"the journal's entry {stem} cannot be removed")
+            count += self._entries.pop(stem, None) is not None
+        self._report()
+        return count
+
+    def being_drained(self) -> bool:
+        """Tell whether another process drains the folder at this moment."""
+        try:
+            with _locked(self._folder / _DRAINING, wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    def _report(self) -> None:
+        self._observer.journal(self.depth, self.oldest_age_seconds)
+
+
+def look(folder: str) -> list[Entry]:
+    """Return what waits in a journal's folder, oldest first; changes nothing. Raises `JournalUnavailable`."""
+    entries = []
+    try:
+        for name in names(Path(folder)):
+            if name.endswith(".json"):
+                with contextlib.suppress(FileNotFoundError):  # drained just now
+                    entries.append(found(Path(folder, name)))
+    except OSError as error:
+        raise unavailable(error, folder) from None
+    return sorted(entries, key=lambda entry: entry.received_at)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock between processes. Raises `BlockingIOError` when another has it and we are not to wait."""
+    folder = path.is_dir()
+    fd = os.open(path, os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        # Readable for the service's user when root, who drains by hand, came first; the folder itself is private.
+        with contextlib.suppress(PermissionError):
+            if not folder:
+                os.fchmod(fd, 0o644)  # whatever the umask
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(fd)
+
+
+def _meta(callback: VerifiedCallback, reason: str) -> bytes:
+    headers = tuple(pair for pair in callback.head.headers if pair[0] not in _SECRET_HEADERS)
+    fields: dict[str, Any] = {
+        "head": msgspec.to_builtins(callback.head) | {"headers": headers, "token": None},
+        "claims": msgspec.to_builtins(callback.claims),
+        "proofs": sorted(callback.proofs),
+        "size": callback.body.size,
+        "sha256": callback.body.sha256,
+        "reason": reason,
+    }
+    return msgspec.json.encode(fields)
+
+
+def _turn(entry: Entry) -> tuple[int, int]:
+    """Return what entries are sorted by: those that were not taken before come last, else the oldest first."""
+    return entry.refusals + entry.failures, entry.received_at
+
+
+def _pause(times: int) -> float:
+    """Return the seconds until an entry that was not taken so often is tried again."""
+    return min(math.ldexp(_WAIT_SECONDS[0], min(times, 10)), _WAIT_SECONDS[1])

@@ -1,0 +1,192 @@
+"""What is read from the store without changing it, over any database that runs the named statements."""
+
+from __future__ import annotations
+
+from receiver.core.errors import NotFound
+from receiver.core.event import TIME_CHARS, Event, Rejection
+from receiver.core.pickup import Found, Pickup, PickupAttempt
+from receiver.core.work import Attempt, Delivery, DeliveryState, Due, OutcomeKind, PickupsDue, StoreStats
+from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter
+from receiver.storage.store.pickup_rows import pickup_of
+from receiver.storage.store.sql import Row, Session, Value, clean, event_of
+
+# The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for
+# the least id by walking up all ids from the first.
+_SINCE = "recorded_at >= :since AND id >= (SELECT min(id || '') FROM events WHERE recorded_at >= :since)"
+
+
+def next_due(session: Session, destination: str) -> int | None:
+    """Return when the next delivery of `destination` is due, or None."""
+    found: int | None = session.run("next_due", {"destination": destination})[0][0]
+    return found
+
+
+def event(session: Session, event_id: str) -> Event:
+    """Return one event. Raises `NotFound`."""
+    rows = session.run("list_events", {"id": event_id, "limit": 1}, "id = :id")
+    if not rows:
+        raise NotFound(f"no event has the id {event_id}")
+    return event_of(rows[0])
+
+
+def body(session: Session, event_id: str) -> bytes | None:
+    """Return the kept body of the callback behind an event, None when it is kept as a blob. Raises `NotFound`."""
+    # Callback and event are made in the same millisecond, so the event's id says where among the callbacks to look.
+    moment = event_id.partition("_")[2][:TIME_CHARS]
+    bounds = {"first": f"cb_{moment}", "beyond": f"cb_{moment}~", "event_id": event_id}
+    rows = session.run("callback_body", bounds)
+    if not rows:
+        raise NotFound(f"no event has the id {event_id}")
+    return None if rows[0][0] is None else bytes(rows[0][0])
+
+
+def events(session: Session, wanted: EventFilter) -> list[Event]:
+    """List events, newest first."""
+    given: dict[str, Value] = {
+        "source = :source": wanted.source,
+        "type = :type": wanted.type,
+        "job_id = :job_id": clean(wanted.job_id),
+        "ref = :ref": clean(wanted.ref),
+        _SINCE: wanted.since,
+        "id < :after": wanted.after,
+    }
+    return [event_of(row) for row in _listed(session, "list_events", given, wanted.limit)]
+
+
+def delivery(session: Session, delivery_id: str) -> Delivery:
+    """Return one delivery. Raises `NotFound`."""
+    rows = session.run("list_deliveries", {"id": delivery_id, "limit": 1}, "d.id = :id")
+    if not rows:
+        raise NotFound(f"no delivery has the id {delivery_id}")
+    return _delivery(rows[0])
+
+
+def deliveries(session: Session, wanted: DeliveryFilter) -> list[Delivery]:
+    """List deliveries, newest first."""
+    given: dict[str, Value] = {
+        "d.destination = :destination": wanted.destination,
+        "d.event_id = :event_id": wanted.event_id,
+        "d.created_at >= :since": wanted.since,
+        "d.id < :after": wanted.after,
+    }
+    # The state is written out, not a parameter: only then may the index of the dead be used.
+    fixed = f"d.state = '{DeliveryState(wanted.state).value}'" if wanted.state else ""
+    return [_delivery(row) for row in _listed(session, "list_deliveries", given, wanted.limit, fixed)]
+
+
+def attempts(session: Session, delivery_id: str) -> list[Attempt]:
+    """Return the attempts of a delivery, first to last."""
+    return [_attempt(row) for row in session.run("list_attempts", {"delivery_id": delivery_id})]
+
+
+def next_due_pickup(session: Session, source: str) -> int | None:
+    """Return when the next pickup of `source` is due, or None."""
+    found: int | None = session.run("next_due_pickup", {"source": source})[0][0]
+    return found
+
+
+def pickup(session: Session, pickup_id: str) -> Pickup:
+    """Return one pickup. Raises `NotFound`."""
+    rows = session.run("list_pickups", {"id": pickup_id, "limit": 1}, "id = :id")
+    if not rows:
+        raise NotFound(f"no pickup has the id {pickup_id}")
+    return pickup_of(rows[0])
+
+
+def pickups(session: Session, wanted: PickupFilter) -> list[Pickup]:
+    """List pickups, newest first."""
+    given: dict[str, Value] = {
+        "source = :source": wanted.source,
+        "state = :state": wanted.state and wanted.state.value,
+        "job_id = :job_id": clean(wanted.job_id),
+        "ref = :ref": clean(wanted.ref),
+        "id < :after": wanted.after,
+    }
+    return [pickup_of(row) for row in _listed(session, "list_pickups", given, wanted.limit)]
+
+
+def pickup_attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:
+    """Return the attempts of a pickup, first to last."""
+    return [_pickup_attempt(row) for row in session.run("list_pickup_attempts", {"pickup_id": pickup_id})]
+
+
+def rejections(session: Session, source: str | None, limit: int) -> list[Rejection]:
+    """List rejections, newest first."""
+    rows = _listed(session, "list_rejections", {"source = :source": source}, limit)
+    return [_rejection(row) for row in rows]
+
+
+def stats(session: Session, now: int) -> StoreStats:
+    """Count what is due and what is dead, per destination, and the pickups due, per source."""
+    due = tuple(
+        Due(destination=row[0], depth=row[1], oldest_due_at=row[2])
+        for row in session.run("count_due", {"now": now})
+    )
+    pickups_due = tuple(
+        PickupsDue(source=row[0], depth=row[1], oldest_due_at=row[2])
+        for row in session.run("count_due_pickups", {"now": now})
+    )
+    dead = {row[0]: row[1] for row in session.run("count_dead", {})}
+    return StoreStats(due=due, dead=dead, pickups=pickups_due)
+
+
+def _listed(session: Session, name: str, given: dict[str, Value], limit: int, fixed: str = "") -> list[Row]:
+    asked = {condition: value for condition, value in given.items() if value is not None}
+    params = {condition.partition(":")[2].split()[0]: value for condition, value in asked.items()}
+    conditions = [*asked, fixed] if fixed else list(asked)
+    return session.run(name, {**params, "limit": limit}, " AND ".join(conditions) or "TRUE")
+
+
+def _delivery(row: Row) -> Delivery:
+    return Delivery(
+        id=row[0],
+        event_id=row[1],
+        event_type=row[2],
+        destination=row[3],
+        state=DeliveryState(row[4]),
+        attempts=row[5],
+        round_start=row[6],
+        due_at=row[7],
+        claimed_by=row[8],
+        created_at=row[9],
+        updated_at=row[10],
+        last_outcome=row[11],
+    )
+
+
+def _attempt(row: Row) -> Attempt:
+    return Attempt(
+        delivery_id=row[0],
+        number=row[1],
+        started_at=row[2],
+        duration_ms=row[3],
+        outcome=OutcomeKind(row[4]),
+        status=row[5],
+        detail=row[6],
+        response=row[7],
+    )
+
+
+def _pickup_attempt(row: Row) -> PickupAttempt:
+    return PickupAttempt(
+        pickup_id=row[0],
+        number=row[1],
+        started_at=row[2],
+        duration_ms=row[3],
+        outcome=Found(row[4]),
+        status=row[5],
+        detail=row[6],
+    )
+
+
+def _rejection(row: Row) -> Rejection:
+    return Rejection(
+        source=row[0],
+        at=row[1],
+        status=row[2],
+        reason=row[3],
+        method=row[4],
+        peer=row[5],
+        content_type=row[6],
+        user_agent=row[7],
+    )

@@ -1,0 +1,315 @@
+"""What the janitor does in the store, over any database that runs the named statements.
+
+As in sql.py, nothing here waits or commits. A batch looks at a bounded number of rows and removes those that may go;
+each statement that removes asks again whether the row has ended, since another process may have begun it anew meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+
+from receiver.core.event import TIME_CHARS, new_id
+from receiver.core.retention import (
+    CallbackKeys,
+    Erased,
+    Erasure,
+    Prune,
+    Pruned,
+    Subject,
+    SubjectKind,
+    Tombstone,
+    Traces,
+    Walk,
+)
+from receiver.storage.store.sql import Row, Session, Value, clean
+
+ERASED = "ERASED"
+"""The method of a callback row of which only the keys are left."""
+
+
+def bound(prefix: str, at: int) -> str:
+    """Return what sorts before all ids of `prefix` made at or after `at`, and after all made earlier."""
+    return new_id(prefix, max(at, 0))[: len(prefix) + 1 + TIME_CHARS]
+
+
+# ---------------------------------------------------------------- in time
+
+
+def prune(session: Session, wanted: Sequence[Prune]) -> list[Pruned]:
+    """Do one batch for each request."""
+    return [_prune(session, asked) for asked in wanted]
+
+
+def _prune(session: Session, asked: Prune) -> Pruned:
+    statement, prefix, remove = _WALKS[asked.walk]
+    params: dict[str, Value] = {"before": asked.before, "limit": asked.limit}
+    if prefix is not None:
+        params |= {"after": asked.after, "bound": bound(prefix, asked.before)}
+    if asked.walk is Walk.EVENTS:
+        params["dead_before"] = asked.dead_before
+    looked_at = session.run(statement, params)
+    removable = sorted(row[0] for row in looked_at if not row[1])
+    count, freed = remove(session, removable, looked_at) if removable else (0, ())
+    after = looked_at[-1][0] if len(looked_at) == asked.limit else None
+    return Pruned(count=count, after=after, blob_keys=_unlinked(session, freed))
+
+
+_Removed = tuple[int, Iterable[str]]
+
+
+def _ids(session: Session, name: str, ids: Iterable[Value]) -> list[str]:
+    rows = [(one,) for one in ids]
+    return [row[0] for row in session.run_rows(name, rows)] if rows else []
+
+
+def _only(name: str) -> Callable[[Session, Sequence[str], Sequence[Row]], _Removed]:
+    """Return a removal that is one statement."""
+
+    def remove(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
+        return len(_ids(session, name, ids)), ()
+
+    return remove
+
+
+def _audio(session: Session, ids: Sequence[str], looked_at: Sequence[Row]) -> _Removed:
+    keys = {row[0]: row[2] for row in looked_at}
+    cleared = _ids(session, "forget_audio", ids)
+    return len(cleared), [keys[one] for one in cleared]
+
+
+def _dead_letters(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
+    removed = _ids(session, "forget_dead_letters", ids)
+    _ids(session, "forget_attempts", removed)
+    return len(removed), ()
+
+
+def _events(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
+    _ids(session, "forget_attempts", sorted(_ids(session, "forget_deliveries", ids)))
+    # What was replayed a moment ago has a delivery left, and stays.
+    removed = session.run_rows("forget_events", [(one,) for one in ids])
+    if removed:
+        gone = {row[0] for row in removed}
+        callbacks = _led_to(session, gone, min(gone), max(gone))
+        _ids(session, "forget_callbacks", sorted(row[0] for row in callbacks))
+    return len(removed), [row[1] for row in removed if row[1] is not None]
+
+
+def _pickups(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
+    removed = _ids(session, "forget_pickups", ids)
+    _ids(session, "forget_pickup_attempts", sorted(removed))
+    return len(removed), ()
+
+
+def _led_to(session: Session, events: Container[str], first: str, last: str) -> list[Row]:
+    """Return the callbacks of `events`, of which the ids are from `first` to `last`: a callback and its event are made for
+    the same millisecond.
+    """
+    bounds: dict[str, Value] = {"first": f"cb_{_moment(first)}", "beyond": f"cb_{_moment(last)}~"}
+    return [row for row in session.run("callbacks_between", bounds) if row[4] in events]
+
+
+def _moment(event_id: str) -> str:
+    return event_id.partition("_")[2][:TIME_CHARS]
+
+
+def _unlinked(session: Session, keys: Iterable[str]) -> tuple[str, ...]:
+    freed = tuple(dict.fromkeys(keys))
+    still = known_blobs(session, freed)
+    return tuple(key for key in freed if key not in still)
+
+
+_Walk = tuple[str, str | None, Callable[[Session, Sequence[str], Sequence[Row]], _Removed]]
+_WALKS: Mapping[Walk, _Walk] = {
+    Walk.BODIES: ("old_bodies", "cb", _only("forget_bodies")),
+    Walk.ATTEMPTS: ("old_attempts", "dlv", _only("forget_attempts")),
+    Walk.PICKUP_ATTEMPTS: ("old_pickup_attempts", "pku", _only("forget_pickup_attempts")),
+    Walk.AUDIO: ("old_audio", "evt", _audio),
+    Walk.DEAD_LETTERS: ("old_dead_letters", None, _dead_letters),
+    Walk.EVENTS: ("old_events", "evt", _events),
+    Walk.CALLBACKS: ("old_callbacks", "cb", _only("forget_callbacks")),
+    Walk.PICKUPS: ("old_pickups", "pku", _pickups),
+    Walk.KEYS: ("old_keys", None, _only("forget_callbacks")),
+}
+"""For each walk: the statement that looks, the prefix of the ids it goes along (None: all that it finds may go), and what
+removes.
+"""
+
+
+def known_blobs(session: Session, keys: Sequence[str]) -> set[str]:
+    """Return those of `keys` that an event links to."""
+    return {row[0] for row in session.run_rows("known_blobs", [(key,) for key in keys])} if keys else set()
+
+
+# ---------------------------------------------------------------- on demand
+
+
+def traces(session: Session, subject: Subject, limit: int) -> Traces:
+    """Return what there is of a subject; with more than `limit` events or pickups, the newest of them."""
+    events, pickups = _named(session, subject, limit)
+    jobs = {(row[2], row[4]) for row in events.values()} | {(row[1], row[4]) for row in pickups.values()}
+    jobs = {(source, job_id) for source, job_id in jobs if job_id is not None}
+    if subject.kind is SubjectKind.REF:
+        # The same jobs may have told more by callbacks without the ref.
+        for source, job_id in sorted(jobs):
+            wanted = {"source": source, "job_id": job_id, "limit": max(limit, _OF_ONE_JOB)}
+            condition = "job_id = :job_id AND source = :source AND ref IS NULL"
+            events |= _by_id(session.run("list_events", wanted, condition))
+            pickups |= _by_id(session.run("list_pickups", wanted, condition))
+    links = Counter(row[10] for row in events.values() if row[10] is not None)
+    owed = session.run_rows("deliveries_of_events", [(one,) for one in sorted(events)]) if events else []
+    return Traces(
+        event_ids=tuple(sorted(events)),
+        callbacks=_callbacks(session, events, pickups),
+        deliveries=len(owed),
+        pickup_ids=tuple(sorted(pickups)),
+        blob_keys=_own_blobs(session, links),
+        jobs=tuple(sorted(jobs)),
+    )
+
+
+def _own_blobs(session: Session, links: Counter[str]) -> tuple[str, ...]:
+    """Return the objects that these events link to and no others do."""
+    rows = session.run_rows("known_blobs", [(key,) for key in sorted(links)]) if links else []
+    all_links = Counter(row[0] for row in rows)
+    return tuple(sorted(key for key, count in links.items() if all_links[key] <= count))
+
+
+_OF_ONE_JOB = 10_000
+_Rows = dict[str, Row]
+
+
+def _by_id(rows: Iterable[Row]) -> _Rows:
+    return {row[0]: row for row in rows}
+
+
+def _named(session: Session, subject: Subject, limit: int) -> tuple[_Rows, _Rows]:
+    params: dict[str, Value] = {"key": clean(subject.key), "limit": limit}
+    if subject.kind is SubjectKind.EVENT:
+        return _of_event(session, subject.key, limit)
+    condition = f"{_COLUMNS[subject.kind]} = :key"
+    if subject.source is not None:
+        params["source"] = subject.source
+        condition += " AND source = :source"
+    return (
+        _by_id(session.run("list_events", params, condition)),
+        _by_id(session.run("list_pickups", params, condition)),
+    )
+
+
+_COLUMNS = {SubjectKind.REF: "ref", SubjectKind.JOB: "job_id"}
+
+
+def _of_event(session: Session, event_id: str, limit: int) -> tuple[_Rows, _Rows]:
+    """Return one event, and the pickups that it told the end of or that will end in it."""
+    events = _by_id(session.run("list_events", {"id": event_id, "limit": 1}, "id = :id"))
+    # A pickup and its event are made in the same millisecond; one that was answered by another's has its job or its ref.
+    moment = _moment(event_id)
+    looked_for: list[tuple[dict[str, Value], str]] = [
+        ({"first": f"pku_{moment}", "beyond": f"pku_{moment}~"}, "id >= :first AND id < :beyond")
+    ]
+    for row in events.values():
+        if row[4] is not None:
+            looked_for.append(({"job_id": row[4]}, "job_id = :job_id"))
+        if row[5] is not None:
+            looked_for.append(({"ref": row[5]}, "ref = :ref"))
+    pickups: _Rows = {}
+    for params, condition in looked_for:
+        rows = session.run("list_pickups", {**params, "limit": limit}, condition)
+        pickups |= _by_id(row for row in rows if row[7] == event_id)
+    return events, pickups
+
+
+def _callbacks(session: Session, events: _Rows, pickups: _Rows) -> dict[str, CallbackKeys]:
+    """Return the callbacks that lead to these events, or that these pickups were made by."""
+    keys = sorted({(row[1], row[3]) for row in pickups.values()})
+    found: _Rows = {}
+    for one in sorted({*events, *(row[7] for row in pickups.values())}):
+        found |= _by_id(_led_to(session, (one,), one, one))
+    if keys:
+        found |= _by_id(session.run_rows("callbacks_of_pickups", keys))
+    others = sorted({row[4] for row in found.values()} - set(events))
+    kept = set(_ids(session, "known_events", others))
+    return {
+        row[0]: CallbackKeys(source=row[1], idempotency_key=row[2], second_key=row[3], event_id=row[4])
+        for row in found.values()
+        if row[5] != ERASED and row[4] not in kept
+    }
+
+
+def erase(session: Session, wanted: Sequence[Erasure]) -> list[Erased]:
+    """Do one batch for each request."""
+    return [_erase(session, asked) for asked in wanted]
+
+
+def _erase(session: Session, asked: Erasure) -> Erased:
+    found = traces(session, asked.subject, asked.limit)
+    deliveries = _ids(session, "erase_deliveries", found.event_ids)
+    _ids(session, "forget_attempts", sorted(deliveries))
+    gone = session.run_rows("forget_events", [(one,) for one in found.event_ids]) if found.event_ids else []
+    if found.callbacks:
+        session.run_rows("erase_callbacks", [(one, asked.now) for one in sorted(found.callbacks)])
+    _end_pickups(session, found.pickup_ids, asked)
+    kept = [_kept_row(one, asked.now) for one in asked.journaled]
+    if kept:
+        session.run_rows("insert_callbacks", kept)
+    freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
+    if found or kept:
+        counts = (
+            len(gone),
+            len(found.callbacks),
+            len(deliveries),
+            len(found.pickup_ids),
+            len(freed),
+            len(kept),
+        )
+        row = (asked.tombstone_id, asked.subject.kind.value, asked.digest, asked.now, *counts)
+        session.run_rows("add_tombstone", [row])
+    return Erased(traces=found, blob_keys=freed)
+
+
+def _end_pickups(session: Session, ids: Sequence[str], asked: Erasure) -> None:
+    """Remove pickups, under way or not, and keep the keys of their results: what a provider still sends is a duplicate."""
+    if not ids:
+        return
+    rows = [(one,) for one in ids]
+    pickups = session.run_rows("result_keys", rows)
+    session.run_rows("drop_pickups", rows)
+    _ids(session, "forget_pickup_attempts", ids)
+    kept = [
+        CallbackKeys(source=row[0], idempotency_key=row[1], second_key=row[1], event_id=row[2])
+        for row in pickups
+    ]
+    if kept:
+        session.run_rows("insert_callbacks", [_kept_row(one, asked.now) for one in kept])
+
+
+def _kept_row(keys: CallbackKeys, now: int) -> tuple[Value, ...]:
+    moment = _moment(keys.event_id)
+    made = f"cb_{moment}{new_id('cb', now)[3 + TIME_CHARS :]}"
+    return (
+        made, keys.event_id, keys.source, clean(keys.idempotency_key), clean(keys.second_key),
+        ERASED, "", now, 0, "", None, "",
+    )  # fmt: skip
+
+
+def tombstones(session: Session, digest: str | None, limit: int) -> list[Tombstone]:
+    """Return tombstones, newest first; those of one digest, or all."""
+    params: dict[str, Value] = {"limit": limit}
+    if digest is not None:
+        params["digest"] = digest
+    return [
+        Tombstone(
+            id=row[0],
+            kind=row[1],
+            digest=row[2],
+            erased_at=row[3],
+            events=row[4],
+            callbacks=row[5],
+            deliveries=row[6],
+            pickups=row[7],
+            blobs=row[8],
+            journal_entries=row[9],
+        )
+        for row in session.run("list_tombstones", params, "digest = :digest" if digest else "TRUE")
+    ]

@@ -1,0 +1,254 @@
+"""SQLite as the store's database: one file, one connection that writes, one that reads.
+
+apsw brings its own SQLite, free of the WAL-reset bug that versions before 3.51.3 have when two connections of one file
+write (https://sqlite.org/wal.html#walresetbug). Durable means WAL with `synchronous=FULL`: each commit is
+synced before its callers are answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import apsw
+
+from receiver.core.errors import StoreUnavailable
+from receiver.storage.store.grouped import GroupedStore
+from receiver.storage.store.sql import Row, Session, Value, clean_value
+from receiver.storage.store.statements import Statements, migrations
+from receiver.storage.store.writer import Backend
+from receiver.system.files import sync_folder
+
+CHECKPOINT_PAGES = 1_000
+"""Idle, with a write-ahead log longer than this, the writer copies it into the database."""
+
+FORCED_PAGES = 16_384
+"""64 MiB: from here on it is copied even though callers wait."""
+
+_ROWS_AT_ONCE = 256
+
+_SENTENCES: tuple[tuple[type[apsw.Error], str], ...] = (
+    (apsw.FullError, "the disk that holds the database is full"),
+    (apsw.ReadOnlyError, "the database may not be written: check its owner and permissions"),
+    (apsw.IOError, "the disk that holds the database reports an error"),
+    (apsw.CantOpenError, "the database cannot be opened: check that its folder exists and may be written"),
+    (apsw.BusyError, "another process has kept the database locked for too long"),
+    (apsw.LockedError, "another process has kept the database locked for too long"),
+    (apsw.CorruptError, "the database is damaged: restore it from a copy"),
+    (apsw.NotADBError, "the file that store.url names is not a database"),
+    (apsw.SQLError, "the database's tables are not those of this program: run `receiver migrate`"),
+)
+
+_HARMLESS = (apsw.FullError, apsw.BusyError, apsw.LockedError, apsw.SQLError, apsw.ConstraintError)
+"""A rollback undoes these; after any other the connection is given up."""
+
+
+class SqliteStore(GroupedStore):
+    """The store in one SQLite file. `busy_timeout` (seconds) bounds the wait for another process's write."""
+
+    def __init__(self, path: str, *, vfs: str | None = None, busy_timeout: float = 5.0) -> None:
+        def connect(writes: bool) -> Backend:
+            return SqliteBackend(path, vfs=vfs, busy_timeout=busy_timeout, writes=writes)
+
+        super().__init__(connect, migrations("BLOB"))
+
+
+class SqliteBackend:
+    """One connection to the file, made when first needed and again after a failure; used by one thread only."""
+
+    def __init__(self, path: str, *, vfs: str | None, busy_timeout: float, writes: bool) -> None:
+        self._path = path
+        self._vfs = vfs
+        self._busy_timeout = busy_timeout
+        self._writes = writes
+        self._connection: apsw.Connection | None = None
+        self._poisoned = False
+        self._log_pages = 0
+        self._copied_pages = 0
+
+    def begin(self, lock_seconds: float | None = None) -> Session:
+        """Connect if need be; begin a transaction if this connection writes."""
+        if self._connection is None:
+            self._connection = self._connect()
+        if self._writes:
+            self._connection.execute("BEGIN IMMEDIATE")
+        return SqliteSession(self._connection)
+
+    def commit(self) -> None:
+        """Commit and sync."""
+        if self._connection is not None:
+            self._connection.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo the transaction, unless SQLite already has."""
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except apsw.Error:
+            self._give_up()
+
+    def trouble(self, error: Exception) -> tuple[Exception, bool]:
+        """Translate what apsw or the operating system says; give the connection up unless the error is harmless."""
+        if not isinstance(error, apsw.Error | OSError):
+            return error, isinstance(error, StoreUnavailable)
+        if not isinstance(error, _HARMLESS):
+            self._give_up()
+        for kind, sentence in _SENTENCES:
+            if isinstance(error, kind):
+                return StoreUnavailable(f"store: {sentence}"), True
+        if isinstance(error, apsw.ConstraintError):
+            return StoreUnavailable("store: the database refused a row: its id is already there"), False
+        if isinstance(error, OSError):
+            told = f"store: the folder of the database cannot be made or written: {error.strerror}"
+            return StoreUnavailable(told), True
+        return StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
+
+    def again(self, error: Exception) -> bool:
+        """Return False: there is one that writes, and it meets nobody."""
+        return False
+
+    def housekeeping(self, *, idle: bool) -> None:
+        """Copy the write-ahead log into the database once it is long: commits themselves never do."""
+        limit = CHECKPOINT_PAGES if idle else FORCED_PAGES
+        if self._connection is None or self._log_pages - self._copied_pages <= limit:
+            return
+        try:
+            _, self._copied_pages = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            self.trouble(error)
+
+    def close(self) -> None:
+        """Disconnect; the last connection of a file also empties its write-ahead log."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(
+                apsw.Error
+            ):  # what could not be copied stays in the log, which is synced
+                connection.close(True)
+
+    def abandon(self) -> None:
+        """Do nothing: no wait of SQLite's is endless."""
+
+    def _give_up(self) -> None:
+        """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
+        connection, self._connection, self._poisoned = self._connection, None, True
+        if connection is not None:
+            _drop(connection)
+
+    def _connect(self) -> apsw.Connection:
+        if self._writes:
+            _make_file(Path(self._path))
+        flags = apsw.SQLITE_OPEN_READWRITE
+        connection = apsw.Connection(self._path, flags=flags, vfs=self._vfs, statementcachesize=256)
+        try:
+            self._configure(connection)
+        except BaseException:
+            _drop(connection)
+            raise
+        return connection
+
+    def _configure(self, connection: apsw.Connection) -> None:
+        connection.set_busy_timeout(int(self._busy_timeout * 1000))
+        connection.execute(
+            "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY"
+        )
+        if not self._writes:
+            connection.execute("PRAGMA query_only = ON")
+            return
+        self._use_log(connection)
+        connection.execute(f"PRAGMA journal_size_limit = {FORCED_PAGES * 4096}")
+        self._log_pages = self._copied_pages = 0
+        connection.set_wal_hook(self._log_grew)  # also switches SQLite's own checkpoints off
+        if self._poisoned:
+            # After a failed sync, the system may hold pages that it calls clean and that never reached the disk. Here
+            # all of the log is written into the database anew and synced, and the log begins afresh.
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._poisoned = False
+
+    def _use_log(self, connection: apsw.Connection) -> None:
+        """Switch to the write-ahead log. SQLite does not wait for others here, whatever the timeout; this does."""
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                mode = connection.execute("PRAGMA journal_mode = WAL").get
+                break
+            except apsw.BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        if mode != "wal":
+            raise StoreUnavailable(
+                "store: the folder of the database does not support a write-ahead log; use another"
+            )
+
+    def _log_grew(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        if pages < self._copied_pages:
+            self._copied_pages = 0  # all had been copied: the log began afresh
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+
+class SqliteSession:
+    """The statements over one apsw connection."""
+
+    _statements = Statements()
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+
+    def run(self, name: str, params: Mapping[str, Value], wanted: str = "") -> list[Row]:
+        """Run a statement and return its rows."""
+        given = {key: clean_value(value) for key, value in params.items()}
+        return list(self._connection.execute(self._statements.text(name, wanted), given))
+
+    def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
+        """Run a statement with rows of parameters, in pieces whose sizes are powers of two.
+
+        Each step of a statement hands the interpreter's lock to the event loop and has to wait for it again, so few
+        steps matter more than anything; few sizes let SQLite keep the prepared statements.
+        """
+        found: list[Row] = []
+        start = 0
+        while start < len(rows):
+            size = min(_ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
+            text, flat = (
+                self._statements.rows(name, size),
+                tuple(chain.from_iterable(rows[start : start + size])),
+            )
+            try:
+                found += self._connection.execute(text, flat)
+            except (
+                UnicodeEncodeError
+            ):  # what somebody asks for may be any text; looking first costs each callback
+                found += self._connection.execute(text, tuple(map(clean_value, flat)))
+            start += size
+        return found
+
+    def script(self, text: str) -> None:
+        """Run a migration."""
+        self._connection.execute(text)
+
+    def alone(self) -> None:
+        """Do nothing: the transaction that writes is the only one."""
+
+
+def _drop(connection: apsw.Connection) -> None:
+    """Close without touching the database or its log."""
+    with contextlib.suppress(apsw.Error):
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.close(True)
+
+
+def _make_file(path: Path) -> None:
+    """Create the file, for its owner only, and its folders, all of them durably."""
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(folder.parent)
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        sync_folder(path.parent)

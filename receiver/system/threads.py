@@ -1,0 +1,97 @@
+"""Threads that can be let go: daemons, which hold no process that is to end.
+
+`concurrent.futures` joins its threads when the process ends, so one that hangs would hold it for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_Job = tuple["Future[Any]", Callable[[], Any]]
+
+
+class NoThread(RuntimeError):
+    """No thread can be started: this process has too many, or too little memory."""
+
+
+class Threads:
+    """At most `count` daemon threads, started when they are needed. `submit` and `close` are for one thread."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count, self._name = count, name
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Have `work` called. Raises `NoThread` when there is none and none can be started, `RuntimeError` when closed."""
+        if self._closed:
+            raise RuntimeError("closed")
+        future: Future[T] = Future()
+        self._jobs.put((future, work))
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._count:
+            self._start()
+        return future
+
+    def close(self) -> None:
+        """Cancel what has not begun, and have the threads end after what they do."""
+        self._closed = True
+        self._cancel()
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads' end, at most so long."""
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.0))
+
+    def _start(self) -> None:
+        """Start one more thread; where the system gives none, those that there are do the work in their turn."""
+        thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            if not self._threads:
+                self._cancel()  # or it would be done when nobody waits for it any more
+                raise NoThread("no thread can be started") from None
+        else:
+            self._threads.append(thread)
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job[0].cancel()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                self._idle.release()
+                job = self._jobs.get()
+            if job is None:
+                return
+            _do(*job)
+            del job  # or what it holds would live until the next one comes
+
+
+def _do(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work()
+    except BaseException as error:  # it is the caller's
+        future.set_exception(error)
+    else:
+        future.set_result(result)
