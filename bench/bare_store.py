@@ -23,8 +23,7 @@ import aiohttp
 
 from bench.load import listen
 from receiver.core.event import new_id
-from receiver.storage.store.postgres_connect import Connection, connect, parse
-from receiver.storage.store.postgres_session import PostgresStatements
+from receiver.storage.store.postgres_connection import Connection, PostgresStatements, connect, parse
 
 BATCH = 64
 LEASE_MS = 60_000

@@ -17,8 +17,7 @@ import time
 from bench.relay import Counting, clock
 from receiver.core.retry import policy
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.engine.attempts import Lane
-from receiver.engine.relay import Relay
+from receiver.engine.relay import Lane, Relay
 from receiver.storage.store.postgres import PostgresStore
 
 

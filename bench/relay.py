@@ -28,8 +28,7 @@ from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
 from receiver.core.observe import AttemptReport, CallbackReport
 from receiver.core.retry import policy
 from receiver.core.signing import new_webhook_secret
-from receiver.engine.attempts import Lane
-from receiver.engine.relay import Relay
+from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from receiver.storage.store.sqlite import SqliteStore

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from chaos.oracle import Oracle
-from receiver.demo.standins import deapi as deapi_rule
-from receiver.demo.standins.deapi_results import Deapi, Work
+from receiver.demo import deapi as deapi_rule
+from receiver.demo.deapi import Deapi, Work
 from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
 
 SCALE = 30

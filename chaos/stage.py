@@ -17,8 +17,8 @@ import psycopg
 from chaos.destination import Destination
 from chaos.fleet import Node, free_port, until_up
 from chaos.wire import Wire
-from receiver.demo.standins.deapi_results import Deapi
-from receiver.demo.standins.serving import served
+from receiver.demo.deapi import Deapi
+from receiver.demo.serving import served
 from receiver.storage.store.postgres import PostgresStore
 from tests.support import postgres
 from tests.support.running import APP_SECRET, BASIC, DEAPI_SECRET

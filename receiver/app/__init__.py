@@ -1,0 +1,1 @@
+"""The parts put together, and what an operator sees of them: checks, logs, metrics."""

@@ -1,26 +1,138 @@
-"""What `receiver check` finds: numbered findings about the settings, before anything runs."""
+"""The numbered findings of `receiver check`: what each code stands for, and what to do about it.
+
+The codes are stable: scripts and docs/configuration.md may name them. `E…` stops `serve` and `work`, `W…` does not.
+"""
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import os
 import re
+import ssl
 import stat
+import tempfile
+import threading
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from receiver.app import wiring
-from receiver.app.check_store import NO_CERTIFICATES, holds_certificates, kept_places
-from receiver.app.findings import CODES, finding
 from receiver.core import callback_urls
+from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.routing import Route
 from receiver.outbound.guard import Guard
 from receiver.settings import load
-from receiver.settings.model import DestinationSettings, Finding, Settings, SourceSettings
+from receiver.settings.model import DestinationSettings, Finding, Settings, SourceSettings, install
+from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.s3_options import S3Options
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from receiver.settings.model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What one code stands for."""
+
+    title: str
+    fix: str
+    """What to do about it, in general; a finding may say it more closely. Empty where only its message can."""
+
+
+CODES: Mapping[str, Code] = {
+    "E001": Code("The settings cannot be read", ""),
+    "E002": Code("A source names an unknown provider", "write the name of a provider that receiver knows"),
+    "E003": Code("public_url is not a usable URL", 'write it as "https://hooks.example.com"'),
+    "E004": Code("public_url has a port that Deepgram does not call", "use port 80, 443, 8080 or 8443"),
+    "E005": Code("public_url holds an underscore", "choose a host and path without one"),
+    "E006": Code("deAPI cannot call a public_url without TLS", "put TLS in front, and write https://"),
+    "E007": Code(
+        "A folder cannot be written", "give the user that runs receiver the folder, or name another"
+    ),
+    "E008": Code(
+        "store.url or blobs.url cannot be used",
+        "write postgresql://… or sqlite:///… for the store, s3://… or file:///… for the blobs",
+    ),
+    "E009": Code("A destination cannot be used", ""),
+    "E010": Code("A source's ca_file cannot be used", "name a file with certificates in PEM form"),
+    "E011": Code("What store.url or blobs.url needs is not installed", "install receiver with its extra"),
+    "E012": Code("PostgreSQL cannot be reached", "start the server, or correct host and port in store.url"),
+    "E013": Code("PostgreSQL refuses the user", "correct user and password in store.url"),
+    "E014": Code("There is no such database", "create it, or correct its name in store.url"),
+    "E015": Code("The tables are not there, or older than this program", "run `receiver migrate`"),
+    "E016": Code(
+        "The tables are newer than this program", "install the receiver that made them, or a later one"
+    ),
+    "E017": Code(
+        "The clocks are ten minutes apart", "set this machine's clock, or the database server's (NTP)"
+    ),
+    "E018": Code("The database cannot be used", ""),
+    "E019": Code(
+        "Machines share a store and no token secret", 'add secrets = ["env:TOKEN_SECRET"] to [tokens]'
+    ),
+    "E020": Code("The bucket cannot be used", ""),
+    "E021": Code("A setting of S3 is wrong", ""),
+    "E022": Code("blobs.key makes no keys", "end it with {name}"),
+    "E101": Code("A Deepgram source has no proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
+    "E102": Code("require_dg_token without dg_token", "add dg_token"),
+    "E103": Code("require_callback_secret without callback_secrets", "add callback_secrets"),
+    "E104": Code("A Deepgram source's setting is wrong", ""),
+    "E201": Code("A deAPI source has no proof", 'add secrets = ["env:DEAPI_WEBHOOK_SECRET"]'),
+    "E204": Code("A deAPI source's setting is wrong", ""),
+    "E301": Code("A Deepdub source has no key", 'add api_key = "env:DEEPDUB_API_KEY"'),
+    "E304": Code("A Deepdub source's setting is wrong", ""),
+    "E401": Code("A PlayHT source has no proof", 'add api_key = "env:PLAYHT_API_KEY"'),
+    "E404": Code("A PlayHT source's setting is wrong", ""),
+    "W001": Code(
+        "public_url is not set",
+        'write public_url = "https://…"; until then callback-url refuses, and audio links point to this machine',
+    ),
+    "W002": Code("No destination is configured", "add a [destinations.NAME] section with url and secrets"),
+    "W003": Code("A destination has no secret", 'add secrets = ["env:APP_WEBHOOK_SECRET"]'),
+    "W004": Code("A destination is called without TLS", "use an https:// URL"),
+    "W005": Code("A destination's address is private and not in allow", "add its network to allow"),
+    "W006": Code("The settings file can be read by other users", "chmod 600 the file"),
+    "W007": Code("Callbacks come without TLS", "put TLS in front, and write https:// in public_url"),
+    "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
+    "W009": Code("No source is configured", "add a [sources.NAME] section"),
+    "W010": Code("A destination's filter matches nothing", "compare it with the sources and the event types"),
+    "W011": Code("An admin token is very short", "use 32 random letters and digits"),
+    "W012": Code("A source asks a private address that is not in allow", "add its network to allow"),
+    "W013": Code("The clocks differ", "set this machine's clock, or the database server's (NTP)"),
+    "W014": Code("The database server does not sync its disk", "set fsync = on in its postgresql.conf"),
+    "W015": Code("Machines share a store and no blobs", 'write url = "s3://…" in [blobs]'),
+    "W016": Code("Audio travels to S3 in clear", "write https:// in blobs.endpoint_url"),
+    "W017": Code("The bucket does not answer", "start the store, or correct blobs.endpoint_url"),
+    "W018": Code("The bucket works, and not as it should", ""),
+    "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
+    "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
+    "W101": Code("dg_token is the only proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
+    "W102": Code("Only transcripts can be proved", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
+    "W103": Code("A Deepgram pair holds an underscore", "use letters and digits"),
+    "W201": Code("Only jobs with a secret of their own can be proved", "add secrets"),
+    "W202": Code("A deAPI secret is very short", "copy the secret from deAPI's webhook settings again"),
+    "W203": Code("A deAPI key travels in clear", "use an https:// URL"),
+    "W301": Code("A Deepdub key travels in clear", "use an https:// URL"),
+    "W401": Code("PlayHT cannot be asked", "set both api_key and user_id"),
+    "W402": Code("A PlayHT key travels in clear", "use an https:// URL"),
+    "W403": Code("PlayHT's callbacks may have anything downloaded", "name the hosts that hold results"),
+}
+"""Every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
+
+
+def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
+    """Return a finding with the code's own advice, or a closer one."""
+    return Finding(code, where, message, fix or CODES[code].fix)
+
 
 __all__ = ["CODES", "check", "check_file", "finding"]
 
@@ -188,3 +300,329 @@ def _with_credentials(url: str) -> bool:
         return False
     fields = parse_qsl(parts.query)
     return "@" in parts.netloc or any(_OPENING.search(name) for name, _ in fields)
+
+
+NO_CERTIFICATES = "it cannot be read, or holds no certificates in PEM form"
+"""Said of a `ca_file`."""
+
+
+def holds_certificates(ca_file: str) -> bool:
+    """Tell whether a file holds certificates in PEM form."""
+    try:
+        ssl.create_default_context().load_verify_locations(ca_file)
+    except OSError:  # ssl.SSLError is one
+        return False
+    return True
+
+
+def kept_places(settings: Settings) -> Iterator[Finding]:
+    """Find what is wrong or doubtful about the places where `settings` keep things, and for how long."""
+    yield from _places(settings)
+    yield from _store(settings)
+    yield from _blobs(settings)
+    yield from _retention(settings)
+
+
+def _places(settings: Settings) -> Iterator[Finding]:
+    """Check that what is to be written can be; the folders themselves are made by `serve`."""
+    folders = {"data": settings.data, "journal.path": load.journal_folder(settings)}
+    for where, shared, resolve in (
+        ("store.url", load.postgres_url(settings) is not None, load.sqlite_path),
+        ("blobs.url", load.on_s3(settings), load.blob_folder),
+    ):
+        if shared:
+            continue
+        try:
+            place = resolve(settings)
+        except ConfigError as error:
+            yield finding("E008", where, error.message)
+            continue
+        folders[where] = str(Path(place).parent) if where == "store.url" else place
+    seen: set[str] = set()
+    for where, place in folders.items():
+        trouble = _not_writable(Path(place))
+        if trouble and trouble not in seen:
+            seen.add(trouble)
+            yield finding("E007", where, trouble)
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    """Check what a store of many machines needs."""
+    url = load.postgres_url(settings)
+    if url is None:
+        return
+    if find_spec("psycopg") is None:
+        yield _missing("store.url", "postgresql://…", "psycopg", "postgres")
+    else:
+        from receiver.storage.store.postgres_connection import parse
+
+        try:
+            parse(url)
+        except ConfigError as error:
+            fix = None if "cannot be read" in error.message else "correct the parameter, or take it out"
+            yield finding("E008", "store.url", error.message.removeprefix("store.url: "), fix)
+    if not settings.tokens.secrets:
+        message = "other machines would not know the callback URLs that this one hands out"
+        yield finding("E019", "tokens.secrets", message)
+    if not load.on_s3(settings):
+        message = "the store is for many machines, and the audio lies on this one: no other could serve it"
+        yield finding("W015", "blobs.url", message)
+
+
+def _missing(where: str, url: str, package: str, extra: str) -> Finding:
+    message = f"{where} is {url}, which needs {package}"
+    return finding("E011", where, message, install(extra))
+
+
+def _blobs(settings: Settings) -> Iterator[Finding]:
+    """Check the settings of S3, and of keys."""
+    blobs = settings.blobs
+    try:
+        KeyTemplate(blobs.key)
+    except ConfigError as error:
+        yield finding("E022", "blobs.key", error.message)
+    if not load.on_s3(settings):
+        return
+    if find_spec("boto3") is None:
+        yield _missing("blobs.url", "s3://…", "boto3", "s3")
+    try:
+        S3Options.of(blobs)
+    except ConfigError as error:
+        yield finding("E008", "blobs.url", error.message)
+    if blobs.sse_kms_key_id and blobs.sse != "aws:kms":
+        yield finding(
+            "E021", "blobs.sse_kms_key_id", "the key has no use", 'add sse = "aws:kms", or take it out'
+        )
+    if blobs.ca_file is not None and not holds_certificates(blobs.ca_file):
+        yield finding("E021", "blobs.ca_file", NO_CERTIFICATES)
+    if blobs.endpoint_url is not None:
+        yield from _address("blobs.endpoint_url", blobs.endpoint_url)
+    if blobs.link_endpoint_url is not None:
+        yield from _address("blobs.link_endpoint_url", blobs.link_endpoint_url)
+
+
+def _address(where: str, url: str) -> Iterator[Finding]:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        good = (
+            parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc and parts.port != 0
+        )
+    except ValueError:
+        good = False
+    if not good:
+        message = "it must be an http:// or https:// URL with a host, and without credentials"
+        yield finding("E021", where, message, 'write it as "https://s3.example.com"')
+    elif parts.scheme == "http" and not _loopback(host):
+        yield finding("W016", where, "audio and what it is signed with can be read on the way")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _not_writable(folder: Path) -> str | None:
+    """Return why `folder` could not be made or written, by its nearest parent that is there."""
+    here = folder.absolute()
+    while not os.path.lexists(here) and here != here.parent:
+        here = here.parent
+    if not here.is_dir():
+        return f"{here} is not a folder"
+    if not os.access(here, os.W_OK | os.X_OK):
+        return f"{here} may not be written"
+    try:
+        # Leave alone does not tell: nothing can be made in /proc, whoever asks.
+        os.rmdir(tempfile.mkdtemp(prefix=".receiver-check-", dir=here))
+    except OSError as error:
+        if error.errno not in _FULL:
+            return f"nothing can be made in {here}: {error.strerror}"
+    return None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A disk that is full may be emptied, by receiver itself as well: no reason not to start."""
+
+
+def _retention(settings: Settings) -> Iterator[Finding]:
+    """Find an age of events that the age of audio overrules: without its event, nobody could tell what a file is."""
+    told, kept = settings.retention, settings.retention.kept
+    if kept.events is None or kept.audio is None or kept.events >= kept.audio:
+        return
+    message = f"events stay as long as their audio, {told.audio}, and not {told.events} only"
+    fix = f'write events = "{told.audio}", or keep audio for {told.events} only'
+    yield finding("W019", "retention.events", message, fix)
+
+
+PATIENCE = 8.0
+"""Seconds after which no answer is an answer."""
+_APART_MS, _TOO_FAR_MS = 5_000, 600_000
+_ANSWER_SECONDS = 4.0
+_TABLES = "SELECT to_regclass('migrations') IS NOT NULL, current_schema() IS NULL"
+_ASKED = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, current_setting('fsync')"
+_RIGHTS = """
+SELECT rights, string_agg(name, ', ' ORDER BY name), quote_ident(current_user)
+FROM (
+    SELECT name, string_agg(wanted, ', ' ORDER BY nr) AS rights
+    FROM unnest($1::text[]) AS name
+    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY AS w (wanted, nr)
+    WHERE NOT has_table_privilege(to_regclass(name), wanted) AND (wanted = 'SELECT' OR name <> 'migrations')
+    GROUP BY name
+) AS lacking
+GROUP BY rights
+ORDER BY rights
+"""
+_BY_STATE = (
+    ("F0", "E008"),
+    ("28", "E013"),
+    ("3D000", "E014"),
+    ("3F", "E018"),
+    ("42501", "E018"),
+    ("42703", "E018"),
+    ("42", "E015"),
+    ("22", "E018"),
+)
+_FIXES = {
+    "F0": "correct the parameter, or take it out",
+    "F0TLS": "let the server offer TLS, or correct sslmode and sslrootcert",
+    "08TLS": "renew the certificate, or correct sslmode and sslrootcert",
+}
+
+
+def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[Finding]:
+    """Return what PostgreSQL and S3 say, what stops `serve` first; nothing for embedded parts. Waits `PATIENCE` at most.
+
+    The settings are to be such that `check` found nothing fatal. S3 is tried with a small object, which is deleted again.
+    """
+    asked: list[_Asked] = []
+    if load.postgres_url(settings) is not None:
+        asked.append(_Asked(lambda: _postgres(settings, clock), finding("E012", "store.url", _SILENT)))
+    if load.on_s3(settings):
+        asked.append(_Asked(lambda: _s3(settings), finding("W017", "blobs.url", _SILENT)))
+    for one in asked:
+        one.join(PATIENCE)
+    return sorted((f for one in asked for f in one.found()), key=lambda found: not found.fatal)
+
+
+_SILENT = f"it did not answer within {PATIENCE:g} s"
+_FAULT = {"store.url": "E018", "blobs.url": "E020"}
+
+
+class _Asked(threading.Thread):
+    """One part, asked in a thread that ends with the process if it is never answered."""
+
+    def __init__(self, ask: Callable[[], Iterable[Finding]], silent: Finding) -> None:
+        super().__init__(daemon=True)
+        self._ask = ask
+        self._silent = silent
+        self._found: list[Finding] | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._found = list(self._ask())
+        except Exception as error:  # a bug of ours must not pass for silence, nor for a traceback
+            code, message = _FAULT[self._silent.where], f"asking it failed ({type(error).__name__})"
+            self._found = [
+                finding(code, self._silent.where, message, "look at the settings; please report it")
+            ]
+
+    def found(self) -> list[Finding]:
+        """Return what was found, or that there was no answer."""
+        return [self._silent] if self._found is None else self._found
+
+
+def unreached(findings: Iterable[Finding]) -> bool:
+    """Tell whether nothing stops the start but what may pass: an outage, or a clock that is not yet set after a boot."""
+    return all(one.code in {"E012", "E017"} for one in findings if one.fatal)
+
+
+def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:
+    import psycopg
+
+    from receiver.storage.store.postgres_connection import connect, parse, state_of, told
+
+    where = "store.url"
+    try:
+        info = parse(load.postgres_url(settings) or "")
+        with connect(info, writes=False, answer_seconds=_ANSWER_SECONDS) as connection:
+            yield from _asked(connection, clock)
+    except psycopg.Error as error:
+        state = state_of(error) or ""
+        code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
+        message = told(error).message.removeprefix("store: ").removesuffix(": create it")
+        yield finding(code, where, message, _FIXES.get(state))
+    except ConfigError as error:
+        yield finding("E018", where, error.message.removeprefix("store.url: "))
+
+
+def _asked(connection: psycopg.Connection, clock: Callable[[], int]) -> Iterator[Finding]:
+    before = clock()
+    row = connection.execute(_ASKED).fetchone()
+    if row is not None:
+        yield from _clock(int(row[0]) - (before + clock()) // 2)
+        if row[1] != "on":
+            yield finding("W014", "store.url", "fsync is off: a power cut there loses what was answered 2xx")
+    yield from _tables(connection)
+
+
+def _clock(ahead: int) -> Iterator[Finding]:
+    if abs(ahead) <= _APART_MS:
+        return
+    apart = f"this machine's clock is {abs(ahead) / 1000:.0f} s {'behind' if ahead > 0 else 'ahead of'} the database's"
+    if abs(ahead) >= _TOO_FAR_MS:
+        yield finding(
+            "E017", "store.url", f"{apart}: callbacks are refused or believed wrongly by such a clock"
+        )
+    else:
+        yield finding("W013", "store.url", f"{apart}: what is due is reckoned by the database's")
+
+
+def _tables(connection: psycopg.Connection) -> Iterator[Finding]:
+    from receiver.storage.store.statements import migrations, unfit
+
+    row = connection.execute(_TABLES).fetchone()
+    if row is not None and row[1]:
+        message = "there is no schema to look for tables in: look at search_path, and at USAGE on its schemas"
+        yield finding("E018", "store.url", message)
+        return
+    if row is None or not row[0]:
+        yield finding("E015", "store.url", "the database has no tables yet")
+        return
+    texts = migrations("BYTEA")
+    lacking = connection.execute(_RIGHTS, [["migrations", *_names(texts.values())]]).fetchall()
+    if lacking:
+        message = "; ".join(f"{rights} on {tables}" for rights, tables, _ in lacking)
+        fix = "; ".join(f"GRANT {rights} ON {tables} TO {user}" for rights, tables, user in lacking)
+        yield finding("E018", "store.url", f"the database's user lacks a right: {message}", fix)
+        return
+    applied = {str(name) for (name,) in connection.execute("SELECT name FROM migrations").fetchall()}
+    known = set(texts)
+    refused = unfit(applied, known)
+    if refused:
+        yield finding("E016", "store.url", f"the database has {refused[-1]}, which is not known here")
+    elif known - applied:
+        yield finding("E015", "store.url", f"the database lacks {min(known - applied)}")
+    elif applied - known:
+        message = f"the database has {max(applied - known)}, which is not known here and leaves room for this program"
+        yield finding("W020", "store.url", message)
+
+
+def _names(texts: Iterable[str]) -> list[str]:
+    """Return the tables that the migrations make."""
+    return [name for text in texts for name in re.findall(r"^CREATE TABLE (\w+)", text, re.MULTILINE)]
+
+
+def _s3(settings: Settings) -> Iterator[Finding]:
+    from receiver.storage.blobs.s3_probe import probe
+
+    for trouble in probe(S3Options.of(settings.blobs)):
+        code = "E020" if trouble.fatal else "W018"
+        if trouble.outage:
+            code = "W017"
+        fix = f"grant {trouble.permission} (deploy/iam-policy.json)" if trouble.permission else None
+        yield finding(code, "blobs.url", trouble.message, fix)
+        if trouble.outage:
+            return

@@ -21,12 +21,11 @@ from receiver.core.event import Event
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
 from receiver.core.signing import CallbackTokens, ObjectLinks
-from receiver.engine.attempts import Lane
 from receiver.engine.collector import Collector, Quarry
 from receiver.engine.intake import Intake
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
-from receiver.engine.relay import Relay
+from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.base import Destination
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.outbound.fetcher import Fetcher

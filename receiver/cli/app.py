@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from receiver import __version__
-from receiver.cli import erasing, inspect, journal, picking_up, replaying, serve, setup
+from receiver.cli import act, inspect, journal, serve, setup
 from receiver.cli.options import UsageError, option
 from receiver.cli.output import speak_json, tell_failure
 from receiver.core.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, setup, picking_up, inspect, replaying, journal, erasing):
+for module in (serve, setup, inspect, act, journal):
     module.register(app)
 
 _REFUSED = (ConfigError, PickupRefused, StoreUnusable, UsageError)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.common import load, opened_store
-from receiver.cli.options import UsageError, option, since
+from receiver.cli.options import UsageError, load, opened_store, option, since
 from receiver.cli.output import print_fields, print_json, print_table
 from receiver.core.errors import NotFound
 from receiver.core.event import TIME_CHARS, Event, Rejection
 from receiver.core.work import Attempt, Delivery, DeliveryState
 
 if TYPE_CHECKING:
-    from receiver.core.pickup import Pickup
+    from receiver.core.work import Pickup
     from receiver.settings.model import Settings
     from receiver.storage.store.base import Store
 

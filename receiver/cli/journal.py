@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.common import existing_journal, load
-from receiver.cli.options import option
+from receiver.cli.options import existing_journal, load, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import JournalUnavailable, NotFound, Unavailable
-from receiver.web.shown import time_of
+from receiver.web.views import time_of
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver

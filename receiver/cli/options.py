@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from receiver.core.clock import wall_clock
-from receiver.core.errors import ReceiverError
-from receiver.web.shown import FORMAT_KEYS
+from receiver.core.errors import ConfigError, NotFound, ReceiverError
+from receiver.web.views import FORMAT_KEYS
+
+if TYPE_CHECKING:
+    from receiver.core.signing import CallbackTokens
+    from receiver.providers.base import PullProvider
+    from receiver.settings.model import Settings, SourceSettings
+    from receiver.storage.store.base import Store
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
@@ -62,3 +71,134 @@ def job_format(text: str | None) -> dict[str, Any]:
             )
         pairs[key] = int(value) if value.isascii() and value.isdigit() else value
     return pairs
+
+
+def load(ctx: typer.Context) -> Settings:
+    """Return the settings that `--config` names. Raises `ConfigError`."""
+    from receiver.settings.load import load_settings
+
+    return load_settings(ctx.obj)
+
+
+@contextlib.asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    """Open the store that is there already. Raises `NotFound` when there is none yet, `StoreUnavailable`."""
+    store = _existing_store(settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def made_store(settings: Settings) -> AsyncIterator[Store]:
+    """Open the store for writing, a file made and brought up to date first, as `serve` does. Raises `StoreUnavailable`."""
+    from receiver.app.wiring import build_store
+    from receiver.settings.load import postgres_url
+
+    store = build_store(settings)
+    try:
+        if postgres_url(settings) is None:
+            await store.migrate()
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+def _existing_store(settings: Settings) -> Store:
+    from receiver.app.wiring import build_store
+    from receiver.settings.load import postgres_url, sqlite_path
+
+    if postgres_url(settings) is not None:
+        return build_store(settings)
+    path = sqlite_path(settings)
+    if not os.path.exists(path):
+        raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
+    return build_store(settings)
+
+
+def existing_journal(settings: Settings, *, otherwise: str) -> str:
+    """Return the whole path of this machine's journal. Raises `NotFound` when it is not there; `otherwise` tells what else to do.
+
+    It is never made by looking: an empty one made in the wrong place would pass for the journal that was meant.
+    """
+    from receiver.settings.load import journal_folder
+
+    folder = os.path.abspath(journal_folder(settings))
+    if not os.path.isdir(folder):
+        raise NotFound(
+            f"there is no journal at {folder}: set data (or RECEIVER__DATA) to where `receiver serve` has it{otherwise}"
+        )
+    return folder
+
+
+def tokens_of(settings: Settings) -> CallbackTokens:
+    """Return what signs callback tokens. Raises `ConfigError` when its secret cannot be kept."""
+    from receiver.core.signing import CallbackTokens
+    from receiver.settings.load import token_secrets
+
+    return CallbackTokens(token_secrets(settings))
+
+
+def source_named(settings: Settings, name: str) -> SourceSettings:
+    """Return one source. Raises `UsageError` naming those there are."""
+    try:
+        return settings.sources[name]
+    except KeyError:
+        known = ", ".join(sorted(settings.sources)) or "none is configured"
+        raise UsageError(f"there is no source {name!r}; there is: {known}") from None
+
+
+def source_of(settings: Settings, provider: str, name: str | None) -> SourceSettings:
+    """Return the source of `provider`: the one named, or the only one. Raises `UsageError`."""
+    if name is not None:
+        source = source_named(settings, name)
+        if source.provider != provider:
+            raise UsageError(f"the source {name} is of provider {source.provider}, not {provider}")
+        return source
+    fitting = [source for source in settings.sources.values() if source.provider == provider]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise UsageError(
+            f'no source has provider = "{provider}": add [sources.{provider}] to the settings (`receiver init` writes it as a comment)'
+        )
+    raise UsageError(f"several sources are of {provider}: choose with --source {fitting[0].name}")
+
+
+def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | None:
+    """Return the adapter of a source that can be asked; None when it only calls back. Raises `ConfigError`."""
+    from receiver.app.wiring import build_providers
+    from receiver.providers.base import PullProvider
+
+    alone = settings.model_copy(update={"sources": {source.name: source}})
+    adapter = build_providers(alone, tokens_of(settings))[source.name]
+    return adapter if isinstance(adapter, PullProvider) else None
+
+
+def provider_settings(source: SourceSettings) -> Any:
+    """Return the provider's own settings of a source, checked by its model. Raises `ConfigError`."""
+    from receiver.providers.deapi import DeapiSettings
+    from receiver.providers.deepdub import DeepdubSettings
+    from receiver.providers.deepgram import DeepgramSettings
+    from receiver.providers.playht import PlayhtSettings
+    from receiver.settings.model import provider_options
+
+    match source.provider:
+        case "deepgram":
+            return provider_options(DeepgramSettings, source)
+        case "deapi":
+            return provider_options(DeapiSettings, source)
+        case "deepdub":
+            return provider_options(DeepdubSettings, source)
+        case "playht":
+            return provider_options(PlayhtSettings, source)
+    raise ConfigError(f"sources.{source.name}.provider: there is no provider {source.provider!r}")
+
+
+def newest(source: SourceSettings, setting: str) -> str | None:
+    """Return the last of a source's list of secrets: the one to sign with; None when it has none."""
+    secrets = getattr(provider_settings(source), setting, ())
+    return secrets[-1].get_secret_value() if secrets else None

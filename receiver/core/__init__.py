@@ -1,0 +1,1 @@
+"""The values and rules of receiver: no input or output, no clock of its own."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from receiver.core.callback import HeldBody
-from receiver.core.pickup import Found
+from receiver.core.work import Found
 
 
 class Failed(Struct, frozen=True, kw_only=True):

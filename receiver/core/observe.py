@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from receiver.core.pickup import PickupOutcome
-from receiver.core.work import Outcome
+from receiver.core.work import Outcome, PickupOutcome
 
 
 class CallbackReport(Struct, frozen=True, kw_only=True):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from receiver.core.event import Event
+from receiver.core.event import Event, EventDraft, Recorded, Recording
 
 
 class DeliveryState(StrEnum):
@@ -128,3 +129,137 @@ class StoreStats(Struct, frozen=True, kw_only=True):
     due: tuple[Due, ...]
     dead: Mapping[str, int]
     pickups: tuple[PickupsDue, ...] = ()
+
+
+class PickupState(StrEnum):
+    """`pending → collecting → collected`, back to `pending`, or `gone`."""
+
+    PENDING = "pending"
+    """Waits for `due_at`."""
+    COLLECTING = "collecting"
+    """Claimed; `due_at` is the end of the lease, so a crashed worker's row is simply due again."""
+    COLLECTED = "collected"
+    """Ended well: `event_id` is the event that tells of it; has no `due_at`."""
+    GONE = "gone"
+    """Ended without a result: `event_id` is the event that says so; has no `due_at`."""
+
+
+class PickupKind(StrEnum):
+    """Why there is a pickup."""
+
+    RESULT = "result"
+    """A result lies at the provider, or will."""
+    EXPECTED = "expected"
+    """A callback is expected; due when it is overdue."""
+
+
+class Found(StrEnum):
+    """What one attempt of a pickup found."""
+
+    COLLECTED = "collected"
+    NOT_YET = "not_yet"
+    """The provider has not finished; no failure."""
+    GONE = "gone"
+    """There is no result and there will be none, or its deadline has passed."""
+    REFUSED = "refused"
+    """The provider answered with a status that is neither a result nor "not yet"."""
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    """No connection, no name, TLS trouble, or the connection broke."""
+    BLOCKED = "blocked"
+    """The address guard or the list of result hosts refused; nothing was sent."""
+    UNUSABLE = "unusable"
+    """Bytes came and are no result: empty, cut off, a web page, another type."""
+    NOT_STORED = "not_stored"
+    """The result came, and the blob store could not take it."""
+
+
+class PickupOutcome(Struct, frozen=True, kw_only=True):
+    """What one attempt found: a value, never an exception."""
+
+    kind: Found
+    status: int | None = None
+    detail: str = ""
+    """For a person; never holds a secret or a whole URL."""
+    retry_after: float | None = None
+    """Seconds the provider asked for."""
+
+
+class Pickup(Struct, frozen=True, kw_only=True):
+    """A durable intention to bring one result home from a provider."""
+
+    id: str
+    source: str
+    kind: PickupKind
+    key: str
+    """The result's identity within its source; unique among pickups that are not `gone`."""
+    job_id: str | None = None
+    ref: str | None = None
+    target: str | None = None
+    """The URL to begin with, where one is known. It may carry a signature: treat it as a secret."""
+    event_id: str
+    """The id of the event that will tell the end of it, known from the first moment."""
+    draft: EventDraft | None = None
+    """The event as far as a callback told it; None when nothing was told."""
+    format: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked of the provider (`encoding`, `sample_rate`, …): decides raw formats."""
+    deadline_at: int
+    """When to give up, in epoch milliseconds."""
+    state: PickupState = PickupState.PENDING
+    attempts: int = 0
+    failures: int = 0
+    """Failed attempts since the last that was none; decides the wait."""
+    due_at: int | None
+    claimed_by: str | None = None
+    created_at: int
+    updated_at: int
+    last_outcome: str | None = None
+    last_detail: str | None = None
+
+
+class ClaimedPickup(Struct, frozen=True, kw_only=True):
+    """One pickup taken by a worker."""
+
+    pickup: Pickup
+    """As it was before it was claimed."""
+    claimed_by: str
+    lease_until: int
+
+
+class PickupSettlement(Struct, frozen=True, kw_only=True):
+    """The record of one attempt and its consequence; applied only if the claim is still held."""
+
+    claim: ClaimedPickup
+    started_at: int
+    duration_ms: int
+    outcome: PickupOutcome
+    state: PickupState
+    due_at: int | None
+    failures: int
+    recording: Recording | None = None
+    """The event that ends it, for `collected` and `gone`: written in the same transaction."""
+    told: tuple[Recording, ...] = ()
+    """Events about a job that goes on (progress, an overdue callback): written in the same transaction, before its end."""
+
+
+class PickupSettled(Struct, frozen=True, kw_only=True):
+    """What settling a pickup did."""
+
+    held: bool
+    """False: another worker holds the claim by now, and nothing was written."""
+    recorded: Recorded | None = None
+    """For a settlement with a recording: recorded, or the duplicate of an event that another road brought."""
+    told: tuple[Recorded, ...] = ()
+    """What became of each event that the settlement told."""
+
+
+class PickupAttempt(Struct, frozen=True, kw_only=True):
+    """One recorded try of a pickup, numbered from 1, never renumbered."""
+
+    pickup_id: str
+    number: int
+    started_at: int
+    duration_ms: int
+    outcome: Found
+    status: int | None
+    detail: str

@@ -1,0 +1,1 @@
+"""The work itself: callbacks in, events out, results polled, old data removed."""

@@ -16,7 +16,8 @@ from receiver.core.errors import Unavailable
 from receiver.core.event import EventDraft, JobError, Recording, RecordStatus, Stage
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.observe import Observer, PickupReport
-from receiver.core.pickup import (
+from receiver.core.retry import pickup_delay
+from receiver.core.work import (
     ClaimedPickup,
     Found,
     Pickup,
@@ -26,7 +27,6 @@ from receiver.core.pickup import (
     PickupSettlement,
     PickupState,
 )
-from receiver.core.retry import pickup_delay
 from receiver.engine.recorder import Recorder
 from receiver.engine.worker import SLACK_SECONDS, Clock, Runner, StoreWatch, insist
 from receiver.providers.base import Collected, Gone, NotYet, PullProvider, Result

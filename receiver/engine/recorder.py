@@ -26,13 +26,13 @@ from receiver.core.event import (
     moment_of,
     new_id,
 )
-from receiver.core.pickup import Pickup, PickupKind
 from receiver.core.routing import Router
+from receiver.core.work import Pickup, PickupKind
 from receiver.providers.base import PullProvider, PushProvider
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.base import Deferral, Store
-from receiver.system import audio_facts
+from receiver.system import audio
 from receiver.system.bodies import MemoryBody, Spool
 
 _INLINE_BODY = 64 * 1024
@@ -206,7 +206,7 @@ class Recorder:
             source = origin.body.path or origin.body.load()
             blob, facts = await asyncio.gather(
                 self._blobs.put(key, origin.body, content_type=draft.audio.content_type),
-                asyncio.to_thread(audio_facts.facts, source, draft.audio, deadline_seconds=_AUDIO_SECONDS),
+                asyncio.to_thread(audio.facts, source, draft.audio, deadline_seconds=_AUDIO_SECONDS),
             )
             return blob, _fitting(partial(compose, audio=(blob, facts)))
         if draft.file is not None:

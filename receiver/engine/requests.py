@@ -14,8 +14,8 @@ from receiver.core import callback_urls
 from receiver.core.callback import TokenClaims
 from receiver.core.errors import PickupRefused
 from receiver.core.event import new_id
-from receiver.core.pickup import Pickup, PickupKind
 from receiver.core.signing import CallbackTokens
+from receiver.core.work import Pickup, PickupKind
 from receiver.providers.base import PullProvider
 from receiver.settings.model import SourceSettings
 

@@ -1,0 +1,1 @@
+"""Everything that leaves for another host: the address guard, the HTTP client, downloads, destinations."""

@@ -23,8 +23,7 @@ from aiohttp.connector import Connection
 
 from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import OutcomeKind
-from receiver.outbound.guard import Guard
-from receiver.outbound.url import Target, target
+from receiver.outbound.guard import Guard, Target, target
 from receiver.system.threads import Threads
 
 RESPONSE_LIMIT = 16 * 1024

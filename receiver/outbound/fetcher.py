@@ -19,12 +19,11 @@ from msgspec.structs import replace
 
 from receiver import __version__
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
-from receiver.core.pickup import Found
 from receiver.core.retry import retry_after
+from receiver.core.work import Found
 from receiver.outbound.client import Egress, Failure, Incoming, ReplyBroken, Resolve
-from receiver.outbound.decoding import CodingBroken, Inflater, coding
-from receiver.outbound.eventstream import EventReader, LineTooLong
-from receiver.outbound.url import Target, follow, listed, target
+from receiver.outbound.decoding import CodingBroken, EventReader, Inflater, LineTooLong, coding
+from receiver.outbound.guard import Target, follow, listed, target
 from receiver.settings.model import SourceSettings
 from receiver.system.bodies import Spool
 

@@ -1,0 +1,1 @@
+"""One file for each speech provider, on a frame that they share."""

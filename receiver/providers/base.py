@@ -14,7 +14,7 @@ from msgspec import Struct
 from receiver.core.callback import Admission, Body, Head, HeldBody, VerifiedCallback
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Failed, Fetch
-from receiver.core.pickup import Pickup
+from receiver.core.work import Pickup
 
 
 @runtime_checkable

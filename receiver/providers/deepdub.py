@@ -17,16 +17,14 @@ from receiver.core.callback import Body
 from receiver.core.errors import ConfigError, MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.core.pickup import Found, Pickup
 from receiver.core.redaction import Redactor
 from receiver.core.signing import CallbackTokens
-from receiver.providers import bases, results
+from receiver.core.work import Found, Pickup
+from receiver.providers import results, toolkit
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
-from receiver.providers.jsonbody import decode_object, join_key, looks_like_json, printable, text
-from receiver.providers.options import refuse
-from receiver.providers.redaction import shown
-from receiver.settings.model import Finding, SourceSettings, provider_options
-from receiver.settings.storage import Section
+from receiver.providers.documents import decode_object, join_key, looks_like_json, printable, text
+from receiver.providers.toolkit import refuse, shown
+from receiver.settings.model import Finding, Section, SourceSettings, provider_options
 
 REGIONS = {
     "us": "https://restapi.deepdub.ai/api/v1",
@@ -50,7 +48,7 @@ class DeepdubSettings(Section):
     """Deepdub's key (`dd-…`): audio is given out only to the key that asked for it."""
     region: Literal["us", "eu", "eu-alt"] = "us"
     """Which of Deepdub's hosts: the one that the jobs were submitted to."""
-    base_url: bases.BaseUrl | None = None
+    base_url: toolkit.BaseUrl | None = None
     """The API's address in place of a region's."""
     deadline_seconds: float = Field(3600, ge=1, le=30 * 86400)
     """How long audio is asked for before that is given up."""
@@ -84,7 +82,7 @@ def _judge(name: str, options: DeepdubSettings) -> list[Finding]:
         write = f'add api_key = "env:DEEPDUB_API_KEY" to [{where}]'
         nothing = "without a key Deepdub gives out nothing"
         found.append(Finding("E301", f"{where}.api_key", nothing, write))
-    if bases.in_clear(options.base):
+    if toolkit.in_clear(options.base):
         clear = "the API key travels in clear"
         found.append(Finding("W301", f"{where}.base_url", clear, "use an https:// URL"))
     return found
@@ -117,7 +115,7 @@ class DeepdubProvider:
         Raises `PickupRefused`: for a URL of another address than the configured one above all, since the key goes with it.
         """
         name = text.strip()
-        if bases.is_url(name):
+        if toolkit.is_url(name):
             name = self._id_in(name.rstrip("/"))
         match = _ID.fullmatch(name)
         if match is None:
@@ -128,16 +126,16 @@ class DeepdubProvider:
 
     def _id_in(self, url: str) -> str:
         wanted = f"{self._base}/{_PATH}/…"
-        if not bases.is_plain(url):
+        if not toolkit.is_plain(url):
             raise PickupRefused(
                 f"the URL is no plain one (it has credentials, a query, a fragment, or no host): Deepdub's are like {wanted}"
             )
-        if not bases.same_origin(self._base, url):
+        if not toolkit.same_origin(self._base, url):
             raise PickupRefused(
-                f"the URL is at {printable(bases.origin(url), 200)}, and this source asks {bases.origin(self._base)}: "
+                f"the URL is at {printable(toolkit.origin(url), 200)}, and this source asks {toolkit.origin(self._base)}: "
                 f"set sources.{self._source}.region (or base_url) to where the job was submitted"
             )
-        name = bases.path_below(f"{self._base}/{_PATH}", url)
+        name = toolkit.path_below(f"{self._base}/{_PATH}", url)
         if name is None:
             raise PickupRefused(f"the URL is not one of retroactive audio: those are like {wanted}")
         return name
@@ -161,7 +159,7 @@ class DeepdubProvider:
         if not self.can_ask(pickup):
             return Gone(error=JobError(code="invalid_id", message="the pickup has no id of Deepdub's"))
         url = f"{self._base}/{_PATH}/{pickup.job_id}"
-        hosts, headers = [bases.host_of(self._base)], {"x-api-key": self._key}
+        hosts, headers = [toolkit.host_of(self._base)], {"x-api-key": self._key}
         found = await fetch.download(url, hosts=hosts, limit=self._limit, headers=headers)
         if isinstance(found, Downloaded):
             return self._downloaded(pickup, found, now)

@@ -15,10 +15,10 @@ from receiver.core.callback import Body
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import AudioDraft, FileDraft, TranscriptDraft
 from receiver.core.fetch import Failed
-from receiver.core.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
-from receiver.core.pickup import Found
-from receiver.providers.jsonbody import Document, decode_object, is_json_type, is_text, looks_like_json, text
-from receiver.providers.sounds import MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
+from receiver.core.work import Found
+from receiver.providers.documents import Document, decode_object, is_json_type, is_text, looks_like_json, text
+from receiver.providers.toolkit import MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
+from receiver.system.audio import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
 
 Wanted = Literal["audio", "transcript", "media", "any"]
 """`any`: the bytes decide."""

@@ -1,0 +1,1 @@
+"""The settings: their models, and how they are loaded."""

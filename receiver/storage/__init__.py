@@ -1,0 +1,1 @@
+"""Everything that is kept: the store, the blobs, the journal."""

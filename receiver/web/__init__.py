@@ -1,0 +1,1 @@
+"""The HTTP server: callbacks, stored objects, health, API."""

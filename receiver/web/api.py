@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta, Struct, field
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from receiver.core.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
 from receiver.core.signing import same_as_any
+from receiver.core.work import PickupState
+from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, calls_back, hand_out, order
+from receiver.storage.store.base import PickupFilter
+from receiver.web.views import FORMAT_KEYS, pickup_attempt_fields, pickup_fields, time_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
+    from receiver.settings.model import SourceSettings
+
 
 BODY_BYTES = 64 * 1024
 """Most bytes of a request's body."""
@@ -166,3 +173,172 @@ def _plain(error: msgspec.ValidationError) -> str:
 
 def _out(detail: str) -> Response:
     return problem(503, detail, {"retry-after": str(_RETRY_AFTER_SECONDS)})
+
+
+Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
+
+
+class NewPickup(Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of a POST."""
+
+    source: str
+    result: Annotated[str, Meta(min_length=1)]
+    """The provider's URL, or its job id."""
+    ref: str | None = None
+    deadline_seconds: Seconds | None = None
+    format: dict[str, str | int] = field(default_factory=dict)
+
+
+class Wanted(Struct, forbid_unknown_fields=True, frozen=True):
+    """The query of a list."""
+
+    source: str | None = None
+    state: PickupState | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    after: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 50
+
+
+class Pickups:
+    """Adds, lists and shows pickups."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    async def collection(self, request: Request) -> Response:
+        """POST adds one, GET lists."""
+        return await (self._add(request) if request.method == "POST" else self._list(request))
+
+    async def _add(self, request: Request) -> Response:
+        wanted = await read(request, NewPickup)
+        receiver = self._receiver
+        source = source_named(receiver, wanted.source)
+        provider = receiver.ports.pulls.get(source.name)
+        if provider is None:
+            raise Refused(
+                422,
+                f"{source.name} is of provider {source.provider}, which cannot be asked for a result: it calls back",
+            )
+        made = order(
+            provider,
+            wanted.result,
+            ref=wanted.ref,
+            deadline_seconds=wanted.deadline_seconds,
+            format=checked_format(wanted.format),
+            now=receiver.clock(),
+        )
+        stands, new = await receiver.store.add_pickup(made)
+        receiver.collector.wake(stands.source)
+        place = {"location": f"/api/v1/pickups/{stands.id}"}
+        return answer(pickup_fields(stands), status=201 if new else 200, headers=place)
+
+    async def _list(self, request: Request) -> Response:
+        wanted = asked(request, Wanted)
+        found = await self._receiver.store.pickups(
+            PickupFilter(
+                source=wanted.source,
+                state=wanted.state,
+                job_id=wanted.job_id,
+                ref=wanted.ref,
+                after=wanted.after,
+                limit=wanted.limit,
+            )
+        )
+        after = found[-1].id if len(found) == wanted.limit else None
+        return answer({"pickups": [pickup_fields(one) for one in found], "after": after})
+
+    async def one(self, request: Request) -> Response:
+        """Show one with its attempts."""
+        store = self._receiver.store
+        found = await store.pickup(request.path_params["pickup_id"])
+        attempts = await store.pickup_attempts(found.id)
+        made = [pickup_attempt_fields(attempt) for attempt in attempts]
+        return answer(pickup_fields(found) | {"attempts_made": made})
+
+
+def source_named(receiver: Receiver, name: str) -> SourceSettings:
+    """Return a configured source. Raises `Refused` naming those there are."""
+    sources = receiver.settings.sources
+    if name not in sources:
+        raise Refused(
+            422, f"there is no source {name[:100]!r}; there is: {', '.join(sorted(sources)) or 'none'}"
+        )
+    return sources[name]
+
+
+def checked_format(format: dict[str, Any]) -> dict[str, Any]:
+    """Return `format` if all its keys are known. Raises `Refused`."""
+    unknown = sorted(set(format) - set(FORMAT_KEYS))
+    if unknown:
+        raise Refused(
+            422, f"format does not understand {unknown[0][:100]!r}; it has {', '.join(FORMAT_KEYS)}"
+        )
+    return format
+
+
+class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of a POST."""
+
+    source: str
+    ref: Annotated[str, Meta(max_length=MAX_REF)] | None = None
+    expires_seconds: Annotated[float, Meta(gt=0, le=10 * 365 * 86400)] | None = None
+    format: dict[str, str | int] = field(default_factory=dict)
+    expect_within_seconds: Seconds | None = None
+    job_secret: bool = False
+
+
+class CallbackUrls:
+    """Hands callback URLs out."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    async def make(self, request: Request) -> Response:
+        """Answer 201 with a fresh URL; with `expect_within_seconds` its expectation is stored before."""
+        wanted = await read(request, NewCallbackUrl)
+        receiver = self._receiver
+        source = source_named(receiver, wanted.source)
+        _refuse_contradictions(source, wanted)
+        made = hand_out(
+            receiver.settings.public_url,
+            source,
+            receiver.tokens,
+            provider=receiver.ports.pulls.get(source.name),
+            ref=wanted.ref,
+            format=checked_format(wanted.format),
+            expires_seconds=wanted.expires_seconds,
+            expect_seconds=wanted.expect_within_seconds,
+            job_secret=wanted.job_secret,
+            now=receiver.clock(),
+        )
+        if made.expectation is not None:
+            await receiver.store.add_pickup(made.expectation)
+            receiver.collector.wake(source.name)
+        return answer(_fields(made, wanted), status=201)
+
+
+def _fields(made: HandedOut, wanted: NewCallbackUrl) -> dict[str, Any]:
+    expected = made.expectation
+    return {
+        "url": made.url,
+        "source": wanted.source,
+        "token": made.token,
+        "ref": wanted.ref,
+        "webhook_secret": made.webhook_secret,
+        "expect_by": time_of(expected.due_at) if expected else None,
+        "pickup_id": expected.id if expected else None,
+    }
+
+
+def _refuse_contradictions(source: SourceSettings, wanted: NewCallbackUrl) -> None:
+    if not calls_back(source):
+        raise Refused(
+            422,
+            f"{source.name} is of provider {source.provider}, which does not call back: use /api/v1/pickups",
+        )
+    if wanted.job_secret and source.provider != "deapi":
+        raise Refused(422, "job_secret is for deAPI: it alone takes a webhook_secret with a job")
+    expires, within = wanted.expires_seconds, wanted.expect_within_seconds
+    if expires is not None and within is not None and expires < within:
+        raise Refused(422, "the URL would expire before its callback is overdue: make expires_seconds larger")

@@ -8,12 +8,10 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.web.api import PREFIX, Api, problem
-from receiver.web.callback_urls import CallbackUrls
+from receiver.web.api import PREFIX, Api, CallbackUrls, Pickups, problem
 from receiver.web.callbacks import Callbacks
 from receiver.web.health import Health
 from receiver.web.objects import Objects
-from receiver.web.pickups import Pickups
 
 if TYPE_CHECKING:
     from starlette.requests import Request

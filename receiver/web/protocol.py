@@ -1,7 +1,8 @@
-"""HTTP as it comes over the wire: uvicorn's protocol, with bounds on what precedes a body, and an early no."""
+"""Whether one callback more may begin: asked for each head, before anything is made of it."""
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,10 +10,37 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from receiver.engine.intake import METHODS, OVERLOADED
 from receiver.web.callbacks import PREFIX, lines_and_body
-from receiver.web.room import Room
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
+
+
+class Room:
+    """Asks the intake's crowd, and counts those whose heads came in this turn of the event loop.
+
+    The task of a callback begins in the turn after its head was read; until then the intake does not know of it.
+    """
+
+    def __init__(self, receiver: Receiver) -> None:
+        """Make room for one process."""
+        self.receiver = receiver
+        self._crowd = receiver.intake.crowd
+        self._coming = 0
+
+    def take(self) -> str:
+        """Return why one callback more is refused; "" when it may begin, and is counted."""
+        reason = self._crowd.refusal(self._coming)
+        if reason:
+            return reason
+        if not self._coming:
+            # Runs before the tasks of this turn's heads, and so before the next heads are read.
+            asyncio.get_running_loop().call_soon(self._begin)
+        self._coming += 1
+        return ""
+
+    def _begin(self) -> None:
+        self._coming = 0
+
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself would collect them without end."""

@@ -7,7 +7,7 @@ import asyncio
 from msgspec.structs import replace
 
 from receiver.core.event import Answered, Stage
-from receiver.core.pickup import PickupSettled
+from receiver.core.work import PickupSettled
 from receiver.storage.store.base import EventFilter, PickupFilter, Store
 from tests.contract.pickup_suite import (
     COLLECTED,

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
 from receiver.core.event import RecordStatus, new_id
-from receiver.core.pickup import PickupSettled, PickupState
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -19,7 +18,7 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
-from receiver.core.work import DeliveryState
+from receiver.core.work import DeliveryState, PickupSettled, PickupState
 from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.pickup_suite import answering, deferral, expectation, pickup, result_of
 from tests.contract.pickup_suite import claim as claim_pickups

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import Recorded, RecordStatus, Stage, new_id
-from receiver.core.pickup import PickupSettled, PickupState
+from receiver.core.work import PickupSettled, PickupState
 from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.answer_suite import AnswerSuite
 from tests.contract.pickup_suite import (

@@ -20,7 +20,7 @@ from receiver.core.event import (
     moment_of,
     new_id,
 )
-from receiver.core.pickup import (
+from receiver.core.work import (
     ClaimedPickup,
     Found,
     Pickup,

@@ -9,9 +9,8 @@ from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
 from receiver.core.event import Recording
-from receiver.core.pickup import PickupState
 from receiver.core.retention import Prune, Pruned, Walk
-from receiver.core.work import DeliveryState
+from receiver.core.work import DeliveryState, PickupState
 from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
 from tests.contract.erase_suite import EraseSuite
 from tests.contract.pickup_suite import (

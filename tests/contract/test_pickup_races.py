@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from receiver.core.pickup import PickupSettled, PickupState
+from receiver.core.work import PickupSettled, PickupState
 from receiver.storage.store import pickups
 from receiver.storage.store.base import Store
 from receiver.storage.store.postgres import PostgresStore

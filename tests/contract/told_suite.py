@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Recorded, Recording, RecordStatus, Stage
-from receiver.core.pickup import ClaimedPickup, Found, PickupSettled, PickupSettlement
 from receiver.core.retention import Erasure, Subject, SubjectKind
+from receiver.core.work import ClaimedPickup, Found, PickupSettled, PickupSettlement
 from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
 from tests.contract.pickup_suite import (
     COLLECTING,

@@ -13,7 +13,7 @@ import pytest
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.fetch import Fetch
-from receiver.core.pickup import Found, Pickup, PickupState
+from receiver.core.work import Found, Pickup, PickupState
 from receiver.engine.requests import order
 from receiver.storage.store.base import EventFilter, PickupFilter
 from tests.crash.conftest import Place

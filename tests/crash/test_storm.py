@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.demo.standins.deapi_results import Work
+from receiver.demo.deapi import Work
 from tests.crash.conftest import Place
 from tests.support.crashing import fast_clock
 from tests.support.delivered import Delivered

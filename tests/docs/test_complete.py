@@ -22,15 +22,12 @@ from receiver.app.check import CODES
 from receiver.app.metrics import MetricsObserver
 from receiver.core import envelope, errors
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
-from receiver.core.pickup import Found, Pickup, PickupKind, PickupState
 from receiver.core.retry import policy
-from receiver.core.work import DeliveryState, OutcomeKind
-from receiver.settings.model import parse
-from receiver.settings.storage import Section
+from receiver.core.work import DeliveryState, Found, OutcomeKind, Pickup, PickupKind, PickupState
+from receiver.settings.model import Section, parse
+from receiver.web.api import NewCallbackUrl, NewPickup, Wanted
 from receiver.web.app import create_app
-from receiver.web.callback_urls import NewCallbackUrl
-from receiver.web.pickups import NewPickup, Wanted
-from receiver.web.shown import pickup_fields
+from receiver.web.views import pickup_fields
 from tests.docs.reading import PACKAGE, modules, page, quoted, rows
 
 CONFIGURATION = page("docs/configuration.md")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from receiver.engine.overload import BEHIND_SECONDS, FEW, Crowd
-from receiver.web.room import Room
+from receiver.web.protocol import Room
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
 

@@ -14,9 +14,9 @@ import pytest
 from receiver.app.wiring import Ports
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import new_id
-from receiver.core.pickup import PickupState
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
-from receiver.demo.standins.serving import served
+from receiver.core.work import PickupState
+from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.serving import served
 from receiver.storage.store.base import Store
 from receiver.web.app import create_app
 from tests.support.running import Running, running, settings_text

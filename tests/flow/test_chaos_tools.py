@@ -19,7 +19,7 @@ from chaos.oracle import Oracle
 from chaos.page import Row
 from chaos.peer import beside
 from chaos.wire import Wire
-from receiver.demo.standins.deapi_results import Deapi
+from receiver.demo.deapi import Deapi
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.running import APP_SECRET
 

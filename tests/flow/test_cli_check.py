@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.app.reaching import reach, unreached
+from receiver.app.check import reach, unreached
 from receiver.core.clock import wall_clock
 from receiver.settings.model import parse
 from receiver.storage.blobs.s3_probe import Trouble

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from receiver.core.signing import CallbackTokens
-from receiver.demo.standins.children import clean_environment
-from receiver.demo.standins.deepdub import Deepdub
-from receiver.demo.standins.serving import served
+from receiver.demo.deepdub import Deepdub
+from receiver.demo.serving import served
+from receiver.demo.stage import clean_environment
 from tests.support.house import API_KEY, House, build_house
 
 pytestmark = pytest.mark.xdist_group("cli")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from receiver.demo.standins.children import clean_environment
+from receiver.demo.stage import clean_environment
 from tests.support.house import House, build_house
 
 pytestmark = pytest.mark.xdist_group("cli")

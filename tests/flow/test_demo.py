@@ -14,8 +14,7 @@ import pytest
 
 from receiver.core.errors import ReceiverError
 from receiver.demo import demo
-from receiver.demo.stage import STEPS, Stage, fresh_folder, leave
-from receiver.demo.standins.children import Child, clean_environment
+from receiver.demo.stage import STEPS, Child, Stage, clean_environment, fresh_folder, leave
 
 pytestmark = pytest.mark.xdist_group("demo")
 

@@ -23,8 +23,7 @@ import pytest
 from receiver.app.wiring import Ports
 from receiver.core.callback import Admission, Head
 from receiver.providers.base import PushProvider
-from receiver.settings.model import SourceSettings
-from receiver.settings.storage import MIB
+from receiver.settings.model import MIB, SourceSettings
 from tests.docs.reading import page
 from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress
 from tests.support.processes import ROOT

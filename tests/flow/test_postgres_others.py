@@ -13,7 +13,7 @@ import pytest
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Recorded, RecordStatus
-from receiver.storage.store import postgres, postgres_session, writer
+from receiver.storage.store import postgres, postgres_connection, writer
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.postgres import database, execute, own_database
@@ -167,7 +167,7 @@ async def test_a_value_that_is_refused_before_it_is_sent_is_no_broken_connection
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if one were not cleaned: whoever gave it is told, and the others of its transaction are not."""
-    monkeypatch.setattr(postgres_session, "clean_value", lambda value: value)
+    monkeypatch.setattr(postgres_connection, "clean_value", lambda value: value)
     asked = recording("\0")
     answers = await asyncio.gather(
         *(record(store, f"k{number}") for number in range(5)), store.record(asked), return_exceptions=True

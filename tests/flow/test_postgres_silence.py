@@ -17,7 +17,7 @@ from receiver.core.event import RecordStatus
 from receiver.storage.store import postgres
 from receiver.storage.store.base import EventFilter
 from receiver.storage.store.postgres import PostgresStore
-from receiver.storage.store.postgres_session import _MIGRATING
+from receiver.storage.store.postgres_connection import _MIGRATING
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
 from tests.support.postgres import Server, execute, own_database, server

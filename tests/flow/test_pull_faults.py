@@ -15,9 +15,9 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.pickup import Pickup, PickupAttempt, PickupState
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
-from receiver.demo.standins.serving import served
+from receiver.core.work import Pickup, PickupAttempt, PickupState
+from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.serving import served
 from receiver.engine.requests import order
 from receiver.storage.store.base import EventFilter, PickupFilter
 from receiver.storage.store.sqlite import SqliteStore

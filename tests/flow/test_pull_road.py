@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from receiver.core.clock import wall_clock
-from receiver.core.pickup import PickupState
-from receiver.demo.standins.deapi_results import Deapi, Work
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
-from receiver.demo.standins.playht import API, Playht
-from receiver.demo.standins.serving import served
+from receiver.core.work import PickupState
+from receiver.demo.deapi import Deapi, Work
+from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.playht import API, Playht
+from receiver.demo.serving import served
 from receiver.engine.requests import expect, order
 from receiver.providers.base import Gone
 from tests.support.running import Running, running, settings_text

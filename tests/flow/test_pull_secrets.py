@@ -16,7 +16,7 @@ import pytest
 from starlette.responses import Response
 
 from receiver.app.logs import LogObserver
-from receiver.demo.standins.deapi_results import Work
+from receiver.demo.deapi import Work
 from receiver.engine.requests import order
 from receiver.storage.store.base import PickupFilter
 from tests.support.provider_host import ProviderHost, reply

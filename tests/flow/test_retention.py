@@ -14,7 +14,7 @@ from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.event import new_id
 from receiver.core.retention import DAY, Retention
-from receiver.demo.standins.children import clean_environment
+from receiver.demo.stage import clean_environment
 from receiver.engine.janitor import Janitor
 from receiver.storage.store.base import DeliveryFilter, EventFilter
 from receiver.storage.store.sqlite import SqliteStore

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
-from receiver.demo.standins.serving import served
+from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.serving import served
 from receiver.providers import deepdub
 from receiver.providers.base import NotYet
 from tests.support.collecting import NOW, body_of, collected, fetching, pickup_of

@@ -22,9 +22,8 @@ from starlette.routing import Route
 
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
-from receiver.demo.standins import deepgram
-from receiver.demo.standins.sending import Callback, open_client, send
-from receiver.demo.standins.serving import served
+from receiver.demo import deepgram
+from receiver.demo.serving import Callback, open_client, send, served
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import SPEECH
 from tests.support.sink import Sink

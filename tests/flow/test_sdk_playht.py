@@ -24,8 +24,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.demo.standins.playht import API_KEY, STORY, USER_ID, Playht, error
-from receiver.demo.standins.serving import served
+from receiver.demo.playht import API_KEY, STORY, USER_ID, Playht, error
+from receiver.demo.serving import served
 from tests.support.playht_asking import asking, collected
 
 MODELS = ("Play3.0-mini", "PlayDialog", "PlayDialogMultilingual", "PlayDialogArabic")

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from receiver.core.event import Answered, Stage
-from receiver.core.pickup import ClaimedPickup, Found, Pickup, PickupState
+from receiver.core.work import ClaimedPickup, Found, Pickup, PickupState
 from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore

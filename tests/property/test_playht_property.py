@@ -15,7 +15,7 @@ from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
-from receiver.core.pickup import Found, Pickup, PickupKind
+from receiver.core.work import Found, Pickup, PickupKind
 from receiver.providers import playht
 from receiver.providers.base import Collected, Gone, NotYet, Result
 from receiver.system.bodies import MemoryBody as HeldBody

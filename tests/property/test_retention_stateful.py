@@ -14,9 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
-from receiver.core.pickup import ClaimedPickup, PickupState
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
-from receiver.core.work import Claimed, DeliveryState
+from receiver.core.work import Claimed, ClaimedPickup, DeliveryState, PickupState
 from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
 from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.pickup_suite import draft_of, pickup, result_of

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.core.callback import HeldBody
 from receiver.core.event import EventDraft
-from receiver.core.pickup import Pickup, PickupKind
-from receiver.demo.standins.serving import served
+from receiver.core.work import Pickup, PickupKind
+from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers.base import Collected, Result
 from receiver.settings.model import SourceSettings

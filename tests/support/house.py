@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from receiver.cli import app as cli
-from receiver.demo.standins.children import Child, clean_environment
+from receiver.demo.stage import Child, clean_environment
 
 DEAPI_SECRET = "deapi-account-secret-0123456789"
 API_KEY = "the-key-of-every-provider-0123456789"
@@ -92,7 +92,7 @@ class House:
     def start_app(self) -> Child:
         """Start the sample application."""
         child = Child(
-            "receiver.demo.standins.app",
+            "receiver.demo.application",
             ["--port", str(self.app_port)],
             log=str(self.folder / "app.log"),
             env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.secrets[1]},

@@ -21,8 +21,19 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
-from receiver.core.pickup import Pickup, PickupSettled, PickupSettlement, PickupState
-from receiver.core.work import Attempt, Claimed, Delivery, DeliveryState, Due, Settlement, StoreStats
+from receiver.core.work import (
+    Attempt,
+    Claimed,
+    Delivery,
+    DeliveryState,
+    Due,
+    Pickup,
+    PickupSettled,
+    PickupSettlement,
+    PickupState,
+    Settlement,
+    StoreStats,
+)
 from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter
 from receiver.storage.store.pickups import already_told, led_to
 from receiver.storage.store.retention import ERASED

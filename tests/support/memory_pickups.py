@@ -9,8 +9,7 @@ from msgspec.structs import replace
 
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import Answered
-from receiver.core.pickup import ClaimedPickup, Pickup, PickupAttempt, PickupSettlement, PickupState
-from receiver.core.work import PickupsDue
+from receiver.core.work import ClaimedPickup, Pickup, PickupAttempt, PickupsDue, PickupSettlement, PickupState
 from receiver.storage.store.base import PickupFilter
 
 

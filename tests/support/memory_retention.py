@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec.structs import replace as changed
 
 from receiver.core.event import TIME_CHARS, CallbackRow, Event, new_id
-from receiver.core.pickup import Pickup, PickupKind
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -20,7 +19,7 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
-from receiver.core.work import Attempt, Delivery, DeliveryState
+from receiver.core.work import Attempt, Delivery, DeliveryState, Pickup, PickupKind
 from receiver.storage.store.retention import ERASED, bound
 from tests.support.memory_pickups import MemoryPickups
 

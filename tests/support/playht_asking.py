@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from receiver.core.fetch import Failed
-from receiver.core.pickup import Pickup, PickupKind
-from receiver.demo.standins.playht import API_KEY, USER_ID, Job, Playht, Step
-from receiver.demo.standins.serving import served
+from receiver.core.work import Pickup, PickupKind
+from receiver.demo.playht import API_KEY, USER_ID, Job, Playht, Step
+from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import playht
 from receiver.providers.base import Collected, NotYet, Result

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from receiver.app.wiring import build
-from receiver.core.pickup import Pickup
-from receiver.demo.standins.deapi_results import Deapi, Work
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
-from receiver.demo.standins.playht import API, Playht
-from receiver.demo.standins.serving import served
+from receiver.core.work import Pickup
+from receiver.demo.deapi import Deapi, Work
+from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.playht import API, Playht
+from receiver.demo.serving import served
 from receiver.engine.requests import order
 from receiver.settings.model import Settings, parse
 from receiver.storage.store.sqlite import SqliteStore

@@ -13,8 +13,7 @@ from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.core.retry import RetryPolicy, policy
 from receiver.core.work import Claimed, Delivery, Outcome, OutcomeKind, Settlement
-from receiver.engine.attempts import Lane
-from receiver.engine.relay import Relay
+from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from receiver.storage.store.base import DeliveryFilter, Store

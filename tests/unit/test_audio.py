@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from receiver.core.event import AudioDraft, AudioFacts
-from receiver.core.formats import (
+from receiver.system.audio import (
     MEDIA_TYPES,
     RAW_CODECS,
     RAW_MEDIA_TYPES,
     adts_frame_length,
+    facts,
     mpeg_frame_length,
     sniff,
 )
-from receiver.system.audio_facts import facts
 from tests.support.golden import ROOT
 
 AUDIO = ROOT / "audio"
@@ -256,7 +256,7 @@ def test_media_types_are_lower_case_and_raw_types_have_codecs() -> None:
 
 @pytest.mark.parametrize("name", ["speech.mp3", "speech.wav"])
 def test_the_shipped_sample_is_short_speech(name: str) -> None:
-    audio = (files("receiver.demo.samples") / name).read_bytes()
+    audio = (files("receiver.demo") / "samples" / name).read_bytes()
     assert len(audio) < 40_000
     found = facts(audio, UNKNOWN)
     assert found.duration_seconds == pytest.approx(1.28, abs=0.1)

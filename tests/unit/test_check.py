@@ -206,9 +206,7 @@ def test_a_place_of_many_machines_that_cannot_be_used_is_found(
 def test_an_extra_that_is_not_installed_is_named(
     package: str, settings: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "receiver.app.check_store.find_spec", lambda name: None if name == package else object()
-    )
+    monkeypatch.setattr("receiver.app.check.find_spec", lambda name: None if name == package else object())
     [found] = findings(GOOD + TOKENS + settings, tmp_path)
     by_path = f"(pip install '/path/to/receiver[{extra}]')"
     assert (found.code, found.fix) == ("E011", f"install receiver with its extra [{extra}] {by_path}")

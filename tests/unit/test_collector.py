@@ -15,9 +15,9 @@ import pytest
 from receiver.core.errors import BlobsUnavailable
 from receiver.core.event import AudioDraft, Event, EventDraft, JobError, Recorded, RecordStatus, Stage, new_id
 from receiver.core.fetch import Failed, Fetch
-from receiver.core.pickup import Found, Pickup, PickupKind, PickupState
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.routing import Route, Router
+from receiver.core.work import Found, Pickup, PickupKind, PickupState
 from receiver.engine.collector import Collector, Quarry
 from receiver.engine.recorder import Recorder
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result

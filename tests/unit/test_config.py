@@ -12,8 +12,7 @@ from receiver.app.wiring import build, build_providers
 from receiver.core.errors import ConfigError
 from receiver.providers.deepgram import DeepgramSettings
 from receiver.settings.load import blob_folder, load_settings, public_base, sqlite_path, token_secrets
-from receiver.settings.model import Settings, parse, provider_options
-from receiver.settings.storage import MIB
+from receiver.settings.model import MIB, Settings, parse, provider_options
 from tests.support.golden import tokens
 from tests.support.running import APP_SECRET
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from receiver.core.fetch import Failed
-from receiver.core.pickup import Found
+from receiver.core.work import Found
 from receiver.providers import deapi
 from receiver.providers.base import Collected, NotYet, Result
 from tests.support.callbacks import DEAPI_SECRET

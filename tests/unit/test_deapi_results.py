@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Failed
-from receiver.core.pickup import Found, Pickup
-from receiver.demo.standins.deapi_results import Deapi, Work
+from receiver.core.work import Found, Pickup
+from receiver.demo.deapi import Deapi, Work
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import deapi
 from receiver.providers.base import Gone, NotYet, PullProvider, Result

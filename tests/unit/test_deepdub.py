@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse
 
 from receiver.core.errors import ConfigError, PickupRefused
 from receiver.core.fetch import Failed
-from receiver.core.pickup import Found, Pickup
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
+from receiver.core.work import Found, Pickup
+from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import deepdub
 from receiver.providers.base import Gone, NotYet, PullProvider, Result

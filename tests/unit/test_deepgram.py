@@ -11,7 +11,7 @@ import pytest
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
 from receiver.providers import deepgram
-from receiver.settings.storage import MIB
+from receiver.settings.model import MIB
 from tests.support.callbacks import NOW, PAIR, deepgram_draft, deepgram_head, deepgram_source, prove
 from tests.support.golden import ROOT, MemoryBody, source_settings, tokens
 

@@ -10,7 +10,7 @@ import pytest
 from receiver.core.work import OutcomeKind
 from receiver.outbound import client as client_module
 from receiver.outbound.client import INTERIM_LIMIT, Egress, Failure, Incoming, Reply, ReplyBroken
-from receiver.outbound.url import Target, target
+from receiver.outbound.guard import Target, target
 from tests.support.provider_host import CHUNKED, ProviderHost, Talk, chunk, reply
 
 Attack = Callable[[Talk], Awaitable[None]]

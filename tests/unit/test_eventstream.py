@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.outbound.eventstream import EventReader, LineTooLong
+from receiver.outbound.decoding import EventReader, LineTooLong
 
 Events = list[tuple[str, str]]
 

@@ -11,7 +11,7 @@ import pytest
 
 from receiver.core.errors import ConfigError
 from receiver.core.fetch import Answer, Downloaded, Failed
-from receiver.core.pickup import Found
+from receiver.core.work import Found
 from receiver.outbound.client import AddrInfo
 from receiver.outbound.fetcher import Fetcher
 from receiver.settings.model import SourceSettings

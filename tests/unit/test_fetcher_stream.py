@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from receiver.core.fetch import Answer, Failed, ServerSentEvent
-from receiver.core.pickup import Found
+from receiver.core.work import Found
 from receiver.outbound.fetcher import Fetcher
 from tests.support.fetching import Way, the_way
 from tests.support.provider_host import CHUNKED, Talk, chunk, reply

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, Stage
-from receiver.core.pickup import Pickup, PickupKind
+from receiver.core.work import Pickup, PickupKind
 from receiver.providers import playht
 from receiver.providers.base import PullProvider
 from tests.support.callbacks import NOW

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from receiver.core.event import Stage
-from receiver.core.pickup import Found
-from receiver.demo.standins.playht import API_KEY, COMPLETED, END, PING, SILENCE, STORY, Step, generating
+from receiver.core.work import Found
+from receiver.demo.playht import API_KEY, COMPLETED, END, PING, SILENCE, STORY, Step, generating
 from receiver.providers.base import Gone
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet

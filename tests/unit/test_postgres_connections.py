@@ -21,10 +21,8 @@ from receiver.core.event import Event, RecordStatus
 from receiver.storage.store import postgres
 from receiver.storage.store.base import EventFilter
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
-from receiver.storage.store.postgres_clock import Skew
-from receiver.storage.store.postgres_connect import Connection, connect, parse
-from receiver.storage.store.postgres_session import PostgresSession
-from receiver.storage.store.reading import events
+from receiver.storage.store.postgres_connection import Connection, PostgresSession, Skew, connect, parse
+from receiver.storage.store.queries import events
 from receiver.storage.store.sql import Session
 from tests.contract.store_suite import recording
 from tests.support.postgres import database

@@ -15,10 +15,10 @@ import pytest
 
 from receiver.core.errors import ConfigError, StoreUnavailable
 from receiver.core.event import RecordStatus
-from receiver.storage.store import postgres, postgres_connect
+from receiver.storage.store import postgres, postgres_connection
 from receiver.storage.store.base import EventFilter
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
-from receiver.storage.store.postgres_session import PostgresSession
+from receiver.storage.store.postgres_connection import PostgresSession
 from tests.contract import pickup_suite
 from tests.contract.store_suite import T0, claim, one_delivery, recording, settlement
 from tests.support.postgres import Server, execute, server
@@ -273,7 +273,7 @@ def test_a_crash_begins_another_history_and_an_orderly_stop_does_not(running: Se
     """After a crash the server may give a number once more: its word on ours is worth nothing, either."""
 
     def history() -> str | None:
-        with postgres_connect.connect(postgres_connect.parse(running.url()), writes=True) as connection:
+        with postgres_connection.connect(postgres_connection.parse(running.url()), writes=True) as connection:
             return postgres._history(connection)
 
     histories = [history()]
@@ -306,7 +306,7 @@ async def test_a_deadlock_is_repeated(store: PostgresStore, url: str) -> None:
 
 
 async def test_a_lock_that_is_never_let_go_is_unavailable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_connect, "LOCK_MS", 200)
+    monkeypatch.setattr(postgres_connection, "LOCK_MS", 200)
     store = PostgresStore(url)
     await store.open()
     with psycopg.connect(url) as other:
@@ -380,7 +380,7 @@ async def test_a_server_that_takes_no_writes_is_left(running: Server, url: str) 
 
 
 async def test_a_server_that_is_too_old_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_connect, "OLDEST", 1_000_000)
+    monkeypatch.setattr(postgres_connection, "OLDEST", 1_000_000)
     with pytest.raises(ConfigError, match="PostgreSQL 13"):
         await PostgresStore(url).open()
 

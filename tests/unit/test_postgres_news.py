@@ -12,10 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.clock import wall_clock
-from receiver.storage.store import postgres_clock, postgres_news
+from receiver.storage.store import postgres, postgres_connection
 from receiver.storage.store.base import DeliveryFilter, Store
 from receiver.storage.store.postgres import PostgresStore
-from receiver.storage.store.postgres_connect import Connection
+from receiver.storage.store.postgres_connection import Connection
 from tests.contract import pickup_suite
 from tests.contract.store_suite import recording, settlement
 from tests.support.postgres import database, execute
@@ -172,13 +172,13 @@ async def test_a_listener_hears_however_many_files_the_process_has_open(url: str
 async def test_a_listener_survives_what_nobody_foresaw(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = PostgresStore(url), PostgresStore(url)
     ears = Ears(other)
-    real = postgres_news.Listener._listen
+    real = postgres.Listener._listen
 
-    def listen(self: postgres_news.Listener, connection: Connection) -> bool:
-        monkeypatch.setattr(postgres_news.Listener, "_listen", real)
+    def listen(self: postgres.Listener, connection: Connection) -> bool:
+        monkeypatch.setattr(postgres.Listener, "_listen", real)
         raise ValueError("filedescriptor out of range")
 
-    monkeypatch.setattr(postgres_news.Listener, "_listen", listen)
+    monkeypatch.setattr(postgres.Listener, "_listen", listen)
     for store in (one, other):
         await store.open()
     await listening(url)
@@ -280,7 +280,7 @@ async def test_a_clock_that_is_set_is_measured_again_at_once(url: str) -> None:
     ahead = MINUTES
     await store.ping()
     assert abs(store.skew_ms + MINUTES) < 1_000
-    ahead = postgres_clock.BAND_MS // 2
+    ahead = postgres_connection.BAND_MS // 2
     await store.ping()
     assert store.skew_ms == 0, "so little is none"
     await store.close()

@@ -10,12 +10,11 @@ from urllib.parse import quote
 
 import pytest
 
-from receiver.app import reaching
-from receiver.app.check import check
+from receiver.app import check
 from receiver.core.errors import ConfigError, StoreUnusable
 from receiver.core.event import RecordStatus
 from receiver.settings.model import Finding, parse
-from receiver.storage.store import postgres_connect
+from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording
 from tests.support.postgres import execute, own_database
@@ -36,7 +35,7 @@ def found(url: str, folder: Path) -> list[Finding]:
         f'data = "{folder}/data"\n[store]\nurl = "{url}"\n[tokens]\nsecrets = ["token-secret-0123456789"]\n'
     )
     settings = parse(text, {}, str)
-    of_store = [finding for finding in check(settings) if finding.fatal] or reaching.reach(settings)
+    of_store = [finding for finding in check.check(settings) if finding.fatal] or check.reach(settings)
     return [finding for finding in of_store if finding.code != "W014"]
 
 
@@ -100,7 +99,7 @@ async def test_a_name_that_no_host_can_have_is_told(host: str, tmp_path: Path) -
 @pytest.mark.parametrize("wrong", ["postgresql://u:p/a?piece=x@h/d", "postgresql://h/d?password=a&piece=b"])
 def test_a_piece_of_a_password_is_not_taken_for_a_parameter(wrong: str) -> None:
     with pytest.raises(ConfigError, match="cannot be read") as caught:
-        postgres_connect.parse(wrong)
+        postgres_connection.parse(wrong)
     assert "piece" not in caught.value.message
 
 
@@ -116,14 +115,14 @@ def test_the_fault_of_a_question_is_a_finding(
     def faulty(_settings: object, _clock: object) -> list[Finding]:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(reaching, "_postgres", faulty)
+    monkeypatch.setattr(check, "_postgres", faulty)
     [finding] = found(url, tmp_path)
     assert (finding.code, finding.message) == ("E018", "asking it failed (KeyError)")
 
 
 def test_text_is_sent_as_utf8_whatever_the_url_says(url: str) -> None:
-    info = postgres_connect.parse(f"{url}?client_encoding=LATIN1")
-    with postgres_connect.connect(info, writes=True) as connection:
+    info = postgres_connection.parse(f"{url}?client_encoding=LATIN1")
+    with postgres_connection.connect(info, writes=True) as connection:
         assert connection.execute("SELECT length($1::text), $1::text", ["€"]).fetchone() == (1, "€")
 
 
@@ -135,8 +134,8 @@ def test_a_commit_waits_for_the_disks_of_primary_and_standby_at_least(
     theirs: str, ours: str, url: str
 ) -> None:
     options = quote(f"-c synchronous_commit={theirs}")
-    info = postgres_connect.parse(f"{url}?options={options}")
-    with postgres_connect.connect(info, writes=True) as connection:
+    info = postgres_connection.parse(f"{url}?options={options}")
+    with postgres_connection.connect(info, writes=True) as connection:
         assert connection.execute("SHOW synchronous_commit").fetchone() == (ours,)
 
 

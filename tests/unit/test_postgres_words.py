@@ -6,7 +6,7 @@ import pytest
 from psycopg import errors
 
 from receiver.core.errors import ConfigError
-from receiver.storage.store import postgres_connect
+from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresStore
 
 
@@ -36,7 +36,7 @@ def test_a_password_that_is_not_escaped_is_told_and_no_piece_of_it_taken_for_a_h
 
 
 def test_a_password_that_is_escaped_is_fine() -> None:
-    given = postgres_connect.parse("postgresql://u:se%40cr%2Fet%3F@h/d?application_name=a@b")
+    given = postgres_connection.parse("postgresql://u:se%40cr%2Fet%3F@h/d?application_name=a@b")
     assert (given["password"], given["host"]) == ("se@cr/et?", "h")
 
 
@@ -65,6 +65,6 @@ def test_a_password_that_is_escaped_is_fine() -> None:
 )
 def test_every_state_has_its_sentence_and_shows_no_value(state: str, words: str, dropped: bool) -> None:
     error = errors.lookup(state)("DETAIL: Key (id)=(secret) on host db.internal")
-    assert words in postgres_connect.told(error).message
-    assert "secret" not in postgres_connect.told(error).message
-    assert postgres_connect.lost(error) is dropped
+    assert words in postgres_connection.told(error).message
+    assert "secret" not in postgres_connection.told(error).message
+    assert postgres_connection.lost(error) is dropped

@@ -11,9 +11,9 @@ import pytest
 
 from receiver.core.event import AudioDraft, EventDraft, Recording, new_id
 from receiver.core.observe import Observers
-from receiver.core.pickup import Pickup, PickupKind
 from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
 from receiver.core.routing import Router
+from receiver.core.work import Pickup, PickupKind
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.storage.blobs.base import BlobEntry

@@ -12,7 +12,7 @@ from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.redaction import Redactor
 from receiver.core.signing import CallbackTokens, ObjectLinks
 from receiver.providers import deapi, deepgram, playht
-from receiver.providers.redaction import redacted, shown, unsigned, unsigned_bytes
+from receiver.providers.toolkit import redacted, shown, unsigned, unsigned_bytes
 from tests.support.callbacks import NOW, deapi_head, deapi_source, deepgram_head, deepgram_source
 from tests.support.golden import MemoryBody, source_settings, tokens
 

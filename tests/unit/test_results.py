@@ -9,7 +9,7 @@ import pytest
 
 from receiver.core.event import AudioDraft, FileDraft
 from receiver.core.fetch import Failed
-from receiver.core.pickup import Found
+from receiver.core.work import Found
 from receiver.providers import results
 from receiver.system.bodies import MemoryBody
 from tests.support.golden import ROOT

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs import s3, s3_calls, s3_upload
+from receiver.storage.blobs import s3, s3_client
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from receiver.system.bodies import MemoryBody
@@ -101,9 +101,9 @@ async def test_a_store_that_trickles_is_cut_off_and_its_threads_are_free_again(
     """It is never silent, so no timeout of the connection ever ends it."""
     sink.default = TRICKLE
     with monkeypatch.context() as patched:
-        for module, name in ((s3, "_ASK_SECONDS"), (s3, "_LONG_SECONDS"), (s3_upload, "_SECONDS")):
+        for module, name in ((s3, "_ASK_SECONDS"), (s3, "_LONG_SECONDS"), (s3, "_SECONDS")):
             patched.setattr(module, name, 0.3)
-        patched.setattr(s3_upload, "_SLOWEST", 1 << 40)
+        patched.setattr(s3, "_SLOWEST", 1 << 40)
         with pytest.raises(BlobsUnavailable, match="did not answer in time"):
             await CALLS[call](blobs)
         await idle()
@@ -206,7 +206,7 @@ async def test_closing_cuts_off_what_goes_on(sink: Sink, monkeypatch: pytest.Mon
     await sink.until(1)
     began = time.monotonic()
     await blobs.close()
-    assert time.monotonic() - began < s3_calls._END_SECONDS
+    assert time.monotonic() - began < s3_client._END_SECONDS
     with pytest.raises(BlobsUnavailable):
         await asking
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from receiver.core.errors import ConfigError
-from receiver.settings.storage import BlobSettings
+from receiver.settings.model import BlobSettings
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options, parse_url
 from receiver.storage.blobs.s3_probe import BUCKET_ACTIONS, OBJECT_ACTIONS

@@ -16,9 +16,9 @@ import time_machine
 
 from receiver.core.clock import wall_clock
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs import s3_calls
+from receiver.storage.blobs import s3_client
 from receiver.storage.blobs.s3 import S3Blobs
-from receiver.storage.blobs.s3_links import LinkSigner
+from receiver.storage.blobs.s3_client import LinkSigner
 from receiver.storage.blobs.s3_options import S3Options, make_client
 from tests.support import s3
 
@@ -116,16 +116,16 @@ async def test_credentials_that_end_soon_are_renewed_before_a_link_needs_them(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     renewed = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = s3_calls.Calls.run
+    real = s3_client.Calls.run
 
-    async def run(self: s3_calls.Calls, *args: Any, **more: Any) -> Any:
+    async def run(self: s3_client.Calls, *args: Any, **more: Any) -> Any:
         result = await real(self, *args, **more)
         if more["doing"].startswith("renewing"):
             loop.call_soon(renewed.set)
         return result
 
-    monkeypatch.setattr(s3_calls.Calls, "run", run)
-    monkeypatch.setattr(s3_calls, "_KEEP_SECONDS", 0.01)
+    monkeypatch.setattr(s3_client.Calls, "run", run)
+    monkeypatch.setattr(s3_client, "_KEEP_SECONDS", 0.01)
     blobs = S3Blobs(S3Options(bucket="bucket", region="eu-west-3"))
     await blobs.open()
     async with asyncio.timeout(20):

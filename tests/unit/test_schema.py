@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from receiver.storage.store.schema import unfit
-from receiver.storage.store.statements import migrations
+from receiver.storage.store.statements import migrations, unfit
 
 KNOWN = ["0001_first", "0002_more"]
 

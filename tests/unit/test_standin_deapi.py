@@ -14,10 +14,10 @@ from starlette.routing import Route
 
 from receiver.core.event import AudioDraft
 from receiver.core.signing import hmac_sha256_hex
-from receiver.demo.standins import deapi
-from receiver.demo.standins.deapi_results import Deapi, Work
-from receiver.demo.standins.sending import Try, open_client
-from receiver.system import audio_facts
+from receiver.demo import deapi
+from receiver.demo.deapi import Deapi, Work
+from receiver.demo.serving import Try, open_client
+from receiver.system import audio
 from tests.support.collecting import NOW, Place, placed
 
 KEY = "dpn-sk-0123456789abcdef"
@@ -192,6 +192,6 @@ def test_the_api_wants_its_key_and_knows_its_jobs(provider: Deapi, api: Api) -> 
 def test_the_sample_of_every_job_is_a_real_recording(provider: Deapi, api: Api) -> None:
     """So that its length can be told."""
     sample = api.follow(provider.link(api.url, provider.add())).content
-    facts = audio_facts.facts(sample, AudioDraft(content_type="audio/mpeg", extension="mp3"))
+    facts = audio.facts(sample, AudioDraft(content_type="audio/mpeg", extension="mp3"))
     assert facts.duration_seconds is not None
     assert 0.2 < facts.duration_seconds < 60

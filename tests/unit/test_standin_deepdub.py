@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from receiver.demo.standins.deepdub import BASE_PATH, Deepdub
-from receiver.demo.standins.serving import served
+from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.serving import served
 from tests.support.collecting import Place, placed
 
 TLS = Path(__file__).parents[1] / "support" / "tls"

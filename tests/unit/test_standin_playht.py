@@ -9,10 +9,9 @@ import httpx2
 import pytest
 
 from receiver.core.callback import Head
-from receiver.demo.standins import playht
-from receiver.demo.standins.playht import API_KEY, END, STORY, USER_ID, Dashboard, Playht, generating
-from receiver.demo.standins.sending import Callback
-from receiver.demo.standins.serving import served
+from receiver.demo import playht
+from receiver.demo.playht import API_KEY, END, STORY, USER_ID, Dashboard, Playht, generating
+from receiver.demo.serving import Callback, served
 from receiver.providers import playht as adapter
 from tests.support.callbacks import NOW
 from tests.support.golden import MemoryBody, source_settings, tokens

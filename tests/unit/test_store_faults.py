@@ -12,7 +12,7 @@ import pytest
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Recorded, Recording, RecordStatus
-from receiver.core.pickup import PickupSettled
+from receiver.core.work import PickupSettled
 from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter
 from receiver.storage.store.sql import Row, Value
 from receiver.storage.store.sqlite import SqliteSession, SqliteStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.outbound.url import Target, follow, listed, target
+from receiver.outbound.guard import Target, follow, listed, target
 
 
 def plain(text: str) -> Target:

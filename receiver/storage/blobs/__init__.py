@@ -1,0 +1,1 @@
+"""The blobs: audio and other large results in a folder or in S3."""

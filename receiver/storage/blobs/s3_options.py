@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from receiver import __version__
 from receiver.core.errors import ConfigError
-from receiver.settings.model import install
-from receiver.settings.storage import BlobSettings
+from receiver.settings.model import BlobSettings, install
 from receiver.storage.blobs.keys import DEFAULT, KEY_BYTES, KeyTemplate
 
 CONNECT_SECONDS = 3.0

@@ -17,9 +17,9 @@ from typing import Any
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError
 from receiver.storage.blobs.keys import KeyTemplate
+from receiver.storage.blobs.s3 import said_of
 from receiver.storage.blobs.s3_errors import code_of, explain, is_outage, status_of
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
-from receiver.storage.blobs.s3_upload import said_of
 
 OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")

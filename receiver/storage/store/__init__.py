@@ -1,0 +1,1 @@
+"""The store: events, deliveries and pickups in SQLite or PostgreSQL."""

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from receiver.core.event import Answered, CallbackRow, Event, Recorded, Recording, Rejection
-from receiver.core.pickup import (
+from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
+from receiver.core.work import (
+    Attempt,
+    Claimed,
     ClaimedPickup,
+    Delivery,
+    DeliveryState,
     Pickup,
     PickupAttempt,
     PickupSettled,
     PickupSettlement,
     PickupState,
+    Settlement,
+    StoreStats,
 )
-from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
-from receiver.core.work import Attempt, Claimed, Delivery, DeliveryState, Settlement, StoreStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,21 +13,31 @@ from typing import Any, TypeVar, cast
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event, Recorded, Recording, Rejection, new_id
-from receiver.core.pickup import ClaimedPickup, Pickup, PickupAttempt, PickupSettled, PickupSettlement
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
-from receiver.core.work import Attempt, Claimed, Delivery, Settlement, StoreStats
-from receiver.storage.store import pickups, reading, retention, schema, sql
+from receiver.core.work import (
+    Attempt,
+    Claimed,
+    ClaimedPickup,
+    Delivery,
+    Pickup,
+    PickupAttempt,
+    PickupSettled,
+    PickupSettlement,
+    Settlement,
+    StoreStats,
+)
+from receiver.storage.store import pickups, queries, retention, sql, statements
 from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter
 from receiver.storage.store.sql import Session
 from receiver.storage.store.writer import Backend, Handler, Writer
-from receiver.system.own_thread import OwnThread
+from receiver.system.threads import OwnThread
 
 T = TypeVar("T")
 
 HANDLERS: Mapping[str, Handler] = {
-    "migrate": lambda session, wanted: [schema.migrate(session, one) for one in wanted],
-    "check": lambda session, wanted: [schema.check(session, one) for one in wanted],
-    "check_complete": lambda session, wanted: [schema.check_complete(session, one) for one in wanted],
+    "migrate": lambda session, wanted: [statements.migrate(session, one) for one in wanted],
+    "check": lambda session, wanted: [statements.check(session, one) for one in wanted],
+    "check_complete": lambda session, wanted: [statements.check_complete(session, one) for one in wanted],
     "settle": sql.settle,
     "settle_pickup": pickups.settle,
     "release": sql.release,
@@ -93,8 +103,8 @@ class GroupedStore:
             if not was_open:
                 await self.close()
 
-    def _migrations(self) -> schema.Migrate:
-        return schema.Migrate(self._known, wall_clock())
+    def _migrations(self) -> statements.Migrate:
+        return statements.Migrate(self._known, wall_clock())
 
     async def close(self) -> None:
         """Finish what is queued, then disconnect."""
@@ -177,55 +187,55 @@ class GroupedStore:
 
     async def next_due(self, destination: str) -> int | None:
         """Return when the next delivery of `destination` is due (leases included), or None."""
-        return await self._read(reading.next_due, destination)
+        return await self._read(queries.next_due, destination)
 
     async def event(self, event_id: str) -> Event:
         """Return one event. Raises `NotFound`."""
-        return await self._read(reading.event, event_id)
+        return await self._read(queries.event, event_id)
 
     async def body(self, event_id: str) -> bytes | None:
         """Return the kept body of the callback behind an event, None when it is kept as a blob."""
-        return await self._read(reading.body, event_id)
+        return await self._read(queries.body, event_id)
 
     async def events(self, wanted: EventFilter) -> list[Event]:
         """List events, newest first."""
-        return await self._read(reading.events, wanted)
+        return await self._read(queries.events, wanted)
 
     async def delivery(self, delivery_id: str) -> Delivery:
         """Return one delivery. Raises `NotFound`."""
-        return await self._read(reading.delivery, delivery_id)
+        return await self._read(queries.delivery, delivery_id)
 
     async def deliveries(self, wanted: DeliveryFilter) -> list[Delivery]:
         """List deliveries, newest first."""
-        return await self._read(reading.deliveries, wanted)
+        return await self._read(queries.deliveries, wanted)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
         """Return the attempts of a delivery, first to last."""
-        return await self._read(reading.attempts, delivery_id)
+        return await self._read(queries.attempts, delivery_id)
 
     async def next_due_pickup(self, source: str) -> int | None:
         """Return when the next pickup of `source` is due (leases included), or None."""
-        return await self._read(reading.next_due_pickup, source)
+        return await self._read(queries.next_due_pickup, source)
 
     async def pickup(self, pickup_id: str) -> Pickup:
         """Return one pickup. Raises `NotFound`."""
-        return await self._read(reading.pickup, pickup_id)
+        return await self._read(queries.pickup, pickup_id)
 
     async def pickups(self, wanted: PickupFilter) -> list[Pickup]:
         """List pickups, newest first."""
-        return await self._read(reading.pickups, wanted)
+        return await self._read(queries.pickups, wanted)
 
     async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
         """Return the attempts of a pickup, first to last."""
-        return await self._read(reading.pickup_attempts, pickup_id)
+        return await self._read(queries.pickup_attempts, pickup_id)
 
     async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
         """List rejections, newest first."""
-        return await self._read(reading.rejections, source, limit)
+        return await self._read(queries.rejections, source, limit)
 
     async def stats(self, now: int) -> StoreStats:
         """Count what is due by `now` (depth, oldest), and what is dead."""
-        return await self._read(reading.stats, now)
+        return await self._read(queries.stats, now)
 
     async def prune(self, asked: Prune) -> Pruned:
         """Do one batch of one walk."""

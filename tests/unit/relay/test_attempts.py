@@ -10,9 +10,8 @@ from receiver.core.errors import BlobsUnavailable, ConfigError
 from receiver.core.event import Event
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
-from receiver.engine import attempts as attempts_module
-from receiver.engine.attempts import Lane
-from receiver.engine.relay import Relay
+from receiver.engine import relay as attempts_module
+from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.base import Destination
 from receiver.storage.store.base import Store
 from tests.contract.store_suite import T0

@@ -10,8 +10,7 @@ import pytest
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState
 from receiver.engine import worker as lanes_module
-from receiver.engine.attempts import Lane
-from receiver.engine.relay import Relay
+from receiver.engine.relay import Lane, Relay
 from receiver.storage.store.base import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (

@@ -9,8 +9,7 @@ import pytest
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine import worker as lanes_module
-from receiver.engine.attempts import Lane
-from receiver.engine.relay import Relay
+from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.base import Destination
 from receiver.storage.store.base import Store
 from tests.contract.store_suite import T0

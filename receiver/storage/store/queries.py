@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from receiver.core.errors import NotFound
 from receiver.core.event import TIME_CHARS, Event, Rejection
-from receiver.core.pickup import Found, Pickup, PickupAttempt
-from receiver.core.work import Attempt, Delivery, DeliveryState, Due, OutcomeKind, PickupsDue, StoreStats
+from receiver.core.work import (
+    Attempt,
+    Delivery,
+    DeliveryState,
+    Due,
+    Found,
+    OutcomeKind,
+    Pickup,
+    PickupAttempt,
+    PickupsDue,
+    StoreStats,
+)
 from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter
-from receiver.storage.store.pickup_rows import pickup_of
+from receiver.storage.store.pickups import pickup_of
 from receiver.storage.store.sql import Row, Session, Value, clean, event_of
 
 # The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for

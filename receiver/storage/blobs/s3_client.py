@@ -8,18 +8,21 @@ byte now and then is never silent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import hmac
+import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, quote, urlsplit
 
 from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
 from receiver.storage.blobs.s3_errors import GaveUp, unavailable
-from receiver.storage.blobs.s3_links import LinkSigner
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
-from receiver.storage.blobs.s3_threads import Ticket, hold_sockets
 from receiver.system.threads import Threads
 
 _AGAIN_SECONDS = 3.0
@@ -182,3 +185,153 @@ class Calls:
 def _on_call(params: Any, **_: Any) -> None:
     """Never ask by `Expect: 100-continue` first: a thread whose socket is cut while botocore waits for that would spin for ever."""
     params["headers"].pop("Expect", None)
+
+
+class Ticket:
+    """What the thread of one call may still do."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+        self.sent = 0
+        self.until = 0.0
+        self.last: Any = None
+        self._lock = threading.Lock()
+        self._socket: Any = None
+
+    def hold(self, sock: Any) -> None:
+        """Know the socket that the thread will read from or write to. Raises `GaveUp` when nobody waits any more."""
+        with self._lock:
+            if not self.wanted:
+                raise GaveUp
+            self._socket = sock
+
+    def done(self) -> None:
+        """The thread uses no socket any more: another call may have it."""
+        with self._lock:
+            self._socket = None
+
+    def give_up(self) -> None:
+        """Let the thread do nothing more: whatever it waits for on its socket ends now."""
+        with self._lock:
+            self.wanted = False
+            if self._socket is not None:
+                # Not a TLS socket's own method, which would have the thread read the rest as plain text.
+                with contextlib.suppress(OSError, TypeError):
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+def hold_sockets(client: Any, held: Callable[[Any], None], let_go: Callable[[], None]) -> None:
+    """Have `held(socket)` called in a client's threads before a socket is used: when it is connected, and for each request.
+
+    `let_go()` is called before a connection goes back to its pool, where the next thread that takes it may have it.
+    """
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    pools = getattr(session, "_pool_classes_by_scheme", None)
+    if not isinstance(
+        pools, dict
+    ):  # another botocore: calls end in time all the same, threads when their store lets them
+        return
+    for scheme, pool in pools.items():
+        pools[scheme] = _letting_go(pool, _holding(pool.ConnectionCls, held), let_go)
+
+
+def _letting_go(kind: Any, connection: Any, let_go: Callable[[], None]) -> Any:
+    class LettingGo(kind):  # type: ignore[misc]  # the base is botocore's pool, a class that is known only when it runs
+        ConnectionCls = connection
+
+        def _put_conn(self, conn: Any) -> None:
+            let_go()
+            super()._put_conn(conn)
+
+    return LettingGo
+
+
+def _holding(kind: Any, held: Callable[[Any], None]) -> Any:
+    class Holding(kind):  # type: ignore[misc]  # the base is urllib3's connection, a class that is known only when it runs
+        def _new_conn(self) -> Any:
+            made = super()._new_conn()
+            try:
+                held(made)
+            except GaveUp:
+                made.close()
+                raise
+            return made
+
+        def request(self, *args: Any, **more: Any) -> Any:
+            if self.sock is not None:  # with TLS another one than was connected; or kept from a call before
+                held(self.sock)
+            return super().request(*args, **more)
+
+    return Holding
+
+
+_PROBE = "receiver-link"
+_USUAL = {
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+}
+_TOKEN = "X-Amz-Security-Token"  # noqa: S105 - the name of a parameter
+
+
+class LinkSigner:
+    """Signs GET links for one bucket. Host, path and scope are taken from a link that boto3 made, once."""
+
+    def __init__(self, client: Any, credentials: Any, bucket: str) -> None:
+        """Signs nothing by hand where boto3's own link looks unlike what is known here (`usual`)."""
+        self._credentials = credentials
+        made = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE})
+        parts = urlsplit(made)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        scope = query.get("X-Amz-Credential", "////").split("/")
+        self._region, service = scope[-3], scope[-2]
+        usual_port = ":443" if parts.scheme == "https" else ":80"
+        self._host = parts.netloc.removesuffix(usual_port)
+        self._path = parts.path.removesuffix(_PROBE)
+        self._base = f"{parts.scheme}://{parts.netloc}"
+        algorithm, headers = query.get("X-Amz-Algorithm"), query.get("X-Amz-SignedHeaders")
+        self.usual = (
+            set(query) - {_TOKEN} == _USUAL
+            and (algorithm, headers, service) == ("AWS4-HMAC-SHA256", "host", "s3")
+            and parts.path.endswith(f"/{_PROBE}")
+        )
+        self._key_of: tuple[str, str] = ("", "")
+        self._key = b""
+
+    def sign(self, key: str, about: dict[str, str], seconds: int) -> str:
+        """Return a link to `key` that ends in `seconds`; `about` are the `response-…` parameters."""
+        credentials = self._credentials.get_frozen_credentials()
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time()))
+        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
+        query = about | {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{credentials.access_key}/{scope}",
+            "X-Amz-Date": stamp,
+            "X-Amz-Expires": str(seconds),
+            "X-Amz-SignedHeaders": "host",
+        }
+        if credentials.token:
+            query[_TOKEN] = credentials.token
+        asked = "&".join(
+            f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query)
+        )
+        path = self._path + quote(key, safe="/~")
+        request = f"GET\n{path}\n{asked}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        signature = _mac(self._signing_key(credentials.secret_key, stamp[:8]), text).hex()
+        return f"{self._base}{path}?{asked}&X-Amz-Signature={signature}"
+
+    def _signing_key(self, secret: str, day: str) -> bytes:
+        if self._key_of != (secret, day):
+            key = f"AWS4{secret}".encode()
+            for part in (day, self._region, "s3", "aws4_request"):
+                key = _mac(key, part)
+            self._key_of, self._key = (secret, day), key
+        return self._key
+
+
+def _mac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.demo.standins.serving import Asked
+from receiver.demo.serving import Asked
 
 BASE_PATH = "/api/v1"
 _PATH = f"{BASE_PATH}/tts/retroactive"
@@ -139,4 +139,4 @@ def _problem(body: bytes) -> tuple[str, str]:
 
 
 def _sample() -> bytes:
-    return resources.files("receiver.demo.samples").joinpath("speech.mp3").read_bytes()
+    return resources.files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()

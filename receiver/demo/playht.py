@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from receiver.demo.standins.sending import Callback
+from receiver.demo.serving import Callback
 
 API = "/api/v2"
 API_KEY, USER_ID = "playht-standin-key-0123456789", "standinuser0123456789012345"
@@ -129,7 +129,7 @@ class Playht:
     def add(self, job_id: str | None = None, **options: Any) -> Job:
         """Return a new job, made as if it had been asked for."""
         options.setdefault(
-            "audio", resources.files("receiver.demo.samples").joinpath("speech.mp3").read_bytes()
+            "audio", resources.files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()
         )
         job = Job(id=job_id or "".join(random.choices(_ALPHABET, k=18)), **options)
         self.jobs[job.id] = job

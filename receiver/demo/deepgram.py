@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from receiver.core.formats import sniff
-from receiver.demo.standins.sending import Callback
+from receiver.demo.serving import Callback
+from receiver.system.audio import sniff
 
 RETRIES, WAIT_SECONDS = 10, 30.0
 PRODUCTS = ("speak", "listen", "read")

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from receiver.core.envelope import iso
-from receiver.core.pickup import Pickup, PickupAttempt
+from receiver.core.work import Pickup, PickupAttempt
 
 FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
 """What may be said of a job's format when a result or a callback URL is asked for; the adapters read it."""

@@ -1,0 +1,542 @@
+"""`pickup` and `pickups`: results brought home from a provider."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from receiver.cli.inspect import AsJson, Limit, Since
+from receiver.cli.options import (
+    UsageError,
+    existing_journal,
+    job_format,
+    load,
+    made_store,
+    opened_store,
+    option,
+    pull_provider,
+    seconds,
+    since,
+    source_named,
+    tokens_of,
+)
+from receiver.cli.output import print_fields, print_json, print_table, warn
+from receiver.core.clock import wall_clock
+from receiver.core.errors import NotFound
+from receiver.core.work import DeliveryState, Pickup, PickupAttempt, PickupState
+from receiver.web.views import pickup_attempt_fields, pickup_fields, time_of
+
+if TYPE_CHECKING:
+    from receiver.core.retention import Subject
+    from receiver.engine.erasure import Eraser, FoundOf, Removed
+    from receiver.settings.model import Settings
+    from receiver.storage.blobs.base import Blobs
+    from receiver.storage.store.base import DeliveryFilter, PickupFilter, Store
+
+ENDED = (PickupState.COLLECTED, PickupState.GONE)
+_LOOK_SECONDS = 1.0
+"""Between two looks at a pickup that is waited for."""
+_HINT = "a running `receiver serve` or `receiver work` picks it up"
+
+
+def pickup(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")],
+    result: Annotated[str, typer.Argument(help="The URL or the job id that the provider gave.")],
+    ref: Annotated[
+        str | None, option("--ref", help="Your own id for the job; comes back in the event.")
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        option(
+            "--deadline", help="When to give up: 90s, 15m, 2h, 1d from now. The source's own if left out."
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        option(
+            "--format", help="What the job asked for: encoding=linear16,container=none,sample_rate=24000."
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, option("--wait", help="Stay until it has ended; status 1 when it is gone.")
+    ] = False,
+    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Pick up one result from a provider: it comes back as an event."""
+    settings = load(ctx)
+    made = ordered(
+        settings,
+        source,
+        result,
+        ref=ref,
+        deadline_seconds=seconds(deadline) if deadline else None,
+        format=job_format(format),
+    )
+    stands, new, event_type = asyncio.run(_add(settings, made, wait=wait))
+    status = "added" if new else "known"
+    if as_json:
+        print_json(pickup_fields(stands) | {"status": status, "event_type": event_type})
+    else:
+        _tell(stands, status, event_type)
+    if wait and stands.state is PickupState.GONE:
+        raise typer.Exit(1)
+    if wait and stands.state not in ENDED:
+        warn(f"it has not ended, and its time is up: is a worker running? {_HINT}")
+        raise typer.Exit(1)
+
+
+def ordered(
+    settings: Settings,
+    source: str,
+    text: str,
+    *,
+    ref: str | None,
+    deadline_seconds: float | None,
+    format: Mapping[str, Any],
+) -> Pickup:
+    """Return the pickup of what was handed over, due now. Raises `UsageError`, `ConfigError`, `PickupRefused`."""
+    from receiver.engine.requests import order
+
+    chosen = source_named(settings, source)
+    provider = pull_provider(settings, chosen)
+    if provider is None:
+        raise UsageError(
+            f"{source} is of provider {chosen.provider}, which cannot be asked for a result: it calls back"
+        )
+    return order(
+        provider,
+        text,
+        ref=ref,
+        deadline_seconds=deadline_seconds,
+        format=format,
+        now=wall_clock(),
+    )
+
+
+async def _add(settings: Settings, made: Pickup, *, wait: bool) -> tuple[Pickup, bool, str | None]:
+    """Add a pickup; return the one that stands, whether it is new, and the type of its event where there is one."""
+    async with made_store(settings) as store:
+        stands, new = await store.add_pickup(made)
+        if wait:
+            patience = 2 * settings.sources[made.source].attempt_seconds
+            stands = await _until_ended(store, stands, patience)
+        return stands, new, await event_type_of(store, stands.event_id)
+
+
+async def _until_ended(store: Store, stands: Pickup, patience: float) -> Pickup:
+    """Return the pickup once it has ended, or at its deadline and the time that its last attempt may take."""
+    last = stands.deadline_at / 1000 + patience
+    while stands.state not in ENDED and time.time() < last:
+        await asyncio.sleep(_LOOK_SECONDS)
+        stands = await store.pickup(stands.id)
+    return stands
+
+
+async def event_type_of(store: Store, event_id: str) -> str | None:
+    """Return the type of an event; None while it is awaited."""
+    try:
+        return (await store.event(event_id)).type
+    except NotFound:
+        return None
+
+
+def _tell(stands: Pickup, status: str, event_type: str | None) -> None:
+    told = {"pickup": stands.id, "event": stands.event_id, "status": status, "state": stands.state.value}
+    if event_type:
+        told["type"] = event_type
+    if stands.state not in ENDED:
+        told["deadline"] = time_of(stands.deadline_at) or ""
+    print_fields(told.items())
+    if stands.state not in ENDED:
+        warn(_HINT if status == "added" else f"this result is being picked up already; {_HINT}")
+    elif status == "known":
+        warn("this result was picked up before; the event is there")
+
+
+# ---------------------------------------------------------------- looking
+
+
+def pickups(
+    ctx: typer.Context,
+    pickup_id: Annotated[str | None, typer.Argument(help="Show this one pickup with its attempts.")] = None,
+    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
+    state: Annotated[PickupState | None, option("--state", help="Only in this state.")] = None,
+    job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
+    ref: Annotated[str | None, option("--ref", help="Only with this ref.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List pickups, or show one with its attempts."""
+    from receiver.storage.store.base import PickupFilter
+
+    settings = load(ctx)
+    if pickup_id is not None:
+        asyncio.run(_show(settings, pickup_id, as_json))
+        return
+    if source is not None:
+        source_named(settings, source)
+    wanted = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
+    found = asyncio.run(_list(settings, wanted))
+    if as_json:
+        print_json([pickup_fields(one) for one in found])
+        return
+    print_table(
+        ("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "last outcome"),
+        (
+            (
+                one.id,
+                one.state,
+                one.attempts,
+                one.source,
+                one.kind,
+                one.job_id,
+                one.ref,
+                one.event_id,
+                time_of(one.due_at),
+                one.last_outcome,
+            )
+            for one in found
+        ),
+        empty="no pickup fits",
+    )
+
+
+async def _list(settings: Settings, wanted: PickupFilter) -> list[Pickup]:
+    async with opened_store(settings) as store:
+        return await store.pickups(wanted)
+
+
+async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
+    async with opened_store(settings) as store:
+        found = await store.pickup(pickup_id)
+        attempts = await store.pickup_attempts(pickup_id)
+        event_type = await event_type_of(store, found.event_id)
+    fields = pickup_fields(found) | {"event_type": event_type}
+    if as_json:
+        print_json(fields | {"attempts_made": [pickup_attempt_fields(one) for one in attempts]})
+        return
+    fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
+    print_fields(fields.items())
+    print_attempts(attempts)
+
+
+def print_attempts(attempts: list[PickupAttempt]) -> None:
+    """Print the attempts of a pickup as a table."""
+    print_table(
+        ("attempt", "started", "took", "outcome", "status", "detail"),
+        (
+            (a.number, time_of(a.started_at), f"{a.duration_ms} ms", a.outcome, a.status, a.detail)
+            for a in attempts
+        ),
+        empty="no attempt has been made yet",
+    )
+
+
+_PAGE = 500
+_ENDED = (DeliveryState.DEAD, DeliveryState.DELIVERED)
+
+
+def replay(
+    ctx: typer.Context,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Deliveries (dlv_…) or events (evt_…: all their deliveries).")
+    ] = None,
+    dead: Annotated[bool, option("--dead", help="Dead letters only.")] = False,
+    destination: Annotated[str | None, option("--destination", help="Only to this destination.")] = None,
+    since_: Since = None,
+    dry_run: Annotated[bool, option("--dry-run", help="Count, and replay nothing.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Send again: begin another round for the deliveries named, or for all that fit the filters."""
+    from receiver.storage.store.base import DeliveryFilter
+
+    filtered = dead or destination is not None or since_ is not None
+    if ids and filtered:
+        raise UsageError("name ids, or filter with --dead, --destination and --since; not both")
+    if not ids and not filtered:
+        raise UsageError("name deliveries or events, or filter with --dead, --destination and --since")
+    settings = load(ctx)
+    wanted = DeliveryFilter(
+        destination=destination, state=DeliveryState.DEAD if dead else None, since=since(since_), limit=_PAGE
+    )
+    found, busy = asyncio.run(_find(settings, ids or [], wanted))
+    if dry_run or not found:
+        _tell_replaying(0, found, busy, dry_run=dry_run, as_json=as_json)
+        return
+    if not ids and not yes:
+        _ask(len(found))
+    done = asyncio.run(_replay(settings, found))
+    _tell_replaying(done, found, busy + len(found) - done, dry_run=False, as_json=as_json)
+
+
+async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) -> tuple[list[str], int]:
+    """Return the deliveries that have ended, oldest first, and how many are still under way."""
+    found: dict[str, bool] = {}
+    async with opened_store(settings) as store:
+        if ids:
+            for one in ids:
+                found |= await _named(store, one)
+        else:
+            async for page in _pages(store, wanted):
+                found |= page
+    ended = [delivery_id for delivery_id, has_ended in found.items() if has_ended]
+    return sorted(ended), len(found) - len(ended)
+
+
+async def _named(store: Store, one: str) -> dict[str, bool]:
+    from receiver.storage.store.base import DeliveryFilter
+
+    if one.startswith("evt_"):
+        await store.event(one)
+        owed: dict[str, bool] = {}
+        async for page in _pages(store, DeliveryFilter(event_id=one, limit=_PAGE)):
+            owed |= page
+        return owed
+    delivery = await store.delivery(one)
+    return {delivery.id: delivery.state in _ENDED}
+
+
+async def _pages(store: Store, wanted: DeliveryFilter) -> AsyncIterator[dict[str, bool]]:
+    from dataclasses import replace
+
+    while True:
+        page = await store.deliveries(wanted)
+        if page:
+            yield {delivery.id: delivery.state in _ENDED for delivery in page}
+        if len(page) < wanted.limit:
+            return
+        wanted = replace(wanted, after=page[-1].id)
+
+
+def _ask(count: int) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(f"{_count(count)} would be replayed: add --yes (or look first with --dry-run)")
+    if not typer.confirm(f"Replay {_count(count)}?"):
+        raise typer.Exit(1)
+
+
+async def _replay(settings: Settings, ids: Sequence[str]) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    done = 0
+    out = Console(stderr=True)
+    async with opened_store(settings) as store:
+        with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
+            bar = progress.add_task("Replaying", total=len(ids))
+            for start in range(0, len(ids), _PAGE):
+                page = ids[start : start + _PAGE]
+                done += len(await store.replay(page, now=wall_clock()))
+                progress.advance(bar, len(page))
+    return done
+
+
+def _tell_replaying(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"found": len(found), "replayed": done, "left_alone": busy, "dry_run": dry_run})
+        return
+    if dry_run:
+        typer.echo(f"{_count(len(found))} would be replayed")
+    elif found:
+        typer.echo(f"{_count(done)} replayed; a running relay takes them up within a second")
+    else:
+        warn("no delivery that has ended fits")
+    if busy:
+        warn(f"{_count(busy)} still under way, left alone")
+
+
+def _count(number: int) -> str:
+    return f"{number} delivery" if number == 1 else f"{number} deliveries"
+
+
+def erase(
+    ctx: typer.Context,
+    ref: Annotated[str | None, option("--ref", help="Everything with this ref.")] = None,
+    job: Annotated[str | None, option("--job", help="Everything of this job (the provider's id).")] = None,
+    event: Annotated[str | None, option("--event", help="One event (evt_…).")] = None,
+    source: Annotated[str | None, option("--source", help="With --job: only of this source.")] = None,
+    no_journal: Annotated[
+        bool,
+        option(
+            "--no-journal", help="Leave this machine's journal out: it has none, or it is done elsewhere."
+        ),
+    ] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Erase one subject: its events, bodies, audio, attempts, dead letters, pickups, and what lies in this machine's journal."""
+    subject = _subject(ref, job, event, source)
+    settings = load(ctx)
+    journal = None if no_journal else existing_journal(settings, otherwise=_OR_LEAVE_OUT)
+    asyncio.run(_erase(settings, subject, journal, yes=yes, as_json=as_json))
+
+
+_OR_LEAVE_OUT = "; or add --no-journal to leave it out. Nothing was erased"
+
+
+def _subject(ref: str | None, job: str | None, event: str | None, source: str | None) -> Subject:
+    from receiver.core.retention import Subject, SubjectKind
+
+    named = {SubjectKind.REF: ref, SubjectKind.JOB: job, SubjectKind.EVENT: event}
+    given = [(kind, key) for kind, key in named.items() if key]
+    if len(given) != 1:
+        raise UsageError("name one subject: --ref, --job or --event")
+    kind, key = given[0]
+    if source is not None and kind is not SubjectKind.JOB:
+        raise UsageError("--source goes with --job only")
+    return Subject(kind=kind, key=key, source=source)
+
+
+async def _erase(
+    settings: Settings, subject: Subject, journal: str | None, *, yes: bool, as_json: bool
+) -> None:
+    from receiver.core.clock import wall_clock
+    from receiver.settings.load import token_secrets
+
+    async with _opened(settings, journal) as eraser:
+        secrets = token_secrets(settings)
+        found = await eraser.look(subject)
+        if not found:
+            before = await eraser.erased_before([subject.digest(secret) for secret in secrets])
+            _tell_nothing(before, journal, as_json=as_json)
+            _tell_unreadable(found)
+            return
+        if not yes:
+            _ask_erasing(found)
+        removed = await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
+    _tell_erasing(removed, journal, as_json=as_json)
+    _tell_unreadable(found)
+
+
+@asynccontextmanager
+async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Eraser]:
+    from receiver.app.wiring import build_providers
+    from receiver.core.clock import wall_clock
+    from receiver.core.observe import Observers
+    from receiver.engine.erasure import Eraser
+    from receiver.providers.base import PushProvider
+    from receiver.storage.journal import Journal
+
+    journal = None
+    if folder is not None:
+        kept = settings.journal.max_bytes
+        journal = Journal(folder, max_bytes=kept, observer=Observers([]), clock=wall_clock)
+    async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
+        if journal is not None:
+            await journal.open()
+        adapters = build_providers(settings, tokens_of(settings))
+        providers = {name: one for name, one in adapters.items() if isinstance(one, PushProvider)}
+        yield Eraser(store=store, blobs=blobs, journal=journal, providers=providers)
+
+
+@asynccontextmanager
+async def _opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
+    from receiver.app.wiring import build_blobs
+
+    blobs = build_blobs(settings)
+    await blobs.open()
+    try:
+        yield blobs
+    finally:
+        await blobs.close()
+
+
+def _ask_erasing(found: FoundOf) -> None:
+    traces = found.traces
+    counts = (
+        ("event", "events", len(traces.event_ids)),
+        ("callback", "callbacks", len(traces.callbacks)),
+        ("delivery", "deliveries", traces.deliveries),
+        ("pickup", "pickups", len(traces.pickup_ids)),
+        ("stored object", "stored objects", len(traces.blob_keys)),
+        (
+            "entry of this machine's journal",
+            "entries of this machine's journal",
+            len(found.journaled),
+        ),
+    )
+    told = ", ".join(f"{count} {one if count == 1 else many}" for one, many, count in counts if count)
+    if not sys.stdin.isatty():
+        raise UsageError(f"{told} would be erased for good: add --yes")
+    if not typer.confirm(f"Erase {told} for good?"):
+        raise typer.Exit(1)
+
+
+def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> None:
+    from receiver.core.envelope import iso
+
+    if as_json:
+        shown = None if before is None else iso(before)
+        print_json({"found": False, "erased_before": shown, "journal": journal})
+    elif before is not None:
+        typer.echo(f"nothing of it is left; it was erased at {iso(before)}")
+    else:
+        here = "" if journal is None else f" (here: {journal})"
+        warn(
+            "there is nothing of it: look at the spelling, and ask each machine that has a journal of its own"
+            f"{here}"
+        )
+
+
+def _tell_erasing(removed: Removed, journal: str | None, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    counts = asdict(removed)
+    if as_json:
+        print_json({"found": True, **counts, "journal": journal})
+        return
+    told = [(name.replace("_", " "), count) for name, count in counts.items()]
+    print_fields([*told, ("journal", journal or "left out")])
+    warn("each machine has a journal of its own: run the same on every machine that takes callbacks")
+
+
+def _tell_unreadable(found: FoundOf) -> None:
+    """What could not be looked at may be the subject's: status 1."""
+    for sentence in found.unreadable:
+        warn(f"not looked at, so it may be left: {sentence}")
+    if found.unreadable:
+        raise typer.Exit(1)
+
+
+def sweep(ctx: typer.Context, as_json: Annotated[bool, option("--json", help="Print JSON.")] = False) -> None:
+    """Remove what is older than `[retention]` keeps it, now and to the end. `serve` and `work` do it by themselves."""
+    counts = asyncio.run(_sweep(load(ctx)))
+    if as_json:
+        print_json(dict(counts))
+    elif counts:
+        print_fields([(name.replace("_", " "), count) for name, count in counts.items()])
+    else:
+        typer.echo("nothing is older than it is kept")
+
+
+async def _sweep(settings: Settings) -> Counter[str]:
+    import math
+
+    from receiver.app.logs import LogObserver
+    from receiver.core.clock import wall_clock
+    from receiver.core.observe import Observers
+    from receiver.engine.janitor import Janitor
+
+    counts: Counter[str] = Counter()
+    async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
+        told = Observers([LogObserver(style="console", level="warning")])
+        janitor = Janitor(store, blobs, settings.retention.kept, told, wall_clock, budget_seconds=math.inf)
+        while True:
+            counts.update(await janitor.step(wall_clock()))
+            if not janitor.behind:
+                return counts
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (pickup, pickups, replay, erase, sweep):
+        app.command()(command)

@@ -1,0 +1,343 @@
+"""What the adapters' own settings have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+from receiver.core.callback import Head, TokenClaims, VerifiedCallback
+from receiver.core.callback_urls import is_private
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, WrongSource
+from receiver.core.event import AudioDraft
+from receiver.core.redaction import REDACTED, Redactor
+from receiver.core.signing import CallbackTokens
+from receiver.providers.documents import decode_object, encode, printable
+from receiver.settings.model import Finding
+from receiver.system.audio import (
+    AAC,
+    FLAC,
+    MEDIA_TYPES,
+    MP3,
+    OGG,
+    OPUS,
+    RAW_CODECS,
+    RAW_MEDIA_TYPES,
+    WAV,
+    Format,
+    sniff,
+)
+
+
+def _as_list(value: Any) -> Any:
+    """Take one value for a list of one, and digits (an environment value is read as TOML) for text."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in items]
+
+
+def _not_empty(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if any(not secret.get_secret_value() for secret in value):
+        raise ValueError("an empty value would let everybody in: write the secret, or leave the setting out")
+    return value
+
+
+SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_as_list), AfterValidator(_not_empty)]
+"""Secrets, newest last; a single string stands for a list of one."""
+
+
+def reveal(secrets: Iterable[SecretStr]) -> tuple[str, ...]:
+    """Return the values behind the masks."""
+    return tuple(secret.get_secret_value() for secret in secrets)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise `ConfigError` for the first fatal finding, naming the setting and what to write."""
+    for finding in findings:
+        if finding.fatal:
+            raise ConfigError(f"{finding.where}: {finding.message}; {finding.fix}")
+
+
+def check_token(tokens: CallbackTokens, source: str, head: Head, *, required: bool) -> TokenClaims | None:
+    """Return what the path's token says, None when there is none and none is required.
+
+    A token that is there must be ours, made for this source and not expired, whether required or not. Raises
+    `CallbackRejected`, or `WrongSource` for a token of another source.
+    """
+    if not head.token:
+        if required:
+            raise CallbackRejected(
+                "the callback URL carries no token: make one with `receiver callback-url`",
+                setting=f"sources.{source}.require_token",
+            )
+        return None
+    claims = tokens.read(head.token)
+    if claims is None:
+        raise CallbackRejected(
+            "the token in the callback URL is not one of ours, or was signed with a secret that is gone",
+            setting="tokens.secrets",
+        )
+    if claims.source != source:
+        raise WrongSource(setting=f"sources.{source}")
+    if claims.expires_at is not None and head.received_at >= claims.expires_at:
+        raise CallbackRejected("the token in the callback URL has expired: hand out URLs that last longer")
+    return claims
+
+
+def content_key(callback: VerifiedCallback) -> str:
+    """Return the idempotency key of a callback without an id of its own: the token, if any, and a hash of the body."""
+    digest = callback.body.sha256
+    return f"token:{callback.claims.token_id}:{digest}" if callback.claims else f"sha256:{digest}"
+
+
+def _checked(value: str) -> str:
+    """Return the URL without a slash at its end. Raises `ValueError`, which quotes nothing of it."""
+    parts = _split(value)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError('write it as "https://host" or "https://host/path"')
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it holds credentials; the key has a setting of its own")
+    if "?" in value or "#" in value:
+        raise ValueError("it holds a query or a fragment")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("it holds a space or a character outside ASCII")
+    return value.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(_checked)]
+"""An http(s) URL without credentials, query and fragment, and without a slash at its end."""
+
+
+def origin(url: str) -> str:
+    """Return scheme, host and (where it is not the scheme's own) port of a URL: what may be shown of it."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if _port(parts) != _own_port(parts) else "")
+
+
+def host_of(base: str) -> str:
+    """Return the host name of a checked base URL."""
+    return urlsplit(base).hostname or ""
+
+
+def in_clear(base: str) -> bool:
+    """Tell whether a key would travel in clear: http to a host that is neither this machine nor a private address."""
+    return base.startswith("http://") and not is_private(base)
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text that was handed over is meant as a URL."""
+    return "://" in text
+
+
+def is_plain(url: str) -> bool:
+    """Tell whether a URL has neither credentials nor a query nor a fragment, and can be read at all."""
+    parts = _split(url)
+    return parts is not None and "@" not in parts.netloc and "?" not in url and "#" not in url
+
+
+def same_origin(base: str, url: str) -> bool:
+    """Tell whether a plain URL has the scheme, host and port of `base`."""
+    ours, theirs = urlsplit(base), urlsplit(url)
+    return (ours.scheme, ours.hostname, _port(ours)) == (theirs.scheme, theirs.hostname, _port(theirs))
+
+
+def path_below(base: str, url: str) -> str | None:
+    """Return what follows `base` in the path of a URL of the same origin, None when it is not below it."""
+    start = urlsplit(base).path.rstrip("/") + "/"
+    path = urlsplit(url).path
+    return path.removeprefix(start) if path.startswith(start) else None
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, parts.hostname
+    except ValueError:
+        return None
+    return parts
+
+
+def _own_port(parts: SplitResult) -> int:
+    return 443 if parts.scheme == "https" else 80
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or _own_port(parts)
+
+
+# A link is matched whole, with its query or without: a long run of beginnings of links is read once, not once for each.
+_LINK = re.compile(r"(https?://[^\s\"'<>?#]*+)(\?[^\s\"'<>]*+)?", re.IGNORECASE)
+"""A link, alone or within a text, and its query."""
+_SPELLED_LINK = re.compile(
+    rb"""(https?:(?:\\?/){2}(?:[^\s"'<>?#\\]|\\/|\\u(?!003f)[0-9a-f]{4})*+)"""
+    rb"""((?:\?|\\u003f)(?:[^\s"'<>\\]|\\/|\\u[0-9a-f]{4})*+)?""",
+    re.IGNORECASE,
+)
+"""The same in bytes that may be JSON, where slashes and others may be escaped."""
+
+
+def unsigned(value: Any) -> Any:
+    """Return a decoded document whose links have lost their queries.
+
+    Without such links, `value` itself is returned.
+    """
+    if isinstance(value, str):
+        return _LINK.sub(_without_query, value) if "?" in value and "://" in value else value
+    if isinstance(value, dict):
+        fields = {key: unsigned(item) for key, item in value.items()}
+        return fields if any(fields[key] is not item for key, item in value.items()) else value
+    if isinstance(value, list):
+        items = [unsigned(item) for item in value]
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value
+
+
+def _without_query(found: re.Match[str]) -> str:
+    return found[0] if found[2] is None else f"{found[1]}?{REDACTED.decode()}"
+
+
+def unsigned_bytes(raw: bytes) -> bytes:
+    """Do the same for bytes of which nothing is known; what is JSON stays JSON."""
+    return _SPELLED_LINK.sub(_without_spelled_query, raw) if b"?" in raw or b"\\u003" in raw else raw
+
+
+def _without_spelled_query(found: re.Match[bytes]) -> bytes:
+    return found[0] if found[2] is None else found[1] + b"?" + REDACTED
+
+
+def redacted(redactor: Redactor, body: bytes) -> bytes:
+    """Return a body that was not understood as it may be kept, whatever it is."""
+    # Decoded, no spelling hides anything; what cannot be decoded is searched as the bytes it is.
+    with contextlib.suppress(MalformedCallback):
+        document = decode_object(body)
+        kept = redactor.clean_document(document, body)
+        clean = document if kept is body else decode_object(kept)
+        bare = unsigned(clean)
+        body = kept if bare is clean else encode(bare)
+    return unsigned_bytes(redactor.clean(body))
+
+
+def shown(redactor: Redactor, words: str, limit: int) -> str:
+    """Return a provider's words as a message may show them: printable, and cut to `limit` when nothing is left to hide.
+
+    Cut before that, they could end within a secret, whose beginning nobody would find.
+    """
+    clean = redactor.clean(printable(words, len(words)).encode("utf-8", "replace")).decode("utf-8", "replace")
+    return _LINK.sub(_without_query, clean)[:limit]
+
+
+UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
+"""Media types that say nothing."""
+MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,60}/[a-z0-9][a-z0-9!#$&^_.+-]{0,60}")
+ENCODINGS = {"mp3": MP3, "opus": OPUS, "flac": FLAC, "aac": AAC, "wav": WAV, "ogg": OGG}
+"""Formats that a job may have asked for and that have a container or frames of their own."""
+_RAW_ENCODINGS = {name: name for name in RAW_CODECS} | {
+    "headerless-wav": "linear16",
+    "pcm": "linear16",
+    "raw": "linear16",
+    "ulaw": "mulaw",
+}
+"""Samples without a container, by the words of several providers (`headerless-wav` is Deepdub's)."""
+_ASKED = ("encoding", "format", "output_format")
+"""What providers call the setting; the first that is there counts."""
+_BASIC_HERTZ = 8000
+"""`audio/basic` means mu-law at this rate (RFC 2046, section 4.3)."""
+
+
+def asked_encoding(asked: Mapping[str, Any]) -> str | None:
+    """Return the encoding that a job asked for, raw ones by their name in `RAW_CODECS`; None when that is not known."""
+    value = next((asked[name] for name in _ASKED if name in asked), None)
+    if not isinstance(value, str):
+        return None
+    word = value.strip().lower().replace("_", "-")
+    return _RAW_ENCODINGS.get(word) or (word if word in ENCODINGS else None)
+
+
+def magic(media_type: str, prefix: bytes, asked: Mapping[str, Any]) -> Format | None:
+    """Return the format that the bytes show; a lone frame header does not outweigh a stated raw format."""
+    form = sniff(prefix)
+    if form is None or form.certain:
+        return form
+    stated_raw = media_type in RAW_MEDIA_TYPES or (
+        media_type in UNTYPED and asked_encoding(asked) in RAW_CODECS
+    )
+    return None if stated_raw else form
+
+
+def audio_draft(
+    media_type: str,
+    parameters: Mapping[str, str],
+    prefix: bytes,
+    asked: Mapping[str, Any],
+    *,
+    default_hertz: Mapping[str, int] | None = None,
+) -> AudioDraft:
+    """Return what is known of audio bytes. Those of no known format are `application/octet-stream`: never lost.
+
+    `default_hertz` is what the provider makes of a raw encoding when no rate was asked for.
+    """
+    form = magic(media_type, prefix, asked) or MEDIA_TYPES.get(media_type)
+    if form:
+        return _contained(form)
+    rates = default_hertz or {}
+    if media_type in RAW_MEDIA_TYPES:
+        return _raw(RAW_MEDIA_TYPES[media_type], parameters, asked, rates, basic=media_type == "audio/basic")
+    if (
+        media_type not in UNTYPED
+        and MEDIA_TYPE.fullmatch(media_type)
+        and media_type.startswith(("audio/", "video/"))
+    ):
+        return AudioDraft(content_type=media_type, extension="bin")
+    encoding = asked_encoding(asked)
+    if encoding in RAW_CODECS:
+        return _raw(encoding, {}, asked, rates)
+    if encoding is not None:
+        return _contained(ENCODINGS[encoding])
+    return AudioDraft(content_type="application/octet-stream", extension="bin")
+
+
+def _contained(form: Format) -> AudioDraft:
+    return AudioDraft(content_type=form.content_type, extension=form.extension, codec=form.codec)
+
+
+def _raw(
+    encoding: str,
+    parameters: Mapping[str, str],
+    asked: Mapping[str, Any],
+    default_hertz: Mapping[str, int],
+    *,
+    basic: bool = False,
+) -> AudioDraft:
+    codec, wanted = RAW_CODECS[encoding], asked_encoding(asked)
+    rate = _count(parameters.get("rate"), 768_000) or (_BASIC_HERTZ if basic else None)
+    if rate is None and wanted in (encoding, None):
+        rate = _count(asked.get("sample_rate"), 768_000)
+    if rate is None and wanted == encoding:
+        rate = default_hertz.get(encoding)
+    channels = _count(parameters.get("channels"), 64) or _count(asked.get("channels"), 64) or 1
+    content_type = codec.media_type
+    if rate:
+        content_type += f";rate={rate}"
+    if channels > 1:
+        content_type += f";channels={channels}"
+    return AudioDraft(
+        content_type=content_type,
+        extension="raw",
+        sample_rate_hz=rate,
+        channels=channels,
+        codec=encoding,
+        bytes_per_frame=codec.bytes_per_sample * channels,
+    )
+
+
+def _count(value: Any, most: int) -> int | None:
+    """Return a whole number from 1 to `most`, given as a number or as digits; None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
+        return value
+    return None

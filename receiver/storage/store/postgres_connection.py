@@ -1,0 +1,609 @@
+"""A connection to PostgreSQL that notices in seconds when nobody answers, and its troubles in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import RawCursor, errors
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo, Format
+from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
+
+from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
+from receiver.storage.store import statements
+from receiver.storage.store.sql import Row, Value, clean_value
+from receiver.storage.store.statements import Statements
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+T = TypeVar("T")
+
+OLDEST = 130_000
+"""PostgreSQL 13: the first that tells a transaction's number as we ask for it."""
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""A statement that has not been answered by then never will be: the connection is given up."""
+STATEMENT_MS, LOCK_MS, IDLE_MS = 8_000, 4_000, 10_000
+"""What the server is told to give up by itself: before we do, so that the reason is known."""
+
+_DEFAULTS: dict[str, str | int] = {
+    "application_name": "receiver",
+    "client_encoding": "UTF8",
+    # After a failover the old primary may be up again, as a standby: only one that can be written will do.
+    "target_session_attrs": "read-write",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+# What a lost answer would cost is decided here and not by the server's settings: a commit is durable.
+_SETTINGS = """
+SET statement_timeout = {statement};
+SET lock_timeout = {lock};
+SET idle_in_transaction_session_timeout = {idle};
+SET default_transaction_isolation = 'read committed';
+SET jit = off;
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') <> 'remote_apply'
+"""
+# Every statement that writes finds its rows by an index. The planner's figures of a table that was empty a moment ago, or
+# whose backlog has just begun to grow, must not talk it into reading all of it, nor into keeping such a plan.
+_WRITING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+
+_OWN = "give receiver a database or a schema of its own"
+_UNSECURED = "the connection to the database server could not be secured"
+_BY_STATE: tuple[tuple[str, str], ...] = (
+    ("28", "the server refused the user or the password of store.url"),
+    ("3D000", "the server has no database of the name that store.url gives: create it"),
+    ("42P07", f"another program's tables have these names: {_OWN}"),
+    (
+        "42703",
+        f"a table has other columns than this program's: {statements.ADVICE}; or, if it is another program's, {_OWN}",
+    ),
+    ("42", f"the database's tables are not those of this program: {statements.ADVICE}"),
+    ("25006", "the server takes no writes (a standby, or made read-only)"),
+    ("23505", "the database refused a row: its id is already there"),
+    ("22", "the database refused a value"),
+    ("53300", "the server has no connection left: raise its max_connections, or run fewer processes"),
+    ("53100", "the disk of the database server is full"),
+    ("53", "the database server is short of memory or other means"),
+    ("57014", "a statement took too long and was stopped"),
+    ("55P03", "another session has kept a row locked for too long"),
+    ("40", "the transaction met others again and again, and was given up"),
+    ("57P03", "the database server is starting or stopping"),
+    ("57", "the database server ended the connection"),
+    ("25P03", "the database server ended the connection"),
+    ("25P04", "the database server ended the connection"),
+    ("08", "the connection to the database server broke"),
+    ("58", "the database server's disk reports an error"),
+    ("XX", "the database server reports damage or a fault of its own"),
+    ("3F", "there is no schema to create tables in: look at search_path"),
+    ("F0TLS", f"{_UNSECURED}: compare sslmode and sslrootcert in store.url with what the server offers"),
+    ("08TLS", f"{_UNSECURED}: its certificate and ours, and sslrootcert in store.url, do not fit"),
+)
+_OF_USERS = ("the server refused the user", "the server has no database")
+_LASTING = ("28", "3D", "3F", "42", "F0")
+"""States that no waiting mends. Class F0 is SQL's for settings that are wrong; here it is for ours as well."""
+# When a connection cannot be made, libpq tells only in words why.
+_BY_WORDS: tuple[tuple[str, str], ...] = (
+    (r"too many clients|too many connections|remaining connection slots", "53300"),
+    (
+        r"password authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist",
+        "28",
+    ),
+    (r"database .* does not exist", "3D000"),
+    (r"starting up|shutting down|recovery mode|not yet accepting", "57P03"),
+    (r"read-only|in recovery|standby", "25006"),
+    (r"does not support SSL|certificate file|private key file", "F0TLS"),
+    (r"certificate", "08TLS"),
+)
+# What psycopg, libpq or the server say of a parameter that they cannot use, and its name: theirs, or the one given here.
+_WRONG: tuple[tuple[str, str], ...] = (
+    (r'for connection option "(\w+)"', ""),
+    (r"invalid (\w+) (?:value|number): ", ""),
+    (r"bad value for (\w+)", ""),
+    (r'(?:unrecognized configuration|invalid value for) parameter "([\w.]+)"', ""),
+    (r"definition of service|service file", "service"),
+    (r"GSSAPI encryption required|gssencmode value", "gssencmode"),
+    (r'method (?:"[^"]*" )?requirement', "require_auth"),
+    (r"channel binding required", "channel_binding"),
+    (r"not in hot standby|session is not read-only", "target_session_attrs"),
+)
+_BROKE = "the connection to the database server broke"
+_UNREACHED = "the database server cannot be reached at the address that store.url gives"
+_NO_ANSWER = "the database server does not answer"
+_PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
+
+_STARVED = {
+    errno.EMFILE: "this process has no file descriptor left: raise its limit",
+    errno.ENFILE: "this machine has no file descriptor left: raise its limit",
+}
+_NO_MEMORY = "this process has no memory left"
+OWN = (OSError, MemoryError)
+"""What psycopg passes on as it is when we are short of something: to wait for a connection it opens a file descriptor more."""
+FAILURES = (psycopg.Error, *OWN)
+
+_LOST_STATES = ("08", "57P", "25006", "25P03", "25P04", "XX", "58")
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection on which no wait is endless: a server that is stopped, or cut off, may never close it."""
+
+    answer_seconds = ANSWER_SECONDS
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait for an answer. Raises `psycopg.OperationalError` when none came in time, or we are short of something."""
+        try:
+            return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
+        except OWN as error:  # it may be on its way all the same: as when the connection breaks
+            raise Starved(error) from None
+
+
+class Starved(psycopg.OperationalError):
+    """We are short of something, this process or its machine: the server has no part in it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_short_of(error))
+
+
+def _starved() -> Starved | None:
+    """Tell whether no socket can be had: libpq does not say so."""
+    try:
+        socket.socket().close()
+    except OWN as error:
+        return Starved(error)
+    return None
+
+
+def _short_of(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return _NO_MEMORY
+    return _STARVED.get(error.errno or 0) or f"{_BROKE}: {error.strerror or type(error).__name__}"
+
+
+class _Bytes(BytesBinaryDumper):
+    """Bytes without a type: as for text, the server takes that of the column, so that a statement has one form only."""
+
+    oid = 0
+
+
+def parse(url: str) -> dict[str, Any]:
+    """Return what `store.url` says, with our defaults. Raises `ConfigError`; no error shows any of it."""
+    try:
+        given = conninfo_to_dict(url)
+    except (psycopg.Error, UnicodeError) as error:
+        unknown = _unknown_parameter(url, str(error))
+        if unknown is not None:
+            raise ConfigError(f"store.url: libpq knows no parameter {unknown}") from None
+        raise ConfigError(
+            "store.url cannot be read: write postgresql://user:password@host:5432/database "
+            "(letters like @ and / in a password as %40 and %2F)"
+        ) from None
+    if unescaped(url, given):
+        raise ConfigError("store.url cannot be read: @ and / in the password are written %40 and %2F")
+    if "replication" in given:
+        raise ConfigError(f"store.url: {_PARAMETER.format('replication')}")
+    # Whatever the URL says of it: text is sent as UTF-8, which the server is to know.
+    defaults = _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)}
+    return defaults | given | {"client_encoding": _DEFAULTS["client_encoding"]}
+
+
+def _unknown_parameter(url: str, said: str) -> str | None:
+    """Return a parameter that libpq does not know; none where the name might be a piece of a password."""
+    found = re.search(r'invalid URI query parameter: "(\w+)"', said)
+    parameters = url.partition("?")[2]
+    password_in_it = "@" in parameters or "password" in parameters
+    return found[1] if found and not password_in_it else None
+
+
+def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWER_SECONDS) -> Connection:
+    """Connect and prepare the session, for the statements that write or for listings. Raises `psycopg.Error`, `ConfigError`."""
+    try:
+        # Prepared at the first use; there are fewer forms than this of all statements together, so none is ever dropped.
+        connection = Connection.connect(
+            **info, autocommit=True, prepare_threshold=0, cursor_factory=RawCursor
+        )
+    except UnicodeError:
+        raise ConfigError("store.url: the host name cannot be used") from None
+    except OWN as error:
+        raise Starved(error) from None
+    except psycopg.OperationalError as error:
+        raise _starved() or Unreached(error, info) from None
+    try:
+        connection.answer_seconds = answer_seconds
+        connection.prepared_max = 1000
+        connection.adapters.register_dumper(str, StrDumperUnknown)
+        connection.adapters.register_dumper(bytes, _Bytes)
+        if connection.info.server_version < OLDEST:
+            raise ConfigError("store.url: the server is too old: PostgreSQL 13 or later is needed")
+        limits = _SETTINGS.format(statement=STATEMENT_MS, lock=LOCK_MS, idle=IDLE_MS)
+        connection.execute(limits.encode(), prepare=False)
+        if writes:
+            connection.execute(_WRITING, prepare=False)
+        if connection.info.parameter_status("server_encoding") != "UTF8":
+            raise ConfigError(
+                "store.url: the database does not hold all of Unicode: create one with ENCODING 'UTF8'"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def lost(error: Exception) -> bool:
+    """Whether the connection is not to be used again after this error."""
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith(_LOST_STATES)
+
+
+def silent(error: BaseException | None) -> bool:
+    """Whether we gave up waiting for an answer. The server speaks of timeouts, too, and not always with a SQLSTATE."""
+    return getattr(error, "sqlstate", None) is None and "timeout expired" in str(error)
+
+
+def told(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
+    """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
+    if isinstance(error, OWN):
+        error = Starved(error)
+    if isinstance(error, Starved):
+        return StoreUnavailable(f"store: {error}")
+    lasting = (state_of(error) or "").startswith(_LASTING)
+    return (StoreUnusable if lasting else StoreUnavailable)(f"store: {_sentence(error)}")
+
+
+def state_of(error: psycopg.Error) -> str | None:
+    """Return the server's SQLSTATE, or the beginning of one that its words mean; None when no server said anything."""
+    if error.sqlstate is not None:
+        return error.sqlstate
+    if _wrong_parameter(error) is not None:
+        return "F0"
+    return next((code for words, code in _BY_WORDS if re.search(words, str(error))), None)
+
+
+def _wrong_parameter(error: psycopg.Error) -> str | None:
+    """Return the name of the parameter that kept a connection from being made."""
+    found = ((re.search(words, str(error)), name) for words, name in _WRONG)
+    return next((name or match[1] for match, name in found if match), None)
+
+
+def _sentence(error: psycopg.Error) -> str:
+    state = state_of(error)
+    text = str(error)
+    if state == "F0":
+        return _PARAMETER.format(_wrong_parameter(error))
+    if state == "42501":
+        return lacking(error)
+    if state is not None:
+        found = next((sentence for prefix, sentence in _BY_STATE if state.startswith(prefix)), None)
+        return _about(found, error) if found else f"the database cannot be used ({state})"
+    if isinstance(error, errors.ConnectionTimeout) or silent(error):
+        return f"{_NO_ANSWER} at {error.place}" if isinstance(error, Unreached) else _NO_ANSWER
+    if re.search(
+        r"refused|translate host name|resolve|No such file|unreachable|No route|connection failed", text
+    ):
+        return _unreached(error) if isinstance(error, Unreached) else _UNREACHED
+    return _BROKE
+
+
+def _unreached(error: Unreached) -> str:
+    if error.unknown:
+        return f"the database server cannot be reached: there is no host {' or '.join(error.hosts)}"
+    if "refused" in str(error):
+        return f"the database server cannot be reached: nothing listens at {error.place}"
+    return f"the database server cannot be reached at {error.place}"
+
+
+def _about(sentence: str, error: psycopg.Error) -> str:
+    """Return a sentence with the user and the database that it is about."""
+    if not isinstance(error, Unreached) or not sentence.startswith(_OF_USERS):
+        return sentence
+    said, colon, advice = sentence.partition(": ")
+    return f'{said} (user "{error.user}", database "{error.database}"){colon}{advice}'
+
+
+assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as text otherwise
+
+
+_GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO the user of store.url"
+# The server's words hold names only here; in another language, or of another form, they are not shown.
+_DENIED = re.compile(
+    r'(?:permission denied for|must be owner of) (table|relation|schema|database|sequence) ([\w$".-]{1,130})'
+)
+
+
+class Unreached(psycopg.OperationalError):
+    """No connection could be made: what libpq said, and whom it was asked to connect with."""
+
+    def __init__(self, error: psycopg.OperationalError, info: Mapping[str, Any]) -> None:
+        super().__init__(str(error))
+        self.sqlstate = error.sqlstate
+        asked = _defaults() | {name: str(value) for name, value in info.items() if value}
+        self.hosts = (asked.get("host") or asked.get("hostaddr") or "").split(",")
+        ports = (asked.get("port") or "5432").split(",")
+        ports = ports if len(ports) == len(self.hosts) else ports[:1] * len(self.hosts)
+        self.place = ", ".join(_shown(host, port) for host, port in zip(self.hosts, ports, strict=True))
+        self.user = asked.get("user") or ""
+        self.database = asked.get("dbname") or self.user
+
+    @property
+    def unknown(self) -> bool:
+        """True when no address was found for the host's name."""
+        text = str(self)
+        return bool(re.search(r"translate host name|resolve", text)) and "refused" not in text
+
+
+def _defaults() -> dict[str, str]:
+    """Return what libpq takes where the URL is silent: PG… variables, and its own."""
+    known = {one.keyword.decode(): one.val for one in Conninfo.get_defaults()}
+    return {name: value.decode("utf-8", "replace") for name, value in known.items() if value}
+
+
+def _shown(host: str, port: str) -> str:
+    if not host or host.startswith(("/", "@")):
+        return f"the socket in {host}" if host else "the socket of this machine"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def unescaped(url: str, given: Mapping[str, Any]) -> bool:
+    """Tell whether a password holds letters that end it: then a piece of it stands for host, port or database."""
+    path = url.partition("://")[2].partition("/")[2].partition("?")[0]
+    return any("@" in str(piece) for piece in (given.get("host", ""), given.get("port", ""), path))
+
+
+def lacking(error: psycopg.Error) -> str:
+    """Return which right the user lacks, and who is to give it."""
+    found = _DENIED.fullmatch(error.diag.message_primary or "")
+    if found is None:
+        return f"the database's user lacks a right: the owner of the tables runs {_GRANT}"
+    kind, name = found[1].replace("relation", "table"), found[2]
+    if "owner" in found[0] or kind in ("schema", "database"):
+        return f"the database's user lacks a right on the {kind} {name}: migrate as the owner of the tables"
+    return (
+        f"the database's user lacks a right on the {kind} {name}: its owner runs {_GRANT} "
+        "(`receiver migrate` itself is for the owner)"
+    )
+
+
+ROWS_AT_ONCE = 128
+UNBOUNDED_SECONDS = 30 * 86_400.0
+"""A migration may be under way for as long as it takes; that the server is gone is noticed all the same."""
+_MIGRATING = 0x72656376
+"""The advisory lock that one process at a time migrates under: `recv` in letters."""
+
+_LOCK_ORDER: Mapping[str, Callable[[Sequence[Value]], Any]] = {
+    "insert_callbacks": itemgetter(2, 3),
+    "insert_pickups": itemgetter(1, 3),
+    "answer_pickups": itemgetter(0, 1),
+    "answer_gone_pickups": itemgetter(0, 1),
+}
+_BY_ID = ("settle_", "release_", "replay_", "drop_", "forget_", "erase_")
+"""Statements that may wait for another process's rows take them in one order, so that two do not wait for each other."""
+
+_ALONG_THE_INDEX = frozenset({"due_deliveries", "due_pickups"})
+_PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
+
+
+class News:
+    """For whom something was recorded, and is due: what other processes are told."""
+
+    def __init__(self) -> None:
+        self.destinations: set[str] = set()
+        self.sources: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self.destinations or self.sources)
+
+    def add(self, other: News) -> None:
+        """Take over what `other` holds."""
+        self.destinations |= other.destinations
+        self.sources |= other.sources
+
+
+class PostgresStatements(Statements):
+    """The statements with PostgreSQL's lock clause and its numbered parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(lock="FOR UPDATE OF d SKIP LOCKED", placeholder="$")
+        self._named: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
+
+    def named(self, name: str, wanted: str) -> tuple[str, tuple[str, ...]]:
+        """Return the statement, and the names of its parameters in their order."""
+        key = (name, wanted)
+        if key not in self._named:
+            names: list[str] = []
+
+            def number(match: re.Match[str]) -> str:
+                if match[1] not in names:
+                    names.append(match[1])
+                return f"${names.index(match[1]) + 1}"
+
+            text = re.sub(r":(\w+)", number, self.text(name, wanted))
+            self._named[key] = (text, tuple(names))
+        return self._named[key]
+
+
+class PostgresSession:
+    """The statements over one connection, inside a transaction that the backend began.
+
+    `shift` are the milliseconds by which the database's clock is ahead of ours: what decides when a row is due is kept in
+    the database's time, for all processes alike.
+    """
+
+    _statements = PostgresStatements()
+
+    def __init__(self, connection: Connection, shift: int = 0, *, writes: bool = True) -> None:
+        self._connection = connection
+        self._shift = shift
+        self._writes = writes
+        self.news = News()
+        self._numbered: psycopg.Cursor[Any] | None = None
+
+    def transaction_id(self) -> str | None:
+        """Return the server's number for the transaction, None when it wrote nothing or broke before that was told."""
+        if self._numbered is None or self._numbered.pgresult is None:
+            return None
+        row = self._numbered.fetchone()
+        return None if row is None else str(row[0])
+
+    def run(self, name: str, params: Mapping[str, Value], wanted: str = "") -> list[Row]:
+        """Run a statement and return its rows."""
+        if name == "create_migrations" and self._migrated_before():
+            return []  # creating, even if it is there, takes a right that the user may do without
+        if name == "ping":
+            self._number()
+        text, names = self._statements.named(name, wanted)
+        if self._shift and "now" in params:
+            params = {**params, "now": self._there(params["now"])}
+        try:
+            with self._in_order(name):
+                return self._execute(name, text, [params[one] for one in names])
+        except errors.UndefinedTable:
+            if name == "list_migrations":
+                raise statements.empty() from None
+            raise
+
+    def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
+        """Run a statement with rows of parameters, in pieces whose sizes are powers of two: few forms to prepare."""
+        order = _LOCK_ORDER.get(name) or (itemgetter(0) if name.startswith(_BY_ID) else None)
+        if order is not None:
+            rows = sorted(rows, key=order)
+        due = self._statements.due_column(name)
+        if self._shift and due is not None:
+            rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
+        self._note(name, rows)
+        if rows:
+            self._number()
+        found: list[Row] = []
+        start = 0
+        while start < len(rows):
+            size = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
+            flat = list(chain.from_iterable(rows[start : start + size]))
+            found += self._execute(name, self._statements.rows(name, size), flat)
+            start += size
+        return found
+
+    def script(self, text: str) -> None:
+        """Run a migration. Text sorts by its bytes, as it does in SQLite, whatever the database's own order."""
+        text = re.sub(r"\bTEXT\b", 'TEXT COLLATE "C"', text)
+        for statement in re.split(r";\s*(?:\n|$)", text):
+            if re.sub(r"--.*", "", statement).strip():
+                self._connection.execute(statement, prepare=False)
+
+    def alone(self) -> None:
+        """Keep other processes from migrating until the transaction ends."""
+        # Building an index may take longer than any statement of ours; waiting for a lock would hold up everybody else.
+        self._connection.execute("SET LOCAL statement_timeout = 0", prepare=False)
+        self._connection.execute("SET LOCAL lock_timeout = 0", prepare=False)
+        self._connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATING})", prepare=False)
+        self._connection.execute("SET LOCAL lock_timeout = '4s'", prepare=False)
+        self._connection.answer_seconds = UNBOUNDED_SECONDS
+
+    def _number(self) -> None:
+        """Ask for the transaction's number, once."""
+        if self._numbered is None and self._writes:
+            self._numbered = self._connection.execute("SELECT pg_current_xact_id()::text")
+
+    def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
+        # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
+        given = [str(value) if isinstance(value, int) else value for value in values]
+        try:
+            cursor = self._connection.execute(text, given, binary=True)
+        except (UnicodeEncodeError, psycopg.DataError) as error:
+            if isinstance(error, psycopg.DataError) and error.sqlstate is not None:
+                raise
+            # Nothing was sent. What somebody asks for may be any text; looking first costs each callback.
+            cursor = self._connection.execute(text, [clean_value(value) for value in given], binary=True)
+        if not self._statements.answers(name):
+            return []  # not waited for: the next statement that answers, or the commit, tells if it failed
+        found = cursor.fetchall()
+        return self._here(found, cursor.description) if self._shift else found
+
+    @contextlib.contextmanager
+    def _in_order(self, name: str) -> Iterator[None]:
+        """Have a claim walk along the index and stop at its limit, whatever the planner thinks of the number of rows due.
+
+        Sorting all that is due would make each claim cost as much as the whole backlog.
+        """
+        if name not in _ALONG_THE_INDEX:
+            yield
+            return
+        self._connection.execute(_PLANNER, ["off"])
+        yield
+        self._connection.execute(_PLANNER, ["on"])
+
+    def _migrated_before(self) -> bool:
+        found = self._connection.execute("SELECT to_regclass('migrations')::text", prepare=False).fetchone()
+        return bool(found and found[0])
+
+    def _note(self, name: str, rows: Sequence[Sequence[Value]]) -> None:
+        if name == "insert_deliveries":
+            self.news.destinations |= {str(row[2]) for row in rows}
+        elif name == "insert_pickups":
+            self.news.sources |= {str(row[1]) for row in rows}
+
+    # ------------------------------------------------------------ the database's time
+
+    def _there(self, value: Value) -> Value:
+        return value + self._shift if isinstance(value, int) else value
+
+    def _here(self, rows: list[Row], columns: Sequence[Any] | None) -> list[Row]:
+        """Return rows with the times at which something is due in our own time (`min` is of such times only)."""
+        due = next((n for n, column in enumerate(columns or ()) if column.name in {"due_at", "min"}), None)
+        if due is None:
+            return rows
+        return [
+            row if row[due] is None else (*row[:due], row[due] - self._shift, *row[due + 1 :]) for row in rows
+        ]
+
+
+EVERY_SECONDS = 60.0
+"""How often the difference is measured; and whenever our clock is seen to have been set."""
+BAND_MS = 2_000
+"""Clocks that differ by less count as the same: a lease has slack for that, and measuring is not exact."""
+_STEP_MS = 500
+_EXACT_MS = 1_000
+_NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+
+class Skew:
+    """How far the database's clock is ahead of ours, in milliseconds; shared by the connections of one store."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._measured_at: float | None = None
+        self._set_to = 0
+        self.shift = 0
+        """What to add to our time; 0 while the clocks count as the same."""
+
+    def forget(self) -> None:
+        """Measure at the next occasion: another server may have another clock."""
+        self._measured_at = None
+
+    def measure(self, connection: Connection) -> None:
+        """Measure, when it is time for that."""
+        before, at = self._clock(), time.monotonic()
+        stepped = abs(before - int(at * 1000) - self._set_to) > _STEP_MS
+        if self._measured_at is not None and not stepped and at - self._measured_at < EVERY_SECONDS:
+            return
+        row = connection.execute(_NOW).fetchone()
+        after = self._clock()
+        if row is None or after - before > _EXACT_MS:
+            return  # too slow to tell; the next transaction tries again
+        ahead = int(row[0]) - (before + after) // 2
+        if abs(ahead) < BAND_MS:
+            self.shift = 0
+        elif (
+            abs(ahead - self.shift) > _STEP_MS
+        ):  # else it is the one that is known: what was written is read alike
+            self.shift = ahead
+        self._measured_at, self._set_to = at, before - int(at * 1000)
