@@ -201,8 +201,8 @@ def _constants_of_file(name: str) -> set[str]:
 
 
 def test_lanes_note_what_the_documentation_is_held_to() -> None:
-    """`_lane_notes` above spells two endings that lanes.py makes."""
-    assert {".store_unavailable", ".store_recovered"} <= _constants_of_file("lanes.py")
+    """`_lane_notes` above spells two endings that engine/worker.py makes."""
+    assert {".store_unavailable", ".store_recovered"} <= _constants_of_file("engine/worker.py")
     assert {"relay.claim_failed", "pickup.worker_failed", "pickup.store_recovered"} <= set(_lane_notes())
 
 
@@ -228,7 +228,7 @@ def test_the_answers_are_those_that_the_intake_reports() -> None:
     """`ANSWERS` above and the table of answers are held to what intake.py spells."""
     spelled = {
         text
-        for node in ast.walk(ast.parse((PACKAGE / "intake.py").read_text("utf-8")))
+        for node in ast.walk(ast.parse((PACKAGE / "engine" / "intake.py").read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(text := node.value, str)
     }
     assert {"parked", "journaled", "not_kept", "recorded"} <= spelled
