@@ -13,16 +13,19 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 import msgspec
-import structlog
+from msgspec.structs import asdict
 
 from receiver.core.clock import wall_clock
 from receiver.core.envelope import iso
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, no_secrets
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_QUIET = ("", None)
+_BLANK = ("", None)
+_DIGITS = {"seconds": 6, "waited_seconds": 3}
+_ALWAYS = frozenset(("source", "provider", "method", "status", "seconds", "size"))
+"""Fields of a callback's line that are written even when they are empty."""
 _WAITING_SECONDS = 30.0
-"""Least time between two lines that say the same of the journal."""
+"""Least time between two lines `journal.waiting`."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -43,92 +46,46 @@ class LogObserver:
         self._level = _LEVELS[level]
         self._write = _JsonLines(out).write if style == "json" else _console(out)
         self._clock = clock
-        self._waiting_told: float | None = None
-        """When it was last told that callbacks wait in the journal; None while none does."""
+        self._last_waiting: float | None = None
+        """When the last line `journal.waiting` was written; None while the journal is empty."""
 
     def callback(self, report: CallbackReport) -> None:
         """Write one line: `callback.recorded`, `callback.rejected` …"""
         level = "info" if report.status < 400 else "warning"
         if _LEVELS[level] < self._level:
             return
-        line: dict[str, Any] = {
-            "source": report.source,
-            "provider": report.provider,
-            "method": report.method,
-            "status": report.status,
-            "seconds": round(report.seconds, 6),
-            "size": report.size,
-        }
-        more = {
-            "event_id": report.event_id,
-            "event_type": report.event_type,
-            "job_id": report.job_id,
-            "ref": report.ref,
-            "content_type": report.content_type,
-            "peer": report.peer,
-            "proofs": report.proofs,
-            "reason": report.reason,
-            "count": report.count if report.count > 1 else None,
-        }
-        line |= {name: value for name, value in more.items() if value}
+        fields = _fields(report)
+        del fields["answer"]
+        if report.count == 1:
+            del fields["count"]
+        line = {name: value for name, value in fields.items() if value or name in _ALWAYS}
         self._write(level, f"callback.{report.answer}", line)
 
     def attempt(self, report: AttemptReport) -> None:
         """Write one line: `attempt.delivered`, `attempt.refused` …"""
-        outcome = report.outcome
-        fine = outcome.kind.value == "delivered"
-        if fine and self._level > 20:
-            return
-        line = {
-            "destination": report.destination,
-            "delivery_id": report.delivery_id,
-            "event_id": report.event_id,
-            "event_type": report.event_type,
-            "number": report.number,
-            "status": outcome.status,
-            "detail": outcome.detail,
-            "seconds": round(report.seconds, 6),
-            "waited_seconds": round(report.waited_seconds, 3),
-            "state": report.state,
-            "due_at": report.due_at,
-        }
-        self._line("info" if fine else "warning", f"attempt.{outcome.kind.value}", line)
+        kind = report.outcome.kind.value
+        level = "info" if kind == "delivered" else "warning"
+        if _LEVELS[level] >= self._level:
+            self._line(level, f"attempt.{kind}", _fields(report))
 
     def pickup(self, report: PickupReport) -> None:
         """Write one line: `pickup.collected`, `pickup.gone`, `pickup.refused` …; `pickup.not_yet` at level debug."""
-        outcome = report.outcome
-        line = {
-            "source": report.source,
-            "provider": report.provider,
-            "pickup_id": report.pickup_id,
-            "job_id": report.job_id,
-            "ref": report.ref,
-            "number": report.number,
-            "status": outcome.status,
-            "detail": outcome.detail,
-            "seconds": round(report.seconds, 6),
-            "state": report.state,
-            "due_at": report.due_at,
-            "event_id": report.event_id,
-            "event_type": report.event_type,
-        }
-        levels = {"collected": "info", "not_yet": "debug"}
-        ended = report.state == "gone"
-        level = "warning" if ended else levels.get(outcome.kind.value, "warning")
-        self._line(level, f"pickup.{'gone' if ended else outcome.kind.value}", line)
+        kind = "gone" if report.state == "gone" else report.outcome.kind.value
+        level = {"collected": "info", "not_yet": "debug"}.get(kind, "warning")
+        self._line(level, f"pickup.{kind}", _fields(report))
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
-        """Write a line when callbacks begin to wait in the journal, now and then while they do, and when none does any more.
+        """Write a line when callbacks begin to wait in the journal, every half minute while they do, and when none is left.
 
         In an outage every callback changes the depth: a line for each would bury the rest. Metrics have them all.
         """
-        now, told = self._clock(), self._waiting_told
-        if depth and (told is None or now - told >= _WAITING_SECONDS):
-            self._waiting_told = now
+        now, last = self._clock(), self._last_waiting
+        if depth and (last is None or now - last >= _WAITING_SECONDS):
+            self._last_waiting = now
             fields = {"depth": depth, "oldest_age_seconds": oldest_age_seconds}
             self._line("warning", "journal.waiting", fields)
-        elif not depth and told is not None:
-            self._waiting_told = None
+        elif not depth and last is not None:
+            self._last_waiting = None
             self._line("info", "journal.empty", {})
 
     def note(self, level: str, event: str, **fields: Any) -> None:
@@ -138,11 +95,24 @@ class LogObserver:
     def _line(self, level: str, event: str, fields: dict[str, Any]) -> None:
         if _LEVELS[level] < self._level:
             return
-        self._write(level, event, {key: value for key, value in fields.items() if value not in _QUIET})
+        self._write(level, event, {key: value for key, value in fields.items() if value not in _BLANK})
+
+
+def _fields(report: CallbackReport | AttemptReport | PickupReport) -> dict[str, Any]:
+    """Return a report's fields as a line shows them: times rounded, an outcome as its status and detail."""
+    fields: dict[str, Any] = {}
+    for name, value in asdict(report).items():
+        if name == "outcome":
+            fields |= {"status": value.status, "detail": value.detail}
+        elif name in _DIGITS:
+            fields[name] = round(value, _DIGITS[name])
+        else:
+            fields[name] = value
+    return fields
 
 
 class _JsonLines:
-    """Writes JSON lines; those of one turn of the event loop at once, those from elsewhere at once and alone."""
+    """Writes JSON lines: those of one turn of the event loop together, those of other threads one by one."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -150,11 +120,11 @@ class _JsonLines:
         self._lock = threading.Lock()
 
     def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        told = {"at": _now(), "level": level, "event": event} | fields
+        fields = {"at": iso(wall_clock()), "level": level, "event": event} | fields
         try:
-            line = _encode(told)
-        except (UnicodeEncodeError, TypeError):  # a listener must not raise, whatever it is told
-            line = _encode({key: _encodable(value) for key, value in told.items()})
+            line = _encode(fields)
+        except (UnicodeEncodeError, TypeError):  # a listener must not raise, whatever is reported to it
+            line = _encode({key: _encodable(value) for key, value in fields.items()})
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -188,20 +158,16 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def _now() -> str:
-    return iso(wall_clock())
-
-
-def _console(out: TextIO) -> Any:
-    """Render for a terminal; every value as its `repr`, so that nobody's text can draw a line of its own."""
-    render = structlog.dev.ConsoleRenderer(
-        colors=out.isatty(), sort_keys=False, repr_native_str=True, pad_event_to=20
-    )
+def _console(out: TextIO) -> Callable[[str, str, dict[str, Any]], None]:
+    """Return a writer of lines for a terminal; each value as its `repr`, so that no text can draw a line of its own."""
+    bold, dim, off = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if out.isatty() else ("", "", "")
+    colors = {"info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"} if out.isatty() else {}
 
     def write(level: str, event: str, fields: dict[str, Any]) -> None:
-        line = render(None, level, {"timestamp": _now(), "level": level, "event": event, **fields})
+        pairs = " ".join([f"{dim}{name}={off}{value!r}" for name, value in fields.items()])
+        head = f"{dim}{iso(wall_clock())}{off} [{colors.get(level, '')}{level:9}{off}] {bold}{event:20}{off}"
         try:
-            out.write(f"{line}\n")
+            out.write(f"{head} {pairs}".rstrip() + "\n")
             out.flush()
         except (OSError, ValueError):  # as above
             return

@@ -1,7 +1,8 @@
-"""What the engine reports, to whoever listens. Logs and metrics are listeners; the engine knows neither."""
+"""What the engine reports to its listeners. Logs and metrics are listeners; the engine knows neither."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -11,19 +12,19 @@ from msgspec import Struct
 from receiver.core.work import Outcome, PickupOutcome
 
 
-class CallbackReport(Struct, frozen=True, kw_only=True):
-    """One callback and what it was answered."""
+class CallbackReport(Struct, kw_only=True):
+    """One callback and its answer. The intake fills it in on the way; listeners only read it."""
 
-    source: str
+    source: str = "unknown"
     """Name of a configured source, or `unknown`: never what a stranger wrote in the path."""
-    provider: str
+    provider: str = ""
     method: str
-    answer: str
+    answer: str = ""
     """`recorded`, `duplicate`, `late`, `parked`, `journaled`, or a sender error's label (`rejected`, `too_large`, …)."""
-    status: int
-    seconds: float
+    status: int = 0
+    seconds: float = 0.0
     """From the first header to the answer."""
-    size: int
+    size: int = 0
     """Body bytes read."""
     event_id: str | None = None
     event_type: str | None = None
@@ -31,11 +32,11 @@ class CallbackReport(Struct, frozen=True, kw_only=True):
     ref: str | None = None
     content_type: str = ""
     peer: str | None = None
+    proofs: str = ""
     reason: str = ""
     """Why it was refused, parked or journaled: names the setting to look at, never a secret."""
-    proofs: str = ""
     count: int = 1
-    """How many callbacks this tells of: those refused as `overloaded` in one moment are told together."""
+    """Number of callbacks in this report: those refused as `overloaded` in one moment are reported together."""
 
 
 class AttemptReport(Struct, frozen=True, kw_only=True):
@@ -48,11 +49,11 @@ class AttemptReport(Struct, frozen=True, kw_only=True):
     number: int
     outcome: Outcome
     seconds: float
+    waited_seconds: float
+    """From recording to the start of this attempt."""
     state: str
     """The delivery's state afterwards; `lost` when another worker held the claim by then."""
     due_at: int | None
-    waited_seconds: float
-    """From recording to the start of this attempt."""
 
 
 class PickupReport(Struct, frozen=True, kw_only=True):
@@ -94,37 +95,37 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several listeners as one. A listener that fails (its stream is gone, its disk full) never fails the engine."""
+    """Several listeners as one. A listener that fails (a closed stream, a full disk) never fails the engine."""
 
     def __init__(self, listeners: Iterable[Observer]) -> None:
         self._listeners = tuple(listeners)
 
     def callback(self, report: CallbackReport) -> None:
-        """Tell every listener."""
+        """Report to every listener."""
         for listener in self._listeners:
             with suppress(Exception):
                 listener.callback(report)
 
     def attempt(self, report: AttemptReport) -> None:
-        """Tell every listener."""
+        """Report to every listener."""
         for listener in self._listeners:
             with suppress(Exception):
                 listener.attempt(report)
 
     def pickup(self, report: PickupReport) -> None:
-        """Tell every listener."""
+        """Report to every listener."""
         for listener in self._listeners:
             with suppress(Exception):
                 listener.pickup(report)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
-        """Tell every listener."""
+        """Report to every listener."""
         for listener in self._listeners:
             with suppress(Exception):
                 listener.journal(depth, oldest_age_seconds)
 
     def note(self, level: str, event: str, **fields: Any) -> None:
-        """Tell every listener."""
+        """Report to every listener."""
         for listener in self._listeners:
             with suppress(Exception):
                 listener.note(level, event, **fields)
@@ -132,21 +133,7 @@ class Observers:
 
 def no_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` without values under names that carry secrets; the last line of defence for logs."""
-    return {key: ("[redacted]" if _is_secret(key) else value) for key, value in fields.items()}
+    return {key: ("[redacted]" if _SECRET_NAME.search(key) else value) for key, value in fields.items()}
 
 
-_SECRET_NAMES = (
-    "authorization",
-    "secret",
-    "password",
-    "token",
-    "dg-token",
-    "dg-project-id",
-    "cookie",
-    "api_key",
-)
-
-
-def _is_secret(name: str) -> bool:
-    lowered = name.lower()
-    return any(word in lowered for word in _SECRET_NAMES)
+_SECRET_NAME = re.compile("authorization|secret|password|token|dg-project-id|cookie|api_key", re.IGNORECASE)
