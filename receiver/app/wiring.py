@@ -9,6 +9,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,12 +18,12 @@ from receiver.app.metrics import MetricsObserver
 from receiver.core import envelope
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError
-from receiver.core.event import Event
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
 from receiver.core.signing import CallbackTokens, ObjectLinks
 from receiver.engine.collector import Collector, Quarry
 from receiver.engine.intake import Intake
+from receiver.engine.intake import Timing as IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.engine.relay import Lane, Relay
@@ -49,7 +50,7 @@ from receiver.storage.blobs.s3_options import S3Options
 from receiver.storage.journal import Journal
 from receiver.storage.store.base import Announcing, Store
 from receiver.storage.store.sqlite import SqliteStore
-from receiver.system.bodies import Spool
+from receiver.system.bodies import BodyBuffer
 
 PROVIDERS: Mapping[str, ModuleType] = {
     "deepgram": deepgram,
@@ -58,10 +59,13 @@ PROVIDERS: Mapping[str, ModuleType] = {
     "playht": playht,
 }
 """Every provider adapter by the name that `provider = "…"` uses."""
-_DRAIN_SECONDS = (1.0, 5.0)
-"""Pause between two looks at a waiting journal: at first, and at most."""
-_FLUSH_SECONDS = 1.0
-_LAST_WORDS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The times that no setting names; tests give shorter ones."""
+
+    intake: IntakeTiming = field(default_factory=IntakeTiming)
 
 
 @dataclass
@@ -167,6 +171,7 @@ def build(
     observers: Iterable[Observer] | None = None,
     clock: Callable[[], int] = wall_clock,
     shape: Callable[[Ports], Ports] = lambda ports: ports,
+    timing: Timing = Timing(),
 ) -> Receiver:
     """Put the parts together, nothing started yet. `shape` may wrap the ports. Raises `ConfigError`."""
     metrics = MetricsObserver()
@@ -179,14 +184,21 @@ def build(
     secrets_ = token_secrets(settings)
     tokens, links = CallbackTokens(secrets_), ObjectLinks(secrets_)
     folder = journal_folder(settings)
-    spool = Spool(str(Path(folder, "spool")))
-    ports = shape(_ports(settings, tokens, spool))
+    bodies = BodyBuffer(str(Path(folder, "spool")))
+    ports = shape(_ports(settings, tokens, bodies))
+    link = envelope.linker(
+        presign=ports.blobs.presign,
+        links=links,
+        base=public_base(settings),
+        seconds=settings.blobs.link_seconds,
+        clock=clock,
+    )
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     relay = Relay(
         store=ports.store,
         lanes={n: _lane(ports.destinations[n], d) for n, d in settings.destinations.items()},
         observer=observer,
-        render=_renderer(settings, ports.blobs, links, clock),
+        render=partial(envelope.render, link=link),
         clock=clock,
         worker=worker,
     )
@@ -199,7 +211,7 @@ def build(
     recorder = Recorder(
         store=ports.store,
         blobs=ports.blobs,
-        spool=spool,
+        bodies=bodies,
         router=Router(
             Route(name, destination.sources, destination.events)
             for name, destination in settings.destinations.items()
@@ -227,9 +239,10 @@ def build(
         store=ports.store,
         recorder=recorder,
         journal=journal,
-        spool=spool,
+        bodies=bodies,
         observer=observer,
-        most=settings.server.max_callbacks,
+        limit=settings.server.max_callbacks,
+        timing=timing.intake,
     )
     return Receiver(
         settings=settings,
@@ -256,7 +269,7 @@ def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Itera
     return heard
 
 
-def _ports(settings: Settings, tokens: CallbackTokens, spool: Spool) -> Ports:
+def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Ports:
     adapters = build_providers(settings, tokens)
     pulls = {n: adapter for n, adapter in adapters.items() if isinstance(adapter, PullProvider)}
     return Ports(
@@ -265,7 +278,7 @@ def _ports(settings: Settings, tokens: CallbackTokens, spool: Spool) -> Ports:
         providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
         destinations={n: build_destination(d) for n, d in settings.destinations.items()},
         pulls=pulls,
-        fetchers={n: Fetcher.create(settings.sources[n], spool) for n in pulls},
+        fetchers={n: Fetcher.create(settings.sources[n], bodies) for n in pulls},
     )
 
 
@@ -288,23 +301,6 @@ def _lane(destination: Destination, settings: DestinationSettings) -> Lane:
     )
 
 
-def _renderer(
-    settings: Settings, blobs: Blobs, links: ObjectLinks, clock: Callable[[], int]
-) -> Callable[[Event], bytes]:
-    base = public_base(settings)
-    life = settings.blobs.link_seconds * 1000
-
-    def link(key: str, content_type: str) -> tuple[str, int]:
-        expires_at = clock() + life
-        url = blobs.presign(key, content_type=content_type, expires_at=expires_at)
-        if url is None:
-            token = links.issue(key, content_type=content_type, expires_at=expires_at)
-            url = f"{base}/objects/{token}"
-        return url, expires_at
-
-    return lambda event: envelope.render(event, link)
-
-
 @contextlib.asynccontextmanager
 async def open_receiver(
     receiver: Receiver, *, intake: bool = True, work: bool = True
@@ -319,7 +315,6 @@ async def open_receiver(
             store.migrate()
         )  # a database of many machines is migrated by a person: old programs may be running on it
     await store.open()
-    tasks: list[asyncio.Task[None]] = []
     workings: list[Destination | Fetcher] = []
     if work:
         workings = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]
@@ -329,8 +324,7 @@ async def open_receiver(
             await receiver.journal.open()
         receiver.intake.open()
         if intake:
-            tasks.append(asyncio.create_task(_drain_forever(receiver)))
-            tasks.append(asyncio.create_task(_flush_forever(receiver)))
+            receiver.intake.start()
         for part in workings:
             await part.open()
         if work:
@@ -345,36 +339,7 @@ async def open_receiver(
             await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
         for part in workings:
             await part.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         if intake:
-            with contextlib.suppress(TimeoutError):  # a database that says nothing must not hold up the end
-                async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    await receiver.intake.flush_rejections()
+            await receiver.intake.stop()
         await receiver.blobs.close()
         await store.close()
-
-
-async def _drain_forever(receiver: Receiver) -> None:
-    journal, pause = receiver.journal, _DRAIN_SECONDS[0]
-    while True:
-        if journal.depth == 0:
-            journal.kept.clear()
-            await journal.kept.wait()
-        await asyncio.sleep(pause)
-        try:
-            done = await receiver.intake.drain()
-        except Exception as error:  # a bug must not leave callbacks in the journal until the next start
-            receiver.observer.note("error", "journal.drain_failed", error=type(error).__name__)
-            done = 0
-        pause = _DRAIN_SECONDS[0] if done else min(pause * 2, _DRAIN_SECONDS[1])
-
-
-async def _flush_forever(receiver: Receiver) -> None:
-    while True:
-        await asyncio.sleep(_FLUSH_SECONDS)
-        try:
-            await receiver.intake.flush_rejections()
-        except Exception as error:
-            receiver.observer.note("error", "rejections.flush_failed", error=type(error).__name__)

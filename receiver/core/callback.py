@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 from msgspec import Struct, field
 
 from receiver.core.errors import CallbackRejected
+
+PREFIX_BYTES = 4096
+"""Bytes of a body's beginning that are at hand without loading it."""
 
 
 class Body(Protocol):
@@ -23,7 +28,7 @@ class Body(Protocol):
 
     @property
     def prefix(self) -> bytes:
-        """The first bytes (up to 4096), enough to tell a format by its magic."""
+        """The first `PREFIX_BYTES`, enough to tell a format by its magic."""
 
     @property
     def path(self) -> str | None:
@@ -37,10 +42,29 @@ class HeldBody(Body, Protocol):
     """A body in a temporary place."""
 
     def discard(self) -> None:
-        """Let go of it; harmless to repeat."""
+        """Remove the temporary file, if there is one; harmless to repeat."""
 
 
-class Head(Struct, frozen=True, kw_only=True):
+class MemoryBody:
+    """A body held in memory."""
+
+    path: str | None = None
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.prefix = data[:PREFIX_BYTES]
+
+    def load(self) -> bytes:
+        """Return all bytes."""
+        return self._data
+
+    def discard(self) -> None:
+        """Do nothing: no file is behind it."""
+
+
+class Head(Struct, frozen=True, kw_only=True, dict=True):
     """What is known of a callback before a byte of its body is read."""
 
     source: str
@@ -53,51 +77,58 @@ class Head(Struct, frozen=True, kw_only=True):
     received_at: int
     peer: str | None = None
 
-    def all(self, name: str) -> list[str]:
+    @cached_property
+    def _values(self) -> Mapping[str, list[str]]:
+        values: dict[str, list[str]] = {}
+        for name, value in self.headers:
+            values.setdefault(name, []).append(value)
+        return values
+
+    def all(self, name: str) -> Sequence[str]:
         """Return every value of the header `name` (lower case)."""
-        return [pair[1] for pair in self.headers if pair[0] == name]
+        return self._values.get(name, ())
 
     def one(self, name: str) -> str | None:
         """Return the header's value, None when absent; more than one is a `CallbackRejected`."""
-        found: str | None = None
-        count = 0
-        for key, value in self.headers:
-            if key == name:
-                found = value
-                count += 1
-        if count > 1:
-            raise CallbackRejected(f"the header {name} came {count} times; send it once")
-        return found
+        values = self._values.get(name)
+        if values is None:
+            return None
+        if len(values) > 1:
+            raise CallbackRejected(f"the header {name} came {len(values)} times; send it once")
+        return values[0]
 
     def content_type(self) -> str:
         """Return the `Content-Type` as it came, cut at 200 characters; "" when absent."""
-        values = self.all("content-type")
+        values = self._values.get("content-type")
         return values[0][:200] if values else ""
 
-    def media_type(self) -> tuple[str, dict[str, str]]:
+    def media_type(self) -> tuple[str, Mapping[str, str]]:
         """Return the lower-case media type without parameters ("" when absent) and its parameters, leniently."""
-        values = self.all("content-type")
-        if not values:
-            return "", {}
-        kind, *rest = values[0].split(";")
-        pairs = (part.partition("=") for part in rest)
-        return kind.strip().lower(), {
-            key.strip().lower(): value.strip().strip('"') for key, _, value in pairs if key.strip()
-        }
+        values = self._values.get("content-type")
+        return _media_type(values[0]) if values else ("", {})
+
+
+@lru_cache(maxsize=64)
+def _media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
+    kind, *rest = content_type.split(";")
+    pairs = [part.partition("=") for part in rest]
+    return kind.strip().lower(), {
+        key.strip().lower(): value.strip().strip('"') for key, _, value in pairs if key.strip()
+    }
 
 
 class TokenClaims(Struct, frozen=True, kw_only=True):
-    """What a callback token says: we handed this URL out, for this source and job."""
+    """What a callback token says: receiver issued this URL, for this source and job."""
 
     source: str
     token_id: str
-    """Random, unique to each URL handed out."""
+    """Random, unique to each URL issued."""
     ref: str | None = None
     format: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked of the provider (`encoding`, `container`, `sample_rate`, …): decides raw formats."""
+    """The format requested of the provider (`encoding`, `container`, `sample_rate`, …): decides raw formats."""
     expires_at: int | None = None
     job_secret: bool = False
-    """The job has a webhook secret of its own, derived from this token."""
+    """True when the job has a webhook secret of its own, derived from this token."""
     expect_by: int | None = None
     """The callback is overdue after this time, and late when it comes then."""
 
@@ -108,7 +139,7 @@ class TokenClaims(Struct, frozen=True, kw_only=True):
 
 
 class Admission(Struct, frozen=True, kw_only=True):
-    """The head passed: read the body, up to `body_limit` bytes."""
+    """The head was accepted: the body may be read, up to `body_limit` bytes."""
 
     head: Head
     claims: TokenClaims | None
@@ -120,7 +151,7 @@ class Admission(Struct, frozen=True, kw_only=True):
 class VerifiedCallback(Struct, frozen=True, kw_only=True):
     """A callback that was proved. Only `provider.verify` makes one; `provider.normalize` takes nothing else.
 
-    The journal restores one that it was given before, with the proofs that held then.
+    The journal restores the callbacks that it kept, with the proofs that held when they came.
     """
 
     head: Head

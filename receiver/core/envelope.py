@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from receiver.core.event import AudioFacts, Event, EventDraft, StoredBlob, TranscriptDraft
+from receiver.core.signing import ObjectLinks
 
 SCHEMA = 1
 DATA_LIMIT = 18_000
@@ -146,7 +147,7 @@ def _short(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render(event: Event, link: Link) -> bytes:
-    """Return the whole event as it is sent: type, timestamp and data, links renewed."""
+    """Return the whole event as it is sent: type, timestamp and data, with fresh links."""
     data = event.data
     if event.blob_key is not None:
         fields = _decode(data)
@@ -161,3 +162,26 @@ def render(event: Event, link: Link) -> bytes:
         iso(event.occurred_at).encode(),
         data,
     )
+
+
+def linker(
+    *,
+    presign: Callable[..., str | None],
+    links: ObjectLinks,
+    base: str,
+    seconds: int,
+    clock: Callable[[], int],
+) -> Link:
+    """Return what makes links that are valid for `seconds`: the blob store's own, else `base`'s `/objects/…`.
+
+    `presign` is the blob store's method; it returns None for objects that receiver serves itself.
+    """
+
+    def link(key: str, content_type: str) -> tuple[str, int]:
+        expires_at = clock() + seconds * 1000
+        url = presign(key, content_type=content_type, expires_at=expires_at)
+        if url is None:
+            url = f"{base}/objects/{links.issue(key, content_type=content_type, expires_at=expires_at)}"
+        return url, expires_at
+
+    return link

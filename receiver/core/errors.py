@@ -135,3 +135,16 @@ class PickupRefused(ReceiverError):
 
 class ConfigError(ReceiverError):
     """The configuration cannot be used."""
+
+
+RESOURCE_ERRORS = (OSError, MemoryError)
+"""Raised while this machine lacks something (descriptors, memory, a disk that answers): no bug, and no fault of the caller's."""
+THREAD_ERRORS = (*RESOURCE_ERRORS, RuntimeError)
+"""The same around work in a thread: Python raises `RuntimeError` when no thread can be started."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one of `THREAD_ERRORS` in words for a person; never a path."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error) or type(error).__name__

@@ -6,15 +6,16 @@ What is answered 2xx is on disk before. The sender's retry rule decides the answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from receiver.core.callback import Admission, Head, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, VerifiedCallback
 from receiver.core.errors import (
-    BodyTooLarge,
+    RESOURCE_ERRORS,
     CallbackRejected,
     JournalUnavailable,
     MalformedCallback,
@@ -23,16 +24,17 @@ from receiver.core.errors import (
     Unavailable,
     UnknownSource,
     WrongMethod,
+    reason_of,
 )
 from receiver.core.event import EventDraft, Recorded, RecordStatus, Rejection, Stage
 from receiver.core.observe import CallbackReport, Observers
-from receiver.engine.overload import Crowd
+from receiver.engine.overload import LoadShedder
 from receiver.engine.recorder import Recorder
 from receiver.providers.base import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.base import Store
-from receiver.system.bodies import SHORTAGE, Receive, Spool, Spooled, why
+from receiver.system.bodies import BodyBuffer, Receive, too_large
 
 METHODS = ("POST", "PUT")
 _BIG_JSON = 256 * 1024
@@ -45,30 +47,28 @@ _KEPT_REJECTIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """How often the intake's two loops run, in seconds."""
+
+    drain: tuple[float, float] = (1.0, 5.0)
+    """Pause between two drains of a journal that is not empty: at first, and at most."""
+    flush: float = 1.0
+    """Pause between two writes of rejections."""
+    last_flush: float = 1.0
+    """How long the last write may take: a database that does not answer must not hold up the stop."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What the provider is told."""
+    """The HTTP response to a provider."""
 
     status: int
     payload: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Progress:
-    """What is known so far of one callback, for its report."""
-
-    provider: str = ""
-    source: str = "unknown"
-    size: int = 0
-    event_type: str | None = None
-    job_id: str | None = None
-    ref: str | None = None
-    proofs: str = ""
-    reason: str = ""
-
-
 class Intake:
-    """Takes callbacks in. One for each process."""
+    """Takes callbacks in, and drains the journal. One for each process."""
 
     def __init__(
         self,
@@ -78,67 +78,115 @@ class Intake:
         store: Store,
         recorder: Recorder,
         journal: Journal,
-        spool: Spool,
+        bodies: BodyBuffer,
         observer: Observers,
-        most: int = 1000,
+        limit: int = 1000,
+        timing: Timing = Timing(),
     ) -> None:
-        """`most` callbacks are under way at once; one more is refused before its body is read."""
-        self.crowd = Crowd(most)
+        """`limit` callbacks may be under way at once; one more is refused before its body is read."""
+        self.load = LoadShedder(limit)
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._providers = providers
         self._sources = sources
         self._store = store
         self._recorder = recorder
         self._journal = journal
-        self._spool = spool
+        self._bodies = bodies
         self._observer = observer
+        self._timing = timing
         self._rejected_in_row: dict[str, int] = {}
         self._rejections: deque[Rejection] = deque(maxlen=_KEPT_REJECTIONS * 10)
-        self._stopped = ""
+        self._drain_error = ""
+        """Why the last drain stopped, as it was reported."""
+        self._loops: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ its life
 
     def open(self) -> None:
-        """Make the spool folder ready. Raises `JournalUnavailable`."""
-        self._spool.open()
+        """Make the folder for temporary files ready. Raises `JournalUnavailable`."""
+        self._bodies.open()
+
+    def start(self) -> None:
+        """Drain the journal and write rejections from now on, in tasks of the running loop."""
+        self._loops = [asyncio.create_task(self._drain_forever()), asyncio.create_task(self._flush_forever())]
+
+    async def stop(self) -> None:
+        """End both loops, and write the last rejections."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.last_flush):
+                await self.flush_rejections()
+
+    async def _drain_forever(self) -> None:
+        first, longest = self._timing.drain
+        pause = first
+        while True:
+            if self._journal.depth == 0:
+                self._journal.kept.clear()
+                await self._journal.kept.wait()
+            await asyncio.sleep(pause)
+            try:
+                done = await self.drain()
+            except Exception as error:  # a bug must not leave callbacks in the journal until the next start
+                self._observer.note("error", "journal.drain_failed", error=type(error).__name__)
+                done = 0
+            pause = first if done else min(pause * 2, longest)
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._timing.flush)
+            try:
+                await self.flush_rejections()
+            except Exception as error:
+                self._observer.note("error", "rejections.flush_failed", error=type(error).__name__)
 
     # ------------------------------------------------------------ accept: the push road
 
     async def accept(self, head: Head, receive: Receive) -> Answer:
         """Take one callback: admit, read, verify, normalize, store, record. Never raises; every way ends in an answer."""
         began = time.perf_counter()
-        progress = _Progress()
-        reason = self.crowd.refusal()
+        reason = self.load.refusal()
         if reason:
             return self.overloaded(head.source, head.method, reason)
-        self.crowd.under_way += 1
+        report = CallbackReport(
+            method=head.method if head.method in METHODS else "other",
+            content_type=head.content_type(),
+            peer=head.peer,
+        )
+        self.load.under_way += 1
         try:
-            answer, label = await self._accept(head, receive, progress)
+            answer = await self._take(head, receive, report)
         except SenderError as error:
-            answer, label = self._refuse(head, error, progress), error.label
-        except (JournalUnavailable, *SHORTAGE) as error:
-            progress.reason = why(error)
-            self._observer.note("error", "callback.not_kept", source=progress.source, reason=progress.reason)
-            answer, label = _busy("nothing here can keep the callback now; send it again"), "not_kept"
+            answer = self._refuse(head, error, report)
+        except (JournalUnavailable, *RESOURCE_ERRORS) as error:
+            report.answer, report.reason = "not_kept", reason_of(error)
+            self._observer.note("error", "callback.not_kept", source=report.source, reason=report.reason)
+            answer = _busy("nothing here can keep the callback now; send it again")
         except Exception as error:  # a bug of ours: nothing was promised, so the provider may send it again
-            self._bug("accept", progress.source, error)
-            progress.reason = "an internal error"
-            answer, label = _busy("receiver could not take the callback; send it again"), "not_kept"
+            self._bug("accept", report.source, error)
+            report.answer, report.reason = "not_kept", "an internal error"
+            answer = _busy("receiver could not take the callback; send it again")
         finally:
-            self.crowd.under_way -= 1
-        self._report(head, answer, label, progress, time.perf_counter() - began)
+            self.load.under_way -= 1
+        report.status = answer.status
+        report.seconds = time.perf_counter() - began
+        self._observer.callback(report)
         return answer
 
     def overloaded(self, source: str, method: str, reason: str) -> Answer:
-        """Refuse early: a queue that grows without end makes every answer late, and then none in time.
+        """Refuse early: a queue that grows without end makes every answer late, and in the end useless.
 
-        Those of one turn of the event loop are told together: refusing takes its time from those that could be taken.
+        Those of one turn of the event loop are reported together: refusing takes its time from those that could be taken.
         """
         if not self._refused:
-            asyncio.get_running_loop().call_soon(self._tell_refused)
+            asyncio.get_running_loop().call_soon(self._report_refused)
         known = source if source in self._providers else "unknown"
         self._refused[known, method if method in METHODS else "other", reason] += 1
         return OVERLOADED
 
-    def _tell_refused(self) -> None:
+    def _report_refused(self) -> None:
         refused, self._refused = self._refused, Counter()
         for (source, method, reason), count in refused.items():
             provider = self._providers.get(source)
@@ -149,115 +197,116 @@ class Intake:
                     method=method,
                     answer="overloaded",
                     status=OVERLOADED.status,
-                    seconds=0.0,
-                    size=0,
                     reason=reason,
                     count=count,
                 )
             )
 
-    async def _accept(self, head: Head, receive: Receive, progress: _Progress) -> tuple[Answer, str]:
+    async def _take(self, head: Head, receive: Receive, report: CallbackReport) -> Answer:
+        """Read a callback's body and record it. Raises `SenderError`, `JournalUnavailable`."""
         provider = self._providers.get(head.source)
         if provider is None:
             raise UnknownSource
-        progress.source, progress.provider = head.source, provider.provider
+        report.source, report.provider = head.source, provider.provider
         if head.method not in METHODS:
             raise WrongMethod
-        settings = self._sources[head.source]
         if head.all("upgrade"):
             # The HTTP parser drops the body of such a request: taken as it is, a result would be kept without its bytes.
             raise SenderError("an offer to upgrade the connection is not taken: send it without `Upgrade`")
-        admission = self._admit(provider, head)
-        _check_length(head, admission.body_limit)
-        body = await self._spool.take(
-            receive, limit=admission.body_limit, total=settings.body_seconds, idle=settings.idle_seconds
-        )
         try:
-            progress.size = body.size
-            return await self._prove(provider, settings, admission, body, progress)
-        finally:
-            body.discard()
-
-    def _admit(self, provider: PushProvider, head: Head) -> Admission:
-        try:
-            return provider.admit(head)
+            admission = provider.admit(head)
         except SenderError:
             raise
         except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
             self._bug("admit", head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
-
-    async def _prove(
-        self,
-        provider: PushProvider,
-        settings: SourceSettings,
-        admission: Admission,
-        body: Spooled,
-        progress: _Progress,
-    ) -> tuple[Answer, str]:
-        def work() -> tuple[VerifiedCallback, EventDraft]:
-            try:
-                callback = provider.verify(admission, body)
-            except (SenderError, *SHORTAGE):
-                raise
-            except Exception as error:
-                self._bug("verify", admission.head.source, error)
-                raise CallbackRejected("the callback could not be checked") from None
-            return callback, self._normalize(provider, callback)
-
-        if body.path is None or body.size <= _BIG_JSON:
-            callback, draft = work()
-        else:
-            callback, draft = await asyncio.to_thread(work)
-        self._rejected_in_row.pop(callback.source, None)
-        progress.event_type, progress.job_id, progress.ref = draft.type, draft.job_id, draft.ref
-        progress.proofs = ",".join(sorted(callback.proofs))
-        progress.reason = draft.parked or ""
-        storing = self.crowd.begin()
+        length, limit = head.one("content-length"), admission.body_limit
+        if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
+            raise too_large(limit)
+        settings = self._sources[head.source]
+        body = await self._bodies.read(
+            receive, limit=limit, total=settings.body_seconds, idle=settings.idle_seconds
+        )
         try:
-            async with asyncio.timeout(settings.budget_seconds):
-                recorded = await self._recorder.record(provider, callback, draft)
-        except Unavailable as error:
-            return await self._journal_it(provider, callback, draft, error.message, progress)
-        except TimeoutError:
-            reason = f"storing took over {settings.budget_seconds:g} s"
-            return await self._journal_it(provider, callback, draft, reason, progress)
-        except Exception as error:
-            self._bug("record", callback.source, error)
-            return await self._journal_it(provider, callback, draft, "an internal error", progress)
+            report.size = body.size
+            if body.path is None or body.size <= _BIG_JSON:
+                callback, draft = self._prove(provider, admission, body)
+            else:
+                callback, draft = await asyncio.to_thread(self._prove, provider, admission, body)
+            return await self._record(provider, callback, draft, settings.budget_seconds, report)
         finally:
-            self.crowd.end(storing)
-        return _recorded(recorded, draft)
+            body.discard()
+
+    def _prove(
+        self, provider: PushProvider, admission: Admission, body: Body
+    ) -> tuple[VerifiedCallback, EventDraft]:
+        try:
+            callback = provider.verify(admission, body)
+        except (SenderError, *RESOURCE_ERRORS):
+            raise
+        except Exception as error:
+            self._bug("verify", admission.head.source, error)
+            raise CallbackRejected("the callback could not be checked") from None
+        return callback, self._normalize(provider, callback)
 
     def _normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
         try:
             return provider.normalize(callback)
         except MalformedCallback as error:
             return _parked(provider, callback, error.message)
-        except SHORTAGE:
+        except RESOURCE_ERRORS:
             raise
         except Exception as error:  # proved, so it is kept whatever our own code makes of it
             self._bug("normalize", callback.source, error)
             return _parked(provider, callback, "receiver could not read it (an internal error)")
 
-    async def _journal_it(
+    async def _record(
         self,
         provider: PushProvider,
         callback: VerifiedCallback,
         draft: EventDraft,
-        reason: str,
-        progress: _Progress,
-    ) -> tuple[Answer, str]:
-        progress.reason = reason
-        await self._journal.keep(callback, key=draft.idempotency_key, reason=reason)
+        budget: float,
+        report: CallbackReport,
+    ) -> Answer:
+        """Record a proved callback within `budget` seconds, or keep it in the journal. Raises `JournalUnavailable`."""
+        self._rejected_in_row.pop(report.source, None)
+        report.event_type, report.job_id, report.ref = draft.type, draft.job_id, draft.ref
+        report.proofs = ",".join(sorted(callback.proofs))
+        report.reason = draft.parked or ""
+        storing = self.load.begin_storing()
+        try:
+            async with asyncio.timeout(budget):
+                recorded = await self._recorder.record(provider, callback, draft)
+        except Unavailable as error:
+            report.reason = error.message
+        except TimeoutError:
+            report.reason = f"storing took over {budget:g} s"
+        except Exception as error:
+            self._bug("record", report.source, error)
+            report.reason = "an internal error"
+        else:
+            report.event_id, report.answer = recorded.event_id, recorded.status.value
+            if recorded.status is RecordStatus.RECORDED and draft.parked is not None:
+                report.answer = "parked"
+            payload = {
+                "status": "recorded" if recorded.status is RecordStatus.LATE else report.answer,
+                "event_id": recorded.event_id,
+            }
+            if recorded.pickup_id is not None:
+                payload["pickup_id"] = recorded.pickup_id
+            return Answer(200, payload)
+        finally:
+            self.load.end_storing(storing)
+        report.answer = "journaled"
+        await self._journal.keep(callback, key=draft.idempotency_key, reason=report.reason)
         if provider.keeps_retrying:
-            return _busy("the callback is kept, but not yet recorded; send it again"), "journaled"
-        return Answer(200, {"status": "journaled"}), "journaled"
+            return _busy("the callback is kept, but not yet recorded; send it again")
+        return Answer(200, {"status": "journaled"})
 
     # ------------------------------------------------------------ the journal's way back
 
     async def take_back(self, callback: VerifiedCallback) -> Recorded:
-        """Take a journaled callback down the same road; return what became of it.
+        """Normalize and record a callback from the journal; return the result.
 
         Raises `Unavailable` while the outage goes on, `OSError` or `MemoryError` when it cannot be read for now.
         """
@@ -267,22 +316,22 @@ class Intake:
         try:
             draft = await asyncio.to_thread(self._normalize, provider, callback)
         except RuntimeError as error:  # no thread can be started
-            raise JournalUnavailable(f"the callback cannot be read for now: {why(error)}") from None
+            raise JournalUnavailable(f"the callback cannot be read for now: {reason_of(error)}") from None
         recorded = await self._recorder.record(provider, callback, draft)
-        told = {"status": recorded.status.value, "event_id": recorded.event_id}
-        self._observer.note("info", "journal.drained", source=callback.source, **told)
+        fields = {"status": recorded.status.value, "event_id": recorded.event_id}
+        self._observer.note("info", "journal.drained", source=callback.source, **fields)
         return recorded
 
     async def drain(self) -> int:
         """Empty the journal as far as the parts allow; return how many callbacks were recorded."""
-        told, self._stopped = self._stopped, ""
+        reported, self._drain_error = self._drain_error, ""
         try:
             return await self._journal.drain(self.take_back)
         except Unavailable as error:
-            # What it had of single entries the journal told itself.
+            # The journal itself reports what kept single entries back.
             if isinstance(error, JournalUnavailable) and error.message != self._journal.refused:
-                self._stopped = error.message
-                if told != error.message:
+                self._drain_error = error.message
+                if reported != error.message:
                     self._observer.note("warning", "journal.drain_stopped", error=error.message)
             return 0
 
@@ -299,10 +348,10 @@ class Intake:
         except StoreUnavailable:  # the newest are worth most when there is not room for all
             self._rejections = deque([*batch, *self._rejections], maxlen=self._rejections.maxlen)
 
-    def _refuse(self, head: Head, error: SenderError, progress: _Progress) -> Answer:
-        progress.reason = error.message
+    def _refuse(self, head: Head, error: SenderError, report: CallbackReport) -> Answer:
+        report.answer, report.reason = error.label, error.message
         if isinstance(error, CallbackRejected):
-            self._count_rejection(head, error, progress)
+            self._count_rejection(head, error, report)
         headers = {}
         if error.status == 401:
             headers["www-authenticate"] = 'Basic realm="receiver", charset="UTF-8"'
@@ -310,11 +359,11 @@ class Intake:
             headers["allow"] = ", ".join(METHODS)
         return Answer(error.status, {"status": error.label, "error": error.message}, headers)
 
-    def _count_rejection(self, head: Head, error: CallbackRejected, progress: _Progress) -> None:
+    def _count_rejection(self, head: Head, error: CallbackRejected, report: CallbackReport) -> None:
         count = self._rejected_in_row.get(head.source, 0) + 1
         self._rejected_in_row[head.source] = count
         if error.setting and error.setting not in error.message:
-            progress.reason = f"{error.message} (look at {error.setting})"
+            report.reason = f"{error.message} (look at {error.setting})"
         if count == _ALERT_AFTER:
             fields = {"in_a_row": count, "look_at": error.setting or f"sources.{head.source}"}
             self._observer.note("error", "source.rejecting", source=head.source, **fields)
@@ -326,29 +375,8 @@ class Intake:
                 reason=error.message,
                 method=head.method,
                 peer=head.peer,
-                content_type=head.content_type(),
+                content_type=report.content_type,
                 user_agent=(head.all("user-agent") or [""])[0][:200],
-            )
-        )
-
-    def _report(self, head: Head, answer: Answer, label: str, progress: _Progress, took: float) -> None:
-        self._observer.callback(
-            CallbackReport(
-                source=progress.source,
-                provider=progress.provider,
-                method=head.method if head.method in METHODS else "other",
-                answer=label,
-                status=answer.status,
-                seconds=took,
-                size=progress.size,
-                event_id=answer.payload.get("event_id"),
-                event_type=progress.event_type,
-                job_id=progress.job_id,
-                ref=progress.ref,
-                content_type=head.content_type(),
-                peer=head.peer,
-                reason=progress.reason,
-                proofs=progress.proofs,
             )
         )
 
@@ -356,30 +384,12 @@ class Intake:
         self._observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)
 
 
-def _check_length(head: Head, limit: int) -> None:
-    """Refuse a body that says it is too large before it is read."""
-    length = head.one("content-length")
-    if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
-        raise BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
-
-
-def _recorded(recorded: Recorded, draft: EventDraft) -> tuple[Answer, str]:
-    status = recorded.status.value
-    if recorded.status is RecordStatus.RECORDED and draft.parked is not None:
-        status = "parked"
-    shown = "recorded" if recorded.status is RecordStatus.LATE else status
-    payload = {"status": shown, "event_id": recorded.event_id}
-    if recorded.pickup_id is not None:
-        payload["pickup_id"] = recorded.pickup_id
-    return Answer(200, payload), status
-
-
 def _busy(message: str, *, seconds: int = 30) -> Answer:
     return Answer(503, {"status": "unavailable", "error": message}, {"retry-after": str(seconds)})
 
 
 OVERLOADED = _busy("receiver has as much as it can take at this moment; send it again", seconds=2)
-"""What is told to whoever comes past the bound."""
+"""The answer to a callback that load shedding refuses."""
 
 
 def _parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:

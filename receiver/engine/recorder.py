@@ -11,7 +11,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from receiver.core import envelope
-from receiver.core.callback import Body, VerifiedCallback
+from receiver.core.callback import Body, MemoryBody, VerifiedCallback
 from receiver.core.event import (
     Answered,
     CallbackRow,
@@ -33,7 +33,7 @@ from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.base import Deferral, Store
 from receiver.system import audio
-from receiver.system.bodies import MemoryBody, Spool
+from receiver.system.bodies import BodyBuffer
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""
@@ -70,7 +70,7 @@ class Recorder:
         *,
         store: Store,
         blobs: Blobs,
-        spool: Spool,
+        bodies: BodyBuffer,
         router: Router,
         keys: KeyTemplate,
         clock: Callable[[], int],
@@ -80,7 +80,7 @@ class Recorder:
         """`wake` is told the destinations of a new event, `wake_pickups` the source of a new pickup."""
         self._store = store
         self._blobs = blobs
-        self._spool = spool
+        self._bodies = bodies
         self._router = router
         self._keys = keys
         self._clock = clock
@@ -246,7 +246,7 @@ class Recorder:
         if draft.document is not None:
             body: Body = MemoryBody(draft.document)
             return await self._put_document(origin, draft, body)
-        kept = await self._spool.rewrite(origin.body, origin.redact, overlap=_OVERLAP)
+        kept = await self._bodies.rewrite(origin.body, origin.redact, overlap=_OVERLAP)
         try:
             return await self._put_document(origin, draft, kept)
         finally:

@@ -25,7 +25,7 @@ from receiver.outbound.client import Egress, Failure, Incoming, ReplyBroken, Res
 from receiver.outbound.decoding import CodingBroken, EventReader, Inflater, LineTooLong, coding
 from receiver.outbound.guard import Target, follow, listed, target
 from receiver.settings.model import SourceSettings
-from receiver.system.bodies import Spool
+from receiver.system.bodies import BodyBuffer
 
 USER_AGENT = f"receiver/{__version__}"
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -67,7 +67,7 @@ class Fetcher:
     def __init__(
         self,
         egress: Egress,
-        spool: Spool,
+        bodies: BodyBuffer,
         *,
         name: str,
         limits: Limits | None = None,
@@ -75,13 +75,15 @@ class Fetcher:
     ) -> None:
         """`egress` belongs to the fetcher from here on; `clock` (seconds since 1970) reads the dates of `Retry-After`."""
         self._egress = egress
-        self._spool = spool
+        self._bodies = bodies
         self._name = name
         self._limits = limits or Limits()
         self._clock = clock
 
     @classmethod
-    def create(cls, settings: SourceSettings, spool: Spool, *, resolve: Resolve | None = None) -> Fetcher:
+    def create(
+        cls, settings: SourceSettings, bodies: BodyBuffer, *, resolve: Resolve | None = None
+    ) -> Fetcher:
         """Return the fetcher of a source; downloads go to `spool`. `resolve` stands in for the system's resolver."""
         egress = Egress(
             timeout_seconds=settings.attempt_seconds,
@@ -92,7 +94,7 @@ class Fetcher:
             resolve=resolve,
         )
         limits = Limits(attempt_seconds=settings.attempt_seconds)
-        return cls(egress, spool, name=settings.name, limits=limits)
+        return cls(egress, bodies, name=settings.name, limits=limits)
 
     @property
     def name(self) -> str:
@@ -197,7 +199,7 @@ class Fetcher:
             _check_length(reply, limit)
             async with aclosing(_pieces(reply, limit, deadline)) as pieces:
                 ample = deadline.total + 60  # the pieces are timed already
-                body = await self._spool.take(_as_asgi(pieces), limit=limit, total=ample, idle=ample)
+                body = await self._bodies.read(_as_asgi(pieces), limit=limit, total=ample, idle=ample)
         except _Stop as stop:
             return stop.failed
         except ReplyBroken:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from pydantic import Field, SecretStr, field_validator
 
-from receiver.core.callback import Admission, Body, Head, HeldBody, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, VerifiedCallback
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, FileDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
@@ -48,7 +48,6 @@ from receiver.providers.toolkit import (
     unsigned,
 )
 from receiver.settings.model import MIB, Finding, Section, SourceSettings, provider_options
-from receiver.system.bodies import MemoryBody
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of deAPI's needs more than this."""

@@ -23,10 +23,10 @@ from typing import Any
 import msgspec
 
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback
-from receiver.core.errors import JournalUnavailable, Unavailable
+from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
 from receiver.core.observe import Observers
-from receiver.system.bodies import SHORTAGE, TROUBLE, FileBody, why
-from receiver.system.files import keep_body, make_folder, sync_folder, write_file
+from receiver.system.bodies import FileBody, keep_body
+from receiver.system.files import make_folder, sync_folder, write_file
 
 _SECRET_HEADERS = frozenset((
     "authorization", "proxy-authorization", "cookie", "dg-token", "dg-project-id",
@@ -44,7 +44,7 @@ _DRAINING = ".draining"
 """Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
 
 Handle = Callable[[VerifiedCallback], Awaitable[object]]
-"""Takes a callback down the road from `normalize` on; raises `Unavailable`, or one of `SHORTAGE`, while that is not possible."""
+"""Takes a callback down the road from `normalize` on; raises `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
 
 
 class Journal:
@@ -88,7 +88,7 @@ class Journal:
         """Make the folder and find what earlier processes left. Raises `JournalUnavailable`."""
         try:
             await asyncio.to_thread(self._open)
-        except TROUBLE as error:
+        except THREAD_ERRORS as error:
             raise unavailable(error, self._folder) from None
         for entry in self._entries.values():
             if entry.reason.startswith(UNREADABLE):
@@ -114,7 +114,7 @@ class Journal:
         """Prove that an entry could be kept now. Raises `JournalUnavailable`."""
         try:
             await asyncio.to_thread(self._ping)
-        except TROUBLE as error:
+        except THREAD_ERRORS as error:
             raise unavailable(error) from None
 
     def _ping(self) -> None:
@@ -138,7 +138,7 @@ class Journal:
         meta = _meta(callback, reason)
         try:
             await asyncio.to_thread(self._keep, stem, meta, callback)
-        except TROUBLE as error:
+        except THREAD_ERRORS as error:
             raise unavailable(error) from None
         self._entries[stem] = entry_of(stem, meta)
         self._report()
@@ -172,7 +172,7 @@ class Journal:
                 return await self._drain(handle)
         except BlockingIOError:
             return 0
-        except TROUBLE as error:
+        except THREAD_ERRORS as error:
             raise unavailable(error) from None
 
     async def _drain(self, handle: Handle) -> int:
@@ -217,7 +217,7 @@ class Journal:
             callback = await self._restore(entry)
             if callback is not None:
                 await handle(callback)
-        except SHORTAGE as error:
+        except RESOURCE_ERRORS as error:
             if entry.refusals >= _STUCK_AFTER:  # perhaps it is this one that takes more than there is
                 entry.not_before = self._elapsed() + _pause(entry.refusals)
             raise unavailable(error, entry=entry.stem) from None
@@ -244,7 +244,7 @@ class Journal:
         except FileNotFoundError:
             self._entries.pop(entry.stem, None)  # another process of this machine drained it
             return None
-        except TROUBLE as error:
+        except THREAD_ERRORS as error:
             raise unavailable(error, entry=entry.stem) from None
         if callback is None:
             self._entries.pop(entry.stem, None)
@@ -277,7 +277,7 @@ class Journal:
                     await asyncio.to_thread(look, entry.stem, callback)
             except JournalUnavailable as error:
                 (unreadable or failed.append)(error.message)
-            except SHORTAGE as error:
+            except RESOURCE_ERRORS as error:
                 (unreadable or failed.append)(unavailable(error, entry=entry.stem).message)
         if failed:
             raise JournalUnavailable("; ".join(failed))
@@ -289,7 +289,7 @@ class Journal:
             try:
                 await asyncio.to_thread(self._remove, stem)
                 left = (self._folder / f"{stem}.json").exists()
-            except TROUBLE as error:
+            except THREAD_ERRORS as error:
                 raise unavailable(error, entry=stem) from None
             if left:
                 raise JournalUnavailable(f"the journal's entry {stem} cannot be removed")
@@ -398,7 +398,7 @@ def found(commit: Path) -> Entry:
     except FileNotFoundError:
         raise
     except OSError as error:
-        return Entry(commit.stem, _changed_at(commit), 0, "", UNREADABLE + why(error))
+        return Entry(commit.stem, _changed_at(commit), 0, "", UNREADABLE + reason_of(error))
 
 
 def _changed_at(path: Path) -> int:
@@ -470,4 +470,4 @@ def unavailable(error: BaseException, folder: Path | str = "", *, entry: str = "
     """Return what callers are told; with `folder`, a person at the machine, whom its path concerns; `entry`: of this one alone."""
     place, advice = (f" at {folder}", _ADVICE) if folder else ("", "")
     what = f"the journal's entry {entry}" if entry else f"the journal{place}"
-    return JournalUnavailable(f"{what} cannot be used: {why(error)}{advice}")
+    return JournalUnavailable(f"{what} cannot be used: {reason_of(error)}{advice}")

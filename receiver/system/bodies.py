@@ -13,49 +13,30 @@ import io
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from receiver.core.callback import Body
-from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
+from receiver.core.callback import PREFIX_BYTES, Body, MemoryBody
+from receiver.core.errors import (
+    RESOURCE_ERRORS,
+    THREAD_ERRORS,
+    BodyCutOff,
+    BodyTooLarge,
+    BodyTooSlow,
+    JournalUnavailable,
+    reason_of,
+)
+from receiver.system.files import create, write_all, write_file
 
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""
-PREFIX_BYTES = 4096
 _PIECE = 1024 * 1024
 _STALE_SECONDS = 24 * 3600
-SHORTAGE = (OSError, MemoryError)
-"""What is raised while this machine lacks something: descriptors, memory, a disk that answers. No fault of a body's, nor a bug."""
-TROUBLE = (*SHORTAGE, RuntimeError)
-"""The same around work for a thread: Python raises the last when none can be started."""
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """ASGI's `receive`."""
-
-
-class MemoryBody:
-    """A body held in memory."""
-
-    path: str | None = None
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-        self.sha256 = hashlib.sha256(data).hexdigest()
-
-    @property
-    def prefix(self) -> bytes:
-        """The first bytes."""
-        return self._data[:PREFIX_BYTES]
-
-    def load(self) -> bytes:
-        """Return all bytes."""
-        return self._data
-
-    def discard(self) -> None:
-        """Nothing lies on disk."""
 
 
 class FileBody:
@@ -68,8 +49,7 @@ class FileBody:
         self.sha256 = sha256
         self.prefix = prefix
         self._syncing = threading.Lock()
-        self._in_doubt = False
-        """A sync failed."""
+        self._sync_failed = False
 
     @classmethod
     def read(cls, path: str) -> FileBody:
@@ -85,34 +65,31 @@ class FileBody:
         return Path(self._path).read_bytes()
 
     def sync(self) -> bool:
-        """Make the file's bytes durable, after another sync that goes on. Raises `OSError`.
+        """Make the file's bytes durable; return False when an earlier sync failed. Raises `OSError`.
 
-        False, and nothing is known of them, after one that failed: a kernel reports once that it could not write, and a
-        sync after that succeeds whatever is on the disk.
+        A kernel reports a failed write once; a later sync succeeds whatever is on the disk, and proves nothing. Two syncs
+        of one file run one after the other.
         """
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with self._syncing:
-                if self._in_doubt:
+                if self._sync_failed:
                     return False
-                self._in_doubt = True
+                self._sync_failed = True
                 os.fsync(fd)
-                self._in_doubt = False
+                self._sync_failed = False
             return True
         finally:
             os.close(fd)
 
     def discard(self) -> None:
-        """Remove the temporary file; what was linked elsewhere stays."""
+        """Remove the temporary file; its other names (of the journal, of the blob folder) stay."""
         with contextlib.suppress(OSError):
             os.unlink(self._path)
 
 
-Spooled = MemoryBody | FileBody
-
-
-class Spool:
-    """Takes bodies in; `folder` holds the temporary files and is emptied of a dead process's leftovers."""
+class BodyBuffer:
+    """Reads bodies into memory or into temporary files of `folder`."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -126,37 +103,32 @@ class Spool:
                 if _is_stale(entry):
                     os.unlink(entry.path)
         except OSError as error:
-            raise JournalUnavailable(f"the spool folder cannot be used: {error.strerror}") from None
+            raise JournalUnavailable(
+                f"the folder for temporary files cannot be used: {error.strerror}"
+            ) from None
 
-    async def take(self, receive: Receive, *, limit: int, total: float, idle: float) -> Spooled:
+    async def read(self, receive: Receive, *, limit: int, total: float, idle: float) -> MemoryBody | FileBody:
         """Read a body to its end.
 
         `limit` in bytes; `total` and `idle` (between two pieces) in seconds. Raises `BodyTooLarge`, `BodyTooSlow`,
         `BodyCutOff`; `JournalUnavailable` when the disk cannot take it.
         """
         deadline = time.monotonic() + total
-        first, more = await _next(receive, deadline, idle)
-        if not more and len(first) <= MEMORY_LIMIT:
-            if len(first) > limit:
-                raise BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
-            return MemoryBody(first)
-        pieces = [first]
-        size = len(first)
+        pieces: list[bytes] = []
+        size, more = 0, True
         writer: _Writer | None = None
         try:
-            while True:
-                if size > limit:
-                    raise BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
-                if writer is None and size > MEMORY_LIMIT:
-                    writer = await _Writer.create(self._name())
-                if not more:
-                    break
+            while more:
                 if writer is not None and sum(map(len, pieces)) >= _PIECE:
                     await writer.write(pieces)
                     pieces = []
                 piece, more = await _next(receive, deadline, idle)
                 pieces.append(piece)
                 size += len(piece)
+                if size > limit:
+                    raise too_large(limit)
+                if writer is None and size > MEMORY_LIMIT:
+                    writer = _Writer(_TemporaryFile(self._new_path()))
             if writer is None:
                 return MemoryBody(b"".join(pieces))
             await writer.write(pieces)
@@ -171,48 +143,97 @@ class Spool:
 
         `change` may replace any run of bytes shorter than `overlap`. Raises `JournalUnavailable`.
         """
-        target = _Target.made(self._name())
+        file = _TemporaryFile(self._new_path())
         try:
-            return await asyncio.to_thread(_rewrite, body, target, change, overlap)
-        except TROUBLE as error:
-            target.abandon()
+            return await asyncio.to_thread(_rewrite, body, file, change, overlap)
+        except THREAD_ERRORS as error:
+            file.abandon()
             raise _unwritable(error) from None
-        except BaseException:  # cancelled, above all: the thread goes on
-            target.abandon()
+        # Also after a cancellation, while the thread still works on the file.
+        except BaseException:
+            file.abandon()
             raise
 
-    def _name(self) -> str:
+    def _new_path(self) -> str:
         self._count += 1
         return os.path.join(self._folder, f"{os.getpid()}-{self._count}-{os.urandom(4).hex()}")
 
 
-class _Target:
-    """A file that a worker thread writes to, and that may be given up meanwhile by who waits for it.
+def too_large(limit: int) -> BodyTooLarge:
+    """Return the error for a body over `limit` bytes."""
+    return BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
 
-    Given up, it is removed, and closed by the thread: its number may belong to another file from then on. A job may
-    also begin after that: an executor that could not start a thread for it has it in its queue all the same.
+
+def keep_body(body: Body, target: Path) -> None:
+    """Make a new private file of a body, synced. Raises `OSError`.
+
+    A temporary file gets a second name where the file system can give one. It is copied where not, and after a failed
+    sync as well: no later one tells whether its bytes are on the disk.
+    """
+    if body.path is None:
+        write_file(target, body.load())
+        return
+    if isinstance(body, FileBody) and body.sync():
+        try:
+            os.link(body.path, target)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+    _copy(body.path, target, body.sha256)
+
+
+def _copy(path: str, target: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    fd = create(target)
+    try:
+        with open(path, "rb", buffering=0) as source:
+            while piece := source.read(_PIECE):
+                digest.update(piece)
+                write_all(fd, piece)
+        # What could not be written to the first file may be gone from memory as well.
+        if digest.hexdigest() != sha256:
+            raise OSError(errno.EIO, "the temporary file is not what was received any more")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+async def _next(receive: Receive, deadline: float, idle: float) -> tuple[bytes, bool]:
+    """Return the next piece of a body, and whether more will come."""
+    try:
+        async with asyncio.timeout(min(idle, deadline - time.monotonic())):
+            message = await receive()
+    except TimeoutError:
+        raise BodyTooSlow from None
+    if message["type"] == "http.disconnect":
+        raise BodyCutOff
+    return message.get("body", b""), message.get("more_body", False)
+
+
+class _TemporaryFile:
+    """A file that a worker thread writes, and that its owner may abandon meanwhile.
+
+    Abandoned, it is removed at once, and closed when the thread's job ends: its number may belong to another file from
+    then on. A job may also begin after that: an executor that could not start a thread for it has it in its queue.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._lock = threading.Lock()
-        self._busy = self._closed = False
-
-    @classmethod
-    def made(cls, path: str) -> _Target:
         """Make the file. Raises `JournalUnavailable`."""
+        self.path = path
         try:
-            return cls(path)
+            self._fd = create(path)
         except OSError as error:
             raise _unwritable(error) from None
+        self._lock = threading.Lock()
+        self._busy = self._closed = False
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[int]:
         """Hold the descriptor open. Raises `OSError` when it is closed already."""
         with self._lock:
             if self._closed:
-                raise OSError(errno.EBADF, "given up")
+                raise OSError(errno.EBADF, "abandoned")
             self._busy = True
         try:
             yield self._fd
@@ -238,35 +259,22 @@ class _Target:
             os.unlink(self.path)
 
 
-def _rewrite(body: Body, target: _Target, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
+def _rewrite(body: Body, file: _TemporaryFile, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
     source = io.BytesIO(body.load()) if body.path is None else open(body.path, "rb")  # noqa: SIM115 - closed below
-    with source, target.busy() as fd:
+    with source, file.busy() as fd:
         carry = b""
         while piece := source.read(_PIECE):
             # A run that is cut by the end of this piece is still whole in the carry.
             carry = change(carry + piece)
-            _write_all(fd, carry[:-overlap])
+            write_all(fd, carry[:-overlap])
             carry = carry[-overlap:]
-        _write_all(fd, carry)
-    target.close()
-    return FileBody.read(target.path)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+        write_all(fd, carry)
+    file.close()
+    return FileBody.read(file.path)
 
 
 def _unwritable(error: BaseException) -> JournalUnavailable:
-    return JournalUnavailable(f"the spool folder cannot be written: {why(error)}")
-
-
-def why(error: BaseException) -> str:
-    """Return what a person is told of `SHORTAGE` and `TROUBLE`: never a path."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error) or type(error).__name__
+    return JournalUnavailable(f"the folder for temporary files cannot be written: {reason_of(error)}")
 
 
 def _is_stale(entry: os.DirEntry[str]) -> bool:
@@ -282,61 +290,15 @@ def _is_stale(entry: os.DirEntry[str]) -> bool:
     return entry.stat().st_mtime < time.time() - _STALE_SECONDS
 
 
-async def _next(receive: Receive, deadline: float, idle: float) -> tuple[bytes, bool]:
-    waiting = receive()
-    # Most bodies are here with their head: then `receive` has nothing to wait for, and a timer would cost more than it.
-    step = waiting.__await__()
-    try:
-        pending = next(step)
-    except StopIteration as done:
-        message = done.value
-    else:
-        wait = min(idle, deadline - time.monotonic())
-        try:
-            async with asyncio.timeout(wait):
-                message = await _Begun(pending, step)
-        except TimeoutError:
-            raise BodyTooSlow from None
-    if message["type"] == "http.disconnect":
-        raise BodyCutOff
-    return message.get("body", b""), message.get("more_body", False)
-
-
-class _Begun:
-    """Awaits the rest of an awaitable whose first step was taken by hand, as `yield from` would."""
-
-    def __init__(self, pending: Any, step: Generator[Any, Any, MutableMapping[str, Any]]) -> None:
-        self._pending, self._step = pending, step
-
-    def __await__(self) -> Generator[Any, Any, MutableMapping[str, Any]]:
-        pending = self._pending
-        while True:
-            try:
-                value = yield pending
-            except BaseException as error:  # a cancellation, above all, belongs to what is awaited
-                take = partial(self._step.throw, error)
-            else:
-                take = partial(self._step.send, value)
-            try:
-                pending = take()
-            except StopIteration as done:
-                message: MutableMapping[str, Any] = done.value
-                return message
-
-
 class _Writer:
     """Writes and hashes in a worker thread, one step behind the network."""
 
-    def __init__(self, target: _Target) -> None:
-        self._target = target
+    def __init__(self, file: _TemporaryFile) -> None:
+        self._file = file
         self._size = 0
         self._prefix = b""
         self._digest = hashlib.sha256()
         self._pending: asyncio.Future[None] | None = None
-
-    @classmethod
-    async def create(cls, path: str) -> _Writer:
-        return cls(_Target.made(path))
 
     async def write(self, pieces: list[bytes]) -> None:
         await self._settle()
@@ -347,22 +309,22 @@ class _Writer:
             raise _unwritable(error) from None
 
     def _write(self, pieces: list[bytes]) -> None:
-        with self._target.busy() as fd:
+        with self._file.busy() as fd:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             if len(self._prefix) < PREFIX_BYTES:
                 self._prefix = (self._prefix + data[:PREFIX_BYTES])[:PREFIX_BYTES]
             self._digest.update(data)
             self._size += len(data)
-            _write_all(fd, data)
+            write_all(fd, data)
 
     async def _settle(self) -> None:
-        """Wait for what is being written; while it is, who comes after a cancellation finds it and waits as well."""
+        """Wait for the write under way. It stays pending after a cancellation, so that the next call waits for it as well."""
         pending = self._pending
         if pending is None:
             return
         try:
             await asyncio.shield(pending)
-        except SHORTAGE as error:
+        except RESOURCE_ERRORS as error:
             raise _unwritable(error) from None
         finally:
             if pending.done():
@@ -371,14 +333,14 @@ class _Writer:
     async def finish(self) -> FileBody:
         await self._settle()
         try:
-            self._target.close()
+            self._file.close()
         except OSError as error:
             raise _unwritable(error) from None
-        return FileBody(self._target.path, self._size, self._digest.hexdigest(), self._prefix)
+        return FileBody(self._file.path, self._size, self._digest.hexdigest(), self._prefix)
 
     async def abandon(self) -> None:
         try:
             with contextlib.suppress(JournalUnavailable):
                 await asyncio.shield(self._settle())
         finally:
-            self._target.abandon()
+            self._file.abandon()

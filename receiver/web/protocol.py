@@ -1,8 +1,7 @@
-"""Whether one callback more may begin: asked for each head, before anything is made of it."""
+"""The HTTP connection: bounds on request heads, and load shedding as soon as a head is read."""
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,33 +12,6 @@ from receiver.web.callbacks import PREFIX, lines_and_body
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
-
-
-class Room:
-    """Asks the intake's crowd, and counts those whose heads came in this turn of the event loop.
-
-    The task of a callback begins in the turn after its head was read; until then the intake does not know of it.
-    """
-
-    def __init__(self, receiver: Receiver) -> None:
-        """Make room for one process."""
-        self.receiver = receiver
-        self._crowd = receiver.intake.crowd
-        self._coming = 0
-
-    def take(self) -> str:
-        """Return why one callback more is refused; "" when it may begin, and is counted."""
-        reason = self._crowd.refusal(self._coming)
-        if reason:
-            return reason
-        if not self._coming:
-            # Runs before the tasks of this turn's heads, and so before the next heads are read.
-            asyncio.get_running_loop().call_soon(self._begin)
-        self._coming += 1
-        return ""
-
-    def _begin(self) -> None:
-        self._coming = 0
 
 
 HEAD_BYTES = 64 * 1024
@@ -73,10 +45,10 @@ _LATE = (
 def protocol(receiver: Receiver) -> type[Protocol]:
     """Return the protocol of a process that takes callbacks."""
 
-    class Taking(Protocol):
-        _room = Room(receiver)
+    class IntakeProtocol(Protocol):
+        _receiver = receiver
 
-    return Taking
+    return IntakeProtocol
 
 
 class Protocol(HttpToolsProtocol):
@@ -87,7 +59,7 @@ class Protocol(HttpToolsProtocol):
     is read on and thrown away, as a connection that is closed before that may take the answer from its sender.
     """
 
-    _room: ClassVar[Room | None] = None
+    _receiver: ClassVar[Receiver | None] = None
     _plain = 0
     """Bytes since the last request's head, or since a piece of a body."""
     _begun = False
@@ -162,11 +134,9 @@ class Protocol(HttpToolsProtocol):
             self._refused = self._closing = True  # it will not be answered: nothing of it is taken
             return
         self._refused = False
-        room = self._room
-        if room is None or not self._is_callback():
-            super().on_headers_complete()
-        elif reason := room.take():
-            self._refuse(room.receiver, reason)
+        receiver = self._receiver
+        if receiver is not None and self._is_callback() and (reason := receiver.intake.load.admit()):
+            self._refuse(receiver, reason)
         else:
             super().on_headers_complete()
 

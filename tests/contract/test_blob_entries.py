@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.blobs.s3 import S3Blobs
-from receiver.system.bodies import MemoryBody
 from tests.support import s3
 from tests.support.s3 import Weed
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from receiver.core.callback import Body
+from receiver.core.callback import Body, MemoryBody
 from receiver.core.errors import BlobsUnavailable
 from receiver.storage.blobs import local
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system import files
-from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody
+from receiver.system.bodies import MEMORY_LIMIT, FileBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from receiver.core.callback import Body
+from receiver.core.callback import Body, MemoryBody
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_probe import probe
-from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody
+from receiver.system.bodies import MEMORY_LIMIT, FileBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 from tests.support.s3 import Weed, s3_credentials, weed
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.engine.overload import BEHIND_SECONDS, FEW, Crowd
-from receiver.web.protocol import Room
+from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
 
@@ -39,7 +38,7 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 2\n")
     async with running(tmp_path, text) as up:
         slow = [await _begin(up, body + bytes([n])) for n in range(2)]
-        while up.receiver.intake.crowd.under_way < 2:
+        while up.receiver.intake.load.under_way < 2:
             await asyncio.sleep(0)
         refused = await up.client.put(
             "/callbacks/deepgram", headers=speech("third").headers, content=speech("third").body
@@ -58,18 +57,18 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
             "/callbacks/deepgram", headers=speech("third").headers, content=speech("third").body
         )
         assert taken.status_code == 200
-        assert up.receiver.intake.crowd.under_way == 0
+        assert up.receiver.intake.load.under_way == 0
 
 
 async def test_a_callback_that_is_cut_off_gives_its_place_back(tmp_path: Path) -> None:
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
     async with running(tmp_path, text) as up:
         _, writer = await _begin(up, bytes(100_000))
-        while up.receiver.intake.crowd.under_way < 1:
+        while up.receiver.intake.load.under_way < 1:
             await asyncio.sleep(0)
         writer.close()
         await up.seen.until(lambda: [report.answer for report in up.seen.callbacks] == ["cut_off"])
-        assert up.receiver.intake.crowd.under_way == 0
+        assert up.receiver.intake.load.under_way == 0
         sent = speech("next")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200
@@ -81,7 +80,7 @@ async def _full(tmp_path: Path) -> AsyncIterator[Running]:
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
     async with running(tmp_path, text) as up:
         _, writer = await _begin(up, bytes(100_000))
-        while up.receiver.intake.crowd.under_way < 1:
+        while up.receiver.intake.load.under_way < 1:
             await asyncio.sleep(0)
         yield up
         writer.close()
@@ -117,7 +116,7 @@ async def test_a_kept_connection_is_good_for_the_next_callback_after_a_refusal(t
     body = bytes(300_000)
     async with running(tmp_path, text) as up:
         slow_reader, slow = await _begin(up, body + b"1")
-        while up.receiver.intake.crowd.under_way < 1:
+        while up.receiver.intake.load.under_way < 1:
             await asyncio.sleep(0)
         reader, writer = await _begin(up, body)
         assert await _status(reader) == 503
@@ -191,45 +190,45 @@ async def test_heads_that_come_at_one_moment_see_each_other(tmp_path: Path) -> N
     """Their tasks begin later: without that, a burst would pass the bound whole."""
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 2\n")
     async with running(tmp_path, text) as up:
-        room = Room(up.receiver)
-        assert [bool(room.take()) for _ in range(3)] == [False, False, True]
+        room = up.receiver.intake.load
+        assert [bool(room.admit()) for _ in range(3)] == [False, False, True]
         await asyncio.sleep(0)
-        assert not room.take(), "what did not become a callback is forgotten in the next turn"
-        up.receiver.intake.crowd.under_way += 2
+        assert not room.admit(), "what did not become a callback is forgotten in the next turn"
+        up.receiver.intake.load.under_way += 2
         await asyncio.sleep(0)
-        assert "max_callbacks" in room.take()
-        up.receiver.intake.crowd.under_way -= 2
+        assert "max_callbacks" in room.admit()
+        up.receiver.intake.load.under_way -= 2
 
 
 async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(tmp_path: Path) -> None:
     """Long before `max_callbacks`: who waits longer than the provider does is answered in vain."""
     async with running(tmp_path) as up:
-        crowd = up.receiver.intake.crowd
+        load = up.receiver.intake.load
         now = [0.0]
-        crowd._clock = lambda: now[0]
-        storing = [crowd.begin() for _ in range(FEW)]
+        load._clock = lambda: now[0]
+        storing = [load.begin_storing() for _ in range(ALWAYS_STORED)]
         sent = speech("early")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200, "many at once are no sign of trouble yet"
-        now[0] = BEHIND_SECONDS + 0.1
+        now[0] = SLOW_SECONDS + 0.1
         sent = speech("late")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert "storing takes more than 2 s" in up.seen.callbacks[-1].reason
-        crowd.end(storing.pop())
+        load.end_storing(storing.pop())
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200, (
             "a few are taken however long it lasts: an outage must come to the journal"
         )
 
 
-def test_one_that_hangs_is_no_sign_of_a_crowd() -> None:
+def test_one_that_hangs_is_no_sign_of_overload() -> None:
     now = [0.0]
-    crowd = Crowd(1000, lambda: now[0])
-    crowd.begin()
+    load = LoadShedder(1000, lambda: now[0])
+    load.begin_storing()
     now[0] = 5.0
-    for _ in range(FEW):
-        crowd.begin()
-    assert crowd.refusal() == ""
-    now[0] += BEHIND_SECONDS + 0.1
-    assert "slower than callbacks come" in crowd.refusal()
+    for _ in range(ALWAYS_STORED):
+        load.begin_storing()
+    assert load.refusal() == ""
+    now[0] += SLOW_SECONDS + 0.1
+    assert "slower than callbacks come" in load.refusal()

@@ -13,20 +13,22 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from receiver.app.wiring import Ports
+from receiver.app.wiring import Ports, Timing
 from receiver.cli import journal as commands
+from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.observe import Observers
+from receiver.engine import intake as intake_module
 from receiver.storage import journal
 from receiver.storage.store.base import EventFilter, Store
-from receiver.system.bodies import MemoryBody
 from tests.support.house import Said, receiver
 from tests.support.processes import ROOT
 from tests.support.running import DEAPI_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech
 
 SPEECHES, IMAGES = 20, 30
+QUICK = Timing(intake=intake_module.Timing(drain=(0.05, 0.1)))
 
 
 class _Out:
@@ -251,10 +253,9 @@ async def test_a_journal_that_this_user_may_not_read_or_empty_is_told_and_left_a
 
 
 async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Three by hand, and a receiver that takes what comes meanwhile."""
-    monkeypatch.setattr("receiver.app.wiring._DRAIN_SECONDS", (0.05, 0.1))
     config = await _fill(tmp_path, IMAGES)
     command = [sys.executable, "-m", "receiver", "--config", config, "journal", "drain", "--json"]
 
@@ -265,7 +266,7 @@ async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(
         counts: dict[str, int] = json.loads(told)
         return counts
 
-    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
+    async with running(tmp_path, settings_text(tmp_path), work=False, timing=QUICK) as up:
         by_hand = asyncio.gather(*(drained() for _ in range(3)))
         for number in range(SPEECHES):
             assert await _send(up, speech(f"speech-{number}")) == 200

@@ -191,7 +191,7 @@ import asyncio, resource, signal, sys
 from pathlib import Path
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.core.errors import BlobsUnavailable
-from receiver.system.bodies import MemoryBody
+from receiver.core.callback import MemoryBody
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 async def main():

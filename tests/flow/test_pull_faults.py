@@ -177,7 +177,7 @@ async def test_a_disk_too_full_for_the_download_delays_the_event_and_leaves_no_f
         outcome = up.seen.pickups[0].outcome
         assert (outcome.kind, outcome.detail) == (
             "not_stored",
-            "the spool folder cannot be written: No space left on device",
+            "the folder for temporary files cannot be written: No space left on device",
         )
         assert not _temporary(tmp_path)
         monkeypatch.undo()

@@ -17,12 +17,12 @@ import httpx2
 import pytest
 import time_machine
 
+from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import BlobsUnavailable
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from receiver.storage.blobs.s3_probe import probe
-from receiver.system.bodies import MemoryBody
 from tests.support import s3
 from tests.support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, Weed, environment, free_ports
 from tests.support.sink import Answer, Sink

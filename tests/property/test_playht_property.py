@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.callback import MemoryBody as HeldBody
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
 from receiver.core.work import Found, Pickup, PickupKind
 from receiver.providers import playht
 from receiver.providers.base import Collected, Gone, NotYet, Result
-from receiver.system.bodies import MemoryBody as HeldBody
 from tests.support.callbacks import NOW
 from tests.support.examples import examples
 from tests.support.golden import MemoryBody, source_settings, tokens

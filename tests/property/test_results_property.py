@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EVENT_TYPES, AudioDraft, FileDraft
 from receiver.core.fetch import Answer, Downloaded, Failed, Stream
 from receiver.providers import deapi, deepdub, results
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
-from receiver.system.bodies import MemoryBody
 from tests.support.collecting import NOW, pickup_of
 from tests.support.examples import examples
 from tests.support.golden import source_settings, tokens

@@ -16,7 +16,7 @@ from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers.base import Collected, Result
 from receiver.settings.model import SourceSettings
-from receiver.system.bodies import Spool
+from receiver.system.bodies import BodyBuffer
 
 NOW = 1795222923456
 """2026-11-21T01:02:03.456Z"""
@@ -46,9 +46,9 @@ def placed() -> Iterator[Place]:
 @asynccontextmanager
 async def fetching(settings: SourceSettings, folder: Path) -> AsyncIterator[Fetcher]:
     """Yield the fetcher of a source; downloads go to `folder`."""
-    spool = Spool(str(folder))
-    spool.open()
-    fetcher = Fetcher.create(settings, spool)
+    bodies = BodyBuffer(str(folder))
+    bodies.open()
+    fetcher = Fetcher.create(settings, bodies)
     await fetcher.open()
     try:
         yield fetcher

@@ -21,10 +21,10 @@ from typing import Any
 
 import uvicorn
 
-from receiver.app import wiring
-from receiver.app.wiring import Ports, build, open_receiver
+from receiver.app.wiring import Ports, Timing, build, open_receiver
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
+from receiver.engine import intake
 from receiver.settings.model import parse
 from receiver.storage import journal
 from receiver.storage.blobs import local
@@ -61,7 +61,7 @@ STEPS = (
     "deepgram.admit",
     "deepgram.verify",
     "deepgram.normalize",
-    "spool.finish",
+    "body.finish",
     "blobs.put",
     "folder.sync",
     "store.record",
@@ -208,11 +208,7 @@ def _patch_inside(step: str, when: str) -> None:
     """Steps inside an adapter, between two system calls of one promise."""
     if step == "folder.sync":
         local.sync_folder = _deadly(files.sync_folder, when)  # type: ignore[attr-defined]
-    if step == "spool.finish":
-        from receiver.system import bodies
-
-        bodies.FileBody = _deadly(bodies.FileBody, when)  # type: ignore[assignment,misc]
-    if step == "download.finish":
+    if step in ("body.finish", "download.finish"):
         from receiver.system import bodies
 
         bodies._Writer.finish = _deadly(bodies._Writer.finish, when)  # type: ignore[method-assign]
@@ -266,8 +262,8 @@ async def main(step: str, when: str, config: str) -> None:
     if when != "never":
         _patch_inside(step, when)
     _without_sync(os.environ.get("CRASHING_NO_SYNC", ""))
-    wiring._DRAIN_SECONDS = (0.05, 0.2)
-    receiver = build(settings, observers=[], clock=_clock(), shape=shape(step, when))
+    timing = Timing(intake=intake.Timing(drain=(0.05, 0.2)))
+    receiver = build(settings, observers=[], clock=_clock(), shape=shape(step, when), timing=timing)
     async with open_receiver(receiver):
         app: Any = create_app(receiver)
         if step == "answer.send" and when != "never":

@@ -12,7 +12,7 @@ import pytest
 
 from receiver.outbound.client import Egress, Resolve
 from receiver.outbound.fetcher import Fetcher, Limits
-from receiver.system.bodies import Spool
+from receiver.system.bodies import BodyBuffer
 from tests.support.provider_host import ProviderHost
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
@@ -64,10 +64,10 @@ class Way:
 def _fetcher(
     folder: str, limits: Limits, allow: tuple[str, ...], resolve: Resolve | None, ca_file: str | None
 ) -> Fetcher:
-    spool = Spool(folder)
-    spool.open()
+    bodies = BodyBuffer(folder)
+    bodies.open()
     egress = Egress(timeout_seconds=30, connections=8, allow=allow, resolve=resolve, ca_file=ca_file)
-    return Fetcher(egress, spool, name="deapi", limits=limits, clock=lambda: NOW)
+    return Fetcher(egress, bodies, name="deapi", limits=limits, clock=lambda: NOW)
 
 
 @pytest.fixture

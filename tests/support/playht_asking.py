@@ -1,4 +1,4 @@
-"""One PlayHT source that asks the stand-in: real HTTP, the real fetcher, a real spool."""
+"""One PlayHT source that asks the stand-in: real HTTP, the real fetcher, a real folder for bodies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import playht
 from receiver.providers.base import Collected, NotYet, Result
-from receiver.system.bodies import Spool
+from receiver.system.bodies import BodyBuffer
 from tests.support.callbacks import NOW
 from tests.support.golden import source_settings, tokens
 
@@ -54,9 +54,9 @@ async def asking(folder: Path, mode: str, **options: Any) -> AsyncIterator[Askin
         table: dict[str, Any] = {"provider": "playht", "api_key": API_KEY, "user_id": USER_ID, "mode": mode}
         table |= {"base_url": f"{base}/api/v2", "result_hosts": ["127.0.0.1"], "allow": ["127.0.0.0/8"]}
         settings = source_settings("ph", table | QUICK | options)
-        spool = Spool(str(folder / "spool"))
-        spool.open()
-        fetch = Fetcher.create(settings, spool)
+        bodies = BodyBuffer(str(folder / "spool"))
+        bodies.open()
+        fetch = Fetcher.create(settings, bodies)
         await fetch.open()
         try:
             yield Asking(standin, base, playht.create(settings, tokens()), fetch)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from receiver.app.wiring import Ports, Receiver, build, open_receiver
+from receiver.app.wiring import Ports, Receiver, Timing, build, open_receiver
 from receiver.core.clock import wall_clock
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.settings.model import parse
@@ -127,13 +127,14 @@ async def running(
     shape: Callable[[Ports], Ports] = lambda ports: ports,
     clock: Callable[[], int] = wall_clock,
     work: bool = True,
+    timing: Timing | None = None,
 ) -> AsyncIterator[Running]:
     """Run a receiver with the settings `text` until the block ends, then stop it gracefully."""
     port = free_port()
     environ = {"RECEIVER__SERVER__PORT": str(port)}
     settings = parse(text or settings_text(folder), environ, lambda name: Path(name).read_text("utf-8"))
     seen = Seen()
-    receiver = build(settings, observers=[seen], clock=clock, shape=shape)
+    receiver = build(settings, observers=[seen], clock=clock, shape=shape, timing=timing or Timing())
     async with open_receiver(receiver, work=work):
         config = uvicorn.Config(
             create_app(receiver),

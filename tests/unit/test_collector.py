@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable
 from receiver.core.event import AudioDraft, Event, EventDraft, JobError, Recorded, RecordStatus, Stage, new_id
 from receiver.core.fetch import Failed, Fetch
@@ -25,7 +26,7 @@ from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.base import EventFilter, Store
 from receiver.storage.store.sqlite import SqliteStore
-from receiver.system.bodies import MemoryBody, Spool
+from receiver.system.bodies import BodyBuffer
 from tests.support.running import Seen
 
 T0 = 1_800_000_000_000
@@ -152,15 +153,15 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await store.open()
     blobs = Blobs(LocalBlobs(str(tmp_path / "blobs")))
     await blobs.open()
-    spool = Spool(str(tmp_path / "spool"))
-    spool.open()
+    bodies = BodyBuffer(str(tmp_path / "spool"))
+    bodies.open()
     made = Bench(store, Scripted(), Seen(), [], blobs)
 
     def make(worker: str = "w", provider: Scripted | None = made.provider, seconds: float = 10) -> Collector:
         recorder = Recorder(
             store=store,
             blobs=cast("Any", blobs),
-            spool=spool,
+            bodies=bodies,
             router=Router([Route("app", ("*",), ("*",))]),
             keys=KeyTemplate(),
             clock=lambda: made.now,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft
-from receiver.system.bodies import MemoryBody
 from tests.support.callbacks import NOW, deepgram_draft, deepgram_head, deepgram_source, prove
 
 

@@ -15,7 +15,7 @@ from receiver.core.work import Found
 from receiver.outbound.client import AddrInfo
 from receiver.outbound.fetcher import Fetcher
 from receiver.settings.model import SourceSettings
-from receiver.system.bodies import Spool
+from receiver.system.bodies import BodyBuffer
 from tests.support.fetching import LIMIT, LOOPBACK, Way
 from tests.support.provider_host import TLS, ProviderHost, reply
 
@@ -297,13 +297,13 @@ async def test_a_sources_settings_make_its_fetcher(tmp_path: Path) -> None:
     """`allow`, `ca_file` and `attempt_seconds` are the source's own."""
     names = Names({"app.test": ["127.0.0.1"]})
     base = {"name": "deapi", "provider": "deapi", "attempt_seconds": 1.0}
-    spool = Spool(str(tmp_path))
-    spool.open()
+    bodies = BodyBuffer(str(tmp_path))
+    bodies.open()
     async with ProviderHost(tls=True) as host:
         host.scripts["/"] = reply(200, b"audio")
         for extra, fits in (({"allow": LOOPBACK, "ca_file": CA}, True), ({"ca_file": CA}, False)):
             settings = SourceSettings.model_validate(base | extra)
-            fetcher = Fetcher.create(settings, spool, resolve=names)
+            fetcher = Fetcher.create(settings, bodies, resolve=names)
             assert fetcher.name == "deapi"
             await fetcher.open()
             got = await fetcher.ask(host.url("/", "app.test"), headers={})
@@ -315,7 +315,7 @@ async def test_a_sources_settings_make_its_fetcher(tmp_path: Path) -> None:
             await fetcher.close()
     settings = SourceSettings.model_validate(base | {"ca_file": os.devnull})
     with pytest.raises(ConfigError, match="ca_file"):
-        await Fetcher.create(settings, spool).open()
+        await Fetcher.create(settings, bodies).open()
 
 
 async def _hang(talk: object) -> None:

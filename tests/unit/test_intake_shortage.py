@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import StoreUnavailable
 from receiver.storage.store.base import EventFilter
-from receiver.system.bodies import MemoryBody
 from tests.support.intaking import Made, opening
 
 SHORTAGES = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OSError(errno.EIO, "I/O"), MemoryError()]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable, StoreUnavailable
 from receiver.core.event import Recording, RecordStatus
 from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
@@ -17,7 +18,6 @@ from receiver.core.work import DeliveryState
 from receiver.engine.janitor import PAGE, Janitor
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.base import EventFilter
-from receiver.system.bodies import MemoryBody
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.memory import MemoryStore

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import BlobsUnavailable, ReceiverError
 from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
@@ -17,7 +18,6 @@ from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.base import Clocked, EventFilter
 from receiver.storage.store.postgres import PostgresStore
-from receiver.system.bodies import MemoryBody
 from tests.contract.store_suite import T0, recording
 from tests.support import postgres
 from tests.unit import test_janitor as usual

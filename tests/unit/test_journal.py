@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from receiver.core.callback import Head, TokenClaims, VerifiedCallback
+from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback
 from receiver.core.errors import BlobsUnavailable, JournalUnavailable, StoreUnavailable
 from receiver.core.observe import Observers
 from receiver.storage.journal import Journal
-from receiver.system.bodies import FileBody, MemoryBody
+from receiver.system.bodies import FileBody
 from tests.support.running import Seen
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.callback import Head, MemoryBody, VerifiedCallback
 from receiver.core.errors import BlobsUnavailable, JournalUnavailable
 from receiver.core.observe import Observers
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.journal import Journal, look
-from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody
+from receiver.system.bodies import MEMORY_LIMIT, FileBody
 from tests.support.running import Seen
 
 LONG = b"sound" * MEMORY_LIMIT

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.event import AudioDraft, EventDraft, Recording, new_id
 from receiver.core.observe import Observers
 from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
@@ -19,7 +20,7 @@ from receiver.engine.recorder import Recorder
 from receiver.storage.blobs.base import BlobEntry
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.system.bodies import MemoryBody, Spool
+from receiver.system.bodies import BodyBuffer
 from tests.contract.store_suite import recording
 from tests.support.memory import MemoryStore
 
@@ -44,7 +45,7 @@ class Desk:
         self.recorder = Recorder(
             store=self.store,
             blobs=self.blobs,
-            spool=Spool(str(folder / "spool")),
+            bodies=BodyBuffer(str(folder / "spool")),
             router=Router([]),
             keys=KeyTemplate(template),
             clock=lambda: self.now,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.event import AudioDraft, FileDraft
 from receiver.core.fetch import Failed
 from receiver.core.work import Found
 from receiver.providers import results
-from receiver.system.bodies import MemoryBody
 from tests.support.golden import ROOT
 
 MP3 = (ROOT / "audio/speech.mp3").read_bytes()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable
 from receiver.storage.blobs import s3, s3_client
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
-from receiver.system.bodies import MemoryBody
 from tests.support import s3 as support
 from tests.support.sink import Answer, Sink
 from tests.unit.test_threads import unstartable_threads

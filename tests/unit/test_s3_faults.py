@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
 from receiver.storage.blobs import s3_client
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
-from receiver.system.bodies import MemoryBody
 from tests.support import s3
 from tests.support.s3 import SECRET_KEY
 from tests.support.sink import Answer, Sink

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from receiver.core.callback import Body
-from receiver.core.errors import BlobsUnavailable, NotFound
+from receiver.core.errors import THREAD_ERRORS, BlobsUnavailable, NotFound, reason_of
 from receiver.core.event import StoredBlob
 from receiver.storage.blobs.base import BlobEntry, LocalObject
 from receiver.storage.blobs.keys import KeyTemplate, has_our_name
-from receiver.system.bodies import TROUBLE, why
-from receiver.system.files import keep_body, make_folder, sync_folder, write_file
+from receiver.system.bodies import keep_body
+from receiver.system.files import make_folder, sync_folder, write_file
 
 _THREADS = 8
 _REMEMBERED = 4096
+_NO_PARTS = frozenset(("", ".", ".."))
+"""What no part of a key may be: the path would point elsewhere."""
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ class LocalBlobs:
 
     async def open(self) -> None:
         """Make the folder. Later it is never made again: a folder that vanished is an outage, not a fresh start."""
-        await self._run(lambda: make_folder(self._root))
+        await self._run(make_folder, self._root)
 
     async def close(self) -> None:
         """Wait for writes under way."""
@@ -51,7 +53,7 @@ class LocalBlobs:
     async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
         """Store `body`; returns after file and folder are synced. Raises `BlobsUnavailable`."""
         path = self._path(key)
-        await self._run(lambda: self._put(path, body))
+        await self._run(self._put, path, body)
         return StoredBlob(
             key=key, uri=path.as_uri(), content_type=content_type, size=body.size, sha256=body.sha256
         )
@@ -63,7 +65,7 @@ class LocalBlobs:
             return await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
             raise NotFound(f"no object has the key {key}") from None
-        except TROUBLE as error:
+        except THREAD_ERRORS as error:
             raise _unavailable(error) from None
 
     def presign(self, key: str, *, content_type: str, expires_at: int) -> str | None:
@@ -81,9 +83,8 @@ class LocalBlobs:
 
     async def entries(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[BlobEntry]:
         """Return a page of objects by key; an empty one is the end. Raises `BlobsUnavailable`."""
-        return await self._run(
-            lambda: list(itertools.islice(self._entries(prefix, after), min(max(limit, 1), 1000)))
-        )
+        page = itertools.islice(self._entries(prefix, after), min(max(limit, 1), 1000))
+        return await self._run(list, page)
 
     def is_ours(self, key: str) -> bool:
         """Tell whether receiver makes such keys here."""
@@ -109,18 +110,18 @@ class LocalBlobs:
 
     async def abort_abandoned(self, *, before: int) -> int:
         """Remove temporary files that a crash left, last written before `before` (epoch ms). Raises `BlobsUnavailable`."""
-        return await self._run(lambda: self._abort_abandoned(before))
+        return await self._run(self._abort_abandoned, before)
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        if not key or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        if not key or "\0" in key or not _NO_PARTS.isdisjoint(parts):
             raise BlobsUnavailable("an object key has plain parts between its slashes")
         return self._root.joinpath(*parts)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except TROUBLE as error:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        except THREAD_ERRORS as error:
             raise _unavailable(error) from None
 
     def _ping(self) -> None:
@@ -136,10 +137,10 @@ class LocalBlobs:
         try:
             keep_body(body, temporary)
             if body.path is not None:
-                os.utime(temporary)  # its age is that of the object: a link has the spooled file's
+                os.utime(temporary)  # its age is that of the object: a link has that of the temporary file
             os.rename(temporary, path)
         finally:
-            # Still there after a success when the same spooled file was stored before: renaming one name of a file
+            # Still there after a success when the same temporary file was stored before: renaming one name of a file
             # to another name of it does nothing.
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
@@ -195,4 +196,4 @@ def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[s
 
 
 def _unavailable(error: BaseException) -> BlobsUnavailable:
-    return BlobsUnavailable(f"the blob folder cannot be used: {why(error)}")
+    return BlobsUnavailable(f"the blob folder cannot be used: {reason_of(error)}")

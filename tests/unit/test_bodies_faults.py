@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import JournalUnavailable
-from receiver.system.bodies import MemoryBody, Receive, Spool
+from receiver.system.bodies import BodyBuffer, Receive
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    made = Spool(str(tmp_path / "spool"))
+def bodies(tmp_path: Path) -> BodyBuffer:
+    made = BodyBuffer(str(tmp_path / "spool"))
     made.open()
     return made
 
@@ -65,29 +66,29 @@ def _endless(piece: bytes) -> Receive:
 
 
 async def test_a_disk_too_full_for_a_rewritten_body_has_nothing_left_of_it(
-    spool: Spool, tmp_path: Path
+    bodies: BodyBuffer, tmp_path: Path
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
     try:
         with pytest.raises(JournalUnavailable, match="File too large"):
-            await spool.rewrite(MemoryBody(b"x" * 3 * MIB), lambda piece: piece, overlap=10)
+            await bodies.rewrite(MemoryBody(b"x" * 3 * MIB), lambda piece: piece, overlap=10)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path / "spool") == []
 
 
-async def test_a_bug_while_rewriting_leaves_nothing(spool: Spool, tmp_path: Path) -> None:
+async def test_a_bug_while_rewriting_leaves_nothing(bodies: BodyBuffer, tmp_path: Path) -> None:
     def broken(piece: bytes) -> bytes:
         raise KeyError
 
     with pytest.raises(KeyError):
-        await spool.rewrite(MemoryBody(b"x" * 3 * MIB), broken, overlap=10)
+        await bodies.rewrite(MemoryBody(b"x" * 3 * MIB), broken, overlap=10)
     assert os.listdir(tmp_path / "spool") == []
 
 
 async def test_a_rewrite_whose_time_is_over_leaves_nothing_when_its_thread_ends(
-    spool: Spool, tmp_path: Path, one_thread: ThreadPoolExecutor
+    bodies: BodyBuffer, tmp_path: Path, one_thread: ThreadPoolExecutor
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(one_thread)
@@ -99,7 +100,7 @@ async def test_a_rewrite_whose_time_is_over_leaves_nothing_when_its_thread_ends(
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await spool.rewrite(MemoryBody(b"x" * 3 * MIB), slow, overlap=10)
+            await bodies.rewrite(MemoryBody(b"x" * 3 * MIB), slow, overlap=10)
     gate.open()
     await loop.run_in_executor(None, bool)
     assert os.listdir(tmp_path / "spool") == []
@@ -122,7 +123,7 @@ def _slow_write(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.mark.parametrize("cancelled", [1, 2])
 async def test_what_was_being_written_never_lands_in_another_file(
-    spool: Spool,
+    bodies: BodyBuffer,
     tmp_path: Path,
     one_thread: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +133,7 @@ async def test_what_was_being_written_never_lands_in_another_file(
     loop = asyncio.get_running_loop()
     loop.set_default_executor(one_thread)
     gate = _slow_write(monkeypatch)
-    taking = asyncio.create_task(spool.take(_endless(b"x" * MIB), limit=9 * MIB, total=60, idle=60))
+    taking = asyncio.create_task(bodies.read(_endless(b"x" * MIB), limit=9 * MIB, total=60, idle=60))
     while not gate.reached.is_set():
         await asyncio.sleep(0)
     for _ in range(cancelled):
@@ -151,7 +152,7 @@ async def test_what_was_being_written_never_lands_in_another_file(
 
 
 async def test_a_job_for_which_no_thread_could_be_started_finds_its_file_closed(
-    spool: Spool, tmp_path: Path, one_thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    bodies: BodyBuffer, tmp_path: Path, one_thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python leaves it in the queue all the same, and the next thread takes it up."""
     loop = asyncio.get_running_loop()
@@ -163,9 +164,9 @@ async def test_a_job_for_which_no_thread_could_be_started_finds_its_file_closed(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(JournalUnavailable, match="can't start new thread"):
-            await spool.take(_endless(b"x" * MIB), limit=9 * MIB, total=60, idle=60)
+            await bodies.read(_endless(b"x" * MIB), limit=9 * MIB, total=60, idle=60)
         with pytest.raises(JournalUnavailable, match="can't start new thread"):
-            await spool.rewrite(MemoryBody(b"x" * MIB), lambda piece: piece, overlap=10)
+            await bodies.rewrite(MemoryBody(b"x" * MIB), lambda piece: piece, overlap=10)
     others = [(tmp_path / f"other-{number}").open("wb") for number in range(8)]
     await loop.run_in_executor(None, bool)
     assert [os.fstat(other.fileno()).st_size for other in others] == [0] * 8
@@ -174,17 +175,17 @@ async def test_a_job_for_which_no_thread_could_be_started_finds_its_file_closed(
     assert os.listdir(tmp_path / "spool") == []
 
 
-async def test_descriptors_are_given_back(spool: Spool) -> None:
+async def test_descriptors_are_given_back(bodies: BodyBuffer) -> None:
     """Whether a body was taken, refused in the middle, or rewritten."""
 
     def held() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    await spool.rewrite(MemoryBody(b"x"), lambda piece: piece, overlap=10)  # starts the pool's thread
+    await bodies.rewrite(MemoryBody(b"x"), lambda piece: piece, overlap=10)  # starts the pool's thread
     before = held()
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await spool.take(_endless(b"x" * MIB), limit=9 * MIB, total=60, idle=60)
-        await spool.rewrite(MemoryBody(b"x" * 2 * MIB), lambda piece: piece, overlap=10)
+                await bodies.read(_endless(b"x" * MIB), limit=9 * MIB, total=60, idle=60)
+        await bodies.rewrite(MemoryBody(b"x" * 2 * MIB), lambda piece: piece, overlap=10)
     assert held() == before

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.system.bodies import MEMORY_LIMIT, FileBody, MemoryBody, Receive, Spool
+from receiver.system.bodies import MEMORY_LIMIT, BodyBuffer, FileBody, Receive
 from tests.support.examples import examples
 
 
@@ -32,8 +33,8 @@ def _receive(pieces: Iterable[bytes], *, then: str = "http.request") -> Receive:
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    made = Spool(str(tmp_path / "spool"))
+def bodies(tmp_path: Path) -> BodyBuffer:
+    made = BodyBuffer(str(tmp_path / "spool"))
     made.open()
     return made
 
@@ -45,9 +46,9 @@ def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
 
     async def take(folder: str) -> None:
         whole = b"".join(pieces)
-        spool = Spool(folder)
-        spool.open()
-        body = await spool.take(_receive(pieces), limit=10**7, total=5, idle=5)
+        bodies = BodyBuffer(folder)
+        bodies.open()
+        body = await bodies.read(_receive(pieces), limit=10**7, total=5, idle=5)
         assert body.size == len(whole)
         assert body.sha256 == hashlib.sha256(whole).hexdigest()
         assert body.prefix == whole[:4096]
@@ -64,26 +65,26 @@ def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
 
 @pytest.mark.parametrize("size", [11, MEMORY_LIMIT * 3])
 async def test_a_byte_over_the_limit_is_refused_and_nothing_is_left(
-    spool: Spool, size: int, tmp_path: Path
+    bodies: BodyBuffer, size: int, tmp_path: Path
 ) -> None:
     with pytest.raises(BodyTooLarge):
-        await spool.take(_receive([b"x" * size]), limit=size - 1, total=5, idle=5)
+        await bodies.read(_receive([b"x" * size]), limit=size - 1, total=5, idle=5)
     assert os.listdir(tmp_path / "spool") == []
 
 
-async def test_exactly_the_limit_is_taken(spool: Spool) -> None:
-    body = await spool.take(_receive([b"x" * 10]), limit=10, total=5, idle=5)
+async def test_exactly_the_limit_is_taken(bodies: BodyBuffer) -> None:
+    body = await bodies.read(_receive([b"x" * 10]), limit=10, total=5, idle=5)
     assert body.size == 10
 
 
-async def test_a_broken_connection_is_cut_off(spool: Spool, tmp_path: Path) -> None:
+async def test_a_broken_connection_is_cut_off(bodies: BodyBuffer, tmp_path: Path) -> None:
     with pytest.raises(BodyCutOff):
-        await spool.take(_receive([b"x" * 200_000], then="http.disconnect"), limit=10**6, total=5, idle=5)
+        await bodies.read(_receive([b"x" * 200_000], then="http.disconnect"), limit=10**6, total=5, idle=5)
     assert os.listdir(tmp_path / "spool") == []
 
 
 @pytest.mark.parametrize(("total", "idle"), [(60, 0.01), (0.01, 60)])
-async def test_a_body_that_never_ends_is_too_slow(spool: Spool, total: float, idle: float) -> None:
+async def test_a_body_that_never_ends_is_too_slow(bodies: BodyBuffer, total: float, idle: float) -> None:
     first = True
 
     async def receive() -> MutableMapping[str, Any]:
@@ -95,13 +96,13 @@ async def test_a_body_that_never_ends_is_too_slow(spool: Spool, total: float, id
         raise AssertionError
 
     with pytest.raises(BodyTooSlow):
-        await spool.take(receive, limit=100, total=total, idle=idle)
+        await bodies.read(receive, limit=100, total=total, idle=idle)
 
 
-async def test_a_spool_that_cannot_be_written_is_said(spool: Spool, tmp_path: Path) -> None:
+async def test_a_spool_that_cannot_be_written_is_said(bodies: BodyBuffer, tmp_path: Path) -> None:
     os.rmdir(tmp_path / "spool")
-    with pytest.raises(JournalUnavailable, match="spool folder"):
-        await spool.take(_receive([b"x" * 200_000]), limit=10**6, total=5, idle=5)
+    with pytest.raises(JournalUnavailable, match="folder for temporary files"):
+        await bodies.read(_receive([b"x" * 200_000]), limit=10**6, total=5, idle=5)
 
 
 def test_what_a_dead_process_left_is_swept_and_a_live_ones_is_not(tmp_path: Path) -> None:
@@ -109,13 +110,15 @@ def test_what_a_dead_process_left_is_swept_and_a_live_ones_is_not(tmp_path: Path
     folder.mkdir()
     (folder / f"{2**22 + 5}-1-abcd").write_bytes(b"dead")
     (folder / "1-1-abcd").write_bytes(b"alive")
-    Spool(str(folder)).open()
+    BodyBuffer(str(folder)).open()
     assert os.listdir(folder) == ["1-1-abcd"]
 
 
 @pytest.mark.parametrize("place", [0, 5, 2**20 - 3, 2**20, 2**21 - 1, 2**21 + 70_000])
-async def test_rewriting_finds_a_secret_wherever_the_pieces_are_cut(spool: Spool, place: int) -> None:
+async def test_rewriting_finds_a_secret_wherever_the_pieces_are_cut(bodies: BodyBuffer, place: int) -> None:
     data = b"a" * place + b"S3CRET" + b"b" * (2**21 + 100_000 - place)
-    new = await spool.rewrite(MemoryBody(data), lambda piece: piece.replace(b"S3CRET", b"[x]"), overlap=65536)
+    new = await bodies.rewrite(
+        MemoryBody(data), lambda piece: piece.replace(b"S3CRET", b"[x]"), overlap=65536
+    )
     assert new.load() == data.replace(b"S3CRET", b"[x]")
     assert new.sha256 == hashlib.sha256(new.load()).hexdigest()
