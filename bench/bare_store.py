@@ -75,7 +75,7 @@ def claim(connection: Connection, token: str) -> list[Any]:
     """Claim up to 64 deliveries in one transaction."""
     now = int(time.time() * 1000)
     text, names = _STATEMENTS.named("due_deliveries", "")
-    asked = {"destination": "app", "now": str(now), "limit": str(BATCH)}
+    asked = {"lane": "app", "now": str(now), "limit": str(BATCH)}
     with connection.pipeline():
         connection.execute("BEGIN")
         connection.execute(_PLANNER, ["off"])
@@ -95,7 +95,7 @@ def settle(connection: Connection, token: str, taken: list[Any]) -> None:
     with connection.pipeline():
         connection.execute("BEGIN")
         held = rows(connection, "settle_deliveries", ended).fetchall()
-        rows(connection, "insert_attempts", made)
+        rows(connection, "log_deliveries", made)
         connection.execute("COMMIT")
     assert len(held) == len(taken), "a claim was lost"
 

@@ -18,8 +18,8 @@ import psutil
 from bench import processes as p
 from bench.load import BASIC, listen
 from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
-from receiver.storage.store.grouped import GroupedStore
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def ingest(folder: Path, rounds: int, seconds: float, *, sync_ms: float = 0) -> 
     return rows
 
 
-def fill(store: GroupedStore, count: int, *, due_at: int | None = None, migrate: bool = False) -> None:
+def fill(store: Store, count: int, *, due_at: int | None = None, migrate: bool = False) -> None:
     """Record `count` events, each owed to the destination `app`, due now or then."""
 
     async def work() -> None:

@@ -542,7 +542,7 @@ def unreached(findings: Iterable[Finding]) -> bool:
 def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:
     import psycopg
 
-    from receiver.storage.store.postgres_connection import connect, parse, state_of, told
+    from receiver.storage.store.postgres_connection import connect, parse, state_of, unavailable
 
     where = "store.url"
     try:
@@ -552,7 +552,7 @@ def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]
     except psycopg.Error as error:
         state = state_of(error) or ""
         code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
-        message = told(error).message.removeprefix("store: ").removesuffix(": create it")
+        message = unavailable(error).message.removeprefix("store: ").removesuffix(": create it")
         yield finding(code, where, message, _FIXES.get(state))
     except ConfigError as error:
         yield finding("E018", where, error.message.removeprefix("store.url: "))

@@ -48,8 +48,8 @@ from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from receiver.storage.journal import Journal
-from receiver.storage.store.base import Announcing, Store
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from receiver.system.bodies import BodyBuffer
 
 PROVIDERS: Mapping[str, ModuleType] = {
@@ -230,8 +230,7 @@ def build(
         worker=worker,
     )
     waking.append(collector)
-    if isinstance(ports.store, Announcing):
-        ports.store.listen(_waker(relay, collector))
+    ports.store.listen(_waker(relay, collector))
     journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
     intake = Intake(
         providers=ports.providers,
@@ -310,11 +309,7 @@ async def open_receiver(
     Raises `ConfigError`, `Unavailable` when a part cannot be opened.
     """
     store = receiver.store
-    if postgres_url(receiver.settings) is None:
-        await (
-            store.migrate()
-        )  # a database of many machines is migrated by a person: old programs may be running on it
-    await store.open()
+    await store.prepare()
     workings: list[Destination | Fetcher] = []
     if work:
         workings = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]

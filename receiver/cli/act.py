@@ -35,10 +35,11 @@ from receiver.web.views import pickup_attempt_fields, pickup_fields, time_of
 
 if TYPE_CHECKING:
     from receiver.core.retention import Subject
+    from receiver.core.work import DeliveryFilter, PickupFilter
     from receiver.engine.erasure import Eraser, FoundOf, Removed
     from receiver.settings.model import Settings
     from receiver.storage.blobs.base import Blobs
-    from receiver.storage.store.base import DeliveryFilter, PickupFilter, Store
+    from receiver.storage.store.store import Store
 
 ENDED = (PickupState.COLLECTED, PickupState.GONE)
 _LOOK_SECONDS = 1.0
@@ -175,7 +176,7 @@ def pickups(
     as_json: AsJson = False,
 ) -> None:
     """List pickups, or show one with its attempts."""
-    from receiver.storage.store.base import PickupFilter
+    from receiver.core.work import PickupFilter
 
     settings = load(ctx)
     if pickup_id is not None:
@@ -257,7 +258,7 @@ def replay(
     as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Send again: begin another round for the deliveries named, or for all that fit the filters."""
-    from receiver.storage.store.base import DeliveryFilter
+    from receiver.core.work import DeliveryFilter
 
     filtered = dead or destination is not None or since_ is not None
     if ids and filtered:
@@ -293,7 +294,7 @@ async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) 
 
 
 async def _named(store: Store, one: str) -> dict[str, bool]:
-    from receiver.storage.store.base import DeliveryFilter
+    from receiver.core.work import DeliveryFilter
 
     if one.startswith("evt_"):
         await store.event(one)

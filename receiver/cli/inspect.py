@@ -18,7 +18,7 @@ from receiver.core.work import Attempt, Delivery, DeliveryState
 if TYPE_CHECKING:
     from receiver.core.work import Pickup
     from receiver.settings.model import Settings
-    from receiver.storage.store.base import Store
+    from receiver.storage.store.store import Store
 
 Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
 AsJson = Annotated[bool, option("--json", help="Print JSON instead of a table.")]
@@ -47,7 +47,7 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """List events, or show one."""
-    from receiver.storage.store.base import EventFilter
+    from receiver.core.event import EventFilter
 
     settings = load(ctx)
     if body:
@@ -105,7 +105,7 @@ async def _event(store: Store, event_id: str) -> Event:
 
 async def _awaited(store: Store, event_id: str) -> Pickup | None:
     """Return the pickup that an event is to come from: its id was made in the same millisecond as the event's."""
-    from receiver.storage.store.base import PickupFilter
+    from receiver.core.work import PickupFilter
 
     moment = event_id.removeprefix("evt_")[:TIME_CHARS]
     found = await store.pickups(PickupFilter(after=f"pku_{moment}{'z' * 17}", limit=200))
@@ -113,7 +113,7 @@ async def _awaited(store: Store, event_id: str) -> Pickup | None:
 
 
 async def _show_event(settings: Settings, event_id: str, as_json: bool) -> None:
-    from receiver.storage.store.base import DeliveryFilter
+    from receiver.core.work import DeliveryFilter
 
     async with opened_store(settings) as store:
         event = await _event(store, event_id)
@@ -141,7 +141,7 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, or show one with its attempts."""
-    from receiver.storage.store.base import DeliveryFilter
+    from receiver.core.work import DeliveryFilter
 
     settings = load(ctx)
     if delivery_id is not None:

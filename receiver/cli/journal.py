@@ -171,13 +171,10 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
 
 async def _drain(settings: Settings, folder: str) -> _Drained:
     from receiver.app.wiring import build
-    from receiver.settings.load import postgres_url
 
     receiver = build(settings, observers=[])
     try:
-        if postgres_url(settings) is None:
-            await receiver.store.migrate()
-        await receiver.store.open()
+        await receiver.store.prepare()
         await receiver.blobs.open()
         receiver.intake.open()
         return await _empty(receiver, folder)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from receiver.core.signing import CallbackTokens
     from receiver.providers.base import PullProvider
     from receiver.settings.model import Settings, SourceSettings
-    from receiver.storage.store.base import Store
+    from receiver.storage.store.store import Store
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
@@ -95,13 +95,10 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
 async def made_store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store for writing, a file made and brought up to date first, as `serve` does. Raises `StoreUnavailable`."""
     from receiver.app.wiring import build_store
-    from receiver.settings.load import postgres_url
 
     store = build_store(settings)
     try:
-        if postgres_url(settings) is None:
-            await store.migrate()
-        await store.open()
+        await store.prepare()
         yield store
     finally:
         await store.close()
@@ -109,14 +106,15 @@ async def made_store(settings: Settings) -> AsyncIterator[Store]:
 
 def _existing_store(settings: Settings) -> Store:
     from receiver.app.wiring import build_store
-    from receiver.settings.load import postgres_url, sqlite_path
+    from receiver.settings.load import sqlite_path
 
-    if postgres_url(settings) is not None:
-        return build_store(settings)
+    store = build_store(settings)
+    if store.shared:
+        return store
     path = sqlite_path(settings)
     if not os.path.exists(path):
         raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
-    return build_store(settings)
+    return store
 
 
 def existing_journal(settings: Settings, *, otherwise: str) -> str:

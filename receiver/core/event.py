@@ -259,3 +259,15 @@ class Rejection(Struct, frozen=True, kw_only=True):
     peer: str | None
     content_type: str
     user_agent: str
+
+
+class EventFilter(Struct, frozen=True, kw_only=True):
+    """Which events to list, newest first; `after` is the last id of the page before."""
+
+    source: str | None = None
+    type: str | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    since: int | None = None
+    after: str | None = None
+    limit: int = 50

@@ -1,4 +1,4 @@
-"""An event on its way out: deliveries, claims, attempts and what they found. Pure data, no I/O."""
+"""Work that is due: deliveries of events and pickups of results, their claims, attempts and outcomes. Pure data, no I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from receiver.core.event import Event, EventDraft, Recorded, Recording
+from receiver.core.event import Answered, CallbackRow, Event, EventDraft, Recorded, Recording
 
 
 class DeliveryState(StrEnum):
@@ -63,6 +63,11 @@ class Claimed(Struct, frozen=True, kw_only=True):
     """`attempts` when the present round began: the policy sees `attempts - round_start`."""
     claimed_by: str
     lease_until: int
+
+    @property
+    def id(self) -> str:
+        """The id of the row that is claimed."""
+        return self.delivery_id
 
 
 class Settlement(Struct, frozen=True, kw_only=True):
@@ -225,6 +230,16 @@ class ClaimedPickup(Struct, frozen=True, kw_only=True):
     claimed_by: str
     lease_until: int
 
+    @property
+    def id(self) -> str:
+        """The id of the row that is claimed."""
+        return self.pickup.id
+
+    @property
+    def attempts(self) -> int:
+        """Attempts made before this claim."""
+        return self.pickup.attempts
+
 
 class PickupSettlement(Struct, frozen=True, kw_only=True):
     """The record of one attempt and its consequence; applied only if the claim is still held."""
@@ -238,7 +253,7 @@ class PickupSettlement(Struct, frozen=True, kw_only=True):
     failures: int
     recording: Recording | None = None
     """The event that ends it, for `collected` and `gone`: written in the same transaction."""
-    told: tuple[Recording, ...] = ()
+    progress: tuple[Recording, ...] = ()
     """Events about a job that goes on (progress, an overdue callback): written in the same transaction, before its end."""
 
 
@@ -249,8 +264,8 @@ class PickupSettled(Struct, frozen=True, kw_only=True):
     """False: another worker holds the claim by now, and nothing was written."""
     recorded: Recorded | None = None
     """For a settlement with a recording: recorded, or the duplicate of an event that another road brought."""
-    told: tuple[Recorded, ...] = ()
-    """What became of each event that the settlement told."""
+    progress: tuple[Recorded, ...] = ()
+    """What became of each of the settlement's progress events."""
 
 
 class PickupAttempt(Struct, frozen=True, kw_only=True):
@@ -263,3 +278,35 @@ class PickupAttempt(Struct, frozen=True, kw_only=True):
     outcome: Found
     status: int | None
     detail: str
+
+
+class DeliveryFilter(Struct, frozen=True, kw_only=True):
+    """Which deliveries to list, newest first; `after` is the last id of the page before."""
+
+    destination: str | None = None
+    state: DeliveryState | None = None
+    event_id: str | None = None
+    since: int | None = None
+    """Created at or after this time."""
+    after: str | None = None
+    limit: int = 50
+
+
+class PickupFilter(Struct, frozen=True, kw_only=True):
+    """Which pickups to list, newest first; `after` is the last id of the page before."""
+
+    source: str | None = None
+    state: PickupState | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+class Deferral(Struct, frozen=True, kw_only=True):
+    """A proved callback whose event has to wait for its result: callback and pickup, and no event yet."""
+
+    callback: CallbackRow
+    pickup: Pickup
+    """Its `event_id` was made for the same millisecond as the callback's id."""
+    answered: Answered | None = None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from receiver.core.work import Pickup
     from receiver.demo.serving import Callback, Try
     from receiver.settings.model import Settings, SourceSettings
-    from receiver.storage.store.base import Store
+    from receiver.storage.store.store import Store
 
 simulate = typer.Typer(
     help="Play a provider against a running receiver, offline.", no_args_is_help=True, rich_markup_mode=None

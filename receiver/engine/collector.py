@@ -30,7 +30,7 @@ from receiver.core.work import (
 from receiver.engine.recorder import Recorder
 from receiver.engine.worker import SLACK_SECONDS, Clock, Runner, StoreWatch, insist
 from receiver.providers.base import Collected, Gone, NotYet, PullProvider, Result
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 
 _FIRST_ASK_SECONDS = 10.0
 """How long the first question about an overdue callback may take, before the application is told that it is overdue."""
@@ -180,7 +180,7 @@ class _Collecting:
             due_at=end.due_at,
             failures=end.failures,
             recording=end.recording,
-            told=tuple(told),
+            progress=tuple(told),
         )
         return _Made(settlement, seconds)
 
@@ -344,7 +344,7 @@ class _Collecting:
 
     def _wake(self, settlement: PickupSettlement, settled: PickupSettled | None) -> None:
         """Tell the destinations of what was recorded; late progress is for none of them."""
-        written = list(zip(settlement.told, settled.told, strict=False)) if settled else []
+        written = list(zip(settlement.progress, settled.progress, strict=False)) if settled else []
         if settled and settled.recorded and settlement.recording:
             written.append((settlement.recording, settled.recorded))
         for recording, recorded in written:

@@ -12,7 +12,7 @@ from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind,
 from receiver.providers.base import PushProvider
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.journal import Journal
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 
 LOOKED_AT = 1000
 """Events and pickups that are counted before a person is asked; more are erased all the same."""

@@ -33,7 +33,7 @@ from receiver.engine.recorder import Recorder
 from receiver.providers.base import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 from receiver.system.bodies import BodyBuffer, Receive, too_large
 
 METHODS = ("POST", "PUT")

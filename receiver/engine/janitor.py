@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
+from receiver.core.event import EventFilter
 from receiver.core.observe import Observer
 from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
 from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs.base import Blobs
-from receiver.storage.store.base import Clocked, EventFilter, Store
+from receiver.storage.store.store import Store
 
 BATCH = 200
 """Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
@@ -73,7 +74,7 @@ class Janitor:
         self._rest = rest
         self._watch = StoreWatch(observer, "janitor")
         self._uptime = uptime
-        self._lead = None if isinstance(store, Clocked) else clock() - int(uptime() * 1000)
+        self._lead = clock() - int(uptime() * 1000) if store.skew_ms is None else None
         """The time when the machine started, by the clock as it was believed last; None until it was."""
         self._told: dict[str, float] = {}
         self._after: dict[str, str] = {}
@@ -145,10 +146,10 @@ class Janitor:
 
     async def _skew(self) -> int:
         """Return how far the database's clock is ahead of ours now, 0 where it has none of its own."""
-        if not isinstance(self._store, Clocked):
+        if self._store.skew_ms is None:
             return 0
         await self._store.ping()  # our clock may have been set since the last transaction
-        return self._store.skew_ms
+        return self._store.skew_ms or 0
 
     async def _reckoned(self) -> int | None:
         """Return the time by the database's clock, or ours where it has none; None, and a note, when it is not to be believed.

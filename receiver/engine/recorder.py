@@ -27,11 +27,11 @@ from receiver.core.event import (
     new_id,
 )
 from receiver.core.routing import Router
-from receiver.core.work import Pickup, PickupKind
+from receiver.core.work import Deferral, Pickup, PickupKind
 from receiver.providers.base import PullProvider, PushProvider
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
-from receiver.storage.store.base import Deferral, Store
+from receiver.storage.store.store import Store
 from receiver.system import audio
 from receiver.system.bodies import BodyBuffer
 

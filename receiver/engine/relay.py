@@ -15,7 +15,7 @@ from receiver.core.retry import RetryPolicy
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.worker import OVERRUN_SECONDS, SLACK_SECONDS, Clock, Runner, StoreWatch, insist
 from receiver.outbound.destinations.base import Destination
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,8 @@ from starlette.responses import Response
 
 from receiver.core.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
 from receiver.core.signing import same_as_any
-from receiver.core.work import PickupState
+from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, calls_back, hand_out, order
-from receiver.storage.store.base import PickupFilter
 from receiver.web.views import FORMAT_KEYS, pickup_attempt_fields, pickup_fields, time_of
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import asyncio
 
 from msgspec.structs import replace
 
-from receiver.core.event import Answered, Stage
-from receiver.core.work import PickupSettled
-from receiver.storage.store.base import EventFilter, PickupFilter, Store
+from receiver.core.event import Answered, EventFilter, Stage
+from receiver.core.work import PickupFilter, PickupSettled
+from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import (
     COLLECTED,
     DUPLICATE,

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
-from receiver.core.event import RecordStatus, new_id
+from receiver.core.event import EventFilter, RecordStatus, new_id
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -18,8 +18,8 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
-from receiver.core.work import DeliveryState, PickupSettled, PickupState
-from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter, PickupSettled, PickupState
+from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import answering, deferral, expectation, pickup, result_of
 from tests.contract.pickup_suite import claim as claim_pickups
 from tests.contract.pickup_suite import settlement as pickup_settlement

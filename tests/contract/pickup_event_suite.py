@@ -8,9 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound, StoreUnavailable
-from receiver.core.event import Recorded, RecordStatus, Stage, new_id
-from receiver.core.work import PickupSettled, PickupState
-from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.event import EventFilter, Recorded, RecordStatus, Stage, new_id
+from receiver.core.work import Deferral, DeliveryFilter, PickupFilter, PickupSettled, PickupState
+from receiver.storage.store.store import Store
 from tests.contract.answer_suite import AnswerSuite
 from tests.contract.pickup_suite import (
     COLLECTED,

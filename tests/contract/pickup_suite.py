@@ -13,6 +13,7 @@ from receiver.core.event import (
     Answered,
     AudioDraft,
     EventDraft,
+    EventFilter,
     Recorded,
     Recording,
     RecordStatus,
@@ -22,16 +23,19 @@ from receiver.core.event import (
 )
 from receiver.core.work import (
     ClaimedPickup,
+    Deferral,
+    DeliveryFilter,
     Found,
     Pickup,
     PickupAttempt,
+    PickupFilter,
     PickupKind,
     PickupOutcome,
     PickupSettled,
     PickupSettlement,
     PickupState,
 )
-from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.storage.store.store import Store
 from tests.contract.store_suite import LEASE, T0, recording
 
 _NUMBERS = itertools.count(1)
@@ -144,7 +148,7 @@ def settlement(
     due_at: int | None = None,
     failures: int = 0,
     recording: Recording | None = None,
-    told: tuple[Recording, ...] = (),
+    progress: tuple[Recording, ...] = (),
     at: int = T0,
 ) -> PickupSettlement:
     """The consequence of one attempt."""
@@ -158,7 +162,7 @@ def settlement(
         due_at=due_at,
         failures=failures,
         recording=recording,
-        told=told,
+        progress=progress,
     )
 
 

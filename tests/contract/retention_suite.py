@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
-from receiver.core.event import Recording
+from receiver.core.event import EventFilter, Recording
 from receiver.core.retention import Prune, Pruned, Walk
-from receiver.core.work import DeliveryState, PickupState
-from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter, PickupState
+from receiver.storage.store.store import Store
 from tests.contract.erase_suite import EraseSuite
 from tests.contract.pickup_suite import (
     answering,

@@ -8,9 +8,27 @@ import itertools
 import pytest
 
 from receiver.core.errors import NotFound, StoreUnavailable
-from receiver.core.event import CallbackRow, Event, Recording, RecordStatus, Rejection, Stage, new_id
-from receiver.core.work import Claimed, Delivery, DeliveryState, Outcome, OutcomeKind, Settlement
-from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.event import (
+    CallbackRow,
+    Event,
+    EventFilter,
+    Recording,
+    RecordStatus,
+    Rejection,
+    Stage,
+    new_id,
+)
+from receiver.core.work import (
+    Claimed,
+    Delivery,
+    DeliveryFilter,
+    DeliveryState,
+    Outcome,
+    OutcomeKind,
+    PickupFilter,
+    Settlement,
+)
+from receiver.storage.store.store import Store
 
 T0 = 1_800_000_000_000
 LEASE = 30_000

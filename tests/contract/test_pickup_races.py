@@ -9,8 +9,8 @@ import pytest
 
 from receiver.core.work import PickupSettled, PickupState
 from receiver.storage.store import pickups
-from receiver.storage.store.base import Store
 from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import deferral, held_pickup, pickup, settlement
 from tests.contract.store_suite import T0
 from tests.support.postgres import database
@@ -33,16 +33,16 @@ async def test_a_callback_for_a_pickup_that_ends_in_that_moment_is_fetched_by_a_
     """The intake has seen the pickup stand, and a worker elsewhere gives it up before the intake can hand the link over."""
     intake, worker = stores
     held = await held_pickup(worker, pickup("k"))
-    loop, hasten = asyncio.get_running_loop(), pickups._hasten
+    loop, reschedule = asyncio.get_running_loop(), pickups._reschedule
     settled: list[PickupSettled] = []
 
     def late(*args: object) -> None:
         if not settled:
             ending = worker.settle_pickup(settlement(held, PickupState.GONE))
             settled.append(asyncio.run_coroutine_threadsafe(ending, loop).result(10))
-        hasten(*args)  # type: ignore[arg-type]  # as it was called
+        reschedule(*args)  # type: ignore[arg-type]  # as it was called
 
-    monkeypatch.setattr(pickups, "_hasten", late)
+    monkeypatch.setattr(pickups, "_reschedule", late)
     news = deferral("k", at=T0 + 50)
     told = await intake.defer(news)
     assert settled[0].held

@@ -9,13 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from receiver.core.event import RecordStatus, new_id
+from receiver.core.event import EventFilter, RecordStatus, new_id
 from receiver.core.retention import CallbackKeys, Prune, Traces, Walk
-from receiver.core.work import DeliveryState
+from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.erasure import Eraser, FoundOf, Journaled
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
 from receiver.storage.store.postgres import PostgresStore
+from receiver.storage.store.store import Store
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.postgres import database

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import StoreSuite

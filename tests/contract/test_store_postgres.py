@@ -14,10 +14,11 @@ import psycopg
 import pytest
 
 from receiver.core.errors import ConfigError, StoreUnavailable
-from receiver.core.event import RecordStatus
-from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
+from receiver.core.event import EventFilter, RecordStatus
+from receiver.core.work import DeliveryFilter
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.statements import migrations
+from receiver.storage.store.store import Store
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, recording, settlement

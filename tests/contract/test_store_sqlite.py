@@ -17,9 +17,9 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import ConfigError
-from receiver.core.event import RecordStatus
-from receiver.storage.store.base import EventFilter, Store
+from receiver.core.event import EventFilter, RecordStatus
 from receiver.storage.store.sqlite import SqliteBackend, SqliteStore
+from receiver.storage.store.store import Store
 from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite

@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Recorded, Recording, RecordStatus, Stage
+from receiver.core.event import EventFilter, Recorded, Recording, RecordStatus, Stage
 from receiver.core.retention import Erasure, Subject, SubjectKind
-from receiver.core.work import ClaimedPickup, Found, PickupSettled, PickupSettlement
-from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
+from receiver.core.work import ClaimedPickup, DeliveryFilter, Found, PickupSettled, PickupSettlement
+from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import (
     COLLECTING,
     DUPLICATE,
@@ -44,7 +44,7 @@ def progress(*destinations: str, key: str | None = None, at: int = T0 + 9) -> Re
 
 def goes_on(held: ClaimedPickup, *told: Recording) -> PickupSettlement:
     """A settlement after which the pickup is due again."""
-    return settlement(held, PENDING, Found.NOT_YET, due_at=T0, told=told)
+    return settlement(held, PENDING, Found.NOT_YET, due_at=T0, progress=told)
 
 
 class ToldSuite:
@@ -57,7 +57,7 @@ class ToldSuite:
         told = [progress("app", "audit"), progress()]
         done = await store.settle_pickup(goes_on(held, *told))
         recorded = tuple(Recorded(status=RECORDED, event_id=one.event.id) for one in told)
-        assert done == PickupSettled(held=True, told=recorded)
+        assert done == PickupSettled(held=True, progress=recorded)
         assert [await store.event(one.event.id) for one in told] == [one.event for one in told]
         owed = await store.deliveries(DeliveryFilter())
         assert {(one.event_id, one.destination) for one in owed} == {
@@ -91,7 +91,7 @@ class ToldSuite:
         await store.settle_pickup(goes_on(await held_pickup(store), first))
         (held,) = await claim(store)
         done = await store.settle_pickup(goes_on(held, progress("app", key="half")))
-        assert done.told == (Recorded(status=DUPLICATE, event_id=first.event.id),)
+        assert done.progress == (Recorded(status=DUPLICATE, event_id=first.event.id),)
         assert len(await store.deliveries(DeliveryFilter())) == 1
         assert (await store.pickup(held.pickup.id)).attempts == 2
 
@@ -99,7 +99,7 @@ class ToldSuite:
         held = await held_pickup(store)
         await store.record(recording(source="deapi", job_id="job"))
         done = await store.settle_pickup(goes_on(held, progress("app")))
-        assert [one.status for one in done.told] == [RecordStatus.LATE]
+        assert [one.status for one in done.progress] == [RecordStatus.LATE]
         assert len(await store.events(EventFilter())) == 2
         assert await store.deliveries(DeliveryFilter()) == []
 
@@ -107,9 +107,9 @@ class ToldSuite:
         held = await held_pickup(store)
         end = result_of(held, "app")
         end = replace(end, event=replace(end.event, job_id="job"))
-        done = await store.settle_pickup(settlement(held, recording=end, told=(progress("app"),)))
+        done = await store.settle_pickup(settlement(held, recording=end, progress=(progress("app"),)))
         assert done.recorded == Recorded(status=RECORDED, event_id=end.event.id)
-        assert [one.status for one in done.told] == [RECORDED]
+        assert [one.status for one in done.progress] == [RECORDED]
         assert len(await store.deliveries(DeliveryFilter())) == 2
 
     async def test_what_many_tell_at_once_is_answered_to_each(self, store: Store) -> None:
@@ -119,9 +119,9 @@ class ToldSuite:
         done = await asyncio.gather(
             *(store.settle_pickup(goes_on(one, *its)) for one, its in zip(held, told, strict=True))
         )
-        assert [len(one.told) for one in done] == [len(its) for its in told]
-        recorded = {one.event_id for each in done for one in each.told if one.status is RECORDED}
-        assert recorded == {one.event_id for each in done for one in each.told}
+        assert [len(one.progress) for one in done] == [len(its) for its in told]
+        recorded = {one.event_id for each in done for one in each.progress if one.status is RECORDED}
+        assert recorded == {one.event_id for each in done for one in each.progress}
         assert len(await store.deliveries(DeliveryFilter())) == len(recorded) == 6
 
     async def test_an_event_id_that_is_taken_refuses_the_whole_settlement(self, store: Store) -> None:

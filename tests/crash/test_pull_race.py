@@ -12,10 +12,10 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
+from receiver.core.event import EventFilter
 from receiver.core.fetch import Fetch
-from receiver.core.work import Found, Pickup, PickupState
+from receiver.core.work import Found, Pickup, PickupFilter, PickupState
 from receiver.engine.requests import order
-from receiver.storage.store.base import EventFilter, PickupFilter
 from tests.crash.conftest import Place
 from tests.support.kept import Kept
 from tests.support.pulling import Providers, asked_providers

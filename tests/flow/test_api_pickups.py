@@ -17,7 +17,7 @@ from receiver.core.event import new_id
 from receiver.core.work import PickupState
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 from receiver.web.app import create_app
 from tests.support.running import Running, running, settings_text
 

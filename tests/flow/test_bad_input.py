@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from receiver.core.event import Recorded, Recording
-from receiver.storage.store.base import EventFilter
+from receiver.core.event import EventFilter, Recorded, Recording
 from receiver.web import protocol
 from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text

@@ -18,10 +18,11 @@ from receiver.cli import journal as commands
 from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
+from receiver.core.event import EventFilter
 from receiver.core.observe import Observers
 from receiver.engine import intake as intake_module
 from receiver.storage import journal
-from receiver.storage.store.base import EventFilter, Store
+from receiver.storage.store.store import Store
 from tests.support.house import Said, receiver
 from tests.support.processes import ROOT
 from tests.support.running import DEAPI_SECRET, Running, running, settings_text

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from receiver.app.wiring import Ports
+from receiver.core.event import EventFilter
 from receiver.settings.load import sqlite_path
-from receiver.storage.store.base import EventFilter
 from receiver.storage.store.sqlite import SqliteStore
 from tests.faultvfs import FaultVFS
 from tests.support.running import Running, running, settings_text

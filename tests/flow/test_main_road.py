@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from receiver.core.clock import wall_clock
-from receiver.storage.store.base import DeliveryFilter
+from receiver.core.work import DeliveryFilter
 from tests.support.golden import ROOT
 from tests.support.running import APP_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from receiver.core.errors import StoreUnavailable
-from receiver.storage.store.base import EventFilter
+from receiver.core.event import EventFilter
 from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording
 from tests.support.postgres import Server, execute, server

@@ -13,8 +13,9 @@ import pytest
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Recorded, RecordStatus
-from receiver.storage.store import postgres, postgres_connection, writer
+from receiver.storage.store import postgres, postgres_connection
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
+from receiver.storage.store.writer import Waits
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.postgres import database, execute, own_database
 
@@ -72,16 +73,18 @@ async def test_callbacks_that_wait_for_nothing_pass_those_that_a_sleeping_transa
 
 
 async def test_what_nobody_can_do_is_given_up_in_bounded_time(
-    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
+    url: str,
 ) -> None:
     """A table is locked: each would wait by itself."""
-    monkeypatch.setattr(writer, "VAIN_SECONDS", 0.3)
+    store = PostgresStore(url, waits=Waits(retry_budget=0.3))
+    await store.open()
     with psycopg.connect(url) as other:
         other.execute("LOCK TABLE callbacks")
         answers = await asyncio.gather(*(record(store, f"k{number}") for number in range(100)))
         assert {type(answer) for answer, _ in answers} == {StoreUnavailable}
         assert max(took for _, took in answers) < 3
     assert isinstance((await record(store, "after"))[0], Recorded)
+    await store.close()
 
 
 async def test_a_statement_that_is_stopped_is_repeated_apart(store: PostgresStore, url: str) -> None:

@@ -13,10 +13,8 @@ import psycopg
 import pytest
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import RecordStatus
-from receiver.storage.store import postgres
-from receiver.storage.store.base import EventFilter
-from receiver.storage.store.postgres import PostgresStore
+from receiver.core.event import EventFilter
+from receiver.storage.store.postgres import Pauses, PostgresDatabase, PostgresStore
 from receiver.storage.store.postgres_connection import _MIGRATING
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
@@ -53,55 +51,19 @@ async def test_closing_waits_a_moment_for_a_server_that_answers_no_more(running:
     await store.close()
 
 
-async def test_a_commit_that_waits_for_a_standby_that_is_away_is_the_only_one(
+async def test_pauses_grow_after_commits_that_were_not_answered(
     running: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each given up leaves its connection on the server: others do not follow until it is known what became of it."""
-    monkeypatch.setattr(postgres, "DOUBT_SECONDS", 0.1)
-    store = PostgresStore(running.url(), answer_seconds=0.5)
-    await store.open()
-    running.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-    running.execute("SELECT pg_reload_conf()")
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    wanted = recording("app")
-    try:
-        while running.execute("SHOW synchronous_standby_names") != [("nobody",)]:
-            await asyncio.sleep(0.01)
-        with pytest.raises(StoreUnavailable):
-            await store.ping()
-        for _ in range(4):
-            with pytest.raises(StoreUnavailable, match="does not confirm commits"):
-                await store.record(wanted)
-            await asyncio.sleep(postgres.ASK_PAUSE)
-        assert running.execute(waiting) == [(1,)]
-    finally:
-        running.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        running.execute("SELECT pg_reload_conf()")
-    began = time.monotonic()
-    while True:
-        with contextlib.suppress(StoreUnavailable):
-            assert (await store.record(wanted)).status is RecordStatus.RECORDED
-            break
-        await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 2
-    await store.close()
-
-
-async def test_pauses_grow_after_commits_that_were_not_answered_and_cannot_be_asked_after(
-    running: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A transaction whose number was not told: connections are made more and more seldom, until a commit is answered."""
-    monkeypatch.setattr(postgres, "SILENT_PAUSE", 0.05)
-    monkeypatch.setattr(postgres, "_history", lambda connection: None)
+    """As by a standby that is away: connections are made more and more seldom, until a commit is answered."""
     made: list[float] = []
-    real = PostgresStore._connected
+    real = PostgresDatabase._connected
 
-    def connected(self: PostgresStore, writes: bool = False) -> object:
+    def connected(self: PostgresDatabase, writes: bool = False) -> object:
         made.append(time.monotonic())
         return real(self, writes)
 
-    monkeypatch.setattr(PostgresStore, "_connected", connected)
-    store = PostgresStore(running.url(), answer_seconds=0.2)
+    monkeypatch.setattr(PostgresDatabase, "_connected", connected)
+    store = PostgresStore(running.url(), answer_seconds=0.2, pauses=Pauses(silent=0.05))
     await store.open()
     running.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     running.execute("SELECT pg_reload_conf()")

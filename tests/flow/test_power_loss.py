@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from receiver.core.errors import ReceiverError
-from receiver.storage.store.base import EventFilter
+from receiver.core.event import EventFilter
 from tests.support.crashing import fast_clock
 from tests.support.power import Mounted, missing
 from tests.support.processes import Process, send_once

@@ -15,11 +15,11 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.work import Pickup, PickupAttempt, PickupState
+from receiver.core.event import EventFilter
+from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
 from receiver.engine.requests import order
-from receiver.storage.store.base import EventFilter, PickupFilter
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.system import bodies
 from tests.faultvfs import FaultVFS

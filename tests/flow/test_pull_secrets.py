@@ -16,9 +16,9 @@ import pytest
 from starlette.responses import Response
 
 from receiver.app.logs import LogObserver
+from receiver.core.work import PickupFilter
 from receiver.demo.deapi import Work
 from receiver.engine.requests import order
-from receiver.storage.store.base import PickupFilter
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
 from tests.support.running import DEAPI_SECRET, Running, running

@@ -12,11 +12,11 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.event import new_id
+from receiver.core.event import EventFilter, new_id
 from receiver.core.retention import DAY, Retention
+from receiver.core.work import DeliveryFilter
 from receiver.demo.stage import clean_environment
 from receiver.engine.janitor import Janitor
-from receiver.storage.store.base import DeliveryFilter, EventFilter
 from receiver.storage.store.sqlite import SqliteStore
 from tests.faultvfs import FaultVFS
 from tests.support.house import Said, receiver

@@ -12,9 +12,9 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
+from receiver.core.event import EventFilter
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
-from receiver.storage.store.base import EventFilter
 from tests.support import s3
 from tests.support.running import Running, running, settings_text
 from tests.support.s3 import BUCKET, Weed

@@ -15,11 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.core.event import Answered, Stage
-from receiver.core.work import ClaimedPickup, Found, Pickup, PickupState
-from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.event import Answered, EventFilter, Stage
+from receiver.core.work import (
+    ClaimedPickup,
+    Deferral,
+    DeliveryFilter,
+    Found,
+    Pickup,
+    PickupFilter,
+    PickupState,
+)
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import draft_of, pickup, result_of, settlement
 from tests.contract.store_suite import LEASE, T0, recording
 from tests.support.examples import examples
@@ -174,7 +182,7 @@ class PickupMachine(RuleBasedStateMachine):
                 due_at=self.now + wait if pending else None,
                 failures=wait % 3,
                 recording=result,
-                told=news,
+                progress=news,
                 at=self.now,
             )
             for claim in pair

@@ -14,10 +14,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
+from receiver.core.event import EventFilter
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
-from receiver.core.work import Claimed, ClaimedPickup, DeliveryState, PickupState
-from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter, PickupFilter, Store
+from receiver.core.work import (
+    Claimed,
+    ClaimedPickup,
+    Deferral,
+    DeliveryFilter,
+    DeliveryState,
+    PickupFilter,
+    PickupState,
+)
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import draft_of, pickup, result_of
 from tests.contract.pickup_suite import settlement as pickup_settlement
 from tests.contract.store_suite import LEASE, T0, recording, settlement

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.core.event import Stage
-from receiver.core.work import Claimed, Delivery, DeliveryState
-from receiver.storage.store.base import DeliveryFilter, EventFilter, Store
+from receiver.core.event import EventFilter, Stage
+from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from tests.contract.store_suite import LEASE, T0, recording, settlement
 from tests.support.examples import examples
 from tests.support.memory import MemoryStore

@@ -182,7 +182,8 @@ def shape(step: str, when: str) -> Callable[[Ports], Ports]:
 
     def wrap(ports: Ports) -> Ports:
         if out != "0":
-            ports.store = _Out(ports.store, float("inf" if out == "all" else out))
+            store: Any = _Out(ports.store, float("inf" if out == "all" else out))
+            ports.store = store
         if when == "never":
             return ports
 
@@ -237,7 +238,7 @@ def _patch_commit(when: str) -> None:
     deadly = _deadly(real, when)
 
     def commit(self: PostgresBackend) -> None:
-        recorded = self._session is not None and bool(self._session.news)
+        recorded = self._session is not None and bool(self._session.lanes)
         (deadly if recorded else real)(self)
 
     PostgresBackend.commit = commit  # type: ignore[method-assign]

@@ -130,7 +130,7 @@ async def opening(folder: Path, made: Made) -> AsyncIterator[Up]:
 
     def shape(ports: Ports) -> Ports:
         ports.providers = {"made": made}  # type: ignore[dict-item]
-        ports.store = _Store(ports.store, failing)
+        ports.store = _Store(ports.store, failing)  # type: ignore[assignment]
         return ports
 
     text = f"data = '{folder}/data'\n[sources.made]\nprovider = 'deepgram'\nrequire_token = true\n"

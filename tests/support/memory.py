@@ -1,19 +1,25 @@
-"""The store in plain dictionaries (floor 3): the model that the others are compared with, and a fast one for tests."""
+"""The store in plain dictionaries: the oracle that the real ones are compared with, and a fast one for tests.
+
+It shares values with the product and nothing else: how a row is found, kept or removed is said here a second time.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
+    TIME_CHARS,
+    Answered,
     CallbackRow,
     Event,
+    EventFilter,
     Recorded,
     Recording,
     RecordStatus,
@@ -21,39 +27,80 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.retention import (
+    CallbackKeys,
+    Erased,
+    Erasure,
+    Prune,
+    Pruned,
+    Subject,
+    SubjectKind,
+    Tombstone,
+    Traces,
+    Walk,
+)
 from receiver.core.work import (
     Attempt,
     Claimed,
+    ClaimedPickup,
+    Deferral,
     Delivery,
+    DeliveryFilter,
     DeliveryState,
     Due,
     Pickup,
+    PickupAttempt,
+    PickupFilter,
+    PickupKind,
+    PickupsDue,
     PickupSettled,
     PickupSettlement,
     PickupState,
     Settlement,
     StoreStats,
 )
-from receiver.storage.store.base import Deferral, DeliveryFilter, EventFilter
-from receiver.storage.store.pickups import already_told, led_to
-from receiver.storage.store.retention import ERASED
-from tests.support.memory_retention import MemoryRetention
+from receiver.storage.store.store import Store
 
-Kept = TypeVar("Kept", Event, Delivery)
+Kept = TypeVar("Kept", Event, Delivery, Pickup)
+ERASED = "ERASED"
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
 
 
-class MemoryStore(MemoryRetention):
+class MemoryStore(Store):
     """Everything is lost when the process ends. No method awaits, so each is a transaction by itself."""
 
+    shared = False
+    skew_ms: int | None = None
+
     def __init__(self) -> None:
-        super().__init__()
         self._callbacks: dict[str, tuple[CallbackRow, str]] = {}
         self._events: dict[str, Event] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._attempts: dict[str, list[Attempt]] = {}
+        self._pickups: dict[str, Pickup] = {}
+        self._pickup_attempts: dict[str, list[PickupAttempt]] = {}
         self._rejections: list[tuple[int, int, Rejection]] = []
+        self._tombstones: dict[str, Tombstone] = {}
         self._arrivals = itertools.count()
+        self._open = False
+
+    async def open(self) -> None:
+        """Make it usable; what was recorded before a close is still there."""
+        self._open = True
+
+    async def migrate(self) -> list[str]:
+        """Nothing to bring up to date."""
+        return []
+
+    async def close(self) -> None:
+        """Refuse everything from now on."""
+        self._open = False
+
+    async def ping(self) -> None:
+        """Prove that it can be written. Raises `StoreUnavailable`."""
+        if not self._open:
+            msg = "the store is not open"
+            raise StoreUnavailable(msg)
 
     # ------------------------------------------------------------ the road in
 
@@ -63,7 +110,7 @@ class MemoryStore(MemoryRetention):
         event = recording.event
         recorded = self._record(recording)
         if recording.answered:
-            self._answer(event.source, recording.answered, recorded.event_id, event.recorded_at)
+            self._resolve(event.source, recording.answered, recorded.event_id, event.recorded_at)
         return recorded
 
     def _record(self, recording: Recording) -> Recorded:
@@ -74,7 +121,7 @@ class MemoryStore(MemoryRetention):
         self._insist_new(event)
         late = event.stage is Stage.PROGRESS and self._has_ended(event)
         self._callbacks[recording.callback.id] = (recording.callback, event.id)
-        self._write(event, () if late else recording.destinations)
+        self._put(event, () if late else recording.destinations)
         return Recorded(status=RecordStatus.LATE if late else RecordStatus.RECORDED, event_id=event.id)
 
     def _insist_new(self, event: Event) -> None:
@@ -82,7 +129,7 @@ class MemoryStore(MemoryRetention):
             msg = "store: the database refused a row: its id is already there"
             raise StoreUnavailable(msg)
 
-    def _write(self, event: Event, destinations: Iterable[str]) -> None:
+    def _put(self, event: Event, destinations: Iterable[str]) -> None:
         self._events[event.id] = event
         for destination in destinations:
             self._owe(event, destination)
@@ -91,22 +138,22 @@ class MemoryStore(MemoryRetention):
         """Write callback and pickup, all or none."""
         await self.ping()
         callback, pickup, now = deferral.callback, deferral.pickup, deferral.pickup.created_at
-        standing = self._standing(pickup.source, pickup.key)
+        existing = self._existing(pickup.source, pickup.key)
         first = self._first(callback)
         if first is None:
-            target = standing or pickup
-            made = led_to(callback, target.event_id)
-            if standing is None:
+            target = existing or pickup
+            made = _led_to(callback, target.event_id)
+            if existing is None:
                 self._add(pickup)
             else:
-                self._hasten(standing, pickup)
+                self._reschedule(existing, pickup)
             self._callbacks[made.id] = (made, target.event_id)
             recorded = Recorded(status=RecordStatus.RECORDED, event_id=target.event_id, pickup_id=target.id)
         else:
-            same = standing.id if standing and standing.event_id == first else None
+            same = existing.id if existing and existing.event_id == first else None
             recorded = Recorded(status=RecordStatus.DUPLICATE, event_id=first, pickup_id=same)
         if deferral.answered:
-            self._answer(callback.source, deferral.answered, recorded.event_id, now)
+            self._resolve(callback.source, deferral.answered, recorded.event_id, now)
         return recorded
 
     async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
@@ -114,15 +161,15 @@ class MemoryStore(MemoryRetention):
         await self.ping()
         if not self._holds_pickup(settlement.claim):
             return PickupSettled(held=False)
-        new = [one for one in settlement.told if self._first(one.callback) is None]
+        new = [one for one in settlement.progress if self._first(one.callback) is None]
         for one in filter(None, (*new, settlement.recording)):
             self._insist_new(one.event)
         self._settle(settlement)
-        told = tuple(self._record(one) for one in settlement.told)
+        progress = tuple(self._record(one) for one in settlement.progress)
         if settlement.recording is None:
-            return PickupSettled(held=True, told=told)
+            return PickupSettled(held=True, progress=progress)
         recorded = self._end(settlement.claim.pickup, settlement.recording)
-        return PickupSettled(held=True, told=told, recorded=recorded)
+        return PickupSettled(held=True, progress=progress, recorded=recorded)
 
     def _end(self, pickup: Pickup, recording: Recording) -> Recorded:
         event, callback = recording.event, recording.callback
@@ -132,17 +179,21 @@ class MemoryStore(MemoryRetention):
         for keys in looked_for:
             first = self._first(keys)
             told = self._events.get(first) if first else None
-            again = keys is callback and first is not None and already_told(first, event)
+            again = (
+                keys is callback
+                and first is not None
+                and (event.type.endswith(".failed") and first > event.id)
+            )
             failed = told is not None and told.type.endswith(".failed")
             if first not in (None, event.id) and (again or (not failed if told else self._is_lasting(first))):
-                self._yield(pickup.id, first, PickupState.GONE if failed else PickupState.COLLECTED)
+                self._supersede(pickup.id, first, PickupState.GONE if failed else PickupState.COLLECTED)
                 return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
         first = self._first(callback)
         if first not in (None, event.id):
             callback = replace(callback, idempotency_key=f"pickup:{pickup.id}", second_key=None)
         if first != event.id:
             self._callbacks[callback.id] = (callback, event.id)
-        self._write(event, recording.destinations)
+        self._put(event, recording.destinations)
         return Recorded(status=RecordStatus.RECORDED, event_id=event.id)
 
     def _is_lasting(self, event_id: str | None) -> bool:
@@ -321,20 +372,20 @@ class MemoryStore(MemoryRetention):
         led = [row for row, made in self._callbacks.values() if made == event_id]
         return min(led, key=lambda row: (row.body is None, row.received_at, row.id)).body
 
-    async def events(self, wanted: EventFilter) -> list[Event]:
+    async def events(self, filter: EventFilter) -> list[Event]:
         """List events, newest first."""
         await self.ping()
 
         def matches(one: Event) -> bool:
             return (
-                wanted.source in (None, one.source)
-                and wanted.type in (None, one.type)
-                and wanted.job_id in (None, one.job_id)
-                and wanted.ref in (None, one.ref)
-                and (wanted.since is None or one.recorded_at >= wanted.since)
+                filter.source in (None, one.source)
+                and filter.type in (None, one.type)
+                and filter.job_id in (None, one.job_id)
+                and filter.ref in (None, one.ref)
+                and (filter.since is None or one.recorded_at >= filter.since)
             )
 
-        return _page(self._events, matches, wanted.after, wanted.limit)
+        return _page(self._events, matches, filter.after, filter.limit)
 
     async def delivery(self, delivery_id: str) -> Delivery:
         """Return one delivery. Raises `NotFound`."""
@@ -344,19 +395,19 @@ class MemoryStore(MemoryRetention):
             raise NotFound(msg)
         return self._deliveries[delivery_id]
 
-    async def deliveries(self, wanted: DeliveryFilter) -> list[Delivery]:
+    async def deliveries(self, filter: DeliveryFilter) -> list[Delivery]:
         """List deliveries, newest first."""
         await self.ping()
 
         def matches(one: Delivery) -> bool:
             return (
-                wanted.destination in (None, one.destination)
-                and wanted.state in (None, one.state)
-                and wanted.event_id in (None, one.event_id)
-                and (wanted.since is None or one.created_at >= wanted.since)
+                filter.destination in (None, one.destination)
+                and filter.state in (None, one.state)
+                and filter.event_id in (None, one.event_id)
+                and (filter.since is None or one.created_at >= filter.since)
             )
 
-        return _page(self._deliveries, matches, wanted.after, wanted.limit)
+        return _page(self._deliveries, matches, filter.after, filter.limit)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
         """Return the attempts of a delivery, first to last."""
@@ -378,9 +429,472 @@ class MemoryStore(MemoryRetention):
         ]
         return StoreStats(due=tuple(counted), dead=dict(dead), pickups=self._pickups_due(now))
 
+    # ------------------------------------------------------------ pickups: made and told
+
+    async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
+        """Write a pickup, unless one of its key stands; return the one that stands, and whether it is new."""
+        await self.ping()
+        existing = self._existing(pickup.source, pickup.key)
+        if existing is not None:
+            return existing, False
+        self._add(pickup)
+        return pickup, True
+
+    def _existing(self, source: str, key: str) -> Pickup | None:
+        return next((one for one in self._of(source, key) if one.state is not PickupState.GONE), None)
+
+    def _of(self, source: str, key: str) -> list[Pickup]:
+        return [one for one in self._pickups.values() if (one.source, one.key) == (source, key)]
+
+    def _add(self, pickup: Pickup) -> None:
+        if pickup.id in self._pickups:
+            msg = "store: the database refused a row: its id is already there"
+            raise StoreUnavailable(msg)
+        self._pickups[pickup.id] = pickup
+        self._pickup_attempts[pickup.id] = []
+
+    def _reschedule(self, existing: Pickup, update: Pickup) -> None:
+        """Let a pickup that has not ended know what a callback told of its result."""
+        if existing.state in (PickupState.PENDING, PickupState.COLLECTING):
+            self._change_pickup(
+                existing.id,
+                target=existing.target if update.target is None else update.target,
+                draft=existing.draft if update.draft is None else update.draft,
+                job_id=update.job_id if existing.job_id is None else existing.job_id,
+                ref=update.ref if existing.ref is None else existing.ref,
+                format=existing.format or update.format,
+                state=PickupState.PENDING,
+                claimed_by=None,
+                deadline_at=max(existing.deadline_at, update.deadline_at),
+                due_at=update.created_at,
+                updated_at=update.created_at,
+            )
+
+    def _resolve(self, source: str, answered: Answered, event_id: str, at: int) -> None:
+        """Tell the pickup that watches for a callback: the one that stands, else the last that is gone."""
+        watching = self._existing(source, answered.key) or max(
+            self._of(source, answered.key), key=lambda one: one.id, default=None
+        )
+        if watching is None or watching.state is PickupState.COLLECTED:
+            return
+        job_id = answered.job_id if watching.job_id is None else watching.job_id
+        if answered.final:
+            self._change_pickup(
+                watching.id,
+                state=PickupState.COLLECTED,
+                event_id=event_id,
+                job_id=job_id,
+                due_at=None,
+                claimed_by=None,
+                last_outcome="late" if watching.state is PickupState.GONE else "answered",
+                updated_at=at,
+            )
+        elif answered.job_id:
+            self._change_pickup(watching.id, job_id=job_id, updated_at=at)
+
+    # ------------------------------------------------------------ pickups: attempts
+
+    async def claim_pickups(
+        self, source: str, *, worker: str, limit: int, now: int, lease_until: int
+    ) -> list[ClaimedPickup]:
+        """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
+        await self.ping()
+        token = f"{worker}:{os.urandom(6).hex()}"
+        due = sorted((at, one.id) for one, at in self._waiting_pickups(source) if at <= now)
+        taken = [self._pickups[pickup_id] for _, pickup_id in due[:limit]]
+        for one in taken:
+            self._change_pickup(
+                one.id,
+                state=PickupState.COLLECTING,
+                claimed_by=token,
+                due_at=lease_until,
+                updated_at=now,
+            )
+        return [ClaimedPickup(pickup=one, claimed_by=token, lease_until=lease_until) for one in taken]
+
+    def _waiting_pickups(self, source: str | None = None) -> Iterable[tuple[Pickup, int]]:
+        for one in self._pickups.values():
+            if one.due_at is not None and source in (None, one.source):
+                yield one, one.due_at
+
+    def _holds_pickup(self, claim: ClaimedPickup) -> bool:
+        one = self._pickups.get(claim.pickup.id)
+        return (
+            one is not None
+            and one.state is PickupState.COLLECTING
+            and (one.claimed_by, one.attempts) == (claim.claimed_by, claim.pickup.attempts)
+        )
+
+    def _settle(self, settlement: PickupSettlement) -> None:
+        pickup_id, outcome = settlement.claim.pickup.id, settlement.outcome
+        attempt = PickupAttempt(
+            pickup_id=pickup_id,
+            number=settlement.claim.pickup.attempts + 1,
+            started_at=settlement.started_at,
+            duration_ms=settlement.duration_ms,
+            outcome=outcome.kind,
+            status=outcome.status,
+            detail=outcome.detail,
+        )
+        self._pickup_attempts[pickup_id].append(attempt)
+        self._change_pickup(
+            pickup_id,
+            state=settlement.state,
+            attempts=attempt.number,
+            failures=settlement.failures,
+            due_at=settlement.due_at,
+            claimed_by=None,
+            last_outcome=outcome.kind.value,
+            last_detail=outcome.detail,
+            updated_at=settlement.started_at + settlement.duration_ms,
+        )
+
+    def _supersede(self, pickup_id: str, event_id: str, state: PickupState) -> None:
+        """End a pickup with another's event."""
+        self._change_pickup(pickup_id, state=state, event_id=event_id, due_at=None)
+
+    def _change_pickup(self, pickup_id: str, **changes: object) -> None:
+        self._pickups[pickup_id] = replace(self._pickups[pickup_id], **changes)
+
+    async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
+        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
+        await self.ping()
+        held = {claim.pickup.id for claim in claims if self._holds_pickup(claim)}
+        for pickup_id in held:
+            self._change_pickup(
+                pickup_id, state=PickupState.PENDING, claimed_by=None, due_at=now, updated_at=now
+            )
+        return len(held)
+
+    # ------------------------------------------------------------ pickups: reading
+
+    async def next_due_pickup(self, source: str) -> int | None:
+        """Return when the next pickup of `source` is due (leases included), or None."""
+        await self.ping()
+        return min((at for _, at in self._waiting_pickups(source)), default=None)
+
+    async def pickup(self, pickup_id: str) -> Pickup:
+        """Return one pickup. Raises `NotFound`."""
+        await self.ping()
+        if pickup_id not in self._pickups:
+            msg = f"no pickup has the id {pickup_id}"
+            raise NotFound(msg)
+        return self._pickups[pickup_id]
+
+    async def pickups(self, filter: PickupFilter) -> list[Pickup]:
+        """List pickups, newest first."""
+        await self.ping()
+        found = [
+            one
+            for one in self._pickups.values()
+            if filter.source in (None, one.source)
+            and filter.state in (None, one.state)
+            and filter.job_id in (None, one.job_id)
+            and filter.ref in (None, one.ref)
+            and (filter.after is None or one.id < filter.after)
+        ]
+        return sorted(found, key=lambda one: one.id, reverse=True)[: filter.limit]
+
+    async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
+        """Return the attempts of a pickup, first to last."""
+        await self.ping()
+        return list(self._pickup_attempts.get(pickup_id, ()))
+
+    def _pickups_due(self, now: int) -> tuple[PickupsDue, ...]:
+        due: dict[str, list[int]] = {}
+        for one, at in self._waiting_pickups():
+            if at <= now:
+                due.setdefault(one.source, []).append(at)
+        return tuple(
+            PickupsDue(source=source, depth=len(ats), oldest_due_at=min(ats))
+            for source, ats in sorted(due.items())
+        )
+
+    # ------------------------------------------------------------ retention
+
+    async def prune(self, request: Prune) -> Pruned:
+        """Do one batch of one walk."""
+        await self.ping()
+        looked_at = self._looked_at(request)
+        removed = [self._remove(request.walk, one) for one, may_go in looked_at if may_go]
+        freed = [key for _, key in removed if key is not None]
+        after = looked_at[-1][0] if len(looked_at) == request.limit else None
+        return Pruned(count=sum(n for n, _ in removed), after=after, blob_keys=self._unlinked(freed))
+
+    def _looked_at(self, request: Prune) -> list[tuple[str, bool]]:
+        """Return the ids that the batch looks at, in order, and whether each may go."""
+        before = request.before
+        if request.walk in (Walk.DEAD_LETTERS, Walk.KEYS):
+            ages = self._dead() if request.walk is Walk.DEAD_LETTERS else self._keys()
+            old = sorted((at, one) for one, at in ages if at < before)
+            return [(one, True) for _, one in old[: request.limit]]
+        rows: dict[Walk, tuple[str, Iterable[str], Callable[[str], bool]]] = {
+            Walk.BODIES: ("cb", self._with_body(), lambda one: self._body_may_go(one, before)),
+            Walk.ATTEMPTS: ("dlv", self._tried(), lambda one: self._attempts_may_go(one, before)),
+            Walk.PICKUP_ATTEMPTS: ("pku", self._asked_for(), lambda one: self._pickup_may_go(one, before)),
+            Walk.AUDIO: ("evt", self._with_blob(), lambda one: self._audio_may_go(one, before)),
+            Walk.EVENTS: ("evt", self._events, lambda one: self._event_may_go(one, request)),
+            Walk.CALLBACKS: ("cb", self._callbacks, lambda one: self._callback_may_go(one, before)),
+            Walk.PICKUPS: ("pku", self._pickups, lambda one: self._pickup_may_go(one, before)),
+        }
+        prefix, ids, may_go = rows[request.walk]
+        page = sorted(one for one in ids if request.after < one < _bound(prefix, before))[: request.limit]
+        return [(one, may_go(one)) for one in page]
+
+    def _dead(self) -> list[tuple[str, int]]:
+        return [(o.id, o.updated_at) for o in self._deliveries.values() if o.state is DeliveryState.DEAD]
+
+    def _keys(self) -> list[tuple[str, int]]:
+        return [(one, row.received_at) for one, (row, _) in self._callbacks.items() if row.method == ERASED]
+
+    def _with_body(self) -> list[str]:
+        return [one for one, (row, _) in self._callbacks.items() if row.body is not None]
+
+    def _tried(self) -> list[str]:
+        return [one for one, attempts in self._attempts.items() if attempts]
+
+    def _asked_for(self) -> list[str]:
+        return [one for one, attempts in self._pickup_attempts.items() if attempts]
+
+    def _with_blob(self) -> list[str]:
+        return [one.id for one in self._events.values() if one.blob_key is not None]
+
+    def _owed(self, event_id: str) -> list[Delivery]:
+        return [one for one in self._deliveries.values() if one.event_id == event_id]
+
+    def _under_way(self, event_id: str) -> bool:
+        return any(one.due_at is not None for one in self._owed(event_id)) or any(
+            one.due_at is not None and one.event_id == event_id for one in self._pickups.values()
+        )
+
+    def _body_may_go(self, one: str, before: int) -> bool:
+        row, event_id = self._callbacks[one]
+        return row.received_at < before and not self._under_way(event_id)
+
+    def _attempts_may_go(self, one: str, before: int) -> bool:
+        delivery = self._deliveries[one]
+        return delivery.state is DeliveryState.DELIVERED and delivery.updated_at < before
+
+    def _pickup_may_go(self, one: str, before: int) -> bool:
+        pickup = self._pickups[one]
+        return pickup.due_at is None and pickup.updated_at < before
+
+    def _audio_may_go(self, one: str, before: int) -> bool:
+        busy = any(delivery.due_at is not None for delivery in self._owed(one))
+        return self._events[one].recorded_at < before and not busy
+
+    def _event_may_go(self, one: str, request: Prune) -> bool:
+        spared = any(
+            owed.state is DeliveryState.DEAD and owed.updated_at >= request.dead_before
+            for owed in self._owed(one)
+        )
+        return self._events[one].recorded_at < request.before and not spared and not self._under_way(one)
+
+    def _callback_may_go(self, one: str, before: int) -> bool:
+        row, event_id = self._callbacks[one]
+        lasting = row.method == ERASED or event_id in self._events or self._under_way(event_id)
+        return row.received_at < before and not lasting
+
+    def _remove(self, walk: Walk, one: str) -> tuple[int, str | None]:
+        """Remove what a walk removes of one row; return how much that was, and the object that it linked to."""
+        match walk:
+            case Walk.BODIES:
+                row, event_id = self._callbacks[one]
+                self._callbacks[one] = (replace(row, body=None), event_id)
+            case Walk.ATTEMPTS:
+                attempts, self._attempts[one] = self._attempts[one], []
+                return len(attempts), None
+            case Walk.PICKUP_ATTEMPTS:
+                tries, self._pickup_attempts[one] = self._pickup_attempts[one], []
+                return len(tries), None
+            case Walk.AUDIO:
+                key = self._events[one].blob_key
+                self._events[one] = replace(self._events[one], blob_key=None)
+                return 1, key
+            case Walk.DEAD_LETTERS:
+                del self._deliveries[one], self._attempts[one]
+            case Walk.EVENTS:
+                return 1, self._remove_event(one)
+            case Walk.CALLBACKS | Walk.KEYS:
+                del self._callbacks[one]
+            case Walk.PICKUPS:
+                del self._pickups[one], self._pickup_attempts[one]
+        return 1, None
+
+    def _remove_event(self, event_id: str, *, callbacks: bool = True) -> str | None:
+        for delivery in self._owed(event_id):
+            del self._deliveries[delivery.id], self._attempts[delivery.id]
+        if callbacks:
+            self._callbacks = {k: v for k, v in self._callbacks.items() if v[1] != event_id}
+        return self._events.pop(event_id).blob_key
+
+    def _unlinked(self, keys: Iterable[str]) -> tuple[str, ...]:
+        linked = {one.blob_key for one in self._events.values()}
+        return tuple(key for key in dict.fromkeys(keys) if key not in linked)
+
+    async def known_blobs(self, keys: Sequence[str]) -> set[str]:
+        """Return those of `keys` that an event links to."""
+        await self.ping()
+        return {one.blob_key for one in self._events.values() if one.blob_key is not None} & set(keys)
+
+    # ------------------------------------------------------------ erasure
+
+    async def traces(self, subject: Subject, *, limit: int) -> Traces:
+        """Return what there is of a subject."""
+        await self.ping()
+        return self._traces(subject)
+
+    def _traces(self, subject: Subject) -> Traces:
+        events = {one.id for one in self._events.values() if _is_of(subject, one)}
+        pickups = {one.id for one in self._pickups.values() if _is_of(subject, one)}
+        found: list[Event | Pickup] = [self._events[one] for one in events]
+        found += [self._pickups[one] for one in pickups]
+        jobs = [(one.source, one.job_id) for one in found if one.job_id is not None]
+        if subject.kind is SubjectKind.REF:
+            events |= {o.id for o in self._events.values() if (o.source, o.job_id) in jobs and o.ref is None}
+            pickups |= {
+                o.id for o in self._pickups.values() if (o.source, o.job_id) in jobs and o.ref is None
+            }
+        others = {one.blob_key for one in self._events.values() if one.id not in events}
+        links = {self._events[one].blob_key for one in events} - others
+        return Traces(
+            event_ids=tuple(sorted(events)),
+            callbacks=self._callbacks_of(events, pickups),
+            deliveries=sum(len(self._owed(one)) for one in events),
+            pickup_ids=tuple(sorted(pickups)),
+            blob_keys=tuple(sorted(key for key in links if key is not None)),
+            jobs=tuple(sorted(set(jobs))),
+        )
+
+    def _callbacks_of(self, events: set[str], pickups: set[str]) -> Mapping[str, CallbackKeys]:
+        asked = [self._pickups[one] for one in pickups]
+        ends = {one.event_id for one in asked}
+        keys = {(one.source, one.key) for one in asked}
+        return {
+            row.id: CallbackKeys(
+                source=row.source,
+                idempotency_key=row.idempotency_key,
+                second_key=row.second_key,
+                event_id=event_id,
+            )
+            for row, event_id in self._callbacks.values()
+            if row.method != ERASED
+            and (event_id in events or event_id not in self._events)
+            and (
+                event_id in events | ends
+                or (row.source, row.idempotency_key) in keys
+                or (row.source, row.second_key) in keys
+            )
+        }
+
+    async def erase(self, request: Erasure) -> Erased:
+        """Do all of an erasure."""
+        await self.ping()
+        found = self._traces(request.subject)
+        links = [self._remove_event(one, callbacks=False) for one in found.event_ids]
+        for one in found.callbacks:
+            row, event_id = self._callbacks[one]
+            self._callbacks[one] = (_emptied(row, request.now), event_id)
+        kept = list(request.journaled)
+        for pickup_id in found.pickup_ids:
+            pickup = self._pickups.pop(pickup_id)
+            del self._pickup_attempts[pickup_id]
+            if pickup.kind is PickupKind.RESULT:
+                self._keep(_keys_of(pickup), request.now)
+        for keys in kept:
+            self._keep(keys, request.now)
+        freed = self._unlinked(key for key in links if key is not None)
+        if found or kept:
+            self._bury(request, found, freed)
+        return Erased(traces=found, blob_keys=freed)
+
+    def _keep(self, keys: CallbackKeys, now: int) -> None:
+        moment = keys.event_id[4 : 4 + TIME_CHARS]
+        row = CallbackRow(
+            id=f"cb_{moment}{new_id('cb', now)[3 + TIME_CHARS :]}",
+            source=keys.source,
+            idempotency_key=keys.idempotency_key,
+            second_key=keys.second_key,
+            method=ERASED,
+            content_type="",
+            received_at=now,
+            body_size=0,
+            body_sha256="",
+            body=None,
+            proofs="",
+        )
+        for other, _ in self._callbacks.values():
+            same = other.idempotency_key == row.idempotency_key
+            second = row.second_key is not None and other.second_key == row.second_key
+            if other.source == row.source and (same or second):
+                return
+        self._callbacks[row.id] = (row, keys.event_id)
+
+    def _bury(self, request: Erasure, found: Traces, freed: Sequence[str]) -> None:
+        before = self._tombstones.get(request.tombstone_id)
+        self._tombstones[request.tombstone_id] = Tombstone(
+            id=request.tombstone_id,
+            kind=request.subject.kind.value,
+            digest=request.digest,
+            erased_at=before.erased_at if before else request.now,
+            events=len(found.event_ids) + (before.events if before else 0),
+            callbacks=len(found.callbacks) + (before.callbacks if before else 0),
+            deliveries=found.deliveries + (before.deliveries if before else 0),
+            pickups=len(found.pickup_ids) + (before.pickups if before else 0),
+            blobs=len(freed) + (before.blobs if before else 0),
+            journal_entries=len(request.journaled) + (before.journal_entries if before else 0),
+        )
+
+    async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
+        """Return tombstones, newest first."""
+        await self.ping()
+        found = [one for one in self._tombstones.values() if digest in (None, one.digest)]
+        return sorted(found, key=lambda one: one.id, reverse=True)[:limit]
+
 
 def _page(
     rows: dict[str, Kept], matches: Callable[[Kept], bool], after: str | None, limit: int
 ) -> list[Kept]:
     ids = sorted((key for key in rows if after is None or key < after), reverse=True)
     return [rows[key] for key in ids if matches(rows[key])][:limit]
+
+
+def _is_of(subject: Subject, one: Event | Pickup) -> bool:
+    if subject.kind is SubjectKind.EVENT:
+        return subject.key == (one.id if isinstance(one, Event) else one.event_id)
+    if subject.source not in (None, one.source):
+        return False
+    return subject.key == (one.ref if subject.kind is SubjectKind.REF else one.job_id)
+
+
+def _emptied(row: CallbackRow, now: int) -> CallbackRow:
+    return replace(
+        row,
+        method=ERASED,
+        content_type="",
+        received_at=now,
+        body_size=0,
+        body_sha256="",
+        body=None,
+        proofs="",
+    )
+
+
+def _keys_of(pickup: Pickup) -> CallbackKeys:
+    return CallbackKeys(
+        source=pickup.source, idempotency_key=pickup.key, second_key=pickup.key, event_id=pickup.event_id
+    )
+
+
+def _led_to(callback: CallbackRow, event_id: str) -> CallbackRow:
+    """Return the callback with an id of the event's millisecond."""
+    return replace(callback, id=f"cb_{_moment(event_id)}{callback.id[3 + TIME_CHARS :]}")
+
+
+def _moment(event_id: str) -> str:
+    return event_id.partition("_")[2][:TIME_CHARS]
+
+
+def _bound(prefix: str, at: int) -> str:
+    """Return what all ids of `prefix` made before `at` sort before."""
+    return f"{prefix}_{_moment(new_id(prefix, max(at, 0)))}"

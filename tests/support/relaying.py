@@ -12,11 +12,11 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.core.retry import RetryPolicy, policy
-from receiver.core.work import Claimed, Delivery, Outcome, OutcomeKind, Settlement
+from receiver.core.work import Claimed, Delivery, DeliveryFilter, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
-from receiver.storage.store.base import DeliveryFilter, Store
+from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0, recording
 from tests.support.memory import MemoryStore
 from tests.support.sink import Sink

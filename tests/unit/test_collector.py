@@ -14,7 +14,17 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable
-from receiver.core.event import AudioDraft, Event, EventDraft, JobError, Recorded, RecordStatus, Stage, new_id
+from receiver.core.event import (
+    AudioDraft,
+    Event,
+    EventDraft,
+    EventFilter,
+    JobError,
+    Recorded,
+    RecordStatus,
+    Stage,
+    new_id,
+)
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.routing import Route, Router
@@ -24,8 +34,8 @@ from receiver.engine.recorder import Recorder
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.storage.store.base import EventFilter, Store
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from receiver.system.bodies import BodyBuffer
 from tests.support.running import Seen
 

@@ -10,10 +10,10 @@ import pytest
 FORK = """
 import os
 from receiver.core.event import Rejection, new_id
-from receiver.storage.store import sql
+from receiver.storage.store import events
 
 rejection = Rejection(source="s", at=7, status=401, reason="", method="POST", peer="", content_type="", user_agent="")
-made = {"event": lambda: new_id("evt", 7), "rejection": lambda: sql.rejection_id(rejection)}["%s"]
+made = {"event": lambda: new_id("evt", 7), "rejection": lambda: events.rejection_id(rejection)}["%s"]
 for _ in range(3):
     if os.fork() == 0:
         os.write(1, f"{made()}\\n".encode())

@@ -12,8 +12,7 @@ import pytest
 
 from receiver.core.callback import Head
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import AudioDraft, Rejection
-from receiver.storage.store.base import EventFilter
+from receiver.core.event import AudioDraft, EventFilter, Rejection
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.running import Seen
 

@@ -10,7 +10,7 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import StoreUnavailable
-from receiver.storage.store.base import EventFilter
+from receiver.core.event import EventFilter
 from tests.support.intaking import Made, opening
 
 SHORTAGES = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OSError(errno.EIO, "I/O"), MemoryError()]

@@ -12,12 +12,11 @@ from msgspec.structs import replace
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable, StoreUnavailable
-from receiver.core.event import Recording, RecordStatus
+from receiver.core.event import EventFilter, Recording, RecordStatus
 from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
 from receiver.core.work import DeliveryState
 from receiver.engine.janitor import PAGE, Janitor
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.storage.store.base import EventFilter
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
 from tests.support.memory import MemoryStore

@@ -17,16 +17,13 @@ from psycopg import errors, waiting
 
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Event, RecordStatus
-from receiver.storage.store import postgres
-from receiver.storage.store.base import EventFilter
-from receiver.storage.store.postgres import PostgresBackend, PostgresStore
-from receiver.storage.store.postgres_connection import Connection, PostgresSession, Skew, connect, parse
+from receiver.core.event import Event, EventFilter, RecordStatus
+from receiver.storage.store.database import Session
+from receiver.storage.store.postgres import Pauses, PostgresBackend, PostgresStore
+from receiver.storage.store.postgres_connection import Connection, Skew, connect, parse
 from receiver.storage.store.queries import events
-from receiver.storage.store.sql import Session
 from tests.contract.store_suite import recording
 from tests.support.postgres import database
-from tests.unit.test_postgres_faults import hang_up
 
 NOT_GIVEN_OUT = "9999999999"
 """The number of a transaction that the server has not come to, as after a crash in which it forgot some."""
@@ -46,31 +43,6 @@ async def store(url: str) -> AsyncIterator[PostgresStore]:
     await made.close()
 
 
-async def test_a_commit_of_which_the_server_knows_nothing_was_not_done_and_is_repeated(
-    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = PostgresBackend.commit
-
-    def commit(self: PostgresBackend) -> None:
-        monkeypatch.setattr(PostgresBackend, "commit", real)
-        assert self._connection is not None
-        hang_up(self._connection)
-        real(self)
-
-    monkeypatch.setattr(PostgresBackend, "commit", commit)
-    monkeypatch.setattr(PostgresSession, "transaction_id", lambda self: NOT_GIVEN_OUT)
-    assert (await store.record(recording("app"))).status is RecordStatus.RECORDED
-
-
-async def test_a_commit_that_the_server_has_forgotten_is_waited_for_no_more(store: PostgresStore) -> None:
-    assert store._writer is not None
-    backend = store._writer._backend
-    assert isinstance(backend, PostgresBackend)
-    backend._waiting = NOT_GIVEN_OUT
-    assert (await store.record(recording("app"))).status is RecordStatus.RECORDED
-    assert backend._waiting is None
-
-
 @pytest.mark.parametrize("kind", [errors.IdleInTransactionSessionTimeout, errors.IdleSessionTimeout])
 async def test_a_session_that_the_server_ended_for_its_sleep_is_replaced_unseen(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch, kind: type[psycopg.Error]
@@ -87,26 +59,6 @@ async def test_a_session_that_the_server_ended_for_its_sleep_is_replaced_unseen(
     assert (await store.record(recording("app"))).status is RecordStatus.RECORDED
 
 
-async def test_a_connection_that_could_not_be_prepared_is_not_used(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = postgres._history
-    kept: list[object] = []
-
-    def history(connection: object) -> str | None:
-        monkeypatch.setattr(postgres, "_history", real)
-        kept.append(connection)
-        raise errors.ObjectNotInPrerequisiteState
-
-    store = PostgresStore(url)
-    monkeypatch.setattr(postgres, "_history", history)
-    with pytest.raises(StoreUnavailable):
-        await store.open()
-    assert [one.closed for one in kept] == [True]  # type: ignore[attr-defined]
-    await store.open()
-    await store.close()
-
-
 async def test_a_reading_thread_that_was_left_to_itself_does_not_use_its_successors_connection(
     store: PostgresStore,
 ) -> None:
@@ -119,7 +71,7 @@ async def test_a_reading_thread_that_was_left_to_itself_does_not_use_its_success
             raise LookupError  # as for a row that has vanished: it is asked for again
         return events(session, EventFilter())
 
-    store._close_seconds = 0.05
+    store.database.close_seconds = 0.05
     asked_for = asyncio.create_task(store._read(listing))
     await asyncio.to_thread(asked.wait, 20)
     await store.close()
@@ -145,12 +97,9 @@ def descriptors(spare: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spare", [0, 1], ids=["for the socket", "for the wait"])
-async def test_without_file_descriptors_the_store_is_out_and_then_back(
-    url: str, monkeypatch: pytest.MonkeyPatch, spare: int
-) -> None:
+async def test_without_file_descriptors_the_store_is_out_and_then_back(url: str, spare: int) -> None:
     """The second error is the system's own, and came through as if it were a bug of ours."""
-    monkeypatch.setattr(postgres, "FIRST_PAUSE", 0.0)
-    store = PostgresStore(url)
+    store = PostgresStore(url, pauses=Pauses(first=0.0))
     with (
         descriptors(spare),
         pytest.raises(StoreUnavailable, match="no file descriptor left: raise its limit"),
@@ -166,10 +115,10 @@ async def test_without_file_descriptors_the_store_is_out_and_then_back(
     await store.close()
 
 
-async def test_a_commit_whose_answer_the_system_kept_from_us_is_asked_after(
+async def test_a_commit_whose_answer_the_system_kept_from_us_is_refused_and_may_be_repeated(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was done: the callers get what they would have got."""
+    """It was done, and nobody can know."""
     real, wait = PostgresBackend._leave_pipeline, waiting.wait
     waits: list[int] = []
 
@@ -186,14 +135,14 @@ async def test_a_commit_whose_answer_the_system_kept_from_us_is_asked_after(
 
     await store.ping()
     monkeypatch.setattr(PostgresBackend, "_leave_pipeline", leave)
-    assert (await store.record(recording("app"))).status is RecordStatus.RECORDED
+    new = recording("app")
+    with pytest.raises(StoreUnavailable):
+        await store.record(new)
     assert waits
+    assert (await store.record(new)).status is RecordStatus.DUPLICATE
 
 
-def test_what_keeps_us_from_connecting_is_an_outage_with_a_pause(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres, "FIRST_PAUSE", 60.0)
+def test_what_keeps_us_from_connecting_is_an_outage_with_a_pause(url: str) -> None:
     tries: list[Exception] = [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
 
     def connected() -> Connection:
@@ -201,7 +150,7 @@ def test_what_keeps_us_from_connecting_is_an_outage_with_a_pause(
             raise tries.pop()
         return connect(parse(url), writes=True)
 
-    backend = PostgresBackend(connected, Skew(wall_clock), None)
+    backend = PostgresBackend(connected, Skew(wall_clock), None, Pauses(first=60.0))
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="no file descriptor left"):
             backend.begin()

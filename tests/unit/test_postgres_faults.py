@@ -14,9 +14,8 @@ import psycopg
 import pytest
 
 from receiver.core.errors import ConfigError, StoreUnavailable
-from receiver.core.event import RecordStatus
-from receiver.storage.store import postgres, postgres_connection
-from receiver.storage.store.base import EventFilter
+from receiver.core.event import EventFilter, RecordStatus
+from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from receiver.storage.store.postgres_connection import PostgresSession
 from tests.contract import pickup_suite
@@ -224,65 +223,21 @@ def cutting(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 
 @pytest.mark.parametrize("delivered", [True, False])
-async def test_a_commit_whose_answer_is_lost_is_asked_after(
+async def test_after_a_commit_whose_answer_is_lost_a_repeat_is_harmless(
     store: PostgresStore, cutting: Callable[[bool], None], delivered: bool
 ) -> None:
-    """Whether the server had committed or not, the callers get what they would have got."""
+    """The callers are refused. What they repeat is a duplicate if the server had committed, and recorded if it had not."""
     await one_delivery(store)
     (held,) = await claim(store)
     cutting(delivered)
-    wanted = recording("app")
-    recorded, settled = await asyncio.gather(store.record(wanted), store.settle(settlement(held)))
-    assert (recorded.status, recorded.event_id) == (RecordStatus.RECORDED, wanted.event.id)
-    assert settled
+    new = recording("app")
+    answers = await asyncio.gather(store.record(new), store.settle(settlement(held)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 2
+    repeated = await store.record(new)
+    status = RecordStatus.DUPLICATE if delivered else RecordStatus.RECORDED
+    assert (repeated.status, repeated.event_id) == (status, new.event.id)
+    assert await store.settle(settlement(held)) is not delivered
     assert len(await store.attempts(held.delivery_id)) == 1
-
-
-async def test_where_nobody_can_tell_what_became_of_a_commit_a_repeat_is_a_duplicate(
-    store: PostgresStore, cutting: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The journal, or the provider, sends again what was not acknowledged; a settlement is known as made."""
-    await one_delivery(store)
-    (held,) = await claim(store)
-    monkeypatch.setattr(postgres, "DOUBT_SECONDS", 0)
-    cutting(True)
-    wanted = recording("app")
-    answers = await asyncio.gather(
-        store.record(wanted), store.settle(settlement(held)), return_exceptions=True
-    )
-    assert [type(one) for one in answers] == [StoreUnavailable] * 2
-    repeated = await store.record(wanted)
-    assert (repeated.status, repeated.event_id) == (RecordStatus.DUPLICATE, wanted.event.id)
-    assert not await store.settle(settlement(held))
-    assert len(await store.attempts(held.delivery_id)) == 1
-
-
-async def test_another_history_is_not_asked(
-    store: PostgresStore, cutting: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A promoted standby gives the same number to another transaction: its word on ours is worth nothing."""
-    histories = iter(["promoted"])
-    cutting(True)
-    monkeypatch.setattr(postgres, "_history", lambda connection: next(histories, "promoted"))
-    with pytest.raises(StoreUnavailable):
-        await store.record(recording("app"))
-    await store.ping()
-
-
-def test_a_crash_begins_another_history_and_an_orderly_stop_does_not(running: Server) -> None:
-    """After a crash the server may give a number once more: its word on ours is worth nothing, either."""
-
-    def history() -> str | None:
-        with postgres_connection.connect(postgres_connection.parse(running.url()), writes=True) as connection:
-            return postgres._history(connection)
-
-    histories = [history()]
-    for how in (signal.SIGINT, signal.SIGQUIT):
-        running.stop(how)
-        running.start()
-        histories.append(history())
-    assert histories[0] is not None
-    assert [one == histories[0] for one in histories] == [True, True, False]
 
 
 # ---------------------------------------------------------------- rows that others hold

@@ -11,10 +11,9 @@ import apsw
 import pytest
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Recorded, Recording, RecordStatus
-from receiver.core.work import PickupSettled
-from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter
-from receiver.storage.store.sql import Row, Value
+from receiver.core.event import EventFilter, Recorded, Recording, RecordStatus
+from receiver.core.work import DeliveryFilter, PickupFilter, PickupSettled
+from receiver.storage.store.database import Row, Value
 from receiver.storage.store.sqlite import SqliteSession, SqliteStore
 from tests.contract import pickup_suite
 from tests.contract.pickup_suite import deferral, held_pickup, pickup, result_of, settlement
@@ -192,7 +191,7 @@ async def test_a_deferral_that_could_not_be_committed_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "statement", ["insert_pickup_attempts", "insert_callbacks", "insert_events", "insert_deliveries"]
+    "statement", ["log_pickups", "insert_callbacks", "insert_events", "insert_deliveries"]
 )
 async def test_a_settlement_that_fails_midway_writes_nothing_and_harms_no_other(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch, statement: str
@@ -220,7 +219,7 @@ async def test_a_settlement_that_fails_midway_writes_nothing_and_harms_no_other(
     assert again.recorded == Recorded(status=RecordStatus.RECORDED, event_id=bad.event_id)
 
 
-@pytest.mark.parametrize("statement", ["insert_callbacks", "answer_pickups"])
+@pytest.mark.parametrize("statement", ["insert_callbacks", "resolve_pickups"])
 async def test_a_deferral_that_fails_midway_writes_nothing(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:

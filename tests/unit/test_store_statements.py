@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from receiver.storage.store import queries, sqlite
-from receiver.storage.store.sql import Row, Value
+from receiver.storage.store.database import Row, Value
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Statements, migrations
 from tests.contract.store_suite import recording
@@ -32,14 +32,14 @@ def plan(connection: apsw.Connection, text: str, params: object) -> str:
 
 def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
     text = Statements().text("due_deliveries")
-    found = plan(connection, text, {"destination": "app", "now": 1, "limit": 5})
+    found = plan(connection, text, {"lane": "app", "now": 1, "limit": 5})
     assert "SEARCH d USING INDEX deliveries_due (destination=? AND due_at<?)" in found
     assert "TEMP B-TREE" not in found
 
 
 def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
     text = Statements().text("due_pickups")
-    found = plan(connection, text, {"source": "deapi", "now": 1, "limit": 5})
+    found = plan(connection, text, {"lane": "deapi", "now": 1, "limit": 5})
     assert "SEARCH d USING INDEX pickups_due (source=? AND due_at<?)" in found
     assert "TEMP B-TREE" not in found
 
@@ -47,27 +47,27 @@ def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: 
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("next_due_pickup", "pickups_due"),
+        ("next_due_pickups", "pickups_due"),
         ("count_due_pickups", "pickups_due"),
-        ("list_pickup_attempts", "sqlite_autoindex_pickup_attempts_1"),
-        ("hasten_pickup", "sqlite_autoindex_pickups_1"),
-        ("yield_pickup", "sqlite_autoindex_pickups_1"),
+        ("attempts_of_pickups", "sqlite_autoindex_pickup_attempts_1"),
+        ("reschedule_pickup", "sqlite_autoindex_pickups_1"),
+        ("supersede_pickup", "sqlite_autoindex_pickups_1"),
         ("event_type", "sqlite_autoindex_events_1"),
         ("awaited_or_erased", "pickups_awaited"),
         ("awaited_or_erased", "sqlite_autoindex_callbacks_1"),
         ("callback_body", "sqlite_autoindex_callbacks_1"),
-        ("next_due", "deliveries_due"),
-        ("count_due", "deliveries_due"),
+        ("next_due_deliveries", "deliveries_due"),
+        ("count_due_deliveries", "deliveries_due"),
         ("count_dead", "deliveries_dead"),
         ("first_event", "callbacks_second_key"),
-        ("list_attempts", "sqlite_autoindex_attempts_1"),
+        ("attempts_of_deliveries", "sqlite_autoindex_attempts_1"),
         ("trim_rejections", "rejections_source"),
     ],
 )
 def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: str, index: str) -> None:
     params = dict.fromkeys(
         (
-            *("destination", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
+            *("lane", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
             *("id", "target", "draft", "job_id", "event_id", "first", "beyond", "pickup_id", "deadline_at"),
             *("ref", "format", "state"),
         ),
@@ -84,10 +84,10 @@ def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: 
         ("release_deliveries", 4, "deliveries"),
         ("replay_deliveries", 2, "deliveries"),
         ("ended_jobs", 2, "events"),
-        ("standing_pickups", 2, "pickups"),
+        ("existing_pickups", 2, "pickups"),
         ("drop_pickups", 1, "pickups"),
-        ("answer_pickups", 5, "pickups"),
-        ("answer_gone_pickups", 5, "pickups"),
+        ("resolve_pickups", 5, "pickups"),
+        ("resolve_gone_pickups", 5, "pickups"),
         ("claim_pickups", 4, "pickups"),
         ("settle_pickups", 9, "pickups"),
         ("release_pickups", 4, "pickups"),
@@ -113,7 +113,7 @@ def test_a_filtered_listing_uses_an_index(connection: apsw.Connection, wanted: s
     assert index in plan(connection, Statements().text("list_events", wanted), {"x": 1, "limit": 5})
 
 
-@pytest.mark.parametrize(("name", "index"), [("answer_pickups", "key"), ("answer_gone_pickups", "gone")])
+@pytest.mark.parametrize(("name", "index"), [("resolve_pickups", "key"), ("resolve_gone_pickups", "gone")])
 def test_an_answer_finds_its_pickup_by_the_key(connection: apsw.Connection, name: str, index: str) -> None:
     found = plan(connection, Statements().rows(name, 2), (1,) * 10)
     assert f"INDEX pickups_{index} (source=? AND key=?" in found
@@ -156,7 +156,7 @@ async def test_a_recording_that_answers_nothing_asks_no_pickup(
 def test_slots_are_filled() -> None:
     statements = Statements(lock="FOR UPDATE OF d SKIP LOCKED", placeholder="%s")
     assert statements.text("due_deliveries").endswith("LIMIT :limit FOR UPDATE OF d SKIP LOCKED")
-    assert "(VALUES (%s,%s),(%s,%s))" in statements.rows("ended_jobs", 2)
+    assert "asked (job_id, source) AS (VALUES (%s,%s),(%s,%s))" in statements.rows("ended_jobs", 2)
 
 
 async def test_commits_do_not_copy_the_log_and_idleness_does(

@@ -14,8 +14,9 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import msgspec
 import psycopg
@@ -25,13 +26,13 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError, StoreUnavailable
 from receiver.storage.store import postgres_connection
-from receiver.storage.store.grouped import GroupedStore
+from receiver.storage.store.database import Backend, Notified, Session
 from receiver.storage.store.postgres_connection import (
     ANSWER_SECONDS,
     FAILURES,
     OWN,
     Connection,
-    News,
+    Lanes,
     PostgresSession,
     Skew,
     Starved,
@@ -39,38 +40,42 @@ from receiver.storage.store.postgres_connection import (
     lost,
     parse,
     silent,
-    told,
+    unavailable,
 )
-from receiver.storage.store.sql import Session
 from receiver.storage.store.statements import migrations
-from receiver.storage.store.writer import Backend
+from receiver.storage.store.store import Store
+from receiver.storage.store.writer import WAITS, Waits
 
-FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
-"""Seconds after a failed connection in which no other is tried; doubled each time."""
-DOUBT_SECONDS = 2.0
-"""How long a commit whose answer was lost is asked after."""
 
-SILENT_PAUSE, LAST_SILENT_PAUSE = 1.0, 30.0
-"""The same after a commit that was not answered and cannot be asked after: each try may leave a connection on the server."""
-ASK_PAUSE = 0.2
-"""Seconds between two questions whether a commit that was given up is still waiting there."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pauses:
+    """Seconds in which no other connection is tried; each doubles from its first value to its last."""
+
+    first: float = 0.05
+    last: float = 1.0
+    """After a connection that failed."""
+    silent: float = 1.0
+    last_silent: float = 30.0
+    """After a commit that was not answered: it may go on waiting on the server, with the connection it came by."""
+
+
+PAUSES = Pauses()
 LOCK_MS = 2_000
 """How long a transaction waits for a lock: behind it wait all callers of this process, within what an answer may take."""
 CLOSE_SECONDS = 1.0
 """How long closing waits for a server that may say nothing."""
 
-# A standby that was promoted goes on with the numbers of transactions from where it was, and so does a server after a
-# crash, which throws its figures away, too: only within one history does a number name one transaction.
-_HISTORY = """
-SELECT system_identifier::text || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-    || coalesce((SELECT stats_reset::text FROM pg_stat_archiver), '')
-FROM pg_control_system()
-"""
-
-
 _LIMITS = "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)"
 _STATEMENT_PER_LOCK = 50
 """Who is given less time to wait for a lock is given less for each statement, too."""
+_UNDONE = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.IdleInTransactionSessionTimeout,
+    errors.IdleSessionTimeout,
+    LookupError,
+)
+"""Nothing was done. A session that the server ended for its sleep had not got its commit."""
 _OF_SOME = (
     psycopg.IntegrityError,
     psycopg.DataError,
@@ -81,98 +86,101 @@ _OF_SOME = (
     errors.UndefinedColumn,
 )
 """What the server says of one operation, or of some: the others of the transaction may succeed without them."""
-_UNCONFIRMED = "store: the database server does not confirm commits: is a synchronous standby away?"
 
 
-class PostgresStore(GroupedStore):
-    """The store in a PostgreSQL database (13 or later) that `receiver migrate` has prepared.
+class PostgresStore(Store):
+    """The store in a PostgreSQL database that `receiver migrate` has prepared. Raises `ConfigError` for an unreadable URL.
 
-    `answer_seconds` bounds the wait for any answer of the server. Raises `ConfigError` for a URL that cannot be read.
+    `answer_seconds` bounds the wait for any answer of the server.
     """
 
-    _checking = "check_complete"
-    _close_seconds = CLOSE_SECONDS
-
     def __init__(
-        self, url: str, *, answer_seconds: float = ANSWER_SECONDS, clock: Callable[[], int] = wall_clock
+        self,
+        url: str,
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        pauses: Pauses = PAUSES,
+        waits: Waits = WAITS,
+        clock: Callable[[], int] = wall_clock,
     ) -> None:
+        super().__init__(PostgresDatabase(url, answer_seconds, pauses, clock), waits)
+
+
+class PostgresDatabase:
+    """A PostgreSQL database, 13 or later."""
+
+    shared = True
+    close_seconds: float | None = CLOSE_SECONDS
+
+    def __init__(self, url: str, answer_seconds: float, pauses: Pauses, clock: Callable[[], int]) -> None:
+        self.migrations: Mapping[str, str] = migrations("BYTEA")
         self._info = parse(url)
         self._name = secrets.token_hex(6)
         self._skew = Skew(clock)
         self._answer_seconds = answer_seconds
-        self._heard: Heard | None = None
+        self._pauses = pauses
         self._listener: Listener | None = None
-        super().__init__(self._backend, migrations("BYTEA"))
-
-    def _backend(self, writes: bool) -> Backend:
-        announcer = Announcer(self._name) if writes else None
-        return PostgresBackend(lambda: self._connected(writes), self._skew, announcer)
-
-    def _connected(self, writes: bool = False) -> Connection:
-        return connect(self._info, writes=writes, answer_seconds=self._answer_seconds)
 
     @property
     def skew_ms(self) -> int:
         """Milliseconds by which the database's clock is ahead of ours, as last measured; small ones count as none."""
         return self._skew.shift
 
-    async def open(self) -> None:
-        """Connect and check the schema. Raises `ConfigError` when it is not this program's, `StoreUnavailable`."""
-        await super().open()
-        if self._heard is not None and self._listener is None:
-            loop = asyncio.get_running_loop()
-            self._listener = Listener(self._connected, self._name, self._heard, loop)
+    def connect(self, *, writes: bool) -> Backend:
+        """Return a backend of its own; the one that writes notifies other processes."""
+        notifier = Notifier(self._name) if writes else None
+        return PostgresBackend(lambda: self._connected(writes), self._skew, notifier, self._pauses)
 
-    async def close(self) -> None:
-        """Finish what is queued, then disconnect."""
+    def _connected(self, writes: bool = False) -> Connection:
+        return connect(self._info, writes=writes, answer_seconds=self._answer_seconds)
+
+    def listen(self, notified: Notified) -> None:
+        """Call `notified` in the event loop when another process records something, until `stop_listening`."""
+        loop = asyncio.get_running_loop()
+        self._listener = Listener(self._connected, self._name, notified, loop)
+
+    async def stop_listening(self) -> None:
+        """Close the connection that listens."""
         listener, self._listener = self._listener, None
         if listener is not None:
             await asyncio.get_running_loop().run_in_executor(None, listener.close, CLOSE_SECONDS / 2)
-        await super().close()
-
-    def listen(self, heard: Heard) -> None:
-        """Have `heard(destinations, sources)` called in the event loop when another process recorded something for them.
-
-        Call it before `open`. What is heard is a hint: some of it may be missed, so lanes have to go on looking.
-        """
-        self._heard = heard
 
 
 class PostgresBackend:
     """One connection, made when first needed and again after a failure; used by one thread only."""
 
-    def __init__(self, connected: Callable[[], Connection], skew: Skew, announcer: Announcer | None) -> None:
-        """With an announcer it writes, and tells other processes; without one it only reads."""
+    def __init__(
+        self,
+        connected: Callable[[], Connection],
+        skew: Skew,
+        notifier: Notifier | None,
+        pauses: Pauses = PAUSES,
+    ) -> None:
+        """With a notifier it writes, and notifies other processes; without one it only reads."""
         self._connected = connected
         self._skew = skew
-        self._announcer = announcer
+        self._notifier = notifier
         self._connection: Connection | None = None
-        self._history: str | None = None
         self._pipeline: AbstractContextManager[psycopg.Pipeline] | None = None
         self._session: PostgresSession | None = None
         self._fresh = True
         """The connection was made for this transaction: if it breaks, it was no stale one."""
         self._committing = False
-        self._undone = False
-        """It is known that the commit that broke undid everything."""
         self._failed: StoreUnavailable | None = None
-        self._pause, self._not_before = FIRST_PAUSE, 0.0
-        self._silent_pause = SILENT_PAUSE
-        self._waiting: str | None = None
-        """The number of a transaction whose commit was given up and may still be waiting on the server."""
+        self._pauses = pauses
+        self._pause, self._not_before = pauses.first, 0.0
+        self._silent_pause = pauses.silent
         self._answer_seconds = 0.0
         self._abandoned = False
 
     def begin(self, lock_seconds: float | None = None) -> Session:
         """Connect if need be; begin a transaction if this connection writes."""
-        self._committing = self._undone = False
+        self._committing = False
         self._fresh = self._connection is None
         connection = self._connection or self._reconnect()
         connection.answer_seconds = self._answer_seconds
-        if self._waiting is not None:
-            self._ask_after(connection, self._waiting)
         self._skew.measure(connection)
-        if self._announcer is not None:
+        if self._notifier is not None:
             pipeline = connection.pipeline()
             pipeline.__enter__()
             self._pipeline = pipeline
@@ -181,11 +189,11 @@ class PostgresBackend:
                 lock_ms = round(lock_seconds * 1000)
                 statement_ms = min(_STATEMENT_PER_LOCK * lock_ms, postgres_connection.STATEMENT_MS)
                 connection.execute(_LIMITS, [str(lock_ms), str(statement_ms)])
-        self._session = PostgresSession(connection, self._skew.shift, writes=self._announcer is not None)
+        self._session = PostgresSession(connection, self._skew.shift)
         return self._session
 
     def commit(self) -> None:
-        """Commit; when the connection breaks over it, find out what became of it."""
+        """Commit. Where the answer is lost, nobody knows whether it was done: callers are refused, and a repeat is harmless."""
         if self._connection is None or self._session is None:
             return
         self._committing = True
@@ -193,14 +201,15 @@ class PostgresBackend:
             done = self._connection.execute("COMMIT")
             self._leave_pipeline()
         except psycopg.Error as error:
-            if not lost(error) or not self._was_committed(self._session.transaction_id(), error):
-                raise
-        else:
-            if done.statusmessage != "COMMIT":
-                raise StoreUnavailable("store: the database undid the transaction")
-        self._silent_pause = SILENT_PAUSE
-        if self._announcer is not None:
-            self._announcer.add(self._session.news)
+            if silent(error):
+                self._failed, self._not_before = unavailable(error), time.monotonic() + self._silent_pause
+                self._silent_pause = min(2 * self._silent_pause, self._pauses.last_silent)
+            raise
+        if done.statusmessage != "COMMIT":
+            raise StoreUnavailable("store: the database undid the transaction")
+        self._silent_pause = self._pauses.silent
+        if self._notifier is not None:
+            self._notifier.add(self._session.lanes)
 
     def rollback(self) -> None:
         """Undo the transaction, unless the server has."""
@@ -221,7 +230,7 @@ class PostgresBackend:
         """Translate what the server says; drop a connection that broke, or that leads to a server of no use."""
         if isinstance(error, OWN):  # from wherever it comes, what it left behind is not known
             self._drop()
-            return told(error), True
+            return unavailable(error), True
         if not isinstance(error, psycopg.Error):
             return error, isinstance(error, ReceiverError)
         if lost(error):
@@ -229,24 +238,24 @@ class PostgresBackend:
         if isinstance(error, psycopg.DataError) and error.sqlstate is None:
             # psycopg did, before it was sent.
             return StoreUnavailable("store: the database refused a value"), False
-        return told(error), not isinstance(error, _OF_SOME)
+        return unavailable(error), not isinstance(error, _OF_SOME)
 
     def again(self, error: Exception) -> bool:
         """Whether nothing was done, and chance made it fail: a deadlock, a connection that had broken before, or a row
-        that stood there a moment ago and that another process has ended since.
+        that another process ended meanwhile.
         """
-        if isinstance(error, errors.DeadlockDetected | errors.SerializationFailure | LookupError):
+        if isinstance(error, _UNDONE):
             return True
         if not isinstance(error, psycopg.Error) or not lost(error):
             return False
-        return self._undone if self._committing else not self._fresh and not silent(error)
+        return not self._committing and not self._fresh and not silent(error)
 
     def housekeeping(self, *, idle: bool) -> None:
         """Tell other processes what was committed."""
-        if self._announcer is None or self._connection is None:
+        if self._notifier is None or self._connection is None:
             return
         try:
-            self._announcer.flush(self._connection, idle=idle)
+            self._notifier.flush(self._connection, idle=idle)
         except FAILURES as error:
             self.trouble(error)
 
@@ -275,19 +284,16 @@ class PostgresBackend:
         try:
             connection = self._connected()
         except FAILURES as error:
-            self._failed = told(error)
+            self._failed = unavailable(error)
             self._not_before = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, LAST_PAUSE)
+            self._pause = min(2 * self._pause, self._pauses.last)
             raise type(self._failed)(self._failed.message) from None
-        self._failed, self._pause = None, FIRST_PAUSE
+        self._failed, self._pause = None, self._pauses.first
         self._connection = connection
         self._skew.forget()
         self._answer_seconds = connection.answer_seconds
-        if self._announcer is not None:
+        if self._notifier is not None:
             try:
-                before, self._history = self._history, _history(connection)
-                if before != self._history:
-                    self._waiting = None
                 lock_ms = min(LOCK_MS, postgres_connection.LOCK_MS)
                 connection.execute(f"SET lock_timeout = {lock_ms}", prepare=False)
             except BaseException:  # half prepared, it is not to be used
@@ -317,67 +323,6 @@ class PostgresBackend:
                 raise psycopg.OperationalError(str(cause)) from None
             raise
 
-    def _ask_after(self, connection: Connection, transaction_id: str) -> None:
-        """Begin nothing while a commit that was given up still waits there, as for a synchronous standby that is away: one
-        more would wait as long, and leave one more connection. Raises `StoreUnavailable`.
-        """
-        if self._failed is None or time.monotonic() >= self._not_before:
-            try:
-                row = connection.execute("SELECT pg_xact_status($1)", [transaction_id]).fetchone()
-            except errors.InvalidParameterValue:  # a number that has not been given out, or no more
-                row = None
-            if row is None or row[0] != "in progress":
-                self._waiting = self._failed = None
-                return
-            self._failed = StoreUnavailable(_UNCONFIRMED)
-            self._not_before = time.monotonic() + ASK_PAUSE
-        raise StoreUnavailable(self._failed.message)
-
-    def _was_committed(self, transaction_id: str | None, error: psycopg.Error) -> bool:
-        """Ask the server, by another connection, what became of a transaction whose commit was sent and not answered."""
-        self._drop()
-        history = self._history
-        if silent(error):
-            self._waiting = transaction_id if history is not None else None
-            if self._waiting is None:
-                self._failed, self._not_before = told(error), time.monotonic() + self._silent_pause
-                self._silent_pause = min(2 * self._silent_pause, LAST_SILENT_PAUSE)
-                return False
-        deadline = time.monotonic() + DOUBT_SECONDS
-        while transaction_id is not None and history is not None and time.monotonic() < deadline:
-            if self._abandoned:
-                break
-            try:
-                connection = self._connection or self._reconnect()
-                if self._history != history:
-                    return False
-                row = connection.execute("SELECT pg_xact_status($1)", [transaction_id]).fetchone()
-            except errors.InvalidParameterValue:  # not given out, or no more: nothing of it is there
-                self._waiting = None
-                self._undone = True
-                return False
-            except (*FAILURES, ReceiverError):
-                self._drop()
-                row = None
-            if row is not None and row[0] in {"committed", "aborted"}:
-                self._waiting = None
-                self._undone = row[0] == "aborted"
-                return bool(row[0] == "committed")
-            time.sleep(0.02)  # the server is not back yet, or not done yet
-        return False
-
-
-def _history(connection: Connection) -> str | None:
-    """Return what tells this server's history from another's; None where the server does not say."""
-    try:
-        row = connection.execute(_HISTORY, prepare=False).fetchone()
-    except psycopg.ProgrammingError:
-        return None
-    return None if row is None or row[0] is None else str(row[0])
-
-
-Heard = Callable[[Collection[str], Collection[str]], None]
-"""Called with destinations and sources."""
 
 CHANNEL = "receiver"
 PAUSE_SECONDS = 0.02
@@ -397,7 +342,7 @@ class Note(msgspec.Struct, frozen=True):
     sources: tuple[str, ...] = ()
 
 
-class Announcer:
+class Notifier:
     """Tells other processes, after the commit and not within it.
 
     NOTIFY takes a lock that all of the server's databases share and holds it until the commit is on disk; a transaction that
@@ -406,20 +351,20 @@ class Announcer:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._news = News()
+        self._lanes = Lanes()
         self._last = 0.0
 
-    def add(self, news: News) -> None:
+    def add(self, lanes: Lanes) -> None:
         """Note what was committed."""
-        self._news.add(news)
+        self._lanes.add(lanes)
 
     def flush(self, connection: Connection, *, idle: bool) -> None:
         """Announce, unless that was done just now and more is coming. Raises `psycopg.Error`."""
         now = time.monotonic()
-        if not self._news or (not idle and now - self._last < PAUSE_SECONDS):
+        if not self._lanes or (not idle and now - self._last < PAUSE_SECONDS):
             return
-        news, self._news, self._last = self._news, News(), now
-        note = Note(self._name, tuple(sorted(news.destinations)), tuple(sorted(news.sources)))
+        lanes, self._lanes, self._last = self._lanes, Lanes(), now
+        note = Note(self._name, tuple(sorted(lanes.destinations)), tuple(sorted(lanes.sources)))
         payload = msgspec.json.encode(note).decode()
         if len(payload.encode()) <= _LIMIT:  # beyond that, the others find it when they look
             connection.execute("SELECT pg_notify($1, $2)", [CHANNEL, payload])
@@ -432,12 +377,12 @@ class Listener:
         self,
         connected: Callable[[], Connection],
         name: str,
-        heard: Heard,
+        notified: Notified,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._connected = connected
         self._name = name
-        self._heard = heard
+        self._notified = notified
         self._loop = loop
         self._pause = _FIRST_PAUSE
         # Closing one end is what the thread sees at the other.
@@ -496,4 +441,4 @@ class Listener:
             return
         if note.by != self._name:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._heard, note.destinations, note.sources)
+                self._loop.call_soon_threadsafe(self._notified, note.destinations, note.sources)

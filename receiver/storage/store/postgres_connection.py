@@ -20,7 +20,7 @@ from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 
 from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
 from receiver.storage.store import statements
-from receiver.storage.store.sql import Row, Value, clean_value
+from receiver.storage.store.database import Row, Value, clean_value
 from receiver.storage.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OLDEST = 130_000
-"""PostgreSQL 13: the first that tells a transaction's number as we ask for it."""
+"""PostgreSQL 13: the oldest that this is tested with."""
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """A statement that has not been answered by then never will be: the connection is given up."""
@@ -251,7 +251,7 @@ def silent(error: BaseException | None) -> bool:
     return getattr(error, "sqlstate", None) is None and "timeout expired" in str(error)
 
 
-def told(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
+def unavailable(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
     """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
     if isinstance(error, OWN):
         error = Starved(error)
@@ -383,8 +383,8 @@ _MIGRATING = 0x72656376
 _LOCK_ORDER: Mapping[str, Callable[[Sequence[Value]], Any]] = {
     "insert_callbacks": itemgetter(2, 3),
     "insert_pickups": itemgetter(1, 3),
-    "answer_pickups": itemgetter(0, 1),
-    "answer_gone_pickups": itemgetter(0, 1),
+    "resolve_pickups": itemgetter(0, 1),
+    "resolve_gone_pickups": itemgetter(0, 1),
 }
 _BY_ID = ("settle_", "release_", "replay_", "drop_", "forget_", "erase_")
 """Statements that may wait for another process's rows take them in one order, so that two do not wait for each other."""
@@ -393,8 +393,8 @@ _ALONG_THE_INDEX = frozenset({"due_deliveries", "due_pickups"})
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 
 
-class News:
-    """For whom something was recorded, and is due: what other processes are told."""
+class Lanes:
+    """The lanes that have something new to claim: what other processes are notified of."""
 
     def __init__(self) -> None:
         self.destinations: set[str] = set()
@@ -403,7 +403,7 @@ class News:
     def __bool__(self) -> bool:
         return bool(self.destinations or self.sources)
 
-    def add(self, other: News) -> None:
+    def add(self, other: Lanes) -> None:
         """Take over what `other` holds."""
         self.destinations |= other.destinations
         self.sources |= other.sources
@@ -416,9 +416,9 @@ class PostgresStatements(Statements):
         super().__init__(lock="FOR UPDATE OF d SKIP LOCKED", placeholder="$")
         self._named: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
 
-    def named(self, name: str, wanted: str) -> tuple[str, tuple[str, ...]]:
+    def named(self, name: str, conditions: str) -> tuple[str, tuple[str, ...]]:
         """Return the statement, and the names of its parameters in their order."""
-        key = (name, wanted)
+        key = (name, conditions)
         if key not in self._named:
             names: list[str] = []
 
@@ -427,7 +427,7 @@ class PostgresStatements(Statements):
                     names.append(match[1])
                 return f"${names.index(match[1]) + 1}"
 
-            text = re.sub(r":(\w+)", number, self.text(name, wanted))
+            text = re.sub(r":(\w+)", number, self.text(name, conditions))
             self._named[key] = (text, tuple(names))
         return self._named[key]
 
@@ -441,27 +441,16 @@ class PostgresSession:
 
     _statements = PostgresStatements()
 
-    def __init__(self, connection: Connection, shift: int = 0, *, writes: bool = True) -> None:
+    def __init__(self, connection: Connection, shift: int = 0) -> None:
         self._connection = connection
         self._shift = shift
-        self._writes = writes
-        self.news = News()
-        self._numbered: psycopg.Cursor[Any] | None = None
+        self.lanes = Lanes()
 
-    def transaction_id(self) -> str | None:
-        """Return the server's number for the transaction, None when it wrote nothing or broke before that was told."""
-        if self._numbered is None or self._numbered.pgresult is None:
-            return None
-        row = self._numbered.fetchone()
-        return None if row is None else str(row[0])
-
-    def run(self, name: str, params: Mapping[str, Value], wanted: str = "") -> list[Row]:
+    def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
         if name == "create_migrations" and self._migrated_before():
             return []  # creating, even if it is there, takes a right that the user may do without
-        if name == "ping":
-            self._number()
-        text, names = self._statements.named(name, wanted)
+        text, names = self._statements.named(name, conditions)
         if self._shift and "now" in params:
             params = {**params, "now": self._there(params["now"])}
         try:
@@ -481,8 +470,6 @@ class PostgresSession:
         if self._shift and due is not None:
             rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
         self._note(name, rows)
-        if rows:
-            self._number()
         found: list[Row] = []
         start = 0
         while start < len(rows):
@@ -499,7 +486,7 @@ class PostgresSession:
             if re.sub(r"--.*", "", statement).strip():
                 self._connection.execute(statement, prepare=False)
 
-    def alone(self) -> None:
+    def lock_migrations(self) -> None:
         """Keep other processes from migrating until the transaction ends."""
         # Building an index may take longer than any statement of ours; waiting for a lock would hold up everybody else.
         self._connection.execute("SET LOCAL statement_timeout = 0", prepare=False)
@@ -507,11 +494,6 @@ class PostgresSession:
         self._connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATING})", prepare=False)
         self._connection.execute("SET LOCAL lock_timeout = '4s'", prepare=False)
         self._connection.answer_seconds = UNBOUNDED_SECONDS
-
-    def _number(self) -> None:
-        """Ask for the transaction's number, once."""
-        if self._numbered is None and self._writes:
-            self._numbered = self._connection.execute("SELECT pg_current_xact_id()::text")
 
     def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
         # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
@@ -523,7 +505,7 @@ class PostgresSession:
                 raise
             # Nothing was sent. What somebody asks for may be any text; looking first costs each callback.
             cursor = self._connection.execute(text, [clean_value(value) for value in given], binary=True)
-        if not self._statements.answers(name):
+        if not self._statements.returns_rows(name):
             return []  # not waited for: the next statement that answers, or the commit, tells if it failed
         found = cursor.fetchall()
         return self._here(found, cursor.description) if self._shift else found
@@ -547,9 +529,9 @@ class PostgresSession:
 
     def _note(self, name: str, rows: Sequence[Sequence[Value]]) -> None:
         if name == "insert_deliveries":
-            self.news.destinations |= {str(row[2]) for row in rows}
+            self.lanes.destinations |= {str(row[2]) for row in rows}
         elif name == "insert_pickups":
-            self.news.sources |= {str(row[1]) for row in rows}
+            self.lanes.sources |= {str(row[1]) for row in rows}
 
     # ------------------------------------------------------------ the database's time
 

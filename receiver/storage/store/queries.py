@@ -1,34 +1,31 @@
-"""What is read from the store without changing it, over any database that runs the named statements."""
+"""What is read from the store without changing it."""
 
 from __future__ import annotations
 
 from receiver.core.errors import NotFound
-from receiver.core.event import TIME_CHARS, Event, Rejection
+from receiver.core.event import TIME_CHARS, Event, EventFilter, Rejection
 from receiver.core.work import (
     Attempt,
     Delivery,
+    DeliveryFilter,
     DeliveryState,
     Due,
     Found,
     OutcomeKind,
     Pickup,
     PickupAttempt,
+    PickupFilter,
     PickupsDue,
     StoreStats,
 )
-from receiver.storage.store.base import DeliveryFilter, EventFilter, PickupFilter
-from receiver.storage.store.pickups import pickup_of
-from receiver.storage.store.sql import Row, Session, Value, clean, event_of
+from receiver.storage.store.database import Row, Session, Value, clean
+from receiver.storage.store.events import event_of
+from receiver.storage.store.pickups import PICKUPS, pickup_of
+from receiver.storage.store.queue import DELIVERIES
 
 # The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for
 # the least id by walking up all ids from the first.
 _SINCE = "recorded_at >= :since AND id >= (SELECT min(id || '') FROM events WHERE recorded_at >= :since)"
-
-
-def next_due(session: Session, destination: str) -> int | None:
-    """Return when the next delivery of `destination` is due, or None."""
-    found: int | None = session.run("next_due", {"destination": destination})[0][0]
-    return found
 
 
 def event(session: Session, event_id: str) -> Event:
@@ -50,17 +47,17 @@ def body(session: Session, event_id: str) -> bytes | None:
     return None if rows[0][0] is None else bytes(rows[0][0])
 
 
-def events(session: Session, wanted: EventFilter) -> list[Event]:
+def events(session: Session, filter: EventFilter) -> list[Event]:
     """List events, newest first."""
-    given: dict[str, Value] = {
-        "source = :source": wanted.source,
-        "type = :type": wanted.type,
-        "job_id = :job_id": clean(wanted.job_id),
-        "ref = :ref": clean(wanted.ref),
-        _SINCE: wanted.since,
-        "id < :after": wanted.after,
+    conditions: dict[str, Value] = {
+        "source = :source": filter.source,
+        "type = :type": filter.type,
+        "job_id = :job_id": clean(filter.job_id),
+        "ref = :ref": clean(filter.ref),
+        _SINCE: filter.since,
+        "id < :after": filter.after,
     }
-    return [event_of(row) for row in _listed(session, "list_events", given, wanted.limit)]
+    return [event_of(row) for row in _listed(session, "list_events", conditions, filter.limit)]
 
 
 def delivery(session: Session, delivery_id: str) -> Delivery:
@@ -71,28 +68,22 @@ def delivery(session: Session, delivery_id: str) -> Delivery:
     return _delivery(rows[0])
 
 
-def deliveries(session: Session, wanted: DeliveryFilter) -> list[Delivery]:
+def deliveries(session: Session, filter: DeliveryFilter) -> list[Delivery]:
     """List deliveries, newest first."""
-    given: dict[str, Value] = {
-        "d.destination = :destination": wanted.destination,
-        "d.event_id = :event_id": wanted.event_id,
-        "d.created_at >= :since": wanted.since,
-        "d.id < :after": wanted.after,
+    conditions: dict[str, Value] = {
+        "d.destination = :destination": filter.destination,
+        "d.event_id = :event_id": filter.event_id,
+        "d.created_at >= :since": filter.since,
+        "d.id < :after": filter.after,
     }
     # The state is written out, not a parameter: only then may the index of the dead be used.
-    fixed = f"d.state = '{DeliveryState(wanted.state).value}'" if wanted.state else ""
-    return [_delivery(row) for row in _listed(session, "list_deliveries", given, wanted.limit, fixed)]
+    fixed = f"d.state = '{DeliveryState(filter.state).value}'" if filter.state else ""
+    return [_delivery(row) for row in _listed(session, "list_deliveries", conditions, filter.limit, fixed)]
 
 
 def attempts(session: Session, delivery_id: str) -> list[Attempt]:
     """Return the attempts of a delivery, first to last."""
-    return [_attempt(row) for row in session.run("list_attempts", {"delivery_id": delivery_id})]
-
-
-def next_due_pickup(session: Session, source: str) -> int | None:
-    """Return when the next pickup of `source` is due, or None."""
-    found: int | None = session.run("next_due_pickup", {"source": source})[0][0]
-    return found
+    return [_attempt(row) for row in DELIVERIES.attempts(session, delivery_id)]
 
 
 def pickup(session: Session, pickup_id: str) -> Pickup:
@@ -103,21 +94,21 @@ def pickup(session: Session, pickup_id: str) -> Pickup:
     return pickup_of(rows[0])
 
 
-def pickups(session: Session, wanted: PickupFilter) -> list[Pickup]:
+def pickups(session: Session, filter: PickupFilter) -> list[Pickup]:
     """List pickups, newest first."""
-    given: dict[str, Value] = {
-        "source = :source": wanted.source,
-        "state = :state": wanted.state and wanted.state.value,
-        "job_id = :job_id": clean(wanted.job_id),
-        "ref = :ref": clean(wanted.ref),
-        "id < :after": wanted.after,
+    conditions: dict[str, Value] = {
+        "source = :source": filter.source,
+        "state = :state": filter.state and filter.state.value,
+        "job_id = :job_id": clean(filter.job_id),
+        "ref = :ref": clean(filter.ref),
+        "id < :after": filter.after,
     }
-    return [pickup_of(row) for row in _listed(session, "list_pickups", given, wanted.limit)]
+    return [pickup_of(row) for row in _listed(session, "list_pickups", conditions, filter.limit)]
 
 
 def pickup_attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:
     """Return the attempts of a pickup, first to last."""
-    return [_pickup_attempt(row) for row in session.run("list_pickup_attempts", {"pickup_id": pickup_id})]
+    return [_pickup_attempt(row) for row in PICKUPS.attempts(session, pickup_id)]
 
 
 def rejections(session: Session, source: str | None, limit: int) -> list[Rejection]:
@@ -130,21 +121,24 @@ def stats(session: Session, now: int) -> StoreStats:
     """Count what is due and what is dead, per destination, and the pickups due, per source."""
     due = tuple(
         Due(destination=row[0], depth=row[1], oldest_due_at=row[2])
-        for row in session.run("count_due", {"now": now})
+        for row in DELIVERIES.count_due(session, now)
     )
     pickups_due = tuple(
         PickupsDue(source=row[0], depth=row[1], oldest_due_at=row[2])
-        for row in session.run("count_due_pickups", {"now": now})
+        for row in PICKUPS.count_due(session, now)
     )
     dead = {row[0]: row[1] for row in session.run("count_dead", {})}
     return StoreStats(due=due, dead=dead, pickups=pickups_due)
 
 
-def _listed(session: Session, name: str, given: dict[str, Value], limit: int, fixed: str = "") -> list[Row]:
-    asked = {condition: value for condition, value in given.items() if value is not None}
+def _listed(
+    session: Session, name: str, conditions: dict[str, Value], limit: int, fixed: str = ""
+) -> list[Row]:
+    """Run a listing under those conditions that have a value, and under `fixed`."""
+    asked = {condition: value for condition, value in conditions.items() if value is not None}
     params = {condition.partition(":")[2].split()[0]: value for condition, value in asked.items()}
-    conditions = [*asked, fixed] if fixed else list(asked)
-    return session.run(name, {**params, "limit": limit}, " AND ".join(conditions) or "TRUE")
+    texts = [*asked, fixed] if fixed else list(asked)
+    return session.run(name, {**params, "limit": limit}, " AND ".join(texts) or "TRUE")
 
 
 def _delivery(row: Row) -> Delivery:

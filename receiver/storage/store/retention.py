@@ -1,6 +1,6 @@
-"""What the janitor does in the store, over any database that runs the named statements.
+"""What the janitor and an erasure do in the store.
 
-As in sql.py, nothing here waits or commits. A batch looks at a bounded number of rows and removes those that may go;
+A batch looks at a bounded number of rows and removes those that may go;
 each statement that removes asks again whether the row has ended, since another process may have begun it anew meanwhile.
 """
 
@@ -22,7 +22,7 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
-from receiver.storage.store.sql import Row, Session, Value, clean
+from receiver.storage.store.database import Row, Session, Value, clean
 
 ERASED = "ERASED"
 """The method of a callback row of which only the keys are left."""
@@ -36,22 +36,22 @@ def bound(prefix: str, at: int) -> str:
 # ---------------------------------------------------------------- in time
 
 
-def prune(session: Session, wanted: Sequence[Prune]) -> list[Pruned]:
+def prune(session: Session, requests: Sequence[Prune]) -> list[Pruned]:
     """Do one batch for each request."""
-    return [_prune(session, asked) for asked in wanted]
+    return [_prune(session, request) for request in requests]
 
 
-def _prune(session: Session, asked: Prune) -> Pruned:
-    statement, prefix, remove = _WALKS[asked.walk]
-    params: dict[str, Value] = {"before": asked.before, "limit": asked.limit}
+def _prune(session: Session, request: Prune) -> Pruned:
+    statement, prefix, remove = _WALKS[request.walk]
+    params: dict[str, Value] = {"before": request.before, "limit": request.limit}
     if prefix is not None:
-        params |= {"after": asked.after, "bound": bound(prefix, asked.before)}
-    if asked.walk is Walk.EVENTS:
-        params["dead_before"] = asked.dead_before
+        params |= {"after": request.after, "bound": bound(prefix, request.before)}
+    if request.walk is Walk.EVENTS:
+        params["dead_before"] = request.dead_before
     looked_at = session.run(statement, params)
     removable = sorted(row[0] for row in looked_at if not row[1])
     count, freed = remove(session, removable, looked_at) if removable else (0, ())
-    after = looked_at[-1][0] if len(looked_at) == asked.limit else None
+    after = looked_at[-1][0] if len(looked_at) == request.limit else None
     return Pruned(count=count, after=after, blob_keys=_unlinked(session, freed))
 
 
@@ -152,10 +152,10 @@ def traces(session: Session, subject: Subject, limit: int) -> Traces:
     if subject.kind is SubjectKind.REF:
         # The same jobs may have told more by callbacks without the ref.
         for source, job_id in sorted(jobs):
-            wanted = {"source": source, "job_id": job_id, "limit": max(limit, _OF_ONE_JOB)}
+            params = {"source": source, "job_id": job_id, "limit": max(limit, _OF_ONE_JOB)}
             condition = "job_id = :job_id AND source = :source AND ref IS NULL"
-            events |= _by_id(session.run("list_events", wanted, condition))
-            pickups |= _by_id(session.run("list_pickups", wanted, condition))
+            events |= _by_id(session.run("list_events", params, condition))
+            pickups |= _by_id(session.run("list_pickups", params, condition))
     links = Counter(row[10] for row in events.values() if row[10] is not None)
     owed = session.run_rows("deliveries_of_events", [(one,) for one in sorted(events)]) if events else []
     return Traces(
@@ -237,20 +237,20 @@ def _callbacks(session: Session, events: _Rows, pickups: _Rows) -> dict[str, Cal
     }
 
 
-def erase(session: Session, wanted: Sequence[Erasure]) -> list[Erased]:
+def erase(session: Session, requests: Sequence[Erasure]) -> list[Erased]:
     """Do one batch for each request."""
-    return [_erase(session, asked) for asked in wanted]
+    return [_erase(session, request) for request in requests]
 
 
-def _erase(session: Session, asked: Erasure) -> Erased:
-    found = traces(session, asked.subject, asked.limit)
+def _erase(session: Session, request: Erasure) -> Erased:
+    found = traces(session, request.subject, request.limit)
     deliveries = _ids(session, "erase_deliveries", found.event_ids)
     _ids(session, "forget_attempts", sorted(deliveries))
     gone = session.run_rows("forget_events", [(one,) for one in found.event_ids]) if found.event_ids else []
     if found.callbacks:
-        session.run_rows("erase_callbacks", [(one, asked.now) for one in sorted(found.callbacks)])
-    _end_pickups(session, found.pickup_ids, asked)
-    kept = [_kept_row(one, asked.now) for one in asked.journaled]
+        session.run_rows("erase_callbacks", [(one, request.now) for one in sorted(found.callbacks)])
+    _end_pickups(session, found.pickup_ids, request)
+    kept = [_kept_row(one, request.now) for one in request.journaled]
     if kept:
         session.run_rows("insert_callbacks", kept)
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
@@ -263,12 +263,12 @@ def _erase(session: Session, asked: Erasure) -> Erased:
             len(freed),
             len(kept),
         )
-        row = (asked.tombstone_id, asked.subject.kind.value, asked.digest, asked.now, *counts)
+        row = (request.tombstone_id, request.subject.kind.value, request.digest, request.now, *counts)
         session.run_rows("add_tombstone", [row])
     return Erased(traces=found, blob_keys=freed)
 
 
-def _end_pickups(session: Session, ids: Sequence[str], asked: Erasure) -> None:
+def _end_pickups(session: Session, ids: Sequence[str], request: Erasure) -> None:
     """Remove pickups, under way or not, and keep the keys of their results: what a provider still sends is a duplicate."""
     if not ids:
         return
@@ -281,7 +281,7 @@ def _end_pickups(session: Session, ids: Sequence[str], asked: Erasure) -> None:
         for row in pickups
     ]
     if kept:
-        session.run_rows("insert_callbacks", [_kept_row(one, asked.now) for one in kept])
+        session.run_rows("insert_callbacks", [_kept_row(one, request.now) for one in kept])
 
 
 def _kept_row(keys: CallbackKeys, now: int) -> tuple[Value, ...]:

@@ -17,10 +17,9 @@ from pathlib import Path
 import apsw
 
 from receiver.core.errors import StoreUnavailable
-from receiver.storage.store.grouped import GroupedStore
-from receiver.storage.store.sql import Row, Session, Value, clean_value
+from receiver.storage.store.database import Backend, Notified, Row, Session, Value, clean_value
 from receiver.storage.store.statements import Statements, migrations
-from receiver.storage.store.writer import Backend
+from receiver.storage.store.store import Store
 from receiver.system.files import sync_folder
 
 CHECKPOINT_PAGES = 1_000
@@ -47,14 +46,33 @@ _HARMLESS = (apsw.FullError, apsw.BusyError, apsw.LockedError, apsw.SQLError, ap
 """A rollback undoes these; after any other the connection is given up."""
 
 
-class SqliteStore(GroupedStore):
+class SqliteStore(Store):
     """The store in one SQLite file. `busy_timeout` (seconds) bounds the wait for another process's write."""
 
     def __init__(self, path: str, *, vfs: str | None = None, busy_timeout: float = 5.0) -> None:
-        def connect(writes: bool) -> Backend:
-            return SqliteBackend(path, vfs=vfs, busy_timeout=busy_timeout, writes=writes)
+        super().__init__(SqliteDatabase(path, vfs, busy_timeout))
 
-        super().__init__(connect, migrations("BLOB"))
+
+class SqliteDatabase:
+    """One SQLite file."""
+
+    shared = False
+    close_seconds: float | None = None
+    skew_ms = None
+
+    def __init__(self, path: str, vfs: str | None, busy_timeout: float) -> None:
+        self._path, self._vfs, self._busy_timeout = path, vfs, busy_timeout
+        self.migrations: Mapping[str, str] = migrations("BLOB")
+
+    def connect(self, *, writes: bool) -> Backend:
+        """Return a backend of its own."""
+        return SqliteBackend(self._path, vfs=self._vfs, busy_timeout=self._busy_timeout, writes=writes)
+
+    def listen(self, notified: Notified) -> None:
+        """Do nothing: there is no other process that records."""
+
+    async def stop_listening(self) -> None:
+        """Do nothing."""
 
 
 class SqliteBackend:
@@ -103,8 +121,8 @@ class SqliteBackend:
         if isinstance(error, apsw.ConstraintError):
             return StoreUnavailable("store: the database refused a row: its id is already there"), False
         if isinstance(error, OSError):
-            told = f"store: the folder of the database cannot be made or written: {error.strerror}"
-            return StoreUnavailable(told), True
+            message = f"store: the folder of the database cannot be made or written: {error.strerror}"
+            return StoreUnavailable(message), True
         return StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
 
     def again(self, error: Exception) -> bool:
@@ -200,10 +218,10 @@ class SqliteSession:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
 
-    def run(self, name: str, params: Mapping[str, Value], wanted: str = "") -> list[Row]:
+    def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
-        given = {key: clean_value(value) for key, value in params.items()}
-        return list(self._connection.execute(self._statements.text(name, wanted), given))
+        cleaned = {key: clean_value(value) for key, value in params.items()}
+        return list(self._connection.execute(self._statements.text(name, conditions), cleaned))
 
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
         """Run a statement with rows of parameters, in pieces whose sizes are powers of two.
@@ -211,28 +229,25 @@ class SqliteSession:
         Each step of a statement hands the interpreter's lock to the event loop and has to wait for it again, so few
         steps matter more than anything; few sizes let SQLite keep the prepared statements.
         """
-        found: list[Row] = []
+        results: list[Row] = []
         start = 0
         while start < len(rows):
             size = min(_ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-            text, flat = (
-                self._statements.rows(name, size),
-                tuple(chain.from_iterable(rows[start : start + size])),
-            )
+            text = self._statements.rows(name, size)
+            flat = tuple(chain.from_iterable(rows[start : start + size]))
             try:
-                found += self._connection.execute(text, flat)
-            except (
-                UnicodeEncodeError
-            ):  # what somebody asks for may be any text; looking first costs each callback
-                found += self._connection.execute(text, tuple(map(clean_value, flat)))
+                results += self._connection.execute(text, flat)
+            except UnicodeEncodeError:
+                # A request may hold any text; to clean all text beforehand would cost every callback.
+                results += self._connection.execute(text, tuple(map(clean_value, flat)))
             start += size
-        return found
+        return results
 
     def script(self, text: str) -> None:
         """Run a migration."""
         self._connection.execute(text)
 
-    def alone(self) -> None:
+    def lock_migrations(self) -> None:
         """Do nothing: the transaction that writes is the only one."""
 
 

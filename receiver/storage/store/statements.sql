@@ -1,31 +1,59 @@
 -- Every statement of the store, once, in the subset that SQLite and PostgreSQL share.
 --
---   :name          a parameter
---   {rows: a, b}   one row of parameters per item, (?, ?), (?, ?), …; such a statement has no other parameters
---   {lock}         what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
---   {wanted}       the conditions of a listing, put together by sql.py from fixed texts
+--   :name            a parameter
+--   {rows: a, b}     after `WITH name`: (a, b) AS (VALUES (?, ?), (?, ?), …), one row of parameters per item; such a
+--                    statement has no other parameters
+--   {insert: a, b}   after `INSERT INTO table`: (a, b) VALUES (?, ?), (?, ?), …; the same
+--   {lock}           what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
+--   {conditions}     the conditions of a listing, put together by queries.py from fixed texts
+--   {table}, …       a slot of a section whose statements are one text for several tables. A line `-- with:` under the
+--                    section's heading names the slots, each further one fills them; a statement is made for every line
+--                    if its own name has the first slot, and has the name so filled
 --
 -- CAST appears where numbers pass through a list of rows: PostgreSQL takes a parameter there for text otherwise.
 
+-- ==================== callbacks and events ====================
+
 -- name: insert_callbacks
-INSERT INTO callbacks (
-    id, event_id, source, idempotency_key, second_key, method, content_type, received_at, body_size, body_sha256, body,
-    proofs
-)
-VALUES {rows: id, event_id, source, idempotency_key, second_key, method, content_type, received_at, body_size,
-    body_sha256, body, proofs}
+-- Writes callbacks, and returns those that were not known by one of their keys.
+INSERT INTO callbacks {insert: id, event_id, source, idempotency_key, second_key, method, content_type, received_at,
+    body_size, body_sha256, body, proofs}
 ON CONFLICT DO NOTHING
 RETURNING id
 
 -- name: first_event
+-- The event of the first callback with one of these keys: what a duplicate is a duplicate of.
 SELECT event_id
 FROM callbacks
 WHERE source = :source AND (idempotency_key = :idempotency_key OR second_key = :second_key)
 ORDER BY id
 LIMIT 1
 
+-- name: callback_body
+-- The body kept with the callback behind an event. Both have one millisecond, which bounds the search by id.
+SELECT body
+FROM callbacks
+WHERE
+    id >= :first
+    AND id < :beyond
+    AND event_id = :event_id
+    AND EXISTS (SELECT 1 FROM events WHERE events.id = :event_id)
+ORDER BY body IS NULL, received_at, id
+LIMIT 1
+
+-- name: insert_events
+-- Writes events.
+INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key}
+
+-- name: event_type
+-- The type of one event, which tells a failure from a result.
+SELECT type
+FROM events
+WHERE id = :id
+
 -- name: ended_jobs
-WITH asked (job_id, source) AS (VALUES {rows: job_id, source})
+-- Which of these jobs have ended, or will when their result is fetched: progress that comes after is late.
+WITH asked {rows: job_id, source}
 SELECT job_id, source
 FROM asked
 WHERE EXISTS (
@@ -39,61 +67,78 @@ OR EXISTS (
     WHERE pickups.job_id = asked.job_id AND pickups.source = asked.source AND pickups.draft IS NOT NULL
 )
 
--- name: insert_events
-INSERT INTO events (
-    id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key
-)
-VALUES {rows: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key}
+-- name: list_events
+-- Events, newest first.
+SELECT id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key
+FROM events
+WHERE {conditions}
+ORDER BY id DESC
+LIMIT :limit
 
--- name: insert_deliveries
-INSERT INTO deliveries (id, event_id, destination, due_at, created_at, updated_at)
-VALUES {rows: id, event_id, destination, due_at, created_at, updated_at}
+-- ==================== the two queues: deliveries and pickups ====================
+-- with: table      | lane        | busy       | log             | key         | outcome_too                | set_too | noted
+-- with: deliveries | destination | delivering | attempts        | delivery_id |                            |         | detail, response
+-- with: pickups    | source      | collecting | pickup_attempts | pickup_id   | , failures, last_detail    | failures = CAST(settled.failures AS BIGINT), last_detail = settled.last_detail, | detail
 
 -- name: due_deliveries
+-- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again.
 SELECT
     d.id, d.attempts, d.round_start,
     e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
-WHERE d.destination = :destination AND d.due_at <= :now
+WHERE d.destination = :lane AND d.due_at <= :now
 ORDER BY d.due_at, d.id
 LIMIT :limit
 {lock}
 
--- name: claim_deliveries
-WITH taken (id, claimed_by, due_at, updated_at) AS (VALUES {rows: id, claimed_by, due_at, updated_at})
-UPDATE deliveries
-SET state = 'delivering', claimed_by = taken.claimed_by, due_at = CAST(taken.due_at AS BIGINT), updated_at = CAST(taken.updated_at AS BIGINT)
-FROM taken
-WHERE deliveries.id = taken.id
+-- name: due_pickups
+-- The oldest pickups of a source that are due, as they are before they are claimed.
+SELECT
+    d.id, d.source, d.kind, d.key, d.job_id, d.ref, d.target, d.event_id, d.draft, d.format, d.deadline_at, d.state,
+    d.attempts, d.failures, d.due_at, d.claimed_by, d.created_at, d.updated_at, d.last_outcome, d.last_detail
+FROM pickups AS d
+WHERE d.source = :lane AND d.due_at <= :now
+ORDER BY d.due_at, d.id
+LIMIT :limit
+{lock}
 
--- name: settle_deliveries
-WITH settled (id, claimed_by, attempts, state, due_at, last_outcome, updated_at) AS (
-    VALUES {rows: id, claimed_by, attempts, state, due_at, last_outcome, updated_at}
-)
-UPDATE deliveries
+-- name: claim_{table}
+-- Claims the rows that were just found due: until the lease ends, nobody else finds them due.
+WITH taken {rows: id, claimed_by, due_at, updated_at}
+UPDATE {table}
+SET
+    state = '{busy}',
+    claimed_by = taken.claimed_by,
+    due_at = CAST(taken.due_at AS BIGINT),
+    updated_at = CAST(taken.updated_at AS BIGINT)
+FROM taken
+WHERE {table}.id = taken.id
+
+-- name: settle_{table}
+-- Writes what attempts led to, and returns the rows whose claim was still held: a claim that was lost changes nothing.
+WITH settled {rows: id, claimed_by, attempts, state, due_at, last_outcome, updated_at{outcome_too}}
+UPDATE {table}
 SET
     state = settled.state,
-    attempts = deliveries.attempts + 1,
+    attempts = {table}.attempts + 1,
     due_at = CAST(settled.due_at AS BIGINT),
     claimed_by = NULL,
     last_outcome = settled.last_outcome,
+    {set_too}
     updated_at = CAST(settled.updated_at AS BIGINT)
 FROM settled
 WHERE
-    deliveries.id = settled.id
-    AND deliveries.state = 'delivering'
-    AND deliveries.claimed_by = settled.claimed_by
-    AND deliveries.attempts = CAST(settled.attempts AS BIGINT)
-RETURNING deliveries.id
+    {table}.id = settled.id
+    AND {table}.state = '{busy}'
+    AND {table}.claimed_by = settled.claimed_by
+    AND {table}.attempts = CAST(settled.attempts AS BIGINT)
+RETURNING {table}.id
 
--- name: insert_attempts
-INSERT INTO attempts (delivery_id, number, started_at, duration_ms, outcome, status, detail, response)
-VALUES {rows: delivery_id, number, started_at, duration_ms, outcome, status, detail, response}
-
--- name: release_deliveries
-WITH released (id, claimed_by, attempts, due_at) AS (VALUES {rows: id, claimed_by, attempts, due_at})
-UPDATE deliveries
+-- name: release_{table}
+-- Hands claims back unattempted, due at once, and returns those that were still held.
+WITH released {rows: id, claimed_by, attempts, due_at}
+UPDATE {table}
 SET
     state = 'pending',
     claimed_by = NULL,
@@ -101,14 +146,46 @@ SET
     updated_at = CAST(released.due_at AS BIGINT)
 FROM released
 WHERE
-    deliveries.id = released.id
-    AND deliveries.state = 'delivering'
-    AND deliveries.claimed_by = released.claimed_by
-    AND deliveries.attempts = CAST(released.attempts AS BIGINT)
-RETURNING deliveries.id
+    {table}.id = released.id
+    AND {table}.state = '{busy}'
+    AND {table}.claimed_by = released.claimed_by
+    AND {table}.attempts = CAST(released.attempts AS BIGINT)
+RETURNING {table}.id
+
+-- name: next_due_{table}
+-- When a lane has something to claim next.
+SELECT min(due_at)
+FROM {table}
+WHERE {lane} = :lane AND due_at IS NOT NULL
+
+-- name: count_due_{table}
+-- How much is due in each lane, and since when.
+SELECT {lane}, count(*), min(due_at)
+FROM {table}
+WHERE due_at <= :now
+GROUP BY {lane}
+ORDER BY {lane}
+
+-- name: log_{table}
+-- Writes attempts that were made.
+INSERT INTO {log} {insert: {key}, number, started_at, duration_ms, outcome, status, {noted}}
+
+-- name: attempts_of_{table}
+-- The attempts of one row, first to last.
+SELECT {key}, number, started_at, duration_ms, outcome, status, {noted}
+FROM {log}
+WHERE {key} = :id
+ORDER BY number
+
+-- ==================== deliveries ====================
+
+-- name: insert_deliveries
+-- Writes deliveries, due at once.
+INSERT INTO deliveries {insert: id, event_id, destination, due_at, created_at, updated_at}
 
 -- name: replay_deliveries
-WITH replayed (id, due_at) AS (VALUES {rows: id, due_at})
+-- Begins another round for deliveries that have ended; their attempts stay, and are numbered on.
+WITH replayed {rows: id, due_at}
 UPDATE deliveries
 SET
     state = 'pending',
@@ -119,62 +196,44 @@ FROM replayed
 WHERE deliveries.id = replayed.id AND deliveries.state IN ('delivered', 'dead')
 RETURNING deliveries.id
 
--- name: next_due
-SELECT min(due_at)
-FROM deliveries
-WHERE destination = :destination AND due_at IS NOT NULL
-
--- name: list_events
-SELECT id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key
-FROM events
-WHERE {wanted}
-ORDER BY id DESC
-LIMIT :limit
-
--- name: callback_body
-SELECT body
-FROM callbacks
-WHERE
-    id >= :first
-    AND id < :beyond
-    AND event_id = :event_id
-    AND EXISTS (SELECT 1 FROM events WHERE events.id = :event_id)
-ORDER BY body IS NULL, received_at, id
-LIMIT 1
-
 -- name: list_deliveries
+-- Deliveries, newest first.
 SELECT
     d.id, d.event_id, e.type, d.destination, d.state, d.attempts, d.round_start, d.due_at, d.claimed_by, d.created_at,
     d.updated_at, d.last_outcome
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
-WHERE {wanted}
+WHERE {conditions}
 ORDER BY d.id DESC
 LIMIT :limit
 
--- name: list_attempts
-SELECT delivery_id, number, started_at, duration_ms, outcome, status, detail, response
-FROM attempts
-WHERE delivery_id = :delivery_id
-ORDER BY number
+-- name: count_dead
+-- How many dead letters each destination has.
+SELECT destination, count(*)
+FROM deliveries
+WHERE state = 'dead'
+GROUP BY destination
+ORDER BY destination
+
+-- ==================== pickups ====================
 
 -- name: insert_pickups
-INSERT INTO pickups (
-    id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, due_at, created_at, updated_at
-)
-VALUES {rows: id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, due_at, created_at,
-    updated_at}
+-- Writes pickups, and returns those whose result is not fetched, awaited or had already.
+INSERT INTO pickups {insert: id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, due_at,
+    created_at, updated_at}
 ON CONFLICT (source, key) WHERE state <> 'gone' DO NOTHING
 RETURNING id
 
--- name: standing_pickups
-WITH asked (source, key) AS (VALUES {rows: source, key})
+-- name: existing_pickups
+-- The pickups that have these keys and did not end without a result; there is one for each key at most.
+WITH asked {rows: source, key}
 SELECT pickups.source, pickups.key, pickups.id, pickups.event_id
 FROM asked
 JOIN pickups ON pickups.source = asked.source AND pickups.key = asked.key
 WHERE pickups.state <> 'gone'
 
--- name: hasten_pickup
+-- name: reschedule_pickup
+-- Gives a pickup that has not ended what a callback brought, due at once; an attempt under way loses its claim by it.
 UPDATE pickups
 SET
     state = 'pending',
@@ -190,15 +249,9 @@ SET
 WHERE id = :id AND state IN ('pending', 'collecting')
 RETURNING id
 
--- name: drop_pickups
-WITH unwanted (id) AS (VALUES {rows: id})
-DELETE FROM pickups
-WHERE id IN (SELECT id FROM unwanted)
-
--- name: answer_pickups
-WITH answered (source, key, job_id, event_id, updated_at) AS (
-    VALUES {rows: source, key, job_id, event_id, updated_at}
-)
+-- name: resolve_pickups
+-- Tells pickups of a callback that they watch for: a final one collects them, another brings the job id they lack.
+WITH answered {rows: source, key, job_id, event_id, updated_at}
 UPDATE pickups
 SET
     state = CASE WHEN answered.event_id IS NULL THEN pickups.state ELSE 'collected' END,
@@ -216,10 +269,9 @@ WHERE
     AND pickups.state <> 'collected'
 RETURNING pickups.source, pickups.key
 
--- name: answer_gone_pickups
-WITH answered (source, key, job_id, event_id, updated_at) AS (
-    VALUES {rows: source, key, job_id, event_id, updated_at}
-)
+-- name: resolve_gone_pickups
+-- The same for the last pickup of a key that had been given up, unless the key has another by now.
+WITH answered {rows: source, key, job_id, event_id, updated_at}
 UPDATE pickups
 SET
     state = CASE WHEN answered.event_id IS NULL THEN pickups.state ELSE 'collected' END,
@@ -240,59 +292,12 @@ WHERE
         WHERE other.source = answered.source AND other.key = answered.key AND other.state <> 'gone'
     )
 
--- name: due_pickups
-SELECT
-    d.id, d.source, d.kind, d.key, d.job_id, d.ref, d.target, d.event_id, d.draft, d.format, d.deadline_at, d.state,
-    d.attempts, d.failures, d.due_at, d.claimed_by, d.created_at, d.updated_at, d.last_outcome, d.last_detail
-FROM pickups AS d
-WHERE d.source = :source AND d.due_at <= :now
-ORDER BY d.due_at, d.id
-LIMIT :limit
-{lock}
-
--- name: claim_pickups
-WITH taken (id, claimed_by, due_at, updated_at) AS (VALUES {rows: id, claimed_by, due_at, updated_at})
-UPDATE pickups
-SET
-    state = 'collecting',
-    claimed_by = taken.claimed_by,
-    due_at = CAST(taken.due_at AS BIGINT),
-    updated_at = CAST(taken.updated_at AS BIGINT)
-FROM taken
-WHERE pickups.id = taken.id
-
--- name: settle_pickups
-WITH settled (id, claimed_by, attempts, state, due_at, failures, last_outcome, last_detail, updated_at) AS (
-    VALUES {rows: id, claimed_by, attempts, state, due_at, failures, last_outcome, last_detail, updated_at}
-)
-UPDATE pickups
-SET
-    state = settled.state,
-    attempts = pickups.attempts + 1,
-    failures = CAST(settled.failures AS BIGINT),
-    due_at = CAST(settled.due_at AS BIGINT),
-    claimed_by = NULL,
-    last_outcome = settled.last_outcome,
-    last_detail = settled.last_detail,
-    updated_at = CAST(settled.updated_at AS BIGINT)
-FROM settled
-WHERE
-    pickups.id = settled.id
-    AND pickups.state = 'collecting'
-    AND pickups.claimed_by = settled.claimed_by
-    AND pickups.attempts = CAST(settled.attempts AS BIGINT)
-RETURNING pickups.id
-
--- name: insert_pickup_attempts
-INSERT INTO pickup_attempts (pickup_id, number, started_at, duration_ms, outcome, status, detail)
-VALUES {rows: pickup_id, number, started_at, duration_ms, outcome, status, detail}
-
--- name: event_type
-SELECT type
-FROM events
-WHERE id = :id
+-- name: supersede_pickup
+-- Ends a pickup with another's event, which told of the same result first.
+UPDATE pickups SET state = :state, event_id = :event_id, due_at = NULL WHERE id = :id
 
 -- name: awaited_or_erased
+-- Whether an event that is not there will be, or was there and is erased: either way the result has its event.
 SELECT id
 FROM pickups
 WHERE event_id = :id AND due_at IS NOT NULL
@@ -302,98 +307,68 @@ FROM callbacks
 WHERE id >= :first AND id < :beyond AND event_id = :id AND method = 'ERASED'
 LIMIT 1
 
--- name: yield_pickup
-UPDATE pickups SET state = :state, event_id = :event_id, due_at = NULL WHERE id = :id
-
--- name: release_pickups
-WITH released (id, claimed_by, attempts, due_at) AS (VALUES {rows: id, claimed_by, attempts, due_at})
-UPDATE pickups
-SET
-    state = 'pending',
-    claimed_by = NULL,
-    due_at = CAST(released.due_at AS BIGINT),
-    updated_at = CAST(released.due_at AS BIGINT)
-FROM released
-WHERE
-    pickups.id = released.id
-    AND pickups.state = 'collecting'
-    AND pickups.claimed_by = released.claimed_by
-    AND pickups.attempts = CAST(released.attempts AS BIGINT)
-RETURNING pickups.id
-
--- name: next_due_pickup
-SELECT min(due_at)
-FROM pickups
-WHERE source = :source AND due_at IS NOT NULL
+-- name: drop_pickups
+-- Removes pickups whatever their state: those of callbacks that turned out known, and those that are erased.
+WITH unwanted {rows: id}
+DELETE FROM pickups
+WHERE id IN (SELECT id FROM unwanted)
 
 -- name: list_pickups
+-- Pickups, newest first.
 SELECT
     id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, state, attempts, failures, due_at,
     claimed_by, created_at, updated_at, last_outcome, last_detail
 FROM pickups
-WHERE {wanted}
+WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
 
--- name: list_pickup_attempts
-SELECT pickup_id, number, started_at, duration_ms, outcome, status, detail
-FROM pickup_attempts
-WHERE pickup_id = :pickup_id
-ORDER BY number
-
--- name: count_due_pickups
-SELECT source, count(*), min(due_at)
-FROM pickups
-WHERE due_at <= :now
-GROUP BY source
-ORDER BY source
+-- ==================== rejections ====================
 
 -- name: insert_rejections
-INSERT INTO rejections (id, source, at, status, reason, method, peer, content_type, user_agent)
-VALUES {rows: id, source, at, status, reason, method, peer, content_type, user_agent}
+-- Writes rejections.
+INSERT INTO rejections {insert: id, source, at, status, reason, method, peer, content_type, user_agent}
 
 -- name: trim_rejections
+-- Removes all of a source's rejections but the newest.
 DELETE FROM rejections
 WHERE
     source = :source
     AND id <= (SELECT id FROM rejections WHERE source = :source ORDER BY id DESC LIMIT 1 OFFSET :keep)
 
 -- name: list_rejections
+-- Rejections, newest first.
 SELECT source, at, status, reason, method, peer, content_type, user_agent
 FROM rejections
-WHERE {wanted}
+WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
 
--- name: count_due
-SELECT destination, count(*), min(due_at)
-FROM deliveries
-WHERE due_at <= :now
-GROUP BY destination
-ORDER BY destination
-
--- name: count_dead
-SELECT destination, count(*)
-FROM deliveries
-WHERE state = 'dead'
-GROUP BY destination
-ORDER BY destination
+-- ==================== schema and health ====================
 
 -- name: ping
+-- Changes a row of this process's own: the proof that the database can be written.
 INSERT INTO pings (id, count) VALUES (:id, 1)
 ON CONFLICT (id) DO UPDATE SET count = pings.count + 1
 RETURNING id
 
 -- name: create_migrations
+-- Makes the table that lists what was applied.
 CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_at BIGINT NOT NULL)
 
 -- name: list_migrations
+-- The migrations that were applied.
 SELECT name FROM migrations ORDER BY name
 
 -- name: insert_migration
+-- Notes a migration that was applied.
 INSERT INTO migrations (name, applied_at) VALUES (:name, :applied_at)
 
+-- ==================== retention: what is looked at, and whether it stays ====================
+-- Each walk goes along an index from :after, a batch at a time; the second column is true for what stays.
+
 -- name: old_bodies
+-- Callbacks that have a body; it stays while something of its event is under way.
 SELECT
     c.id,
     c.received_at >= :before
@@ -408,14 +383,8 @@ FROM (
 ) AS c
 ORDER BY c.id
 
--- name: forget_bodies
-WITH old (id) AS (VALUES {rows: id})
-UPDATE callbacks
-SET body = NULL
-WHERE id IN (SELECT id FROM old) AND body IS NOT NULL
-RETURNING id
-
 -- name: old_attempts
+-- Deliveries that have attempts; these stay unless the delivery succeeded.
 SELECT
     a.delivery_id,
     EXISTS (
@@ -432,13 +401,8 @@ FROM (
 ) AS a
 ORDER BY a.delivery_id
 
--- name: forget_attempts
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM attempts
-WHERE delivery_id IN (SELECT id FROM old)
-RETURNING delivery_id
-
 -- name: old_pickup_attempts
+-- Pickups that have attempts; these stay until the pickup has ended.
 SELECT
     a.pickup_id,
     EXISTS (
@@ -455,13 +419,8 @@ FROM (
 ) AS a
 ORDER BY a.pickup_id
 
--- name: forget_pickup_attempts
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM pickup_attempts
-WHERE pickup_id IN (SELECT id FROM old)
-RETURNING pickup_id
-
 -- name: old_audio
+-- Events that link to an object; the link stays while a delivery is under way.
 SELECT
     e.id,
     e.recorded_at >= :before
@@ -476,27 +435,16 @@ FROM (
 ) AS e
 ORDER BY e.id
 
--- name: forget_audio
-WITH old (id) AS (VALUES {rows: id})
-UPDATE events
-SET blob_key = NULL
-WHERE id IN (SELECT id FROM old) AND blob_key IS NOT NULL
-RETURNING id
-
 -- name: old_dead_letters
+-- Dead letters whose time is up; all of them go.
 SELECT id, FALSE
 FROM deliveries
 WHERE state = 'dead' AND updated_at < :before
 ORDER BY updated_at, id
 LIMIT :limit
 
--- name: forget_dead_letters
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM deliveries
-WHERE id IN (SELECT id FROM old) AND state = 'dead'
-RETURNING id
-
 -- name: old_events
+-- Events; one stays while a delivery or pickup of it is under way, and as long as its dead letters do.
 SELECT
     e.id,
     e.recorded_at >= :before
@@ -520,21 +468,8 @@ FROM (
 ) AS e
 ORDER BY e.id
 
--- name: forget_deliveries
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM deliveries
-WHERE event_id IN (SELECT id FROM old) AND due_at IS NULL
-RETURNING id
-
--- name: forget_events
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM events
-WHERE
-    id IN (SELECT id FROM old)
-    AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event_id = events.id)
-RETURNING id, blob_key
-
 -- name: old_callbacks
+-- Callbacks; one stays while its event is there or awaited. Erased ones have a walk of their own.
 SELECT
     c.id,
     c.received_at >= :before
@@ -550,25 +485,8 @@ FROM (
 ) AS c
 ORDER BY c.id
 
--- name: forget_callbacks
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM callbacks
-WHERE id IN (SELECT id FROM old)
-RETURNING id
-
--- name: callbacks_between
-SELECT id, source, idempotency_key, second_key, event_id, method
-FROM callbacks
-WHERE id >= :first AND id < :beyond
-
--- name: callbacks_of_pickups
-WITH asked (source, key) AS (VALUES {rows: source, key})
-SELECT callbacks.id, callbacks.source, callbacks.idempotency_key, callbacks.second_key, callbacks.event_id, callbacks.method
-FROM asked
-JOIN callbacks
-    ON callbacks.source = asked.source AND (callbacks.idempotency_key = asked.key OR callbacks.second_key = asked.key)
-
 -- name: old_pickups
+-- Pickups; one stays until it has ended.
 SELECT p.id, p.due_at IS NOT NULL OR p.updated_at >= :before
 FROM (
     SELECT id, due_at, updated_at
@@ -579,52 +497,102 @@ FROM (
 ) AS p
 ORDER BY p.id
 
--- name: forget_pickups
-WITH old (id) AS (VALUES {rows: id})
-DELETE FROM pickups
-WHERE id IN (SELECT id FROM old) AND due_at IS NULL
-RETURNING id
-
 -- name: old_keys
+-- Callbacks of which only the keys were kept, and whose time is up; all of them go.
 SELECT id, FALSE
 FROM callbacks
 WHERE method = 'ERASED' AND received_at < :before
 ORDER BY received_at, id
 LIMIT :limit
 
+-- ==================== retention: what is removed ====================
+-- with: what            | from            | key         | still              | returned
+-- with: attempts        | attempts        | delivery_id |                    | delivery_id
+-- with: pickup_attempts | pickup_attempts | pickup_id   |                    | pickup_id
+-- with: dead_letters    | deliveries      | id          | AND state = 'dead' | id
+-- with: deliveries      | deliveries      | event_id    | AND due_at IS NULL | id
+-- with: events          | events          | id          | AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event_id = events.id) | id, blob_key
+-- with: callbacks       | callbacks       | id          |                    | id
+-- with: pickups         | pickups         | id          | AND due_at IS NULL | id
+
+-- name: forget_{what}
+-- Removes rows, and asks again whether they may go: another process may have begun one anew meanwhile.
+WITH old {rows: id}
+DELETE FROM {from}
+WHERE {key} IN (SELECT id FROM old) {still}
+RETURNING {returned}
+
+-- name: forget_bodies
+-- Removes the bodies of callbacks.
+WITH old {rows: id}
+UPDATE callbacks
+SET body = NULL
+WHERE id IN (SELECT id FROM old) AND body IS NOT NULL
+RETURNING id
+
+-- name: forget_audio
+-- Removes events' links to objects.
+WITH old {rows: id}
+UPDATE events
+SET blob_key = NULL
+WHERE id IN (SELECT id FROM old) AND blob_key IS NOT NULL
+RETURNING id
+
 -- name: known_blobs
-WITH asked (blob_key) AS (VALUES {rows: blob_key})
+-- Which of these objects an event links to, once for each such event.
+WITH asked {rows: blob_key}
 SELECT events.blob_key
 FROM asked
 JOIN events ON events.blob_key = asked.blob_key
 
+-- ==================== erasure ====================
+
+-- name: callbacks_between
+-- Callbacks of some milliseconds: those that lead to events of the same.
+SELECT id, source, idempotency_key, second_key, event_id, method
+FROM callbacks
+WHERE id >= :first AND id < :beyond
+
+-- name: callbacks_of_pickups
+-- Callbacks that have the key of a pickup.
+WITH asked {rows: source, key}
+SELECT callbacks.id, callbacks.source, callbacks.idempotency_key, callbacks.second_key, callbacks.event_id, callbacks.method
+FROM asked
+JOIN callbacks
+    ON callbacks.source = asked.source AND (callbacks.idempotency_key = asked.key OR callbacks.second_key = asked.key)
+
 -- name: deliveries_of_events
-WITH asked (event_id) AS (VALUES {rows: event_id})
+-- Deliveries of these events.
+WITH asked {rows: event_id}
 SELECT deliveries.id
 FROM asked
 JOIN deliveries ON deliveries.event_id = asked.event_id
 
 -- name: known_events
-WITH asked (id) AS (VALUES {rows: id})
+-- Which of these events are there.
+WITH asked {rows: id}
 SELECT events.id
 FROM asked
 JOIN events ON events.id = asked.id
 
 -- name: result_keys
-WITH asked (id) AS (VALUES {rows: id})
+-- The keys of those pickups that fetch a result.
+WITH asked {rows: id}
 SELECT pickups.source, pickups.key, pickups.event_id
 FROM asked
 JOIN pickups ON pickups.id = asked.id
 WHERE pickups.kind = 'result'
 
 -- name: erase_deliveries
-WITH erased (id) AS (VALUES {rows: id})
+-- Removes the deliveries of events, under way or not.
+WITH erased {rows: id}
 DELETE FROM deliveries
 WHERE event_id IN (SELECT id FROM erased)
 RETURNING id
 
 -- name: erase_callbacks
-WITH erased (id, received_at) AS (VALUES {rows: id, received_at})
+-- Leaves nothing of callbacks but their keys, so that what the provider sends again is a duplicate.
+WITH erased {rows: id, received_at}
 UPDATE callbacks
 SET
     method = 'ERASED',
@@ -638,10 +606,9 @@ FROM erased
 WHERE callbacks.id = erased.id
 
 -- name: add_tombstone
-INSERT INTO tombstones (
-    id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs, journal_entries
-)
-VALUES {rows: id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs, journal_entries}
+-- Notes how much was removed, added up over the batches of one erasure.
+INSERT INTO tombstones {insert: id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs,
+    journal_entries}
 ON CONFLICT (id) DO UPDATE SET
     events = tombstones.events + excluded.events,
     callbacks = tombstones.callbacks + excluded.callbacks,
@@ -651,8 +618,9 @@ ON CONFLICT (id) DO UPDATE SET
     journal_entries = tombstones.journal_entries + excluded.journal_entries
 
 -- name: list_tombstones
+-- Tombstones, newest first.
 SELECT id, kind, digest, erased_at, events, callbacks, deliveries, pickups, blobs, journal_entries
 FROM tombstones
-WHERE {wanted}
+WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit

@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from receiver.core.errors import ReceiverError, StoreUnavailable
-from receiver.storage.store.sql import Session
+from receiver.storage.store.database import Backend, Session
 
 BATCH_LIMIT = 512
 """Operations in one transaction, at most."""
@@ -28,69 +28,54 @@ TRIES = 5
 IDLE_SECONDS = 0.2
 """Without work for this long, the thread does its housekeeping."""
 
-SHARED_LOCK_SECONDS = 0.5
-"""How long transactions of many wait for a lock while it is known that somebody keeps one."""
-WARY_SECONDS = 10.0
-"""How long that is believed: by then the server has ended whoever slept in a transaction."""
-ALONE_LOCK_SECONDS = 0.04
-"""How long each operation waits for a lock when all are tried apart: those that wait for nothing are behind it."""
-VAIN_SECONDS = 2.0
-"""How long trying them apart may take for those that fail; then whoever is left is refused like them."""
 
-ABANDON_SECONDS = 0.2
-"""How long an abandoned thread may take to tell those who wait for it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """How long the writer waits for locks that other processes hold, in seconds."""
+
+    contended: float = 0.5
+    """The wait of a whole batch while a lock is known to be held elsewhere."""
+    contention: float = 10.0
+    """How long after a lock wait that is taken for known: by then the server has ended a session that sleeps."""
+    single: float = 0.04
+    """The wait of each operation that is retried individually: operations that need no lock queue behind it."""
+    retry_budget: float = 2.0
+    """The time that a failed batch's individual retries may lose by failing; then the rest fail with the same error."""
+    abandon: float = 0.2
+    """How long an abandoned thread may take to end."""
+
 
 Handler = Callable[[Session, Sequence[Any]], Sequence[Any]]
-
-
-class Backend(Protocol):
-    """A database as the writer sees it; used by the writer's thread only."""
-
-    def begin(self, lock_seconds: float | None = None) -> Session:
-        """Begin a transaction that may write, (re)connecting first where needed; wait less long for locks, if given."""
-
-    def commit(self) -> None:
-        """Make it durable."""
-
-    def rollback(self) -> None:
-        """Undo it. Must not raise."""
-
-    def trouble(self, error: Exception) -> tuple[Exception, bool]:
-        """Return what callers are told, and whether all of them are affected. Drops a connection not to be trusted."""
-
-    def again(self, error: Exception) -> bool:
-        """Whether the same may be tried again at once: nothing of it was done, and chance made it fail."""
-
-    def housekeeping(self, *, idle: bool) -> None:
-        """Do what need not be done while callers wait. Must not raise."""
-
-    def close(self) -> None:
-        """Disconnect. Must not raise."""
-
-    def abandon(self) -> None:
-        """Have what is under way in the backend's own thread fail soon, and nothing begin. Called from another thread."""
 
 
 @dataclass(slots=True)
 class _Operation:
     kind: str
-    wanted: Any
+    request: Any
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
+
+
+WAITS = Waits()
 
 
 class Writer:
     """Groups the operations of concurrent callers into transactions. `handlers` are run in their order."""
 
     def __init__(
-        self, backend: Backend, handlers: Mapping[str, Handler], urgent: Collection[str] = ()
+        self,
+        backend: Backend,
+        handlers: Mapping[str, Handler],
+        urgent: Collection[str] = (),
+        waits: Waits = WAITS,
     ) -> None:
-        """`urgent` kinds are done first when a transaction has failed and its operations are tried apart."""
+        """`urgent` kinds come first when a transaction has failed and its operations are retried individually."""
         self._backend = backend
         self._handlers = handlers
-        self._apart = sorted(handlers, key=lambda kind: kind not in urgent)
-        self._wary_until = 0.0
+        self._retry_order = sorted(handlers, key=lambda kind: kind not in urgent)
+        self._waits = waits
+        self._contended_until = 0.0
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] | None = None
@@ -98,23 +83,23 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, kind: str, wanted: Any) -> Any:
-        """Run `wanted` in the next transaction; return its result once that is committed."""
+    async def submit(self, kind: str, request: Any) -> Any:
+        """Run the operation in the next transaction; return its result once that is committed."""
         if self._closed is not None:
             raise StoreUnavailable("the store is closed")
-        operation = _Operation(kind, wanted, self._loop.create_future())
+        operation = _Operation(kind, request, self._loop.create_future())
         self._queue.put(operation)
         return await operation.future
 
     async def close(self, seconds: float | None = None) -> None:
-        """Finish what is queued, then disconnect; when that takes longer than `seconds`, leave the thread to itself."""
+        """Finish what is queued, then disconnect; abandon the thread when that takes longer than `seconds`."""
         if self._closed is None:
             self._closed = self._loop.create_future()
             self._queue.put(None)
         await asyncio.wait([self._closed], timeout=seconds)
         if not self._closed.done():
             self._backend.abandon()
-            await asyncio.wait([self._closed], timeout=ABANDON_SECONDS)
+            await asyncio.wait([self._closed], timeout=self._waits.abandon)
 
     # ------------------------------------------------------------ in the thread
 
@@ -148,36 +133,36 @@ class Writer:
         return batch, True
 
     def _work(self, batch: list[_Operation]) -> None:
-        # Whoever was cancelled while waiting wants nothing any more.
+        # A caller that was cancelled while its operation queued no longer wants it.
         batch = [operation for operation in batch if not operation.future.cancelled()]
-        wary = time.monotonic() < self._wary_until
-        if not self._transact(batch, SHARED_LOCK_SECONDS if wary else None):
-            self._part(batch)
+        contended = time.monotonic() < self._contended_until
+        if not self._transact(batch, self._waits.contended if contended else None):
+            self._retry_individually(batch)
         self._call(_resolve, batch)
 
-    def _part(self, batch: list[_Operation]) -> None:
-        """Try operations apart, of which some made a transaction fail: kind by kind, and one by one where need be."""
-        groups = [[one for one in batch if one.kind == kind] for kind in self._apart]
+    def _retry_individually(self, batch: list[_Operation]) -> None:
+        """Retry the operations of a failed transaction by kind, and one by one where a kind fails again."""
+        groups = [[operation for operation in batch if operation.kind == kind] for kind in self._retry_order]
         several = sum(map(bool, groups)) > 1
-        vain = 0.0
+        lost = 0.0
         for group in filter(None, groups):
-            parts = [[one] for one in group]
+            parts = [[operation] for operation in group]
             if several and len(group) > 1:
                 parts.insert(0, group)
             for part in parts:
                 began = time.monotonic()
-                finished = self._transact(part, ALONE_LOCK_SECONDS)
+                finished = self._transact(part, self._waits.single)
                 if part[0].error is not None:
-                    vain += time.monotonic() - began
-                    if vain > VAIN_SECONDS:
+                    lost += time.monotonic() - began
+                    if lost > self._waits.retry_budget:
                         return
                 if finished:
                     self._call(_resolve, part)
-                    if part is group:  # also when its commit is in doubt: one by one would do it again
+                    if part is group:  # also when its commit got no answer: one by one would write it twice
                         break
 
     def _transact(self, batch: list[_Operation], lock_seconds: float | None) -> bool:
-        """Run the operations in one transaction; False when some of them made it fail, and apart others may succeed."""
+        """Run the operations in one transaction; False when it failed by some of them, and the others may succeed."""
         if not batch:
             return True
         for left in reversed(range(TRIES)):
@@ -187,14 +172,15 @@ class Writer:
                 break
             except Exception as error:
                 again = self._backend.again(error)
-                told, all_affected = self._backend.trouble(error)
-                self._backend.rollback()  # after a connection that says nothing was dropped: it would wait once more
+                translated, all_affected = self._backend.trouble(error)
+                # Only after `trouble` has dropped a connection that does not answer: a rollback would wait for it again.
+                self._backend.rollback()
                 if left and again:
                     continue
                 for operation in batch:
-                    operation.error = told
-                if not all_affected and time.monotonic() - began >= SHARED_LOCK_SECONDS:
-                    self._wary_until = time.monotonic() + WARY_SECONDS
+                    operation.error = translated
+                if not all_affected and time.monotonic() - began >= self._waits.contended:
+                    self._contended_until = time.monotonic() + self._waits.contention
                 return all_affected or len(batch) == 1
         for operation in batch:
             operation.error = None
@@ -205,7 +191,7 @@ class Writer:
         for kind, handler in self._handlers.items():
             chosen = [operation for operation in batch if operation.kind == kind]
             if chosen:
-                results = handler(session, [operation.wanted for operation in chosen])
+                results = handler(session, [operation.request for operation in chosen])
                 for operation, result in zip(chosen, results, strict=True):
                     operation.result = result
         self._backend.commit()
@@ -226,7 +212,7 @@ def _resolve(batch: list[_Operation]) -> None:
 
 
 def _own(error: BaseException) -> BaseException:
-    """Return an exception for one caller: a shared one would gather the tracebacks of all."""
+    """Return an exception for one caller: a shared one would collect the tracebacks of all."""
     return type(error)(str(error)) if isinstance(error, ReceiverError) else error
 
 

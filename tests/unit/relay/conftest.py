@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from receiver.core.work import DeliveryState
-from receiver.storage.store.base import Store
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.postgres import database
 from tests.support.relaying import FaultyStore, Heard, Now

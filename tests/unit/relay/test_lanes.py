@@ -11,7 +11,7 @@ from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState
 from receiver.engine import worker as lanes_module
 from receiver.engine.relay import Lane, Relay
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
     FaultyStore,

@@ -11,7 +11,7 @@ from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine import worker as lanes_module
 from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.base import Destination
-from receiver.storage.store.base import Store
+from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
     FaultyStore,
