@@ -552,7 +552,7 @@ def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]
     except psycopg.Error as error:
         state = state_of(error) or ""
         code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
-        message = unavailable(error).message.removeprefix("store: ").removesuffix(": create it")
+        message = unavailable(error).message.removeprefix("store: ")
         yield finding(code, where, message, _FIXES.get(state))
     except ConfigError as error:
         yield finding("E018", where, error.message.removeprefix("store.url: "))

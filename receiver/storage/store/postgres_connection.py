@@ -60,68 +60,79 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 _WRITING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 
 _OWN = "give receiver a database or a schema of its own"
-_UNSECURED = "the connection to the database server could not be secured"
-_BY_STATE: tuple[tuple[str, str], ...] = (
-    ("28", "the server refused the user or the password of store.url"),
-    ("3D000", "the server has no database of the name that store.url gives: create it"),
-    ("42P07", f"another program's tables have these names: {_OWN}"),
+_GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO the user of store.url"
+_PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
+_ENDED = "the database server ended the connection"
+_BROKE = "the connection to the database server broke"
+_NO_ANSWER = "the database server does not answer"
+# SQLSTATE or the beginning of one; what libpq says in its place when a connection cannot be made; what we say. The first
+# row that fits counts. The server's own words hold values and are never shown, except for the name of a parameter.
+_TROUBLES: tuple[tuple[str, str, str], ...] = (
+    (
+        "F0",
+        r'connection option "(\w+)"|invalid (\w+) (?:value|number): |bad value for (\w+)|parameter "([\w.]+)"',
+        _PARAMETER,
+    ),
+    ("F0", r"definition of service|service file", _PARAMETER.format("service")),
+    ("F0", r"GSSAPI encryption required|gssencmode value", _PARAMETER.format("gssencmode")),
+    ("F0", r'method (?:"[^"]*" )?requirement', _PARAMETER.format("require_auth")),
+    ("F0", r"channel binding required", _PARAMETER.format("channel_binding")),
+    ("F0", r"not in hot standby|session is not read-only", _PARAMETER.format("target_session_attrs")),
+    (
+        "53300",
+        r"too many c|connection slots",
+        "the server has no connection left: raise its max_connections, or run fewer processes",
+    ),
+    (
+        "28",
+        r"password|pg_hba.conf|role .* does not exist",
+        "the server refused the user or the password of store.url",
+    ),
+    ("3D000", r"database .* does not exist", "the server has no database of the name that store.url gives"),
+    (
+        "57P03",
+        r"starting up|shutting down|recovery mode|not yet accepting",
+        "the database server is starting or stopping",
+    ),
+    ("25006", r"read-only|in recovery|standby", "the server takes no writes (a standby, or made read-only)"),
+    (
+        "F0TLS",
+        r"does not support SSL|certificate file|private key file",
+        "the connection to the database server could not be secured: compare sslmode and sslrootcert in store.url with what the server offers",
+    ),
+    (
+        "08TLS",
+        r"certificate",
+        "the connection to the database server could not be secured: its certificate and ours, and sslrootcert in store.url, do not fit",
+    ),
+    (
+        "42501",
+        "",
+        f"the database's user lacks a right: the owner of the tables runs {_GRANT} (`receiver migrate` itself is for the owner)",
+    ),
+    ("42P07", "", f"another program's tables have these names: {_OWN}"),
     (
         "42703",
+        "",
         f"a table has other columns than this program's: {statements.ADVICE}; or, if it is another program's, {_OWN}",
     ),
-    ("42", f"the database's tables are not those of this program: {statements.ADVICE}"),
-    ("25006", "the server takes no writes (a standby, or made read-only)"),
-    ("23505", "the database refused a row: its id is already there"),
-    ("22", "the database refused a value"),
-    ("53300", "the server has no connection left: raise its max_connections, or run fewer processes"),
-    ("53100", "the disk of the database server is full"),
-    ("53", "the database server is short of memory or other means"),
-    ("57014", "a statement took too long and was stopped"),
-    ("55P03", "another session has kept a row locked for too long"),
-    ("40", "the transaction met others again and again, and was given up"),
-    ("57P03", "the database server is starting or stopping"),
-    ("57", "the database server ended the connection"),
-    ("25P03", "the database server ended the connection"),
-    ("25P04", "the database server ended the connection"),
-    ("08", "the connection to the database server broke"),
-    ("58", "the database server's disk reports an error"),
-    ("XX", "the database server reports damage or a fault of its own"),
-    ("3F", "there is no schema to create tables in: look at search_path"),
-    ("F0TLS", f"{_UNSECURED}: compare sslmode and sslrootcert in store.url with what the server offers"),
-    ("08TLS", f"{_UNSECURED}: its certificate and ours, and sslrootcert in store.url, do not fit"),
+    ("42", "", f"the database's tables are not those of this program: {statements.ADVICE}"),
+    ("3F", "", "there is no schema to create tables in: look at search_path"),
+    ("22", "", "the database refused a value"),
+    ("23", "", "the database refused a row: its id is already there"),
+    ("40", "", "the transaction met others again and again, and was given up"),
+    ("53100", "", "the disk of the database server is full"),
+    ("53", "", "the database server is short of memory or other means"),
+    ("55P03", "", "another session has kept a row locked for too long"),
+    ("57014", "", "a statement took too long and was stopped"),
+    ("57", "", _ENDED),
+    ("25P", "", _ENDED),
+    ("08", "", _BROKE),
+    ("58", "", "the database server's disk reports an error"),
+    ("XX", "", "the database server reports damage or a fault of its own"),
 )
-_OF_USERS = ("the server refused the user", "the server has no database")
 _LASTING = ("28", "3D", "3F", "42", "F0")
 """States that no waiting mends. Class F0 is SQL's for settings that are wrong; here it is for ours as well."""
-# When a connection cannot be made, libpq tells only in words why.
-_BY_WORDS: tuple[tuple[str, str], ...] = (
-    (r"too many clients|too many connections|remaining connection slots", "53300"),
-    (
-        r"password authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist",
-        "28",
-    ),
-    (r"database .* does not exist", "3D000"),
-    (r"starting up|shutting down|recovery mode|not yet accepting", "57P03"),
-    (r"read-only|in recovery|standby", "25006"),
-    (r"does not support SSL|certificate file|private key file", "F0TLS"),
-    (r"certificate", "08TLS"),
-)
-# What psycopg, libpq or the server say of a parameter that they cannot use, and its name: theirs, or the one given here.
-_WRONG: tuple[tuple[str, str], ...] = (
-    (r'for connection option "(\w+)"', ""),
-    (r"invalid (\w+) (?:value|number): ", ""),
-    (r"bad value for (\w+)", ""),
-    (r'(?:unrecognized configuration|invalid value for) parameter "([\w.]+)"', ""),
-    (r"definition of service|service file", "service"),
-    (r"GSSAPI encryption required|gssencmode value", "gssencmode"),
-    (r'method (?:"[^"]*" )?requirement', "require_auth"),
-    (r"channel binding required", "channel_binding"),
-    (r"not in hot standby|session is not read-only", "target_session_attrs"),
-)
-_BROKE = "the connection to the database server broke"
-_UNREACHED = "the database server cannot be reached at the address that store.url gives"
-_NO_ANSWER = "the database server does not answer"
-_PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
 
 _STARVED = {
     errno.EMFILE: "this process has no file descriptor left: raise its limit",
@@ -265,60 +276,32 @@ def state_of(error: psycopg.Error) -> str | None:
     """Return the server's SQLSTATE, or the beginning of one that its words mean; None when no server said anything."""
     if error.sqlstate is not None:
         return error.sqlstate
-    if _wrong_parameter(error) is not None:
-        return "F0"
-    return next((code for words, code in _BY_WORDS if re.search(words, str(error))), None)
-
-
-def _wrong_parameter(error: psycopg.Error) -> str | None:
-    """Return the name of the parameter that kept a connection from being made."""
-    found = ((re.search(words, str(error)), name) for words, name in _WRONG)
-    return next((name or match[1] for match, name in found if match), None)
+    text = str(error)
+    return next((state for state, words, _ in _TROUBLES if words and re.search(words, text)), None)
 
 
 def _sentence(error: psycopg.Error) -> str:
-    state = state_of(error)
-    text = str(error)
-    if state == "F0":
-        return _PARAMETER.format(_wrong_parameter(error))
-    if state == "42501":
-        return lacking(error)
+    state, text = error.sqlstate, str(error)
+    for prefix, words, sentence in _TROUBLES:
+        match = re.search(words, text) if words and state is None else None
+        if match is not None:
+            return sentence.format(next(filter(None, match.groups()), "")) + _whom(error, prefix)
+        if state is not None and state.startswith(prefix) and sentence != _PARAMETER:
+            return sentence + _whom(error, prefix)
     if state is not None:
-        found = next((sentence for prefix, sentence in _BY_STATE if state.startswith(prefix)), None)
-        return _about(found, error) if found else f"the database cannot be used ({state})"
+        return f"the database cannot be used ({state})"
     if isinstance(error, errors.ConnectionTimeout) or silent(error):
         return f"{_NO_ANSWER} at {error.place}" if isinstance(error, Unreached) else _NO_ANSWER
-    if re.search(
-        r"refused|translate host name|resolve|No such file|unreachable|No route|connection failed", text
-    ):
-        return _unreached(error) if isinstance(error, Unreached) else _UNREACHED
-    return _BROKE
+    return error.sentence if isinstance(error, Unreached) else _BROKE
 
 
-def _unreached(error: Unreached) -> str:
-    if error.unknown:
-        return f"the database server cannot be reached: there is no host {' or '.join(error.hosts)}"
-    if "refused" in str(error):
-        return f"the database server cannot be reached: nothing listens at {error.place}"
-    return f"the database server cannot be reached at {error.place}"
-
-
-def _about(sentence: str, error: psycopg.Error) -> str:
-    """Return a sentence with the user and the database that it is about."""
-    if not isinstance(error, Unreached) or not sentence.startswith(_OF_USERS):
-        return sentence
-    said, colon, advice = sentence.partition(": ")
-    return f'{said} (user "{error.user}", database "{error.database}"){colon}{advice}'
+def _whom(error: psycopg.Error, state: str) -> str:
+    if not isinstance(error, Unreached) or state not in {"28", "3D000"}:
+        return ""
+    return f' (user "{error.user}", database "{error.database}")'
 
 
 assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as text otherwise
-
-
-_GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO the user of store.url"
-# The server's words hold names only here; in another language, or of another form, they are not shown.
-_DENIED = re.compile(
-    r'(?:permission denied for|must be owner of) (table|relation|schema|database|sequence) ([\w$".-]{1,130})'
-)
 
 
 class Unreached(psycopg.OperationalError):
@@ -336,10 +319,14 @@ class Unreached(psycopg.OperationalError):
         self.database = asked.get("dbname") or self.user
 
     @property
-    def unknown(self) -> bool:
-        """True when no address was found for the host's name."""
+    def sentence(self) -> str:
+        """What is wrong when no server said anything."""
         text = str(self)
-        return bool(re.search(r"translate host name|resolve", text)) and "refused" not in text
+        if "refused" in text:
+            return f"the database server cannot be reached: nothing listens at {self.place}"
+        if re.search(r"translate host name|resolve", text):
+            return f"the database server cannot be reached: there is no host {' or '.join(self.hosts)}"
+        return f"the database server cannot be reached at {self.place}"
 
 
 def _defaults() -> dict[str, str]:
@@ -358,20 +345,6 @@ def unescaped(url: str, given: Mapping[str, Any]) -> bool:
     """Tell whether a password holds letters that end it: then a piece of it stands for host, port or database."""
     path = url.partition("://")[2].partition("/")[2].partition("?")[0]
     return any("@" in str(piece) for piece in (given.get("host", ""), given.get("port", ""), path))
-
-
-def lacking(error: psycopg.Error) -> str:
-    """Return which right the user lacks, and who is to give it."""
-    found = _DENIED.fullmatch(error.diag.message_primary or "")
-    if found is None:
-        return f"the database's user lacks a right: the owner of the tables runs {_GRANT}"
-    kind, name = found[1].replace("relation", "table"), found[2]
-    if "owner" in found[0] or kind in ("schema", "database"):
-        return f"the database's user lacks a right on the {kind} {name}: migrate as the owner of the tables"
-    return (
-        f"the database's user lacks a right on the {kind} {name}: its owner runs {_GRANT} "
-        "(`receiver migrate` itself is for the owner)"
-    )
 
 
 ROWS_AT_ONCE = 128
