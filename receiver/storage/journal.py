@@ -33,18 +33,18 @@ _SECRET_HEADERS = frozenset((
     "secret-key", "x-api-key", "x-deapi-signature",
 ))  # fmt: skip
 _OUTAGE_AFTER = 3
-"""Entries refused one after the other that make an outage of it; fewer may be refused for what they are."""
-_STUCK_AFTER = 3
-"""Failed drains for a reason of its own (not an outage) after which an entry waits longest between two tries."""
-_WAIT_SECONDS = (5.0, 600.0)
-"""How long an entry waits that was refused while others were taken: twice the first, doubling, the second at most."""
+"""Entries refused in a row that make an outage; fewer may be refused for what they are."""
+_QUICK_TRIES = 3
+"""Tries after which an entry that fails by a bug waits longest between two tries, and is reported no more."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
+"""Seconds until an entry is tried again that was refused for what it is; doubled at each refusal."""
 _LEFTOVER_SECONDS = 3600
 
 _DRAINING = ".draining"
 """Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
 
 Handle = Callable[[VerifiedCallback], Awaitable[object]]
-"""Takes a callback down the road from `normalize` on; raises `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
+"""Normalizes and records a callback; raises `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
 
 
 class Journal:
@@ -69,7 +69,7 @@ class Journal:
         self.kept = asyncio.Event()
         """Set when an entry was added."""
         self.refused = ""
-        """Why the last drain left something, in a sentence; empty when it did not."""
+        """Why the last drain left something, in a sentence; empty when nothing was refused."""
 
     @property
     def depth(self) -> int:
@@ -97,21 +97,21 @@ class Journal:
 
     def _open(self) -> None:
         make_folder(self._folder)
-        here = names(self._folder)
-        for name in here:
+        names = set(os.listdir(self._folder))
+        for name in names:
             stem, _, kind = name.rpartition(".")
             # A body without a commit was never answered for. Young ones may belong to a live process of this machine.
-            if kind in ("tmpb", "tmpj") or (kind == "body" and f"{stem}.json" not in here):
+            if kind in ("tmpb", "tmpj") or (kind == "body" and f"{stem}.json" not in names):
                 path = self._folder / name
                 with contextlib.suppress(OSError):  # it can be swept another time
                     if path.stat().st_mtime < self._clock() / 1000 - _LEFTOVER_SECONDS:
                         path.unlink()
             elif kind == "json":
                 with contextlib.suppress(FileNotFoundError):
-                    self._entries[stem] = found(self._folder / name)
+                    self._entries[stem] = entry_at(self._folder / name)
 
     async def ping(self) -> None:
-        """Prove that an entry could be kept now. Raises `JournalUnavailable`."""
+        """Check that an entry could be kept now. Raises `JournalUnavailable`."""
         try:
             await asyncio.to_thread(self._ping)
         except THREAD_ERRORS as error:
@@ -147,25 +147,25 @@ class Journal:
     def _keep(self, stem: str, meta: bytes, callback: VerifiedCallback) -> None:
         body, commit = self._folder / f"{stem}.body", self._folder / f"{stem}.json"
         # A writer's files are its own until the names are changed: two requests may keep one callback at once.
-        mine = f"{stem}.{os.urandom(4).hex()}.tmp"
+        temporary = f"{stem}.{os.urandom(4).hex()}.tmp"
         try:
-            keep_body(callback.body, self._folder / f"{mine}b")
-            write_file(self._folder / f"{mine}j", meta)
+            keep_body(callback.body, self._folder / f"{temporary}b")
+            write_file(self._folder / f"{temporary}j", meta)
             with _locked(self._folder):
-                os.rename(self._folder / f"{mine}b", body)
-                os.rename(self._folder / f"{mine}j", commit)
+                os.rename(self._folder / f"{temporary}b", body)
+                os.rename(self._folder / f"{temporary}j", commit)
             sync_folder(self._folder)
         finally:
             for suffix in "bj":
-                (self._folder / f"{mine}{suffix}").unlink(missing_ok=True)
+                (self._folder / f"{temporary}{suffix}").unlink(missing_ok=True)
 
     async def drain(self, handle: Handle) -> int:
-        """Give every entry to `handle` and remove those it took; return how many. `refused` tells why some are left.
+        """Pass every entry to `handle` and remove those it took; return their number. `refused` says why some are left.
 
-        Oldest first; an entry that was refused goes behind the others, so that one that no store will ever take (too
-        large for it, say), or that cannot be read, holds up none, and waits longer each time when others were taken.
-        Stops when several in a row are refused: an outage goes on. Raises `Unavailable` when none was taken. An entry
-        whose bytes changed on disk is set aside in `damaged/`. Does nothing while another process drains the folder.
+        Oldest first. An entry that was refused goes behind the others, so that one that no store will ever take (too
+        large for it, say), or that cannot be read, holds up none. Refused while others are taken, it waits longer each
+        time. Several refusals in a row are an outage, and end the drain. Raises `Unavailable` when no entry was taken. An
+        entry whose bytes changed on disk is moved to `damaged/`. Does nothing while another process drains the folder.
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
@@ -178,67 +178,64 @@ class Journal:
     async def _drain(self, handle: Handle) -> int:
         done = 0
         refused: list[tuple[Entry, Unavailable]] = []
-        if all(entry.refusals == 0 for entry in self._entries.values()):
-            self.refused = ""
+        self.refused = ""
         for entry in sorted(self._entries.values(), key=_turn):
             if self._elapsed() < entry.not_before:
                 continue
             try:
-                if not await self._give(entry, handle):
+                callback = await self._restore(entry)
+                if callback is None:
                     continue
-            except Unavailable as error:
-                entry.refusals += 1
-                refused.append((entry, error))
+                await handle(callback)
+            except (Unavailable, *RESOURCE_ERRORS) as error:
+                refused.append((entry, self._refusal(entry, error)))
                 if len(refused) == _OUTAGE_AFTER:
                     break
                 continue
             except Exception as error:  # a bug or a poison entry must not stop the others
-                entry.failures += 1
-                if entry.failures >= _STUCK_AFTER:
-                    entry.not_before = self._elapsed() + _WAIT_SECONDS[1]
-                if entry.failures <= _STUCK_AFTER:
-                    kind = type(error).__name__
-                    self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=kind)
+                self._failed(entry, type(error).__name__)
                 continue
-            self._tell_refused(refused, alone=True)
+            self._put_off(refused, alone=True)
             refused.clear()
             await asyncio.to_thread(self._remove, entry.stem)
             self._entries.pop(entry.stem, None)
             done += 1
             self._report()
-        self._tell_refused(refused, alone=done > 0)
+        self._put_off(refused, alone=done > 0)
         if refused and not done:
             raise refused[-1][1]
         return done
 
-    async def _give(self, entry: Entry, handle: Handle) -> bool:
-        """Return whether it was taken; False when it is there no more. Raises `Unavailable`: it was refused."""
-        try:
-            callback = await self._restore(entry)
-            if callback is not None:
-                await handle(callback)
-        except RESOURCE_ERRORS as error:
-            if entry.refusals >= _STUCK_AFTER:  # perhaps it is this one that takes more than there is
-                entry.not_before = self._elapsed() + _pause(entry.refusals)
-            raise unavailable(error, entry=entry.stem) from None
-        return callback is not None
+    def _refusal(self, entry: Entry, error: BaseException) -> Unavailable:
+        if isinstance(error, Unavailable):
+            return error
+        entry.tries += 1  # perhaps it is this one that takes more memory than there is
+        return unavailable(error, entry=entry.stem)
 
-    def _tell_refused(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
-        """Say why entries are left, once for each reason; `alone`: another was taken at the same time."""
+    def _failed(self, entry: Entry, error: str) -> None:
+        entry.tries += 1
+        if entry.tries >= _QUICK_TRIES:
+            entry.not_before = self._elapsed() + _LONGEST_PAUSE
+        if entry.tries <= _QUICK_TRIES or error != entry.why:
+            self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=error)
+        entry.why = error
+
+    def _put_off(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
+        """Report why entries are left, each reason once; `alone`: others were taken meanwhile, so it is no outage."""
         for entry, error in refused:
-            entry.alone += alone or entry.alone > 1
-            if entry.alone:
-                entry.not_before = self._elapsed() + _pause(entry.alone)
-            told = error.message in (self.refused, entry.told)
-            self.refused = entry.told = error.message
-            if not told:
-                fields = {"entry": entry.stem, "source": entry.source, "error": error.message}
+            entry.tries += alone
+            pause = math.ldexp(_FIRST_PAUSE, min(entry.tries - 1, 10)) if entry.tries else 0.0
+            # Also without a pause it goes behind those that were refused before it.
+            entry.not_before = self._elapsed() + min(pause, _LONGEST_PAUSE)
+            if not any(error.message == known.why for known in self._entries.values()):
+                name = "journal.entry_refused" if alone else "journal.drain_stopped"
                 self._observer.note(
-                    "warning", "journal.entry_refused" if alone else "journal.drain_stopped", **fields
+                    "warning", name, entry=entry.stem, source=entry.source, error=error.message
                 )
+            self.refused = entry.why = error.message
 
     async def _restore(self, entry: Entry) -> VerifiedCallback | None:
-        """Return what was kept, None when it is gone or damaged. Raises `JournalUnavailable` when it cannot be read now."""
+        """Return the kept callback, None when it is gone or damaged. Raises `JournalUnavailable` when it cannot be read now."""
         try:
             callback = await asyncio.to_thread(restored, self._folder, entry.stem)
         except FileNotFoundError:
@@ -264,10 +261,10 @@ class Journal:
         *,
         unreadable: Callable[[str], None] | None = None,
     ) -> None:
-        """Show every entry, by its stem, to `look`, which is called in a thread.
+        """Pass every entry, with its stem, to `look`, which is called in a thread.
 
-        Of each that cannot be read, `unreadable` is told in a sentence that names it; without it, raises
-        `JournalUnavailable` at the end: whoever looks for all must not take the others for all.
+        For each entry that cannot be read, `unreadable` gets a sentence that names it. Without `unreadable`, raises
+        `JournalUnavailable` at the end, so that no caller takes the readable entries for all of them.
         """
         failed: list[str] = []
         for entry in list(self._entries.values()):
@@ -313,10 +310,10 @@ def look(folder: str) -> list[Entry]:
     """Return what waits in a journal's folder, oldest first; changes nothing. Raises `JournalUnavailable`."""
     entries = []
     try:
-        for name in names(Path(folder)):
+        for name in os.listdir(folder):
             if name.endswith(".json"):
                 with contextlib.suppress(FileNotFoundError):  # drained just now
-                    entries.append(found(Path(folder, name)))
+                    entries.append(entry_at(Path(folder, name)))
     except OSError as error:
         raise unavailable(error, folder) from None
     return sorted(entries, key=lambda entry: entry.received_at)
@@ -351,18 +348,13 @@ def _meta(callback: VerifiedCallback, reason: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _turn(entry: Entry) -> tuple[int, int]:
-    """Return what entries are sorted by: those that were not taken before come last, else the oldest first."""
-    return entry.refusals + entry.failures, entry.received_at
-
-
-def _pause(times: int) -> float:
-    """Return the seconds until an entry that was not taken so often is tried again."""
-    return min(math.ldexp(_WAIT_SECONDS[0], min(times, 10)), _WAIT_SECONDS[1])
+def _turn(entry: Entry) -> tuple[bool, float, int]:
+    """Return what entries are sorted by: untried ones first, the oldest before the others."""
+    return bool(entry.why), entry.not_before, entry.received_at
 
 
 UNREADABLE = "unreadable: "
-"""How the reason of an entry begins whose commit could not be read."""
+"""Beginning of the reason of an entry whose commit could not be read."""
 _ADVICE = "; make it writable, or name another with data or journal.path"
 
 
@@ -375,24 +367,16 @@ class Entry:
     size: int
     source: str
     reason: str
-    failures: int = 0
-    refusals: int = 0
-    """How often store or blobs were out for it: those that were refused less often go first."""
-    alone: int = 0
-    """How often while another was taken: no outage, which the first time may have been the beginning of one."""
+    tries: int = 0
+    """How often it was not taken for a reason of its own, not for an outage."""
     not_before: float = 0.0
-    """By the process's own clock, which nobody sets."""
-    told: str = ""
-    """What was last said of its refusal."""
+    """When it may be tried again, in seconds of `Journal`'s `elapsed`."""
+    why: str = ""
+    """Why it was not taken the last time."""
 
 
-def names(folder: Path) -> set[str]:
-    """Return the names in a journal's folder. Raises `OSError`, also for a folder that may not be read."""
-    return set(os.listdir(folder))
-
-
-def found(commit: Path) -> Entry:
-    """Return the entry whose commit this is; one that cannot be read now is an entry as well. Raises `FileNotFoundError`."""
+def entry_at(commit: Path) -> Entry:
+    """Return the entry of a commit file, also when it cannot be read now. Raises `FileNotFoundError`."""
     try:
         return entry_of(commit.stem, commit.read_bytes())
     except FileNotFoundError:
@@ -408,7 +392,7 @@ def _changed_at(path: Path) -> int:
 
 
 def entry_of(stem: str, meta: bytes) -> Entry:
-    """Return the entry that a commit tells of."""
+    """Return the entry whose commit file holds `meta`."""
     fields = _fields(meta)
     if fields is None:
         return Entry(stem, 0, len(meta), "", "damaged")
@@ -417,9 +401,9 @@ def entry_of(stem: str, meta: bytes) -> Entry:
 
 
 def restored(folder: Path, stem: str) -> VerifiedCallback | None:
-    """Return a kept callback, None when its bytes are not those that were kept: it lies in `damaged/` then.
+    """Return a kept callback; None when its bytes changed on disk, after moving it to `damaged/`.
 
-    Raises `FileNotFoundError` when it is gone, `OSError` when it cannot be read, or not set aside.
+    Raises `FileNotFoundError` when it is gone, `OSError` when it cannot be read or moved.
     """
     body_path, commit = folder / f"{stem}.body", folder / f"{stem}.json"
     fields = _fields(commit.read_bytes())
@@ -448,7 +432,7 @@ def _fields(meta: bytes) -> dict[str, Any] | None:
     head = fields["head"]
     shown = (head.get("received_at"), fields.get("size"), head.get("source"), fields.get("reason"))
     whole = {"sha256", "claims", "proofs"} <= fields.keys()
-    return fields if whole and [type(one) for one in shown] == [int, int, str, str] else None
+    return fields if whole and [type(value) for value in shown] == [int, int, str, str] else None
 
 
 def _callback(fields: dict[str, Any], body: FileBody) -> VerifiedCallback | None:
@@ -467,7 +451,7 @@ def _callback(fields: dict[str, Any], body: FileBody) -> VerifiedCallback | None
 
 
 def unavailable(error: BaseException, folder: Path | str = "", *, entry: str = "") -> JournalUnavailable:
-    """Return what callers are told; with `folder`, a person at the machine, whom its path concerns; `entry`: of this one alone."""
+    """Return the error for callers: with `folder` for a person at the machine, who may read its path; `entry` names one entry."""
     place, advice = (f" at {folder}", _ADVICE) if folder else ("", "")
     what = f"the journal's entry {entry}" if entry else f"the journal{place}"
     return JournalUnavailable(f"{what} cannot be used: {reason_of(error)}{advice}")

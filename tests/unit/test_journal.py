@@ -185,6 +185,21 @@ async def test_what_an_outage_refused_is_taken_within_seconds_of_its_end(tmp_pat
     assert sorted(tried + await house.drain()) == [1, 2, 3, 4, 5]
 
 
+async def test_entries_that_stay_refused_after_an_outage_hold_up_none_of_the_others(tmp_path: Path) -> None:
+    """All were refused once; the three oldest will be for ever, and a drain ends at three in a row."""
+    house = Clocked(tmp_path)
+    await house.keep(*range(9))
+    house.refused = set(range(9))
+    for _ in range(3):
+        house.now += 1_000
+        await house.drain()
+    house.refused = {0, 1, 2}
+    for _ in range(2):
+        house.now += 1_000
+        await house.drain()
+    assert (house.journal.depth, set(house.tried) >= {3, 4, 5, 6, 7, 8}) == (3, True)
+
+
 async def test_one_refused_entry_is_named_beside_those_that_were_taken(tmp_path: Path) -> None:
     seen = Seen()
     journal = await _journal(tmp_path, seen)
