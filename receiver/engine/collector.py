@@ -198,7 +198,7 @@ class _Collecting:
         try:
             if first and not isinstance(result, Collected | Gone):
                 # The application asked to be told, and still waits; the provider goes on being asked.
-                told.append(await self._recorder.told(provider, pickup, _overdue(pickup)))
+                told.append(await self._recorder.progress(provider, pickup, _overdue(pickup)))
             return await self._consequence(provider, pickup, result, clock, told)
         finally:
             if isinstance(result, Collected) and result.body is not None:
@@ -224,7 +224,7 @@ class _Collecting:
         match result:
             case Collected(draft=draft):
                 async with asyncio.timeout(self._quarry.attempt_seconds):
-                    recording = await self._recorder.whole(provider, pickup, draft, result.body)
+                    recording = await self._recorder.result(provider, pickup, draft, result.body)
                 if draft.error is None:
                     return _End(
                         outcome=PickupOutcome(kind=Found.COLLECTED),
@@ -235,7 +235,7 @@ class _Collecting:
                 return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
             case NotYet():
                 if result.progress is not None:
-                    told.append(await self._recorder.told(provider, pickup, result.progress))
+                    told.append(await self._recorder.progress(provider, pickup, result.progress))
                 outcome = PickupOutcome(kind=Found.NOT_YET, detail=result.detail)
                 if now >= pickup.deadline_at:
                     late = JobError(code="timed_out", message=_TIMED_OUT, details=result.detail or None)
@@ -283,7 +283,7 @@ class _Collecting:
             error=error,
             provider_data=told.provider_data if told else {},
         )
-        recording = await self._recorder.whole(provider, pickup, draft, None)
+        recording = await self._recorder.result(provider, pickup, draft, None)
         return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
 
     async def _overdue(self, pickup: Pickup) -> _End:
@@ -349,7 +349,7 @@ class _Collecting:
             written.append((settlement.recording, settled.recorded))
         for recording, recorded in written:
             if recorded.status is RecordStatus.RECORDED:
-                self._recorder.wake(recording)
+                self._recorder.wake(recording.destinations)
 
     def put_off(self, claim: ClaimedPickup, error: Unavailable) -> None:
         self._observer.note(

@@ -1,4 +1,4 @@
-"""Where push and pull meet: what came from a provider becomes a whole, durable event, or nothing at all."""
+"""The recorder: what came from a provider, pushed or pulled, becomes a whole, durable event, or nothing at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -33,7 +34,7 @@ from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
 from receiver.system import audio
-from receiver.system.bodies import BodyBuffer
+from receiver.system.bodies import BodyBuffer, FileBody
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""
@@ -50,7 +51,7 @@ ASKED = "asked"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Origin:
-    """What brought it: a callback, or an attempt of a pickup."""
+    """Where a result came from: a callback, or an attempt of a pickup."""
 
     source: str
     provider: str
@@ -63,7 +64,7 @@ class _Origin:
 
 
 class Recorder:
-    """Stores what came: the blob first, then callback, event and deliveries in one transaction."""
+    """Stores results: the blob first, then callback, event and deliveries in one transaction."""
 
     def __init__(
         self,
@@ -77,14 +78,14 @@ class Recorder:
         wake: Callable[[Iterable[str]], None],
         wake_pickups: Callable[[str], None],
     ) -> None:
-        """`wake` is told the destinations of a new event, `wake_pickups` the source of a new pickup."""
+        """`wake` gets the destinations of a new event, `wake_pickups` the source of a new pickup."""
         self._store = store
         self._blobs = blobs
         self._bodies = bodies
         self._router = router
         self._keys = keys
         self._clock = clock
-        self._wake = wake
+        self.wake = wake
         self._wake_pickups = wake_pickups
 
     # ------------------------------------------------------------ push
@@ -95,13 +96,18 @@ class Recorder:
         When the result still lies at the provider, callback and pickup are made durable, and the event comes with the result.
         """
         now = self._clock()
-        draft, answered = _expectation(callback, draft)
+        head, claims, answered = callback.head, callback.claims, None
+        if claims is not None and claims.expect_by is not None:
+            final = draft.stage is not Stage.PROGRESS
+            if final and head.received_at > claims.expect_by:
+                draft = replace(draft, late=True)
+            answered = Answered(key=claims.expectation, final=final, job_id=draft.job_id)
         origin = _Origin(
-            source=callback.source,
+            source=head.source,
             provider=provider.provider,
-            received_at=callback.head.received_at,
-            method=callback.head.method,
-            content_type=callback.head.content_type(),
+            received_at=head.received_at,
+            method=head.method,
+            content_type=head.content_type(),
             proofs=",".join(sorted(callback.proofs)),
             body=callback.body,
             redact=provider.redact,
@@ -111,7 +117,7 @@ class Recorder:
         recording = await self._recording(origin, draft, new_id("evt", now), now, answered)
         recorded = await self._store.record(recording)
         if recorded.status is RecordStatus.RECORDED:
-            self.wake(recording)
+            self.wake(recording.destinations)
         return recorded
 
     async def _defer(
@@ -140,35 +146,29 @@ class Recorder:
             updated_at=now,
         )
         row = _row(origin, draft, now, draft.document)
-        deferral = Deferral(callback=row, pickup=pickup, answered=answered)
-        recorded = await self._store.defer(deferral)
+        recorded = await self._store.defer(Deferral(callback=row, pickup=pickup, answered=answered))
         if recorded.status is RecordStatus.RECORDED:
             self._wake_pickups(origin.source)
         return recorded
 
-    def wake(self, recording: Recording) -> None:
-        """Tell the destinations of an event that it was recorded."""
-        if recording.destinations:
-            self._wake(recording.destinations)
-
     # ------------------------------------------------------------ pull
 
-    async def told(self, provider: PullProvider, pickup: Pickup, draft: EventDraft) -> Recording:
+    async def progress(self, provider: PullProvider, pickup: Pickup, draft: EventDraft) -> Recording:
         """Return an event about a job that goes on, to be written with its pickup's settlement. Raises `Unavailable`."""
         now = self._clock()
-        origin = _pulled(provider.provider, pickup, MemoryBody(b""), provider.redact)
+        origin = _pulled(provider.provider, pickup, None, provider.redact)
         return await self._recording(origin, draft, new_id("evt", now), now, None)
 
-    async def whole(
+    async def result(
         self, provider: PullProvider, pickup: Pickup, draft: EventDraft, body: Body | None
     ) -> Recording:
-        """Store what a pickup brought; return what is to be written with its settlement. Raises `Unavailable`."""
-        origin = _pulled(provider.provider, pickup, body or MemoryBody(b""), provider.redact)
+        """Store what a pickup brought; return the event to be written with its settlement. Raises `Unavailable`."""
+        origin = _pulled(provider.provider, pickup, body, provider.redact)
         return await self._recording(origin, draft, pickup.event_id, self._clock(), None)
 
     async def overdue(self, provider_name: str, pickup: Pickup, draft: EventDraft) -> Recording:
-        """Return what ends an expectation that nobody can be asked about; nothing is stored yet."""
-        origin = _pulled(provider_name, pickup, MemoryBody(b""), lambda body: body)
+        """Return the event that ends an expectation whose provider cannot be polled; nothing is stored yet."""
+        origin = _pulled(provider_name, pickup, None, lambda body: body)
         return await self._recording(origin, draft, pickup.event_id, self._clock(), None)
 
     # ------------------------------------------------------------ both
@@ -176,7 +176,21 @@ class Recorder:
     async def _recording(
         self, origin: _Origin, draft: EventDraft, event_id: str, now: int, answered: Answered | None
     ) -> Recording:
-        blob, data = await self._whole(origin, draft, event_id)
+        compose = partial(
+            envelope.compose, draft, event_id=event_id, source=origin.source, provider=origin.provider
+        )
+        blob, link = await self._store_body(origin, draft, now)
+        data = compose(**link)
+        document = draft.document
+        short = len(data) > envelope.DATA_LIMIT
+        if blob is None and (document is not None or origin.body.size > 0):
+            # What was not understood is kept whole, for a person.
+            parked = document is None and draft.parked is not None
+            if short or parked or len(document or b"") > _INLINE_BODY:
+                blob = await self._store_document(origin, draft, now)
+                link, short = {"document": blob}, True
+        if short:
+            data = compose(**link, short=True)
         event = Event(
             id=event_id,
             type=draft.type,
@@ -190,93 +204,55 @@ class Recorder:
             data=data,
             blob_key=blob.key if blob else None,
         )
-        kept_as_blob = blob is not None and draft.audio is None and draft.file is None
-        row = _row(origin, draft, moment_of(event_id), None if kept_as_blob else draft.document)
+        row = _row(origin, draft, moment_of(event_id), None if blob else document)
         destinations = self._router.destinations(origin.source, draft.type)
         return Recording(callback=row, event=event, destinations=destinations, answered=answered)
 
-    async def _whole(
-        self, origin: _Origin, draft: EventDraft, event_id: str
-    ) -> tuple[StoredBlob | None, bytes]:
-        compose = partial(
-            envelope.compose, draft, event_id=event_id, source=origin.source, provider=origin.provider
-        )
+    async def _store_body(
+        self, origin: _Origin, draft: EventDraft, now: int
+    ) -> tuple[StoredBlob | None, dict[str, Any]]:
+        """Store a body that is audio or a file; return it, and the field of the event that links to it."""
         if draft.audio is not None:
-            key = self._blob_key(origin, draft, draft.audio.extension)
+            key = self._blob_key(origin, draft, draft.audio.extension, now)
             source = origin.body.path or origin.body.load()
             blob, facts = await asyncio.gather(
                 self._blobs.put(key, origin.body, content_type=draft.audio.content_type),
                 asyncio.to_thread(audio.facts, source, draft.audio, deadline_seconds=_AUDIO_SECONDS),
             )
-            return blob, _fitting(partial(compose, audio=(blob, facts)))
+            return blob, {"audio": (blob, facts)}
         if draft.file is not None:
-            key = self._blob_key(origin, draft, draft.file.extension)
+            key = self._blob_key(origin, draft, draft.file.extension, now)
             blob = await self._blobs.put(key, origin.body, content_type=draft.file.content_type)
-            linked = (
-                partial(compose, media=blob)
-                if draft.file.part == "media"
-                else partial(compose, document=blob)
-            )
-            return blob, _fitting(linked)
-        data = compose()
-        document = draft.document
-        fits = len(data) <= envelope.DATA_LIMIT and len(document or b"") <= _INLINE_BODY
-        must_keep = document is None and draft.parked is not None and origin.body.size > 0
-        if fits and not must_keep:
-            return None, data
-        if document is None and origin.body.size == 0:
-            return None, compose(short=True)
-        blob = await self._keep_document(origin, draft)
-        return blob, compose(document=blob, short=True)
+            return blob, {draft.file.part: blob}
+        return None, {}
 
-    def _blob_key(self, origin: _Origin, draft: EventDraft, extension: str) -> str:
+    async def _store_document(self, origin: _Origin, draft: EventDraft, now: int) -> StoredBlob:
+        """Store a document too long for an event or a row: from memory, or rewritten from file to file."""
+        if draft.document is not None:
+            body: MemoryBody | FileBody = MemoryBody(draft.document)
+        else:
+            body = await self._bodies.rewrite(origin.body, origin.redact, overlap=_OVERLAP)
+        try:
+            is_json = body.prefix.lstrip()[:1] in (b"{", b"[")
+            kind, extension = ("application/json", "json") if is_json else ("application/octet-stream", "bin")
+            key = self._blob_key(origin, draft, extension, now)
+            return await self._blobs.put(key, body, content_type=kind)
+        finally:
+            body.discard()
+
+    def _blob_key(self, origin: _Origin, draft: EventDraft, extension: str, now: int) -> str:
         """Derive the key from the callback's identity, content and day, so that storing it again soon changes nothing.
 
-        What lies under an older name may be an orphan about to be swept, so nothing is put there, and nothing that is
-        there counts as put; whether the template has a day in it or not.
+        An object under the name of an older day may be an orphan about to be swept, so nothing new is put there, and what
+        lies there does not count as stored; whether the template has a day in it or not.
         """
-        now = self._clock()
         at = origin.received_at if now - origin.received_at < _LATE else now
         identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}\0{at // _DAY}"
         name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
         return self._keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
 
-    async def _keep_document(self, origin: _Origin, draft: EventDraft) -> StoredBlob:
-        """Store a document too long for an event or a row: as bytes, or rewritten from file to file."""
-        if draft.document is not None:
-            body: Body = MemoryBody(draft.document)
-            return await self._put_document(origin, draft, body)
-        kept = await self._bodies.rewrite(origin.body, origin.redact, overlap=_OVERLAP)
-        try:
-            return await self._put_document(origin, draft, kept)
-        finally:
-            kept.discard()
 
-    async def _put_document(self, origin: _Origin, draft: EventDraft, body: Body) -> StoredBlob:
-        is_json = body.prefix.lstrip()[:1] in (b"{", b"[")
-        kind, extension = ("application/json", "json") if is_json else ("application/octet-stream", "bin")
-        key = self._blob_key(origin, draft, extension)
-        return await self._blobs.put(key, body, content_type=kind)
-
-
-def _fitting(compose: Callable[..., bytes]) -> bytes:
-    """Return an event's data, with the provider's own fields shortened when it would be too long."""
-    data = compose()
-    return data if len(data) <= envelope.DATA_LIMIT else compose(short=True)
-
-
-def _expectation(callback: VerifiedCallback, draft: EventDraft) -> tuple[EventDraft, Answered | None]:
-    """Tell which expectation a callback answers, and mark it late when it came after its time."""
-    claims = callback.claims
-    if claims is None or claims.expect_by is None:
-        return draft, None
-    final = draft.stage is not Stage.PROGRESS
-    if final and callback.head.received_at > claims.expect_by:
-        draft = replace(draft, late=True)
-    return draft, Answered(key=claims.expectation, final=final, job_id=draft.job_id)
-
-
-def _pulled(provider: str, pickup: Pickup, body: Body, redact: Callable[[bytes], bytes]) -> _Origin:
+def _pulled(provider: str, pickup: Pickup, body: Body | None, redact: Callable[[bytes], bytes]) -> _Origin:
     return _Origin(
         source=pickup.source,
         provider=provider,
@@ -284,7 +260,7 @@ def _pulled(provider: str, pickup: Pickup, body: Body, redact: Callable[[bytes],
         method="GET",
         content_type="",
         proofs=ASKED,
-        body=body,
+        body=body or MemoryBody(b""),
         redact=redact,
     )
 

@@ -35,7 +35,7 @@ _SECRET_HEADERS = frozenset((
 _OUTAGE_AFTER = 3
 """Entries refused in a row that make an outage; fewer may be refused for what they are."""
 _QUICK_TRIES = 3
-"""Tries after which an entry that fails by a bug waits longest between two tries, and is reported no more."""
+"""Tries after which an entry waits although it may be an outage, or after a bug, which is reported no more."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
 """Seconds until an entry is tried again that was refused for what it is; doubled at each refusal."""
 _LEFTOVER_SECONDS = 3600
@@ -224,9 +224,11 @@ class Journal:
         """Report why entries are left, each reason once; `alone`: others were taken meanwhile, so it is no outage."""
         for entry, error in refused:
             entry.tries += alone
-            pause = math.ldexp(_FIRST_PAUSE, min(entry.tries - 1, 10)) if entry.tries else 0.0
+            pause = 0.0
+            if alone or entry.tries > _QUICK_TRIES:
+                pause = min(math.ldexp(_FIRST_PAUSE, min(entry.tries - 1, 10)), _LONGEST_PAUSE)
             # Also without a pause it goes behind those that were refused before it.
-            entry.not_before = self._elapsed() + min(pause, _LONGEST_PAUSE)
+            entry.not_before = self._elapsed() + pause
             if not any(error.message == known.why for known in self._entries.values()):
                 name = "journal.entry_refused" if alone else "journal.drain_stopped"
                 self._observer.note(

@@ -64,7 +64,7 @@ class Desk:
             type="speech.completed", idempotency_key="job:1", occurred_at=came,
             audio=AudioDraft(content_type="audio/wav", extension="wav"),
         )  # fmt: skip
-        found = await self.recorder.whole(cast("Any", Redacting()), pickup, draft, MemoryBody(b"RIFF"))
+        found = await self.recorder.result(cast("Any", Redacting()), pickup, draft, MemoryBody(b"RIFF"))
         key = str(found.event.blob_key)
         os.utime(self.folder / "blobs" / key, (now / 1000, now / 1000))
         return found
