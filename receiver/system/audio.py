@@ -1,4 +1,4 @@
-"""What is known of audio formats: their magic bytes, media types and names. Pure; opens nothing."""
+"""Audio formats by their magic bytes and media types, and what a file says of itself: length, rate, channels, codec."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as replace_format
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from msgspec.structs import replace
-from mutagen import aac, aiff, flac, mp3, mp4
-from mutagen.mp3 import BitrateMode
-from mutagen.oggopus import OggOpus
-from mutagen.oggvorbis import OggVorbis
 
 from receiver.core.event import AudioDraft, AudioFacts
 
@@ -185,9 +181,11 @@ def adts_frame_length(header: bytes) -> int | None:
     return length if length >= 7 else None
 
 
-__all__ = ["Format", "facts", "sniff"]
+# ---------------------------------------------------------------- facts
 
 _PREFIX = 4096
+_TAIL = 65_536
+"""Enough for the last page of an Ogg file: none is longer."""
 _MAX_READ = 16 * 1024 * 1024
 """Bytes that finding out may read; a long file's header and last page are far below."""
 _MAX_CALLS = 20_000
@@ -197,11 +195,11 @@ _LONGEST = 7 * 86400.0
 
 
 class _Spent(Exception):
-    """Time or bytes are used up."""
+    """The deadline is over, or the bytes are used up."""
 
 
 class _Bounded:
-    """A file that stops answering past a deadline or a number of bytes and calls."""
+    """A file that raises `_Spent` past a deadline or a number of bytes and calls."""
 
     def __init__(self, file: BinaryIO, deadline: float) -> None:
         self._file, self._deadline = file, deadline
@@ -230,22 +228,22 @@ class _Bounded:
 
 
 def facts(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = 1.0) -> AudioFacts:
-    """Return what the file at a path, or the bytes themselves, say; `draft` tells what raw samples cannot.
+    """Return the audio's length, rate, channels and codec, from a file's path or from its bytes.
 
-    A length is `duration_estimated` unless the container states it. Reads for `deadline_seconds` at most, and raises
-    nothing: what cannot be found out is None. Blocks; meant for a thread.
+    `draft` has the rate and codec of raw samples. A length is `duration_estimated` unless the container states it. Reads for
+    `deadline_seconds` at most and never raises: a fact that cannot be read is None. Blocks; meant for a thread.
     """
     known = AudioFacts(sample_rate_hz=draft.sample_rate_hz, channels=draft.channels, codec=draft.codec)
     deadline = time.monotonic() + deadline_seconds
     try:
         with io.BytesIO(audio) if isinstance(audio, bytes) else open(audio, "rb") as file:
-            found = _read(_Bounded(file, deadline), draft, known)
-    except Exception:  # mutagen raises its own errors, and struct's, and whatever damage leads to
+            read = _read(_Bounded(file, deadline), draft, known)
+    except Exception:  # damage raises tinytag's errors, struct's, and any other
         return known
-    duration = found.duration_seconds
+    duration = read.duration_seconds
     if duration is not None and not 0 <= duration <= _LONGEST:
-        found = replace(found, duration_seconds=None, duration_estimated=False)
-    return found
+        read = replace(read, duration_seconds=None, duration_estimated=False)
+    return read
 
 
 def _read(file: _Bounded, draft: AudioDraft, known: AudioFacts) -> AudioFacts:
@@ -259,12 +257,12 @@ def _read(file: _Bounded, draft: AudioDraft, known: AudioFacts) -> AudioFacts:
     if form is None or form.name not in _READERS:
         return replace(known, codec=form.codec if form and form.codec else known.codec)
     file.seek(0)
-    found = _READERS[form.name](file, form)
+    read = _READERS[form.name](file, form)
     return replace(
-        found,
-        sample_rate_hz=found.sample_rate_hz or known.sample_rate_hz,
-        channels=found.channels or known.channels,
-        codec=found.codec or known.codec,
+        read,
+        sample_rate_hz=read.sample_rate_hz or known.sample_rate_hz,
+        channels=read.channels or known.channels,
+        codec=read.codec or known.codec,
     )
 
 
@@ -289,7 +287,7 @@ def _wav(file: _Bounded, form: Format) -> AudioFacts:
 
 
 def _chunks(file: _Bounded) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, stated size and start of each chunk, the file standing at the start; ds64 gives RF64's sizes."""
+    """Yield name, stated size and start of each chunk, with the file at the chunk's start; RF64's sizes come from `ds64`."""
     position, long_size = 12, None
     for _ in range(_MAX_CHUNKS):
         file.seek(position)
@@ -334,63 +332,139 @@ def _wav_facts(layout: bytes, samples: int | None, stated: int, present: int) ->
     )
 
 
-# ---------------------------------------------------------------- the rest, by mutagen
-
-
-def _info(kind: Any, file: _Bounded) -> Any:
-    return kind(fileobj=file).info
-
-
-def _mp3(file: _Bounded, form: Format) -> AudioFacts:
-    info = _info(mp3.MP3, file)
-    return _stated(info, "mp3", estimated=info.bitrate_mode == BitrateMode.UNKNOWN)
-
-
-def _aac(file: _Bounded, form: Format) -> AudioFacts:
-    return _stated(_info(aac.AAC, file), "aac", estimated=True)
-
-
-def _flac(file: _Bounded, form: Format) -> AudioFacts:
-    return _stated(_info(flac.FLAC, file), "flac")
+# ---------------------------------------------------------------- Ogg and AAC
 
 
 def _ogg(file: _Bounded, form: Format) -> AudioFacts:
+    """Read the first page's codec header, and the last page's position, which is the number of samples."""
+    first = file.read(_PREFIX)
+    start = 27 + first[26]
+    head, serial = first[start:], first[14:18]
     if form.codec == "opus":
-        return replace(_stated(_info(OggOpus, file), "opus"), sample_rate_hz=48000)
-    if form.codec == "vorbis":
-        return _stated(_info(OggVorbis, file), "vorbis")
-    return AudioFacts()
+        # Positions count 48,000 a second, whatever was encoded; the first `skip` samples are not played (RFC 7845).
+        rate, channels, skip = 48_000, head[9], int.from_bytes(head[10:12], "little")
+    elif form.codec == "vorbis":
+        rate, channels, skip = int.from_bytes(head[12:16], "little"), head[11], 0
+    else:
+        return AudioFacts()
+    samples = _last_position(file, serial)
+    known = AudioFacts(sample_rate_hz=rate or None, channels=channels or None, codec=form.codec)
+    return replace(known, duration_seconds=max(0, samples - skip) / rate) if samples and rate else known
 
 
-def _mp4(file: _Bounded, form: Format) -> AudioFacts:
-    info = _info(mp4.MP4, file)
-    codec = str(info.codec).partition(".")[0]
-    return _stated(info, "aac" if codec == "mp4a" else codec or None)
+def _last_position(file: _Bounded, serial: bytes) -> int | None:
+    """Return the position of the last page of a stream that completes a packet, None when the file's end has none."""
+    file.seek(max(0, file.size - _TAIL))
+    tail = file.read(_TAIL)
+    place = tail.rfind(b"OggS")
+    while place >= 0:
+        position = int.from_bytes(tail[place + 6 : place + 14], "little", signed=True)
+        # -1 is the position of a page in which no packet ends.
+        if tail[place + 14 : place + 18] == serial and position >= 0:
+            return position
+        place = tail.rfind(b"OggS", 0, place)
+    return None
 
 
-def _aiff(file: _Bounded, form: Format) -> AudioFacts:
-    info = _info(aiff.AIFF, file)
-    return _stated(info, f"linear{info.bits_per_sample}")
+_ADTS_HERTZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 
 
-def _stated(info: Any, codec: str | None, *, estimated: bool = False) -> AudioFacts:
-    """Return mutagen's answer; a length of nothing means that the header does not know it."""
-    length = float(info.length) if info.length else None
+def _aac(file: _Bounded, form: Format) -> AudioFacts:
+    """Estimate the length from the mean length of the first frames, each of 1,024 samples."""
+    head = file.read(_TAIL)
+    place = frames = 0
+    while (length := adts_frame_length(head[place : place + 7])) is not None:
+        place, frames = place + length, frames + 1
+    if not frames:
+        return AudioFacts()
+    rate, channels = _ADTS_HERTZ[head[2] >> 2 & 15], (head[2] & 1) << 2 | head[3] >> 6
     return AudioFacts(
-        duration_seconds=length,
-        duration_estimated=estimated and length is not None,
-        sample_rate_hz=getattr(info, "sample_rate", None) or None,
-        channels=getattr(info, "channels", None) or None,
-        codec=codec,
+        duration_seconds=frames * file.size / place * 1024 / rate,
+        duration_estimated=True,
+        sample_rate_hz=rate,
+        channels={7: 8}.get(channels, channels) or None,
+        codec="aac",
     )
+
+
+# ---------------------------------------------------------------- MP3, FLAC, MP4 and AIFF, by tinytag
+
+_CODECS = {
+    "mp4a.40": "aac",
+    "mp4a.66": "aac",
+    "mp4a.67": "aac",
+    "mp4a.68": "aac",
+    "mp4a.69": "mp3",
+    "mp4a.6B": "mp3",
+    "alac": "alac",
+    "ulaw": "mulaw",
+    "ULAW": "mulaw",
+    "alaw": "alaw",
+    "ALAW": "alaw",
+}
+_LINEAR = {"NONE", "sowt", "twos", "in24", "in32"}
+
+
+def _tagged(file: _Bounded, form: Format) -> AudioFacts:
+    """Return tinytag's answer; a length of nothing means that the header does not know it."""
+    # Imported when the first such file comes: the command line starts without it.
+    from tinytag import TinyTag
+
+    file.seek(0)
+    tag = TinyTag.get(
+        f".{form.extension}", file_obj=cast("BinaryIO", file), tags=False, check_magic_bytes=False
+    )
+    codec = str(tag.mime_type).partition('codecs="')[2].rstrip('"')
+    return AudioFacts(
+        duration_seconds=tag.duration or None,
+        sample_rate_hz=tag.samplerate,
+        channels=tag.channels,
+        codec=f"linear{tag.bitdepth}" if codec in _LINEAR else form.codec or _CODECS.get(codec[:7]),
+    )
+
+
+def _mp3(file: _Bounded, form: Format) -> AudioFacts:
+    """Read the length that the encoder wrote into the first frame, else estimate it from the first frames."""
+    head = file.read(10)
+    if head[:3] == b"ID3" and len(head) == 10:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        file.seek(10 + size)
+        head = file.read(_PREFIX)
+        if head[:4] == b"fLaC":
+            return _tagged(file, FLAC)
+    else:
+        head += file.read(_PREFIX)
+    start = next((place for place in range(len(head)) if _frames(head[place:]) == MP3), None)
+    if start is None:
+        # tinytag takes any header for a frame, which other formats' bytes may look like.
+        return AudioFacts()
+    read, frame = _tagged(file, form), head[start:]
+    stated = [place for name in (b"Xing", b"Info", b"VBRI") if (place := frame.find(name, 4, 50)) > 0]
+    if not stated:
+        return replace(read, duration_estimated=read.duration_seconds is not None)
+    if read.duration_seconds and read.sample_rate_hz:
+        return replace(
+            read, duration_seconds=read.duration_seconds - _padding(frame[stated[0] :]) / read.sample_rate_hz
+        )
+    return read
+
+
+def _padding(header: bytes) -> int:
+    """Return how many samples before and after the sound LAME notes behind its `Xing` or `Info` header."""
+    flags = int.from_bytes(header[4:8], "big")
+    lame = header[8 + sum(size for bit, size in ((1, 4), (2, 4), (4, 100), (8, 4)) if flags & bit) :]
+    if header[:4] == b"VBRI" or lame[:4] != b"LAME" or len(lame) < 24:
+        return 0
+    both = int.from_bytes(lame[21:24], "big")
+    return (both >> 12) + (both & 0xFFF)
 
 
 _READERS: dict[str, Callable[[_Bounded, Format], AudioFacts]] = {
     "wav": _wav,
     "mp3": _mp3,
     "aac": _aac,
-    "flac": _flac,
+    "flac": _tagged,
     "ogg": _ogg,
-    "mp4": _mp4,
-    "aiff": _aiff,
+    "mp4": _tagged,
+    "aiff": _tagged,
 }

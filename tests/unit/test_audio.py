@@ -79,7 +79,7 @@ def test_raw_samples_without_a_rate_have_no_length() -> None:
 
 
 def test_a_format_without_magic_is_read_by_its_extension() -> None:
-    """Two bytes of junk before the first frame hide the magic; mutagen still finds the frames."""
+    """Two bytes of junk before the first frame hide the magic; the frames are found all the same."""
     audio = b"\x00\x01" + (AUDIO / "speech-xing.mp3").read_bytes()
     assert sniff(audio) is None
     found = facts(audio, AudioDraft(content_type="audio/mpeg", extension="mp3"))
