@@ -21,7 +21,7 @@ from receiver.core.errors import ConfigError
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
 from receiver.core.signing import CallbackTokens, ObjectLinks
-from receiver.engine.collector import Collector, Quarry
+from receiver.engine.collector import Collector, PullSource
 from receiver.engine.intake import Intake
 from receiver.engine.intake import Timing as IntakeTiming
 from receiver.engine.janitor import Janitor
@@ -206,7 +206,7 @@ def build(
 
     def wake_pickups(source: str) -> None:
         for made in waking:
-            made.wake(source)
+            made.wake((source,))
 
     recorder = Recorder(
         store=ports.store,
@@ -224,7 +224,7 @@ def build(
     collector = Collector(
         store=ports.store,
         recorder=recorder,
-        sources={n: _quarry(n, s, ports) for n, s in settings.sources.items()},
+        sources={n: _pull_source(n, s, ports) for n, s in settings.sources.items()},
         observer=observer,
         clock=clock,
         worker=worker,
@@ -262,8 +262,7 @@ def build(
 def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:
     def heard(destinations: Iterable[str], sources: Iterable[str]) -> None:
         relay.wake(destinations)
-        for source in sources:
-            collector.wake(source)
+        collector.wake(sources)
 
     return heard
 
@@ -281,8 +280,8 @@ def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Po
     )
 
 
-def _quarry(name: str, source: SourceSettings, ports: Ports) -> Quarry:
-    return Quarry(
+def _pull_source(name: str, source: SourceSettings, ports: Ports) -> PullSource:
+    return PullSource(
         provider_name=source.provider,
         provider=ports.pulls.get(name),
         fetch=ports.fetchers.get(name),

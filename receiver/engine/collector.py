@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,7 +27,17 @@ from receiver.core.work import (
     PickupState,
 )
 from receiver.engine.recorder import Recorder
-from receiver.engine.worker import SLACK_SECONDS, Clock, Runner, StoreWatch, insist
+from receiver.engine.worker import (
+    SLACK_SECONDS,
+    TIMING,
+    Clock,
+    Context,
+    Lanes,
+    Queue,
+    StoreWatch,
+    Timing,
+    Work,
+)
 from receiver.providers.base import Collected, Gone, NotYet, PullProvider, Result
 from receiver.storage.store.store import Store
 
@@ -37,7 +46,7 @@ _FIRST_ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quarry:
+class PullSource:
     """How one source's results are collected, apart from all others."""
 
     provider_name: str
@@ -59,12 +68,8 @@ class Quarry:
         return self.needed + 60
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """An attempt, to be settled."""
-
-    settlement: PickupSettlement
-    seconds: float
+Made = tuple[PickupSettlement, float]
+"""What to settle, and the seconds that the attempt took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,98 +83,56 @@ class _End:
     recording: Recording | None = None
 
 
-class Collector:
-    """All lanes."""
+class Collector(Lanes[ClaimedPickup, Made]):
+    """All sources' lanes."""
 
     def __init__(
         self,
         store: Store,
         recorder: Recorder,
-        sources: Mapping[str, Quarry],
+        sources: Mapping[str, PullSource],
         observer: Observer,
         clock: Clock,
         worker: str,
+        timing: Timing = TIMING,
     ) -> None:
         """`worker` names this process in claims; no two processes have the same."""
-        watch = StoreWatch(observer, "pickup")
-        self._runners = {
-            name: Runner(_Collecting(name, quarry, store, recorder, observer, watch, worker), watch, clock)
-            for name, quarry in sources.items()
-        }
-
-    def start(self) -> None:
-        """Begin to claim and collect, in tasks of the running loop. The fetchers are open."""
-        for runner in self._runners.values():
-            runner.start()
-
-    def wake(self, source: str) -> None:
-        """Tell the lane of `source` that there is a new pickup."""
-        runner = self._runners.get(source)
-        if runner is not None:
-            runner.look.set()
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; hand back what was not attempted."""
-        await asyncio.gather(*(runner.stop(grace_seconds) for runner in self._runners.values()))
-
-    async def step(self, now: int) -> int:
-        """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
-        counts = await asyncio.gather(*(runner.step(now) for runner in self._runners.values()))
-        return sum(counts)
-
-
-class _Collecting:
-    """The work of one source's lane."""
-
-    def __init__(
-        self,
-        name: str,
-        quarry: Quarry,
-        store: Store,
-        recorder: Recorder,
-        observer: Observer,
-        watch: StoreWatch,
-        worker: str,
-    ) -> None:
-        self.name = name
-        self.concurrency = quarry.concurrency
-        self._quarry = quarry
-        self._store = store
-        self._recorder = recorder
-        self._observer = observer
-        self._watch = watch
-        self._worker = worker
-
-    # ------------------------------------------------------------ claims
-
-    async def claim(self, now: int, limit: int) -> list[ClaimedPickup]:
-        lease_until = now + round(self._quarry.lease * 1000)
-        return await self._store.claim_pickups(
-            self.name, worker=self._worker, limit=limit, now=now, lease_until=lease_until
+        context = Context(observer, StoreWatch(observer, "pickup"), clock, worker, timing)
+        super().__init__(
+            Collecting(name, source, store, recorder, context) for name, source in sources.items()
         )
 
-    async def next_due(self) -> int | None:
-        return await self._store.next_due_pickup(self.name)
 
-    async def hand_back(self, claims: list[ClaimedPickup], now: int) -> None:
-        await self._store.release_pickups(claims, now=now)
+class Collecting(Work[ClaimedPickup, Made]):
+    """The pickups of one source."""
 
-    def covered(self, claim: ClaimedPickup, now: int) -> bool:
-        return claim.lease_until - now >= self._quarry.needed * 1000
+    part, lane_key, id_key = "pickup", "source", "pickup_id"
+
+    def __init__(
+        self, name: str, source: PullSource, store: Store, recorder: Recorder, context: Context
+    ) -> None:
+        queue = Queue(store.claim_pickups, store.release_pickups, store.next_due_pickup)
+        super().__init__(name, source, queue, context)
+        self._source = source
+        self._store = store
+        self._recorder = recorder
 
     # ------------------------------------------------------------ one attempt
 
-    async def make(self, claim: ClaimedPickup, clock: Clock) -> _Made:
+    async def make(self, claim: ClaimedPickup, clock: Clock) -> Made:
+        """Ask the provider once, and store what it gives."""
         started_at, began = clock(), time.perf_counter()
-        told: list[Recording] = []
+        pickup, progress = claim.pickup, list[Recording]()
         try:
-            end = await self._end(claim.pickup, clock, told)
+            end = await self._end(pickup, clock, progress)
         except Unavailable as error:
-            end = self._again(
-                claim.pickup, PickupOutcome(kind=Found.NOT_STORED, detail=error.message), clock()
-            )
+            end = _again(pickup, PickupOutcome(kind=Found.NOT_STORED, detail=error.message), clock())
+        except TimeoutError:
+            detail = f"storing took over {self._source.attempt_seconds:g} s"
+            end = _again(pickup, PickupOutcome(kind=Found.NOT_STORED, detail=detail), clock())
         except Exception as error:  # a bug of ours must not stop the lane
-            end = self._again(claim.pickup, self._bug_outcome(claim.pickup, error), clock())
+            self.note_bug(claim, error)
+            end = _again(pickup, PickupOutcome(kind=Found.UNUSABLE, detail="internal error"), clock())
         seconds = time.perf_counter() - began
         settlement = PickupSettlement(
             claim=claim,
@@ -180,26 +143,26 @@ class _Collecting:
             due_at=end.due_at,
             failures=end.failures,
             recording=end.recording,
-            progress=tuple(told),
+            progress=tuple(progress),
         )
-        return _Made(settlement, seconds)
+        return settlement, seconds
 
-    async def _end(self, pickup: Pickup, clock: Clock, told: list[Recording]) -> _End:
-        """Attempt it. What is to be `told` meanwhile goes with the settlement: only who still holds the claim tells it."""
-        provider, fetch = self._quarry.provider, self._quarry.fetch
+    async def _end(self, pickup: Pickup, clock: Clock, progress: list[Recording]) -> _End:
+        """Attempt it. `progress` events go with the settlement: only a worker that still holds the claim records them."""
+        provider, fetch = self._source.provider, self._source.fetch
         expected = pickup.kind is PickupKind.EXPECTED
         if provider is None or fetch is None or (expected and not provider.can_ask(pickup)):
             return await self._overdue(pickup)
         first = expected and pickup.attempts == 0
         limit = (
-            min(_FIRST_ASK_SECONDS, self._quarry.attempt_seconds) if first else self._quarry.attempt_seconds
+            min(_FIRST_ASK_SECONDS, self._source.attempt_seconds) if first else self._source.attempt_seconds
         )
         result = await self._collect(provider, fetch, pickup, clock, limit)
         try:
             if first and not isinstance(result, Collected | Gone):
-                # The application asked to be told, and still waits; the provider goes on being asked.
-                told.append(await self._recorder.progress(provider, pickup, _overdue(pickup)))
-            return await self._consequence(provider, pickup, result, clock, told)
+                # The application asked to be notified, and still waits; the provider goes on being polled.
+                progress.append(await self._recorder.progress(provider, pickup, _overdue(pickup)))
+            return await self._consequence(provider, pickup, result, clock, progress)
         finally:
             if isinstance(result, Collected) and result.body is not None:
                 result.body.discard()
@@ -207,23 +170,23 @@ class _Collecting:
     async def _collect(
         self, provider: PullProvider, fetch: Fetch, pickup: Pickup, clock: Clock, limit: float
     ) -> Result:
-        asked = pickup
+        request = pickup
         if pickup.kind is PickupKind.EXPECTED and pickup.job_id is not None:
-            # What is found is the job's result, whichever road brings it first.
-            asked = replace(pickup, key=provider.order(pickup.job_id, pickup.format).key)
+            # What is collected is the job's result, whichever road brings it first.
+            request = replace(pickup, key=provider.order(pickup.job_id, pickup.format).key)
         try:
             async with asyncio.timeout(limit):
-                return await provider.collect(asked, fetch, now=clock())
+                return await provider.collect(request, fetch, now=clock())
         except TimeoutError:
             return Failed(kind=Found.TIMEOUT, detail=f"collecting took over {limit:g} s")
 
     async def _consequence(
-        self, provider: PullProvider, pickup: Pickup, result: Result, clock: Clock, told: list[Recording]
+        self, provider: PullProvider, pickup: Pickup, result: Result, clock: Clock, progress: list[Recording]
     ) -> _End:
         now = clock()
         match result:
             case Collected(draft=draft):
-                async with asyncio.timeout(self._quarry.attempt_seconds):
+                async with asyncio.timeout(self._source.attempt_seconds):
                     recording = await self._recorder.result(provider, pickup, draft, result.body)
                 if draft.error is None:
                     return _End(
@@ -235,7 +198,7 @@ class _Collecting:
                 return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
             case NotYet():
                 if result.progress is not None:
-                    told.append(await self._recorder.progress(provider, pickup, result.progress))
+                    progress.append(await self._recorder.progress(provider, pickup, result.progress))
                 outcome = PickupOutcome(kind=Found.NOT_YET, detail=result.detail)
                 if now >= pickup.deadline_at:
                     late = JobError(code="timed_out", message=_TIMED_OUT, details=result.detail or None)
@@ -259,19 +222,12 @@ class _Collecting:
         if now >= pickup.deadline_at:
             error = JobError(code="unavailable", message=_UNAVAILABLE, details=result.detail)
             return await self._gone(provider, pickup, error, outcome, now)
-        return self._again(pickup, outcome, now)
-
-    def _again(self, pickup: Pickup, outcome: PickupOutcome, now: int) -> _End:
-        failures = pickup.failures + 1
-        due_at = now + round(pickup_delay(failures, outcome.retry_after) * 1000)
-        if now < pickup.deadline_at:
-            due_at = min(due_at, pickup.deadline_at)  # the last attempt is made when its time is up
-        return _End(outcome=outcome, due_at=due_at, failures=failures)
+        return _again(pickup, outcome, now)
 
     async def _gone(
         self, provider: PullProvider, pickup: Pickup, error: JobError, outcome: PickupOutcome, now: int
     ) -> _End:
-        told = pickup.draft
+        known = pickup.draft
         draft = EventDraft(
             type=f"{provider.family(pickup)}.failed",
             idempotency_key=f"pickup:{pickup.id}",
@@ -279,61 +235,39 @@ class _Collecting:
             ref=pickup.ref,
             occurred_at=now,
             stage=Stage.FINAL,
-            late=told.late if told else False,
+            late=known.late if known else False,
             error=error,
-            provider_data=told.provider_data if told else {},
+            provider_data=known.provider_data if known else {},
         )
         recording = await self._recorder.result(provider, pickup, draft, None)
         return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
 
     async def _overdue(self, pickup: Pickup) -> _End:
-        recording = await self._recorder.overdue(self._quarry.provider_name, pickup, _overdue(pickup))
+        recording = await self._recorder.overdue(self._source.provider_name, pickup, _overdue(pickup))
         outcome = PickupOutcome(kind=Found.GONE, detail=_OVERDUE)
         return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
 
-    def _bug_outcome(self, pickup: Pickup, error: Exception) -> PickupOutcome:
-        if isinstance(error, TimeoutError):
-            limit = self._quarry.attempt_seconds
-            return PickupOutcome(kind=Found.NOT_STORED, detail=f"storing took over {limit:g} s")
-        frames = traceback.extract_tb(error.__traceback__)
-        self._observer.note(
-            "error",
-            "pickup.internal_error",
-            source=pickup.source,
-            pickup_id=pickup.id,
-            error=type(error).__name__,  # its text may hold what must not be logged
-            at=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "",
-        )
-        return PickupOutcome(kind=Found.UNUSABLE, detail="internal error")
-
     # ------------------------------------------------------------ settling
 
-    async def settle(self, made: _Made, clock: Clock) -> int | None:
-        settlement = made.settlement
-        pickup = settlement.claim.pickup
-        left = (settlement.claim.lease_until - clock()) / 1000
-        settled = await insist(lambda: self._store.settle_pickup(settlement), self._watch, left)
-        if settled is None:
-            self._observer.note(
-                "error",
-                "pickup.settle_given_up",
-                source=pickup.source,
-                pickup_id=pickup.id,
-                outcome=settlement.outcome.kind.value,
-            )
+    async def settle(self, made: Made, clock: Clock) -> int | None:
+        """Record the attempt and its events, for as long as the lease lasts if the store is out, and report it."""
+        settlement, seconds = made
+        claim, kind = settlement.claim, settlement.outcome.kind
+        pickup = claim.pickup
+        settled = await self.insist(lambda: self._store.settle_pickup(settlement), claim, kind.value, clock)
         held = settled is not None and settled.held
         recorded = settled.recorded if settled else None
         self._wake(settlement, settled)
-        self._observer.pickup(
+        self.context.observer.pickup(
             PickupReport(
                 source=pickup.source,
-                provider=self._quarry.provider_name,
+                provider=self._source.provider_name,
                 pickup_id=pickup.id,
                 job_id=pickup.job_id,
                 ref=pickup.ref,
                 number=pickup.attempts + 1,
                 outcome=settlement.outcome,
-                seconds=made.seconds,
+                seconds=seconds,
                 state=settlement.state.value if held else "lost",
                 due_at=settlement.due_at if held else None,
                 event_id=recorded.event_id if recorded else None,
@@ -343,7 +277,7 @@ class _Collecting:
         return settlement.due_at if held else None
 
     def _wake(self, settlement: PickupSettlement, settled: PickupSettled | None) -> None:
-        """Tell the destinations of what was recorded; late progress is for none of them."""
+        """Wake the destinations of what was recorded; late progress is for none of them."""
         written = list(zip(settlement.progress, settled.progress, strict=False)) if settled else []
         if settled and settled.recorded and settlement.recording:
             written.append((settlement.recording, settled.recorded))
@@ -351,19 +285,19 @@ class _Collecting:
             if recorded.status is RecordStatus.RECORDED:
                 self._recorder.wake(recording.destinations)
 
-    def put_off(self, claim: ClaimedPickup, error: Unavailable) -> None:
-        self._observer.note(
-            "warning", "pickup.put_off", source=self.name, pickup_id=claim.pickup.id, error=error.message
-        )
-
-    def bug(self, step: str, error: Exception) -> None:
-        names = {"claim": "pickup.claim_failed", "work": "pickup.worker_failed"}
-        self._observer.note("error", names[step], source=self.name, error=type(error).__name__)
-
 
 _TIMED_OUT = "the provider had not finished when the time for it was up; it may still have the result"
 _UNAVAILABLE = "the result could not be fetched in its time"
 _OVERDUE = "the callback did not come within the time in which it was expected"
+
+
+def _again(pickup: Pickup, outcome: PickupOutcome, now: int) -> _End:
+    """Return the consequence of a failed attempt: another one, after a longer wait."""
+    failures = pickup.failures + 1
+    due_at = now + round(pickup_delay(failures, outcome.retry_after) * 1000)
+    if now < pickup.deadline_at:
+        due_at = min(due_at, pickup.deadline_at)  # the last attempt is made when its time is up
+    return _End(outcome=outcome, due_at=due_at, failures=failures)
 
 
 def _overdue(pickup: Pickup) -> EventDraft:

@@ -1,11 +1,10 @@
-"""One attempt of a delivery: render, send, decide, settle. Sees ports only."""
+"""The road out: each destination has a lane of its own that renders events, sends them and settles. Sees ports only."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from receiver.core.errors import ConfigError, Unavailable
@@ -13,9 +12,22 @@ from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.retry import RetryPolicy
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
-from receiver.engine.worker import OVERRUN_SECONDS, SLACK_SECONDS, Clock, Runner, StoreWatch, insist
+from receiver.engine.worker import (
+    SLACK_SECONDS,
+    TIMING,
+    Clock,
+    Context,
+    Lanes,
+    Queue,
+    StoreWatch,
+    Timing,
+    Work,
+)
 from receiver.outbound.destinations.base import Destination
 from receiver.storage.store.store import Store
+
+Made = tuple[Settlement, float]
+"""What to settle, and the seconds that the attempt took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +60,52 @@ class Lane:
         return self.timeout_seconds + SLACK_SECONDS
 
 
-class Attempts:
-    """Makes attempts and settles them."""
+class Relay(Lanes[Claimed, Made]):
+    """All destinations' lanes."""
 
     def __init__(
-        self, store: Store, observer: Observer, render: Callable[[Event], bytes], watch: StoreWatch
+        self,
+        store: Store,
+        lanes: Mapping[str, Lane],
+        observer: Observer,
+        render: Callable[[Event], bytes],
+        clock: Clock,
+        worker: str,
+        timing: Timing = TIMING,
     ) -> None:
+        """`worker` names this process in claims; no two processes have the same."""
+        context = Context(observer, StoreWatch(observer, "relay"), clock, worker, timing)
+        super().__init__(Sending(name, lane, store, render, context) for name, lane in lanes.items())
+
+
+class Sending(Work[Claimed, Made]):
+    """The deliveries of one destination."""
+
+    part, lane_key, id_key = "relay", "destination", "delivery_id"
+
+    def __init__(
+        self, name: str, lane: Lane, store: Store, render: Callable[[Event], bytes], context: Context
+    ) -> None:
+        super().__init__(name, lane, Queue(store.claim, store.release, store.next_due), context)
+        self._lane = lane
         self._store = store
-        self._observer = observer
         self._render = render
-        self._watch = watch
 
-    async def make(self, lane: Lane, claim: Claimed, clock: Clock) -> tuple[Settlement, float]:
-        """Send once; return what to settle and the seconds it took. Records nothing: cancelled, it never was.
-
-        Raises `Unavailable` when a part of ours is out and nothing could be sent.
-        """
+    async def make(self, claim: Claimed, clock: Clock) -> Made:
+        """Send once. Raises `Unavailable` when no link could be made: our own trouble uses up no attempt."""
         started_at, began = clock(), time.perf_counter()
+        lane = self._lane
         try:
-            async with asyncio.timeout(lane.timeout_seconds + OVERRUN_SECONDS):
+            async with asyncio.timeout(lane.timeout_seconds + self.context.timing.overrun):
                 body = self._render(claim.event)
                 outcome = await lane.destination.send(claim.event.id, body, timestamp=started_at)
         except TimeoutError:
             outcome = Outcome(kind=OutcomeKind.TIMEOUT, detail="the destination's own timeout did not hold")
-        except Unavailable:  # no link could be made: our own trouble uses up no attempt
+        except Unavailable:
             raise
         except Exception as error:  # a bug of ours must not stop the lane
-            outcome = self._internal_error(claim, error)
+            self.note_bug(claim, error)
+            outcome = Outcome(kind=OutcomeKind.UNREACHABLE, detail="internal error")
         seconds = time.perf_counter() - began
         state, due_at = _consequence(lane.policy, claim, outcome, clock)
         settlement = Settlement(
@@ -87,11 +118,12 @@ class Attempts:
         )
         return settlement, seconds
 
-    async def settle(self, settlement: Settlement, seconds: float, clock: Clock) -> None:
+    async def settle(self, made: Made, clock: Clock) -> int | None:
         """Record the attempt, for as long as the lease lasts if the store is out, and report it."""
-        held = await self._settled(settlement, clock)
-        claim = settlement.claim
-        self._observer.attempt(
+        settlement, seconds = made
+        claim, kind = settlement.claim, settlement.outcome.kind
+        held = await self.insist(lambda: self._store.settle(settlement), claim, kind.value, clock)
+        self.context.observer.attempt(
             AttemptReport(
                 destination=claim.destination,
                 delivery_id=claim.delivery_id,
@@ -105,32 +137,7 @@ class Attempts:
                 waited_seconds=(settlement.started_at - claim.event.recorded_at) / 1000,
             )
         )
-
-    async def _settled(self, settlement: Settlement, clock: Clock) -> bool:
-        claim = settlement.claim
-        left = (claim.lease_until - clock()) / 1000
-        held = await insist(lambda: self._store.settle(settlement), self._watch, left)
-        if held is None:
-            self._observer.note(
-                "error",
-                "relay.settle_given_up",
-                destination=claim.destination,
-                delivery_id=claim.delivery_id,
-                outcome=settlement.outcome.kind.value,
-            )
-        return bool(held)
-
-    def _internal_error(self, claim: Claimed, error: Exception) -> Outcome:
-        frames = traceback.extract_tb(error.__traceback__)
-        self._observer.note(
-            "error",
-            "relay.internal_error",
-            destination=claim.destination,
-            delivery_id=claim.delivery_id,
-            error=type(error).__name__,  # its text may hold what must not be logged
-            at=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "",
-        )
-        return Outcome(kind=OutcomeKind.UNREACHABLE, detail="internal error")
+        return settlement.due_at
 
 
 def _consequence(
@@ -142,100 +149,3 @@ def _consequence(
     if delay is None:
         return DeliveryState.DEAD, None
     return DeliveryState.PENDING, clock() + round(delay * 1000)
-
-
-Made = tuple[Settlement, float]
-"""What to settle, and the seconds the attempt took."""
-
-
-class Relay:
-    """All lanes."""
-
-    def __init__(
-        self,
-        store: Store,
-        lanes: Mapping[str, Lane],
-        observer: Observer,
-        render: Callable[[Event], bytes],
-        clock: Clock,
-        worker: str,
-    ) -> None:
-        """`worker` names this process in claims; no two processes have the same."""
-        watch = StoreWatch(observer, "relay")
-        attempts = Attempts(store, observer, render, watch)
-        self._runners = {
-            name: Runner(_Sending(name, lane, store, attempts, observer, worker), watch, clock)
-            for name, lane in lanes.items()
-        }
-
-    def start(self) -> None:
-        """Begin to claim and send, in tasks of the running loop. The destinations are open."""
-        for runner in self._runners.values():
-            runner.start()
-
-    def wake(self, destinations: Iterable[str]) -> None:
-        """Tell the lanes of `destinations` that something was recorded for them."""
-        for name in destinations:
-            runner = self._runners.get(name)
-            if runner is not None:
-                runner.look.set()
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; hand back what was not attempted."""
-        await asyncio.gather(*(runner.stop(grace_seconds) for runner in self._runners.values()))
-
-    async def step(self, now: int) -> int:
-        """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
-        counts = await asyncio.gather(*(runner.step(now) for runner in self._runners.values()))
-        return sum(counts)
-
-
-class _Sending:
-    """The work of one destination's lane."""
-
-    def __init__(
-        self, name: str, lane: Lane, store: Store, attempts: Attempts, observer: Observer, worker: str
-    ) -> None:
-        self.name = name
-        self.concurrency = lane.concurrency
-        self._lane = lane
-        self._store = store
-        self._attempts = attempts
-        self._observer = observer
-        self._worker = worker
-
-    async def claim(self, now: int, limit: int) -> list[Claimed]:
-        lease_until = now + round(self._lane.lease * 1000)
-        return await self._store.claim(
-            self.name, worker=self._worker, limit=limit, now=now, lease_until=lease_until
-        )
-
-    async def next_due(self) -> int | None:
-        return await self._store.next_due(self.name)
-
-    async def hand_back(self, claims: list[Claimed], now: int) -> None:
-        await self._store.release(claims, now=now)
-
-    def covered(self, claim: Claimed, now: int) -> bool:
-        return claim.lease_until - now >= self._lane.needed * 1000
-
-    async def make(self, claim: Claimed, clock: Clock) -> Made:
-        return await self._attempts.make(self._lane, claim, clock)
-
-    async def settle(self, made: Made, clock: Clock) -> int | None:
-        settlement, seconds = made
-        await self._attempts.settle(settlement, seconds, clock)
-        return settlement.due_at
-
-    def put_off(self, claim: Claimed, error: Unavailable) -> None:
-        self._observer.note(
-            "warning",
-            "relay.put_off",
-            destination=self.name,
-            delivery_id=claim.delivery_id,
-            error=error.message,
-        )
-
-    def bug(self, step: str, error: Exception) -> None:
-        names = {"claim": "relay.claim_failed", "work": "relay.worker_failed"}
-        self._observer.note("error", names[step], destination=self.name, error=type(error).__name__)

@@ -1,6 +1,13 @@
-"""A lane: claims ahead, works, settles, hands back. Deliveries and pickups run in the same kind of lane. Sees ports only.
+"""A lane: it claims what is due for one destination or one source, attempts it, settles it. Sees ports only.
 
-A lane claims in batches, ahead of its workers by one batch: when half of that is used, it claims again. It looks when it is
+Deliveries and pickups run in the same kind of lane. A claimed row goes
+
+    due ──claim──▶ ahead ──▶ attempt ──▶ settle ──▶ done, or due again later
+                     │          │          └─ the claim was lost, or the store is out until the lease ends: due again
+                     │          └─ stopped, or a part of ours is out: due again, uncounted
+                     └─ stopped, or the lease has too little left: released, due at once
+
+A lane claims in batches, ahead of its workers by one batch: when half of that is used, it claims again. It polls when it is
 woken (something was recorded), when the next row falls due, and once a second in any case, since another process may
 have recorded something.
 """
@@ -10,33 +17,50 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import Observer
 
-POLL_SECONDS = 1.0
-"""Longest time between two looks of an idle lane."""
-SHORTEST_NAP = 0.01
-"""Seconds before another look when something is due and could not be claimed (another worker has it)."""
-SETTLE_SECONDS = 3.0
-"""How long a stop waits, beyond its grace, for attempts that were made to be settled."""
-HAND_BACK_SECONDS = 2.0
-"""How long a stop waits for claims to be handed back; a quarter of that when the store was silent before."""
 SLACK_SECONDS = 15.0
 """What a lease must have left beyond the timeout when an attempt begins: time to settle, clocks that differ."""
-OVERRUN_SECONDS = 5.0
-"""How far past its timeout an attempt may run before it is stopped; it should never come to that."""
-FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
-"""Seconds between tries of a store that is out: doubled each time, up to a half shorter by chance."""
 
 Clock = Callable[[], int]
 """Gives the time in epoch milliseconds."""
-C = TypeVar("C")
-M = TypeVar("M")
-T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long a lane waits, in seconds."""
+
+    poll: float = 1.0
+    """The longest time between two polls of an idle lane."""
+    shortest_nap: float = 0.01
+    """The shortest time, when something is due and could not be claimed: another worker has it."""
+    settle: float = 3.0
+    """How long a stop waits, beyond its grace, for attempts that were made to be settled."""
+    release: float = 2.0
+    """How long a stop waits for claims to be released; a quarter of that when the store was silent before."""
+    overrun: float = 5.0
+    """How far past its timeout an attempt may run before it is stopped; it should never come to that."""
+    first_pause: float = 0.1
+    last_pause: float = 5.0
+    """Between tries of a store that is out: doubled each time, up to a half shorter by chance."""
+
+    def pauses(self) -> Iterator[float]:
+        """Yield the seconds to wait before each further try of a store that is out."""
+        pause = self.first_pause
+        while True:
+            yield pause * random.uniform(0.5, 1.0)
+            pause = min(2 * pause, self.last_pause)
+
+
+TIMING = Timing()
 
 
 class StoreWatch:
@@ -60,215 +84,317 @@ class StoreWatch:
             self._observer.note("info", f"{self._part}.store_recovered")
 
 
-def pauses() -> Iterator[float]:
-    """Yield the seconds to wait before each further try of a store that is out."""
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, LAST_PAUSE)
+class Claim(Protocol):
+    """A row that this worker may attempt until the lease ends."""
+
+    @property
+    def id(self) -> str:
+        """The row's id."""
+
+    @property
+    def lease_until(self) -> int:
+        """When the claim ends, in epoch milliseconds."""
 
 
-async def insist(call: Callable[[], Awaitable[T]], watch: StoreWatch, seconds: float) -> T | None:
-    """Return what `call` returns, tried for `seconds` while the store is out; None when that was not enough."""
-    wait = pauses()
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            result = await call()
-        except StoreUnavailable as error:
-            watch.failed(error)
-        else:
-            watch.worked()
-            return result
-        pause = next(wait)
-        if time.monotonic() + pause >= deadline:
-            return None
-        await asyncio.sleep(pause)
+class Terms(Protocol):
+    """How one lane is served, apart from all others."""
+
+    @property
+    def concurrency(self) -> int:
+        """Attempts at the same time."""
+
+    @property
+    def lease(self) -> float:
+        """Seconds that a claim holds."""
+
+    @property
+    def needed(self) -> float:
+        """Seconds that a lease must still hold for an attempt to begin."""
 
 
-class Work(Protocol[C, M]):
-    """What a lane does: `C` is a claim, `M` an attempt that was made and is to be settled."""
+C = TypeVar("C", bound=Claim)
+M = TypeVar("M")
+T = TypeVar("T")
 
-    name: str
-    concurrency: int
 
-    async def claim(self, now: int, limit: int) -> list[C]:
-        """Take up to `limit` rows that are due. Raises `StoreUnavailable`."""
+@dataclass(frozen=True, slots=True)
+class Queue(Generic[C]):
+    """The store's methods for one kind of work."""
 
-    async def next_due(self) -> int | None:
-        """Return when the next row is due. Raises `StoreUnavailable`."""
+    claim: Callable[..., Awaitable[list[C]]]
+    release: Callable[..., Awaitable[int]]
+    next_due: Callable[[str], Awaitable[int | None]]
 
-    async def hand_back(self, claims: list[C], now: int) -> None:
-        """Give up claims, unattempted and uncounted. Raises `StoreUnavailable`."""
 
-    def covered(self, claim: C, now: int) -> bool:
-        """Tell whether the lease outlasts an attempt that begins now; waiting ahead may have used it up."""
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all lanes of one kind share; `worker` names this process in claims, and no two processes have the same."""
 
+    observer: Observer
+    watch: StoreWatch
+    clock: Clock
+    worker: str
+    timing: Timing = TIMING
+
+
+class Work(ABC, Generic[C, M]):
+    """The attempts of one lane: `C` is a claim, `M` an attempt that was made and is to be settled."""
+
+    part: ClassVar[str]
+    """Begins the names of log lines."""
+    lane_key: ClassVar[str]
+    id_key: ClassVar[str]
+    """What the lane's name and the row's id are called in log lines."""
+
+    def __init__(self, name: str, terms: Terms, queue: Queue[C], context: Context) -> None:
+        self.name = name
+        self.terms = terms
+        self.queue = queue
+        self.context = context
+
+    @abstractmethod
     async def make(self, claim: C, clock: Clock) -> M:
-        """Make one attempt. Records nothing: cancelled, it never was."""
+        """Make one attempt. Records nothing: cancelled, it never was.
 
+        Raises `Unavailable` when a part of ours is out and nothing could be attempted: the row is due again when its lease ends.
+        """
+
+    @abstractmethod
     async def settle(self, made: M, clock: Clock) -> int | None:
-        """Record the attempt; return when the row is due again, if ever."""
+        """Record the attempt and report it; return when the row is due again, if ever."""
 
-    def put_off(self, claim: C, error: Unavailable) -> None:
-        """Note that a part of ours is out, so that no attempt could be made; the row is due again when its lease ends."""
+    async def insist(
+        self, call: Callable[[], Awaitable[T]], claim: C, outcome: str, clock: Clock
+    ) -> T | None:
+        """Return what a settlement's `call` returns, retried until the lease ends while the store is out; else None, noted."""
+        watch, wait = self.context.watch, self.context.timing.pauses()
+        deadline = time.monotonic() + (claim.lease_until - clock()) / 1000
+        while True:
+            try:
+                result = await call()
+            except StoreUnavailable as error:
+                watch.failed(error)
+            else:
+                watch.worked()
+                return result
+            pause = next(wait)
+            if time.monotonic() + pause >= deadline:
+                self.note("error", "settle_given_up", claim, outcome=outcome)
+                return None
+            await asyncio.sleep(pause)
 
-    def bug(self, step: str, error: Exception) -> None:
-        """Note a fault of our own in `claim` or `work`."""
+    def note(self, level: str, event: str, claim: C | None = None, **fields: object) -> None:
+        """Log something about this lane, or one of its rows."""
+        about = {self.lane_key: self.name} | ({} if claim is None else {self.id_key: claim.id})
+        self.context.observer.note(level, f"{self.part}.{event}", **about, **fields)
+
+    def note_bug(self, claim: C, error: Exception) -> None:
+        """Log an exception that no attempt should raise; its text may hold what must not be logged."""
+        frames = traceback.extract_tb(error.__traceback__)
+        at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        self.note("error", "internal_error", claim, error=type(error).__name__, at=at)
 
 
 class Runner(Generic[C, M]):
-    """One lane at work."""
+    """One lane at work: a task that claims ahead, and `concurrency` workers."""
 
-    def __init__(self, work: Work[C, M], watch: StoreWatch, clock: Clock) -> None:
-        self.look = asyncio.Event()
+    def __init__(self, work: Work[C, M]) -> None:
+        self.poll = asyncio.Event()
         """Set when there may be something to claim."""
-        self._job = work
-        self._watch = watch
-        self._clock = clock
+        self._work = work
+        self._queue = work.queue
+        self._concurrency = work.terms.concurrency
+        self._needed_ms = work.terms.needed * 1000
+        self._lease_ms = round(work.terms.lease * 1000)
+        self._watch = work.context.watch
+        self._clock = work.context.clock
+        self._timing = work.context.timing
         self._ahead: asyncio.Queue[C] = asyncio.Queue()
-        self._low = work.concurrency // 2
+        self._low = self._concurrency // 2
         self._more = False
-        """More is due than was claimed: look again as soon as half of what is ahead is used."""
+        """More is due than was claimed: claim again as soon as half of what is ahead is used."""
         self._stopping = asyncio.Event()
         self._feeder: asyncio.Task[None] | None = None
         self._workers: list[asyncio.Task[None]] = []
-        self._making: dict[int, C] = {}
-        """What each worker, by its number, attempts."""
+        self._making: set[int] = set()
+        """Numbers of the workers that attempt something."""
         self._settling: set[int] = set()
         self._unmade: list[C] = []
         """Claims whose attempt was stopped."""
 
     def start(self) -> None:
         """Begin."""
-        name = self._job.name
+        name = self._work.name
         self._feeder = asyncio.create_task(self._feed(), name=f"lane {name}")
-        for number in range(self._job.concurrency):
-            task = asyncio.create_task(self._work(number), name=f"lane {name} {number}")
+        for number in range(self._concurrency):
+            task = asyncio.create_task(self._serve(number), name=f"lane {name} {number}")
             self._workers.append(task)
 
     # ------------------------------------------------------------ claiming
 
     async def _feed(self) -> None:
-        wait = pauses()
+        wait = self._timing.pauses()
         while not self._stopping.is_set():
-            self.look.clear()
+            # Cleared before the claim, so that what is recorded while it is under way makes for another one.
+            self.poll.clear()
             if self._ahead.qsize() > self._low:
                 self._more = True
-                await self.look.wait()
+                await self.poll.wait()
                 continue
             try:
                 nap = await self._claim_ahead()
                 self._watch.worked()
-                wait = pauses()
             except StoreUnavailable as error:
                 self._watch.failed(error)
                 await _within(self._stopping.wait(), next(wait))
             except Exception as error:  # a bug in a store must not end the lane
-                self._job.bug("claim", error)
-                await _within(self._stopping.wait(), POLL_SECONDS)
+                self._work.note("error", "claim_failed", error=type(error).__name__)
+                await _within(self._stopping.wait(), self._timing.poll)
             else:
-                if not self.look.is_set():
-                    await _within(self.look.wait(), nap)
+                wait = self._timing.pauses()
+                if not self.poll.is_set():
+                    await _within(self.poll.wait(), nap)
 
     async def _claim_ahead(self) -> float | None:
-        """Claim what there is room for; return the seconds until the next look (None: when half of it is used)."""
-        room = self._job.concurrency - self._ahead.qsize()
-        claims = await self._job.claim(self._clock(), room)
+        """Claim what there is room for; return the seconds until the next poll (None: when half of it is used)."""
+        room = self._concurrency - self._ahead.qsize()
+        claims = await self._claim(self._clock(), room)
         self._more = len(claims) == room
         for claim in claims:
             self._ahead.put_nowait(claim)
         if self._more:
             return None
-        if self.look.is_set():
+        if self.poll.is_set():
             return 0.0
-        due_at = await self._job.next_due()
+        due_at = await self._queue.next_due(self._work.name)
         if due_at is None:
-            return POLL_SECONDS
-        return min(POLL_SECONDS, max(SHORTEST_NAP, (due_at - self._clock()) / 1000))
+            return self._timing.poll
+        return min(self._timing.poll, max(self._timing.shortest_nap, (due_at - self._clock()) / 1000))
+
+    def _claim(self, now: int, limit: int) -> Awaitable[list[C]]:
+        return self._queue.claim(
+            self._work.name,
+            worker=self._work.context.worker,
+            limit=limit,
+            now=now,
+            lease_until=now + self._lease_ms,
+        )
 
     # ------------------------------------------------------------ attempting
 
-    async def _work(self, number: int) -> None:
+    async def _serve(self, number: int) -> None:
         while not self._stopping.is_set():
             claim = await self._ahead.get()
             if self._more and self._ahead.qsize() <= self._low:
-                self.look.set()
+                self.poll.set()
             try:
-                if self._job.covered(claim, self._clock()):
+                # Waiting ahead may have used the lease up: an attempt that outlasts it would be made twice.
+                if claim.lease_until - self._clock() >= self._needed_ms:
                     await self._attempt(number, claim)
                 else:
-                    await self._hand_back([claim])
-                    self.look.set()
+                    await self._release([claim])
+                    self.poll.set()
             except Unavailable as error:
-                self._job.put_off(claim, error)
+                self._work.note("warning", "put_off", claim, error=error.message)
             except Exception as error:  # a bug in a store or an observer must not end the worker
-                self._job.bug("work", error)
+                self._work.note("error", "worker_failed", error=type(error).__name__)
 
     async def _attempt(self, number: int, claim: C) -> None:
-        self._making[number] = claim
+        self._making.add(number)
         try:
-            made = await self._job.make(claim, self._clock)
+            made = await self._work.make(claim, self._clock)
         except asyncio.CancelledError:
             self._unmade.append(claim)
             raise
         finally:
-            del self._making[number]
+            self._making.discard(number)
+        # From here on the attempt has happened: a stop cancels those that make, and waits for those that settle.
         self._settling.add(number)
         try:
-            due_at = await self._job.settle(made, self._clock)
+            due_at = await self._work.settle(made, self._clock)
         finally:
             self._settling.discard(number)
-        if due_at is not None and due_at <= self._clock() + POLL_SECONDS * 1000:
-            self.look.set()  # the lane would sleep past it
+        if due_at is not None and due_at <= self._clock() + self._timing.poll * 1000:
+            self.poll.set()  # the lane would sleep past it
 
     async def step(self, now: int) -> int:
         """Claim, attempt and settle everything due at `now`."""
         claims: list[C] = []
-        while batch := await self._job.claim(now, 256):
+        while batch := await self._claim(now, 256):
             claims += batch
         left = iter(claims)
 
         async def some() -> None:
             for claim in left:
-                made = await self._job.make(claim, lambda: now)
-                await self._job.settle(made, lambda: now)
+                made = await self._work.make(claim, lambda: now)
+                await self._work.settle(made, lambda: now)
 
-        await asyncio.gather(*(some() for _ in range(min(len(claims), self._job.concurrency))))
+        await asyncio.gather(*(some() for _ in range(min(len(claims), self._concurrency))))
         return len(claims)
 
     # ------------------------------------------------------------ stopping
 
     async def stop(self, grace_seconds: float) -> None:
-        """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; hand back what was not attempted."""
+        """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; release what was not attempted."""
         self._stopping.set()
-        self.look.set()
+        self.poll.set()
         if self._feeder is None:
             return
+        tasks = [self._feeder, *self._workers]
+        # Workers without a claim wait for ever for one. The feeder is not cancelled: its claim may be committed already, and
+        # what it takes must be known here to be released.
         for number, task in enumerate(self._workers):
             if number not in self._making and number not in self._settling:
                 task.cancel()
-        # A claim under way is awaited, not cancelled: what it takes is handed back.
-        await _ended([self._feeder, *self._workers], grace_seconds)
+        await _ended(tasks, grace_seconds)
+        # Only those that make: to cancel a settlement would lose an attempt that has happened.
         for number in self._making:
             self._workers[number].cancel()
-        ended = await _ended([self._feeder, *self._workers], SETTLE_SECONDS)
-        for task in (self._feeder, *self._workers):
+        ended = await _ended(tasks, self._timing.settle)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._feeder, *self._workers, return_exceptions=True)
-        with suppress(asyncio.QueueEmpty):
-            while True:
-                self._unmade.append(self._ahead.get_nowait())
+        # Awaited before the queue is emptied: a worker that is cancelled here may still add its claim to `_unmade`.
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while not self._ahead.empty():
+            self._unmade.append(self._ahead.get_nowait())
         if self._unmade:
             # Where the store says nothing, the leases bring them back.
-            await _within(self._hand_back(self._unmade), HAND_BACK_SECONDS * (1 if ended else 0.25))
+            await _within(self._release(self._unmade), self._timing.release * (1 if ended else 0.25))
             self._unmade = []
 
-    async def _hand_back(self, claims: list[C]) -> None:
+    async def _release(self, claims: list[C]) -> None:
         try:
-            await self._job.hand_back(claims, self._clock())
+            await self._queue.release(claims, now=self._clock())
         except StoreUnavailable as error:  # they are due again when their lease ends
             self._watch.failed(error)
+
+
+class Lanes(Generic[C, M]):
+    """All lanes of one kind of work, by name."""
+
+    def __init__(self, work: Iterable[Work[C, M]]) -> None:
+        self._runners: Mapping[str, Runner[C, M]] = {lane.name: Runner(lane) for lane in work}
+
+    def start(self) -> None:
+        """Begin to claim and attempt, in tasks of the running loop. What the attempts need is open."""
+        for runner in self._runners.values():
+            runner.start()
+
+    def wake(self, names: Iterable[str]) -> None:
+        """Tell lanes that something was recorded for them; names of other lanes are ignored."""
+        for name in names:
+            runner = self._runners.get(name)
+            if runner is not None:
+                runner.poll.set()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; release what was not attempted."""
+        await asyncio.gather(*(runner.stop(grace_seconds) for runner in self._runners.values()))
+
+    async def step(self, now: int) -> int:
+        """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
+        counts = await asyncio.gather(*(runner.step(now) for runner in self._runners.values()))
+        return sum(counts)
 
 
 async def _within(signal: Awaitable[object], seconds: float | None) -> None:

@@ -228,7 +228,7 @@ class Pickups:
             now=receiver.clock(),
         )
         stands, new = await receiver.store.add_pickup(made)
-        receiver.collector.wake(stands.source)
+        receiver.collector.wake([stands.source])
         place = {"location": f"/api/v1/pickups/{stands.id}"}
         return answer(pickup_fields(stands), status=201 if new else 200, headers=place)
 
@@ -313,7 +313,7 @@ class CallbackUrls:
         )
         if made.expectation is not None:
             await receiver.store.add_pickup(made.expectation)
-            receiver.collector.wake(source.name)
+            receiver.collector.wake([source.name])
         return answer(_fields(made, wanted), status=201)
 
 

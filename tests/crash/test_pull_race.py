@@ -164,7 +164,7 @@ async def test_a_clock_five_minutes_ahead_takes_claims_too_soon_and_doubles_no_e
         async with running(tmp_path, mine, clock=_clock(since), shape=wrap(_Holding)) as one:
             jobs = await _hand_over_all(one, providers)
             for source in ("deapi", "deepdub", "playht"):
-                one.receiver.collector.wake(source)
+                one.receiver.collector.wake([source])
             while len(stolen) < 6:
                 await asyncio.sleep(0)
             ahead = _clock(since, AHEAD)

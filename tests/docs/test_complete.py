@@ -181,10 +181,9 @@ def _notes(path: Path) -> Iterator[str]:
 
 
 def _lane_notes() -> Iterator[str]:
-    """Yield the log lines of lanes: of their stores, and of faults in `bug`, whose names stand in tables."""
+    """Yield the log lines of lanes: of their stores, and those that engine/worker.py puts a lane's part before."""
     for path in modules():
-        tree = ast.parse(path.read_text("utf-8"))
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
@@ -192,8 +191,14 @@ def _lane_notes() -> Iterator[str]:
             ):
                 part = _constants(node.args[1])[0]
                 yield from (f"{part}.store_unavailable", f"{part}.store_recovered")
-            if isinstance(node, ast.FunctionDef) and node.name == "bug":
-                yield from (text for text in _constants(node) if text.endswith("_failed"))
+            if isinstance(node, ast.Assign) and "lane_key" in ast.unparse(node.targets[0]):
+                yield from (f"{_constants(node.value)[0]}.{name}" for name in _of_every_lane())
+
+
+def _of_every_lane() -> Iterator[str]:
+    for node in ast.walk(ast.parse((PACKAGE / "engine/worker.py").read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "note":
+            yield from (text for arg in node.args[1:2] for text in _constants(arg) if text.isidentifier())
 
 
 def _constants_of_file(name: str) -> set[str]:

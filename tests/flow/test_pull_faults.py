@@ -230,7 +230,7 @@ class Movable:
         assert due_at is not None
         made = len(up.seen.pickups)
         self.ahead += max(0, due_at - self())
-        up.receiver.collector.wake(source)
+        up.receiver.collector.wake([source])
         await up.seen.until(lambda: len(up.seen.pickups) > made)
 
 
@@ -361,7 +361,7 @@ async def test_what_is_no_result_is_told_in_the_history_and_in_the_event_that_en
             if not too_large:
                 assert not sink.received
                 clock.ahead += 3_600_000
-                up.receiver.collector.wake("deapi")
+                up.receiver.collector.wake(["deapi"])
             await sink.until(1)
             event = json.loads(sink.received[0].body)
             assert (event["type"], event["data"]["event_id"]) == ("speech.failed", told["event_id"])

@@ -92,7 +92,7 @@ async def _hand_over(up: Running, source: str, text: str, ref: str = "order-7") 
         up.receiver.ports.pulls[source], text, ref=ref, deadline_seconds=None, format={}, now=wall_clock()
     )
     stands, _ = await up.receiver.store.add_pickup(pickup)
-    up.receiver.collector.wake(source)
+    up.receiver.collector.wake([source])
     return {"pickup_id": stands.id, "event_id": stands.event_id}
 
 
@@ -240,7 +240,7 @@ async def test_a_callback_that_does_not_come_is_told_and_counts_when_it_comes_la
         async with running(tmp_path, text) as up:
             token, expected = _expectation(up, now - 60_000, within=10)
             await up.receiver.store.add_pickup(expected)
-            up.receiver.collector.wake("deepgram")
+            up.receiver.collector.wake(["deepgram"])
             await sink.until(1)
             (overdue,) = _events(sink)
             assert (overdue["type"], overdue["data"]["ref"]) == ("callback.overdue", "order-9")

@@ -128,7 +128,7 @@ async def _hand_over(up: Running, source: str, jobs: list[str]) -> None:
     for job in jobs:
         pickup = order(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
         await up.receiver.store.add_pickup(pickup)
-    up.receiver.collector.wake(source)
+    up.receiver.collector.wake([source])
 
 
 def test_the_log_tells_of_every_pickup_and_of_no_secret(told: Told) -> None:

@@ -29,7 +29,7 @@ from receiver.core.fetch import Failed, Fetch
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.routing import Route, Router
 from receiver.core.work import Found, Pickup, PickupKind, PickupState
-from receiver.engine.collector import Collector, Quarry
+from receiver.engine.collector import Collector, PullSource
 from receiver.engine.recorder import Recorder
 from receiver.providers.base import Collected, Gone, NotYet, Order, Result
 from receiver.storage.blobs.keys import KeyTemplate
@@ -178,14 +178,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             wake=made.woken.extend,
             wake_pickups=lambda source: None,
         )
-        quarry = Quarry(
+        source = PullSource(
             provider_name="scripted",
             provider=provider,
             fetch=cast("Fetch", object()) if provider else None,
             concurrency=4,
             attempt_seconds=seconds,
         )
-        return Collector(store, recorder, {"voices": quarry}, made.seen, lambda: made.now, worker)
+        return Collector(store, recorder, {"voices": source}, made.seen, lambda: made.now, worker)
 
     made.make = make
     made.collectors.append(make())
@@ -540,8 +540,8 @@ async def test_a_new_pickup_is_attempted_when_woken_and_a_stop_hands_back_what_w
     collector = bench.collector
     collector.start()
     pickup = await bench.add()
-    collector.wake("voices")
-    collector.wake("unknown")
+    collector.wake(["voices"])
+    collector.wake(["unknown"])
     await bench.provider.begun.wait()
     await collector.stop(0)
     row = await bench.store.pickup(pickup.id)

@@ -220,8 +220,13 @@ class SqliteSession:
 
     def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
-        cleaned = {key: clean_value(value) for key, value in params.items()}
-        return list(self._connection.execute(self._statements.text(name, conditions), cleaned))
+        text = self._statements.text(name, conditions)
+        try:
+            return list(self._connection.execute(text, params))
+        except UnicodeEncodeError:
+            # A request may hold any text; to clean all text beforehand would cost every callback.
+            cleaned = {key: clean_value(value) for key, value in params.items()}
+            return list(self._connection.execute(text, cleaned))
 
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
         """Run a statement with rows of parameters, in pieces whose sizes are powers of two.
@@ -238,7 +243,6 @@ class SqliteSession:
             try:
                 results += self._connection.execute(text, flat)
             except UnicodeEncodeError:
-                # A request may hold any text; to clean all text beforehand would cost every callback.
                 results += self._connection.execute(text, tuple(map(clean_value, flat)))
             start += size
         return results

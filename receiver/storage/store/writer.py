@@ -188,8 +188,11 @@ class Writer:
 
     def _execute(self, batch: list[_Operation], lock_seconds: float | None) -> None:
         session = self._backend.begin(lock_seconds)
+        by_kind: dict[str, list[_Operation]] = {}
+        for operation in batch:
+            by_kind.setdefault(operation.kind, []).append(operation)
         for kind, handler in self._handlers.items():
-            chosen = [operation for operation in batch if operation.kind == kind]
+            chosen = by_kind.get(kind)
             if chosen:
                 results = handler(session, [operation.request for operation in chosen])
                 for operation, result in zip(chosen, results, strict=True):

@@ -10,8 +10,8 @@ from receiver.core.errors import BlobsUnavailable, ConfigError
 from receiver.core.event import Event
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
-from receiver.engine import relay as attempts_module
 from receiver.engine.relay import Lane, Relay
+from receiver.engine.worker import Timing
 from receiver.outbound.destinations.base import Destination
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
@@ -197,14 +197,13 @@ async def test_a_link_that_cannot_be_made_uses_up_no_attempt(
 
 
 async def test_a_destination_that_ignores_its_timeout_is_stopped(
-    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
 ) -> None:
-    monkeypatch.setattr(attempts_module, "OVERRUN_SECONDS", 0.0)
     await record(store)
     sink.default = Answer(manner="hang")
     async with http_lane(sink, timeout_seconds=60) as patient:
         lane = Lane(patient.destination, patient.policy, 1, 0.1)
-        await Relay(store, {"app": lane}, heard, render, now, "w").step(T0)
+        await Relay(store, {"app": lane}, heard, render, now, "w", Timing(overrun=0.0)).step(T0)
     assert heard.attempts[0].outcome.kind is OutcomeKind.TIMEOUT
 
 

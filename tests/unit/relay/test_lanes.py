@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-import pytest
-
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState
-from receiver.engine import worker as lanes_module
 from receiver.engine.relay import Lane, Relay
+from receiver.engine.worker import Timing
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
@@ -30,12 +28,9 @@ from tests.support.sink import Answer, Sink
 PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
 
 
-async def test_a_woken_lane_sends_at_once(
-    any_store: Store, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 3600.0)
+async def test_a_woken_lane_sends_at_once(any_store: Store, sink: Sink, heard: Heard, now: Now) -> None:
     async with http_lane(sink) as lane:
-        relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
+        relay = Relay(any_store, {"app": lane}, heard, render, now, "w", Timing(poll=3600.0))
         async with running(relay):
             for number in range(1, 4):
                 await record(any_store)
@@ -45,19 +40,20 @@ async def test_a_woken_lane_sends_at_once(
 
 
 async def test_what_another_process_recorded_is_found_by_looking(
-    any_store: Store, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+    any_store: Store, sink: Sink, heard: Heard, now: Now
 ) -> None:
-    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 0.01)
-    async with http_lane(sink) as lane, running(Relay(any_store, {"app": lane}, heard, render, now, "w")):
+    async with (
+        http_lane(sink) as lane,
+        running(Relay(any_store, {"app": lane}, heard, render, now, "w", Timing(poll=0.01))),
+    ):
         await record(any_store)
         await heard.until(attempts=1)
     assert len(sink.received) == 1
 
 
 async def test_a_retry_happens_when_it_is_due_without_being_woken(
-    any_store: Store, sink: Sink, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    any_store: Store, sink: Sink, heard: Heard
 ) -> None:
-    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 3600.0)
     sink.script.extend([Answer(status=500), Answer(status=500)])
 
     def clock() -> int:
@@ -66,7 +62,7 @@ async def test_a_retry_happens_when_it_is_due_without_being_woken(
     await record(any_store, at=clock())
     async with (
         http_lane(sink, retry=fixed("quick", 5, 0.05)) as lane,
-        running(Relay(any_store, {"app": lane}, heard, render, clock, "w")),
+        running(Relay(any_store, {"app": lane}, heard, render, clock, "w", Timing(poll=3600.0))),
     ):
         await heard.until(attempts=3)
     first, second, third = (await any_store.attempts((await only(any_store)).id))[:3]

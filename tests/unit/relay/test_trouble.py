@@ -8,8 +8,8 @@ import pytest
 
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
-from receiver.engine import worker as lanes_module
 from receiver.engine.relay import Lane, Relay
+from receiver.engine.worker import Timing
 from receiver.outbound.destinations.base import Destination
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
@@ -34,24 +34,28 @@ PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, Deliv
 
 
 async def test_an_outage_at_claiming_is_noted_once_and_waited_out(
-    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
 ) -> None:
-    monkeypatch.setattr(lanes_module, "FIRST_PAUSE", 0.001)
     await record(store)
     store.out["claim"] = 4
-    async with http_lane(sink) as lane, running(Relay(store, {"app": lane}, heard, render, now, "w")):
+    async with (
+        http_lane(sink) as lane,
+        running(Relay(store, {"app": lane}, heard, render, now, "w", Timing(first_pause=0.001))),
+    ):
         await heard.until(attempts=1)
     assert heard.events() == [("warning", "relay.store_unavailable"), ("info", "relay.store_recovered")]
     assert (await only(store)).state is DELIVERED
 
 
 async def test_an_outage_at_settling_is_waited_out_without_sending_again(
-    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
 ) -> None:
-    monkeypatch.setattr(lanes_module, "FIRST_PAUSE", 0.001)
     await record(store)
     store.out["settle"] = 4
-    async with http_lane(sink) as lane, running(Relay(store, {"app": lane}, heard, render, now, "w")):
+    async with (
+        http_lane(sink) as lane,
+        running(Relay(store, {"app": lane}, heard, render, now, "w", Timing(first_pause=0.001))),
+    ):
         await heard.until(attempts=1)
     assert heard.attempts[0].state == "delivered"
     assert len(sink.received) == 1
@@ -78,14 +82,13 @@ async def test_settling_is_given_up_when_the_lease_has_ended(
 
 @pytest.mark.parametrize("method", ["claim", "settle"])
 async def test_a_bug_in_the_store_does_not_end_the_lane(
-    store: FaultyStore, sink: Sink, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch, method: str
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now, method: str
 ) -> None:
-    monkeypatch.setattr(lanes_module, "POLL_SECONDS", 0.01)
     await record(store, count=2)
     store.bug[method] = 1
     async with (
         http_lane(sink, concurrency=1) as lane,
-        running(Relay(store, {"app": lane}, heard, render, now, "w")),
+        running(Relay(store, {"app": lane}, heard, render, now, "w", Timing(poll=0.01))),
     ):
         await heard.until(attempts=2 if method == "claim" else 1, notes=1)
     assert heard.notes[0][:2] == (
@@ -167,8 +170,6 @@ async def test_a_stop_does_not_wait_for_a_store_that_says_nothing(
     store: FaultyStore, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the settlements nor the claims handed back are answered."""
-    monkeypatch.setattr(lanes_module, "SETTLE_SECONDS", 0.05)
-    monkeypatch.setattr(lanes_module, "HAND_BACK_SECONDS", 0.2)
     asked: list[str] = []
 
     def silent(name: str) -> None:
@@ -182,7 +183,15 @@ async def test_a_stop_does_not_wait_for_a_store_that_says_nothing(
     silent("release")
     await record(store, count=4)
     destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
-    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 2, 5)}, heard, render, now, "w")
+    relay = Relay(
+        store,
+        {"app": Lane(destination, policy("deepgram"), 2, 5)},
+        heard,
+        render,
+        now,
+        "w",
+        Timing(settle=0.05, release=0.2),
+    )
     relay.start()
     while asked.count("settle") < 2 or sum(store.claims) < 4:
         await asyncio.sleep(0)
