@@ -15,7 +15,6 @@ import tempfile
 import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,19 @@ from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.routing import Route
 from receiver.outbound.guard import Guard
+from receiver.providers import adapters
 from receiver.settings import load
-from receiver.settings.model import DestinationSettings, Finding, Settings, SourceSettings, install
+from receiver.settings.model import (
+    Code,
+    DestinationSettings,
+    Finding,
+    Section,
+    ServerSettings,
+    Settings,
+    SourceSettings,
+    TokenSettings,
+    install,
+)
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
 
@@ -39,16 +49,7 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
-    """What one code stands for."""
-
-    title: str
-    fix: str
-    """What to do about it, in general; a finding may say it more closely. Empty where only its message can."""
-
-
-CODES: Mapping[str, Code] = {
+_GENERAL = {
     "E001": Code("The settings cannot be read", ""),
     "E002": Code("A source names an unknown provider", "write the name of a provider that receiver knows"),
     "E003": Code("public_url is not a usable URL", 'write it as "https://hooks.example.com"'),
@@ -82,16 +83,6 @@ CODES: Mapping[str, Code] = {
     "E020": Code("The bucket cannot be used", ""),
     "E021": Code("A setting of S3 is wrong", ""),
     "E022": Code("blobs.key makes no keys", "end it with {name}"),
-    "E101": Code("A Deepgram source has no proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "E102": Code("require_dg_token without dg_token", "add dg_token"),
-    "E103": Code("require_callback_secret without callback_secrets", "add callback_secrets"),
-    "E104": Code("A Deepgram source's setting is wrong", ""),
-    "E201": Code("A deAPI source has no proof", 'add secrets = ["env:DEAPI_WEBHOOK_SECRET"]'),
-    "E204": Code("A deAPI source's setting is wrong", ""),
-    "E301": Code("A Deepdub source has no key", 'add api_key = "env:DEEPDUB_API_KEY"'),
-    "E304": Code("A Deepdub source's setting is wrong", ""),
-    "E401": Code("A PlayHT source has no proof", 'add api_key = "env:PLAYHT_API_KEY"'),
-    "E404": Code("A PlayHT source's setting is wrong", ""),
     "W001": Code(
         "public_url is not set",
         'write public_url = "https://…"; until then callback-url refuses, and audio links point to this machine',
@@ -115,16 +106,9 @@ CODES: Mapping[str, Code] = {
     "W018": Code("The bucket works, and not as it should", ""),
     "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
-    "W101": Code("dg_token is the only proof", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "W102": Code("Only transcripts can be proved", 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'),
-    "W103": Code("A Deepgram pair holds an underscore", "use letters and digits"),
-    "W201": Code("Only jobs with a secret of their own can be proved", "add secrets"),
-    "W202": Code("A deAPI secret is very short", "copy the secret from deAPI's webhook settings again"),
-    "W203": Code("A deAPI key travels in clear", "use an https:// URL"),
-    "W301": Code("A Deepdub key travels in clear", "use an https:// URL"),
-    "W401": Code("PlayHT cannot be asked", "set both api_key and user_id"),
-    "W402": Code("A PlayHT key travels in clear", "use an https:// URL"),
-    "W403": Code("PlayHT's callbacks may have anything downloaded", "name the hosts that hold results"),
+}
+CODES: Mapping[str, Code] = _GENERAL | {
+    code: meaning for adapter in adapters().values() for code, meaning in adapter.codes.items()
 }
 """Every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
 
@@ -168,15 +152,14 @@ _SHORT = 16
 
 
 def _sources(settings: Settings) -> Iterator[Finding]:
-    known = ", ".join(sorted(wiring.PROVIDERS))
     for name, source in settings.sources.items():
-        if source.provider not in wiring.PROVIDERS:
-            where = f"sources.{name}.provider"
-            yield finding("E002", where, f"there is no provider {source.provider!r}", f"write one of {known}")
-    fitting = {n: s for n, s in settings.sources.items() if s.provider in wiring.PROVIDERS}
-    yield from wiring.provider_findings(settings.model_copy(update={"sources": fitting}))
-    for name, source in fitting.items():
-        yield from _asking(f"sources.{name}", source)
+        where, adapter = f"sources.{name}", adapters().get(source.provider)
+        if adapter is None:
+            unknown = f"there is no provider {source.provider!r}"
+            yield finding("E002", f"{where}.provider", unknown, f"write one of {', '.join(adapters())}")
+            continue
+        yield from adapter.findings(source)
+        yield from _asking(where, source)
     if not settings.sources:
         yield finding("W009", "sources", "every callback will be answered 404")
 
@@ -203,8 +186,9 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
     if not url:
         yield finding("W001", "public_url", "providers cannot be told where to call")
         return
-    providers = {source.provider for source in settings.sources.values()}
-    problems = callback_urls.public_url_problems(url, https_only=bool(providers & callback_urls.HTTPS_ONLY))
+    used = [adapters().get(source.provider) for source in settings.sources.values()]
+    https_only = any(adapter is not None and adapter.https_only for adapter in used)
+    problems = callback_urls.public_url_problems(url, https_only=https_only)
     for problem in problems:
         yield finding(_URL_CODES[problem.kind], "public_url", problem.message, problem.fix)
     if problems:
@@ -260,8 +244,19 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
             yield finding("W010", f"{where}.events", f"no event type is {pattern!r}")
 
 
-_SECRET_KEYS = {"secrets", "basic", "callback_secrets", "dg_token"}
-_SECRET_KEYS |= {"admin_tokens", "api_key", "callback_keys", "headers"}
+_SECTIONS: tuple[type[Section], ...] = (
+    ServerSettings,
+    TokenSettings,
+    DestinationSettings,
+    *(adapter.Settings for adapter in adapters().values()),
+)
+_SECRET_KEYS = {"headers"} | {
+    name
+    for section in _SECTIONS
+    for name, setting in section.model_fields.items()
+    if "SecretStr" in str(setting.annotation) and name != "url"
+}
+"""The settings that hold nothing but secrets; a `url` is looked into instead."""
 _WITH_PASSWORD = re.compile(r"postgres(ql)?://([^/]*:[^/]*@|.*[?&](ssl)?password=)")
 _OPENING = re.compile(r"(token|key|secret|sig|signature|password)s?$", re.IGNORECASE)
 """How the name of a query's field ends whose value opens something: `token`, `apiKey`, `X-Amz-Signature`."""

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 from receiver.app.logs import LogObserver
 from receiver.app.metrics import MetricsObserver
@@ -30,8 +29,8 @@ from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.base import Destination
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import deapi, deepdub, deepgram, playht
-from receiver.providers.base import PullProvider, PushProvider
+from receiver.providers import adapter_of
+from receiver.providers.base import Adapter, PullProvider, PushProvider
 from receiver.settings.load import (
     blob_folder,
     journal_folder,
@@ -41,7 +40,7 @@ from receiver.settings.load import (
     sqlite_path,
     token_secrets,
 )
-from receiver.settings.model import DestinationSettings, Finding, Settings, SourceSettings, install
+from receiver.settings.model import DestinationSettings, Settings, SourceSettings, install
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -51,14 +50,6 @@ from receiver.storage.journal import Journal
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from receiver.system.bodies import BodyBuffer
-
-PROVIDERS: Mapping[str, ModuleType] = {
-    "deepgram": deepgram,
-    "deapi": deapi,
-    "deepdub": deepdub,
-    "playht": playht,
-}
-"""Every provider adapter by the name that `provider = "…"` uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,30 +104,9 @@ class Receiver:
         return self.ports.blobs
 
 
-def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, PushProvider | PullProvider]:
+def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, Adapter]:
     """Return the adapter of each source. Raises `ConfigError` naming the first setting that does not fit."""
-    return {
-        name: _module(source.provider, name).create(source, tokens)
-        for name, source in settings.sources.items()
-    }
-
-
-def provider_findings(settings: Settings) -> list[Finding]:
-    """Return what the providers have to say about their sources' settings."""
-    found: list[Finding] = []
-    for name, source in settings.sources.items():
-        found += _module(source.provider, name).findings(source)
-    return found
-
-
-def _module(provider: str, source: str) -> ModuleType:
-    try:
-        return PROVIDERS[provider]
-    except KeyError:
-        known = ", ".join(sorted(PROVIDERS))
-        raise ConfigError(
-            f"sources.{source}.provider: there is no provider {provider!r}; write one of {known}"
-        ) from None
+    return {name: adapter_of(source).create(source, tokens) for name, source in settings.sources.items()}
 
 
 def build_store(settings: Settings) -> Store:

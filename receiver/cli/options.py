@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from receiver.core.clock import wall_clock
-from receiver.core.errors import ConfigError, NotFound, ReceiverError
+from receiver.core.errors import NotFound, ReceiverError
 from receiver.web.views import FORMAT_KEYS
 
 if TYPE_CHECKING:
@@ -178,22 +178,10 @@ def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | 
 
 def provider_settings(source: SourceSettings) -> Any:
     """Return the provider's own settings of a source, checked by its model. Raises `ConfigError`."""
-    from receiver.providers.deapi import DeapiSettings
-    from receiver.providers.deepdub import DeepdubSettings
-    from receiver.providers.deepgram import DeepgramSettings
-    from receiver.providers.playht import PlayhtSettings
+    from receiver.providers import adapter_of
     from receiver.settings.model import provider_options
 
-    match source.provider:
-        case "deepgram":
-            return provider_options(DeepgramSettings, source)
-        case "deapi":
-            return provider_options(DeapiSettings, source)
-        case "deepdub":
-            return provider_options(DeepdubSettings, source)
-        case "playht":
-            return provider_options(PlayhtSettings, source)
-    raise ConfigError(f"sources.{source.name}.provider: there is no provider {source.provider!r}")
+    return provider_options(adapter_of(source).Settings, source)
 
 
 def newest(source: SourceSettings, setting: str) -> str | None:

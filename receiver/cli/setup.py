@@ -64,7 +64,7 @@ def init(
     flag = "" if path == "receiver.toml" else f"--config {path} "
     typer.echo(f"{path} is written, with fresh secrets; only you can read it.\n\nNext:")
     if public_url:
-        url = callback_urls.callback_url(public_url, "deepgram", provider="deepgram", basic=made.basic)
+        url = callback_urls.callback_url(public_url, "deepgram", basic=made.basic)
         typer.echo(f"  1. Give Deepgram this callback URL:\n     {url}")
         typer.echo(f"     or one for each job: receiver {flag}callback-url deepgram --ref YOUR-ID")
     else:
@@ -214,9 +214,12 @@ def callback_url(
 def _print_without_token(settings: Settings, source: SourceSettings, as_json: bool) -> None:
     from receiver.core import callback_urls
     from receiver.engine.requests import newest_basic
+    from receiver.providers import adapter_of
 
     basic = newest_basic(source)
-    url = callback_urls.callback_url(settings.public_url, source.name, provider=source.provider, basic=basic)
+    url = callback_urls.callback_url(
+        settings.public_url, source.name, https_only=adapter_of(source).https_only, basic=basic
+    )
     if as_json:
         print_json({"url": url, "source": source.name, "token": None, "ref": None})
     else:
@@ -269,9 +272,10 @@ def _refuse_contradictions(
     no_token: bool,
     expect_within: str | None,
 ) -> None:
-    from receiver.engine.requests import MAX_SECONDS, calls_back
+    from receiver.engine.requests import MAX_SECONDS
+    from receiver.providers import adapter_of
 
-    if not calls_back(source):
+    if not adapter_of(source).calls_back:
         raise UsageError(
             f"{source.name} is of provider {source.provider}, which does not call back: hand its results over with "
             f"`receiver pickup {source.name}`"
@@ -284,7 +288,7 @@ def _refuse_contradictions(
         raise UsageError(
             f"sources.{source.name}.require_token is set, so a URL without a token would be refused: drop --no-token"
         )
-    if job_secret and source.provider != "deapi":
+    if job_secret and not adapter_of(source).job_secrets:
         raise UsageError("--job-secret is for deAPI: it alone takes a webhook_secret with a job")
     if expect_within and not 0 < seconds(expect_within) <= MAX_SECONDS:
         raise UsageError("--expect-within is more than 0s and at most 30d")

@@ -12,8 +12,6 @@ PORTS = (80, 443, 8080, 8443)
 """The ports that Deepgram calls back on (https://developers.deepgram.com/docs/callback)."""
 MAX_LENGTH = 2048
 """The most characters that deAPI takes for `webhook_url` (https://docs.deapi.ai); kept for every provider."""
-HTTPS_ONLY = frozenset({"deapi"})
-"""Providers that call nothing but https."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +96,20 @@ def callback_url(
     public_url: str | None,
     source: str,
     *,
-    provider: str,
+    https_only: bool = False,
     token: str | None = None,
     basic: str | None = None,
 ) -> str:
     """Return the URL to hand to a provider: `basic` is the `user:password` it shall send, `token` one of ours.
 
     Raises `ConfigError` with the reason when the provider could not call it: no public URL, another port than 80,
-    443, 8080 and 8443, an underscore anywhere, http for deAPI, or more than 2048 characters.
+    443, 8080 and 8443, an underscore anywhere, http where it is `https_only` (deAPI), or more than 2048 characters.
     """
     if not public_url:
         raise ConfigError(
             'public_url is not set, so nobody outside can be told where to call: write public_url = "https://…"'
         )
-    for problem in public_url_problems(public_url, https_only=provider in HTTPS_ONLY):
+    for problem in public_url_problems(public_url, https_only=https_only):
         raise ConfigError(f"public_url: {problem.message}; {problem.fix}")
     if basic is not None and "_" in basic:
         raise ConfigError(

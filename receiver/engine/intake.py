@@ -298,7 +298,10 @@ class Intake:
         finally:
             self.load.end_storing(storing)
         report.answer = "journaled"
-        await self._journal.keep(callback, key=draft.idempotency_key, reason=report.reason)
+        secret = provider.secret_headers
+        await self._journal.keep(
+            callback, key=draft.idempotency_key, reason=report.reason, secret_headers=secret
+        )
         if provider.keeps_retrying:
             return _busy("the callback is kept, but not yet recorded; send it again")
         return Answer(200, {"status": "journaled"})

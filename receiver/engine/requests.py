@@ -16,6 +16,7 @@ from receiver.core.errors import PickupRefused
 from receiver.core.event import new_id
 from receiver.core.signing import CallbackTokens
 from receiver.core.work import Pickup, PickupKind
+from receiver.providers import adapter_of
 from receiver.providers.base import PullProvider
 from receiver.settings.model import SourceSettings
 
@@ -25,9 +26,6 @@ MAX_TEXT = 8192
 """Characters of what is handed over; no provider's URL is longer."""
 MAX_SECONDS = 30 * 86400
 """The longest deadline that a pickup can have, and the longest time in which a callback can be expected."""
-
-ONLY_ASKED = frozenset({"deepdub"})
-"""Providers that never call back, so that nothing is to be handed to them."""
 
 
 class HandedOut(Struct, frozen=True, kw_only=True):
@@ -118,9 +116,9 @@ def hand_out(
 
     `provider` is the source's where it can be asked. Raises `ConfigError` when the provider could not call the URL.
     """
-    basic = newest_basic(source)
+    basic, https_only = newest_basic(source), adapter_of(source).https_only
     # Refused before a token is made: what is wrong with public_url is wrong with every URL.
-    callback_urls.callback_url(public_url, source.name, provider=source.provider, basic=basic)
+    callback_urls.callback_url(public_url, source.name, https_only=https_only, basic=basic)
     token = tokens.issue(
         source.name,
         ref=ref,
@@ -133,17 +131,12 @@ def hand_out(
     expectation = expect(source.name, claims, provider, now=now) if claims and claims.expect_by else None
     return HandedOut(
         url=callback_urls.callback_url(
-            public_url, source.name, provider=source.provider, token=token, basic=basic
+            public_url, source.name, https_only=https_only, token=token, basic=basic
         ),
         token=token,
         webhook_secret=tokens.job_secrets(token)[0] if job_secret else None,
         expectation=expectation,
     )
-
-
-def calls_back(source: SourceSettings) -> bool:
-    """Tell whether a source's provider calls back at all."""
-    return source.provider not in ONLY_ASKED
 
 
 def newest_basic(source: SourceSettings) -> str | None:

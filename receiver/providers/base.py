@@ -1,4 +1,4 @@
-"""What a provider adapter must do: prove a callback by headers, prove it with the body, normalize it.
+"""The frame of a provider adapter: the ports that the engine sees, and what all adapters have in common.
 
 An adapter is pure: it reads no clock, opens no file and sends nothing but through the `Fetch` it is given. Adding one is
 described in docs/adding-a-provider.md.
@@ -6,15 +6,21 @@ described in docs/adding-a-provider.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
 
-from receiver.core.callback import Admission, Body, Head, HeldBody, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, HeldBody, TokenClaims, VerifiedCallback
+from receiver.core.errors import ConfigError, MalformedCallback
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Failed, Fetch
+from receiver.core.redaction import Redactor
+from receiver.core.signing import CallbackTokens
 from receiver.core.work import Pickup
+from receiver.providers.documents import Document, decode_object, encode
+from receiver.providers.toolkit import check_token, content_key, redacted, unsigned
+from receiver.settings.model import Code, Finding, Section, SourceSettings, provider_options
 
 
 @runtime_checkable
@@ -51,6 +57,10 @@ class PushProvider(Protocol):
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the idempotency key of a callback that could not be normalized (token and content hash)."""
+
+    @property
+    def secret_headers(self) -> frozenset[str]:
+        """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -119,3 +129,99 @@ class PullProvider(Protocol):
 
     def redact(self, body: bytes) -> bytes:
         """Return `body` without the secrets it may carry."""
+
+
+class Adapter:
+    """One configured source. A subclass is one provider; its module says everything that is particular to it.
+
+    A class that defines `admit`, `verify` and `normalize` is a `PushProvider`, one that defines `collect` and what goes with it
+    a `PullProvider`.
+    """
+
+    provider: ClassVar[str]
+    """The name that `provider = "…"` uses."""
+    Settings: ClassVar[type[Section]]
+    """The source's own settings, beside those that every source has."""
+    codes: ClassVar[Mapping[str, Code]]
+    """What `receiver check` may find: the codes of this provider, whose first is that of a wrong setting."""
+    calls_back: ClassVar[bool] = True
+    """False: the provider is only asked, and no callback URL is issued for it."""
+    keeps_retrying: ClassVar[bool] = False
+    https_only: ClassVar[bool] = False
+    """True: the provider calls nothing but https."""
+    job_secrets: ClassVar[bool] = False
+    """True: a job may be submitted with a webhook secret of its own."""
+    secret_headers: frozenset[str] = frozenset()
+
+    def __init__(self, settings: SourceSettings, options: Any, tokens: CallbackTokens) -> None:
+        """`options` is an instance of `Settings`."""
+        self.source = settings.name
+        self._settings, self._options, self._tokens = settings, options, tokens
+        self._redactor = Redactor(self._secrets())
+
+    @classmethod
+    def create(cls, settings: SourceSettings, tokens: CallbackTokens) -> Self:
+        """Return the adapter of one source. Raises `ConfigError` when it could prove nobody, or a setting is wrong."""
+        options = provider_options(cls.Settings, settings)
+        for finding in cls._judge(f"sources.{settings.name}", options):
+            if finding.fatal:
+                raise ConfigError(f"{finding.where}: {finding.message}; {finding.fix}")
+        return cls(settings, options, tokens)
+
+    @classmethod
+    def findings(cls, settings: SourceSettings) -> list[Finding]:
+        """Return what `receiver check` says of one source."""
+        where = f"sources.{settings.name}"
+        try:
+            options = provider_options(cls.Settings, settings)
+        except ConfigError as error:
+            fix = "correct the setting; see docs/configuration.md"
+            return [Finding(next(iter(cls.codes)), where, error.message, fix)]
+        return list(cls._judge(where, options))
+
+    @classmethod
+    def _judge(cls, where: str, options: Any) -> Iterable[Finding]:
+        """Yield what is wrong or doubtful about valid settings; `where` is `sources.NAME`."""
+        return ()
+
+    @classmethod
+    def _finding(cls, code: str, where: str, message: str, fix: str = "") -> Finding:
+        return Finding(code, where, message, fix or cls.codes[code].fix)
+
+    def _secrets(self) -> tuple[str, ...]:
+        """Return every secret of the settings, as it may stand in a body."""
+        return ()
+
+    def sign(self, body: bytes, *, now: int) -> dict[str, str]:
+        """Return the headers with which the provider would prove `body`; `now` in epoch milliseconds."""
+        return {}
+
+    def redact(self, body: bytes) -> bytes:
+        """Return `body` without the configured secrets, callback tokens and what signs its links."""
+        return redacted(self._redactor, body)
+
+    def fallback_key(self, callback: VerifiedCallback) -> str:
+        """Return the identity of a callback that could not be normalized: token and content hash."""
+        return content_key(callback)
+
+    def _claims(self, head: Head, *, required: bool) -> TokenClaims | None:
+        """Return what the path's token says; see `check_token`."""
+        return check_token(self._tokens, self.source, head, required=required)
+
+    def _load(self, body: Body, limit: int) -> tuple[Document, bytes]:
+        """Return a JSON body, decoded and as bytes. Raises `MalformedCallback`."""
+        if body.size > limit:
+            raise MalformedCallback(f"the JSON has {body.size} bytes; {limit} are allowed")
+        raw = body.load()
+        return decode_object(raw), raw
+
+    def _without_secrets(self, document: Document, raw: bytes) -> tuple[Document, bytes]:
+        """Return a document and its bytes without the configured secrets and callback tokens."""
+        kept = self._redactor.clean_document(document, raw)
+        return (document, raw) if kept is raw else (decode_object(kept), kept)
+
+    @staticmethod
+    def _without_signatures(document: Document, raw: bytes) -> tuple[Document, bytes]:
+        """Return a document and its bytes without what signs its links."""
+        bare: Document = unsigned(document)
+        return bare, raw if bare is document else encode(bare)

@@ -8,27 +8,24 @@ Ten failed callbacks in a row switch webhooks off for the whole account, so noth
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from msgspec import Struct
 from msgspec.structs import replace
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, VerifiedCallback
-from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
+from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, FileDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.core.redaction import Redactor
 from receiver.core.signing import CallbackTokens, hmac_sha256_hex, same_as_any
 from receiver.core.work import Found, Pickup
 from receiver.providers import results, toolkit
-from receiver.providers.base import Collected, Gone, NotYet, Order, Result
+from receiver.providers.base import Adapter, Collected, Gone, NotYet, Order, Result
 from receiver.providers.documents import (
     Document,
     decode_object,
-    encode,
     epoch_ms,
     join_key,
     number,
@@ -37,17 +34,8 @@ from receiver.providers.documents import (
     table,
     text,
 )
-from receiver.providers.toolkit import (
-    SecretList,
-    check_token,
-    content_key,
-    redacted,
-    refuse,
-    reveal,
-    shown,
-    unsigned,
-)
-from receiver.settings.model import MIB, Finding, Section, SourceSettings, provider_options
+from receiver.providers.toolkit import SecretList, reveal, revealed, shown, unsigned
+from receiver.settings.model import MIB, Code, Finding, Section, SourceSettings
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of deAPI's needs more than this."""
@@ -56,6 +44,26 @@ _STAMP = re.compile(r"[0-9]{1,12}")
 _SIGNATURE = re.compile(r"sha256=[0-9a-f]{64}")
 _STAGES = {"job.processing": "processing", "job.completed": "completed", "job.failed": "failed"}
 _HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*|[0-9a-f:]+:[0-9a-f:.]*")
+LINK_MS = 24 * 3600 * 1000
+"""How long a result link lasts, about (https://docs.deapi.ai: result URLs are signed and expire)."""
+FAILED = ("error", "failed")
+"""`error` is documented; older pages of deAPI's say `failed`."""
+_WAITING = ("pending", "processing", "in_progress", "queued")
+_DONE = ("done", "completed")
+_EXPIRED = (400, 401, 403, 404, 410)
+"""What a storage answers for a link that it does not honour (any more): S3 has 400 and 403 for it."""
+_FIRST_WAIT, _LONGEST_WAIT, _GROWTH = 5.0, 60.0, 1.5
+_PATHS = ("api/v2/jobs/", "api/v1/client/request-status/")
+"""Of a job, in both versions of the API; asked is the first."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
+_TRANSCRIPTS = re.compile(r"(?:aud|vid|audiofile|videofile|audio|video)2txt|transcri(?:be|pt|ption)")
+_LINK = re.compile(r"https?://[^\s\x00-\x1f\x7f]{1,8180}", re.IGNORECASE)
+_WANTED: dict[str | None, results.Wanted] = {
+    "speech": "audio",
+    "transcript": "transcript",
+    "media": "media",
+    None: "any",
+}
 
 
 class DeapiSettings(Section):
@@ -84,71 +92,53 @@ class DeapiSettings(Section):
         return value
 
 
-def create(settings: SourceSettings, tokens: CallbackTokens) -> DeapiProvider:
-    """Return the adapter of one source. Raises `ConfigError` when it could prove nobody, or a setting is wrong."""
-    options = provider_options(DeapiSettings, settings)
-    refuse(_judge(settings.name, options))
-    return DeapiProvider(settings, options, tokens)
-
-
-def findings(settings: SourceSettings) -> list[Finding]:
-    """Return what `receiver check` says of one source: E201, E204, W201 to W203."""
-    try:
-        options = provider_options(DeapiSettings, settings)
-    except ConfigError as error:
-        where = f"sources.{settings.name}"
-        return [Finding("E204", where, error.message, "correct the setting; see docs/configuration.md")]
-    return _judge(settings.name, options)
-
-
-def _judge(name: str, options: DeapiSettings) -> list[Finding]:
-    where, found = f"sources.{name}.secrets", []
-    write = f'add secrets = ["env:DEAPI_WEBHOOK_SECRET"] to [sources.{name}]'
-    if not options.secrets and not options.require_token:
-        nobody = "no proof is configured, so anybody's callback would be believed"
-        found.append(Finding("E201", where, nobody, write))
-    elif not options.secrets:
-        only = "only jobs whose webhook_secret was made with their callback URL can be proved; the account's cannot"
-        found.append(Finding("W201", where, only, write))
-    if any(len(secret) < 16 for secret in reveal(options.secrets)):
-        short = "a secret has fewer than 16 characters: is it the whole of it?"
-        found.append(Finding("W202", where, short, "copy the secret from deAPI's webhook settings again"))
-    if options.api_key and toolkit.in_clear(options.api_url):
-        clear = "the API key travels in clear"
-        found.append(Finding("W203", f"sources.{name}.api_url", clear, "use an https:// URL"))
-    return found
-
-
-class DeapiProvider:
+class DeapiProvider(Adapter):
     """One deAPI source."""
 
-    provider: ClassVar[str] = "deapi"
-    keeps_retrying: ClassVar[bool] = False
+    provider = "deapi"
+    Settings = DeapiSettings
+    https_only = True
+    job_secrets = True
+    secret_headers = frozenset((SIGNATURE_HEADER,))
+    codes: ClassVar = {
+        "E204": Code("A deAPI source's setting is wrong", ""),
+        "E201": Code("A deAPI source has no proof", 'add secrets = ["env:DEAPI_WEBHOOK_SECRET"]'),
+        "W201": Code("Only jobs with a secret of their own can be proved", "add secrets"),
+        "W202": Code("A deAPI secret is very short", "copy the secret from deAPI's webhook settings again"),
+        "W203": Code("A deAPI key travels in clear", "use an https:// URL"),
+    }
 
     def __init__(self, settings: SourceSettings, options: DeapiSettings, tokens: CallbackTokens) -> None:
-        self._source, self._tokens = settings.name, tokens
-        self._secrets = reveal(options.secrets)
-        self._tolerance = options.tolerance_seconds
-        self._require_token = options.require_token
+        self._account_secrets, self._key = reveal(options.secrets), revealed(options.api_key)
+        super().__init__(settings, options, tokens)
+        self.deadline_seconds, self._api_url = options.deadline_seconds, options.api_url
         self._body_limit = min(settings.max_json_bytes, MAX_BODY)
-        key = options.api_key.get_secret_value() if options.api_key else ""
-        self._redactor = Redactor((*self._secrets, key))
-        self._setting = f"sources.{self._source}.secrets"
-        self._deadline = options.deadline_seconds
-        limits = Limits(audio=settings.max_audio_bytes, text=settings.max_json_bytes)
-        self._jobs = JobReader(
-            source=self._source,
-            api_url=options.api_url,
-            api_key=key,
-            result_hosts=options.result_hosts,
-            limits=limits,
-            redactor=self._redactor,
+        self._secrets_setting, self._key_setting = (
+            f"sources.{self.source}.{name}" for name in ("secrets", "api_key")
         )
 
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self._source
+    def _secrets(self) -> tuple[str, ...]:
+        return (*self._account_secrets, self._key)
+
+    @classmethod
+    def _judge(cls, where: str, options: DeapiSettings) -> Iterator[Finding]:
+        secrets, write = f"{where}.secrets", f"{cls.codes['E201'].fix} to [{where}]"
+        if not options.secrets and not options.require_token:
+            nobody = "no proof is configured, so anybody's callback would be believed"
+            yield cls._finding("E201", secrets, nobody, write)
+        elif not options.secrets:
+            only = "only jobs whose webhook_secret was made with their callback URL can be proved; the account's cannot"
+            yield cls._finding("W201", secrets, only, write)
+        if any(len(secret) < 16 for secret in reveal(options.secrets)):
+            yield cls._finding(
+                "W202", secrets, "a secret has fewer than 16 characters: is it the whole of it?"
+            )
+        if options.api_key and toolkit.in_clear(options.api_url):
+            yield cls._finding("W203", f"{where}.api_url", "the API key travels in clear")
+
+    def sign(self, body: bytes, *, now: int) -> dict[str, str]:
+        """Return timestamp and signature, made with the newest of the account's secrets."""
+        return signed(self._account_secrets[-1], body, now=now) if self._account_secrets else {}
 
     # ------------------------------------------------------------ proofs
 
@@ -158,7 +148,7 @@ class DeapiProvider:
         Raises `CallbackRejected` or `WrongSource`.
         """
         stamp, signature = head.one(STAMP_HEADER), head.one(SIGNATURE_HEADER)
-        claims = check_token(self._tokens, self._source, head, required=self._require_token)
+        claims = self._claims(head, required=self._options.require_token)
         if stamp is None or signature is None:
             missing = "X-DeAPI-Timestamp" if stamp is None else "X-DeAPI-Signature"
             raise self._rejection(f"the header {missing} is missing: deAPI signs every callback")
@@ -167,24 +157,24 @@ class DeapiProvider:
         if not _SIGNATURE.fullmatch(signature):
             raise self._rejection("X-DeAPI-Signature is not sha256= and 64 lower-case hex digits")
         self._check_fresh(int(stamp), head.received_at)
-        if not self._secrets and not (claims and claims.job_secret):
+        if not self._account_secrets and not (claims and claims.job_secret):
             raise self._rejection(
-                f"no account secret is configured, and the URL names no job with one: set {self._setting}"
+                f"no account secret is configured, and the URL names no job with one: set {self._secrets_setting}"
             )
         proofs = frozenset(("token",)) if claims else frozenset[str]()
         return Admission(head=head, claims=claims, proofs=proofs, body_limit=self._body_limit)
 
     def _check_fresh(self, stamp: int, now: int) -> None:
         away = abs(now - stamp * 1000)
-        if away > self._tolerance * 1000:
+        if away > self._options.tolerance_seconds * 1000:
             raise CallbackRejected(
-                f"X-DeAPI-Timestamp is {away // 1000} s from this machine's clock, {self._tolerance} s are allowed: "
+                f"X-DeAPI-Timestamp is {away // 1000} s from this machine's clock, {self._options.tolerance_seconds} s are allowed: "
                 "check the clock, or the callback was replayed",
-                setting=f"sources.{self._source}.tolerance_seconds",
+                setting=f"sources.{self.source}.tolerance_seconds",
             )
 
     def _rejection(self, message: str) -> CallbackRejected:
-        return CallbackRejected(message, setting=self._setting)
+        return CallbackRejected(message, setting=self._secrets_setting)
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Check the signature over the raw body: with the job's own secret where it has one, else the account's.
@@ -193,11 +183,11 @@ class DeapiProvider:
         """
         head, claims = admission.head, admission.claims
         own = claims is not None and claims.job_secret and head.token
-        secrets = tuple(self._tokens.job_secrets(head.token)) if own and head.token else self._secrets
+        secrets = tuple(self._tokens.job_secrets(head.token)) if own and head.token else self._account_secrets
         stamp, signature = head.one(STAMP_HEADER) or "", head.one(SIGNATURE_HEADER) or ""
-        message = b"%b.%b" % (stamp.encode("latin-1"), body.load())
-        if not same_as_any(signature, ["sha256=" + hmac_sha256_hex(secret, message) for secret in secrets]):
-            whose = "the secret made for this job's URL" if own else f"no secret in {self._setting}"
+        content = body.load()
+        if not same_as_any(signature, [_signature(secret, stamp, content) for secret in secrets]):
+            whose = "the secret made for this job's URL" if own else f"no secret in {self._secrets_setting}"
             raise self._rejection(f"X-DeAPI-Signature fits {'not ' if own else ''}{whose}")
         return VerifiedCallback(head=head, claims=claims, proofs=admission.proofs | {"hmac"}, body=body)
 
@@ -208,7 +198,8 @@ class DeapiProvider:
 
         Raises `MalformedCallback` for another event, or when the job cannot be told.
         """
-        document, bare, kept = self._document(callback)
+        document, kept = self._without_secrets(*self._load(callback.body, self._body_limit))
+        bare, kept = self._without_signatures(document, kept)
         event, data = document.get("event"), table(document, "data")
         stage = _STAGES.get(event) if isinstance(event, str) else None
         if stage is None:
@@ -240,151 +231,27 @@ class DeapiProvider:
             document=kept,
         )
 
-    def _document(self, callback: VerifiedCallback) -> tuple[Document, Document, bytes]:
-        """Return the document without our secrets; then without what signs its links as well, decoded and as bytes."""
-        if callback.body.size > self._body_limit:
-            raise MalformedCallback(
-                f"the JSON has {callback.body.size} bytes; {self._body_limit} are allowed"
-            )
-        raw = callback.body.load()
-        document = decode_object(raw)
-        kept = self._redactor.clean_document(document, raw)
-        if kept is not raw:
-            document = decode_object(kept)
-        bare = unsigned(document)
-        return document, bare, kept if bare is document else encode(bare)
-
-    def redact(self, body: bytes) -> bytes:
-        """Return `body` without the configured secrets, callback tokens and what signs its links."""
-        return redacted(self._redactor, body)
-
-    def fallback_key(self, callback: VerifiedCallback) -> str:
-        """Return the identity of a callback that could not be normalized: token and content hash."""
-        return content_key(callback)
-
     # ------------------------------------------------------------ results
 
     def _remote(self, job_id: str, data: Document, callback: VerifiedCallback) -> RemoteResult | None:
         """Return where the result lies. A link is documented as always there, and not always so: then the job is asked."""
         url = http_link(data.get("result_url"))
-        if url is None and not self._jobs.can_ask(job_id):
+        if url is None and not self._askable(job_id):
             return None
         # From its arrival, not from the time it tells: a clock of the sender's is no reason to try once and give up.
         return RemoteResult(
             key=completed_key(data["job_request_id"]),
             url=url,
-            deadline_at=callback.head.received_at + round(self._deadline * 1000),
+            deadline_at=callback.head.received_at + round(self.deadline_seconds * 1000),
         )
 
-    @property
-    def deadline_seconds(self) -> float:
-        """How long a result is tried for, in seconds."""
-        return self._deadline
+    # ------------------------------------------------------------ polling
 
     def order(self, text: str, format: Mapping[str, Any]) -> Order:
         """Understand a job id, or the API's URL of a job. Raises `PickupRefused`."""
-        return self._jobs.order(text)
-
-    def can_ask(self, pickup: Pickup) -> bool:
-        """Tell whether deAPI can be asked about this one's job: there is a key, and the job is known."""
-        return self._jobs.can_ask(pickup.job_id)
-
-    def family(self, pickup: Pickup) -> str:
-        """Return `speech`, `transcript` or `media`, by the callback, else by the job type in the pickup's `product`."""
-        return self._jobs.family(pickup) or "media"
-
-    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
-        """Fetch the result from its link, or from a fresh one that the job is asked for."""
-        return await self._jobs.collect(pickup, fetch, now=now)
-
-
-LINK_MS = 24 * 3600 * 1000
-"""How long a result link lasts, about (https://docs.deapi.ai: result URLs are signed and expire)."""
-FAILED = ("error", "failed")
-"""`error` is documented; older pages of deAPI's say `failed`."""
-_WAITING = ("pending", "processing", "in_progress", "queued")
-_DONE = ("done", "completed")
-_EXPIRED = (400, 401, 403, 404, 410)
-"""What a storage answers for a link that it does not honour (any more): S3 has 400 and 403 for it."""
-_FIRST_WAIT, _LONGEST_WAIT, _GROWTH = 5.0, 60.0, 1.5
-_PATHS = ("api/v2/jobs/", "api/v1/client/request-status/")
-"""Of a job, in both versions of the API; asked is the first."""
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
-_TRANSCRIPTS = re.compile(r"(?:aud|vid|audiofile|videofile|audio|video)2txt|transcri(?:be|pt|ption)")
-_LINK = re.compile(r"https?://[^\s\x00-\x1f\x7f]{1,8180}", re.IGNORECASE)
-_WANTED: dict[str | None, results.Wanted] = {
-    "speech": "audio",
-    "transcript": "transcript",
-    "media": "media",
-    None: "any",
-}
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """The most bytes that a result may have."""
-
-    audio: int
-    """Audio and other media."""
-    text: int
-    """Transcripts."""
-
-
-def family_of(job_type: Any) -> str:
-    """Return `speech`, `transcript` or `media`; job types are an open set, so anything unknown is media."""
-    if isinstance(job_type, str):
-        if job_type.endswith("2audio") or job_type == "speech":
-            return "speech"
-        if _TRANSCRIPTS.fullmatch(job_type):
-            return "transcript"
-    return "media"
-
-
-def error_of(data: Document) -> JobError:
-    """Return what deAPI says went wrong with a job."""
-    code = text(data, "error_code", 200)
-    return JobError(message=text(data, "error_message") or code or "the provider gave no reason", code=code)
-
-
-def http_link(value: Any) -> str | None:
-    """Return an http(s) URL, None for anything else."""
-    return value if isinstance(value, str) and _LINK.fullmatch(value) else None
-
-
-def completed_key(job_id: object) -> str:
-    """Return the identity of a job's result, whichever road it comes by."""
-    return join_key("job", job_id, "job.completed")
-
-
-def failed_key(job_id: str) -> str:
-    """Return the identity of a job's failure: that of the callback, which may come as well."""
-    return join_key("job", job_id, "job.failed")
-
-
-class JobReader:
-    """Brings the results of one source's jobs home."""
-
-    def __init__(
-        self,
-        *,
-        source: str,
-        api_url: str,
-        api_key: str,
-        result_hosts: Sequence[str],
-        limits: Limits,
-        redactor: Redactor,
-    ) -> None:
-        """`api_key` is "" where there is none: then nothing but a link that is known can be fetched."""
-        self._api_url, self._key = api_url, api_key
-        self._hosts, self._limits, self._redactor = tuple(result_hosts), limits, redactor
-        self._setting = f"sources.{source}.api_key"
-
-    # ------------------------------------------------------------ what can be asked
-
-    def order(self, handed: str) -> Order:
-        """Understand a job id, or the API's URL of a job. Raises `PickupRefused`."""
         if not self._key:
-            raise PickupRefused(f"deAPI is asked with an API key: set {self._setting}")
-        name = handed.strip()
+            raise PickupRefused(f"deAPI is asked with an API key: set {self._key_setting}")
+        name = text.strip()
         if toolkit.is_url(name):
             name = self._id_in(name)
         if not _ID.fullmatch(name):
@@ -403,12 +270,18 @@ class JobReader:
             raise PickupRefused(f"the URL is not one of a job: {wanted}")
         return name
 
-    def can_ask(self, job_id: str | None) -> bool:
-        """Tell whether the API can be asked about this job."""
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether deAPI can be asked about this one's job: there is a key, and the job is known."""
+        return self._askable(pickup.job_id)
+
+    def _askable(self, job_id: str | None) -> bool:
         return bool(self._key) and job_id is not None and _ID.fullmatch(job_id) is not None
 
-    def family(self, pickup: Pickup) -> str | None:
-        """Return `speech`, `transcript` or `media`, None when nothing tells."""
+    def family(self, pickup: Pickup) -> str:
+        """Return `speech`, `transcript` or `media`, by the callback, else by the job type in the pickup's `product`."""
+        return self._known_family(pickup) or "media"
+
+    def _known_family(self, pickup: Pickup) -> str | None:
         if pickup.draft is not None:
             return pickup.draft.type.partition(".")[0]
         product = pickup.format.get("product")
@@ -418,33 +291,30 @@ class JobReader:
 
     async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
         """Make one attempt: the link that is known, then a fresh one, where the job can be asked for it."""
-        askable, refused = self.can_ask(pickup.job_id), None
+        askable, refused = self.can_ask(pickup), None
         if pickup.target is not None and not (askable and _expired(pickup, now)):
-            found = await self._download(fetch, pickup.target, self.family(pickup))
+            found = await self._download(fetch, pickup.target, self._known_family(pickup))
             if not (isinstance(found, Answer) and found.status in _EXPIRED):
                 return self._fetched(pickup, found, {}, now)
             refused = found.status
         if not askable:
             return self._unasked(refused)
-        answer = await fetch.ask(self._job_url(pickup), headers=self._headers())
+        headers = {"authorization": f"Bearer {self._key}", "accept": "application/json"}
+        job = quote(pickup.job_id or "", safe="")
+        answer = await fetch.ask(f"{self._api_url}/{_PATHS[0]}{job}", headers=headers)
         if isinstance(answer, Failed):
             return answer
         return await self._told(pickup, answer, fetch, now)
 
     def _unasked(self, status: int | None) -> Failed:
         gone = "the link has expired or is not there yet" if status else "there is no link to the result"
-        detail = f"{gone}; set {self._setting} so that a fresh one can be asked for"
+        detail = f"{gone}; set {self._key_setting} so that a fresh one can be asked for"
         return Failed(kind=Found.REFUSED, status=status, detail=detail)
 
-    def _job_url(self, pickup: Pickup) -> str:
-        return f"{self._api_url}/{_PATHS[0]}{quote(pickup.job_id or '', safe='')}"
-
-    def _headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self._key}", "accept": "application/json"}
-
     async def _download(self, fetch: Fetch, url: str, family: str | None) -> Downloaded | Answer | Failed:
-        limit = self._limits.text if family == "transcript" else self._limits.audio
-        return await fetch.download(url, hosts=self._hosts, limit=limit)
+        settings = self._settings
+        limit = settings.max_json_bytes if family == "transcript" else settings.max_audio_bytes
+        return await fetch.download(url, hosts=self._options.result_hosts, limit=limit)
 
     async def _told(self, pickup: Pickup, answer: Answer, fetch: Fetch, now: int) -> Result:
         """Read what the API says of the job."""
@@ -474,8 +344,8 @@ class JobReader:
             unknown = "deAPI does not know this job: another account's, or expired"
             return Gone(error=JobError(code="unknown_job", message=unknown))
         meanings = {
-            401: f"the API key is not accepted: check {self._setting}",
-            403: f"the API key is not accepted: check {self._setting}",
+            401: f"the API key is not accepted: check {self._key_setting}",
+            403: f"the API key is not accepted: check {self._key_setting}",
             404: "deAPI does not know this job",
             429: "deAPI says that these are too many requests (429)",
         }
@@ -558,9 +428,50 @@ class JobReader:
         )
 
     def _family_with(self, pickup: Pickup, data: Document) -> str | None:
-        known = self.family(pickup)
+        known = self._known_family(pickup)
         job_type = text(data, "job_type", 100)
         return known or (family_of(job_type) if job_type else None)
+
+
+def signed(secret: str, body: bytes, *, now: int) -> dict[str, str]:
+    """Return the headers that prove `body`: HMAC-SHA256 over the timestamp, a full stop and the raw body, in hex."""
+    stamp = str(now // 1000)
+    return {STAMP_HEADER: stamp, SIGNATURE_HEADER: _signature(secret, stamp, body)}
+
+
+def _signature(secret: str, stamp: str, body: bytes) -> str:
+    return "sha256=" + hmac_sha256_hex(secret, b"%b.%b" % (stamp.encode("latin-1"), body))
+
+
+def family_of(job_type: Any) -> str:
+    """Return `speech`, `transcript` or `media`; job types are an open set, so anything unknown is media."""
+    if isinstance(job_type, str):
+        if job_type.endswith("2audio") or job_type == "speech":
+            return "speech"
+        if _TRANSCRIPTS.fullmatch(job_type):
+            return "transcript"
+    return "media"
+
+
+def error_of(data: Document) -> JobError:
+    """Return what deAPI says went wrong with a job."""
+    code = text(data, "error_code", 200)
+    return JobError(message=text(data, "error_message") or code or "the provider gave no reason", code=code)
+
+
+def http_link(value: Any) -> str | None:
+    """Return an http(s) URL, None for anything else."""
+    return value if isinstance(value, str) and _LINK.fullmatch(value) else None
+
+
+def completed_key(job_id: object) -> str:
+    """Return the identity of a job's result, whichever road it comes by."""
+    return join_key("job", job_id, "job.completed")
+
+
+def failed_key(job_id: str) -> str:
+    """Return the identity of a job's failure: that of the callback, which may come as well."""
+    return join_key("job", job_id, "job.failed")
 
 
 def _result(data: Document) -> tuple[str | None, str | None]:

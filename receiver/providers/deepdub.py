@@ -8,23 +8,22 @@ expired one, so waiting ends at a deadline, and that is told as a time-out, neve
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
 from receiver.core.callback import Body
-from receiver.core.errors import ConfigError, MalformedCallback, PickupRefused
+from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.core.redaction import Redactor
 from receiver.core.signing import CallbackTokens
 from receiver.core.work import Found, Pickup
 from receiver.providers import results, toolkit
-from receiver.providers.base import Collected, Gone, NotYet, Order, Result
+from receiver.providers.base import Adapter, Collected, Gone, NotYet, Order, Result
 from receiver.providers.documents import decode_object, join_key, looks_like_json, printable, text
-from receiver.providers.toolkit import refuse, shown
-from receiver.settings.model import Finding, Section, SourceSettings, provider_options
+from receiver.providers.toolkit import revealed, shown
+from receiver.settings.model import Code, Finding, Section, SourceSettings
 
 REGIONS = {
     "us": "https://restapi.deepdub.ai/api/v1",
@@ -59,55 +58,33 @@ class DeepdubSettings(Section):
         return self.base_url or REGIONS[self.region]
 
 
-def create(settings: SourceSettings, tokens: CallbackTokens) -> DeepdubProvider:
-    """Return the adapter of one source. Raises `ConfigError` when it has no key, or a setting is wrong."""
-    options = provider_options(DeepdubSettings, settings)
-    refuse(_judge(settings.name, options))
-    return DeepdubProvider(settings, options)
-
-
-def findings(settings: SourceSettings) -> list[Finding]:
-    """Return what `receiver check` says of one source: E301, E304, W301."""
-    try:
-        options = provider_options(DeepdubSettings, settings)
-    except ConfigError as error:
-        where = f"sources.{settings.name}"
-        return [Finding("E304", where, error.message, "correct the setting; see docs/configuration.md")]
-    return _judge(settings.name, options)
-
-
-def _judge(name: str, options: DeepdubSettings) -> list[Finding]:
-    where, found = f"sources.{name}", []
-    if not (options.api_key and options.api_key.get_secret_value()):
-        write = f'add api_key = "env:DEEPDUB_API_KEY" to [{where}]'
-        nothing = "without a key Deepdub gives out nothing"
-        found.append(Finding("E301", f"{where}.api_key", nothing, write))
-    if toolkit.in_clear(options.base):
-        clear = "the API key travels in clear"
-        found.append(Finding("W301", f"{where}.base_url", clear, "use an https:// URL"))
-    return found
-
-
-class DeepdubProvider:
+class DeepdubProvider(Adapter):
     """One Deepdub source: a `PullProvider`, and no `PushProvider`."""
 
-    provider: ClassVar[str] = "deepdub"
+    provider = "deepdub"
+    Settings = DeepdubSettings
+    calls_back = False
+    codes: ClassVar = {
+        "E304": Code("A Deepdub source's setting is wrong", ""),
+        "E301": Code("A Deepdub source has no key", 'add api_key = "env:DEEPDUB_API_KEY"'),
+        "W301": Code("A Deepdub key travels in clear", "use an https:// URL"),
+    }
 
-    def __init__(self, settings: SourceSettings, options: DeepdubSettings) -> None:
-        self._source, self._base = settings.name, options.base
-        self._key = options.api_key.get_secret_value() if options.api_key else ""
-        self._deadline, self._limit = options.deadline_seconds, settings.max_audio_bytes
-        self._redactor = Redactor((self._key,))
+    def __init__(self, settings: SourceSettings, options: DeepdubSettings, tokens: CallbackTokens) -> None:
+        self._base, self._key = options.base, revealed(options.api_key)
+        super().__init__(settings, options, tokens)
+        self.deadline_seconds, self._limit = options.deadline_seconds, settings.max_audio_bytes
 
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self._source
+    def _secrets(self) -> tuple[str, ...]:
+        return (self._key,)
 
-    @property
-    def deadline_seconds(self) -> float:
-        """How long audio is asked for, in seconds."""
-        return self._deadline
+    @classmethod
+    def _judge(cls, where: str, options: DeepdubSettings) -> Iterator[Finding]:
+        if not revealed(options.api_key):
+            nothing = "without a key Deepdub gives out nothing"
+            yield cls._finding("E301", f"{where}.api_key", nothing, f"{cls.codes['E301'].fix} to [{where}]")
+        if toolkit.in_clear(options.base):
+            yield cls._finding("W301", f"{where}.base_url", "the API key travels in clear")
 
     def order(self, text: str, format: Mapping[str, Any]) -> Order:
         """Understand the URL that Deepdub answered with, or the id at its end; an extension is ignored, as Deepdub does.
@@ -133,7 +110,7 @@ class DeepdubProvider:
         if not toolkit.same_origin(self._base, url):
             raise PickupRefused(
                 f"the URL is at {printable(toolkit.origin(url), 200)}, and this source asks {toolkit.origin(self._base)}: "
-                f"set sources.{self._source}.region (or base_url) to where the job was submitted"
+                f"set sources.{self.source}.region (or base_url) to where the job was submitted"
             )
         name = toolkit.path_below(f"{self._base}/{_PATH}", url)
         if name is None:
@@ -197,7 +174,7 @@ class DeepdubProvider:
             wait = WAITS[min(pickup.attempts, len(WAITS) - 1)]
             return NotYet(retry_in=wait, detail="Deepdub answers 404: not ready, or unknown")
         meanings = {
-            401: f"Deepdub does not accept the key: check sources.{self._source}.api_key, and that the region fits",
+            401: f"Deepdub does not accept the key: check sources.{self.source}.api_key, and that the region fits",
             402: "Deepdub says that the credits are used up (402)",
             429: "Deepdub says that these are too many requests at once (429)",
         }

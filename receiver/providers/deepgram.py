@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 from pydantic import SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
-from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
+from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import AudioDraft, EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.redaction import Redactor
 from receiver.core.signing import CallbackTokens, basic_credentials, same_as_any
 from receiver.providers import toolkit
+from receiver.providers.base import Adapter
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -37,12 +38,13 @@ from receiver.providers.documents import (
     table,
     text,
 )
-from receiver.providers.toolkit import SecretList, check_token, content_key, refuse, reveal
-from receiver.settings.model import Finding, Section, SourceSettings, provider_options
+from receiver.providers.toolkit import SecretList, content_key, reveal
+from receiver.settings.model import Code, Finding, Section, SourceSettings
 from receiver.system.audio import MEDIA_TYPES
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
 """What an audio event tells of its headers; `dg-project-id` and `dg-token` name the account and are left out."""
+_ADD_BASIC = 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
 _SECRET_VALUE = re.compile(rb'("callback_secret"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -70,77 +72,72 @@ class DeepgramSettings(Section):
         return value
 
 
-def create(settings: SourceSettings, tokens: CallbackTokens) -> DeepgramProvider:
-    """Return the adapter of one source. Raises `ConfigError` when it could prove nobody, or a setting is wrong."""
-    options = provider_options(DeepgramSettings, settings)
-    refuse(_judge(settings.name, options))
-    return DeepgramProvider(settings, options, tokens)
+class DeepgramProvider(Adapter):
+    """One Deepgram source."""
 
+    provider = "deepgram"
+    Settings = DeepgramSettings
+    keeps_retrying = True
+    secret_headers = frozenset(("authorization", "dg-token", "dg-project-id"))
+    codes: ClassVar = {
+        "E104": Code("A Deepgram source's setting is wrong", ""),
+        "E101": Code("A Deepgram source has no proof", _ADD_BASIC),
+        "E102": Code("require_dg_token without dg_token", "add dg_token"),
+        "E103": Code("require_callback_secret without callback_secrets", "add callback_secrets"),
+        "W101": Code("dg_token is the only proof", _ADD_BASIC),
+        "W102": Code("Only transcripts can be proved", _ADD_BASIC),
+        "W103": Code("A Deepgram pair holds an underscore", "use letters and digits, or write it as %5F"),
+    }
 
-def findings(settings: SourceSettings) -> list[Finding]:
-    """Return what `receiver check` says of one source: E101 to E104, W101 to W103."""
-    try:
-        options = provider_options(DeepgramSettings, settings)
-    except ConfigError as error:
-        where = f"sources.{settings.name}"
-        return [Finding("E104", where, error.message, "correct the setting; see docs/configuration.md")]
-    return _judge(settings.name, options)
+    def __init__(self, settings: SourceSettings, options: DeepgramSettings, tokens: CallbackTokens) -> None:
+        self._basic, self._dg_tokens = reveal(options.basic), reveal(options.dg_token)
+        self._callback_secrets = reveal(options.callback_secrets)
+        super().__init__(settings, options, tokens)
+        self._max_audio, self._max_json = settings.max_audio_bytes, settings.max_json_bytes
+        # The words of a transcript are its speaker's: of them, only what Deepgram echoes is taken out.
+        self._echoed = Redactor(self._callback_secrets)
 
+    def _secrets(self) -> tuple[str, ...]:
+        passwords = (pair.partition(":")[2] for pair in self._basic)
+        sent = (base64.b64encode(pair.encode()).decode() for pair in self._basic)
+        return (*self._basic, *passwords, *sent, *self._dg_tokens, *self._callback_secrets)
 
-def _judge(name: str, options: DeepgramSettings) -> list[Finding]:
-    where, found = f"sources.{name}", []
-    needed_dg_token = options.dg_token and options.require_dg_token
-    write = f'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"] to [{where}], and user:password@ to the callback URL'
-    if options.require_dg_token and not options.dg_token:
-        found.append(
-            Finding("E102", f"{where}.dg_token", "require_dg_token is set, but no dg_token", "add dg_token")
-        )
-    if options.require_callback_secret and not options.callback_secrets:
-        missing = "require_callback_secret is set, but no callback_secrets"
-        found.append(Finding("E103", f"{where}.callback_secrets", missing, "add callback_secrets"))
-    if not found and not (
-        options.basic or options.require_token or options.callback_secrets or needed_dg_token
-    ):
-        nobody = "no proof is configured, so anybody's callback would be believed"
-        found.append(Finding("E101", f"{where}.basic", nobody, f"{write}; or set require_token = true"))
-    if not (options.basic or options.require_token):
-        if needed_dg_token and not options.callback_secrets:
+    @classmethod
+    def _judge(cls, where: str, options: DeepgramSettings) -> Iterator[Finding]:
+        needed_dg_token = options.dg_token and options.require_dg_token
+        write = f"{_ADD_BASIC} to [{where}], and user:password@ to the callback URL"
+        unmet = False
+        if options.require_dg_token and not options.dg_token:
+            unmet = True
+            yield cls._finding("E102", f"{where}.dg_token", "require_dg_token is set, but no dg_token")
+        if options.require_callback_secret and not options.callback_secrets:
+            unmet = True
+            missing = "require_callback_secret is set, but no callback_secrets"
+            yield cls._finding("E103", f"{where}.callback_secrets", missing)
+        proofs = options.basic or options.require_token
+        if not (unmet or proofs or options.callback_secrets or needed_dg_token):
+            nobody = "no proof is configured, so anybody's callback would be believed"
+            yield cls._finding("E101", f"{where}.basic", nobody, f"{write}; or set require_token = true")
+        if not proofs and needed_dg_token and not options.callback_secrets:
             retired = "dg_token is the only proof; Deepgram retired it as a proof on 2026-10-27 and may stop sending it"
-            found.append(Finding("W101", f"{where}.dg_token", retired, write))
-        elif options.callback_secrets and not needed_dg_token:
+            yield cls._finding("W101", f"{where}.dg_token", retired, write)
+        if not proofs and options.callback_secrets and not needed_dg_token:
             partly = (
                 "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
             )
-            found.append(Finding("W102", f"{where}.callback_secrets", partly, write))
-    if any("_" in pair for pair in reveal(options.basic)):
-        underscore = "a pair holds an underscore; Deepgram is known to refuse callback URLs with one"
-        found.append(
-            Finding("W103", f"{where}.basic", underscore, "use letters and digits, or write it as %5F")
-        )
-    return found
+            yield cls._finding("W102", f"{where}.callback_secrets", partly, write)
+        if any("_" in pair for pair in reveal(options.basic)):
+            underscore = "a pair holds an underscore; Deepgram is known to refuse callback URLs with one"
+            yield cls._finding("W103", f"{where}.basic", underscore)
 
-
-class DeepgramProvider:
-    """One Deepgram source."""
-
-    provider: ClassVar[str] = "deepgram"
-    keeps_retrying: ClassVar[bool] = True
-
-    def __init__(self, settings: SourceSettings, options: DeepgramSettings, tokens: CallbackTokens) -> None:
-        self._source, self._tokens, self._options = settings.name, tokens, options
-        self._max_audio, self._max_json = settings.max_audio_bytes, settings.max_json_bytes
-        self._basic = reveal(options.basic)
-        self._dg_tokens = reveal(options.dg_token)
-        self._secrets = reveal(options.callback_secrets)
-        self._echoed = Redactor(self._secrets)
-        passwords = (pair.partition(":")[2] for pair in self._basic)
-        sent = (base64.b64encode(pair.encode()).decode() for pair in self._basic)
-        self._redactor = Redactor((*self._basic, *passwords, *sent, *self._dg_tokens, *self._secrets))
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self._source
+    def sign(self, body: bytes, *, now: int) -> dict[str, str]:
+        """Return the newest Basic credentials, and the newest `dg-token`, as far as they are configured."""
+        headers = {}
+        if self._basic:
+            headers["authorization"] = "Basic " + base64.b64encode(self._basic[-1].encode()).decode()
+        if self._dg_tokens:
+            headers["dg-token"] = self._dg_tokens[-1]
+        return headers
 
     # ------------------------------------------------------------ proofs
 
@@ -152,7 +149,7 @@ class DeepgramProvider:
         """
         proofs = set()
         authorization, dg_token = head.one("authorization"), head.one("dg-token")
-        claims = check_token(self._tokens, self._source, head, required=self._options.require_token)
+        claims = self._claims(head, required=self._options.require_token)
         if claims:
             proofs.add("token")
         if self._basic:
@@ -165,7 +162,7 @@ class DeepgramProvider:
         )
 
     def _check_basic(self, header: str | None) -> None:
-        setting = f"sources.{self._source}.basic"
+        setting = f"sources.{self.source}.basic"
         if header is None:
             raise CallbackRejected(
                 "no Authorization header came: write user:password@ into the callback URL", setting=setting
@@ -177,7 +174,7 @@ class DeepgramProvider:
             raise CallbackRejected(f"the Basic credentials fit no pair in {setting}", setting=setting)
 
     def _check_dg_token(self, header: str | None) -> bool:
-        setting = f"sources.{self._source}.dg_token"
+        setting = f"sources.{self.source}.dg_token"
         if header is None:
             if self._options.require_dg_token:
                 raise CallbackRejected(
@@ -202,24 +199,24 @@ class DeepgramProvider:
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Compare the callback secret of a document, where one is configured. Raises `CallbackRejected`."""
         proofs = admission.proofs
-        if self._secrets and self._check_secret(admission, body):
+        if self._callback_secrets and self._check_secret(admission, body):
             proofs |= {"callback_secret"}
         if not self._held(proofs):
             raise CallbackRejected(
                 "nothing in this callback proves who sent it: only a transcript can carry a callback secret",
-                setting=f"sources.{self._source}.callback_secrets",
+                setting=f"sources.{self.source}.callback_secrets",
             )
         return VerifiedCallback(head=admission.head, claims=admission.claims, proofs=proofs, body=body)
 
     def _check_secret(self, admission: Admission, body: Body) -> bool:
-        setting = f"sources.{self._source}.callback_secrets"
+        setting = f"sources.{self.source}.callback_secrets"
         try:
             is_document = kind_of(admission.head, body.prefix, admission.claims) is not Kind.AUDIO
-            document = self._load(body) if is_document else {}
+            document = self._decoded(body) if is_document else {}
         except MalformedCallback:
             is_document, document = True, {}
         found = callback_secrets(document)
-        good = [isinstance(value, str) and same_as_any(value, self._secrets) for value in found]
+        good = [isinstance(value, str) and same_as_any(value, self._callback_secrets) for value in found]
         if not all(good):
             raise CallbackRejected(
                 f"the document's callback_secret fits no value in {setting}", setting=setting
@@ -274,14 +271,14 @@ class DeepgramProvider:
         kept = self._redactor.clean(callback.body.load())
         return draft_text_failure(Origin(callback, kept))
 
-    def _load(self, body: Body) -> Document:
+    def _decoded(self, body: Body) -> Document:
         if body.size > self._max_json:
             raise MalformedCallback(f"the JSON has {body.size} bytes; max_json_bytes allows {self._max_json}")
         return decode_object(body.load())
 
     def _document(self, callback: VerifiedCallback) -> tuple[Document, bytes]:
         """Return the document and the bytes to keep, secrets removed; the bytes as they came where none were in it."""
-        document, kept = self._load(callback.body), callback.body.load()
+        document, kept = self._decoded(callback.body), callback.body.load()
         if without_secrets(document):
             kept = encode(document)
         if is_failure(document):
@@ -293,10 +290,6 @@ class DeepgramProvider:
     def redact(self, body: bytes) -> bytes:
         """Return `body` without configured secrets and without the value of any `callback_secret`."""
         return _SECRET_VALUE.sub(rb'\1"[redacted]"', self._redactor.clean(body))
-
-    def fallback_key(self, callback: VerifiedCallback) -> str:
-        """Return the identity of a callback that could not be normalized: token and content hash."""
-        return content_key(callback)
 
 
 _DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
@@ -18,14 +18,13 @@ from msgspec.structs import replace
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, VerifiedCallback
-from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
+from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch, ServerSentEvent, Stream
-from receiver.core.redaction import Redactor
 from receiver.core.signing import CallbackTokens, same_as_any
 from receiver.core.work import Found, Pickup
 from receiver.providers import toolkit
-from receiver.providers.base import Collected, Gone, NotYet, Order, Result
+from receiver.providers.base import Adapter, Collected, Gone, NotYet, Order, Result
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -38,18 +37,8 @@ from receiver.providers.documents import (
     text,
 )
 from receiver.providers.results import discard, judge
-from receiver.providers.toolkit import (
-    SecretList,
-    check_token,
-    content_key,
-    origin,
-    redacted,
-    refuse,
-    reveal,
-    shown,
-    unsigned,
-)
-from receiver.settings.model import MIB, Finding, Section, SourceSettings, provider_options
+from receiver.providers.toolkit import SecretList, origin, reveal, revealed, shown
+from receiver.settings.model import MIB, Code, Finding, Section, SourceSettings
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of PlayHT's needs more than this."""
@@ -67,6 +56,14 @@ _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
 _FORMAT = re.compile(r"\?format=[a-z-]+$")
 """What PlayHT's own Content-Location adds to a job's URL."""
 _PLAIN = re.compile(r"[\x21-\x7e]{1,500}")
+MAX_LINK = 8192
+_JSON, _EVENTS = "application/json", "text/event-stream"
+_PACE = (2.0, 1.5, 30.0)
+"""Seconds before the second question, how they grow, and where that ends."""
+_RESUME = (1.0, 2.0, 30.0)
+"""The same for a stream that ended early."""
+_AGAIN = frozenset((403, 404, 410))
+"""What a link answers that has run out: the job may have a fresh one."""
 
 
 class PlayhtSettings(Section):
@@ -102,84 +99,72 @@ class PlayhtSettings(Section):
         return value
 
 
-def create(settings: SourceSettings, tokens: CallbackTokens) -> PlayhtProvider:
-    """Return the adapter of one source. Raises `ConfigError` when it could prove nobody, or a setting is wrong."""
-    options = provider_options(PlayhtSettings, settings)
-    refuse(_judge(settings.name, options))
-    return PlayhtProvider(settings, options, tokens)
+class Completed(Struct, frozen=True, kw_only=True):
+    """A job that has ended well, as the provider told it."""
+
+    url: str
+    document: Document
 
 
-def findings(settings: SourceSettings) -> list[Finding]:
-    """Return what `receiver check` says of one source: E401, E404, W401, W402, W403."""
-    try:
-        options = provider_options(PlayhtSettings, settings)
-    except ConfigError as error:
-        where = f"sources.{settings.name}"
-        return [Finding("E404", where, error.message, "correct the setting; see docs/configuration.md")]
-    return _judge(settings.name, options)
+class _Seen(Struct, kw_only=True):
+    """How far an event stream told of the job, while it is followed."""
 
-
-def _judge(name: str, options: PlayhtSettings) -> list[Finding]:
-    where, found = f"sources.{name}", []
-    if not _keys(options) and not options.require_token:
-        nobody = "no proof is configured, so anybody's callback would be believed"
-        write = f'add api_key = "env:PLAYHT_API_KEY" to [{where}]'
-        return [Finding("E401", f"{where}.api_key", nobody, write)]
-    if not options.api_key or not options.user_id:
-        missing = "user_id" if options.api_key else "api_key"
-        mute = "PlayHT cannot be asked about a job: only callbacks that carry a link bring a result"
-        found.append(Finding("W401", f"{where}.{missing}", mute, "set both api_key and user_id"))
-    elif toolkit.in_clear(options.base_url):
-        clear = "the API key travels in clear to base_url"
-        found.append(Finding("W402", f"{where}.base_url", clear, "use an https:// URL"))
-    if "*" in options.result_hosts:
-        any_host = "a callback may have anything downloaded, from any host"
-        found.append(Finding("W403", f"{where}.result_hosts", any_host, "name the hosts that hold results"))
-    return found
+    latest: Document | None = None
+    step: str | None = None
 
 
 def _keys(options: PlayhtSettings) -> tuple[str, ...]:
     return reveal(options.callback_keys or ((options.api_key,) if options.api_key else ()))
 
 
-class PlayhtProvider:
+class PlayhtProvider(Adapter):
     """One PlayHT source: called back by the dashboard's settings, and asked for results."""
 
-    provider: ClassVar[str] = "playht"
-    keeps_retrying: ClassVar[bool] = False
+    provider = "playht"
+    Settings = PlayhtSettings
+    keeps_retrying = False
     """Whether and how PlayHT retries is not documented, so nothing is left to it."""
+    secret_headers = frozenset(("authorization", "secret-key"))
+    codes: ClassVar = {
+        "E404": Code("A PlayHT source's setting is wrong", ""),
+        "E401": Code("A PlayHT source has no proof", 'add api_key = "env:PLAYHT_API_KEY"'),
+        "W401": Code("PlayHT cannot be asked", "set both api_key and user_id"),
+        "W402": Code("A PlayHT key travels in clear", "use an https:// URL"),
+        "W403": Code("PlayHT's callbacks may have anything downloaded", "name the hosts that hold results"),
+    }
 
     def __init__(self, settings: SourceSettings, options: PlayhtSettings, tokens: CallbackTokens) -> None:
-        self._source, self._tokens, self._options = settings.name, tokens, options
         self._keys = _keys(options)
-        self._key_setting = (
-            f"sources.{self._source}.{'callback_keys' if options.callback_keys else 'api_key'}"
-        )
+        self._api_key = revealed(options.api_key)
+        super().__init__(settings, options, tokens)
+        self.deadline_seconds = options.deadline_seconds
+        self._key_setting = f"sources.{self.source}.{'callback_keys' if options.callback_keys else 'api_key'}"
         self._body_limit = min(settings.max_json_bytes, MAX_BODY)
-        self._secrets = (*self._keys, *reveal((options.api_key,) if options.api_key else ()))
-        self._redactor = Redactor(self._secrets)
-        self._jobs = JobReader(
-            source=self._source,
-            base_url=options.base_url,
-            headers=_headers(options),
-            mode=options.mode,
-            hosts=options.result_hosts,
-            limit=settings.max_audio_bytes,
-            follow_seconds=min(60.0, settings.attempt_seconds / 2),
-            progress_seconds=options.progress_seconds,
-            silence_seconds=options.silence_seconds,
-            secrets=self._secrets,
-        )
+        self._headers = _headers(options)
+        self._follow_seconds = min(60.0, settings.attempt_seconds / 2)
 
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self._source
+    def _secrets(self) -> tuple[str, ...]:
+        return (*self._keys, *((self._api_key,) if self._api_key else ()))
 
-    @property
-    def deadline_seconds(self) -> float:
-        """How long after it was asked for a result is given up."""
-        return self._options.deadline_seconds
+    @classmethod
+    def _judge(cls, where: str, options: PlayhtSettings) -> Iterator[Finding]:
+        if not _keys(options) and not options.require_token:
+            nobody = "no proof is configured, so anybody's callback would be believed"
+            yield cls._finding("E401", f"{where}.api_key", nobody, f"{cls.codes['E401'].fix} to [{where}]")
+            return
+        if not options.api_key or not options.user_id:
+            missing = "user_id" if options.api_key else "api_key"
+            mute = "PlayHT cannot be asked about a job: only callbacks that carry a link bring a result"
+            yield cls._finding("W401", f"{where}.{missing}", mute)
+        elif toolkit.in_clear(options.base_url):
+            yield cls._finding("W402", f"{where}.base_url", "the API key travels in clear to base_url")
+        if "*" in options.result_hosts:
+            any_host = "a callback may have anything downloaded, from any host"
+            yield cls._finding("W403", f"{where}.result_hosts", any_host)
+
+    def sign(self, body: bytes, *, now: int) -> dict[str, str]:
+        """Return the account's key as version 2's callbacks carry it."""
+        return {"authorization": f"Bearer {self._keys[-1]}"} if self._keys else {}
 
     # ------------------------------------------------------------ proofs
 
@@ -190,7 +175,7 @@ class PlayhtProvider:
         key that is there must fit all the same.
         """
         authorization, secret_key = head.one("authorization"), head.one("secret-key")
-        claims = check_token(self._tokens, self._source, head, required=self._options.require_token)
+        claims = self._claims(head, required=self._options.require_token)
         proofs = {"token"} if claims else set[str]()
         given = [
             value for value in (authorization and _bearer(authorization), secret_key) if value is not None
@@ -222,12 +207,7 @@ class PlayhtProvider:
 
         Raises `MalformedCallback` for an unknown status, or when the job or its audio cannot be told.
         """
-        if callback.body.size > self._body_limit:
-            raise MalformedCallback(
-                f"the JSON has {callback.body.size} bytes; {self._body_limit} are allowed"
-            )
-        raw = callback.body.load()
-        document = decode_object(raw)
+        document, raw = self._load(callback.body, self._body_limit)
         named = document.get("id") or document.get("transcriptionId")
         job_id = opaque_id(named)
         if job_id is None:
@@ -243,8 +223,7 @@ class PlayhtProvider:
             named = f": {shown(self._redactor, word, 60)}" if isinstance(word, str) and word else ""
             raise MalformedCallback(f"the status is not known{named}")
         remote = self._remote(callback, document, job_id) if stage == "completed" else None
-        kept = self._kept(document, raw)
-        cleaned = document if kept is raw else decode_object(kept)
+        cleaned, kept = self._without_signatures(*self._without_secrets(document, raw))
         return EventDraft(
             type=f"speech.{stage}",
             idempotency_key=remote.key if remote else _key(document, job_id),
@@ -269,32 +248,15 @@ class PlayhtProvider:
         return RemoteResult(
             key=final_key(job_id),
             url=url,
-            deadline_at=callback.head.received_at + round(self._options.deadline_seconds * 1000),
+            deadline_at=callback.head.received_at + round(self.deadline_seconds * 1000),
         )
-
-    def _kept(self, document: Document, raw: bytes) -> bytes:
-        """Return the body without our secrets, callback tokens, and what signs its links."""
-        kept = self._redactor.clean_document(document, raw)
-        clean = document if kept is raw else decode_object(kept)
-        bare = unsigned(clean)
-        return kept if bare is clean else encode(bare)
-
-    def redact(self, body: bytes) -> bytes:
-        """Return `body` without the configured keys, callback tokens and what signs its links."""
-        return redacted(self._redactor, body)
-
-    def fallback_key(self, callback: VerifiedCallback) -> str:
-        """Return the identity of a callback that could not be normalized: token and content hash."""
-        return content_key(callback)
 
     # ------------------------------------------------------------ pull
 
     def order(self, text: str, format: Mapping[str, Any]) -> Order:
         """Understand a job id, the job's URL below `base_url`, or the `Location` PlayHT gave. Raises `PickupRefused`."""
-        if self._jobs.headers is None:
-            raise PickupRefused(
-                f"PlayHT cannot be asked: set api_key and user_id in [sources.{self._source}]"
-            )
+        if self._headers is None:
+            raise PickupRefused(f"PlayHT cannot be asked: set api_key and user_id in [sources.{self.source}]")
         job_id = self._id_in(text.strip())
         if job_id is None:
             raise PickupRefused(
@@ -315,7 +277,7 @@ class PlayhtProvider:
         return given if _JOB_ID.fullmatch(given) else None
 
     def _askable(self, job_id: str | None) -> bool:
-        return self._jobs.headers is not None and job_id is not None and bool(_JOB_ID.fullmatch(job_id))
+        return self._headers is not None and job_id is not None and bool(_JOB_ID.fullmatch(job_id))
 
     def can_ask(self, pickup: Pickup) -> bool:
         """Tell whether PlayHT can be asked: key and user id are set, and the job is known."""
@@ -326,103 +288,21 @@ class PlayhtProvider:
         return "speech"
 
     async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
-        """Make one attempt: download the audio where a callback named it, or else ask for the job and download then."""
-        return await self._jobs.collect(pickup, fetch, now=now, askable=self.can_ask(pickup))
-
-
-def _headers(options: PlayhtSettings) -> dict[str, str] | None:
-    """Return the headers that prove us to PlayHT, None when they cannot be made (https://docs.play.ht/reference)."""
-    if not options.api_key or not options.user_id:
-        return None
-    return {"AUTHORIZATION": f"Bearer {options.api_key.get_secret_value()}", "X-USER-ID": options.user_id}
-
-
-def _bearer(header: str) -> str:
-    """Return the key in an `Authorization` value, with `Bearer` before it or not (the documents' copies are cut off there)."""
-    scheme, space, rest = header.partition(" ")
-    return rest.strip() if space and scheme.lower() == "bearer" else header.strip()
-
-
-def _stage(status: Any) -> str | None:
-    word = status.lower() if isinstance(status, str) else ""
-    if word in _COMPLETED:
-        return "completed"
-    if word in _FAILED:
-        return "failed"
-    return "processing" if word in _PROCESSING else None
-
-
-def _key(document: Document, job_id: str) -> str:
-    """Return the identity of a callback that brings no audio: job, status and progress."""
-    progress = number(document, "progress")
-    if progress is None:
-        progress = number(table(document, "metadata"), "progress")
-    parts = (job_id, str(document["status"]).lower(), *(() if progress is None else (f"{progress:g}",)))
-    return join_key("job", *parts)
-
-
-MAX_LINK = 8192
-_JSON, _EVENTS = "application/json", "text/event-stream"
-_PACE = (2.0, 1.5, 30.0)
-"""Seconds before the second question, how they grow, and where that ends."""
-_RESUME = (1.0, 2.0, 30.0)
-"""The same for a stream that ended early."""
-_AGAIN = frozenset((403, 404, 410))
-"""What a link answers that has run out: the job may have a fresh one."""
-
-
-class Completed(Struct, frozen=True, kw_only=True):
-    """A job that has ended well, as the provider told it."""
-
-    url: str
-    document: Document
-
-
-class _Seen(Struct, kw_only=True):
-    """How far an event stream told of the job, while it is followed."""
-
-    latest: Document | None = None
-    step: str | None = None
-
-
-class JobReader:
-    """Asks one source's API for jobs, and downloads what they name."""
-
-    def __init__(
-        self,
-        *,
-        source: str,
-        base_url: str,
-        headers: Mapping[str, str] | None,
-        mode: str,
-        hosts: Sequence[str],
-        limit: int,
-        follow_seconds: float,
-        progress_seconds: float,
-        silence_seconds: float,
-        secrets: Sequence[str],
-    ) -> None:
-        self._source, self._base_url, self.headers = source, base_url, headers
-        self._mode, self._hosts, self._limit = mode, tuple(hosts), limit
-        self._follow_seconds, self._progress_seconds = follow_seconds, progress_seconds
-        self._silence_seconds = silence_seconds
-        self._secrets, self._redactor = tuple(secrets), Redactor(secrets)
-
-    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int, askable: bool) -> Result:
         """Make one attempt. A link that a callback told is tried first; when it has run out, the job is asked for a new one."""
+        askable = self.can_ask(pickup)
         told: Failed | None = None
         if pickup.target:
             found = await self._download(pickup, fetch, Completed(url=pickup.target, document={}), now)
             if not (isinstance(found, Failed) and found.status in _AGAIN and askable):
                 return found
             told = found
-        if self.headers is None or pickup.job_id is None or not askable:
-            setting = f"[sources.{self._source}]"
+        if self._headers is None or pickup.job_id is None or not askable:
+            setting = f"[sources.{self.source}]"
             return Failed(
                 kind=Found.REFUSED, detail=f"nothing to ask by: set api_key and user_id in {setting}"
             )
-        read = self._follow if self._mode == "sse" else self._ask
-        answer = await read(pickup, pickup.job_id, fetch, self.headers, now)
+        read = self._follow if self._options.mode == "sse" else self._ask
+        answer = await read(pickup, pickup.job_id, fetch, self._headers, now)
         if isinstance(answer, Completed):
             return await self._download(pickup, fetch, answer, now)
         # A callback said that the job had ended: the link's trouble says more than "not yet".
@@ -437,7 +317,7 @@ class JobReader:
         return answer if isinstance(answer, Failed) else self._job(pickup, answer)
 
     def _url(self, job_id: str) -> str:
-        return f"{self._base_url}/tts/{quote(job_id, safe='')}"
+        return f"{self._options.base_url}/tts/{quote(job_id, safe='')}"
 
     def _job(self, pickup: Pickup, answer: Answer) -> Completed | Result:
         """Return what a job's JSON says; `output` is null until the job has ended."""
@@ -468,13 +348,13 @@ class JobReader:
             message = f"PlayHT does not know the job: it keeps them for 48 hours{why}"
             return Gone(error=JobError(code="unknown_job", message=message))
         if answer.status in (401, 403):
-            why = f"; compare api_key and user_id in [sources.{self._source}]{why}"
+            why = f"; compare api_key and user_id in [sources.{self.source}]{why}"
         elif 300 <= answer.status < 400:
-            why = f", which leads elsewhere; correct base_url in [sources.{self._source}]"
+            why = f", which leads elsewhere; correct base_url in [sources.{self.source}]"
         return Failed(
             kind=Found.REFUSED,
             status=answer.status,
-            detail=f"{origin(self._base_url)} answered {answer.status}{why}",
+            detail=f"{origin(self._options.base_url)} answered {answer.status}{why}",
             retry_after=answer.retry_after,
         )
 
@@ -485,7 +365,7 @@ class JobReader:
     ) -> Completed | Result:
         accept = {**headers, "Accept": _EVENTS}
         async with fetch.stream(
-            self._url(job_id), headers=accept, idle_seconds=self._silence_seconds
+            self._url(job_id), headers=accept, idle_seconds=self._options.silence_seconds
         ) as stream:
             if isinstance(stream, Failed):
                 return stream
@@ -505,7 +385,9 @@ class JobReader:
         seen = _Seen()
         try:
             async with asyncio.timeout(self._follow_seconds) as limit:
-                decided = await self._read(job_id, stream.events(), seen, limit, first=pickup.attempts == 0)
+                decided = await self._read_events(
+                    job_id, stream.events(), seen, limit, first=pickup.attempts == 0
+                )
         except TimeoutError:
             return self._under_way(pickup, job_id, seen, now, retry_in=0.0)
         if decided is not None:
@@ -513,7 +395,7 @@ class JobReader:
         wait = _growing(_RESUME, pickup.attempts)
         return self._under_way(pickup, job_id, seen, now, retry_in=wait, cut=True)
 
-    async def _read(
+    async def _read_events(
         self,
         job_id: str,
         events: AsyncIterator[ServerSentEvent | Failed],
@@ -545,7 +427,7 @@ class JobReader:
 
     def _bring_forward(self, limit: asyncio.Timeout) -> None:
         """Let the attempt end `progress_seconds` from now, unless it ends before."""
-        soon = asyncio.get_running_loop().time() + self._progress_seconds
+        soon = asyncio.get_running_loop().time() + self._options.progress_seconds
         limit.reschedule(min(limit.when() or soon, soon))
 
     def _under_way(
@@ -569,7 +451,9 @@ class JobReader:
 
     async def _download(self, pickup: Pickup, fetch: Fetch, done: Completed, now: int) -> Collected | Failed:
         """Download without any header of ours: the link is enough, and the key is the API's alone."""
-        got = await fetch.download(done.url, hosts=self._hosts, limit=self._limit)
+        got = await fetch.download(
+            done.url, hosts=self._options.result_hosts, limit=self._settings.max_audio_bytes
+        )
         match got:
             case Failed():
                 return got
@@ -610,10 +494,38 @@ class JobReader:
 
     def _clean(self, document: Document) -> Document:
         """Return a document without our keys and without what signs its links."""
-        raw = encode(document)
-        kept = self._redactor.clean_document(document, raw)
-        shown: Document = unsigned(document if kept is raw else decode_object(kept))
-        return shown
+        return self._without_signatures(*self._without_secrets(document, encode(document)))[0]
+
+
+def _headers(options: PlayhtSettings) -> dict[str, str] | None:
+    """Return the headers that prove us to PlayHT, None when they cannot be made (https://docs.play.ht/reference)."""
+    if not options.api_key or not options.user_id:
+        return None
+    return {"AUTHORIZATION": f"Bearer {options.api_key.get_secret_value()}", "X-USER-ID": options.user_id}
+
+
+def _bearer(header: str) -> str:
+    """Return the key in an `Authorization` value, with `Bearer` before it or not (the documents' copies are cut off there)."""
+    scheme, space, rest = header.partition(" ")
+    return rest.strip() if space and scheme.lower() == "bearer" else header.strip()
+
+
+def _stage(status: Any) -> str | None:
+    word = status.lower() if isinstance(status, str) else ""
+    if word in _COMPLETED:
+        return "completed"
+    if word in _FAILED:
+        return "failed"
+    return "processing" if word in _PROCESSING else None
+
+
+def _key(document: Document, job_id: str) -> str:
+    """Return the identity of a callback that brings no audio: job, status and progress."""
+    progress = number(document, "progress")
+    if progress is None:
+        progress = number(table(document, "metadata"), "progress")
+    parts = (job_id, str(document["status"]).lower(), *(() if progress is None else (f"{progress:g}",)))
+    return join_key("job", *parts)
 
 
 # ---------------------------------------------------------------- reading what PlayHT says

@@ -1,10 +1,10 @@
-"""What the adapters' own settings have in common."""
+"""What several adapters need: secrets, tokens, URLs of APIs, redaction, audio types."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -12,12 +12,11 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback
 from receiver.core.callback_urls import is_private
-from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, WrongSource
+from receiver.core.errors import CallbackRejected, MalformedCallback, WrongSource
 from receiver.core.event import AudioDraft
 from receiver.core.redaction import REDACTED, Redactor
 from receiver.core.signing import CallbackTokens
 from receiver.providers.documents import decode_object, encode, printable
-from receiver.settings.model import Finding
 from receiver.system.audio import (
     AAC,
     FLAC,
@@ -54,11 +53,9 @@ def reveal(secrets: Iterable[SecretStr]) -> tuple[str, ...]:
     return tuple(secret.get_secret_value() for secret in secrets)
 
 
-def refuse(findings: Sequence[Finding]) -> None:
-    """Raise `ConfigError` for the first fatal finding, naming the setting and what to write."""
-    for finding in findings:
-        if finding.fatal:
-            raise ConfigError(f"{finding.where}: {finding.message}; {finding.fix}")
+def revealed(secret: SecretStr | None) -> str:
+    """Return the value behind the mask, "" where there is none."""
+    return secret.get_secret_value() if secret else ""
 
 
 def check_token(tokens: CallbackTokens, source: str, head: Head, *, required: bool) -> TokenClaims | None:

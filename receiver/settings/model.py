@@ -123,6 +123,15 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
+class Code:
+    """What one code of `receiver check` stands for."""
+
+    title: str
+    fix: str
+    """What to do about it, in general; a finding may say it more closely. Empty where only its message can."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One numbered result of `receiver check`; documented by its code in docs/configuration.md."""
 

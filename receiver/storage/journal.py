@@ -28,10 +28,8 @@ from receiver.core.observe import Observers
 from receiver.system.bodies import FileBody, keep_body
 from receiver.system.files import make_folder, sync_folder, write_file
 
-_SECRET_HEADERS = frozenset((
-    "authorization", "proxy-authorization", "cookie", "dg-token", "dg-project-id",
-    "secret-key", "x-api-key", "x-deapi-signature",
-))  # fmt: skip
+_ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key"))
+"""Headers that no provider has to name."""
 _OUTAGE_AFTER = 3
 """Entries refused in a row that make an outage; fewer may be refused for what they are."""
 _QUICK_TRIES = 3
@@ -124,7 +122,14 @@ class Journal:
         finally:
             path.unlink(missing_ok=True)
 
-    async def keep(self, callback: VerifiedCallback, *, key: str, reason: str) -> None:
+    async def keep(
+        self,
+        callback: VerifiedCallback,
+        *,
+        key: str,
+        reason: str,
+        secret_headers: frozenset[str] = frozenset(),
+    ) -> None:
         """Keep a proved callback; returns after it is on disk. Raises `JournalUnavailable`.
 
         `key` is the callback's idempotency key: keeping it twice is harmless.
@@ -135,7 +140,7 @@ class Journal:
         held = sum(entry.size for entry in self._entries.values())
         if held + callback.body.size > self._max_bytes:
             raise JournalUnavailable("the journal is full: raise journal.max_bytes or mend the store")
-        meta = _meta(callback, reason)
+        meta = _meta(callback, reason, secret_headers)
         try:
             await asyncio.to_thread(self._keep, stem, meta, callback)
         except THREAD_ERRORS as error:
@@ -337,8 +342,8 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(fd)
 
 
-def _meta(callback: VerifiedCallback, reason: str) -> bytes:
-    headers = tuple(pair for pair in callback.head.headers if pair[0] not in _SECRET_HEADERS)
+def _meta(callback: VerifiedCallback, reason: str, secret_headers: frozenset[str]) -> bytes:
+    headers = tuple(pair for pair in callback.head.headers if pair[0] not in secret_headers | _ALWAYS_SECRET)
     fields: dict[str, Any] = {
         "head": msgspec.to_builtins(callback.head) | {"headers": headers, "token": None},
         "claims": msgspec.to_builtins(callback.claims),

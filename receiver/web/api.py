@@ -17,15 +17,15 @@ from starlette.responses import Response
 from receiver.core.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
 from receiver.core.signing import same_as_any
 from receiver.core.work import PickupFilter, PickupState
-from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, calls_back, hand_out, order
+from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, hand_out, order
+from receiver.providers import adapter_of
 from receiver.web.views import FORMAT_KEYS, pickup_attempt_fields, pickup_fields, time_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
-    from receiver.settings.model import SourceSettings
-
+from receiver.settings.model import SourceSettings
 
 BODY_BYTES = 64 * 1024
 """Most bytes of a request's body."""
@@ -331,12 +331,12 @@ def _fields(made: HandedOut, wanted: NewCallbackUrl) -> dict[str, Any]:
 
 
 def _refuse_contradictions(source: SourceSettings, wanted: NewCallbackUrl) -> None:
-    if not calls_back(source):
+    if not adapter_of(source).calls_back:
         raise Refused(
             422,
             f"{source.name} is of provider {source.provider}, which does not call back: use /api/v1/pickups",
         )
-    if wanted.job_secret and source.provider != "deapi":
+    if wanted.job_secret and not adapter_of(source).job_secrets:
         raise Refused(422, "job_secret is for deAPI: it alone takes a webhook_secret with a job")
     expires, within = wanted.expires_seconds, wanted.expect_within_seconds
     if expires is not None and within is not None and expires < within:

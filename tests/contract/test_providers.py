@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from receiver.core.errors import CallbackRejected, ConfigError
+from receiver.core.observe import Observers
+from receiver.providers import adapters
 from receiver.providers.base import PushProvider
 from receiver.settings.model import Finding
+from receiver.storage.journal import Journal
 from tests.contract import provider_suite as suite
 from tests.support.golden import ROOT, Case, cases, source_settings, tokens
 
 CASES = cases()
-MODULES = suite.provider_modules()
 
 
-def _calls_back(name: str) -> bool:
-    """Tell whether a provider calls back; the others are only asked, and have no golden requests."""
-    made = (value for value in vars(MODULES[name]).values() if isinstance(value, type))
-    return any(hasattr(value, "admit") for value in made)
-
-
-CALLING = sorted(filter(_calls_back, MODULES))
+CALLING = [name for name, adapter in adapters().items() if adapter.calls_back]
 
 
 def _only(verdict: str) -> list[Case]:
@@ -96,27 +94,27 @@ def test_each_golden_folder_belongs_to_a_provider_and_tells_its_origin() -> None
     assert not [path for path in ROOT.glob("*/*/case.toml") if not (path.parent / "origin.md").read_text()]
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize("name", sorted(adapters()))
 def test_a_source_without_a_proof_does_not_start(name: str) -> None:
     """The error names the setting and what to write; `findings` says the same with a code."""
     settings = source_settings("some-source", {"provider": name})
     with pytest.raises(ConfigError) as caught:
-        MODULES[name].create(settings, tokens())
+        adapters()[name].create(settings, tokens())
     assert "sources.some-source." in caught.value.message
     assert "add " in caught.value.message
-    found: list[Finding] = MODULES[name].findings(settings)
+    found: list[Finding] = adapters()[name].findings(settings)
     assert [finding.fatal for finding in found] == [True]
     assert found[0].message in caught.value.message
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize("name", sorted(adapters()))
 def test_an_unknown_setting_is_named(name: str) -> None:
     settings = source_settings("some-source", {"provider": name, "basci": "dg:secret-value"})
     with pytest.raises(ConfigError) as caught:
-        MODULES[name].create(settings, tokens())
+        adapters()[name].create(settings, tokens())
     assert "sources.some-source.basci" in caught.value.message
     assert "secret-value" not in caught.value.message
-    assert [finding.fatal for finding in MODULES[name].findings(settings)] == [True]
+    assert [finding.fatal for finding in adapters()[name].findings(settings)] == [True]
 
 
 @pytest.mark.parametrize("name", CALLING)
@@ -124,3 +122,42 @@ def test_the_adapter_tells_its_provider_and_source(name: str) -> None:
     case = next(case for case in CASES if case.provider == name)
     provider: PushProvider = suite.make(case)
     assert (provider.provider, provider.source) == (name, case.request.source)
+
+
+@accepted
+async def test_what_proves_a_callback_never_lies_in_the_journal(case: Case, tmp_path: Path) -> None:
+    """A header without which, or with another value, the callback is refused: its value is nobody else's to read."""
+    provider = suite.make(case)
+    proved = suite.prove(provider, case.request, case.received_at)
+    journal = Journal(str(tmp_path), max_bytes=10**9, observer=Observers([]), clock=lambda: case.received_at)
+    await journal.open()
+    await journal.keep(proved, key="k", reason="store out", secret_headers=provider.secret_headers)
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
+    values = {value for name, value in case.request.headers if _proves(case, name, value)}
+    assert kept
+    assert not [value for value in values if value.encode() in kept]
+
+
+def _proves(case: Case, name: str, value: str) -> bool:
+    """Tell whether a header's value decides that the callback is believed; a time or a length is no secret."""
+    other = case.request.without(name).with_header(name, value[::-1] + "x")
+    if len(value) < 12:
+        return False
+    try:
+        suite.prove(suite.make(case), other, case.received_at)
+    except CallbackRejected:
+        return True
+    return False
+
+
+@accepted
+def test_the_adapter_can_sign_as_its_provider_does(case: Case) -> None:
+    """What it signs it believes, unless something else than a header proves the callback."""
+    adapter = adapters()[case.provider].create(case.source, tokens())
+    proof = adapter.sign(case.request.body, now=case.received_at)
+    request = case.request
+    for name, value in proof.items():
+        request = request.without(name).with_header(name, value)
+    claims = tokens().read(case.request.token) if case.request.token else None
+    if proof and not (claims and claims.job_secret):
+        assert suite.prove(suite.make(case), request, case.received_at).proofs

@@ -14,6 +14,7 @@ import pytest
 
 from receiver.app.check import CODES
 from receiver.core import errors
+from receiver.providers import adapters
 from tests.docs.reading import PACKAGE, Page, modules, page, pages, rows
 
 GLOSSARY = page("docs/glossary.md")
@@ -150,4 +151,5 @@ def test_every_code_that_is_reported_has_a_meaning() -> None:
     spelled = {
         code for path in modules() for code in re.findall(r'"([EW]\d{3})"(?!: Code)', path.read_text("utf-8"))
     }
+    spelled |= {next(iter(adapter.codes)) for adapter in adapters().values()}  # of any wrong setting
     assert spelled == set(CODES)

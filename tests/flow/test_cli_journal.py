@@ -296,7 +296,7 @@ async def test_a_callback_kept_while_it_is_being_removed_is_kept_whole(tmp_path:
     restored = await opened[0]._restore(entry)
     assert restored is not None
     callback = msgspec.structs.replace(restored, body=MemoryBody(restored.body.load()))
-    meta = journal._meta(callback, "again")
+    meta = journal._meta(callback, "again", frozenset())
     for _ in range(50):
         await asyncio.gather(
             asyncio.to_thread(opened[0]._remove, entry.stem),

@@ -30,7 +30,7 @@ JOB = "BxMcwDjy0tHZVC4LYz"
 
 def _source(mode: str = "sse") -> playht.PlayhtProvider:
     table = {"provider": "playht", "api_key": KEY, "user_id": USER, "mode": mode}
-    return playht.create(source_settings("ph", table), tokens())
+    return playht.PlayhtProvider.create(source_settings("ph", table), tokens())
 
 
 SOURCE = _source()

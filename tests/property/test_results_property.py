@@ -24,8 +24,10 @@ from tests.support.golden import source_settings, tokens
 
 KEY = "dd-0123456789abcdef"
 BASE = "https://restapi.deepdub.ai/api/v1"
-DEEPDUB = deepdub.create(source_settings("dd", {"provider": "deepdub", "api_key": KEY}), tokens())
-DEAPI = deapi.create(
+DEEPDUB = deepdub.DeepdubProvider.create(
+    source_settings("dd", {"provider": "deepdub", "api_key": KEY}), tokens()
+)
+DEAPI = deapi.DeapiProvider.create(
     source_settings("da", {"provider": "deapi", "secrets": ["x" * 32], "api_key": KEY}), tokens()
 )
 

@@ -21,14 +21,14 @@ DEAPI_SECRET = "deapi-account-secret-0123456789"
 
 def deepgram_source(**options: Any) -> deepgram.DeepgramProvider:
     """Return a Deepgram source, proved by `PAIR` unless `options` say otherwise."""
-    return deepgram.create(
+    return deepgram.DeepgramProvider.create(
         source_settings("dg", {"provider": "deepgram", "basic": [PAIR]} | options), tokens()
     )
 
 
 def deapi_source(**options: Any) -> deapi.DeapiProvider:
     """Return a deAPI source with `DEAPI_SECRET` unless `options` say otherwise."""
-    return deapi.create(
+    return deapi.DeapiProvider.create(
         source_settings("da", {"provider": "deapi", "secrets": [DEAPI_SECRET]} | options), tokens()
     )
 

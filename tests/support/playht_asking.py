@@ -59,7 +59,7 @@ async def asking(folder: Path, mode: str, **options: Any) -> AsyncIterator[Askin
         fetch = Fetcher.create(settings, bodies)
         await fetch.open()
         try:
-            yield Asking(standin, base, playht.create(settings, tokens()), fetch)
+            yield Asking(standin, base, playht.PlayhtProvider.create(settings, tokens()), fetch)
         finally:
             await fetch.close()
 

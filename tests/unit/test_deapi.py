@@ -44,7 +44,7 @@ def _draft(document: Any) -> EventDraft:
     ],
 )
 def test_findings_have_stable_codes(options: dict[str, Any], codes: list[str]) -> None:
-    found = deapi.findings(source_settings("da", {"provider": "deapi"} | options))
+    found = deapi.DeapiProvider.findings(source_settings("da", {"provider": "deapi"} | options))
     assert [finding.code for finding in found] == codes
 
 
@@ -88,7 +88,7 @@ def test_after_rotating_our_own_secret_a_jobs_secret_still_proves() -> None:
     token = older.issue("da", job_secret=True)
     both = CallbackTokens(["the-older-token-secret", "the-newer-token-secret"])
     settings = source_settings("da", {"provider": "deapi", "secrets": [DEAPI_SECRET]})
-    source = deapi.create(settings, both)
+    source = deapi.DeapiProvider.create(settings, both)
     head = deapi_head(b"{}", secret=older.job_secrets(token)[0], token=token)
     assert prove(source, head, MemoryBody(b"{}")).proofs == {"token", "hmac"}
 

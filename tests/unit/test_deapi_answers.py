@@ -38,7 +38,7 @@ async def _told(place: Place, folder: Path, document: Any, status: int = 200) ->
     )
     table = {"provider": "deapi", "secrets": [DEAPI_SECRET], "api_key": KEY, "api_url": place.url}
     settings = source_settings("da", table | {"result_hosts": ["127.0.0.1"], "allow": ["127.0.0.0/8"]})
-    source = deapi.create(settings, tokens())
+    source = deapi.DeapiProvider.create(settings, tokens())
     async with fetching(settings, folder) as fetch:
         return await source.collect(
             pickup_of(source.order("j1", {}).key, job_id="j1", attempts=1), fetch, now=NOW

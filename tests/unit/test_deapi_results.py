@@ -30,7 +30,9 @@ TEXT = b"Good morning. This is the weather report."
 
 def _source(**options: Any) -> deapi.DeapiProvider:
     table = {"provider": "deapi", "secrets": [DEAPI_SECRET], "api_key": KEY} | options
-    return deapi.create(source_settings("da", {k: v for k, v in table.items() if v is not None}), tokens())
+    return deapi.DeapiProvider.create(
+        source_settings("da", {k: v for k, v in table.items() if v is not None}), tokens()
+    )
 
 
 # ---------------------------------------------------------------- orders

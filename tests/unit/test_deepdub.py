@@ -24,7 +24,9 @@ ID = "8f14e45f-ceea-467f-a9c3-1f7d2a3b4c5d"
 
 
 def _source(**options: Any) -> deepdub.DeepdubProvider:
-    return deepdub.create(source_settings("dd", {"provider": "deepdub", "api_key": KEY} | options), tokens())
+    return deepdub.DeepdubProvider.create(
+        source_settings("dd", {"provider": "deepdub", "api_key": KEY} | options), tokens()
+    )
 
 
 # ---------------------------------------------------------------- settings
@@ -47,14 +49,14 @@ def _source(**options: Any) -> deepdub.DeepdubProvider:
     ],
 )
 def test_findings_have_stable_codes(options: dict[str, Any], codes: list[str]) -> None:
-    found = deepdub.findings(source_settings("dd", {"provider": "deepdub"} | options))
+    found = deepdub.DeepdubProvider.findings(source_settings("dd", {"provider": "deepdub"} | options))
     assert [finding.code for finding in found] == codes
     assert not [finding for finding in found if "u:p" in finding.message]
 
 
 def test_without_a_key_the_source_does_not_start() -> None:
     with pytest.raises(ConfigError, match=r"sources\.dd\.api_key: .*add api_key = "):
-        deepdub.create(source_settings("dd", {"provider": "deepdub"}), tokens())
+        deepdub.DeepdubProvider.create(source_settings("dd", {"provider": "deepdub"}), tokens())
 
 
 def test_it_is_a_pull_provider_that_waits_an_hour() -> None:
@@ -330,7 +332,7 @@ async def test_audio_over_the_limit_is_not_taken(place: Place, provider: Deepdub
     """The source's `max_audio_bytes` holds here as well."""
     table = {"provider": "deepdub", "api_key": KEY, "allow": ["127.0.0.0/8"], "max_audio_bytes": 100}
     settings = source_settings("dd", table | {"base_url": place.url + BASE_PATH})
-    source, job_id = deepdub.create(settings, tokens()), provider.submit()
+    source, job_id = deepdub.DeepdubProvider.create(settings, tokens()), provider.submit()
     async with fetching(settings, tmp_path) as fetch:
         result = await source.collect(pickup_of(source.order(job_id, {}).key, job_id=job_id), fetch, now=NOW)
     assert isinstance(result, Failed)

@@ -20,7 +20,7 @@ MP3 = (ROOT / "audio" / "speech.mp3").read_bytes()
 
 
 def _codes(**options: Any) -> list[str]:
-    found = deepgram.findings(source_settings("dg", {"provider": "deepgram"} | options))
+    found = deepgram.DeepgramProvider.findings(source_settings("dg", {"provider": "deepgram"} | options))
     return [finding.code for finding in found]
 
 
@@ -62,7 +62,7 @@ def test_a_wrong_setting_is_told_without_its_value() -> None:
 def test_the_password_may_be_digits_from_the_environment() -> None:
     """An environment value is read as TOML, so that digits come as a number."""
     settings = source_settings("dg", {"provider": "deepgram", "dg_token": 12345, "require_dg_token": True})
-    source = deepgram.create(settings, tokens())
+    source = deepgram.DeepgramProvider.create(settings, tokens())
     head = Head(source="dg", method="POST", headers=(("dg-token", "12345"),), received_at=NOW)
     assert source.admit(head).proofs == {"dg-token"}
 

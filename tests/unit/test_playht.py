@@ -23,7 +23,9 @@ URL = "https://results.example.test/a.mp3"
 
 def _source(**options: Any) -> playht.PlayhtProvider:
     table = {"provider": "playht", "api_key": KEY, "user_id": USER} | options
-    return playht.create(source_settings("ph", {k: v for k, v in table.items() if v is not None}), tokens())
+    return playht.PlayhtProvider.create(
+        source_settings("ph", {k: v for k, v in table.items() if v is not None}), tokens()
+    )
 
 
 def _proved(document: Any, **options: Any) -> tuple[playht.PlayhtProvider, VerifiedCallback]:
@@ -81,7 +83,7 @@ def _pickup(job_id: str | None) -> Pickup:
     ],
 )
 def test_findings_have_stable_codes(options: dict[str, Any], codes: list[str]) -> None:
-    found = playht.findings(source_settings("ph", {"provider": "playht"} | options))
+    found = playht.PlayhtProvider.findings(source_settings("ph", {"provider": "playht"} | options))
     assert [finding.code for finding in found] == codes
     assert not [finding for finding in found if KEY in finding.message + finding.fix]
 

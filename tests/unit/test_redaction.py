@@ -71,7 +71,7 @@ def test_a_document_without_a_token_keeps_its_bytes() -> None:
 
 def _playht_source() -> playht.PlayhtProvider:
     settings = source_settings("ph", {"provider": "playht", "api_key": PLAYHT_KEY, "user_id": "u123456"})
-    return playht.create(settings, tokens())
+    return playht.PlayhtProvider.create(settings, tokens())
 
 
 def _proved(source: Source, body: bytes, token: str) -> VerifiedCallback:

@@ -126,7 +126,7 @@ def test_every_request_is_remembered(service: tuple[Playht, httpx2.Client]) -> N
 def _type(callback: Callback) -> tuple[str, str | None]:
     """Return what the adapter makes of a callback: the event's type, and the link to its audio."""
     table = {"provider": "playht", "api_key": API_KEY, "user_id": USER_ID}
-    source = adapter.create(source_settings("playht", table), tokens())
+    source = adapter.PlayhtProvider.create(source_settings("playht", table), tokens())
     head = Head(source="playht", method="POST", headers=tuple(callback.headers.items()), received_at=NOW)
     draft = source.normalize(source.verify(source.admit(head), MemoryBody(callback.body)))
     return draft.type, draft.remote.url if draft.remote else None

@@ -75,7 +75,7 @@ def test_private_hosts_are_told_from_public_ones(url: str, private: bool) -> Non
 
 def test_a_callback_url_holds_encoded_credentials_source_and_token() -> None:
     token = CallbackTokens(["0123456789abcdef"]).issue("deepgram", ref="order_42")
-    url = callback_url(PUBLIC, "deepgram", provider="deepgram", token=token, basic="us/er:p@ss:wörd?")
+    url = callback_url(PUBLIC, "deepgram", token=token, basic="us/er:p@ss:wörd?")
     parts = urlsplit(url)
     assert unquote(parts.username or "") == "us/er"
     assert unquote(parts.password or "") == "p@ss:wörd?"
@@ -86,7 +86,7 @@ def test_a_callback_url_holds_encoded_credentials_source_and_token() -> None:
 
 
 def test_a_path_before_ours_stays() -> None:
-    url = callback_url(f"{PUBLIC}/speech/", "deapi", provider="deapi")
+    url = callback_url(f"{PUBLIC}/speech/", "deapi", https_only=True)
     assert url == f"{PUBLIC}/speech/callbacks/deapi"
 
 
@@ -109,9 +109,9 @@ def test_a_url_that_no_provider_could_call_is_refused_with_the_reason(
     public_url: str | None, provider: str, basic: str | None, token: str | None, reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
-        callback_url(public_url, "deepgram", provider=provider, basic=basic, token=token)
+        callback_url(public_url, "deepgram", https_only=provider == "deapi", basic=basic, token=token)
     assert "pass_word" not in caught.value.message
 
 
 def test_http_is_good_enough_for_deepgram() -> None:
-    assert callback_url("http://hooks.example.com", "deepgram", provider="deepgram").startswith("http://")
+    assert callback_url("http://hooks.example.com", "deepgram").startswith("http://")
