@@ -30,6 +30,7 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from receiver.storage.store.postgres import PostgresStore
+from tests.support import keeper
 
 _NUMBERS = itertools.count(1)
 _OWNER = "postgres"
@@ -243,23 +244,26 @@ def server(*settings: str, durable: bool = False) -> Iterator[Server]:
 
 @cache
 def shared() -> Server:
-    """Return the server of this test process; it ends with the process."""
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(server())
+    """Return the server of this test run, which ends with it; nobody stops it."""
+    note = keeper.server("postgres")
+    return Server(Path(note["folder"]), note["port"])
 
 
 @cache
 def _template() -> str:
-    name = shared().new_database()
+    """Return the name of a migrated database without rows, made once in a run."""
+    with keeper.once_per_run("postgres-template") as note:
+        if not note.exists():
+            name = shared().new_database()
 
-    async def migrate() -> None:
-        await PostgresStore(shared().url(name)).migrate()
+            async def migrate() -> None:
+                await PostgresStore(shared().url(name)).migrate()
 
-    # In a thread, because the first to ask may be in an event loop.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(lambda: asyncio.run(migrate())).result()
-    return name
+            # In a thread, because the first to ask may be in an event loop.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(lambda: asyncio.run(migrate())).result()
+            note.write_text(name, "utf-8")
+        return note.read_text("utf-8")
 
 
 _spare: list[str] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import json
@@ -22,6 +21,7 @@ import pytest
 import trustme
 
 from receiver.storage.blobs.s3_options import S3Options
+from tests.support import keeper
 
 BUCKET = "receiver-test"
 ACCESS_KEY = "receiver-test-key"
@@ -86,6 +86,20 @@ class Weed:
         self.child: subprocess.Popen[bytes] | None = None
         self._started = False
         self._configure()
+
+    @classmethod
+    def noted(cls, note: dict[str, Any]) -> Weed:
+        """Return a store that another process keeps, see `note`."""
+        weed = cls.__new__(cls)
+        weed.folder, weed.ca_file = Path(note["folder"]), note["ca_file"]
+        weed.http_port, weed.https_port = note["http_port"], note["https_port"]
+        weed.child = None
+        return weed
+
+    def note(self) -> dict[str, Any]:
+        """Return what another process has to know of this store."""
+        ports = {"http_port": self.http_port, "https_port": self.https_port}
+        return {"folder": str(self.folder), "ca_file": self.ca_file} | ports
 
     def _take_ports(self) -> None:
         *own, self.http_port, self.https_port = free_ports(len(_PORTS) + 2)
@@ -216,18 +230,10 @@ class Weed:
         )
 
 
-_shared: list[Weed] = []
-
-
 @pytest.fixture(scope="session")
 def weed() -> Weed:
-    """One store for all tests of a process, ended with it; each test takes a prefix of its own."""
-    if not _shared:
-        store = Weed()
-        atexit.register(store.close)
-        store.start()
-        _shared.append(store)
-    return _shared[0]
+    """One store for all tests of a run, ended with it; each test takes a prefix of its own."""
+    return Weed.noted(keeper.server("s3"))
 
 
 @pytest.fixture

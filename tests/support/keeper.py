@@ -1,0 +1,103 @@
+"""One PostgreSQL and one S3 store for a whole test run, whichever of its processes asks first.
+
+`python -m tests.support.keeper postgres 4711` runs one until process 4711 is gone, however that ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _owner() -> int:
+    """Return the process whose end is the end of the run: pytest, of which xdist's workers are children."""
+    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+
+
+def _folder() -> Path:
+    """Return the run's folder; a process id may come again, together with its start it does not."""
+    owner = _owner()
+    started = Path(f"/proc/{owner}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+    folder = Path(tempfile.gettempdir()) / f"receiver-tests-{os.getuid()}-{owner}-{started}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def once_per_run(name: str) -> Iterator[Path]:
+    """Hold a lock of the run; give a path where what was made once is noted."""
+    folder = _folder()
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder / f"{name}.json"
+
+
+def server(kind: str) -> Any:
+    """Return what is to know of the run's `postgres` or `s3`; start it if nobody has."""
+    with once_per_run(kind) as note:
+        if not note.exists():
+            note.write_text(_start(kind, note.with_suffix(".log")), "utf-8")
+        return json.loads(note.read_text("utf-8"))
+
+
+def _start(kind: str, log: Path) -> str:
+    command = [sys.executable, "-m", "tests.support.keeper", kind, str(_owner()), str(log.parent)]
+    with log.open("ab") as errors:
+        # A session of its own: Ctrl-C ends the run, and that the server.
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    assert child.stdout is not None
+    with child.stdout:
+        line = child.stdout.readline().decode()
+    if not line:
+        raise RuntimeError(f"no {kind} for the tests: {log.read_text('utf-8')[-2000:]}")
+    # Not waited for: it outlives this process, and the kernel hands it on.
+    child.returncode = 0
+    return line
+
+
+def _keep(kind: str, owner: int, folder: Path) -> None:
+    """Run a server until `owner` is gone; the last one out removes the run's folder."""
+    from tests.support import postgres, s3
+
+    with contextlib.ExitStack() as stack:
+        gone = os.pidfd_open(owner)
+        stack.callback(_remove, kind, folder)
+        if kind == "postgres":
+            running = stack.enter_context(postgres.server("max_connections=200"))
+            note: dict[str, Any] = {"port": running.port, "folder": str(running.folder)}
+        else:
+            weed = s3.Weed()
+            stack.callback(weed.close)
+            weed.start()
+            note = weed.note()
+        print(json.dumps(note), flush=True)
+        select.select([gone], [], [])
+
+
+def _remove(kind: str, folder: Path) -> None:
+    for path in folder.glob(f"{kind}*"):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    _keep(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
