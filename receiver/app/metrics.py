@@ -13,7 +13,7 @@ from receiver.core.work import StoreStats
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 6, 10, 30)
 _Times = partial(Histogram, buckets=_SECONDS)
 _LongTimes = partial(Histogram, buckets=(*_SECONDS, 60, 300, 3600))
-_METRICS: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
+METRICS: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (Counter, "receiver_callbacks", "Callbacks by source and answer.", ("source", "answer")),
     (Counter, "receiver_callback_bytes", "Body bytes read.", ("source",)),
     (_Times, "receiver_ack_seconds", "From the first header of a callback to its answer.", ("source",)),
@@ -71,7 +71,7 @@ class _Series(dict[tuple[str, ...], Any]):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
         self._metrics = {
-            name: kind(name, text, labels, registry=registry) for kind, name, text, labels in _METRICS
+            name: kind(name, text, labels, registry=registry) for kind, name, text, labels in METRICS
         }
 
     def __missing__(self, key: tuple[str, ...]) -> Any:
