@@ -175,7 +175,7 @@ def test_a_right_that_lacks_is_told(weed: Weed, server: Server, database: str, t
     assert "lacks a right" in said.json[0]["message"]
     assert "TO app" in said.json[0]["fix"]
     said = receiver("--config", config(tmp_path, theirs), "events")
-    assert "lacks a right on the table migrations: its owner runs GRANT SELECT, INSERT, " in said.err
+    assert "lacks a right: the owner of the tables runs GRANT SELECT, INSERT, " in said.err
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def _patch_commit(when: str) -> None:
     deadly = _deadly(real, when)
 
     def commit(self: PostgresBackend) -> None:
-        recorded = self._session is not None and bool(self._session.lanes)
+        recorded = self._session is not None and bool(self._session.changes)
         (deadly if recorded else real)(self)
 
     PostgresBackend.commit = commit  # type: ignore[method-assign]

@@ -31,8 +31,8 @@ from receiver.storage.store.postgres_connection import (
     ANSWER_SECONDS,
     FAILURES,
     OWN,
+    Changes,
     Connection,
-    Lanes,
     PostgresSession,
     Skew,
     Starved,
@@ -209,7 +209,7 @@ class PostgresBackend:
             raise StoreUnavailable("store: the database undid the transaction")
         self._silent_pause = self._pauses.silent
         if self._notifier is not None:
-            self._notifier.add(self._session.lanes)
+            self._notifier.add(self._session.changes)
 
     def rollback(self) -> None:
         """Undo the transaction, unless the server has."""
@@ -236,7 +236,7 @@ class PostgresBackend:
         if lost(error):
             self._drop()
         if isinstance(error, psycopg.DataError) and error.sqlstate is None:
-            # psycopg did, before it was sent.
+            # psycopg refused it, before it was sent.
             return StoreUnavailable("store: the database refused a value"), False
         return unavailable(error), not isinstance(error, _OF_SOME)
 
@@ -251,7 +251,7 @@ class PostgresBackend:
         return not self._committing and not self._fresh and not silent(error)
 
     def housekeeping(self, *, idle: bool) -> None:
-        """Tell other processes what was committed."""
+        """Notify other processes of what was committed."""
         if self._notifier is None or self._connection is None:
             return
         try:
@@ -264,7 +264,7 @@ class PostgresBackend:
         self._drop()
 
     def abandon(self) -> None:
-        """Hang up under whoever waits for an answer, and connect no more."""
+        """Shut the socket down, so that a wait for an answer ends, and connect no more."""
         self._abandoned = True
         connection = self._connection
         if connection is not None:
@@ -306,7 +306,9 @@ class PostgresBackend:
         if connection is not None:
             with contextlib.suppress(*FAILURES):
                 connection.close()
-        with contextlib.suppress(*FAILURES):  # in this order: of a closed connection it waits for nothing
+        with contextlib.suppress(
+            *FAILURES
+        ):  # after the close: leaving waits for answers of an open connection
             self._leave_pipeline()
 
     def _leave_pipeline(self) -> None:
@@ -316,7 +318,9 @@ class PostgresBackend:
         try:
             pipeline.__exit__(None, None, None)
         except psycopg.OperationalError as error:
-            cause = error.__context__  # what was waited for; what is told is that one cannot leave so
+            cause = (
+                error.__context__
+            )  # the real error; psycopg raises another, that the pipeline cannot be left
             if isinstance(cause, Starved):
                 raise cause from None
             if silent(cause):
@@ -326,16 +330,16 @@ class PostgresBackend:
 
 CHANNEL = "receiver"
 PAUSE_SECONDS = 0.02
-"""Between two announcements of one process; what comes meanwhile goes with the next."""
+"""Between two notifications of one process; what is recorded meanwhile goes with the next."""
 _LIMIT = 7_500
-"""Bytes of one announcement; PostgreSQL takes less than 8,000."""
+"""Bytes of one notification; PostgreSQL takes less than 8,000."""
 _PROBE_SECONDS = 30.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 """Seconds between tries to listen, doubled each time."""
 
 
-class Note(msgspec.Struct, frozen=True):
-    """One announcement."""
+class Notification(msgspec.Struct, frozen=True):
+    """The payload of a notification; `by` names the process that sent it."""
 
     by: str
     destinations: tuple[str, ...] = ()
@@ -343,7 +347,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Notifier:
-    """Tells other processes, after the commit and not within it.
+    """Notifies other processes of what was recorded, after the commit and not within it.
 
     NOTIFY takes a lock that all of the server's databases share and holds it until the commit is on disk; a transaction that
     does nothing else holds it for no time.
@@ -351,27 +355,29 @@ class Notifier:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lanes = Lanes()
+        self._changes = Changes()
         self._last = 0.0
 
-    def add(self, lanes: Lanes) -> None:
-        """Note what was committed."""
-        self._lanes.add(lanes)
+    def add(self, changes: Changes) -> None:
+        """Keep what was committed for the next notification."""
+        self._changes.add(changes)
 
     def flush(self, connection: Connection, *, idle: bool) -> None:
-        """Announce, unless that was done just now and more is coming. Raises `psycopg.Error`."""
+        """Notify, unless that was done just now and more is coming. Raises `psycopg.Error`."""
         now = time.monotonic()
-        if not self._lanes or (not idle and now - self._last < PAUSE_SECONDS):
+        if not self._changes or (not idle and now - self._last < PAUSE_SECONDS):
             return
-        lanes, self._lanes, self._last = self._lanes, Lanes(), now
-        note = Note(self._name, tuple(sorted(lanes.destinations)), tuple(sorted(lanes.sources)))
-        payload = msgspec.json.encode(note).decode()
-        if len(payload.encode()) <= _LIMIT:  # beyond that, the others find it when they look
+        changes, self._changes, self._last = self._changes, Changes(), now
+        notification = Notification(
+            self._name, tuple(sorted(changes.destinations)), tuple(sorted(changes.sources))
+        )
+        payload = msgspec.json.encode(notification).decode()
+        if len(payload.encode()) <= _LIMIT:  # beyond that, the others find it when they poll
             connection.execute("SELECT pg_notify($1, $2)", [CHANNEL, payload])
 
 
 class Listener:
-    """Hears other processes: a thread with a connection of its own."""
+    """Listens to other processes: a thread with a connection of its own."""
 
     def __init__(
         self,
@@ -391,7 +397,7 @@ class Listener:
         self._thread.start()
 
     def close(self, seconds: float | None = None) -> None:
-        """Stop listening, and wait until it has, `seconds` at most: the thread ends when the server lets go of it."""
+        """Stop listening, and wait for the thread, `seconds` at most: a silent server may hold it for longer."""
         os.close(self._stop)
         self._thread.join(seconds)
 
@@ -405,7 +411,7 @@ class Listener:
             os.close(self._stopped)
 
     def _listened(self) -> bool:
-        """Listen until told to stop; False when that went wrong, whatever it was: without hints, lanes would be slow for good."""
+        """Listen until closed; False after any failure, to be tried again: without notifications, lanes would be slow for good."""
         try:
             with contextlib.closing(self._connected()) as connection:
                 return self._listen(connection)
@@ -413,7 +419,7 @@ class Listener:
             return False
 
     def _listen(self, connection: Connection) -> bool:
-        """Pass on what is heard; True when it was told to stop. Raises `psycopg.Error` when the connection is lost."""
+        """Pass notifications on; True when closed. Raises `psycopg.Error` when the connection is lost."""
         connection.execute(f"LISTEN {CHANNEL}", prepare=False)
         self._pause = _FIRST_PAUSE
         while True:
@@ -436,7 +442,7 @@ class Listener:
 
     def _pass_on(self, payload: str) -> None:
         try:
-            note = msgspec.json.decode(payload, type=Note)
+            note = msgspec.json.decode(payload, type=Notification)
         except msgspec.DecodeError:
             return
         if note.by != self._name:

@@ -1,4 +1,7 @@
-"""A connection to PostgreSQL that notices in seconds when nobody answers, and its troubles in words."""
+"""A connection to PostgreSQL, its troubles in words, the statements over it, and how far its clock is from ours.
+
+No wait is endless: a server that is stopped, or cut off, is noticed in seconds.
+"""
 
 from __future__ import annotations
 
@@ -187,6 +190,9 @@ class _Bytes(BytesBinaryDumper):
     oid = 0
 
 
+assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as text otherwise
+
+
 def parse(url: str) -> dict[str, Any]:
     """Return what `store.url` says, with our defaults. Raises `ConfigError`; no error shows any of it."""
     try:
@@ -199,13 +205,19 @@ def parse(url: str) -> dict[str, Any]:
             "store.url cannot be read: write postgresql://user:password@host:5432/database "
             "(letters like @ and / in a password as %40 and %2F)"
         ) from None
-    if unescaped(url, given):
+    if _unescaped(url, given):
         raise ConfigError("store.url cannot be read: @ and / in the password are written %40 and %2F")
     if "replication" in given:
         raise ConfigError(f"store.url: {_PARAMETER.format('replication')}")
     # Whatever the URL says of it: text is sent as UTF-8, which the server is to know.
     defaults = _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)}
     return defaults | given | {"client_encoding": _DEFAULTS["client_encoding"]}
+
+
+def _unescaped(url: str, parts: Mapping[str, Any]) -> bool:
+    """Tell whether a password holds letters that end it: then a piece of it stands for host, port or database."""
+    path = url.partition("://")[2].partition("/")[2].partition("?")[0]
+    return any("@" in str(piece) for piece in (parts.get("host", ""), parts.get("port", ""), path))
 
 
 def _unknown_parameter(url: str, said: str) -> str | None:
@@ -248,6 +260,9 @@ def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWE
         connection.close()
         raise
     return connection
+
+
+# ---------------------------------------------------------------- troubles in words
 
 
 def lost(error: Exception) -> bool:
@@ -301,9 +316,6 @@ def _whom(error: psycopg.Error, state: str) -> str:
     return f' (user "{error.user}", database "{error.database}")'
 
 
-assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as text otherwise
-
-
 class Unreached(psycopg.OperationalError):
     """No connection could be made: what libpq said, and whom it was asked to connect with."""
 
@@ -341,11 +353,7 @@ def _shown(host: str, port: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def unescaped(url: str, given: Mapping[str, Any]) -> bool:
-    """Tell whether a password holds letters that end it: then a piece of it stands for host, port or database."""
-    path = url.partition("://")[2].partition("/")[2].partition("?")[0]
-    return any("@" in str(piece) for piece in (given.get("host", ""), given.get("port", ""), path))
-
+# ---------------------------------------------------------------- statements
 
 ROWS_AT_ONCE = 128
 UNBOUNDED_SECONDS = 30 * 86_400.0
@@ -366,8 +374,8 @@ _ALONG_THE_INDEX = frozenset({"due_deliveries", "due_pickups"})
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 
 
-class Lanes:
-    """The lanes that have something new to claim: what other processes are notified of."""
+class Changes:
+    """The lanes for which something was recorded: what other processes are notified of."""
 
     def __init__(self) -> None:
         self.destinations: set[str] = set()
@@ -376,7 +384,7 @@ class Lanes:
     def __bool__(self) -> bool:
         return bool(self.destinations or self.sources)
 
-    def add(self, other: Lanes) -> None:
+    def add(self, other: Changes) -> None:
         """Take over what `other` holds."""
         self.destinations |= other.destinations
         self.sources |= other.sources
@@ -417,7 +425,7 @@ class PostgresSession:
     def __init__(self, connection: Connection, shift: int = 0) -> None:
         self._connection = connection
         self._shift = shift
-        self.lanes = Lanes()
+        self.changes = Changes()
 
     def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
@@ -502,9 +510,9 @@ class PostgresSession:
 
     def _note(self, name: str, rows: Sequence[Sequence[Value]]) -> None:
         if name == "insert_deliveries":
-            self.lanes.destinations |= {str(row[2]) for row in rows}
+            self.changes.destinations |= {str(row[2]) for row in rows}
         elif name == "insert_pickups":
-            self.lanes.sources |= {str(row[1]) for row in rows}
+            self.changes.sources |= {str(row[1]) for row in rows}
 
     # ------------------------------------------------------------ the database's time
 
@@ -520,6 +528,8 @@ class PostgresSession:
             row if row[due] is None else (*row[:due], row[due] - self._shift, *row[due + 1 :]) for row in rows
         ]
 
+
+# ---------------------------------------------------------------- the database's clock
 
 EVERY_SECONDS = 60.0
 """How often the difference is measured; and whenever our clock is seen to have been set."""
@@ -557,8 +567,7 @@ class Skew:
         ahead = int(row[0]) - (before + after) // 2
         if abs(ahead) < BAND_MS:
             self.shift = 0
-        elif (
-            abs(ahead - self.shift) > _STEP_MS
-        ):  # else it is the one that is known: what was written is read alike
+        elif abs(ahead - self.shift) > _STEP_MS:
+            # A smaller difference is the one that is known: what was written by it must be read by it.
             self.shift = ahead
         self._measured_at, self._set_to = at, before - int(at * 1000)

@@ -84,17 +84,19 @@ class SqliteBackend:
         self._busy_timeout = busy_timeout
         self._writes = writes
         self._connection: apsw.Connection | None = None
+        self._session: SqliteSession | None = None
         self._poisoned = False
         self._log_pages = 0
         self._copied_pages = 0
 
     def begin(self, lock_seconds: float | None = None) -> Session:
         """Connect if need be; begin a transaction if this connection writes."""
-        if self._connection is None:
+        if self._connection is None or self._session is None:
             self._connection = self._connect()
+            self._session = SqliteSession(self._connection)
         if self._writes:
             self._connection.execute("BEGIN IMMEDIATE")
-        return SqliteSession(self._connection)
+        return self._session
 
     def commit(self) -> None:
         """Commit and sync."""
@@ -126,7 +128,7 @@ class SqliteBackend:
         return StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
 
     def again(self, error: Exception) -> bool:
-        """Return False: there is one that writes, and it meets nobody."""
+        """Return False: SQLite has one writer at a time, and nothing undoes its transactions by chance."""
         return False
 
     def housekeeping(self, *, idle: bool) -> None:
@@ -140,12 +142,11 @@ class SqliteBackend:
             self.trouble(error)
 
     def close(self) -> None:
-        """Disconnect; the last connection of a file also empties its write-ahead log."""
-        connection, self._connection = self._connection, None
+        """Disconnect; closing the last connection of a file also empties its write-ahead log."""
+        connection, self._connection, self._session = self._connection, None, None
         if connection is not None:
-            with contextlib.suppress(
-                apsw.Error
-            ):  # what could not be copied stays in the log, which is synced
+            # What cannot be copied stays in the log, which is synced.
+            with contextlib.suppress(apsw.Error):
                 connection.close(True)
 
     def abandon(self) -> None:
@@ -153,7 +154,8 @@ class SqliteBackend:
 
     def _give_up(self) -> None:
         """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
-        connection, self._connection, self._poisoned = self._connection, None, True
+        connection, self._connection, self._session = self._connection, None, None
+        self._poisoned = True
         if connection is not None:
             _drop(connection)
 
