@@ -232,7 +232,7 @@ async def test_a_user_that_may_not_create_tables_runs_but_does_not_migrate() -> 
         assert await store.migrate() == []
         await store.close()
         with pytest.raises(
-            StoreUnavailable, match="lacks a right: .*`receiver migrate` itself is for the owner"
+            StoreUnavailable, match=r"lacks a right: .*`receiver migrate` itself is for the owner"
         ):
             await PostgresStore(empty.replace("postgres@", f"{role}@")).migrate()
         execute(url, f"DROP OWNED BY {role}; DROP ROLE {role}")
