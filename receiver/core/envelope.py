@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.core.event import AudioFacts, Event, EventDraft, StoredBlob, TranscriptDraft
+from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.signing import ObjectLinks
 
 SCHEMA = 1
@@ -57,8 +57,9 @@ def compose(
 ) -> bytes:
     """Return the event's `data` object as JSON, its links still without URL.
 
-    With `short`, only what is short of the provider's own fields stays.
+    With `short`, only short fields of the provider's data stay.
     """
+    error = draft.error if draft.parked is None else JobError(code="parked", message=draft.parked)
     data: dict[str, Any] = {
         "event_id": event_id,
         "schema": SCHEMA,
@@ -68,10 +69,10 @@ def compose(
         "ref": draft.ref,
         "late": draft.late,
         "audio": _audio(*audio) if audio else None,
-        "transcript": _transcript(draft.transcript),
+        "transcript": _transcript(draft.transcript) if draft.transcript else None,
         "media": _stored(media) if media else None,
         "document": _stored(document) if document else None,
-        "error": _error(draft),
+        "error": _error(error) if error else None,
         "provider_data": _short(draft.provider_data) if short else draft.provider_data,
     }
     return _encode(data)
@@ -98,9 +99,7 @@ def _audio(blob: StoredBlob, facts: AudioFacts) -> dict[str, Any]:
     }
 
 
-def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
-    if draft is None:
-        return None
+def _transcript(draft: TranscriptDraft) -> dict[str, Any]:
     text = draft.text
     if text is not None and len(_encode(text)) > TEXT_LIMIT:
         text = None  # it is in the document, by link
@@ -113,16 +112,11 @@ def _transcript(draft: TranscriptDraft | None) -> dict[str, Any] | None:
     }
 
 
-def _error(draft: EventDraft) -> dict[str, Any] | None:
-    if draft.parked is not None:
-        return {"code": "parked", "message": _cut(draft.parked), "details": None}
-    if draft.error is None:
-        return None
-    details = draft.error.details
+def _error(error: JobError) -> dict[str, Any]:
     return {
-        "code": draft.error.code and draft.error.code[:200],
-        "message": _cut(draft.error.message),
-        "details": details and _cut(details),
+        "code": error.code and error.code[:200],
+        "message": _cut(error.message),
+        "details": error.details and _cut(error.details),
     }
 
 
@@ -135,14 +129,14 @@ def _cut(text: str) -> str:
 
 
 def _short(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what fits: each top-level field of the provider's data that is short, until the room is used."""
+    """Return the top-level fields of the provider's data that fit, in their order, into `INLINE_LIMIT` bytes."""
     kept: dict[str, Any] = {}
-    room = INLINE_LIMIT
+    left = INLINE_LIMIT
     for key, value in fields.items():
-        cost = len(_encode(value)) + len(key)
-        if cost <= room:
+        size = len(_encode(value)) + len(key)
+        if size <= left:
             kept[key] = value
-            room -= cost
+            left -= size
     return kept
 
 

@@ -116,7 +116,7 @@ class Recorder:
             return await self._defer(origin, callback, draft, draft.remote, answered, now)
         recording = await self._recording(origin, draft, new_id("evt", now), now, answered)
         recorded = await self._store.record(recording)
-        if recorded.status is RecordStatus.RECORDED:
+        if recorded.status is RecordStatus.RECORDED and recording.destinations:
             self.wake(recording.destinations)
         return recorded
 

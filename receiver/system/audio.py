@@ -205,26 +205,23 @@ class _Bounded:
         self._file, self._deadline = file, deadline
         self._left, self._calls = _MAX_READ, _MAX_CALLS
         self.size = file.seek(0, os.SEEK_END)
+        self.tell = file.tell
         file.seek(0)
-
-    def _spend(self, size: int) -> None:
-        self._left -= size
-        self._calls -= 1
-        if self._left < 0 or self._calls < 0 or time.monotonic() > self._deadline:
-            raise _Spent
 
     def read(self, size: int = -1) -> bytes:
         if size < 0:
-            size = max(0, self.size - self._file.tell())
-        self._spend(min(size, self.size))
+            size = max(0, self.size - self.tell())
+        self._left -= min(size, self.size)
+        self._calls -= 1
+        if self._left < 0 or self._calls < 0 or time.monotonic() > self._deadline:
+            raise _Spent
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._spend(0)
+        self._calls -= 1
+        if self._calls < 0:
+            raise _Spent
         return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 def facts(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = 1.0) -> AudioFacts:

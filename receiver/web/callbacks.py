@@ -22,10 +22,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Callbacks:
-    """Hands a callback's head and its unread body to the intake.
+    """Passes a callback's head and its unread body to the intake.
 
-    A plain ASGI application in front of the framework: this is the hot path, and it needs neither its routing nor its
-    middleware. What does not begin with `/callbacks/` goes on to `others`.
+    A plain ASGI application in front of the framework, whose routing and middleware the hot path does not need. Requests
+    to other paths go on to `others`.
     """
 
     def __init__(self, receiver: Receiver, others: ASGIApp) -> None:
@@ -62,7 +62,7 @@ class Callbacks:
 
 
 def lines_and_body(answer: Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body that tell an answer."""
+    """Return an answer's headers and body as HTTP sends them."""
     body = _encode(answer.payload)
     lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if answer.headers:
@@ -71,7 +71,7 @@ def lines_and_body(answer: Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:
 
 
 class Proxies:
-    """Tells who called, behind proxies that are trusted to say so in `X-Forwarded-For`."""
+    """Finds the caller's address behind proxies that are trusted to name it in `X-Forwarded-For`."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
         names = set(trusted)
@@ -80,13 +80,13 @@ class Proxies:
         self._known: dict[str, bool] = {}
 
     def caller(self, peer: str, headers: Sequence[tuple[str, str]]) -> str:
-        """Return the nearest address that is not a trusted proxy; `peer` itself when nobody trusted says more."""
-        if not any(name == "x-forwarded-for" for name, _ in headers) or not self._trusts(peer):
+        """Return the nearest address that is not a trusted proxy; `peer` itself when no trusted proxy names another."""
+        if not (self._all or self._networks) or not self._trusts(peer):
             return peer
-        said = [
+        hops = [
             part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")
         ]
-        for hop in reversed(said):
+        for hop in reversed(hops):
             try:
                 ipaddress.ip_address(hop)
             except ValueError:  # a proxy's own spelling, or a stranger's invention: not an address to show

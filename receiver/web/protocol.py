@@ -15,22 +15,21 @@ if TYPE_CHECKING:
 
 
 HEAD_BYTES = 64 * 1024
-"""Most bytes of a request line with its headers; the parser itself would collect them without end."""
+"""Most bytes of a request line with its headers; the parser itself has no limit."""
 HEAD_SECONDS = 15.0
-"""How long they may take, from their first byte.
+"""Seconds from a head's first byte to its last.
 
-A connection that says nothing at all is kept as long as one between two requests: load balancers open some ahead. Each
-connection takes a file descriptor, of which many systems give a process 1,024: peers that never end what they begin would
-take them all.
+A connection without a byte is kept as long as one between two requests: load balancers open some ahead. Each connection
+takes a file descriptor, of which many systems give a process 1,024: peers that never end their heads would take them all.
 """
 _DRAIN_SECONDS = 30.0
-"""How long a refused sender may pause within its body; what comes is thrown away."""
+"""How long a refused sender may pause within its body."""
 _PREFIX = PREFIX.encode()
 _METHODS = tuple(method.encode() for method in METHODS)
 
 
 def _refusal() -> bytes:
-    """Return the rest of the answer that says no: it is always the same."""
+    """Return the headers and body of the answer to a refused callback, which are always the same."""
     lines, body = lines_and_body(OVERLOADED)
     return b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n" + body
 
@@ -54,9 +53,9 @@ def protocol(receiver: Receiver) -> type[Protocol]:
 class Protocol(HttpToolsProtocol):
     """One connection.
 
-    A callback that comes past the bound is refused here, as soon as its head is read: by way of the application that costs
-    a third of what taking it costs, and a load of three times the capacity would leave time for nothing else. Its body
-    is read on and thrown away, as a connection that is closed before that may take the answer from its sender.
+    Load shedding happens here, as soon as a callback's head is read. Refusing by way of the application costs a third of
+    taking a callback, so that three times the capacity would leave time for nothing else. The body of a refused callback
+    is read and thrown away: closing the connection before its end may keep the answer from the sender.
     """
 
     _receiver: ClassVar[Receiver | None] = None
@@ -97,7 +96,7 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # annotated as never None, and None until the first request
 
     def _wait_for_more(self) -> None:
-        """See that the connection ends some time if what was begun does not go on."""
+        """Set a timer that ends the connection if the request under way does not go on."""
         if self._begun:
             self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
         elif self._unread:
@@ -135,14 +134,17 @@ class Protocol(HttpToolsProtocol):
             return
         self._refused = False
         receiver = self._receiver
-        if receiver is not None and self._is_callback() and (reason := receiver.intake.load.admit()):
+        # A request that came before the last answer was given waits for it; the intake refuses it then, if need be.
+        if (
+            receiver is not None
+            and self._is_answered()
+            and self.url.startswith(_PREFIX)
+            and self.parser.get_method() in _METHODS
+            and (reason := receiver.intake.load.admit())
+        ):
             self._refuse(receiver, reason)
         else:
             super().on_headers_complete()
-
-    def _is_callback(self) -> bool:
-        # What came before the last answer was given waits for it; the intake refuses it then, if need be.
-        return self._is_answered() and self.url.startswith(_PREFIX) and self.parser.get_method() in _METHODS
 
     def _refuse(self, receiver: Receiver, reason: str) -> None:
         source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
