@@ -525,12 +525,14 @@ async def _sweep(settings: Settings) -> Counter[str]:
     from receiver.app.logs import LogObserver
     from receiver.core.clock import wall_clock
     from receiver.core.observe import Observers
-    from receiver.engine.janitor import Janitor
+    from receiver.engine.janitor import Janitor, Limits
 
     counts: Counter[str] = Counter()
     async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
         told = Observers([LogObserver(style="console", level="warning")])
-        janitor = Janitor(store, blobs, settings.retention.kept, told, wall_clock, budget_seconds=math.inf)
+        janitor = Janitor(
+            store, blobs, settings.retention.kept, told, wall_clock, limits=Limits(budget_seconds=math.inf)
+        )
         while True:
             counts.update(await janitor.step(wall_clock()))
             if not janitor.behind:

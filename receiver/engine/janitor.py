@@ -13,6 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
 from receiver.core.event import EventFilter
@@ -22,22 +23,29 @@ from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs.base import Blobs
 from receiver.storage.store.store import Store
 
-BATCH = 200
-"""Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
-BUDGET_SECONDS = 5.0
-"""How long one sweep works; what is left then waits for the next."""
-REST = 4.0
-"""Rest after each batch, as a multiple of the time that it took."""
-BEHIND_SECONDS = 5.0
-"""Pause before the next sweep when this one did not finish."""
-PAGE = 1000
-PAGES = 10
-"""Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
-ASTRAY_MS = 600_000
-"""Clocks that differ by so much: one of them is wrong, and nothing is old by it."""
-MANY = 100
-"""More orphans than this in a page, and more than it has objects that are known: the store is new or another one's."""
+SKEW_MS = 600_000
+"""Clocks that differ by so much: one of them is wrong, and no age can be told."""
 ORPHANS, UPLOADS = "orphans", "uploads"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one sweep does."""
+
+    batch: int = 200
+    """Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
+    budget_seconds: float = 5.0
+    """How long one sweep works; what is left then waits for the next."""
+    rest: float = 4.0
+    """Rest after each batch, as a multiple of the time that it took."""
+    behind_seconds: float = 5.0
+    """Pause before the next sweep when this one did not finish."""
+    page: int = 1000
+    pages: int = 10
+    """Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
+    many: int = 100
+    """With more orphans than this in a page, and more orphans than known objects, the store is new or another one's."""
+
 
 Rest = Callable[[float], Awaitable[None]]
 
@@ -59,8 +67,7 @@ class Janitor:
         observer: Observer,
         clock: Clock,
         *,
-        batch: int = BATCH,
-        budget_seconds: float = BUDGET_SECONDS,
+        limits: Limits = Limits(),
         rest: Rest = asyncio.sleep,
         uptime: Callable[[], float] = uptime,
     ) -> None:
@@ -69,18 +76,18 @@ class Janitor:
         self._retention = retention
         self._observer = observer
         self._clock = clock
-        self._batch = batch
-        self._budget = budget_seconds
+        self._limits = limits
         self._rest = rest
         self._watch = StoreWatch(observer, "janitor")
         self._uptime = uptime
         self._lead = clock() - int(uptime() * 1000) if store.skew_ms is None else None
-        """The time when the machine started, by the clock as it was believed last; None until it was."""
-        self._told: dict[str, float] = {}
+        """When the machine started, by the clock as it was last trusted; None until it was."""
+        self._warned_at: dict[str, float] = {}
+        """Uptime at the last warning of each kind."""
         self._after: dict[str, str] = {}
-        """Where walks that did not finish go on."""
+        """Where unfinished walks continue."""
         self._left: list[Walk] = []
-        """Walks of this round that are not done yet: a sweep that ran out of time leaves them to the next."""
+        """Walks that an earlier sweep had no time for."""
         self._task: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ its life
@@ -102,15 +109,17 @@ class Janitor:
         while True:
             await asyncio.sleep(pause)
             done = await self.sweep()
-            wanted = self._retention.sweep_seconds
-            pause = (wanted if done else min(wanted, BEHIND_SECONDS)) * random.uniform(0.8, 1.2)
+            seconds = self._retention.sweep_seconds
+            pause = (seconds if done else min(seconds, self._limits.behind_seconds)) * random.uniform(
+                0.8, 1.2
+            )
 
     async def sweep(self) -> bool:
         """Sweep once as of now and report it; False when there is more to do. Never raises but for cancellation."""
         counts: Counter[str] = Counter()
         done = True
         try:
-            now = await self._reckoned()
+            now = await self._trusted_time()
             if now is not None:
                 done = await self._sweep(now, counts)
             self._watch.worked()
@@ -132,8 +141,8 @@ class Janitor:
         """
         counts: Counter[str] = Counter()
         skew = await self._skew()
-        if abs(skew) >= ASTRAY_MS:
-            raise ReceiverError(f"nothing is removed: {_apart(skew)}")
+        if abs(skew) >= SKEW_MS:
+            raise ReceiverError(f"nothing is removed: {_skewed(skew)}")
         await self._sweep(now + skew, counts)
         return +counts
 
@@ -151,37 +160,37 @@ class Janitor:
         await self._store.ping()  # our clock may have been set since the last transaction
         return self._store.skew_ms or 0
 
-    async def _reckoned(self) -> int | None:
-        """Return the time by the database's clock, or ours where it has none; None, and a note, when it is not to be believed.
+    async def _trusted_time(self) -> int | None:
+        """Return the database's time, or this machine's where the database has no clock; None, with a warning, when it is wrong.
 
-        It is not once it ran ahead of the machine's uptime: until it is set back, or this process begins anew.
+        A clock that jumps ahead of the machine's uptime is wrong until it is set back, or this process starts again.
         """
         skew = await self._skew()
         now = self._clock() + skew
         lead = now - int(self._uptime() * 1000)
         before = lead if self._lead is None else self._lead
-        leapt = lead - before
-        if abs(skew) < ASTRAY_MS and leapt < ASTRAY_MS:
+        jump = lead - before
+        if abs(skew) < SKEW_MS and jump < SKEW_MS:
             self._lead = max(before, lead)
             return now
-        ours = f"the clock leapt {leapt / 1000:.0f} s ahead; if it is right now, start receiver anew"
-        if self._untold("clock"):
-            error = _apart(skew) if abs(skew) >= ASTRAY_MS else ours
+        error = f"the clock jumped {jump / 1000:.0f} s ahead; if it is right now, restart receiver"
+        if self._warns("clock"):
+            error = _skewed(skew) if abs(skew) >= SKEW_MS else error
             self._observer.note("warning", "janitor.clock_astray", error=error)
         return None
 
-    def _untold(self, what: str) -> bool:
-        """Tell whether something that goes on is to be told now: once a day."""
+    def _warns(self, kind: str) -> bool:
+        """Tell whether a warning of this kind is due: once a day while its cause lasts."""
         at = self._uptime()
-        if at - self._told.get(what, -DAY) < DAY:
+        if at - self._warned_at.get(kind, -DAY) < DAY:
             return False
-        self._told[what] = at
+        self._warned_at[kind] = at
         return True
 
     # ------------------------------------------------------------ one sweep
 
     async def _sweep(self, now: int, counts: Counter[str]) -> bool:
-        until = time.monotonic() + self._budget
+        until = time.monotonic() + self._limits.budget_seconds
         walks = self._walks(now)
         self._left = self._left or list(walks)
         while self._left:
@@ -213,28 +222,20 @@ class Janitor:
             walk: Prune(
                 walk=walk,
                 before=now - seconds * 1000,
-                limit=self._batch,
+                limit=self._limits.batch,
                 dead_before=0 if dead is None else now - dead * 1000,
             )
             for walk, seconds in ages
             if seconds is not None
         }
 
-    async def _walk(self, asked: Prune, counts: Counter[str], until: float) -> bool:
-        """Do one walk to its end; False when the time is up before. It then goes on where it stopped."""
-        name = asked.walk.value
+    async def _walk(self, prune: Prune, counts: Counter[str], until: float) -> bool:
+        """Do one walk to its end; False when the time is up before. The next sweep then continues it."""
+        name = prune.walk.value
         after = self._after.pop(name, "")
         while True:
             began = time.monotonic()
-            done = await self._store.prune(
-                Prune(
-                    walk=asked.walk,
-                    before=asked.before,
-                    after=after,
-                    limit=asked.limit,
-                    dead_before=asked.dead_before,
-                )
-            )
+            done = await self._store.prune(replace(prune, after=after))
             counts[name] += done.count
             if done.blob_keys and self._retention.audio is not None:
                 if done.after is not None:
@@ -247,23 +248,23 @@ class Janitor:
             if time.monotonic() >= until:
                 self._after[name] = after
                 return False
-            await self._rest((time.monotonic() - began) * REST)
+            await self._rest((time.monotonic() - began) * self._limits.rest)
 
     async def _delete(self, keys: tuple[str, ...], counts: Counter[str]) -> None:
-        """Delete objects that nothing links to. What cannot be deleted now is an orphan, and goes as one.
+        """Delete objects that nothing links to. One that cannot be deleted now is an orphan for a later sweep.
 
-        Raises `BlobsUnavailable`, which ends the sweep: each batch more would make as many orphans.
+        Raises `BlobsUnavailable`, which ends the sweep: each further batch would make more orphans.
         """
         await self._blobs.delete(keys)
         counts["blobs"] += len(keys)
 
     async def _orphans(self, before: int, counts: Counter[str], until: float) -> None:
-        """Delete old objects that no event links to, page by page through the whole store, over many sweeps."""
+        """Delete old objects that no event links to, page by page through the whole blob store, over many sweeps."""
         after = self._after.get(ORPHANS, "")
         if not after:
             await self._uploads(before, counts)
-        for _ in range(PAGES):
-            page = await self._blobs.entries(after=after, limit=PAGE)
+        for _ in range(self._limits.pages):
+            page = await self._blobs.entries(after=after, limit=self._limits.page)
             if not page:
                 self._after.pop(ORPHANS, None)
                 break
@@ -279,16 +280,15 @@ class Janitor:
     async def _uploads(self, before: int, counts: Counter[str]) -> None:
         try:
             counts[UPLOADS] += await self._blobs.abort_abandoned(before=before)
-        except (
-            BlobsUnavailable
-        ) as error:  # some stores have no listing of uploads, or credentials no right to it
+        # Some stores have no listing of uploads, or credentials no right to it.
+        except BlobsUnavailable as error:
             self._blobs_failed(error)
 
     async def _remove(self, orphans: list[str], known: set[str], counts: Counter[str]) -> None:
-        """Delete orphans, unless the store knows so little that it cannot be the one which these objects came with."""
-        few = len(orphans) <= MANY or len(known) >= len(orphans)
+        """Delete orphans, unless the store knows so few objects that it cannot be the one they belong to."""
+        few = len(orphans) <= self._limits.many or len(known) >= len(orphans)
         if not few or not await self._store.events(EventFilter(limit=1)):
-            if self._untold("orphans"):
+            if self._warns("orphans"):
                 first, last = orphans[0], orphans[-1]
                 self._observer.note(
                     "warning", "janitor.orphans_left", count=len(orphans), first=first, last=last
@@ -302,16 +302,15 @@ class Janitor:
             counts[ORPHANS] += len(orphans)
 
     def _blobs_failed(self, error: BlobsUnavailable) -> None:
-        if self._untold(f"blobs {error.message}"):
+        if self._warns(f"blobs {error.message}"):
             self._observer.note("warning", "janitor.blobs_unavailable", error=error.message)
 
 
-def _apart(skew: int) -> str:
+def _skewed(skew: int) -> str:
     side = "behind" if skew > 0 else "ahead of"
     return f"this machine's clock is {abs(skew) / 1000:.0f} s {side} the database's; set it, or the database server's (NTP)"
 
 
 def _longest(*ages: int | None) -> int | None:
-    """Return the longest of these; None is for ever."""
-    known = [one for one in ages if one is not None]
-    return max(known) if len(known) == len(ages) else None
+    """Return the longest of these ages; None is for ever."""
+    return None if None in ages else max(age for age in ages if age is not None)

@@ -15,7 +15,7 @@ from receiver.core.errors import BlobsUnavailable, StoreUnavailable
 from receiver.core.event import EventFilter, Recording, RecordStatus
 from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
 from receiver.core.work import DeliveryState
-from receiver.engine.janitor import PAGE, Janitor
+from receiver.engine.janitor import Janitor, Limits
 from receiver.storage.blobs.local import LocalBlobs
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
@@ -73,7 +73,7 @@ class House:
         """Seconds since the machine started."""
         self.rests: list[float] = []
 
-    def janitor(self, kept: Retention, *, batch: int = 100, budget: float = 60.0) -> Janitor:
+    def janitor(self, kept: Retention, *, batch: int = 100, budget: float = 60.0, **limits: int) -> Janitor:
         async def rest(seconds: float) -> None:
             self.rests.append(seconds)
 
@@ -83,8 +83,7 @@ class House:
             kept,
             self.seen,
             lambda: self.now,
-            batch=batch,
-            budget_seconds=budget,
+            limits=Limits(batch=batch, budget_seconds=budget, **limits),
             rest=rest,
             uptime=lambda: self.up,
         )
@@ -257,18 +256,13 @@ async def test_what_others_keep_beside_ours_is_left_alone(house: House) -> None:
     assert all((house.folder / "blobs" / name).exists() for name in theirs)
 
 
-async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("receiver.engine.janitor.PAGE", 2)
-    monkeypatch.setattr("receiver.engine.janitor.PAGES", 2)
+async def test_orphans_are_looked_for_page_by_page_over_many_sweeps(house: House) -> None:
     await house.store.record(recording())
     for n in range(9):
         await house.put(f"{n:032x}.mp3", at=T0)
-    janitor = house.janitor(Retention())
+    janitor = house.janitor(Retention(), page=2, pages=2)
     later = T0 + 3 * DAY * MS
     assert [(await janitor.step(later)).get("orphans", 0) for _ in range(4)] == [4, 4, 1, 0]
-    assert PAGE == 1000
 
 
 async def test_temporary_files_of_a_crash_go(house: House) -> None:

@@ -125,7 +125,7 @@ async def test_a_leap_that_the_store_has_not_measured_holds_until_a_restart(
     for _ in range(3):
         await janitor.sweep()
     assert (await _events(house), _warned(house)) == (1, ["janitor.clock_astray"])
-    assert "start receiver anew" in house.seen.notes[0][2]["error"]
+    assert "restart receiver" in house.seen.notes[0][2]["error"]
     await house.janitor(Retention()).sweep()
     assert await _events(house) == 0
 
@@ -241,14 +241,13 @@ async def test_a_store_without_any_event_makes_nothing_an_orphan(house: House) -
 
 @pytest.mark.parametrize(("known", "removed"), [(0, False), (3, False), (4, True)])
 async def test_many_orphans_among_few_objects_that_are_known_stay(
-    house: House, monkeypatch: pytest.MonkeyPatch, known: int, removed: bool
+    house: House, known: int, removed: bool
 ) -> None:
-    monkeypatch.setattr("receiver.engine.janitor.MANY", 3)
     await house.store.record(recording())
     await _fill(house, 4)
     for _ in range(known):
         await house.recorded()
-    done = await house.janitor(Retention()).step(T0 + 3 * DAY * MS)
+    done = await house.janitor(Retention(), many=3).step(T0 + 3 * DAY * MS)
     assert done == ({"orphans": 4} if removed else {})
 
 
@@ -270,14 +269,13 @@ class Refusing(Blobs):
 
 
 async def test_one_refusal_does_not_stop_the_sweep_of_orphans(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: House,
 ) -> None:
-    monkeypatch.setattr("receiver.engine.janitor.PAGE", 2)
     house.blobs = Refusing(str(house.folder / "blobs"))
     await house.store.record(recording())
     await _fill(house, 5)
     house.now = T0 + ORPHAN_SECONDS * MS + 1
-    janitor = house.janitor(Retention())
+    janitor = house.janitor(Retention(), page=2)
     for _ in range(3):
         await janitor.sweep()
     assert [entry.key for entry in await house.blobs.entries()] == [Refusing.kept]
@@ -305,7 +303,7 @@ async def test_a_file_that_may_not_be_removed_does_not_keep_those_after_it(tmp_p
 
 
 async def test_a_blob_store_that_goes_out_while_it_is_listed_ends_the_step_with_the_reason(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: House,
 ) -> None:
     """A step that says nothing of it leaves `behind` as it was: whoever goes on until all is done would for ever."""
 
@@ -317,10 +315,9 @@ async def test_a_blob_store_that_goes_out_while_it_is_listed_ends_the_step_with_
                 raise BlobsUnavailable("out")
             return await super().entries(prefix, after=after, limit=limit)
 
-    monkeypatch.setattr("receiver.engine.janitor.PAGE", 2)
     house.blobs = Half(str(house.folder / "blobs"))
     await _fill(house, 3)
-    janitor = house.janitor(Retention())
+    janitor = house.janitor(Retention(), page=2)
     with pytest.raises(BlobsUnavailable, match="out"):
         await janitor.step(house.now)
     assert await janitor.sweep()
