@@ -57,6 +57,10 @@ class Timing:
     """The times that no setting names; tests give shorter ones."""
 
     intake: IntakeTiming = field(default_factory=IntakeTiming)
+    head_seconds: float = 15.0
+    """How long a request's head may take from its first byte to its last."""
+    ready_seconds: float = 1.0
+    """How long an answer of `/readyz` serves: readiness is asked often and costs a few syncs."""
 
 
 @dataclass
@@ -90,6 +94,7 @@ class Receiver:
     observer: Observers
     metrics: MetricsObserver
     clock: Callable[[], int]
+    timing: Timing
     stopping: bool = False
     """True from the signal to stop on; callbacks may still be taken for `server.drain_seconds`."""
 
@@ -226,6 +231,7 @@ def build(
         observer=observer,
         metrics=metrics,
         clock=clock,
+        timing=timing,
     )
 
 

@@ -1,4 +1,4 @@
-"""Taking known secrets out of bytes that are kept or shown (floor 2, shared by providers and destinations)."""
+"""Redaction: known secrets are taken out of bytes that are kept or shown."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
 
 
 class Redactor:
-    """Replaces secrets in bytes, as they are, in every spelling that JSON allows, and percent-encoded.
+    """Replaces secrets in bytes: plain, in every spelling that JSON allows, and percent-encoded.
 
-    Callback tokens go with them, whether they are known or not: what proves one URL of ours is nobody else's business.
+    Callback tokens are replaced as well, known or not: each proves one callback URL.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ class Redactor:
         self._spelled = re.compile(b"|".join(map(_spellings, kept))) if kept else None
         starts = (re.escape(secret[:_SHORTEST]) for secret in self._plain)
         self._hint = re.compile(b"|".join((rb"[\\%]", *starts, *_TOKEN_STARTS)))
-        """What is in all that may hold anything of ours."""
+        """Matches in all bytes that may hold a secret or a token."""
 
     def clean(self, raw: bytes) -> bytes:
         """Return `raw` with every secret and every callback token replaced by `[redacted]`."""
@@ -49,7 +49,7 @@ class Redactor:
         return raw
 
     def clean_start(self, raw: bytes) -> bytes:
-        """Do the same for the beginning of something longer: a secret that its end cuts through goes as well."""
+        """Do the same for the beginning of something longer: a secret cut off by its end is replaced as well."""
         if not self._hint.search(raw):  # as in most answers of destinations
             return raw
         raw = self.clean(raw)
@@ -65,7 +65,7 @@ class Redactor:
     def clean_document(self, document: Any, raw: bytes) -> bytes:
         """Do the same for a decoded document and its bytes; returns `raw` itself when it holds no secret.
 
-        Long documents are common and secrets in them are not, so nothing but a plain search is spent on most.
+        Long documents are common and secrets in them are not, so most documents cost only a plain search.
         """
         canonical = msgspec.json.encode(document) if b"\\" in raw else raw
         if not (self._may_be_in(canonical, self._canonical) or _begins_a_token(canonical)):

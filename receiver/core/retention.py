@@ -1,4 +1,4 @@
-"""How long things are kept, and what is removed. Pure data, no I/O."""
+"""Retention and erasure as values: how long each class is kept, and what is removed. Pure data, no I/O."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ DAY = 86_400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
 _AGE = re.compile(r"(\d{1,6})([smhdw])")
 KEYS_SECONDS = 30 * DAY
-"""How long the keys of what was erased are kept, so that it does not come back: longer than any provider tries again."""
+"""How long the keys of erased callbacks are kept, so that they do not come back: longer than any provider retries."""
 REPEAT_SECONDS = 2 * DAY
-"""How long an event is kept at least, with its callback's keys: a provider that sends it again makes no second one."""
+"""Shortest age at which an event and its callback's keys go, so that a provider's retry makes no second event."""
 ORPHAN_SECONDS = 2 * DAY
 """How old an object without an event must be before it is removed: longer than one that is being recorded can be."""
 
 
 def age(text: str) -> int | None:
-    """Return the seconds of `30d`, `12h`, `2w`, …; None for `never`. Raises `ValueError` that says what to write."""
+    """Return the seconds of `30d`, `12h`, `2w`, …; None for `never`. Raises `ValueError` with what to write."""
     if text == "never":
         return None
-    found = _AGE.fullmatch(text)
-    if not found or not int(found[1]):
+    match = _AGE.fullmatch(text)
+    if not match or not int(match[1]):
         raise ValueError("write a number and a unit, like 30d, 12h or 2w, or never")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """Seconds for which each class is kept; None is for ever. The defaults are those of `[retention]`."""
+    """Seconds for which each class is kept; None is for ever. The defaults are those of the settings' `[retention]`."""
 
     bodies: int | None = 30 * DAY
     attempts: int | None = 30 * DAY
     audio: int | None = 90 * DAY
-    """None also leaves alone what has no event: then the blob store's own rules decide."""
+    """With None, objects without an event stay as well: then the blob store's own rules decide."""
     dead_letters: int | None = 90 * DAY
     events: int | None = 90 * DAY
     """An event stays at least as long as its audio and its dead letters do, and two days (`REPEAT_SECONDS`)."""
@@ -53,15 +53,15 @@ class Walk(StrEnum):
     """Attempts of deliveries that were delivered; those of a dead letter stay with it."""
     PICKUP_ATTEMPTS = "pickup_attempts"
     AUDIO = "audio"
-    """What events link to: audio, other files, long documents."""
+    """Objects that events link to: audio, other files, long documents."""
     DEAD_LETTERS = "dead_letters"
     EVENTS = "events"
     """Events with their callbacks, deliveries and attempts."""
     CALLBACKS = "callbacks"
-    """Callbacks that led to no event of their own: their pickup was answered by another."""
+    """Callbacks without an event of their own: another callback resolved their pickup."""
     PICKUPS = "pickups"
     KEYS = "keys"
-    """Keys of what was erased."""
+    """Keys of erased callbacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Prune:
     before: int
     """Epoch milliseconds: what is younger stays."""
     after: str = ""
-    """Where the batch before ended; empty at the beginning of a walk."""
+    """Where the previous batch ended; empty at the beginning of a walk."""
     limit: int = 500
     dead_before: int = 0
     """For `EVENTS`: an event stays while it has a dead letter that is younger than this."""
@@ -80,7 +80,7 @@ class Prune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What one batch did."""
+    """The result of one batch."""
 
     count: int
     after: str | None
@@ -90,7 +90,7 @@ class Pruned:
 
 
 class SubjectKind(StrEnum):
-    """By what a subject of erasure is named."""
+    """How a subject of erasure is named."""
 
     REF = "ref"
     """All events and pickups with this ref, and those of the same jobs that have none."""
@@ -108,9 +108,9 @@ class Subject:
     """For a job: only this source's."""
 
     def digest(self, secret: str) -> str:
-        """Return what a tombstone keeps of it: nobody without the secret can tell, or find by guessing, who it was."""
-        told = "\0".join((self.kind.value, self.source or "", self.key))
-        return hmac.new(secret.encode(), told.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        """Return the subject's keyed hash for its tombstone: without the secret nobody can guess the subject from it."""
+        name = "\0".join((self.kind.value, self.source or "", self.key))
+        return hmac.new(secret.encode(), name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class CallbackKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traces:
-    """What the store has of a subject, up to a limit."""
+    """The subject's rows in the store, up to a limit."""
 
     event_ids: tuple[str, ...] = ()
     callbacks: Mapping[str, CallbackKeys] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class Traces:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tombstone:
-    """That something was erased, and how much; nothing of what it was."""
+    """The record of an erasure: when, and how much; nothing of the data itself."""
 
     id: str
     kind: str
@@ -159,7 +159,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """One batch of an erasure; batches of one erasure have one tombstone, which adds up what they did."""
+    """One batch of an erasure; the batches of one erasure share a tombstone, which adds up their counts."""
 
     subject: Subject
     tombstone_id: str
@@ -167,12 +167,12 @@ class Erasure:
     now: int
     limit: int = 200
     journaled: tuple[CallbackKeys, ...] = ()
-    """Callbacks that lie in a journal and go with this batch: they must not be recorded when they are sent again."""
+    """Callbacks in a journal that go with this batch: they must not be recorded when they are sent again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erased:
-    """What one batch removed. Nothing of the subject is left when it was nothing."""
+    """What one batch removed; empty when nothing of the subject is left."""
 
     traces: Traces
     blob_keys: tuple[str, ...]

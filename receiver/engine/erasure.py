@@ -1,4 +1,4 @@
-"""Erasing one subject: what store, blob store and this machine's journal have of it. Sees ports only."""
+"""Erasing one subject from the store, the blob store and this machine's journal. Sees ports only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
 
 LOOKED_AT = 1000
-"""Events and pickups that are counted before a person is asked; more are erased all the same."""
+"""Events and pickups that are counted before a person confirms; more are erased all the same."""
 _BATCH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journaled:
-    """A callback of the subject that lies in the journal."""
+    """A callback of the subject in the journal."""
 
     stem: str
     keys: CallbackKeys
@@ -29,12 +29,12 @@ class Journaled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOf:
-    """What there is of a subject."""
+    """The data that was found of a subject."""
 
     traces: Traces
     journaled: tuple[Journaled, ...]
     unreadable: tuple[str, ...] = ()
-    """A sentence for each entry of the journal that could not be looked at: it may be the subject's."""
+    """A sentence for each unreadable entry of the journal: it may be the subject's."""
 
     def __bool__(self) -> bool:
         return bool(self.traces or self.journaled)
@@ -42,7 +42,7 @@ class FoundOf:
 
 @dataclass(slots=True, kw_only=True)
 class Removed:
-    """What was removed."""
+    """Numbers of what an erasure removed."""
 
     events: int = 0
     callbacks: int = 0
@@ -54,7 +54,7 @@ class Removed:
 
 
 class Eraser:
-    """Finds and removes. The store and the blob store are open, and so is the journal; None leaves it out."""
+    """Finds and removes a subject's data. All its parts must be open; without a journal (None), the journal is left out."""
 
     def __init__(
         self, *, store: Store, blobs: Blobs, journal: Journal | None, providers: Mapping[str, PushProvider]
@@ -65,7 +65,7 @@ class Eraser:
         self._providers = providers
 
     async def look(self, subject: Subject) -> FoundOf:
-        """Return what there is. Raises `StoreUnavailable`, `JournalUnavailable`."""
+        """Return the data of a subject. Raises `StoreUnavailable`, `JournalUnavailable`."""
         traces = await self._store.traces(subject, limit=LOOKED_AT)
         journaled: list[Journaled] = []
         unreadable: list[str] = []
@@ -80,7 +80,7 @@ class Eraser:
         return FoundOf(traces=traces, journaled=tuple(journaled), unreadable=tuple(unreadable))
 
     async def erase(self, subject: Subject, found: FoundOf, *, digest: str, now: int) -> Removed:
-        """Remove the subject, and what came of it since it was looked for; harmless to repeat after a failure.
+        """Remove a subject's data, and what came since `look`; harmless to repeat after a failure.
 
         Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of it may be left.
         """
@@ -88,7 +88,7 @@ class Eraser:
         removed = Removed(tombstone=tombstone_id if found else None)
         journaled = found.journaled
         while True:
-            # Objects go first: when they cannot, their events still tell of them, and all of this can be done again.
+            # Objects go first: if that fails, their events still name them, and the erasure can be repeated.
             gone = (await self._store.traces(subject, limit=_BATCH)).blob_keys
             await self._delete(gone)
             erased = await self._store.erase(
@@ -98,13 +98,13 @@ class Eraser:
                     digest=digest,
                     now=now,
                     limit=_BATCH,
-                    journaled=tuple(one.keys for one in journaled),
+                    journaled=tuple(entry.keys for entry in journaled),
                 )
             )
-            # The keys are kept from now on: neither the journal nor the provider can bring it back.
+            # The keys are kept from now on: neither the journal nor the provider can bring the data back.
             if self._journal is not None:
-                removed.journal_entries += await self._journal.remove([one.stem for one in journaled])
-            # Unless it was recorded while that batch, which had looked before, waited to write the keys: look again.
+                removed.journal_entries += await self._journal.remove([entry.stem for entry in journaled])
+            # A journaled callback may have been recorded after the batch looked and before it wrote the keys: look again.
             again, journaled = bool(journaled), ()
             await self._delete([key for key in erased.blob_keys if key not in gone])
             traces = erased.traces
@@ -120,8 +120,8 @@ class Eraser:
 
     async def erased_before(self, digests: Sequence[str]) -> int | None:
         """Return when a subject with one of these digests was last erased, None when it never was."""
-        stones = [one for digest in digests for one in await self._store.tombstones(digest, limit=1)]
-        return max((one.erased_at for one in stones), default=None)
+        stones = [stone for digest in digests for stone in await self._store.tombstones(digest, limit=1)]
+        return max((stone.erased_at for stone in stones), default=None)
 
     async def _delete(self, keys: Sequence[str]) -> None:
         if keys:
@@ -130,7 +130,7 @@ class Eraser:
     def _journaled(
         self, subject: Subject, traces: Traces, stem: str, callback: VerifiedCallback
     ) -> Journaled | None:
-        """Tell whether a journaled callback is the subject's, by what its provider reads in it."""
+        """Return a journaled callback if its provider's adapter reads the subject in it, else None."""
         draft = self._draft(callback)
         event_id = new_id("evt", callback.head.received_at)
         if draft is None:
@@ -157,7 +157,7 @@ class Eraser:
         try:
             return provider.normalize(callback)
         except MalformedCallback:
-            # It would be parked, under this key.
+            # The intake would park it under this key.
             return EventDraft(
                 type="callback.parked",
                 idempotency_key=provider.fallback_key(callback),
@@ -169,7 +169,7 @@ class Eraser:
 
 
 def _is_of(subject: Subject, traces: Traces, source: str, draft: EventDraft) -> bool:
-    keys = {(one.source, one.idempotency_key) for one in traces.callbacks.values()}
+    keys = {(known.source, known.idempotency_key) for known in traces.callbacks.values()}
     if (source, draft.idempotency_key) in keys:
         return True
     match subject.kind:

@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
 _PING_SECONDS = 2.0
 _STATS_SECONDS = 5.0
-_FRESH_MILLIS = 1000
-"""Readiness is asked often and costs a few syncs, so an answer serves this long."""
 
 
 class Health:
     """Answers the probes."""
 
     def __init__(self, receiver: Receiver, *, intake: bool = True) -> None:
-        """Without `intake` there is no journal to ask for."""
+        """Without `intake` there is no journal to ping."""
         self._receiver = receiver
         self._intake = intake
         self._pings: dict[str, Callable[[], Awaitable[object]]] = {
@@ -47,8 +45,8 @@ class Health:
     async def taking(self, request: Request) -> Response:
         """Answer 200 while a load balancer should send callbacks here, else 503.
 
-        Asks no part: while the store is out callbacks are still taken, into the journal, so an outage must not make a
-        load balancer turn them away.
+        Pings no part: while the store is out, callbacks are still taken into the journal, so an outage must not make a
+        load balancer send them elsewhere.
         """
         if self._receiver.stopping or not self._intake:
             status = "stopping" if self._receiver.stopping else "takes no callbacks"
@@ -58,11 +56,14 @@ class Health:
     async def ready(self, request: Request) -> Response:
         """Answer 200 when every port works and nothing has been due for too long, else 503 with the reasons.
 
-        How many callbacks wait in the journal is told, and no reason: they wait because another part is out.
+        The number of callbacks in the journal is shown, and makes nothing unready: they wait because another part is out.
         """
         async with self._asking:
             now = self._receiver.clock()
-            if self._last is None or not 0 <= now - self._last[0] < _FRESH_MILLIS:
+            if (
+                self._last is None
+                or not 0 <= now - self._last[0] < self._receiver.timing.ready_seconds * 1000
+            ):
                 names = list(self._pings)
                 results = await asyncio.gather(*(self._ping(name) for name in names))
                 self._last = (now, dict(zip(names, results, strict=True)))
@@ -70,14 +71,14 @@ class Health:
         status = "ok" if all(result == "ok" for result in parts.values()) else "unready"
         if self._receiver.stopping:
             status = "stopping"
-        told: dict[str, object] = {"status": status, "parts": parts}
+        answer: dict[str, object] = {"status": status, "parts": parts}
         if self._intake:
             journal = self._receiver.journal
-            told["journal"] = {
+            answer["journal"] = {
                 "depth": journal.depth,
                 "oldest_age_seconds": round(journal.oldest_age_seconds, 3),
             }
-        return JSONResponse(told, status_code=200 if status == "ok" else 503)
+        return JSONResponse(answer, status_code=200 if status == "ok" else 503)
 
     async def _ping(self, name: str) -> str:
         try:
@@ -92,18 +93,18 @@ class Health:
         return "ok"
 
     async def _oldest_delivery(self) -> None:
-        # What is owed to a destination that is configured no more waits for nobody.
+        # Deliveries to removed destinations are ignored: nothing will ever send them.
         known = self._receiver.settings.destinations
         due = (await self._stats()).due
         self._refuse_old(
-            {f"a delivery to {one.destination}": one.oldest_due_at for one in due if one.destination in known}
+            {f"a delivery to {row.destination}": row.oldest_due_at for row in due if row.destination in known}
         )
 
     async def _oldest_pickup(self) -> None:
         known = self._receiver.settings.sources
         due = (await self._stats()).pickups
         self._refuse_old(
-            {f"a pickup of {one.source}": one.oldest_due_at for one in due if one.source in known}
+            {f"a pickup of {row.source}": row.oldest_due_at for row in due if row.source in known}
         )
 
     async def _stats(self) -> StoreStats:

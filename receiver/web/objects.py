@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Objects:
-    """Serves stored objects to whoever holds a link that receiver made."""
+    """Serves stored objects to callers with a link that receiver issued."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._links = receiver.links
@@ -22,7 +22,7 @@ class Objects:
         self._clock = receiver.clock
 
     async def get(self, request: Request) -> Response:
-        """Answer 200 or 206 with the bytes, 404 for a link we did not make, 410 for one that expired."""
+        """Answer 200 or 206 with the bytes, 404 for an unknown link, 410 for an expired one."""
         claims = self._links.read(request.path_params["token"])
         if claims is None:
             return _problem(404, "there is no such link; copy it whole from the event")

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself has no limit."""
-HEAD_SECONDS = 15.0
-"""Seconds from a head's first byte to its last.
-
-A connection without a byte is kept as long as one between two requests: load balancers open some ahead. Each connection
-takes a file descriptor, of which many systems give a process 1,024: peers that never end their heads would take them all.
-"""
 _DRAIN_SECONDS = 30.0
 """How long a refused sender may pause within its body."""
 _PREFIX = PREFIX.encode()
@@ -46,6 +40,7 @@ def protocol(receiver: Receiver) -> type[Protocol]:
 
     class IntakeProtocol(Protocol):
         _receiver = receiver
+        head_seconds = receiver.timing.head_seconds
 
     return IntakeProtocol
 
@@ -59,6 +54,12 @@ class Protocol(HttpToolsProtocol):
     """
 
     _receiver: ClassVar[Receiver | None] = None
+    head_seconds: ClassVar[float] = 15.0
+    """Seconds from a head's first byte to its last.
+
+    A connection without a byte is kept as long as one between two requests: load balancers open some ahead. Each connection
+    takes a file descriptor, of which many systems give a process 1,024: peers that never end their heads would take them all.
+    """
     _plain = 0
     """Bytes since the last request's head, or since a piece of a body."""
     _begun = False
@@ -98,7 +99,7 @@ class Protocol(HttpToolsProtocol):
     def _wait_for_more(self) -> None:
         """Set a timer that ends the connection if the request under way does not go on."""
         if self._begun:
-            self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+            self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
         elif self._unread:
             self._drain = self.loop.call_later(_DRAIN_SECONDS, self.transport.close)
         elif self.timeout_keep_alive_task is None and self._is_answered():
@@ -175,7 +176,7 @@ class Protocol(HttpToolsProtocol):
             return
         if not self._is_answered():
             # The request before it is still being answered, and an answer to this one would come in between.
-            self._late = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+            self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
             return
         if self._begun:
             content = self._top(408)

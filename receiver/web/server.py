@@ -1,4 +1,4 @@
-"""The process around the parts: sockets, uvicorn, signals, the word that all is ready, and the way out."""
+"""The serving process: sockets, uvicorn, signals, the ready file, and the graceful stop."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _YOUNG_OBJECTS = 10_000
-"""Objects that may be made before the collector looks at them; Python's own number is 700."""
+"""Objects that may be made before the garbage collector looks at them; Python's own number is 700."""
 _KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s that load balancers keep an idle connection, so that it is never we who close first."""
+"""Longer than the 60 s that load balancers keep an idle connection, so that receiver is never the first to close it."""
 
 
 def run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None) -> None:
     """Run until SIGTERM or SIGINT, then stop within `server.stop_seconds`.
 
-    Raises `ReceiverError` when the port cannot be had, `ConfigError` and `Unavailable` when a part cannot be opened.
+    Raises `ReceiverError` when the port is not free, `ConfigError` and `Unavailable` when a part cannot be opened.
     """
     server = settings.server
     sockets = bind(server.host, server.port) if listen else []
@@ -90,7 +90,7 @@ def _bind_trouble(host: str, port: int, error: Exception) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with the signals left to us and a word when it listens."""
+    """uvicorn without its signal handlers, and with a call when it listens."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -112,7 +112,7 @@ async def _run(
     _listen_to_signals(stop)
     _calm_collector()
     _forward_logging(receiver.observer)
-    with _told_ready(receiver, listening=bool(sockets), path=ready_file) as ready:
+    with _ready_signal(receiver, listening=bool(sockets), path=ready_file) as ready:
         async with open_receiver(receiver, intake=intake, work=work):
             if sockets:
                 await _serve(receiver, sockets, stop, ready, intake=intake, work=work)
@@ -123,7 +123,7 @@ async def _run(
 
 
 def _calm_collector() -> None:
-    """Let the garbage collector pass over what lives as long as the process, and look less often at the rest.
+    """Let the garbage collector skip what lives as long as the process, and look less often at the rest.
 
     Almost nothing here is cyclic. Measured: a tenth less time for each callback, and the slowest answers twice as fast.
     """
@@ -138,7 +138,7 @@ class _Stop(asyncio.Event):
     def __init__(self) -> None:
         super().__init__()
         self.at_once = asyncio.Event()
-        """Set when nobody should wait for load balancers: by Ctrl-C, or by a second SIGTERM."""
+        """Set when the stop must not wait for load balancers: by Ctrl-C, or by a second SIGTERM."""
 
 
 def _listen_to_signals(stop: _Stop) -> None:
@@ -207,7 +207,7 @@ async def _serve(
 
 
 def _hanging_up(app: ASGIApp, receiver: Receiver) -> ASGIApp:
-    """Return `app`, saying `Connection: close` with each answer once we are stopping."""
+    """Return `app`, with `Connection: close` in each answer once the process is stopping."""
 
     async def hanging_up(scope: Scope, receive: Receive, send: Send) -> None:
         async def closing(message: Message) -> None:
@@ -221,9 +221,9 @@ def _hanging_up(app: ASGIApp, receiver: Receiver) -> ASGIApp:
 
 
 async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -> None:
-    """Go on as before for `server.drain_seconds`, so that a load balancer sees `/readyz/intake` and looks away.
+    """Serve for another `server.drain_seconds`, so that load balancers see `/readyz/intake` fail and send callbacks elsewhere.
 
-    Each connection is ended with its next answer, so that those it keeps open lead elsewhere as well.
+    Each connection ends with its next answer, so that those kept open lead elsewhere as well.
     """
     seconds = receiver.settings.server.drain_seconds
     if seconds and not stop.at_once.is_set():
@@ -234,8 +234,8 @@ async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -
 
 
 @contextlib.contextmanager
-def _told_ready(receiver: Receiver, *, listening: bool, path: str | None) -> Iterator[Callable[[], None]]:
-    """Give what says that all is ready: a log line `receiver.ready`, and the ready file while we run."""
+def _ready_signal(receiver: Receiver, *, listening: bool, path: str | None) -> Iterator[Callable[[], None]]:
+    """Yield a function that reports readiness: the log line `receiver.ready`, and the ready file until the process ends."""
     server = receiver.settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     place: dict[str, Any] = {}
@@ -256,7 +256,7 @@ def _told_ready(receiver: Receiver, *, listening: bool, path: str | None) -> Ite
 
 
 def _write_whole(path: str, text: str) -> None:
-    """Write a file that is there whole or not at all. Raises `ReceiverError`."""
+    """Write a file that appears whole or not at all. Raises `ReceiverError`."""
     fresh = f"{path}.{os.getpid()}"
     try:
         with open(fresh, "w", encoding="utf-8") as file:
@@ -267,7 +267,7 @@ def _write_whole(path: str, text: str) -> None:
 
 
 class _Forward(logging.Handler):
-    """Hands what uvicorn and asyncio log to the observer, as one line without a traceback."""
+    """Passes the log records of uvicorn and asyncio to the observer, as one line without a traceback."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__(logging.WARNING)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from receiver.app.wiring import Timing
 from receiver.core.event import EventFilter, Recorded, Recording
 from receiver.web import protocol
 from tests.support.raw import exchange, head
@@ -28,6 +29,15 @@ async def live(tmp_path: Path) -> AsyncIterator[Running]:
     extra += "[sources.slow]\nprovider = 'deepgram'\nbasic = ['deepgram:correct-horse-battery']\n"
     extra += "idle_seconds = 30\nbody_seconds = 0.3\n"
     async with running(tmp_path, settings_text(tmp_path, extra=extra), work=False) as up:
+        yield up
+
+
+@pytest.fixture
+async def impatient(tmp_path: Path) -> AsyncIterator[Running]:
+    """A receiver that waits 0.2 s for a head."""
+    extra = "[sources.small]\nprovider = 'deepgram'\nbasic = ['deepgram:correct-horse-battery']\nidle_seconds = 0.3\n"
+    text = settings_text(tmp_path, extra=extra)
+    async with running(tmp_path, text, work=False, timing=Timing(head_seconds=0.2)) as up:
         yield up
 
 
@@ -264,13 +274,10 @@ async def test_a_connection_that_was_opened_ahead_is_kept_as_long_as_an_idle_one
     writer.close()
 
 
-async def test_half_a_head_is_408_on_a_new_connection_and_on_a_kept_one(
-    live: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+async def test_half_a_head_is_408_on_a_new_connection_and_on_a_kept_one(impatient: Running) -> None:
     half = b"POST /callbacks/deepgram HTTP/1.1\r\nhost: a\r\nx-fir"
     for pieces in ([half], [head("/healthz", {}, method="GET"), half]):
-        answers = await _until_closed(_port(live), *pieces)
+        answers = await _until_closed(_port(impatient), *pieces)
         *_, last = answers.split(b"HTTP/1.1 ")
         assert answers.count(b"HTTP/1.1 ") == len(pieces)
         assert last.startswith(b"408 ")
@@ -278,22 +285,19 @@ async def test_half_a_head_is_408_on_a_new_connection_and_on_a_kept_one(
         assert last.endswith(b"took too long.")
 
 
-async def test_a_head_that_came_in_time_may_be_followed_by_a_slow_body(
-    live: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_head_that_came_in_time_may_be_followed_by_a_slow_body(impatient: Running) -> None:
     """Its own limits count: here 0.3 s without a byte."""
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
     request = head("/callbacks/small", JSON | {"content-length": "400"})
-    status, _, body = await exchange(_port(live), [request, b"x" * 10])
+    status, _, body = await exchange(_port(impatient), [request, b"x" * 10])
     assert (status, json.loads(body)["status"]) == (408, "too_slow")
 
 
 async def test_half_a_head_does_not_come_between_an_answer_that_is_being_given(
-    live: Running, monkeypatch: pytest.MonkeyPatch
+    impatient: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time is over, and the request before it is not answered yet: that comes first, and whole."""
     looked, go_on = asyncio.Event(), asyncio.Event()
-    late, record = protocol.Protocol._head_is_late, live.receiver.store.record
+    late, record = protocol.Protocol._head_is_late, impatient.receiver.store.record
 
     def look(self: protocol.Protocol) -> None:
         late(self)
@@ -303,12 +307,11 @@ async def test_half_a_head_does_not_come_between_an_answer_that_is_being_given(
         await go_on.wait()
         return await record(recording)
 
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
     monkeypatch.setattr(protocol.Protocol, "_head_is_late", look)
-    monkeypatch.setattr(live.receiver.store, "record", slowly)
+    monkeypatch.setattr(impatient.receiver.store, "record", slowly)
     sent = transcript("slow")
     whole = head(sent.path, JSON | {"content-length": str(len(sent.body))})
-    coming = asyncio.create_task(_until_closed(_port(live), whole + sent.body + whole[:-10]))
+    coming = asyncio.create_task(_until_closed(_port(impatient), whole + sent.body + whole[:-10]))
     async with asyncio.timeout(5):
         await looked.wait()
     go_on.set()

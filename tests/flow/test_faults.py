@@ -12,7 +12,7 @@ import apsw
 import httpx2
 import pytest
 
-from receiver.app.wiring import Ports
+from receiver.app.wiring import Ports, Timing
 from receiver.core.event import EventFilter
 from receiver.settings.load import sqlite_path
 from receiver.storage.store.sqlite import SqliteStore
@@ -126,7 +126,8 @@ async def test_a_store_that_refuses_a_row(tmp_path: Path) -> None:
 
 async def test_a_blob_folder_that_is_gone(tmp_path: Path) -> None:
     """Audio waits in the journal; what needs no blob is recorded as ever."""
-    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
+    always_asked = Timing(ready_seconds=0)
+    async with running(tmp_path, settings_text(tmp_path), work=False, timing=always_asked) as up:
         blobs = tmp_path / "data" / "blobs"
         blobs.rename(tmp_path / "away")
         assert [(await _send(up, sent)).status_code for sent in MIXED] == [503, 200, 200]
@@ -190,6 +191,7 @@ _WRITER = """
 import asyncio, resource, signal, sys
 from pathlib import Path
 from receiver.storage.blobs.local import LocalBlobs
+from receiver.app.wiring import Timing
 from receiver.core.errors import BlobsUnavailable
 from receiver.core.callback import MemoryBody
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
