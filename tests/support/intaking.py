@@ -36,6 +36,7 @@ class Made:
     short: list[Exception] = field(default_factory=list)
     """What reading the body raises in the step that is `broken`, one after the other; then nothing is broken."""
     provider: ClassVar[str] = "made"
+    secret_headers: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def keeps_retrying(self) -> bool:
