@@ -9,7 +9,6 @@ import errno
 import ipaddress
 import os
 import re
-import ssl
 import stat
 import tempfile
 import threading
@@ -20,14 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from receiver.app import wiring
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.routing import Route
-from receiver.outbound.guard import Guard
+from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
+from receiver.outbound.destinations import kind_of, kinds
+from receiver.outbound.destinations.base import Kind
+from receiver.outbound.guard import blocked_by_address
 from receiver.providers import adapters
+from receiver.providers.base import Adapter
 from receiver.settings import load
 from receiver.settings.model import (
     Code,
@@ -39,6 +41,7 @@ from receiver.settings.model import (
     SourceSettings,
     TokenSettings,
     install,
+    own_settings,
 )
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
@@ -88,9 +91,6 @@ _GENERAL = {
         'write public_url = "https://…"; until then callback-url refuses, and audio links point to this machine',
     ),
     "W002": Code("No destination is configured", "add a [destinations.NAME] section with url and secrets"),
-    "W003": Code("A destination has no secret", 'add secrets = ["env:APP_WEBHOOK_SECRET"]'),
-    "W004": Code("A destination is called without TLS", "use an https:// URL"),
-    "W005": Code("A destination's address is private and not in allow", "add its network to allow"),
     "W006": Code("The settings file can be read by other users", "chmod 600 the file"),
     "W007": Code("Callbacks come without TLS", "put TLS in front, and write https:// in public_url"),
     "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
@@ -107,9 +107,8 @@ _GENERAL = {
     "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
-CODES: Mapping[str, Code] = _GENERAL | {
-    code: meaning for adapter in adapters().values() for code, meaning in adapter.codes.items()
-}
+_PARTS: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
+CODES: Mapping[str, Code] = _GENERAL | {code: told for part in _PARTS for code, told in part.codes.items()}
 """Every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
 
 
@@ -171,7 +170,7 @@ def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:
     for name in ("api_url", "base_url"):
         url = source.options.get(name)
         try:
-            blocked = _blocked(url, source.allow) if isinstance(url, str) else None
+            blocked = blocked_by_address(url, source.allow) if isinstance(url, str) else None
         except ValueError:  # no URL at all, which the provider's own finding tells
             continue
         if blocked:
@@ -202,35 +201,13 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
 def _destination(settings: Settings, destination: DestinationSettings) -> Iterator[Finding]:
     where = f"destinations.{destination.name}"
     try:
-        wiring.build_destination(destination)
+        kind = kind_of(destination)
+        kind(destination)
     except ReceiverError as error:
         yield finding("E009", where, error.message)
-    if destination.ca_file is not None and not holds_certificates(destination.ca_file):
-        yield finding("E009", f"{where}.ca_file", NO_CERTIFICATES)
-    if not destination.secrets:
-        yield finding("W003", f"{where}.secrets", "its events are sent unsigned, so anybody could forge them")
-    url = destination.url.get_secret_value()
-    private = callback_urls.is_private(url)
-    if url.startswith("http://") and not private:
-        yield finding("W004", f"{where}.url", "events and audio links travel in clear")
-    blocked = _blocked(url, destination.allow)
-    if blocked:
-        yield finding("W005", f"{where}.allow", f"every attempt will be blocked: {blocked}")
+    else:
+        yield from kind.findings(where, own_settings(kind.Settings, destination))
     yield from _filters(settings, destination, where)
-
-
-def _blocked(url: str, allow: Iterable[str]) -> str | None:
-    """Return why the address guard will refuse a URL whose host is an address or this machine; None where DNS decides."""
-    host = urlsplit(url).hostname or ""
-    guard = Guard(allow)
-    try:
-        if host == "localhost" or host.endswith(".localhost"):
-            guard.check("127.0.0.1", host)
-        else:
-            guard.check_host(host)
-    except ReceiverError as error:
-        return error.message
-    return None
 
 
 def _filters(settings: Settings, destination: DestinationSettings, where: str) -> Iterator[Finding]:
@@ -247,8 +224,7 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
 _SECTIONS: tuple[type[Section], ...] = (
     ServerSettings,
     TokenSettings,
-    DestinationSettings,
-    *(adapter.Settings for adapter in adapters().values()),
+    *(part.Settings for part in _PARTS),
 )
 _SECRET_KEYS = {"headers"} | {
     name
@@ -295,19 +271,6 @@ def _with_credentials(url: str) -> bool:
         return False
     fields = parse_qsl(parts.query)
     return "@" in parts.netloc or any(_OPENING.search(name) for name, _ in fields)
-
-
-NO_CERTIFICATES = "it cannot be read, or holds no certificates in PEM form"
-"""Said of a `ca_file`."""
-
-
-def holds_certificates(ca_file: str) -> bool:
-    """Tell whether a file holds certificates in PEM form."""
-    try:
-        ssl.create_default_context().load_verify_locations(ca_file)
-    except OSError:  # ssl.SSLError is one
-        return False
-    return True
 
 
 def kept_places(settings: Settings) -> Iterator[Finding]:

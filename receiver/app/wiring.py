@@ -26,8 +26,8 @@ from receiver.engine.intake import Timing as IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.engine.relay import Lane, Relay
+from receiver.outbound.destinations import kind_of
 from receiver.outbound.destinations.base import Destination
-from receiver.outbound.destinations.http import HttpDestination
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import adapter_of
 from receiver.providers.base import Adapter, PullProvider, PushProvider
@@ -137,7 +137,7 @@ def build_blobs(settings: Settings) -> Blobs:
 
 def build_destination(settings: DestinationSettings) -> Destination:
     """Return the adapter of one destination. Raises `ConfigError`."""
-    return HttpDestination(settings)
+    return kind_of(settings)(settings)
 
 
 def build(

@@ -179,9 +179,9 @@ def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | 
 def provider_settings(source: SourceSettings) -> Any:
     """Return the provider's own settings of a source, checked by its model. Raises `ConfigError`."""
     from receiver.providers import adapter_of
-    from receiver.settings.model import provider_options
+    from receiver.settings.model import own_settings
 
-    return provider_options(adapter_of(source).Settings, source)
+    return own_settings(adapter_of(source).Settings, source)
 
 
 def newest(source: SourceSettings, setting: str) -> str | None:

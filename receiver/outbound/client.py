@@ -395,3 +395,16 @@ def _unreachable(error: Exception, cause: Exception, where: str) -> str:
     number = getattr(cause, "errno", None)
     reason = os.strerror(number).lower() if isinstance(number, int) and number > 0 else type(cause).__name__
     return f"{where} cannot be reached: {reason}"
+
+
+NO_CERTIFICATES = "it cannot be read, or holds no certificates in PEM form"
+"""Said of a `ca_file`."""
+
+
+def holds_certificates(ca_file: str) -> bool:
+    """Tell whether a file holds certificates in PEM form."""
+    try:
+        ssl.create_default_context().load_verify_locations(ca_file)
+    except OSError:  # ssl.SSLError is one
+        return False
+    return True

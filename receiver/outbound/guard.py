@@ -266,3 +266,17 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def blocked_by_address(url: str, allow: Iterable[str]) -> str | None:
+    """Return why the address guard will refuse a URL whose host is an address or this machine; None where DNS decides."""
+    host = urlsplit(url).hostname or ""
+    guard = Guard(allow)
+    try:
+        if host == "localhost" or host.endswith(".localhost"):
+            guard.check("127.0.0.1", host)
+        else:
+            guard.check_host(host)
+    except AddressBlocked as error:
+        return error.message
+    return None

@@ -20,7 +20,7 @@ from receiver.core.signing import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
 from receiver.providers.toolkit import check_token, content_key, redacted, unsigned
-from receiver.settings.model import Code, Finding, Section, SourceSettings, provider_options
+from receiver.settings.model import Code, Finding, Section, SourceSettings, own_settings
 
 
 @runtime_checkable
@@ -162,7 +162,7 @@ class Adapter:
     @classmethod
     def create(cls, settings: SourceSettings, tokens: CallbackTokens) -> Self:
         """Return the adapter of one source. Raises `ConfigError` when it could prove nobody, or a setting is wrong."""
-        options = provider_options(cls.Settings, settings)
+        options = own_settings(cls.Settings, settings)
         for finding in cls._judge(f"sources.{settings.name}", options):
             if finding.fatal:
                 raise ConfigError(f"{finding.where}: {finding.message}; {finding.fix}")
@@ -173,7 +173,7 @@ class Adapter:
         """Return what `receiver check` says of one source."""
         where = f"sources.{settings.name}"
         try:
-            options = provider_options(cls.Settings, settings)
+            options = own_settings(cls.Settings, settings)
         except ConfigError as error:
             fix = "correct the setting; see docs/configuration.md"
             return [Finding(next(iter(cls.codes)), where, error.message, fix)]

@@ -7,15 +7,22 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from receiver.core.errors import ConfigError
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
-from receiver.core.signing import webhook_key
 
 MIB = 1024 * 1024
 
@@ -187,6 +194,24 @@ class TokenSettings(Section):
         return value
 
 
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        ipaddress.ip_network(text)
+    return value
+
+
+Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
+"""Networks in CIDR notation."""
+
+
+def sorted_out(model: type[Section], table: Any) -> Any:
+    """Return a table with whatever `model` does not know moved into its `options`."""
+    if not isinstance(table, Mapping) or "options" in table:
+        return table
+    known = {name: value for name, value in table.items() if name in model.model_fields}
+    return known | {"options": {name: value for name, value in table.items() if name not in known}}
+
+
 class SourceSettings(Section):
     """[sources.NAME]: what every source has; `options` holds the provider's own settings."""
 
@@ -204,66 +229,40 @@ class SourceSettings(Section):
     """Longest time for one attempt of a pickup, download included."""
     pickup_concurrency: int = Field(default=4, ge=1, le=256)
     """Pickups of this source under way at once, in one process."""
-    allow: tuple[str, ...] = ()
+    allow: Networks = ()
     """Networks that are not public and that pickups may connect to all the same."""
     ca_file: str | None = None
     """More certificate authorities to trust in pickups (PEM)."""
     options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
 
-    @field_validator("allow")
+    @model_validator(mode="before")
     @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            ipaddress.ip_network(text)
-        return value
+    def _sort(cls, value: Any) -> Any:
+        return sorted_out(cls, value)
 
 
 class DestinationSettings(Section):
-    """[destinations.NAME]"""
+    """[destinations.NAME]: what every destination has. `options` holds the settings of its kind, which the kind judges."""
 
     name: str
-    url: SecretStr
-    """Secret since a query or userinfo may carry credentials."""
-    secrets: tuple[SecretStr, ...] = ()
+    kind: str = "http"
+    """What it is: one of the modules of receiver/outbound/destinations/."""
     sources: tuple[str, ...] = ("*",)
     events: tuple[str, ...] = ("*",)
     retry: Any = "deepgram"
     timeout_seconds: float = Field(default=15.0, gt=0, le=120)
     concurrency: int = Field(default=64, ge=1, le=1024)
-    allow: tuple[str, ...] = ()
-    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
-    ca_file: str | None = None
+    options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sort(cls, value: Any) -> Any:
+        return sorted_out(cls, value)
 
     @field_validator("retry")
     @classmethod
     def _retry(cls, value: Any) -> Any:
         policy(value)
-        return value
-
-    @field_validator("secrets")
-    @classmethod
-    def _secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for secret in value:
-            webhook_key(secret.get_secret_value())
-        return value
-
-    @field_validator("allow")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            ipaddress.ip_network(text)
-        return value
-
-    @field_validator("url")
-    @classmethod
-    def _url(cls, value: SecretStr) -> SecretStr:
-        try:  # what urllib says of a bad URL quotes it, credentials and all
-            parts = urlsplit(value.get_secret_value())
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError("a destination's url must begin with https:// (or http://) and a host")
         return value
 
     @property
@@ -392,7 +391,7 @@ def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> 
 
 
 def _sections(raw: dict[str, Any]) -> None:
-    """Give each source and destination its name, and each source its provider's own settings as `options`."""
+    """Give each source and destination its name."""
     for section in ("sources", "destinations"):
         tables = raw.get(section, {})
         if not isinstance(tables, dict):
@@ -406,9 +405,6 @@ def _sections(raw: dict[str, Any]) -> None:
                     "63 at most (Deepgram refuses underscores)"
                 )
             table["name"] = name
-    known = set(SourceSettings.model_fields) - {"options"}
-    for table in raw.get("sources", {}).values():
-        table["options"] = {key: table.pop(key) for key in list(table) if key not in known}
 
 
 def _explain(error: ValidationError, section: str = "") -> str:
@@ -434,9 +430,13 @@ def install(extra: str) -> str:
 T = TypeVar("T", bound=Section)
 
 
-def provider_options(model: type[T], source: SourceSettings) -> T:
-    """Check a source's own settings with its provider's model. Raises `ConfigError` naming `sources.NAME.setting`."""
+def own_settings(model: type[T], section: SourceSettings | DestinationSettings) -> T:
+    """Check the `options` of a source with its provider's model, of a destination with its kind's.
+
+    Raises `ConfigError` naming `sources.NAME.setting` or `destinations.NAME.setting`.
+    """
+    where = "sources" if isinstance(section, SourceSettings) else "destinations"
     try:
-        return model.model_validate(dict(source.options))
+        return model.model_validate(dict(section.options))
     except ValidationError as error:
-        raise ConfigError(_explain(error, f"sources.{source.name}.")) from None
+        raise ConfigError(_explain(error, f"{where}.{section.name}.")) from None

@@ -51,6 +51,8 @@ def _heading(model: type[BaseModel]) -> str:
     told = (model.__doc__ or "").splitlines()[0]
     if "of provider" in told:
         return f"Provider {quoted(told)[0]}"
+    if "of kind" in told:
+        return f"Destination {quoted(told)[0]}"
     return told.partition("]")[0] + "]" if told.startswith("[") else "Top level"
 
 

@@ -277,7 +277,6 @@ def test_an_allowed_private_destination_is_fine_without_tls(tmp_path: Path) -> N
         ("[server]\nprt = 1", "server.prt"),
         ("[server]\nport = 99999", "server.port"),
         ('[destinations.app]\nurl = "https://a"\nretry = "often"', "retry"),
-        ('[destinations.app]\nurl = "https://a"\nsecrets = ["whsec_x"]', "whsec_"),
         ("[sources.my_source]\nprovider = 'deepgram'", "my_source"),
         ('[sources.deepgram]\nbasic = ["dg:env:UNSET"]\nprovider = "deepgram"', "UNSET"),
     ],

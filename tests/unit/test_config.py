@@ -10,9 +10,10 @@ import pytest
 
 from receiver.app.wiring import build, build_providers
 from receiver.core.errors import ConfigError
+from receiver.outbound.destinations import kind_of
 from receiver.providers.deepgram import DeepgramSettings
 from receiver.settings.load import blob_folder, load_settings, public_base, sqlite_path, token_secrets
-from receiver.settings.model import MIB, Settings, parse, provider_options
+from receiver.settings.model import MIB, Settings, own_settings, parse
 from tests.support.golden import tokens
 from tests.support.running import APP_SECRET
 
@@ -34,8 +35,12 @@ def _parse(
 def _refused(
     text: str, environ: Mapping[str, str] | None = None, files: Mapping[str, str] | None = None
 ) -> str:
+    def judged() -> None:
+        for destination in _parse(text, environ, files).destinations.values():
+            own_settings(kind_of(destination).Settings, destination)
+
     with pytest.raises(ConfigError) as caught:
-        _parse(text, environ, files)
+        judged()
     return caught.value.message
 
 
@@ -78,7 +83,7 @@ def test_the_environment_overrides_the_file() -> None:
     assert (settings.server.port, settings.server.host) == (9000, "::1")
     assert settings.public_url == "https://hooks.example.com"
     assert settings.sources["dg"].options == {"require_token": True, "basic": ["a:b", "c:d"]}
-    assert settings.destinations["app"].url.get_secret_value() == "https://app.example.com/a?b=c#d"
+    assert settings.destinations["app"].options["url"] == "https://app.example.com/a?b=c#d"
 
 
 def test_port_and_database_url_are_honoured_and_our_own_names_win() -> None:
@@ -99,7 +104,7 @@ def test_a_secret_comes_from_the_environment_or_a_file() -> None:
     settings = _parse(text, {"PASSWORD": "from-env", "PAIR": "u:p"}, files)
     basic = settings.sources["dg"].options["basic"]
     assert basic == ["user:from-env", "user:from-file", "u:p", "user:plain"]
-    assert settings.destinations["app"].secrets[0].get_secret_value() == APP_SECRET
+    assert settings.destinations["app"].options["secrets"] == [APP_SECRET]
 
 
 def test_a_secret_that_looks_like_a_reference_is_not_followed_twice() -> None:
@@ -310,7 +315,7 @@ def test_a_providers_own_settings_are_refused_without_their_values() -> None:
         "[sources.dg]\nprovider = 'deepgram'\nbasic = ['hunter2']\nrequire_token = 'hunter2'\n"
     ).sources["dg"]
     with pytest.raises(ConfigError) as caught:
-        provider_options(DeepgramSettings, source)
+        own_settings(DeepgramSettings, source)
     assert "sources.dg.basic: each entry is" in caught.value.message
     assert "sources.dg.require_token: " in caught.value.message
     assert "hunter2" not in caught.value.message

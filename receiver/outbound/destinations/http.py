@@ -6,17 +6,23 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
+from pydantic import Field, SecretStr, field_validator
+
 from receiver import __version__
+from receiver.core.callback_urls import is_private
 from receiver.core.errors import ConfigError
 from receiver.core.redaction import Redactor
 from receiver.core.retry import retry_after
 from receiver.core.signing import basic_credentials, standard_webhook, webhook_key
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.client import Egress, Failure, Reply, Resolve
-from receiver.settings.model import DestinationSettings
+from receiver.outbound.client import NO_CERTIFICATES, Egress, Failure, Reply, Resolve, holds_certificates
+from receiver.outbound.destinations.base import Kind
+from receiver.outbound.guard import blocked_by_address
+from receiver.settings.model import Code, DestinationSettings, Finding, Networks, Section, own_settings
 
 USER_AGENT = f"receiver/{__version__}"
 _OWN = frozenset(
@@ -35,27 +41,78 @@ _LONG_PART = 16
 """Characters in one part of a path: some services give out addresses that are their own proof."""
 
 
-class HttpDestination:
+class HttpSettings(Section):
+    """[destinations.NAME] of kind `http`."""
+
+    url: SecretStr
+    """Secret since a query or userinfo may carry credentials."""
+    secrets: tuple[SecretStr, ...] = ()
+    allow: Networks = ()
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    ca_file: str | None = None
+
+    @field_validator("secrets")
+    @classmethod
+    def _secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            webhook_key(secret.get_secret_value())
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: SecretStr) -> SecretStr:
+        try:  # what urllib says of a bad URL quotes it, credentials and all
+            parts = urlsplit(value.get_secret_value())
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("a destination's url must begin with https:// (or http://) and a host")
+        return value
+
+
+class HttpDestination(Kind):
     """One configured URL."""
+
+    kind = "http"
+    Settings = HttpSettings
+    codes: ClassVar = {
+        "W003": Code("A destination has no secret", 'add secrets = ["env:APP_WEBHOOK_SECRET"]'),
+        "W004": Code("A destination is called without TLS", "use an https:// URL"),
+        "W005": Code("A destination's address is private and not in allow", "add its network to allow"),
+    }
 
     def __init__(self, settings: DestinationSettings, *, resolve: Resolve | None = None) -> None:
         """`resolve` stands in for the system's resolver. Raises `ConfigError` for headers that cannot be sent."""
-        self._name = settings.name
-        self._url, self._headers = _address(settings)
-        self._redactor = Redactor(_secrets(settings, self._url, self._headers))
-        self._keys = [webhook_key(secret.get_secret_value()) for secret in settings.secrets]
+        super().__init__(settings)
+        options = own_settings(HttpSettings, settings)
+        self._url, self._headers = _address(settings.name, options)
+        self._redactor = Redactor(_secrets(options, self._url, self._headers))
+        self._keys = [webhook_key(secret.get_secret_value()) for secret in options.secrets]
         self._egress = Egress(
             timeout_seconds=settings.timeout_seconds,
             connections=settings.concurrency,
-            allow=settings.allow,
-            ca_file=settings.ca_file,
+            allow=options.allow,
+            ca_file=options.ca_file,
             resolve=resolve,
         )
 
-    @property
-    def name(self) -> str:
-        """Its name in the configuration."""
-        return self._name
+    @classmethod
+    def findings(cls, where: str, options: HttpSettings) -> Iterator[Finding]:
+        """Yield what is wrong or doubtful: certificates, secrets, TLS, an address that the guard refuses."""
+        if options.ca_file is not None and not holds_certificates(options.ca_file):
+            fix = "name a file with certificates in PEM form"
+            yield Finding("E009", f"{where}.ca_file", NO_CERTIFICATES, fix)
+        if not options.secrets:
+            unsigned = "its events are sent unsigned, so anybody could forge them"
+            yield Finding("W003", f"{where}.secrets", unsigned, cls.codes["W003"].fix)
+        url = options.url.get_secret_value()
+        if url.startswith("http://") and not is_private(url):
+            clear = "events and audio links travel in clear"
+            yield Finding("W004", f"{where}.url", clear, cls.codes["W004"].fix)
+        if blocked := blocked_by_address(url, options.allow):
+            message = f"every attempt will be blocked: {blocked}"
+            yield Finding("W005", f"{where}.allow", message, cls.codes["W005"].fix)
 
     async def open(self) -> None:
         """Make ready to send. Raises `ConfigError` when `ca_file` cannot be used."""
@@ -76,7 +133,7 @@ class HttpDestination:
         return _outcome(answer, self._redactor.clean_start(answer.body), timestamp)
 
 
-def _address(settings: DestinationSettings) -> tuple[str, dict[str, str]]:
+def _address(name: str, settings: HttpSettings) -> tuple[str, dict[str, str]]:
     """Return the URL without credentials, and the headers of every attempt (credentials become Basic)."""
     headers = {
         "content-type": "application/json",
@@ -90,8 +147,8 @@ def _address(settings: DestinationSettings) -> tuple[str, dict[str, str]]:
         user, _, password = credentials.partition(":")
         pair = f"{unquote(user)}:{unquote(password)}".encode()
         headers["authorization"] = "Basic " + base64.b64encode(pair).decode()
-    for name, value in settings.headers.items():
-        headers[name.lower()] = _checked(settings.name, name, value.get_secret_value())
+    for header, value in settings.headers.items():
+        headers[header.lower()] = _checked(name, header, value.get_secret_value())
     return urlunsplit(parts._replace(netloc=place, fragment="")), headers
 
 
@@ -108,7 +165,7 @@ def _checked(destination: str, name: str, value: str) -> str:
     return value
 
 
-def _secrets(settings: DestinationSettings, url: str, headers: dict[str, str]) -> Iterator[str]:
+def _secrets(settings: HttpSettings, url: str, headers: dict[str, str]) -> Iterator[str]:
     """Return what an answer must not bring into the store, where one that shows the request would have it.
 
     That is what the settings call secret: header values, with and without the scheme before them, credentials, path and
