@@ -31,14 +31,17 @@ demo: $(READY) ## Show the main job, end to end, on this machine (under a minute
 serve: $(READY) ## Run receiver with ./receiver.toml, or on embedded defaults
 	@$(BIN)/receiver serve
 
-test: $(PARTS) ## Everything that must hold: lint, types, import floors, all tests
+# Types and imports are looked at while the tests run; what is wrong with them is said at the end.
+test: $(PARTS) ## Everything that must hold: lint, types, imports between rooms, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --config pyproject.toml
-	@$(BIN)/pytest
+	@words=$$(mktemp); trap 'rm -f "$$words"' EXIT; \
+	{ $(BIN)/mypy && $(BIN)/lint-imports --config pyproject.toml; } >"$$words" 2>&1 & types=$$!; \
+	$(BIN)/pytest; tests=$$?; \
+	wait $$types || { echo; cat "$$words"; echo "Types or imports are wrong."; exit 1; }; \
+	exit $$tests
 
-check: $(PARTS) ## The quick part: lint, types, import floors
+check: $(PARTS) ## The quick part: lint, types, imports between rooms
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import pytest
@@ -44,6 +45,26 @@ class _Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no type
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Together:
     """Tell xdist who hands out the tests."""
     return _Together(config, log)
+
+
+_BUDGETS = {"unit": 40, "contract": 50, "flow": 70, "crash": 50, "property": 15, "docs": 10}
+"""Seconds that a layer may use, summed over the workers, on two quiet cores."""
+_used: defaultdict[str, float] = defaultdict(float)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add what a test took to its layer, fixtures included."""
+    _used[report.nodeid.split("/")[1]] += report.duration
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each layer used beside its budget. Nothing fails for it: another machine has other seconds."""
+    if not hasattr(terminalreporter.config, "workerinput") and sum(_used.values()) > 60:
+        layers = ", ".join(
+            f"{name} {_used[name]:.0f} of {budget}" for name, budget in _BUDGETS.items() if name in _used
+        )
+        terminalreporter.write_line(f"seconds used: {layers}")
 
 
 @pytest.fixture
