@@ -27,7 +27,7 @@ from bench.http_clients import BODY, bare_aiohttp, drive, serve
 from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
 from receiver.core.observe import AttemptReport, CallbackReport
 from receiver.core.retry import policy
-from receiver.core.signing import new_webhook_secret
+from receiver.core.webhook import new_webhook_secret
 from receiver.engine.relay import Lane, Relay
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings

@@ -25,11 +25,9 @@ from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.routing import Route
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
-from receiver.outbound.destinations import kind_of, kinds
-from receiver.outbound.destinations.base import Kind
+from receiver.outbound.destinations import Kind, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
-from receiver.providers import adapters
-from receiver.providers.base import Adapter
+from receiver.providers import Adapter, adapters
 from receiver.settings import load
 from receiver.settings.model import (
     Code,

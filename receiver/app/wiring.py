@@ -12,25 +12,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from receiver.app.logs import LogObserver
-from receiver.app.metrics import MetricsObserver
+from receiver.app.observers import LogObserver, MetricsObserver
 from receiver.core import envelope
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
-from receiver.core.signing import CallbackTokens, ObjectLinks
+from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.intake import Intake
 from receiver.engine.intake import Timing as IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.engine.relay import Lane, Relay
-from receiver.outbound.destinations import kind_of
-from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import adapter_of
-from receiver.providers.base import Adapter, PullProvider, PushProvider
+from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
 from receiver.settings.load import (
     blob_folder,
     journal_folder,
@@ -41,7 +38,7 @@ from receiver.settings.load import (
     token_secrets,
 )
 from receiver.settings.model import DestinationSettings, Settings, SourceSettings, install
-from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.blobs.s3 import S3Blobs

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from receiver.core.work import DeliveryFilter, PickupFilter
     from receiver.engine.erasure import Eraser, FoundOf, Removed
     from receiver.settings.model import Settings
-    from receiver.storage.blobs.base import Blobs
+    from receiver.storage.blobs import Blobs
     from receiver.storage.store.store import Store
 
 ENDED = (PickupState.COLLECTED, PickupState.GONE)
@@ -424,7 +424,7 @@ async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Erase
     from receiver.core.clock import wall_clock
     from receiver.core.observe import Observers
     from receiver.engine.erasure import Eraser
-    from receiver.providers.base import PushProvider
+    from receiver.providers import PushProvider
     from receiver.storage.journal import Journal
 
     journal = None
@@ -522,7 +522,7 @@ def sweep(ctx: typer.Context, as_json: Annotated[bool, option("--json", help="Pr
 async def _sweep(settings: Settings) -> Counter[str]:
     import math
 
-    from receiver.app.logs import LogObserver
+    from receiver.app.observers import LogObserver
     from receiver.core.clock import wall_clock
     from receiver.core.observe import Observers
     from receiver.engine.janitor import Janitor, Limits

@@ -16,8 +16,8 @@ from receiver.core.errors import NotFound, ReceiverError
 from receiver.web.views import FORMAT_KEYS
 
 if TYPE_CHECKING:
-    from receiver.core.signing import CallbackTokens
-    from receiver.providers.base import PullProvider
+    from receiver.core.tokens import CallbackTokens
+    from receiver.providers import PullProvider
     from receiver.settings.model import Settings, SourceSettings
     from receiver.storage.store.store import Store
 
@@ -134,7 +134,7 @@ def existing_journal(settings: Settings, *, otherwise: str) -> str:
 
 def tokens_of(settings: Settings) -> CallbackTokens:
     """Return what signs callback tokens. Raises `ConfigError` when its secret cannot be kept."""
-    from receiver.core.signing import CallbackTokens
+    from receiver.core.tokens import CallbackTokens
     from receiver.settings.load import token_secrets
 
     return CallbackTokens(token_secrets(settings))
@@ -169,7 +169,7 @@ def source_of(settings: Settings, provider: str, name: str | None) -> SourceSett
 def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | None:
     """Return the adapter of a source that can be asked; None when it only calls back. Raises `ConfigError`."""
     from receiver.app.wiring import build_providers
-    from receiver.providers.base import PullProvider
+    from receiver.providers import PullProvider
 
     alone = settings.model_copy(update={"sources": {source.name: source}})
     adapter = build_providers(alone, tokens_of(settings))[source.name]

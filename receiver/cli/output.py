@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from receiver.app.logs import LogObserver
+    from receiver.app.observers import LogObserver
     from receiver.settings.model import Finding
 
 _WIDE = 10_000
@@ -107,7 +107,7 @@ def tell_failure(message: str, status: int) -> None:
 
 
 def _log() -> LogObserver:
-    from receiver.app.logs import LogObserver
+    from receiver.app.observers import LogObserver
 
     return LogObserver(style="json", level="warning")
 

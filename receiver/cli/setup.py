@@ -26,7 +26,7 @@ from receiver.cli.output import print_json, print_table, warn
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError
-from receiver.core.signing import new_webhook_secret
+from receiver.core.webhook import new_webhook_secret
 from receiver.web.views import time_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
-from receiver.core.signing import ObjectLinks
+from receiver.core.tokens import ObjectLinks
 
 SCHEMA = 1
 DATA_LIMIT = 18_000

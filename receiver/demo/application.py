@@ -1,4 +1,4 @@
-"""The sample application: a destination that checks signatures and fetches the audio. Runs as `python -m receiver.demo.standins.app`.
+"""The sample application: a destination that checks signatures and fetches the audio. Runs as `python -m receiver.demo.application`.
 
 It shows all that an application has to do: check the three Standard Webhooks headers over the raw body, answer 2xx once
 the event is safe, and drop an event whose `webhook-id` it has seen. It prints one JSON line for each request.
@@ -21,24 +21,12 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.core.signing import same_as_any, standard_webhook, webhook_key
+from receiver.core.webhook import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from starlette.requests import Request
-
-TOLERANCE_SECONDS = 300
-"""How old a signature may be, after the Standard Webhooks specification."""
-
-
-def signed_by(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) -> bool:
-    """Tell whether `body` was signed with `secret` (`whsec_…`) within five minutes of `now` (epoch seconds)."""
-    message_id, stamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
-    if not (message_id and stamp.isascii() and stamp.isdigit()) or abs(now - int(stamp)) > TOLERANCE_SECONDS:
-        return False
-    expected = standard_webhook([webhook_key(secret)], message_id, int(stamp), body)["webhook-signature"]
-    return same_as_any(expected, headers.get("webhook-signature", "").split())
 
 
 class SampleApp:
@@ -53,7 +41,7 @@ class SampleApp:
     async def take(self, request: Request) -> Response:
         """Answer 204 for a signed event, 401 for anything else."""
         body = await request.body()
-        if not signed_by(self._secret, request.headers, body, now=time.time()):
+        if not verify(self._secret, request.headers, body, now=time.time()):
             self._say({"got": "unsigned"})
             return Response("the signature does not fit", status_code=401)
         event = json.loads(body)
@@ -96,7 +84,7 @@ def main() -> None:
     """Listen on 127.0.0.1 until stopped. The secret comes in the environment as SAMPLE_APP_SECRET."""
     import uvicorn
 
-    parser = argparse.ArgumentParser(prog="receiver.demo.standins.app", description="The sample application.")
+    parser = argparse.ArgumentParser(prog="receiver.demo.application", description="The sample application.")
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
     secret = os.environ.get("SAMPLE_APP_SECRET", "")

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.core.signing import hmac_sha256_hex
+from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo.serving import Asked, Callback, Try, send_until_taken
 
 WAITS = (60, 120, 300, 600, 1800, 3600, 10800, 21600, 43200)

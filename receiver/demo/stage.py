@@ -22,7 +22,7 @@ from rich.console import Console
 
 from receiver.cli.setup import fresh
 from receiver.core.errors import ReceiverError
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.demo.deapi import Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht

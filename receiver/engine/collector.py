@@ -38,7 +38,7 @@ from receiver.engine.worker import (
     Timing,
     Work,
 )
-from receiver.providers.base import Collected, Gone, NotYet, PullProvider, Result
+from receiver.providers import Collected, Gone, NotYet, PullProvider, Result
 from receiver.storage.store.store import Store
 
 _FIRST_ASK_SECONDS = 10.0

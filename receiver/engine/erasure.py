@@ -9,8 +9,8 @@ from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft, new_id
 from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind, Traces
-from receiver.providers.base import PushProvider
-from receiver.storage.blobs.base import Blobs
+from receiver.providers import PushProvider
+from receiver.storage.blobs import Blobs
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
 

@@ -30,7 +30,7 @@ from receiver.core.event import EventDraft, Recorded, RecordStatus, Rejection, S
 from receiver.core.observe import CallbackReport, Observers
 from receiver.engine.overload import LoadShedder
 from receiver.engine.recorder import Recorder
-from receiver.providers.base import PushProvider
+from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store

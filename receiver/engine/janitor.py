@@ -20,7 +20,7 @@ from receiver.core.event import EventFilter
 from receiver.core.observe import Observer
 from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
 from receiver.engine.worker import Clock, StoreWatch
-from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs import Blobs
 from receiver.storage.store.store import Store
 
 SKEW_MS = 600_000

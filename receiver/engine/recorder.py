@@ -29,8 +29,8 @@ from receiver.core.event import (
 )
 from receiver.core.routing import Router
 from receiver.core.work import Deferral, Pickup, PickupKind
-from receiver.providers.base import PullProvider, PushProvider
-from receiver.storage.blobs.base import Blobs
+from receiver.providers import PullProvider, PushProvider
+from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
 from receiver.system import audio

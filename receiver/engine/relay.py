@@ -23,7 +23,7 @@ from receiver.engine.worker import (
     Timing,
     Work,
 )
-from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
 
 Made = tuple[Settlement, float]

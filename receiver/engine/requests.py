@@ -14,10 +14,9 @@ from receiver.core import callback_urls
 from receiver.core.callback import TokenClaims
 from receiver.core.errors import PickupRefused
 from receiver.core.event import new_id
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup, PickupKind
-from receiver.providers import adapter_of
-from receiver.providers.base import PullProvider
+from receiver.providers import PullProvider, adapter_of
 from receiver.settings.model import SourceSettings
 
 MAX_REF = 500

@@ -19,10 +19,10 @@ from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, 
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, FileDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.core.signing import CallbackTokens, hmac_sha256_hex, same_as_any
+from receiver.core.proofs import hmac_sha256_hex, same_as_any
+from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Found, Pickup
-from receiver.providers import results, toolkit
-from receiver.providers.base import Adapter, Collected, Gone, NotYet, Order, Result
+from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,

@@ -17,10 +17,9 @@ from receiver.core.callback import Body
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Found, Pickup
-from receiver.providers import results, toolkit
-from receiver.providers.base import Adapter, Collected, Gone, NotYet, Order, Result
+from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
 from receiver.providers.documents import decode_object, join_key, looks_like_json, printable, text
 from receiver.providers.toolkit import revealed, shown
 from receiver.settings.model import Code, Finding, Section, SourceSettings

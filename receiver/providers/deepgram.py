@@ -19,10 +19,10 @@ from pydantic import SecretStr, field_validator
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import AudioDraft, EventDraft, JobError, Stage, TranscriptDraft
+from receiver.core.proofs import basic_credentials, same_as_any
 from receiver.core.redaction import Redactor
-from receiver.core.signing import CallbackTokens, basic_credentials, same_as_any
-from receiver.providers import toolkit
-from receiver.providers.base import Adapter
+from receiver.core.tokens import CallbackTokens
+from receiver.providers import Adapter, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,

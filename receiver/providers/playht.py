@@ -21,10 +21,10 @@ from receiver.core.callback import Admission, Body, Head, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch, ServerSentEvent, Stream
-from receiver.core.signing import CallbackTokens, same_as_any
+from receiver.core.proofs import same_as_any
+from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Found, Pickup
-from receiver.providers import toolkit
-from receiver.providers.base import Adapter, Collected, Gone, NotYet, Order, Result
+from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,

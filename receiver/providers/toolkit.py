@@ -15,7 +15,7 @@ from receiver.core.callback_urls import is_private
 from receiver.core.errors import CallbackRejected, MalformedCallback, WrongSource
 from receiver.core.event import AudioDraft
 from receiver.core.redaction import REDACTED, Redactor
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.providers.documents import decode_object, encode, printable
 from receiver.system.audio import (
     AAC,

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from receiver.core.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
-from receiver.core.signing import same_as_any
+from receiver.core.proofs import same_as_any
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, hand_out, order
 from receiver.providers import adapter_of

@@ -9,7 +9,7 @@ import pytest
 
 from receiver.core.callback import Body
 from receiver.core.errors import BlobsUnavailable, NotFound
-from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs import Blobs
 
 MakeBody = Callable[[bytes], Body]
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from receiver.core.work import OutcomeKind
-from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations import Destination
 
 T0 = 1_795_222_923_456
 BODY = '{"type":"speech.completed","data":{"ref":"Straße ☃"}}'.encode()

@@ -13,8 +13,7 @@ from msgspec import structs
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import EVENT_TYPES, EventDraft
-from receiver.providers import adapters
-from receiver.providers.base import PushProvider
+from receiver.providers import PushProvider, adapters
 from tests.support.golden import Case, MemoryBody, Request, tokens
 
 

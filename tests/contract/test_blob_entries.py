@@ -12,7 +12,7 @@ import pytest
 from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
-from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.blobs.s3 import S3Blobs
 from tests.support import s3

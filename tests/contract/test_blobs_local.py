@@ -14,8 +14,7 @@ import pytest
 
 from receiver.core.callback import Body, MemoryBody
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs import local
-from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs import Blobs, local
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system import files
 from receiver.system.bodies import MEMORY_LIMIT, FileBody

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from receiver.core.callback import Body, MemoryBody
-from receiver.storage.blobs.base import Blobs
+from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_probe import probe
 from receiver.system.bodies import MEMORY_LIMIT, FileBody

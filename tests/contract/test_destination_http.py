@@ -17,10 +17,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from receiver import __version__
 from receiver.core.errors import ConfigError
-from receiver.core.signing import new_webhook_secret
+from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import AddrInfo
-from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations import Destination
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from tests.contract.destination_suite import BODY, T0, DestinationSuite, Place

@@ -8,8 +8,7 @@ import pytest
 
 from receiver.core.errors import CallbackRejected, ConfigError
 from receiver.core.observe import Observers
-from receiver.providers import adapters
-from receiver.providers.base import PushProvider
+from receiver.providers import PushProvider, adapters
 from receiver.settings.model import Finding
 from receiver.storage.journal import Journal
 from tests.contract import provider_suite as suite

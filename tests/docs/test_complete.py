@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from receiver.__main__ import app
 from receiver.app import wiring
 from receiver.app.check import CODES
-from receiver.app.metrics import METRICS
+from receiver.app.observers import METRICS
 from receiver.core import envelope, errors
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.retry import policy
@@ -354,7 +354,7 @@ def test_each_provider_has_its_sections() -> None:
 def test_each_provider_module_is_wired_and_explained() -> None:
     """A module of `providers/` is an adapter, or one of the few that all of them share."""
     names = [path.stem for path in (PACKAGE / "providers").glob("*.py") if path.stem != "__init__"]
-    shared = {"base", "documents", "results", "toolkit"}
+    shared = {"documents", "results", "toolkit"}
     found = set(names) - shared
     assert found == set(adapters())
 

@@ -20,7 +20,9 @@ from receiver.app.check import check
 from receiver.core import callback_urls, envelope
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.retry import RETRY_AFTER_LIMIT
-from receiver.core.signing import CallbackTokens, new_webhook_secret, standard_webhook, webhook_key
+from receiver.core.tokens import CallbackTokens
+from receiver.core.webhook import new_webhook_secret, webhook_key
+from receiver.core.webhook import sign as standard_webhook
 from receiver.settings.model import Settings, parse
 from tests.docs.reading import PACKAGE, ROOT, Page, modules, page, pages
 

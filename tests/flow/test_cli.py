@@ -22,7 +22,7 @@ import pytest
 import typer.main
 
 from receiver import __main__ as cli
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.demo.stage import Child, clean_environment
 from tests.support.house import MAIN, PUBLIC, House, build_house, free_port, receiver
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.demo.deepdub import Deepdub
 from receiver.demo.serving import served
 from receiver.demo.stage import clean_environment

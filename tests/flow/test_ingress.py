@@ -22,7 +22,7 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.callback import Admission, Head
-from receiver.providers.base import PushProvider
+from receiver.providers import PushProvider
 from receiver.settings.model import MIB, SourceSettings
 from tests.docs.reading import page
 from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress

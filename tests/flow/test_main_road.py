@@ -184,7 +184,7 @@ async def test_a_text_that_json_makes_six_times_as_long_still_fits(tmp_path: Pat
 
 
 def _signed(sent: Sent, body: dict[str, Any], secret: str | None = None) -> Sent:
-    from receiver.core.signing import hmac_sha256_hex
+    from receiver.core.proofs import hmac_sha256_hex
     from tests.support.running import DEAPI_SECRET
 
     data = json.dumps(body).encode()

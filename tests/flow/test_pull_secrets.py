@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
-from receiver.app.logs import LogObserver
+from receiver.app.observers import LogObserver
 from receiver.core.work import PickupFilter
 from receiver.demo.deapi import Work
 from receiver.engine.requests import order

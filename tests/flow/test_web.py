@@ -13,7 +13,7 @@ import uvicorn
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.signing import ObjectLinks
+from receiver.core.tokens import ObjectLinks
 from receiver.web import server as serving
 from receiver.web.app import create_app
 from tests.support.running import Running, running, settings_text

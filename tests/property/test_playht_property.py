@@ -17,8 +17,7 @@ from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefu
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
 from receiver.core.work import Found, Pickup, PickupKind
-from receiver.providers import playht
-from receiver.providers.base import Collected, Gone, NotYet, Result
+from receiver.providers import Collected, Gone, NotYet, Result, playht
 from tests.support.callbacks import NOW
 from tests.support.examples import examples
 from tests.support.golden import MemoryBody, source_settings, tokens

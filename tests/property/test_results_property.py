@@ -16,8 +16,7 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EVENT_TYPES, AudioDraft, FileDraft
 from receiver.core.fetch import Answer, Downloaded, Failed, Stream
-from receiver.providers import deapi, deepdub, results
-from receiver.providers.base import Collected, Gone, NotYet, Order, Result
+from receiver.providers import Collected, Gone, NotYet, Order, Result, deapi, deepdub, results
 from tests.support.collecting import NOW, pickup_of
 from tests.support.examples import examples
 from tests.support.golden import source_settings, tokens

@@ -8,7 +8,7 @@ from typing import Any
 
 from receiver.core.callback import Body, Head, VerifiedCallback
 from receiver.core.event import EventDraft
-from receiver.core.signing import hmac_sha256_hex
+from receiver.core.proofs import hmac_sha256_hex
 from receiver.providers import deapi, deepgram
 from tests.support.golden import MemoryBody, source_settings, tokens
 

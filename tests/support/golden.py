@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from receiver.core.callback import Head
-from receiver.core.signing import CallbackTokens, hmac_sha256_hex
+from receiver.core.proofs import hmac_sha256_hex
+from receiver.core.tokens import CallbackTokens
 from receiver.settings.model import SourceSettings, parse
 
 ROOT = Path(__file__).parent.parent / "golden"

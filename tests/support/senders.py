@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from receiver.core.signing import hmac_sha256_hex
+from receiver.core.proofs import hmac_sha256_hex
 from tests.support.running import BASIC, DEAPI_SECRET
 
 SPEECH = Path(__file__).resolve().parents[2] / "receiver" / "demo" / "samples" / "speech.mp3"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from receiver.app.check import CODES, check, check_file
-from receiver.core.signing import new_webhook_secret
+from receiver.core.webhook import new_webhook_secret
 from receiver.settings.model import Finding, parse
 
 SECRET = new_webhook_secret()

@@ -31,7 +31,7 @@ from receiver.core.routing import Route, Router
 from receiver.core.work import Found, Pickup, PickupKind, PickupState
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.recorder import Recorder
-from receiver.providers.base import Collected, Gone, NotYet, Order, Result
+from receiver.providers import Collected, Gone, NotYet, Order, Result
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.sqlite import SqliteStore

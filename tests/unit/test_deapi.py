@@ -9,7 +9,7 @@ import pytest
 
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
 from receiver.core.event import EventDraft, Stage
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 from receiver.providers import deapi
 from tests.support.callbacks import DEAPI_SECRET, NOW, deapi_draft, deapi_head, deapi_source, prove
 from tests.support.golden import MemoryBody, source_settings, tokens

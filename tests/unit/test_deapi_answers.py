@@ -13,8 +13,7 @@ from starlette.routing import Route
 
 from receiver.core.fetch import Failed
 from receiver.core.work import Found
-from receiver.providers import deapi
-from receiver.providers.base import Collected, NotYet, Result
+from receiver.providers import Collected, NotYet, Result, deapi
 from tests.support.callbacks import DEAPI_SECRET
 from tests.support.collecting import NOW, Place, collected, fetching, pickup_of, placed
 from tests.support.golden import source_settings, tokens

@@ -16,8 +16,7 @@ from receiver.core.fetch import Failed
 from receiver.core.work import Found, Pickup
 from receiver.demo.deapi import Deapi, Work
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import deapi
-from receiver.providers.base import Gone, NotYet, PullProvider, Result
+from receiver.providers import Gone, NotYet, PullProvider, Result, deapi
 from tests.support.callbacks import DEAPI_SECRET, deapi_draft
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
 from tests.support.golden import ROOT, source_settings, tokens

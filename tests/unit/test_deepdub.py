@@ -14,8 +14,7 @@ from receiver.core.fetch import Failed
 from receiver.core.work import Found, Pickup
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import deepdub
-from receiver.providers.base import Gone, NotYet, PullProvider, Result
+from receiver.providers import Gone, NotYet, PullProvider, Result, deepdub
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
 from tests.support.golden import ROOT, source_settings, tokens
 

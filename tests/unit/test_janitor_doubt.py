@@ -14,7 +14,7 @@ from receiver.core.errors import BlobsUnavailable, ReceiverError
 from receiver.core.event import EventFilter
 from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
 from receiver.engine.janitor import uptime
-from receiver.storage.blobs.base import BlobEntry
+from receiver.storage.blobs import BlobEntry
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.postgres import PostgresStore

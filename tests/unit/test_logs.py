@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from receiver.app.logs import LogObserver
-from receiver.app.metrics import MetricsObserver
+from receiver.app.observers import LogObserver, MetricsObserver
 from receiver.core.observe import AttemptReport, CallbackReport, Observers, no_secrets
 from receiver.core.work import Due, Outcome, OutcomeKind, StoreStats
 

@@ -12,8 +12,7 @@ from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, Stage
 from receiver.core.work import Pickup, PickupKind
-from receiver.providers import playht
-from receiver.providers.base import PullProvider
+from receiver.providers import PullProvider, playht
 from tests.support.callbacks import NOW
 from tests.support.golden import MemoryBody, source_settings, tokens
 

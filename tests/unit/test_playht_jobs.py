@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from receiver.core.event import EventDraft, RemoteResult, Stage
 from receiver.core.work import Found
 from receiver.demo.playht import API_KEY, USER_ID, error
-from receiver.providers.base import Gone
+from receiver.providers import Gone
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
 

@@ -9,7 +9,7 @@ import pytest
 from receiver.core.event import Stage
 from receiver.core.work import Found
 from receiver.demo.playht import API_KEY, COMPLETED, END, PING, SILENCE, STORY, Step, generating
-from receiver.providers.base import Gone
+from receiver.providers import Gone
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
 

@@ -17,7 +17,7 @@ from receiver.core.routing import Router
 from receiver.core.work import Pickup, PickupKind
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
-from receiver.storage.blobs.base import BlobEntry
+from receiver.storage.blobs import BlobEntry
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system.bodies import BodyBuffer

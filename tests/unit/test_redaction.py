@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.redaction import Redactor
-from receiver.core.signing import CallbackTokens, ObjectLinks
+from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.providers import deapi, deepgram, playht
 from receiver.providers.toolkit import redacted, shown, unsigned, unsigned_bytes
 from tests.support.callbacks import NOW, deapi_head, deapi_source, deepgram_head, deepgram_source

@@ -9,17 +9,10 @@ import time
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from receiver.core.signing import (
-    CallbackTokens,
-    ObjectLinks,
-    basic_credentials,
-    hmac_sha256_hex,
-    new_webhook_secret,
-    same,
-    same_as_any,
-    standard_webhook,
-    webhook_key,
-)
+from receiver.core.proofs import basic_credentials, hmac_sha256_hex, same, same_as_any
+from receiver.core.tokens import CallbackTokens, ObjectLinks
+from receiver.core.webhook import new_webhook_secret, webhook_key
+from receiver.core.webhook import sign as standard_webhook
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD, NEW = "an-older-token-secret", "a-newer-token-secret"

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.core.event import AudioDraft
-from receiver.core.signing import hmac_sha256_hex
+from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo import deapi
 from receiver.demo.deapi import Deapi, Work
 from receiver.demo.serving import Try, open_client

@@ -9,7 +9,7 @@ import pytest
 
 from receiver.core.callback_urls import callback_url, compose, is_private, public_url_problems
 from receiver.core.errors import ConfigError
-from receiver.core.signing import CallbackTokens
+from receiver.core.tokens import CallbackTokens
 
 PUBLIC = "https://hooks.example.com"
 

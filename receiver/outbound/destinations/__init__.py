@@ -1,15 +1,66 @@
-"""One file for each kind of destination."""
+"""The destination's port, and the frame of its kinds: somewhere an event is sent, one attempt at a time."""
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
+from typing import Any, ClassVar, Protocol
 
 from receiver.core.errors import ConfigError
-from receiver.outbound.destinations.base import Kind
-from receiver.settings.model import DestinationSettings
+from receiver.core.work import Outcome
+from receiver.settings.model import Code, DestinationSettings, Finding, Section
+
+
+class Destination(Protocol):
+    """One configured destination, as the engine sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+
+    async def open(self) -> None:
+        """Make ready to send."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Make one attempt: sign `body` (the whole JSON event) as of `timestamp` (epoch milliseconds) and send it.
+
+        Whatever the far side does is an `Outcome`; nothing it does is raised. Bounded in time and bytes.
+        """
+
+
+class Kind:
+    """The frame of a `Destination`. A subclass is one kind; its module says everything that is particular to it."""
+
+    kind: ClassVar[str]
+    """The name that `kind = "…"` uses."""
+    Settings: ClassVar[type[Section]]
+    """The kind's own settings, beside those that every destination has."""
+    codes: ClassVar[Mapping[str, Code]] = {}
+    """What `receiver check` may find about this kind."""
+
+    def __init__(self, settings: DestinationSettings) -> None:
+        """Raises `ConfigError` when a setting cannot be used."""
+        self.name = settings.name
+
+    @classmethod
+    def findings(cls, where: str, options: Any) -> Iterable[Finding]:
+        """Yield what is wrong or doubtful about valid settings; `where` is `destinations.NAME`."""
+        return ()
+
+    async def open(self) -> None:
+        """Nothing has to be made ready."""
+
+    async def close(self) -> None:
+        """Nothing has to be let go."""
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Make one attempt; see `Destination`."""
+        raise NotImplementedError
 
 
 @cache

@@ -15,12 +15,14 @@ from pydantic import Field, SecretStr, field_validator
 from receiver import __version__
 from receiver.core.callback_urls import is_private
 from receiver.core.errors import ConfigError
+from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.retry import retry_after
-from receiver.core.signing import basic_credentials, standard_webhook, webhook_key
+from receiver.core.webhook import sign as standard_webhook
+from receiver.core.webhook import webhook_key
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import NO_CERTIFICATES, Egress, Failure, Reply, Resolve, holds_certificates
-from receiver.outbound.destinations.base import Kind
+from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
 from receiver.settings.model import Code, DestinationSettings, Finding, Networks, Section, own_settings
 

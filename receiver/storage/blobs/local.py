@@ -15,7 +15,7 @@ from typing import TypeVar
 from receiver.core.callback import Body
 from receiver.core.errors import THREAD_ERRORS, BlobsUnavailable, NotFound, reason_of
 from receiver.core.event import StoredBlob
-from receiver.storage.blobs.base import BlobEntry, LocalObject
+from receiver.storage.blobs import BlobEntry, LocalObject
 from receiver.storage.blobs.keys import KeyTemplate, has_our_name
 from receiver.system.bodies import keep_body
 from receiver.system.files import make_folder, sync_folder, write_file

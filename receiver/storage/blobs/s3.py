@@ -19,10 +19,9 @@ from typing import Any
 from receiver.core.callback import Body
 from receiver.core.errors import BlobsUnavailable, NotFound
 from receiver.core.event import StoredBlob
-from receiver.storage.blobs.base import BlobEntry, LocalObject
+from receiver.storage.blobs import BlobEntry, LocalObject
 from receiver.storage.blobs.keys import KEY_BYTES, KeyTemplate
-from receiver.storage.blobs.s3_client import Calls
-from receiver.storage.blobs.s3_errors import code_of, explain, status_of
+from receiver.storage.blobs.s3_client import Calls, code_of, explain, status_of
 from receiver.storage.blobs.s3_options import S3Options
 
 _LONGEST_LINK = 7 * 86400

@@ -18,7 +18,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3 import said_of
-from receiver.storage.blobs.s3_errors import code_of, explain, is_outage, status_of
+from receiver.storage.blobs.s3_client import code_of, explain, is_outage, status_of
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
 
 OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload")

@@ -10,7 +10,7 @@ import pytest
 
 from receiver.core.errors import ConfigError
 from receiver.core.retry import policy
-from receiver.core.signing import new_webhook_secret
+from receiver.core.webhook import new_webhook_secret
 from receiver.engine.relay import Lane, Relay
 from receiver.outbound.client import RESPONSE_LIMIT
 from receiver.outbound.destinations.http import HttpDestination

@@ -12,7 +12,7 @@ from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import Lane, Relay
 from receiver.engine.worker import Timing
-from receiver.outbound.destinations.base import Destination
+from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (

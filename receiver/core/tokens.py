@@ -1,7 +1,4 @@
-"""Proofs and signatures: Basic, HMAC, Standard Webhooks, callback tokens and object links.
-
-Every compare is constant-time and runs over all configured secrets (sign with the last, accept any).
-"""
+"""The tokens in URLs that receiver issues: callback URLs, and links to stored objects. Letters and digits only."""
 
 from __future__ import annotations
 
@@ -22,82 +19,9 @@ _MAC_BYTES = 32
 _CALLBACK_SALT = "receiver.callback-token"
 _OBJECT_SALT = "receiver.object-link"
 _MAX_TOKEN = 2048
-
-
-def same(left: str | bytes, right: str | bytes) -> bool:
-    """Compare two strings in constant time, whatever characters they hold."""
-    return hmac.compare_digest(_bytes(left), _bytes(right))
-
-
-def same_as_any(given: str | bytes, expected: Sequence[str | bytes]) -> bool:
-    """Compare `given` with every expected value, without stopping at the first that fits."""
-    found = False
-    for value in expected:
-        found |= same(given, value)
-    return found
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-
-
-def basic_credentials(header: str) -> str | None:
-    """Return `user:password` from an `Authorization: Basic …` value, None when it is not one.
-
-    The password may hold colons; the text is UTF-8, or latin-1 where it is not valid UTF-8.
-    """
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        raw = base64.b64decode(encoded.strip(), validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return text if ":" in text else None
-
-
-def hmac_sha256_hex(secret: str, message: bytes) -> str:
-    """Return the lower-case hex HMAC-SHA256 of `message` under the secret's UTF-8 bytes."""
-    return hmac.digest(secret.encode(), message, "sha256").hex()
-
-
-# ---------------------------------------------------------------- Standard Webhooks 1.0.0
-
-
-def webhook_key(secret: str) -> bytes:
-    """Return the key bytes of a `whsec_…` secret. Raises `ValueError` with what to do."""
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("a destination's secret is whsec_ followed by base64 of 24 to 64 bytes") from None
-    if not 24 <= len(key) <= 64:
-        raise ValueError(
-            f"a destination's secret holds 24 to 64 bytes after whsec_; this one holds {len(key)}"
-        )
-    return key
-
-
-def new_webhook_secret() -> str:
-    """Return a fresh `whsec_…` secret of 32 random bytes."""
-    return "whsec_" + base64.b64encode(random.token_bytes(32)).decode()
-
-
-def standard_webhook(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the three Standard Webhooks headers; `timestamp` in seconds; one `v1` signature for each key."""
-    signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
-    signatures = ("v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode() for key in keys)
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": " ".join(signatures),
-    }
-
-
-# ---------------------------------------------------------------- tokens in URLs: letters and digits only
+"""Characters; a longer one is no token of ours, and is not decoded."""
+_REMEMBERED = 1024
+"""Tokens that were read lately and need not be checked again."""
 
 
 class _AlnumSigner:
@@ -123,7 +47,7 @@ class _AlnumSigner:
 
 
 class CallbackTokens:
-    """Makes and reads the token of a callback URL: it proves that we handed the URL out, and tells which job it is."""
+    """Makes and reads the token of a callback URL: it proves that receiver issued the URL, and tells which job it is."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         if not secrets:
@@ -164,7 +88,7 @@ class CallbackTokens:
             if payload is None:
                 return None
             claims = _claims(payload)
-            if len(self._seen) >= 1024:
+            if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
             self._seen[token] = claims
         return claims
