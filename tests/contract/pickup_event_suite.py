@@ -11,7 +11,6 @@ from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import EventFilter, Recorded, RecordStatus, Stage, new_id
 from receiver.core.work import Deferral, DeliveryFilter, PickupFilter, PickupSettled, PickupState
 from receiver.storage.store.store import Store
-from tests.contract.answer_suite import AnswerSuite
 from tests.contract.pickup_suite import (
     COLLECTED,
     COLLECTING,
@@ -29,8 +28,9 @@ from tests.contract.pickup_suite import (
     result_of,
     settlement,
 )
+from tests.contract.progress_suite import ProgressSuite
+from tests.contract.resolve_suite import ResolveSuite
 from tests.contract.store_suite import T0, recording
-from tests.contract.told_suite import ToldSuite
 
 
 class DeferSuite:
@@ -386,5 +386,5 @@ class ResultSuite:
         assert len(await store.pickups(PickupFilter(state=COLLECTED))) == 30
 
 
-class PickupSuite(AddSuite, PickupClaimSuite, DeferSuite, ResultSuite, ToldSuite, AnswerSuite):
+class PickupSuite(AddSuite, PickupClaimSuite, DeferSuite, ResultSuite, ProgressSuite, ResolveSuite):
     """All of it."""

@@ -85,19 +85,15 @@ class MemoryStore(Store):
         self._open = False
 
     async def open(self) -> None:
-        """Make it usable; what was recorded before a close is still there."""
         self._open = True
 
     async def migrate(self) -> list[str]:
-        """Nothing to bring up to date."""
         return []
 
     async def close(self) -> None:
-        """Refuse everything from now on."""
         self._open = False
 
     async def ping(self) -> None:
-        """Prove that it can be written. Raises `StoreUnavailable`."""
         if not self._open:
             msg = "the store is not open"
             raise StoreUnavailable(msg)
@@ -105,7 +101,6 @@ class MemoryStore(Store):
     # ------------------------------------------------------------ the road in
 
     async def record(self, recording: Recording) -> Recorded:
-        """Write callback, event and deliveries, all or none."""
         await self.ping()
         event = recording.event
         recorded = self._record(recording)
@@ -135,7 +130,6 @@ class MemoryStore(Store):
             self._owe(event, destination)
 
     async def defer(self, deferral: Deferral) -> Recorded:
-        """Write callback and pickup, all or none."""
         await self.ping()
         callback, pickup, now = deferral.callback, deferral.pickup, deferral.pickup.created_at
         existing = self._existing(pickup.source, pickup.key)
@@ -157,7 +151,6 @@ class MemoryStore(Store):
         return recorded
 
     async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
-        """Record the attempt and its consequence if the claim is still held, and with it what is told and the recording."""
         await self.ping()
         if not self._holds_pickup(settlement.claim):
             return PickupSettled(held=False)
@@ -247,7 +240,6 @@ class MemoryStore(Store):
         self._attempts[delivery.id] = []
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
-        """Keep these rejections, and only the newest `keep` of each source."""
         await self.ping()
         self._rejections += [(one.at, next(self._arrivals), one) for one in rejections]
         self._rejections.sort(key=lambda row: row[:2], reverse=True)
@@ -256,7 +248,6 @@ class MemoryStore(Store):
             self._rejections = [row for row in self._rejections if row not in dropped]
 
     async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
-        """List rejections, newest first."""
         await self.ping()
         return [row[2] for row in self._rejections if source in (None, row[2].source)][:limit]
 
@@ -265,7 +256,6 @@ class MemoryStore(Store):
     async def claim(
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[Claimed]:
-        """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
         await self.ping()
         token = f"{worker}:{os.urandom(6).hex()}"
         due = sorted((at, one.id) for one, at in self._waiting(destination) if at <= now)
@@ -304,7 +294,6 @@ class MemoryStore(Store):
         )
 
     async def settle(self, settlement: Settlement) -> bool:
-        """Record the attempt and its consequence if the claim is still held; False when it is not."""
         await self.ping()
         claim, outcome = settlement.claim, settlement.outcome
         if not self._holds(claim):
@@ -332,7 +321,6 @@ class MemoryStore(Store):
         return True
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
-        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
         await self.ping()
         held = {claim.delivery_id for claim in claims if self._holds(claim)}
         for delivery_id in held:
@@ -342,7 +330,6 @@ class MemoryStore(Store):
         return len(held)
 
     async def replay(self, delivery_ids: Sequence[str], *, now: int) -> list[str]:
-        """Begin another round for each delivery that has ended; return the ids that were replayed."""
         await self.ping()
         known = [one for one in dict.fromkeys(delivery_ids) if one in self._deliveries]
         ended = [one for one in known if self._deliveries[one].state in _ENDED]
@@ -352,14 +339,12 @@ class MemoryStore(Store):
         return ended
 
     async def next_due(self, destination: str) -> int | None:
-        """Return when the next delivery of `destination` is due (leases included), or None."""
         await self.ping()
         return min((at for _, at in self._waiting(destination)), default=None)
 
     # ------------------------------------------------------------ reading
 
     async def event(self, event_id: str) -> Event:
-        """Return one event. Raises `NotFound`."""
         await self.ping()
         if event_id not in self._events:
             msg = f"no event has the id {event_id}"
@@ -367,13 +352,11 @@ class MemoryStore(Store):
         return self._events[event_id]
 
     async def body(self, event_id: str) -> bytes | None:
-        """Return the kept body of the callback behind an event, None when it is kept as a blob."""
         await self.event(event_id)
         led = [row for row, made in self._callbacks.values() if made == event_id]
         return min(led, key=lambda row: (row.body is None, row.received_at, row.id)).body
 
     async def events(self, filter: EventFilter) -> list[Event]:
-        """List events, newest first."""
         await self.ping()
 
         def matches(one: Event) -> bool:
@@ -388,7 +371,6 @@ class MemoryStore(Store):
         return _page(self._events, matches, filter.after, filter.limit)
 
     async def delivery(self, delivery_id: str) -> Delivery:
-        """Return one delivery. Raises `NotFound`."""
         await self.ping()
         if delivery_id not in self._deliveries:
             msg = f"no delivery has the id {delivery_id}"
@@ -396,7 +378,6 @@ class MemoryStore(Store):
         return self._deliveries[delivery_id]
 
     async def deliveries(self, filter: DeliveryFilter) -> list[Delivery]:
-        """List deliveries, newest first."""
         await self.ping()
 
         def matches(one: Delivery) -> bool:
@@ -410,12 +391,10 @@ class MemoryStore(Store):
         return _page(self._deliveries, matches, filter.after, filter.limit)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
-        """Return the attempts of a delivery, first to last."""
         await self.ping()
         return list(self._attempts.get(delivery_id, ()))
 
     async def stats(self, now: int) -> StoreStats:
-        """Count what is due by `now` (depth, oldest), and what is dead."""
         await self.ping()
         due: dict[str, list[int]] = {}
         for one, at in self._waiting():
@@ -432,7 +411,6 @@ class MemoryStore(Store):
     # ------------------------------------------------------------ pickups: made and told
 
     async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
-        """Write a pickup, unless one of its key stands; return the one that stands, and whether it is new."""
         await self.ping()
         existing = self._existing(pickup.source, pickup.key)
         if existing is not None:
@@ -497,7 +475,6 @@ class MemoryStore(Store):
     async def claim_pickups(
         self, source: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[ClaimedPickup]:
-        """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
         await self.ping()
         token = f"{worker}:{os.urandom(6).hex()}"
         due = sorted((at, one.id) for one, at in self._waiting_pickups(source) if at <= now)
@@ -557,7 +534,6 @@ class MemoryStore(Store):
         self._pickups[pickup_id] = replace(self._pickups[pickup_id], **changes)
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
-        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
         await self.ping()
         held = {claim.pickup.id for claim in claims if self._holds_pickup(claim)}
         for pickup_id in held:
@@ -569,12 +545,10 @@ class MemoryStore(Store):
     # ------------------------------------------------------------ pickups: reading
 
     async def next_due_pickup(self, source: str) -> int | None:
-        """Return when the next pickup of `source` is due (leases included), or None."""
         await self.ping()
         return min((at for _, at in self._waiting_pickups(source)), default=None)
 
     async def pickup(self, pickup_id: str) -> Pickup:
-        """Return one pickup. Raises `NotFound`."""
         await self.ping()
         if pickup_id not in self._pickups:
             msg = f"no pickup has the id {pickup_id}"
@@ -582,7 +556,6 @@ class MemoryStore(Store):
         return self._pickups[pickup_id]
 
     async def pickups(self, filter: PickupFilter) -> list[Pickup]:
-        """List pickups, newest first."""
         await self.ping()
         found = [
             one
@@ -596,7 +569,6 @@ class MemoryStore(Store):
         return sorted(found, key=lambda one: one.id, reverse=True)[: filter.limit]
 
     async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
-        """Return the attempts of a pickup, first to last."""
         await self.ping()
         return list(self._pickup_attempts.get(pickup_id, ()))
 
@@ -613,7 +585,6 @@ class MemoryStore(Store):
     # ------------------------------------------------------------ retention
 
     async def prune(self, request: Prune) -> Pruned:
-        """Do one batch of one walk."""
         await self.ping()
         looked_at = self._looked_at(request)
         removed = [self._remove(request.walk, one) for one, may_go in looked_at if may_go]
@@ -733,14 +704,12 @@ class MemoryStore(Store):
         return tuple(key for key in dict.fromkeys(keys) if key not in linked)
 
     async def known_blobs(self, keys: Sequence[str]) -> set[str]:
-        """Return those of `keys` that an event links to."""
         await self.ping()
         return {one.blob_key for one in self._events.values() if one.blob_key is not None} & set(keys)
 
     # ------------------------------------------------------------ erasure
 
     async def traces(self, subject: Subject, *, limit: int) -> Traces:
-        """Return what there is of a subject."""
         await self.ping()
         return self._traces(subject)
 
@@ -788,7 +757,6 @@ class MemoryStore(Store):
         }
 
     async def erase(self, request: Erasure) -> Erased:
-        """Do all of an erasure."""
         await self.ping()
         found = self._traces(request.subject)
         links = [self._remove_event(one, callbacks=False) for one in found.event_ids]
@@ -846,7 +814,6 @@ class MemoryStore(Store):
         )
 
     async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
-        """Return tombstones, newest first."""
         await self.ping()
         found = [one for one in self._tombstones.values() if digest in (None, one.digest)]
         return sorted(found, key=lambda one: one.id, reverse=True)[:limit]

@@ -18,7 +18,7 @@ class Session(Protocol):
         """Run a statement and return its rows; `conditions` fill the WHERE of a listing."""
 
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
-        """Run a statement that takes rows of parameters, however many, and return its rows."""
+        """Run a statement that takes rows of parameters, however many, and return its rows; without any, nothing is run."""
 
     def script(self, text: str) -> None:
         """Run a migration."""

@@ -67,11 +67,9 @@ def record(session: Session, requests: Sequence[NewRecording]) -> list[Recorded]
             fresh.discard(new.recording.callback.id)  # the same callback twice in one batch counts once
             kept.append(new)
     late = _late(session, [new.recording.event for new in kept])
-    if kept:
-        session.run_rows("insert_events", [event_row(new.recording.event) for new in kept])
+    session.run_rows("insert_events", [event_row(new.recording.event) for new in kept])
     deliveries = [row for new in kept if new.recording.event.id not in late for row in delivery_rows(new)]
-    if deliveries:
-        session.run_rows("insert_deliveries", deliveries)
+    session.run_rows("insert_deliveries", deliveries)
     done = {id(new) for new in kept}
     results = [_recorded(new, late) if id(new) in done else _duplicate(session, new) for new in requests]
     resolutions = [
@@ -130,8 +128,7 @@ def resolve(session: Session, resolutions: Sequence[Resolution]) -> None:
         return
     resolved = {(row[0], row[1]) for row in session.run_rows("resolve_pickups", list(rows.values()))}
     unresolved = [row for watched, row in rows.items() if watched not in resolved]
-    if unresolved:
-        session.run_rows("resolve_gone_pickups", unresolved)
+    session.run_rows("resolve_gone_pickups", unresolved)
 
 
 def _late(session: Session, events: Sequence[Event]) -> set[str]:
@@ -221,8 +218,7 @@ _SEQUENCE = itertools.count()
 def reject(session: Session, requests: Sequence[RejectRequest]) -> list[None]:
     """Keep rejections and trim each source to its newest."""
     rows = [_rejection_row(rejection) for request in requests for rejection in request.rejections]
-    if rows:
-        session.run_rows("insert_rejections", rows)
+    session.run_rows("insert_rejections", rows)
     limits = {rejection.source: request.keep for request in requests for rejection in request.rejections}
     for source, keep in limits.items():
         session.run("trim_rejections", {"source": source, "keep": keep})

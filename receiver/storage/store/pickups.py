@@ -110,18 +110,15 @@ def _defer(session: Session, batch: Mapping[int, Deferral]) -> dict[int, Recorde
         first = first_event(session, deferral.callback)
         existing = pickup_id if pickup_id not in new and first == event_id else None
         results[number] = Recorded(status=RecordStatus.DUPLICATE, event_id=first, pickup_id=existing)
-    if unwanted:
-        session.run_rows("drop_pickups", unwanted)
+    session.run_rows("drop_pickups", unwanted)
     return results
 
 
 def _leads(session: Session, batch: Mapping[int, Deferral], new: set[str]) -> dict[int, tuple[str, str]]:
     """Return for each deferral its pickup, new or existing, and that one's event."""
-    existing: dict[tuple[str, str], tuple[str, str]] = {}
     keys = [_identity(deferral.pickup) for deferral in batch.values() if deferral.pickup.id not in new]
-    if keys:
-        rows = session.run_rows("existing_pickups", keys)
-        existing = {(row[0], row[1]): (row[2], row[3]) for row in rows}
+    rows = session.run_rows("existing_pickups", keys)
+    existing = {(row[0], row[1]): (row[2], row[3]) for row in rows}
     return {
         number: (deferral.pickup.id, deferral.pickup.event_id)
         if deferral.pickup.id in new
@@ -203,8 +200,7 @@ def _end(session: Session, new: NewSettlement, coming: Collection[str]) -> Recor
         session.run("supersede_pickup", {"id": pickup.id, "event_id": first, "state": state.value})
         return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
     session.run_rows("insert_events", [event_row(recording.event)])
-    if recording.destinations:
-        session.run_rows("insert_deliveries", list(delivery_rows(new.recording)))
+    session.run_rows("insert_deliveries", list(delivery_rows(new.recording)))
     return Recorded(status=RecordStatus.RECORDED, event_id=event_id)
 
 

@@ -71,9 +71,8 @@ class Queue(Generic[C, S]):
             params: dict[str, Value] = {"lane": request.lane, "now": request.now, "limit": request.limit}
             claims = [self.claimed(row, request) for row in session.run(f"due_{self.table}", params)]
             # Marked before the next request looks, so that no two of one batch get the same rows.
-            if claims:
-                rows = [(claim.id, request.token, request.lease_until, request.now) for claim in claims]
-                session.run_rows(f"claim_{self.table}", rows)
+            rows = [(claim.id, request.token, request.lease_until, request.now) for claim in claims]
+            session.run_rows(f"claim_{self.table}", rows)
             results.append(claims)
         return results
 
@@ -84,10 +83,9 @@ class Queue(Generic[C, S]):
         for batch in partition(settlements, lambda settlement: settlement.claim.id):
             rows = [self._settled_row(settlement) for settlement in batch.values()]
             kept = {row[0] for row in session.run_rows(f"settle_{self.table}", rows)}
-            held |= {number for number, settlement in batch.items() if settlement.claim.id in kept}
+            held |= {number for number, row in zip(batch, rows, strict=True) if row[0] in kept}
         attempts = [self._attempt_row(settlements[number]) for number in sorted(held)]
-        if attempts:
-            session.run_rows(f"log_{self.table}", attempts)
+        session.run_rows(f"log_{self.table}", attempts)
         return [number in held for number in range(len(settlements))]
 
     def _settled_row(self, settlement: S) -> tuple[Value, ...]:
@@ -122,7 +120,7 @@ class Queue(Generic[C, S]):
 
     def _release(self, session: Session, request: ReleaseRequest[C]) -> int:
         rows = [(claim.id, claim.claimed_by, claim.attempts, request.now) for claim in request.claims]
-        return len(session.run_rows(f"release_{self.table}", rows)) if rows else 0
+        return len(session.run_rows(f"release_{self.table}", rows))
 
     def next_due(self, session: Session, lane: str) -> int | None:
         """Return when the next row of a lane is due, leases included, or None."""
@@ -163,7 +161,7 @@ def replay(session: Session, requests: Sequence[ReplayRequest]) -> list[list[str
 def _replay(session: Session, request: ReplayRequest) -> list[str]:
     ids = list(dict.fromkeys(request.delivery_ids))
     rows = [(delivery_id, request.now) for delivery_id in ids]
-    done = {row[0] for row in session.run_rows("replay_deliveries", rows)} if rows else set()
+    done = {row[0] for row in session.run_rows("replay_deliveries", rows)}
     return [delivery_id for delivery_id in ids if delivery_id in done]
 
 
@@ -175,8 +173,9 @@ def partition(requests: Sequence[T], key: Callable[[T], object]) -> list[dict[in
     batches: list[dict[int, T]] = []
     seen: dict[object, int] = {}
     for number, request in enumerate(requests):
-        turn = seen.get(key(request), 0)
-        seen[key(request)] = turn + 1
+        name = key(request)
+        turn = seen.get(name, 0)
+        seen[name] = turn + 1
         if turn == len(batches):
             batches.append({})
         batches[turn][number] = request

@@ -59,8 +59,7 @@ _Removed = tuple[int, Iterable[str]]
 
 
 def _ids(session: Session, name: str, ids: Iterable[Value]) -> list[str]:
-    rows = [(one,) for one in ids]
-    return [row[0] for row in session.run_rows(name, rows)] if rows else []
+    return [row[0] for row in session.run_rows(name, [(row_id,) for row_id in ids])]
 
 
 def _only(name: str) -> Callable[[Session, Sequence[str], Sequence[Row]], _Removed]:
@@ -75,7 +74,7 @@ def _only(name: str) -> Callable[[Session, Sequence[str], Sequence[Row]], _Remov
 def _audio(session: Session, ids: Sequence[str], looked_at: Sequence[Row]) -> _Removed:
     keys = {row[0]: row[2] for row in looked_at}
     cleared = _ids(session, "forget_audio", ids)
-    return len(cleared), [keys[one] for one in cleared]
+    return len(cleared), [keys[event_id] for event_id in cleared]
 
 
 def _dead_letters(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
@@ -86,8 +85,8 @@ def _dead_letters(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Re
 
 def _events(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
     _ids(session, "forget_attempts", sorted(_ids(session, "forget_deliveries", ids)))
-    # What was replayed a moment ago has a delivery left, and stays.
-    removed = session.run_rows("forget_events", [(one,) for one in ids])
+    # An event whose delivery was replayed a moment ago still has it, and stays.
+    removed = session.run_rows("forget_events", [(event_id,) for event_id in ids])
     if removed:
         gone = {row[0] for row in removed}
         callbacks = _led_to(session, gone, min(gone), max(gone))
@@ -138,7 +137,7 @@ removes.
 
 def known_blobs(session: Session, keys: Sequence[str]) -> set[str]:
     """Return those of `keys` that an event links to."""
-    return {row[0] for row in session.run_rows("known_blobs", [(key,) for key in keys])} if keys else set()
+    return set(_ids(session, "known_blobs", keys))
 
 
 # ---------------------------------------------------------------- on demand
@@ -150,18 +149,18 @@ def traces(session: Session, subject: Subject, limit: int) -> Traces:
     jobs = {(row[2], row[4]) for row in events.values()} | {(row[1], row[4]) for row in pickups.values()}
     jobs = {(source, job_id) for source, job_id in jobs if job_id is not None}
     if subject.kind is SubjectKind.REF:
-        # The same jobs may have told more by callbacks without the ref.
+        # The same jobs may have had callbacks without the ref.
         for source, job_id in sorted(jobs):
             params = {"source": source, "job_id": job_id, "limit": max(limit, _OF_ONE_JOB)}
             condition = "job_id = :job_id AND source = :source AND ref IS NULL"
             events |= _by_id(session.run("list_events", params, condition))
             pickups |= _by_id(session.run("list_pickups", params, condition))
     links = Counter(row[10] for row in events.values() if row[10] is not None)
-    owed = session.run_rows("deliveries_of_events", [(one,) for one in sorted(events)]) if events else []
+    deliveries = _ids(session, "deliveries_of_events", sorted(events))
     return Traces(
         event_ids=tuple(sorted(events)),
         callbacks=_callbacks(session, events, pickups),
-        deliveries=len(owed),
+        deliveries=len(deliveries),
         pickup_ids=tuple(sorted(pickups)),
         blob_keys=_own_blobs(session, links),
         jobs=tuple(sorted(jobs)),
@@ -170,8 +169,7 @@ def traces(session: Session, subject: Subject, limit: int) -> Traces:
 
 def _own_blobs(session: Session, links: Counter[str]) -> tuple[str, ...]:
     """Return the objects that these events link to and no others do."""
-    rows = session.run_rows("known_blobs", [(key,) for key in sorted(links)]) if links else []
-    all_links = Counter(row[0] for row in rows)
+    all_links = Counter(_ids(session, "known_blobs", sorted(links)))
     return tuple(sorted(key for key, count in links.items() if all_links[key] <= count))
 
 
@@ -201,20 +199,20 @@ _COLUMNS = {SubjectKind.REF: "ref", SubjectKind.JOB: "job_id"}
 
 
 def _of_event(session: Session, event_id: str, limit: int) -> tuple[_Rows, _Rows]:
-    """Return one event, and the pickups that it told the end of or that will end in it."""
+    """Return one event, and the pickups that ended or will end in it."""
     events = _by_id(session.run("list_events", {"id": event_id, "limit": 1}, "id = :id"))
-    # A pickup and its event are made in the same millisecond; one that was answered by another's has its job or its ref.
+    # A pickup and its event are made in the same millisecond; one that another's event ended has its job or its ref.
     moment = _moment(event_id)
-    looked_for: list[tuple[dict[str, Value], str]] = [
+    searches: list[tuple[dict[str, Value], str]] = [
         ({"first": f"pku_{moment}", "beyond": f"pku_{moment}~"}, "id >= :first AND id < :beyond")
     ]
     for row in events.values():
         if row[4] is not None:
-            looked_for.append(({"job_id": row[4]}, "job_id = :job_id"))
+            searches.append(({"job_id": row[4]}, "job_id = :job_id"))
         if row[5] is not None:
-            looked_for.append(({"ref": row[5]}, "ref = :ref"))
+            searches.append(({"ref": row[5]}, "ref = :ref"))
     pickups: _Rows = {}
-    for params, condition in looked_for:
+    for params, condition in searches:
         rows = session.run("list_pickups", {**params, "limit": limit}, condition)
         pickups |= _by_id(row for row in rows if row[7] == event_id)
     return events, pickups
@@ -222,17 +220,16 @@ def _of_event(session: Session, event_id: str, limit: int) -> tuple[_Rows, _Rows
 
 def _callbacks(session: Session, events: _Rows, pickups: _Rows) -> dict[str, CallbackKeys]:
     """Return the callbacks that lead to these events, or that these pickups were made by."""
+    rows: _Rows = {}
+    for event_id in sorted({*events, *(row[7] for row in pickups.values())}):
+        rows |= _by_id(_led_to(session, (event_id,), event_id, event_id))
     keys = sorted({(row[1], row[3]) for row in pickups.values()})
-    found: _Rows = {}
-    for one in sorted({*events, *(row[7] for row in pickups.values())}):
-        found |= _by_id(_led_to(session, (one,), one, one))
-    if keys:
-        found |= _by_id(session.run_rows("callbacks_of_pickups", keys))
-    others = sorted({row[4] for row in found.values()} - set(events))
+    rows |= _by_id(session.run_rows("callbacks_of_pickups", keys))
+    others = sorted({row[4] for row in rows.values()} - set(events))
     kept = set(_ids(session, "known_events", others))
     return {
         row[0]: CallbackKeys(source=row[1], idempotency_key=row[2], second_key=row[3], event_id=row[4])
-        for row in found.values()
+        for row in rows.values()
         if row[5] != ERASED and row[4] not in kept
     }
 
@@ -243,45 +240,40 @@ def erase(session: Session, requests: Sequence[Erasure]) -> list[Erased]:
 
 
 def _erase(session: Session, request: Erasure) -> Erased:
-    found = traces(session, request.subject, request.limit)
-    deliveries = _ids(session, "erase_deliveries", found.event_ids)
+    traced = traces(session, request.subject, request.limit)
+    deliveries = _ids(session, "erase_deliveries", traced.event_ids)
     _ids(session, "forget_attempts", sorted(deliveries))
-    gone = session.run_rows("forget_events", [(one,) for one in found.event_ids]) if found.event_ids else []
-    if found.callbacks:
-        session.run_rows("erase_callbacks", [(one, request.now) for one in sorted(found.callbacks)])
-    _end_pickups(session, found.pickup_ids, request)
-    kept = [_kept_row(one, request.now) for one in request.journaled]
-    if kept:
-        session.run_rows("insert_callbacks", kept)
+    gone = session.run_rows("forget_events", [(event_id,) for event_id in traced.event_ids])
+    callbacks = sorted(traced.callbacks)
+    session.run_rows("erase_callbacks", [(callback_id, request.now) for callback_id in callbacks])
+    _end_pickups(session, traced.pickup_ids, request)
+    kept = [_kept_row(keys, request.now) for keys in request.journaled]
+    session.run_rows("insert_callbacks", kept)
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
-    if found or kept:
+    if traced or kept:
         counts = (
             len(gone),
-            len(found.callbacks),
+            len(callbacks),
             len(deliveries),
-            len(found.pickup_ids),
+            len(traced.pickup_ids),
             len(freed),
             len(kept),
         )
         row = (request.tombstone_id, request.subject.kind.value, request.digest, request.now, *counts)
         session.run_rows("add_tombstone", [row])
-    return Erased(traces=found, blob_keys=freed)
+    return Erased(traces=traced, blob_keys=freed)
 
 
 def _end_pickups(session: Session, ids: Sequence[str], request: Erasure) -> None:
     """Remove pickups, under way or not, and keep the keys of their results: what a provider still sends is a duplicate."""
-    if not ids:
-        return
-    rows = [(one,) for one in ids]
-    pickups = session.run_rows("result_keys", rows)
-    session.run_rows("drop_pickups", rows)
+    results = session.run_rows("result_keys", [(pickup_id,) for pickup_id in ids])
+    session.run_rows("drop_pickups", [(pickup_id,) for pickup_id in ids])
     _ids(session, "forget_pickup_attempts", ids)
     kept = [
         CallbackKeys(source=row[0], idempotency_key=row[1], second_key=row[1], event_id=row[2])
-        for row in pickups
+        for row in results
     ]
-    if kept:
-        session.run_rows("insert_callbacks", [_kept_row(one, request.now) for one in kept])
+    session.run_rows("insert_callbacks", [_kept_row(keys, request.now) for keys in kept])
 
 
 def _kept_row(keys: CallbackKeys, now: int) -> tuple[Value, ...]:

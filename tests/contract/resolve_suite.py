@@ -25,7 +25,7 @@ from tests.contract.pickup_suite import (
 from tests.contract.store_suite import T0, recording
 
 
-class AnswerSuite:
+class ResolveSuite:
     """`record` with `answered`."""
 
     async def test_a_final_answer_ends_the_expectation_with_its_event(self, store: Store) -> None:

@@ -47,7 +47,7 @@ def goes_on(held: ClaimedPickup, *told: Recording) -> PickupSettlement:
     return settlement(held, PENDING, Found.NOT_YET, due_at=T0, progress=told)
 
 
-class ToldSuite:
+class ProgressSuite:
     """`settle_pickup` with what is told of a job that goes on."""
 
     async def test_what_is_told_is_written_with_the_settlement_and_the_pickup_goes_on(
