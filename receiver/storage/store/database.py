@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
+
+V = TypeVar("V", bound=msgspec.Struct)
 Value = str | int | float | bytes | None
 Row = Sequence[Any]
 Notified = Callable[[Iterable[str], Iterable[str]], None]
@@ -77,6 +80,11 @@ class Database(Protocol):
 
     async def stop_listening(self) -> None:
         """End what `listen` began, if anything."""
+
+
+def value_of(kind: type[V], row: Row) -> V:
+    """Return the value whose fields the columns of a row are, in their order."""
+    return msgspec.convert(dict(zip(kind.__struct_fields__, row, strict=True)), kind)
 
 
 def clean(text: str | None) -> str | None:

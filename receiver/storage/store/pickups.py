@@ -15,12 +15,11 @@ from receiver.core.work import (
     ClaimedPickup,
     Deferral,
     Pickup,
-    PickupKind,
     PickupSettled,
     PickupSettlement,
     PickupState,
 )
-from receiver.storage.store.database import Row, Session, Value, clean
+from receiver.storage.store.database import Row, Session, Value, clean, value_of
 from receiver.storage.store.events import (
     NewRecording,
     Resolution,
@@ -271,28 +270,8 @@ _read_format = msgspec.json.Decoder(dict[str, Any]).decode
 
 def pickup_of(row: Row) -> Pickup:
     """Return the pickup that the columns of `list_pickups` hold."""
-    return Pickup(
-        id=row[0],
-        source=row[1],
-        kind=PickupKind(row[2]),
-        key=row[3],
-        job_id=row[4],
-        ref=row[5],
-        target=row[6],
-        event_id=row[7],
-        draft=None if row[8] is None else _read_draft(row[8]),
-        format=_read_format(row[9]),
-        deadline_at=row[10],
-        state=PickupState(row[11]),
-        attempts=row[12],
-        failures=row[13],
-        due_at=row[14],
-        claimed_by=row[15],
-        created_at=row[16],
-        updated_at=row[17],
-        last_outcome=row[18],
-        last_detail=row[19],
-    )
+    draft = None if row[8] is None else _read_draft(row[8])
+    return value_of(Pickup, (*row[:8], draft, _read_format(row[9]), *row[10:]))
 
 
 def pickup_row(pickup: Pickup) -> tuple[Value, ...]:

@@ -10,15 +10,13 @@ from receiver.core.work import (
     DeliveryFilter,
     DeliveryState,
     Due,
-    Found,
-    OutcomeKind,
     Pickup,
     PickupAttempt,
     PickupFilter,
     PickupsDue,
     StoreStats,
 )
-from receiver.storage.store.database import Row, Session, Value, clean
+from receiver.storage.store.database import Row, Session, Value, clean, value_of
 from receiver.storage.store.events import event_of
 from receiver.storage.store.pickups import PICKUPS, pickup_of
 from receiver.storage.store.queue import DELIVERIES
@@ -65,7 +63,7 @@ def delivery(session: Session, delivery_id: str) -> Delivery:
     rows = session.run("list_deliveries", {"id": delivery_id, "limit": 1}, "d.id = :id")
     if not rows:
         raise NotFound(f"no delivery has the id {delivery_id}")
-    return _delivery(rows[0])
+    return value_of(Delivery, rows[0])
 
 
 def deliveries(session: Session, filter: DeliveryFilter) -> list[Delivery]:
@@ -78,12 +76,15 @@ def deliveries(session: Session, filter: DeliveryFilter) -> list[Delivery]:
     }
     # The state is written out, not a parameter: only then may the index of the dead be used.
     fixed = f"d.state = '{DeliveryState(filter.state).value}'" if filter.state else ""
-    return [_delivery(row) for row in _listed(session, "list_deliveries", conditions, filter.limit, fixed)]
+    return [
+        value_of(Delivery, row)
+        for row in _listed(session, "list_deliveries", conditions, filter.limit, fixed)
+    ]
 
 
 def attempts(session: Session, delivery_id: str) -> list[Attempt]:
     """Return the attempts of a delivery, first to last."""
-    return [_attempt(row) for row in DELIVERIES.attempts(session, delivery_id)]
+    return [value_of(Attempt, row) for row in DELIVERIES.attempts(session, delivery_id)]
 
 
 def pickup(session: Session, pickup_id: str) -> Pickup:
@@ -108,25 +109,19 @@ def pickups(session: Session, filter: PickupFilter) -> list[Pickup]:
 
 def pickup_attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:
     """Return the attempts of a pickup, first to last."""
-    return [_pickup_attempt(row) for row in PICKUPS.attempts(session, pickup_id)]
+    return [value_of(PickupAttempt, row) for row in PICKUPS.attempts(session, pickup_id)]
 
 
 def rejections(session: Session, source: str | None, limit: int) -> list[Rejection]:
     """List rejections, newest first."""
     rows = _listed(session, "list_rejections", {"source = :source": source}, limit)
-    return [_rejection(row) for row in rows]
+    return [value_of(Rejection, row) for row in rows]
 
 
 def stats(session: Session, now: int) -> StoreStats:
     """Count what is due and what is dead, per destination, and the pickups due, per source."""
-    due = tuple(
-        Due(destination=row[0], depth=row[1], oldest_due_at=row[2])
-        for row in DELIVERIES.count_due(session, now)
-    )
-    pickups_due = tuple(
-        PickupsDue(source=row[0], depth=row[1], oldest_due_at=row[2])
-        for row in PICKUPS.count_due(session, now)
-    )
+    due = tuple(value_of(Due, row) for row in DELIVERIES.count_due(session, now))
+    pickups_due = tuple(value_of(PickupsDue, row) for row in PICKUPS.count_due(session, now))
     dead = {row[0]: row[1] for row in session.run("count_dead", {})}
     return StoreStats(due=due, dead=dead, pickups=pickups_due)
 
@@ -139,58 +134,3 @@ def _listed(
     params = {condition.partition(":")[2].split()[0]: value for condition, value in asked.items()}
     texts = [*asked, fixed] if fixed else list(asked)
     return session.run(name, {**params, "limit": limit}, " AND ".join(texts) or "TRUE")
-
-
-def _delivery(row: Row) -> Delivery:
-    return Delivery(
-        id=row[0],
-        event_id=row[1],
-        event_type=row[2],
-        destination=row[3],
-        state=DeliveryState(row[4]),
-        attempts=row[5],
-        round_start=row[6],
-        due_at=row[7],
-        claimed_by=row[8],
-        created_at=row[9],
-        updated_at=row[10],
-        last_outcome=row[11],
-    )
-
-
-def _attempt(row: Row) -> Attempt:
-    return Attempt(
-        delivery_id=row[0],
-        number=row[1],
-        started_at=row[2],
-        duration_ms=row[3],
-        outcome=OutcomeKind(row[4]),
-        status=row[5],
-        detail=row[6],
-        response=row[7],
-    )
-
-
-def _pickup_attempt(row: Row) -> PickupAttempt:
-    return PickupAttempt(
-        pickup_id=row[0],
-        number=row[1],
-        started_at=row[2],
-        duration_ms=row[3],
-        outcome=Found(row[4]),
-        status=row[5],
-        detail=row[6],
-    )
-
-
-def _rejection(row: Row) -> Rejection:
-    return Rejection(
-        source=row[0],
-        at=row[1],
-        status=row[2],
-        reason=row[3],
-        method=row[4],
-        peer=row[5],
-        content_type=row[6],
-        user_agent=row[7],
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import fields
 
 from receiver.core.event import TIME_CHARS, new_id
 from receiver.core.retention import (
@@ -290,18 +291,6 @@ def tombstones(session: Session, digest: str | None, limit: int) -> list[Tombsto
     params: dict[str, Value] = {"limit": limit}
     if digest is not None:
         params["digest"] = digest
-    return [
-        Tombstone(
-            id=row[0],
-            kind=row[1],
-            digest=row[2],
-            erased_at=row[3],
-            events=row[4],
-            callbacks=row[5],
-            deliveries=row[6],
-            pickups=row[7],
-            blobs=row[8],
-            journal_entries=row[9],
-        )
-        for row in session.run("list_tombstones", params, "digest = :digest" if digest else "TRUE")
-    ]
+    rows = session.run("list_tombstones", params, "digest = :digest" if digest else "TRUE")
+    names = [field.name for field in fields(Tombstone)]
+    return [Tombstone(**dict(zip(names, row, strict=True))) for row in rows]
