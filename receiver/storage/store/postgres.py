@@ -67,7 +67,7 @@ CLOSE_SECONDS = 1.0
 
 _LIMITS = "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)"
 _STATEMENT_PER_LOCK = 50
-"""Who is given less time to wait for a lock is given less for each statement, too."""
+"""A statement's limit is this many times a shortened limit for locks."""
 _UNDONE = (
     errors.DeadlockDetected,
     errors.SerializationFailure,
@@ -85,7 +85,7 @@ _OF_SOME = (
     errors.UndefinedTable,
     errors.UndefinedColumn,
 )
-"""What the server says of one operation, or of some: the others of the transaction may succeed without them."""
+"""Errors of one operation, or of some: the others of the transaction may succeed without them."""
 
 
 class PostgresStore(Store):

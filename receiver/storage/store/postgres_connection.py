@@ -196,7 +196,7 @@ assert _Bytes.format is Format.BINARY  # noqa: S101 - bytes would be read as tex
 def parse(url: str) -> dict[str, Any]:
     """Return what `store.url` says, with our defaults. Raises `ConfigError`; no error shows any of it."""
     try:
-        given = conninfo_to_dict(url)
+        parts = conninfo_to_dict(url)
     except (psycopg.Error, UnicodeError) as error:
         unknown = _unknown_parameter(url, str(error))
         if unknown is not None:
@@ -205,13 +205,13 @@ def parse(url: str) -> dict[str, Any]:
             "store.url cannot be read: write postgresql://user:password@host:5432/database "
             "(letters like @ and / in a password as %40 and %2F)"
         ) from None
-    if _unescaped(url, given):
+    if _unescaped(url, parts):
         raise ConfigError("store.url cannot be read: @ and / in the password are written %40 and %2F")
-    if "replication" in given:
+    if "replication" in parts:
         raise ConfigError(f"store.url: {_PARAMETER.format('replication')}")
     # Whatever the URL says of it: text is sent as UTF-8, which the server is to know.
     defaults = _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)}
-    return defaults | given | {"client_encoding": _DEFAULTS["client_encoding"]}
+    return defaults | parts | {"client_encoding": _DEFAULTS["client_encoding"]}
 
 
 def _unescaped(url: str, parts: Mapping[str, Any]) -> bool:
@@ -222,10 +222,10 @@ def _unescaped(url: str, parts: Mapping[str, Any]) -> bool:
 
 def _unknown_parameter(url: str, said: str) -> str | None:
     """Return a parameter that libpq does not know; none where the name might be a piece of a password."""
-    found = re.search(r'invalid URI query parameter: "(\w+)"', said)
+    match = re.search(r'invalid URI query parameter: "(\w+)"', said)
     parameters = url.partition("?")[2]
     password_in_it = "@" in parameters or "password" in parameters
-    return found[1] if found and not password_in_it else None
+    return match[1] if match and not password_in_it else None
 
 
 def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWER_SECONDS) -> Connection:
@@ -278,7 +278,7 @@ def silent(error: BaseException | None) -> bool:
 
 
 def unavailable(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
-    """Return what callers are told: what is wrong and where to look; never the server's own words, which hold values."""
+    """Return the error for callers: what is wrong and where to look, without the server's own words, which hold values."""
     if isinstance(error, OWN):
         error = Starved(error)
     if isinstance(error, Starved):
@@ -322,13 +322,13 @@ class Unreached(psycopg.OperationalError):
     def __init__(self, error: psycopg.OperationalError, info: Mapping[str, Any]) -> None:
         super().__init__(str(error))
         self.sqlstate = error.sqlstate
-        asked = _defaults() | {name: str(value) for name, value in info.items() if value}
-        self.hosts = (asked.get("host") or asked.get("hostaddr") or "").split(",")
-        ports = (asked.get("port") or "5432").split(",")
+        used = _defaults() | {name: str(value) for name, value in info.items() if value}
+        self.hosts = (used.get("host") or used.get("hostaddr") or "").split(",")
+        ports = (used.get("port") or "5432").split(",")
         ports = ports if len(ports) == len(self.hosts) else ports[:1] * len(self.hosts)
         self.place = ", ".join(_shown(host, port) for host, port in zip(self.hosts, ports, strict=True))
-        self.user = asked.get("user") or ""
-        self.database = asked.get("dbname") or self.user
+        self.user = used.get("user") or ""
+        self.database = used.get("dbname") or self.user
 
     @property
     def sentence(self) -> str:
@@ -343,7 +343,7 @@ class Unreached(psycopg.OperationalError):
 
 def _defaults() -> dict[str, str]:
     """Return what libpq takes where the URL is silent: PG… variables, and its own."""
-    known = {one.keyword.decode(): one.val for one in Conninfo.get_defaults()}
+    known = {option.keyword.decode(): option.val for option in Conninfo.get_defaults()}
     return {name: value.decode("utf-8", "replace") for name, value in known.items() if value}
 
 
@@ -436,7 +436,7 @@ class PostgresSession:
             params = {**params, "now": self._there(params["now"])}
         try:
             with self._in_order(name):
-                return self._execute(name, text, [params[one] for one in names])
+                return self._execute(name, text, [params[parameter] for parameter in names])
         except errors.UndefinedTable:
             if name == "list_migrations":
                 raise statements.empty() from None
@@ -451,14 +451,14 @@ class PostgresSession:
         if self._shift and due is not None:
             rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
         self._note(name, rows)
-        found: list[Row] = []
+        results: list[Row] = []
         start = 0
         while start < len(rows):
             size = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
             flat = list(chain.from_iterable(rows[start : start + size]))
-            found += self._execute(name, self._statements.rows(name, size), flat)
+            results += self._execute(name, self._statements.rows(name, size), flat)
             start += size
-        return found
+        return results
 
     def script(self, text: str) -> None:
         """Run a migration. Text sorts by its bytes, as it does in SQLite, whatever the database's own order."""
@@ -478,18 +478,18 @@ class PostgresSession:
 
     def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
         # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
-        given = [str(value) if isinstance(value, int) else value for value in values]
+        values = [str(value) if isinstance(value, int) else value for value in values]
         try:
-            cursor = self._connection.execute(text, given, binary=True)
+            cursor = self._connection.execute(text, values, binary=True)
         except (UnicodeEncodeError, psycopg.DataError) as error:
             if isinstance(error, psycopg.DataError) and error.sqlstate is not None:
                 raise
-            # Nothing was sent. What somebody asks for may be any text; looking first costs each callback.
-            cursor = self._connection.execute(text, [clean_value(value) for value in given], binary=True)
+            # Nothing was sent. A request may hold any text; to clean all text beforehand would cost every callback.
+            cursor = self._connection.execute(text, [clean_value(value) for value in values], binary=True)
         if not self._statements.returns_rows(name):
             return []  # not waited for: the next statement that answers, or the commit, tells if it failed
-        found = cursor.fetchall()
-        return self._here(found, cursor.description) if self._shift else found
+        results = cursor.fetchall()
+        return self._here(results, cursor.description) if self._shift else results
 
     @contextlib.contextmanager
     def _in_order(self, name: str) -> Iterator[None]:
@@ -505,8 +505,8 @@ class PostgresSession:
         self._connection.execute(_PLANNER, ["on"])
 
     def _migrated_before(self) -> bool:
-        found = self._connection.execute("SELECT to_regclass('migrations')::text", prepare=False).fetchone()
-        return bool(found and found[0])
+        row = self._connection.execute("SELECT to_regclass('migrations')::text", prepare=False).fetchone()
+        return bool(row and row[0])
 
     def _note(self, name: str, rows: Sequence[Sequence[Value]]) -> None:
         if name == "insert_deliveries":
