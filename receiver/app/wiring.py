@@ -37,7 +37,7 @@ from receiver.settings.load import (
     sqlite_path,
     token_secrets,
 )
-from receiver.settings.model import DestinationSettings, Settings, SourceSettings, install
+from receiver.settings.model import DestinationSettings, Settings, install
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -70,9 +70,9 @@ class Ports:
     """The sources that call back."""
     destinations: Mapping[str, Destination]
     pulls: Mapping[str, PullProvider] = field(default_factory=dict)
-    """The sources that can be asked; many call back as well."""
+    """The sources that can be polled; many call back as well."""
     fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
-    """The way out of each source that can be asked."""
+    """The HTTP client of each source that can be polled."""
 
 
 @dataclass
@@ -147,61 +147,27 @@ def build(
 ) -> Receiver:
     """Put the parts together, nothing started yet. `shape` may wrap the ports. Raises `ConfigError`."""
     metrics = MetricsObserver()
-    listeners = (
-        [LogObserver(style=settings.server.log, level=settings.server.log_level)]
-        if observers is None
-        else list(observers)
-    )
-    observer = Observers([metrics, *listeners])
+    if observers is None:
+        observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
+    observer = Observers([metrics, *observers])
     secrets_ = token_secrets(settings)
     tokens, links = CallbackTokens(secrets_), ObjectLinks(secrets_)
     folder = journal_folder(settings)
     bodies = BodyBuffer(str(Path(folder, "spool")))
     ports = shape(_ports(settings, tokens, bodies))
-    link = envelope.linker(
-        presign=ports.blobs.presign,
-        links=links,
-        base=public_base(settings),
-        seconds=settings.blobs.link_seconds,
-        clock=clock,
-    )
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    relay = Relay(
-        store=ports.store,
-        lanes={n: _lane(ports.destinations[n], d) for n, d in settings.destinations.items()},
-        observer=observer,
-        render=partial(envelope.render, link=link),
-        clock=clock,
-        worker=worker,
-    )
-    waking: list[Collector] = []  # the recorder wakes the collector, which needs the recorder
-
-    def wake_pickups(source: str) -> None:
-        for made in waking:
-            made.wake((source,))
-
+    relay = _relay(settings, ports, links, observer, clock, worker)
     recorder = Recorder(
         store=ports.store,
         blobs=ports.blobs,
         bodies=bodies,
-        router=Router(
-            Route(name, destination.sources, destination.events)
-            for name, destination in settings.destinations.items()
-        ),
+        router=Router(Route(n, d.sources, d.events) for n, d in settings.destinations.items()),
         keys=KeyTemplate(settings.blobs.key),
         clock=clock,
         wake=relay.wake,
-        wake_pickups=wake_pickups,
+        wake_pickups=lambda source: collector.wake((source,)),
     )
-    collector = Collector(
-        store=ports.store,
-        recorder=recorder,
-        sources={n: _pull_source(n, s, ports) for n, s in settings.sources.items()},
-        observer=observer,
-        clock=clock,
-        worker=worker,
-    )
-    waking.append(collector)
+    collector = _collector(settings, ports, recorder, observer, clock, worker)
     ports.store.listen(_waker(relay, collector))
     journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
     intake = Intake(
@@ -215,29 +181,89 @@ def build(
         limit=settings.server.max_callbacks,
         timing=timing.intake,
     )
+    janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
     return Receiver(
-        settings=settings,
-        ports=ports,
-        tokens=tokens,
+        settings,
+        ports,
+        tokens,
+        links,
+        journal,
+        intake,
+        relay,
+        collector,
+        janitor,
+        observer,
+        metrics,
+        clock,
+        timing,
+    )
+
+
+def _relay(
+    settings: Settings,
+    ports: Ports,
+    links: ObjectLinks,
+    observer: Observers,
+    clock: Callable[[], int],
+    worker: str,
+) -> Relay:
+    link = envelope.linker(
+        presign=ports.blobs.presign,
         links=links,
-        journal=journal,
-        intake=intake,
-        relay=relay,
-        collector=collector,
-        janitor=Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock),
-        observer=observer,
-        metrics=metrics,
+        base=public_base(settings),
+        seconds=settings.blobs.link_seconds,
         clock=clock,
-        timing=timing,
+    )
+    lanes = {
+        name: Lane(
+            destination=ports.destinations[name],
+            policy=destination.policy,
+            concurrency=destination.concurrency,
+            timeout_seconds=destination.timeout_seconds,
+        )
+        for name, destination in settings.destinations.items()
+    }
+    return Relay(
+        store=ports.store,
+        lanes=lanes,
+        observer=observer,
+        render=partial(envelope.render, link=link),
+        clock=clock,
+        worker=worker,
+    )
+
+
+def _collector(
+    settings: Settings,
+    ports: Ports,
+    recorder: Recorder,
+    observer: Observers,
+    clock: Callable[[], int],
+    worker: str,
+) -> Collector:
+    sources = {
+        name: PullSource(
+            provider_name=source.provider,
+            provider=ports.pulls.get(name),
+            fetch=ports.fetchers.get(name),
+            concurrency=source.pickup_concurrency,
+            attempt_seconds=source.attempt_seconds,
+        )
+        for name, source in settings.sources.items()
+    }
+    return Collector(
+        store=ports.store, recorder=recorder, sources=sources, observer=observer, clock=clock, worker=worker
     )
 
 
 def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:
-    def heard(destinations: Iterable[str], sources: Iterable[str]) -> None:
+    """Return what wakes the lanes that other processes' notifications name."""
+
+    def wake(destinations: Iterable[str], sources: Iterable[str]) -> None:
         relay.wake(destinations)
         collector.wake(sources)
 
-    return heard
+    return wake
 
 
 def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Ports:
@@ -253,46 +279,28 @@ def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Po
     )
 
 
-def _pull_source(name: str, source: SourceSettings, ports: Ports) -> PullSource:
-    return PullSource(
-        provider_name=source.provider,
-        provider=ports.pulls.get(name),
-        fetch=ports.fetchers.get(name),
-        concurrency=source.pickup_concurrency,
-        attempt_seconds=source.attempt_seconds,
-    )
-
-
-def _lane(destination: Destination, settings: DestinationSettings) -> Lane:
-    return Lane(
-        destination=destination,
-        policy=settings.policy,
-        concurrency=settings.concurrency,
-        timeout_seconds=settings.timeout_seconds,
-    )
-
-
 @contextlib.asynccontextmanager
 async def open_receiver(
     receiver: Receiver, *, intake: bool = True, work: bool = True
 ) -> AsyncIterator[Receiver]:
-    """Run the parts: `intake` drains the journal, `work` relays and collects. Leaving stops gracefully and hands claims back.
+    """Run the parts: `intake` drains the journal, `work` relays and collects. Leaving stops gracefully and releases claims.
 
     Raises `ConfigError`, `Unavailable` when a part cannot be opened.
     """
     store = receiver.store
     await store.prepare()
-    workings: list[Destination | Fetcher] = []
+    ways_out: list[Destination | Fetcher] = []
     if work:
-        workings = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]
+        ways_out = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]
     try:
         await receiver.blobs.open()
         if intake:
+            # Before the folder for temporary files, which lies in the journal's: its error names the path.
             await receiver.journal.open()
         receiver.intake.open()
         if intake:
             receiver.intake.start()
-        for part in workings:
+        for part in ways_out:
             await part.open()
         if work:
             receiver.relay.start()
@@ -304,7 +312,7 @@ async def open_receiver(
             grace = receiver.settings.server.stop_seconds
             await receiver.janitor.stop()
             await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
-        for part in workings:
+        for part in ways_out:
             await part.close()
         if intake:
             await receiver.intake.stop()

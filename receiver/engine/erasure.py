@@ -132,23 +132,19 @@ class Eraser:
     ) -> Journaled | None:
         """Return a journaled callback if its provider's adapter reads the subject in it, else None."""
         draft = self._draft(callback)
-        event_id = new_id("evt", callback.head.received_at)
         if draft is None:
-            by_token = subject.kind is SubjectKind.REF and callback.ref == subject.key
-            key = f"journal:{stem}"
-            keys = CallbackKeys(
-                source=callback.source, idempotency_key=key, second_key=None, event_id=event_id
-            )
-            return Journaled(stem=stem, keys=keys) if by_token else None
-        if not _is_of(subject, traces, callback.source, draft):
-            return None
+            mine = subject.kind is SubjectKind.REF and callback.ref == subject.key
+            key, second_key = f"journal:{stem}", None
+        else:
+            mine = _is_of(subject, traces, callback.source, draft)
+            key, second_key = draft.idempotency_key, draft.second_key
         keys = CallbackKeys(
             source=callback.source,
-            idempotency_key=draft.idempotency_key,
-            second_key=draft.second_key,
-            event_id=event_id,
+            idempotency_key=key,
+            second_key=second_key,
+            event_id=new_id("evt", callback.head.received_at),
         )
-        return Journaled(stem=stem, keys=keys)
+        return Journaled(stem=stem, keys=keys) if mine else None
 
     def _draft(self, callback: VerifiedCallback) -> EventDraft | None:
         provider = self._providers.get(callback.source)

@@ -18,7 +18,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -342,17 +341,36 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(fd)
 
 
+class _Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """A commit file: all of a callback but its bytes."""
+
+    head: Head
+    claims: TokenClaims | None
+    proofs: tuple[str, ...]
+    size: int
+    sha256: str
+    reason: str
+
+
 def _meta(callback: VerifiedCallback, reason: str, secret_headers: frozenset[str]) -> bytes:
-    headers = tuple(pair for pair in callback.head.headers if pair[0] not in secret_headers | _ALWAYS_SECRET)
-    fields: dict[str, Any] = {
-        "head": msgspec.to_builtins(callback.head) | {"headers": headers, "token": None},
-        "claims": msgspec.to_builtins(callback.claims),
-        "proofs": sorted(callback.proofs),
-        "size": callback.body.size,
-        "sha256": callback.body.sha256,
-        "reason": reason,
-    }
-    return msgspec.json.encode(fields)
+    secret = secret_headers | _ALWAYS_SECRET
+    headers = tuple(pair for pair in callback.head.headers if pair[0] not in secret)
+    commit = _Commit(
+        head=msgspec.structs.replace(callback.head, headers=headers, token=None),
+        claims=callback.claims,
+        proofs=tuple(sorted(callback.proofs)),
+        size=callback.body.size,
+        sha256=callback.body.sha256,
+        reason=reason,
+    )
+    return msgspec.json.encode(commit)
+
+
+def _commit(meta: bytes) -> _Commit | None:
+    try:
+        return msgspec.json.decode(meta, type=_Commit)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _turn(entry: Entry) -> tuple[bool, float, int]:
@@ -400,11 +418,10 @@ def _changed_at(path: Path) -> int:
 
 def entry_of(stem: str, meta: bytes) -> Entry:
     """Return the entry whose commit file holds `meta`."""
-    fields = _fields(meta)
-    if fields is None:
+    commit = _commit(meta)
+    if commit is None:
         return Entry(stem, 0, len(meta), "", "damaged")
-    head = fields["head"]
-    return Entry(stem, head["received_at"], fields["size"], head["source"], fields["reason"])
+    return Entry(stem, commit.head.received_at, commit.size, commit.head.source, commit.reason)
 
 
 def restored(folder: Path, stem: str) -> VerifiedCallback | None:
@@ -412,49 +429,23 @@ def restored(folder: Path, stem: str) -> VerifiedCallback | None:
 
     Raises `FileNotFoundError` when it is gone, `OSError` when it cannot be read or moved.
     """
-    body_path, commit = folder / f"{stem}.body", folder / f"{stem}.json"
-    fields = _fields(commit.read_bytes())
+    body_path, path = folder / f"{stem}.body", folder / f"{stem}.json"
+    commit = _commit(path.read_bytes())
     try:
         body = FileBody.read(str(body_path))
     except FileNotFoundError:
-        commit.stat()  # gone as well: another process of this machine drained it just now
+        path.stat()  # gone as well: another process of this machine drained it just now
         body = None
-    callback = _callback(fields, body) if fields and body else None
-    if callback is None:
-        aside = folder / "damaged"
-        aside.mkdir(mode=0o700, exist_ok=True)
-        for path in (body_path, commit):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path, aside / path.name)
-    return callback
-
-
-def _fields(meta: bytes) -> dict[str, Any] | None:
-    try:
-        fields = msgspec.json.decode(meta)
-    except msgspec.MsgspecError:
-        return None
-    if not isinstance(fields, dict) or not isinstance(fields.get("head"), dict):
-        return None
-    head = fields["head"]
-    shown = (head.get("received_at"), fields.get("size"), head.get("source"), fields.get("reason"))
-    whole = {"sha256", "claims", "proofs"} <= fields.keys()
-    return fields if whole and [type(value) for value in shown] == [int, int, str, str] else None
-
-
-def _callback(fields: dict[str, Any], body: FileBody) -> VerifiedCallback | None:
-    """Return the callback that was kept, None when the bytes are not those that were."""
-    if body.sha256 != fields["sha256"]:
-        return None
-    try:
+    if commit is not None and body is not None and commit.sha256 == body.sha256:
         return VerifiedCallback(
-            head=msgspec.convert(fields["head"], Head),
-            claims=msgspec.convert(fields["claims"], TokenClaims | None),
-            proofs=msgspec.convert(fields["proofs"], frozenset[str]),
-            body=body,
+            head=commit.head, claims=commit.claims, proofs=frozenset(commit.proofs), body=body
         )
-    except msgspec.ValidationError:
-        return None
+    aside = folder / "damaged"
+    aside.mkdir(mode=0o700, exist_ok=True)
+    for damaged in (body_path, path):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(damaged, aside / damaged.name)
+    return None
 
 
 def unavailable(error: BaseException, folder: Path | str = "", *, entry: str = "") -> JournalUnavailable:

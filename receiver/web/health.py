@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
@@ -95,28 +95,23 @@ class Health:
     async def _oldest_delivery(self) -> None:
         # Deliveries to removed destinations are ignored: nothing will ever send them.
         known = self._receiver.settings.destinations
-        due = (await self._stats()).due
-        self._refuse_old(
-            {f"a delivery to {row.destination}": row.oldest_due_at for row in due if row.destination in known}
-        )
+        stats = await self._receiver.store.stats(self._receiver.clock())
+        for row in stats.due:
+            if row.destination in known:
+                self._refuse_old(f"a delivery to {row.destination}", row.oldest_due_at)
 
     async def _oldest_pickup(self) -> None:
         known = self._receiver.settings.sources
-        due = (await self._stats()).pickups
-        self._refuse_old(
-            {f"a pickup of {row.source}": row.oldest_due_at for row in due if row.source in known}
-        )
+        stats = await self._receiver.store.stats(self._receiver.clock())
+        for row in stats.pickups:
+            if row.source in known:
+                self._refuse_old(f"a pickup of {row.source}", row.oldest_due_at)
 
-    async def _stats(self) -> StoreStats:
-        return await self._receiver.store.stats(self._receiver.clock())
-
-    def _refuse_old(self, due: Mapping[str, int]) -> None:
-        """Raise `ReceiverError` for the first that has been due for too long."""
+    def _refuse_old(self, name: str, due_at: int) -> None:
+        """Raise `ReceiverError` for what has been due for too long."""
         limit = self._receiver.settings.server.ready_due_age_seconds
-        now = self._receiver.clock()
-        for what, due_at in due.items():
-            if now - due_at > limit * 1000:
-                raise ReceiverError(f"{what} has been due for over {limit:g} s: are workers running?")
+        if self._receiver.clock() - due_at > limit * 1000:
+            raise ReceiverError(f"{name} has been due for over {limit:g} s: are workers running?")
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the Prometheus exposition text; the store's gauges keep their last value while it is out."""
