@@ -345,6 +345,16 @@ class ClaimSuite:
         for one in held:
             assert len(await store.attempts(one.delivery_id)) == 1
 
+    async def test_a_lost_claim_among_many_settled_at_once_is_the_only_one_refused(
+        self, store: Store
+    ) -> None:
+        await asyncio.gather(*(store.record(recording("app")) for _ in range(3)))
+        held = await claim(store)
+        assert await store.release([held[1]], now=T0) == 1
+        results = await asyncio.gather(*(store.settle(settlement(one)) for one in held))
+        assert results == [True, False, True]
+        assert [len(await store.attempts(one.delivery_id)) for one in held] == [1, 0, 1]
+
     async def test_a_zombie_cannot_settle_what_another_worker_has_claimed(self, store: Store) -> None:
         await one_delivery(store)
         (zombie,) = await claim(store)

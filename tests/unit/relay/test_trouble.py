@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from receiver.core.retry import policy
-from receiver.core.work import DeliveryState, Outcome, OutcomeKind
+from receiver.core.work import DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import Lane, Relay
 from receiver.engine.worker import Timing
 from receiver.outbound.destinations import Destination
@@ -199,6 +199,31 @@ async def test_a_stop_does_not_wait_for_a_store_that_says_nothing(
         await relay.stop(0)
     assert "release" in asked
     assert {one.state for one in await deliveries(store)} == {DeliveryState.DELIVERING}
+
+
+async def test_a_stop_waits_for_an_attempt_that_was_made_to_be_settled(
+    store: FaultyStore, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application has the event: a settlement that is cancelled would have it delivered twice."""
+    settling, go_on, settle = asyncio.Event(), asyncio.Event(), store.settle
+
+    async def slow(settlement: Settlement) -> bool:
+        settling.set()
+        await go_on.wait()
+        return await settle(settlement)
+
+    monkeypatch.setattr(store, "settle", slow)
+    await record(store)
+    destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
+    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 1, 5)}, heard, render, now, "w")
+    relay.start()
+    await settling.wait()
+    stopping = asyncio.create_task(relay.stop(0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    go_on.set()
+    await stopping
+    assert (await only(store)).state is DELIVERED
 
 
 async def test_a_relay_that_never_started_stops() -> None:
