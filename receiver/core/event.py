@@ -17,7 +17,7 @@ from msgspec import Struct, field
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 TIME_CHARS = 10
-"""Characters after an id's prefix that tell its millisecond."""
+"""Characters after an id's prefix that encode its millisecond."""
 _random = random.Random(os.urandom(32))
 """Ids must not collide and need not be secret; asking the kernel for each would cost more than the id."""
 # A process that was forked from one which had imported this would go on with the same numbers as its siblings.
@@ -39,7 +39,7 @@ def new_id(prefix: str, now: int) -> str:
 
 
 class Stage(StrEnum):
-    """Where in its job an event stands; decides what a late event may still do."""
+    """An event's place in its job; decides the effect of a late event."""
 
     PROGRESS = "progress"
     """More is to come; pointless once the job has completed."""
@@ -79,7 +79,7 @@ class RemoteResult(Struct, frozen=True, kw_only=True):
     key: str
     """The result's identity, whichever road it comes by; the pickup's `key`."""
     url: str | None
-    """Where it lies; None when the provider has to be asked."""
+    """Where the result lies; None when the provider has to be polled."""
     deadline_at: int
     """When to give up, in epoch milliseconds."""
 
@@ -231,7 +231,7 @@ class Recording(Struct, frozen=True, kw_only=True):
 
 
 class RecordStatus(StrEnum):
-    """What `store.record` found."""
+    """The result of `store.record`."""
 
     RECORDED = "recorded"
     DUPLICATE = "duplicate"

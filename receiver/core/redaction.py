@@ -95,7 +95,7 @@ def _spellings_of_char(char: str) -> bytes:
     return b"(?:" + b"|".join(ways) + b")"
 
 
-# ---------------------------------------------------------------- callback tokens, told by their shape
+# ---------------------------------------------------------------- callback tokens, known by their shape
 
 _TOKEN_START = base64.b32encode(b'{"s":"')[:9].decode().lower()
 """How each of them begins: what it says is JSON with the source first, and 9 characters of base32 are 45 bits of that."""

@@ -29,7 +29,7 @@ class Journaled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOf:
-    """The data that was found of a subject."""
+    """A subject's data in the store and in the journal."""
 
     traces: Traces
     journaled: tuple[Journaled, ...]
@@ -71,9 +71,9 @@ class Eraser:
         unreadable: list[str] = []
 
         def look_at(stem: str, callback: VerifiedCallback) -> None:
-            found = self._journaled(subject, traces, stem, callback)
-            if found is not None:
-                journaled.append(found)
+            entry = self._journaled(subject, traces, stem, callback)
+            if entry is not None:
+                journaled.append(entry)
 
         if self._journal is not None:
             await self._journal.read(look_at, unreadable=unreadable.append)

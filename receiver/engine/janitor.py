@@ -24,7 +24,7 @@ from receiver.storage.blobs import Blobs
 from receiver.storage.store.store import Store
 
 SKEW_MS = 600_000
-"""Clocks that differ by so much: one of them is wrong, and no age can be told."""
+"""Clocks that differ by so much: one of them is wrong, and no age is known."""
 ORPHANS, UPLOADS = "orphans", "uploads"
 
 

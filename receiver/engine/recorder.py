@@ -46,7 +46,7 @@ _DAY = 24 * 3600 * 1000
 _LATE = _DAY // 2
 """An object is put under the name of its arrival's day for so long: with that day, at most 36 hours, and orphans go after 48."""
 ASKED = "asked"
-"""The proof of a result that we fetched ourselves: we asked its provider for it."""
+"""The proof of a result that receiver fetched from its provider itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ class Journal:
         clock: Callable[[], int],
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` tells the time of day in milliseconds, `elapsed` seconds that nobody sets."""
+        """`clock` gives the time of day in milliseconds, `elapsed` the seconds of a clock that nobody sets."""
         self._folder = Path(folder)
         self._max_bytes = max_bytes
         self._observer = observer

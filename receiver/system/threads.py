@@ -1,4 +1,4 @@
-"""Threads that can be let go: daemons, which hold no process that is to end.
+"""Daemon threads: one that hangs does not keep the process from ending.
 
 `concurrent.futures` joins its threads when the process ends, so one that hangs would hold it for good.
 """
@@ -33,7 +33,7 @@ class Threads:
         self._closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have `work` called. Raises `NoThread` when there is none and none can be started, `RuntimeError` when closed."""
+        """Call `work` in a thread. Raises `NoThread` when there is none and none can be started, `RuntimeError` when closed."""
         if self._closed:
             raise RuntimeError("closed")
         future: Future[T] = Future()
@@ -43,7 +43,7 @@ class Threads:
         return future
 
     def close(self) -> None:
-        """Cancel what has not begun, and have the threads end after what they do."""
+        """Cancel the work that has not begun, and end each thread after its current work."""
         self._closed = True
         self._cancel()
         for _ in self._threads:
@@ -56,7 +56,7 @@ class Threads:
             thread.join(max(until - time.monotonic(), 0.0))
 
     def _start(self) -> None:
-        """Start one more thread; where the system gives none, those that there are do the work in their turn."""
+        """Start one more thread; if the system refuses, the running ones do the work."""
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
         try:
             thread.start()
@@ -99,7 +99,7 @@ def _do(future: Future[Any], work: Callable[[], Any]) -> None:
 
 
 class OwnThread:
-    """Makes calls in their turn. A daemon: one that never ends must not keep the process from ending, as an executor's does."""
+    """One daemon thread that makes calls in their order, for an event loop."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class OwnThread:
         return await future
 
     async def end(self, last: Callable[[], None], seconds: float | None) -> bool:
-        """Make one last call and end; False when that took longer than `seconds`, and the thread is left to itself."""
+        """Make one last call and end; return False when that took longer than `seconds`, and the thread is abandoned."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._queue.put((future, last))
         self._queue.put(None)
@@ -123,8 +123,8 @@ class OwnThread:
         return future.done()
 
     def _run(self) -> None:
-        while (asked := self._queue.get()) is not None:
-            future, function = asked
+        while (job := self._queue.get()) is not None:
+            future, function = job
             if future.cancelled():  # nobody waits for it any more
                 continue
             result, failed = None, None
@@ -134,7 +134,7 @@ class OwnThread:
                 failed = error
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_resolve, future, result, failed)
-            del asked, future, function, result, failed
+            del job, future, function, result, failed
 
 
 def _resolve(future: asyncio.Future[Any], result: object, failed: BaseException | None) -> None:

@@ -151,7 +151,7 @@ class Protocol(HttpToolsProtocol):
         source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
         receiver.intake.overloaded(source.decode("latin-1"), self.parser.get_method().decode(), reason)
         self._refused = self._unread = True
-        # Who asked whether to send the body need not send it; what follows then is no body.
+        # A sender that waits for `100 Continue` sends no body now: what follows would be no body.
         self._closing = (
             self.expect_100_continue
             or receiver.stopping

@@ -57,10 +57,10 @@ def bind(host: str, port: int) -> list[socket.socket]:
     """Return sockets bound to every address of `host`, not yet listening. Raises `ReceiverError` with what to do."""
     sockets: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, proto=socket.IPPROTO_TCP
         )
-        for family, kind, proto, _, address in dict.fromkeys(found):
+        for family, kind, proto, _, address in dict.fromkeys(addresses):
             sock = socket.socket(family, kind, proto)
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -76,10 +76,10 @@ class LocalBlobs:
         """Return the file of `key`, None when there is none or the key points outside the folder."""
         try:
             path = self._path(key)
-            found = path.stat()
+            status = path.stat()
         except (BlobsUnavailable, OSError, ValueError):
             return None
-        return LocalObject(path=str(path), size=found.st_size) if stat.S_ISREG(found.st_mode) else None
+        return LocalObject(path=str(path), size=status.st_size) if stat.S_ISREG(status.st_mode) else None
 
     async def entries(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[BlobEntry]:
         """Return a page of objects by key; an empty one is the end. Raises `BlobsUnavailable`."""
@@ -148,8 +148,8 @@ class LocalBlobs:
     def _entries(self, prefix: str, after: str) -> Iterator[BlobEntry]:
         for key, path in _files(self._root, "", prefix, after):
             with contextlib.suppress(FileNotFoundError):  # removed since it was seen
-                found = path.stat()
-                yield BlobEntry(key=key, size=found.st_size, modified_at=found.st_mtime_ns // 1_000_000)
+                status = path.stat()
+                yield BlobEntry(key=key, size=status.st_size, modified_at=status.st_mtime_ns // 1_000_000)
 
     def _abort_abandoned(self, before: int) -> int:
         count = 0
@@ -179,9 +179,9 @@ class LocalBlobs:
 
 
 def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[str, Path]]:
-    """Walk `folder`, whose keys begin with `base`, in the order of the keys; folders without a wanted key are not entered."""
-    with os.scandir(folder) as found:
-        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in found]
+    """Walk `folder`, whose keys begin with `base`, in the order of the keys; folders without such keys are not entered."""
+    with os.scandir(folder) as entries:
+        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
     for name in sorted(names, key=os.fsencode):
         key, path = base + name, folder / name
         if name.startswith("."):
