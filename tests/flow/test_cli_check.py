@@ -129,7 +129,18 @@ def _other_letters(server: Server) -> Trouble_:
     "make",
     [_refused, _unknown_host, _wrong_password, _unknown_user, _unknown_database, _no_tables, _other_letters],
 )
-def test_a_database_that_cannot_be_used_is_told_by_check_and_at_the_start(
+def test_a_database_that_cannot_be_used_is_told(
+    make: Callable[[Server], Trouble_], server: Server, tmp_path: Path
+) -> None:
+    url, code, sentence = make(server)
+    findings = reach(parse(Path(config(tmp_path, url)).read_text(), {}, str))
+    assert [finding.code for finding in findings] == [code]
+    assert sentence in f"{findings[0].message}; {findings[0].fix}"
+    assert not any(secret in str(findings) for secret in (PASSWORD, "wrong-password", TOKEN_SECRET))
+
+
+@pytest.mark.parametrize("make", [_refused, _wrong_password])
+def test_what_is_wrong_with_the_database_is_told_by_check_and_at_the_start(
     make: Callable[[Server], Trouble_], weed: Weed, server: Server, tmp_path: Path
 ) -> None:
     url, code, sentence = make(server)
@@ -144,6 +155,7 @@ def test_a_database_that_cannot_be_used_is_told_by_check_and_at_the_start(
         assert started.err.startswith(f"error {code} store.url: ")
         assert started.err.count("\n") == 1
         assert sentence in started.err
+        assert not any(secret in started.err for secret in (PASSWORD, "wrong-password", TOKEN_SECRET))
     assert not any(secret in said.out for secret in (PASSWORD, "wrong-password", TOKEN_SECRET))
 
 
@@ -182,7 +194,7 @@ def test_a_right_that_lacks_is_told(weed: Weed, server: Server, database: str, t
     ("seconds", "expected"), [(-3, []), (7, ["W013"]), (-400, ["W013"]), (700, ["E017"]), (-700, ["E017"])]
 )
 def test_clocks_that_differ_are_told(
-    seconds: int, expected: list[str], weed: Weed, database: str, tmp_path: Path
+    seconds: int, expected: list[str], database: str, tmp_path: Path
 ) -> None:
     path = config(tmp_path, database)
     migrate(path)
