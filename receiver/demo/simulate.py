@@ -48,26 +48,24 @@ simulate = typer.Typer(
     help="Play a provider against a running receiver, offline.", no_args_is_help=True, rich_markup_mode=None
 )
 
+
+def own(*names: str, help: str, **more: Any) -> Any:
+    """Return an option whose environment variable begins with RECEIVER_SIMULATE_."""
+    flag = names[0].split("/")[0].removeprefix("--").replace("-", "_").upper()
+    return option(*names, env=f"RECEIVER_SIMULATE_{flag}", help=help, **more)
+
+
 Url = Annotated[
     str | None,
-    option(
-        "--url",
-        env="RECEIVER_SIMULATE_URL",
-        help="Where receiver listens, or a whole callback URL; by default from the settings.",
-    ),
+    own("--url", help="Where receiver listens, or a whole callback URL; by default from the settings."),
 ]
 Source = Annotated[str | None, option("--source", help="Which source, when several are of this provider.")]
-Ref = Annotated[str | None, option("--ref", help="The caller's own id, carried by the callback URL.")]
+Ref = Annotated[str | None, option("--ref", help="The caller's own id; comes back in the event.")]
 Scale = Annotated[
     float, option("--time-scale", help="1 waits between tries as the provider does; 0 not at all.", min=0)
 ]
 CaFile = Annotated[
-    str | None,
-    option(
-        "--ca-file",
-        env="RECEIVER_SIMULATE_CA_FILE",
-        help="More certificate authorities to trust (PEM), for an https:// URL.",
-    ),
+    str | None, own("--ca-file", help="More certificate authorities to trust (PEM), for an https:// URL.")
 ]
 Wrong = Annotated[bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")]
 Duplicate = Annotated[bool, option("--duplicate", help="Send everything twice.")]
@@ -91,40 +89,21 @@ def simulate_deepgram(
     ctx: typer.Context,
     url: Url = None,
     source: Source = None,
-    product: Annotated[
-        str,
-        option("--product", env="RECEIVER_SIMULATE_PRODUCT", help="speak (audio), listen or read (JSON)."),
-    ] = "speak",
-    file: Annotated[
-        Path | None,
-        option("--file", env="RECEIVER_SIMULATE_FILE", help="Audio to send; built-in speech if left out."),
-    ] = None,
-    json_result: Annotated[
-        Path | None,
-        option("--json-result", env="RECEIVER_SIMULATE_JSON_RESULT", help="Send this JSON document."),
-    ] = None,
-    content_type: Annotated[
-        str | None,
-        option("--content-type", env="RECEIVER_SIMULATE_CONTENT_TYPE", help="Say this of the audio."),
-    ] = None,
+    product: Annotated[str, own("--product", help="speak (audio), listen or read (JSON).")] = "speak",
+    file: Annotated[Path | None, own("--file", help="Audio to send; built-in speech if left out.")] = None,
+    json_result: Annotated[Path | None, own("--json-result", help="Send this JSON document.")] = None,
+    content_type: Annotated[str | None, own("--content-type", help="Say this of the audio.")] = None,
     format: Annotated[
         str | None,
         option("--format", help="What the job asked for: encoding=mulaw,container=none,sample_rate=8000."),
     ] = None,
-    method: Annotated[
-        str, option("--method", env="RECEIVER_SIMULATE_METHOD", help="post or put, as callback_method.")
-    ] = "post",
-    chunked: Annotated[
-        bool, option("--chunked", env="RECEIVER_SIMULATE_CHUNKED", help="Send without a Content-Length.")
-    ] = False,
-    error: Annotated[
-        bool, option("--error", env="RECEIVER_SIMULATE_ERROR", help="Send a failure instead of a result.")
-    ] = False,
+    method: Annotated[str, own("--method", help="post or put, as callback_method.")] = "post",
+    chunked: Annotated[bool, own("--chunked", help="Send without a Content-Length.")] = False,
+    error: Annotated[bool, own("--error", help="Send a failure instead of a result.")] = False,
     attempts: Annotated[
         int | None,
-        option(
+        own(
             "--attempts",
-            env="RECEIVER_SIMULATE_ATTEMPTS",
             help="Most tries, 30 s apart. Default 11; 1 with --wrong-credentials.",
             min=1,
             max=100,
@@ -173,29 +152,16 @@ def simulate_deapi(
     url: Url = None,
     source: Source = None,
     event: Annotated[
-        str,
-        option(
-            "--event",
-            env="RECEIVER_SIMULATE_EVENT",
-            help="processing, completed, failed, or all (the first two).",
-        ),
+        str, own("--event", help="processing, completed, failed, or all (the first two).")
     ] = "all",
-    job_type: Annotated[
-        str, option("--job-type", env="RECEIVER_SIMULATE_JOB_TYPE", help="As deAPI names it.")
-    ] = "txt2audio",
+    job_type: Annotated[str, own("--job-type", help="As deAPI names it.")] = "txt2audio",
     result_url: Annotated[
-        str | None,
-        option(
-            "--result-url",
-            env="RECEIVER_SIMULATE_RESULT_URL",
-            help="Where the result lies; served on this machine if left out.",
-        ),
+        str | None, own("--result-url", help="Where the result lies; served on this machine if left out.")
     ] = None,
     expired_link: Annotated[
         bool,
-        option(
+        own(
             "--expired-link",
-            env="RECEIVER_SIMULATE_EXPIRED_LINK",
             help="The link is dead on arrival; asked about the job, deAPI gives a fresh one.",
         ),
     ] = False,
@@ -206,15 +172,11 @@ def simulate_deapi(
             "--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out."
         ),
     ] = False,
-    out_of_order: Annotated[
-        bool,
-        option("--out-of-order", env="RECEIVER_SIMULATE_OUT_OF_ORDER", help="Send the last event first."),
-    ] = False,
+    out_of_order: Annotated[bool, own("--out-of-order", help="Send the last event first.")] = False,
     attempts: Annotated[
         int | None,
-        option(
+        own(
             "--attempts",
-            env="RECEIVER_SIMULATE_ATTEMPTS",
             help="Most tries of each, over 22 h 48 min. Default 10; 1 with --wrong-credentials.",
             min=1,
             max=100,
@@ -596,46 +558,23 @@ async def _recorded(store: Store, event_id: str, say: Say) -> bool:
 _NEVER_SECONDS = 5.0
 """The deadline of a pickup whose result never comes, unless another is given."""
 
-SourcePlayingPulls = Annotated[
-    str | None, option("--source", help="Which source, when several are of this provider.")
-]
-RefPlayingPulls = Annotated[str | None, option("--ref", help="The caller's own id; comes back in the event.")]
-NotReady = Annotated[
-    int,
-    option(
-        "--not-ready",
-        env="RECEIVER_SIMULATE_NOT_READY",
-        help="So many questions find it not ready.",
-        min=0,
-        max=1000,
-    ),
-]
-Never = Annotated[
-    bool, option("--never", env="RECEIVER_SIMULATE_NEVER", help="It is never ready: the deadline ends it.")
-]
+NotReady = Annotated[int, own("--not-ready", help="So many questions find it not ready.", min=0, max=1000)]
+Never = Annotated[bool, own("--never", help="It is never ready: the deadline ends it.")]
 Deadline = Annotated[
     str | None, option("--deadline", help="When to give up; the source's own if left out, 5s with --never.")
 ]
-Timeout = Annotated[
-    str,
-    option("--timeout", env="RECEIVER_SIMULATE_TIMEOUT", help="How long to wait for the event, as 90s."),
-]
+Timeout = Annotated[str, own("--timeout", help="How long to wait for the event, as 90s.")]
 
 
 def simulate_deepdub(
     ctx: typer.Context,
-    source: SourcePlayingPulls = None,
+    source: Source = None,
     not_ready: NotReady = 2,
     no_content_type: Annotated[
-        bool,
-        option(
-            "--no-content-type",
-            env="RECEIVER_SIMULATE_NO_CONTENT_TYPE",
-            help="Send the audio without saying its type.",
-        ),
+        bool, own("--no-content-type", help="Send the audio without saying its type.")
     ] = False,
     never: Never = False,
-    ref: RefPlayingPulls = None,
+    ref: Ref = None,
     deadline: Deadline = None,
     timeout: Timeout = "60s",
     as_json: AsJson = False,
@@ -657,11 +596,11 @@ def simulate_deepdub(
 
 def simulate_playht(
     ctx: typer.Context,
-    source: SourcePlayingPulls = None,
+    source: Source = None,
     not_ready: NotReady = 0,
-    error: Annotated[bool, option("--error", env="RECEIVER_SIMULATE_ERROR", help="The job fails.")] = False,
+    error: Annotated[bool, own("--error", help="The job fails.")] = False,
     never: Never = False,
-    ref: RefPlayingPulls = None,
+    ref: Ref = None,
     deadline: Deadline = None,
     timeout: Timeout = "60s",
     as_json: AsJson = False,
