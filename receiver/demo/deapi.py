@@ -9,25 +9,22 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-import httpx2
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from receiver.core.proofs import hmac_sha256_hex
-from receiver.demo.serving import Asked, Callback, Try, send_until_taken
+from receiver.demo.serving import Asked, Callback
 
 WAITS = (60, 120, 300, 600, 1800, 3600, 10800, 21600, 43200)
 """Seconds between the ten attempts."""
-FAILURES_ALLOWED = 10
-"""Failed callbacks in a row after which the webhooks of the whole account are switched off."""
 EVENTS = ("processing", "completed", "failed")
 RESULT_URL = "https://results.example.test/{job}.mp3"
 """A made-up host: nothing fetches it, and deAPI's real hosts are left alone."""
@@ -81,46 +78,6 @@ class Job:
             "x-deapi-signature": "sha256=" + hmac_sha256_hex(self.secret, stamp.encode() + b"." + body),
         }
         return Callback("POST", self.url, headers, body)
-
-
-class Account:
-    """An account's webhooks: `FAILURES_ALLOWED` failures in a row, of whatever job, switch them off.
-
-    deAPI does not say whether an attempt or a callback given up counts; here every attempt does, the harder reading.
-    """
-
-    def __init__(self) -> None:
-        self.failures = 0
-        """Failed attempts since the last that was taken."""
-        self.switched_off = False
-
-    def send(
-        self,
-        client: httpx2.Client,
-        job: Job,
-        event: str,
-        *,
-        clock: Callable[[], int],
-        waits: Sequence[float],
-        sleep: Callable[[float], None],
-    ) -> Iterator[Try]:
-        """Send one event until it is taken, signed afresh for every try; nothing once the webhooks are switched off.
-
-        `clock` gives epoch milliseconds; `waits` are the seconds between the tries.
-        """
-        if self.switched_off:
-            return
-        body = job.body(event, now=clock())
-
-        def signed() -> Callback:
-            return job.callback(event, body, now=clock())
-
-        for tried in send_until_taken(client, signed, label=f"job.{event}", waits=waits, sleep=sleep):
-            self.failures = 0 if tried.taken else self.failures + 1
-            self.switched_off = self.failures >= FAILURES_ALLOWED
-            yield tried
-            if self.switched_off:
-                return
 
 
 def story(event: str, *, out_of_order: bool = False, duplicate: bool = False) -> Sequence[str]:

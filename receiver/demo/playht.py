@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import string
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -19,8 +19,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-
-from receiver.demo.serving import Callback
 
 API = "/api/v2"
 API_KEY, USER_ID = "playht-standin-key-0123456789", "standinuser0123456789012345"
@@ -219,43 +217,3 @@ async def _play(job: Job, base: str, steps: Sequence[Step]) -> AsyncIterator[byt
         if isinstance(data, dict):
             data = json.dumps({"id": job.id, **data})
         yield f"event: {name}\r\ndata: {data}\r\n\r\n".encode()
-
-
-# ---------------------------------------------------------------- the dashboard's callbacks
-
-
-@dataclass(frozen=True, slots=True)
-class Dashboard:
-    """Calls back to one URL, as registered in the dashboard. The account's own key goes with every callback."""
-
-    url: str = field(repr=False)
-    api_key: str = field(default=API_KEY, repr=False)
-
-    def newer(self, job: Job, status: str, *, base: str = "", progress: float = 0.5) -> Callback:
-        """Return version 2's callback: `status` is queued, complete or error. `base` is the result host's."""
-        told: dict[str, Any] = {"version": "2", "id": job.id, "status": status, "progress": progress}
-        if status == "complete":
-            done = job.completed(base)
-            told |= {"progress": 1} | {name: done[name] for name in ("url", "duration", "size")}
-        return self._callback(told, {"authorization": f"Bearer {self.api_key}"})
-
-    def older(self, job: Job, status: str, *, base: str = "", outputs: int = 1) -> Callback:
-        """Return the callback of standard and premium voices: `status` is QUEUED or SUCCESS."""
-        metadata: dict[str, Any] = {"progress": 0, "output": []}
-        if status == "SUCCESS":
-            links = [job.result_url(base).replace("_0.", f"_{number}.") for number in range(outputs)]
-            metadata = {"progress": 1, "output": links, "duration": _DURATION, "size": len(job.audio)}
-        told = {"status": status, "voice": "standin", "transcriptionId": job.id, "metadata": metadata}
-        return self._callback(told, {"secret-key": self.api_key})
-
-    def _callback(self, told: Mapping[str, Any], proof: Mapping[str, str]) -> Callback:
-        headers = {"content-type": "application/json", **proof}
-        return Callback("POST", self.url, headers, json.dumps(told).encode())
-
-
-def story(dashboard: Dashboard, job: Job, *, base: str) -> Sequence[tuple[str, Callable[[], Callback]]]:
-    """Return the callbacks of one job, in order, each with its label."""
-    return [
-        ("queued", lambda: dashboard.newer(job, "queued", progress=0)),
-        ("complete", lambda: dashboard.newer(job, "complete", base=base)),
-    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx2
@@ -16,12 +16,56 @@ from receiver.core.event import AudioDraft
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo import deapi
 from receiver.demo.deapi import Deapi, Work
-from receiver.demo.serving import Try, open_client
+from receiver.demo.serving import Callback, Try, open_client, send_until_taken
 from receiver.system import audio
 from tests.support.collecting import NOW, Place, placed
 
 KEY = "dpn-sk-0123456789abcdef"
 SECRET = "a-webhook-secret-of-some-length"
+
+
+FAILURES_ALLOWED = 10
+"""Failed callbacks in a row after which the webhooks of the whole account are switched off."""
+
+
+class Account:
+    """An account's webhooks: `FAILURES_ALLOWED` failures in a row, of whatever job, switch them off.
+
+    deAPI does not say whether an attempt or a callback given up counts; here every attempt does, the harder reading.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        """Failed attempts since the last that was taken."""
+        self.switched_off = False
+
+    def send(
+        self,
+        client: httpx2.Client,
+        job: deapi.Job,
+        event: str,
+        *,
+        clock: Callable[[], int],
+        waits: Sequence[float],
+        sleep: Callable[[float], None],
+    ) -> Iterator[Try]:
+        """Send one event until it is taken, signed afresh for every try; nothing once the webhooks are switched off.
+
+        `clock` gives epoch milliseconds; `waits` are the seconds between the tries.
+        """
+        if self.switched_off:
+            return
+        body = job.body(event, now=clock())
+
+        def signed() -> Callback:
+            return job.callback(event, body, now=clock())
+
+        for tried in send_until_taken(client, signed, label=f"job.{event}", waits=waits, sleep=sleep):
+            self.failures = 0 if tried.taken else self.failures + 1
+            self.switched_off = self.failures >= FAILURES_ALLOWED
+            yield tried
+            if self.switched_off:
+                return
 
 
 class Taker:
@@ -42,7 +86,7 @@ class Sender:
     """An account that sends to a taker; every wait passes at once on a clock of its own."""
 
     def __init__(self, url: str, client: httpx2.Client) -> None:
-        self.account, self.url, self._client = deapi.Account(), url, client
+        self.account, self.url, self._client = Account(), url, client
         self.now = NOW
 
     def send(self, event: str = "completed", *, attempts: int = 10) -> list[Try]:

@@ -8,13 +8,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from receiver.core.callback import Head
-from receiver.demo import playht
-from receiver.demo.playht import API_KEY, END, STORY, USER_ID, Dashboard, Playht, generating
-from receiver.demo.serving import Callback, served
-from receiver.providers import playht as adapter
-from tests.support.callbacks import NOW
-from tests.support.golden import MemoryBody, source_settings, tokens
+from receiver.demo.playht import API_KEY, END, STORY, USER_ID, Playht, generating
+from receiver.demo.serving import served
 
 PROOF = {"AUTHORIZATION": f"Bearer {API_KEY}", "X-USER-ID": USER_ID}
 WANTED = {"text": "Good morning.", "voice": "s3://voice", "output_format": "mp3"}
@@ -118,35 +113,3 @@ def test_every_request_is_remembered(service: tuple[Playht, httpx2.Client]) -> N
     assert [(asked.method, asked.path) for asked in standin.asked] == [("GET", "/api/v2/tts/x")]
     assert standin.asked[0].headers["x-user-id"] == USER_ID
     assert API_KEY not in repr(standin.asked)
-
-
-# ---------------------------------------------------------------- the dashboard
-
-
-def _type(callback: Callback) -> tuple[str, str | None]:
-    """Return what the adapter makes of a callback: the event's type, and the link to its audio."""
-    table = {"provider": "playht", "api_key": API_KEY, "user_id": USER_ID}
-    source = adapter.PlayhtProvider.create(source_settings("playht", table), tokens())
-    head = Head(source="playht", method="POST", headers=tuple(callback.headers.items()), received_at=NOW)
-    draft = source.normalize(source.verify(source.admit(head), MemoryBody(callback.body)))
-    return draft.type, draft.remote.url if draft.remote else None
-
-
-def test_both_kinds_of_callback_are_understood() -> None:
-    dashboard, job = Dashboard("http://127.0.0.1/callbacks/playht"), Playht().add("j1")
-    link = "http://127.0.0.1:1/pigeon/j1_0.mp3"
-    base = "http://127.0.0.1:1"
-    assert _type(dashboard.newer(job, "queued")) == ("speech.processing", None)
-    assert _type(dashboard.newer(job, "complete", base=base)) == ("speech.completed", link)
-    assert _type(dashboard.newer(job, "error")) == ("speech.failed", None)
-    assert _type(dashboard.older(job, "QUEUED")) == ("speech.processing", None)
-    assert _type(dashboard.older(job, "SUCCESS", base=base, outputs=2)) == ("speech.completed", link)
-
-
-def test_a_story_is_the_callbacks_of_one_job_in_order() -> None:
-    told = playht.story(Dashboard("http://h/x"), Playht().add("j1"), base="http://h")
-    assert [(label, _type(make())[0]) for label, make in told] == [
-        ("queued", "speech.processing"),
-        ("complete", "speech.completed"),
-    ]
-    assert API_KEY not in repr([make() for _, make in told])
