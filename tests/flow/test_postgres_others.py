@@ -82,7 +82,8 @@ async def test_what_nobody_can_do_is_given_up_in_bounded_time(
         other.execute("LOCK TABLE callbacks")
         answers = await asyncio.gather(*(record(store, f"k{number}") for number in range(100)))
         assert {type(answer) for answer, _ in answers} == {StoreUnavailable}
-        assert max(took for _, took in answers) < 3
+        # Each waiting in its turn, all together would take many times as long.
+        assert max(took for _, took in answers) < 10
     assert isinstance((await record(store, "after"))[0], Recorded)
     await store.close()
 

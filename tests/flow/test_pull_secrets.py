@@ -6,8 +6,6 @@ import asyncio
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from receiver.app.observers import LogObserver
 from receiver.core.work import PickupFilter
 from receiver.demo.deapi import Work
 from receiver.engine.requests import order
+from tests.support.house import receiver
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
 from tests.support.running import DEAPI_SECRET, Running, running
@@ -63,9 +62,9 @@ def told(providers: Providers, tmp_path_factory: pytest.TempPathFactory) -> Told
 
 
 def _receiver(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "receiver", "--config", str(folder / "receiver.toml"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    return done.stdout + done.stderr
+    said = receiver("--config", folder / "receiver.toml", *words)
+    assert said.status == 0, said.err
+    return said.out + said.err
 
 
 async def _tell(providers: Providers, folder: Path) -> Told:
