@@ -77,9 +77,11 @@ def init(
 
 def _parsed(text: str) -> None:
     """Refuse what would not pass as settings, before anything is written. Raises `ConfigError`."""
-    from receiver.settings.model import parse
+    from receiver.outbound.destinations import kind_of
+    from receiver.settings.model import own_settings, parse
 
-    parse(text, {}, str)
+    for destination in parse(text, {}, str).destinations.values():
+        own_settings(kind_of(destination).Settings, destination)
 
 
 def _write_new(path: str, text: str) -> None:
