@@ -86,8 +86,12 @@ class Sink:
         self.busy += 1
         self.most_at_once = max(self.most_at_once, self.busy)
         try:
-            body = await request.read()
             assert request.transport is not None
+            if request.headers.get("expect", "").lower() == "100-continue" and request.version == (1, 1):
+                assert isinstance(request.transport, asyncio.Transport)
+                # Some clients wait a second for it before they send their body.
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = await request.read()
             peer = request.transport.get_extra_info("peername")
             came = Received(
                 method=request.method, path=request.path, headers=request.headers, body=body, peer=peer
