@@ -1,4 +1,4 @@
-"""`pickup` and `pickups`: results brought home from a provider."""
+"""The commands that change something: `pickup` (and `pickups`, which lists), `replay`, `erase` and `sweep`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.inspect import AsJson, Limit, Since
 from receiver.cli.options import (
+    AsJson,
+    Limit,
+    Since,
     UsageError,
+    ask,
     existing_journal,
     job_format,
     load,
@@ -27,15 +30,15 @@ from receiver.cli.options import (
     source_named,
     tokens_of,
 )
-from receiver.cli.output import print_fields, print_json, print_table, warn
+from receiver.cli.output import print_attempts, print_fields, print_json, print_views, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
-from receiver.core.work import DeliveryState, Pickup, PickupAttempt, PickupState
-from receiver.web.views import pickup_attempt_fields, pickup_fields, time_of
+from receiver.core.work import DeliveryState, Pickup, PickupState
+from receiver.web.views import time_of, view
 
 if TYPE_CHECKING:
     from receiver.core.retention import Subject
-    from receiver.core.work import DeliveryFilter, PickupFilter
+    from receiver.core.work import DeliveryFilter
     from receiver.engine.erasure import Eraser, FoundOf, Removed
     from receiver.settings.model import Settings
     from receiver.storage.blobs import Blobs
@@ -69,7 +72,7 @@ def pickup(
     wait: Annotated[
         bool, option("--wait", help="Stay until it has ended; status 1 when it is gone.")
     ] = False,
-    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pick up one result from a provider: it comes back as an event."""
     settings = load(ctx)
@@ -84,9 +87,9 @@ def pickup(
     stands, new, event_type = asyncio.run(_add(settings, made, wait=wait))
     status = "added" if new else "known"
     if as_json:
-        print_json(pickup_fields(stands) | {"status": status, "event_type": event_type})
+        print_json(view(stands) | {"status": status, "event_type": event_type})
     else:
-        _tell(stands, status, event_type)
+        _tell_added(stands, status, event_type)
     if wait and stands.state is PickupState.GONE:
         raise typer.Exit(1)
     if wait and stands.state not in ENDED:
@@ -149,7 +152,7 @@ async def event_type_of(store: Store, event_id: str) -> str | None:
         return None
 
 
-def _tell(stands: Pickup, status: str, event_type: str | None) -> None:
+def _tell_added(stands: Pickup, status: str, event_type: str | None) -> None:
     told = {"pickup": stands.id, "event": stands.event_id, "status": status, "state": stands.state.value}
     if event_type:
         told["type"] = event_type
@@ -185,34 +188,13 @@ def pickups(
     if source is not None:
         source_named(settings, source)
     wanted = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
-    found = asyncio.run(_list(settings, wanted))
+    found = ask(settings, lambda store: store.pickups(wanted))
     if as_json:
-        print_json([pickup_fields(one) for one in found])
+        print_json([view(one) for one in found])
         return
-    print_table(
-        ("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "last outcome"),
-        (
-            (
-                one.id,
-                one.state,
-                one.attempts,
-                one.source,
-                one.kind,
-                one.job_id,
-                one.ref,
-                one.event_id,
-                time_of(one.due_at),
-                one.last_outcome,
-            )
-            for one in found
-        ),
-        empty="no pickup fits",
-    )
-
-
-async def _list(settings: Settings, wanted: PickupFilter) -> list[Pickup]:
-    async with opened_store(settings) as store:
-        return await store.pickups(wanted)
+    columns = {"job": "job_id", "event": "event_id", "due": "due_at", "last outcome": "last_outcome"}
+    names = ("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "last outcome")
+    print_views(names, found, columns, empty="no pickup fits")
 
 
 async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
@@ -220,25 +202,13 @@ async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
         found = await store.pickup(pickup_id)
         attempts = await store.pickup_attempts(pickup_id)
         event_type = await event_type_of(store, found.event_id)
-    fields = pickup_fields(found) | {"event_type": event_type}
+    fields = view(found) | {"event_type": event_type}
     if as_json:
-        print_json(fields | {"attempts_made": [pickup_attempt_fields(one) for one in attempts]})
+        print_json(fields | {"attempts_made": [view(one) for one in attempts]})
         return
     fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
     print_fields(fields.items())
     print_attempts(attempts)
-
-
-def print_attempts(attempts: list[PickupAttempt]) -> None:
-    """Print the attempts of a pickup as a table."""
-    print_table(
-        ("attempt", "started", "took", "outcome", "status", "detail"),
-        (
-            (a.number, time_of(a.started_at), f"{a.duration_ms} ms", a.outcome, a.status, a.detail)
-            for a in attempts
-        ),
-        empty="no attempt has been made yet",
-    )
 
 
 _PAGE = 500
@@ -255,7 +225,7 @@ def replay(
     since_: Since = None,
     dry_run: Annotated[bool, option("--dry-run", help="Count, and replay nothing.")] = False,
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send again: begin another round for the deliveries named, or for all that fit the filters."""
     from receiver.core.work import DeliveryFilter
@@ -271,12 +241,12 @@ def replay(
     )
     found, busy = asyncio.run(_find(settings, ids or [], wanted))
     if dry_run or not found:
-        _tell_replaying(0, found, busy, dry_run=dry_run, as_json=as_json)
+        _tell_replayed(0, found, busy, dry_run=dry_run, as_json=as_json)
         return
     if not ids and not yes:
-        _ask(len(found))
+        _confirm_replaying(len(found))
     done = asyncio.run(_replay(settings, found))
-    _tell_replaying(done, found, busy + len(found) - done, dry_run=False, as_json=as_json)
+    _tell_replayed(done, found, busy + len(found) - done, dry_run=False, as_json=as_json)
 
 
 async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) -> tuple[list[str], int]:
@@ -318,7 +288,7 @@ async def _pages(store: Store, wanted: DeliveryFilter) -> AsyncIterator[dict[str
         wanted = replace(wanted, after=page[-1].id)
 
 
-def _ask(count: int) -> None:
+def _confirm_replaying(count: int) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"{_count(count)} would be replayed: add --yes (or look first with --dry-run)")
     if not typer.confirm(f"Replay {_count(count)}?"):
@@ -341,7 +311,7 @@ async def _replay(settings: Settings, ids: Sequence[str]) -> int:
     return done
 
 
-def _tell_replaying(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json: bool) -> None:
+def _tell_replayed(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({"found": len(found), "replayed": done, "left_alone": busy, "dry_run": dry_run})
         return
@@ -372,7 +342,7 @@ def erase(
         ),
     ] = False,
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Erase one subject: its events, bodies, audio, attempts, dead letters, pickups, and what lies in this machine's journal."""
     subject = _subject(ref, job, event, source)
@@ -400,7 +370,6 @@ def _subject(ref: str | None, job: str | None, event: str | None, source: str | 
 async def _erase(
     settings: Settings, subject: Subject, journal: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    from receiver.core.clock import wall_clock
     from receiver.settings.load import token_secrets
 
     async with _opened(settings, journal) as eraser:
@@ -412,16 +381,15 @@ async def _erase(
             _tell_unreadable(found)
             return
         if not yes:
-            _ask_erasing(found)
+            _confirm_erasing(found)
         removed = await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
-    _tell_erasing(removed, journal, as_json=as_json)
+    _tell_erased(removed, journal, as_json=as_json)
     _tell_unreadable(found)
 
 
 @asynccontextmanager
 async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Eraser]:
     from receiver.app.wiring import build_providers
-    from receiver.core.clock import wall_clock
     from receiver.core.observe import Observers
     from receiver.engine.erasure import Eraser
     from receiver.providers import PushProvider
@@ -451,7 +419,7 @@ async def _opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
         await blobs.close()
 
 
-def _ask_erasing(found: FoundOf) -> None:
+def _confirm_erasing(found: FoundOf) -> None:
     traces = found.traces
     counts = (
         ("event", "events", len(traces.event_ids)),
@@ -488,7 +456,7 @@ def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> 
         )
 
 
-def _tell_erasing(removed: Removed, journal: str | None, *, as_json: bool) -> None:
+def _tell_erased(removed: Removed, journal: str | None, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     counts = asdict(removed)
@@ -508,7 +476,7 @@ def _tell_unreadable(found: FoundOf) -> None:
         raise typer.Exit(1)
 
 
-def sweep(ctx: typer.Context, as_json: Annotated[bool, option("--json", help="Print JSON.")] = False) -> None:
+def sweep(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Remove what is older than `[retention]` keeps it, now and to the end. `serve` and `work` do it by themselves."""
     counts = asyncio.run(_sweep(load(ctx)))
     if as_json:
@@ -523,7 +491,6 @@ async def _sweep(settings: Settings) -> Counter[str]:
     import math
 
     from receiver.app.observers import LogObserver
-    from receiver.core.clock import wall_clock
     from receiver.core.observe import Observers
     from receiver.engine.janitor import Janitor, Limits
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import UsageError, load, opened_store, option, since
-from receiver.cli.output import print_fields, print_json, print_table
+from receiver.cli.options import AsJson, Limit, Since, UsageError, ask, load, opened_store, option, since
+from receiver.cli.output import print_attempts, print_fields, print_json, print_views
 from receiver.core.errors import NotFound
-from receiver.core.event import TIME_CHARS, Event, Rejection
-from receiver.core.work import Attempt, Delivery, DeliveryState
+from receiver.core.event import TIME_CHARS, Event
+from receiver.core.work import Delivery, DeliveryState
+from receiver.web.views import view
 
 if TYPE_CHECKING:
     from receiver.core.work import Pickup
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
-
-Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
-AsJson = Annotated[bool, option("--json", help="Print JSON instead of a table.")]
-Since = Annotated[str | None, option("--since", help="Only since then: 2h (ago), or 2026-11-21T10:00Z.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,15 +55,12 @@ def events(
         asyncio.run(_show_event(settings, event_id, as_json))
         return
     wanted = EventFilter(source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit)
-    found = asyncio.run(_list_events(settings, wanted))
+    found = ask(settings, lambda store: store.events(wanted))
     if as_json:
-        print_json([event_fields(event) for event in found])
+        print_json([view(event) for event in found])
         return
-    print_table(
-        ("id", "recorded", "type", "source", "ref", "job"),
-        ((e.id, _time(e.recorded_at), e.type, e.source, e.ref, e.job_id) for e in found),
-        empty="no event fits",
-    )
+    columns = {"recorded": "recorded_at", "job": "job_id"}
+    print_views(("id", "recorded", "type", "source", "ref", "job"), found, columns, empty="no event fits")
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:
@@ -83,11 +76,6 @@ async def _kept_body(settings: Settings, event_id: str) -> bytes:
         return await blobs.get(event.blob_key)
     finally:
         await blobs.close()
-
-
-async def _list_events(settings: Settings, wanted: Any) -> list[Event]:
-    async with opened_store(settings) as store:
-        return await store.events(wanted)
 
 
 async def _event(store: Store, event_id: str) -> Event:
@@ -119,9 +107,9 @@ async def _show_event(settings: Settings, event_id: str, as_json: bool) -> None:
         event = await _event(store, event_id)
         owed = await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
     if as_json:
-        print_json(event_fields(event) | {"deliveries": [delivery_fields(d) for d in owed]})
+        print_json(view(event) | {"deliveries": [view(d) for d in owed]})
         return
-    fields = event_fields(event)
+    fields = view(event)
     data = fields.pop("data")
     print_fields(fields.items())
     print_json(data)
@@ -150,63 +138,29 @@ def deliveries(
     wanted = DeliveryFilter(
         destination=destination, state=state, event_id=event, since=since(since_), limit=limit
     )
-    found = asyncio.run(_list_deliveries(settings, wanted))
+    found = ask(settings, lambda store: store.deliveries(wanted))
     if as_json:
-        print_json([delivery_fields(delivery) for delivery in found])
+        print_json([view(delivery) for delivery in found])
     else:
         _delivery_table(found)
-
-
-async def _list_deliveries(settings: Settings, wanted: Any) -> list[Delivery]:
-    async with opened_store(settings) as store:
-        return await store.deliveries(wanted)
 
 
 async def _show_delivery(settings: Settings, delivery_id: str, as_json: bool) -> None:
     async with opened_store(settings) as store:
         delivery = await store.delivery(delivery_id)
         attempts = await store.attempts(delivery_id)
-    fields = delivery_fields(delivery)
+    fields = view(delivery)
     if as_json:
-        print_json(fields | {"attempts": [_attempt_fields(attempt) for attempt in attempts]})
+        print_json(fields | {"attempts": [view(attempt) for attempt in attempts]})
         return
     print_fields(fields.items())
-    print_table(
-        ("attempt", "started", "took", "outcome", "status", "detail", "answer"),
-        (
-            (
-                a.number,
-                _time(a.started_at),
-                f"{a.duration_ms} ms",
-                a.outcome,
-                a.status,
-                a.detail,
-                _answer(a, 80),
-            )
-            for a in attempts
-        ),
-        empty="no attempt has been made yet",
-    )
+    print_attempts(attempts)
 
 
 def _delivery_table(found: list[Delivery]) -> None:
-    print_table(
-        ("id", "state", "attempts", "destination", "event", "type", "due", "last outcome"),
-        (
-            (
-                d.id,
-                d.state,
-                d.attempts,
-                d.destination,
-                d.event_id,
-                d.event_type,
-                _time(d.due_at),
-                d.last_outcome,
-            )
-            for d in found
-        ),
-        empty="no delivery fits",
-    )
+    columns = {"event": "event_id", "type": "event_type", "due": "due_at", "last outcome": "last_outcome"}
+    names = ("id", "state", "attempts", "destination", *columns)
+    print_views(names, found, columns, empty="no delivery fits")
 
 
 def rejections(
@@ -217,87 +171,10 @@ def rejections(
 ) -> None:
     """List callbacks that were not proved (the last 100 of each source are kept, without bodies)."""
     settings = load(ctx)
-    found = asyncio.run(_list_rejections(settings, source, limit))
+    found = ask(settings, lambda store: store.rejections(source, limit=limit))
     if as_json:
-        print_json([_rejection_fields(rejection) for rejection in found])
+        print_json([view(rejection) for rejection in found])
         return
-    print_table(
-        ("at", "source", "status", "reason", "method", "from", "user agent"),
-        ((_time(r.at), r.source, r.status, r.reason, r.method, r.peer, r.user_agent) for r in found),
-        empty="no rejection is kept",
-    )
-
-
-async def _list_rejections(settings: Settings, source: str | None, limit: int) -> list[Rejection]:
-    async with opened_store(settings) as store:
-        return await store.rejections(source, limit=limit)
-
-
-# ---------------------------------------------------------------- the same things as JSON
-
-
-def event_fields(event: Event) -> dict[str, Any]:
-    """Return one event as JSON shows it; links in `data` are made at each attempt, so here they are null."""
-    return {
-        "id": event.id,
-        "type": event.type,
-        "source": event.source,
-        "provider": event.provider,
-        "job_id": event.job_id,
-        "ref": event.ref,
-        "occurred_at": _time(event.occurred_at),
-        "recorded_at": _time(event.recorded_at),
-        "data": json.loads(event.data),
-    }
-
-
-def delivery_fields(delivery: Delivery) -> dict[str, Any]:
-    """Return one delivery as JSON shows it."""
-    return {
-        "id": delivery.id,
-        "state": delivery.state.value,
-        "destination": delivery.destination,
-        "event_id": delivery.event_id,
-        "event_type": delivery.event_type,
-        "attempts": delivery.attempts,
-        "round_start": delivery.round_start,
-        "due_at": _time(delivery.due_at),
-        "created_at": _time(delivery.created_at),
-        "updated_at": _time(delivery.updated_at),
-        "last_outcome": delivery.last_outcome,
-    }
-
-
-def _attempt_fields(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "number": attempt.number,
-        "started_at": _time(attempt.started_at),
-        "duration_ms": attempt.duration_ms,
-        "outcome": attempt.outcome.value,
-        "status": attempt.status,
-        "detail": attempt.detail,
-        "answer": attempt.response.decode("utf-8", "replace"),
-    }
-
-
-def _rejection_fields(rejection: Rejection) -> dict[str, Any]:
-    return {
-        "at": _time(rejection.at),
-        "source": rejection.source,
-        "status": rejection.status,
-        "reason": rejection.reason,
-        "method": rejection.method,
-        "peer": rejection.peer,
-        "content_type": rejection.content_type,
-        "user_agent": rejection.user_agent,
-    }
-
-
-def _time(millis: int | None) -> str | None:
-    from receiver.core.envelope import iso
-
-    return None if millis is None else iso(millis)
-
-
-def _answer(attempt: Attempt, length: int) -> str:
-    return attempt.response.decode("utf-8", "replace")[:length]
+    columns = {"from": "peer", "user agent": "user_agent"}
+    names = ("at", "source", "status", "reason", "method", *columns)
+    print_views(names, found, columns, empty="no rejection is kept")

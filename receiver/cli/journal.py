@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import existing_journal, load, option
+from receiver.cli.options import AsJson, existing_journal, load, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import JournalUnavailable, NotFound, Unavailable
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
     from receiver.storage.journal import Handle, Journal
 
-AsJson = Annotated[bool, option("--json", help="Print JSON.")]
 Folder = Annotated[
     str | None,
     option(

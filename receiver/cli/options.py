@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings, SourceSettings
     from receiver.storage.store.store import Store
 
+T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
 
@@ -34,6 +36,11 @@ def option(*names: str, help: str, env: str | None = None, **more: Any) -> Any:
     flag = next(name for name in names if name.startswith("--")).split("/")[0]
     envvar = env or "RECEIVER_" + flag.removeprefix("--").replace("-", "_").upper()
     return typer.Option(*names, help=help, envvar=envvar, show_envvar=True, **more)
+
+
+AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
+Since = Annotated[str | None, option("--since", help="Only since then: 2h (ago), or 2026-11-21T10:00Z.")]
 
 
 def seconds(text: str) -> float:
@@ -89,6 +96,16 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+def ask(settings: Settings, question: Callable[[Store], Awaitable[T]]) -> T:
+    """Return what the store that is there answers. Raises as `opened_store` does."""
+
+    async def answer() -> T:
+        async with opened_store(settings) as store:
+            return await question(store)
+
+    return asyncio.run(answer())
 
 
 @contextlib.asynccontextmanager

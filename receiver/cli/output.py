@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from receiver.web.views import view
+
 if TYPE_CHECKING:
+    from msgspec import Struct
     from rich.console import Console
 
     from receiver.app.observers import LogObserver
     from receiver.settings.model import Finding
 
 _WIDE = 10_000
+_ANSWER = 80
+"""Characters that a table shows of what a destination answered."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -53,6 +58,35 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     for number, cells in enumerate([list(columns), *texts]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         out.print(line, style="bold" if number == 0 else None)
+
+
+def print_views(
+    names: Sequence[str], things: Iterable[Struct], columns: Mapping[str, str], *, empty: str
+) -> None:
+    """Print things as a table; a column is the field of its name, or the one that `columns` says."""
+    views = [view(thing) for thing in things]
+    print_table(names, [[fields[columns.get(name, name)] for name in names] for fields in views], empty=empty)
+
+
+def print_attempts(attempts: Iterable[Struct]) -> None:
+    """Print the attempts of a delivery or of a pickup as a table."""
+    rows = []
+    names: tuple[str, ...] = ("attempt", "started", "took", "outcome", "status", "detail")
+    for fields in map(view, attempts):
+        took = f"{fields['duration_ms']} ms"
+        row = [
+            fields["number"],
+            fields["started_at"],
+            took,
+            fields["outcome"],
+            fields["status"],
+            fields["detail"],
+        ]
+        if "answer" in fields:
+            row.append(fields["answer"][:_ANSWER])
+            names = (*names[:6], "answer")
+        rows.append(row)
+    print_table(names, rows, empty="no attempt has been made yet")
 
 
 def _print_paragraphs(out: Console, columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from receiver.cli.options import (
+    AsJson,
     UsageError,
     job_format,
     load,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from receiver.core.work import Pickup
     from receiver.engine.requests import HandedOut
     from receiver.settings.model import Settings, SourceSettings
-
-AsJson = Annotated[bool, option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -19,6 +19,7 @@ import typer
 
 from receiver.cli.act import ENDED, event_type_of, ordered
 from receiver.cli.options import (
+    AsJson,
     UsageError,
     job_format,
     load,
@@ -33,7 +34,7 @@ from receiver.cli.options import (
 from receiver.cli.output import clean, print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
-from receiver.web.views import pickup_fields
+from receiver.web.views import view
 
 if TYPE_CHECKING:
     import httpx2
@@ -69,7 +70,6 @@ CaFile = Annotated[
 ]
 Wrong = Annotated[bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")]
 Duplicate = Annotated[bool, option("--duplicate", help="Send everything twice.")]
-AsJson = Annotated[bool, option("--json", help="Print JSON.")]
 
 
 _DEEPGRAM_TRIES, _DEAPI_TRIES = 11, 10
@@ -689,7 +689,7 @@ def _play(
             _until_ended(settings, made, hearing, requests, saying(quiet=as_json), timeout)
         )
     if as_json:
-        print_json({"requests": requests, "pickup": pickup_fields(ended), "event_type": event_type})
+        print_json({"requests": requests, "pickup": view(ended), "event_type": event_type})
     wanted = "speech.failed" if failure else "speech.completed"
     if event_type is None:
         warn(NOBODY)

@@ -19,7 +19,7 @@ from receiver.core.proofs import same_as_any
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, hand_out, order
 from receiver.providers import adapter_of
-from receiver.web.views import FORMAT_KEYS, pickup_attempt_fields, pickup_fields, time_of
+from receiver.web.views import FORMAT_KEYS, time_of, view
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -230,7 +230,7 @@ class Pickups:
         stands, new = await receiver.store.add_pickup(made)
         receiver.collector.wake([stands.source])
         place = {"location": f"/api/v1/pickups/{stands.id}"}
-        return answer(pickup_fields(stands), status=201 if new else 200, headers=place)
+        return answer(view(stands), status=201 if new else 200, headers=place)
 
     async def _list(self, request: Request) -> Response:
         wanted = asked(request, Wanted)
@@ -245,15 +245,15 @@ class Pickups:
             )
         )
         after = found[-1].id if len(found) == wanted.limit else None
-        return answer({"pickups": [pickup_fields(one) for one in found], "after": after})
+        return answer({"pickups": [view(one) for one in found], "after": after})
 
     async def one(self, request: Request) -> Response:
         """Show one with its attempts."""
         store = self._receiver.store
         found = await store.pickup(request.path_params["pickup_id"])
         attempts = await store.pickup_attempts(found.id)
-        made = [pickup_attempt_fields(attempt) for attempt in attempts]
-        return answer(pickup_fields(found) | {"attempts_made": made})
+        made = [view(attempt) for attempt in attempts]
+        return answer(view(found) | {"attempts_made": made})
 
 
 def source_named(receiver: Receiver, name: str) -> SourceSettings:

@@ -1,50 +1,39 @@
-"""What the admin API and the command line have in common: pickups as JSON, never with a whole URL."""
+"""What the API, the command line and whoever shows things have in common: each thing as JSON."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from receiver.core.envelope import iso
-from receiver.core.work import Pickup, PickupAttempt
+from receiver.core.event import Event, Rejection
+from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
 
 FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
-"""What may be said of a job's format when a result or a callback URL is asked for; the adapters read it."""
+"""What may be said of a job's format when a result or a callback URL is requested; the adapters read it."""
+
+_FIELDS: Mapping[type[Struct], str] = {
+    Event: "id type source provider job_id ref occurred_at recorded_at data",
+    Delivery: "id state destination event_id event_type attempts round_start due_at created_at updated_at last_outcome",
+    Attempt: "number started_at duration_ms outcome status detail answer",
+    Rejection: "at source status reason method peer content_type user_agent",
+    Pickup: (
+        "id state source kind job_id ref event_id host format attempts failures due_at deadline_at created_at updated_at "
+        "last_outcome last_detail"
+    ),
+    PickupAttempt: "number started_at duration_ms outcome status detail",
+}
+"""The fields of each thing, in their order."""
 
 
-def pickup_fields(pickup: Pickup) -> dict[str, Any]:
-    """Return one pickup as JSON shows it; of the URL it begins with, the host only, since the rest may be signed."""
-    return {
-        "id": pickup.id,
-        "state": pickup.state.value,
-        "source": pickup.source,
-        "kind": pickup.kind.value,
-        "job_id": pickup.job_id,
-        "ref": pickup.ref,
-        "event_id": pickup.event_id,
-        "host": _host(pickup.target),
-        "format": dict(pickup.format),
-        "attempts": pickup.attempts,
-        "failures": pickup.failures,
-        "due_at": time_of(pickup.due_at),
-        "deadline_at": time_of(pickup.deadline_at),
-        "created_at": time_of(pickup.created_at),
-        "updated_at": time_of(pickup.updated_at),
-        "last_outcome": pickup.last_outcome,
-        "last_detail": pickup.last_detail,
-    }
-
-
-def pickup_attempt_fields(attempt: PickupAttempt) -> dict[str, Any]:
-    """Return one attempt of a pickup as JSON shows it."""
-    return {
-        "number": attempt.number,
-        "started_at": time_of(attempt.started_at),
-        "duration_ms": attempt.duration_ms,
-        "outcome": attempt.outcome.value,
-        "status": attempt.status,
-        "detail": attempt.detail,
-    }
+def view(thing: Struct) -> dict[str, Any]:
+    """Return one thing as JSON shows it: times as ISO 8601 in UTC, words for states."""
+    return {name: _field(thing, name) for name in _FIELDS[type(thing)].split()}
 
 
 def time_of(millis: int | None) -> str | None:
@@ -52,8 +41,29 @@ def time_of(millis: int | None) -> str | None:
     return None if millis is None else iso(millis)
 
 
+def _field(thing: Any, name: str) -> Any:
+    if name in _MADE:
+        return _MADE[name](thing)
+    value = getattr(thing, name)
+    if name == "at" or name.endswith("_at"):
+        return time_of(value)
+    if isinstance(value, Enum):
+        return value.value
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _host(url: str | None) -> str | None:
     try:
         return urlsplit(url).hostname if url else None
     except ValueError:
         return None
+
+
+_MADE: Mapping[str, Callable[[Any], Any]] = {
+    # Links in it are made at each attempt, so here they are null.
+    "data": lambda event: json.loads(event.data),
+    "answer": lambda attempt: attempt.response.decode("utf-8", "replace"),
+    # Of the URL that a pickup begins with, the host only: the rest may be signed.
+    "host": lambda pickup: _host(pickup.target),
+}
+"""The fields that no attribute holds."""

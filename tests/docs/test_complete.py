@@ -27,7 +27,7 @@ from receiver.providers import adapters
 from receiver.settings.model import Section, parse
 from receiver.web.api import NewCallbackUrl, NewPickup, Wanted
 from receiver.web.app import create_app
-from receiver.web.views import pickup_fields
+from receiver.web.views import view
 from tests.docs.reading import PACKAGE, modules, page, quoted, rows
 
 CONFIGURATION = page("docs/configuration.md")
@@ -400,4 +400,4 @@ def test_what_the_admin_api_takes_and_gives_is_named() -> None:
         created_at=1,
         updated_at=1,
     )
-    assert not set(pickup_fields(pickup)) - told
+    assert not set(view(pickup)) - told
