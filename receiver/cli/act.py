@@ -74,7 +74,7 @@ def pickup(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pick up one result from a provider: it comes back as an event."""
+    """Poll a provider for one result. The result comes back as an event."""
     settings = load(ctx)
     made = ordered(
         settings,
@@ -178,7 +178,7 @@ def pickups(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List pickups, or show one with its attempts."""
+    """List pickups, or show one. One pickup comes with its attempts."""
     from receiver.core.work import PickupFilter
 
     settings = load(ctx)
@@ -227,7 +227,7 @@ def replay(
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send again: begin another round for the deliveries named, or for all that fit the filters."""
+    """Send deliveries again. Each begins another round of attempts."""
     from receiver.core.work import DeliveryFilter
 
     filtered = dead or destination is not None or since_ is not None
@@ -344,7 +344,7 @@ def erase(
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase one subject: its events, bodies, audio, attempts, dead letters, pickups, and what lies in this machine's journal."""
+    """Erase all data of one subject. That is its events, bodies, audio, attempts, dead letters, pickups and journal entries."""
     subject = _subject(ref, job, event, source)
     settings = load(ctx)
     journal = None if no_journal else existing_journal(settings, otherwise=_OR_LEAVE_OUT)
@@ -477,7 +477,7 @@ def _tell_unreadable(found: FoundOf) -> None:
 
 
 def sweep(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Remove what is older than `[retention]` keeps it, now and to the end. `serve` and `work` do it by themselves."""
+    """Remove expired data now. `serve` and `work` do so by themselves, as `[retention]` says."""
     counts = asyncio.run(_sweep(load(ctx)))
     if as_json:
         print_json(dict(counts))

@@ -6,9 +6,12 @@ import io
 import os
 import re
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from itertools import chain
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from receiver import __version__
 from receiver.cli import act, inspect, journal, serve, setup
@@ -16,7 +19,30 @@ from receiver.cli.options import UsageError, option
 from receiver.cli.output import speak_json, tell_failure
 from receiver.core.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
 
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Run": ("init", "check", "migrate", "serve", "work"),
+    "Look": ("events", "deliveries", "pickups", "rejections", "journal"),
+    "Act": ("callback-url", "pickup", "replay", "erase", "sweep"),
+    "Try": ("demo", "simulate"),
+}
+"""The commands as `receiver --help` lists them."""
+
+
+class _Grouped(TyperGroup):
+    """Lists the commands in groups."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        listed = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        others = tuple(name for name in listed if name not in chain(*GROUPS.values()))
+        for title, names in (*GROUPS.items(), ("Others", others)):
+            rows = [(name, found.get_short_help_str(50)) for name in names if (found := listed.get(name))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_Grouped,
     name="receiver",
     help="The callback URL for speech providers: proves who called, keeps the bytes, relays one event.",
     no_args_is_help=True,

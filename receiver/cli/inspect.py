@@ -128,7 +128,7 @@ def deliveries(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List deliveries, or show one with its attempts."""
+    """List deliveries, or show one. One delivery comes with its attempts."""
     from receiver.core.work import DeliveryFilter
 
     settings = load(ctx)
@@ -169,7 +169,7 @@ def rejections(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List callbacks that were not proved (the last 100 of each source are kept, without bodies)."""
+    """List callbacks that were refused. The last 100 of each source are kept, without bodies."""
     settings = load(ctx)
     found = ask(settings, lambda store: store.rejections(source, limit=limit))
     if as_json:

@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
     group.command(name="list")(list_)
     group.command()(drain)
     app.add_typer(
-        group, name="journal", help="The callbacks that wait on this machine because store or blobs were out."
+        group,
+        name="journal",
+        help="Show or drain this machine's journal. It holds callbacks that came during an outage of the store or of S3.",
     )
 
 

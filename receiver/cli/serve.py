@@ -41,7 +41,7 @@ def serve(
     ] = False,
     ready_file: ReadyFile = None,
 ) -> None:
-    """Take callbacks in, pick results up and relay events, until stopped."""
+    """Take callbacks, poll results, relay events. Runs until it is stopped."""
     if no_work and no_intake:
         raise UsageError("--no-work and --no-intake together leave nothing to do")
     settings = _checked(ctx, host, port)
@@ -57,7 +57,7 @@ def work(
     ] = None,
     ready_file: ReadyFile = None,
 ) -> None:
-    """Pick results up and relay events only, until stopped."""
+    """Poll results and relay events only. Runs until it is stopped."""
     settings = _checked(ctx, host, port)
     _run(settings, intake=False, work=True, listen=port is not None, ready_file=ready_file)
 

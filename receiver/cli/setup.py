@@ -103,7 +103,7 @@ def check(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the settings, PostgreSQL and S3: status 0 when `serve` would start, 2 when not."""
+    """Check the settings, PostgreSQL and S3. Status 0 if `serve` would start, 2 if not."""
     from receiver.app.check import check_file
 
     settings, findings = check_file(ctx.obj, os.environ)
@@ -142,7 +142,7 @@ def _verdict(fatal: int) -> str:
 
 
 def migrate(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Bring the store's tables up to date: needed for PostgreSQL; with SQLite `serve` does so by itself."""
+    """Bring the store's tables up to date. PostgreSQL needs it; SQLite is brought up to date by `serve`."""
     applied = asyncio.run(_migrate(load(ctx)))
     if as_json:
         print_json({"applied": applied})
@@ -191,7 +191,7 @@ def callback_url(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the callback URL to hand to a provider. It holds credentials: treat it as a secret."""
+    """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
     settings = load(ctx)
     chosen = source_named(settings, source)
     _refuse_contradictions(chosen, ref, expires, format, job_secret, no_token, expect_within)

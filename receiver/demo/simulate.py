@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
 simulate = typer.Typer(
-    help="Play a provider against a running receiver, offline.", no_args_is_help=True, rich_markup_mode=None
+    help="Play a provider, offline. It calls a running receiver.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -352,7 +352,7 @@ def demo(
         option("--stay/--no-stay", env="RECEIVER_DEMO_STAY", help="Stay up afterwards; asks in a terminal."),
     ] = None,
 ) -> None:
-    """Show the main job on this machine, step by step, in under a minute."""
+    """Show the main job on this machine. It takes less than a minute, and says each step."""
     from receiver.demo.demo import show
 
     raise typer.Exit(show(folder, stay=stay))
