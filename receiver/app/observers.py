@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from receiver.core.clock import wall_clock
 from receiver.core.envelope import iso
-from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, no_secrets
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, harmless, no_secrets
 from receiver.core.work import StoreStats
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -146,7 +146,7 @@ class _JsonLines:
 
     def _flush(self, lines: list[bytes]) -> None:
         try:
-            self._out.write((b"\n".join(lines) + b"\n").decode())
+            self._out.write(harmless((b"\n".join(lines) + b"\n").decode()))
             self._out.flush()
         except (OSError, ValueError):  # a log that is gone (closed pipe, full disk) must not stop a callback
             return

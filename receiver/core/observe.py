@@ -131,6 +131,14 @@ class Observers:
                 listener.note(level, event, **fields)
 
 
+_STEERING = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Return JSON text in which no character can steer a terminal: what JSON itself lets through is escaped as well."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def no_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` without values under names that carry secrets; the last line of defence for logs."""
     return {key: ("[redacted]" if _SECRET_NAME.search(key) else value) for key, value in fields.items()}

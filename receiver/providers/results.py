@@ -17,7 +17,7 @@ from receiver.core.event import AudioDraft, FileDraft, TranscriptDraft
 from receiver.core.fetch import Failed
 from receiver.core.work import Found
 from receiver.providers.documents import Document, decode_object, is_json_type, is_text, looks_like_json, text
-from receiver.providers.toolkit import MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
+from receiver.providers.toolkit import ACTIVE, MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
 from receiver.system.audio import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
 
 Wanted = Literal["audio", "transcript", "media", "any"]
@@ -56,8 +56,6 @@ _EXTENSIONS = {
 }
 _VIDEO = {"mp4": ("video/mp4", "mp4"), "webm": ("video/webm", "webm")}
 """Containers that hold audio or video, by the name of their format."""
-_ACTIVE = re.compile(r"text/html|application/xhtml\+xml|image/svg\+xml|.*/(?:x-)?(?:java|ecma)script")
-"""Media types that a browser would run: never handed on as they are."""
 _ERROR_KEYS = frozenset({"message", "success", "status", "code", "statusCode", "exception", "detail"})
 _MAX_ERROR = 64 * 1024
 """Bytes past which a JSON document is too long to be an error's."""
@@ -206,7 +204,7 @@ def _file(body: Body, media_type: str) -> FileDraft | Failed:
         return FileDraft(part="media", content_type=kind, extension=extension)
     if is_text(body.prefix):
         return _document(body, media_type)
-    if not MEDIA_TYPE.fullmatch(media_type) or _ACTIVE.fullmatch(media_type):
+    if not MEDIA_TYPE.fullmatch(media_type) or ACTIVE.search(media_type):
         media_type = "application/octet-stream"
     return FileDraft(part="media", content_type=media_type, extension=_EXTENSIONS.get(media_type, "bin"))
 

@@ -230,6 +230,8 @@ def shown(redactor: Redactor, words: str, limit: int) -> str:
 UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 """Media types that say nothing."""
 MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,60}/[a-z0-9][a-z0-9!#$&^_.+-]{0,60}")
+ACTIVE = re.compile(r"html|svg|(?:java|ecma)script|[/+]xml$")
+"""What media types have in them that a browser would run, whatever stands before the slash: none is kept as it is."""
 ENCODINGS = {"mp3": MP3, "opus": OPUS, "flac": FLAC, "aac": AAC, "wav": WAV, "ogg": OGG}
 """Formats that a job may have asked for and that have a container or frames of their own."""
 _RAW_ENCODINGS = {name: name for name in RAW_CODECS} | {
@@ -287,6 +289,7 @@ def audio_draft(
         media_type not in UNTYPED
         and MEDIA_TYPE.fullmatch(media_type)
         and media_type.startswith(("audio/", "video/"))
+        and not ACTIVE.search(media_type)
     ):
         return AudioDraft(content_type=media_type, extension="bin")
     encoding = asked_encoding(asked)

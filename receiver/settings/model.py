@@ -326,8 +326,9 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
                 raise ConfigError(f"{name} names a section that is a plain value: {section}")
         table[key] = _toml_value(value)
     server = raw.setdefault("server", {})
-    if isinstance(server, dict) and "PORT" in environ:
-        server.setdefault("port", environ["PORT"])
+    # Before the file's, which `init` wrote: where a platform sets PORT, it sends requests to no other.
+    if isinstance(server, dict) and "PORT" in environ and f"{PREFIX}SERVER__PORT" not in environ:
+        server["port"] = environ["PORT"]
     store = raw.setdefault("store", {})
     if isinstance(store, dict) and "DATABASE_URL" in environ:
         store.setdefault("url", environ["DATABASE_URL"])
@@ -370,10 +371,11 @@ _BASIC = re.compile(r"([^:]+):((?:env|file):.+)", re.DOTALL)
 def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> str:
     kind, _, rest = text.partition(":")
     if kind == "env":
-        if not environ.get(rest):
+        value = environ.get(rest, "").strip()  # `echo` and many templates end a value with a line feed
+        if not value:
             state = "empty" if rest in environ else "not set"
             raise ConfigError(f"{where} says env:{rest}, and {rest} is {state}: export it")
-        return environ[rest]
+        return value
     if kind == "file":
         if rest.startswith("//"):
             return text  # a file:// URL is a place, not a secret

@@ -329,7 +329,9 @@ def look(folder: str) -> list[Entry]:
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock between processes. Raises `BlockingIOError` when another has it and we are not to wait."""
     folder = path.is_dir()
-    fd = os.open(path, os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT, 0o644)
+    # Never through a link: root, who drains by hand, would open to all what it leads to.
+    flags = os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
         # Readable for the service's user when root, who drains by hand, came first; the folder itself is private.
         with contextlib.suppress(PermissionError):

@@ -37,6 +37,7 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
         ],
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
+    app.router.redirect_slashes = False  # a redirect names the host that the caller says
     return Callbacks(receiver, app) if intake else app
 
 

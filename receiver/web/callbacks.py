@@ -36,12 +36,17 @@ class Callbacks:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one callback, or pass the request on."""
-        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
-            return await self._others(scope, receive, send)
-        source, _, token = scope["path"][len(PREFIX) :].partition("/")
+        path = scope["path"] if scope["type"] == "http" else ""
+        if not path.startswith(PREFIX):
+            path = "/" + path.lstrip("/")  # //callbacks/… is what a base URL with a slash at its end makes
+            if not path.startswith(PREFIX):
+                return await self._others(scope, receive, send)
+        source, _, token = path[len(PREFIX) :].rstrip("/").partition("/")
         if not source or "/" in token:
             return await self._others(scope, receive, send)
-        headers = tuple([(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]])
+        headers = tuple(
+            [(k.decode("latin-1"), v.decode("latin-1").strip(" \t")) for k, v in scope["headers"]]
+        )
         client = scope.get("client")
         head = Head(
             source=source,
@@ -86,7 +91,7 @@ class Proxies:
         hops = [
             part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")
         ]
-        for hop in reversed(hops):
+        for hop in map(_without_port, reversed(hops)):
             try:
                 ipaddress.ip_address(hop)
             except ValueError:  # a proxy's own spelling, or a stranger's invention: not an address to show
@@ -110,3 +115,9 @@ class Proxies:
                 self._known.clear()
             self._known[address] = known
         return known
+
+
+def _without_port(hop: str) -> str:
+    """Return the address of `192.0.2.1:4711` or `[2001:db8::1]:4711`, as some proxies write it; others as they are."""
+    host, _, _ = hop.removeprefix("[").partition("]") if hop.startswith("[") else (hop, "", "")
+    return host.partition(":")[0] if host.count(":") == 1 else host

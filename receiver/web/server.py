@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import traceback
@@ -257,9 +258,9 @@ def _ready_signal(receiver: Receiver, *, listening: bool, path: str | None) -> I
 
 def _write_whole(path: str, text: str) -> None:
     """Write a file that appears whole or not at all. Raises `ReceiverError`."""
-    fresh = f"{path}.{os.getpid()}"
+    fresh = f"{path}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        with open(fresh, "w", encoding="utf-8") as file:
+        with open(fresh, "x", encoding="utf-8") as file:  # never through a link that somebody laid there
             file.write(text + "\n")
         os.replace(fresh, path)
     except OSError as error:

@@ -16,6 +16,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.tokens import ObjectLinks
 from receiver.web import server as serving
 from receiver.web.app import create_app
+from tests.support.raw import exchange
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, speech, transcript
 
@@ -379,6 +380,8 @@ async def test_no_answer_tells_a_version_or_a_secret(live: Running, monkeypatch:
         ('["127.0.0.1"]', "203.0.113.9", "203.0.113.9"),
         ('["127.0.0.1"]', "198.51.100.7, 203.0.113.9", "203.0.113.9"),
         ('["127.0.0.0/8", "203.0.113.9"]', "198.51.100.7, 203.0.113.9", "198.51.100.7"),
+        ('["127.0.0.1"]', "203.0.113.9:4711", "203.0.113.9"),
+        ('["127.0.0.1"]', "[2001:db8::1]:4711", "2001:db8::1"),
         ('["127.0.0.1"]', "made up", "127.0.0.1"),
         ("[]", "203.0.113.9", "127.0.0.1"),
         ('["*"]', "2001:db8::1, 203.0.113.9", "2001:db8::1"),
@@ -392,6 +395,26 @@ async def test_the_peer_is_who_called_as_far_as_proxies_are_trusted(
     async with running(tmp_path, text, work=False) as up:
         await up.client.post("/callbacks/deepgram", headers={"x-forwarded-for": said})
         assert up.seen.callbacks[-1].peer == peer
+
+
+@pytest.mark.parametrize(
+    "path", ["//callbacks/deepgram", "/callbacks/deepgram/", "/callbacks/deepgram/{token}/"]
+)
+async def test_a_slash_more_in_the_path_costs_no_callback(live: Running, path: str) -> None:
+    token = live.receiver.tokens.issue("deepgram")
+    sent = speech("slashes")
+    answer = await live.client.put(
+        live.base + path.format(token=token), headers=sent.headers, content=sent.body
+    )
+    assert answer.status_code == 200
+
+
+async def test_blanks_behind_a_header_value_are_not_part_of_it(live: Running) -> None:
+    sent = speech("blanks")
+    head = "".join(f"{name}: {value} \t\r\n" for name, value in sent.headers.items())
+    request = f"PUT {sent.path} HTTP/1.1\r\nhost: x\r\n{head}content-length: {len(sent.body)}\r\n\r\n"
+    status, _, _ = await exchange(int(live.base.rpartition(":")[2]), [request.encode() + sent.body])
+    assert status == 200
 
 
 async def test_a_source_name_with_odd_characters_is_only_unknown(live: Running) -> None:

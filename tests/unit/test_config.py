@@ -95,6 +95,17 @@ def test_port_and_database_url_are_honoured_and_our_own_names_win() -> None:
     assert (own.server.port, sqlite_path(own)) == (6000, "/b.db")
 
 
+def test_port_wins_over_the_port_that_init_wrote() -> None:
+    """Under a Procfile nothing else is listened to."""
+    assert _parse("[server]\nport = 8080\n", {"PORT": "5000"}).server.port == 5000
+
+
+def test_a_line_feed_at_the_end_of_a_secret_in_the_environment_is_not_part_of_it() -> None:
+    """That is what `echo secret | base64` leaves in a Kubernetes Secret."""
+    settings = _parse("[tokens]\nsecrets = ['env:A']\n", {"A": "0123456789abcdef0123456789abcdef\n"})
+    assert settings.tokens.secrets[0].get_secret_value() == "0123456789abcdef0123456789abcdef"
+
+
 def test_a_secret_comes_from_the_environment_or_a_file() -> None:
     text = (
         "[sources.dg]\nprovider = 'deepgram'\nbasic = ['user:env:PASSWORD', 'user:file:/run/pw', 'env:PAIR', 'user:plain']\n"

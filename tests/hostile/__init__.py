@@ -1,0 +1,1 @@
+"""What strangers without a credential may send, and what must go on meanwhile."""
