@@ -12,16 +12,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from receiver.core.proofs import hmac_sha256_hex
-from receiver.demo.serving import Asked, Callback
+from receiver.demo.serving import Callback, Provider, base_url, sample_audio
 
 WAITS = (60, 120, 300, 600, 1800, 3600, 10800, 21600, 43200)
 """Seconds between the ten attempts."""
@@ -61,7 +59,7 @@ class Job:
                 data |= {"status": "error", "previous_status": "processing", "failed_at": at}
                 data |= {
                     "error_code": "PROCESSING_ERROR",
-                    "error_message": "the stand-in was asked to fail",
+                    "error_message": "the simulated provider was asked to fail",
                 }
         whole = {"event": f"job.{event}", "delivery_id": str(uuid.uuid4()), "timestamp": at, "data": data}
         return json.dumps(whole).encode()
@@ -96,12 +94,11 @@ def _iso(now: int) -> str:
 
 
 _EXPIRED = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>'
-_PAGE = b"<!DOCTYPE html><html><head><title>Not here</title></head><body>Sign in to go on.</body></html>"
 
 
 @dataclass(slots=True)
 class Work:
-    """One job as the API tells it."""
+    """One job as the API describes it."""
 
     kind: str = "txt2audio"
     statuses: Sequence[str] = ("done",)
@@ -110,7 +107,7 @@ class Work:
     """What the link leads to; None is a short spoken sentence."""
     content_type: str | None = "audio/mpeg"
     text: str | None = None
-    """A result told in the job's own document, in place of a link."""
+    """A result in the job's own document, in place of a link."""
     error_code: str = "WORKER_TIMEOUT"
     times_asked: int = field(default=0, init=False)
 
@@ -121,23 +118,18 @@ class Work:
         return status
 
 
-class Deapi:
-    """API and storage at one address. Behaviour is set by attributes, at any time, from any thread."""
+class Deapi(Provider):
+    """API and storage at one address. Jobs may be added at any time, from any thread."""
 
     def __init__(self, api_key: str) -> None:
-        self._key = api_key
-        self.api_manner = "works"
-        """`works`; `busy` (429 with Retry-After); `down` (503); `page` (200, HTML)."""
-        self.storage_manner = "works"
-        """`works`; `page` (200, HTML); `down` (503)."""
+        super().__init__({"authorization": f"Bearer {api_key}"})
         self.works: dict[str, Work] = {}
-        self.asked: list[Asked] = []
         self._round = 0
         self._lock = threading.Lock()
         self.app = Starlette(
             routes=[
-                Route("/api/v2/jobs/{job_id}", self._job, methods=["GET"]),
-                Route("/results/{job_id}", self._result, methods=["GET"]),
+                self.route("/api/v2/jobs/{job_id}", self._job),
+                self.route("/results/{job_id}", self._result, public=True),
             ]
         )
 
@@ -157,9 +149,9 @@ class Deapi:
         with self._lock:
             self._round += 1
 
-    def asked_for(self, start: str) -> list[Asked]:
-        """Return the requests, in order, whose path begins with `start`."""
-        return [asked for asked in self.asked if asked.path.startswith(start)]
+    def refusal(self) -> Response:
+        """Return the answer to a wrong key."""
+        return JSONResponse({"message": "Unauthenticated."}, status_code=401)
 
     def _signature(self, job_id: str, number: int) -> str:
         return hmac_sha256_hex("the storage's own secret", f"{job_id}.{number}".encode())
@@ -167,27 +159,15 @@ class Deapi:
     # ------------------------------------------------------------ the API
 
     async def _job(self, request: Request) -> Response:
-        self.asked.append(await Asked.of(request))
-        if request.headers.get("authorization") != f"Bearer {self._key}":
-            return JSONResponse({"message": "Unauthenticated."}, status_code=401)
-        match self.api_manner:
-            case "busy":
-                waits = {"retry-after": "9", "x-ratelimit-type": "minute"}
-                return JSONResponse({"message": "Too Many Attempts."}, status_code=429, headers=waits)
-            case "down":
-                return Response("upstream connect error", status_code=503, media_type="text/plain")
-            case "page":
-                return Response(_PAGE, media_type="text/html")
         job_id = request.path_params["job_id"]
         work = self.works.get(job_id)
         if work is None:
             return JSONResponse({"message": "Not found."}, status_code=404)
         with self._lock:
             status = work.next_status()
-        base = str(request.base_url).rstrip("/")
-        return JSONResponse({"data": self._told(base, job_id, work, status)})
+        return JSONResponse({"data": self._document(base_url(request), job_id, work, status)})
 
-    def _told(self, base: str, job_id: str, work: Work, status: str) -> dict[str, Any]:
+    def _document(self, base: str, job_id: str, work: Work, status: str) -> dict[str, Any]:
         data: dict[str, Any] = {"status": status, "preview": None, "result_url": None, "result": None}
         match status:
             case "done":
@@ -201,20 +181,10 @@ class Deapi:
     # ------------------------------------------------------------ the storage
 
     async def _result(self, request: Request) -> Response:
-        self.asked.append(await Asked.of(request))
         job_id, query = request.path_params["job_id"], request.query_params
         work = self.works.get(job_id)
         right = query.get("signature") == self._signature(job_id, self._round)
         if work is None or not right or query.get("round") != str(self._round):
             return Response(_EXPIRED, status_code=403, media_type="application/xml")
-        match self.storage_manner:
-            case "page":
-                return Response(_PAGE, media_type="text/html")
-            case "down":
-                return Response("slow down", status_code=503, headers={"retry-after": "3"})
         headers = {"content-type": work.content_type} if work.content_type else {}
-        return Response(work.result if work.result is not None else _sample(), headers=headers)
-
-
-def _sample() -> bytes:
-    return resources.files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()
+        return Response(work.result if work.result is not None else sample_audio(), headers=headers)

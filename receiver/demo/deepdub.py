@@ -11,20 +11,17 @@ import re
 import threading
 import uuid
 from dataclasses import dataclass
-from importlib import resources
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from receiver.demo.serving import Asked
+from receiver.demo.serving import Provider, base_url, sample_audio
 
 BASE_PATH = "/api/v1"
 _PATH = f"{BASE_PATH}/tts/retroactive"
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TYPES = {"mp3": "audio/mpeg", "opus": "audio/ogg", "mulaw": "audio/mulaw", "headerless-wav": None}
-_PAGE = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
 
 
 @dataclass(slots=True)
@@ -34,29 +31,22 @@ class _Job:
     format: str
 
 
-class Deepdub:
-    """The provider. Behaviour is set by attributes, at any time, from any thread.
-
-    `not_ready` is how many 404s come before the audio of a job. `manner` is `ready`; `never` (404 for ever); `busy` (429 with
-    Retry-After); `page` (502, HTML); `page-200` (200, HTML); `envelope` (200, an error document); `no-credits` (402).
-    """
+class Deepdub(Provider):
+    """The provider. `not_ready` is how many 404s come before the audio of a job."""
 
     def __init__(self, api_key: str, *, not_ready: int = 0, audio: bytes | None = None) -> None:
-        self._key = api_key
+        super().__init__({"x-api-key": api_key})
         self.not_ready = not_ready
-        self.audio = audio if audio is not None else _sample()
+        self.audio = audio if audio is not None else sample_audio()
         """What every job comes to, whatever was asked for."""
         self.content_type: str | None = "asked"
         """The type of the audio: `asked` is that of the job's format, None sends none."""
-        self.manner = "ready"
-        self.busy_seconds = 7
-        self.asked: list[Asked] = []
         self._jobs: dict[str, _Job] = {}
         self._lock = threading.Lock()
         self.app = Starlette(
             routes=[
-                Route(_PATH, self._submit, methods=["POST"]),
-                Route(_PATH + "/{name}", self._fetch, methods=["GET"]),
+                self.route(_PATH, self._submit, method="POST"),
+                self.route(_PATH + "/{name}", self._fetch),
             ]
         )
 
@@ -67,60 +57,28 @@ class Deepdub:
             self._jobs[job_id] = _Job(self.not_ready, format)
         return job_id
 
-    @property
-    def fetches(self) -> list[Asked]:
-        """The GETs that came, in order."""
-        return [asked for asked in self.asked if asked.method == "GET"]
-
     async def _submit(self, request: Request) -> Response:
-        refused = await self._note(request)
-        if refused:
-            return refused
         problem, wanted = _problem(await request.body())
         if problem:
             return JSONResponse({"success": False, "message": problem}, status_code=400)
-        base = str(request.base_url).rstrip("/")
-        return JSONResponse({"url": f"{base}{_PATH}/{self.submit(wanted)}"})
+        return JSONResponse({"url": f"{base_url(request)}{_PATH}/{self.submit(wanted)}"})
 
     async def _fetch(self, request: Request) -> Response:
-        refused = await self._note(request)
-        if refused:
-            return refused
         job_id = request.path_params["name"].partition(".")[0]  # an extension is ignored
         if not _ID.fullmatch(job_id):
             return JSONResponse({"success": False, "message": "Invalid generation ID"}, status_code=400)
-        instead = self._instead()
-        if instead:
-            return instead
         with self._lock:
             job = self._jobs.get(job_id)
-            if job is None or job.left > 0 or self.manner == "never":
+            if job is None or job.left > 0:
                 if job is not None:
                     job.left -= 1
                 return JSONResponse({"success": False, "message": "Not found"}, status_code=404)
         kind = _TYPES[job.format] if self.content_type == "asked" else self.content_type
         return Response(self.audio, headers={"content-type": kind} if kind else {})
 
-    async def _note(self, request: Request) -> Response | None:
-        self.asked.append(await Asked.of(request))
-        if request.headers.get("x-api-key") != self._key:
-            return JSONResponse({"success": False, "message": "Unauthorized"}, status_code=401)
-        return None
-
-    def _instead(self) -> Response | None:
-        match self.manner:
-            case "busy":
-                waits = {"retry-after": str(self.busy_seconds)}
-                busy = {"success": False, "message": "Too many concurrent requests"}
-                return JSONResponse(busy, status_code=429, headers=waits)
-            case "page" | "page-200":
-                status = 502 if self.manner == "page" else 200
-                return Response(_PAGE, status_code=status, media_type="text/html")
-            case "envelope":
-                return JSONResponse({"success": False, "message": "Generation failed"})
-            case "no-credits":
-                return JSONResponse({"success": False, "message": "Insufficient credits"}, status_code=402)
-        return None
+    def refusal(self) -> Response:
+        """Return the answer to a wrong key."""
+        return JSONResponse({"success": False, "message": "Unauthorized"}, status_code=401)
 
 
 def _problem(body: bytes) -> tuple[str, str]:
@@ -136,7 +94,3 @@ def _problem(body: bytes) -> tuple[str, str]:
             return f"{name} is required", ""
     wanted = asked.get("format", "mp3")
     return ("", wanted) if wanted in _TYPES else ("Invalid format", "")
-
-
-def _sample() -> bytes:
-    return resources.files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()

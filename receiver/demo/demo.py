@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -26,7 +25,7 @@ from rich.console import Console
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.demo import deapi, deepgram
-from receiver.demo.serving import Callback, open_client
+from receiver.demo.serving import Callback, open_client, sample_audio
 from receiver.demo.stage import (
     PATIENCE,
     Line,
@@ -72,7 +71,7 @@ def show(folder: Path, *, stay: bool | None) -> int:
 
 
 def _play(stage: Stage) -> None:
-    audio = files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()
+    audio = sample_audio()
     stage.title("Start receiver and a sample application")
     stage.start_receiver()
     stage.start_app()
@@ -292,7 +291,7 @@ def deepdub(stage: Stage, audio: bytes) -> None:
     stage.promised(made["event_id"], "speech.completed")
     stage.good("receiver pickup deepdub https://… --ref order-46")
     same_audio(stage.got(made["event_id"]), audio)
-    answers = len(stage.cast.deepdub.fetches)
+    answers = sum(asked.method == "GET" for asked in stage.cast.deepdub.asked)
     stage.good(f"asked {answers} times ({answers - 1} × 404: not yet), then delivered like any other event")
 
 

@@ -12,13 +12,13 @@ import random
 import string
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+
+from receiver.demo.serving import Provider, base_url, sample_audio
 
 API = "/api/v2"
 API_KEY, USER_ID = "playht-standin-key-0123456789", "standinuser0123456789012345"
@@ -38,10 +38,9 @@ COMPLETED: Step = ("(completed)", None)
 PING: Step = ("ping", "2026-11-21T01:02:04.000Z")
 
 
-def generating(progress: float, stage: str = "generate", *, older: bool = False) -> Step:
-    """Return the event `generating`; `older` spells the stage's own progress as the first version did."""
-    share = {"stageProgress" if older else "stage_progress": progress}
-    return "generating", {"progress": progress, "stage": stage, **share}
+def generating(progress: float, stage: str = "generate") -> Step:
+    """Return the event `generating`."""
+    return "generating", {"progress": progress, "stage": stage, "stage_progress": progress}
 
 
 STORY: tuple[Step, ...] = (
@@ -96,57 +95,37 @@ class Job:
 
     def completed(self, base: str) -> dict[str, Any]:
         """Return the data of the event `completed`; version 2's callback says the same."""
-        told = {"url": self.result_url(base), "duration": _DURATION, "size": len(self.audio)}
-        return {"id": self.id, "progress": 1, "stage": "complete", **told}
+        output = {"url": self.result_url(base), "duration": _DURATION, "size": len(self.audio)}
+        return {"id": self.id, "progress": 1, "stage": "complete", **output}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One request that came."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(repr=False)
-
-
-class Playht:
+class Playht(Provider):
     """The service: `app` answers for the API and for the result host."""
 
     def __init__(self, *, api_key: str = API_KEY, user_id: str = USER_ID) -> None:
-        self._api_key, self._user_id = api_key, user_id
+        super().__init__({"authorization": f"Bearer {api_key}", "x-user-id": user_id})
         self.jobs: dict[str, Job] = {}
-        self.asked: list[Asked] = []
-        """Every request, in the order they came."""
         self.routes = [
-            Route(f"{API}/tts", self._make, methods=["POST"]),
-            Route(f"{API}/tts/{{job_id}}", self._job, methods=["GET"]),
-            Route("/pigeon/{name}", self._result, methods=["GET"]),
+            self.route(f"{API}/tts", self._make, method="POST"),
+            self.route(f"{API}/tts/{{job_id}}", self._job),
+            self.route("/pigeon/{name}", self._result, public=True),
         ]
         self.app = Starlette(routes=self.routes)
 
     def add(self, job_id: str | None = None, **options: Any) -> Job:
         """Return a new job, made as if it had been asked for."""
-        options.setdefault(
-            "audio", resources.files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()
-        )
+        options.setdefault("audio", sample_audio())
         job = Job(id=job_id or "".join(random.choices(_ALPHABET, k=18)), **options)
         self.jobs[job.id] = job
         return job
 
-    def refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request whose key or user id is wrong, None when both are right."""
-        self.asked.append(Asked(request.method, request.url.path, dict(request.headers)))
-        right = {"authorization": f"Bearer {self._api_key}", "x-user-id": self._user_id}
-        if all(request.headers.get(name) == value for name, value in right.items()):
-            return None
+    def refusal(self) -> Response:
+        """Return the answer to a wrong key or user id."""
         return error(403, "the API key or the user id is wrong")
 
     # ------------------------------------------------------------ requests
 
     async def _make(self, request: Request) -> Response:
-        refused = self.refusal(request)
-        if refused:
-            return refused
         try:
             wanted = json.loads(await request.body())
             wanted["text"], wanted["voice"]
@@ -155,28 +134,24 @@ class Playht:
         job = self.add(output_format=wanted.get("output_format") or "mp3")
         headers = {"location": f"{API}/tts/{job.id}"}
         if not _wants_stream(request):
-            document = job.document(_base(request), finished=False)
+            document = job.document(base_url(request), finished=False)
             return JSONResponse(document, status_code=201, headers=headers)
         headers["content-location"] = f"{API}/tts/{job.id}?format=event-stream"
-        return _stream(job, _base(request), status=201, headers=headers)
+        return _stream(job, base_url(request), status=201, headers=headers)
 
     async def _job(self, request: Request) -> Response:
-        refused = self.refusal(request)
-        if refused:
-            return refused
         job = self.jobs.get(request.path_params["job_id"])
         if job is None:
             return error(404, "there is no such job")
         if job.answers:
             return job.answers.pop(0)
         if _wants_stream(request):
-            return _stream(job, _base(request))
+            return _stream(job, base_url(request))
         finished = job.unfinished <= 0
         job.unfinished -= 1
-        return JSONResponse(job.document(_base(request), finished=finished))
+        return JSONResponse(job.document(base_url(request), finished=finished))
 
     async def _result(self, request: Request) -> Response:
-        self.asked.append(Asked(request.method, request.url.path, dict(request.headers)))
         job = self.jobs.get(request.path_params["name"].partition("_")[0])
         if job is None or request.url.query != job.result_query.removeprefix("?"):
             return Response("<Error><Code>AccessDenied</Code></Error>", 403, media_type="application/xml")
@@ -194,10 +169,6 @@ def _wants_stream(request: Request) -> bool:
     return "event-stream" in (wanted or request.headers.get("accept", "*/*")) or (
         wanted is None and request.method == "POST" and request.headers.get("accept", "*/*") == "*/*"
     )
-
-
-def _base(request: Request) -> str:
-    return f"{request.url.scheme}://{request.url.netloc}"
 
 
 def _stream(

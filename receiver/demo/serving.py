@@ -1,4 +1,4 @@
-"""A stand-in's server: real HTTP on 127.0.0.1, in a thread, for as long as a `with` lasts; and what it was asked."""
+"""What the simulated providers share: the server that one is, and the client that sends callbacks as one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import uvicorn
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """One request as it came."""
+    """One request as it came, and how it was answered."""
 
     method: str
     path: str
@@ -30,12 +34,69 @@ class Asked:
     headers: Mapping[str, str] = field(repr=False)
     """Names in lower case."""
     body: bytes = field(repr=False)
+    status: int | None = None
+    """None until it is answered."""
 
     @classmethod
     async def of(cls, request: Request) -> Asked:
         """Return what a request asked, its body read."""
         url = request.url
         return cls(request.method, url.path, url.query, dict(request.headers), await request.body())
+
+
+class Provider:
+    """A simulated provider: it notes every request, and refuses those without the right credentials."""
+
+    app: Starlette
+
+    def __init__(self, credentials: Mapping[str, str]) -> None:
+        self._credentials = credentials
+        """The headers that a request must carry, names in lower case."""
+        self.asked: list[Asked] = []
+        """Every request, in the order they came."""
+
+    def route(
+        self,
+        path: str,
+        answer: Callable[[Request], Awaitable[Response]],
+        *,
+        method: str = "GET",
+        public: bool = False,
+    ) -> Route:
+        """Return a route to `answer`; a `public` one takes requests without credentials."""
+
+        async def endpoint(request: Request) -> Response:
+            asked = await Asked.of(request)
+            self.asked.append(asked)
+            if public or self._knows(request):
+                response = self.trouble(request) or await answer(request)
+            else:
+                response = self.refusal()
+            asked.status = response.status_code
+            return response
+
+        return Route(path, endpoint, methods=[method])
+
+    def refusal(self) -> Response:
+        """Return the answer to a request whose credentials are wrong."""
+        raise NotImplementedError
+
+    def trouble(self, _request: Request) -> Response | None:
+        """Return what is answered in place of the right thing: None here, more where a test needs trouble."""
+        return None
+
+    def _knows(self, request: Request) -> bool:
+        return all(request.headers.get(name) == value for name, value in self._credentials.items())
+
+
+def sample_audio() -> bytes:
+    """Return a short spoken sentence as MP3."""
+    return resources.files("receiver.demo").joinpath("samples/speech.mp3").read_bytes()
+
+
+def base_url(request: Request) -> str:
+    """Return where the server is that a request came to, without a slash at the end."""
+    return str(request.base_url).rstrip("/")
 
 
 class _Server(uvicorn.Server):
@@ -73,11 +134,11 @@ def served(
         server_header=False,
     )
     server = _Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True, name=f"stand-in-{bound}")
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True, name=f"provider-{bound}")
     thread.start()
     try:
         if not server.listening.wait(_START_SECONDS):
-            raise RuntimeError("the stand-in did not start")
+            raise RuntimeError("the simulated provider did not start")
         yield f"{scheme}://127.0.0.1:{bound}"
     finally:
         server.should_exit = True

@@ -17,12 +17,13 @@ from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.event import EventFilter
 from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
-from receiver.demo.deepdub import BASE_PATH, Deepdub
+from receiver.demo.deepdub import BASE_PATH
 from receiver.demo.serving import served
 from receiver.engine.requests import order
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.system import bodies
 from tests.faultvfs import FaultVFS
+from tests.support.faulty import FaultyDeepdub
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
 from tests.support.running import Running, free_port, running
@@ -242,8 +243,8 @@ class Movable:
 async def test_an_hours_outage_of_the_provider_loses_nothing_and_is_met_with_few_attempts(
     outage: str, outcome: str, most: int, least_gap: float, tmp_path: Path
 ) -> None:
-    provider, clock, port = Deepdub(KEY, audio=AUDIO), Movable(), free_port()
-    provider.busy_seconds, provider.manner = 600, "ready" if outage == "down" else outage
+    provider, clock, port = FaultyDeepdub(KEY, audio=AUDIO), Movable(), free_port()
+    provider.busy_seconds, provider.fault = 600, None if outage == "down" else outage
     text = f"""
 data = "{tmp_path / "data"}"
 [sources.deepdub]
@@ -265,7 +266,7 @@ deadline_seconds = 86400
                     await clock.to_next_attempt(up, "deepdub")
                 if outage == "down":
                     stack.enter_context(served(provider.app, port=port))
-                provider.manner = "ready"
+                provider.fault = None
                 await clock.to_next_attempt(up, "deepdub")
                 await _one_event(up, sink, pickup.event_id)
                 attempts = await _attempts(up)

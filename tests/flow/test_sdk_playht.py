@@ -49,24 +49,21 @@ def house() -> Iterator[House]:
     audio = standin.add().audio
 
     async def authorize(request: Request) -> Response:
-        refused = standin.refusal(request)
-        if refused:
-            return refused
         urls = {"http_streaming_url": f"{request.base_url}speech/stream", "websocket_url": "ws://127.0.0.1:9"}
         models = dict.fromkeys(MODELS, urls)
         return JSONResponse({"expires_at": "2099-01-01T00:00:00.000Z", **models})
 
-    async def hand_out_lease(request: Request) -> Response:
+    async def issue_lease(_: Request) -> Response:
         made = (2_000_000_000 - lease.EPOCH).to_bytes(4, "big") + (3600).to_bytes(4, "big")
-        return standin.refusal(request) or Response(bytes(64) + made + b'{"inference_address":"x:1"}')
+        return Response(bytes(64) + made + b'{"inference_address":"x:1"}')
 
     async def speak(request: Request) -> Response:
         spoken.append({"accept": request.headers["accept"], **await request.json()})
         return Response(audio, media_type="audio/mpeg")
 
     routes = [
-        Route("/api/v4/sdk-auth", authorize, methods=["POST"]),
-        Route("/api/v2/leases", hand_out_lease, methods=["POST"]),
+        standin.route("/api/v4/sdk-auth", authorize, method="POST"),
+        standin.route("/api/v2/leases", issue_lease, method="POST"),
         Route(SPOKEN, speak, methods=["POST"]),
         Route(SPOKEN.removesuffix("stream"), speak, methods=["POST"]),
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from receiver.cli import app as cli
+from receiver import __main__ as cli
 from receiver.demo.stage import Child, clean_environment
 
 DEAPI_SECRET = "deapi-account-secret-0123456789"

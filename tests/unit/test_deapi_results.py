@@ -19,6 +19,7 @@ from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Gone, NotYet, PullProvider, Result, deapi
 from tests.support.callbacks import DEAPI_SECRET, deapi_draft
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
+from tests.support.faulty import FaultyDeapi
 from tests.support.golden import ROOT, source_settings, tokens
 
 KEY = "dpn-sk-0123456789abcdef"
@@ -116,8 +117,8 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def provider(place: Place) -> Deapi:
-    standin = Deapi(KEY)
+def provider(place: Place) -> FaultyDeapi:
+    standin = FaultyDeapi(KEY)
     place.app = standin.app
     return standin
 
@@ -223,7 +224,7 @@ async def test_without_a_key_an_expired_link_is_tried_and_the_setting_named(
     failed = _failed(await attempt(pickup, now=NOW + DAY, api_key=None))
     assert (failed.kind, failed.status) == (Found.REFUSED, 403)
     assert "set sources.da.api_key" in failed.detail
-    assert provider.asked_for("/api") == []
+    assert not [asked for asked in provider.asked if asked.path.startswith("/api")]
 
 
 async def test_a_job_that_was_handed_over_is_asked_for_and_its_bytes_decide(
@@ -332,7 +333,7 @@ async def test_a_key_that_is_not_accepted_names_the_setting(provider: Deapi, att
 
 
 @pytest.mark.parametrize(
-    ("manner", "kind", "status", "retry_after"),
+    ("fault", "kind", "status", "retry_after"),
     [
         ("busy", Found.REFUSED, 429, 9),
         ("down", Found.REFUSED, 503, None),
@@ -340,23 +341,28 @@ async def test_a_key_that_is_not_accepted_names_the_setting(provider: Deapi, att
     ],
 )
 async def test_trouble_at_the_api_is_a_failure(
-    provider: Deapi, attempt: Trying, manner: str, kind: Found, status: int | None, retry_after: float | None
+    provider: FaultyDeapi,
+    attempt: Trying,
+    fault: str,
+    kind: Found,
+    status: int | None,
+    retry_after: float | None,
 ) -> None:
-    provider.api_manner = manner
+    provider.api_fault = fault
     failed = _failed(await attempt(attempt.handed(provider.add())))
     assert (failed.kind, failed.status, failed.retry_after) == (kind, status, retry_after)
 
 
 @pytest.mark.parametrize(
-    ("manner", "kind", "status"), [("page", Found.UNUSABLE, None), ("down", Found.REFUSED, 503)]
+    ("fault", "kind", "status"), [("page", Found.UNUSABLE, None), ("down", Found.REFUSED, 503)]
 )
 async def test_trouble_at_the_storage_is_a_failure_and_leaves_no_file(
-    provider: Deapi, attempt: Trying, tmp_path: Path, manner: str, kind: Found, status: int | None
+    provider: FaultyDeapi, attempt: Trying, tmp_path: Path, fault: str, kind: Found, status: int | None
 ) -> None:
-    provider.storage_manner = manner
+    provider.storage_fault = fault
     failed = _failed(await attempt(attempt.told(provider.add())))
     assert (failed.kind, failed.status) == (kind, status)
-    assert failed.retry_after == (3 if manner == "down" else None)
+    assert failed.retry_after == (3 if fault == "down" else None)
     assert list((tmp_path / "spool").iterdir()) == []
 
 

@@ -16,6 +16,7 @@ from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Gone, NotYet, PullProvider, Result, deepdub
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
+from tests.support.faulty import FaultyDeepdub
 from tests.support.golden import ROOT, source_settings, tokens
 
 KEY = "dd-0123456789abcdef0123456789abcdef"
@@ -144,8 +145,8 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def provider(place: Place) -> Deepdub:
-    standin = Deepdub(KEY)
+def provider(place: Place) -> FaultyDeepdub:
+    standin = FaultyDeepdub(KEY)
     place.app = standin.app
     return standin
 
@@ -187,7 +188,7 @@ async def test_audio_that_is_ready_becomes_the_event(provider: Deepdub, ask: Ask
     assert draft.audio is not None
     assert (draft.audio.content_type, draft.audio.extension) == ("audio/mpeg", "mp3")
     assert body_of(result).load() == provider.audio
-    asked = provider.fetches[0]
+    asked = next(asked for asked in provider.asked if asked.method == "GET")
     assert (asked.path, asked.headers["x-api-key"]) == (f"{BASE_PATH}/tts/retroactive/{job_id}", KEY)
     assert KEY not in repr(draft)
 
@@ -239,7 +240,7 @@ async def test_the_format_is_told_by_bytes_then_type_then_order(
 
 
 @pytest.mark.parametrize(
-    ("manner", "kind", "status", "words"),
+    ("fault", "kind", "status", "words"),
     [
         ("busy", Found.REFUSED, 429, "too many requests at once (429): Too many concurrent requests"),
         ("page", Found.REFUSED, 502, "Deepdub answered 502"),
@@ -249,14 +250,20 @@ async def test_the_format_is_told_by_bytes_then_type_then_order(
     ],
 )
 async def test_trouble_is_a_failure_that_says_what_it_is(
-    provider: Deepdub, ask: Asking, tmp_path: Path, manner: str, kind: Found, status: int | None, words: str
+    provider: FaultyDeepdub,
+    ask: Asking,
+    tmp_path: Path,
+    fault: str,
+    kind: Found,
+    status: int | None,
+    words: str,
 ) -> None:
-    provider.manner = manner
+    provider.fault = fault
     result = await ask(provider.submit())
     assert isinstance(result, Failed)
     assert (result.kind, result.status) == (kind, status)
     assert words in result.detail
-    assert result.retry_after == (7 if manner == "busy" else None)
+    assert result.retry_after == (7 if fault == "busy" else None)
     assert list((tmp_path / "spool").iterdir()) == []
 
 

@@ -138,7 +138,8 @@ async def test_a_completed_event_that_is_not_understood_is_unusable(tmp_path: Pa
 
 async def test_the_older_spelling_of_the_stages_progress_is_kept_as_told(tmp_path: Path) -> None:
     async with asking(tmp_path, "sse") as ask:
-        ask.job((generating(0.3, older=True), END))
+        older = {"progress": 0.3, "stage": "generate", "stageProgress": 0.3}
+        ask.job((("generating", older), END))
         found = not_yet(await ask())
     assert found.progress
     assert found.progress.provider_data["stageProgress"] == 0.3

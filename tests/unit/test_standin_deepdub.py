@@ -57,14 +57,6 @@ def test_a_job_is_404_until_it_is_ready_then_mp3_with_or_without_an_extension(
     assert [asked.method for asked in provider.asked] == ["POST", *["GET"] * 5]
 
 
-def test_a_job_that_is_never_ready_stays_404(provider: Deepdub, client: httpx2.Client) -> None:
-    job_id = provider.submit()
-    provider.manner = "never"
-    assert client.get(f"/tts/retroactive/{job_id}").status_code == 404
-    provider.manner = "ready"
-    assert client.get(f"/tts/retroactive/{job_id}").status_code == 200
-
-
 @pytest.mark.parametrize("missing", sorted(BODY))
 def test_a_body_without_a_field_is_refused_naming_it(client: httpx2.Client, missing: str) -> None:
     answer = client.post("/tts/retroactive", json={k: v for k, v in BODY.items() if k != missing})
@@ -116,7 +108,7 @@ def test_the_server_is_gone_when_its_block_ends(provider: Deepdub) -> None:
     with served(provider.app) as url:
         port = int(url.rpartition(":")[2])
         assert httpx2.get(f"{url}{BASE_PATH}/tts/retroactive/x", trust_env=False).status_code == 401
-    assert not [thread for thread in threading.enumerate() if thread.name == f"stand-in-{port}"]
+    assert not [thread for thread in threading.enumerate() if thread.name == f"provider-{port}"]
     with socket.create_server(("127.0.0.1", port)):
         pass
 
