@@ -260,54 +260,34 @@ def _free_ports() -> tuple[int, int]:
 
 
 def _write_settings(stage: Stage, token_secret: str) -> None:
-    quoted, cast = json.dumps, stage.cast
-    text = f"""\
-# Written by `receiver demo`; everything stays on this machine.
-data = {quoted(str(stage.folder.absolute() / "data"))}
-
-[server]
-host = "127.0.0.1"
-port = {stage.ports[0]}
-log = "json"
-
-[tokens]
-secrets = [{quoted(token_secret)}]
-
-[sources.deepgram]
-provider = "deepgram"
-basic = [{quoted(stage.basic)}]
-require_token = true
-
-[sources.deapi]
-provider = "deapi"
-secrets = [{quoted(stage.deapi_secret)}]
-
-api_key = {quoted(cast.api_key)}
-api_url = {quoted(cast.deapi_base)}
-result_hosts = ["127.0.0.1"]
-allow = ["127.0.0.0/8"]
-
-[sources.deepdub]
-provider = "deepdub"
-api_key = {quoted(cast.api_key)}
-base_url = {quoted(cast.deepdub_base)}
-allow = ["127.0.0.0/8"]
-
-[sources.playht]
-provider = "playht"
-api_key = {quoted(cast.api_key)}
-user_id = {quoted(cast.user_id)}
-base_url = {quoted(cast.playht_base)}
-result_hosts = ["127.0.0.1"]
-allow = ["127.0.0.0/8"]
-
-[destinations.app]
-url = "http://127.0.0.1:{stage.ports[1]}/hooks"
-secrets = [{quoted(stage.app_secret)}]
-allow = ["127.0.0.0/8"]
-retry = {{retries = 20, wait = 1}}    # a real one would be "deepgram" or "standard"
-timeout_seconds = 5
-"""
+    cast = stage.cast
+    results = {"result_hosts": ["127.0.0.1"]}
+    asked = {"api_key": cast.api_key, "allow": ["127.0.0.0/8"]}
+    tables: dict[str, dict[str, Any]] = {
+        "server": {"host": "127.0.0.1", "port": stage.ports[0], "log": "json"},
+        "tokens": {"secrets": [token_secret]},
+        "sources.deepgram": {"provider": "deepgram", "basic": [stage.basic], "require_token": True},
+        "sources.deapi": asked
+        | results
+        | {"provider": "deapi", "secrets": [stage.deapi_secret], "api_url": cast.deapi_base},
+        "sources.deepdub": asked | {"provider": "deepdub", "base_url": cast.deepdub_base},
+        "sources.playht": asked
+        | results
+        | {"provider": "playht", "user_id": cast.user_id, "base_url": cast.playht_base},
+        "destinations.app": {
+            "url": f"http://127.0.0.1:{stage.ports[1]}/hooks",
+            "secrets": [stage.app_secret],
+            "allow": ["127.0.0.0/8"],
+            "timeout_seconds": 5,
+        },
+    }
+    lines = ["# Written by `receiver demo`; everything stays on this machine."]
+    lines.append(f"data = {json.dumps(str(stage.folder.absolute() / 'data'))}")
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    lines.append('retry = {retries = 20, wait = 1}    # a real one would be "deepgram" or "standard"')
+    text = "\n".join(lines) + "\n"
     fd = os.open(stage.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
