@@ -65,7 +65,7 @@ class Provider:
     ) -> Route:
         """Return a route to `answer`; a `public` one takes requests without credentials."""
 
-        async def endpoint(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             asked = await Asked.of(request)
             self.asked.append(asked)
             if public or self._knows(request):
@@ -75,7 +75,7 @@ class Provider:
             asked.status = response.status_code
             return response
 
-        return Route(path, endpoint, methods=[method])
+        return Route(path, respond, methods=[method])
 
     def refusal(self) -> Response:
         """Return the answer to a request whose credentials are wrong."""
