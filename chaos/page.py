@@ -189,58 +189,56 @@ def markdown(rows: list[Row], told: list[tuple[str, str]], rate: float) -> str:
 _TOP = """\
 # Reliability
 
-Made by `make chaos`, in about ten minutes. Three `receiver serve --no-work` and three `receiver work`, one PostgreSQL and one
-S3 store run on the machine below, under {rate:.0f} callbacks a second: Deepgram's audio (8 KB, some 160 KB) and transcripts (some
-too long for a row), deAPI's jobs with a link to be fetched, deAPI's failures. One fault after the other is made while the load
-goes on. An oracle outside of receiver keeps what was answered 2xx, and what the destination was given.
+`make chaos` writes this page in about ten minutes. Three `receiver serve --no-work` and three `receiver work`, one PostgreSQL and one S3 store run on
+the machine below, under {rate:.0f} callbacks a second: Deepgram's audio (8 KB, some 160 KB) and transcripts (some too long for a row), deAPI's jobs with a
+link to download, and deAPI's failures. The faults are made one after the other under this load. A test oracle outside of receiver records which callbacks
+were answered 2xx, and which events the destination received.
 """
 
 _BOTTOM = """\
 ## How to read it
 
-- *acknowledged*: callbacks of this row that were answered 2xx. *lost*: those among them that the destination did not get.
-  *under two ids*: jobs that it got under two event ids, or under another than the provider was told. Both must be 0. To get one
-  event twice under one id is allowed, and counted in the second table.
-- *95 % again after*: from the end of the fault to the first three seconds in which events were delivered at 95 % of the rate
-  before. *All of it delivered after*: from the end of the fault to the last delivery of what was acknowledged in this row, before
-  the fault, during it and in the 8 seconds of load after it at least; so about 8 s is the best there can be.
-- *given up by their provider*: after its last try it had no answer 2xx, so nothing was promised. Those delivered all the same had been
-  answered 503 and kept in a journal.
-- Rates come back while the backlog of the fault is still being delivered: 95 % is reached early, and *all of it* tells how long it took.
-- What a killed worker had claimed waits for the end of its lease: 34 s for a delivery and 79 s for a pickup, with these settings.
-  No other event waits for that. A pickup that could not store its file is tried again after 5 s, 10 s, 20 s and so on.
-- A process that ends is started again after 0.3 s, as a supervisor would. A callback that meets a refused connection is passed to
-  the next intake, as a load balancer would.
+- *acknowledged*: callbacks of this row that were answered 2xx. *lost*: acknowledged callbacks whose event the destination did not receive.
+  *under two ids*: jobs that the destination received under two event ids, or under another id than the provider's answer named. Both must be 0. Delivery is
+  at-least-once: the same event may come twice under one id, and the second table counts that.
+- *95 % again after*: from the end of the fault to the first three seconds in which events were delivered at 95 % of the rate before.
+  *All of it delivered after*: from the end of the fault to the last delivery of this row's acknowledged callbacks. The load goes on for at least 8 seconds
+  after the fault, so about 8 s is the best possible value.
+- *given up by their provider*: the provider's last retry was not answered 2xx, so receiver had promised nothing. If such a callback was delivered all the same,
+  it had been answered 503 and kept in a journal.
+- The rate recovers while the backlog of the fault is still being delivered: 95 % is reached early, and *all of it* shows how long the backlog took.
+- Work that a killed worker had claimed waits for the end of its lease: 34 s for a delivery and 79 s for a pickup, with these settings. No other event waits
+  for that. A pickup that could not store its file is retried after 5 s, 10 s, 20 s and so on.
+- A process that ends is restarted after 0.3 s, as a supervisor would do. A callback that meets a refused connection is sent to the next intake, as a load
+  balancer would do.
 
 ## Model time
 
-One second stands for 30 of the providers': Deepgram sends again after 1 s for its 30, ten times, and then gives up; deAPI's first wait
-is 2 s for its 60. So 20 s without S3 are 10 minutes. In the row of an hour a second stands for 60. The destination is tried again every
-{wait} s. All else is in real time: the 5 s in which S3 must say something, the 6 s for storing, the 10 s for an answer of
-PostgreSQL, the 2 s for one of the destination, the leases.
+One second stands for 30 of the providers' seconds. Deepgram retries ten times, 1 s apart instead of 30 s, and then gives up; deAPI's first wait is 2 s instead of 60 s.
+So 20 s without S3 are 10 minutes. In the row of an hour, a second stands for 60. The destination's retries are {wait} s apart. All other times are real: the 5 s
+timeout of S3, the 6 s for storing, the 10 s timeout of PostgreSQL, the 2 s timeout of the destination, and the leases.
 
 ## How each fault is made
 
-- Processes and servers are real and are ended by signals: SIGKILL for receiver and SeaweedFS, SIGINT (a fast shutdown) and SIGQUIT for
-  PostgreSQL. Connections are ended with `pg_terminate_backend`. The connections that run out are taken by another session, after
-  receiver's own were ended.
-- S3 that fails: a proxy on loopback between receiver and S3. Of five connections the first gets 500, the second 503 SlowDown, the third is
-  cut within the request, the fourth request is carried out and its answer swallowed, the fifth is served.
-- The full disk: the data folder of one intake is a tmpfs of 8 MiB that is filled to the last byte; where none may be mounted, the
-  process may write no file longer than 0 bytes. S3 is away at the same time, since an intake writes to its disk only when it
-  must journal a callback or take a long body. It then answers 503, and the provider's next try meets another intake.
-- The partition: one intake and one worker reach PostgreSQL and S3 through proxies that stop forwarding and close nothing. What was sent
-  meanwhile arrives afterwards, as it does in a real network.
+- Processes and servers are real and are ended by signals: SIGKILL for receiver and SeaweedFS, SIGINT (a fast shutdown) and SIGQUIT for PostgreSQL. Connections
+  are ended with `pg_terminate_backend`. To use up `max_connections`, another session takes all connections after receiver's own were ended.
+- S3 faults: a proxy on loopback stands between receiver and S3. Of five connections the first gets 500, the second gets 503 SlowDown, the third is cut within the
+  request, the fourth carries out the request and drops the answer, and the fifth is served.
+- The full disk: the data folder of one intake is a tmpfs of 8 MiB that is filled to the last byte. Where no tmpfs can be mounted, the process may write no file longer
+  than 0 bytes. S3 is unavailable at the same time, because an intake writes to its disk only to journal a callback or to buffer a long body. The intake then answers
+  503, and the provider's next retry meets another intake.
+- The partition: one intake and one worker reach PostgreSQL and S3 through proxies that stop forwarding and close nothing. The bytes sent meanwhile arrive
+  afterwards, as they do in a real network.
 
 ## What this does not show
 
 - All processes share one machine, its kernel and its two cores with the load and the stores: the rates are no benchmark.
-- No power is lost. SeaweedFS acknowledges before its data is synced to the disk; another S3 store keeps its own promise. PostgreSQL
-  runs with `fsync = on`; `tests/flow/test_power_loss.py` shows the embedded store on a disk that forgets what was not synced.
-- A journal lies on one machine's disk. While a callback is only there, the loss of that disk loses it.
-- Failover to a standby is in `tests/flow/test_postgres_failover.py`.
-- SIGKILL at each single step is in `tests/crash`.
-- One destination and one run: the figures of another run differ by a second or two.
+- No power is lost. SeaweedFS acknowledges before its data is synced to the disk; another S3 store has its own guarantees. PostgreSQL runs with `fsync = on`;
+  `tests/flow/test_power_loss.py` shows the embedded store on a disk that forgets unsynced data.
+- A journal lies on one machine's disk. If that disk is lost, the callbacks that are only in the journal are lost.
+- `tests/flow/test_postgres_failover.py` tests the failover to a standby.
+- `tests/crash` tests SIGKILL at each single step.
+- There is one destination and one run: the figures of another run differ by a second or two.
 
 ## Run it
 
@@ -249,6 +247,6 @@ make chaos
 .venv/bin/python -m chaos --cell partition --cell kill-loop
 ```
 
-`make chaos` runs all rows and writes this page; the second line prints two rows. `--seconds` and `--rate` change how long each fault lasts and how many callbacks come. The status is 1 when something was lost,
-doubled, or did not recover.
+`make chaos` runs all rows and writes this page; the second command prints two rows. `--seconds` and `--rate` set how long each fault lasts and how many callbacks come.
+The status is 1 when an event was lost or doubled, or when a rate did not recover.
 """
