@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
 ENDED = (PickupState.COLLECTED, PickupState.GONE)
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 """Between two looks at a pickup that is waited for."""
 _HINT = "a running `receiver serve` or `receiver work` picks it up"
 
@@ -126,7 +126,7 @@ def ordered(
 
 
 async def _add(settings: Settings, made: Pickup, *, wait: bool) -> tuple[Pickup, bool, str | None]:
-    """Add a pickup; return the one that stands, whether it is new, and the type of its event where there is one."""
+    """Add a pickup; return the active pickup of the job, whether it is new, and the type of its event where there is one."""
     async with made_store(settings) as store:
         stands, new = await store.add_pickup(made)
         if wait:
@@ -139,7 +139,7 @@ async def _until_ended(store: Store, stands: Pickup, patience: float) -> Pickup:
     """Return the pickup once it has ended, or at its deadline and the time that its last attempt may take."""
     last = stands.deadline_at / 1000 + patience
     while stands.state not in ENDED and time.time() < last:
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
         stands = await store.pickup(stands.id)
     return stands
 
@@ -153,12 +153,12 @@ async def event_type_of(store: Store, event_id: str) -> str | None:
 
 
 def _tell_added(stands: Pickup, status: str, event_type: str | None) -> None:
-    told = {"pickup": stands.id, "event": stands.event_id, "status": status, "state": stands.state.value}
+    fields = {"pickup": stands.id, "event": stands.event_id, "status": status, "state": stands.state.value}
     if event_type:
-        told["type"] = event_type
+        fields["type"] = event_type
     if stands.state not in ENDED:
-        told["deadline"] = time_of(stands.deadline_at) or ""
-    print_fields(told.items())
+        fields["deadline"] = time_of(stands.deadline_at) or ""
+    print_fields(fields.items())
     if stands.state not in ENDED:
         warn(_HINT if status == "added" else f"this result is being picked up already; {_HINT}")
     elif status == "known":
@@ -190,7 +190,7 @@ def pickups(
     wanted = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
     found = ask(settings, lambda store: store.pickups(wanted))
     if as_json:
-        print_json([view(one) for one in found])
+        print_json([view(pickup) for pickup in found])
         return
     columns = {"job": "job_id", "event": "event_id", "due": "due_at", "last outcome": "last_outcome"}
     names = ("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "last outcome")
@@ -204,7 +204,7 @@ async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
         event_type = await event_type_of(store, found.event_id)
     fields = view(found) | {"event_type": event_type}
     if as_json:
-        print_json(fields | {"attempts_made": [view(one) for one in attempts]})
+        print_json(fields | {"attempts_made": [view(attempt) for attempt in attempts]})
         return
     fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
     print_fields(fields.items())
@@ -254,8 +254,8 @@ async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) 
     found: dict[str, bool] = {}
     async with opened_store(settings) as store:
         if ids:
-            for one in ids:
-                found |= await _named(store, one)
+            for identifier in ids:
+                found |= await _named(store, identifier)
         else:
             async for page in _pages(store, wanted):
                 found |= page
@@ -263,16 +263,16 @@ async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) 
     return sorted(ended), len(found) - len(ended)
 
 
-async def _named(store: Store, one: str) -> dict[str, bool]:
+async def _named(store: Store, identifier: str) -> dict[str, bool]:
     from receiver.core.work import DeliveryFilter
 
-    if one.startswith("evt_"):
-        await store.event(one)
+    if identifier.startswith("evt_"):
+        await store.event(identifier)
         owed: dict[str, bool] = {}
-        async for page in _pages(store, DeliveryFilter(event_id=one, limit=_PAGE)):
+        async for page in _pages(store, DeliveryFilter(event_id=identifier, limit=_PAGE)):
             owed |= page
         return owed
-    delivery = await store.delivery(one)
+    delivery = await store.delivery(identifier)
     return {delivery.id: delivery.state in _ENDED}
 
 
@@ -403,7 +403,7 @@ async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Erase
         if journal is not None:
             await journal.open()
         adapters = build_providers(settings, tokens_of(settings))
-        providers = {name: one for name, one in adapters.items() if isinstance(one, PushProvider)}
+        providers = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, PushProvider)}
         yield Eraser(store=store, blobs=blobs, journal=journal, providers=providers)
 
 
@@ -433,10 +433,12 @@ def _confirm_erasing(found: FoundOf) -> None:
             len(found.journaled),
         ),
     )
-    told = ", ".join(f"{count} {one if count == 1 else many}" for one, many, count in counts if count)
+    amounts = ", ".join(
+        f"{count} {single if count == 1 else many}" for single, many, count in counts if count
+    )
     if not sys.stdin.isatty():
-        raise UsageError(f"{told} would be erased for good: add --yes")
-    if not typer.confirm(f"Erase {told} for good?"):
+        raise UsageError(f"{amounts} would be erased for good: add --yes")
+    if not typer.confirm(f"Erase {amounts} for good?"):
         raise typer.Exit(1)
 
 
@@ -463,8 +465,8 @@ def _tell_erased(removed: Removed, journal: str | None, *, as_json: bool) -> Non
     if as_json:
         print_json({"found": True, **counts, "journal": journal})
         return
-    told = [(name.replace("_", " "), count) for name, count in counts.items()]
-    print_fields([*told, ("journal", journal or "left out")])
+    rows = [(name.replace("_", " "), count) for name, count in counts.items()]
+    print_fields([*rows, ("journal", journal or "left out")])
     warn("each machine has a journal of its own: run the same on every machine that takes callbacks")
 
 
@@ -496,9 +498,14 @@ async def _sweep(settings: Settings) -> Counter[str]:
 
     counts: Counter[str] = Counter()
     async with opened_store(settings) as store, _opened_blobs(settings) as blobs:
-        told = Observers([LogObserver(style="console", level="warning")])
+        observer = Observers([LogObserver(style="console", level="warning")])
         janitor = Janitor(
-            store, blobs, settings.retention.kept, told, wall_clock, limits=Limits(budget_seconds=math.inf)
+            store,
+            blobs,
+            settings.retention.kept,
+            observer,
+            wall_clock,
+            limits=Limits(budget_seconds=math.inf),
         )
         while True:
             counts.update(await janitor.step(wall_clock()))

@@ -162,8 +162,8 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
         counts = {"recorded": done.recorded, "known": done.known, "left": done.left}
         print_json(counts | {"reason": done.reason, "journal": folder})
     else:
-        told = [("recorded", done.recorded), ("known already", done.known), ("left", done.left)]
-        print_fields([*told, ("journal", folder)])
+        rows = [("recorded", done.recorded), ("known already", done.known), ("left", done.left)]
+        print_fields([*rows, ("journal", folder)])
     if done.left:
         if not as_json:
             warn(done.reason)

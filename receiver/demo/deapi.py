@@ -11,13 +11,13 @@ import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from receiver.core.envelope import iso
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo.serving import Callback, Provider, base_url, sample_audio
 
@@ -46,7 +46,7 @@ class Job:
 
     def body(self, event: str, *, now: int) -> bytes:
         """Return the body of one event, with a delivery id of its own; `now` in epoch milliseconds."""
-        at = _iso(now)
+        at = iso(now)
         data: dict[str, Any] = {"job_request_id": self.id, "job_type": self.kind}
         match event:
             case "processing":
@@ -87,10 +87,6 @@ def story(event: str, *, out_of_order: bool = False, duplicate: bool = False) ->
     if out_of_order:
         events.reverse()
     return [name for name in events for _ in range(2 if duplicate else 1)]
-
-
-def _iso(now: int) -> str:
-    return datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 _EXPIRED = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>'

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from receiver.core.envelope import iso
 from receiver.demo.serving import Callback
 from receiver.system.audio import sniff
 
@@ -100,10 +100,10 @@ def transcript(text: str, *, now: int, callback_secret: str | None = None) -> di
         "transaction_key": "deprecated",
         "request_id": str(uuid.uuid4()),
         "sha256": "0" * 64,
-        "created": _iso(now),
+        "created": iso(now),
         "duration": round(0.4 * len(words), 2),
         "channels": 1,
-        "models": ["stand-in"],
+        "models": ["simulator"],
     }
     if callback_secret is not None:
         metadata["extra"] = {"callback_secret": callback_secret}
@@ -113,7 +113,7 @@ def transcript(text: str, *, now: int, callback_secret: str | None = None) -> di
 
 def analysis(text: str, *, now: int) -> dict[str, Any]:
     """Return a summary as `/v1/read` answers; `now` in epoch milliseconds."""
-    metadata = {"request_id": str(uuid.uuid4()), "created": _iso(now), "language": "en"}
+    metadata = {"request_id": str(uuid.uuid4()), "created": iso(now), "language": "en"}
     return {"metadata": {"metadata": metadata}, "results": {"summary": {"text": text}}}
 
 
@@ -121,10 +121,6 @@ def failure() -> dict[str, Any]:
     """Return an error document, in the form of https://developers.deepgram.com/docs/errors."""
     return {
         "err_code": "Bad Request",
-        "err_msg": "the stand-in was asked to fail",
+        "err_msg": "the simulator was asked to fail",
         "request_id": str(uuid.uuid4()),
     }
-
-
-def _iso(now: int) -> str:
-    return datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The main job, shown: `receiver demo` runs receiver and a sample application, and plays the providers.
+"""The main job, shown: `receiver demo` runs receiver and a sample application, and simulates the providers.
 
 Every step says what happens and checks that it did. All of it stays on 127.0.0.1 and in one folder.
 """
@@ -100,11 +100,11 @@ def _speech(stage: Stage, audio: bytes) -> Callback:
     callback = _deepgram(stage, "order-42", audio)
     event_id = stage.recorded(callback, "speech.completed")
     line = stage.got(event_id)
-    heard = same_audio(line, audio)
+    fetched = same_audio(line, audio)
     if line["ref"] != "order-42":
         raise NotAsPromised("the event carries another ref")
     stage.good("delivered: the application checked the signature and saw ref order-42")
-    length = f"{heard['bytes']} bytes, {heard['duration_seconds']:.2f} s"
+    length = f"{fetched['bytes']} bytes, {fetched['duration_seconds']:.2f} s"
     stage.good(f"it fetched the audio by the event's link: {length}, SHA-256 as sent")
     return callback
 
@@ -235,11 +235,11 @@ def _stay(stage: Stage) -> None:
         f"  {_command()} --config {_quoted(Path(stage.config).absolute())} simulate deepgram --ref order-45"
     )
     stage.out.print("Ctrl-C ends it.\n")
-    heard = 0
+    seen = 0
     with contextlib.suppress(KeyboardInterrupt):
         while stage.app.status is None:
-            line = stage.app.wait_for(lambda _: True, seconds=3600, after=heard)
-            heard += line is not None
+            line = stage.app.wait_for(lambda _: True, seconds=3600, after=seen)
+            seen += line is not None
             if line is not None and line["got"] == "event":
                 stage.out.print(f"the application got {line['type']} {line['event_id']} (ref {line['ref']})")
 
@@ -249,18 +249,20 @@ _WITHIN_SECONDS = 2
 
 def same_audio(line: Line, audio: bytes) -> dict[str, Any]:
     """Return what the application says of the audio it fetched, which must be `audio`."""
-    heard: dict[str, Any] = line["audio"] or {}
-    if heard.get("sha256") != hashlib.sha256(audio).hexdigest():
+    fetched: dict[str, Any] = line["audio"] or {}
+    if fetched.get("sha256") != hashlib.sha256(audio).hexdigest():
         raise NotAsPromised("the audio that the application fetched is not the provider's")
-    return heard
+    return fetched
 
 
 def deapi_story(stage: Stage, ref: str, *, expired: bool = False) -> list[str]:
     """Let deAPI call back with processing and completed; return the events' ids. With `expired` the link is dead on arrival."""
-    host = stage.cast.deapi
+    host = stage.providers.deapi
     url = callback_urls.compose(stage.base, "deapi", token=stage.tokens.issue("deapi", ref=ref))
     job_id = host.add()
-    job = deapi.Job(url, stage.deapi_secret, id=job_id, result_url=host.link(stage.cast.deapi_base, job_id))
+    job = deapi.Job(
+        url, stage.deapi_secret, id=job_id, result_url=host.link(stage.providers.deapi_base, job_id)
+    )
     if expired:
         host.expire()
     ids = []
@@ -276,7 +278,10 @@ def expired_link(stage: Stage, audio: bytes) -> None:
     stage.title("deAPI calls back, and its link has expired")
     event_id = deapi_story(stage, "order-45", expired=True)[-1]
     same_audio(stage.got(event_id), audio)
-    asked = [f"{one.method} {one.path.rpartition('/')[0]}/…" for one in stage.cast.deapi.asked[-3:]]
+    asked = [
+        f"{request.method} {request.path.rpartition('/')[0]}/…"
+        for request in stage.providers.deapi.asked[-3:]
+    ]
     stage.good(f"receiver asked: {', '.join(asked)}")
     stage.good("a fresh link from deAPI's API; the key went there and nowhere else; delivered with the audio")
 
@@ -284,24 +289,24 @@ def expired_link(stage: Stage, audio: bytes) -> None:
 def deepdub(stage: Stage, audio: bytes) -> None:
     """Deepdub has a URL that is 404 until the audio is ready."""
     stage.title("Deepdub does not call back: the application hands over the URL it was given")
-    wanted = {"targetText": "Hello", "model": "dd-etts-3.2", "voicePromptId": "voice", "locale": "en-US"}
-    submit = f"{stage.cast.deepdub_base}/tts/retroactive"
-    url = _posted(stage, submit, wanted, {"x-api-key": stage.cast.api_key})["url"]
+    job = {"targetText": "Hello", "model": "dd-etts-3.2", "voicePromptId": "voice", "locale": "en-US"}
+    submit = f"{stage.providers.deepdub_base}/tts/retroactive"
+    url = _posted(stage, submit, job, {"x-api-key": stage.providers.api_key})["url"]
     made = stage.ask("pickup", "deepdub", url, "--ref", "order-46")
     stage.promised(made["event_id"], "speech.completed")
     stage.good("receiver pickup deepdub https://… --ref order-46")
     same_audio(stage.got(made["event_id"]), audio)
-    answers = sum(asked.method == "GET" for asked in stage.cast.deepdub.asked)
+    answers = sum(asked.method == "GET" for asked in stage.providers.deepdub.asked)
     stage.good(f"asked {answers} times ({answers - 1} × 404: not yet), then delivered like any other event")
 
 
 def playht(stage: Stage, audio: bytes) -> None:
     """PlayHT tells its progress as a stream of events."""
     stage.title("PlayHT tells how far it is as a stream: the application hands over the job's id")
-    cast = stage.cast
-    headers = {"authorization": f"Bearer {cast.api_key}", "x-user-id": cast.user_id}
-    wanted = {"text": "Hello", "voice": "voice"}
-    job_id = _posted(stage, f"{cast.playht_base}/tts", wanted, headers)["id"]
+    providers = stage.providers
+    headers = {"authorization": f"Bearer {providers.api_key}", "x-user-id": providers.user_id}
+    job = {"text": "Hello", "voice": "voice"}
+    job_id = _posted(stage, f"{providers.playht_base}/tts", job, headers)["id"]
     made = stage.ask("pickup", "playht", job_id, "--ref", "order-47")
     stage.promised(made["event_id"], "speech.completed")
     same_audio(stage.got(made["event_id"]), audio)

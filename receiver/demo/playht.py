@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from receiver.demo.serving import Provider, base_url, sample_audio
 
 API = "/api/v2"
-API_KEY, USER_ID = "playht-standin-key-0123456789", "standinuser0123456789012345"
+API_KEY, USER_ID = "simulated-playht-key-0123456789", "simulated-user-0123456789012"
 CREATED = "2026-11-21T01:02:03.456Z"
 MEDIA_TYPES = {"mp3": "audio/mpeg", "wav": "audio/wav", "mulaw": "audio/basic"}
 _DURATION = 1.5
@@ -84,7 +84,7 @@ class Job:
         """Return the job's JSON."""
         output = {"duration": _DURATION, "size": len(self.audio), "url": self.result_url(base)}
         link = {"href": f"{base}{API}/tts/{self.id}", "method": "GET", "rel": "self"}
-        given = {"text": "Good morning.", "voice": "standin", "output_format": self.output_format}
+        given = {"text": "Good morning.", "voice": "simulated", "output_format": self.output_format}
         return {
             "id": self.id,
             "created": CREATED,

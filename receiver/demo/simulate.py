@@ -483,7 +483,7 @@ def _deapi_result(provider: Deapi, base: str, kind: str, *, expired: bool) -> tu
     """Return the id of a new job and the link to its result; with `expired` a dead one."""
     from receiver.demo.deapi import Work
 
-    text = b"Hello, this is the voice of the stand-in." if kind.endswith("2txt") else None
+    text = b"Hello, this is the voice of the simulator." if kind.endswith("2txt") else None
     job_id = provider.add(Work(kind=kind, result=text, content_type="text/plain" if text else "audio/mpeg"))
     link = provider.link(base, job_id)
     if expired:
@@ -600,9 +600,9 @@ def _document(source: SourceSettings, product: str, file: Path | None, *, error:
         return fields
     if product == "listen":
         secret = newest(source, "callback_secrets")
-        text = "Hello, this is the voice of the stand-in."
+        text = "Hello, this is the voice of the simulator."
         return deepgram.transcript(text, now=wall_clock(), callback_secret=secret)
-    return deepgram.analysis("A stand-in says hello.", now=wall_clock())
+    return deepgram.analysis("A simulator says hello.", now=wall_clock())
 
 
 def _print_tries(tries: Iterable[Try], *, as_json: bool, refused: bool) -> None:

@@ -1,4 +1,4 @@
-"""The stage of the demo: its folder, its settings, receiver and the sample application as processes."""
+"""The demo's environment: its folder, its settings, receiver and the sample application as processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from receiver.demo.playht import API, Playht
 from receiver.demo.serving import Callback, Try, send, served
 
 PATIENCE = 20.0
-"""Seconds that any one promise is given to come true."""
+"""Seconds to wait for any one promised thing."""
 STEPS: Final = 11
 _MARKER = ".receiver-demo"
 
@@ -39,8 +39,8 @@ class NotAsPromised(ReceiverError):
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The providers that are asked, played in this process; each with the address where it is served."""
+class Providers:
+    """The simulated providers that receiver polls, each with the address where this process serves it."""
 
     deapi: Deapi
     deapi_base: str
@@ -66,7 +66,7 @@ class Stage:
     deapi_secret: str
     app_secret: str
     tokens: CallbackTokens
-    cast: Cast
+    providers: Providers
     events: dict[str, str] = field(default_factory=dict)
     """Event id to type, of everything that receiver answered for."""
     delivered: dict[str, int] = field(default_factory=dict)
@@ -224,7 +224,7 @@ def _up(child: Child | None, name: str) -> Child:
 def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Stage]:
     """Write fresh settings; end the processes afterwards, whatever happened."""
     made = fresh()
-    with _cast(fresh().token_secret) as cast:
+    with _served_providers(fresh().token_secret) as providers:
         stage = Stage(
             folder=folder,
             out=out,
@@ -234,7 +234,7 @@ def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Sta
             deapi_secret=fresh().token_secret,
             app_secret=made.app_secret,
             tokens=CallbackTokens([made.token_secret]),
-            cast=cast,
+            providers=providers,
         )
         _write_settings(stage, made.token_secret)
         try:
@@ -244,12 +244,12 @@ def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Sta
 
 
 @contextlib.contextmanager
-def _cast(key: str) -> Iterator[Cast]:
+def _served_providers(key: str) -> Iterator[Providers]:
     user_id = key[:24]
     deapi, deepdub = Deapi(key), Deepdub(key, not_ready=2)
     playht = Playht(api_key=key, user_id=user_id)
     with served(deapi.app) as one, served(deepdub.app) as two, served(playht.app) as three:
-        yield Cast(deapi, one, deepdub, two + BASE_PATH, playht, three + API, key, user_id)
+        yield Providers(deapi, one, deepdub, two + BASE_PATH, playht, three + API, key, user_id)
 
 
 def _free_ports() -> tuple[int, int]:
@@ -260,20 +260,20 @@ def _free_ports() -> tuple[int, int]:
 
 
 def _write_settings(stage: Stage, token_secret: str) -> None:
-    cast = stage.cast
+    providers = stage.providers
     results = {"result_hosts": ["127.0.0.1"]}
-    asked = {"api_key": cast.api_key, "allow": ["127.0.0.0/8"]}
+    asked = {"api_key": providers.api_key, "allow": ["127.0.0.0/8"]}
     tables: dict[str, dict[str, Any]] = {
         "server": {"host": "127.0.0.1", "port": stage.ports[0], "log": "json"},
         "tokens": {"secrets": [token_secret]},
         "sources.deepgram": {"provider": "deepgram", "basic": [stage.basic], "require_token": True},
         "sources.deapi": asked
         | results
-        | {"provider": "deapi", "secrets": [stage.deapi_secret], "api_url": cast.deapi_base},
-        "sources.deepdub": asked | {"provider": "deepdub", "base_url": cast.deepdub_base},
+        | {"provider": "deapi", "secrets": [stage.deapi_secret], "api_url": providers.deapi_base},
+        "sources.deepdub": asked | {"provider": "deepdub", "base_url": providers.deepdub_base},
         "sources.playht": asked
         | results
-        | {"provider": "playht", "user_id": cast.user_id, "base_url": cast.playht_base},
+        | {"provider": "playht", "user_id": providers.user_id, "base_url": providers.playht_base},
         "destinations.app": {
             "url": f"http://127.0.0.1:{stage.ports[1]}/hooks",
             "secrets": [stage.app_secret],
@@ -355,7 +355,7 @@ class Child:
     def __init__(self, module: str, arguments: Sequence[str], *, log: str, env: Mapping[str, str]) -> None:
         self.name = module
         self.lines: list[Line] = []
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._ended = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -378,19 +378,19 @@ class Child:
         """Its exit status, None while it runs."""
         return self._process.poll()
 
-    def wait_for(self, wanted: Callable[[Line], bool], *, seconds: float, after: int = 0) -> Line | None:
+    def wait_for(self, fits: Callable[[Line], bool], *, seconds: float, after: int = 0) -> Line | None:
         """Return the first fitting line from index `after` on, waiting for it; None when time or the process ended."""
         deadline = time.monotonic() + seconds
-        with self._news:
+        with self._changed:
             while True:
                 for line in self.lines[after:]:
-                    if wanted(line):
+                    if fits(line):
                         return line
                 after = len(self.lines)
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
                     return None
-                self._news.wait(left)
+                self._changed.wait(left)
 
     def stop(self, signum: signal.Signals = signal.SIGTERM, *, seconds: float = 15.0) -> int:
         """Send a signal and return the exit status; killed when it has not ended after `seconds`."""
@@ -410,12 +410,12 @@ class Child:
                 file.write(raw)
                 line = _parsed(raw)
                 if line is not None:
-                    with self._news:
+                    with self._changed:
                         self.lines.append(line)
-                        self._news.notify_all()
-        with self._news:
+                        self._changed.notify_all()
+        with self._changed:
             self._ended = True
-            self._news.notify_all()
+            self._changed.notify_all()
 
 
 def _parsed(raw: bytes) -> Line | None:

@@ -1,4 +1,4 @@
-"""The admin API's ground: who may ask, what is read, and how trouble is told.
+"""The admin API: authorization, parsing of requests, and problem responses.
 
 Errors are problem documents (RFC 9457). Nothing of a request's body is read before its bearer token was found to be right.
 """
@@ -245,7 +245,7 @@ class Pickups:
             )
         )
         after = found[-1].id if len(found) == wanted.limit else None
-        return answer({"pickups": [view(one) for one in found], "after": after})
+        return answer({"pickups": [view(pickup) for pickup in found], "after": after})
 
     async def one(self, request: Request) -> Response:
         """Show one with its attempts."""
