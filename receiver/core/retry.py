@@ -1,4 +1,4 @@
-"""When to try again, as a value: tenacity's wait and stop strategies used as arithmetic; nothing sleeps here."""
+"""When to try again, as a value: tenacity says the waits of a round, once; nothing sleeps here."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    stop_after_attempt,
-    wait_chain,
-    wait_exponential,
-    wait_fixed,
-    wait_random,
-)
-from tenacity.stop import stop_base
+from tenacity import Retrying, retry_always, stop_after_attempt, wait_chain, wait_exponential, wait_fixed
 from tenacity.wait import wait_base
 
 from receiver.core.work import Outcome, OutcomeKind
@@ -34,57 +25,63 @@ class RetryPolicy:
     """How many attempts a round has, and the seconds between them."""
 
     name: str
-    wait: wait_base
-    stop: stop_base
-    attempts: int
-    """Attempts in a round, the first one included."""
+    waits: tuple[float, ...]
+    """Seconds after each failed attempt but the last."""
+    jitter: float = 0.0
+    """How much longer a wait may be by chance; 0.1 is a tenth."""
+
+    @property
+    def attempts(self) -> int:
+        """Attempts in a round, the first one included."""
+        return len(self.waits) + 1
 
     def next_delay(self, attempts: int, outcome: Outcome) -> float | None:
         """Return the seconds until the next attempt, None when the delivery is dead.
 
-        `attempts` counts those made in this round, the one that found `outcome` included. `Retry-After` is a
-        floor, never a shortcut, and at most a day. 410 ends the delivery at once.
+        `attempts` counts those made in this round, the one with this `outcome` included. `Retry-After` is a floor, never a
+        shortcut, and at most a day. 410 ends the delivery at once.
         """
-        if outcome.kind is OutcomeKind.GONE:
+        if outcome.kind is OutcomeKind.GONE or attempts > len(self.waits):
             return None
-        state = _state(attempts)
-        if self.stop(state):
-            return None
-        asked = min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT)
-        return max(self.wait(state), asked)
+        wait = self.waits[attempts - 1] * random.uniform(1, 1 + self.jitter)
+        return max(wait, min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT))
 
 
-_IDLE = Retrying()
-
-
-def _state(attempts: int) -> RetryCallState:
-    state = RetryCallState(_IDLE, None, (), {})
-    state.attempt_number = attempts
-    return state
+def _waits(wait: wait_base, retries: int) -> tuple[float, ...]:
+    """Return the waits of a round whose attempts all fail: tenacity plays it, and writes down each wait in place of sleeping."""
+    waits: list[float] = []
+    Retrying(
+        wait=wait,
+        stop=stop_after_attempt(retries + 1),
+        retry=retry_always,
+        sleep=lambda seconds: waits.append(float(seconds)),
+        retry_error_callback=lambda _: None,
+    )(lambda: None)
+    return tuple(waits)
 
 
 def fixed(name: str, retries: int, wait: float) -> RetryPolicy:
     """Return a policy of `retries` retries, `wait` seconds apart."""
-    return RetryPolicy(name, wait_fixed(wait), stop_after_attempt(retries + 1), retries + 1)
+    return RetryPolicy(name, _waits(wait_fixed(wait), retries))
 
 
 def scheduled(name: str, schedule: Sequence[float], jitter: float = 0.0) -> RetryPolicy:
     """Return a policy that waits each of `schedule` (seconds) in turn, each up to `jitter` (0.1: a tenth) longer."""
-    waits = [wait_fixed(s) + wait_random(0, s * jitter) if jitter else wait_fixed(s) for s in schedule]
-    wait: wait_base = wait_chain(*waits) if waits else wait_fixed(0)
-    return RetryPolicy(name, wait, stop_after_attempt(len(waits) + 1), len(waits) + 1)
+    chain = [wait_fixed(seconds) for seconds in schedule] or [wait_fixed(0)]
+    return RetryPolicy(name, _waits(wait_chain(*chain), len(schedule)), jitter)
 
 
-_PICKUP_WAIT = wait_exponential(multiplier=5, exp_base=2, max=300)
+_PICKUP_WAITS = _waits(wait_exponential(multiplier=5, exp_base=2, max=300), 7)
+"""5 s, doubled each time, up to 5 minutes: that is also the wait after every later failure."""
 
 
 def pickup_delay(failures: int, retry_after: float | None) -> float:
     """Return the seconds until a pickup is attempted again after its `failures`th failure in a row.
 
     5 s, doubled each time up to 5 minutes, a quarter more or less by chance; `Retry-After` is a floor, and at most a day.
-    Nothing is given up here: a pickup has a deadline.
+    There is always a next attempt: what ends a pickup is its deadline.
     """
-    wait = _PICKUP_WAIT(_state(min(failures, 64))) * random.uniform(0.75, 1.25)
+    wait = _PICKUP_WAITS[min(failures, len(_PICKUP_WAITS)) - 1] * random.uniform(0.75, 1.25)
     return max(wait, min(retry_after or 0.0, RETRY_AFTER_LIMIT))
 
 

@@ -30,8 +30,6 @@ RESPONSE_LIMIT = 16 * 1024
 """Bytes of a reply's body that `post` keeps."""
 PIECE = 64 * 1024
 """The most bytes of a body that are read at once."""
-BODY_SECONDS = 2.0
-"""Longest wait for a reply's body, once status line and headers are here."""
 DNS_SECONDS = 10
 """How long a resolved and judged name is remembered."""
 INTERIM_LIMIT = 8
@@ -210,9 +208,14 @@ class Egress:
         allow: Iterable[str] = (),
         ca_file: str | None = None,
         resolve: Resolve | None = None,
+        body_seconds: float = 2.0,
     ) -> None:
-        """`timeout_seconds` covers a whole request, from the name to the headers of the reply."""
+        """`timeout_seconds` covers a whole request, from the name to the headers of the reply.
+
+        `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
+        """
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=None)
+        self._body_seconds = body_seconds
         self._connections = connections
         self._guard = Guard(allow)
         self._ca_file = ca_file
@@ -256,7 +259,7 @@ class Egress:
         """Send one POST, never redirected, and return what came of it.
 
         The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
-        body within `BODY_SECONDS`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
+        body within `body_seconds`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
         """
         found = self._target(url)
         if isinstance(found, str):
@@ -265,7 +268,7 @@ class Egress:
         if isinstance(response, Failure):
             return response
         try:
-            received = await _body(response)
+            received = await _body(response, self._body_seconds)
         finally:
             response.close()  # back to the pool already when the body has ended
         return Reply(status=response.status, headers=response.headers, body=received)
@@ -347,17 +350,17 @@ def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
     return context
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
+async def _body(response: aiohttp.ClientResponse, seconds: float) -> bytes:
     stream = response.content
     if stream.is_eof():
         return stream.read_nowait(RESPONSE_LIMIT)
     kept = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             while len(kept) < RESPONSE_LIMIT and (piece := await stream.read(RESPONSE_LIMIT - len(kept))):
                 kept += piece
     except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
-        pass  # the answer stands without the rest of its body
+        pass  # the status is the answer, with or without the rest of the body
     return bytes(kept)
 
 

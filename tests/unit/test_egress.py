@@ -13,7 +13,6 @@ import pytest
 
 from receiver.core.errors import ConfigError
 from receiver.core.work import OutcomeKind
-from receiver.outbound import client as client_module
 from receiver.outbound.client import AddrInfo, Egress, Failure, GuardedResolver, Reply
 from tests.support.sink import Answer, Sink
 from tests.unit.test_threads import unstartable_threads
@@ -56,9 +55,16 @@ async def post(
     allow: Sequence[str] = LOOPBACK,
     names: Names | None = None,
     timeout_seconds: float = 5.0,
+    body_seconds: float = 2.0,
     times: int = 1,
 ) -> Reply | Failure:
-    client = Egress(timeout_seconds=timeout_seconds, connections=4, allow=allow, resolve=names)
+    client = Egress(
+        timeout_seconds=timeout_seconds,
+        connections=4,
+        allow=allow,
+        resolve=names,
+        body_seconds=body_seconds,
+    )
     await client.open()
     try:
         for _ in range(times):
@@ -191,15 +197,16 @@ async def test_headers_that_trickle_are_a_timeout(sink: Sink) -> None:
     failure(await post(sink.url, timeout_seconds=0.2), OutcomeKind.TIMEOUT)
 
 
-@pytest.mark.parametrize("limit", ["the whole timeout", "the body's own"])
+@pytest.mark.parametrize(
+    ("timeout_seconds", "body_seconds"),
+    [(0.2, 3600), (3600, 0.1)],
+    ids=["the whole timeout", "the body's own"],
+)
 async def test_once_headers_are_here_a_body_that_never_ends_changes_nothing(
-    sink: Sink, monkeypatch: pytest.MonkeyPatch, limit: str
+    sink: Sink, timeout_seconds: float, body_seconds: float
 ) -> None:
-    if limit == "the body's own":
-        monkeypatch.setattr(client_module, "BODY_SECONDS", 0.1)
     sink.default = Answer(status=202, body=b"begun", manner="hang_body")
-    timeout_seconds = 3600 if limit == "the body's own" else 0.2
-    answer = await post(sink.url, timeout_seconds=timeout_seconds)
+    answer = await post(sink.url, timeout_seconds=timeout_seconds, body_seconds=body_seconds)
     assert isinstance(answer, Reply)
     assert (answer.status, answer.body) == (202, b"begun")
 

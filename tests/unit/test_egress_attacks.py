@@ -8,8 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from receiver.core.work import OutcomeKind
-from receiver.outbound import client as client_module
-from receiver.outbound.client import INTERIM_LIMIT, Egress, Failure, Incoming, Reply, ReplyBroken
+from receiver.outbound.client import (
+    INTERIM_LIMIT,
+    RESPONSE_LIMIT,
+    Egress,
+    Failure,
+    Incoming,
+    Reply,
+    ReplyBroken,
+)
 from receiver.outbound.guard import Target, target
 from tests.support.provider_host import CHUNKED, ProviderHost, Talk, chunk, reply
 
@@ -126,17 +133,14 @@ BODIES = {
 
 
 @pytest.mark.parametrize("attack", BODIES)
-async def test_a_delivery_waits_for_no_body_without_end(
-    monkeypatch: pytest.MonkeyPatch, host: ProviderHost, attack: str
-) -> None:
-    monkeypatch.setattr(client_module, "BODY_SECONDS", 0.2)
+async def test_a_delivery_waits_for_no_body_without_end(host: ProviderHost, attack: str) -> None:
     host.scripts["/"] = BODIES[attack]
-    client = Egress(timeout_seconds=0.5, connections=1, allow=["127.0.0.0/8"])
+    client = Egress(timeout_seconds=0.5, connections=1, allow=["127.0.0.0/8"], body_seconds=0.2)
     await client.open()
     got = await client.post(host.url("/"), {}, b"event")
     if isinstance(got, Reply):
         assert got.status == 200
-        assert len(got.body) <= client_module.RESPONSE_LIMIT
+        assert len(got.body) <= RESPONSE_LIMIT
     await host.hung_up.wait()
     await client.close()
 

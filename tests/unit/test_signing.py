@@ -190,6 +190,30 @@ def test_an_object_link_is_no_callback_token() -> None:
     assert ObjectLinks([NEW]).read(CallbackTokens([NEW]).issue("deepgram")) is None
 
 
+def test_a_longer_token_than_any_url_holds_is_not_read() -> None:
+    """Whatever a hostile URL brings, only so much of it is decoded and checked."""
+    tokens = CallbackTokens([NEW])
+    longest = tokens.issue("deepgram", ref="r" * 1150)
+    assert 1900 < len(longest) <= 2048
+    assert tokens.read(longest) is not None
+    longer = tokens.issue("deepgram", ref="r" * 1300)
+    assert 2048 < len(longer) < 2 * 2048
+    assert tokens.read(longer) is None
+
+
+def test_only_so_many_tokens_are_remembered() -> None:
+    """A token that was read is remembered, and many others displace it: memory stays bounded."""
+    tokens = CallbackTokens([NEW])
+    token = tokens.issue("deepgram")
+    claims = tokens.read(token)
+    assert tokens.read(token) is claims
+    for _ in range(1024):
+        tokens.read(tokens.issue("deepgram"))
+    again = tokens.read(token)
+    assert again == claims
+    assert again is not claims
+
+
 def test_tokens_need_a_secret() -> None:
     with pytest.raises(ValueError, match="at least one secret"):
         CallbackTokens([])
