@@ -29,7 +29,6 @@ OTHER_USES = {
     "queue": "asyncio's, and Python's",
     "validate": "pydantic's",
     "invalid": "httpx2's InvalidURL",
-    "poll": "a lane's own look for what is due",
     "watch": "an eye on the store",
 }
 """Words that the glossary replaces for one thing and that have another, rightful use. Each says which."""
