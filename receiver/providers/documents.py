@@ -1,4 +1,4 @@
-"""JSON documents of providers: decoded within bounds, read without trust (floor 3, shared by the adapters)."""
+"""JSON documents of providers: decoded within bounds, read without trust."""
 
 from __future__ import annotations
 

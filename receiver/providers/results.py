@@ -1,4 +1,4 @@
-"""What downloaded bytes are (floor 3, shared by the adapters): the result that was wanted, or something else.
+"""What downloaded bytes are: the result that was wanted, or something else.
 
 Order: the bytes themselves, then their Content-Type, then what the job asked for. What is no result (a web page, an
 error document, an image in place of audio) is `Failed(UNUSABLE)`: another try may find the result.
