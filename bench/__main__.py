@@ -76,9 +76,9 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench`. Each figure is the median of interleaved rounds; a ratio compares it with the bare baseline of the",
-        "same rounds, on the same cores, and travels better than the figure. Load generator, receiver, destination and baseline share the",
-        "machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
+        "`make bench` writes this page. Each figure is the median of interleaved rounds. A ratio compares the figure with the bare baseline of the",
+        "same rounds, on the same cores, so it depends less on the machine than the figure does. Load generator, receiver, destination and baseline",
+        "share the machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
     ]
     for section in dict.fromkeys(row.section for row in rows):
         if section:
@@ -101,31 +101,31 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
 
 
 _FLEET = (
-    "PostgreSQL (`fsync=on`) and SeaweedFS run on the same two cores as the processes, the load generator and the destination. So more",
-    "processes are not more cores here: the processor milliseconds say what each part costs on a machine of its own, and",
-    "[scaling](scaling.md) does the sums. The ratio of callbacks is that to one process on embedded parts in the same rounds; that of",
-    "deliveries is to as many bare loops that claim and settle 64 rows at a time by the same statements, without sending anything.",
+    "PostgreSQL (`fsync=on`) and SeaweedFS run on the same two cores as the processes, the load generator and the destination, so more processes",
+    "do not bring more cores here. The processor milliseconds are what each part costs on a machine of its own, and [scaling](scaling.md) does the",
+    "arithmetic. The ratio of callbacks compares with one process on embedded parts in the same rounds. The ratio of deliveries compares with as",
+    "many bare loops, which claim and settle 64 rows at a time by the same statements, without sending anything.",
 )
 ABOUT = {fleet.SECTION: _FLEET, overload.SECTION: overload.ABOUT}
 NOTES = (
     "Notes:",
     "",
     "- *bare* is a Starlette route under the same uvicorn that reads the body and answers; it stores nothing.",
-    "- The disk of a virtual machine syncs fast. The rows with milliseconds added to each sync show the same ingest on a disk that",
-    "  does not: commits are grouped, so throughput falls far less than one commit for each callback would.",
-    "- Of comparable receivers that commit before they answer, hookspool 0.2.0 was run beside this on the same machine with the same",
-    "  load generator and 2 KB of signed JSON: 340 callbacks a second with 64 connections, 353 with 16. receiver took 3,100 to 3,600",
-    "  with 64, which is 9 to 11 times as many, and 2,220 with 16, which is 6 times.",
+    "- The disk of a virtual machine syncs fast. The rows with milliseconds added to each sync show the same ingest on a slower disk. Commits are",
+    "  grouped, so throughput falls far less than it would with one commit for each callback.",
+    "- hookspool 0.2.0, a comparable receiver that commits before it answers, was run on the same machine with the same load generator and 2 KB of",
+    "  signed JSON: it took 340 callbacks a second with 64 connections, 353 with 16. receiver took 3,100 to 3,600 with 64, which is 9 to 11 times",
+    "  as many, and 2,220 with 16, which is 6 times.",
     "- With fewer connections the process waits for each group's commit; with more, it takes the next callbacks meanwhile.",
-    "- The loop of statements sends nothing: it is what the store allows. A bare loop that claims, sends by bare aiohttp and settles has",
-    "  0.3 of its rate, so half of it is out of reach of whatever sends with that client on these cores; without HTTP the relay has more.",
-    "- All of it is one run of `make bench` with three rounds. Some commits came after it; what a callback costs was compared, and is the same.",
-    "- The machine is a virtual one, and its neighbours are not always quiet: bare and receiver do not slow down alike. In five runs on two",
-    "  days the first row's ratio was 0.28 to 0.45 and the second's 0.24 to 0.36, while the processor time of a callback moved by a fifth.",
-    "  Of the relay, 2,800 to 3,000 deliveries/s; of the deliveries over PostgreSQL, 0.17 to 0.31 of the loop of statements.",
-    "- *200 MB PUT* is bound by one core that receives and hashes; `dd` had 307 MB/s on one day and 1,449 MB/s on another.",
-    "- Under a load that never pauses, the write-ahead log is copied into the database about every 64 MiB. Callbacks that come just",
-    "  then wait for it: that is the p99 of the deAPI row, whose two identities touch more of the index.",
+    "- The loop of statements sends nothing, so it shows the store's limit. A bare loop that claims, sends by bare aiohttp and settles has 0.3 of its",
+    "  rate. With that client on these cores, no relay can reach half of it; without HTTP receiver's relay is faster.",
+    "- All figures are from one run of `make bench` with three rounds. Some commits came after the run; a comparison found the cost of a callback unchanged.",
+    "- The machine is virtual, and its neighbours are not always quiet: bare and receiver do not slow down alike. In five runs on two days the",
+    "  first row's ratio was 0.28 to 0.45 and the second's 0.24 to 0.36, while the processor time of a callback varied by a fifth. The relay made",
+    "  2,800 to 3,000 deliveries/s. The deliveries over PostgreSQL were 0.17 to 0.31 of the loop of statements.",
+    "- *200 MB PUT* is limited by one core that receives and hashes; `dd` had 307 MB/s on one day and 1,449 MB/s on another.",
+    "- Under a load that never pauses, the write-ahead log is copied into the database about every 64 MiB. Callbacks that come during the copy wait",
+    "  for it. That explains the p99 of the deAPI row, whose two identities touch more of the index.",
 )
 
 

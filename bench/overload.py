@@ -31,12 +31,12 @@ from bench.servers import Servers, cpu, servers
 
 SECTION = "Overload"
 ABOUT = (
-    "Callbacks arrive at a fixed rate, whatever became of those before, from clients that hang up after 10 s as Deepgram does; latencies",
-    "count from the arrival that was meant. The rates are multiples of the closed-loop capacity of the same round (64 connections); the",
-    "ratio is what is answered 200 each second to that capacity. One process; generator, process and store share the two cores, and what",
-    "the generator needs at 4 times the capacity is taken from the others. A p99 is told for both halves of the overload: a queue that",
-    "grows would show there. Clients have 2,000 connections at most; when all wait for an answer, so do the arrivals. The loop's lag is the",
-    "longest answer of `/healthz`, asked 50 times a second.",
+    "Callbacks arrive at a fixed rate, whatever became of earlier ones, from clients that hang up after 10 s as Deepgram does; latencies count",
+    "from the intended arrival. The rates are multiples of the closed-loop capacity of the same round (64 connections). The ratio compares the",
+    "callbacks answered 200 each second with that capacity. One process runs. Generator, process and store share the two cores, so the generator",
+    "takes processor time from the others at 4 times the capacity. A p99 is given for both halves of the overload: a growing queue would show",
+    "there. Clients have at most 2,000 connections; when all wait for an answer, arrivals wait too. The loop's lag is the longest answer of",
+    "`/healthz`, polled 50 times a second.",
 )
 FACTORS = (0.5, 1, 2, 4)
 _KINDS = {"listen": "2 KB of JSON", "audio": "96 KB of audio"}
