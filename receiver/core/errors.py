@@ -70,7 +70,7 @@ class CallbackRejected(SenderError):
 
 
 class WrongSource(CallbackRejected):
-    """The callback token is valid, but it was handed out for another source."""
+    """The callback token is valid, but it was issued for another source."""
 
     status = 403
     label = "wrong_source"

@@ -24,7 +24,7 @@ class Failed(Struct, frozen=True, kw_only=True):
     """For a person; names host and port, never the rest of a URL."""
     status: int | None = None
     retry_after: float | None = None
-    """Seconds the far side asked for."""
+    """Seconds that the server's `Retry-After` names."""
     too_large: bool = False
     """The bytes were over the limit: another try would find the same."""
 

@@ -16,12 +16,12 @@ def same(left: str | bytes, right: str | bytes) -> bool:
     return hmac.compare_digest(_bytes(left), _bytes(right))
 
 
-def same_as_any(given: str | bytes, expected: Sequence[str | bytes]) -> bool:
-    """Compare `given` with every expected value, without stopping at the first that fits."""
-    found = False
-    for value in expected:
-        found |= same(given, value)
-    return found
+def same_as_any(value: str | bytes, expected: Sequence[str | bytes]) -> bool:
+    """Compare `value` with every expected one, without stopping at the first match."""
+    matches = False
+    for candidate in expected:
+        matches |= same(value, candidate)
+    return matches
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -69,7 +69,7 @@ class ReplyBroken(Exception):
 
 
 class Incoming:
-    """A reply whose body is read as it comes. Whoever was given one closes it."""
+    """A reply whose body is read as it comes. The caller of `get` closes it."""
 
     def __init__(self, response: aiohttp.ClientResponse, where: str) -> None:
         self._response = response
@@ -155,7 +155,7 @@ class GuardedResolver(AbstractResolver):
     """Resolves a name and lets no address through unless all of them may be connected to."""
 
     def __init__(self, guard: Guard, resolve: Resolve | None = None) -> None:
-        """`resolve` stands in for the system's resolver, which runs in two threads of its own."""
+        """`resolve` replaces the system's resolver, which runs in two threads of its own."""
         self._guard = guard
         self._threads = Threads(2, "egress-dns")  # none is started before it is needed
         self._ask = resolve or self._system
@@ -191,10 +191,10 @@ class GuardedResolver(AbstractResolver):
     async def _system(self, host: str, port: int, family: int) -> Sequence[AddrInfo]:
         ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
         try:
-            asked = self._threads.submit(ask)
+            lookup = self._threads.submit(ask)
         except RuntimeError:
             raise _NoThread from None
-        return await asyncio.wrap_future(asked)
+        return await asyncio.wrap_future(lookup)
 
 
 class Egress:

@@ -84,7 +84,7 @@ class Fetcher:
     def create(
         cls, settings: SourceSettings, bodies: BodyBuffer, *, resolve: Resolve | None = None
     ) -> Fetcher:
-        """Return the fetcher of a source; downloads go to `spool`. `resolve` stands in for the system's resolver."""
+        """Return the fetcher of a source; downloads go to `spool`. `resolve` replaces the system's resolver."""
         egress = Egress(
             timeout_seconds=settings.attempt_seconds,
             connections=2
@@ -220,7 +220,7 @@ class Fetcher:
                     if len(kept) >= limit:
                         break
         except (_Stop, ReplyBroken):
-            pass  # the status stands without the rest of its body
+            pass  # the status is the answer, with or without the rest of the body
         return Answer(status=reply.status, headers=self._headers(reply), body=bytes(kept[:limit]))
 
     def _headers(self, reply: Incoming) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Sources: the IANA special-purpose registries, read in November 2026
 (https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry),
-and for IPv6 the rule that only 2000::/3 is handed out as global unicast
+and for IPv6 the rule that only 2000::/3 is assigned as global unicast
 (https://www.iana.org/assignments/ipv6-address-space). An address that carries an IPv4 address (mapped, compatible, NAT64,
 6to4, Teredo, ISATAP) is judged by every address inside. One address of no registry is refused: 168.63.129.16, where every
 machine in Azure finds its host (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
@@ -184,7 +184,7 @@ class Target(Struct, frozen=True, kw_only=True):
 
     @property
     def secure(self) -> bool:
-        """It is asked over TLS."""
+        """The request goes over TLS."""
         return self.url.scheme == "https"
 
 

@@ -61,7 +61,7 @@ def token_secrets(settings: Settings) -> list[str]:
                 os.link(fresh, path)  # whoever is first wins; a half-written secret is never seen
             finally:
                 os.unlink(fresh)
-        sync_folder(path.parent)  # before a URL is handed out that only this secret can prove
+        sync_folder(path.parent)  # before a URL is issued that only this secret can prove
         return [path.read_text("ascii").strip()]
     except OSError as error:
         raise ConfigError(

@@ -85,7 +85,7 @@ class HttpDestination(Kind):
     }
 
     def __init__(self, settings: DestinationSettings, *, resolve: Resolve | None = None) -> None:
-        """`resolve` stands in for the system's resolver. Raises `ConfigError` for headers that cannot be sent."""
+        """`resolve` replaces the system's resolver. Raises `ConfigError` for headers that cannot be sent."""
         super().__init__(settings)
         options = own_settings(HttpSettings, settings)
         self._url, self._headers = _address(settings.name, options)
