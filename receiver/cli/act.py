@@ -84,15 +84,15 @@ def pickup(
         deadline_seconds=seconds(deadline) if deadline else None,
         format=job_format(format),
     )
-    stands, new, event_type = asyncio.run(_add(settings, made, wait=wait))
+    added, new, event_type = asyncio.run(_add(settings, made, wait=wait))
     status = "added" if new else "known"
     if as_json:
-        print_json(view(stands) | {"status": status, "event_type": event_type})
+        print_json(view(added) | {"status": status, "event_type": event_type})
     else:
-        _tell_added(stands, status, event_type)
-    if wait and stands.state is PickupState.GONE:
+        _print_added(added, status, event_type)
+    if wait and added.state is PickupState.GONE:
         raise typer.Exit(1)
-    if wait and stands.state not in ENDED:
+    if wait and added.state not in ENDED:
         warn(f"it has not ended, and its time is up: is a worker running? {_HINT}")
         raise typer.Exit(1)
 
@@ -128,20 +128,20 @@ def ordered(
 async def _add(settings: Settings, made: Pickup, *, wait: bool) -> tuple[Pickup, bool, str | None]:
     """Add a pickup; return the active pickup of the job, whether it is new, and the type of its event where there is one."""
     async with made_store(settings) as store:
-        stands, new = await store.add_pickup(made)
+        added, new = await store.add_pickup(made)
         if wait:
             patience = 2 * settings.sources[made.source].attempt_seconds
-            stands = await _until_ended(store, stands, patience)
-        return stands, new, await event_type_of(store, stands.event_id)
+            added = await _until_ended(store, added, patience)
+        return added, new, await event_type_of(store, added.event_id)
 
 
-async def _until_ended(store: Store, stands: Pickup, patience: float) -> Pickup:
+async def _until_ended(store: Store, added: Pickup, patience: float) -> Pickup:
     """Return the pickup once it has ended, or at its deadline and the time that its last attempt may take."""
-    last = stands.deadline_at / 1000 + patience
-    while stands.state not in ENDED and time.time() < last:
+    last = added.deadline_at / 1000 + patience
+    while added.state not in ENDED and time.time() < last:
         await asyncio.sleep(_POLL_SECONDS)
-        stands = await store.pickup(stands.id)
-    return stands
+        added = await store.pickup(added.id)
+    return added
 
 
 async def event_type_of(store: Store, event_id: str) -> str | None:
@@ -152,14 +152,14 @@ async def event_type_of(store: Store, event_id: str) -> str | None:
         return None
 
 
-def _tell_added(stands: Pickup, status: str, event_type: str | None) -> None:
-    fields = {"pickup": stands.id, "event": stands.event_id, "status": status, "state": stands.state.value}
+def _print_added(added: Pickup, status: str, event_type: str | None) -> None:
+    fields = {"pickup": added.id, "event": added.event_id, "status": status, "state": added.state.value}
     if event_type:
         fields["type"] = event_type
-    if stands.state not in ENDED:
-        fields["deadline"] = time_of(stands.deadline_at) or ""
+    if added.state not in ENDED:
+        fields["deadline"] = time_of(added.deadline_at) or ""
     print_fields(fields.items())
-    if stands.state not in ENDED:
+    if added.state not in ENDED:
         warn(_HINT if status == "added" else f"this result is being picked up already; {_HINT}")
     elif status == "known":
         warn("this result was picked up before; the event is there")
@@ -187,8 +187,8 @@ def pickups(
         return
     if source is not None:
         source_named(settings, source)
-    wanted = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
-    found = ask(settings, lambda store: store.pickups(wanted))
+    filters = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
+    found = ask(settings, lambda store: store.pickups(filters))
     if as_json:
         print_json([view(pickup) for pickup in found])
         return
@@ -236,20 +236,20 @@ def replay(
     if not ids and not filtered:
         raise UsageError("name deliveries or events, or filter with --dead, --destination and --since")
     settings = load(ctx)
-    wanted = DeliveryFilter(
+    filters = DeliveryFilter(
         destination=destination, state=DeliveryState.DEAD if dead else None, since=since(since_), limit=_PAGE
     )
-    found, busy = asyncio.run(_find(settings, ids or [], wanted))
+    found, busy = asyncio.run(_find(settings, ids or [], filters))
     if dry_run or not found:
-        _tell_replayed(0, found, busy, dry_run=dry_run, as_json=as_json)
+        _print_replayed(0, found, busy, dry_run=dry_run, as_json=as_json)
         return
     if not ids and not yes:
         _confirm_replaying(len(found))
     done = asyncio.run(_replay(settings, found))
-    _tell_replayed(done, found, busy + len(found) - done, dry_run=False, as_json=as_json)
+    _print_replayed(done, found, busy + len(found) - done, dry_run=False, as_json=as_json)
 
 
-async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) -> tuple[list[str], int]:
+async def _find(settings: Settings, ids: Sequence[str], filters: DeliveryFilter) -> tuple[list[str], int]:
     """Return the deliveries that have ended, oldest first, and how many are still under way."""
     found: dict[str, bool] = {}
     async with opened_store(settings) as store:
@@ -257,7 +257,7 @@ async def _find(settings: Settings, ids: Sequence[str], wanted: DeliveryFilter) 
             for identifier in ids:
                 found |= await _named(store, identifier)
         else:
-            async for page in _pages(store, wanted):
+            async for page in _pages(store, filters):
                 found |= page
     ended = [delivery_id for delivery_id, has_ended in found.items() if has_ended]
     return sorted(ended), len(found) - len(ended)
@@ -276,16 +276,16 @@ async def _named(store: Store, identifier: str) -> dict[str, bool]:
     return {delivery.id: delivery.state in _ENDED}
 
 
-async def _pages(store: Store, wanted: DeliveryFilter) -> AsyncIterator[dict[str, bool]]:
+async def _pages(store: Store, filters: DeliveryFilter) -> AsyncIterator[dict[str, bool]]:
     from dataclasses import replace
 
     while True:
-        page = await store.deliveries(wanted)
+        page = await store.deliveries(filters)
         if page:
             yield {delivery.id: delivery.state in _ENDED for delivery in page}
-        if len(page) < wanted.limit:
+        if len(page) < filters.limit:
             return
-        wanted = replace(wanted, after=page[-1].id)
+        filters = replace(filters, after=page[-1].id)
 
 
 def _confirm_replaying(count: int) -> None:
@@ -311,7 +311,7 @@ async def _replay(settings: Settings, ids: Sequence[str]) -> int:
     return done
 
 
-def _tell_replayed(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json: bool) -> None:
+def _print_replayed(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({"found": len(found), "replayed": done, "left_alone": busy, "dry_run": dry_run})
         return

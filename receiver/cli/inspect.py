@@ -54,8 +54,8 @@ def events(
     if event_id is not None:
         asyncio.run(_show_event(settings, event_id, as_json))
         return
-    wanted = EventFilter(source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit)
-    found = ask(settings, lambda store: store.events(wanted))
+    filters = EventFilter(source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit)
+    found = ask(settings, lambda store: store.events(filters))
     if as_json:
         print_json([view(event) for event in found])
         return
@@ -97,7 +97,7 @@ async def _awaited(store: Store, event_id: str) -> Pickup | None:
 
     moment = event_id.removeprefix("evt_")[:TIME_CHARS]
     found = await store.pickups(PickupFilter(after=f"pku_{moment}{'z' * 17}", limit=200))
-    return next((one for one in found if one.event_id == event_id), None)
+    return next((pickup for pickup in found if pickup.event_id == event_id), None)
 
 
 async def _show_event(settings: Settings, event_id: str, as_json: bool) -> None:
@@ -135,10 +135,10 @@ def deliveries(
     if delivery_id is not None:
         asyncio.run(_show_delivery(settings, delivery_id, as_json))
         return
-    wanted = DeliveryFilter(
+    filters = DeliveryFilter(
         destination=destination, state=state, event_id=event, since=since(since_), limit=limit
     )
-    found = ask(settings, lambda store: store.deliveries(wanted))
+    found = ask(settings, lambda store: store.deliveries(filters))
     if as_json:
         print_json([view(delivery) for delivery in found])
     else:

@@ -210,9 +210,9 @@ class Pickups:
         return await (self._add(request) if request.method == "POST" else self._list(request))
 
     async def _add(self, request: Request) -> Response:
-        wanted = await read(request, NewPickup)
+        requested = await read(request, NewPickup)
         receiver = self._receiver
-        source = source_named(receiver, wanted.source)
+        source = source_named(receiver, requested.source)
         provider = receiver.ports.pulls.get(source.name)
         if provider is None:
             raise Refused(
@@ -221,30 +221,30 @@ class Pickups:
             )
         made = order(
             provider,
-            wanted.result,
-            ref=wanted.ref,
-            deadline_seconds=wanted.deadline_seconds,
-            format=checked_format(wanted.format),
+            requested.result,
+            ref=requested.ref,
+            deadline_seconds=requested.deadline_seconds,
+            format=checked_format(requested.format),
             now=receiver.clock(),
         )
-        stands, new = await receiver.store.add_pickup(made)
-        receiver.collector.wake([stands.source])
-        place = {"location": f"/api/v1/pickups/{stands.id}"}
-        return answer(view(stands), status=201 if new else 200, headers=place)
+        pickup, new = await receiver.store.add_pickup(made)
+        receiver.collector.wake([pickup.source])
+        place = {"location": f"/api/v1/pickups/{pickup.id}"}
+        return answer(view(pickup), status=201 if new else 200, headers=place)
 
     async def _list(self, request: Request) -> Response:
-        wanted = asked(request, Wanted)
+        requested = asked(request, Wanted)
         found = await self._receiver.store.pickups(
             PickupFilter(
-                source=wanted.source,
-                state=wanted.state,
-                job_id=wanted.job_id,
-                ref=wanted.ref,
-                after=wanted.after,
-                limit=wanted.limit,
+                source=requested.source,
+                state=requested.state,
+                job_id=requested.job_id,
+                ref=requested.ref,
+                after=requested.after,
+                limit=requested.limit,
             )
         )
-        after = found[-1].id if len(found) == wanted.limit else None
+        after = found[-1].id if len(found) == requested.limit else None
         return answer({"pickups": [view(pickup) for pickup in found], "after": after})
 
     async def one(self, request: Request) -> Response:
@@ -295,49 +295,49 @@ class CallbackUrls:
 
     async def make(self, request: Request) -> Response:
         """Answer 201 with a fresh URL; with `expect_within_seconds` its expectation is stored before."""
-        wanted = await read(request, NewCallbackUrl)
+        requested = await read(request, NewCallbackUrl)
         receiver = self._receiver
-        source = source_named(receiver, wanted.source)
-        _refuse_contradictions(source, wanted)
+        source = source_named(receiver, requested.source)
+        _refuse_contradictions(source, requested)
         made = hand_out(
             receiver.settings.public_url,
             source,
             receiver.tokens,
             provider=receiver.ports.pulls.get(source.name),
-            ref=wanted.ref,
-            format=checked_format(wanted.format),
-            expires_seconds=wanted.expires_seconds,
-            expect_seconds=wanted.expect_within_seconds,
-            job_secret=wanted.job_secret,
+            ref=requested.ref,
+            format=checked_format(requested.format),
+            expires_seconds=requested.expires_seconds,
+            expect_seconds=requested.expect_within_seconds,
+            job_secret=requested.job_secret,
             now=receiver.clock(),
         )
         if made.expectation is not None:
             await receiver.store.add_pickup(made.expectation)
             receiver.collector.wake([source.name])
-        return answer(_fields(made, wanted), status=201)
+        return answer(_fields(made, requested), status=201)
 
 
-def _fields(made: HandedOut, wanted: NewCallbackUrl) -> dict[str, Any]:
+def _fields(made: HandedOut, requested: NewCallbackUrl) -> dict[str, Any]:
     expected = made.expectation
     return {
         "url": made.url,
-        "source": wanted.source,
+        "source": requested.source,
         "token": made.token,
-        "ref": wanted.ref,
+        "ref": requested.ref,
         "webhook_secret": made.webhook_secret,
         "expect_by": time_of(expected.due_at) if expected else None,
         "pickup_id": expected.id if expected else None,
     }
 
 
-def _refuse_contradictions(source: SourceSettings, wanted: NewCallbackUrl) -> None:
+def _refuse_contradictions(source: SourceSettings, requested: NewCallbackUrl) -> None:
     if not adapter_of(source).calls_back:
         raise Refused(
             422,
             f"{source.name} is of provider {source.provider}, which does not call back: use /api/v1/pickups",
         )
-    if wanted.job_secret and not adapter_of(source).job_secrets:
+    if requested.job_secret and not adapter_of(source).job_secrets:
         raise Refused(422, "job_secret is for deAPI: it alone takes a webhook_secret with a job")
-    expires, within = wanted.expires_seconds, wanted.expect_within_seconds
+    expires, within = requested.expires_seconds, requested.expect_within_seconds
     if expires is not None and within is not None and expires < within:
         raise Refused(422, "the URL would expire before its callback is overdue: make expires_seconds larger")
