@@ -69,7 +69,7 @@ def _rates() -> str:
     )
     return (
         "At its best, with 64 workers, that harness had 269 jobs a second of it, each a function that returns at once, on four cores; "
-        f"{ours} ([benchmarks](benchmarks.md)). Machines and work differ, so the two rates are no ratio."
+        f"{ours} ([benchmarks](benchmarks.md)). Machines and work differ, so the two rates cannot be compared as a ratio."
     )
 
 
@@ -78,6 +78,7 @@ _TEXT = """\
 
 An independent [harness](https://github.com/hardbyte/postgresql-job-queue-benchmarking) puts queues over PostgreSQL under faults like these. In its
 [run of May 2026](https://github.com/hardbyte/postgresql-job-queue-benchmarking/blob/main/results/2026-05-09-full-sweep/SUMMARY.md) (PostgreSQL 18, four
-cores) three of eight came back from all five; Procrastinate, the best known in Python, did not come back from a restart of PostgreSQL. The
-columns are the rate after the fault by the rate before; ours is of the last 8 s of load of the row above (over 100 %: what the fault had held up is coming after). Whoever wrote the harness also wrote one of the queues in it.
+cores) three of eight queues recovered from all five faults; Procrastinate, the best known in Python, did not recover from a restart of PostgreSQL. The harness's
+author also wrote one of the queues in it. The columns are the rate after the fault divided by the rate before. receiver's rate after the fault is that of the last
+8 s of load of the row above; over 100 % the backlog of the fault is being delivered.
 """
