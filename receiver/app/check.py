@@ -47,9 +47,6 @@ from receiver.storage.blobs.s3_options import S3Options
 if TYPE_CHECKING:
     import psycopg
 
-    from receiver.settings.model import Settings
-
-
 _GENERAL = {
     "E001": Code("The settings cannot be read", ""),
     "E002": Code("A source names an unknown provider", "write the name of a provider that receiver knows"),
@@ -106,16 +103,15 @@ _GENERAL = {
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
 _PARTS: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
-CODES: Mapping[str, Code] = _GENERAL | {code: told for part in _PARTS for code, told in part.codes.items()}
+CODES: Mapping[str, Code] = _GENERAL | {
+    code: meaning for part in _PARTS for code, meaning in part.codes.items()
+}
 """Every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
 
 
 def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
     """Return a finding with the code's own advice, or a closer one."""
     return Finding(code, where, message, fix or CODES[code].fix)
-
-
-__all__ = ["CODES", "check", "check_file", "finding"]
 
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
@@ -133,7 +129,10 @@ def check(settings: Settings) -> list[Finding]:
     found = [
         *_sources(settings),
         *_public_url(settings),
-        *kept_places(settings),
+        *_places(settings),
+        *_store(settings),
+        *_blobs(settings),
+        *_retention(settings),
         *(f for name in settings.destinations for f in _destination(settings, settings.destinations[name])),
     ]
     if any(len(token.get_secret_value()) < _SHORT for token in settings.server.admin_tokens):
@@ -169,7 +168,7 @@ def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:
         url = source.options.get(name)
         try:
             blocked = blocked_by_address(url, source.allow) if isinstance(url, str) else None
-        except ValueError:  # no URL at all, which the provider's own finding tells
+        except ValueError:  # no URL at all, which is a finding of the provider's own
             continue
         if blocked:
             yield finding("W012", f"{where}.allow", f"every attempt will be blocked: {blocked}")
@@ -265,18 +264,10 @@ def _with_credentials(url: str) -> bool:
         return False
     try:
         parts = urlsplit(url)
-    except ValueError:  # no URL, which is told elsewhere
+    except ValueError:  # no URL at all, which is a finding elsewhere
         return False
     fields = parse_qsl(parts.query)
     return "@" in parts.netloc or any(_OPENING.search(name) for name, _ in fields)
-
-
-def kept_places(settings: Settings) -> Iterator[Finding]:
-    """Find what is wrong or doubtful about the places where `settings` keep things, and for how long."""
-    yield from _places(settings)
-    yield from _store(settings)
-    yield from _blobs(settings)
-    yield from _retention(settings)
 
 
 def _places(settings: Settings) -> Iterator[Finding]:
@@ -404,11 +395,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def _retention(settings: Settings) -> Iterator[Finding]:
     """Find an age of events that the age of audio overrules: without its event, nobody could tell what a file is."""
-    told, kept = settings.retention, settings.retention.kept
+    ages, kept = settings.retention, settings.retention.kept
     if kept.events is None or kept.audio is None or kept.events >= kept.audio:
         return
-    message = f"events stay as long as their audio, {told.audio}, and not {told.events} only"
-    fix = f'write events = "{told.audio}", or keep audio for {told.events} only'
+    message = f"events stay as long as their audio, {ages.audio}, and not {ages.events} only"
+    fix = f'write events = "{ages.audio}", or keep audio for {ages.events} only'
     yield finding("W019", "retention.events", message, fix)
 
 
@@ -417,7 +408,7 @@ PATIENCE = 8.0
 _APART_MS, _TOO_FAR_MS = 5_000, 600_000
 _ANSWER_SECONDS = 4.0
 _TABLES = "SELECT to_regclass('migrations') IS NOT NULL, current_schema() IS NULL"
-_ASKED = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, current_setting('fsync')"
+_SERVER = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, current_setting('fsync')"
 _RIGHTS = """
 SELECT rights, string_agg(name, ', ' ORDER BY name), quote_ident(current_user)
 FROM (
@@ -452,47 +443,37 @@ def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[
 
     The settings are to be such that `check` found nothing fatal. S3 is tried with a small object, which is deleted again.
     """
-    asked: list[_Asked] = []
+    probes: list[_Probe] = []
     if load.postgres_url(settings) is not None:
-        asked.append(_Asked(lambda: _postgres(settings, clock), finding("E012", "store.url", _SILENT)))
+        probes.append(_Probe(lambda: _postgres(settings, clock), "store.url", silent="E012", broken="E018"))
     if load.on_s3(settings):
-        asked.append(_Asked(lambda: _s3(settings), finding("W017", "blobs.url", _SILENT)))
-    for one in asked:
-        one.join(PATIENCE)
-    return sorted((f for one in asked for f in one.found()), key=lambda found: not found.fatal)
+        probes.append(_Probe(lambda: _s3(settings), "blobs.url", silent="W017", broken="E020"))
+    for probe in probes:
+        probe.join(PATIENCE)
+    return sorted((f for probe in probes for f in probe.findings), key=lambda finding: not finding.fatal)
 
 
-_SILENT = f"it did not answer within {PATIENCE:g} s"
-_FAULT = {"store.url": "E018", "blobs.url": "E020"}
+class _Probe(threading.Thread):
+    """Ask one service in a thread that ends with the process if there is never an answer."""
 
-
-class _Asked(threading.Thread):
-    """One part, asked in a thread that ends with the process if it is never answered."""
-
-    def __init__(self, ask: Callable[[], Iterable[Finding]], silent: Finding) -> None:
+    def __init__(self, ask: Callable[[], Iterable[Finding]], where: str, *, silent: str, broken: str) -> None:
         super().__init__(daemon=True)
-        self._ask = ask
-        self._silent = silent
-        self._found: list[Finding] | None = None
+        self._ask, self._where, self._broken = ask, where, broken
+        self.findings = [finding(silent, where, f"it did not answer within {PATIENCE:g} s")]
         self.start()
 
     def run(self) -> None:
         try:
-            self._found = list(self._ask())
+            self.findings = list(self._ask())
         except Exception as error:  # a bug of ours must not pass for silence, nor for a traceback
-            code, message = _FAULT[self._silent.where], f"asking it failed ({type(error).__name__})"
-            self._found = [
-                finding(code, self._silent.where, message, "look at the settings; please report it")
-            ]
-
-    def found(self) -> list[Finding]:
-        """Return what was found, or that there was no answer."""
-        return [self._silent] if self._found is None else self._found
+            message = f"asking it failed ({type(error).__name__})"
+            fix = "look at the settings; please report it"
+            self.findings = [finding(self._broken, self._where, message, fix)]
 
 
 def unreached(findings: Iterable[Finding]) -> bool:
     """Tell whether nothing stops the start but what may pass: an outage, or a clock that is not yet set after a boot."""
-    return all(one.code in {"E012", "E017"} for one in findings if one.fatal)
+    return all(finding.code in {"E012", "E017"} for finding in findings if finding.fatal)
 
 
 def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:
@@ -504,7 +485,7 @@ def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]
     try:
         info = parse(load.postgres_url(settings) or "")
         with connect(info, writes=False, answer_seconds=_ANSWER_SECONDS) as connection:
-            yield from _asked(connection, clock)
+            yield from _server(connection, clock)
     except psycopg.Error as error:
         state = state_of(error) or ""
         code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
@@ -514,9 +495,9 @@ def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]
         yield finding("E018", where, error.message.removeprefix("store.url: "))
 
 
-def _asked(connection: psycopg.Connection, clock: Callable[[], int]) -> Iterator[Finding]:
+def _server(connection: psycopg.Connection, clock: Callable[[], int]) -> Iterator[Finding]:
     before = clock()
-    row = connection.execute(_ASKED).fetchone()
+    row = connection.execute(_SERVER).fetchone()
     if row is not None:
         yield from _clock(int(row[0]) - (before + clock()) // 2)
         if row[1] != "on":
