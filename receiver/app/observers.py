@@ -6,6 +6,7 @@ JSON lines of one turn of the event loop are written together: the hot path pays
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from receiver.core.clock import wall_clock
 from receiver.core.envelope import iso
-from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, harmless, no_secrets
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, Repeats, harmless, no_secrets
 from receiver.core.work import StoreStats
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -27,6 +28,7 @@ _BLANK = ("", None)
 _DIGITS = {"seconds": 6, "waited_seconds": 3}
 _ALWAYS = frozenset(("source", "provider", "method", "status", "seconds", "size"))
 """Fields of a callback's line that are written even when they are empty."""
+_NUMBERS = re.compile(r"[0-9]+")
 _WAITING_SECONDS = 30.0
 """Least time between two lines `journal.waiting`."""
 _encode = msgspec.json.Encoder().encode
@@ -49,6 +51,7 @@ class LogObserver:
         self._level = _LEVELS[level]
         self._write = _JsonLines(out).write if style == "json" else _console(out)
         self._clock = clock
+        self._repeats = Repeats(clock)
         self._last_waiting: float | None = None
         """When the last line `journal.waiting` was written; None while the journal is empty."""
 
@@ -57,7 +60,16 @@ class LogObserver:
         level = "info" if report.status < 400 else "warning"
         if _LEVELS[level] < self._level:
             return
+        left_out = 0
+        if report.status >= 400 and report.count == 1:
+            # What a stranger can repeat at will must not fill the disk; metrics count every one.
+            repeated = self._repeats.left_out((report.source, report.answer, _NUMBERS.sub("", report.reason)))
+            if repeated is None:
+                return
+            left_out = repeated
         fields = _fields(report)
+        if left_out:
+            fields["left_out"] = left_out
         del fields["answer"]
         if report.count == 1:
             del fields["count"]

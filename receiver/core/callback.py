@@ -146,6 +146,8 @@ class Admission(Struct, frozen=True, kw_only=True):
     proofs: frozenset[str]
     """Names of the proofs that held so far, for example `basic`, `token`."""
     body_limit: int
+    held: bool = True
+    """The head alone proves the callback. False: it may be anybody's until its body is verified."""
 
 
 class VerifiedCallback(Struct, frozen=True, kw_only=True):

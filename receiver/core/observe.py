@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -129,6 +130,35 @@ class Observers:
         for listener in self._listeners:
             with suppress(Exception):
                 listener.note(level, event, **fields)
+
+
+class Repeats:
+    """Limits lines that repeat: a few of each kind in half a minute, then one that says how many were left out."""
+
+    SECONDS = 30.0
+    LINES = 5
+    KINDS = 256
+    """Kinds that are told apart at once; past that all begin anew."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[object, list[float]] = {}
+        """For each kind: when its half minute began, its lines since then, and those left out."""
+
+    def left_out(self, kind: object) -> int | None:
+        """Return how many lines of a kind were left out before this one; None when this one is left out as well."""
+        now = self._clock()
+        seen = self._seen.get(kind)
+        if seen is None or now - seen[0] >= self.SECONDS:
+            if len(self._seen) >= self.KINDS:
+                self._seen.clear()
+            self._seen[kind] = [now, 1, 0]
+            return int(seen[2]) if seen else 0
+        if seen[1] < self.LINES:
+            seen[1] += 1
+            return 0
+        seen[2] += 1
+        return None
 
 
 _STEERING = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from receiver.core.callback import Admission, Body, Head, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, MemoryBody, VerifiedCallback
 from receiver.core.errors import (
     RESOURCE_ERRORS,
     CallbackRejected,
@@ -34,7 +34,7 @@ from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
-from receiver.system.bodies import BodyBuffer, Receive, too_large
+from receiver.system.bodies import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large
 
 METHODS = ("POST", "PUT")
 _BIG_JSON = 256 * 1024
@@ -155,7 +155,6 @@ class Intake:
             content_type=head.content_type(),
             peer=head.peer,
         )
-        self.load.under_way += 1
         try:
             answer = await self._take(head, receive, report)
         except SenderError as error:
@@ -168,8 +167,6 @@ class Intake:
             self._bug("accept", report.source, error)
             report.answer, report.reason = "not_kept", "an internal error"
             answer = _busy("receiver could not take the callback; send it again")
-        finally:
-            self.load.under_way -= 1
         report.status = answer.status
         report.seconds = time.perf_counter() - began
         self._observer.callback(report)
@@ -224,16 +221,39 @@ class Intake:
         if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
             raise too_large(limit)
         settings = self._sources[head.source]
-        body = await self._bodies.read(
-            receive, limit=limit, total=settings.body_seconds, idle=settings.idle_seconds
-        )
+        if admission.held:
+            with self.load.counted():
+                body = await self._bodies.read(
+                    receive, limit=limit, total=settings.body_seconds, idle=settings.idle_seconds
+                )
+                return await self._take_body(provider, admission, body, settings, report)
+        room = self.load.waiting_room
+        with room.place(head.peer):
+            total = min(settings.body_seconds, room.SECONDS)
+            body = await self._bodies.read(
+                receive, limit=limit, total=total, idle=settings.idle_seconds, piece=MEMORY_LIMIT
+            )
+        return await self._take_body(provider, admission, body, settings, report)
+
+    async def _take_body(
+        self,
+        provider: PushProvider,
+        admission: Admission,
+        body: MemoryBody | FileBody,
+        settings: SourceSettings,
+        report: CallbackReport,
+    ) -> Answer:
+        """Prove a callback with its body, and record it."""
         try:
             report.size = body.size
             if body.path is None or body.size <= _BIG_JSON:
                 callback, draft = self._prove(provider, admission, body)
             else:
                 callback, draft = await asyncio.to_thread(self._prove, provider, admission, body)
-            return await self._record(provider, callback, draft, settings.budget_seconds, report)
+            if admission.held:
+                return await self._record(provider, callback, draft, settings.budget_seconds, report)
+            with self.load.counted():
+                return await self._record(provider, callback, draft, settings.budget_seconds, report)
         finally:
             body.discard()
 

@@ -8,9 +8,13 @@ to the journal, which is more work than storing it. So while storing is slow, no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from receiver.core.errors import BodyTooSlow
 
 SLOW_SECONDS = 2.0
 """Storing that takes longer is slow: a third of what a source allows for it by default."""
@@ -20,43 +24,97 @@ _NTH_OLDEST = 16
 """Which of the callbacks being stored is timed: a few that hang are no sign of overload."""
 
 
+class Place:
+    """Where a callback waits for its body while nothing proves it."""
+
+    def __init__(self, peer: str | None) -> None:
+        self.peer = peer
+        self.gave_way = False
+        self.task = asyncio.current_task()
+
+
+class WaitingRoom:
+    """The callbacks that nothing proves yet, while their bodies come in.
+
+    They take no room from callbacks that are proved. When there are too many, or too many of one peer, the oldest gives way:
+    a real callback is here for milliseconds, one that does not end is soon the oldest.
+    """
+
+    PLACES = 512
+    PLACES_OF_A_PEER = 128
+    SECONDS = 15.0
+    """How long the body of a callback that nothing proves may take, in all."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[Place, None] = OrderedDict()
+        self._of_peers: dict[str | None, OrderedDict[Place, None]] = {}
+
+    @contextlib.contextmanager
+    def place(self, peer: str | None) -> Iterator[Place]:
+        """Hold a place until the block ends. Raises `BodyTooSlow` in the callback that gives way."""
+        place = Place(peer)
+        self._places[place] = None
+        self._of_peers.setdefault(peer, OrderedDict())[place] = None
+        if len(self._of_peers[peer]) > self.PLACES_OF_A_PEER:
+            self._give_way(next(iter(self._of_peers[peer])))
+        elif len(self._places) > self.PLACES:
+            self._give_way(next(iter(self._places)))
+        try:
+            yield place
+        except asyncio.CancelledError:
+            if not place.gave_way or place.task is None:
+                raise
+            place.task.uncancel()
+            raise BodyTooSlow from None
+        finally:
+            self._leave(place)
+
+    def _give_way(self, place: Place) -> None:
+        self._leave(place)
+        place.gave_way = True
+        if place.task is not None:
+            place.task.cancel()
+
+    def _leave(self, place: Place) -> None:
+        self._places.pop(place, None)
+        same = self._of_peers.get(place.peer)
+        if same is not None:
+            same.pop(place, None)
+            if not same:
+                del self._of_peers[place.peer]
+
+
 class LoadShedder:
     """Counts the callbacks of one process, and decides whether one more is admitted."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`limit` callbacks may be under way at once; `clock` gives seconds."""
         self.limit = limit
+        self.waiting_room = WaitingRoom()
         self.under_way = 0
-        """Callbacks between their head and their answer."""
-        self._admitted = 0
-        """Callbacks whose head was read in this turn of the event loop: their tasks begin in the next one."""
+        """Callbacks between their proof and their answer."""
         self._clock = clock
         self._storing: dict[int, float] = {}
         self._numbers = itertools.count()
 
-    def admit(self) -> str:
-        """Decide on a callback whose head was just read: return why it is refused, "" when its task may begin."""
-        reason = self.refusal(self._admitted)
-        if reason:
-            return reason
-        if not self._admitted:
-            # Runs before the tasks of this turn's heads, and so before the next heads are read.
-            asyncio.get_running_loop().call_soon(self._begin_turn)
-        self._admitted += 1
-        return ""
-
-    def _begin_turn(self) -> None:
-        self._admitted = 0
-
-    def refusal(self, admitted: int = 0) -> str:
-        """Return why one callback more is refused, "" when it is not; `admitted` callbacks have not begun yet."""
-        if self.under_way + admitted >= self.limit:
+    def refusal(self) -> str:
+        """Return why one callback more is refused, "" when it is not."""
+        if self.under_way >= self.limit:
             return f"{self.limit} callbacks are under way (server.max_callbacks)"
         if len(self._storing) >= ALWAYS_STORED:
             since = next(itertools.islice(self._storing.values(), _NTH_OLDEST - 1, None))
             if self._clock() - since > SLOW_SECONDS:
                 return f"storing takes more than {SLOW_SECONDS:g} s (store or blobs are slower than callbacks come)"
         return ""
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a proved callback as under way until the block ends."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
     def begin_storing(self) -> int:
         """Note that a callback is being stored; return the number that ends it."""

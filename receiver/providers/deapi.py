@@ -162,7 +162,7 @@ class DeapiProvider(Adapter):
                 f"no account secret is configured, and the URL names no job with one: set {self._secrets_setting}"
             )
         proofs = frozenset(("token",)) if claims else frozenset[str]()
-        return Admission(head=head, claims=claims, proofs=proofs, body_limit=self._body_limit)
+        return Admission(head=head, claims=claims, proofs=proofs, body_limit=self._body_limit, held=False)
 
     def _check_fresh(self, stamp: int, now: int) -> None:
         away = abs(now - stamp * 1000)

@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
@@ -24,6 +26,7 @@ from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.providers import Adapter, toolkit
 from receiver.providers.documents import (
+    BOM,
     Document,
     decode_object,
     encode,
@@ -45,6 +48,7 @@ from receiver.system.audio import MEDIA_TYPES
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
 """What an audio event tells of its headers; `dg-project-id` and `dg-token` name the account and are left out."""
 _ADD_BASIC = 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
+T = TypeVar("T")
 _SECRET_VALUE = re.compile(rb'("callback_secret"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -158,7 +162,11 @@ class DeepgramProvider(Adapter):
         if self._dg_tokens and self._check_dg_token(dg_token):
             proofs.add("dg-token")
         return Admission(
-            head=head, claims=claims, proofs=frozenset(proofs), body_limit=self._body_limit(head, proofs)
+            head=head,
+            claims=claims,
+            proofs=frozenset(proofs),
+            body_limit=self._body_limit(head, proofs),
+            held=self._held(proofs),
         )
 
     def _check_basic(self, header: str | None) -> None:
@@ -212,10 +220,9 @@ class DeepgramProvider(Adapter):
         setting = f"sources.{self.source}.callback_secrets"
         try:
             is_document = kind_of(admission.head, body.prefix, admission.claims) is not Kind.AUDIO
-            document = self._decoded(body) if is_document else {}
         except MalformedCallback:
-            is_document, document = True, {}
-        found = callback_secrets(document)
+            is_document = True
+        found = echoed_secrets(body.load()) if is_document and body.size <= self._max_json else []
         good = [isinstance(value, str) and same_as_any(value, self._callback_secrets) for value in found]
         if not all(good):
             raise CallbackRejected(
@@ -370,9 +377,41 @@ class Origin:
         return product if isinstance(product, str) and product in _FAMILIES else None
 
 
-def callback_secrets(document: Document) -> list[Any]:
-    """Return every value of `extra.callback_secret` in a document's metadata (nested once or twice, or flat)."""
-    return [extra[_ECHO] for extra in _extras(document) if _ECHO in extra]
+class _Place(Struct):
+    """An object in which `extra` may stand; the rest is passed over, and nothing is built of it."""
+
+    metadata: Raw | UnsetType = UNSET
+    extra: Raw | UnsetType = UNSET
+
+
+class _Extra(Struct):
+    """`extra`, as far as it proves something."""
+
+    callback_secret: Raw | UnsetType = UNSET
+
+
+def echoed_secrets(raw: bytes) -> list[Any]:
+    """Return every value of `extra.callback_secret` in a JSON document's metadata (nested once or twice, or flat).
+
+    A document is decoded as a whole only after it is proved: what a stranger sends may become a hundred times as large.
+    """
+    found = []
+    places = [_part(raw.removeprefix(BOM), _Place)]
+    for _ in range(2):
+        places.append(_part(places[-1].metadata, _Place))
+    for place in places:
+        extra = _part(place.extra, _Extra)
+        if extra.callback_secret is not UNSET:
+            found.append(_part(extra.callback_secret, str, None))
+    return found
+
+
+def _part(raw: bytes | Raw | UnsetType, kind: type[T], default: Any = UNSET) -> Any:
+    """Return a part of a document, an empty one where it is not there or of another type."""
+    try:
+        return msgspec.json.decode(raw, type=kind) if raw is not UNSET else kind()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return kind() if default is UNSET else default
 
 
 def without_secrets(document: Document) -> bool:

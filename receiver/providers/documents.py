@@ -16,7 +16,7 @@ MAX_DEPTH = 100
 """Deepest nesting taken: what is decoded here is encoded again further down the road."""
 MAX_ID = 200
 """Longest job id and idempotency key, in characters."""
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TEXT_SPACE = b" \t\r\n"
 
@@ -30,7 +30,7 @@ def decode_object(raw: bytes) -> Document:
     of range, or deeper than `MAX_DEPTH`.
     """
     try:
-        document = msgspec.json.decode(raw.removeprefix(_BOM))
+        document = msgspec.json.decode(raw.removeprefix(BOM))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise MalformedCallback("the body is not valid JSON") from None
     if not isinstance(document, dict):
@@ -79,7 +79,7 @@ def looks_like_json(prefix: bytes) -> bool:
 
     A brace alone says little: 0x7B is a common value in quiet mu-law audio. So the rest must be text as well.
     """
-    return prefix.removeprefix(_BOM).lstrip(_TEXT_SPACE)[:1] == b"{" and is_text(prefix)
+    return prefix.removeprefix(BOM).lstrip(_TEXT_SPACE)[:1] == b"{" and is_text(prefix)
 
 
 # ---------------------------------------------------------------- fields, without trust

@@ -166,6 +166,8 @@ class ServerSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_callbacks: int = Field(default=1000, ge=1, le=100_000)
     """Callbacks under way at once in one process; one more is answered 503 before its body is read."""
+    max_connections: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Connections open at once in one process; past it the longest idle is closed. None: what file descriptors allow, 10,000 at most."""
     stop_seconds: float = Field(default=10.0, gt=0, le=600)
     drain_seconds: float = Field(default=0.0, ge=0, le=600)
     """How long SIGTERM leaves the load balancer to look away: `/readyz/intake` says 503, callbacks are still taken."""

@@ -107,10 +107,13 @@ class BodyBuffer:
                 f"the folder for temporary files cannot be used: {error.strerror}"
             ) from None
 
-    async def read(self, receive: Receive, *, limit: int, total: float, idle: float) -> MemoryBody | FileBody:
+    async def read(
+        self, receive: Receive, *, limit: int, total: float, idle: float, piece: int = _PIECE
+    ) -> MemoryBody | FileBody:
         """Read a body to its end.
 
-        `limit` in bytes; `total` and `idle` (between two pieces) in seconds. Raises `BodyTooLarge`, `BodyTooSlow`,
+        `limit` in bytes; `total` and `idle` (between two pieces) in seconds; `piece` bytes are held in memory before they
+        are written to a file. Raises `BodyTooLarge`, `BodyTooSlow`,
         `BodyCutOff`; `JournalUnavailable` when the disk cannot take it.
         """
         deadline = time.monotonic() + total
@@ -119,12 +122,12 @@ class BodyBuffer:
         writer: _Writer | None = None
         try:
             while more:
-                if writer is not None and sum(map(len, pieces)) >= _PIECE:
+                if writer is not None and sum(map(len, pieces)) >= piece:
                     await writer.write(pieces)
                     pieces = []
-                piece, more = await _next(receive, deadline, idle)
-                pieces.append(piece)
-                size += len(piece)
+                data, more = await _next(receive, deadline, idle)
+                pieces.append(data)
+                size += len(data)
                 if size > limit:
                     raise too_large(limit)
                 if writer is None and size > MEMORY_LIMIT:

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself has no limit."""
-_DRAIN_SECONDS = 30.0
-"""How long a refused sender may pause within its body."""
+_DRAIN_SECONDS = 60.0
+"""How long the body of an answered request is read on, in all: closing at once may keep the answer from its sender."""
+_UNREAD_SECONDS = 30.0
+"""How long a peer may leave an answer unread once the buffers between are full."""
+DEFAULT_CONNECTIONS = 10_000
+"""Connections that one process holds open at most, where it has file descriptors for so many."""
 _PREFIX = PREFIX.encode()
 _METHODS = tuple(method.encode() for method in METHODS)
 
@@ -35,14 +39,51 @@ _LATE = (
 )
 
 
-def protocol(receiver: Receiver) -> type[Protocol]:
-    """Return the protocol of a process that takes callbacks."""
+class Connections:
+    """The open connections of one process, those that were silent longest first.
 
-    class IntakeProtocol(Protocol):
-        _receiver = receiver
+    Each takes a file descriptor, and a process has few. Past `limit` one is closed: the oldest of those that never said a
+    byte, else the one that has been idle longest. Whoever opens connections and says nothing keeps nobody out.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._silent: dict[Protocol, None] = {}
+        """Connections on which nothing came yet."""
+        self._used: dict[Protocol, None] = {}
+
+    def add(self, connection: Protocol) -> None:
+        """Add a connection, and close one if there are too many: the new one where all others are busy."""
+        self._silent[connection] = None
+        if len(self._silent) + len(self._used) > self.limit:
+            closed = next(iter(self._silent))
+            if closed is connection:
+                closed = next((other for other in self._used if other.is_idle), connection)
+            self.remove(closed)
+            closed.transport.abort()
+
+    def touch(self, connection: Protocol) -> None:
+        """Note that something came on a connection."""
+        if self._silent.pop(connection, 0) is None or self._used.pop(connection, 0) is None:
+            self._used[connection] = None
+
+    def remove(self, connection: Protocol) -> None:
+        """Forget a connection."""
+        self._silent.pop(connection, None)
+        self._used.pop(connection, None)
+
+
+def protocol(
+    receiver: Receiver, *, intake: bool = True, max_connections: int = DEFAULT_CONNECTIONS
+) -> type[Protocol]:
+    """Return the protocol of a process; with `intake` it takes callbacks."""
+
+    class ProcessProtocol(Protocol):
+        _receiver = receiver if intake else None
+        _connections = Connections(max_connections)
         head_seconds = receiver.timing.head_seconds
 
-    return IntakeProtocol
+    return ProcessProtocol
 
 
 class Protocol(HttpToolsProtocol):
@@ -54,6 +95,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     _receiver: ClassVar[Receiver | None] = None
+    _connections: ClassVar[Connections] = Connections(DEFAULT_CONNECTIONS)
     head_seconds: ClassVar[float] = 15.0
     """Seconds from a head's first byte to its last.
 
@@ -74,18 +116,29 @@ class Protocol(HttpToolsProtocol):
     _closing = False
     """The connection ends with it."""
     _drain: TimerHandle | None = None
+    """Runs while a body is read that nobody wants any more."""
+    _in_body = False
+    """A head ended, and its body has not."""
+    _dropping = False
+    """Requests came faster than they were answered: no more are taken, and the connection ends after those that were."""
+    _stuck: TimerHandle | None = None
+    """Runs while the peer does not read."""
+
+    @property
+    def is_idle(self) -> bool:
+        """True between two requests, and before the first."""
+        return self._is_answered() and not self._begun and not self._in_body
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # uvicorn narrows the parameter of asyncio's in the same way
         """Wait for the first head to begin, for a while."""
         super().connection_made(transport)
+        self._connections.add(self)
         self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end."""
         self._had_body = False
-        if self._drain is not None:
-            self._drain.cancel()
-            self._drain = None
+        self._connections.touch(self)
         super().data_received(data)
         self._plain = 0 if self._had_body else self._plain + len(data)
         if self._plain > HEAD_BYTES and not self.transport.is_closing():
@@ -100,19 +153,34 @@ class Protocol(HttpToolsProtocol):
         """Set a timer that ends the connection if the request under way does not go on."""
         if self._begun:
             self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
-        elif self._unread:
-            self._drain = self.loop.call_later(_DRAIN_SECONDS, self.transport.close)
+        elif self._unread or (self._in_body and self._is_answered()):
+            if self._drain is None:
+                self._drain = self.loop.call_later(_DRAIN_SECONDS, self.transport.close)
         elif self.timeout_keep_alive_task is None and self._is_answered():
             # uvicorn ends its own timer at any byte: here one of a body that was answered before its end, or an empty line.
             self._keep_alive()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
-        for timer in (self._drain, self._late):
+        self._connections.remove(self)
+        for timer in (self._drain, self._late, self._stuck):
             if timer is not None:
                 timer.cancel()
-        self._drain = self._late = None
+        self._drain = self._late = self._stuck = None
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The peer does not read: wait for it, for a while."""
+        super().pause_writing()
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """A head begins; if it does not end in the same piece, it is timed."""
@@ -130,8 +198,15 @@ class Protocol(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
         self._unset_keepalive_if_required()  # set when the request before it in the same piece was refused
+        self._in_body = True
         if self.transport.is_closing():
             self._refused = self._closing = True  # it will not be answered: nothing of it is taken
+            return
+        if self.pipeline and not self._dropping:  # one request waits for the answer to another already
+            self._dropping = True
+            self.pipeline[0][0].keep_alive = False
+        if self._dropping:
+            self._refused = True
             return
         self._refused = False
         receiver = self._receiver
@@ -141,7 +216,7 @@ class Protocol(HttpToolsProtocol):
             and self._is_answered()
             and self.url.startswith(_PREFIX)
             and self.parser.get_method() in _METHODS
-            and (reason := receiver.intake.load.admit())
+            and (reason := receiver.intake.load.refusal())
         ):
             self._refuse(receiver, reason)
         else:
@@ -192,6 +267,12 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request ended."""
+        self._in_body = False
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+        if self._dropping:
+            return
         if not self._refused:
             super().on_message_complete()
             return

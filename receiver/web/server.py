@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -20,8 +21,9 @@ import uvicorn
 
 from receiver.app.wiring import Receiver, build, open_receiver
 from receiver.core.errors import ReceiverError
+from receiver.core.observe import Repeats
 from receiver.web.app import create_app
-from receiver.web.protocol import Protocol, protocol
+from receiver.web.protocol import DEFAULT_CONNECTIONS, protocol
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +43,7 @@ def run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_fil
 
     Raises `ReceiverError` when the port is not free, `ConfigError` and `Unavailable` when a part cannot be opened.
     """
+    _raise_descriptors()
     server = settings.server
     sockets = bind(server.host, server.port) if listen else []
     try:
@@ -52,6 +55,27 @@ def run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_fil
     finally:
         for sock in sockets:
             sock.close()
+
+
+_MOST_DESCRIPTORS = 65_536
+_OTHER_DESCRIPTORS = 256
+"""Descriptors that are kept for store, journal, audio and deliveries."""
+
+
+def _raise_descriptors() -> None:
+    """Let this process open as many files as it may: many systems begin with 1,024, and let a process ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _connections(setting: int | None) -> int:
+    """Return how many connections may be open: as set, and never more than there are descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = max(soft - _OTHER_DESCRIPTORS, soft // 2)
+    return min(setting or DEFAULT_CONNECTIONS, room)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -173,7 +197,7 @@ async def _serve(
     settings = receiver.settings.server
     config = uvicorn.Config(
         _hanging_up(create_app(receiver, intake=intake), receiver),
-        http=protocol(receiver) if intake else Protocol,
+        http=protocol(receiver, intake=intake, max_connections=_connections(settings.max_connections)),
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -273,9 +297,15 @@ class _Forward(logging.Handler):
     def __init__(self, observer: Observer) -> None:
         super().__init__(logging.WARNING)
         self._observer = observer
+        self._repeats = Repeats()
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = {"logger": record.name, "message": record.getMessage().splitlines()[0][:300]}
+        fields: dict[str, Any] = {"logger": record.name, "message": record.getMessage().splitlines()[0][:300]}
+        left_out = self._repeats.left_out((record.name, fields["message"][:40]))
+        if left_out is None:
+            return
+        if left_out:
+            fields["left_out"] = left_out
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             frames = traceback.extract_tb(error.__traceback__)

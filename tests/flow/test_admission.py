@@ -186,20 +186,6 @@ async def test_refusals_of_one_moment_are_told_together_and_each_is_counted(tmp_
         assert 'receiver_ack_seconds_count{source="deepgram"} 3.0' in metrics
 
 
-async def test_heads_that_come_at_one_moment_see_each_other(tmp_path: Path) -> None:
-    """Their tasks begin later: without that, a burst would pass the bound whole."""
-    text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 2\n")
-    async with running(tmp_path, text) as up:
-        room = up.receiver.intake.load
-        assert [bool(room.admit()) for _ in range(3)] == [False, False, True]
-        await asyncio.sleep(0)
-        assert not room.admit(), "what did not become a callback is forgotten in the next turn"
-        up.receiver.intake.load.under_way += 2
-        await asyncio.sleep(0)
-        assert "max_callbacks" in room.admit()
-        up.receiver.intake.load.under_way -= 2
-
-
 async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(tmp_path: Path) -> None:
     """Long before `max_callbacks`: who waits longer than the provider does is answered in vain."""
     async with running(tmp_path) as up:

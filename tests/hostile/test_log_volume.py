@@ -1,0 +1,36 @@
+"""A stranger's requests are counted; lines about them are limited."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.hostile.attack import client, only_200, send, send_good, target
+from tests.support.senders import Sent
+
+_SENT = 2000
+
+
+async def test_refusals_are_counted_and_their_lines_limited(tmp_path: Path) -> None:
+    bad = Sent("bad", "/callbacks/deepgram", {"content-type": "application/json"}, b"{}")
+    with target(tmp_path) as process:
+        async with client(process) as http:
+
+            async def refuse() -> None:
+                for _ in range(_SENT // 4):
+                    assert await send(http, bad) == 401
+
+            await asyncio.gather(*(refuse() for _ in range(4)))
+            assert only_200(await send_good(process, 1))
+            metrics = (await http.get("/metrics")).text
+    assert f'receiver_callbacks_total{{answer="rejected",source="deepgram"}} {_SENT}.0' in metrics
+    assert process.lines("callback.rejected") < 100
+    assert len(process.log) < 100_000
+
+
+async def test_requests_for_sources_that_do_not_exist_are_limited_as_well(tmp_path: Path) -> None:
+    with target(tmp_path) as process:
+        async with client(process) as http:
+            for number in range(500):
+                assert await send(http, Sent("x", f"/callbacks/no{number}", {}, b"")) == 404
+    assert len(process.log) < 50_000
