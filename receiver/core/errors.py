@@ -1,7 +1,7 @@
 """The whole error tree of receiver. A class's docstring is its default message.
 
 ReceiverError
-├── SenderError                  the sender's fault; `web` maps it once to a status
+├── SenderError                  the sender's fault; engine/intake.py answers it with its status
 │   ├── UnknownSource            404
 │   ├── WrongMethod              405
 │   ├── CallbackRejected         401

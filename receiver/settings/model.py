@@ -1,4 +1,4 @@
-"""The settings of what keeps things: store, blobs, journal, retention."""
+"""All settings: their sections, and how TOML and environment variables become them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The HTTP connection: bounds on request heads, and load shedding as soon as a head is read."""
+"""The HTTP connection: bounds against slow senders (Slowloris) and readers, and load shedding as soon as a head is read.
+
+Slow bodies are bounded where they are read, in system/bodies.py, and by the waiting room in engine/overload.py.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +158,8 @@ class Protocol(HttpToolsProtocol):
             self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
         elif self._unread or (self._in_body and self._is_answered()):
             if self._drain is None:
-                self._drain = self.loop.call_later(_DRAIN_SECONDS, self.transport.close)
+                seconds = _DRAIN_SECONDS if self._unread else self.timeout_keep_alive
+                self._drain = self.loop.call_later(seconds, self.transport.close)
         elif self.timeout_keep_alive_task is None and self._is_answered():
             # uvicorn ends its own timer at any byte: here one of a body that was answered before its end, or an empty line.
             self._keep_alive()

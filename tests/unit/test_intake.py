@@ -254,4 +254,4 @@ async def test_a_journal_that_cannot_be_drained_is_told_once(opened: Open) -> No
             lock.unlink()
         told = [(level, name) for level, name, _ in up.seen.notes]
         assert told == [("warning", "journal.drain_stopped")] * 2, "and again when it happens again"
-        assert "No such file" in up.seen.notes[0][2]["error"]
+        assert "symbolic links" in up.seen.notes[0][2]["error"]
