@@ -64,7 +64,7 @@ class HttpPlace:
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         url = f"http://user:hunter2@127.0.0.1:{sink.port}/hooks?key=k3y"
-        self.destination: Destination = HttpDestination(settings(url, timeout_seconds=0.2))
+        self.destination: Destination = HttpDestination(settings(url, timeout_seconds=1.0))
 
     def arrived(self) -> list[tuple[str, bytes]]:
         return [(came.headers["webhook-id"], came.body) for came in self.sink.received]
