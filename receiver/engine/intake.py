@@ -28,7 +28,7 @@ from receiver.core.errors import (
 )
 from receiver.core.event import EventDraft, Recorded, RecordStatus, Rejection, Stage
 from receiver.core.observe import CallbackReport, Observers
-from receiver.engine.overload import LoadShedder
+from receiver.engine.overload import LoadShedder, Place
 from receiver.engine.recorder import Recorder
 from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
@@ -221,19 +221,22 @@ class Intake:
         if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
             raise too_large(limit)
         settings = self._sources[head.source]
-        if admission.held:
-            with self.load.counted():
+        if not admission.held:
+            room = self.load.waiting_room
+            with Place(room, head.peer):
+                total = min(settings.body_seconds, room.SECONDS)
                 body = await self._bodies.read(
-                    receive, limit=limit, total=settings.body_seconds, idle=settings.idle_seconds
+                    receive, limit=limit, total=total, idle=settings.idle_seconds, piece=MEMORY_LIMIT
                 )
-                return await self._take_body(provider, admission, body, settings, report)
-        room = self.load.waiting_room
-        with room.place(head.peer):
-            total = min(settings.body_seconds, room.SECONDS)
+            return await self._take_body(provider, admission, body, settings, report)
+        self.load.under_way += 1
+        try:
             body = await self._bodies.read(
-                receive, limit=limit, total=total, idle=settings.idle_seconds, piece=MEMORY_LIMIT
+                receive, limit=limit, total=settings.body_seconds, idle=settings.idle_seconds
             )
-        return await self._take_body(provider, admission, body, settings, report)
+            return await self._take_body(provider, admission, body, settings, report)
+        finally:
+            self.load.under_way -= 1
 
     async def _take_body(
         self,
@@ -250,10 +253,12 @@ class Intake:
                 callback, draft = self._prove(provider, admission, body)
             else:
                 callback, draft = await asyncio.to_thread(self._prove, provider, admission, body)
-            if admission.held:
+            counted = 0 if admission.held else 1
+            self.load.under_way += counted
+            try:
                 return await self._record(provider, callback, draft, settings.budget_seconds, report)
-            with self.load.counted():
-                return await self._record(provider, callback, draft, settings.budget_seconds, report)
+            finally:
+                self.load.under_way -= counted
         finally:
             body.discard()
 

@@ -8,11 +8,9 @@ to the journal, which is more work than storing it. So while storing is slow, no
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from receiver.core.errors import BodyTooSlow
 
@@ -25,12 +23,25 @@ _NTH_OLDEST = 16
 
 
 class Place:
-    """Where a callback waits for its body while nothing proves it."""
+    """Where a callback waits for its body while nothing proves it, until the `with` block ends.
 
-    def __init__(self, peer: str | None) -> None:
+    Leaving raises `BodyTooSlow` in a callback that had to give way.
+    """
+
+    def __init__(self, room: WaitingRoom, peer: str | None) -> None:
+        self._room = room
         self.peer = peer
         self.gave_way = False
         self.task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        self._room.enter(self)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._room.leave(self)
+        if self.gave_way and self.task is not None and kind is asyncio.CancelledError:
+            self.task.uncancel()
+            raise BodyTooSlow from None
 
 
 class WaitingRoom:
@@ -46,36 +57,24 @@ class WaitingRoom:
     """How long the body of a callback that nothing proves may take, in all."""
 
     def __init__(self) -> None:
-        self._places: OrderedDict[Place, None] = OrderedDict()
-        self._of_peers: dict[str | None, OrderedDict[Place, None]] = {}
+        self._places: dict[Place, None] = {}
+        self._of_peers: dict[str | None, dict[Place, None]] = {}
 
-    @contextlib.contextmanager
-    def place(self, peer: str | None) -> Iterator[Place]:
-        """Hold a place until the block ends. Raises `BodyTooSlow` in the callback that gives way."""
-        place = Place(peer)
+    def enter(self, place: Place) -> None:
+        """Take a place; the oldest of the peer, or of all, gives way if there are too many."""
         self._places[place] = None
-        self._of_peers.setdefault(peer, OrderedDict())[place] = None
-        if len(self._of_peers[peer]) > self.PLACES_OF_A_PEER:
-            self._give_way(next(iter(self._of_peers[peer])))
-        elif len(self._places) > self.PLACES:
-            self._give_way(next(iter(self._places)))
-        try:
-            yield place
-        except asyncio.CancelledError:
-            if not place.gave_way or place.task is None:
-                raise
-            place.task.uncancel()
-            raise BodyTooSlow from None
-        finally:
-            self._leave(place)
+        same = self._of_peers.setdefault(place.peer, {})
+        same[place] = None
+        crowded = same if len(same) > self.PLACES_OF_A_PEER else self._places
+        if crowded is same or len(self._places) > self.PLACES:
+            oldest = next(iter(crowded))
+            self.leave(oldest)
+            oldest.gave_way = True
+            if oldest.task is not None:
+                oldest.task.cancel()
 
-    def _give_way(self, place: Place) -> None:
-        self._leave(place)
-        place.gave_way = True
-        if place.task is not None:
-            place.task.cancel()
-
-    def _leave(self, place: Place) -> None:
+    def leave(self, place: Place) -> None:
+        """Give a place back; harmless to repeat."""
         self._places.pop(place, None)
         same = self._of_peers.get(place.peer)
         if same is not None:
@@ -106,15 +105,6 @@ class LoadShedder:
             if self._clock() - since > SLOW_SECONDS:
                 return f"storing takes more than {SLOW_SECONDS:g} s (store or blobs are slower than callbacks come)"
         return ""
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count a proved callback as under way until the block ends."""
-        self.under_way += 1
-        try:
-            yield
-        finally:
-            self.under_way -= 1
 
     def begin_storing(self) -> int:
         """Note that a callback is being stored; return the number that ends it."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
 _BACKLOG = 2048
+_ACCEPTED_AT_ONCE = 128
+"""Connections that are accepted before any is read from: with more, one that speaks could be closed as a silent one first."""
 _YOUNG_OBJECTS = 10_000
 """Objects that may be made before the garbage collector looks at them; Python's own number is 700."""
 _KEEP_ALIVE_SECONDS = 75
@@ -127,6 +129,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(_BACKLOG)
         self._ready()
 
 
@@ -205,7 +209,7 @@ async def _serve(
         server_header=False,
         log_config=None,
         proxy_headers=False,  # `Callbacks` reads them, for what is a callback
-        backlog=_BACKLOG,
+        backlog=_ACCEPTED_AT_ONCE,  # asyncio accepts so many in one turn
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
     config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # said to be an int, and used as a timeout, where parts of a second count
