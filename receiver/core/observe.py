@@ -166,6 +166,8 @@ _STEERING = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 def harmless(text: str) -> str:
     """Return JSON text in which no character can steer a terminal: what JSON itself lets through is escaped as well."""
+    if text.isascii() and "\x7f" not in text:  # nearly always, and a tenth of the search's time
+        return text
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
