@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -44,7 +45,7 @@ class Asked:
         return cls(request.method, url.path, url.query, dict(request.headers), await request.body())
 
 
-class Provider:
+class Provider(ABC):
     """A simulated provider: it notes every request, and refuses those without the right credentials."""
 
     app: Starlette
@@ -77,9 +78,9 @@ class Provider:
 
         return Route(path, respond, methods=[method])
 
+    @abstractmethod
     def refusal(self) -> Response:
         """Return the answer to a request whose credentials are wrong."""
-        raise NotImplementedError
 
     def trouble(self, _request: Request) -> Response | None:
         """Return what is answered in place of the right thing: None here, more where a test needs trouble."""

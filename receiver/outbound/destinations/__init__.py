@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
@@ -33,7 +34,7 @@ class Destination(Protocol):
         """
 
 
-class Kind:
+class Kind(ABC):
     """The frame of a `Destination`. A subclass is one kind; its module says everything that is particular to it."""
 
     kind: ClassVar[str]
@@ -52,15 +53,17 @@ class Kind:
         """Yield what is wrong or doubtful about valid settings; `where` is `destinations.NAME`."""
         return ()
 
+    @abstractmethod
     async def open(self) -> None:
-        """Nothing has to be made ready."""
+        """Make ready to send."""
 
+    @abstractmethod
     async def close(self) -> None:
-        """Nothing has to be let go."""
+        """Let go of connections."""
 
+    @abstractmethod
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Make one attempt; see `Destination`."""
-        raise NotImplementedError
 
 
 @cache
