@@ -11,7 +11,7 @@ from tests.hostile.attack import only_200, send_good, strangers, target
 
 
 @pytest.mark.parametrize("limits", [(1024, 4096), (1024, 1024)], ids=["soft-below-hard", "hard"])
-@pytest.mark.parametrize("count", [1100, 3000])
+@pytest.mark.parametrize("count", [1100, pytest.param(3000, marks=pytest.mark.soak)])
 async def test_idle_connections_keep_nobody_out(tmp_path: Path, count: int, limits: tuple[int, int]) -> None:
     with target(tmp_path, descriptors=limits) as process:
         before, lines = psutil.Process(process.child.pid).cpu_times(), len(process.child.lines)
