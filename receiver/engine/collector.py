@@ -254,7 +254,7 @@ class Collecting(Work[ClaimedPickup, Made]):
         settlement, seconds = made
         claim, kind = settlement.claim, settlement.outcome.kind
         pickup = claim.pickup
-        settled = await self.insist(lambda: self._store.settle_pickup(settlement), claim, kind.value, clock)
+        settled = await self.insist(self._store.settle_pickup, settlement, claim, kind.value, clock)
         held = settled is not None and settled.held
         recorded = settled.recorded if settled else None
         self._wake(settlement, settled)

@@ -122,7 +122,7 @@ class Sending(Work[Claimed, Made]):
         """Record the attempt, for as long as the lease lasts if the store is out, and report it."""
         settlement, seconds = made
         claim, kind = settlement.claim, settlement.outcome.kind
-        held = await self.insist(lambda: self._store.settle(settlement), claim, kind.value, clock)
+        held = await self.insist(self._store.settle, settlement, claim, kind.value, clock)
         self.context.observer.attempt(
             AttemptReport(
                 destination=claim.destination,

@@ -69,18 +69,18 @@ class StoreWatch:
     def __init__(self, observer: Observer, part: str) -> None:
         self._observer = observer
         self._part = part
-        self._out = False
+        self.out = False
 
     def failed(self, error: StoreUnavailable) -> None:
         """Say that it is out, unless that is known."""
-        if not self._out:
-            self._out = True
+        if not self.out:
+            self.out = True
             self._observer.note("warning", f"{self._part}.store_unavailable", error=error.message)
 
     def worked(self) -> None:
         """Say that it is back, if it was out."""
-        if self._out:
-            self._out = False
+        if self.out:
+            self.out = False
             self._observer.note("info", f"{self._part}.store_recovered")
 
 
@@ -114,6 +114,7 @@ class Terms(Protocol):
 
 C = TypeVar("C", bound=Claim)
 M = TypeVar("M")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -164,19 +165,22 @@ class Work(ABC, Generic[C, M]):
         """Record the attempt and report it; return when the row is due again, if ever."""
 
     async def insist(
-        self, call: Callable[[], Awaitable[T]], claim: C, outcome: str, clock: Clock
+        self, call: Callable[[S], Awaitable[T]], settlement: S, claim: C, outcome: str, clock: Clock
     ) -> T | None:
         """Return what a settlement's `call` returns, retried until the lease ends while the store is out; else None, noted."""
-        watch, wait = self.context.watch, self.context.timing.pauses()
-        deadline = time.monotonic() + (claim.lease_until - clock()) / 1000
+        watch, wait, deadline = self.context.watch, None, 0.0
         while True:
             try:
-                result = await call()
+                result = await call(settlement)
             except StoreUnavailable as error:
                 watch.failed(error)
             else:
-                watch.worked()
+                if watch.out:
+                    watch.worked()
                 return result
+            if wait is None:
+                wait = self.context.timing.pauses()
+                deadline = time.monotonic() + (claim.lease_until - clock()) / 1000
             pause = next(wait)
             if time.monotonic() + pause >= deadline:
                 self.note("error", "settle_given_up", claim, outcome=outcome)
@@ -233,7 +237,7 @@ class Runner(Generic[C, M]):
     # ------------------------------------------------------------ claiming
 
     async def _feed(self) -> None:
-        wait = self._timing.pauses()
+        wait: Iterator[float] | None = None
         while not self._stopping.is_set():
             # Cleared before the claim, so that what is recorded while it is under way makes for another one.
             self.poll.clear()
@@ -243,15 +247,17 @@ class Runner(Generic[C, M]):
                 continue
             try:
                 nap = await self._claim_ahead()
-                self._watch.worked()
             except StoreUnavailable as error:
                 self._watch.failed(error)
+                wait = wait or self._timing.pauses()
                 await _within(self._stopping.wait(), next(wait))
             except Exception as error:  # a bug in a store must not end the lane
                 self._work.note("error", "claim_failed", error=type(error).__name__)
                 await _within(self._stopping.wait(), self._timing.poll)
             else:
-                wait = self._timing.pauses()
+                wait = None
+                if self._watch.out:
+                    self._watch.worked()
                 if not self.poll.is_set():
                     await _within(self.poll.wait(), nap)
 
