@@ -6,7 +6,6 @@ The codes are stable: scripts and docs/configuration.md may name them. `E…` st
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
 import stat
@@ -23,23 +22,22 @@ from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.event import EVENT_TYPES
+from receiver.core.findings import Code, Finding, install
 from receiver.core.routing import Route
+from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
 from receiver.providers import Adapter, adapters
 from receiver.settings import load
+from receiver.settings.load import own_settings
 from receiver.settings.model import (
-    Code,
     DestinationSettings,
-    Finding,
     Section,
     ServerSettings,
     Settings,
     SourceSettings,
     TokenSettings,
-    install,
-    own_settings,
 )
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
@@ -189,7 +187,7 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
         yield finding(_URL_CODES[problem.kind], "public_url", problem.message, problem.fix)
     if problems:
         return
-    if callback_urls.is_private(url):
+    if is_private(url):
         yield finding("W008", "public_url", "it names this machine or a private network")
     elif url.startswith("http://"):
         yield finding("W007", "public_url", "credentials and audio travel in clear")
@@ -342,33 +340,11 @@ def _blobs(settings: Settings) -> Iterator[Finding]:
         )
     if blobs.ca_file is not None and not holds_certificates(blobs.ca_file):
         yield finding("E021", "blobs.ca_file", NO_CERTIFICATES)
-    if blobs.endpoint_url is not None:
-        yield from _address("blobs.endpoint_url", blobs.endpoint_url)
-    if blobs.link_endpoint_url is not None:
-        yield from _address("blobs.link_endpoint_url", blobs.link_endpoint_url)
-
-
-def _address(where: str, url: str) -> Iterator[Finding]:
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        good = (
-            parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc and parts.port != 0
-        )
-    except ValueError:
-        good = False
-    if not good:
-        message = "it must be an http:// or https:// URL with a host, and without credentials"
-        yield finding("E021", where, message, 'write it as "https://s3.example.com"')
-    elif parts.scheme == "http" and not _loopback(host):
-        yield finding("W016", where, "audio and what it is signed with can be read on the way")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    for name in ("endpoint_url", "link_endpoint_url"):
+        parts = urlsplit(getattr(blobs, name) or "")
+        if parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
+            clear = "audio and what it is signed with can be read on the way"
+            yield finding("W016", f"blobs.{name}", clear)
 
 
 def _not_writable(folder: Path) -> str | None:

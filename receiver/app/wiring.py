@@ -16,6 +16,7 @@ from receiver.app.observers import LogObserver, MetricsObserver
 from receiver.core import envelope
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError
+from receiver.core.findings import install
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
 from receiver.core.tokens import CallbackTokens, ObjectLinks
@@ -37,7 +38,7 @@ from receiver.settings.load import (
     sqlite_path,
     token_secrets,
 )
-from receiver.settings.model import DestinationSettings, Settings, install
+from receiver.settings.model import DestinationSettings, Settings
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs

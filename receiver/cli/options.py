@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from receiver.core.clock import wall_clock
+from receiver.core.durations import duration
 from receiver.core.errors import NotFound, ReceiverError
 from receiver.web.views import FORMAT_KEYS
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
 T = TypeVar("T")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
 
 
 class UsageError(ReceiverError):
@@ -45,19 +43,18 @@ Since = Annotated[str | None, option("--since", help="Only since then: 2h (ago),
 
 def seconds(text: str) -> float:
     """Return the seconds of `90s`, `15m`, `2h`, `1d` or `1w`. Raises `UsageError`."""
-    found = _DURATION.fullmatch(text.strip())
-    if not found:
-        raise UsageError(f"{text!r} is not a duration: write 90s, 15m, 2h, 1d or 1w")
-    return float(found[1]) * _UNITS[found[2]]
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a duration: {error}") from None
 
 
 def since(text: str | None, *, now: int | None = None) -> int | None:
     """Return the epoch milliseconds of `2h` (that long ago) or `2026-11-21T10:00Z`. Raises `UsageError`."""
     if text is None:
         return None
-    now = wall_clock() if now is None else now
-    if _DURATION.fullmatch(text.strip()):
-        return now - int(seconds(text) * 1000)
+    with contextlib.suppress(ValueError):
+        return (wall_clock() if now is None else now) - int(duration(text) * 1000)
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -196,7 +193,7 @@ def pull_provider(settings: Settings, source: SourceSettings) -> PullProvider | 
 def provider_settings(source: SourceSettings) -> Any:
     """Return the provider's own settings of a source, checked by its model. Raises `ConfigError`."""
     from receiver.providers import adapter_of
-    from receiver.settings.model import own_settings
+    from receiver.settings.load import own_settings
 
     return own_settings(adapter_of(source).Settings, source)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from receiver.app.observers import LogObserver
-    from receiver.settings.model import Finding
+    from receiver.core.findings import Finding
 
 _WIDE = 10_000
 _ANSWER = 80

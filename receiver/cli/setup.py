@@ -27,6 +27,7 @@ from receiver.cli.output import print_json, print_table, warn
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError
+from receiver.core.urls import is_private
 from receiver.core.webhook import new_webhook_secret
 from receiver.web.views import time_of
 
@@ -52,8 +53,6 @@ def init(
     app_url: Annotated[str | None, option("--app-url", help="Where your application takes events.")] = None,
 ) -> None:
     """Write a settings file with fresh secrets."""
-    from receiver.core import callback_urls
-
     for problem in callback_urls.public_url_problems(public_url) if public_url else ():
         raise ConfigError(f"--public-url: {problem.message}; {problem.fix}")
     made = fresh()
@@ -77,7 +76,7 @@ def init(
 def _parsed(text: str) -> None:
     """Refuse what would not pass as settings, before anything is written. Raises `ConfigError`."""
     from receiver.outbound.destinations import kind_of
-    from receiver.settings.model import own_settings, parse
+    from receiver.settings.load import own_settings, parse
 
     for destination in parse(text, {}, str).destinations.values():
         own_settings(kind_of(destination).Settings, destination)
@@ -213,7 +212,6 @@ def callback_url(
 
 
 def _print_without_token(settings: Settings, source: SourceSettings, as_json: bool) -> None:
-    from receiver.core import callback_urls
     from receiver.engine.requests import newest_basic
     from receiver.providers import adapter_of
 
@@ -324,7 +322,7 @@ def settings_file(made: Fresh, *, public_url: str | None, app_url: str) -> str:
     allow = (
         'allow = ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]'
         "    # private addresses it may have"
-        if callback_urls.is_private(app_url)
+        if is_private(app_url)
         else '# allow = ["10.0.0.0/8"]    # private addresses it may have; none unless written here'
     )
     return f"""\

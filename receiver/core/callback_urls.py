@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from receiver.core.errors import ConfigError
+from receiver.core.urls import http_url
 
 PORTS = (80, 443, 8080, 8443)
 """The ports that Deepgram calls back on (https://developers.deepgram.com/docs/callback)."""
@@ -26,13 +26,13 @@ class Problem:
 
 def public_url_problems(public_url: str, *, https_only: bool = False) -> list[Problem]:
     """Return every reason why a provider cannot call URLs under `public_url`; `https_only` for those that insist."""
-    form = _form_problem(public_url)
-    if form:
-        return [Problem("form", form, 'write it as "https://hooks.example.com"')]
-    parts, found = urlsplit(public_url), []
-    if _port(public_url) not in PORTS:
+    try:
+        parts, found = http_url(public_url), []
+    except ValueError as error:
+        return [Problem("form", str(error), 'write it as "https://hooks.example.com"')]
+    if (port := _port(parts)) not in PORTS:
         allowed = ", ".join(str(port) for port in PORTS)
-        message = f"port {_port(public_url)} is not one that Deepgram calls back on"
+        message = f"port {port} is not one that Deepgram calls back on"
         found.append(Problem("port", message, f"use one of {allowed}, with a proxy in front if need be"))
     if "_" in public_url:
         message = "it holds an underscore, and Deepgram fails to resolve such a callback"
@@ -42,40 +42,8 @@ def public_url_problems(public_url: str, *, https_only: bool = False) -> list[Pr
     return found
 
 
-def _form_problem(public_url: str) -> str | None:
-    try:
-        parts = urlsplit(public_url)
-        port, host = parts.port, parts.hostname
-    except ValueError:
-        return "it is not a URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return "it does not begin with https:// (or http://) and a host"
-    if not public_url.isascii() or any(char <= " " or char == "\x7f" for char in public_url):
-        return "it holds a space or a character outside ASCII (write such a host in its xn-- form)"
-    if parts.username is not None or parts.password is not None:
-        return "it holds credentials; those belong into the source's settings"
-    if parts.query or parts.fragment or public_url.endswith(("?", "#")):
-        return "it holds a query or a fragment"
-    return "its port is 0" if port == 0 else None
-
-
-def _port(public_url: str) -> int:
-    parts = urlsplit(public_url)
+def _port(parts: SplitResult) -> int:
     return parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def is_private(url: str) -> bool:
-    """Tell whether the URL's host is this machine by name, or a literal address that is not public."""
-    try:
-        host = urlsplit(url).hostname or ""
-    except ValueError:
-        return False
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return False
 
 
 def compose(base: str, source: str, *, token: str | None = None, basic: str | None = None) -> str:

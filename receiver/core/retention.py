@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-DAY = 86_400
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
-_AGE = re.compile(r"(\d{1,6})([smhdw])")
+from receiver.core.durations import DAY, duration
+
 KEYS_SECONDS = 30 * DAY
 """How long the keys of erased callbacks are kept, so that they do not come back: longer than any provider retries."""
 REPEAT_SECONDS = 2 * DAY
@@ -24,10 +23,12 @@ def age(text: str) -> int | None:
     """Return the seconds of `30d`, `12h`, `2w`, …; None for `never`. Raises `ValueError` with what to write."""
     if text == "never":
         return None
-    match = _AGE.fullmatch(text)
-    if not match or not int(match[1]):
+    seconds = 0.0
+    with suppress(ValueError):
+        seconds = duration(text)
+    if seconds < 1:
         raise ValueError("write a number and a unit, like 30d, 12h or 2w, or never")
-    return int(match[1]) * _UNITS[match[2]]
+    return round(seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

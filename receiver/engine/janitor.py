@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
+from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
 from receiver.core.event import EventFilter
 from receiver.core.observe import Observer
-from receiver.core.retention import DAY, KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
+from receiver.core.retention import KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
 from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs import Blobs
 from receiver.storage.store.store import Store

@@ -18,12 +18,14 @@ from receiver.core.callback import Admission, Body, Head, HeldBody, TokenClaims,
 from receiver.core.errors import ConfigError, MalformedCallback
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Failed, Fetch
+from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
 from receiver.providers.toolkit import check_token, content_key, redacted, unsigned
-from receiver.settings.model import Code, Finding, Section, SourceSettings, own_settings
+from receiver.settings.load import own_settings
+from receiver.settings.model import Section, SourceSettings
 
 
 @runtime_checkable

@@ -19,8 +19,10 @@ from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, 
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, FileDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex, same_as_any
 from receiver.core.tokens import CallbackTokens
+from receiver.core.urls import in_clear
 from receiver.core.work import Found, Pickup
 from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
 from receiver.providers.documents import (
@@ -35,7 +37,7 @@ from receiver.providers.documents import (
     text,
 )
 from receiver.providers.toolkit import SecretList, reveal, revealed, shown, unsigned
-from receiver.settings.model import MIB, Code, Finding, Section, SourceSettings
+from receiver.settings.model import MIB, BaseUrl, Section, SourceSettings
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of deAPI's needs more than this."""
@@ -77,7 +79,7 @@ class DeapiSettings(Section):
     """Refuse a callback whose URL carries no token of ours."""
     api_key: SecretStr | None = None
     """For asking deAPI about a job: a fresh link when one has expired, and jobs that were handed over."""
-    api_url: toolkit.BaseUrl = "https://api.deapi.ai"
+    api_url: BaseUrl = "https://api.deapi.ai"
     """Where the API is (https://docs.deapi.ai/api/v2/utilities/jobs); the key goes nowhere else."""
     result_hosts: tuple[str, ...] = ("deapi.ai",)
     """Hosts that results may be fetched from, with all below them; `*` is any."""
@@ -133,7 +135,7 @@ class DeapiProvider(Adapter):
             yield cls._finding(
                 "W202", secrets, "a secret has fewer than 16 characters: is it the whole of it?"
             )
-        if options.api_key and toolkit.in_clear(options.api_url):
+        if options.api_key and in_clear(options.api_url):
             yield cls._finding("W203", f"{where}.api_url", "the API key travels in clear")
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:

@@ -17,12 +17,14 @@ from receiver.core.callback import Body
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
+from receiver.core.urls import in_clear
 from receiver.core.work import Found, Pickup
 from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
 from receiver.providers.documents import decode_object, join_key, looks_like_json, printable, text
 from receiver.providers.toolkit import revealed, shown
-from receiver.settings.model import Code, Finding, Section, SourceSettings
+from receiver.settings.model import BaseUrl, Section, SourceSettings
 
 REGIONS = {
     "us": "https://restapi.deepdub.ai/api/v1",
@@ -46,7 +48,7 @@ class DeepdubSettings(Section):
     """Deepdub's key (`dd-…`): audio is given out only to the key that asked for it."""
     region: Literal["us", "eu", "eu-alt"] = "us"
     """Which of Deepdub's hosts: the one that the jobs were submitted to."""
-    base_url: toolkit.BaseUrl | None = None
+    base_url: BaseUrl | None = None
     """The API's address in place of a region's."""
     deadline_seconds: float = Field(3600, ge=1, le=30 * 86400)
     """How long audio is asked for before that is given up."""
@@ -82,7 +84,7 @@ class DeepdubProvider(Adapter):
         if not revealed(options.api_key):
             nothing = "without a key Deepdub gives out nothing"
             yield cls._finding("E301", f"{where}.api_key", nothing, f"{cls.codes['E301'].fix} to [{where}]")
-        if toolkit.in_clear(options.base):
+        if in_clear(options.base):
             yield cls._finding("W301", f"{where}.base_url", "the API key travels in clear")
 
     def order(self, text: str, format: Mapping[str, Any]) -> Order:

@@ -21,6 +21,7 @@ from pydantic import SecretStr, field_validator
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import AudioDraft, EventDraft, JobError, Stage, TranscriptDraft
+from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials, same_as_any
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
@@ -42,7 +43,7 @@ from receiver.providers.documents import (
     text,
 )
 from receiver.providers.toolkit import SecretList, content_key, reveal
-from receiver.settings.model import Code, Finding, Section, SourceSettings
+from receiver.settings.model import Section, SourceSettings
 from receiver.system.audio import MEDIA_TYPES
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")

@@ -21,8 +21,10 @@ from receiver.core.callback import Admission, Body, Head, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch, ServerSentEvent, Stream
+from receiver.core.findings import Code, Finding
 from receiver.core.proofs import same_as_any
 from receiver.core.tokens import CallbackTokens
+from receiver.core.urls import in_clear
 from receiver.core.work import Found, Pickup
 from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, toolkit
 from receiver.providers.documents import (
@@ -38,7 +40,7 @@ from receiver.providers.documents import (
 )
 from receiver.providers.results import discard, judge
 from receiver.providers.toolkit import SecretList, origin, reveal, revealed, shown
-from receiver.settings.model import MIB, Code, Finding, Section, SourceSettings
+from receiver.settings.model import MIB, BaseUrl, Section, SourceSettings
 
 MAX_BODY = MIB
 """Callbacks are under 1 kB; nothing of PlayHT's needs more than this."""
@@ -73,7 +75,7 @@ class PlayhtSettings(Section):
     """For asking PlayHT about a job; also what its callbacks carry, unless `callback_keys` says otherwise."""
     user_id: str | None = Field(default=None, coerce_numbers_to_str=True)
     """The account's user id, sent as `X-USER-ID`."""
-    base_url: toolkit.BaseUrl = "https://api.play.ht/api/v2"
+    base_url: BaseUrl = "https://api.play.ht/api/v2"
     """The API that is asked, up to and without `/tts`."""
     mode: Literal["sse", "json"] = "sse"
     """How a job is asked for: its event stream is followed, or its JSON is asked for again and again."""
@@ -156,7 +158,7 @@ class PlayhtProvider(Adapter):
             missing = "user_id" if options.api_key else "api_key"
             mute = "PlayHT cannot be asked about a job: only callbacks that carry a link bring a result"
             yield cls._finding("W401", f"{where}.{missing}", mute)
-        elif toolkit.in_clear(options.base_url):
+        elif in_clear(options.base_url):
             yield cls._finding("W402", f"{where}.base_url", "the API key travels in clear to base_url")
         if "*" in options.result_hosts:
             any_host = "a callback may have anything downloaded, from any host"

@@ -11,7 +11,6 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback
-from receiver.core.callback_urls import is_private
 from receiver.core.errors import CallbackRejected, MalformedCallback, WrongSource
 from receiver.core.event import AudioDraft
 from receiver.core.redaction import REDACTED, Redactor
@@ -90,24 +89,6 @@ def content_key(callback: VerifiedCallback) -> str:
     return f"token:{callback.claims.token_id}:{digest}" if callback.claims else f"sha256:{digest}"
 
 
-def _checked(value: str) -> str:
-    """Return the URL without a slash at its end. Raises `ValueError`, which quotes nothing of it."""
-    parts = _split(value)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        raise ValueError('write it as "https://host" or "https://host/path"')
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("it holds credentials; the key has a setting of its own")
-    if "?" in value or "#" in value:
-        raise ValueError("it holds a query or a fragment")
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("it holds a space or a character outside ASCII")
-    return value.rstrip("/")
-
-
-BaseUrl = Annotated[str, AfterValidator(_checked)]
-"""An http(s) URL without credentials, query and fragment, and without a slash at its end."""
-
-
 def origin(url: str) -> str:
     """Return scheme, host and (where it is not the scheme's own) port of a URL: what may be shown of it."""
     parts = urlsplit(url)
@@ -118,11 +99,6 @@ def origin(url: str) -> str:
 def host_of(base: str) -> str:
     """Return the host name of a checked base URL."""
     return urlsplit(base).hostname or ""
-
-
-def in_clear(base: str) -> bool:
-    """Tell whether a key would travel in clear: http to a host that is neither this machine nor a private address."""
-    return base.startswith("http://") and not is_private(base)
 
 
 def is_url(text: str) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from receiver.core.errors import CallbackRejected, ConfigError
+from receiver.core.findings import Finding
 from receiver.core.observe import Observers
 from receiver.providers import PushProvider, adapters
-from receiver.settings.model import Finding
 from receiver.storage.journal import Journal
 from tests.contract import provider_suite as suite
 from tests.support.golden import ROOT, Case, cases, source_settings, tokens

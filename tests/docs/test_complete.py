@@ -24,7 +24,8 @@ from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, S
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, Found, OutcomeKind, Pickup, PickupKind, PickupState
 from receiver.providers import adapters
-from receiver.settings.model import Section, parse
+from receiver.settings.load import parse
+from receiver.settings.model import Section
 from receiver.web.api import NewCallbackUrl, NewPickup, Wanted
 from receiver.web.app import create_app
 from receiver.web.views import view

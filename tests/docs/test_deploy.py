@@ -20,7 +20,8 @@ import yaml  # type: ignore[import-untyped]
 
 from receiver.__main__ import app
 from receiver.app import wiring
-from receiver.settings.model import Settings, parse
+from receiver.settings.load import parse
+from receiver.settings.model import Settings
 from tests.docs.deploying import DEPLOY, example, no_file, unit
 from tests.docs.reading import ROOT
 from tests.support.house import receiver

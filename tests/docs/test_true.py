@@ -23,7 +23,8 @@ from receiver.core.retry import RETRY_AFTER_LIMIT
 from receiver.core.tokens import CallbackTokens
 from receiver.core.webhook import new_webhook_secret, webhook_key
 from receiver.core.webhook import sign as standard_webhook
-from receiver.settings.model import Settings, parse
+from receiver.settings.load import parse
+from receiver.settings.model import Settings
 from tests.docs.reading import PACKAGE, ROOT, Page, modules, page, pages
 
 README = page("README.md")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.settings.model import parse
+from receiver.settings.load import parse
 from tests.docs.deploying import DEPLOY, UNITS, example, no_file, unit
 from tests.docs.reading import ROOT, Page
 from tests.support.ingress import Child

@@ -10,7 +10,7 @@ import pytest
 
 from receiver.app.check import reach, unreached
 from receiver.core.clock import wall_clock
-from receiver.settings.model import parse
+from receiver.settings.load import parse
 from receiver.storage.blobs.s3_probe import Trouble
 from tests.support import postgres, s3
 from tests.support.fleet import TOKEN_SECRET

@@ -12,8 +12,9 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
+from receiver.core.durations import DAY
 from receiver.core.event import EventFilter, new_id
-from receiver.core.retention import DAY, Retention
+from receiver.core.retention import Retention
 from receiver.core.work import DeliveryFilter
 from receiver.demo.stage import clean_environment
 from receiver.engine.janitor import Janitor

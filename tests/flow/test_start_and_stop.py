@@ -19,7 +19,7 @@ from receiver.core.errors import (
 )
 from receiver.core.event import EventFilter
 from receiver.engine import intake as intake_module
-from receiver.settings.model import parse
+from receiver.settings.load import parse
 from tests.support.running import Running, Seen, running, settings_text
 from tests.support.senders import Sent, deapi, transcript
 from tests.support.sink import Answer, Sink

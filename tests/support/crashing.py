@@ -25,7 +25,7 @@ from receiver.app.wiring import Ports, Timing, build, open_receiver
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.engine import intake
-from receiver.settings.model import parse
+from receiver.settings.load import parse
 from receiver.storage import journal
 from receiver.storage.blobs import local
 from receiver.system import files

@@ -22,7 +22,8 @@ from typing import Any
 from receiver.core.callback import Head
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.core.tokens import CallbackTokens
-from receiver.settings.model import SourceSettings, parse
+from receiver.settings.load import parse
+from receiver.settings.model import SourceSettings
 
 ROOT = Path(__file__).parent.parent / "golden"
 TOKEN_SECRETS = ("golden-token-secret-0123456789",)

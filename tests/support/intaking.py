@@ -14,7 +14,7 @@ from receiver.core.callback import Admission, Body, Head, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import AudioDraft, EventDraft
 from receiver.engine.intake import Answer
-from receiver.settings.model import parse
+from receiver.settings.load import parse
 from tests.support.running import Seen
 
 NOW = 1795222923456

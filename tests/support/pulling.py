@@ -14,7 +14,8 @@ from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
 from receiver.engine.requests import order
-from receiver.settings.model import Settings, parse
+from receiver.settings.load import parse
+from receiver.settings.model import Settings
 from receiver.storage.store.sqlite import SqliteStore
 from tests.support.running import DEAPI_SECRET
 from tests.support.senders import SPEECH, Sent, deapi

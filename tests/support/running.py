@@ -16,7 +16,7 @@ import uvicorn
 from receiver.app.wiring import Ports, Receiver, Timing, build, open_receiver
 from receiver.core.clock import wall_clock
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
-from receiver.settings.model import parse
+from receiver.settings.load import parse
 from receiver.web.app import create_app
 from receiver.web.protocol import protocol
 

@@ -12,8 +12,16 @@ from receiver.app.wiring import build, build_providers
 from receiver.core.errors import ConfigError
 from receiver.outbound.destinations import kind_of
 from receiver.providers.deepgram import DeepgramSettings
-from receiver.settings.load import blob_folder, load_settings, public_base, sqlite_path, token_secrets
-from receiver.settings.model import MIB, Settings, own_settings, parse
+from receiver.settings.load import (
+    blob_folder,
+    load_settings,
+    own_settings,
+    parse,
+    public_base,
+    sqlite_path,
+    token_secrets,
+)
+from receiver.settings.model import MIB, Settings
 from tests.support.golden import tokens
 from tests.support.running import APP_SECRET
 
@@ -153,17 +161,21 @@ def test_places_with_file_urls_are_no_secrets() -> None:
             "sources.dg.max_json_bytes: Input should be greater",
         ),
         ("[destinations.app]", "destinations.app.url: is missing"),
+        ("[blobs]\nendpoint_url = 's3.example.com'", "blobs.endpoint_url: it must begin with https://"),
+        ("[blobs]\nendpoint_url = 'https://[::1'", "blobs.endpoint_url: it must begin with https://"),
+        ("[blobs]\nlink_endpoint_url = 'https://a/?b'", "blobs.link_endpoint_url: it holds a query"),
+        ("[blobs]\nendpoint_url = 'https://k:s@s3.example.com'", "blobs.endpoint_url: it holds credentials"),
         (
             "[destinations.app]\nurl = 'ftp://a'",
-            "destinations.app.url: a destination's url must begin with https://",
+            "destinations.app.url: it must begin with https://",
         ),
         (
             "[destinations.app]\nurl = 'https://'",
-            "destinations.app.url: a destination's url must begin with https://",
+            "destinations.app.url: it must begin with https://",
         ),
         (
             "[destinations.app]\nurl = 'https://a:99999/'",
-            "destinations.app.url: a destination's url must begin with",
+            "destinations.app.url: it must begin with",
         ),
         (f"{DESTINATION}secrets = ['whsec_short']", "destinations.app.secrets: a destination's secret"),
         (f"{DESTINATION}allow = ['10.0.0.1/8']", "destinations.app.allow: 10.0.0.1/8 has host bits set"),

@@ -10,9 +10,10 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
+from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError
 from receiver.core.event import EventFilter
-from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
+from receiver.core.retention import ORPHAN_SECONDS, Retention
 from receiver.engine.janitor import uptime
 from receiver.storage.blobs import BlobEntry
 from receiver.storage.blobs.keys import KeyTemplate

@@ -13,7 +13,8 @@ import pytest
 from receiver.app import check
 from receiver.core.errors import ConfigError, StoreUnusable
 from receiver.core.event import RecordStatus
-from receiver.settings.model import Finding, parse
+from receiver.core.findings import Finding
+from receiver.settings.load import parse
 from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording

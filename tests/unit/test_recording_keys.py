@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 
 from receiver.core.callback import MemoryBody
+from receiver.core.durations import DAY
 from receiver.core.event import AudioDraft, EventDraft, Recording, new_id
 from receiver.core.observe import Observers
-from receiver.core.retention import DAY, ORPHAN_SECONDS, Retention
+from receiver.core.retention import ORPHAN_SECONDS, Retention
 from receiver.core.routing import Router
 from receiver.core.work import Pickup, PickupKind
 from receiver.engine.janitor import Janitor

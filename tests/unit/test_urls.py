@@ -7,9 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from receiver.core.callback_urls import callback_url, compose, is_private, public_url_problems
+from receiver.core.callback_urls import callback_url, compose, public_url_problems
 from receiver.core.errors import ConfigError
 from receiver.core.tokens import CallbackTokens
+from receiver.core.urls import is_private
 
 PUBLIC = "https://hooks.example.com"
 

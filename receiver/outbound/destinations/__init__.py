@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from receiver.core.errors import ConfigError
+from receiver.core.findings import Code, Finding
 from receiver.core.work import Outcome
-from receiver.settings.model import Code, DestinationSettings, Finding, Section
+from receiver.settings.model import DestinationSettings, Section
 
 
 class Destination(Protocol):

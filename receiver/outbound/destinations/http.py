@@ -13,18 +13,20 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, field_validator
 
 from receiver import __version__
-from receiver.core.callback_urls import is_private
 from receiver.core.errors import ConfigError
+from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.retry import retry_after
+from receiver.core.urls import http_url, in_clear
 from receiver.core.webhook import sign as standard_webhook
 from receiver.core.webhook import webhook_key
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import NO_CERTIFICATES, Egress, Failure, Reply, Resolve, holds_certificates
 from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
-from receiver.settings.model import Code, DestinationSettings, Finding, Networks, Section, own_settings
+from receiver.settings.load import own_settings
+from receiver.settings.model import DestinationSettings, Networks, Section
 
 USER_AGENT = f"receiver/{__version__}"
 _OWN = frozenset(
@@ -63,13 +65,7 @@ class HttpSettings(Section):
     @field_validator("url")
     @classmethod
     def _url(cls, value: SecretStr) -> SecretStr:
-        try:  # what urllib says of a bad URL quotes it, credentials and all
-            parts = urlsplit(value.get_secret_value())
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError("a destination's url must begin with https:// (or http://) and a host")
+        http_url(value.get_secret_value(), bare=False)
         return value
 
 
@@ -109,7 +105,7 @@ class HttpDestination(Kind):
             unsigned = "its events are sent unsigned, so anybody could forge them"
             yield Finding("W003", f"{where}.secrets", unsigned, cls.codes["W003"].fix)
         url = options.url.get_secret_value()
-        if url.startswith("http://") and not is_private(url):
+        if in_clear(url):
             clear = "events and audio links travel in clear"
             yield Finding("W004", f"{where}.url", clear, cls.codes["W004"].fix)
         if blocked := blocked_by_address(url, options.allow):

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from receiver import __version__
 from receiver.core.errors import ConfigError
-from receiver.settings.model import BlobSettings, install
+from receiver.core.findings import install
+from receiver.settings.model import BlobSettings
 from receiver.storage.blobs.keys import DEFAULT, KEY_BYTES, KeyTemplate
 
 CONNECT_SECONDS = 3.0
@@ -50,12 +51,6 @@ class S3Options:
     def of(cls, settings: BlobSettings) -> S3Options:
         """Return how the bucket that `[blobs] url` names is reached. Raises `ConfigError`."""
         bucket, prefix = parse_url(settings.url or "")
-        for name in ("endpoint_url", "link_endpoint_url"):
-            url = getattr(settings, name) or ""
-            if "?" in url or "#" in url:
-                raise ConfigError(
-                    f"blobs.{name} must have no query: https:// (or http://), a host, and perhaps a path"
-                )
         longest = len(prefix.encode())
         with suppress(ConfigError):  # a template that makes no keys is told where it is used
             longest += KeyTemplate(settings.key).longest
