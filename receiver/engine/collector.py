@@ -16,6 +16,7 @@ from receiver.core.event import EventDraft, JobError, Recording, RecordStatus, S
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.observe import Observer, PickupReport
 from receiver.core.retry import pickup_delay
+from receiver.core.scope import scope_of, scoped, within
 from receiver.core.work import (
     ClaimedPickup,
     Found,
@@ -170,15 +171,23 @@ class Collecting(Work[ClaimedPickup, Made]):
     async def _collect(
         self, provider: PullProvider, fetch: Fetch, pickup: Pickup, clock: Clock, limit: float
     ) -> Result:
-        request = pickup
+        request, scope = pickup, scope_of(pickup.key)
         if pickup.kind is PickupKind.EXPECTED and pickup.job_id is not None:
-            # What is collected is the job's result, whichever road brings it first.
-            request = replace(pickup, key=provider.order(pickup.job_id, pickup.format).key)
+            # What is collected is the job's result, whichever road brings it first; but where only the job's own URL told which
+            # job it is, the result is that URL's alone.
+            own = f"{pickup.key}:"
+            scope = own if await self._store.has_scope(pickup.source, own) else ""
+            request = replace(pickup, key=within(scope, provider.order(pickup.job_id, pickup.format).key))
         try:
             async with asyncio.timeout(limit):
-                return await provider.collect(request, fetch, now=clock())
+                result = await provider.collect(request, fetch, now=clock())
         except TimeoutError:
             return Failed(kind=Found.TIMEOUT, detail=f"collecting took over {limit:g} s")
+        if isinstance(result, Collected):
+            return replace(result, draft=scoped(scope, result.draft))
+        if isinstance(result, NotYet) and result.progress:
+            return replace(result, progress=scoped(scope, result.progress))
+        return result
 
     async def _consequence(
         self, provider: PullProvider, pickup: Pickup, result: Result, clock: Clock, progress: list[Recording]

@@ -9,6 +9,7 @@ from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft, new_id
 from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind, Traces
+from receiver.core.scope import scope, scoped
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.journal import Journal
@@ -151,10 +152,10 @@ class Eraser:
         if provider is None:
             return None
         try:
-            return provider.normalize(callback)
+            draft = provider.normalize(callback)
         except MalformedCallback:
             # The intake would park it under this key.
-            return EventDraft(
+            draft = EventDraft(
                 type="callback.parked",
                 idempotency_key=provider.fallback_key(callback),
                 ref=callback.ref,
@@ -162,6 +163,7 @@ class Eraser:
             )
         except Exception:  # a bug of an adapter's must not keep the rest from being erased
             return None
+        return scoped(scope(callback), draft)
 
 
 def _is_of(subject: Subject, traces: Traces, source: str, draft: EventDraft) -> bool:

@@ -28,6 +28,7 @@ from receiver.core.errors import (
 )
 from receiver.core.event import EventDraft, Recorded, RecordStatus, Rejection, Stage
 from receiver.core.observe import CallbackReport, Observers
+from receiver.core.scope import scope, scoped
 from receiver.engine.overload import LoadShedder, Place
 from receiver.engine.recorder import Recorder
 from receiver.providers import PushProvider
@@ -276,14 +277,15 @@ class Intake:
 
     def _normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
         try:
-            return provider.normalize(callback)
+            draft = provider.normalize(callback)
         except MalformedCallback as error:
-            return _parked(provider, callback, error.message)
+            draft = _parked(provider, callback, error.message)
         except RESOURCE_ERRORS:
             raise
         except Exception as error:  # proved, so it is kept whatever our own code makes of it
             self._bug("normalize", callback.source, error)
-            return _parked(provider, callback, "receiver could not read it (an internal error)")
+            draft = _parked(provider, callback, "receiver could not read it (an internal error)")
+        return scoped(scope(callback), draft)
 
     async def _record(
         self,

@@ -191,7 +191,8 @@ class DeapiProvider(Adapter):
         if not same_as_any(signature, [_signature(secret, stamp, content) for secret in secrets]):
             whose = "the secret made for this job's URL" if own else f"no secret in {self._secrets_setting}"
             raise self._rejection(f"X-DeAPI-Signature fits {'not ' if own else ''}{whose}")
-        return VerifiedCallback(head=head, claims=claims, proofs=admission.proofs | {"hmac"}, body=body)
+        proofs = admission.proofs | {"job_secret" if own else "hmac"}
+        return VerifiedCallback(head=head, claims=claims, proofs=proofs, body=body)
 
     # ------------------------------------------------------------ meaning
 

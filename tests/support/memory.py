@@ -247,6 +247,11 @@ class MemoryStore(Store):
             dropped = [row for row in self._rejections if row[2].source == source][keep:]
             self._rejections = [row for row in self._rejections if row not in dropped]
 
+    async def has_scope(self, source: str, scope: str) -> bool:
+        await self.ping()
+        rows = (row for row, _ in self._callbacks.values() if row.source == source)
+        return any(row.idempotency_key.startswith(scope) for row in rows)
+
     async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
         await self.ping()
         return [row[2] for row in self._rejections if source in (None, row[2].source)][:limit]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable
@@ -515,6 +516,36 @@ async def test_a_source_that_can_be_asked_is_asked_and_nobody_hears_of_a_delay_w
     await bench.step()
     assert [event.type for event in await bench.events()] == ["speech.completed"]
     assert bench.provider.asked[0].key == "job:j1", "what it finds is the job's result"
+
+
+TOKEN = "token:0123456789abcdef"
+
+
+async def test_what_only_a_jobs_own_url_told_of_it_takes_no_other_jobs_result(bench: Bench) -> None:
+    """The URL's holder may name any job: what is then asked about does not stand in the way of that job's own result."""
+    known = await bench.add(key=f"{TOKEN}:job:j0", job_id="j0")
+    await bench.step()
+    await bench.add(kind=PickupKind.EXPECTED, key=TOKEN)
+    await bench.step()
+    assert [asked.key for asked in bench.provider.asked] == [known.key, f"{TOKEN}:job:j1"]
+    assert (await _pushed(bench, known)).status is RecordStatus.RECORDED
+
+
+async def test_a_failure_found_for_a_jobs_own_url_takes_no_other_jobs_failure(bench: Bench) -> None:
+    def failed(pickup: Pickup) -> Result:
+        draft = replace(speech(pickup).draft, audio=None, idempotency_key="job:j1", second_key="job:j1")
+        return Collected(draft=replace(draft, type="speech.failed", error=JobError(message="no")))
+
+    def progress(pickup: Pickup) -> Result:
+        draft = replace(speech(pickup).draft, audio=None, stage=Stage.PROGRESS, idempotency_key="delivery:1")
+        return NotYet(retry_in=1, progress=replace(draft, type="speech.processing", second_key=None))
+
+    bench.provider.script = [progress, failed]
+    pickup = await bench.add(key=f"{TOKEN}:job:j1")
+    await bench.step()
+    await bench.step(bench.now + 2000)
+    assert {event.type for event in await bench.events()} == {"speech.processing", "speech.failed"}
+    assert (await _pushed(bench, pickup)).status is RecordStatus.RECORDED
 
 
 async def test_a_job_that_still_runs_is_told_as_overdue_once_and_asked_about_until_it_ends(

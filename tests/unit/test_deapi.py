@@ -90,7 +90,7 @@ def test_after_rotating_our_own_secret_a_jobs_secret_still_proves() -> None:
     settings = source_settings("da", {"provider": "deapi", "secrets": [DEAPI_SECRET]})
     source = deapi.DeapiProvider.create(settings, both)
     head = deapi_head(b"{}", secret=older.job_secrets(token)[0], token=token)
-    assert prove(source, head, MemoryBody(b"{}")).proofs == {"token", "hmac"}
+    assert prove(source, head, MemoryBody(b"{}")).proofs == {"token", "job_secret"}
 
 
 @pytest.mark.parametrize(

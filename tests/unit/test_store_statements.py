@@ -60,6 +60,7 @@ def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: 
         ("count_due_deliveries", "deliveries_due"),
         ("count_dead", "deliveries_dead"),
         ("first_event", "callbacks_second_key"),
+        ("callback_between_keys", "callbacks_key"),
         ("attempts_of_deliveries", "sqlite_autoindex_attempts_1"),
         ("trim_rejections", "rejections_source"),
     ],

@@ -45,6 +45,12 @@ def body(session: Session, event_id: str) -> bytes | None:
     return None if rows[0][0] is None else bytes(rows[0][0])
 
 
+def has_scope(session: Session, source: str, scope: str) -> bool:
+    """Tell whether a callback was recorded whose identity begins with `scope`."""
+    bounds: dict[str, Value] = {"source": source, "first": scope, "beyond": f"{scope}~"}
+    return bool(session.run("callback_between_keys", bounds))
+
+
 def events(session: Session, filter: EventFilter) -> list[Event]:
     """List events, newest first."""
     conditions: dict[str, Value] = {

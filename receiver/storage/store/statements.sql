@@ -29,6 +29,13 @@ WHERE source = :source AND (idempotency_key = :idempotency_key OR second_key = :
 ORDER BY id
 LIMIT 1
 
+-- name: callback_between_keys
+-- One callback whose identity lies in a range.
+SELECT id
+FROM callbacks
+WHERE source = :source AND idempotency_key >= :first AND idempotency_key < :beyond
+LIMIT 1
+
 -- name: callback_body
 -- The body kept with the callback behind an event. Both have one millisecond, which bounds the search by id.
 SELECT body

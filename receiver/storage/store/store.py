@@ -270,6 +270,10 @@ class Store:
         """
         return await self._read(queries.body, event_id)
 
+    async def has_scope(self, source: str, scope: str) -> bool:
+        """Tell whether a callback of `source` was recorded whose identity is in `scope`."""
+        return await self._read(queries.has_scope, source, scope)
+
     async def events(self, filter: EventFilter) -> list[Event]:
         """List events, newest first."""
         return await self._read(queries.events, filter)
