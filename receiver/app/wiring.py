@@ -138,6 +138,11 @@ def build_destination(settings: DestinationSettings) -> Destination:
     return kind_of(settings)(settings)
 
 
+def build_router(settings: Settings) -> Router:
+    """Return which destinations want which events."""
+    return Router(Route(n, d.sources, d.events) for n, d in settings.destinations.items())
+
+
 def build(
     settings: Settings,
     *,
@@ -162,7 +167,7 @@ def build(
         store=ports.store,
         blobs=ports.blobs,
         bodies=bodies,
-        router=Router(Route(n, d.sources, d.events) for n, d in settings.destinations.items()),
+        router=build_router(settings),
         keys=KeyTemplate(settings.blobs.key),
         clock=clock,
         wake=relay.wake,

@@ -1,4 +1,4 @@
-"""The commands that change something: `pickup` (and `pickups`, which lists), `replay`, `erase` and `sweep`."""
+"""The commands that change something: `pickup` (and `pickups`, which lists), `erase` and `sweep`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,6 @@ import typer
 from receiver.cli.options import (
     AsJson,
     Limit,
-    Since,
     UsageError,
     ask,
     existing_journal,
@@ -26,19 +25,17 @@ from receiver.cli.options import (
     option,
     pull_provider,
     seconds,
-    since,
     source_named,
     tokens_of,
 )
 from receiver.cli.output import print_attempts, print_fields, print_json, print_views, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
-from receiver.core.work import DeliveryState, Pickup, PickupState
+from receiver.core.work import Pickup, PickupState
 from receiver.web.views import time_of, view
 
 if TYPE_CHECKING:
     from receiver.core.retention import Subject
-    from receiver.core.work import DeliveryFilter
     from receiver.engine.erasure import Eraser, FoundOf, Removed
     from receiver.settings.model import Settings
     from receiver.storage.blobs import Blobs
@@ -209,124 +206,6 @@ async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
     fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
     print_fields(fields.items())
     print_attempts(attempts)
-
-
-_PAGE = 500
-_ENDED = (DeliveryState.DEAD, DeliveryState.DELIVERED)
-
-
-def replay(
-    ctx: typer.Context,
-    ids: Annotated[
-        list[str] | None, typer.Argument(help="Deliveries (dlv_…) or events (evt_…: all their deliveries).")
-    ] = None,
-    dead: Annotated[bool, option("--dead", help="Dead letters only.")] = False,
-    destination: Annotated[str | None, option("--destination", help="Only to this destination.")] = None,
-    since_: Since = None,
-    dry_run: Annotated[bool, option("--dry-run", help="Count, and replay nothing.")] = False,
-    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Send deliveries again. Each begins another round of attempts."""
-    from receiver.core.work import DeliveryFilter
-
-    filtered = dead or destination is not None or since_ is not None
-    if ids and filtered:
-        raise UsageError("name ids, or filter with --dead, --destination and --since; not both")
-    if not ids and not filtered:
-        raise UsageError("name deliveries or events, or filter with --dead, --destination and --since")
-    settings = load(ctx)
-    filters = DeliveryFilter(
-        destination=destination, state=DeliveryState.DEAD if dead else None, since=since(since_), limit=_PAGE
-    )
-    found, busy = asyncio.run(_find(settings, ids or [], filters))
-    if dry_run or not found:
-        _print_replayed(0, found, busy, dry_run=dry_run, as_json=as_json)
-        return
-    if not ids and not yes:
-        _confirm_replaying(len(found))
-    done = asyncio.run(_replay(settings, found))
-    _print_replayed(done, found, busy + len(found) - done, dry_run=False, as_json=as_json)
-
-
-async def _find(settings: Settings, ids: Sequence[str], filters: DeliveryFilter) -> tuple[list[str], int]:
-    """Return the deliveries that have ended, oldest first, and how many are still under way."""
-    found: dict[str, bool] = {}
-    async with opened_store(settings) as store:
-        if ids:
-            for identifier in ids:
-                found |= await _named(store, identifier)
-        else:
-            async for page in _pages(store, filters):
-                found |= page
-    ended = [delivery_id for delivery_id, has_ended in found.items() if has_ended]
-    return sorted(ended), len(found) - len(ended)
-
-
-async def _named(store: Store, identifier: str) -> dict[str, bool]:
-    from receiver.core.work import DeliveryFilter
-
-    if identifier.startswith("evt_"):
-        await store.event(identifier)
-        owed: dict[str, bool] = {}
-        async for page in _pages(store, DeliveryFilter(event_id=identifier, limit=_PAGE)):
-            owed |= page
-        return owed
-    delivery = await store.delivery(identifier)
-    return {delivery.id: delivery.state in _ENDED}
-
-
-async def _pages(store: Store, filters: DeliveryFilter) -> AsyncIterator[dict[str, bool]]:
-    from dataclasses import replace
-
-    while True:
-        page = await store.deliveries(filters)
-        if page:
-            yield {delivery.id: delivery.state in _ENDED for delivery in page}
-        if len(page) < filters.limit:
-            return
-        filters = replace(filters, after=page[-1].id)
-
-
-def _confirm_replaying(count: int) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError(f"{_count(count)} would be replayed: add --yes (or look first with --dry-run)")
-    if not typer.confirm(f"Replay {_count(count)}?"):
-        raise typer.Exit(1)
-
-
-async def _replay(settings: Settings, ids: Sequence[str]) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    done = 0
-    out = Console(stderr=True)
-    async with opened_store(settings) as store:
-        with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
-            bar = progress.add_task("Replaying", total=len(ids))
-            for start in range(0, len(ids), _PAGE):
-                page = ids[start : start + _PAGE]
-                done += len(await store.replay(page, now=wall_clock()))
-                progress.advance(bar, len(page))
-    return done
-
-
-def _print_replayed(done: int, found: Sequence[str], busy: int, *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({"found": len(found), "replayed": done, "left_alone": busy, "dry_run": dry_run})
-        return
-    if dry_run:
-        typer.echo(f"{_count(len(found))} would be replayed")
-    elif found:
-        typer.echo(f"{_count(done)} replayed; a running relay takes them up within a second")
-    else:
-        warn("no delivery that has ended fits")
-    if busy:
-        warn(f"{_count(busy)} still under way, left alone")
-
-
-def _count(number: int) -> str:
-    return f"{number} delivery" if number == 1 else f"{number} deliveries"
 
 
 def erase(
@@ -515,5 +394,5 @@ async def _sweep(settings: Settings) -> Counter[str]:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (pickup, pickups, replay, erase, sweep):
+    for command in (pickup, pickups, erase, sweep):
         app.command()(command)

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from receiver import __version__
-from receiver.cli import act, inspect, journal, serve, setup
+from receiver.cli import act, inspect, journal, replay, serve, setup
 from receiver.cli.options import UsageError, option
 from receiver.cli.output import speak_json, tell_failure
 from receiver.core.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
@@ -50,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, setup, inspect, act, journal):
+for module in (serve, setup, inspect, act, replay, journal):
     module.register(app)
 
 _REFUSED = (ConfigError, PickupRefused, StoreUnusable, UsageError)

@@ -262,12 +262,17 @@ class Rejection(Struct, frozen=True, kw_only=True):
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):
-    """Which events to list, newest first; `after` is the last id of the page before."""
+    """Which events to list, those recorded last first."""
 
     source: str | None = None
     type: str | None = None
     job_id: str | None = None
     ref: str | None = None
     since: int | None = None
-    after: str | None = None
+    """Recorded at or after this time."""
+    until: int | None = None
+    """Recorded before this time."""
+    after: tuple[int, str] | None = None
+    """`recorded_at` and id of the last event of the page before. An id alone is no place in the list: that of an awaited
+    event is older than the event."""
     limit: int = 50

@@ -288,6 +288,11 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
     event_id: str | None = None
     since: int | None = None
     """Created at or after this time."""
+    until: int | None = None
+    """Created before this time."""
+    source: str | None = None
+    """Only of this source's events."""
+    event_type: str | None = None
     after: str | None = None
     limit: int = 50
 

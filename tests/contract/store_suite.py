@@ -46,11 +46,12 @@ def recording(
     event_type: str = "speech.completed",
     at: int = T0,
     body: bytes | None = b"\x00raw",
+    made: int | None = None,
 ) -> Recording:
     """A recording that is like no other, but for what is given."""
     number = next(_NUMBERS)
     event = Event(
-        id=new_id("evt", at),
+        id=new_id("evt", made or at),
         type=event_type,
         source=source,
         provider="deepgram",
@@ -63,7 +64,7 @@ def recording(
         blob_key=f"{number:032x}.mp3",
     )
     callback = CallbackRow(
-        id=new_id("cb", at),
+        id=new_id("cb", made or at),
         source=source,
         idempotency_key=key or f"key-{number}",
         second_key=second_key,
@@ -455,6 +456,21 @@ class ReadSuite:
         await claim(store)
         assert await store.replay([dead, waiting], now=T0) == []
 
+    async def test_a_delivery_that_is_missing_is_made_once_and_due_at_once(self, store: Store) -> None:
+        """Also where two ask at once; what is there already stays as it is."""
+        has, has_not = recording("app"), recording()
+        for one in (has, has_not):
+            await store.record(one)
+        wanted = [(one.event.id, to) for one in (has, has_not) for to in ("app", "crm")]
+        both = await asyncio.gather(*(store.add_deliveries(wanted, now=T0 + 9) for _ in range(2)))
+        made = [new for one in both for new in one]
+        assert len(made) == 3
+        assert await store.deliveries_of([has.event.id, has_not.event.id]) == set(wanted)
+        due = [*await claim(store, now=T0 + 9), *await claim(store, "crm", now=T0 + 9)]
+        assert {one.delivery_id for one in due} > set(made)
+        assert {one.event.id for one in due if one.destination == "crm"} == {has.event.id, has_not.event.id}
+        assert await store.add_deliveries([("evt_none", "app")], now=T0) == []
+
     async def test_an_unknown_id_is_not_found(self, store: Store) -> None:
         with pytest.raises(NotFound):
             await store.event("evt_none")
@@ -469,8 +485,23 @@ class ReadSuite:
         newest = [one.event for one in reversed(rows)]
         assert await store.events(EventFilter()) == newest
         first = await store.events(EventFilter(limit=2))
-        rest = await store.events(EventFilter(after=first[-1].id))
+        rest = await store.events(EventFilter(after=(first[-1].recorded_at, first[-1].id)))
         assert first + rest == newest
+
+    async def test_an_event_that_was_awaited_is_listed_by_when_it_was_recorded(self, store: Store) -> None:
+        """Its id is as old as its pickup; a page that went by ids would never show it to who had read on."""
+        awaited = recording(at=T0 + 5, made=T0)
+        rows = [recording(at=T0 + number) for number in (1, 2, 9)]
+        for one in (*rows, awaited):
+            await store.record(one)
+        newest = [rows[2].event, awaited.event, rows[1].event, rows[0].event]
+        found: list[Event] = []
+        while page := await store.events(
+            EventFilter(limit=1, after=(found[-1].recorded_at, found[-1].id) if found else None)
+        ):
+            found += page
+        assert found == newest
+        assert await store.events(EventFilter(since=T0 + 2, until=T0 + 9)) == newest[1:3]
 
     @pytest.mark.parametrize(
         ("wanted", "found"),
@@ -570,7 +601,8 @@ class ReadSuite:
         assert await store.replay([asked], now=T0) == []
         assert await store.known_blobs([asked]) == set()
         assert await store.next_due(asked) is None
-        await store.events(EventFilter(after=asked))
+        await store.events(EventFilter(after=(T0, asked)))
+        assert await store.add_deliveries([(asked, "app")], now=T0) == []
         await store.deliveries(DeliveryFilter(after=asked))
         await store.pickups(PickupFilter(after=asked))
 

@@ -54,6 +54,27 @@ async def walk(store: Store, which: Walk) -> int:
     return done.count
 
 
+async def test_a_delivery_added_while_its_event_is_swept_has_its_event_or_is_gone(
+    stores: list[Store],
+) -> None:
+    sweeper, first, second = stores
+    for _ in range(20):
+        rows = [recording(at=T0 + n) for n in range(20)]
+        await asyncio.gather(*(sweeper.record(one) for one in rows))
+        wanted = [(one.event.id, "app") for one in rows]
+        _, *made = await asyncio.gather(
+            walk(sweeper, Walk.EVENTS),
+            *(one.add_deliveries(wanted, now=LATER) for one in (first, second)),
+        )
+        assert len({*made[0], *made[1]}) == len(made[0]) + len(made[1])
+        taken = await claim(first, limit=1000, now=LATER)
+        assert await first.next_due("app") == (taken[0].lease_until if taken else None), "none without event"
+        assert len({one.event.id for one in taken}) == len(taken), "none is made twice"
+        for one in taken:
+            assert await first.settle(settlement(one, at=LATER - 100))
+        await walk(sweeper, Walk.EVENTS)
+
+
 @pytest.mark.parametrize("which", [Walk.EVENTS, Walk.DEAD_LETTERS])
 async def test_what_is_replayed_while_it_is_swept_is_either_whole_or_gone(
     stores: list[Store], which: Walk

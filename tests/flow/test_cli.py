@@ -88,6 +88,7 @@ def test_from_init_to_replay(house: House) -> None:
     assert house.run("replay", "--dead", "--destination", "app", "--since", "1h", "--yes", "--json").json == {
         "found": 1,
         "replayed": 1,
+        "added": 0,
         "left_alone": 0,
         "dry_run": False,
     }

@@ -220,8 +220,8 @@ class MemoryStore(Store):
             (one.source, one.job_id) == job and one.draft is not None for one in self._pickups.values()
         )
 
-    def _owe(self, event: Event, destination: str) -> None:
-        at = event.recorded_at
+    def _owe(self, event: Event, destination: str, now: int | None = None) -> str:
+        at = event.recorded_at if now is None else now
         delivery = Delivery(
             id=new_id("dlv", at),
             event_id=event.id,
@@ -238,6 +238,7 @@ class MemoryStore(Store):
         )
         self._deliveries[delivery.id] = delivery
         self._attempts[delivery.id] = []
+        return delivery.id
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
         await self.ping()
@@ -343,6 +344,20 @@ class MemoryStore(Store):
             self._change(one, state=DeliveryState.PENDING, round_start=attempts, due_at=now, updated_at=now)
         return ended
 
+    async def add_deliveries(self, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
+        await self.ping()
+        there = await self.deliveries_of([event_id for event_id, _ in wanted])
+        made = []
+        for event_id, destination in dict.fromkeys(wanted):
+            if event_id in self._events and (event_id, destination) not in there:
+                made.append(self._owe(self._events[event_id], destination, now))
+        return made
+
+    async def deliveries_of(self, event_ids: Sequence[str]) -> set[tuple[str, str]]:
+        await self.ping()
+        asked = set(event_ids)
+        return {(d.event_id, d.destination) for d in self._deliveries.values() if d.event_id in asked}
+
     async def next_due(self, destination: str) -> int | None:
         await self.ping()
         return min((at for _, at in self._waiting(destination)), default=None)
@@ -371,9 +386,14 @@ class MemoryStore(Store):
                 and filter.job_id in (None, one.job_id)
                 and filter.ref in (None, one.ref)
                 and (filter.since is None or one.recorded_at >= filter.since)
+                and (filter.until is None or one.recorded_at < filter.until)
+                and (filter.after is None or (one.recorded_at, one.id) < filter.after)
             )
 
-        return _page(self._events, matches, filter.after, filter.limit)
+        found = sorted(
+            (one for one in self._events.values() if matches(one)), key=lambda one: (one.recorded_at, one.id)
+        )
+        return found[::-1][: filter.limit]
 
     async def delivery(self, delivery_id: str) -> Delivery:
         await self.ping()
@@ -391,6 +411,9 @@ class MemoryStore(Store):
                 and filter.state in (None, one.state)
                 and filter.event_id in (None, one.event_id)
                 and (filter.since is None or one.created_at >= filter.since)
+                and (filter.until is None or one.created_at < filter.until)
+                and filter.source in (None, self._events[one.event_id].source)
+                and filter.event_type in (None, one.event_type)
             )
 
         return _page(self._deliveries, matches, filter.after, filter.limit)

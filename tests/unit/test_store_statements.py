@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from receiver.storage.store import queries, sqlite
+from receiver.storage.store import sqlite
 from receiver.storage.store.database import Row, Value
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Statements, migrations
@@ -107,7 +107,9 @@ def test_a_statement_of_rows_finds_each_by_an_index(
     [
         ("job_id = :x", "events_job"),
         ("ref = :x", "events_ref"),
-        (queries._SINCE.replace(":since", ":x"), "events_recorded_at"),
+        ("recorded_at >= :x", "events_recorded_at"),
+        ("(recorded_at, id) < (:x, 'evt')", "events_recorded_at"),
+        ("TRUE", "events_recorded_at"),
     ],
 )
 def test_a_filtered_listing_uses_an_index(connection: apsw.Connection, wanted: str, index: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 from receiver.core.errors import NotFound
 from receiver.core.event import TIME_CHARS, Event, EventFilter, Rejection
 from receiver.core.work import (
@@ -20,10 +23,6 @@ from receiver.storage.store.database import Row, Session, Value, clean, value_of
 from receiver.storage.store.events import event_of
 from receiver.storage.store.pickups import PICKUPS, pickup_of
 from receiver.storage.store.queue import DELIVERIES
-
-# The second half lets the walk down the ids end where the asked time begins. Without `|| ''`, SQLite would look for
-# the least id by walking up all ids from the first.
-_SINCE = "recorded_at >= :since AND id >= (SELECT min(id || '') FROM events WHERE recorded_at >= :since)"
 
 
 def event(session: Session, event_id: str) -> Event:
@@ -58,10 +57,20 @@ def events(session: Session, filter: EventFilter) -> list[Event]:
         "type = :type": filter.type,
         "job_id = :job_id": clean(filter.job_id),
         "ref = :ref": clean(filter.ref),
-        _SINCE: filter.since,
-        "id < :after": filter.after,
+        "recorded_at >= :since": filter.since,
+        "recorded_at < :until": filter.until,
     }
-    return [event_of(row) for row in _listed(session, "list_events", conditions, filter.limit)]
+    before: dict[str, Value] = {}
+    if filter.after is not None:
+        before = {"at": filter.after[0], "id": clean(filter.after[1])}
+    fixed = "(recorded_at, id) < (:at, :id)" if before else ""
+    return [event_of(row) for row in _listed(session, "list_events", conditions, filter.limit, fixed, before)]
+
+
+def deliveries_of(session: Session, event_ids: Sequence[str]) -> set[tuple[str, str]]:
+    """Return event and destination of each delivery of these events."""
+    rows = session.run_rows("deliveries_of_events", [(event_id,) for event_id in event_ids])
+    return {(row[1], row[2]) for row in rows}
 
 
 def delivery(session: Session, delivery_id: str) -> Delivery:
@@ -78,6 +87,9 @@ def deliveries(session: Session, filter: DeliveryFilter) -> list[Delivery]:
         "d.destination = :destination": filter.destination,
         "d.event_id = :event_id": filter.event_id,
         "d.created_at >= :since": filter.since,
+        "d.created_at < :until": filter.until,
+        "e.source = :source": filter.source,
+        "e.type = :type": filter.event_type,
         "d.id < :after": filter.after,
     }
     # The state is written out, not a parameter: only then may the index of the dead be used.
@@ -133,10 +145,15 @@ def stats(session: Session, now: int) -> StoreStats:
 
 
 def _listed(
-    session: Session, name: str, conditions: dict[str, Value], limit: int, fixed: str = ""
+    session: Session,
+    name: str,
+    conditions: Mapping[str, Value],
+    limit: int,
+    fixed: str = "",
+    more: Mapping[str, Value] = MappingProxyType({}),
 ) -> list[Row]:
-    """Run a listing under those conditions that have a value, and under `fixed`."""
+    """Run a listing under those conditions that have a value, and under `fixed`, whose parameters are `more`."""
     asked = {condition: value for condition, value in conditions.items() if value is not None}
     params = {condition.partition(":")[2].split()[0]: value for condition, value in asked.items()}
     texts = [*asked, fixed] if fixed else list(asked)
-    return session.run(name, {**params, "limit": limit}, " AND ".join(texts) or "TRUE")
+    return session.run(name, {**params, **more, "limit": limit}, " AND ".join(texts) or "TRUE")

@@ -7,10 +7,11 @@ release applies only while its claim is held: no two claims have one token.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from receiver.core.event import new_id
 from receiver.core.work import Claimed, ClaimedPickup, PickupSettlement, Settlement
 from receiver.storage.store.database import Row, Session, Value, clean
 from receiver.storage.store.events import event_of
@@ -163,6 +164,34 @@ def _replay(session: Session, request: ReplayRequest) -> list[str]:
     rows = [(delivery_id, request.now) for delivery_id in ids]
     done = {row[0] for row in session.run_rows("replay_deliveries", rows)}
     return [delivery_id for delivery_id in ids if delivery_id in done]
+
+
+@dataclass(frozen=True, slots=True)
+class NewDeliveries:
+    """Deliveries that shall be made: pairs of event and destination, each with the id that it would get."""
+
+    wanted: Mapping[tuple[str, str], str]
+    now: int
+
+    @classmethod
+    def of(cls, wanted: Sequence[tuple[str, str]], now: int) -> NewDeliveries:
+        """Make the ids."""
+        return cls({pair: new_id("dlv", now) for pair in wanted}, now)
+
+
+def add(session: Session, requests: Sequence[NewDeliveries]) -> list[list[str]]:
+    """Write the deliveries that are not there yet; return their ids."""
+    return [_add(session, request) for request in requests]
+
+
+def _add(session: Session, request: NewDeliveries) -> list[str]:
+    asked = [(event_id,) for event_id in sorted({event_id for event_id, _ in request.wanted})]
+    kept = {row[0] for row in session.run_rows("lock_events", asked)}
+    there = {(row[1], row[2]) for row in session.run_rows("deliveries_of_events", asked)}
+    made = {pair: new for pair, new in request.wanted.items() if pair[0] in kept and pair not in there}
+    at = request.now
+    session.run_rows("insert_deliveries", [(new, *pair, at, at, at) for pair, new in made.items()])
+    return list(made.values())
 
 
 def partition(requests: Sequence[T], key: Callable[[T], object]) -> list[dict[int, T]]:

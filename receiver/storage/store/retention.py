@@ -87,12 +87,19 @@ def _dead_letters(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Re
 def _events(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
     _ids(session, "forget_attempts", sorted(_ids(session, "forget_deliveries", ids)))
     # An event whose delivery was replayed a moment ago still has it, and stays.
-    removed = session.run_rows("forget_events", [(event_id,) for event_id in ids])
+    removed = _forget_events(session, ids)
     if removed:
         gone = {row[0] for row in removed}
         callbacks = _led_to(session, gone, min(gone), max(gone))
         _ids(session, "forget_callbacks", sorted(row[0] for row in callbacks))
     return len(removed), [row[1] for row in removed if row[1] is not None]
+
+
+def _forget_events(session: Session, ids: Sequence[str]) -> list[Row]:
+    """Remove events that have no deliveries, and those that another process gave them while the removal waited for it."""
+    removed = session.run_rows("forget_events", [(event_id,) for event_id in ids])
+    _ids(session, "erase_deliveries", sorted(row[0] for row in removed))
+    return removed
 
 
 def _pickups(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
@@ -244,7 +251,7 @@ def _erase(session: Session, request: Erasure) -> Erased:
     traced = traces(session, request.subject, request.limit)
     deliveries = _ids(session, "erase_deliveries", traced.event_ids)
     _ids(session, "forget_attempts", sorted(deliveries))
-    gone = session.run_rows("forget_events", [(event_id,) for event_id in traced.event_ids])
+    gone = _forget_events(session, traced.event_ids)
     callbacks = sorted(traced.callbacks)
     session.run_rows("erase_callbacks", [(callback_id, request.now) for callback_id in callbacks])
     _end_pickups(session, traced.pickup_ids, request)

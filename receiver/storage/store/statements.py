@@ -78,7 +78,8 @@ class Statements:
         """Return the statement `name` for `count` rows of parameters."""
         key = (name, count)
         if key not in self._filled:
-            self._filled[key] = _ROWS.sub(lambda match: self._values(match, count), _texts()[name])
+            text = _texts()[name].replace("{lock}", self._lock).strip()
+            self._filled[key] = _ROWS.sub(lambda match: self._values(match, count), text)
         return self._filled[key]
 
     @staticmethod

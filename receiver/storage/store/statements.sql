@@ -75,11 +75,11 @@ OR EXISTS (
 )
 
 -- name: list_events
--- Events, newest first.
+-- Events, those recorded last first: the id of an awaited event is older than the event.
 SELECT id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key
 FROM events
 WHERE {conditions}
-ORDER BY id DESC
+ORDER BY recorded_at DESC, id DESC
 LIMIT :limit
 
 -- ==================== the two queues: deliveries and pickups ====================
@@ -189,6 +189,14 @@ ORDER BY number
 -- name: insert_deliveries
 -- Writes deliveries, due at once.
 INSERT INTO deliveries {insert: id, event_id, destination, due_at, created_at, updated_at}
+
+-- name: lock_events
+-- Which of these events are there, kept from being removed or given deliveries by another process meanwhile.
+WITH asked {rows: id}
+SELECT d.id
+FROM asked
+JOIN events AS d ON d.id = asked.id
+{lock}
 
 -- name: replay_deliveries
 -- Begins another round for deliveries that have ended; their attempts stay, and are numbered on.
@@ -571,7 +579,7 @@ JOIN callbacks
 -- name: deliveries_of_events
 -- Deliveries of these events.
 WITH asked {rows: event_id}
-SELECT deliveries.id
+SELECT deliveries.id, deliveries.event_id, deliveries.destination
 FROM asked
 JOIN deliveries ON deliveries.event_id = asked.event_id
 

@@ -57,6 +57,7 @@ HANDLERS: Mapping[str, Handler] = {
     "release": DELIVERIES.release,
     "release_pickups": PICKUPS.release,
     "replay": queue.replay,
+    "add_deliveries": queue.add,
     "add_pickup": pickups.add,
     "record": events.record,
     "defer": pickups.defer,
@@ -218,6 +219,13 @@ class Store:
         """
         return cast("list[str]", await self._write("replay", queue.ReplayRequest(tuple(delivery_ids), now)))
 
+    async def add_deliveries(self, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
+        """Make a delivery, due now, for each pair of event and destination that has none; return the new ids.
+
+        An event that is not there (any more) gets none.
+        """
+        return cast("list[str]", await self._write("add_deliveries", queue.NewDeliveries.of(wanted, now)))
+
     # ------------------------------------------------------------ pickups
 
     async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
@@ -275,7 +283,7 @@ class Store:
         return await self._read(queries.has_scope, source, scope)
 
     async def events(self, filter: EventFilter) -> list[Event]:
-        """List events, newest first."""
+        """List events, those recorded last first."""
         return await self._read(queries.events, filter)
 
     async def delivery(self, delivery_id: str) -> Delivery:
@@ -285,6 +293,10 @@ class Store:
     async def deliveries(self, filter: DeliveryFilter) -> list[Delivery]:
         """List deliveries, newest first."""
         return await self._read(queries.deliveries, filter)
+
+    async def deliveries_of(self, event_ids: Sequence[str]) -> set[tuple[str, str]]:
+        """Return event and destination of each delivery of these events."""
+        return await self._read(queries.deliveries_of, event_ids)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
         """Return the attempts of a delivery, first to last."""

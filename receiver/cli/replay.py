@@ -1,0 +1,246 @@
+"""`replay`: another round for deliveries that have ended, and the deliveries that today's settings would have made."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from msgspec.structs import replace as changed
+
+from receiver.cli.options import (
+    AsJson,
+    Since,
+    UsageError,
+    load,
+    opened_store,
+    option,
+    since,
+)
+from receiver.cli.output import print_json, warn
+from receiver.core.clock import wall_clock
+from receiver.core.work import DeliveryFilter, DeliveryState
+
+if TYPE_CHECKING:
+    from receiver.core.event import Event, EventFilter
+    from receiver.settings.model import Settings
+    from receiver.storage.store.store import Store
+
+T = TypeVar("T")
+_PAGE = 500
+_ENDED = (DeliveryState.DEAD, DeliveryState.DELIVERED)
+Routed = Callable[["Event"], Sequence[str]]
+"""Returns the destinations that today's settings send an event to, of those that were asked for."""
+
+
+@dataclass
+class _Found:
+    """What fits."""
+
+    ended: list[str] = field(default_factory=list)
+    """Deliveries that have ended: they get another round."""
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    """Events and the destinations that they have no delivery to: these are made."""
+    busy: int = 0
+    """Deliveries under way: they are left alone."""
+
+    def __len__(self) -> int:
+        return len(self.ended) + len(self.missing)
+
+
+def replay(
+    ctx: typer.Context,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Deliveries (dlv_…) or events (evt_…: to all their destinations)."),
+    ] = None,
+    to: Annotated[
+        str | None, option("--to", help="To this destination; without ids: the events that it never got.")
+    ] = None,
+    dead: Annotated[bool, option("--dead", help="Dead letters only.")] = False,
+    destination: Annotated[
+        str | None, option("--destination", help="Only deliveries to this destination.")
+    ] = None,
+    source: Annotated[str | None, option("--source", help="Only events of this source.")] = None,
+    type_: Annotated[
+        str | None, option("--type", help="Only events of this type, as speech.completed.")
+    ] = None,
+    since_: Since = None,
+    until: Annotated[
+        str | None, option("--until", help="Only before then: 2h (ago), or 2026-11-21T10:00Z.")
+    ] = None,
+    dry_run: Annotated[bool, option("--dry-run", help="Count, and replay nothing.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send events again, or for the first time to destinations that they have no delivery to."""
+    from receiver.core.event import EventFilter
+
+    chosen = dead or destination is not None
+    filtered = chosen or any(text is not None for text in (source, type_, since_, until))
+    if ids and filtered:
+        raise UsageError("name ids, or filter with --dead, --destination, --since and the like; not both")
+    if to is not None and chosen:
+        raise UsageError("--to makes deliveries; --dead and --destination choose among those there are")
+    if not ids and not filtered and to is None:
+        raise UsageError("name deliveries or events, or filter with --to, --dead, --destination or --since")
+    settings = load(ctx)
+    routed = _routed(settings, to)
+    if to is not None and not ids:
+        events = EventFilter(source=source, type=type_, since=since(since_), until=since(until), limit=_PAGE)
+        found = asyncio.run(_never_sent(settings, events, routed))
+    else:
+        deliveries = DeliveryFilter(
+            destination=destination,
+            state=DeliveryState.DEAD if dead else None,
+            source=source,
+            event_type=type_,
+            since=since(since_),
+            until=since(until),
+            limit=_PAGE,
+        )
+        found = asyncio.run(_find(settings, ids or [], deliveries, to, routed))
+    if found and not dry_run and not ids and not yes:
+        _confirm(found)
+    _finish(settings, found, dry_run=dry_run, as_json=as_json)
+
+
+def _routed(settings: Settings, to: str | None) -> Routed:
+    from receiver.app.wiring import build_router
+
+    if to is not None and to not in settings.destinations:
+        known = ", ".join(sorted(settings.destinations)) or "none is configured"
+        raise UsageError(f"there is no destination {to!r}; there is: {known}")
+    router = build_router(settings)
+
+    def routed(event: Event) -> Sequence[str]:
+        wanted = router.destinations(event.source, event.type)
+        return [name for name in wanted if to in (None, name)]
+
+    return routed
+
+
+async def _find(
+    settings: Settings, ids: Sequence[str], filters: DeliveryFilter, to: str | None, routed: Routed
+) -> _Found:
+    """Return what there is of the deliveries and events named, or of the deliveries that fit the filters."""
+    found = _Found()
+    states: dict[str, DeliveryState] = {}
+    async with opened_store(settings) as store:
+        if not ids:
+            states = await _states(store, filters)
+        for identifier in ids:
+            if identifier.startswith("evt_"):
+                await _add_missing(store, [await store.event(identifier)], routed, found)
+                of_event = DeliveryFilter(event_id=identifier, destination=to, limit=_PAGE)
+                states |= await _states(store, of_event)
+            else:
+                delivery = await store.delivery(identifier)
+                states[delivery.id] = delivery.state
+    found.ended = sorted(delivery_id for delivery_id, state in states.items() if state in _ENDED)
+    found.busy = len(states) - len(found.ended)
+    return found
+
+
+async def _never_sent(settings: Settings, filters: EventFilter, routed: Routed) -> _Found:
+    """Return the events that fit and have no delivery to a destination that they go to, oldest first."""
+    found = _Found()
+    async with opened_store(settings) as store:
+        async for page in _event_pages(store, filters):
+            await _add_missing(store, page, routed, found)
+    found.missing.reverse()
+    return found
+
+
+async def _add_missing(store: Store, events: Sequence[Event], routed: Routed, found: _Found) -> None:
+    there = await store.deliveries_of([event.id for event in events])
+    pairs = [(event.id, name) for event in events for name in routed(event)]
+    found.missing += [pair for pair in pairs if pair not in there]
+
+
+async def _event_pages(store: Store, filters: EventFilter) -> AsyncIterator[list[Event]]:
+    while page := await store.events(filters):
+        yield page
+        filters = changed(filters, after=(page[-1].recorded_at, page[-1].id))
+
+
+async def _states(store: Store, filters: DeliveryFilter) -> dict[str, DeliveryState]:
+    states: dict[str, DeliveryState] = {}
+    while page := await store.deliveries(filters):
+        states |= {delivery.id: delivery.state for delivery in page}
+        filters = changed(filters, after=page[-1].id)
+    return states
+
+
+def _confirm(found: _Found) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(f"{_would(found)}: add --yes (or look first with --dry-run)")
+    if not typer.confirm(f"{_would(found)}. Go on?"):
+        raise typer.Exit(1)
+
+
+def _finish(settings: Settings, found: _Found, *, dry_run: bool, as_json: bool) -> None:
+    """Replay what was found unless nothing is to be changed, and tell. Status 1 when there was nothing to do."""
+    replayed = added = 0
+    if found and not dry_run:
+        replayed, added = asyncio.run(_replay(settings, found))
+    busy = found.busy + (len(found.ended) - replayed if found.ended and not dry_run else 0)
+    if as_json:
+        counts = {"found": len(found), "replayed": replayed, "added": added}
+        print_json(counts | {"left_alone": busy, "dry_run": dry_run})
+    elif dry_run:
+        typer.echo(_would(found))
+    elif replayed or added:
+        typer.echo(f"{_told(replayed, added)}; a running relay takes them up within a second")
+    else:
+        warn("nothing was replayed: no delivery that has ended fits, and today's settings make none")
+    if busy and not as_json:
+        warn(f"{_count(busy)} still under way, left alone")
+    if not dry_run and not (replayed or added):
+        raise typer.Exit(1)
+
+
+async def _replay(settings: Settings, found: _Found) -> tuple[int, int]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    replayed = added = 0
+    out = Console(stderr=True)
+    async with opened_store(settings) as store:
+        with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
+            bar = progress.add_task("Replaying", total=len(found))
+            for ids in _pages(found.ended):
+                replayed += len(await store.replay(ids, now=wall_clock()))
+                progress.advance(bar, len(ids))
+            for pairs in _pages(found.missing):
+                added += len(await store.add_deliveries(pairs, now=wall_clock()))
+                progress.advance(bar, len(pairs))
+    return replayed, added
+
+
+def _pages(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(things), _PAGE):
+        yield things[start : start + _PAGE]
+
+
+def _would(found: _Found) -> str:
+    return _told(len(found.ended), len(found.missing), "would be ")
+
+
+def _told(replayed: int, added: int, mood: str = "") -> str:
+    parts = [f"{_count(replayed)} {mood}replayed"] if replayed or not added else []
+    if added:
+        parts.append(f"{_count(added)} {mood}made")
+    return ", ".join(parts)
+
+
+def _count(number: int) -> str:
+    return f"{number} delivery" if number == 1 else f"{number} deliveries"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(replay)
