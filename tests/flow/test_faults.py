@@ -95,6 +95,40 @@ async def test_a_sync_that_fails(faulty: tuple[Running, Faulty]) -> None:
     assert kept == {"before", "job-speech", "job-text", "job-deapi"}
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_database_that_is_taken_away_from_under_its_receiver(
+    tmp_path: Path, suffix: str, replaced: bool
+) -> None:
+    """What is committed to a file without a name is lost at the next start, so it counts as an outage from then on."""
+    async with running(tmp_path, work=False, timing=Timing(ready_seconds=0)) as up:
+        assert (await _send(up, transcript("before"))).status_code == 200
+        assert (await up.client.get("/readyz")).status_code == 200
+        path = tmp_path / "data" / f"receiver.db{suffix}"
+        aside = path.rename(path.with_name("aside"))
+        if replaced:
+            path.write_bytes(aside.read_bytes())
+        await _by_trait(up)
+        ready = (await up.client.get("/readyz")).json()
+        assert "was removed or replaced" in ready["parts"]["store"]
+        aside.rename(path)
+        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+    async with running(tmp_path, work=False) as up:
+        kept = {event.job_id for event in await up.receiver.store.events(EventFilter())}
+        assert kept == {"before", "job-speech", "job-text", "job-deapi"}
+
+
+async def test_a_restart_begins_with_the_database_that_was_put_in_the_place(tmp_path: Path) -> None:
+    async with running(tmp_path, work=False) as up:
+        path = tmp_path / "data" / "receiver.db"
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink()
+        await _by_trait(up)
+        assert not path.exists(), "it is for a person to say that a new one shall begin"
+    async with running(tmp_path, work=False) as up:
+        await _recovers(up)
+
+
 async def test_a_full_disk_under_the_store(faulty: tuple[Running, Faulty]) -> None:
     up, fault = faulty
     fault.vfs.full = True

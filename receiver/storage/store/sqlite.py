@@ -75,6 +75,46 @@ class SqliteDatabase:
         """Do nothing."""
 
 
+class OpenFiles:
+    """The files that a connection has open, by their names.
+
+    SQLite writes on to a file that was removed or replaced. Nobody can open it again, so what is committed there is lost at
+    the next start.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """The first of `names` is the database's own."""
+        self.names = names
+        self._opened: dict[str, tuple[int, int]] = {}
+
+    def check(self) -> None:
+        """Raise `StoreUnavailable` unless each name still leads to the file that was opened by it."""
+        for name, opened in self._opened.items():
+            if _identity(name) != opened:
+                raise StoreUnavailable(
+                    f"store: {os.path.basename(name)} was removed or replaced while in use: put it back, "
+                    "or restart receiver to begin with what is there"
+                )
+
+    def note(self) -> None:
+        """Note those that are open now."""
+        for name in self.names:
+            if name not in self._opened and (found := _identity(name)):
+                self._opened[name] = found
+
+    def closed(self) -> None:
+        """Forget the files beside the database's own: they may go with a connection, and come with the next."""
+        self._opened = {name: found for name, found in self._opened.items() if name == self.names[0]}
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(name)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class SqliteBackend:
     """One connection to the file, made when first needed and again after a failure; used by one thread only."""
 
@@ -83,6 +123,7 @@ class SqliteBackend:
         self._vfs = vfs
         self._busy_timeout = busy_timeout
         self._writes = writes
+        self._files = OpenFiles([path, f"{path}-wal", f"{path}-shm"] if writes else [path])
         self._connection: apsw.Connection | None = None
         self._session: SqliteSession | None = None
         self._poisoned = False
@@ -91,11 +132,13 @@ class SqliteBackend:
 
     def begin(self, lock_seconds: float | None = None) -> Session:
         """Connect if need be; begin a transaction if this connection writes."""
+        self._files.check()
         if self._connection is None or self._session is None:
             self._connection = self._connect()
             self._session = SqliteSession(self._connection)
         if self._writes:
             self._connection.execute("BEGIN IMMEDIATE")
+        self._files.note()
         return self._session
 
     def commit(self) -> None:
@@ -144,6 +187,7 @@ class SqliteBackend:
     def close(self) -> None:
         """Disconnect; closing the last connection of a file also empties its write-ahead log."""
         connection, self._connection, self._session = self._connection, None, None
+        self._files = OpenFiles(self._files.names)
         if connection is not None:
             # What cannot be copied stays in the log, which is synced.
             with contextlib.suppress(apsw.Error):
@@ -156,6 +200,7 @@ class SqliteBackend:
         """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
         connection, self._connection, self._session = self._connection, None, None
         self._poisoned = True
+        self._files.closed()
         if connection is not None:
             _drop(connection)
 
