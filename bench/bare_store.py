@@ -23,11 +23,10 @@ import aiohttp
 
 from bench.load import listen
 from receiver.core.event import new_id
-from receiver.storage.store.postgres_connection import Connection, PostgresStatements, connect, parse
+from receiver.storage.store.postgres_connection import Connection, connect, named, numbered, parse
 
 BATCH = 64
 LEASE_MS = 60_000
-_STATEMENTS = PostgresStatements()
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 _HEADERS = {"content-type": "application/json", "webhook-id": "evt_1", "webhook-timestamp": "1"}
 Rows = Sequence[Sequence[Any]]
@@ -36,7 +35,7 @@ Rows = Sequence[Sequence[Any]]
 def rows(connection: Connection, name: str, given: Rows) -> Any:
     """Run a statement with rows of parameters."""
     flat = [str(value) if isinstance(value, int) else value for value in chain.from_iterable(given)]
-    return connection.execute(_STATEMENTS.rows(name, len(given)), flat, binary=True)
+    return connection.execute(numbered(name, len(given)), flat, binary=True)
 
 
 def record(connection: Connection, number: int) -> None:
@@ -45,7 +44,7 @@ def record(connection: Connection, number: int) -> None:
     _, body = listen(str(number))
     event_ids = [new_id("evt", now) for _ in range(BATCH)]
     callbacks = [
-        (new_id("cbk", now), one, "deepgram", one, None, "POST", "", now, len(body), "0" * 64, body, "basic")
+        (new_id("cbk", now), "deepgram", one, None, "POST", "", now, len(body), "0" * 64, body, "basic", one)
         for one in event_ids
     ]
     events = [
@@ -74,8 +73,8 @@ def record(connection: Connection, number: int) -> None:
 def claim(connection: Connection, token: str) -> list[Any]:
     """Claim up to 64 deliveries in one transaction."""
     now = int(time.time() * 1000)
-    text, names = _STATEMENTS.named("due_deliveries", "")
-    asked = {"lane": "app", "now": str(now), "limit": str(BATCH)}
+    text, names = named("due_deliveries")
+    asked = {"queue": "app", "now": str(now), "limit": str(BATCH)}
     with connection.pipeline():
         connection.execute("BEGIN")
         connection.execute(_PLANNER, ["off"])

@@ -314,13 +314,13 @@ class MetricsObserver:
     ) -> bytes:
         """Return the exposition text; `stats` is None while the store is out."""
         if stats is not None:
-            due_pickups = {item.source: item for item in stats.pickups}
+            due_pickups = {item.name: item for item in stats.pickups}
             for name in sources:
                 pickups = due_pickups.get(name)
                 self._series["receiver_due_pickups", name].set(pickups.depth if pickups else 0)
                 since = max(0, now - pickups.oldest_due_at) / 1000 if pickups else 0
                 self._series["receiver_oldest_due_pickup_age_seconds", name].set(since)
-            due = {item.destination: item for item in stats.due}
+            due = {item.name: item for item in stats.due}
             for name in destinations:
                 item = due.get(name)
                 self._series["receiver_due_deliveries", name].set(item.depth if item else 0)

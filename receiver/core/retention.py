@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from receiver.core.durations import DAY, duration
 
 KEYS_SECONDS = 30 * DAY
@@ -142,8 +144,7 @@ class Traces:
         return bool(self.event_ids or self.callbacks or self.pickup_ids)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
+class Tombstone(Struct, frozen=True, kw_only=True):
     """The record of an erasure: when, and how much; nothing of the data itself."""
 
     id: str

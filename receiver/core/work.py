@@ -54,7 +54,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class Claimed(Struct, frozen=True, kw_only=True):
     """One delivery taken by a worker, with its event."""
 
-    delivery_id: str
+    id: str
+    """The delivery's id."""
     destination: str
     event: Event
     attempts: int
@@ -63,11 +64,6 @@ class Claimed(Struct, frozen=True, kw_only=True):
     """`attempts` when the present round began: the policy sees `attempts - round_start`."""
     claimed_by: str
     lease_until: int
-
-    @property
-    def id(self) -> str:
-        """The id of the row that is claimed."""
-        return self.delivery_id
 
 
 class Settlement(Struct, frozen=True, kw_only=True):
@@ -113,17 +109,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 
 class Due(Struct, frozen=True, kw_only=True):
-    """What waits for one destination."""
+    """What is due to one destination, or at one source."""
 
-    destination: str
-    depth: int
-    oldest_due_at: int
-
-
-class PickupsDue(Struct, frozen=True, kw_only=True):
-    """What waits to be picked up from one source."""
-
-    source: str
+    name: str
+    """The destination's or the source's."""
     depth: int
     oldest_due_at: int
 
@@ -133,7 +122,7 @@ class StoreStats(Struct, frozen=True, kw_only=True):
 
     due: tuple[Due, ...]
     dead: Mapping[str, int]
-    pickups: tuple[PickupsDue, ...] = ()
+    pickups: tuple[Due, ...] = ()
 
 
 class PickupState(StrEnum):

@@ -126,7 +126,7 @@ class Sending(Work[Claimed, Made]):
         self.context.observer.attempt(
             AttemptReport(
                 destination=claim.destination,
-                delivery_id=claim.delivery_id,
+                delivery_id=claim.id,
                 event_id=claim.event.id,
                 event_type=claim.event.type,
                 number=claim.attempts + 1,

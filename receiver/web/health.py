@@ -97,15 +97,15 @@ class Health:
         known = self._receiver.settings.destinations
         stats = await self._receiver.store.stats(self._receiver.clock())
         for row in stats.due:
-            if row.destination in known:
-                self._refuse_old(f"a delivery to {row.destination}", row.oldest_due_at)
+            if row.name in known:
+                self._refuse_old(f"a delivery to {row.name}", row.oldest_due_at)
 
     async def _oldest_pickup(self) -> None:
         known = self._receiver.settings.sources
         stats = await self._receiver.store.stats(self._receiver.clock())
         for row in stats.pickups:
-            if row.source in known:
-                self._refuse_old(f"a pickup of {row.source}", row.oldest_due_at)
+            if row.name in known:
+                self._refuse_old(f"a pickup of {row.name}", row.oldest_due_at)
 
     def _refuse_old(self, name: str, due_at: int) -> None:
         """Raise `ReceiverError` for what has been due for too long."""

@@ -271,7 +271,7 @@ class AddSuite:
         ):
             await store.add_pickup(wanted)
         found = (await store.stats(T0 + 10)).pickups
-        assert [(one.source, one.depth, one.oldest_due_at) for one in found] == [
+        assert [(one.name, one.depth, one.oldest_due_at) for one in found] == [
             ("deapi", 2, T0 + 3),
             ("playht", 1, T0 + 10),
         ]

@@ -208,7 +208,7 @@ class UnderWaySuite:
         (held,) = await claim(store)
         await store.settle(settlement(held, DeliveryState.PENDING, due_at=T0 + 10**11))
         assert set((await all_walks(store, T0 + 10**12)).values()) == {0}
-        assert len(await store.attempts(held.delivery_id)) == 1
+        assert len(await store.attempts(held.id)) == 1
 
     async def test_nothing_of_a_replayed_delivery_goes(self, store: Store) -> None:
         await ended_event(store, recording("app"), DEAD)

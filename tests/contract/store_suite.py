@@ -267,7 +267,7 @@ class ClaimSuite:
         (held,) = await claim(store)
         assert (held.event, held.destination, held.attempts, held.round_start) == (wanted.event, "app", 0, 0)
         assert held.lease_until == T0 + LEASE
-        shown = await store.delivery(held.delivery_id)
+        shown = await store.delivery(held.id)
         assert (shown.state, shown.due_at, shown.claimed_by) == (
             DeliveryState.DELIVERING,
             T0 + LEASE,
@@ -293,12 +293,12 @@ class ClaimSuite:
         await claim(store)
         assert await claim(store, now=T0 + LEASE - 1) == []
         (again,) = await claim(store, now=T0 + LEASE)
-        assert (again.delivery_id, again.attempts) == (delivery_id, 0)
+        assert (again.id, again.attempts) == (delivery_id, 0)
 
     async def test_claims_at_once_never_overlap(self, store: Store) -> None:
         await asyncio.gather(*(store.record(recording("app")) for _ in range(50)))
         taken = await asyncio.gather(*(claim(store, limit=7) for _ in range(10)))
-        ids = [one.delivery_id for batch in taken for one in batch]
+        ids = [one.id for batch in taken for one in batch]
         assert len(ids) == len(set(ids)) == 50
 
     async def test_settling_writes_the_attempt_and_its_consequence(self, store: Store) -> None:
@@ -306,7 +306,7 @@ class ClaimSuite:
         (held,) = await claim(store)
         retry_at = T0 + 60_000
         assert await store.settle(settlement(held, DeliveryState.PENDING, due_at=retry_at, status=503))
-        shown = await store.delivery(held.delivery_id)
+        shown = await store.delivery(held.id)
         assert (shown.state, shown.attempts, shown.due_at, shown.claimed_by, shown.last_outcome) == (
             DeliveryState.PENDING,
             1,
@@ -315,7 +315,7 @@ class ClaimSuite:
             "refused",
         )
         assert shown.updated_at == T0 + 7
-        (attempt,) = await store.attempts(held.delivery_id)
+        (attempt,) = await store.attempts(held.id)
         assert (attempt.number, attempt.started_at, attempt.duration_ms) == (1, T0, 7)
         assert (attempt.outcome, attempt.status) == (OutcomeKind.REFUSED, 503)
         assert (attempt.detail, attempt.response) == ("said so", b"\xff\x00")
@@ -324,7 +324,7 @@ class ClaimSuite:
     async def test_an_ended_delivery_is_never_due_again(self, store: Store, state: DeliveryState) -> None:
         await one_delivery(store)
         held = await end(store, state)
-        shown = await store.delivery(held.delivery_id)
+        shown = await store.delivery(held.id)
         assert (shown.state, shown.due_at) == (state, None)
         assert await claim(store, now=T0 + 10**9) == []
         assert await store.next_due("app") is None
@@ -344,7 +344,7 @@ class ClaimSuite:
         held = await claim(store, limit=40)
         assert all(await asyncio.gather(*(store.settle(settlement(one)) for one in held)))
         for one in held:
-            assert len(await store.attempts(one.delivery_id)) == 1
+            assert len(await store.attempts(one.id)) == 1
 
     async def test_a_lost_claim_among_many_settled_at_once_is_the_only_one_refused(
         self, store: Store
@@ -354,17 +354,17 @@ class ClaimSuite:
         assert await store.release([held[1]], now=T0) == 1
         results = await asyncio.gather(*(store.settle(settlement(one)) for one in held))
         assert results == [True, False, True]
-        assert [len(await store.attempts(one.delivery_id)) for one in held] == [1, 0, 1]
+        assert [len(await store.attempts(one.id)) for one in held] == [1, 0, 1]
 
     async def test_a_zombie_cannot_settle_what_another_worker_has_claimed(self, store: Store) -> None:
         await one_delivery(store)
         (zombie,) = await claim(store)
         later = T0 + LEASE
         (heir,) = await store.claim("app", worker="v", limit=1, now=later, lease_until=later + LEASE)
-        before = await store.delivery(heir.delivery_id)
+        before = await store.delivery(heir.id)
         assert not await store.settle(settlement(zombie))
-        assert await store.delivery(heir.delivery_id) == before
-        assert await store.attempts(heir.delivery_id) == []
+        assert await store.delivery(heir.id) == before
+        assert await store.attempts(heir.id) == []
         assert await store.settle(settlement(heir))
 
     async def test_a_worker_that_claims_its_own_again_cannot_settle_by_the_old_claim(
@@ -382,14 +382,14 @@ class ClaimSuite:
         (new,) = await claim(store, now=T0 + LEASE)
         both = (settlement(old, status=500), settlement(new))
         assert await asyncio.gather(*(store.settle(one) for one in both)) == [False, True]
-        assert [one.status for one in await store.attempts(new.delivery_id)] == [200]
+        assert [one.status for one in await store.attempts(new.id)] == [200]
 
     async def test_a_claim_settles_once(self, store: Store) -> None:
         await one_delivery(store)
         (held,) = await claim(store)
         answers = await asyncio.gather(*(store.settle(settlement(held)) for _ in range(3)))
         assert sorted(answers) == [False, False, True]
-        assert len(await store.attempts(held.delivery_id)) == 1
+        assert len(await store.attempts(held.id)) == 1
 
     async def test_an_expired_claim_that_nobody_took_can_still_be_settled(self, store: Store) -> None:
         await one_delivery(store)
@@ -400,14 +400,14 @@ class ClaimSuite:
         await asyncio.gather(*(one_delivery(store) for _ in range(2)))
         held = await claim(store)
         assert await store.release(held, now=T0 + 5) == 2
-        shown = await store.delivery(held[0].delivery_id)
+        shown = await store.delivery(held[0].id)
         assert (shown.state, shown.attempts, shown.due_at, shown.claimed_by) == (
             DeliveryState.PENDING,
             0,
             T0 + 5,
             None,
         )
-        assert await store.attempts(held[0].delivery_id) == []
+        assert await store.attempts(held[0].id) == []
         assert len(await claim(store, now=T0 + 5)) == 2
 
     async def test_release_counts_only_what_was_still_held(self, store: Store) -> None:
@@ -467,7 +467,7 @@ class ReadSuite:
         assert len(made) == 3
         assert await store.deliveries_of([has.event.id, has_not.event.id]) == set(wanted)
         due = [*await claim(store, now=T0 + 9), *await claim(store, "crm", now=T0 + 9)]
-        assert {one.delivery_id for one in due} > set(made)
+        assert {one.id for one in due} > set(made)
         assert {one.event.id for one in due if one.destination == "crm"} == {has.event.id, has_not.event.id}
         assert await store.add_deliveries([("evt_none", "app")], now=T0) == []
 
@@ -568,7 +568,7 @@ class ReadSuite:
         await one_delivery(store, at=T0 + 101)
         await one_delivery(store, "audit", at=T0 + 7)
         stats = await store.stats(T0 + 100)
-        assert [(one.destination, one.depth, one.oldest_due_at) for one in stats.due] == [
+        assert [(one.name, one.depth, one.oldest_due_at) for one in stats.due] == [
             ("app", 2, T0 + 50),
             ("audit", 1, T0 + 7),
         ]

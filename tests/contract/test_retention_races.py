@@ -91,7 +91,7 @@ async def test_what_is_replayed_while_it_is_swept_is_either_whole_or_gone(
             assert left.state is DeliveryState.PENDING
             await replayer.event(left.event_id)
         taken = [one for to in ("app", "b") for one in await claim(replayer, to, limit=1000, now=LATER)]
-        assert {one.delivery_id for one in taken} == set(replayed)
+        assert {one.id for one in taken} == set(replayed)
         for one in taken:
             assert await replayer.settle(settlement(one, at=LATER - 100))
         await walk(sweeper, Walk.DEAD_LETTERS)

@@ -82,7 +82,7 @@ async def test_text_sorts_by_its_bytes_whatever_the_database_is_used_to() -> Non
         for one in kept:
             await store.record(one)
         assert [await store.body(one.event.id) for one in kept] == [b"one", b"two", b"three"]
-        assert [one.destination for one in (await store.stats(T0)).due] == ["B", "_", "b"]
+        assert [one.name for one in (await store.stats(T0)).due] == ["B", "_", "b"]
         columns = (
             "SELECT DISTINCT collation_name FROM information_schema.columns "
             "WHERE data_type = 'text' AND table_schema = 'public' AND table_name <> 'migrations'"
@@ -113,7 +113,7 @@ async def test_claims_of_several_stores_never_overlap(store: Store, url: str) ->
     batches = await asyncio.gather(*(claim(one, limit=5) for _ in range(15) for one in (store, *others)))
     for other in others:
         await other.close()
-    ids = [one.delivery_id for batch in batches for one in batch]
+    ids = [one.id for batch in batches for one in batch]
     assert len(ids) == len(set(ids)) == 200
 
 
@@ -146,7 +146,7 @@ async def test_stores_that_meet_the_same_rows_in_opposite_order_all_finish(store
     answers = await asyncio.gather(*both)
     await other.close()
     assert sum(answers) == 100
-    assert [len(await store.attempts(one.delivery_id)) for one in held] == [1] * 100
+    assert [len(await store.attempts(one.id)) for one in held] == [1] * 100
 
 
 _WRITER = """

@@ -87,7 +87,7 @@ async def test_claims_of_two_stores_on_one_file_never_overlap(store: Store, path
     await asyncio.gather(*(store.record(recording("app")) for _ in range(120)))
     batches = await asyncio.gather(*(claim(one, limit=5) for _ in range(15) for one in (store, other)))
     await other.close()
-    ids = [one.delivery_id for batch in batches for one in batch]
+    ids = [one.id for batch in batches for one in batch]
     assert len(ids) == len(set(ids)) == 120
 
 

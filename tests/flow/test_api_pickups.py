@@ -401,7 +401,7 @@ async def test_readiness_fails_when_a_pickup_has_been_due_for_too_long(tmp_path:
         assert (await live.client.get("/readyz")).json()["parts"]["collector"] == "ok"
         assert (await live.client.post(PICKUPS, json=GOOD)).status_code == 201
         due = (await live.receiver.store.stats(live.receiver.clock())).pickups
-        assert [one.source for one in due] == ["deepdub"]
+        assert [one.name for one in due] == ["deepdub"]
         transport = httpx2.ASGITransport(app=create_app(live.receiver))
         async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
             while live.receiver.clock() - due[0].oldest_due_at < 2:

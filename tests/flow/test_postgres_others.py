@@ -13,7 +13,7 @@ import pytest
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Recorded, RecordStatus
-from receiver.storage.store import postgres, postgres_connection
+from receiver.storage.store import postgres
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from receiver.storage.store.writer import Waits
 from tests.contract.store_suite import T0, claim, recording, settlement
@@ -165,19 +165,6 @@ async def test_what_is_in_doubt_is_not_done_again_one_by_one(
     assert execute(url, "SELECT count(*) FROM events") == [(3,)]
     assert len(commits) == 2
     assert (await store.record(recording("app", key="k1"))).status is RecordStatus.DUPLICATE
-
-
-async def test_a_value_that_is_refused_before_it_is_sent_is_no_broken_connection(
-    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if one were not cleaned: whoever gave it is told, and the others of its transaction are not."""
-    monkeypatch.setattr(postgres_connection, "clean_value", lambda value: value)
-    asked = recording("\0")
-    answers = await asyncio.gather(
-        *(record(store, f"k{number}") for number in range(5)), store.record(asked), return_exceptions=True
-    )
-    assert all(isinstance(one[0], Recorded) for one in answers[:-1])  # type: ignore[index]
-    assert "refused a value" in str(answers[-1])
 
 
 async def test_a_process_that_sleeps_after_its_probe_holds_up_no_other(

@@ -14,7 +14,7 @@ import pytest
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter
-from receiver.storage.store.postgres import Pauses, PostgresDatabase, PostgresStore
+from receiver.storage.store.postgres import Pauses, PostgresStore
 from receiver.storage.store.postgres_connection import _MIGRATING
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
@@ -56,13 +56,13 @@ async def test_pauses_grow_after_commits_that_were_not_answered(
 ) -> None:
     """As by a standby that is away: connections are made more and more seldom, until a commit is answered."""
     made: list[float] = []
-    real = PostgresDatabase._connected
+    real = PostgresStore._connected
 
-    def connected(self: PostgresDatabase, writes: bool = False) -> object:
+    def connected(self: PostgresStore, writes: bool = False) -> object:
         made.append(time.monotonic())
         return real(self, writes)
 
-    monkeypatch.setattr(PostgresDatabase, "_connected", connected)
+    monkeypatch.setattr(PostgresStore, "_connected", connected)
     store = PostgresStore(running.url(), answer_seconds=0.2, pauses=Pauses(silent=0.05))
     await store.open()
     running.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")

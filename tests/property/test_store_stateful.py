@@ -178,7 +178,7 @@ class StoreMachine(RuleBasedStateMachine):
     def a_delivery_has_at_most_one_living_claim_and_dense_attempts(self) -> None:
         for one in self.run(self.real.deliveries(ALL)):
             held = [real for real, _ in self.claims if real.claimed_by == one.claimed_by]
-            living = [claim for claim in held if claim.delivery_id == one.id]
+            living = [claim for claim in held if claim.id == one.id]
             assert len(living) == (1 if one.state is DeliveryState.DELIVERING else 0)
             numbers = [attempt.number for attempt in self.run(self.real.attempts(one.id))]
             assert numbers == list(range(1, one.attempts + 1))

@@ -52,7 +52,6 @@ from receiver.core.work import (
     PickupAttempt,
     PickupFilter,
     PickupKind,
-    PickupsDue,
     PickupSettled,
     PickupSettlement,
     PickupState,
@@ -277,7 +276,7 @@ class MemoryStore(Store):
             delivery_id, state=DeliveryState.DELIVERING, claimed_by=token, due_at=lease_until, updated_at=now
         )
         return Claimed(
-            delivery_id=one.id,
+            id=one.id,
             destination=one.destination,
             event=self._events[one.event_id],
             attempts=one.attempts,
@@ -292,7 +291,7 @@ class MemoryStore(Store):
         return changed
 
     def _holds(self, claim: Claimed) -> bool:
-        one = self._deliveries.get(claim.delivery_id)
+        one = self._deliveries.get(claim.id)
         return (
             one is not None
             and one.state is DeliveryState.DELIVERING
@@ -305,7 +304,7 @@ class MemoryStore(Store):
         if not self._holds(claim):
             return False
         attempt = Attempt(
-            delivery_id=claim.delivery_id,
+            delivery_id=claim.id,
             number=claim.attempts + 1,
             started_at=settlement.started_at,
             duration_ms=settlement.duration_ms,
@@ -314,9 +313,9 @@ class MemoryStore(Store):
             detail=outcome.detail,
             response=outcome.response,
         )
-        self._attempts[claim.delivery_id].append(attempt)
+        self._attempts[claim.id].append(attempt)
         self._change(
-            claim.delivery_id,
+            claim.id,
             state=settlement.state,
             attempts=attempt.number,
             due_at=settlement.due_at,
@@ -328,7 +327,7 @@ class MemoryStore(Store):
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
         await self.ping()
-        held = {claim.delivery_id for claim in claims if self._holds(claim)}
+        held = {claim.id for claim in claims if self._holds(claim)}
         for delivery_id in held:
             self._change(
                 delivery_id, state=DeliveryState.PENDING, claimed_by=None, due_at=now, updated_at=now
@@ -432,7 +431,7 @@ class MemoryStore(Store):
             one.destination for one in self._deliveries.values() if one.state is DeliveryState.DEAD
         )
         counted = [
-            Due(destination=name, depth=len(ats), oldest_due_at=min(ats)) for name, ats in sorted(due.items())
+            Due(name=name, depth=len(ats), oldest_due_at=min(ats)) for name, ats in sorted(due.items())
         ]
         return StoreStats(due=tuple(counted), dead=dict(dead), pickups=self._pickups_due(now))
 
@@ -600,14 +599,13 @@ class MemoryStore(Store):
         await self.ping()
         return list(self._pickup_attempts.get(pickup_id, ()))
 
-    def _pickups_due(self, now: int) -> tuple[PickupsDue, ...]:
+    def _pickups_due(self, now: int) -> tuple[Due, ...]:
         due: dict[str, list[int]] = {}
         for one, at in self._waiting_pickups():
             if at <= now:
                 due.setdefault(one.source, []).append(at)
         return tuple(
-            PickupsDue(source=source, depth=len(ats), oldest_due_at=min(ats))
-            for source, ats in sorted(due.items())
+            Due(name=source, depth=len(ats), oldest_due_at=min(ats)) for source, ats in sorted(due.items())
         )
 
     # ------------------------------------------------------------ retention

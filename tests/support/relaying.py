@@ -113,7 +113,7 @@ class FaultyStore(MemoryStore):
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
         """Release, unless out."""
         self._fail("release")
-        self.released += [claim.delivery_id for claim in claims]
+        self.released += [claim.id for claim in claims]
         return await super().release(claims, now=now)
 
 

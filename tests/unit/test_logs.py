@@ -235,8 +235,8 @@ def test_depths_come_from_the_store_for_each_configured_destination() -> None:
     """One that has nothing due shows 0; one that is configured no more shows nothing; without a store they stay."""
     metrics = MetricsObserver()
     due = (
-        Due(destination="app", depth=4, oldest_due_at=1000),
-        Due(destination="gone", depth=9, oldest_due_at=1),
+        Due(name="app", depth=4, oldest_due_at=1000),
+        Due(name="gone", depth=9, oldest_due_at=1),
     )
     found = _samples(metrics, StoreStats(due=due, dead={"app": 2, "gone": 1}), now=6000)
     assert (found["receiver_due_deliveries,app"], found["receiver_due_deliveries,other"]) == (4, 0)

@@ -18,10 +18,10 @@ from psycopg import errors, waiting
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event, EventFilter, RecordStatus
-from receiver.storage.store.database import Session
+from receiver.storage.store.events import events
 from receiver.storage.store.postgres import Pauses, PostgresBackend, PostgresStore
 from receiver.storage.store.postgres_connection import Connection, Skew, connect, parse
-from receiver.storage.store.queries import events
+from receiver.storage.store.statements import Session
 from tests.contract.store_suite import recording
 from tests.support.postgres import database
 
@@ -71,7 +71,7 @@ async def test_a_reading_thread_that_was_left_to_itself_does_not_use_its_success
             raise LookupError  # as for a row that has vanished: it is asked for again
         return events(session, EventFilter())
 
-    store.database.close_seconds = 0.05
+    store.close_seconds = 0.05
     asked_for = asyncio.create_task(store._read(listing))
     await asyncio.to_thread(asked.wait, 20)
     await store.close()
@@ -171,7 +171,7 @@ def test_what_we_ran_out_of_within_a_transaction_concerns_all_of_it(url: str) ->
     backend = PostgresBackend(lambda: connect(parse(url), writes=True), Skew(wall_clock), None)
     for error in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
         backend.begin()
-        told, all_affected = backend.trouble(error)
+        told, all_affected, _ = backend.trouble(error)
         assert isinstance(told, StoreUnavailable)
         assert all_affected
         assert backend._connection is None, "nobody knows what is left on its wire"

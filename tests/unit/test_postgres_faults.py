@@ -237,7 +237,7 @@ async def test_after_a_commit_whose_answer_is_lost_a_repeat_is_harmless(
     status = RecordStatus.DUPLICATE if delivered else RecordStatus.RECORDED
     assert (repeated.status, repeated.event_id) == (status, new.event.id)
     assert await store.settle(settlement(held)) is not delivered
-    assert len(await store.attempts(held.delivery_id)) == 1
+    assert len(await store.attempts(held.id)) == 1
 
 
 # ---------------------------------------------------------------- rows that others hold
@@ -245,19 +245,19 @@ async def test_after_a_commit_whose_answer_is_lost_a_repeat_is_harmless(
 
 async def test_a_deadlock_is_repeated(store: PostgresStore, url: str) -> None:
     await asyncio.gather(*(store.record(recording("app")) for _ in range(2)))
-    first, second = sorted(await claim(store), key=lambda one: one.delivery_id)
+    first, second = sorted(await claim(store), key=lambda one: one.id)
     touch = "UPDATE deliveries SET updated_at = updated_at WHERE id = '{}'"
     with psycopg.connect(url) as other:
         other.execute("SET deadlock_timeout = '60s'")  # it is the store that notices, and gives way
-        other.execute(touch.format(second.delivery_id).encode())
+        other.execute(touch.format(second.id).encode())
         settling = asyncio.gather(*(store.settle(settlement(one)) for one in (first, second)))
         waiting = f"SELECT 1 {_OTHERS} AND wait_event_type = 'Lock'"
         while not await asyncio.to_thread(execute, url, waiting):
             await asyncio.sleep(0.01)
-        await asyncio.to_thread(other.execute, touch.format(first.delivery_id).encode())
+        await asyncio.to_thread(other.execute, touch.format(first.id).encode())
         other.commit()
         assert await settling == [True, True]
-    assert len(await store.attempts(first.delivery_id)) == 1
+    assert len(await store.attempts(first.id)) == 1
 
 
 async def test_a_lock_that_is_never_let_go_is_unavailable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

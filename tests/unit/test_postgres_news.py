@@ -250,7 +250,7 @@ async def test_retries_and_replays_of_a_clock_ahead_are_due_in_time(
     (held,) = await right.claim("app", worker="w", limit=1, now=now + 1_000, lease_until=now + LEASE)
     dead = settlement(held, at=now)
     assert await right.settle(dead)
-    assert await ahead.replay([held.delivery_id], now=now + MINUTES) == [held.delivery_id]
+    assert await ahead.replay([held.id], now=now + MINUTES) == [held.id]
     assert await take(right, now + 1_000) == 1
     stats = await ahead.stats(now + MINUTES + LEASE + 5_000)
     assert abs((stats.due[0].oldest_due_at or 0) - now - MINUTES - LEASE - 1_000) < 1_000

@@ -7,7 +7,7 @@ import re
 import apsw
 import pytest
 
-from receiver.storage.store.statements import Statements, migrations
+from receiver.storage.store.statements import migrations, statement, statement_of_rows
 
 INDEXES = {
     "old_bodies": "callbacks_bodies (id>? AND id<?)",
@@ -60,7 +60,7 @@ def plan(connection: apsw.Connection, text: str, params: object) -> list[str]:
 def test_a_batch_begins_where_the_one_before_ended_and_need_not_sort(
     connection: apsw.Connection, name: str
 ) -> None:
-    text = Statements().text(name)
+    text = statement(name)
     found = plan(connection, text, dict.fromkeys(re.findall(r":(\w+)", text), 1))
     assert any(INDEXES[name] in step for step in found)
     assert not [
@@ -71,6 +71,6 @@ def test_a_batch_begins_where_the_one_before_ended_and_need_not_sort(
 @pytest.mark.parametrize("count", [1, 256])
 @pytest.mark.parametrize("name", OF_ROWS)
 def test_rows_are_removed_one_by_one_however_many(connection: apsw.Connection, name: str, count: int) -> None:
-    found = plan(connection, Statements().rows(name, count), (1,) * count * OF_ROWS[name])
+    found = plan(connection, statement_of_rows(name, count), (1,) * count * OF_ROWS[name])
     assert not [step for step in found if step.startswith("SCAN") and step.split()[1] in TABLES]
     assert any(step.startswith(("SEARCH", "INDEX")) for step in found)

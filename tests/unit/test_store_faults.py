@@ -13,8 +13,8 @@ import pytest
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter, Recorded, Recording, RecordStatus
 from receiver.core.work import DeliveryFilter, PickupFilter, PickupSettled
-from receiver.storage.store.database import Row, Value
 from receiver.storage.store.sqlite import SqliteSession, SqliteStore
+from receiver.storage.store.statements import Row, Value
 from tests.contract import pickup_suite
 from tests.contract.pickup_suite import deferral, held_pickup, pickup, result_of, settlement
 from tests.contract.store_suite import T0, claim, recording

@@ -10,9 +10,8 @@ import apsw
 import pytest
 
 from receiver.storage.store import sqlite
-from receiver.storage.store.database import Row, Value
 from receiver.storage.store.sqlite import SqliteStore
-from receiver.storage.store.statements import Statements, migrations
+from receiver.storage.store.statements import Row, Value, migrations, statement, statement_of_rows
 from tests.contract.store_suite import recording
 
 
@@ -31,15 +30,15 @@ def plan(connection: apsw.Connection, text: str, params: object) -> str:
 
 
 def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
-    text = Statements().text("due_deliveries")
-    found = plan(connection, text, {"lane": "app", "now": 1, "limit": 5})
+    text = statement("due_deliveries")
+    found = plan(connection, text, {"queue": "app", "now": 1, "limit": 5})
     assert "SEARCH d USING INDEX deliveries_due (destination=? AND due_at<?)" in found
     assert "TEMP B-TREE" not in found
 
 
 def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
-    text = Statements().text("due_pickups")
-    found = plan(connection, text, {"lane": "deapi", "now": 1, "limit": 5})
+    text = statement("due_pickups")
+    found = plan(connection, text, {"queue": "deapi", "now": 1, "limit": 5})
     assert "SEARCH d USING INDEX pickups_due (source=? AND due_at<?)" in found
     assert "TEMP B-TREE" not in found
 
@@ -68,13 +67,13 @@ def test_a_claim_of_pickups_reads_only_what_waits_and_need_not_sort(connection: 
 def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: str, index: str) -> None:
     params = dict.fromkeys(
         (
-            *("lane", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
+            *("queue", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
             *("id", "target", "draft", "job_id", "event_id", "first", "beyond", "pickup_id", "deadline_at"),
             *("ref", "format", "state"),
         ),
         1,
     )
-    assert index in plan(connection, Statements().text(name), params)
+    assert index in plan(connection, statement(name), params)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: 
 def test_a_statement_of_rows_finds_each_by_an_index(
     connection: apsw.Connection, name: str, width: int, table: str
 ) -> None:
-    found = plan(connection, Statements().rows(name, 3), (1,) * width * 3)
+    found = plan(connection, statement_of_rows(name, 3), (1,) * width * 3)
     assert f"SEARCH {table}" in found
     assert f"SCAN {table}" not in found
 
@@ -113,12 +112,12 @@ def test_a_statement_of_rows_finds_each_by_an_index(
     ],
 )
 def test_a_filtered_listing_uses_an_index(connection: apsw.Connection, wanted: str, index: str) -> None:
-    assert index in plan(connection, Statements().text("list_events", wanted), {"x": 1, "limit": 5})
+    assert index in plan(connection, statement("list_events", wanted), {"x": 1, "limit": 5})
 
 
 @pytest.mark.parametrize(("name", "index"), [("resolve_pickups", "key"), ("resolve_gone_pickups", "gone")])
 def test_an_answer_finds_its_pickup_by_the_key(connection: apsw.Connection, name: str, index: str) -> None:
-    found = plan(connection, Statements().rows(name, 2), (1,) * 10)
+    found = plan(connection, statement_of_rows(name, 2), (1,) * 10)
     assert f"INDEX pickups_{index} (source=? AND key=?" in found
     assert "SCAN gone" not in found
     assert "SCAN other" not in found
@@ -133,7 +132,7 @@ def test_an_answer_finds_its_pickup_by_the_key(connection: apsw.Connection, name
     ],
 )
 def test_a_listing_of_pickups_uses_an_index(connection: apsw.Connection, wanted: str, index: str) -> None:
-    assert index in plan(connection, Statements().text("list_pickups", wanted), {"x": 1, "limit": 5})
+    assert index in plan(connection, statement("list_pickups", wanted), {"x": 1, "limit": 5})
 
 
 async def test_a_recording_that_answers_nothing_asks_no_pickup(
@@ -157,9 +156,9 @@ async def test_a_recording_that_answers_nothing_asks_no_pickup(
 
 
 def test_slots_are_filled() -> None:
-    statements = Statements(lock="FOR UPDATE OF d SKIP LOCKED", placeholder="%s")
-    assert statements.text("due_deliveries").endswith("LIMIT :limit FOR UPDATE OF d SKIP LOCKED")
-    assert "asked (job_id, source) AS (VALUES (%s,%s),(%s,%s))" in statements.rows("ended_jobs", 2)
+    claim = statement("due_deliveries", lock="FOR UPDATE OF d SKIP LOCKED")
+    assert claim.endswith("LIMIT :limit FOR UPDATE OF d SKIP LOCKED")
+    assert "wanted (job_id, source) AS (VALUES (?,?),(?,?))" in statement_of_rows("ended_jobs", 2)
 
 
 async def test_commits_do_not_copy_the_log_and_idleness_does(

@@ -1,4 +1,4 @@
-"""The road in: callbacks, events and deliveries are recorded, rejections kept.
+"""Callbacks and their events: recorded with the deliveries of these, and read; rejections.
 
 Nothing in this package but the backends waits or commits: a backend opens a transaction, these functions run in it, and it
 commits. Those that write take many callers' requests at once: a statement of many rows costs little more than one of one.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from msgspec.structs import astuple
+
+from receiver.core.errors import NotFound
 from receiver.core.event import (
+    TIME_CHARS,
     Answered,
     CallbackRow,
     Event,
+    EventFilter,
     Recorded,
     Recording,
     RecordStatus,
@@ -22,110 +26,83 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
-from receiver.storage.store.database import Row, Session, Value, clean
+from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
+
+# ---------------------------------------------------------------- recorded
 
 
-@dataclass(frozen=True, slots=True)
-class NewRecording:
-    """A recording, and the ids of its deliveries."""
-
-    recording: Recording
-    delivery_ids: tuple[str, ...]
-
-    @classmethod
-    def of(cls, recording: Recording) -> NewRecording:
-        """Make the ids here, not in the writer's thread: drawing random bytes lets go of the interpreter's lock."""
-        at = recording.event.recorded_at
-        return cls(recording, tuple(new_id("dlv", at) for _ in recording.destinations))
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """A callback of `source` that a pickup may be watching for, the event that it leads to, and when it came."""
-
-    source: str
-    answered: Answered
-    event_id: str
-    at: int
-
-
-@dataclass(frozen=True, slots=True)
-class RejectRequest:
-    """Rejections to keep, and how many of each source."""
-
-    rejections: tuple[Rejection, ...]
-    keep: int
-
-
-def record(session: Session, requests: Sequence[NewRecording]) -> list[Recorded]:
-    """Write callbacks, events and deliveries; tell duplicates and late ones."""
-    rows = [callback_row(new.recording.callback, new.recording.event.id) for new in requests]
-    fresh = {row[0] for row in session.run_rows("insert_callbacks", rows)}
-    kept: list[NewRecording] = []
-    for new in requests:
-        if new.recording.callback.id in fresh:
-            fresh.discard(new.recording.callback.id)  # the same callback twice in one batch counts once
-            kept.append(new)
-    late = _late(session, [new.recording.event for new in kept])
-    session.run_rows("insert_events", [event_row(new.recording.event) for new in kept])
-    deliveries = [row for new in kept if new.recording.event.id not in late for row in delivery_rows(new)]
-    session.run_rows("insert_deliveries", deliveries)
-    done = {id(new) for new in kept}
-    results = [_recorded(new, late) if id(new) in done else _duplicate(session, new) for new in requests]
-    resolutions = [
-        Resolution(
-            new.recording.callback.source,
-            new.recording.answered,
-            result.event_id,
-            new.recording.event.recorded_at,
-        )
-        for new, result in zip(requests, results, strict=True)
-        if new.recording.answered
-    ]
-    if resolutions:
-        resolve(session, resolutions)
+def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
+    """Write callbacks, events and deliveries; say which were duplicates, or late."""
+    unknown = write_callbacks(session, [(one.callback, one.event.id) for one in recordings])
+    new = []
+    for recording in recordings:
+        new.append(recording.callback.id in unknown)
+        unknown.discard(recording.callback.id)  # the same callback twice in one batch counts once
+    late = write_events(session, list(itertools.compress(recordings, new)))
+    results = []
+    answers = []
+    for recording, is_new in zip(recordings, new, strict=True):
+        if is_new:
+            event_id = recording.event.id
+            status = RecordStatus.LATE if event_id in late else RecordStatus.RECORDED
+        else:
+            event_id, status = first_event(session, recording.callback), RecordStatus.DUPLICATE
+        results.append(Recorded(status=status, event_id=event_id))
+        if recording.answered:
+            at = recording.event.recorded_at
+            answers.append((recording.callback.source, recording.answered, event_id, at))
+    if answers:
+        resolve(session, answers)
     return results
 
 
-def _recorded(new: NewRecording, late: set[str]) -> Recorded:
-    event_id = new.recording.event.id
-    return Recorded(
-        status=RecordStatus.LATE if event_id in late else RecordStatus.RECORDED, event_id=event_id
-    )
+def write_callbacks(session: Session, callbacks: Iterable[tuple[CallbackRow, str]]) -> set[str]:
+    """Write callbacks, each with the id of the event that it leads to; return the ids of those that were not known."""
+    rows = [(*astuple(callback), event_id) for callback, event_id in callbacks]
+    return {row[0] for row in session.run_rows("insert_callbacks", rows)}
 
 
-def _duplicate(session: Session, new: NewRecording) -> Recorded:
-    return Recorded(status=RecordStatus.DUPLICATE, event_id=first_event(session, new.recording.callback))
+def write_events(session: Session, recordings: Sequence[Recording]) -> set[str]:
+    """Write the events and deliveries of recordings; return the ids of late events, which get no deliveries."""
+    events = [recording.event for recording in recordings]
+    late = _late(session, events)
+    session.run_rows("insert_events", list(map(astuple, events)))
+    deliveries: list[tuple[Value, ...]] = []
+    for recording in recordings:
+        event, at = recording.event, recording.event.recorded_at
+        if event.id not in late:
+            deliveries += [(new_id("dlv", at), event.id, to, at, at, at) for to in recording.destinations]
+    session.run_rows("insert_deliveries", deliveries)
+    return late
 
 
 def first_event(session: Session, callback: CallbackRow) -> str:
     """Return the event of the first callback that is the same as this one, by either key. There must be one."""
     keys = {
         "source": callback.source,
-        "idempotency_key": clean(callback.idempotency_key),
-        "second_key": clean(callback.second_key),
+        "idempotency_key": callback.idempotency_key,
+        "second_key": callback.second_key,
     }
     event_id: str = session.run("first_event", keys)[0][0]
     return event_id
 
 
-def resolve(session: Session, resolutions: Sequence[Resolution]) -> None:
-    """Tell the pickups that watch for these callbacks: a final one collects them, another brings the job id they lack."""
+def resolve(session: Session, answers: Iterable[tuple[str, Answered, str, int]]) -> None:
+    """Tell the pickups that watch for these callbacks: a final one collects them, another brings the job id they lack.
+
+    An answer has its source, its event's id, and the time of the callback.
+    """
     rows: dict[tuple[str, str], tuple[Value, ...]] = {}
-    for resolution in resolutions:
-        answered = resolution.answered
-        watched = (resolution.source, clean(answered.key) or "")
-        _, _, known_id, event_id, _ = rows.get(watched, (None,) * 5)
-        if (answered.final or answered.job_id) and event_id is None:  # nothing comes after a final one
-            job_id = known_id or clean(answered.job_id)
+    for source, answered, event_id, at in answers:
+        watched = (source, clean(answered.key))
+        _, _, known_id, ended, _ = rows.get(watched, (None,) * 5)
+        if (answered.final or answered.job_id) and ended is None:  # nothing comes after a final one
             rows[watched] = (
                 *watched,
-                job_id,
-                resolution.event_id if answered.final else None,
-                resolution.at,
+                known_id or answered.job_id,
+                event_id if answered.final else None,
+                at,
             )
-    if not rows:
-        return
     resolved = {(row[0], row[1]) for row in session.run_rows("resolve_pickups", list(rows.values()))}
     unresolved = [row for watched, row in rows.items() if watched not in resolved]
     session.run_rows("resolve_gone_pickups", unresolved)
@@ -143,71 +120,62 @@ def _late(session: Session, events: Sequence[Event]) -> set[str]:
     ended = {(row[0], row[1]) for row in session.run_rows("ended_jobs", list(jobs))}
     late = set()
     for event in events:
-        job = (clean(event.job_id), event.source)
+        job = (clean(event.job_id or ""), event.source)
         if event.stage is Stage.PROGRESS and job in ended:
             late.add(event.id)
-        elif event.stage is Stage.FINAL:
+        elif event.stage is Stage.FINAL and event.job_id:
             ended.add(job)
     return late
 
 
-def event_of(row: Row) -> Event:
-    """Return the event that the columns of `events` hold, in the order of the table."""
-    return Event(
-        id=row[0],
-        type=row[1],
-        source=row[2],
-        provider=row[3],
-        job_id=row[4],
-        ref=row[5],
-        stage=Stage(row[6]),
-        occurred_at=row[7],
-        recorded_at=row[8],
-        data=row[9],
-        blob_key=row[10],
-    )
+# ---------------------------------------------------------------- read
 
 
-def callback_row(row: CallbackRow, event_id: str) -> tuple[Value, ...]:
-    """Return the parameters of `insert_callbacks`."""
-    return (
-        row.id,
-        event_id,
-        row.source,
-        clean(row.idempotency_key),
-        clean(row.second_key),
-        row.method,
-        clean(row.content_type),
-        row.received_at,
-        row.body_size,
-        row.body_sha256,
-        row.body,
-        row.proofs,
-    )
+def event(session: Session, event_id: str) -> Event:
+    """Return one event. Raises `NotFound`."""
+    return value_of(Event, one(session, "event", "list_events", event_id))
 
 
-def event_row(event: Event) -> tuple[Value, ...]:
-    """Return the parameters of `insert_events`."""
-    return (
-        event.id,
-        event.type,
-        event.source,
-        event.provider,
-        clean(event.job_id),
-        clean(event.ref),
-        event.stage.value,
-        event.occurred_at,
-        event.recorded_at,
-        event.data,
-        event.blob_key,
-    )
+def body(session: Session, event_id: str) -> bytes | None:
+    """Return the kept body of the callback behind an event, None when it is kept as a blob. Raises `NotFound`."""
+    rows = session.run("callback_body", {**callback_ids(event_id), "event_id": event_id})
+    if not rows:
+        raise NotFound(f"no event has the id {event_id}")
+    return None if rows[0][0] is None else bytes(rows[0][0])
 
 
-def delivery_rows(new: NewRecording) -> Iterable[tuple[Value, ...]]:
-    """Return the parameters of `insert_deliveries`."""
-    at = new.recording.event.recorded_at
-    for delivery_id, destination in zip(new.delivery_ids, new.recording.destinations, strict=True):
-        yield delivery_id, new.recording.event.id, destination, at, at, at
+def callback_ids(first: str, last: str | None = None) -> dict[str, Value]:
+    """Return the bounds of the ids that callbacks of these events have: both are made for the same millisecond."""
+    return {"first": f"cb_{moment(first)}", "beyond": f"cb_{moment(last or first)}~"}
+
+
+def moment(made: str) -> str:
+    """Return the characters of an id that encode its millisecond."""
+    return made.partition("_")[2][:TIME_CHARS]
+
+
+def has_scope(session: Session, source: str, scope: str) -> bool:
+    """Tell whether a callback was recorded whose identity begins with `scope`."""
+    bounds: dict[str, Value] = {"source": source, "first": scope, "beyond": f"{scope}~"}
+    return bool(session.run("callback_between_keys", bounds))
+
+
+def events(session: Session, filter: EventFilter) -> list[Event]:
+    """List events, those recorded last first."""
+    conditions: dict[str, Value] = {
+        "source = :source": filter.source,
+        "type = :type": filter.type,
+        "job_id = :job_id": filter.job_id,
+        "ref = :ref": filter.ref,
+        "recorded_at >= :since": filter.since,
+        "recorded_at < :until": filter.until,
+    }
+    before: dict[str, Value] = {}
+    if filter.after is not None:
+        before = {"at": filter.after[0], "id": filter.after[1]}
+    fixed = "(recorded_at, id) < (:at, :id)" if before else ""
+    rows = listed(session, "list_events", conditions, filter.limit, fixed, before)
+    return [value_of(Event, row) for row in rows]
 
 
 # ---------------------------------------------------------------- rejections
@@ -215,14 +183,12 @@ def delivery_rows(new: NewRecording) -> Iterable[tuple[Value, ...]]:
 _SEQUENCE = itertools.count()
 
 
-def reject(session: Session, requests: Sequence[RejectRequest]) -> list[None]:
+@each
+def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None:
     """Keep rejections and trim each source to its newest."""
-    rows = [_rejection_row(rejection) for request in requests for rejection in request.rejections]
-    session.run_rows("insert_rejections", rows)
-    limits = {rejection.source: request.keep for request in requests for rejection in request.rejections}
-    for source, keep in limits.items():
+    session.run_rows("insert_rejections", [(rejection_id(row), *astuple(row)) for row in rejections])
+    for source in {row.source for row in rejections}:
         session.run("trim_rejections", {"source": source, "keep": keep})
-    return [None] * len(requests)
 
 
 def rejection_id(row: Rejection) -> str:
@@ -230,15 +196,7 @@ def rejection_id(row: Rejection) -> str:
     return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
 
 
-def _rejection_row(row: Rejection) -> tuple[Value, ...]:
-    return (
-        rejection_id(row),
-        row.source,
-        row.at,
-        row.status,
-        clean(row.reason),
-        row.method,
-        row.peer,
-        clean(row.content_type),
-        clean(row.user_agent),
-    )
+def rejections(session: Session, source: str | None, limit: int) -> list[Rejection]:
+    """List rejections, newest first."""
+    rows: list[Row] = listed(session, "list_rejections", {"source = :source": source}, limit)
+    return [value_of(Rejection, row) for row in rows]

@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from receiver.core.event import TIME_CHARS, CallbackRow, Event, EventDraft, Recorded, Recording, RecordStatus
 from receiver.core.work import (
     ClaimedPickup,
     Deferral,
     Pickup,
+    PickupAttempt,
+    PickupFilter,
     PickupSettled,
     PickupSettlement,
     PickupState,
 )
-from receiver.storage.store.database import Row, Session, Value, clean, value_of
 from receiver.storage.store.events import (
-    NewRecording,
-    Resolution,
-    callback_row,
-    delivery_rows,
-    event_row,
+    callback_ids,
     first_event,
+    moment,
     record,
     resolve,
+    write_callbacks,
+    write_events,
 )
 from receiver.storage.store.queue import ClaimRequest, Queue, partition
-
-
-@dataclass(frozen=True, slots=True)
-class NewSettlement:
-    """A settlement, its recording and its progress events with the ids of their deliveries."""
-
-    settlement: PickupSettlement
-    recording: NewRecording | None
-    progress: tuple[NewRecording, ...]
-
-    @classmethod
-    def of(cls, settlement: PickupSettlement) -> NewSettlement:
-        """Make the ids of all deliveries."""
-        recording = settlement.recording
-        progress = tuple(map(NewRecording.of, settlement.progress))
-        return cls(settlement, NewRecording.of(recording) if recording else None, progress)
-
+from receiver.storage.store.statements import Row, Session, Value, clean, listed, one, value_of
 
 # ---------------------------------------------------------------- made by callbacks and requests
 
@@ -55,32 +38,42 @@ class NewSettlement:
 def add(session: Session, pickups: Sequence[Pickup]) -> list[tuple[Pickup, bool]]:
     """Write pickups; where one of the same key exists already, that one is the result."""
     results: dict[int, tuple[Pickup, bool]] = {}
-    for batch in partition(pickups, lambda pickup: (pickup.source, pickup.key)):
-        rows = [pickup_row(pickup) for pickup in batch.values()]
-        fresh = {row[0] for row in session.run_rows("insert_pickups", rows)}
+    for batch in partition(pickups, _identity):
+        new = _write(session, batch.values())
         for number, pickup in batch.items():
-            results[number] = (pickup, True) if pickup.id in fresh else (_existing(session, pickup), False)
+            is_new = pickup.id in new
+            results[number] = (pickup if is_new else _existing(session, pickup), is_new)
     return [results[number] for number in range(len(pickups))]
 
 
+def _write(session: Session, pickups: Collection[Pickup]) -> set[str]:
+    """Write pickups, and return the ids of those whose key no other has that did not end without a result."""
+    rows = [_row(pickup) for pickup in pickups]
+    return {row[0] for row in session.run_rows("insert_pickups", rows)}
+
+
 def _existing(session: Session, pickup: Pickup) -> Pickup:
-    params: dict[str, Value] = {"source": pickup.source, "key": clean(pickup.key), "limit": 1}
     conditions = "source = :source AND key = :key AND state <> 'gone'"
-    return pickup_of(session.run("list_pickups", params, conditions)[0])
+    params: dict[str, Value] = {"source": pickup.source, "key": pickup.key, "limit": 1}
+    return _pickup_of(session.run("list_pickups", params, conditions)[0])
+
+
+def _identity(pickup: Pickup) -> tuple[str, str]:
+    return pickup.source, clean(pickup.key)
 
 
 def defer(session: Session, deferrals: Sequence[Deferral]) -> list[Recorded]:
     """Write callbacks that wait for their results, and the pickups that bring these home."""
     by_number: dict[int, Recorded] = {}
-    for batch in partition(deferrals, lambda deferral: (deferral.pickup.source, deferral.pickup.key)):
+    for batch in partition(deferrals, lambda deferral: _identity(deferral.pickup)):
         by_number |= _defer(session, batch)
     results = [by_number[number] for number in range(len(deferrals))]
-    resolutions = [
-        Resolution(deferral.callback.source, deferral.answered, result.event_id, deferral.pickup.created_at)
+    answers = [
+        (deferral.callback.source, deferral.answered, result.event_id, deferral.pickup.created_at)
         for deferral, result in zip(deferrals, results, strict=True)
         if deferral.answered
     ]
-    resolve(session, resolutions)
+    resolve(session, answers)
     return results
 
 
@@ -89,17 +82,15 @@ def _defer(session: Session, batch: Mapping[int, Deferral]) -> dict[int, Recorde
 
     Pickups come first, because only the database can tell whether one exists; those of duplicates are taken back.
     """
-    rows = [pickup_row(deferral.pickup) for deferral in batch.values()]
-    new = {row[0] for row in session.run_rows("insert_pickups", rows)}
+    new = _write(session, [deferral.pickup for deferral in batch.values()])
     leads = _leads(session, batch, new)
     callbacks = {number: led_to(deferral.callback, leads[number][1]) for number, deferral in batch.items()}
-    written = [callback_row(callbacks[number], leads[number][1]) for number in batch]
-    fresh = {row[0] for row in session.run_rows("insert_callbacks", written)}
+    unknown = write_callbacks(session, [(callbacks[number], leads[number][1]) for number in batch])
     results: dict[int, Recorded] = {}
     unwanted: list[tuple[Value]] = []
     for number, deferral in batch.items():
         pickup_id, event_id = leads[number]
-        if callbacks[number].id in fresh:
+        if callbacks[number].id in unknown:
             if pickup_id not in new:
                 _reschedule(session, pickup_id, deferral.pickup)
             results[number] = Recorded(status=RecordStatus.RECORDED, event_id=event_id, pickup_id=pickup_id)
@@ -116,25 +107,19 @@ def _defer(session: Session, batch: Mapping[int, Deferral]) -> dict[int, Recorde
 def _leads(session: Session, batch: Mapping[int, Deferral], new: set[str]) -> dict[int, tuple[str, str]]:
     """Return for each deferral its pickup, new or existing, and that one's event."""
     keys = [_identity(deferral.pickup) for deferral in batch.values() if deferral.pickup.id not in new]
-    rows = session.run_rows("existing_pickups", keys)
-    existing = {(row[0], row[1]): (row[2], row[3]) for row in rows}
+    existing = {(row[0], row[1]): (row[2], row[3]) for row in session.run_rows("existing_pickups", keys)}
+    pickups = {number: deferral.pickup for number, deferral in batch.items()}
     return {
-        number: (deferral.pickup.id, deferral.pickup.event_id)
-        if deferral.pickup.id in new
-        else existing[_identity(deferral.pickup)]
-        for number, deferral in batch.items()
+        number: (pickup.id, pickup.event_id) if pickup.id in new else existing[_identity(pickup)]
+        for number, pickup in pickups.items()
     }
-
-
-def _identity(pickup: Pickup) -> tuple[str, str]:
-    return pickup.source, clean(pickup.key) or ""
 
 
 def led_to(callback: CallbackRow, event_id: str) -> CallbackRow:
     """Return the callback with an id of the event's millisecond, so that the one leads to the other."""
-    if callback.id[3 : 3 + TIME_CHARS] == event_id[4 : 4 + TIME_CHARS]:
+    if moment(callback.id) == moment(event_id):
         return callback
-    return replace(callback, id=f"cb_{event_id[4 : 4 + TIME_CHARS]}{callback.id[3 + TIME_CHARS :]}")
+    return replace(callback, id=f"cb_{moment(event_id)}{callback.id[3 + TIME_CHARS :]}")
 
 
 def _reschedule(session: Session, pickup_id: str, update: Pickup) -> None:
@@ -144,10 +129,10 @@ def _reschedule(session: Session, pickup_id: str, update: Pickup) -> None:
     """
     params: dict[str, Value] = {
         "id": pickup_id,
-        "target": clean(update.target),
+        "target": update.target,
         "draft": _packed(update.draft),
-        "job_id": clean(update.job_id),
-        "ref": clean(update.ref),
+        "job_id": update.job_id,
+        "ref": update.ref,
         "format": _packed_format(update.format),
         "deadline_at": update.deadline_at,
         "now": update.created_at,
@@ -160,46 +145,63 @@ def _reschedule(session: Session, pickup_id: str, update: Pickup) -> None:
         raise LookupError(pickup_id)
 
 
-# ---------------------------------------------------------------- settled
+# ---------------------------------------------------------------- claimed and settled
 
 
-def settle(session: Session, requests: Sequence[NewSettlement]) -> list[PickupSettled]:
+class Pickups(Queue[ClaimedPickup, PickupSettlement]):
+    """Pickups of results at sources."""
+
+    table = "pickups"
+
+    def claimed(self, row: Row, request: ClaimRequest) -> ClaimedPickup:
+        """Return a pickup as it was."""
+        return ClaimedPickup(
+            pickup=_pickup_of(row), claimed_by=request.token, lease_until=request.lease_until
+        )
+
+    def _settled_row(self, settlement: PickupSettlement) -> tuple[Value, ...]:
+        return (*super()._settled_row(settlement), settlement.failures, settlement.outcome.detail)
+
+
+PICKUPS = Pickups()
+
+
+def settle(session: Session, settlements: Sequence[PickupSettlement]) -> list[PickupSettled]:
     """Write attempts, their consequences and their events, each only while its claim is held."""
-    held = PICKUPS.settle(session, [new.settlement for new in requests])
-    applied = [new for new, is_held in zip(requests, held, strict=True) if is_held]
-    progress = [recording for new in applied for recording in new.progress]
-    recorded = iter(record(session, progress) if progress else ())
-    results = (new.settlement.recording for new in applied)
+    held = PICKUPS.settle(session, settlements)
+    applied = list(compress(settlements, held))
+    progress = [recording for settlement in applied for recording in settlement.progress]
+    recorded = iter(record(session, progress))
+    results = (settlement.recording for settlement in applied)
     coming = {result.event.id for result in results if result is not None and not _is_failure(result.event)}
     return [
         PickupSettled(
             held=True,
-            progress=tuple(islice(recorded, len(new.progress))),
-            recorded=_end(session, new, coming),
+            progress=tuple(islice(recorded, len(settlement.progress))),
+            recorded=_end(session, settlement, coming),
         )
         if is_held
         else PickupSettled(held=False)
-        for new, is_held in zip(requests, held, strict=True)
+        for settlement, is_held in zip(settlements, held, strict=True)
     ]
 
 
-def _end(session: Session, new: NewSettlement, coming: Collection[str]) -> Recorded | None:
-    """Write the recording of a settlement that was applied, unless another event tells of the same.
+def _end(session: Session, settlement: PickupSettlement, coming: Collection[str]) -> Recorded | None:
+    """Write the recording of a settlement that was applied, unless another event says the same.
 
     `coming` are the events of results that this transaction writes.
     """
-    recording, pickup = new.settlement.recording, new.settlement.claim.pickup
-    if recording is None or new.recording is None:
+    recording, pickup = settlement.recording, settlement.claim.pickup
+    if recording is None:
         return None
     event_id = recording.event.id
     other = _result_known(session, pickup, event_id, coming) if _is_failure(recording.event) else None
     other = other or _lead(session, pickup.id, recording, coming)
     if other:
         first, state = other
-        session.run("supersede_pickup", {"id": pickup.id, "event_id": first, "state": state.value})
+        session.run("supersede_pickup", {"id": pickup.id, "event_id": first, "state": state})
         return Recorded(status=RecordStatus.DUPLICATE, event_id=first)
-    session.run_rows("insert_events", [event_row(recording.event)])
-    session.run_rows("insert_deliveries", list(delivery_rows(new.recording)))
+    write_events(session, [recording])
     return Recorded(status=RecordStatus.RECORDED, event_id=event_id)
 
 
@@ -210,9 +212,8 @@ def _is_failure(event: Event) -> bool:
 def _result_known(
     session: Session, pickup: Pickup, event_id: str, coming: Collection[str]
 ) -> tuple[str, PickupState] | None:
-    """Return another's event that tells of a pickup's result. A failure has a key of its own and would not meet it."""
-    key = clean(pickup.key)
-    keys = {"source": pickup.source, "idempotency_key": key, "second_key": key}
+    """Return another's event that has the pickup's result. A failure has a key of its own and would not meet it."""
+    keys = {"source": pickup.source, "idempotency_key": pickup.key, "second_key": pickup.key}
     rows = session.run("first_event", keys)
     if not rows or not _has_result(session, rows[0][0], event_id, coming):
         return None
@@ -227,23 +228,18 @@ def _lead(
     A pickup that met its own failure stays gone: a collected one would prevent a later success, and a later request.
     """
     event_id, callback = recording.event.id, recording.callback
-    if session.run_rows("insert_callbacks", [callback_row(callback, event_id)]):
+    if write_callbacks(session, [(callback, event_id)]):
         return None
     first = first_event(session, callback)
     if _has_result(session, first, event_id, coming):
         return first, PickupState.COLLECTED
-    if failed_already(first, recording.event):
+    if _is_failure(recording.event) and first > event_id:  # a failure that came since the pickup was made
         return first, PickupState.GONE
     if first != event_id:
         # The keys stay with what was recorded before, a failure or nothing; this row has its own.
         own_row = replace(callback, idempotency_key=f"pickup:{pickup_id}", second_key=None)
-        session.run_rows("insert_callbacks", [callback_row(own_row, event_id)])
+        write_callbacks(session, [(own_row, event_id)])
     return None
-
-
-def failed_already(first: str, event: Event) -> bool:
-    """Whether the failure `first` says what `event` would: both are failures, and it came since the pickup was made."""
-    return _is_failure(event) and first > event.id
 
 
 def _has_result(session: Session, first: str, event_id: str, coming: Collection[str]) -> bool:
@@ -256,42 +252,50 @@ def _has_result(session: Session, first: str, event_id: str, coming: Collection[
     rows = session.run("event_type", {"id": first})
     if rows:
         return not rows[0][0].endswith(".failed")
-    moment = first[4 : 4 + TIME_CHARS]
-    params: dict[str, Value] = {"id": first, "first": f"cb_{moment}", "beyond": f"cb_{moment}~"}
-    return first in coming or bool(session.run("awaited_or_erased", params))
+    return first in coming or bool(session.run("awaited_or_erased", {**callback_ids(first), "id": first}))
+
+
+# ---------------------------------------------------------------- read
+
+
+def pickup(session: Session, pickup_id: str) -> Pickup:
+    """Return one pickup. Raises `NotFound`."""
+    return _pickup_of(one(session, "pickup", "list_pickups", pickup_id))
+
+
+def pickups(session: Session, filter: PickupFilter) -> list[Pickup]:
+    """List pickups, newest first."""
+    conditions: dict[str, Value] = {
+        "source = :source": filter.source,
+        "state = :state": filter.state,
+        "job_id = :job_id": filter.job_id,
+        "ref = :ref": filter.ref,
+        "id < :after": filter.after,
+    }
+    return [_pickup_of(row) for row in listed(session, "list_pickups", conditions, filter.limit)]
+
+
+def attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:
+    """Return the attempts of a pickup, first to last."""
+    return [value_of(PickupAttempt, row) for row in session.run("attempts_of_pickups", {"id": pickup_id})]
 
 
 # ---------------------------------------------------------------- rows
-
 
 _read_draft = msgspec.msgpack.Decoder(EventDraft).decode
 _read_format = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def pickup_of(row: Row) -> Pickup:
+def _pickup_of(row: Row) -> Pickup:
     """Return the pickup that the columns of `list_pickups` hold."""
     draft = None if row[8] is None else _read_draft(row[8])
     return value_of(Pickup, (*row[:8], draft, _read_format(row[9]), *row[10:]))
 
 
-def pickup_row(pickup: Pickup) -> tuple[Value, ...]:
+def _row(pickup: Pickup) -> tuple[Value, ...]:
     """Return the parameters of `insert_pickups`."""
-    return (
-        pickup.id,
-        pickup.source,
-        pickup.kind.value,
-        clean(pickup.key),
-        clean(pickup.job_id),
-        clean(pickup.ref),
-        clean(pickup.target),
-        pickup.event_id,
-        _packed(pickup.draft),
-        _packed_format(pickup.format),
-        pickup.deadline_at,
-        pickup.due_at,
-        pickup.created_at,
-        pickup.updated_at,
-    )
+    row = astuple(pickup)
+    return (*row[:8], _packed(pickup.draft), _packed_format(pickup.format), *row[10:])
 
 
 def _packed(draft: EventDraft | None) -> bytes | None:
@@ -321,15 +325,3 @@ def _plain(value: Any) -> Any:
 def _packed_format(format: Mapping[str, Any]) -> str:
     """Return a format as it is kept in a row; `{}` where nothing is known."""
     return msgspec.json.encode(_plain(format)).decode()
-
-
-def _claimed(row: Row, request: ClaimRequest) -> ClaimedPickup:
-    return ClaimedPickup(pickup=pickup_of(row), claimed_by=request.token, lease_until=request.lease_until)
-
-
-PICKUPS: Queue[ClaimedPickup, PickupSettlement] = Queue(
-    "pickups",
-    _claimed,
-    lambda settlement: (settlement.failures, clean(settlement.outcome.detail)),
-    lambda _: (),
-)

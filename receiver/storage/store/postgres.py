@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -26,7 +26,6 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError, StoreUnavailable
 from receiver.storage.store import postgres_connection
-from receiver.storage.store.database import Backend, Notified, Session
 from receiver.storage.store.postgres_connection import (
     ANSWER_SECONDS,
     FAILURES,
@@ -42,9 +41,9 @@ from receiver.storage.store.postgres_connection import (
     silent,
     unavailable,
 )
-from receiver.storage.store.statements import migrations
-from receiver.storage.store.store import Store
-from receiver.storage.store.writer import WAITS, Waits
+from receiver.storage.store.statements import Session, migrations
+from receiver.storage.store.store import Notified, Store
+from receiver.storage.store.writer import WAITS, Backend, Trouble, Waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +93,9 @@ class PostgresStore(Store):
     `answer_seconds` bounds the wait for any answer of the server.
     """
 
+    shared = True
+    close_seconds = CLOSE_SECONDS
+
     def __init__(
         self,
         url: str,
@@ -103,50 +105,41 @@ class PostgresStore(Store):
         waits: Waits = WAITS,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        super().__init__(PostgresDatabase(url, answer_seconds, pauses, clock), waits)
-
-
-class PostgresDatabase:
-    """A PostgreSQL database, 13 or later."""
-
-    shared = True
-    close_seconds: float | None = CLOSE_SECONDS
-
-    def __init__(self, url: str, answer_seconds: float, pauses: Pauses, clock: Callable[[], int]) -> None:
-        self.migrations: Mapping[str, str] = migrations("BYTEA")
         self._info = parse(url)
         self._name = secrets.token_hex(6)
         self._skew = Skew(clock)
         self._answer_seconds = answer_seconds
         self._pauses = pauses
         self._listener: Listener | None = None
+        super().__init__(migrations("BYTEA"), waits)
 
     @property
     def skew_ms(self) -> int:
         """Milliseconds by which the database's clock is ahead of ours, as last measured; small ones count as none."""
         return self._skew.shift
 
-    def connect(self, *, writes: bool) -> Backend:
-        """Return a backend of its own; the one that writes notifies other processes."""
+    def _backend(self, *, writes: bool) -> PostgresBackend:
         notifier = Notifier(self._name) if writes else None
         return PostgresBackend(lambda: self._connected(writes), self._skew, notifier, self._pauses)
 
     def _connected(self, writes: bool = False) -> Connection:
         return connect(self._info, writes=writes, answer_seconds=self._answer_seconds)
 
-    def listen(self, notified: Notified) -> None:
-        """Call `notified` in the event loop when another process records something, until `stop_listening`."""
-        loop = asyncio.get_running_loop()
-        self._listener = Listener(self._connected, self._name, notified, loop)
+    async def open(self) -> None:
+        """Connect, check the schema, and begin to listen to other processes. Raises `ConfigError`, `StoreUnavailable`."""
+        await super().open()
+        if self._notified is not None and self._listener is None:
+            self._listener = Listener(self._connected, self._name, self._notified, asyncio.get_running_loop())
 
-    async def stop_listening(self) -> None:
-        """Close the connection that listens."""
+    async def close(self) -> None:
+        """Close the connection that listens; finish what is queued, then disconnect."""
         listener, self._listener = self._listener, None
         if listener is not None:
             await asyncio.get_running_loop().run_in_executor(None, listener.close, CLOSE_SECONDS / 2)
+        await super().close()
 
 
-class PostgresBackend:
+class PostgresBackend(Backend):
     """One connection, made when first needed and again after a failure; used by one thread only."""
 
     def __init__(
@@ -226,21 +219,19 @@ class PostgresBackend:
         except FAILURES:
             self._drop()
 
-    def trouble(self, error: Exception) -> tuple[Exception, bool]:
+    def trouble(self, error: Exception) -> Trouble:
         """Translate what the server says; drop a connection that broke, or that leads to a server of no use."""
+        again = self._undone(error)
         if isinstance(error, OWN):  # from wherever it comes, what it left behind is not known
             self._drop()
-            return unavailable(error), True
+            return Trouble(unavailable(error), of_all=True)
         if not isinstance(error, psycopg.Error):
-            return error, isinstance(error, ReceiverError)
+            return Trouble(error, isinstance(error, ReceiverError), again)
         if lost(error):
             self._drop()
-        if isinstance(error, psycopg.DataError) and error.sqlstate is None:
-            # psycopg refused it, before it was sent.
-            return StoreUnavailable("store: the database refused a value"), False
-        return unavailable(error), not isinstance(error, _OF_SOME)
+        return Trouble(unavailable(error), not isinstance(error, _OF_SOME), again)
 
-    def again(self, error: Exception) -> bool:
+    def _undone(self, error: Exception) -> bool:
         """Whether nothing was done, and chance made it fail: a deadlock, a connection that had broken before, or a row
         that another process ended meanwhile.
         """

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,9 +23,17 @@ from psycopg.pq import Conninfo, Format
 from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 
 from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
-from receiver.storage.store import statements
-from receiver.storage.store.database import Row, Value, clean_value
-from receiver.storage.store.statements import Statements
+from receiver.storage.store.statements import (
+    ADVICE,
+    Row,
+    Session,
+    Value,
+    due_column,
+    returns_rows,
+    statement,
+    statement_of_rows,
+    storable,
+)
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -117,9 +126,9 @@ _TROUBLES: tuple[tuple[str, str, str], ...] = (
     (
         "42703",
         "",
-        f"a table has other columns than this program's: {statements.ADVICE}; or, if it is another program's, {_OWN}",
+        f"a table has other columns than this program's: {ADVICE}; or, if it is another program's, {_OWN}",
     ),
-    ("42", "", f"the database's tables are not those of this program: {statements.ADVICE}"),
+    ("42", "", f"the database's tables are not those of this program: {ADVICE}"),
     ("3F", "", "there is no schema to create tables in: look at search_path"),
     ("22", "", "the database refused a value"),
     ("23", "", "the database refused a row: its id is already there"),
@@ -355,14 +364,13 @@ def _shown(host: str, port: str) -> str:
 
 # ---------------------------------------------------------------- statements
 
-ROWS_AT_ONCE = 128
 UNBOUNDED_SECONDS = 30 * 86_400.0
 """A migration may be under way for as long as it takes; that the server is gone is noticed all the same."""
 _MIGRATING = 0x72656376
 """The advisory lock that one process at a time migrates under: `recv` in letters."""
 
 _LOCK_ORDER: Mapping[str, Callable[[Sequence[Value]], Any]] = {
-    "insert_callbacks": itemgetter(2, 3),
+    "insert_callbacks": itemgetter(1, 2),
     "insert_pickups": itemgetter(1, 3),
     "resolve_pickups": itemgetter(0, 1),
     "resolve_gone_pickups": itemgetter(0, 1),
@@ -390,37 +398,36 @@ class Changes:
         self.sources |= other.sources
 
 
-class PostgresStatements(Statements):
-    """The statements with PostgreSQL's lock clause and its numbered parameters."""
-
-    def __init__(self) -> None:
-        super().__init__(lock="FOR UPDATE OF d SKIP LOCKED", placeholder="$")
-        self._named: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
-
-    def named(self, name: str, conditions: str) -> tuple[str, tuple[str, ...]]:
-        """Return the statement, and the names of its parameters in their order."""
-        key = (name, conditions)
-        if key not in self._named:
-            names: list[str] = []
-
-            def number(match: re.Match[str]) -> str:
-                if match[1] not in names:
-                    names.append(match[1])
-                return f"${names.index(match[1]) + 1}"
-
-            text = re.sub(r":(\w+)", number, self.text(name, conditions))
-            self._named[key] = (text, tuple(names))
-        return self._named[key]
+_LOCK = "FOR UPDATE OF d SKIP LOCKED"
 
 
-class PostgresSession:
+@cache
+def named(name: str, conditions: str = "") -> tuple[str, tuple[str, ...]]:
+    """Return a statement with numbered parameters, and their names in this order."""
+    names: dict[str, str] = {}
+    text = re.sub(
+        r":(\w+)",
+        lambda match: names.setdefault(match[1], f"${len(names) + 1}"),
+        statement(name, conditions, _LOCK),
+    )
+    return text, tuple(names)
+
+
+@cache
+def numbered(name: str, count: int) -> str:
+    """Return a statement for `count` rows of parameters, which are numbered."""
+    numbers = itertools.count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement_of_rows(name, count, _LOCK))
+
+
+class PostgresSession(Session):
     """The statements over one connection, inside a transaction that the backend began.
 
     `shift` are the milliseconds by which the database's clock is ahead of ours: what decides when a row is due is kept in
     the database's time, for all processes alike.
     """
 
-    _statements = PostgresStatements()
+    rows_at_once = 128
 
     def __init__(self, connection: Connection, shift: int = 0) -> None:
         self._connection = connection
@@ -431,41 +438,41 @@ class PostgresSession:
         """Run a statement and return its rows."""
         if name == "create_migrations" and self._migrated_before():
             return []  # creating, even if it is there, takes a right that the user may do without
-        text, names = self._statements.named(name, conditions)
+        text, names = named(name, conditions)
         if self._shift and "now" in params:
             params = {**params, "now": self._there(params["now"])}
+        values = storable(params[parameter] for parameter in names)
         try:
             with self._in_order(name):
-                return self._execute(name, text, [params[parameter] for parameter in names])
+                return self._execute(name, text, values)
         except errors.UndefinedTable:
             if name == "list_migrations":
-                raise statements.empty() from None
+                raise ConfigError(f"store.url: the database has no tables yet: {ADVICE}") from None
             raise
 
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
-        """Run a statement with rows of parameters, in pieces whose sizes are powers of two: few forms to prepare."""
+        """Run a statement that takes rows of parameters; those that others may hold too are taken in one order."""
         order = _LOCK_ORDER.get(name) or (itemgetter(0) if name.startswith(_BY_ID) else None)
         if order is not None:
             rows = sorted(rows, key=order)
-        due = self._statements.due_column(name)
+        due = due_column(name)
         if self._shift and due is not None:
             rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
-        self._note(name, rows)
-        results: list[Row] = []
-        start = 0
-        while start < len(rows):
-            size = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-            flat = list(chain.from_iterable(rows[start : start + size]))
-            results += self._execute(name, self._statements.rows(name, size), flat)
-            start += size
-        return results
+        if name == "insert_deliveries":
+            self.changes.destinations |= {str(row[2]) for row in rows}
+        elif name == "insert_pickups":
+            self.changes.sources |= {str(row[1]) for row in rows}
+        return super().run_rows(name, rows)
+
+    def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
+        return self._execute(name, numbered(name, size), values)
 
     def script(self, text: str) -> None:
         """Run a migration. Text sorts by its bytes, as it does in SQLite, whatever the database's own order."""
         text = re.sub(r"\bTEXT\b", 'TEXT COLLATE "C"', text)
-        for statement in re.split(r";\s*(?:\n|$)", text):
-            if re.sub(r"--.*", "", statement).strip():
-                self._connection.execute(statement, prepare=False)
+        for part in re.split(r";\s*(?:\n|$)", text):
+            if re.sub(r"--.*", "", part).strip():
+                self._connection.execute(part, prepare=False)
 
     def lock_migrations(self) -> None:
         """Keep other processes from migrating until the transaction ends."""
@@ -479,14 +486,8 @@ class PostgresSession:
     def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
         # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
         values = [str(value) if isinstance(value, int) else value for value in values]
-        try:
-            cursor = self._connection.execute(text, values, binary=True)
-        except (UnicodeEncodeError, psycopg.DataError) as error:
-            if isinstance(error, psycopg.DataError) and error.sqlstate is not None:
-                raise
-            # Nothing was sent. A request may hold any text; to clean all text beforehand would cost every callback.
-            cursor = self._connection.execute(text, [clean_value(value) for value in values], binary=True)
-        if not self._statements.returns_rows(name):
+        cursor = self._connection.execute(text, values, binary=True)
+        if not returns_rows(name):
             return []  # not waited for: the next statement that answers, or the commit, tells if it failed
         results = cursor.fetchall()
         return self._here(results, cursor.description) if self._shift else results
@@ -507,12 +508,6 @@ class PostgresSession:
     def _migrated_before(self) -> bool:
         row = self._connection.execute("SELECT to_regclass('migrations')::text", prepare=False).fetchone()
         return bool(row and row[0])
-
-    def _note(self, name: str, rows: Sequence[Sequence[Value]]) -> None:
-        if name == "insert_deliveries":
-            self.changes.destinations |= {str(row[2]) for row in rows}
-        elif name == "insert_pickups":
-            self.changes.sources |= {str(row[1]) for row in rows}
 
     # ------------------------------------------------------------ the database's time
 

@@ -7,10 +7,9 @@ each statement that removes asks again whether the row has ended, since another 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Sized
 
-from receiver.core.event import TIME_CHARS, new_id
+from receiver.core.event import TIME_CHARS, CallbackRow, new_id
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -23,7 +22,8 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
-from receiver.storage.store.database import Row, Session, Value, clean
+from receiver.storage.store.events import callback_ids, moment, write_callbacks
+from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
 ERASED = "ERASED"
 """The method of a callback row of which only the keys are left."""
@@ -37,12 +37,9 @@ def bound(prefix: str, at: int) -> str:
 # ---------------------------------------------------------------- in time
 
 
-def prune(session: Session, requests: Sequence[Prune]) -> list[Pruned]:
-    """Do one batch for each request."""
-    return [_prune(session, request) for request in requests]
-
-
-def _prune(session: Session, request: Prune) -> Pruned:
+@each
+def prune(session: Session, request: Prune) -> Pruned:
+    """Do one batch of one walk."""
     statement, prefix, remove = _WALKS[request.walk]
     params: dict[str, Value] = {"before": request.before, "limit": request.limit}
     if prefix is not None:
@@ -109,15 +106,9 @@ def _pickups(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed
 
 
 def _led_to(session: Session, events: Container[str], first: str, last: str) -> list[Row]:
-    """Return the callbacks of `events`, of which the ids are from `first` to `last`: a callback and its event are made for
-    the same millisecond.
-    """
-    bounds: dict[str, Value] = {"first": f"cb_{_moment(first)}", "beyond": f"cb_{_moment(last)}~"}
-    return [row for row in session.run("callbacks_between", bounds) if row[4] in events]
-
-
-def _moment(event_id: str) -> str:
-    return event_id.partition("_")[2][:TIME_CHARS]
+    """Return the callbacks of `events`, of which the ids are from `first` to `last`."""
+    rows = session.run("callbacks_between", callback_ids(first, last))
+    return [row for row in rows if row[4] in events]
 
 
 def _unlinked(session: Session, keys: Iterable[str]) -> tuple[str, ...]:
@@ -190,39 +181,29 @@ def _by_id(rows: Iterable[Row]) -> _Rows:
 
 
 def _named(session: Session, subject: Subject, limit: int) -> tuple[_Rows, _Rows]:
-    params: dict[str, Value] = {"key": clean(subject.key), "limit": limit}
     if subject.kind is SubjectKind.EVENT:
         return _of_event(session, subject.key, limit)
-    condition = f"{_COLUMNS[subject.kind]} = :key"
-    if subject.source is not None:
-        params["source"] = subject.source
-        condition += " AND source = :source"
+    column = "ref = :ref" if subject.kind is SubjectKind.REF else "job_id = :job_id"
+    conditions: dict[str, Value] = {column: subject.key, "source = :source": subject.source}
     return (
-        _by_id(session.run("list_events", params, condition)),
-        _by_id(session.run("list_pickups", params, condition)),
+        _by_id(listed(session, "list_events", conditions, limit)),
+        _by_id(listed(session, "list_pickups", conditions, limit)),
     )
-
-
-_COLUMNS = {SubjectKind.REF: "ref", SubjectKind.JOB: "job_id"}
 
 
 def _of_event(session: Session, event_id: str, limit: int) -> tuple[_Rows, _Rows]:
     """Return one event, and the pickups that ended or will end in it."""
     events = _by_id(session.run("list_events", {"id": event_id, "limit": 1}, "id = :id"))
     # A pickup and its event are made in the same millisecond; one that another's event ended has its job or its ref.
-    moment = _moment(event_id)
-    searches: list[tuple[dict[str, Value], str]] = [
-        ({"first": f"pku_{moment}", "beyond": f"pku_{moment}~"}, "id >= :first AND id < :beyond")
-    ]
+    made = {"id >= :first": f"pku_{moment(event_id)}", "id < :beyond": f"pku_{moment(event_id)}~"}
+    searches: list[dict[str, Value]] = [dict(made)]
     for row in events.values():
-        if row[4] is not None:
-            searches.append(({"job_id": row[4]}, "job_id = :job_id"))
-        if row[5] is not None:
-            searches.append(({"ref": row[5]}, "ref = :ref"))
+        searches += [{"job_id = :job_id": row[4]}, {"ref = :ref": row[5]}]
     pickups: _Rows = {}
-    for params, condition in searches:
-        rows = session.run("list_pickups", {**params, "limit": limit}, condition)
-        pickups |= _by_id(row for row in rows if row[7] == event_id)
+    for conditions in searches:
+        if None not in conditions.values():
+            rows = listed(session, "list_pickups", conditions, limit)
+            pickups |= _by_id(row for row in rows if row[7] == event_id)
     return events, pickups
 
 
@@ -242,12 +223,9 @@ def _callbacks(session: Session, events: _Rows, pickups: _Rows) -> dict[str, Cal
     }
 
 
-def erase(session: Session, requests: Sequence[Erasure]) -> list[Erased]:
-    """Do one batch for each request."""
-    return [_erase(session, request) for request in requests]
-
-
-def _erase(session: Session, request: Erasure) -> Erased:
+@each
+def erase(session: Session, request: Erasure) -> Erased:
+    """Do one batch of an erasure."""
     traced = traces(session, request.subject, request.limit)
     deliveries = _ids(session, "erase_deliveries", traced.event_ids)
     _ids(session, "forget_attempts", sorted(deliveries))
@@ -255,20 +233,14 @@ def _erase(session: Session, request: Erasure) -> Erased:
     callbacks = sorted(traced.callbacks)
     session.run_rows("erase_callbacks", [(callback_id, request.now) for callback_id in callbacks])
     _end_pickups(session, traced.pickup_ids, request)
-    kept = [_kept_row(keys, request.now) for keys in request.journaled]
-    session.run_rows("insert_callbacks", kept)
+    _keep_keys(session, request.journaled, request.now)
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
-    if traced or kept:
-        counts = (
-            len(gone),
-            len(callbacks),
-            len(deliveries),
-            len(traced.pickup_ids),
-            len(freed),
-            len(kept),
-        )
-        row = (request.tombstone_id, request.subject.kind.value, request.digest, request.now, *counts)
-        session.run_rows("add_tombstone", [row])
+    if traced or request.journaled:
+        removed: list[Sized] = [
+            gone, callbacks, deliveries, traced.pickup_ids, freed, request.journaled,
+        ]  # fmt: skip
+        row = (request.tombstone_id, request.subject.kind, request.digest, request.now)
+        session.run_rows("add_tombstone", [(*row, *map(len, removed))])
     return Erased(traces=traced, blob_keys=freed)
 
 
@@ -277,27 +249,35 @@ def _end_pickups(session: Session, ids: Sequence[str], request: Erasure) -> None
     results = session.run_rows("result_keys", [(pickup_id,) for pickup_id in ids])
     session.run_rows("drop_pickups", [(pickup_id,) for pickup_id in ids])
     _ids(session, "forget_pickup_attempts", ids)
-    kept = [
+    keys = [
         CallbackKeys(source=row[0], idempotency_key=row[1], second_key=row[1], event_id=row[2])
         for row in results
     ]
-    session.run_rows("insert_callbacks", [_kept_row(keys, request.now) for keys in kept])
+    _keep_keys(session, keys, request.now)
 
 
-def _kept_row(keys: CallbackKeys, now: int) -> tuple[Value, ...]:
-    moment = _moment(keys.event_id)
-    made = f"cb_{moment}{new_id('cb', now)[3 + TIME_CHARS :]}"
-    return (
-        made, keys.event_id, keys.source, clean(keys.idempotency_key), clean(keys.second_key),
-        ERASED, "", now, 0, "", None, "",
-    )  # fmt: skip
+def _keep_keys(session: Session, callbacks: Sequence[CallbackKeys], now: int) -> None:
+    """Write callbacks of which nothing is kept but their keys."""
+    rows = [
+        CallbackRow(
+            id=f"cb_{moment(keys.event_id)}{new_id('cb', now)[3 + TIME_CHARS :]}",
+            source=keys.source,
+            idempotency_key=keys.idempotency_key,
+            second_key=keys.second_key,
+            method=ERASED,
+            content_type="",
+            received_at=now,
+            body_size=0,
+            body_sha256="",
+            body=None,
+            proofs="",
+        )
+        for keys in callbacks
+    ]
+    write_callbacks(session, zip(rows, (keys.event_id for keys in callbacks), strict=True))
 
 
 def tombstones(session: Session, digest: str | None, limit: int) -> list[Tombstone]:
     """Return tombstones, newest first; those of one digest, or all."""
-    params: dict[str, Value] = {"limit": limit}
-    if digest is not None:
-        params["digest"] = digest
-    rows = session.run("list_tombstones", params, "digest = :digest" if digest else "TRUE")
-    names = [field.name for field in fields(Tombstone)]
-    return [Tombstone(**dict(zip(names, row, strict=True))) for row in rows]
+    rows = listed(session, "list_tombstones", {"digest = :digest": digest}, limit)
+    return [value_of(Tombstone, row) for row in rows]

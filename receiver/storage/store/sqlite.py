@@ -10,16 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import apsw
 
 from receiver.core.errors import StoreUnavailable
-from receiver.storage.store.database import Backend, Notified, Row, Session, Value, clean_value
-from receiver.storage.store.statements import Statements, migrations
+from receiver.storage.store.statements import (
+    Row,
+    Session,
+    Value,
+    migrations,
+    statement,
+    statement_of_rows,
+    storable,
+)
 from receiver.storage.store.store import Store
+from receiver.storage.store.writer import Backend, Trouble
 from receiver.system.files import sync_folder
 
 CHECKPOINT_PAGES = 1_000
@@ -27,8 +34,6 @@ CHECKPOINT_PAGES = 1_000
 
 FORCED_PAGES = 16_384
 """64 MiB: from here on it is copied even though callers wait."""
-
-_ROWS_AT_ONCE = 256
 
 _SENTENCES: tuple[tuple[type[apsw.Error], str], ...] = (
     (apsw.FullError, "the disk that holds the database is full"),
@@ -50,29 +55,11 @@ class SqliteStore(Store):
     """The store in one SQLite file. `busy_timeout` (seconds) bounds the wait for another process's write."""
 
     def __init__(self, path: str, *, vfs: str | None = None, busy_timeout: float = 5.0) -> None:
-        super().__init__(SqliteDatabase(path, vfs, busy_timeout))
-
-
-class SqliteDatabase:
-    """One SQLite file."""
-
-    shared = False
-    close_seconds: float | None = None
-    skew_ms = None
-
-    def __init__(self, path: str, vfs: str | None, busy_timeout: float) -> None:
         self._path, self._vfs, self._busy_timeout = path, vfs, busy_timeout
-        self.migrations: Mapping[str, str] = migrations("BLOB")
+        super().__init__(migrations("BLOB"))
 
-    def connect(self, *, writes: bool) -> Backend:
-        """Return a backend of its own."""
+    def _backend(self, *, writes: bool) -> SqliteBackend:
         return SqliteBackend(self._path, vfs=self._vfs, busy_timeout=self._busy_timeout, writes=writes)
-
-    def listen(self, notified: Notified) -> None:
-        """Do nothing: there is no other process that records."""
-
-    async def stop_listening(self) -> None:
-        """Do nothing."""
 
 
 class OpenFiles:
@@ -115,7 +102,7 @@ def _identity(name: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-class SqliteBackend:
+class SqliteBackend(Backend):
     """One connection to the file, made when first needed and again after a failure; used by one thread only."""
 
     def __init__(self, path: str, *, vfs: str | None, busy_timeout: float, writes: bool) -> None:
@@ -154,25 +141,28 @@ class SqliteBackend:
         except apsw.Error:
             self._give_up()
 
-    def trouble(self, error: Exception) -> tuple[Exception, bool]:
-        """Translate what apsw or the operating system says; give the connection up unless the error is harmless."""
+    def trouble(self, error: Exception) -> Trouble:
+        """Translate what apsw or the operating system says; give the connection up unless the error is harmless.
+
+        Nothing is tried again: SQLite has one writer at a time, and nothing undoes its transactions by chance.
+        """
         if not isinstance(error, apsw.Error | OSError):
-            return error, isinstance(error, StoreUnavailable)
+            return Trouble(error, isinstance(error, StoreUnavailable))
         if not isinstance(error, _HARMLESS):
             self._give_up()
         for kind, sentence in _SENTENCES:
             if isinstance(error, kind):
-                return StoreUnavailable(f"store: {sentence}"), True
+                return Trouble(StoreUnavailable(f"store: {sentence}"), True)
         if isinstance(error, apsw.ConstraintError):
-            return StoreUnavailable("store: the database refused a row: its id is already there"), False
+            return Trouble(
+                StoreUnavailable("store: the database refused a row: its id is already there"), False
+            )
         if isinstance(error, OSError):
             message = f"store: the folder of the database cannot be made or written: {error.strerror}"
-            return StoreUnavailable(message), True
-        return StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
-
-    def again(self, error: Exception) -> bool:
-        """Return False: SQLite has one writer at a time, and nothing undoes its transactions by chance."""
-        return False
+            return Trouble(StoreUnavailable(message), True)
+        return Trouble(
+            StoreUnavailable(f"store: the database cannot be used ({type(error).__name__})"), False
+        )
 
     def housekeeping(self, *, idle: bool) -> None:
         """Copy the write-ahead log into the database once it is long: commits themselves never do."""
@@ -192,9 +182,6 @@ class SqliteBackend:
             # What cannot be copied stays in the log, which is synced.
             with contextlib.suppress(apsw.Error):
                 connection.close(True)
-
-    def abandon(self) -> None:
-        """Do nothing: no wait of SQLite's is endless."""
 
     def _give_up(self) -> None:
         """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
@@ -257,42 +244,23 @@ class SqliteBackend:
         return apsw.SQLITE_OK
 
 
-class SqliteSession:
+class SqliteSession(Session):
     """The statements over one apsw connection."""
 
-    _statements = Statements()
+    # Each step of a statement hands the interpreter's lock to the event loop and has to wait for it again, so few
+    # steps matter more than anything.
+    rows_at_once = 256
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
 
     def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
-        text = self._statements.text(name, conditions)
-        try:
-            return list(self._connection.execute(text, params))
-        except UnicodeEncodeError:
-            # A request may hold any text; to clean all text beforehand would cost every callback.
-            cleaned = {key: clean_value(value) for key, value in params.items()}
-            return list(self._connection.execute(text, cleaned))
+        values = dict(zip(params, storable(params.values()), strict=True))
+        return list(self._connection.execute(statement(name, conditions), values))
 
-    def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
-        """Run a statement with rows of parameters, in pieces whose sizes are powers of two.
-
-        Each step of a statement hands the interpreter's lock to the event loop and has to wait for it again, so few
-        steps matter more than anything; few sizes let SQLite keep the prepared statements.
-        """
-        results: list[Row] = []
-        start = 0
-        while start < len(rows):
-            size = min(_ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-            text = self._statements.rows(name, size)
-            flat = tuple(chain.from_iterable(rows[start : start + size]))
-            try:
-                results += self._connection.execute(text, flat)
-            except UnicodeEncodeError:
-                results += self._connection.execute(text, tuple(map(clean_value, flat)))
-            start += size
-        return results
+    def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
+        return self._connection.execute(statement_of_rows(name, size), values)
 
     def script(self, text: str) -> None:
         """Run a migration."""

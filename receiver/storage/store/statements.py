@@ -1,19 +1,32 @@
-"""The named statements of `statements.sql`, made ready for one database."""
+"""The named statements of `statements.sql`, the transaction that runs them, and the migrations that make their tables."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar, TypeVarTuple, Unpack
 
-from receiver.core.errors import ConfigError
-from receiver.storage.store.database import Session
+import msgspec
+
+from receiver.core.errors import ConfigError, NotFound
+
+R = TypeVar("R")
+V = TypeVar("V", bound=msgspec.Struct)
+Parts = TypeVarTuple("Parts")
+Value = str | int | float | bytes | None
+Row = Sequence[Any]
+
+# ---------------------------------------------------------------- texts
 
 _ROWS = re.compile(r"\{(rows|insert):([^}]*)\}")
 _SECTION = re.compile(r"^-- =+ .* =+$", re.MULTILINE)
 _NAME = re.compile(r"^-- name: (\S+)$", re.MULTILINE)
+_SLOTS = re.compile(r"^-- with: (.*)$", re.MULTILINE)
 
 
 @cache
@@ -23,26 +36,157 @@ def _texts() -> dict[str, str]:
     texts: dict[str, str] = {}
     for section in _SECTION.split(whole)[1:]:
         head, *parts = _NAME.split(section)
-        slots, *fillings = [_cells(line) for line in re.findall(r"^-- with: (.*)$", head, re.MULTILINE)] or [
-            []
-        ]
+        table = [[cell.strip() for cell in line.split("|")] for line in _SLOTS.findall(head)]
+        slots, fillings = (table[0], table[1:]) if table else ([], [])
         for name, commented in zip(parts[::2], parts[1::2], strict=True):
-            text = " ".join(re.sub(r"^--.*$", "", commented, flags=re.MULTILINE).split())
-            of_each = fillings if slots and f"{{{slots[0]}}}" in name else [[]]
-            for filling in of_each:
+            text = re.sub(r"^--.*$", "", commented, flags=re.MULTILINE)
+            for filling in fillings if slots and f"{{{slots[0]}}}" in name else [[]]:
                 filled = dict(zip(slots, filling, strict=False))
                 texts[_fill(name, filled)] = " ".join(_fill(text, filled).split())
     return texts
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.split("|")]
 
 
 def _fill(text: str, slots: Mapping[str, str]) -> str:
     for slot, filling in slots.items():
         text = text.replace(f"{{{slot}}}", filling)
     return text
+
+
+@cache
+def statement(name: str, conditions: str = "", lock: str = "") -> str:
+    """Return the statement `name`; `conditions` are those of a listing, `lock` is the claim's clause."""
+    return _fill(_texts()[name], {"conditions": conditions, "lock": lock}).strip()
+
+
+@cache
+def statement_of_rows(name: str, count: int, lock: str = "") -> str:
+    """Return the statement `name` for `count` rows of parameters, each of which is a `?`."""
+
+    def values(match: re.Match[str]) -> str:
+        kind, columns = match[1], match[2].strip()
+        row = ",".join("?" * len(columns.split(",")))
+        rows = ",".join([f"({row})"] * count)
+        return f"({columns}) VALUES {rows}" if kind == "insert" else f"({columns}) AS (VALUES {rows})"
+
+    return _ROWS.sub(values, statement(name, lock=lock))
+
+
+@cache
+def returns_rows(name: str) -> bool:
+    """Whether the statement returns rows."""
+    return re.search(r"\b(INSERT|UPDATE|DELETE|CREATE)\b(?!.*\bRETURNING\b)", _texts()[name]) is None
+
+
+@cache
+def due_column(name: str) -> int | None:
+    """Return the place of `due_at` in the statement's rows of parameters, None when it is not among them."""
+    match = _ROWS.search(_texts()[name])
+    columns = [column.strip() for column in match[2].split(",")] if match else []
+    return columns.index("due_at") if "due_at" in columns else None
+
+
+# ---------------------------------------------------------------- the transaction
+
+
+class Session(ABC):
+    """A transaction that a backend began: runs the statements of `statements.sql` by name."""
+
+    rows_at_once: ClassVar[int]
+    """Rows of parameters in one statement, at most; a power of two."""
+
+    @abstractmethod
+    def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
+        """Run a statement and return its rows; `conditions` fill the WHERE of a listing."""
+
+    def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
+        """Run a statement that takes rows of parameters, however many, and return its rows; without any, nothing is run.
+
+        It is run for pieces whose sizes are powers of two: few forms, which the database keeps prepared.
+        """
+        results: list[Row] = []
+        start, left = 0, len(rows)
+        while left:
+            size = min(self.rows_at_once, 1 << left.bit_length() - 1)
+            values = storable(chain.from_iterable(rows[start : start + size]))
+            results += self._run_piece(name, size, values)
+            start, left = start + size, left - size
+        return results
+
+    @abstractmethod
+    def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
+        """Run a statement with `size` rows of parameters, one after the other in `values`."""
+
+    @abstractmethod
+    def script(self, text: str) -> None:
+        """Run a migration."""
+
+    @abstractmethod
+    def lock_migrations(self) -> None:
+        """Keep other processes from migrating until the transaction ends."""
+
+
+def storable(values: Iterable[Value]) -> list[Value]:
+    """Return parameters as both databases can hold them."""
+    stored: list[Value] = []
+    for value in values:
+        if isinstance(value, str) and ("\0" in value or not value.isascii()):
+            stored.append(clean(value))
+        else:
+            stored.append(value)
+    return stored
+
+
+def clean(text: str) -> str:
+    """Return `text` without lone surrogates and NUL, which JSON from a provider may have."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def value_of(kind: type[V], row: Row) -> V:
+    """Return the value whose fields the columns of a row are, in their order."""
+    return msgspec.convert(dict(zip(kind.__struct_fields__, row, strict=True)), kind)
+
+
+def one(session: Session, noun: str, listing: str, row_id: str, column: str = "id") -> Row:
+    """Return the row of a listing that has this id. Raises `NotFound`."""
+    rows = session.run(listing, {"id": row_id, "limit": 1}, f"{column} = :id")
+    if not rows:
+        raise NotFound(f"no {noun} has the id {row_id}")
+    return rows[0]
+
+
+def listed(
+    session: Session,
+    listing: str,
+    conditions: Mapping[str, Value],
+    limit: int,
+    fixed: str = "",
+    more: Mapping[str, Value] = MappingProxyType({}),
+) -> list[Row]:
+    """Run a listing under those conditions that have a value, and under `fixed`, whose parameters are `more`.
+
+    The first word after `:` in a condition names its parameter.
+    """
+    given = {condition: value for condition, value in conditions.items() if value is not None}
+    params = {condition.partition(":")[2].split()[0]: value for condition, value in given.items()}
+    texts = [*given, fixed] if fixed else list(given)
+    return session.run(listing, {**params, **more, "limit": limit}, " AND ".join(texts) or "TRUE")
+
+
+def each(
+    function: Callable[[Session, Unpack[Parts]], R],
+) -> Callable[[Session, Sequence[tuple[*Parts]]], list[R]]:
+    """Return the operation that calls `function` once for each request of a transaction."""
+
+    def operation(session: Session, requests: Sequence[tuple[*Parts]]) -> list[R]:
+        return [function(session, *request) for request in requests]
+
+    return operation
+
+
+# ---------------------------------------------------------------- migrations
+
+ADVICE = "run `receiver migrate`"
+_MIGRATION = re.compile(r"(\d{4})_(?:needs_(\d{4})_)?")
 
 
 def migrations(blob: str) -> dict[str, str]:
@@ -55,98 +199,31 @@ def migrations(blob: str) -> dict[str, str]:
     }
 
 
-class Statements:
-    """Gives each statement's text with its slots filled; filled texts are kept, so that the database knows them.
-
-    The placeholder `$` is followed by a number: $1, $2, …
-    """
-
-    def __init__(self, *, lock: str = "", placeholder: str = "?") -> None:
-        self._lock = lock
-        self._placeholder = placeholder
-        self._filled: dict[tuple[str, int | str], str] = {}
-
-    def text(self, name: str, conditions: str = "") -> str:
-        """Return the statement `name`; `conditions` are those of a listing."""
-        key = (name, conditions)
-        if key not in self._filled:
-            text = _texts()[name].replace("{lock}", self._lock).replace("{conditions}", conditions)
-            self._filled[key] = text.strip()
-        return self._filled[key]
-
-    def rows(self, name: str, count: int) -> str:
-        """Return the statement `name` for `count` rows of parameters."""
-        key = (name, count)
-        if key not in self._filled:
-            text = _texts()[name].replace("{lock}", self._lock).strip()
-            self._filled[key] = _ROWS.sub(lambda match: self._values(match, count), text)
-        return self._filled[key]
-
-    @staticmethod
-    @cache
-    def returns_rows(name: str) -> bool:
-        """Whether the statement returns rows."""
-        text = _texts()[name]
-        writes = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE)\b", text)
-        return bool(re.search(r"\bRETURNING\b", text)) or not writes
-
-    @staticmethod
-    @cache
-    def due_column(name: str) -> int | None:
-        """Return the place of `due_at` in the statement's rows of parameters, None when it is not among them."""
-        match = _ROWS.search(_texts()[name])
-        columns = [column.strip() for column in match[2].split(",")] if match else []
-        return columns.index("due_at") if "due_at" in columns else None
-
-    def _values(self, match: re.Match[str], count: int) -> str:
-        kind, columns = match[1], match[2].strip()
-        width = len(columns.split(","))
-        if self._placeholder == "$":
-            numbers = [f"${number}" for number in range(1, width * count + 1)]
-            rows = ",".join(f"({','.join(numbers[at : at + width])})" for at in range(0, len(numbers), width))
-        else:
-            row = ",".join([self._placeholder] * width)
-            rows = ",".join([f"({row})"] * count)
-        return f"({columns}) VALUES {rows}" if kind == "insert" else f"({columns}) AS (VALUES {rows})"
-
-
-ADVICE = "run `receiver migrate`"
-_MIGRATION = re.compile(r"(\d{4})_(?:needs_(\d{4})_)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Migrate:
-    """The migrations this program knows, name to text, and the time to note beside those applied."""
-
-    known: Mapping[str, str]
-    now: int
-
-
-def migrate(session: Session, request: Migrate) -> list[str]:
-    """Apply what is missing, in order, one process at a time."""
+@each
+def migrate(session: Session, known: Mapping[str, str], now: int) -> list[str]:
+    """Apply what is missing, in order, one process at a time; return the names."""
     session.lock_migrations()
     session.run("create_migrations", {})
-    applied = _applied(session, request)
-    missing = [name for name in sorted(request.known) if name not in applied]
+    missing = sorted(set(known) - _applied(session, known))
     for name in missing:
-        session.script(request.known[name])
-        session.run("insert_migration", {"name": name, "applied_at": request.now})
+        session.script(known[name])
+        session.run("insert_migration", {"name": name, "applied_at": now})
     return missing
 
 
-def check(session: Session, request: Migrate) -> set[str]:
-    """Return the names of the migrations applied. Raises `ConfigError` when one is not for this program."""
-    session.run("create_migrations", {})
-    return _applied(session, request)
+@each
+def check(session: Session, known: Mapping[str, str], shared: bool) -> None:
+    """Raise `ConfigError` when a migration was applied that is not for this program, or one lacks in a shared database.
 
-
-def check_complete(session: Session, request: Migrate) -> set[str]:
-    """Like `check`, for a database that is never migrated on the way: raises `ConfigError` when one is missing, too."""
-    applied = _applied(session, request)
-    missing = sorted(set(request.known) - applied)
-    if missing:
-        raise older(f"it lacks {missing[0]}")
-    return applied
+    A database of this machine alone may be empty, and is migrated by the program itself.
+    """
+    if not shared:
+        session.run("create_migrations", {})
+    missing = set(known) - _applied(session, known)
+    if shared and missing:
+        raise ConfigError(
+            f"store.url: the database's schema is older than this program (it lacks {min(missing)}): {ADVICE}"
+        )
 
 
 def unfit(applied: Collection[str], known: Collection[str]) -> list[str]:
@@ -164,19 +241,9 @@ def unfit(applied: Collection[str], known: Collection[str]) -> list[str]:
     return refused
 
 
-def empty() -> ConfigError:
-    """Return the error for a database that was never migrated."""
-    return ConfigError(f"store.url: the database has no tables yet: {ADVICE}")
-
-
-def older(reason: str) -> ConfigError:
-    """Return the error for a schema that this program has gone beyond."""
-    return ConfigError(f"store.url: the database's schema is older than this program ({reason}): {ADVICE}")
-
-
-def _applied(session: Session, request: Migrate) -> set[str]:
+def _applied(session: Session, known: Collection[str]) -> set[str]:
     applied = {str(row[0]) for row in session.run("list_migrations", {})}
-    refused = unfit(applied, request.known)
+    refused = unfit(applied, known)
     if refused:
         raise ConfigError(
             f"store.url: the database's schema is newer than this program (it has {refused[-1]}): "

@@ -5,7 +5,7 @@
 --                    statement has no other parameters
 --   {insert: a, b}   after `INSERT INTO table`: (a, b) VALUES (?, ?), (?, ?), …; the same
 --   {lock}           what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
---   {conditions}     the conditions of a listing, put together by queries.py from fixed texts
+--   {conditions}     the conditions of a listing, put together by `listed` from fixed texts
 --   {table}, …       a slot of a section whose statements are one text for several tables. A line `-- with:` under the
 --                    section's heading names the slots, each further one fills them; a statement is made for every line
 --                    if its own name has the first slot, and has the name so filled
@@ -16,8 +16,8 @@
 
 -- name: insert_callbacks
 -- Writes callbacks, and returns those that were not known by one of their keys.
-INSERT INTO callbacks {insert: id, event_id, source, idempotency_key, second_key, method, content_type, received_at,
-    body_size, body_sha256, body, proofs}
+INSERT INTO callbacks {insert: id, source, idempotency_key, second_key, method, content_type, received_at, body_size,
+    body_sha256, body, proofs, event_id}
 ON CONFLICT DO NOTHING
 RETURNING id
 
@@ -60,18 +60,18 @@ WHERE id = :id
 
 -- name: ended_jobs
 -- Which of these jobs have ended, or will when their result is fetched: progress that comes after is late.
-WITH asked {rows: job_id, source}
+WITH wanted {rows: job_id, source}
 SELECT job_id, source
-FROM asked
+FROM wanted
 WHERE EXISTS (
     SELECT 1
     FROM events
-    WHERE events.job_id = asked.job_id AND events.source = asked.source AND events.stage = 'final'
+    WHERE events.job_id = wanted.job_id AND events.source = wanted.source AND events.stage = 'final'
 )
 OR EXISTS (
     SELECT 1
     FROM pickups
-    WHERE pickups.job_id = asked.job_id AND pickups.source = asked.source AND pickups.draft IS NOT NULL
+    WHERE pickups.job_id = wanted.job_id AND pickups.source = wanted.source AND pickups.draft IS NOT NULL
 )
 
 -- name: list_events
@@ -83,7 +83,7 @@ ORDER BY recorded_at DESC, id DESC
 LIMIT :limit
 
 -- ==================== the two queues: deliveries and pickups ====================
--- with: table      | lane        | busy       | log             | key         | outcome_too                | set_too | noted
+-- with: table      | queue       | busy       | log             | key         | outcome_too                | set_too | noted
 -- with: deliveries | destination | delivering | attempts        | delivery_id |                            |         | detail, response
 -- with: pickups    | source      | collecting | pickup_attempts | pickup_id   | , failures, last_detail    | failures = CAST(settled.failures AS BIGINT), last_detail = settled.last_detail, | detail
 
@@ -94,7 +94,7 @@ SELECT
     e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
-WHERE d.destination = :lane AND d.due_at <= :now
+WHERE d.destination = :queue AND d.due_at <= :now
 ORDER BY d.due_at, d.id
 LIMIT :limit
 {lock}
@@ -105,7 +105,7 @@ SELECT
     d.id, d.source, d.kind, d.key, d.job_id, d.ref, d.target, d.event_id, d.draft, d.format, d.deadline_at, d.state,
     d.attempts, d.failures, d.due_at, d.claimed_by, d.created_at, d.updated_at, d.last_outcome, d.last_detail
 FROM pickups AS d
-WHERE d.source = :lane AND d.due_at <= :now
+WHERE d.source = :queue AND d.due_at <= :now
 ORDER BY d.due_at, d.id
 LIMIT :limit
 {lock}
@@ -163,15 +163,15 @@ RETURNING {table}.id
 -- When a lane has something to claim next.
 SELECT min(due_at)
 FROM {table}
-WHERE {lane} = :lane AND due_at IS NOT NULL
+WHERE {queue} = :queue AND due_at IS NOT NULL
 
 -- name: count_due_{table}
 -- How much is due in each lane, and since when.
-SELECT {lane}, count(*), min(due_at)
+SELECT {queue}, count(*), min(due_at)
 FROM {table}
 WHERE due_at <= :now
-GROUP BY {lane}
-ORDER BY {lane}
+GROUP BY {queue}
+ORDER BY {queue}
 
 -- name: log_{table}
 -- Writes attempts that were made.
@@ -192,10 +192,10 @@ INSERT INTO deliveries {insert: id, event_id, destination, due_at, created_at, u
 
 -- name: lock_events
 -- Which of these events are there, kept from being removed or given deliveries by another process meanwhile.
-WITH asked {rows: id}
+WITH wanted {rows: id}
 SELECT d.id
-FROM asked
-JOIN events AS d ON d.id = asked.id
+FROM wanted
+JOIN events AS d ON d.id = wanted.id
 {lock}
 
 -- name: replay_deliveries
@@ -234,17 +234,17 @@ ORDER BY destination
 
 -- name: insert_pickups
 -- Writes pickups, and returns those whose result is not fetched, awaited or had already.
-INSERT INTO pickups {insert: id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, due_at,
-    created_at, updated_at}
+INSERT INTO pickups {insert: id, source, kind, key, job_id, ref, target, event_id, draft, format, deadline_at, state,
+    attempts, failures, due_at, claimed_by, created_at, updated_at, last_outcome, last_detail}
 ON CONFLICT (source, key) WHERE state <> 'gone' DO NOTHING
 RETURNING id
 
 -- name: existing_pickups
 -- The pickups that have these keys and did not end without a result; there is one for each key at most.
-WITH asked {rows: source, key}
+WITH wanted {rows: source, key}
 SELECT pickups.source, pickups.key, pickups.id, pickups.event_id
-FROM asked
-JOIN pickups ON pickups.source = asked.source AND pickups.key = asked.key
+FROM wanted
+JOIN pickups ON pickups.source = wanted.source AND pickups.key = wanted.key
 WHERE pickups.state <> 'gone'
 
 -- name: reschedule_pickup
@@ -555,10 +555,10 @@ RETURNING id
 
 -- name: known_blobs
 -- Which of these objects an event links to, once for each such event.
-WITH asked {rows: blob_key}
+WITH wanted {rows: blob_key}
 SELECT events.blob_key
-FROM asked
-JOIN events ON events.blob_key = asked.blob_key
+FROM wanted
+JOIN events ON events.blob_key = wanted.blob_key
 
 -- ==================== erasure ====================
 
@@ -570,32 +570,32 @@ WHERE id >= :first AND id < :beyond
 
 -- name: callbacks_of_pickups
 -- Callbacks that have the key of a pickup.
-WITH asked {rows: source, key}
+WITH wanted {rows: source, key}
 SELECT callbacks.id, callbacks.source, callbacks.idempotency_key, callbacks.second_key, callbacks.event_id, callbacks.method
-FROM asked
+FROM wanted
 JOIN callbacks
-    ON callbacks.source = asked.source AND (callbacks.idempotency_key = asked.key OR callbacks.second_key = asked.key)
+    ON callbacks.source = wanted.source AND (callbacks.idempotency_key = wanted.key OR callbacks.second_key = wanted.key)
 
 -- name: deliveries_of_events
 -- Deliveries of these events.
-WITH asked {rows: event_id}
+WITH wanted {rows: event_id}
 SELECT deliveries.id, deliveries.event_id, deliveries.destination
-FROM asked
-JOIN deliveries ON deliveries.event_id = asked.event_id
+FROM wanted
+JOIN deliveries ON deliveries.event_id = wanted.event_id
 
 -- name: known_events
 -- Which of these events are there.
-WITH asked {rows: id}
+WITH wanted {rows: id}
 SELECT events.id
-FROM asked
-JOIN events ON events.id = asked.id
+FROM wanted
+JOIN events ON events.id = wanted.id
 
 -- name: result_keys
 -- The keys of those pickups that fetch a result.
-WITH asked {rows: id}
+WITH wanted {rows: id}
 SELECT pickups.source, pickups.key, pickups.event_id
-FROM asked
-JOIN pickups ON pickups.id = asked.id
+FROM wanted
+JOIN pickups ON pickups.id = wanted.id
 WHERE pickups.kind = 'result'
 
 -- name: erase_deliveries

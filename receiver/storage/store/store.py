@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar, TypeVarTuple, Unpack
 
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
@@ -31,77 +32,83 @@ from receiver.core.work import (
     Settlement,
     StoreStats,
 )
-from receiver.storage.store import events, pickups, queries, queue, retention, statements
-from receiver.storage.store.database import Backend, Database, Notified, Session
+from receiver.storage.store import events, pickups, queue, retention
 from receiver.storage.store.pickups import PICKUPS
-from receiver.storage.store.queue import DELIVERIES
-from receiver.storage.store.writer import WAITS, Handler, Waits, Writer
+from receiver.storage.store.queue import DELIVERIES, ClaimRequest
+from receiver.storage.store.statements import Session, check, each, migrate
+from receiver.storage.store.writer import WAITS, Backend, Operation, Waits, Writer
 from receiver.system.threads import OwnThread
 
-T = TypeVar("T")
+Q = TypeVar("Q")
+R = TypeVar("R")
+Parts = TypeVarTuple("Parts")
+Notified = Callable[[Iterable[str], Iterable[str]], None]
+"""Called with destinations and sources for which another process recorded something."""
 
 
-def _ping(session: Session, numbers: Sequence[int]) -> list[None]:
-    session.run("ping", {"id": numbers[0]})  # the commit that follows is the proof
-    return [None] * len(numbers)
+@each
+def _ping(session: Session, number: int) -> None:
+    session.run("ping", {"id": number})  # the commit that follows is the proof
 
 
-HANDLERS: Mapping[str, Handler] = {
-    "migrate": lambda session, requests: [statements.migrate(session, request) for request in requests],
-    "check": lambda session, requests: [statements.check(session, request) for request in requests],
-    "check_complete": lambda session, requests: [
-        statements.check_complete(session, request) for request in requests
-    ],
-    "settle": DELIVERIES.settle,
-    "settle_pickup": pickups.settle,
-    "release": DELIVERIES.release,
-    "release_pickups": PICKUPS.release,
-    "replay": queue.replay,
-    "add_deliveries": queue.add,
-    "add_pickup": pickups.add,
-    "record": events.record,
-    "defer": pickups.defer,
-    "claim": DELIVERIES.claim,
-    "claim_pickups": PICKUPS.claim,
-    "reject": events.reject,
-    "ping": _ping,
-    "prune": retention.prune,
-    "erase": retention.erase,
-}
+OPERATIONS: Sequence[Operation] = (
+    migrate,
+    check,
+    DELIVERIES.settle,
+    pickups.settle,
+    DELIVERIES.release,
+    PICKUPS.release,
+    queue.replay,
+    queue.add,
+    pickups.add,
+    events.record,
+    pickups.defer,
+    DELIVERIES.claim,
+    PICKUPS.claim,
+    events.reject,
+    _ping,
+    retention.prune,
+    retention.erase,
+)
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
-URGENT = ("record", "defer")
+URGENT = (events.record, pickups.defer)
 """What a provider waits for."""
 
 
 class Store:
     """Where everything is recorded. Methods raise `StoreUnavailable` when the database cannot be used."""
 
-    def __init__(self, database: Database, waits: Waits = WAITS) -> None:
-        self.database = database
+    shared = False
+    """Whether processes of many machines use the database. A person migrates it, as older programs may be running on it."""
+    close_seconds: float | None = None
+    """How long closing waits for what is under way on a connection; None where no wait is long."""
+
+    def __init__(self, migrations: Mapping[str, str], waits: Waits = WAITS) -> None:
+        """`migrations` are those of this program for this database, name to text."""
+        self._migrations = migrations
         self._waits = waits
         self._writer: Writer | None = None
-        self._reader = database.connect(writes=False)
+        self._reader = self._backend(writes=False)
         self._reading: OwnThread | None = None
         self._notified: Notified | None = None
         self._ping_number = int.from_bytes(os.urandom(2))
         """The row that its pings change: processes share none, but by a chance that does no harm."""
 
-    # ------------------------------------------------------------ its life
+    def _backend(self, *, writes: bool) -> Backend:
+        """Return a connection that writes, or one that only reads: what a kind of store has to define."""
+        raise NotImplementedError
 
-    @property
-    def shared(self) -> bool:
-        """Whether processes of many machines use the database, which a person then migrates."""
-        return self.database.shared
+    # ------------------------------------------------------------ its life
 
     @property
     def skew_ms(self) -> int | None:
         """Milliseconds by which the database's clock is ahead of ours, as last measured; None where it has no clock."""
-        return self.database.skew_ms
+        return None
 
     def listen(self, notified: Notified) -> None:
         """Have `notified(destinations, sources)` called in the event loop when another process recorded something for them.
 
-        Call it before `open`. A notification is a hint: some may be missed, so lanes poll as well.
+        Call it before `open`. A notification is a hint: some may be missed, so workers poll as well.
         """
         self._notified = notified
 
@@ -109,14 +116,15 @@ class Store:
         """Connect and check the schema. Raises `ConfigError` when it is not for this program, `StoreUnavailable`."""
         if self._writer is not None:
             return
-        self._writer = Writer(self.database.connect(writes=True), HANDLERS, URGENT, self._waits)
+        self._start_writer()
         try:
-            await self._write("check_complete" if self.shared else "check", self._migrations())
+            await self._write(check, (self._migrations, self.shared))
         except BaseException:
             await self.close()
             raise
-        if self._notified is not None:
-            self.database.listen(self._notified)
+
+    def _start_writer(self) -> None:
+        self._writer = Writer(self._backend(writes=True), OPERATIONS, URGENT, self._waits)
 
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; return the names of the migrations applied. Safe to run at any time.
@@ -124,44 +132,40 @@ class Store:
         The store need not be open; it is left as it was.
         """
         was_open = self._writer is not None
-        if self._writer is None:
-            self._writer = Writer(self.database.connect(writes=True), HANDLERS, URGENT, self._waits)
+        if not was_open:
+            self._start_writer()
         try:
-            return cast("list[str]", await self._write("migrate", self._migrations()))
+            return await self._write(migrate, (self._migrations, wall_clock()))
         finally:
             if not was_open:
                 await self.close()
 
-    def _migrations(self) -> statements.Migrate:
-        return statements.Migrate(self.database.migrations, wall_clock())
-
     async def prepare(self) -> None:
         """Open the store; a database of this machine alone is made and migrated first. Raises as `open` does."""
-        if not self.shared:  # older programs may be running on a shared one: a person migrates that
+        if not self.shared:
             await self.migrate()
         await self.open()
 
     async def close(self) -> None:
         """Finish what is queued, then disconnect."""
-        await self.database.stop_listening()
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            reading, self._reading = self._reading, None
-            seconds = self.database.close_seconds
-            if seconds is None:  # not both at once: the last connection that closes tidies up
-                await writer.close()
-                await self._close_reading(reading)
-            else:
-                await asyncio.gather(writer.close(seconds), self._close_reading(reading))
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        reading, self._reading = self._reading, None
+        if self.close_seconds is None:  # not both at once: the last connection that closes tidies up
+            await writer.close()
+            await self._close_reader(reading)
+        else:
+            await asyncio.gather(writer.close(self.close_seconds), self._close_reader(reading))
 
-    async def _close_reading(self, reading: OwnThread | None) -> None:
-        if reading is not None and not await reading.end(self._reader.close, self.database.close_seconds):
+    async def _close_reader(self, reading: OwnThread | None) -> None:
+        if reading is not None and not await reading.end(self._reader.close, self.close_seconds):
             self._reader.abandon()
-            self._reader = self.database.connect(writes=False)
+            self._reader = self._backend(writes=False)
 
     async def ping(self) -> None:
         """Prove that it can be written."""
-        await self._write("ping", self._ping_number)
+        await self._write(_ping, (self._ping_number,))
 
     # ------------------------------------------------------------ the road in
 
@@ -175,7 +179,7 @@ class Store:
         With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
         is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
         """
-        return cast("Recorded", await self._write("record", events.NewRecording.of(recording)))
+        return await self._write(events.record, recording)
 
     async def defer(self, deferral: Deferral) -> Recorded:
         """Write callback and pickup, all or none.
@@ -185,11 +189,11 @@ class Store:
         draft, a missing job id and a later deadline, and is `pending`, due at once: an attempt under way knows nothing of
         them, so its claim ends. `answered` does as in `record`.
         """
-        return cast("Recorded", await self._write("defer", deferral))
+        return await self._write(pickups.defer, deferral)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
         """Keep these rejections, and only the newest `keep` of each source."""
-        await self._write("reject", events.RejectRequest(tuple(rejections), keep))
+        await self._write(events.reject, (tuple(rejections), keep))
 
     # ------------------------------------------------------------ deliveries
 
@@ -197,16 +201,16 @@ class Store:
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[Claimed]:
         """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        request = queue.ClaimRequest(destination, queue.token(worker), limit, now, lease_until)
-        return cast("list[Claimed]", await self._write("claim", request))
+        request = ClaimRequest(destination, queue.token(worker), limit, now, lease_until)
+        return await self._write(DELIVERIES.claim, request)
 
     async def settle(self, settlement: Settlement) -> bool:
         """Record the attempt and its consequence if the claim is still held; False when it is not (nothing written)."""
-        return cast("bool", await self._write("settle", settlement))
+        return await self._write(DELIVERIES.settle, settlement)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        return cast("int", await self._write("release", queue.ReleaseRequest(tuple(claims), now)))
+        return await self._write(DELIVERIES.release, (tuple(claims), now))
 
     async def next_due(self, destination: str) -> int | None:
         """Return when the next delivery of `destination` is due (leases included), or None."""
@@ -217,14 +221,14 @@ class Store:
 
         Returns the ids that were replayed; unknown ids and deliveries still under way are left out.
         """
-        return cast("list[str]", await self._write("replay", queue.ReplayRequest(tuple(delivery_ids), now)))
+        return await self._write(queue.replay, (tuple(delivery_ids), now))
 
     async def add_deliveries(self, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
         """Make a delivery, due now, for each pair of event and destination that has none; return the new ids.
 
         An event that is not there (any more) gets none.
         """
-        return cast("list[str]", await self._write("add_deliveries", queue.NewDeliveries.of(wanted, now)))
+        return await self._write(queue.add, (tuple(wanted), now))
 
     # ------------------------------------------------------------ pickups
 
@@ -233,14 +237,14 @@ class Store:
 
         Returns the new or the existing one, and whether it is new.
         """
-        return cast("tuple[Pickup, bool]", await self._write("add_pickup", pickup))
+        return await self._write(pickups.add, pickup)
 
     async def claim_pickups(
         self, source: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[ClaimedPickup]:
         """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        request = queue.ClaimRequest(source, queue.token(worker), limit, now, lease_until)
-        return cast("list[ClaimedPickup]", await self._write("claim_pickups", request))
+        request = ClaimRequest(source, queue.token(worker), limit, now, lease_until)
+        return await self._write(PICKUPS.claim, request)
 
     async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
         """Record the attempt, its consequence, its progress events and its recording, if the claim is still held.
@@ -254,12 +258,11 @@ class Store:
         counts as well, and a failure recorded since the pickup was made is a duplicate: then the pickup ends `gone`
         with that one's id. The callback row is written unless one leads to this event.
         """
-        request = pickups.NewSettlement.of(settlement)
-        return cast("PickupSettled", await self._write("settle_pickup", request))
+        return await self._write(pickups.settle, settlement)
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        return cast("int", await self._write("release_pickups", queue.ReleaseRequest(tuple(claims), now)))
+        return await self._write(PICKUPS.release, (tuple(claims), now))
 
     async def next_due_pickup(self, source: str) -> int | None:
         """Return when the next pickup of `source` is due (leases included), or None."""
@@ -269,60 +272,60 @@ class Store:
 
     async def event(self, event_id: str) -> Event:
         """Return one event. Raises `NotFound`."""
-        return await self._read(queries.event, event_id)
+        return await self._read(events.event, event_id)
 
     async def body(self, event_id: str) -> bytes | None:
         """Return the kept body of the callback behind an event, secrets removed; None when it is kept as a blob.
 
         Raises `NotFound`.
         """
-        return await self._read(queries.body, event_id)
+        return await self._read(events.body, event_id)
 
     async def has_scope(self, source: str, scope: str) -> bool:
         """Tell whether a callback of `source` was recorded whose identity is in `scope`."""
-        return await self._read(queries.has_scope, source, scope)
+        return await self._read(events.has_scope, source, scope)
 
     async def events(self, filter: EventFilter) -> list[Event]:
         """List events, those recorded last first."""
-        return await self._read(queries.events, filter)
+        return await self._read(events.events, filter)
 
     async def delivery(self, delivery_id: str) -> Delivery:
         """Return one delivery. Raises `NotFound`."""
-        return await self._read(queries.delivery, delivery_id)
+        return await self._read(queue.delivery, delivery_id)
 
     async def deliveries(self, filter: DeliveryFilter) -> list[Delivery]:
         """List deliveries, newest first."""
-        return await self._read(queries.deliveries, filter)
+        return await self._read(queue.deliveries, filter)
 
     async def deliveries_of(self, event_ids: Sequence[str]) -> set[tuple[str, str]]:
         """Return event and destination of each delivery of these events."""
-        return await self._read(queries.deliveries_of, event_ids)
+        return await self._read(queue.of_events, event_ids)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
         """Return the attempts of a delivery, first to last."""
-        return await self._read(queries.attempts, delivery_id)
+        return await self._read(queue.attempts, delivery_id)
 
     async def pickup(self, pickup_id: str) -> Pickup:
         """Return one pickup. Raises `NotFound`."""
-        return await self._read(queries.pickup, pickup_id)
+        return await self._read(pickups.pickup, pickup_id)
 
     async def pickups(self, filter: PickupFilter) -> list[Pickup]:
         """List pickups, newest first."""
-        return await self._read(queries.pickups, filter)
+        return await self._read(pickups.pickups, filter)
 
     async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
         """Return the attempts of a pickup, first to last."""
-        return await self._read(queries.pickup_attempts, pickup_id)
+        return await self._read(pickups.attempts, pickup_id)
 
     async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
         """List rejections, newest first."""
-        return await self._read(queries.rejections, source, limit)
+        return await self._read(events.rejections, source, limit)
 
     async def stats(self, now: int) -> StoreStats:
         """Count what is due by `now` (depth, oldest) and what is dead, per destination. Costs with what waits,
         never with what was delivered.
         """
-        return await self._read(queries.stats, now)
+        return await self._read(_stats, now)
 
     # ------------------------------------------------------------ retention
 
@@ -332,7 +335,7 @@ class Store:
         What is under way is never touched, whatever its age: deliveries `pending` or `delivering`, pickups `pending` or
         `collecting`, their events and callbacks. Harmless to repeat, and beside others that do the same.
         """
-        return cast("Pruned", await self._write("prune", request))
+        return await self._write(retention.prune, (request,))
 
     async def known_blobs(self, keys: Sequence[str]) -> set[str]:
         """Return those of `keys` that an event links to."""
@@ -350,7 +353,7 @@ class Store:
 
         What is `journaled` may be recorded by another process until its keys are written: look again after that.
         """
-        return cast("Erased", await self._write("erase", request))
+        return await self._write(retention.erase, (request,))
 
     async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
         """Return tombstones, newest first; those of one digest, or all."""
@@ -358,27 +361,33 @@ class Store:
 
     # ------------------------------------------------------------ transactions
 
-    async def _write(self, kind: str, request: object) -> Any:
+    async def _write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
-        return await self._writer.submit(kind, request)
+        return await self._writer.submit(operation, request)
 
-    async def _read(self, function: Callable[..., T], *args: object) -> T:
+    async def _read(self, function: Callable[[Session, Unpack[Parts]], R], *args: *Parts) -> R:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         if self._reading is None:
             self._reading = OwnThread("store-reader")
-        reader = self._reader  # the thread may be abandoned, and another reader made, before the call begins
-        return await self._reading.call(lambda: _read_now(reader, function, args))
+        # The thread may be abandoned, and another reader made, before the call begins.
+        return await self._reading.call(partial(_read_now, self._reader, function, args))
 
 
-def _read_now(reader: Backend, function: Callable[..., T], args: tuple[object, ...]) -> T:
-    for last in (False, True):
+def _read_now(reader: Backend, function: Callable[[Session, Unpack[Parts]], R], args: tuple[*Parts]) -> R:
+    tried = False
+    while True:
         try:
             return function(reader.begin(), *args)
         except Exception as error:
-            again = reader.again(error)
-            translated = reader.trouble(error)[0]
-            if last or not again:
-                raise translated from error
-    raise AssertionError
+            trouble = reader.trouble(error)
+            if tried or not trouble.again:
+                raise trouble.error from error
+            tried = True
+
+
+def _stats(session: Session, now: int) -> StoreStats:
+    return StoreStats(
+        due=DELIVERIES.due(session, now), dead=queue.dead(session), pickups=PICKUPS.due(session, now)
+    )

@@ -12,12 +12,16 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from receiver.core.errors import ReceiverError, StoreUnavailable
-from receiver.storage.store.database import Backend, Session
+from receiver.storage.store.statements import Session
+
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 BATCH_LIMIT = 512
 """Operations in one transaction, at most."""
@@ -27,6 +31,48 @@ TRIES = 5
 
 IDLE_SECONDS = 0.2
 """Without work for this long, the thread does its housekeeping."""
+
+
+class Trouble(NamedTuple):
+    """What a failure means."""
+
+    error: Exception
+    """The error for the callers."""
+    of_all: bool
+    """It concerns every caller of the transaction; else only some, and the others may succeed without them."""
+    again: bool = False
+    """The same may be tried again at once: nothing of it was done, and chance made it fail."""
+
+
+class Backend(ABC):
+    """One connection, made when it is first needed and again after a failure; used by one thread only."""
+
+    @abstractmethod
+    def begin(self, lock_seconds: float | None = None) -> Session:
+        """Begin a transaction, (re)connecting first where needed; wait less long for locks, if given."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Make it durable."""
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """Undo it. Must not raise."""
+
+    @abstractmethod
+    def trouble(self, error: Exception) -> Trouble:
+        """Say what an error means; drop a connection that is not to be trusted after it."""
+
+    @abstractmethod
+    def housekeeping(self, *, idle: bool) -> None:
+        """Do what need not be done while callers wait. Must not raise."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect. Must not raise."""
+
+    def abandon(self) -> None:  # noqa: B027 - where no wait is long, there is nothing to do
+        """Have what is under way in the backend's own thread fail soon, and nothing begin. Called from another thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,51 +91,50 @@ class Waits:
     """How long an abandoned thread may take to end."""
 
 
-Handler = Callable[[Session, Sequence[Any]], Sequence[Any]]
+WAITS = Waits()
+Operation = Callable[[Session, Sequence[Any]], Sequence[Any]]
+"""Does in one transaction what several callers request; returns a result for each request."""
 
 
 @dataclass(slots=True)
-class _Operation:
-    kind: str
+class _Call:
+    operation: Operation
     request: Any
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
 
 
-WAITS = Waits()
-
-
 class Writer:
-    """Groups the operations of concurrent callers into transactions. `handlers` are run in their order."""
+    """Groups the operations of concurrent callers into transactions."""
 
     def __init__(
         self,
         backend: Backend,
-        handlers: Mapping[str, Handler],
-        urgent: Collection[str] = (),
+        operations: Sequence[Operation],
+        urgent: Collection[Operation] = (),
         waits: Waits = WAITS,
     ) -> None:
-        """`urgent` kinds come first when a transaction has failed and its operations are retried individually."""
+        """`operations` are run in this order; `urgent` ones come first when those of a failed transaction are retried."""
         self._backend = backend
-        self._handlers = handlers
-        self._retry_order = sorted(handlers, key=lambda kind: kind not in urgent)
+        self._operations = operations
+        self._retry_order = sorted(operations, key=lambda operation: operation not in urgent)
         self._waits = waits
         self._contended_until = 0.0
-        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] | None = None
         # A daemon: a caller that forgets to close must not keep the process from ending; what was answered is on disk.
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, kind: str, request: Any) -> Any:
-        """Run the operation in the next transaction; return its result once that is committed."""
+    async def submit(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
+        """Run the operation in the next transaction; return the request's result once that is committed."""
         if self._closed is not None:
             raise StoreUnavailable("the store is closed")
-        operation = _Operation(kind, request, self._loop.create_future())
-        self._queue.put(operation)
-        return await operation.future
+        future: asyncio.Future[R] = self._loop.create_future()
+        self._queue.put(_Call(operation, request, future))
+        return await future
 
     async def close(self, seconds: float | None = None) -> None:
         """Finish what is queued, then disconnect; abandon the thread when that takes longer than `seconds`."""
@@ -104,49 +149,45 @@ class Writer:
     # ------------------------------------------------------------ in the thread
 
     def _run(self) -> None:
-        last = False
         try:
-            while not last:
-                batch, last = self._take()
-                if batch:
-                    self._work(batch)
-                    self._backend.housekeeping(idle=False)
+            while (batch := self._take()) is not None:
+                contended = time.monotonic() < self._contended_until
+                if not self._transact(batch, self._waits.contended if contended else None):
+                    self._retry_individually(batch)
+                self._wake(_resolve, batch)
+                self._backend.housekeeping(idle=False)
         finally:
             try:
                 self._backend.close()
             finally:
-                self._call(_wake, self._closed)
+                self._wake(_end, self._closed)
 
-    def _take(self) -> tuple[list[_Operation], bool]:
-        """Return what has queued (nothing when idle for a while, after housekeeping), and whether it was the last."""
+    def _take(self) -> list[_Call] | None:
+        """Return what has queued (after housekeeping, when idle for a while); None at the end."""
         try:
-            first = self._queue.get(timeout=IDLE_SECONDS)
+            call = self._queue.get(timeout=IDLE_SECONDS)
         except queue.Empty:
             self._backend.housekeeping(idle=True)
-            first = self._queue.get()
-        batch: list[_Operation] = []
-        while first is not None:
-            batch.append(first)
+            call = self._queue.get()
+        batch: list[_Call] = []
+        while call is not None:
+            if not call.future.cancelled():  # else its caller no longer wants it
+                batch.append(call)
             if len(batch) == BATCH_LIMIT or self._queue.empty():
-                return batch, False
-            first = self._queue.get()
-        return batch, True
+                return batch
+            call = self._queue.get()
+        if not batch:
+            return None
+        self._queue.put(None)  # the end comes after this batch
+        return batch
 
-    def _work(self, batch: list[_Operation]) -> None:
-        # A caller that was cancelled while its operation queued no longer wants it.
-        batch = [operation for operation in batch if not operation.future.cancelled()]
-        contended = time.monotonic() < self._contended_until
-        if not self._transact(batch, self._waits.contended if contended else None):
-            self._retry_individually(batch)
-        self._call(_resolve, batch)
-
-    def _retry_individually(self, batch: list[_Operation]) -> None:
-        """Retry the operations of a failed transaction by kind, and one by one where a kind fails again."""
-        groups = [[operation for operation in batch if operation.kind == kind] for kind in self._retry_order]
+    def _retry_individually(self, batch: list[_Call]) -> None:
+        """Retry the calls of a failed transaction by operation, and one by one where an operation fails again."""
+        groups = [[call for call in batch if call.operation == operation] for operation in self._retry_order]
         several = sum(map(bool, groups)) > 1
         lost = 0.0
         for group in filter(None, groups):
-            parts = [[operation] for operation in group]
+            parts = [[call] for call in group]
             if several and len(group) > 1:
                 parts.insert(0, group)
             for part in parts:
@@ -157,61 +198,57 @@ class Writer:
                     if lost > self._waits.retry_budget:
                         return
                 if finished:
-                    self._call(_resolve, part)
+                    self._wake(_resolve, part)
                     if part is group:  # also when its commit got no answer: one by one would write it twice
                         break
 
-    def _transact(self, batch: list[_Operation], lock_seconds: float | None) -> bool:
-        """Run the operations in one transaction; False when it failed by some of them, and the others may succeed."""
+    def _transact(self, batch: list[_Call], lock_seconds: float | None) -> bool:
+        """Run the calls in one transaction; False when it failed by some of them, and the others may succeed."""
         if not batch:
             return True
-        for left in reversed(range(TRIES)):
-            began = time.monotonic()
+        tries = 0
+        while True:
+            tries, began = tries + 1, time.monotonic()
             try:
                 self._execute(batch, lock_seconds)
-                break
+                return True
             except Exception as error:
-                again = self._backend.again(error)
-                translated, all_affected = self._backend.trouble(error)
+                trouble = self._backend.trouble(error)
                 # Only after `trouble` has dropped a connection that does not answer: a rollback would wait for it again.
                 self._backend.rollback()
-                if left and again:
+                if trouble.again and tries < TRIES:
                     continue
-                for operation in batch:
-                    operation.error = translated
-                if not all_affected and time.monotonic() - began >= self._waits.contended:
+                for call in batch:
+                    call.error = trouble.error
+                if not trouble.of_all and time.monotonic() - began >= self._waits.contended:
                     self._contended_until = time.monotonic() + self._waits.contention
-                return all_affected or len(batch) == 1
-        for operation in batch:
-            operation.error = None
-        return True
+                return trouble.of_all or len(batch) == 1
 
-    def _execute(self, batch: list[_Operation], lock_seconds: float | None) -> None:
+    def _execute(self, batch: list[_Call], lock_seconds: float | None) -> None:
         session = self._backend.begin(lock_seconds)
-        by_kind: dict[str, list[_Operation]] = {}
-        for operation in batch:
-            by_kind.setdefault(operation.kind, []).append(operation)
-        for kind, handler in self._handlers.items():
-            chosen = by_kind.get(kind)
-            if chosen:
-                results = handler(session, [operation.request for operation in chosen])
-                for operation, result in zip(chosen, results, strict=True):
-                    operation.result = result
+        calls: dict[Operation, list[_Call]] = {}
+        for call in batch:
+            calls.setdefault(call.operation, []).append(call)
+        for operation in self._operations:
+            if operation in calls:
+                results = operation(session, [call.request for call in calls[operation]])
+                for call, result in zip(calls[operation], results, strict=True):
+                    call.result, call.error = result, None
         self._backend.commit()
 
-    def _call(self, function: Callable[..., None], *args: object) -> None:
+    def _wake(self, function: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for the answer
             self._loop.call_soon_threadsafe(function, *args)
 
 
-def _resolve(batch: list[_Operation]) -> None:
-    for operation in batch:
-        if operation.future.done():
+def _resolve(batch: list[_Call]) -> None:
+    for call in batch:
+        if call.future.done():
             continue
-        if operation.error is None:
-            operation.future.set_result(operation.result)
+        if call.error is None:
+            call.future.set_result(call.result)
         else:
-            operation.future.set_exception(_own(operation.error))
+            call.future.set_exception(_own(call.error))
 
 
 def _own(error: BaseException) -> BaseException:
@@ -219,6 +256,6 @@ def _own(error: BaseException) -> BaseException:
     return type(error)(str(error)) if isinstance(error, ReceiverError) else error
 
 
-def _wake(future: asyncio.Future[None]) -> None:
+def _end(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
