@@ -14,10 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from receiver import __version__
-from receiver.cli import act, inspect, journal, replay, serve, setup
-from receiver.cli.options import UsageError, option
+from receiver.cli import erase, inspect, journal, replay, requests, serve, setup
+from receiver.cli.options import option
 from receiver.cli.output import speak_json, tell_failure
-from receiver.core.errors import ConfigError, PickupRefused, ReceiverError, StoreUnusable
+from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, UsageError
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
@@ -50,10 +50,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, setup, inspect, act, replay, journal):
+for module in (serve, setup, inspect, requests, replay, erase, journal):
     module.register(app)
 
-_REFUSED = (ConfigError, PickupRefused, StoreUnusable, UsageError)
+_REFUSED = (ConfigError, StoreUnusable, UsageError)
 """What trying again does not mend."""
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import AsJson, Limit, Since, UsageError, ask, load, opened_store, option, since
-from receiver.cli.output import print_attempts, print_fields, print_json, print_views
-from receiver.core.errors import NotFound
+from receiver.cli.options import AsJson, Limit, Since, ask, load, opened_blobs, opened_store, option, since
+from receiver.cli.output import print_attempts, print_fields, print_json, print_list
+from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import TIME_CHARS, Event
 from receiver.core.work import Delivery, DeliveryState
 from receiver.web.views import view
@@ -56,26 +56,18 @@ def events(
         return
     filters = EventFilter(source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit)
     found = ask(settings, lambda store: store.events(filters))
-    if as_json:
-        print_json([view(event) for event in found])
-        return
     columns = {"recorded": "recorded_at", "job": "job_id"}
-    print_views(("id", "recorded", "type", "source", "ref", "job"), found, columns, empty="no event fits")
+    names = ("id", "recorded", "type", "source", "ref", "job")
+    print_list(names, found, columns, empty="no event fits", as_json=as_json)
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:
-    from receiver.app.wiring import build_blobs
-
     async with opened_store(settings) as store:
         event, kept = await store.event(event_id), await store.body(event_id)
     if kept is not None or event.blob_key is None:
         return kept or b""
-    blobs = build_blobs(settings)
-    await blobs.open()
-    try:
+    async with opened_blobs(settings) as blobs:
         return await blobs.get(event.blob_key)
-    finally:
-        await blobs.close()
 
 
 async def _event(store: Store, event_id: str) -> Event:
@@ -139,10 +131,7 @@ def deliveries(
         destination=destination, state=state, event_id=event, since=since(since_), limit=limit
     )
     found = ask(settings, lambda store: store.deliveries(filters))
-    if as_json:
-        print_json([view(delivery) for delivery in found])
-    else:
-        _delivery_table(found)
+    _delivery_table(found, as_json=as_json)
 
 
 async def _show_delivery(settings: Settings, delivery_id: str, as_json: bool) -> None:
@@ -157,10 +146,10 @@ async def _show_delivery(settings: Settings, delivery_id: str, as_json: bool) ->
     print_attempts(attempts)
 
 
-def _delivery_table(found: list[Delivery]) -> None:
+def _delivery_table(found: list[Delivery], *, as_json: bool = False) -> None:
     columns = {"event": "event_id", "type": "event_type", "due": "due_at", "last outcome": "last_outcome"}
     names = ("id", "state", "attempts", "destination", *columns)
-    print_views(names, found, columns, empty="no delivery fits")
+    print_list(names, found, columns, empty="no delivery fits", as_json=as_json)
 
 
 def rejections(
@@ -172,9 +161,6 @@ def rejections(
     """List callbacks that were refused. The last 100 of each source are kept, without bodies."""
     settings = load(ctx)
     found = ask(settings, lambda store: store.rejections(source, limit=limit))
-    if as_json:
-        print_json([view(rejection) for rejection in found])
-        return
     columns = {"from": "peer", "user agent": "user_agent"}
     names = ("at", "source", "status", "reason", "method", *columns)
-    print_views(names, found, columns, empty="no rejection is kept")
+    print_list(names, found, columns, empty="no rejection is kept", as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,20 +14,16 @@ import typer
 
 from receiver.core.clock import wall_clock
 from receiver.core.durations import duration
-from receiver.core.errors import NotFound, ReceiverError
-from receiver.web.views import FORMAT_KEYS
+from receiver.core.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from receiver.core.tokens import CallbackTokens
     from receiver.providers import PullProvider
     from receiver.settings.model import Settings, SourceSettings
+    from receiver.storage.blobs import Blobs
     from receiver.storage.store.store import Store
 
 T = TypeVar("T")
-
-
-class UsageError(ReceiverError):
-    """The command was not given what it needs."""
 
 
 def option(*names: str, help: str, env: str | None = None, **more: Any) -> Any:
@@ -37,6 +34,9 @@ def option(*names: str, help: str, env: str | None = None, **more: Any) -> Any:
 
 
 AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+Ref = Annotated[str | None, option("--ref", help="Your own id for the job; comes back in the event.")]
+SourceName = Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")]
+Yes = Annotated[bool, option("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
 Since = Annotated[str | None, option("--since", help="Only since then: 2h (ago), or 2026-11-21T10:00Z.")]
 
@@ -64,17 +64,23 @@ def since(text: str | None, *, now: int | None = None) -> int | None:
 
 def job_format(text: str | None) -> dict[str, Any]:
     """Return `encoding=linear16,sample_rate=24000` as a mapping, whole numbers as numbers. Raises `UsageError`."""
+    from receiver.engine.requests import checked_format
+
     pairs: dict[str, Any] = {}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value or key not in FORMAT_KEYS:
-            raise UsageError(
-                f"--format does not understand {part.strip()!r}: write KEY=VALUE with {', '.join(FORMAT_KEYS)}"
-            )
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if not value:
+            raise UsageError(f"--format does not understand {part!r}: write KEY=VALUE")
         pairs[key] = int(value) if value.isascii() and value.isdigit() else value
-    return pairs
+    return dict(checked_format(pairs))
+
+
+def confirm(question: str, what: str, *, instead: str = "") -> None:
+    """Ask a person; away from a terminal only `--yes` will do. Raises `UsageError`, `typer.Exit`."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{what}: add --yes{instead}")
+    if not typer.confirm(question):
+        raise typer.Exit(1)
 
 
 def load(ctx: typer.Context) -> Settings:
@@ -118,6 +124,19 @@ async def made_store(settings: Settings) -> AsyncIterator[Store]:
         await store.close()
 
 
+@contextlib.asynccontextmanager
+async def opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
+    """Open the blob store. Raises `ConfigError`, `BlobsUnavailable`."""
+    from receiver.app.wiring import build_blobs
+
+    blobs = build_blobs(settings)
+    await blobs.open()
+    try:
+        yield blobs
+    finally:
+        await blobs.close()
+
+
 def _existing_store(settings: Settings) -> Store:
     from receiver.app.wiring import build_store
     from receiver.settings.load import sqlite_path
@@ -154,17 +173,10 @@ def tokens_of(settings: Settings) -> CallbackTokens:
     return CallbackTokens(token_secrets(settings))
 
 
-def source_named(settings: Settings, name: str) -> SourceSettings:
-    """Return one source. Raises `UsageError` naming those there are."""
-    try:
-        return settings.sources[name]
-    except KeyError:
-        known = ", ".join(sorted(settings.sources)) or "none is configured"
-        raise UsageError(f"there is no source {name!r}; there is: {known}") from None
-
-
 def source_of(settings: Settings, provider: str, name: str | None) -> SourceSettings:
     """Return the source of `provider`: the one named, or the only one. Raises `UsageError`."""
+    from receiver.engine.requests import source_named
+
     if name is not None:
         source = source_named(settings, name)
         if source.provider != provider:

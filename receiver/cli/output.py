@@ -61,32 +61,30 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         out.print(line, style="bold" if number == 0 else None)
 
 
-def print_views(
-    names: Sequence[str], things: Iterable[Struct], columns: Mapping[str, str], *, empty: str
+def print_list(
+    names: Sequence[str], things: Iterable[Struct], columns: Mapping[str, str], *, empty: str, as_json: bool
 ) -> None:
-    """Print things as a table; a column is the field of its name, or the one that `columns` says."""
+    """Print things as JSON, or as a table; a column is the field of its name, or the one that `columns` says."""
     views = [view(thing) for thing in things]
-    print_table(names, [[fields[columns.get(name, name)] for name in names] for fields in views], empty=empty)
+    if as_json:
+        print_json(views)
+        return
+    rows = [[fields[columns.get(name, name)] for name in names] for fields in views]
+    print_table(names, rows, empty=empty)
 
 
 def print_attempts(attempts: Iterable[Struct]) -> None:
     """Print the attempts of a delivery or of a pickup as a table."""
+    names = ["attempt", "started", "took", "outcome", "status", "detail"]
     rows = []
-    names: tuple[str, ...] = ("attempt", "started", "took", "outcome", "status", "detail")
-    for fields in map(view, attempts):
-        took = f"{fields['duration_ms']} ms"
-        row = [
-            fields["number"],
-            fields["started_at"],
-            took,
-            fields["outcome"],
-            fields["status"],
-            fields["detail"],
-        ]
-        if "answer" in fields:
-            row.append(fields["answer"][:_ANSWER])
-            names = (*names[:6], "answer")
+    for made in map(view, attempts):
+        took = f"{made['duration_ms']} ms"
+        row = [made["number"], made["started_at"], took, made["outcome"], made["status"], made["detail"]]
+        if "answer" in made:
+            row.append(made["answer"][:_ANSWER])
         rows.append(row)
+    if rows and len(rows[0]) > len(names):
+        names.append("answer")
     print_table(names, rows, empty="no attempt has been made yet")
 
 
@@ -106,6 +104,11 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     out = console()
     for name, value in pairs:
         out.print(f"{name:<{width}}  {value}")
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return `1 event`, `2 events`."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def warn(message: str) -> None:

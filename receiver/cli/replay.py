@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -11,17 +10,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from msgspec.structs import replace as changed
 
-from receiver.cli.options import (
-    AsJson,
-    Since,
-    UsageError,
-    load,
-    opened_store,
-    option,
-    since,
-)
-from receiver.cli.output import print_json, warn
+from receiver.cli.options import AsJson, Since, Yes, confirm, load, opened_store, option, since
+from receiver.cli.output import counted, print_json, warn
 from receiver.core.clock import wall_clock
+from receiver.core.errors import UsageError
 from receiver.core.work import DeliveryFilter, DeliveryState
 
 if TYPE_CHECKING:
@@ -73,7 +65,7 @@ def replay(
         str | None, option("--until", help="Only before then: 2h (ago), or 2026-11-21T10:00Z.")
     ] = None,
     dry_run: Annotated[bool, option("--dry-run", help="Count, and replay nothing.")] = False,
-    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Send events again, or for the first time to destinations that they have no delivery to."""
@@ -104,7 +96,7 @@ def replay(
         )
         found = asyncio.run(_find(settings, ids or [], deliveries, to, routed))
     if found and not dry_run and not ids and not yes:
-        _confirm(found)
+        confirm(f"{_would(found)}. Go on?", _would(found), instead=" (or look first with --dry-run)")
     _finish(settings, found, dry_run=dry_run, as_json=as_json)
 
 
@@ -175,13 +167,6 @@ async def _states(store: Store, filters: DeliveryFilter) -> dict[str, DeliverySt
     return states
 
 
-def _confirm(found: _Found) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError(f"{_would(found)}: add --yes (or look first with --dry-run)")
-    if not typer.confirm(f"{_would(found)}. Go on?"):
-        raise typer.Exit(1)
-
-
 def _finish(settings: Settings, found: _Found, *, dry_run: bool, as_json: bool) -> None:
     """Replay what was found unless nothing is to be changed, and tell. Status 1 when there was nothing to do."""
     replayed = added = 0
@@ -238,7 +223,7 @@ def _told(replayed: int, added: int, mood: str = "") -> str:
 
 
 def _count(number: int) -> str:
-    return f"{number} delivery" if number == 1 else f"{number} deliveries"
+    return counted(number, "delivery", "deliveries")
 
 
 def register(app: typer.Typer) -> None:

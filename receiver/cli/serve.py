@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import UsageError, option
+from receiver.cli.options import option
+from receiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from receiver.settings.model import Settings

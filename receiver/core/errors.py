@@ -17,7 +17,8 @@ ReceiverError
 │   └── JournalUnavailable       nothing could keep it: 503, never 2xx
 ├── AddressBlocked               an outbound address that the guard refuses
 ├── NotFound                     an id that the store does not hold
-├── PickupRefused                what was handed over for a pickup is not understood
+├── UsageError                   a command or a request of the API lacks something, or contradicts itself
+│   └── PickupRefused            what was handed over for a pickup is not understood
 └── ConfigError                  start-up: names the setting and what to do
 """
 
@@ -129,7 +130,11 @@ class NotFound(ReceiverError):
     """Nothing has this id."""
 
 
-class PickupRefused(ReceiverError):
+class UsageError(ReceiverError):
+    """What was asked for lacks something, or contradicts itself."""
+
+
+class PickupRefused(UsageError):
     """Nothing can be picked up by that: hand over the URL or the job id that the provider gave."""
 
 

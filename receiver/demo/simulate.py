@@ -17,10 +17,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from receiver.cli.act import ENDED, event_type_of, ordered
 from receiver.cli.options import (
     AsJson,
-    UsageError,
     job_format,
     load,
     made_store,
@@ -32,7 +30,9 @@ from receiver.cli.options import (
     tokens_of,
 )
 from receiver.cli.output import clean, print_json, warn
+from receiver.cli.requests import ENDED, event_type_of, ordered
 from receiver.core.clock import wall_clock
+from receiver.core.errors import UsageError
 from receiver.web.views import view
 
 if TYPE_CHECKING:

@@ -12,13 +12,15 @@ from msgspec import Struct
 
 from receiver.core import callback_urls
 from receiver.core.callback import TokenClaims
-from receiver.core.errors import PickupRefused
+from receiver.core.errors import PickupRefused, UsageError
 from receiver.core.event import new_id
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup, PickupKind
 from receiver.providers import PullProvider, adapter_of
-from receiver.settings.model import SourceSettings
+from receiver.settings.model import Settings, SourceSettings
 
+FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
+"""What may be said of a job's format; the adapters read it."""
 MAX_REF = 500
 """Characters of a ref: it travels in every event."""
 MAX_TEXT = 8192
@@ -30,12 +32,38 @@ MAX_SECONDS = 30 * 86400
 class HandedOut(Struct, frozen=True, kw_only=True):
     """A callback URL and what goes with it. All of it is secret but the expectation."""
 
+    source: str
     url: str
     token: str | None = None
+    ref: str | None = None
     webhook_secret: str | None = None
     """The job's own, for deAPI."""
     expectation: Pickup | None = None
     """To be added to the store before the URL is given to anybody."""
+
+
+def source_named(settings: Settings, name: str) -> SourceSettings:
+    """Return a configured source. Raises `UsageError` naming those there are."""
+    if name not in settings.sources:
+        known = ", ".join(sorted(settings.sources)) or "none is configured"
+        raise UsageError(f"there is no source {name[:100]!r}; there is: {known}")
+    return settings.sources[name]
+
+
+def checked_format(format: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was said of a job's format if all its keys are known. Raises `UsageError`."""
+    unknown = sorted(set(format) - set(FORMAT_KEYS))
+    if unknown:
+        raise UsageError(f"format has no {unknown[0][:100]!r}; it has {', '.join(FORMAT_KEYS)}")
+    return format
+
+
+def pollable(source: SourceSettings, provider: PullProvider | None) -> PullProvider:
+    """Return the adapter of a source that can be asked for results. Raises `UsageError` when it only calls back."""
+    if provider is None:
+        of = f"{source.name} is of provider {source.provider}"
+        raise UsageError(f"{of}, which cannot be asked for a result: it calls back")
+    return provider
 
 
 def order(
@@ -113,11 +141,11 @@ def hand_out(
 ) -> HandedOut:
     """Return a callback URL with a fresh token, and the expectation if `expect_seconds` is given.
 
-    `provider` is the source's where it can be asked. Raises `ConfigError` when the provider could not call the URL.
+    `provider` is the source's where it can be asked. Raises `UsageError`; `ConfigError` when the provider could not call the URL.
     """
-    basic, https_only = newest_basic(source), adapter_of(source).https_only
+    _refuse_contradictions(source, expires_seconds, expect_seconds, job_secret=job_secret)
     # Refused before a token is made: what is wrong with public_url is wrong with every URL.
-    callback_urls.callback_url(public_url, source.name, https_only=https_only, basic=basic)
+    hand_out_without_token(public_url, source)
     token = tokens.issue(
         source.name,
         ref=ref,
@@ -129,13 +157,43 @@ def hand_out(
     claims = tokens.read(token)
     expectation = expect(source.name, claims, provider, now=now) if claims and claims.expect_by else None
     return HandedOut(
-        url=callback_urls.callback_url(
-            public_url, source.name, https_only=https_only, token=token, basic=basic
-        ),
+        source=source.name,
+        url=_url(public_url, source, token),
         token=token,
+        ref=ref,
         webhook_secret=tokens.job_secrets(token)[0] if job_secret else None,
         expectation=expectation,
     )
+
+
+def hand_out_without_token(public_url: str | None, source: SourceSettings) -> HandedOut:
+    """Return the one callback URL for all jobs. Raises `UsageError`, `ConfigError` when the provider could not call it."""
+    _refuse_contradictions(source, None, None, job_secret=False)
+    return HandedOut(source=source.name, url=_url(public_url, source, None))
+
+
+def _url(public_url: str | None, source: SourceSettings, token: str | None) -> str:
+    https_only, basic = adapter_of(source).https_only, newest_basic(source)
+    return callback_urls.callback_url(
+        public_url, source.name, https_only=https_only, token=token, basic=basic
+    )
+
+
+def _refuse_contradictions(
+    source: SourceSettings, expires: float | None, expect: float | None, *, job_secret: bool
+) -> None:
+    adapter = adapter_of(source)
+    if not adapter.calls_back:
+        of = f"{source.name} is of provider {source.provider}, which does not call back"
+        raise UsageError(f"{of}: request its results by `receiver pickup {source.name}` or /api/v1/pickups")
+    if job_secret and not adapter.job_secrets:
+        raise UsageError("a job secret is for deAPI: it alone takes a webhook_secret with a job")
+    if expect is not None and not 0 < expect <= MAX_SECONDS:
+        raise UsageError("a callback can be expected within more than 0s and at most 30d")
+    if expires is not None and expect is not None and expires < expect:
+        raise UsageError(
+            "the URL would expire before its callback is overdue: expires must be the longer time"
+        )
 
 
 def newest_basic(source: SourceSettings) -> str | None:

@@ -14,18 +14,24 @@ from msgspec import Meta, Struct, field
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from receiver.core.errors import ConfigError, NotFound, PickupRefused, StoreUnavailable
+from receiver.core.errors import ConfigError, NotFound, StoreUnavailable, UsageError
 from receiver.core.proofs import same_as_any
 from receiver.core.work import PickupFilter, PickupState
-from receiver.engine.requests import MAX_REF, MAX_SECONDS, HandedOut, hand_out, order
-from receiver.providers import adapter_of
-from receiver.web.views import FORMAT_KEYS, time_of, view
+from receiver.engine.requests import (
+    MAX_REF,
+    MAX_SECONDS,
+    checked_format,
+    hand_out,
+    order,
+    pollable,
+    source_named,
+)
+from receiver.web.views import handed_out, view
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
-from receiver.settings.model import SourceSettings
 
 BODY_BYTES = 64 * 1024
 """Most bytes of a request's body."""
@@ -103,7 +109,7 @@ class Api:
                 return problem(refused.status, refused.detail, refused.headers)
             except NotFound as error:
                 return problem(404, error.message)
-            except (PickupRefused, ConfigError) as error:
+            except (UsageError, ConfigError) as error:
                 return problem(422, error.message)
             except StoreUnavailable as error:
                 return _out(error.message)
@@ -212,15 +218,9 @@ class Pickups:
     async def _add(self, request: Request) -> Response:
         requested = await read(request, NewPickup)
         receiver = self._receiver
-        source = source_named(receiver, requested.source)
-        provider = receiver.ports.pulls.get(source.name)
-        if provider is None:
-            raise Refused(
-                422,
-                f"{source.name} is of provider {source.provider}, which cannot be asked for a result: it calls back",
-            )
+        source = source_named(receiver.settings, requested.source)
         made = order(
-            provider,
+            pollable(source, receiver.ports.pulls.get(source.name)),
             requested.result,
             ref=requested.ref,
             deadline_seconds=requested.deadline_seconds,
@@ -256,26 +256,6 @@ class Pickups:
         return answer(view(found) | {"attempts_made": made})
 
 
-def source_named(receiver: Receiver, name: str) -> SourceSettings:
-    """Return a configured source. Raises `Refused` naming those there are."""
-    sources = receiver.settings.sources
-    if name not in sources:
-        raise Refused(
-            422, f"there is no source {name[:100]!r}; there is: {', '.join(sorted(sources)) or 'none'}"
-        )
-    return sources[name]
-
-
-def checked_format(format: dict[str, Any]) -> dict[str, Any]:
-    """Return `format` if all its keys are known. Raises `Refused`."""
-    unknown = sorted(set(format) - set(FORMAT_KEYS))
-    if unknown:
-        raise Refused(
-            422, f"format does not understand {unknown[0][:100]!r}; it has {', '.join(FORMAT_KEYS)}"
-        )
-    return format
-
-
 class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
     """The body of a POST."""
 
@@ -297,8 +277,7 @@ class CallbackUrls:
         """Answer 201 with a fresh URL; with `expect_within_seconds` its expectation is stored before."""
         requested = await read(request, NewCallbackUrl)
         receiver = self._receiver
-        source = source_named(receiver, requested.source)
-        _refuse_contradictions(source, requested)
+        source = source_named(receiver.settings, requested.source)
         made = hand_out(
             receiver.settings.public_url,
             source,
@@ -314,30 +293,4 @@ class CallbackUrls:
         if made.expectation is not None:
             await receiver.store.add_pickup(made.expectation)
             receiver.collector.wake([source.name])
-        return answer(_fields(made, requested), status=201)
-
-
-def _fields(made: HandedOut, requested: NewCallbackUrl) -> dict[str, Any]:
-    expected = made.expectation
-    return {
-        "url": made.url,
-        "source": requested.source,
-        "token": made.token,
-        "ref": requested.ref,
-        "webhook_secret": made.webhook_secret,
-        "expect_by": time_of(expected.due_at) if expected else None,
-        "pickup_id": expected.id if expected else None,
-    }
-
-
-def _refuse_contradictions(source: SourceSettings, requested: NewCallbackUrl) -> None:
-    if not adapter_of(source).calls_back:
-        raise Refused(
-            422,
-            f"{source.name} is of provider {source.provider}, which does not call back: use /api/v1/pickups",
-        )
-    if requested.job_secret and not adapter_of(source).job_secrets:
-        raise Refused(422, "job_secret is for deAPI: it alone takes a webhook_secret with a job")
-    expires, within = requested.expires_seconds, requested.expect_within_seconds
-    if expires is not None and within is not None and expires < within:
-        raise Refused(422, "the URL would expire before its callback is overdue: make expires_seconds larger")
+        return answer(handed_out(made), status=201)

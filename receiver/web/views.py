@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -14,8 +14,8 @@ from receiver.core.envelope import iso
 from receiver.core.event import Event, Rejection
 from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
 
-FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
-"""What may be said of a job's format when a result or a callback URL is requested; the adapters read it."""
+if TYPE_CHECKING:
+    from receiver.engine.requests import HandedOut
 
 _FIELDS: Mapping[type[Struct], str] = {
     Event: "id type source provider job_id ref occurred_at recorded_at data",
@@ -34,6 +34,20 @@ _FIELDS: Mapping[type[Struct], str] = {
 def view(thing: Struct) -> dict[str, Any]:
     """Return one thing as JSON shows it: times as ISO 8601 in UTC, words for states."""
     return {name: _field(thing, name) for name in _FIELDS[type(thing)].split()}
+
+
+def handed_out(made: HandedOut) -> dict[str, Any]:
+    """Return a callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
+    expected = made.expectation
+    return {
+        "url": made.url,
+        "source": made.source,
+        "token": made.token,
+        "ref": made.ref,
+        "webhook_secret": made.webhook_secret,
+        "expect_by": time_of(expected.due_at) if expected else None,
+        "pickup_id": expected.id if expected else None,
+    }
 
 
 def time_of(millis: int | None) -> str | None:

@@ -378,7 +378,7 @@ async def test_a_job_secret_is_handed_out_for_deapi(up: Running) -> None:
         ({"source": "nobody"}, "there is no source"),
         ({"source": "deepdub"}, PICKUPS),
         ({"source": "deepgram", "job_secret": True}, "deAPI"),
-        ({"source": "deepgram", "expires_seconds": 60, "expect_within_seconds": 61}, "expires_seconds"),
+        ({"source": "deepgram", "expires_seconds": 60, "expect_within_seconds": 61}, "expires must"),
         ({"source": "deepgram", "expect_within_seconds": -1}, "$.expect_within_seconds"),
         ({"source": "deepgram", "ref": "x" * 501}, "$.ref"),
         ({"source": "deepgram", "ttl": 1}, "ttl"),

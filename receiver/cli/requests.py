@@ -1,0 +1,283 @@
+"""`callback-url`, `pickup` and `pickups`: what is requested of providers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from receiver.cli.options import (
+    AsJson,
+    Limit,
+    Ref,
+    SourceName,
+    ask,
+    job_format,
+    load,
+    made_store,
+    opened_store,
+    option,
+    pull_provider,
+    seconds,
+    tokens_of,
+)
+from receiver.cli.output import print_attempts, print_fields, print_json, print_list, warn
+from receiver.core.clock import wall_clock
+from receiver.core.errors import NotFound, UsageError
+from receiver.core.work import Pickup, PickupState
+from receiver.web.views import handed_out, time_of, view
+
+if TYPE_CHECKING:
+    from receiver.engine.requests import HandedOut
+    from receiver.settings.model import Settings
+    from receiver.storage.store.store import Store
+
+ENDED = (PickupState.COLLECTED, PickupState.GONE)
+_POLL_SECONDS = 1.0
+"""Between two looks at a pickup that is waited for."""
+Format = Annotated[
+    str | None,
+    option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
+]
+_HINT = "a running `receiver serve` or `receiver work` picks it up"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="callback-url")(callback_url)
+    app.command()(pickup)
+    app.command()(pickups)
+
+
+# ---------------------------------------------------------------- callback-url
+
+
+def callback_url(
+    ctx: typer.Context,
+    source: SourceName,
+    ref: Ref = None,
+    expires: Annotated[
+        str | None,
+        option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
+    ] = None,
+    format: Format = None,
+    expect_within: Annotated[
+        str | None,
+        option("--expect-within", help="Tell the application when nothing has come by then: 15m, 2h, 1d."),
+    ] = None,
+    job_secret: Annotated[
+        bool,
+        option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
+    ] = False,
+    no_token: Annotated[
+        bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
+    settings = load(ctx)
+    if not no_token:
+        made = _handed_out(settings, source, ref, expires, format, expect_within, job_secret=job_secret)
+    elif ref or expires or format or expect_within or job_secret:
+        raise UsageError(
+            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret or --expect-within: drop it"
+        )
+    else:
+        made = _without_token(settings, source)
+    if made.expectation is not None:
+        asyncio.run(_expect(settings, made.expectation))  # before anybody can call the URL
+    if as_json:
+        print_json(handed_out(made))
+    else:
+        _print_handed_out(made)
+
+
+def _handed_out(
+    settings: Settings,
+    name: str,
+    ref: str | None,
+    expires: str | None,
+    format: str | None,
+    expect_within: str | None,
+    *,
+    job_secret: bool,
+) -> HandedOut:
+    from receiver.engine.requests import hand_out, source_named
+
+    source = source_named(settings, name)
+    return hand_out(
+        settings.public_url,
+        source,
+        tokens_of(settings),
+        provider=pull_provider(settings, source) if expect_within else None,
+        ref=ref,
+        format=job_format(format),
+        expires_seconds=seconds(expires) if expires else None,
+        expect_seconds=seconds(expect_within) if expect_within else None,
+        job_secret=job_secret,
+        now=wall_clock(),
+    )
+
+
+def _without_token(settings: Settings, name: str) -> HandedOut:
+    from receiver.engine.requests import hand_out_without_token, source_named
+
+    source = source_named(settings, name)
+    if source.options.get("require_token"):
+        raise UsageError(
+            f"sources.{name}.require_token is set, so a URL without a token would be refused: drop --no-token"
+        )
+    return hand_out_without_token(settings.public_url, source)
+
+
+def _print_handed_out(made: HandedOut) -> None:
+    if made.webhook_secret:
+        typer.echo(f"webhook_url: {made.url}\nwebhook_secret: {made.webhook_secret}")
+    else:
+        typer.echo(made.url)
+    if made.expectation is not None:
+        warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
+
+
+async def _expect(settings: Settings, expectation: Pickup) -> None:
+    async with made_store(settings) as store:
+        await store.add_pickup(expectation)
+
+
+# ---------------------------------------------------------------- pickup
+
+
+def pickup(
+    ctx: typer.Context,
+    source: SourceName,
+    result: Annotated[str, typer.Argument(help="The URL or the job id that the provider gave.")],
+    ref: Ref = None,
+    deadline: Annotated[
+        str | None,
+        option("--deadline", help="When to give up: 90s, 15m, 2h from now. The source's own if left out."),
+    ] = None,
+    format: Format = None,
+    wait: Annotated[
+        bool, option("--wait", help="Stay until it has ended; status 1 when it is gone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Poll a provider for one result. The result comes back as an event."""
+    settings = load(ctx)
+    limit = seconds(deadline) if deadline else None
+    made = ordered(settings, source, result, ref=ref, deadline_seconds=limit, format=job_format(format))
+    added, new, event_type = asyncio.run(_add(settings, made, wait=wait))
+    status = "added" if new else "known"
+    if as_json:
+        print_json(view(added) | {"status": status, "event_type": event_type})
+    else:
+        _print_added(added, status, event_type)
+    if wait and added.state is PickupState.GONE:
+        raise typer.Exit(1)
+    if wait and added.state not in ENDED:
+        warn(f"it has not ended, and its time is up: is a worker running? {_HINT}")
+        raise typer.Exit(1)
+
+
+def ordered(
+    settings: Settings,
+    source: str,
+    text: str,
+    *,
+    ref: str | None,
+    deadline_seconds: float | None,
+    format: Mapping[str, Any],
+) -> Pickup:
+    """Return the pickup of what was handed over, due now. Raises `UsageError`, `ConfigError`."""
+    from receiver.engine.requests import order, pollable, source_named
+
+    chosen = source_named(settings, source)
+    provider = pollable(chosen, pull_provider(settings, chosen))
+    return order(provider, text, ref=ref, deadline_seconds=deadline_seconds, format=format, now=wall_clock())
+
+
+async def _add(settings: Settings, made: Pickup, *, wait: bool) -> tuple[Pickup, bool, str | None]:
+    """Add a pickup; return the active pickup of the job, whether it is new, and the type of its event where there is one."""
+    async with made_store(settings) as store:
+        added, new = await store.add_pickup(made)
+        if wait:
+            patience = 2 * settings.sources[made.source].attempt_seconds
+            added = await _until_ended(store, added, patience)
+        return added, new, await event_type_of(store, added.event_id)
+
+
+async def _until_ended(store: Store, added: Pickup, patience: float) -> Pickup:
+    """Return the pickup once it has ended, or at its deadline and the time that its last attempt may take."""
+    last = added.deadline_at / 1000 + patience
+    while added.state not in ENDED and time.time() < last:
+        await asyncio.sleep(_POLL_SECONDS)
+        added = await store.pickup(added.id)
+    return added
+
+
+async def event_type_of(store: Store, event_id: str) -> str | None:
+    """Return the type of an event; None while it is awaited."""
+    try:
+        return (await store.event(event_id)).type
+    except NotFound:
+        return None
+
+
+def _print_added(added: Pickup, status: str, event_type: str | None) -> None:
+    fields = {"pickup": added.id, "event": added.event_id, "status": status, "state": added.state.value}
+    if event_type:
+        fields["type"] = event_type
+    if added.state not in ENDED:
+        fields["deadline"] = time_of(added.deadline_at) or ""
+    print_fields(fields.items())
+    if added.state not in ENDED:
+        warn(_HINT if status == "added" else f"this result is being picked up already; {_HINT}")
+    elif status == "known":
+        warn("this result was picked up before; the event is there")
+
+
+# ---------------------------------------------------------------- pickups
+
+
+def pickups(
+    ctx: typer.Context,
+    pickup_id: Annotated[str | None, typer.Argument(help="Show this one pickup with its attempts.")] = None,
+    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
+    state: Annotated[PickupState | None, option("--state", help="Only in this state.")] = None,
+    job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
+    ref: Annotated[str | None, option("--ref", help="Only with this ref.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List pickups, or show one. One pickup comes with its attempts."""
+    from receiver.core.work import PickupFilter
+    from receiver.engine.requests import source_named
+
+    settings = load(ctx)
+    if pickup_id is not None:
+        asyncio.run(_show(settings, pickup_id, as_json))
+        return
+    if source is not None:
+        source_named(settings, source)
+    filters = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
+    found = ask(settings, lambda store: store.pickups(filters))
+    columns = {"job": "job_id", "event": "event_id", "due": "due_at", "last outcome": "last_outcome"}
+    names = ("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "last outcome")
+    print_list(names, found, columns, empty="no pickup fits", as_json=as_json)
+
+
+async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
+    async with opened_store(settings) as store:
+        found = await store.pickup(pickup_id)
+        attempts = await store.pickup_attempts(pickup_id)
+        event_type = await event_type_of(store, found.event_id)
+    fields = view(found) | {"event_type": event_type}
+    if as_json:
+        print_json(fields | {"attempts_made": [view(attempt) for attempt in attempts]})
+        return
+    fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
+    print_fields(fields.items())
+    print_attempts(attempts)
