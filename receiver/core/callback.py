@@ -105,11 +105,12 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
     def media_type(self) -> tuple[str, Mapping[str, str]]:
         """Return the lower-case media type without parameters ("" when absent) and its parameters, leniently."""
         values = self._values.get("content-type")
-        return _media_type(values[0]) if values else ("", {})
+        return split_media_type(values[0]) if values else ("", {})
 
 
 @lru_cache(maxsize=64)
-def _media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
+def split_media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
+    """Return the lower-case media type without parameters, and its parameters, leniently."""
     kind, *rest = content_type.split(";")
     pairs = [part.partition("=") for part in rest]
     return kind.strip().lower(), {

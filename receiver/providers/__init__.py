@@ -7,25 +7,31 @@ described in docs/adding-a-provider.md.
 from __future__ import annotations
 
 import pkgutil
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, TokenClaims, VerifiedCallback
-from receiver.core.errors import ConfigError, MalformedCallback
-from receiver.core.event import EventDraft, JobError
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, WrongSource
+from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
-from receiver.providers.toolkit import check_token, content_key, redacted, unsigned
+from receiver.providers.toolkit import content_key, redacted, unsigned
 from receiver.settings.load import own_settings
-from receiver.settings.model import Section, SourceSettings
+from receiver.settings.model import MIB, Section, SourceSettings
+
+NO_PROOF = "no proof is configured, so anybody's callback would be believed"
+NO_REASON = "the provider gave no reason"
 
 
 @runtime_checkable
@@ -139,8 +145,7 @@ class PullProvider(Protocol):
 class Adapter:
     """One configured source. A subclass is one provider; its module says everything that is particular to it.
 
-    A class that defines `admit`, `verify` and `normalize` is a `PushProvider`, one that defines `collect` and what goes with it
-    a `PullProvider`.
+    A class that defines `admit` and `normalize` is a `PushProvider`, one that defines `order` and `collect` a `PullProvider`.
     """
 
     provider: ClassVar[str]
@@ -150,19 +155,24 @@ class Adapter:
     codes: ClassVar[Mapping[str, Code]]
     """What `receiver check` may find: the codes of this provider, whose first is that of a wrong setting."""
     calls_back: ClassVar[bool] = True
-    """False: the provider is only asked, and no callback URL is issued for it."""
+    """False: the provider is only polled, and no callback URL is issued for it."""
     keeps_retrying: ClassVar[bool] = False
     https_only: ClassVar[bool] = False
     """True: the provider calls nothing but https."""
     job_secrets: ClassVar[bool] = False
     """True: a job may be submitted with a webhook secret of its own."""
+    small_documents: ClassVar[bool] = False
+    """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
     secret_headers: frozenset[str] = frozenset()
+    job_ids: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
+    """What a job id looks like that can be written into the path of a URL."""
 
     def __init__(self, settings: SourceSettings, options: Any, tokens: CallbackTokens) -> None:
         """`options` is an instance of `Settings`."""
-        self.source = settings.name
+        self.source, self._where = settings.name, f"sources.{settings.name}"
         self._settings, self._options, self._tokens = settings, options, tokens
         self._redactor = Redactor(self._secrets())
+        self._json_limit = min(settings.max_json_bytes, MIB if self.small_documents else sys.maxsize)
 
     @classmethod
     def create(cls, settings: SourceSettings, tokens: CallbackTokens) -> Self:
@@ -190,39 +200,84 @@ class Adapter:
         return ()
 
     @classmethod
-    def _finding(cls, code: str, where: str, message: str, fix: str = "") -> Finding:
-        return Finding(code, where, message, fix or cls.codes[code].fix)
+    def _finding(cls, code: str, where: str, setting: str, message: str, fix: str = "") -> Finding:
+        """Return a finding about one setting; without `fix`, that of the code."""
+        return Finding(code, f"{where}.{setting}", message, fix or cls.codes[code].fix)
+
+    @classmethod
+    def _missing(cls, code: str, where: str, setting: str, message: str = NO_PROOF) -> Finding:
+        """Return the finding of a source without the proof or key that it needs."""
+        return cls._finding(code, where, setting, message, f"{cls.codes[code].fix} to [{where}]")
 
     def _secrets(self) -> tuple[str, ...]:
         """Return every secret of the settings, as it may stand in a body."""
         return ()
 
+    def redact(self, body: bytes) -> bytes:
+        """Return `body` without the configured secrets, callback tokens and what signs its links."""
+        return redacted(self._redactor, body)
+
+    # ------------------------------------------------------------ callbacks
+
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the headers with which the provider would prove `body`; `now` in epoch milliseconds."""
         return {}
 
-    def redact(self, body: bytes) -> bytes:
-        """Return `body` without the configured secrets, callback tokens and what signs its links."""
-        return redacted(self._redactor, body)
+    def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
+        """Return the proved callback: unless a provider says otherwise, the body proves no more than the headers did."""
+        return VerifiedCallback(
+            head=admission.head, claims=admission.claims, proofs=admission.proofs, body=body
+        )
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the identity of a callback that could not be normalized: token and content hash."""
         return content_key(callback)
 
     def _claims(self, head: Head, *, required: bool) -> TokenClaims | None:
-        """Return what the path's token says; see `check_token`."""
-        return check_token(self._tokens, self.source, head, required=required)
+        """Return what the path's token says, None when there is none and none is required.
 
-    def _load(self, body: Body, limit: int) -> tuple[Document, bytes]:
+        A token that is there must be ours, made for this source and not expired, whether required or not. Raises
+        `CallbackRejected`, or `WrongSource` for a token of another source.
+        """
+        if not head.token:
+            if required:
+                raise self._rejection(
+                    "require_token",
+                    "the callback URL carries no token: make one with `receiver callback-url`",
+                )
+            return None
+        claims = self._tokens.read(head.token)
+        if claims is None:
+            raise CallbackRejected(
+                "the token in the callback URL is not one of ours, or was signed with a secret that is gone",
+                setting="tokens.secrets",
+            )
+        if claims.source != self.source:
+            raise WrongSource(setting=self._where)
+        if claims.expires_at is not None and head.received_at >= claims.expires_at:
+            raise CallbackRejected(
+                "the token in the callback URL has expired: hand out URLs that last longer"
+            )
+        return claims
+
+    def _rejection(self, setting: str, message: str) -> CallbackRejected:
+        """Return the refusal that tells which of the source's settings to look at."""
+        return CallbackRejected(message, setting=f"{self._where}.{setting}")
+
+    def _load(self, body: Body) -> tuple[Document, bytes]:
         """Return a JSON body, decoded and as bytes. Raises `MalformedCallback`."""
-        if body.size > limit:
-            raise MalformedCallback(f"the JSON has {body.size} bytes; {limit} are allowed")
+        if body.size > self._json_limit:
+            raise MalformedCallback(
+                f"the JSON has {body.size} bytes; {self._json_limit} are allowed (max_json_bytes)"
+            )
         raw = body.load()
         return decode_object(raw), raw
 
-    def _without_secrets(self, document: Document, raw: bytes) -> tuple[Document, bytes]:
+    def _without_secrets(
+        self, document: Document, raw: bytes, redactor: Redactor | None = None
+    ) -> tuple[Document, bytes]:
         """Return a document and its bytes without the configured secrets and callback tokens."""
-        kept = self._redactor.clean_document(document, raw)
+        kept = (redactor or self._redactor).clean_document(document, raw)
         return (document, raw) if kept is raw else (decode_object(kept), kept)
 
     @staticmethod
@@ -230,6 +285,47 @@ class Adapter:
         """Return a document and its bytes without what signs its links."""
         bare: Document = unsigned(document)
         return bare, raw if bare is document else encode(bare)
+
+    # ------------------------------------------------------------ pickups
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long after it was requested a result is given up, unless the pickup says otherwise."""
+        return float(self._options.deadline_seconds)
+
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether the provider can be polled for this one: its key is set, and the job is known."""
+        return self._can_poll(pickup.job_id)
+
+    def _can_poll(self, job_id: str | None) -> bool:
+        return bool(self._api_headers()) and job_id is not None and bool(self.job_ids.fullmatch(job_id))
+
+    def _api_headers(self) -> Mapping[str, str]:
+        """Return the headers that prove us to the provider's API; none where a key is missing."""
+        return {}
+
+    def family(self, pickup: Pickup) -> str:
+        """Return `speech`, unless a provider makes something else as well."""
+        return "speech"
+
+    def _remote(self, key: str, url: str | None, callback: VerifiedCallback) -> RemoteResult:
+        """Return where a result lies that a callback told of.
+
+        Its deadline counts from the arrival: a clock of the sender's is no reason to try once and give up.
+        """
+        deadline = callback.head.received_at + round(self.deadline_seconds * 1000)
+        return RemoteResult(key=key, url=url, deadline_at=deadline)
+
+    def _collected_draft(self, pickup: Pickup, now: int, **parts: Any) -> EventDraft:
+        """Return the draft that ends a pickup: what a callback told of the job, if one did, and `parts`."""
+        draft = pickup.draft or EventDraft(
+            type=f"{self.family(pickup)}.completed",
+            idempotency_key=pickup.key,
+            job_id=pickup.job_id,
+            occurred_at=now,
+        )
+        ends = {"idempotency_key": pickup.key, "second_key": pickup.key, "ref": pickup.ref}
+        return replace(draft, **(ends | {"stage": Stage.FINAL, "remote": None} | parts))
 
 
 @cache

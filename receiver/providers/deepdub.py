@@ -10,20 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 
-from receiver.core.callback import Body
 from receiver.core.errors import MalformedCallback, PickupRefused
-from receiver.core.event import EventDraft, JobError
+from receiver.core.event import JobError
 from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
-from receiver.core.work import Found, Pickup
+from receiver.core.work import Pickup
 from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
-from receiver.providers.documents import decode_object, join_key, looks_like_json, printable, text
-from receiver.providers.toolkit import revealed, shown
+from receiver.providers.documents import decode_object, first_text, join_key, looks_like_json, printable
+from receiver.providers.toolkit import refused, revealed, shown, unusable
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 
 REGIONS = {
@@ -34,11 +34,17 @@ REGIONS = {
 """`eu` is what Deepdub's own package asks (deepdub 0.1.29), `eu-alt` what https://docs.deepdub.ai/authentication names."""
 WAITS = (1, 2, 3, 5, 8, 13, 20, 30)
 """Seconds to the next question while the audio is not ready; it normally is within seconds. The last one stays."""
-_PATH = "tts/retroactive"
-_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_~-]{0,199})(?:\.[A-Za-z0-9_-]{1,16})?")
-_INVALID = "invalid generation id"
-_ENVELOPE = 64 * 1024
+_REFUSALS = {
+    401: "Deepdub does not accept the key: check {where}.api_key, and that the region fits",
+    402: "Deepdub says that the credits are used up (402)",
+    403: "Deepdub does not accept the key: check {where}.api_key, and that the region fits",
+    429: "Deepdub says that these are too many requests at once (429)",
+}
+_ERROR_FIELDS = ("message", "detail", "error")
+"""Where an error document says what is wrong: it is `{success, message}` or `{error, detail}`."""
+_MAX_ERROR = 64 * 1024
 """Bytes; what is longer is no error document of Deepdub's."""
+_INVALID_ID = "invalid generation id"
 
 
 class DeepdubSettings(Section):
@@ -70,32 +76,35 @@ class DeepdubProvider(Adapter):
         "E301": Code("A Deepdub source has no key", 'add api_key = "env:DEEPDUB_API_KEY"'),
         "W301": Code("A Deepdub key travels in clear", "use an https:// URL"),
     }
+    job_ids = re.compile(r"([A-Za-z0-9][A-Za-z0-9_~-]{0,199})(?:\.[A-Za-z0-9_-]{1,16})?")
+    """An extension is ignored, as Deepdub does."""
 
     def __init__(self, settings: SourceSettings, options: DeepdubSettings, tokens: CallbackTokens) -> None:
-        self._base, self._key = options.base, revealed(options.api_key)
+        self._key, self._folder = revealed(options.api_key), f"{options.base}/tts/retroactive"
         super().__init__(settings, options, tokens)
-        self.deadline_seconds, self._limit = options.deadline_seconds, settings.max_audio_bytes
 
     def _secrets(self) -> tuple[str, ...]:
         return (self._key,)
 
+    def _api_headers(self) -> Mapping[str, str]:
+        return {"x-api-key": self._key} if self._key else {}
+
     @classmethod
     def _judge(cls, where: str, options: DeepdubSettings) -> Iterator[Finding]:
         if not revealed(options.api_key):
-            nothing = "without a key Deepdub gives out nothing"
-            yield cls._finding("E301", f"{where}.api_key", nothing, f"{cls.codes['E301'].fix} to [{where}]")
+            yield cls._missing("E301", where, "api_key", "without a key Deepdub gives out nothing")
         if in_clear(options.base):
-            yield cls._finding("W301", f"{where}.base_url", "the API key travels in clear")
+            yield cls._finding("W301", where, "base_url", "the API key travels in clear")
 
     def order(self, text: str, format: Mapping[str, Any]) -> Order:
-        """Understand the URL that Deepdub answered with, or the id at its end; an extension is ignored, as Deepdub does.
+        """Understand the URL that Deepdub answered with, or the id at its end.
 
         Raises `PickupRefused`: for a URL of another address than the configured one above all, since the key goes with it.
         """
         name = text.strip()
         if toolkit.is_url(name):
             name = self._id_in(name.rstrip("/"))
-        match = _ID.fullmatch(name)
+        match = self.job_ids.fullmatch(name)
         if match is None:
             raise PickupRefused(
                 "that is no id of Deepdub's: hand over the URL that POST /tts/retroactive answered with, or the id at its end"
@@ -103,32 +112,20 @@ class DeepdubProvider(Adapter):
         return Order(key=join_key("job", match[1], "retroactive"), job_id=match[1])
 
     def _id_in(self, url: str) -> str:
-        wanted = f"{self._base}/{_PATH}/…"
+        name = toolkit.id_below(url, self._folder)
+        if name is not None:
+            return name
         if not toolkit.is_plain(url):
             raise PickupRefused(
-                f"the URL is no plain one (it has credentials, a query, a fragment, or no host): Deepdub's are like {wanted}"
+                "the URL is no plain one (it has credentials, a query, a fragment, or no host): "
+                f"Deepdub's are like {self._folder}/…"
             )
-        if not toolkit.same_origin(self._base, url):
+        if not toolkit.same_origin(self._folder, url):
             raise PickupRefused(
-                f"the URL is at {printable(toolkit.origin(url), 200)}, and this source asks {toolkit.origin(self._base)}: "
-                f"set sources.{self.source}.region (or base_url) to where the job was submitted"
+                f"the URL is at {printable(toolkit.origin(url), 200)}, and this source asks {toolkit.origin(self._folder)}: "
+                f"set {self._where}.region (or base_url) to where the job was submitted"
             )
-        name = toolkit.path_below(f"{self._base}/{_PATH}", url)
-        if name is None:
-            raise PickupRefused(f"the URL is not one of retroactive audio: those are like {wanted}")
-        return name
-
-    def can_ask(self, pickup: Pickup) -> bool:
-        """Tell whether Deepdub can be asked for this one."""
-        return bool(self._key) and pickup.job_id is not None and _ID.fullmatch(pickup.job_id) is not None
-
-    def family(self, pickup: Pickup) -> str:
-        """Return `speech`: Deepdub makes nothing else this way."""
-        return "speech"
-
-    def redact(self, body: bytes) -> bytes:
-        """Return `body` without the key."""
-        return self._redactor.clean(body)
+        raise PickupRefused(f"the URL is not one of retroactive audio: those are like {self._folder}/…")
 
     # ------------------------------------------------------------ one attempt
 
@@ -136,81 +133,56 @@ class DeepdubProvider(Adapter):
         """Ask once for the audio."""
         if not self.can_ask(pickup):
             return Gone(error=JobError(code="invalid_id", message="the pickup has no id of Deepdub's"))
-        url = f"{self._base}/{_PATH}/{pickup.job_id}"
-        hosts, headers = [toolkit.host_of(self._base)], {"x-api-key": self._key}
-        found = await fetch.download(url, hosts=hosts, limit=self._limit, headers=headers)
-        if isinstance(found, Downloaded):
-            return self._downloaded(pickup, found, now)
-        if isinstance(found, Answer):
-            return self._answered(pickup, found)
-        return found
+        found = await fetch.download(
+            f"{self._folder}/{pickup.job_id}",
+            hosts=[urlsplit(self._folder).hostname or ""],
+            limit=self._settings.max_audio_bytes,
+            headers=self._api_headers(),
+        )
+        match found:
+            case Failed():
+                return found
+            case Downloaded():
+                return self._audio(pickup, found, now)
+            case Answer():
+                return self._no_audio(pickup, found)
 
-    def _downloaded(self, pickup: Pickup, found: Downloaded, now: int) -> Result:
+    def _audio(self, pickup: Pickup, found: Downloaded, now: int) -> Result:
         """Read a 200: audio, or an error document in its place."""
         body, content_type = found.body, found.headers.get("content-type", "")
-        judged = results.sound(body, content_type=content_type, format=pickup.format)
-        if isinstance(judged, Failed):
-            said = self._said(_small(body))
+        audio = results.classify_audio(body, content_type=content_type, format=pickup.format)
+        if isinstance(audio, Failed):
+            message = self._message(body.load()) if body.size <= _MAX_ERROR else ""
             body.discard()
-            if _is_invalid(said):
-                return _gone(said)
-            return self._failed(f"{judged.detail}: {said}", Found.UNUSABLE, 200) if said else judged
-        draft = EventDraft(
-            type="speech.completed",
-            idempotency_key=pickup.key,
-            second_key=pickup.key,
-            job_id=pickup.job_id,
-            ref=pickup.ref,
-            occurred_at=now,
-            audio=judged,
-            provider_data={"content_type": shown(self._redactor, content_type, 200) or None},
-        )
+            return _invalid_id(message) or (unusable(f"{audio.detail}: {message}", 200) if message else audio)
+        kind = shown(self._redactor, content_type, 200) or None
+        draft = self._collected_draft(pickup, now, audio=audio, provider_data={"content_type": kind})
         return Collected(draft=draft, body=body)
 
-    def _answered(self, pickup: Pickup, answer: Answer) -> Result:
-        said = self._said(answer.body)
-        if answer.status in (400, 404) and _is_invalid(said):
-            return _gone(said)
-        if answer.status == 404:
+    def _no_audio(self, pickup: Pickup, answer: Answer) -> Result:
+        status, message = answer.status, self._message(answer.body)
+        invalid = _invalid_id(message) if status in (400, 404) else None
+        if invalid:
+            return invalid
+        if status == 404:
             wait = WAITS[min(pickup.attempts, len(WAITS) - 1)]
             return NotYet(retry_in=wait, detail="Deepdub answers 404: not ready, or unknown")
-        meanings = {
-            401: f"Deepdub does not accept the key: check sources.{self.source}.api_key, and that the region fits",
-            402: "Deepdub says that the credits are used up (402)",
-            429: "Deepdub says that these are too many requests at once (429)",
-        }
-        status = 401 if answer.status == 403 else answer.status
-        meaning = meanings.get(status, f"Deepdub answered {answer.status}")
-        detail = f"{meaning}: {said}" if said else meaning
-        return self._failed(detail, Found.REFUSED, answer.status, answer.retry_after)
+        detail = _REFUSALS.get(status, f"Deepdub answered {status}").format(where=self._where)
+        return refused(answer, f"{detail}: {message}" if message else detail)
 
-    def _said(self, raw: bytes) -> str:
-        return shown(self._redactor, _message(raw), 200)
-
-    @staticmethod
-    def _failed(detail: str, kind: Found, status: int, retry_after: float | None = None) -> Failed:
-        return Failed(kind=kind, detail=detail, status=status, retry_after=retry_after)
+    def _message(self, raw: bytes) -> str:
+        """Return what an error document says, as it may be shown; "" for anything else."""
+        if not looks_like_json(raw[:4096]):
+            return ""
+        try:
+            document = decode_object(raw)
+        except MalformedCallback:
+            return ""
+        return shown(self._redactor, first_text(document, *_ERROR_FIELDS, limit=len(raw)) or "", 200)
 
 
-def _small(body: Body) -> bytes:
-    return body.load() if body.size <= _ENVELOPE else b""
-
-
-def _message(raw: bytes) -> str:
-    """Return what an error document says, whole: `{success, message}`, `{error, detail}`; "" for anything else."""
-    if not looks_like_json(raw[:4096]):
-        return ""
-    try:
-        document = decode_object(raw)
-    except MalformedCallback:
-        return ""
-    found = (text(document, name, len(raw)) for name in ("message", "detail", "error"))
-    return next((words for words in found if words), "")
-
-
-def _is_invalid(said: str) -> bool:
-    return _INVALID in said.lower()
-
-
-def _gone(said: str) -> Gone:
-    return Gone(error=JobError(code="invalid_id", message=f"Deepdub knows no such id: {said}"))
+def _invalid_id(message: str) -> Gone | None:
+    """Return the end of a pickup whose id Deepdub does not take, None when its message says something else."""
+    if _INVALID_ID not in message.lower():
+        return None
+    return Gone(error=JobError(code="invalid_id", message=f"Deepdub knows no such id: {message}"))

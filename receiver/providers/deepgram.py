@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import replace
 from pydantic import SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
-from receiver.core.errors import CallbackRejected, MalformedCallback
-from receiver.core.event import AudioDraft, EventDraft, JobError, Stage, TranscriptDraft
+from receiver.core.errors import MalformedCallback
+from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials, same_as_any
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
-from receiver.providers import Adapter, toolkit
+from receiver.providers import NO_PROOF, NO_REASON, Adapter, toolkit
 from receiver.providers.documents import (
     BOM,
     Document,
-    decode_object,
     encode,
     epoch_ms,
     is_json_type,
@@ -47,10 +46,34 @@ from receiver.settings.model import Section, SourceSettings
 from receiver.system.audio import MEDIA_TYPES
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
-"""What an audio event tells of its headers; `dg-project-id` and `dg-token` name the account and are left out."""
-_ADD_BASIC = 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
-T = TypeVar("T")
+"""The headers that an audio event holds; `dg-project-id` and `dg-token` name the account and are left out."""
+_FAMILIES = {"listen": "transcript", "read": "analysis", "speak": "speech"}
+"""The first part of an event's type, by Deepgram's product."""
+_PRODUCTS = {family: product for product, family in _FAMILIES.items()}
+_MESSAGE_IDENTITY = {
+    "Results": (("start", "duration"), ("channel_index", "is_final", "speech_final", "from_finalize")),
+    "UtteranceEnd": (("last_word_end",), ("channel",)),
+    "SpeechStarted": (("timestamp",), ("channel",)),
+    "Metadata": (("created", "duration"), ()),
+}
+"""For each streaming message: the fields that must be there to tell it from others, and those that also take part."""
+_ANALYSES = frozenset(("summary", "topics", "intents", "sentiments"))
+"""What `results` of text intelligence have."""
+_LISTEN_METADATA = frozenset(("sha256", "duration", "channels", "models", "model_info"))
+"""What only a transcript's metadata have."""
+_FAILURE_FIELDS = ("err_code", "err_msg", "category", "error")
+"""What only failures have."""
+_ERROR_MESSAGE = ("err_msg", "message", "error", "description")
+_ERROR_CODE = ("err_code", "category", "code")
+_DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}
+"""What Deepgram makes when an encoding was asked for without a rate."""
+_RETRY_MS = 10 * 60 * 1000
+"""Deepgram sends a callback again for five minutes: the same words in another ten are another job's, or another session's."""
+_ECHO = "callback_secret"
 _SECRET_VALUE = re.compile(rb'("callback_secret"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ADD_BASIC = 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
+BodyKind = Literal["audio", "json", "text"]
+T = TypeVar("T")
 
 
 class DeepgramSettings(Section):
@@ -98,48 +121,48 @@ class DeepgramProvider(Adapter):
         self._basic, self._dg_tokens = reveal(options.basic), reveal(options.dg_token)
         self._callback_secrets = reveal(options.callback_secrets)
         super().__init__(settings, options, tokens)
-        self._max_audio, self._max_json = settings.max_audio_bytes, settings.max_json_bytes
         # The words of a transcript are its speaker's: of them, only what Deepgram echoes is taken out.
-        self._echoed = Redactor(self._callback_secrets)
+        self._echo_redactor = Redactor(self._callback_secrets)
 
     def _secrets(self) -> tuple[str, ...]:
         passwords = (pair.partition(":")[2] for pair in self._basic)
-        sent = (base64.b64encode(pair.encode()).decode() for pair in self._basic)
-        return (*self._basic, *passwords, *sent, *self._dg_tokens, *self._callback_secrets)
+        return (
+            *self._basic, *passwords, *map(_base64, self._basic), *self._dg_tokens, *self._callback_secrets
+        )  # fmt: skip
 
     @classmethod
     def _judge(cls, where: str, options: DeepgramSettings) -> Iterator[Finding]:
-        needed_dg_token = options.dg_token and options.require_dg_token
-        write = f"{_ADD_BASIC} to [{where}], and user:password@ to the callback URL"
-        unmet = False
+        to_where = f"{_ADD_BASIC} to [{where}], and user:password@ to the callback URL"
         if options.require_dg_token and not options.dg_token:
-            unmet = True
-            yield cls._finding("E102", f"{where}.dg_token", "require_dg_token is set, but no dg_token")
+            yield cls._finding("E102", where, "dg_token", "require_dg_token is set, but no dg_token")
         if options.require_callback_secret and not options.callback_secrets:
-            unmet = True
-            missing = "require_callback_secret is set, but no callback_secrets"
-            yield cls._finding("E103", f"{where}.callback_secrets", missing)
-        proofs = options.basic or options.require_token
-        if not (unmet or proofs or options.callback_secrets or needed_dg_token):
-            nobody = "no proof is configured, so anybody's callback would be believed"
-            yield cls._finding("E101", f"{where}.basic", nobody, f"{write}; or set require_token = true")
-        if not proofs and needed_dg_token and not options.callback_secrets:
-            retired = "dg_token is the only proof; Deepgram retired it as a proof on 2026-10-27 and may stop sending it"
-            yield cls._finding("W101", f"{where}.dg_token", retired, write)
-        if not proofs and options.callback_secrets and not needed_dg_token:
-            partly = (
-                "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
-            )
-            yield cls._finding("W102", f"{where}.callback_secrets", partly, write)
+            unset = "require_callback_secret is set, but no callback_secrets"
+            yield cls._finding("E103", where, "callback_secrets", unset)
+        if not (options.basic or options.require_token):
+            yield from cls._judge_weak_proofs(where, options, to_where)
         if any("_" in pair for pair in reveal(options.basic)):
             underscore = "a pair holds an underscore; Deepgram is known to refuse callback URLs with one"
-            yield cls._finding("W103", f"{where}.basic", underscore)
+            yield cls._finding("W103", where, "basic", underscore)
+
+    @classmethod
+    def _judge_weak_proofs(cls, where: str, options: DeepgramSettings, to_where: str) -> Iterator[Finding]:
+        """Yield the finding of a source that has neither Basic credentials nor tokens."""
+        match options.require_dg_token, bool(options.dg_token), bool(options.callback_secrets):
+            case True, True, False:
+                retired = "dg_token is the only proof; Deepgram retired it as a proof on 2026-10-27 and may stop sending it"
+                yield cls._finding("W101", where, "dg_token", retired, to_where)
+            case (False, _, True) | (_, False, True):
+                partly = "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
+                yield cls._finding("W102", where, "callback_secrets", partly, to_where)
+            case False, _, False if not options.require_callback_secret:
+                fix = f"{to_where}; or set require_token = true"
+                yield cls._finding("E101", where, "basic", NO_PROOF, fix)
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the newest Basic credentials, and the newest `dg-token`, as far as they are configured."""
         headers = {}
         if self._basic:
-            headers["authorization"] = "Basic " + base64.b64encode(self._basic[-1].encode()).decode()
+            headers["authorization"] = f"Basic {_base64(self._basic[-1])}"
         if self._dg_tokens:
             headers["dg-token"] = self._dg_tokens[-1]
         return headers
@@ -152,58 +175,46 @@ class DeepgramProvider(Adapter):
         Raises `CallbackRejected` or `WrongSource`. A source that is proved by callback secrets alone is let through
         with the limit of a document, and proved by `verify`.
         """
-        proofs = set()
         authorization, dg_token = head.one("authorization"), head.one("dg-token")
         claims = self._claims(head, required=self._options.require_token)
-        if claims:
-            proofs.add("token")
+        proofs = {"token"} if claims else set[str]()
         if self._basic:
             self._check_basic(authorization)
             proofs.add("basic")
         if self._dg_tokens and self._check_dg_token(dg_token):
             proofs.add("dg-token")
+        held, (media_type, _) = self._held(proofs), head.media_type()
+        is_document = is_json_type(media_type) or media_type.startswith("text/")
         return Admission(
             head=head,
             claims=claims,
             proofs=frozenset(proofs),
-            body_limit=self._body_limit(head, proofs),
-            held=self._held(proofs),
+            body_limit=self._json_limit if is_document or not held else self._settings.max_audio_bytes,
+            held=held,
         )
 
     def _check_basic(self, header: str | None) -> None:
-        setting = f"sources.{self.source}.basic"
         if header is None:
-            raise CallbackRejected(
-                "no Authorization header came: write user:password@ into the callback URL", setting=setting
+            raise self._rejection(
+                "basic", "no Authorization header came: write user:password@ into the callback URL"
             )
-        given = basic_credentials(header)
-        if given is None:
-            raise CallbackRejected("the Authorization header is not Basic credentials", setting=setting)
-        if not same_as_any(given, self._basic):
-            raise CallbackRejected(f"the Basic credentials fit no pair in {setting}", setting=setting)
+        pair = basic_credentials(header)
+        if pair is None:
+            raise self._rejection("basic", "the Authorization header is not Basic credentials")
+        if not same_as_any(pair, self._basic):
+            raise self._rejection("basic", f"the Basic credentials fit no pair in {self._where}.basic")
 
     def _check_dg_token(self, header: str | None) -> bool:
-        setting = f"sources.{self.source}.dg_token"
-        if header is None:
-            if self._options.require_dg_token:
-                raise CallbackRejected(
-                    "no dg-token header came, and require_dg_token is set", setting=setting
-                )
-            return False
-        if not same_as_any(header, self._dg_tokens):
-            raise CallbackRejected(f"the dg-token header fits no value in {setting}", setting=setting)
-        return True
+        if header is None and self._options.require_dg_token:
+            raise self._rejection("dg_token", "no dg-token header came, and require_dg_token is set")
+        if header is not None and not same_as_any(header, self._dg_tokens):
+            raise self._rejection("dg_token", f"the dg-token header fits no value in {self._where}.dg_token")
+        return header is not None
 
-    def _held(self, proofs: frozenset[str] | set[str]) -> bool:
+    def _held(self, proofs: Iterable[str]) -> bool:
         """Tell whether one of the proofs is enough by itself; a dg-token is so only where it is required."""
-        return bool(proofs & {"basic", "token", "callback_secret"}) or (
-            self._options.require_dg_token and "dg-token" in proofs
-        )
-
-    def _body_limit(self, head: Head, proofs: set[str]) -> int:
-        media_type, _ = head.media_type()
-        is_document = is_json_type(media_type) or media_type.startswith("text/")
-        return self._max_json if is_document or not self._held(proofs) else self._max_audio
+        enough = {"basic", "token", "callback_secret"}
+        return not (enough | {"dg-token"} if self._options.require_dg_token else enough).isdisjoint(proofs)
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Compare the callback secret of a document, where one is configured. Raises `CallbackRejected`."""
@@ -211,30 +222,30 @@ class DeepgramProvider(Adapter):
         if self._callback_secrets and self._check_secret(admission, body):
             proofs |= {"callback_secret"}
         if not self._held(proofs):
-            raise CallbackRejected(
+            raise self._rejection(
+                "callback_secrets",
                 "nothing in this callback proves who sent it: only a transcript can carry a callback secret",
-                setting=f"sources.{self.source}.callback_secrets",
             )
-        return VerifiedCallback(head=admission.head, claims=admission.claims, proofs=proofs, body=body)
+        return super().verify(replace(admission, proofs=proofs), body)
 
     def _check_secret(self, admission: Admission, body: Body) -> bool:
-        setting = f"sources.{self.source}.callback_secrets"
         try:
-            is_document = kind_of(admission.head, body.prefix, admission.claims) is not Kind.AUDIO
+            is_document = body_kind(admission.head, body.prefix, admission.claims) != "audio"
         except MalformedCallback:
             is_document = True
-        found = echoed_secrets(body.load()) if is_document and body.size <= self._max_json else []
-        good = [isinstance(value, str) and same_as_any(value, self._callback_secrets) for value in found]
-        if not all(good):
-            raise CallbackRejected(
-                f"the document's callback_secret fits no value in {setting}", setting=setting
+        secrets = echoed_secrets(body.load()) if is_document and body.size <= self._json_limit else []
+        fits = [same_as_any(secret, self._callback_secrets) for secret in secrets]
+        if not all(fits):
+            raise self._rejection(
+                "callback_secrets",
+                f"the document's callback_secret fits no value in {self._where}.callback_secrets",
             )
-        if is_document and not found and self._options.require_callback_secret:
-            raise CallbackRejected(
+        if is_document and not secrets and self._options.require_callback_secret:
+            raise self._rejection(
+                "callback_secrets",
                 "the document has no metadata.extra.callback_secret, and require_callback_secret is set",
-                setting=setting,
             )
-        return bool(found)
+        return bool(secrets)
 
     # ------------------------------------------------------------ meaning
 
@@ -245,137 +256,94 @@ class DeepgramProvider(Adapter):
         """
         if callback.body.size == 0:
             raise MalformedCallback("the body is empty")
-        kind = kind_of(callback.head, callback.body.prefix, callback.claims)
-        if kind is Kind.AUDIO:
-            return self._audio(callback)
-        if kind is Kind.TEXT:
-            return self._text_failure(callback)
-        document, kept = self._document(callback)
-        return draft_document(document, Origin(callback, kept))
+        match body_kind(callback.head, callback.body.prefix, callback.claims):
+            case "audio":
+                return self._audio(callback)
+            case "text":
+                return self._text_failure(callback)
+            case "json":
+                return self._json(callback).draft()
 
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
-        head = callback.head
-        told = {name: self._told(name, values[0]) for name in KEPT_HEADERS if (values := head.all(name))}
-        request_id = opaque_id(told.get("dg-request-id"))
+        head, (media_type, parameters) = callback.head, callback.head.media_type()
+        shown = {name: self._shown_header(name, head.all(name)[0]) for name in KEPT_HEADERS if head.all(name)}
+        request_id = opaque_id(shown.get("dg-request-id"))
         return EventDraft(
             type="speech.completed",
             idempotency_key=join_key("speak", request_id, "audio") if request_id else content_key(callback),
             job_id=request_id,
             ref=callback.ref,
             occurred_at=head.received_at,
-            audio=audio_draft(head, callback.body.prefix, callback.claims),
-            provider_data=told,
+            audio=toolkit.audio_draft(
+                media_type,
+                parameters,
+                callback.body.prefix,
+                _requested_format(callback.claims),
+                default_hertz=_DEFAULT_HERTZ,
+            ),
+            provider_data=shown,
         )
 
-    def _told(self, name: str, value: str) -> str:
-        """Return a header's value as an event may tell it. An id stays as it is: redacted, two jobs would be one."""
+    def _shown_header(self, name: str, value: str) -> str:
+        """Return a header's value as an event may show it. An id stays as it is: redacted, two jobs would be one."""
         if name != "dg-request-id":  # cleaned as the bytes it was, and before it is cut
             value = self._redactor.clean(value.encode("latin-1", "replace")).decode("latin-1")
         return printable(value, 500)
 
     def _text_failure(self, callback: VerifiedCallback) -> EventDraft:
-        if callback.body.size > self._max_json or not is_text(callback.body.prefix):
+        """Return the failure that a plain text says: the oldest of Deepgram's error forms."""
+        if callback.body.size > self._json_limit or not is_text(callback.body.prefix):
             raise MalformedCallback("the body is said to be text, and is not")
         kept = self._redactor.clean(callback.body.load())
-        return draft_text_failure(Origin(callback, kept))
+        message = kept[:8000].decode("utf-8", "replace").strip()[:2000]
+        return Payload(callback, {}, kept).failure(JobError(message=message or NO_REASON))
 
-    def _decoded(self, body: Body) -> Document:
-        if body.size > self._max_json:
-            raise MalformedCallback(f"the JSON has {body.size} bytes; max_json_bytes allows {self._max_json}")
-        return decode_object(body.load())
-
-    def _document(self, callback: VerifiedCallback) -> tuple[Document, bytes]:
-        """Return the document and the bytes to keep, secrets removed; the bytes as they came where none were in it."""
-        document, kept = self._decoded(callback.body), callback.body.load()
+    def _json(self, callback: VerifiedCallback) -> Payload:
+        """Return a document and the bytes to keep, secrets removed; the bytes as they came where none were in it."""
+        document, kept = self._load(callback.body)
         if without_secrets(document):
             kept = encode(document)
-        if is_failure(document):
-            cleaned = self._redactor.clean_document(document, kept)
-        else:
-            cleaned = self._echoed.clean_document(document, kept)
-        return (document, kept) if cleaned is kept else (decode_object(cleaned), cleaned)
+        redactor = self._redactor if is_failure(document) else self._echo_redactor
+        return Payload(callback, *self._without_secrets(document, kept, redactor))
 
     def redact(self, body: bytes) -> bytes:
         """Return `body` without configured secrets and without the value of any `callback_secret`."""
         return _SECRET_VALUE.sub(rb'\1"[redacted]"', self._redactor.clean(body))
 
 
-_DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}
-"""What Deepgram makes when an encoding was asked for without a rate."""
+def _base64(pair: str) -> str:
+    return base64.b64encode(pair.encode()).decode()
 
 
-class Kind(Enum):
-    """What a body is."""
-
-    AUDIO = "audio"
-    JSON = "json"
-    TEXT = "text"
-
-
-def kind_of(head: Head, prefix: bytes, claims: TokenClaims | None) -> Kind:
+def body_kind(head: Head, prefix: bytes, claims: TokenClaims | None) -> BodyKind:
     """Return what a body is, by its first bytes, then its type, then its token.
 
     Audio under any type is audio; JSON under any type is JSON, since Deepgram's errors may come on the audio path.
     Raises `MalformedCallback` for a type that is neither audio nor text, unless bytes or token speak for audio.
     """
-    media_type, _ = head.media_type()
-    if toolkit.magic(media_type, prefix, _asked(claims)):
-        return Kind.AUDIO
+    (media_type, _), requested = head.media_type(), _requested_format(claims)
+    if toolkit.magic(media_type, prefix, requested):
+        return "audio"
     if is_json_type(media_type) or looks_like_json(prefix):
-        return Kind.JSON
+        return "json"
     if media_type.startswith("text/"):
-        return Kind.TEXT
+        return "text"
     if (
-        media_type in toolkit.UNTYPED
+        media_type in (*toolkit.UNTYPED, *MEDIA_TYPES)
         or media_type.startswith(("audio/", "video/"))
-        or media_type in MEDIA_TYPES
+        or toolkit.asked_encoding(requested)
     ):
-        return Kind.AUDIO
-    if toolkit.asked_encoding(_asked(claims)):
-        return Kind.AUDIO
+        return "audio"
     raise MalformedCallback(
         "the body's content type is neither audio nor JSON, and its bytes are of no known format"
     )
 
 
-def audio_draft(head: Head, prefix: bytes, claims: TokenClaims | None) -> AudioDraft:
-    """Return what is known of an audio body. Bytes of no known format are `application/octet-stream`: never lost."""
-    media_type, parameters = head.media_type()
-    return toolkit.audio_draft(media_type, parameters, prefix, _asked(claims), default_hertz=_DEFAULT_HERTZ)
-
-
-def _asked(claims: TokenClaims | None) -> Mapping[str, Any]:
+def _requested_format(claims: TokenClaims | None) -> Mapping[str, Any]:
     return claims.format if claims else {}
 
 
-STREAMING = ("Results", "Metadata", "UtteranceEnd", "SpeechStarted")
-ANALYSES = ("summary", "topics", "intents", "sentiments")
-_ERROR_FIELDS = ("err_code", "err_msg", "category", "error")
-_FAMILIES = {"listen": "transcript", "read": "analysis", "speak": "speech"}
-_PRODUCTS = {family: product for product, family in _FAMILIES.items()}
-_LISTEN_METADATA = ("sha256", "duration", "channels", "models", "model_info")
-_ECHO = "callback_secret"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What surrounds a document: the proved callback it came in, and the kept bytes."""
-
-    callback: VerifiedCallback
-    raw: bytes
-    """The document as it is kept, secrets removed."""
-
-    @property
-    def header_id(self) -> str | None:
-        """The value of `dg-request-id`, which Deepgram documents for direct replies only."""
-        return next(iter(self.callback.head.all("dg-request-id")), None) or None
-
-    @property
-    def product(self) -> str | None:
-        """The product that the callback token was made for: `speak`, `listen`, `read`."""
-        claims = self.callback.claims
-        product = claims.format.get("product") if claims else None
-        return product if isinstance(product, str) and product in _FAMILIES else None
+# ---------------------------------------------------------------- callback secrets
 
 
 class _Place(Struct):
@@ -391,149 +359,200 @@ class _Extra(Struct):
     callback_secret: Raw | UnsetType = UNSET
 
 
-def echoed_secrets(raw: bytes) -> list[Any]:
+def echoed_secrets(raw: bytes) -> list[str]:
     """Return every value of `extra.callback_secret` in a JSON document's metadata (nested once or twice, or flat).
 
-    A document is decoded as a whole only after it is proved: what a stranger sends may become a hundred times as large.
+    "" stands for a value that is no text. A document is decoded as a whole only after it is proved: what a stranger sends
+    may become a hundred times as large.
     """
-    found = []
     places = [_part(raw.removeprefix(BOM), _Place)]
     for _ in range(2):
         places.append(_part(places[-1].metadata, _Place))
-    for place in places:
-        extra = _part(place.extra, _Extra)
-        if extra.callback_secret is not UNSET:
-            found.append(_part(extra.callback_secret, str, None))
-    return found
+    secrets = (_part(place.extra, _Extra).callback_secret for place in places)
+    return [_part(secret, str) for secret in secrets if secret is not UNSET]
 
 
-def _part(raw: bytes | Raw | UnsetType, kind: type[T], default: Any = UNSET) -> Any:
+def _part(raw: bytes | Raw | UnsetType, kind: type[T]) -> T:
     """Return a part of a document, an empty one where it is not there or of another type."""
     try:
         return msgspec.json.decode(raw, type=kind) if raw is not UNSET else kind()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return kind() if default is UNSET else default
+        return kind()
 
 
 def without_secrets(document: Document) -> bool:
     """Remove every `extra.callback_secret` from `document`, in place; tell whether there was one."""
-    extras = [extra for extra in _extras(document) if _ECHO in extra]
+    metadata = table(document, "metadata")
+    places = (metadata, table(metadata, "metadata"), document)
+    extras = [extra for place in places if _ECHO in (extra := table(place, "extra"))]
     for extra in extras:
         del extra[_ECHO]
     return bool(extras)
 
 
-def _extras(document: Document) -> Iterator[Document]:
-    metadata = table(document, "metadata")
-    for place in (metadata, table(metadata, "metadata"), document):
-        extra = table(place, "extra")
-        if extra:
-            yield extra
+# ---------------------------------------------------------------- documents
 
 
 def is_failure(document: Document) -> bool:
     """Tell whether a document is one of Deepgram's error forms: no `results`, and a field that only errors have."""
     return (
         "results" not in document
-        and document.get("type") not in STREAMING
-        and any(document.get(name) is not None for name in _ERROR_FIELDS)
+        and text(document, "type") not in _MESSAGE_IDENTITY
+        and any(document.get(name) is not None for name in _FAILURE_FIELDS)
     )
 
 
-def draft_document(document: Document, origin: Origin) -> EventDraft:
-    """Return the event draft of a JSON document. Raises `MalformedCallback` for a shape that is not known."""
-    if document.get("type") in STREAMING:
-        return _partial(document, origin)
-    if is_failure(document):
-        return _failed(document, _job_error(document), origin)
-    results = document.get("results")
-    if isinstance(results, str):
-        raise MalformedCallback(
-            "results is a string: the form that only Deepgram's API description of 2025 shows"
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A document of Deepgram's, and the proved callback that brought it."""
+
+    callback: VerifiedCallback
+    document: Document
+    raw: bytes
+    """The document as it is kept, secrets removed."""
+
+    def draft(self) -> EventDraft:
+        """Return the event draft of a JSON document. Raises `MalformedCallback` for a shape that is not known."""
+        if text(self.document, "type") in _MESSAGE_IDENTITY:
+            return self._message()
+        if is_failure(self.document):
+            return self.failure(self._error())
+        results = self.document.get("results")
+        if isinstance(results, str):
+            raise MalformedCallback(
+                "results is a string: the form that only Deepgram's API description of 2025 shows"
+            )
+        if isinstance(results, dict):
+            if isinstance(results.get("channels"), list):
+                return self._result("transcript", self._transcript(results["channels"]))
+            if not _ANALYSES.isdisjoint(results):
+                return self._result("analysis")
+        raise MalformedCallback("a JSON object of a shape that no Deepgram product is known to send")
+
+    def _draft(self, type: str, key: str, request_id: Any, created: Any = None, **parts: Any) -> EventDraft:
+        return EventDraft(
+            type=type,
+            idempotency_key=key,
+            job_id=opaque_id(request_id),
+            ref=self.callback.ref,
+            occurred_at=epoch_ms(self._metadata.get("created") or created) or self.callback.head.received_at,
+            provider_data=self.document,
+            document=self.raw,
+            **parts,
         )
-    if isinstance(results, dict):
-        if isinstance(results.get("channels"), list):
-            return _transcript(document, results["channels"], origin)
-        if any(name in results for name in ANALYSES):
-            return _result("analysis", document, origin)
-    raise MalformedCallback("a JSON object of a shape that no Deepgram product is known to send")
 
+    @property
+    def _metadata(self) -> Document:
+        """The metadata; text intelligence nests it twice in the API description, once in the docs."""
+        outer = table(self.document, "metadata")
+        return table(outer, "metadata") or outer
 
-def draft_text_failure(origin: Origin) -> EventDraft:
-    """Return the failure that a plain text says: the oldest of Deepgram's error forms."""
-    message = origin.raw[:8000].decode("utf-8", "replace").strip()[:2000]
-    return _failed({}, JobError(message=message or "the provider gave no reason"), origin)
+    @property
+    def _request_id(self) -> Any:
+        """The job; `dg-request-id` is documented for direct replies only."""
+        in_header = next(iter(self.callback.head.all("dg-request-id")), "")
+        return self._metadata.get("request_id") or in_header or self.document.get("request_id")
 
+    @property
+    def _ten_minutes(self) -> str:
+        """The ten minutes in which the callback came; a repeat that falls into the next is taken for another one."""
+        return str(self.callback.head.received_at // _RETRY_MS)
 
-# ---------------------------------------------------------------- results
+    # ------------------------------------------------------------ results
 
+    def _result(self, family: str, transcript: TranscriptDraft | None = None) -> EventDraft:
+        request_id = self._request_id
+        if opaque_id(request_id) is None:
+            key = content_key(self.callback)
+        else:
+            key = join_key(_PRODUCTS[family], request_id, "result")
+        return self._draft(f"{family}.completed", key, request_id, transcript=transcript)
 
-def _metadata(document: Document) -> Document:
-    """Return the metadata; text intelligence nests it twice in the API description, once in the docs."""
-    outer = table(document, "metadata")
-    inner = table(outer, "metadata")
-    return inner or outer
+    def _transcript(self, channels: list[Any]) -> TranscriptDraft:
+        channels_heard = [channel for channel in channels if isinstance(channel, dict)]
+        best = [_first_alternative(channel) for channel in channels_heard]
+        shares = [share for one in best if (share := number(one, "confidence")) is not None]
+        languages = (text(channel, "detected_language", 50) for channel in channels_heard)
+        count = number(self._metadata, "channels")
+        return TranscriptDraft(
+            text="\n".join(words for one in best if (words := _words(one))),
+            confidence=sum(shares) / len(shares) if shares else None,
+            language=next(filter(None, languages), None),
+            duration_seconds=number(self._metadata, "duration"),
+            channels=int(count) if count else len(channels) or None,
+        )
 
+    # ------------------------------------------------------------ streaming messages
 
-def _request_id(document: Document, origin: Origin) -> Any:
-    return _metadata(document).get("request_id") or origin.header_id or document.get("request_id")
+    def _message(self) -> EventDraft:
+        transcript = None
+        if self.document["type"] == "Results":
+            best = _first_alternative(table(self.document, "channel"))
+            transcript = TranscriptDraft(
+                text=_words(best),
+                confidence=number(best, "confidence"),
+                duration_seconds=number(self.document, "duration"),
+            )
+        key, created = self._message_key(), self.document.get("created")
+        return self._draft(
+            "transcript.partial", key, self._request_id, created, stage=Stage.OPEN, transcript=transcript
+        )
 
+    def _message_key(self) -> str:
+        """Return a streaming message's identity: the session, then what the message is about, or else its bytes.
 
-def _result(
-    family: str, document: Document, origin: Origin, transcript: TranscriptDraft | None = None
-) -> EventDraft:
-    metadata = _metadata(document)
-    request_id = _request_id(document, origin)
-    return EventDraft(
-        type=f"{family}.completed",
-        idempotency_key=_key(family, request_id, "result", origin),
-        job_id=opaque_id(request_id),
-        ref=origin.callback.ref,
-        occurred_at=epoch_ms(metadata.get("created")) or origin.callback.head.received_at,
-        transcript=transcript,
-        provider_data=document,
-        document=origin.raw,
-    )
+        The session is the token and the request id, as far as they are known: a token may have been handed out for more
+        than one session, and two kinds of message carry no request id at all. Without either, the time tells sessions apart.
+        """
+        claims, document = self.callback.claims, self.document
+        session = (claims.token_id if claims else "", opaque_id(self._request_id) or "")
+        if not any(session):
+            session = ("", self._ten_minutes)
+        needed, others = _MESSAGE_IDENTITY[document["type"]]
+        if any(document.get(name) is None for name in needed):
+            return join_key("stream", *session, document["type"], self.callback.body.sha256)
+        values = (document.get(name) for name in (*needed, *others))
+        spelled = ("" if value is None else encode(value).decode() for value in values)
+        return join_key("stream", *session, document["type"], *spelled)
 
+    # ------------------------------------------------------------ failures
 
-_SENT_AGAIN_MS = 10 * 60 * 1000
-"""Deepgram sends a callback again for five minutes: the same words in another ten are another job's, or another session's."""
+    def failure(self, error: JobError) -> EventDraft:
+        """Return the draft of a failure.
 
+        Two jobs that fail alike say so in the same words, where two results differ: without an id or a token, the time
+        tells them apart.
+        """
+        family, callback = self._failed_family(), self.callback
+        request_id = self._request_id or table(self.document, "error").get("request_id")
+        if opaque_id(request_id) is not None:
+            key = join_key(_PRODUCTS[family], request_id, "error")
+        else:
+            key = content_key(callback)
+            key = key if callback.claims else join_key(key, self._ten_minutes)
+        return self._draft(f"{family}.failed", key, request_id, error=error)
 
-def _while(origin: Origin) -> str:
-    """Return the ten minutes in which a callback came; a repeat that falls into the next is taken for another one."""
-    return str(origin.callback.head.received_at // _SENT_AGAIN_MS)
+    def _failed_family(self) -> str:
+        """Return which family failed: the token knows; else metadata that only transcripts have.
 
+        Otherwise it is speech. An error document does not say which product it is about, and only a speech job has no
+        other way to tell: a transcript's error usually names its request, which the application can look up.
+        """
+        product = _requested_format(self.callback.claims).get("product")
+        if isinstance(product, str) and product in _FAMILIES:
+            return _FAMILIES[product]
+        return "speech" if _LISTEN_METADATA.isdisjoint(self._metadata) else "transcript"
 
-def _key(family: str, request_id: Any, what: str, origin: Origin) -> str:
-    if opaque_id(request_id) is None:
-        told = content_key(origin.callback)
-        # Two jobs that fail alike say so in the same words, where two results differ.
-        return join_key(told, _while(origin)) if what == "error" and origin.callback.claims is None else told
-    return join_key(_PRODUCTS[family], request_id, what)
-
-
-def _transcript(document: Document, channels: list[Any], origin: Origin) -> EventDraft:
-    metadata = _metadata(document)
-    heard = [channel for channel in channels if isinstance(channel, dict)]
-    best = [_first_alternative(channel) for channel in heard]
-    texts = [
-        said for said in (alternative.get("transcript") for alternative in best) if isinstance(said, str)
-    ]
-    sure = [
-        share for share in (number(alternative, "confidence") for alternative in best) if share is not None
-    ]
-    count = number(metadata, "channels")
-    transcript = TranscriptDraft(
-        text="\n".join(said for said in texts if said),
-        confidence=sum(sure) / len(sure) if sure else None,
-        language=next(
-            (found for channel in heard if (found := text(channel, "detected_language", 50))), None
-        ),
-        duration_seconds=number(metadata, "duration"),
-        channels=int(count) if count else len(channels) or None,
-    )
-    return _result("transcript", document, origin, transcript)
+    def _error(self) -> JobError:
+        inner = table(self.document, "error")
+        code = _first(_ERROR_CODE, self.document, inner)
+        details = self.document.get("details")
+        details = inner.get("details") if details is None else details
+        return JobError(
+            message=_first(_ERROR_MESSAGE, self.document, inner) or code or NO_REASON,
+            code=code[:200] if code else None,
+            details=None if details is None else _spelled(details),
+        )
 
 
 def _first_alternative(channel: Document) -> Document:
@@ -543,121 +562,18 @@ def _first_alternative(channel: Document) -> Document:
     return {}
 
 
-# ---------------------------------------------------------------- streaming messages
+def _words(alternative: Document) -> str | None:
+    words = alternative.get("transcript")
+    return words if isinstance(words, str) else None
 
 
-def _partial(document: Document, origin: Origin) -> EventDraft:
-    request_id = _request_id(document, origin)
-    created = _metadata(document).get("created") or document.get("created")
-    transcript = None
-    if document["type"] == "Results":
-        best = _first_alternative(table(document, "channel"))
-        said = best.get("transcript")
-        transcript = TranscriptDraft(
-            text=said if isinstance(said, str) else None,
-            confidence=number(best, "confidence"),
-            duration_seconds=number(document, "duration"),
-        )
-    return EventDraft(
-        type="transcript.partial",
-        idempotency_key=_message_key(document, request_id, origin),
-        job_id=opaque_id(request_id),
-        ref=origin.callback.ref,
-        occurred_at=epoch_ms(created) or origin.callback.head.received_at,
-        stage=Stage.OPEN,
-        transcript=transcript,
-        provider_data=document,
-        document=origin.raw,
-    )
-
-
-_MESSAGE_IDENTITY = {
-    "Results": (("start", "duration"), ("channel_index", "is_final", "speech_final", "from_finalize")),
-    "UtteranceEnd": (("last_word_end",), ("channel",)),
-    "SpeechStarted": (("timestamp",), ("channel",)),
-    "Metadata": (("created", "duration"), ()),
-}
-"""For each message: the fields that must be there to tell it from others, and those that also take part."""
-
-
-def _message_key(document: Document, request_id: Any, origin: Origin) -> str:
-    """Return a streaming message's identity: the session, then what the message is about, or else its bytes.
-
-    The session is the token and the request id, as far as they are known: a token may have been handed out for more
-    than one session, and two kinds of message carry no request id at all. Without either, the time tells sessions apart.
-    """
-    claims = origin.callback.claims
-    session = (claims.token_id if claims else "", opaque_id(request_id) or "")
-    if not any(session):
-        session = ("", _while(origin))
-    needed, others = _MESSAGE_IDENTITY[document["type"]]
-    if all(document.get(name) is not None for name in needed):
-        fields = (_plain(document.get(name)) for name in (*needed, *others))
-        return join_key("stream", *session, document["type"], *fields)
-    return join_key("stream", *session, document["type"], origin.callback.body.sha256)
-
-
-def _plain(value: Any) -> str:
-    return "" if value is None else encode(value).decode()
-
-
-# ---------------------------------------------------------------- failures
-
-
-def _failed(document: Document, error: JobError, origin: Origin) -> EventDraft:
-    family = _failed_family(document, origin)
-    request_id = _request_id(document, origin) or table(document, "error").get("request_id")
-    return EventDraft(
-        type=f"{family}.failed",
-        idempotency_key=_key(family, request_id, "error", origin),
-        job_id=opaque_id(request_id),
-        ref=origin.callback.ref,
-        occurred_at=epoch_ms(_metadata(document).get("created")) or origin.callback.head.received_at,
-        error=error,
-        provider_data=document,
-        document=origin.raw,
-    )
-
-
-def _failed_family(document: Document, origin: Origin) -> str:
-    """Return which family failed: the token knows; else metadata that only transcripts have.
-
-    Otherwise it is speech. An error document does not say which product it is about, and only a speech job has no
-    other way to tell: a transcript's error usually names its request, which the application can look up.
-    """
-    if origin.product:
-        return _FAMILIES[origin.product]
-    metadata = _metadata(document)
-    return "transcript" if any(name in metadata for name in _LISTEN_METADATA) else "speech"
-
-
-def _job_error(document: Document) -> JobError:
-    inner = table(document, "error")
-    places = (document, inner)
-    message = _first(places, "err_msg", "message", "error", "description")
-    code = _first(places, "err_code", "category", "code")
-    details = document.get("details") if document.get("details") is not None else inner.get("details")
-    return JobError(
-        message=message or code or "the provider gave no reason",
-        code=code[:200] if code else None,
-        details=None
-        if details is None
-        else details[:2000]
-        if isinstance(details, str)
-        else _spelled(details),
-    )
-
-
-def _first(places: tuple[Document, ...], *names: str) -> str | None:
-    for name in names:
-        for place in places:
-            value = place.get(name)
-            if isinstance(value, str) and value:
-                return value[:2000]
-            if isinstance(value, int) and not isinstance(value, bool):
-                return _spelled(value)
+def _first(names: Iterable[str], *places: Document) -> str | None:
+    """Return the first text or number under one of `names`."""
+    for value in (place.get(name) for name in names for place in places):
+        if (isinstance(value, str) and value) or (isinstance(value, int) and not isinstance(value, bool)):
+            return _spelled(value)
     return None
 
 
 def _spelled(value: Any) -> str:
-    return encode(value).decode()[:2000]
+    return (value if isinstance(value, str) else encode(value).decode())[:2000]

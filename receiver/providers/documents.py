@@ -19,6 +19,7 @@ MAX_ID = 200
 BOM = b"\xef\xbb\xbf"
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TEXT_SPACE = b" \t\r\n"
+_LINK = re.compile(r"https?://[^\x00-\x1f\x7f]{1,8180}", re.IGNORECASE)
 
 Document = dict[str, Any]
 
@@ -95,6 +96,16 @@ def text(document: Mapping[str, Any], name: str, limit: int = 2000) -> str | Non
     """Return the non-empty string under `name`, cut to `limit` characters; None when there is none."""
     value = document.get(name)
     return value[:limit] if isinstance(value, str) and value else None
+
+
+def first_text(document: Mapping[str, Any], *names: str, limit: int = 2000) -> str | None:
+    """Return the first non-empty string under one of `names`, cut to `limit` characters."""
+    return next((words for name in names if (words := text(document, name, limit))), None)
+
+
+def link(value: Any) -> str | None:
+    """Return an http(s) URL that can be downloaded, None when `value` is none."""
+    return value if isinstance(value, str) and _LINK.fullmatch(value) else None
 
 
 def number(document: Mapping[str, Any], name: str) -> float | None:

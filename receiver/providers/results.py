@@ -9,21 +9,36 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from receiver.core.callback import Body
+from receiver.core.callback import Body, split_media_type
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import AudioDraft, FileDraft, TranscriptDraft
 from receiver.core.fetch import Failed
-from receiver.core.work import Found
-from receiver.providers.documents import Document, decode_object, is_json_type, is_text, looks_like_json, text
-from receiver.providers.toolkit import ACTIVE, MEDIA_TYPE, UNTYPED, asked_encoding, audio_draft, magic
+from receiver.providers.documents import (
+    BOM,
+    Document,
+    decode_object,
+    first_text,
+    is_json_type,
+    is_text,
+    looks_like_json,
+    text,
+)
+from receiver.providers.toolkit import (
+    ACTIVE,
+    MEDIA_TYPE,
+    UNTYPED,
+    asked_encoding,
+    audio_draft,
+    magic,
+    unusable,
+)
 from receiver.system.audio import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
 
-Wanted = Literal["audio", "transcript", "media", "any"]
+ResultKind = Literal["audio", "transcript", "media", "any"]
 """`any`: the bytes decide."""
 
-_BOM = b"\xef\xbb\xbf"
 _HTML = re.compile(
     rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE | re.DOTALL
 )
@@ -66,20 +81,20 @@ _FEW = 4
 _WORDS = {"audio": "audio", "transcript": "a transcript", "media": "a result", "any": "a result"}
 
 
-def judge(
-    body: Body, *, content_type: str, format: Mapping[str, Any], wanted: Wanted
+def classify(
+    body: Body, *, content_type: str, format: Mapping[str, Any], wanted: ResultKind
 ) -> AudioDraft | FileDraft | Failed:
     """Return what a downloaded body is, or `Failed` with `UNUSABLE` and a sentence for a person.
 
     `content_type` as the reply had it, "" for none; `format` is what the job asked for (`encoding`, `sample_rate`, …).
     """
     if body.size == 0:
-        return _unusable("the result is empty")
-    media_type, parameters = split_type(content_type)
+        return unusable("the result is empty")
+    media_type, parameters = split_media_type(content_type[:200])
     raw = asked_encoding(format) in RAW_CODECS or media_type in RAW_MEDIA_TYPES
     page = _page(media_type, body, raw=raw and wanted in ("audio", "any"))
     if page:
-        return _unusable(f"the result is {page}, not {_WORDS[wanted]}")
+        return unusable(f"the result is {page}, not {_WORDS[wanted]}")
     if wanted == "audio":
         return _audio(body, media_type, parameters, format)
     if wanted == "transcript":
@@ -89,10 +104,11 @@ def judge(
     return _file(body, media_type)
 
 
-def sound(body: Body, *, content_type: str, format: Mapping[str, Any]) -> AudioDraft | Failed:
+def classify_audio(body: Body, *, content_type: str, format: Mapping[str, Any]) -> AudioDraft | Failed:
     """Do the same for a body that can be nothing but audio."""
-    judged = judge(body, content_type=content_type, format=format, wanted="audio")
-    return _unusable("the result is a file, not audio") if isinstance(judged, FileDraft) else judged
+    return cast(
+        "AudioDraft | Failed", classify(body, content_type=content_type, format=format, wanted="audio")
+    )
 
 
 def transcript_of(body: Body, file: FileDraft) -> TranscriptDraft:
@@ -105,26 +121,12 @@ def transcript_of(body: Body, file: FileDraft) -> TranscriptDraft:
     if file.extension == "json":
         with contextlib.suppress(MalformedCallback):
             document = decode_object(body.load())
-            found = next((v for k in ("text", "transcript") if (v := text(document, k, body.size))), None)
-            return TranscriptDraft(text=found, language=text(document, "language", 40))
+            words = first_text(document, "text", "transcript", limit=body.size)
+            return TranscriptDraft(text=words, language=text(document, "language", 40))
     if file.extension == "txt":
         with contextlib.suppress(UnicodeDecodeError):
             return TranscriptDraft(text=body.load().decode("utf-8-sig").replace("\0", ""))
     return TranscriptDraft(text=None)
-
-
-def discard(body: Body) -> None:
-    """Remove the temporary file of a body that is not handed on."""
-    remove = getattr(body, "discard", None)
-    if remove is not None:
-        remove()
-
-
-def split_type(content_type: str) -> tuple[str, dict[str, str]]:
-    """Return the lower-case media type without parameters, and its parameters, leniently."""
-    kind, *rest = content_type[:200].split(";")
-    pairs = (part.partition("=") for part in rest)
-    return kind.strip().lower(), {k.strip().lower(): v.strip().strip('"') for k, _, v in pairs if k.strip()}
 
 
 # ---------------------------------------------------------------- audio
@@ -136,20 +138,20 @@ def _audio(
     other = _known_file(body.prefix)
     if other:
         kind = "an image" if other[0].startswith("image/") else "a file"
-        return _unusable(f"the result is {kind} ({other[0]}), not audio")
+        return unusable(f"the result is {kind} ({other[0]}), not audio")
     draft = audio_draft(media_type, parameters, body.prefix, format)
     if magic(media_type, body.prefix, format):
         return draft
     if is_json_type(media_type) or looks_like_json(body.prefix):
-        return _unusable("the result is JSON, not audio")
+        return unusable("the result is JSON, not audio")
     raw = draft.codec in RAW_CODECS or asked_encoding(format) in RAW_CODECS
     if _reads_as_text(body, raw=raw):
-        return _unusable("the result is text, not audio")
+        return unusable("the result is text, not audio")
     if _may_be_audio(media_type):
         return draft
     if asked_encoding(format) in RAW_CODECS:
         return audio_draft("", {}, body.prefix, format)  # some servers call quiet mu-law text
-    return _unusable(f"the result is {_named(media_type)}, not audio")
+    return unusable(f"the result is {_named(media_type)}, not audio")
 
 
 def _is_audio(body: Body, media_type: str, format: Mapping[str, Any]) -> bool:
@@ -171,18 +173,18 @@ def _may_be_audio(media_type: str) -> bool:
 def _transcript(body: Body, media_type: str) -> FileDraft | Failed:
     known = _known_file(body.prefix)
     if known:
-        return _unusable(f"the result is a file ({known[0]}), not a transcript")
+        return unusable(f"the result is a file ({known[0]}), not a transcript")
     textual = media_type.startswith("text/") or is_json_type(media_type)
     if not is_text(body.prefix) and (not textual or b"\0" in body.prefix):
-        return _unusable(f"the result is {_named(media_type)} and no text, so it is no transcript")
+        return unusable(f"the result is {_named(media_type)} and no text, so it is no transcript")
     return _document(body, media_type)
 
 
 def _document(body: Body, media_type: str) -> FileDraft | Failed:
-    prefix = body.prefix.removeprefix(_BOM)
+    prefix = body.prefix.removeprefix(BOM)
     if is_json_type(media_type) or prefix.lstrip()[:1] in (b"{", b"["):
         if _is_error(body):
-            return _unusable("the result is a JSON error document")
+            return unusable("the result is a JSON error document")
         return FileDraft(part="document", content_type="application/json", extension="json")
     if prefix.startswith(b"WEBVTT"):
         return FileDraft(part="document", content_type="text/vtt;charset=utf-8", extension="vtt")
@@ -214,7 +216,7 @@ def _file(body: Body, media_type: str) -> FileDraft | Failed:
 
 def _page(media_type: str, body: Body, *, raw: bool) -> str | None:
     """Return what a body is called when it is a web page or a storage's error document."""
-    start = body.prefix.removeprefix(_BOM)
+    start = body.prefix.removeprefix(BOM)
     if _HTML.match(start):
         return "a web page (text/html)"
     if media_type in ("text/html", "application/xhtml+xml") and _reads_as_text(body, raw=raw):
@@ -251,7 +253,3 @@ def _is_error(body: Body) -> bool:
 
 def _named(media_type: str) -> str:
     return f"of type {media_type}" if MEDIA_TYPE.fullmatch(media_type) else "of no known type"
-
-
-def _unusable(detail: str) -> Failed:
-    return Failed(kind=Found.UNUSABLE, detail=detail)

@@ -1,4 +1,4 @@
-"""What several adapters need: secrets, tokens, URLs of APIs, redaction, audio types."""
+"""What several adapters need: secrets, URLs of APIs and of jobs, failed attempts, redaction, audio types."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from receiver.core.callback import Head, TokenClaims, VerifiedCallback
-from receiver.core.errors import CallbackRejected, MalformedCallback, WrongSource
+from receiver.core.callback import VerifiedCallback
+from receiver.core.errors import MalformedCallback
 from receiver.core.event import AudioDraft
+from receiver.core.fetch import Answer, Failed
 from receiver.core.redaction import REDACTED, Redactor
-from receiver.core.tokens import CallbackTokens
+from receiver.core.work import Found
 from receiver.providers.documents import decode_object, encode, printable
 from receiver.system.audio import (
     AAC,
@@ -57,32 +58,6 @@ def revealed(secret: SecretStr | None) -> str:
     return secret.get_secret_value() if secret else ""
 
 
-def check_token(tokens: CallbackTokens, source: str, head: Head, *, required: bool) -> TokenClaims | None:
-    """Return what the path's token says, None when there is none and none is required.
-
-    A token that is there must be ours, made for this source and not expired, whether required or not. Raises
-    `CallbackRejected`, or `WrongSource` for a token of another source.
-    """
-    if not head.token:
-        if required:
-            raise CallbackRejected(
-                "the callback URL carries no token: make one with `receiver callback-url`",
-                setting=f"sources.{source}.require_token",
-            )
-        return None
-    claims = tokens.read(head.token)
-    if claims is None:
-        raise CallbackRejected(
-            "the token in the callback URL is not one of ours, or was signed with a secret that is gone",
-            setting="tokens.secrets",
-        )
-    if claims.source != source:
-        raise WrongSource(setting=f"sources.{source}")
-    if claims.expires_at is not None and head.received_at >= claims.expires_at:
-        raise CallbackRejected("the token in the callback URL has expired: hand out URLs that last longer")
-    return claims
-
-
 def content_key(callback: VerifiedCallback) -> str:
     """Return the idempotency key of a callback without an id of its own: the token, if any, and a hash of the body."""
     digest = callback.body.sha256
@@ -94,11 +69,6 @@ def origin(url: str) -> str:
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{parts.scheme}://{host}" + (f":{parts.port}" if _port(parts) != _own_port(parts) else "")
-
-
-def host_of(base: str) -> str:
-    """Return the host name of a checked base URL."""
-    return urlsplit(base).hostname or ""
 
 
 def is_url(text: str) -> bool:
@@ -118,11 +88,15 @@ def same_origin(base: str, url: str) -> bool:
     return (ours.scheme, ours.hostname, _port(ours)) == (theirs.scheme, theirs.hostname, _port(theirs))
 
 
-def path_below(base: str, url: str) -> str | None:
-    """Return what follows `base` in the path of a URL of the same origin, None when it is not below it."""
-    start = urlsplit(base).path.rstrip("/") + "/"
-    path = urlsplit(url).path
-    return path.removeprefix(start) if path.startswith(start) else None
+def id_below(url: str, *folders: str) -> str | None:
+    """Return what follows one of the folders of an API in a URL, None when it is no plain URL below any of them."""
+    if not is_plain(url):
+        return None
+    for folder in folders:
+        start, path = urlsplit(folder).path + "/", urlsplit(url).path
+        if same_origin(folder, url) and path.startswith(start):
+            return path.removeprefix(start)
+    return None
 
 
 def _split(url: str) -> SplitResult | None:
@@ -201,6 +175,21 @@ def shown(redactor: Redactor, words: str, limit: int) -> str:
     """
     clean = redactor.clean(printable(words, len(words)).encode("utf-8", "replace")).decode("utf-8", "replace")
     return _LINK.sub(_without_query, clean)[:limit]
+
+
+def refused(answer: Answer, detail: str) -> Failed:
+    """Return the failed attempt that was answered with another status than the right one."""
+    return Failed(kind=Found.REFUSED, status=answer.status, detail=detail, retry_after=answer.retry_after)
+
+
+def unusable(detail: str, status: int | None = None) -> Failed:
+    """Return the failed attempt whose bytes are no result."""
+    return Failed(kind=Found.UNUSABLE, status=status, detail=detail)
+
+
+def growing(attempts: int, first: float, factor: float, longest: float) -> float:
+    """Return the seconds to wait after so many attempts: `first`, then `factor` times as long each time, up to `longest`."""
+    return min(longest, first * factor ** min(attempts, 20))
 
 
 UNTYPED = ("", "application/octet-stream", "binary/octet-stream")

@@ -53,5 +53,5 @@ def test_a_callback_does_not_choose_a_type_that_a_browser_would_run(media_type: 
 @pytest.mark.parametrize("media_type", ["audio/svg+xml", "video/svg+xml", "audio/html", "audio/xml"])
 def test_media_that_a_browser_would_run_lose_their_type(media_type: str) -> None:
     body = MemoryBody(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>")
-    result = results.judge(body, content_type=media_type, format={}, wanted="any")
+    result = results.classify(body, content_type=media_type, format={}, wanted="any")
     assert getattr(result, "content_type", "") != media_type

@@ -149,9 +149,9 @@ def test_whatever_is_handed_over_the_key_goes_to_the_configured_api_alone(text: 
 )
 @settings(max_examples=examples(200), deadline=None)
 def test_any_bytes_are_a_result_of_the_kind_wanted_or_unusable(
-    raw: bytes, content_type: str, format: dict[str, Any], wanted: results.Wanted
+    raw: bytes, content_type: str, format: dict[str, Any], wanted: results.ResultKind
 ) -> None:
-    found = results.judge(MemoryBody(raw), content_type=content_type, format=format, wanted=wanted)
+    found = results.classify(MemoryBody(raw), content_type=content_type, format=format, wanted=wanted)
     match found:
         case AudioDraft():
             assert wanted in ("audio", "any")

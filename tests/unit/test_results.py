@@ -28,9 +28,9 @@ RAW = {"encoding": "mulaw", "container": "none", "sample_rate": 8000}
 
 
 def judge(
-    raw: bytes, content_type: str = "", wanted: results.Wanted = "audio", **asked: Any
+    raw: bytes, content_type: str = "", wanted: results.ResultKind = "audio", **asked: Any
 ) -> AudioDraft | FileDraft | Failed:
-    return results.judge(MemoryBody(raw), content_type=content_type, format=asked, wanted=wanted)
+    return results.classify(MemoryBody(raw), content_type=content_type, format=asked, wanted=wanted)
 
 
 def _audio(*args: Any, **asked: Any) -> tuple[str, str, int | None]:
