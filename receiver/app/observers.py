@@ -19,7 +19,7 @@ from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from receiver.core.clock import wall_clock
-from receiver.core.envelope import iso
+from receiver.core.event_json import iso
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, Repeats, harmless, no_secrets
 from receiver.core.work import StoreStats
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from receiver.app.observers import LogObserver, MetricsObserver
-from receiver.core import envelope
+from receiver.core import event_json
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError
 from receiver.core.findings import install
@@ -47,7 +47,7 @@ from receiver.storage.blobs.s3_options import S3Options
 from receiver.storage.journal import Journal
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
-from receiver.system.bodies import BodyBuffer
+from receiver.system.files import BodyBuffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def _relay(
     clock: Callable[[], int],
     worker: str,
 ) -> Relay:
-    link = envelope.linker(
+    link = event_json.linker(
         presign=ports.blobs.presign,
         links=links,
         base=public_base(settings),
@@ -233,7 +233,7 @@ def _relay(
         store=ports.store,
         lanes=lanes,
         observer=observer,
-        render=partial(envelope.render, link=link),
+        render=partial(event_json.render, link=link),
         clock=clock,
         worker=worker,
     )

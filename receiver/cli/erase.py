@@ -124,7 +124,7 @@ def _amounts(found: FoundOf) -> str:
 
 
 def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> None:
-    from receiver.core.envelope import iso
+    from receiver.core.event_json import iso
 
     if as_json:
         shown = None if before is None else iso(before)

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from receiver.core.envelope import iso
+from receiver.core.event_json import iso
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo.serving import Callback, Provider, base_url, sample_audio
 

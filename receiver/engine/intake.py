@@ -35,7 +35,7 @@ from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
-from receiver.system.bodies import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large
+from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large
 
 METHODS = ("POST", "PUT")
 _BIG_JSON = 256 * 1024

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from receiver.core import envelope
+from receiver.core import event_json
 from receiver.core.callback import Body, MemoryBody, VerifiedCallback
 from receiver.core.event import (
     Answered,
@@ -34,7 +34,7 @@ from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
 from receiver.system import audio
-from receiver.system.bodies import BodyBuffer, FileBody
+from receiver.system.files import BodyBuffer, FileBody
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""
@@ -177,12 +177,12 @@ class Recorder:
         self, origin: _Origin, draft: EventDraft, event_id: str, now: int, answered: Answered | None
     ) -> Recording:
         compose = partial(
-            envelope.compose, draft, event_id=event_id, source=origin.source, provider=origin.provider
+            event_json.compose, draft, event_id=event_id, source=origin.source, provider=origin.provider
         )
         blob, link = await self._store_body(origin, draft, now)
         data = compose(**link)
         document = draft.document
-        short = len(data) > envelope.DATA_LIMIT
+        short = len(data) > event_json.DATA_LIMIT
         if blob is None and (document is not None or origin.body.size > 0):
             # What was not understood is kept whole, for a person.
             parked = document is None and draft.parked is not None

@@ -14,18 +14,20 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 
+from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import OutcomeKind
 from receiver.outbound.guard import Guard, Target, target
 from receiver.system.threads import Threads
 
+USER_AGENT = f"receiver/{__version__}"
 RESPONSE_LIMIT = 16 * 1024
 """Bytes of a reply's body that `post` keeps."""
 PIECE = 64 * 1024
@@ -158,18 +160,18 @@ class GuardedResolver(AbstractResolver):
         """`resolve` replaces the system's resolver, which runs in two threads of its own."""
         self._guard = guard
         self._threads = Threads(2, "egress-dns")  # none is started before it is needed
-        self._ask = resolve or self._system
+        self._resolve = resolve or self._system
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return the addresses of `host`. Raises `AddressBlocked` when any of them is refused, `OSError`."""
         try:
-            found = await self._ask(host, port, family)
+            resolved = await self._resolve(host, port, family)
         except UnicodeError:
             raise socket.gaierror(socket.EAI_NONAME, "the name is not a host name") from None
         results = []
-        for kind, _, protocol, _, address in found:
+        for kind, _, protocol, _, address in resolved:
             text = str(address[0])
             self._guard.check(text, host)
             results.append(
@@ -189,9 +191,9 @@ class GuardedResolver(AbstractResolver):
         self._threads.close()
 
     async def _system(self, host: str, port: int, family: int) -> Sequence[AddrInfo]:
-        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+        look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
         try:
-            lookup = self._threads.submit(ask)
+            lookup = self._threads.submit(look_up)
         except RuntimeError:
             raise _NoThread from None
         return await asyncio.wrap_future(lookup)
@@ -222,11 +224,13 @@ class Egress:
         self._resolve = resolve
         self._resolver: GuardedResolver | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._targets: dict[str, Target | str] = {}
+        self._target = lru_cache(maxsize=64)(
+            self._judged
+        )  # a destination has one URL, and the guard does not change
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
-        trust = _trust(self._ca_file)
+        trust = True if self._ca_file is None else _trust(self._ca_file)
         self._resolver = GuardedResolver(self._guard, self._resolve)
         connector = aiohttp.TCPConnector(
             limit=self._connections,
@@ -261,10 +265,10 @@ class Egress:
         The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
         body within `body_seconds`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
         """
-        found = self._target(url)
-        if isinstance(found, str):
-            return Failure(kind=OutcomeKind.BLOCKED, detail=found)
-        response = await self._begin("POST", found, headers, body, self._timeout, RESPONSE_LIMIT)
+        place = self._target(url)
+        if isinstance(place, Failure):
+            return place
+        response = await self._begin("POST", place, headers, body, self._timeout, RESPONSE_LIMIT)
         if isinstance(response, Failure):
             return response
         try:
@@ -285,19 +289,16 @@ class Egress:
             return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
         return response if isinstance(response, Failure) else Incoming(response, place.where)
 
-    def _target(self, url: str) -> Target | str:
-        """Take a URL apart and judge its host, once: a destination has one URL, and the guard does not change."""
-        found = self._targets.get(url)
-        if found is None:
-            found = target(url)
-            if isinstance(found, Target):
-                try:
-                    self._guard.check_host(found.host)
-                except AddressBlocked as error:
-                    found = error.message
-            if len(self._targets) < 64:
-                self._targets[url] = found
-        return found
+    def _judged(self, url: str) -> Target | Failure:
+        """Take a URL apart and judge its host."""
+        place = target(url)
+        if isinstance(place, str):
+            return Failure(kind=OutcomeKind.BLOCKED, detail=place)
+        try:
+            self._guard.check_host(place.host)
+        except AddressBlocked as error:
+            return _failure(error, place.where)
+        return place
 
     async def _begin(
         self,
@@ -337,10 +338,8 @@ _UNTIMED = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """For requests that are timed from outside, piece by piece."""
 
 
-def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
+def _trust(ca_file: str) -> ssl.SSLContext:
     """Return what TLS trusts: the system's authorities, and those of `ca_file`."""
-    if ca_file is None:
-        return True
     context = ssl.create_default_context()
     try:
         context.load_verify_locations(ca_file)
@@ -407,7 +406,7 @@ NO_CERTIFICATES = "it cannot be read, or holds no certificates in PEM form"
 def holds_certificates(ca_file: str) -> bool:
     """Tell whether a file holds certificates in PEM form."""
     try:
-        ssl.create_default_context().load_verify_locations(ca_file)
-    except OSError:  # ssl.SSLError is one
+        _trust(ca_file)
+    except ConfigError:
         return False
     return True

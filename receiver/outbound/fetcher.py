@@ -8,26 +8,33 @@ leaves here is `Unavailable`, when our own disk cannot take a download.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+import zlib
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver import __version__
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
 from receiver.core.retry import retry_after
 from receiver.core.work import Found
-from receiver.outbound.client import Egress, Failure, Incoming, ReplyBroken, Resolve
-from receiver.outbound.decoding import CodingBroken, EventReader, Inflater, LineTooLong, coding
+from receiver.outbound.client import PIECE, USER_AGENT, Egress, Failure, Incoming, ReplyBroken, Resolve
 from receiver.outbound.guard import Target, follow, listed, target
 from receiver.settings.model import SourceSettings
-from receiver.system.bodies import BodyBuffer
+from receiver.system.files import BodyBuffer
 
-USER_AGENT = f"receiver/{__version__}"
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _WIRE_SHARE = 1000
 _WIRE_SLACK = 256 * 1024
@@ -76,7 +83,8 @@ class Fetcher:
         """`egress` belongs to the fetcher from here on; `clock` (seconds since 1970) reads the dates of `Retry-After`."""
         self._egress = egress
         self._bodies = bodies
-        self._name = name
+        self.name = name
+        """The source's name in the configuration."""
         self._limits = limits or Limits()
         self._clock = clock
 
@@ -95,11 +103,6 @@ class Fetcher:
         )
         limits = Limits(attempt_seconds=settings.attempt_seconds)
         return cls(egress, bodies, name=settings.name, limits=limits)
-
-    @property
-    def name(self) -> str:
-        """The source's name in the configuration."""
-        return self._name
 
     async def open(self) -> None:
         """Make ready to ask; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
@@ -121,11 +124,9 @@ class Fetcher:
         try:
             if not 200 <= reply.status < 300:
                 return await self._beginning(reply, limits.document_bytes)
-            body = await _whole(reply, limits.document_bytes, deadline)
+            body = await _Body(reply, limits.document_bytes, deadline).whole()
         except _Stop as stop:
             return _passing(stop.failed)
-        except ReplyBroken:
-            return _cut_off(reply, Found.UNUSABLE)
         finally:
             reply.close()
         return Answer(status=reply.status, headers=self._headers(reply), body=body)
@@ -171,10 +172,10 @@ class Fetcher:
             media_type = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
             if reply.status in (200, 201) and media_type == "text/event-stream":
                 answer = Answer(status=reply.status, headers=self._headers(reply))
-                pieces = _pieces(reply, self._limits.stream_bytes, deadline)
-                yield _Events(answer, reply, pieces)
+                body = _Body(reply, self._limits.stream_bytes, deadline, cut_off=Found.UNREACHABLE)
+                yield _Events(answer, body)
             else:
-                yield _Events(await self._beginning(reply, self._limits.document_bytes), reply, None)
+                yield _Events(await self._beginning(reply, self._limits.document_bytes), None)
         finally:
             reply.close()
 
@@ -195,15 +196,14 @@ class Fetcher:
     async def _take(self, reply: Incoming, limit: int, deadline: _Deadline) -> Downloaded | Answer | Failed:
         if reply.status != 200:
             return await self._beginning(reply, self._limits.error_bytes)
+        incoming = _Body(reply, limit, deadline)
         try:
-            _check_length(reply, limit)
-            async with aclosing(_pieces(reply, limit, deadline)) as pieces:
+            incoming.check_length()
+            async with aclosing(incoming.pieces()) as pieces:
                 ample = deadline.total + 60  # the pieces are timed already
                 body = await self._bodies.read(_as_asgi(pieces), limit=limit, total=ample, idle=ample)
         except _Stop as stop:
             return stop.failed
-        except ReplyBroken:
-            return _cut_off(reply, Found.UNUSABLE)
         if not body.size:
             body.discard()
             return Failed(kind=Found.UNUSABLE, detail="the result is empty", status=reply.status)
@@ -214,12 +214,13 @@ class Fetcher:
         kept = bytearray()
         seconds = self._limits.error_seconds
         try:
-            async with aclosing(_pieces(reply, sys.maxsize, _Deadline(seconds, seconds))) as pieces:
+            body = _Body(reply, sys.maxsize, _Deadline(seconds, seconds))
+            async with aclosing(body.pieces()) as pieces:
                 async for piece in pieces:
                     kept += piece
                     if len(kept) >= limit:
                         break
-        except (_Stop, ReplyBroken):
+        except _Stop:
             pass  # the status is the answer, with or without the rest of the body
         return Answer(status=reply.status, headers=self._headers(reply), body=bytes(kept[:limit]))
 
@@ -236,31 +237,24 @@ class Fetcher:
 class _Events:
     """A `Stream`."""
 
-    def __init__(self, answer: Answer, reply: Incoming, pieces: AsyncIterator[bytes] | None) -> None:
-        self._answer = answer
-        self._reply = reply
-        self._pieces = pieces
-
-    @property
-    def answer(self) -> Answer:
+    def __init__(self, answer: Answer, body: _Body | None) -> None:
+        self.answer = answer
         """Status and headers; a body only where there are no events."""
-        return self._answer
+        self._body = body
 
     async def events(self) -> AsyncIterator[ServerSentEvent | Failed]:
         """Yield the events as they come; see `Stream.events`."""
-        if self._pieces is None:
+        if self._body is None:
             return
         reader = EventReader()
         try:
-            async for piece in self._pieces:
+            async for piece in self._body.pieces():
                 for event in reader.feed(piece):
                     yield event
         except LineTooLong as error:
-            yield Failed(kind=Found.UNUSABLE, detail=str(error), status=self._answer.status)
+            yield Failed(kind=Found.UNUSABLE, detail=str(error), status=self.answer.status)
         except _Stop as stop:
             yield _passing(stop.failed)
-        except ReplyBroken:
-            yield _cut_off(self._reply, Found.UNREACHABLE)
 
 
 class _Deadline:
@@ -286,78 +280,73 @@ def _permitted(place: Target | str, hosts: Sequence[str], secure: bool) -> Targe
     return place
 
 
-async def _pieces(reply: Incoming, limit: int, deadline: _Deadline) -> AsyncGenerator[bytes, None]:
-    """Yield the body, its coding undone.
+class _Body:
+    """The body of a reply: timed, bounded, its coding undone. A body that goes no further is a `_Stop`."""
 
-    Raises `_Stop` when it falls silent, is over `limit` bytes or not what it says it is; `ReplyBroken`.
-    """
-    named = reply.headers.get("content-encoding", "")
-    code = coding(named)
-    if code is None:
-        text = f"{reply.where} sends a content coding that is not understood: {named[:40]!a}"
-        raise _Stop(Failed(kind=Found.UNUSABLE, detail=text, status=reply.status))
-    inflater = Inflater(code) if code else None
-    size = 0
-    try:
-        while data := await _next(reply, deadline):
-            for piece in inflater.feed(data) if inflater else (data,):
-                size += len(piece)
-                if size > limit:
-                    raise _Stop(_too_large(reply, limit))
-                yield piece
-            if reply.received > limit + limit // _WIRE_SHARE + _WIRE_SLACK:
-                raise _Stop(_too_large(reply, limit))
-        if inflater and reply.received:
-            inflater.finish()
-    except CodingBroken as error:
-        text = f"{reply.where} says {code}, but {error}"
-        raise _Stop(Failed(kind=Found.UNUSABLE, detail=text, status=reply.status)) from None
+    def __init__(
+        self, reply: Incoming, limit: int, deadline: _Deadline, *, cut_off: Found = Found.UNUSABLE
+    ) -> None:
+        """`limit` in bytes; `cut_off` is what a body that ends too early is."""
+        self._reply, self._limit, self._deadline, self._cut_off = reply, limit, deadline, cut_off
 
+    async def whole(self) -> bytes:
+        """Return all of it."""
+        self.check_length()
+        async with aclosing(self.pieces()) as pieces:
+            return b"".join([piece async for piece in pieces])
 
-async def _next(reply: Incoming, deadline: _Deadline) -> bytes:
-    left = deadline.left()
-    try:
-        async with asyncio.timeout(min(left, deadline.idle)):
-            return await reply.read()
-    except TimeoutError:
-        late = (
-            f"was not done in {deadline.total:g} s"
-            if left <= deadline.idle
-            else f"sent nothing for {deadline.idle:g} s"
-        )
-        text = f"{reply.where} {late}"
-        raise _Stop(Failed(kind=Found.TIMEOUT, detail=text, status=reply.status)) from None
+    def check_length(self) -> None:
+        """Stop when `Content-Length` alone says that it is too large; of a coded body it says too little."""
+        if not self._reply.headers.get("content-encoding") and (self._reply.length or 0) > self._limit:
+            raise self._too_large()
 
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield it as it comes."""
+        named = self._reply.headers.get("content-encoding", "")
+        code = coding(named)
+        if code is None:
+            raise self._stop(f"sends a content coding that is not understood: {named[:40]!a}")
+        inflater = Inflater(code) if code else None
+        size = 0
+        try:
+            while data := await self._next():
+                for piece in inflater.feed(data) if inflater else (data,):
+                    size += len(piece)
+                    if size > self._limit:
+                        raise self._too_large()
+                    yield piece
+                if self._reply.received > self._limit + self._limit // _WIRE_SHARE + _WIRE_SLACK:
+                    raise self._too_large()
+            if inflater and self._reply.received:
+                inflater.finish()
+        except CodingBroken as error:
+            raise self._stop(f"says {code}, but {error}") from None
 
-def _cut_off(reply: Incoming, kind: Found) -> Failed:
-    of = "" if reply.length is None else f" of {reply.length}"
-    return Failed(
-        kind=kind,
-        detail=f"the body of {reply.where} was cut off after {reply.received}{of} bytes",
-        status=reply.status,
-    )
+    async def _next(self) -> bytes:
+        reply, deadline = self._reply, self._deadline
+        left = deadline.left()
+        try:
+            async with asyncio.timeout(min(left, deadline.idle)):
+                return await reply.read()
+        except TimeoutError:
+            whole = f"was not done in {deadline.total:g} s"
+            silent = f"sent nothing for {deadline.idle:g} s"
+            raise self._stop(whole if left <= deadline.idle else silent, Found.TIMEOUT) from None
+        except ReplyBroken:
+            of = "" if reply.length is None else f" of {reply.length}"
+            text = f"the body of {reply.where} was cut off after {reply.received}{of} bytes"
+            raise _Stop(Failed(kind=self._cut_off, detail=text, status=reply.status)) from None
 
+    def _stop(self, text: str, kind: Found = Found.UNUSABLE) -> _Stop:
+        return _Stop(Failed(kind=kind, detail=f"{self._reply.where} {text}", status=self._reply.status))
 
-async def _whole(reply: Incoming, limit: int, deadline: _Deadline) -> bytes:
-    _check_length(reply, limit)
-    async with aclosing(_pieces(reply, limit, deadline)) as pieces:
-        return b"".join([piece async for piece in pieces])
-
-
-def _check_length(reply: Incoming, limit: int) -> None:
-    """Raise `_Stop` when `Content-Length` alone says that the body is too large; of a coded body it says too little."""
-    if not reply.headers.get("content-encoding") and (reply.length or 0) > limit:
-        raise _Stop(_too_large(reply, limit))
+    def _too_large(self) -> _Stop:
+        return _Stop(replace(self._stop(f"sends more than {self._limit} bytes").failed, too_large=True))
 
 
 def _passing(failed: Failed) -> Failed:
     """Return a failure of a document or stream: one that is too long (an error page of a proxy) says nothing of the result."""
     return replace(failed, too_large=False)
-
-
-def _too_large(reply: Incoming, limit: int) -> Failed:
-    text = f"{reply.where} sends more than {limit} bytes"
-    return Failed(kind=Found.UNUSABLE, detail=text, status=reply.status, too_large=True)
 
 
 def _as_asgi(pieces: AsyncIterator[bytes]) -> Callable[[], Any]:
@@ -368,3 +357,148 @@ def _as_asgi(pieces: AsyncIterator[bytes]) -> Callable[[], Any]:
         return {"type": "http.request", "body": piece, "more_body": bool(piece)}
 
     return receive
+
+
+# ---------------------------------------------------------------- what bodies are written in
+
+
+_SPARE_MEMBERS = 16
+_MEMBER_BYTES = 1024
+"""A gzip body may have a member for each of so many decoded bytes, and a few more: empty ones by the thousand cost only time."""
+
+
+class CodingBroken(ValueError):
+    """The bytes are not what the content coding says."""
+
+
+class Inflater:
+    """Undoes one coding in flat memory. Feed it all pieces in turn, then `finish`.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-8.4.1; "deflate" comes in two dialects, with the zlib header that the RFC
+    asks for and without it, and both are read.
+    """
+
+    def __init__(self, coding: str) -> None:
+        """`coding` is `gzip` or `deflate`."""
+        self._gzip = coding == "gzip"
+        self._held = b""
+        self._stream: zlib._Decompress | None = None
+        self._members = 0
+        self._size = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what `data` decodes to, in pieces of at most `PIECE` bytes. Raises `CodingBroken`."""
+        data, self._held = self._held + data, b""
+        more = False
+        while data or more:
+            if self._stream is None:
+                data = self._begin(data)
+                if self._stream is None:
+                    return
+            try:
+                piece = self._stream.decompress(data, PIECE)
+            except zlib.error:
+                raise CodingBroken("the bytes cannot be decoded") from None
+            if piece:
+                self._size += len(piece)
+                yield piece
+            # All is taken in, and a full piece may not be all that comes of it: nothing follows that would bring the rest.
+            more = not self._stream.eof and len(piece) == PIECE
+            if self._stream.eof:
+                data, self._stream = self._stream.unused_data, None
+            else:
+                data = self._stream.unconsumed_tail
+
+    def finish(self) -> None:
+        """Raise `CodingBroken` unless the coding came to its end."""
+        if self._stream is not None or self._held:
+            raise CodingBroken("the bytes end before their coding does")
+
+    def _begin(self, data: bytes) -> bytes:
+        """Start the next member of a gzip body, or the only one of deflate; return what is left to decode."""
+        if self._members:
+            if self._gzip and not data.strip(b"\0"):
+                return b""  # padding, as tar and tapes leave it
+            if not self._gzip or self._members > _SPARE_MEMBERS + self._size // _MEMBER_BYTES:
+                raise CodingBroken("there are bytes after the end of what was decoded")
+        if not self._gzip and len(data) < 2:
+            self._held = data
+            return b""
+        self._members += 1
+        self._stream = zlib.decompressobj(31 if self._gzip else _deflate_bits(data))
+        return data
+
+
+def _deflate_bits(data: bytes) -> int:
+    """Return zlib's `wbits` for a deflate body: its header has method 8 and is a multiple of 31 (RFC 1950, 2.2)."""
+    headed = data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
+    return 15 if headed else -15
+
+
+def coding(header: str) -> str | None:
+    """Read `Content-Encoding`: `gzip`, `deflate`, "" for none; None for what is not undone here."""
+    name = header.strip().lower()
+    return {"": "", "identity": "", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}.get(name)
+
+
+MAX_LINE = 64 * 1024
+"""The longest line, in bytes."""
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BOM = b"\xef\xbb\xbf"
+
+
+class LineTooLong(ValueError):
+    """A line of the stream is longer than `MAX_LINE`."""
+
+
+class EventReader:
+    """Turns pieces of bytes into events. An event that no blank line ended is dropped with the reader."""
+
+    def __init__(self, *, max_line: int = MAX_LINE) -> None:
+        self._max_line = max_line
+        self._line = bytearray()
+        self._first = True
+        self._after_cr = False
+        self._event = ""
+        self._data: list[str] = []
+
+    def feed(self, data: bytes) -> Iterator[ServerSentEvent]:
+        """Yield the events that `data` completes. Raises `LineTooLong`."""
+        if self._after_cr and data:
+            self._after_cr = False
+            data = data.removeprefix(b"\n")  # the second half of a line's end
+        self._after_cr = self._after_cr or data.endswith(b"\r")
+        start = 0
+        for end in _LINE_END.finditer(data):
+            self._add(data[start : end.start()])
+            start = end.end()
+            event = self._take(bytes(self._line))
+            self._line.clear()
+            if event is not None:
+                yield event
+        self._add(data[start:])
+
+    def _add(self, part: bytes) -> None:
+        if len(self._line) + len(part) > self._max_line:
+            raise LineTooLong(f"a line of the stream is over {self._max_line} bytes")
+        self._line += part
+
+    def _take(self, line: bytes) -> ServerSentEvent | None:
+        if self._first:
+            self._first = False
+            line = line.removeprefix(_BOM)
+        if not line:
+            return self._dispatch()
+        name, _, value = line.partition(b":")
+        text = value.removeprefix(b" ").decode("utf-8", "replace")
+        if name == b"data":
+            self._data.append(text)
+        elif name == b"event":
+            self._event = text
+        return None  # `id` and `retry` serve reconnecting; an empty name is a comment
+
+    def _dispatch(self) -> ServerSentEvent | None:
+        event, data = self._event or "message", "\n".join(self._data)
+        whole = bool(self._data)
+        self._event, self._data = "", []
+        return ServerSentEvent(event=event, data=data) if whole else None

@@ -24,8 +24,7 @@ import msgspec
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback
 from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
 from receiver.core.observe import Observers
-from receiver.system.bodies import FileBody, keep_body
-from receiver.system.files import make_folder, sync_folder, write_file
+from receiver.system.files import FileBody, keep_body, make_folder, sync_folder, write_file
 
 _ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key"))
 """Headers that no provider has to name."""

@@ -1,11 +1,42 @@
-"""Durable files: folders, names and bytes that are on the disk when a call returns."""
+"""Files of this machine: durable ones, and bodies as they arrive (counted, capped, hashed; small ones in memory).
+
+Memory stays flat: whatever the body's size, at most two pieces of a megabyte wait for the disk. A disk that takes no more
+is `JournalUnavailable` here; engine/intake.py answers it with 503, and nothing is taken.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import hashlib
+import io
 import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
+
+from receiver.core.callback import PREFIX_BYTES, Body, MemoryBody
+from receiver.core.errors import (
+    RESOURCE_ERRORS,
+    THREAD_ERRORS,
+    BodyCutOff,
+    BodyTooLarge,
+    BodyTooSlow,
+    JournalUnavailable,
+    reason_of,
+)
+
+MEMORY_LIMIT = 64 * 1024
+"""Bytes up to which a body never touches the disk on its way in."""
+_PIECE = 1024 * 1024
+_STALE_SECONDS = 24 * 3600
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+"""ASGI's `receive`."""
 
 
 def make_folder(folder: Path) -> None:
@@ -50,3 +81,313 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+class FileBody:
+    """A body held in a file."""
+
+    def __init__(self, path: str, size: int, sha256: str, prefix: bytes) -> None:
+        self.path: str | None = path
+        self._path = path
+        self.size = size
+        self.sha256 = sha256
+        self.prefix = prefix
+        self._syncing = threading.Lock()
+        self._sync_failed = False
+
+    @classmethod
+    def read(cls, path: str) -> FileBody:
+        """Open a file as a body, counting and hashing it. Raises `OSError`."""
+        with open(path, "rb") as file:
+            prefix = file.read(PREFIX_BYTES)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(path, os.fstat(file.fileno()).st_size, digest, prefix)
+
+    def load(self) -> bytes:
+        """Return all bytes."""
+        return Path(self._path).read_bytes()
+
+    def sync(self) -> bool:
+        """Make the file's bytes durable; return False when an earlier sync failed. Raises `OSError`.
+
+        A kernel reports a failed write once; a later sync succeeds whatever is on the disk, and proves nothing. Two syncs
+        of one file run one after the other.
+        """
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with self._syncing:
+                if self._sync_failed:
+                    return False
+                self._sync_failed = True
+                os.fsync(fd)
+                self._sync_failed = False
+            return True
+        finally:
+            os.close(fd)
+
+    def discard(self) -> None:
+        """Remove the temporary file; its other names (of the journal, of the blob folder) stay."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+
+class BodyBuffer:
+    """Reads bodies into memory or into temporary files of `folder`."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def open(self) -> None:
+        """Make the folder and remove what a crashed process left. Raises `JournalUnavailable`."""
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            for entry in os.scandir(self._folder):
+                if _is_stale(entry):
+                    os.unlink(entry.path)
+        except OSError as error:
+            raise JournalUnavailable(
+                f"the folder for temporary files cannot be used: {error.strerror}"
+            ) from None
+
+    async def read(
+        self, receive: Receive, *, limit: int, total: float, idle: float, piece: int = _PIECE
+    ) -> MemoryBody | FileBody:
+        """Read a body to its end.
+
+        `limit` in bytes; `total` and `idle` (between two pieces) in seconds; `piece` bytes are held in memory before they
+        are written to a file. Raises `BodyTooLarge`, `BodyTooSlow`,
+        `BodyCutOff`; `JournalUnavailable` when the disk cannot take it.
+        """
+        deadline = time.monotonic() + total
+        pieces: list[bytes] = []
+        size, more = 0, True
+        writer: _Writer | None = None
+        try:
+            while more:
+                if writer is not None and sum(map(len, pieces)) >= piece:
+                    await writer.write(pieces)
+                    pieces = []
+                data, more = await _next(receive, deadline, idle)
+                pieces.append(data)
+                size += len(data)
+                if size > limit:
+                    raise too_large(limit)
+                if writer is None and size > MEMORY_LIMIT:
+                    writer = _Writer(_TemporaryFile(self._new_path()))
+            if writer is None:
+                return MemoryBody(b"".join(pieces))
+            await writer.write(pieces)
+            return await writer.finish()
+        except BaseException:
+            if writer is not None:
+                await writer.abandon()
+            raise
+
+    async def rewrite(self, body: Body, change: Callable[[bytes], bytes], *, overlap: int) -> FileBody:
+        """Return a new temporary body: `change` applied to the whole, piece by piece in flat memory.
+
+        `change` may replace any run of bytes shorter than `overlap`. Raises `JournalUnavailable`.
+        """
+        file = _TemporaryFile(self._new_path())
+        try:
+            return await asyncio.to_thread(_rewrite, body, file, change, overlap)
+        except THREAD_ERRORS as error:
+            file.abandon()
+            raise _unwritable(error) from None
+        # Also after a cancellation, while the thread still works on the file.
+        except BaseException:
+            file.abandon()
+            raise
+
+    def _new_path(self) -> str:
+        self._count += 1
+        return os.path.join(self._folder, f"{os.getpid()}-{self._count}-{os.urandom(4).hex()}")
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """Return the error for a body over `limit` bytes."""
+    return BodyTooLarge(f"the body is over this source's limit of {limit} bytes")
+
+
+def keep_body(body: Body, target: Path) -> None:
+    """Make a new private file of a body, synced. Raises `OSError`.
+
+    A temporary file gets a second name where the file system can give one. It is copied where not, and after a failed
+    sync as well: no later one tells whether its bytes are on the disk.
+    """
+    if body.path is None:
+        write_file(target, body.load())
+        return
+    if isinstance(body, FileBody) and body.sync():
+        try:
+            os.link(body.path, target)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+    _copy(body.path, target, body.sha256)
+
+
+def _copy(path: str, target: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    fd = create(target)
+    try:
+        with open(path, "rb", buffering=0) as source:
+            while piece := source.read(_PIECE):
+                digest.update(piece)
+                write_all(fd, piece)
+        # What could not be written to the first file may be gone from memory as well.
+        if digest.hexdigest() != sha256:
+            raise OSError(errno.EIO, "the temporary file is not what was received any more")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+async def _next(receive: Receive, deadline: float, idle: float) -> tuple[bytes, bool]:
+    """Return the next piece of a body, and whether more will come."""
+    try:
+        async with asyncio.timeout(min(idle, deadline - time.monotonic())):
+            message = await receive()
+    except TimeoutError:
+        raise BodyTooSlow from None
+    if message["type"] == "http.disconnect":
+        raise BodyCutOff
+    return message.get("body", b""), message.get("more_body", False)
+
+
+class _TemporaryFile:
+    """A file that a worker thread writes, and that its owner may abandon meanwhile.
+
+    Abandoned, it is removed at once, and closed when the thread's job ends: its number may belong to another file from
+    then on. A job may also begin after that: an executor that could not start a thread for it has it in its queue.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Make the file. Raises `JournalUnavailable`."""
+        self.path = path
+        try:
+            self._fd = create(path)
+        except OSError as error:
+            raise _unwritable(error) from None
+        self._lock = threading.Lock()
+        self._busy = self._closed = False
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[int]:
+        """Hold the descriptor open. Raises `OSError` when it is closed already."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "abandoned")
+            self._busy = True
+        try:
+            yield self._fd
+        finally:
+            with self._lock:
+                self._busy = False
+                if self._closed:
+                    with contextlib.suppress(OSError):
+                        os.close(self._fd)
+
+    def close(self) -> None:
+        """Close it now, or at the end of the job that is under way. Raises `OSError`."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+            if first and not self._busy:
+                os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Close and remove it."""
+        with contextlib.suppress(OSError):
+            self.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+def _rewrite(body: Body, file: _TemporaryFile, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
+    source = io.BytesIO(body.load()) if body.path is None else open(body.path, "rb")  # noqa: SIM115 - closed below
+    with source, file.busy() as fd:
+        carry = b""
+        while piece := source.read(_PIECE):
+            # A run that is cut by the end of this piece is still whole in the carry.
+            carry = change(carry + piece)
+            write_all(fd, carry[:-overlap])
+            carry = carry[-overlap:]
+        write_all(fd, carry)
+    file.close()
+    return FileBody.read(file.path)
+
+
+def _unwritable(error: BaseException) -> JournalUnavailable:
+    return JournalUnavailable(f"the folder for temporary files cannot be written: {reason_of(error)}")
+
+
+def _is_stale(entry: os.DirEntry[str]) -> bool:
+    pid, _, _ = entry.name.partition("-")
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return entry.stat().st_mtime < time.time() - _STALE_SECONDS
+
+
+class _Writer:
+    """Writes and hashes in a worker thread, one step behind the network."""
+
+    def __init__(self, file: _TemporaryFile) -> None:
+        self._file = file
+        self._size = 0
+        self._prefix = b""
+        self._digest = hashlib.sha256()
+        self._pending: asyncio.Future[None] | None = None
+
+    async def write(self, pieces: list[bytes]) -> None:
+        await self._settle()
+        loop = asyncio.get_running_loop()
+        try:
+            self._pending = loop.run_in_executor(None, self._write, pieces)
+        except RuntimeError as error:
+            raise _unwritable(error) from None
+
+    def _write(self, pieces: list[bytes]) -> None:
+        with self._file.busy() as fd:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if len(self._prefix) < PREFIX_BYTES:
+                self._prefix = (self._prefix + data[:PREFIX_BYTES])[:PREFIX_BYTES]
+            self._digest.update(data)
+            self._size += len(data)
+            write_all(fd, data)
+
+    async def _settle(self) -> None:
+        """Wait for the write under way. It stays pending after a cancellation, so that the next call waits for it as well."""
+        pending = self._pending
+        if pending is None:
+            return
+        try:
+            await asyncio.shield(pending)
+        except RESOURCE_ERRORS as error:
+            raise _unwritable(error) from None
+        finally:
+            if pending.done():
+                self._pending = None
+
+    async def finish(self) -> FileBody:
+        await self._settle()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _unwritable(error) from None
+        return FileBody(self._file.path, self._size, self._digest.hexdigest(), self._prefix)
+
+    async def abandon(self) -> None:
+        try:
+            with contextlib.suppress(JournalUnavailable):
+                await asyncio.shield(self._settle())
+        finally:
+            self._file.abandon()

@@ -44,8 +44,12 @@ class Threads:
 
     def close(self) -> None:
         """Cancel the work that has not begun, and end each thread after its current work."""
-        self._closed = True
         self._cancel()
+        self.finish()
+
+    def finish(self) -> None:
+        """Take no more work, and end each thread when what was submitted is done."""
+        self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
 
@@ -102,45 +106,15 @@ class OwnThread:
     """One daemon thread that makes calls in their order, for an event loop."""
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = (
-            queue.SimpleQueue()
-        )
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._threads = Threads(1, name)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns in the thread, or raise what it raises."""
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((future, function))
-        return await future
+        """Return what `function` returns in the thread, or raise what it raises. Raises `NoThread`."""
+        return await asyncio.wrap_future(self._threads.submit(function))
 
     async def end(self, last: Callable[[], None], seconds: float | None) -> bool:
         """Make one last call and end; return False when that took longer than `seconds`, and the thread is abandoned."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put((future, last))
-        self._queue.put(None)
+        future = asyncio.wrap_future(self._threads.submit(last))
+        self._threads.finish()
         await asyncio.wait([future], timeout=seconds)
         return future.done()
-
-    def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            future, function = job
-            if future.cancelled():  # nobody waits for it any more
-                continue
-            result, failed = None, None
-            try:
-                result = function()
-            except BaseException as error:
-                failed = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(_resolve, future, result, failed)
-            del job, future, function, result, failed
-
-
-def _resolve(future: asyncio.Future[Any], result: object, failed: BaseException | None) -> None:
-    if future.done():
-        return
-    if failed is None:
-        future.set_result(result)
-    else:
-        future.set_exception(failed)

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from receiver.core.envelope import iso
 from receiver.core.event import Event, Rejection
+from receiver.core.event_json import iso
 from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from receiver.core.errors import BlobsUnavailable
 from receiver.storage.blobs import Blobs, local
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system import files
-from receiver.system.bodies import MEMORY_LIMIT, FileBody
+from receiver.system.files import MEMORY_LIMIT, FileBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 
 

@@ -19,7 +19,7 @@ from receiver.__main__ import app
 from receiver.app import wiring
 from receiver.app.check import CODES
 from receiver.app.observers import METRICS
-from receiver.core import envelope, errors
+from receiver.core import errors, event_json
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, Found, OutcomeKind, Pickup, PickupKind, PickupState
@@ -300,7 +300,7 @@ def _whole_event() -> dict[str, Any]:
         error=JobError(message="m"),
     )
     whole: dict[str, Any] = json.loads(
-        envelope.compose(
+        event_json.compose(
             draft,
             event_id="evt_1",
             source="s",

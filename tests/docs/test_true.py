@@ -17,7 +17,7 @@ from standardwebhooks import WebhookVerificationError
 
 from receiver.__main__ import app
 from receiver.app.check import check
-from receiver.core import callback_urls, envelope
+from receiver.core import callback_urls, event_json
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.retry import RETRY_AFTER_LIMIT
 from receiver.core.tokens import CallbackTokens
@@ -126,7 +126,7 @@ EXAMPLES = [(found, text) for found in (README, page("docs/events.md")) for text
 def test_events_shown_have_the_fields_of_real_ones(found: Page, text: str) -> None:
     event = json.loads(text)
     draft = EventDraft(type="speech.failed", idempotency_key="k", occurred_at=1)
-    real = json.loads(envelope.compose(draft, event_id="evt_1", source="s", provider="p"))
+    real = json.loads(event_json.compose(draft, event_id="evt_1", source="s", provider="p"))
     assert list(event) == ["type", "timestamp", "data"]
     assert event["type"] in EVENT_TYPES
     assert list(event["data"]) == list(real)
@@ -134,10 +134,10 @@ def test_events_shown_have_the_fields_of_real_ones(found: Page, text: str) -> No
 
 def test_limits_told_are_those_of_the_program() -> None:
     text = page("docs/events.md").text
-    assert f"longer than {envelope.TEXT_LIMIT} bytes" in text
-    assert f"{envelope.ERROR_LIMIT} characters at most" in text
-    assert f"short top-level fields, {envelope.INLINE_LIMIT} bytes in all" in text
-    assert envelope.DATA_LIMIT < 20_000, "events are said to be under 20 kB"
+    assert f"longer than {event_json.TEXT_LIMIT} bytes" in text
+    assert f"{event_json.ERROR_LIMIT} characters at most" in text
+    assert f"short top-level fields, {event_json.INLINE_LIMIT} bytes in all" in text
+    assert event_json.DATA_LIMIT < 20_000, "events are said to be under 20 kB"
     assert RETRY_AFTER_LIMIT == 24 * 3600, "Retry-After is said to be a day at most"
 
 

@@ -20,7 +20,10 @@ from tests.faultvfs import FaultVFS
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
 
-MIXED = (speech("job-speech"), transcript("job-text"), deapi("job-deapi"))
+
+def mixed() -> tuple[Sent, ...]:
+    """Return one callback of each kind, signed now: an import may be longer ago than a signature holds."""
+    return speech("job-speech"), transcript("job-text"), deapi("job-deapi")
 
 
 class Faulty:
@@ -51,7 +54,7 @@ async def _send(up: Running, sent: Sent) -> httpx2.Response:
 
 async def _by_trait(up: Running) -> None:
     """While the store or the blobs are out: Deepgram is told to send again, deAPI is not, and both are kept."""
-    answers = {sent.name: await _send(up, sent) for sent in MIXED}
+    answers = {sent.name: await _send(up, sent) for sent in mixed()}
     assert {name: answer.status_code for name, answer in answers.items()} == {
         "job-speech": 503,
         "job-text": 503,
@@ -67,7 +70,7 @@ async def _recovers(up: Running) -> None:
     await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
     events = await up.receiver.store.events(EventFilter())
     assert sorted(str(event.job_id) for event in events) == ["job-deapi", "job-speech", "job-text"]
-    assert (await _send(up, MIXED[0])).json()["status"] == "duplicate"
+    assert (await _send(up, speech("job-speech"))).json()["status"] == "duplicate"
     assert (await up.client.get("/readyz")).status_code == 200
 
 
@@ -164,7 +167,7 @@ async def test_a_blob_folder_that_is_gone(tmp_path: Path) -> None:
     async with running(tmp_path, settings_text(tmp_path), work=False, timing=always_asked) as up:
         blobs = tmp_path / "data" / "blobs"
         blobs.rename(tmp_path / "away")
-        assert [(await _send(up, sent)).status_code for sent in MIXED] == [503, 200, 200]
+        assert [(await _send(up, sent)).status_code for sent in mixed()] == [503, 200, 200]
         ready = await up.client.get("/readyz")
         assert ready.status_code == 503
         assert ready.json()["parts"]["blobs"] != "ok"
@@ -180,12 +183,12 @@ async def test_nothing_can_keep_it(tmp_path: Path) -> None:
         fault.vfs.full = True
         journal = tmp_path / "data" / "journal"
         journal.rename(tmp_path / "away")
-        for sent in MIXED:
+        for sent in mixed():
             answer = await _send(up, sent)
             assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
         (tmp_path / "away").rename(journal)
         fault.vfs.full = False
-        for sent in MIXED:
+        for sent in mixed():
             assert (await _send(up, sent)).json()["status"] == "recorded"
 
 

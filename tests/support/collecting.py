@@ -16,7 +16,7 @@ from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Collected, Result
 from receiver.settings.model import SourceSettings
-from receiver.system.bodies import BodyBuffer
+from receiver.system.files import BodyBuffer
 
 NOW = 1795222923456
 """2026-11-21T01:02:03.456Z"""

@@ -210,9 +210,7 @@ def _patch_inside(step: str, when: str) -> None:
     if step == "folder.sync":
         local.sync_folder = _deadly(files.sync_folder, when)  # type: ignore[attr-defined]
     if step in ("body.finish", "download.finish"):
-        from receiver.system import bodies
-
-        bodies._Writer.finish = _deadly(bodies._Writer.finish, when)  # type: ignore[method-assign]
+        files._Writer.finish = _deadly(files._Writer.finish, when)  # type: ignore[method-assign]
     if step == "settle.transact":
         from receiver.storage.store import pickups
 

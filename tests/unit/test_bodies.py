@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.system.bodies import MEMORY_LIMIT, BodyBuffer, FileBody, Receive
+from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive
 from tests.support.examples import examples
 
 

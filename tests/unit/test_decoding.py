@@ -8,7 +8,8 @@ import zlib
 
 import pytest
 
-from receiver.outbound.decoding import PIECE, CodingBroken, Inflater, coding
+from receiver.outbound.client import PIECE
+from receiver.outbound.fetcher import CodingBroken, Inflater, coding
 
 TEXT = b"receiver " * 1000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.outbound.decoding import EventReader, LineTooLong
+from receiver.outbound.fetcher import EventReader, LineTooLong
 
 Events = list[tuple[str, str]]
 

@@ -17,7 +17,7 @@ import pytest
 from receiver.core.errors import JournalUnavailable
 from receiver.core.fetch import Answer, Downloaded, Failed
 from receiver.core.work import Found
-from receiver.outbound.fetcher import USER_AGENT
+from receiver.outbound.client import USER_AGENT
 from tests.support.fetching import LIMIT, NOW, Way, the_way
 from tests.support.provider_host import CHUNKED, ProviderHost, Script, Talk, chunk, reply
 

@@ -14,7 +14,7 @@ from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallba
 from receiver.core.errors import BlobsUnavailable, JournalUnavailable, StoreUnavailable
 from receiver.core.observe import Observers
 from receiver.storage.journal import Journal
-from receiver.system.bodies import FileBody
+from receiver.system.files import FileBody
 from tests.support.running import Seen
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from receiver.core import envelope
+from receiver.core import event_json
 from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback
 from receiver.core.event import (
     Answered,
@@ -31,7 +31,7 @@ from receiver.core.work import Deferral, Pickup, PickupKind
 from receiver.engine.recorder import ASKED, Recorder
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.system.bodies import BodyBuffer
+from receiver.system.files import BodyBuffer
 from tests.support.memory import MemoryStore
 
 CAME, NOW = 1795222923456, 1795222925000
@@ -146,7 +146,7 @@ def _data(recording: Recording) -> dict[str, Any]:
 def _size(recording: Recording) -> int:
     """Return the bytes of the whole event as it is sent, with a long link."""
     return len(
-        envelope.render(recording.event, lambda key, kind: (f"https://hooks.example.com/{'x' * 500}", NOW))
+        event_json.render(recording.event, lambda key, kind: (f"https://hooks.example.com/{'x' * 500}", NOW))
     )
 
 
@@ -198,7 +198,7 @@ async def test_what_is_kept_and_where(desk: Desk, name: str) -> None:
     body, draft, link, blob, row = KEPT[name]
     recording = await desk.recorded(body, **draft)
     data = _data(recording)
-    assert [part for part in envelope.LINKED if data[part] is not None] == ([link] if link else [])
+    assert [part for part in event_json.LINKED if data[part] is not None] == ([link] if link else [])
     if link is None:
         assert recording.event.blob_key is None
     else:
@@ -224,11 +224,11 @@ async def test_provider_data_is_shortened_only_past_the_limit(
     desk: Desk, shape: dict[str, Any], over: int
 ) -> None:
     plain = len((await desk.recorded(b"", provider_data={"a": ""}, **shape)).event.data)
-    text = "x" * (envelope.DATA_LIMIT - plain + over)
+    text = "x" * (event_json.DATA_LIMIT - plain + over)
     recording = await desk.recorded(b"", idempotency_key="job:2", provider_data={"a": text}, **shape)
     # The key of the object is another one: of the same length, as all are.
     assert _data(recording)["provider_data"] == ({} if over else {"a": text})
-    assert len(recording.event.data) <= envelope.DATA_LIMIT
+    assert len(recording.event.data) <= event_json.DATA_LIMIT
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,18 @@ from receiver.settings.model import DestinationSettings, Section
 class Destination(Protocol):
     """One configured destination, as the engine sees it."""
 
-    @property
-    def name(self) -> str:
-        """Its name in the configuration."""
+    name: str
+    """Its name in the configuration."""
 
+    @abstractmethod
     async def open(self) -> None:
         """Make ready to send."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Let go of connections."""
 
+    @abstractmethod
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Make one attempt: sign `body` (the whole JSON event) as of `timestamp` (epoch milliseconds) and send it.
 
@@ -35,7 +37,7 @@ class Destination(Protocol):
         """
 
 
-class Kind(ABC):
+class Kind(Destination, ABC):
     """The frame of a `Destination`. A subclass is one kind; its module says everything that is particular to it."""
 
     kind: ClassVar[str]
@@ -53,18 +55,6 @@ class Kind(ABC):
     def findings(cls, where: str, options: Any) -> Iterable[Finding]:
         """Yield what is wrong or doubtful about valid settings; `where` is `destinations.NAME`."""
         return ()
-
-    @abstractmethod
-    async def open(self) -> None:
-        """Make ready to send."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Let go of connections."""
-
-    @abstractmethod
-    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
-        """Make one attempt; see `Destination`."""
 
 
 @cache

@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from receiver import __version__
 from receiver.core.errors import ConfigError
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
@@ -22,13 +21,20 @@ from receiver.core.urls import http_url, in_clear
 from receiver.core.webhook import sign as standard_webhook
 from receiver.core.webhook import webhook_key
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.client import NO_CERTIFICATES, Egress, Failure, Reply, Resolve, holds_certificates
+from receiver.outbound.client import (
+    NO_CERTIFICATES,
+    USER_AGENT,
+    Egress,
+    Failure,
+    Reply,
+    Resolve,
+    holds_certificates,
+)
 from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Networks, Section
 
-USER_AGENT = f"receiver/{__version__}"
 _OWN = frozenset(
     (
         "webhook-id",

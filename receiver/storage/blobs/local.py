@@ -17,8 +17,7 @@ from receiver.core.errors import THREAD_ERRORS, BlobsUnavailable, NotFound, reas
 from receiver.core.event import StoredBlob
 from receiver.storage.blobs import BlobEntry, LocalObject
 from receiver.storage.blobs.keys import KeyTemplate, has_our_name
-from receiver.system.bodies import keep_body
-from receiver.system.files import make_folder, sync_folder, write_file
+from receiver.system.files import keep_body, make_folder, sync_folder, write_file
 
 _THREADS = 8
 _REMEMBERED = 4096

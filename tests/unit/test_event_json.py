@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.core import envelope
+from receiver.core import event_json
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, Stage, StoredBlob, TranscriptDraft
 from receiver.core.routing import Route, Router
 from tests.support.examples import examples
@@ -31,7 +31,7 @@ def _data(draft: EventDraft, **parts: Any) -> dict[str, Any]:
 
 
 def _compose(draft: EventDraft, **parts: Any) -> bytes:
-    return envelope.compose(draft, event_id="evt_1", source="s", provider="p", **parts)
+    return event_json.compose(draft, event_id="evt_1", source="s", provider="p", **parts)
 
 
 def _event(data: bytes, *, blob_key: str | None = None) -> Event:
@@ -65,26 +65,26 @@ def _link(key: str, content_type: str) -> tuple[str, int]:
     ],
 )
 def test_a_time_is_utc_with_milliseconds(millis: int, text: str) -> None:
-    assert envelope.iso(millis) == text
+    assert event_json.iso(millis) == text
 
 
 def test_an_event_without_a_blob_is_sent_as_it_was_composed() -> None:
-    body = envelope.render(_event(b'{"audio":null,"n":1.0}'), _link)
+    body = event_json.render(_event(b'{"audio":null,"n":1.0}'), _link)
     assert (
         body
         == b'{"type":"transcript.completed","timestamp":"2026-11-21T01:02:03.456Z","data":{"audio":null,"n":1.0}}'
     )
 
 
-@pytest.mark.parametrize("name", envelope.LINKED)
+@pytest.mark.parametrize("name", event_json.LINKED)
 def test_links_are_made_at_each_rendering(name: str) -> None:
     whole = (BLOB, AudioFacts()) if name == "audio" else BLOB
-    data = json.loads(envelope.render(_event(_compose(_draft(), **{name: whole}), blob_key=BLOB.key), _link))[
-        "data"
-    ]
+    data = json.loads(
+        event_json.render(_event(_compose(_draft(), **{name: whole}), blob_key=BLOB.key), _link)
+    )["data"]
     assert data[name]["url"] == "https://x/s/a.json?application/json"
-    assert data[name]["url_expires_at"] == envelope.iso(NOW + 1000)
-    assert [other for other in envelope.LINKED if data[other]] == [name]
+    assert data[name]["url_expires_at"] == event_json.iso(NOW + 1000)
+    assert [other for other in event_json.LINKED if data[other]] == [name]
 
 
 def test_audio_tells_what_is_known_and_null_for_the_rest() -> None:
@@ -111,7 +111,7 @@ def test_long_texts_are_cut_or_left_to_the_document(char: str) -> None:
     )
     data = _data(draft, document=BLOB, short=True)
     assert data["transcript"]["text"] is None
-    assert 0 < len(data["error"]["message"]) <= envelope.ERROR_LIMIT
+    assert 0 < len(data["error"]["message"]) <= event_json.ERROR_LIMIT
     assert char * 9000 not in json.dumps(data, ensure_ascii=False)
     short = _data(_draft(transcript=TranscriptDraft(text=char * 1000), error=JobError(message=char * 400)))
     assert (short["transcript"]["text"], short["error"]["message"]) == (char * 1000, char * 400)
@@ -137,7 +137,7 @@ def test_with_a_document_an_event_is_always_under_20_kb(
         error=JobError(message=message, code=text, details=details) if failed else None,
         provider_data=data,
     )
-    body = envelope.render(_event(_compose(draft, document=BLOB, short=True), blob_key=BLOB.key), _link)
+    body = event_json.render(_event(_compose(draft, document=BLOB, short=True), blob_key=BLOB.key), _link)
     assert len(body) < 20_000
     json.loads(body)
 
