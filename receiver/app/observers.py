@@ -6,11 +6,12 @@ JSON lines of one turn of the event loop are written together: the hot path pays
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TextIO
 
@@ -21,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from receiver.core.clock import wall_clock
 from receiver.core.event_json import iso
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, Repeats, harmless, no_secrets
-from receiver.core.work import StoreStats
+from receiver.core.work import Due, StoreStats
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BLANK = ("", None)
@@ -58,7 +59,7 @@ class LogObserver:
     def callback(self, report: CallbackReport) -> None:
         """Write one line: `callback.recorded`, `callback.rejected` …"""
         level = "info" if report.status < 400 else "warning"
-        if _LEVELS[level] < self._level:
+        if not self._shows(level):
             return
         left_out = 0
         if report.status >= 400 and report.count == 1:
@@ -67,9 +68,7 @@ class LogObserver:
             if repeated is None:
                 return
             left_out = repeated
-        fields = _fields(report)
-        if left_out:
-            fields["left_out"] = left_out
+        fields = _fields(report) | {"left_out": left_out}
         del fields["answer"]
         if report.count == 1:
             del fields["count"]
@@ -80,7 +79,7 @@ class LogObserver:
         """Write one line: `attempt.delivered`, `attempt.refused` …"""
         kind = report.outcome.kind.value
         level = "info" if kind == "delivered" else "warning"
-        if _LEVELS[level] >= self._level:
+        if self._shows(level):
             self._line(level, f"attempt.{kind}", _fields(report))
 
     def pickup(self, report: PickupReport) -> None:
@@ -108,9 +107,11 @@ class LogObserver:
         self._line(level, event, no_secrets(fields))
 
     def _line(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        if _LEVELS[level] < self._level:
-            return
-        self._write(level, event, {key: value for key, value in fields.items() if value not in _BLANK})
+        if self._shows(level):
+            self._write(level, event, {key: value for key, value in fields.items() if value not in _BLANK})
+
+    def _shows(self, level: str) -> bool:
+        return _LEVELS[level] >= self._level
 
 
 def _fields(report: CallbackReport | AttemptReport | PickupReport) -> dict[str, Any]:
@@ -157,11 +158,15 @@ class _JsonLines:
                 self._flush(lines)
 
     def _flush(self, lines: list[bytes]) -> None:
-        try:
-            self._out.write(harmless((b"\n".join(lines) + b"\n").decode()))
-            self._out.flush()
-        except (OSError, ValueError):  # a log that is gone (closed pipe, full disk) must not stop a callback
-            return
+        _put(self._out, harmless((b"\n".join(lines) + b"\n").decode()))
+
+
+def _put(out: TextIO, text: str) -> None:
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a log that is gone (closed pipe, full disk) must not stop a callback
+        out.write(text)
+        out.flush()
 
 
 def _encodable(value: Any) -> Any:
@@ -181,68 +186,35 @@ def _console(out: TextIO) -> Callable[[str, str, dict[str, Any]], None]:
     def write(level: str, event: str, fields: dict[str, Any]) -> None:
         pairs = " ".join([f"{dim}{name}={off}{value!r}" for name, value in fields.items()])
         head = f"{dim}{iso(wall_clock())}{off} [{colors.get(level, '')}{level:9}{off}] {bold}{event:20}{off}"
-        try:
-            out.write(f"{head} {pairs}".rstrip() + "\n")
-            out.flush()
-        except (OSError, ValueError):  # as above
-            return
+        _put(out, f"{head} {pairs}".rstrip() + "\n")
 
     return write
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 6, 10, 30)
 _Times = partial(Histogram, buckets=_SECONDS)
-_LongTimes = partial(Histogram, buckets=(*_SECONDS, 60, 300, 3600))
-METRICS: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
-    (Counter, "receiver_callbacks", "Callbacks by source and answer.", ("source", "answer")),
-    (Counter, "receiver_callback_bytes", "Body bytes read.", ("source",)),
-    (_Times, "receiver_ack_seconds", "From the first header of a callback to its answer.", ("source",)),
-    (Counter, "receiver_attempts", "Attempts by destination and outcome.", ("destination", "outcome")),
-    (
-        Counter,
-        "receiver_deliveries",
-        "Deliveries that ended, by destination and state.",
-        ("destination", "state"),
-    ),
-    (_Times, "receiver_attempt_seconds", "How long an attempt took.", ("destination",)),
-    (
-        _LongTimes,
-        "receiver_delivery_wait_seconds",
-        "From recording an event to the start of its first attempt.",
-        ("destination",),
-    ),
-    (Gauge, "receiver_due_deliveries", "Deliveries that are due.", ("destination",)),
-    (
-        Gauge,
-        "receiver_oldest_due_age_seconds",
-        "How long the oldest due delivery has been due.",
-        ("destination",),
-    ),
-    (Gauge, "receiver_dead_deliveries", "Dead letters.", ("destination",)),
-    (
-        Counter,
-        "receiver_pickup_attempts",
-        "Attempts of pickups by source and outcome.",
-        ("source", "outcome"),
-    ),
-    (Counter, "receiver_pickups", "Pickups that ended, by source and state.", ("source", "state")),
-    (Gauge, "receiver_due_pickups", "Pickups that are due.", ("source",)),
-    (
-        Gauge,
-        "receiver_oldest_due_pickup_age_seconds",
-        "How long the oldest due pickup has been due.",
-        ("source",),
-    ),
-    (Gauge, "receiver_journal_depth", "Callbacks waiting in the journal.", ()),
-    (
-        Gauge,
-        "receiver_journal_oldest_age_seconds",
-        "How long the oldest callback has waited in the journal.",
-        (),
-    ),
-    (Counter, "receiver_notes", "Warnings and errors by their name.", ("level", "event")),
-    (Counter, "receiver_pruned", "What the janitor removed, by class.", ("class",)),
+_Waits = partial(Histogram, buckets=(*_SECONDS, 60, 300, 3600))
+METRICS: tuple[tuple[Any, str, str, str], ...] = (
+    (Counter, "receiver_callbacks", "source answer", "Callbacks by source and answer."),
+    (Counter, "receiver_callback_bytes", "source", "Body bytes read."),
+    (_Times, "receiver_ack_seconds", "source", "From the first header of a callback to its answer."),
+    (Counter, "receiver_attempts", "destination outcome", "Attempts by destination and outcome."),
+    (Counter, "receiver_deliveries", "destination state", "Deliveries that ended, by destination and state."),
+    (_Times, "receiver_attempt_seconds", "destination", "How long an attempt took."),
+    (_Waits, "receiver_delivery_wait_seconds", "destination", "From recording to the first attempt."),
+    (Gauge, "receiver_due_deliveries", "destination", "Deliveries that are due."),
+    (Gauge, "receiver_oldest_due_age_seconds", "destination", "Age of the oldest due delivery."),
+    (Gauge, "receiver_dead_deliveries", "destination", "Dead letters."),
+    (Counter, "receiver_pickup_attempts", "source outcome", "Attempts of pickups by source and outcome."),
+    (Counter, "receiver_pickups", "source state", "Pickups that ended, by source and state."),
+    (Gauge, "receiver_due_pickups", "source", "Pickups that are due."),
+    (Gauge, "receiver_oldest_due_pickup_age_seconds", "source", "Age of the oldest due pickup."),
+    (Gauge, "receiver_journal_depth", "", "Callbacks waiting in the journal."),
+    (Gauge, "receiver_journal_oldest_age_seconds", "", "Age of the oldest callback in the journal."),
+    (Counter, "receiver_notes", "level event", "Warnings and errors by their name."),
+    (Counter, "receiver_pruned", "class", "What the janitor removed, by class."),
 )
+"""Kind, name, labels and what it says."""
 
 
 class _Series(dict[tuple[str, ...], Any]):
@@ -251,7 +223,7 @@ class _Series(dict[tuple[str, ...], Any]):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
         self._metrics = {
-            name: kind(name, text, labels, registry=registry) for kind, name, text, labels in METRICS
+            name: kind(name, text, labels.split(), registry=registry) for kind, name, labels, text in METRICS
         }
 
     def __missing__(self, key: tuple[str, ...]) -> Any:
@@ -314,17 +286,19 @@ class MetricsObserver:
     ) -> bytes:
         """Return the exposition text; `stats` is None while the store is out."""
         if stats is not None:
-            due_pickups = {item.name: item for item in stats.pickups}
-            for name in sources:
-                pickups = due_pickups.get(name)
-                self._series["receiver_due_pickups", name].set(pickups.depth if pickups else 0)
-                since = max(0, now - pickups.oldest_due_at) / 1000 if pickups else 0
-                self._series["receiver_oldest_due_pickup_age_seconds", name].set(since)
-            due = {item.name: item for item in stats.due}
+            self._due(
+                "receiver_due_deliveries", "receiver_oldest_due_age_seconds", destinations, stats.due, now
+            )
+            self._due(
+                "receiver_due_pickups", "receiver_oldest_due_pickup_age_seconds", sources, stats.pickups, now
+            )
             for name in destinations:
-                item = due.get(name)
-                self._series["receiver_due_deliveries", name].set(item.depth if item else 0)
-                age = max(0, now - item.oldest_due_at) / 1000 if item else 0
-                self._series["receiver_oldest_due_age_seconds", name].set(age)
                 self._series["receiver_dead_deliveries", name].set(stats.dead.get(name, 0))
         return generate_latest(self.registry)
+
+    def _due(self, depth: str, age: str, names: Iterable[str], due: Iterable[Due], now: int) -> None:
+        found = {item.name: item for item in due}
+        for name in names:
+            item = found.get(name)
+            self._series[depth, name].set(item.depth if item else 0)
+            self._series[age, name].set(max(0, now - item.oldest_due_at) / 1000 if item else 0)

@@ -38,7 +38,7 @@ from receiver.settings.load import (
     sqlite_path,
     token_secrets,
 )
-from receiver.settings.model import DestinationSettings, Settings
+from receiver.settings.model import Settings
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -133,11 +133,6 @@ def build_blobs(settings: Settings) -> Blobs:
     return LocalBlobs(blob_folder(settings), KeyTemplate(settings.blobs.key))
 
 
-def build_destination(settings: DestinationSettings) -> Destination:
-    """Return the adapter of one destination. Raises `ConfigError`."""
-    return kind_of(settings)(settings)
-
-
 def build_router(settings: Settings) -> Router:
     """Return which destinations want which events."""
     return Router(Route(n, d.sources, d.events) for n, d in settings.destinations.items())
@@ -176,7 +171,22 @@ def build(
     collector = _collector(settings, ports, recorder, observer, clock, worker)
     ports.store.listen(_waker(relay, collector))
     journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
-    intake = Intake(
+    intake = _intake(settings, ports, recorder, journal, bodies, observer, timing)
+    janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
+    parts = (journal, intake, relay, collector, janitor, observer, metrics)
+    return Receiver(settings, ports, tokens, links, *parts, clock, timing)
+
+
+def _intake(
+    settings: Settings,
+    ports: Ports,
+    recorder: Recorder,
+    journal: Journal,
+    bodies: BodyBuffer,
+    observer: Observers,
+    timing: Timing,
+) -> Intake:
+    return Intake(
         providers=ports.providers,
         sources=settings.sources,
         store=ports.store,
@@ -186,22 +196,6 @@ def build(
         observer=observer,
         limit=settings.server.max_callbacks,
         timing=timing.intake,
-    )
-    janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
-    return Receiver(
-        settings,
-        ports,
-        tokens,
-        links,
-        journal,
-        intake,
-        relay,
-        collector,
-        janitor,
-        observer,
-        metrics,
-        clock,
-        timing,
     )
 
 
@@ -279,7 +273,7 @@ def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Po
         store=build_store(settings),
         blobs=build_blobs(settings),
         providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
-        destinations={n: build_destination(d) for n, d in settings.destinations.items()},
+        destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
         fetchers={n: Fetcher.create(settings.sources[n], bodies) for n in pulls},
     )

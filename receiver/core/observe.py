@@ -103,33 +103,28 @@ class Observers:
 
     def callback(self, report: CallbackReport) -> None:
         """Report to every listener."""
-        for listener in self._listeners:
-            with suppress(Exception):
-                listener.callback(report)
+        self._each(lambda listener: listener.callback(report))
 
     def attempt(self, report: AttemptReport) -> None:
         """Report to every listener."""
-        for listener in self._listeners:
-            with suppress(Exception):
-                listener.attempt(report)
+        self._each(lambda listener: listener.attempt(report))
 
     def pickup(self, report: PickupReport) -> None:
         """Report to every listener."""
-        for listener in self._listeners:
-            with suppress(Exception):
-                listener.pickup(report)
+        self._each(lambda listener: listener.pickup(report))
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Report to every listener."""
-        for listener in self._listeners:
-            with suppress(Exception):
-                listener.journal(depth, oldest_age_seconds)
+        self._each(lambda listener: listener.journal(depth, oldest_age_seconds))
 
     def note(self, level: str, event: str, **fields: Any) -> None:
         """Report to every listener."""
+        self._each(lambda listener: listener.note(level, event, **fields))
+
+    def _each(self, report: Callable[[Observer], None]) -> None:
         for listener in self._listeners:
             with suppress(Exception):
-                listener.note(level, event, **fields)
+                report(listener)
 
 
 class Repeats:

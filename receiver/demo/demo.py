@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -27,7 +26,7 @@ from receiver.core.clock import wall_clock
 from receiver.demo import deapi, deepgram
 from receiver.demo.serving import Callback, open_client, sample_audio
 from receiver.demo.stage import (
-    PATIENCE,
+    TIMEOUT_SECONDS,
     Line,
     NotAsPromised,
     Stage,
@@ -39,6 +38,7 @@ from receiver.demo.stage import (
 )
 
 _QUESTION_SECONDS = 15.0
+_OVERDUE_SECONDS = 2
 
 
 def show(folder: Path, *, stay: bool | None) -> int:
@@ -55,7 +55,7 @@ def show(folder: Path, *, stay: bool | None) -> int:
             _play(stage)
             out.print(f"\nAll of it as promised, in {time.monotonic() - began:.0f} s.", style="bold green")
             _look_further(stage)
-            if stay or (stay is None and _asked(out)):
+            if stay or (stay is None and _says_yes(out)):
                 _stay(stage)
     except NotAsPromised as error:
         out.print(f"\nNot as promised: {error.message}", style="bold red")
@@ -82,10 +82,10 @@ def _play(stage: Stage) -> None:
     _outage(stage, audio)
     _duplicate(stage, speech)
     _killed(stage, audio)
-    expired_link(stage, audio)
-    deepdub(stage, audio)
-    playht(stage, audio)
-    overdue(stage, _deepgram, audio)
+    _expired_link(stage, audio)
+    _deepdub(stage, audio)
+    _playht(stage, audio)
+    _overdue(stage, audio)
     _compare(stage)
 
 
@@ -99,8 +99,8 @@ def _speech(stage: Stage, audio: bytes) -> Callback:
     stage.title("Deepgram calls back with speech: PUT, Basic credentials, a token that says order-42")
     callback = _deepgram(stage, "order-42", audio)
     event_id = stage.recorded(callback, "speech.completed")
-    line = stage.got(event_id)
-    fetched = same_audio(line, audio)
+    line = stage.delivery(event_id)
+    fetched = _same_audio(line, audio)
     if line["ref"] != "order-42":
         raise NotAsPromised("the event carries another ref")
     stage.good("delivered: the application checked the signature and saw ref order-42")
@@ -125,15 +125,15 @@ def _strangers(stage: Stage, speech: Callback) -> None:
 def _outage(stage: Stage, audio: bytes) -> None:
     stage.title("The application goes down; deAPI calls back twice, signed; the result lies behind a link")
     stage.stop_app()
-    ids = deapi_story(stage, "order-43")
+    ids = _deapi_story(stage, "order-43")
     for event_id in ids:
         line = stage.failed_attempt(event_id)
     stage.good(f"the attempts fail ({line.get('detail')}), and are tried again every second")
     stage.title("The application comes up again")
     stage.start_app()
     for event_id in ids:
-        line = stage.got(event_id)
-    same_audio(line, audio)
+        line = stage.delivery(event_id)
+    _same_audio(line, audio)
     stage.good(
         "both events are delivered, signed, by a retry; the audio was fetched before deAPI's link could end"
     )
@@ -158,23 +158,108 @@ def _killed(stage: Stage, audio: bytes) -> None:
     stage.good("killed; nothing was handed over or written on the way out")
     stage.start_app()
     stage.start_receiver()
-    stage.got(event_id)
+    stage.delivery(event_id)
     stage.good("started again, and the event is delivered: what was answered with 200 is never lost")
 
 
 def _compare(stage: Stage) -> None:
     """Compare what the store holds with what was answered and promised, and with what the application got."""
-    found = {event["id"]: event["type"] for event in stage.ask("events")}
+    found = {event["id"]: event["type"] for event in stage.run("events")}
     # A slow machine hears of PlayHT's progress in between.
     known = {i: kind for i, kind in found.items() if i in stage.events or kind != "speech.processing"}
     if known != stage.events:
         raise NotAsPromised(f"the store holds {len(known)} events instead of {len(stage.events)}")
-    states = sorted(delivery["state"] for delivery in stage.ask("deliveries"))
+    states = sorted(delivery["state"] for delivery in stage.run("deliveries"))
     if states != ["delivered"] * len(found):
         raise NotAsPromised(f"the deliveries are {', '.join(states)}")
     stage.stop_app()
     if stage.delivered != dict.fromkeys(found, 1):
         raise NotAsPromised("the application did not get each event exactly once")
+
+
+def _same_audio(line: Line, audio: bytes) -> dict[str, Any]:
+    """Return what the application says of the audio it fetched, which must be `audio`."""
+    fetched: dict[str, Any] = line["audio"] or {}
+    if fetched.get("sha256") != hashlib.sha256(audio).hexdigest():
+        raise NotAsPromised("the audio that the application fetched is not the provider's")
+    return fetched
+
+
+def _deapi_story(stage: Stage, ref: str, *, expired: bool = False) -> list[str]:
+    """Let deAPI call back with processing and completed; return the events' ids. With `expired` the link is dead on arrival."""
+    host = stage.providers.deapi
+    url = callback_urls.compose(stage.base, "deapi", token=stage.tokens.issue("deapi", ref=ref))
+    job_id = host.add()
+    job = deapi.Job(
+        url, stage.deapi_secret, id=job_id, result_url=host.link(stage.providers.deapi_base, job_id)
+    )
+    if expired:
+        host.expire()
+    ids = []
+    for event in ("processing", "completed"):
+        now = wall_clock()
+        callback = job.callback(event, job.body(event, now=now), now=now)
+        ids.append(stage.recorded(callback, f"speech.{event}"))
+    return ids
+
+
+def _expired_link(stage: Stage, audio: bytes) -> None:
+    """The link of deAPI is dead on arrival; a fresh one is asked for."""
+    stage.title("deAPI calls back, and its link has expired")
+    event_id = _deapi_story(stage, "order-45", expired=True)[-1]
+    _same_audio(stage.delivery(event_id), audio)
+    requests = stage.providers.deapi.requests[-3:]
+    shown = ", ".join(f"{request.method} {request.path.rpartition('/')[0]}/…" for request in requests)
+    stage.good(f"receiver asked: {shown}")
+    stage.good("a fresh link from deAPI's API; the key went there and nowhere else; delivered with the audio")
+
+
+def _deepdub(stage: Stage, audio: bytes) -> None:
+    """Deepdub has a URL that is 404 until the audio is ready."""
+    stage.title("Deepdub does not call back: the application hands over the URL it was given")
+    job = {"targetText": "Hello", "model": "dd-etts-3.2", "voicePromptId": "voice", "locale": "en-US"}
+    submit = f"{stage.providers.deepdub_base}/tts/retroactive"
+    url = _posted(stage, submit, job, {"x-api-key": stage.providers.api_key})["url"]
+    made = stage.run("pickup", "deepdub", url, "--ref", "order-46")
+    stage.events[made["event_id"]] = "speech.completed"
+    stage.good("receiver pickup deepdub https://… --ref order-46")
+    _same_audio(stage.delivery(made["event_id"]), audio)
+    answers = sum(request.method == "GET" for request in stage.providers.deepdub.requests)
+    stage.good(f"asked {answers} times ({answers - 1} × 404: not yet), then delivered like any other event")
+
+
+def _playht(stage: Stage, audio: bytes) -> None:
+    """PlayHT tells its progress as a stream of events."""
+    stage.title("PlayHT tells how far it is as a stream: the application hands over the job's id")
+    providers = stage.providers
+    headers = {"authorization": f"Bearer {providers.api_key}", "x-user-id": providers.user_id}
+    job = {"text": "Hello", "voice": "voice"}
+    job_id = _posted(stage, f"{providers.playht_base}/tts", job, headers)["id"]
+    made = stage.run("pickup", "playht", job_id, "--ref", "order-47")
+    stage.events[made["event_id"]] = "speech.completed"
+    _same_audio(stage.delivery(made["event_id"]), audio)
+    stage.good("the stream was followed to its end, the file fetched, and the event delivered")
+
+
+def _overdue(stage: Stage, audio: bytes) -> None:
+    """A callback that was expected does not come in time, and comes later."""
+    stage.title(f"A callback that should have come within {_OVERDUE_SECONDS} seconds does not")
+    words = ("deepgram", "--ref", "order-48", "--expect-within", f"{_OVERDUE_SECONDS}s")
+    token = stage.run("callback-url", *words, RECEIVER__PUBLIC_URL="https://hooks.example.test")["token"]
+    stage.delivery_of("callback.overdue", ref="order-48")
+    stage.good("the application is told: callback.overdue")
+    event_id = stage.recorded(_deepgram(stage, "order-48", audio, token=token), "speech.completed")
+    _same_audio(stage.delivery(event_id), audio)
+    if not stage.run("events", event_id)["data"]["late"]:
+        raise NotAsPromised("the late callback is not marked late")
+    stage.good('it comes all the same, counts, and says "late": true')
+
+
+def _posted(stage: Stage, url: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+    """Submit a job as the application does, and return the provider's answer."""
+    headers = {"accept": "application/json"} | headers
+    answer: dict[str, Any] = stage.client.post(url, json=body, headers=headers).json()
+    return answer
 
 
 # ---------------------------------------------------------------- afterwards
@@ -190,9 +275,9 @@ def _look_further(stage: Stage) -> None:
             [sys.executable, "-m", "receiver.cli.app", "--config", stage.config, *words],
             check=False,
             env=clean_environment(os.environ),
-            timeout=PATIENCE,
+            timeout=TIMEOUT_SECONDS,
         )
-    audio = stage.ask("events", first)["data"]["audio"]["uri"]
+    audio = stage.run("events", first)["data"]["audio"]["uri"]
     say(f"\nThe audio of the first event is {unquote(urlsplit(audio).path)}. Look further with")
     say(f"  {_command()} --config {_quoted(stage.config)} events {first}")
     say(f"  {_command()} --config {_quoted(stage.config)} deliveries --json")
@@ -214,7 +299,7 @@ def _quoted(path: str | Path) -> str:
     return shlex.quote(str(path))
 
 
-def _asked(out: Console) -> bool:
+def _says_yes(out: Console) -> bool:
     """Ask in a terminal whether to stay up; silence is no."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
@@ -242,93 +327,3 @@ def _stay(stage: Stage) -> None:
             seen += line is not None
             if line is not None and line["got"] == "event":
                 stage.out.print(f"the application got {line['type']} {line['event_id']} (ref {line['ref']})")
-
-
-_WITHIN_SECONDS = 2
-
-
-def same_audio(line: Line, audio: bytes) -> dict[str, Any]:
-    """Return what the application says of the audio it fetched, which must be `audio`."""
-    fetched: dict[str, Any] = line["audio"] or {}
-    if fetched.get("sha256") != hashlib.sha256(audio).hexdigest():
-        raise NotAsPromised("the audio that the application fetched is not the provider's")
-    return fetched
-
-
-def deapi_story(stage: Stage, ref: str, *, expired: bool = False) -> list[str]:
-    """Let deAPI call back with processing and completed; return the events' ids. With `expired` the link is dead on arrival."""
-    host = stage.providers.deapi
-    url = callback_urls.compose(stage.base, "deapi", token=stage.tokens.issue("deapi", ref=ref))
-    job_id = host.add()
-    job = deapi.Job(
-        url, stage.deapi_secret, id=job_id, result_url=host.link(stage.providers.deapi_base, job_id)
-    )
-    if expired:
-        host.expire()
-    ids = []
-    for event in ("processing", "completed"):
-        now = wall_clock()
-        callback = job.callback(event, job.body(event, now=now), now=now)
-        ids.append(stage.recorded(callback, f"speech.{event}"))
-    return ids
-
-
-def expired_link(stage: Stage, audio: bytes) -> None:
-    """The link of deAPI is dead on arrival; a fresh one is asked for."""
-    stage.title("deAPI calls back, and its link has expired")
-    event_id = deapi_story(stage, "order-45", expired=True)[-1]
-    same_audio(stage.got(event_id), audio)
-    asked = [
-        f"{request.method} {request.path.rpartition('/')[0]}/…"
-        for request in stage.providers.deapi.asked[-3:]
-    ]
-    stage.good(f"receiver asked: {', '.join(asked)}")
-    stage.good("a fresh link from deAPI's API; the key went there and nowhere else; delivered with the audio")
-
-
-def deepdub(stage: Stage, audio: bytes) -> None:
-    """Deepdub has a URL that is 404 until the audio is ready."""
-    stage.title("Deepdub does not call back: the application hands over the URL it was given")
-    job = {"targetText": "Hello", "model": "dd-etts-3.2", "voicePromptId": "voice", "locale": "en-US"}
-    submit = f"{stage.providers.deepdub_base}/tts/retroactive"
-    url = _posted(stage, submit, job, {"x-api-key": stage.providers.api_key})["url"]
-    made = stage.ask("pickup", "deepdub", url, "--ref", "order-46")
-    stage.promised(made["event_id"], "speech.completed")
-    stage.good("receiver pickup deepdub https://… --ref order-46")
-    same_audio(stage.got(made["event_id"]), audio)
-    answers = sum(asked.method == "GET" for asked in stage.providers.deepdub.asked)
-    stage.good(f"asked {answers} times ({answers - 1} × 404: not yet), then delivered like any other event")
-
-
-def playht(stage: Stage, audio: bytes) -> None:
-    """PlayHT tells its progress as a stream of events."""
-    stage.title("PlayHT tells how far it is as a stream: the application hands over the job's id")
-    providers = stage.providers
-    headers = {"authorization": f"Bearer {providers.api_key}", "x-user-id": providers.user_id}
-    job = {"text": "Hello", "voice": "voice"}
-    job_id = _posted(stage, f"{providers.playht_base}/tts", job, headers)["id"]
-    made = stage.ask("pickup", "playht", job_id, "--ref", "order-47")
-    stage.promised(made["event_id"], "speech.completed")
-    same_audio(stage.got(made["event_id"]), audio)
-    stage.good("the stream was followed to its end, the file fetched, and the event delivered")
-
-
-def overdue(stage: Stage, deepgram: Callable[..., Callback], audio: bytes) -> None:
-    """A callback that was expected does not come in time, and comes later."""
-    stage.title(f"A callback that should have come within {_WITHIN_SECONDS} seconds does not")
-    words = ("deepgram", "--ref", "order-48", "--expect-within", f"{_WITHIN_SECONDS}s")
-    token = stage.ask("callback-url", *words, RECEIVER__PUBLIC_URL="https://hooks.example.test")["token"]
-    stage.got_type("callback.overdue", ref="order-48")
-    stage.good("the application is told: callback.overdue")
-    event_id = stage.recorded(deepgram(stage, "order-48", audio, token=token), "speech.completed")
-    same_audio(stage.got(event_id), audio)
-    if not stage.ask("events", event_id)["data"]["late"]:
-        raise NotAsPromised("the late callback is not marked late")
-    stage.good('it comes all the same, counts, and says "late": true')
-
-
-def _posted(stage: Stage, url: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
-    """Submit a job as the application does, and return the provider's answer."""
-    headers = {"accept": "application/json"} | headers
-    answer: dict[str, Any] = stage.client.post(url, json=body, headers=headers).json()
-    return answer

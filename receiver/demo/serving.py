@@ -26,7 +26,7 @@ _STOP_SECONDS = 10.0
 
 
 @dataclass(slots=True)
-class Asked:
+class RequestRecord:
     """One request as it came, and how it was answered."""
 
     method: str
@@ -39,7 +39,7 @@ class Asked:
     """None until it is answered."""
 
     @classmethod
-    async def of(cls, request: Request) -> Asked:
+    async def of(cls, request: Request) -> RequestRecord:
         """Return what a request asked, its body read."""
         url = request.url
         return cls(request.method, url.path, url.query, dict(request.headers), await request.body())
@@ -53,7 +53,7 @@ class Provider(ABC):
     def __init__(self, credentials: Mapping[str, str]) -> None:
         self._credentials = credentials
         """The headers that a request must carry, names in lower case."""
-        self.asked: list[Asked] = []
+        self.requests: list[RequestRecord] = []
         """Every request, in the order they came."""
 
     def route(
@@ -67,13 +67,13 @@ class Provider(ABC):
         """Return a route to `answer`; a `public` one takes requests without credentials."""
 
         async def respond(request: Request) -> Response:
-            asked = await Asked.of(request)
-            self.asked.append(asked)
+            record = await RequestRecord.of(request)
+            self.requests.append(record)
             if public or self._knows(request):
                 response = self.trouble(request) or await answer(request)
             else:
                 response = self.refusal()
-            asked.status = response.status_code
+            record.status = response.status_code
             return response
 
         return Route(path, respond, methods=[method])

@@ -441,11 +441,11 @@ class Play:
             await asyncio.sleep(POLL_SECONDS)
 
     def _print_requests(self, provider: Provider) -> None:
-        for asked in provider.asked[len(self.requests) :]:
-            if asked.status is None:
+        for request in provider.requests[len(self.requests) :]:
+            if request.status is None:
                 return
-            self.requests.append({"method": asked.method, "path": asked.path, "status": asked.status})
-            self.say(f"{asked.method} {asked.path}  {asked.status}")
+            self.requests.append({"method": request.method, "path": request.path, "status": request.status})
+            self.say(f"{request.method} {request.path}  {request.status}")
 
 
 @contextlib.contextmanager

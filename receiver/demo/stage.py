@@ -27,8 +27,9 @@ from receiver.demo.deapi import Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import Callback, Try, send, served
+from receiver.system.files import is_running
 
-PATIENCE = 20.0
+TIMEOUT_SECONDS = 20.0
 """Seconds to wait for any one promised thing."""
 STEPS: Final = 11
 _MARKER = ".receiver-demo"
@@ -72,18 +73,18 @@ class Stage:
     delivered: dict[str, int] = field(default_factory=dict)
     """Event id to the number of times the application got it."""
     step: int = 0
-    _receiver: Child | None = None
-    _app: Child | None = None
+    processes: dict[str, Child] = field(default_factory=dict)
+    """By module, the last one started of each."""
 
     @property
     def receiver(self) -> Child:
-        """The running receiver."""
-        return _up(self._receiver, "receiver")
+        """The receiver."""
+        return self.processes["receiver.cli.app"]
 
     @property
     def app(self) -> Child:
-        """The running sample application."""
-        return _up(self._app, "the sample application")
+        """The sample application."""
+        return self.processes["receiver.demo.application"]
 
     @property
     def base(self) -> str:
@@ -107,27 +108,17 @@ class Stage:
 
     def start_receiver(self) -> None:
         """Start receiver and wait until it listens."""
-        self._receiver = Child(
-            "receiver.cli.app",
-            ["--config", self.config, "serve"],
-            log=str(self.folder / "receiver.log"),
-            env=clean_environment(os.environ),
-        )
-        self._need(
-            self.receiver.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=PATIENCE),
-            "receiver did not start",
-        )
+        self._start("receiver.cli.app", "--config", self.config, "serve", log="receiver.log")
+        _wait(self.receiver, lambda line: line.get("event") == "receiver.ready", "receiver did not start")
 
     def start_app(self) -> None:
         """Start the sample application and wait until it listens."""
-        self._app = Child(
-            "receiver.demo.application",
-            ["--port", str(self.ports[1])],
-            log=str(self.folder / "app.log"),
-            env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.app_secret},
-        )
-        ready = self.app.wait_for(lambda line: line["got"] == "ready", seconds=PATIENCE)
-        self._need(ready, "the sample application did not start")
+        self._start("receiver.demo.application", "--port", str(self.ports[1]), log="app.log")
+        _wait(self.app, lambda line: line["got"] == "ready", "the sample application did not start")
+
+    def _start(self, module: str, *arguments: str, log: str) -> None:
+        environment = clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.app_secret}
+        self.processes[module] = Child(module, arguments, log=str(self.folder / log), env=environment)
 
     def stop_app(self) -> None:
         """Take the sample application down."""
@@ -135,12 +126,6 @@ class Stage:
         for line in self.app.lines:
             if line["got"] == "event":
                 self.delivered[line["event_id"]] = self.delivered.get(line["event_id"], 0) + 1
-        self._app = None
-
-    def _need(self, line: Line | None, otherwise: str) -> Line:
-        if line is None:
-            raise NotAsPromised(otherwise)
-        return line
 
     def send(self, callback: Callback, label: str) -> Try:
         """Make one try of a callback."""
@@ -158,24 +143,18 @@ class Stage:
         self.good(f"{event_type}: answered 200 in {tried.seconds * 1000:.0f} ms, {how} {event_id}")
         return event_id
 
-    def promised(self, event_id: str, event_type: str) -> None:
-        """Note an event that is to come."""
-        self.events[event_id] = event_type
-
-    def got(self, event_id: str) -> Line:
+    def delivery(self, event_id: str) -> Line:
         """Wait until the application has taken the event."""
-        line = self.app.wait_for(lambda line: line.get("event_id") == event_id, seconds=PATIENCE)
-        return self._need(line, f"the application never got {event_id}")
+        otherwise = f"the application never got {event_id}"
+        return _wait(self.app, lambda line: line.get("event_id") == event_id, otherwise)
 
-    def got_type(self, event_type: str, *, ref: str) -> Line:
+    def delivery_of(self, event_type: str, *, ref: str) -> Line:
         """Wait until the application has taken an event of this type with this ref; note it as an event to be."""
 
         def fits(line: Line) -> bool:
             return line.get("type") == event_type and line.get("ref") == ref
 
-        line = self._need(
-            self.app.wait_for(fits, seconds=PATIENCE), f"the application never got {event_type} for {ref}"
-        )
+        line = _wait(self.app, fits, f"the application never got {event_type} for {ref}")
         self.events[line["event_id"]] = event_type
         return line
 
@@ -184,16 +163,12 @@ class Stage:
 
         def fits(line: Line) -> bool:
             kind = str(line.get("event"))
-            return (
-                line.get("event_id") == event_id
-                and kind.startswith("attempt.")
-                and kind != "attempt.delivered"
-            )
+            failed = kind.startswith("attempt.") and kind != "attempt.delivered"
+            return failed and line.get("event_id") == event_id
 
-        line = self.receiver.wait_for(fits, seconds=PATIENCE)
-        return self._need(line, f"no attempt was made to deliver {event_id}")
+        return _wait(self.receiver, fits, f"no attempt was made to deliver {event_id}")
 
-    def ask(self, *words: str, **settings: str) -> Any:
+    def run(self, *words: str, **settings: str) -> Any:
         """Return what a command of receiver's prints as JSON; `settings` are more of its environment."""
         command = [sys.executable, "-m", "receiver.cli.app", "--config", self.config, *words, "--json"]
         done = subprocess.run(
@@ -201,7 +176,7 @@ class Stage:
             capture_output=True,
             check=False,
             env=clean_environment(os.environ) | settings,
-            timeout=PATIENCE,
+            timeout=TIMEOUT_SECONDS,
         )
         if done.returncode:
             raise NotAsPromised(f"receiver {' '.join(words)} failed: {done.stderr.decode().strip()}")
@@ -209,15 +184,16 @@ class Stage:
 
     def close(self) -> None:
         """End both processes."""
-        for child in (self._app, self._receiver):
-            if child is not None:
-                child.stop()
+        for child in self.processes.values():
+            child.stop()
 
 
-def _up(child: Child | None, name: str) -> Child:
-    if child is None:
-        raise NotAsPromised(f"{name} is not running")
-    return child
+def _wait(child: Child, fits: Callable[[Line], bool], otherwise: str) -> Line:
+    """Return the first fitting line of a process. Raises `NotAsPromised(otherwise)` when none comes in time."""
+    line = child.wait_for(fits, seconds=TIMEOUT_SECONDS)
+    if line is None:
+        raise NotAsPromised(otherwise)
+    return line
 
 
 @contextlib.contextmanager
@@ -303,7 +279,7 @@ def fresh_folder(folder: Path) -> None:
             raise ReceiverError(
                 f"{folder} was not made by the demo, and is left as it is: name another with --folder"
             )
-        if _alive(marker.read_text("ascii", "replace").strip()):
+        if is_running(marker.read_text("ascii", "replace").strip()):
             raise ReceiverError(f"a demo is running in {folder}: end it, or name another with --folder")
         shutil.rmtree(folder)
     try:
@@ -311,18 +287,6 @@ def fresh_folder(folder: Path) -> None:
         marker.write_text(str(os.getpid()), "ascii")
     except OSError as error:
         raise ReceiverError(f"{folder} cannot be made: {error.strerror}") from None
-
-
-def _alive(pid: str) -> bool:
-    if not pid.isdigit() or int(pid) in (0, os.getpid()):
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def leave(folder: Path) -> None:
@@ -333,11 +297,7 @@ def leave(folder: Path) -> None:
 
 def answer_of(tried: Try) -> dict[str, Any]:
     """Return the JSON object of an answer, {} when it is none."""
-    try:
-        fields = json.loads(tried.answer)
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
+    return _json_object(tried.answer) or {}
 
 
 Line = dict[str, Any]
@@ -408,7 +368,7 @@ class Child:
         with output, open(log, "ab", buffering=0) as file:
             for raw in output:
                 file.write(raw)
-                line = _parsed(raw)
+                line = _json_object(raw)
                 if line is not None:
                     with self._changed:
                         self.lines.append(line)
@@ -418,9 +378,10 @@ class Child:
             self._changed.notify_all()
 
 
-def _parsed(raw: bytes) -> Line | None:
+def _json_object(text: str | bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, None when it is something else."""
     try:
-        line = json.loads(raw)
+        fields = json.loads(text)
     except ValueError:
         return None
-    return line if isinstance(line, dict) else None
+    return fields if isinstance(fields, dict) else None

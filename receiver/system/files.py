@@ -325,16 +325,22 @@ def _unwritable(error: BaseException) -> JournalUnavailable:
 
 
 def _is_stale(entry: os.DirEntry[str]) -> bool:
-    pid, _, _ = entry.name.partition("-")
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return True
+    return (
+        not is_running(entry.name.partition("-")[0]) or entry.stat().st_mtime < time.time() - _STALE_SECONDS
+    )
+
+
+def is_running(pid: str) -> bool:
+    """Whether another process has this id; False for what is no id."""
+    if not pid.isdigit() or int(pid) in (0, os.getpid()):
+        return False
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
         pass
-    return entry.stat().st_mtime < time.time() - _STALE_SECONDS
+    return True
 
 
 class _Writer:

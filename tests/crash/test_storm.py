@@ -296,7 +296,7 @@ async def storm_over(
             await asyncio.to_thread(_check, place.kept(folder), wanted, delivered)
             audio = await asyncio.to_thread(_check_audio, place.kept(folder), delivered)
             assert audio > kills / 5
-            paths = [asked.path for asked in providers.deapi.asked]
+            paths = [request.path for request in providers.deapi.requests]
             assert any(path.startswith("/api/") for path in paths), "links had expired, so the API was asked"
 
 

@@ -118,7 +118,7 @@ async def test_a_link_of_deapis_is_fetched_at_once_and_the_event_comes_with_the_
             (event,) = _events(sink)
             assert (event["type"], event["data"]["event_id"]) == ("speech.completed", told["event_id"])
             await _same_audio(up, event)
-            (fetched,) = providers.deapi.asked
+            (fetched,) = providers.deapi.requests
             assert fetched.path.startswith("/results/")
             assert KEY not in str(fetched.headers)
             await up.seen.until(lambda: [r.state for r in up.seen.pickups] == ["collected"])
@@ -136,7 +136,7 @@ async def test_an_expired_link_is_refreshed_by_the_api_and_the_key_goes_nowhere_
             await _send(up, deapi(job, result_url=link))
             await sink.until(1)
             await _same_audio(up, _events(sink)[0])
-    with_key = [asked.path for asked in providers.deapi.asked if KEY in str(asked.headers)]
+    with_key = [request.path for request in providers.deapi.requests if KEY in str(request.headers)]
     assert with_key == [f"/api/v2/jobs/{job}"]
 
 

@@ -54,7 +54,7 @@ async def test_the_url_that_the_package_returns_is_picked_up(tmp_path: Path) -> 
             result = await source.collect(pickup, fetch, now=NOW)
     assert collected(result).draft.type == "speech.completed"
     assert body_of(result).load() == provider.audio
-    assert {asked.headers["x-api-key"] for asked in provider.asked} == {KEY}
+    assert {request.headers["x-api-key"] for request in provider.requests} == {KEY}
 
 
 def test_the_package_is_answered_as_it_expects(tmp_path: Path) -> None:
@@ -63,5 +63,5 @@ def test_the_package_is_answered_as_it_expects(tmp_path: Path) -> None:
     with served(provider.app) as url:
         answer = _submit(url + BASE_PATH)
     assert list(answer) == ["url"]
-    assert provider.asked[0].path == f"{BASE_PATH}/tts/retroactive"
-    assert b'"targetText": "Good morning."' in provider.asked[0].body
+    assert provider.requests[0].path == f"{BASE_PATH}/tts/retroactive"
+    assert b'"targetText": "Good morning."' in provider.requests[0].body

@@ -89,7 +89,7 @@ def test_pyht_speaks_by_way_of_the_standin(house: House, streaming: bool) -> Non
     client = _client(house)
     pieces = client.tts("Good morning.", options, "Play3.0-mini", "http", streaming)
     assert b"".join(pieces) == house.audio
-    assert [asked.path for asked in house.standin.asked] == ["/api/v4/sdk-auth"]
+    assert [request.path for request in house.standin.requests] == ["/api/v4/sdk-auth"]
     assert house.spoken[0]["output_format"] == "mp3"
     assert house.spoken[0]["accept"] == "audio/mpeg"
     client.close()
@@ -106,7 +106,7 @@ def test_pyht_with_another_key_is_refused(house: House) -> None:
 def test_pyht_takes_a_lease_with_the_same_proof(house: House) -> None:
     taken = lease.LeaseFactory(USER_ID, API_KEY, f"{house.base}/api")()
     assert taken.metadata == {"inference_address": "x:1"}
-    assert [asked.path for asked in house.standin.asked] == ["/api/v2/leases"]
+    assert [request.path for request in house.standin.requests] == ["/api/v2/leases"]
 
 
 async def test_the_adapter_proves_itself_as_pyht_does(house: House, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_the_adapter_proves_itself_as_pyht_does(house: House, tmp_path: Pa
     async with asking(tmp_path, "sse") as ask:
         ask.job(STORY)
         assert collected(await ask()).draft.audio
-        ours, theirs = ask.standin.asked[0].headers, house.standin.asked[0].headers
+        ours, theirs = ask.standin.requests[0].headers, house.standin.requests[0].headers
     proof = ("authorization", "x-user-id")
     assert [ours[name] for name in proof] == [theirs[name] for name in proof]
 

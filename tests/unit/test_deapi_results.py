@@ -189,8 +189,8 @@ async def test_the_link_of_a_callback_is_downloaded_without_the_key(provider: De
     assert body_of(result).load()[:3] == b"ID3"
     assert pickup.draft is not None
     assert draft.provider_data == pickup.draft.provider_data
-    assert [asked.path for asked in provider.asked] == [f"/results/{pickup.job_id}"]
-    assert KEY not in str(provider.asked[0].headers)
+    assert [request.path for request in provider.requests] == [f"/results/{pickup.job_id}"]
+    assert KEY not in str(provider.requests[0].headers)
 
 
 async def test_a_link_that_has_expired_is_renewed_in_the_same_attempt(
@@ -201,10 +201,10 @@ async def test_a_link_that_has_expired_is_renewed_in_the_same_attempt(
     draft = collected(await attempt(pickup)).draft
     assert (draft.type, _audio(draft)) == ("speech.completed", "audio/mpeg")
     job = pickup.job_id
-    assert [asked.path for asked in provider.asked] == [
+    assert [request.path for request in provider.requests] == [
         f"/results/{job}", f"/api/v2/jobs/{job}", f"/results/{job}"
     ]  # fmt: skip
-    assert [KEY in str(asked.headers) for asked in provider.asked] == [False, True, False]
+    assert [KEY in str(request.headers) for request in provider.requests] == [False, True, False]
 
 
 async def test_a_link_that_is_known_to_have_expired_is_not_even_tried(
@@ -212,7 +212,7 @@ async def test_a_link_that_is_known_to_have_expired_is_not_even_tried(
 ) -> None:
     pickup = attempt.told(provider.add())
     assert collected(await attempt(pickup, now=NOW + DAY)).draft.audio
-    assert provider.asked[0].path == f"/api/v2/jobs/{pickup.job_id}"
+    assert provider.requests[0].path == f"/api/v2/jobs/{pickup.job_id}"
 
 
 async def test_without_a_key_an_expired_link_is_tried_and_the_setting_named(
@@ -224,7 +224,7 @@ async def test_without_a_key_an_expired_link_is_tried_and_the_setting_named(
     failed = _failed(await attempt(pickup, now=NOW + DAY, api_key=None))
     assert (failed.kind, failed.status) == (Found.REFUSED, 403)
     assert "set sources.da.api_key" in failed.detail
-    assert not [asked for asked in provider.asked if asked.path.startswith("/api")]
+    assert not [request for request in provider.requests if request.path.startswith("/api")]
 
 
 async def test_a_job_that_was_handed_over_is_asked_for_and_its_bytes_decide(
@@ -385,7 +385,7 @@ async def test_a_job_that_is_done_without_a_result_is_a_failure(provider: Deapi,
 async def test_a_host_that_is_not_listed_is_not_asked(provider: Deapi, attempt: Trying) -> None:
     failed = _failed(await attempt(attempt.told(provider.add()), result_hosts=["deapi.ai"]))
     assert failed.kind is Found.BLOCKED
-    assert provider.asked == []
+    assert provider.requests == []
 
 
 async def test_a_result_without_a_type_is_told_by_its_bytes_or_the_job(

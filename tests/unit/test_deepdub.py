@@ -188,7 +188,7 @@ async def test_audio_that_is_ready_becomes_the_event(provider: Deepdub, ask: Ask
     assert draft.audio is not None
     assert (draft.audio.content_type, draft.audio.extension) == ("audio/mpeg", "mp3")
     assert body_of(result).load() == provider.audio
-    asked = next(asked for asked in provider.asked if asked.method == "GET")
+    asked = next(request for request in provider.requests if request.method == "GET")
     assert (asked.path, asked.headers["x-api-key"]) == (f"{BASE_PATH}/tts/retroactive/{job_id}", KEY)
     assert KEY not in repr(draft)
 

@@ -53,7 +53,7 @@ async def test_a_finished_job_comes_home_with_its_audio(mode: str, tmp_path: Pat
         assert draft.audio
         assert draft.audio.content_type == "audio/mpeg"
         assert draft.provider_data["id"] == JOB
-        api, result_host = ask.standin.asked
+        api, result_host = ask.standin.requests
     assert api.path == f"/api/v2/tts/{JOB}"
     assert api.headers["authorization"] == f"Bearer {API_KEY}"
     assert api.headers["x-user-id"] == USER_ID
@@ -69,7 +69,7 @@ async def test_a_link_that_a_callback_told_is_downloaded_and_nothing_else_asked(
     async with asking(tmp_path, mode) as ask:
         job = ask.job()
         draft = collected(await ask(**_told(job.result_url(ask.base)))).draft
-        assert [asked.path for asked in ask.standin.asked] == [f"/pigeon/{JOB}_0.mp3"]
+        assert [request.path for request in ask.standin.requests] == [f"/pigeon/{JOB}_0.mp3"]
     assert (draft.occurred_at, draft.late, draft.remote, draft.document) == (NOW - 5000, True, None, None)
     assert draft.provider_data == {"status": "complete", "version": "2"}
     assert draft.audio
@@ -79,7 +79,7 @@ async def test_a_link_that_has_run_out_is_asked_for_again(mode: str, tmp_path: P
     async with asking(tmp_path, mode) as ask:
         job = ask.job(result_query="?sig=renewed1")
         draft = collected(await ask(**_told(job.result_url(ask.base) + "-old"))).draft
-        assert len(ask.standin.asked) == 3
+        assert len(ask.standin.requests) == 3
     assert draft.audio
     assert draft.provider_data["status"] == "complete"
     assert "renewed1" not in repr(draft)
@@ -113,14 +113,14 @@ async def test_a_result_on_another_host_is_not_fetched(mode: str, tmp_path: Path
     async with asking(tmp_path, mode, result_hosts=["results.example.test"]) as ask:
         ask.job()
         found = failed(await ask())
-        assert len(ask.standin.asked) == 1
+        assert len(ask.standin.requests) == 1
     assert found.kind is Found.BLOCKED
 
 
 async def test_without_a_link_and_a_job_nothing_can_be_asked(mode: str, tmp_path: Path) -> None:
     async with asking(tmp_path, mode) as ask:
         found = failed(await ask(job_id=None))
-        assert ask.standin.asked == []
+        assert ask.standin.requests == []
     assert found.kind is Found.REFUSED
     assert "api_key and user_id" in found.detail
 
@@ -157,7 +157,7 @@ async def test_a_redirect_is_not_followed_with_the_key(mode: str, tmp_path: Path
     async with asking(tmp_path, mode) as ask:
         ask.job(answers=[RedirectResponse("/pigeon/elsewhere_0.mp3")])
         found = failed(await ask())
-        assert len(ask.standin.asked) == 1
+        assert len(ask.standin.requests) == 1
     assert (found.kind, found.status) == (Found.REFUSED, 307)
     assert "correct base_url in [sources.ph]" in found.detail
 

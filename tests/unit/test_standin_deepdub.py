@@ -54,7 +54,7 @@ def test_a_job_is_404_until_it_is_ready_then_mp3_with_or_without_an_extension(
     assert [answer.status_code for answer in answers] == [404, 404, 200, 200, 200]
     assert {answer.headers["content-type"] for answer in answers[2:]} == {"audio/mpeg"}
     assert {answer.content for answer in answers[2:]} == {provider.audio}
-    assert [asked.method for asked in provider.asked] == ["POST", *["GET"] * 5]
+    assert [request.method for request in provider.requests] == ["POST", *["GET"] * 5]
 
 
 @pytest.mark.parametrize("missing", sorted(BODY))

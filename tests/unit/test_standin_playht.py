@@ -110,6 +110,6 @@ def test_a_signed_link_needs_its_signature(service: tuple[Playht, httpx2.Client]
 def test_every_request_is_remembered(service: tuple[Playht, httpx2.Client]) -> None:
     standin, client = service
     client.get("/api/v2/tts/x")
-    assert [(asked.method, asked.path) for asked in standin.asked] == [("GET", "/api/v2/tts/x")]
-    assert standin.asked[0].headers["x-user-id"] == USER_ID
-    assert API_KEY not in repr(standin.asked)
+    assert [(request.method, request.path) for request in standin.requests] == [("GET", "/api/v2/tts/x")]
+    assert standin.requests[0].headers["x-user-id"] == USER_ID
+    assert API_KEY not in repr(standin.requests)
