@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from receiver.core import callback_urls
@@ -41,9 +41,6 @@ from receiver.settings.model import (
 )
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
-
-if TYPE_CHECKING:
-    import psycopg
 
 _GENERAL = {
     "E001": Code("The settings cannot be read", ""),
@@ -381,37 +378,6 @@ def _retention(settings: Settings) -> Iterator[Finding]:
 
 PATIENCE = 8.0
 """Seconds after which no answer is an answer."""
-_APART_MS, _TOO_FAR_MS = 5_000, 600_000
-_ANSWER_SECONDS = 4.0
-_TABLES = "SELECT to_regclass('migrations') IS NOT NULL, current_schema() IS NULL"
-_SERVER = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, current_setting('fsync')"
-_RIGHTS = """
-SELECT rights, string_agg(name, ', ' ORDER BY name), quote_ident(current_user)
-FROM (
-    SELECT name, string_agg(wanted, ', ' ORDER BY nr) AS rights
-    FROM unnest($1::text[]) AS name
-    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY AS w (wanted, nr)
-    WHERE NOT has_table_privilege(to_regclass(name), wanted) AND (wanted = 'SELECT' OR name <> 'migrations')
-    GROUP BY name
-) AS lacking
-GROUP BY rights
-ORDER BY rights
-"""
-_BY_STATE = (
-    ("F0", "E008"),
-    ("28", "E013"),
-    ("3D000", "E014"),
-    ("3F", "E018"),
-    ("42501", "E018"),
-    ("42703", "E018"),
-    ("42", "E015"),
-    ("22", "E018"),
-)
-_FIXES = {
-    "F0": "correct the parameter, or take it out",
-    "F0TLS": "let the server offer TLS, or correct sslmode and sslrootcert",
-    "08TLS": "renew the certificate, or correct sslmode and sslrootcert",
-}
 
 
 def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[Finding]:
@@ -453,79 +419,10 @@ def unreached(findings: Iterable[Finding]) -> bool:
 
 
 def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:
-    import psycopg
+    from receiver.storage.store.postgres_probe import probe
 
-    from receiver.storage.store.postgres_connection import connect, parse, state_of, unavailable
-
-    where = "store.url"
-    try:
-        info = parse(load.postgres_url(settings) or "")
-        with connect(info, writes=False, answer_seconds=_ANSWER_SECONDS) as connection:
-            yield from _server(connection, clock)
-    except psycopg.Error as error:
-        state = state_of(error) or ""
-        code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
-        message = unavailable(error).message.removeprefix("store: ")
-        yield finding(code, where, message, _FIXES.get(state))
-    except ConfigError as error:
-        yield finding("E018", where, error.message.removeprefix("store.url: "))
-
-
-def _server(connection: psycopg.Connection, clock: Callable[[], int]) -> Iterator[Finding]:
-    before = clock()
-    row = connection.execute(_SERVER).fetchone()
-    if row is not None:
-        yield from _clock(int(row[0]) - (before + clock()) // 2)
-        if row[1] != "on":
-            yield finding("W014", "store.url", "fsync is off: a power cut there loses what was answered 2xx")
-    yield from _tables(connection)
-
-
-def _clock(ahead: int) -> Iterator[Finding]:
-    if abs(ahead) <= _APART_MS:
-        return
-    apart = f"this machine's clock is {abs(ahead) / 1000:.0f} s {'behind' if ahead > 0 else 'ahead of'} the database's"
-    if abs(ahead) >= _TOO_FAR_MS:
-        yield finding(
-            "E017", "store.url", f"{apart}: callbacks are refused or believed wrongly by such a clock"
-        )
-    else:
-        yield finding("W013", "store.url", f"{apart}: what is due is reckoned by the database's")
-
-
-def _tables(connection: psycopg.Connection) -> Iterator[Finding]:
-    from receiver.storage.store.statements import migrations, unfit
-
-    row = connection.execute(_TABLES).fetchone()
-    if row is not None and row[1]:
-        message = "there is no schema to look for tables in: look at search_path, and at USAGE on its schemas"
-        yield finding("E018", "store.url", message)
-        return
-    if row is None or not row[0]:
-        yield finding("E015", "store.url", "the database has no tables yet")
-        return
-    texts = migrations("BYTEA")
-    lacking = connection.execute(_RIGHTS, [["migrations", *_names(texts.values())]]).fetchall()
-    if lacking:
-        message = "; ".join(f"{rights} on {tables}" for rights, tables, _ in lacking)
-        fix = "; ".join(f"GRANT {rights} ON {tables} TO {user}" for rights, tables, user in lacking)
-        yield finding("E018", "store.url", f"the database's user lacks a right: {message}", fix)
-        return
-    applied = {str(name) for (name,) in connection.execute("SELECT name FROM migrations").fetchall()}
-    known = set(texts)
-    refused = unfit(applied, known)
-    if refused:
-        yield finding("E016", "store.url", f"the database has {refused[-1]}, which is not known here")
-    elif known - applied:
-        yield finding("E015", "store.url", f"the database lacks {min(known - applied)}")
-    elif applied - known:
-        message = f"the database has {max(applied - known)}, which is not known here and leaves room for this program"
-        yield finding("W020", "store.url", message)
-
-
-def _names(texts: Iterable[str]) -> list[str]:
-    """Return the tables that the migrations make."""
-    return [name for text in texts for name in re.findall(r"^CREATE TABLE (\w+)", text, re.MULTILINE)]
+    for trouble in probe(load.postgres_url(settings) or "", clock):
+        yield finding(trouble.code, "store.url", trouble.message, trouble.fix)
 
 
 def _s3(settings: Settings) -> Iterator[Finding]:
