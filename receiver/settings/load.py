@@ -245,7 +245,12 @@ def sqlite_path(settings: Settings) -> str:
             "store.url must begin with postgresql://, or with sqlite:/// (three slashes for a relative path, four for "
             "an absolute)"
         )
-    return url.removeprefix("sqlite:///")
+    path, asked, parameters = url.removeprefix("sqlite:///").partition("?")
+    if asked:
+        raise ConfigError(f"store.url: SQLite takes no parameters here: write it without ?{parameters}")
+    if path == ":memory:":
+        raise ConfigError("store.url: a store in memory would lose what was answered: name a file")
+    return path
 
 
 def on_s3(settings: Settings) -> bool:

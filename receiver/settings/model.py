@@ -39,11 +39,17 @@ Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 """Networks in CIDR notation."""
 
 
+def _trimmed_secret(value: SecretStr) -> SecretStr:
+    return SecretStr(value.get_secret_value().strip())
+
+
 def _base_url(value: str) -> str:
     http_url(value)
     return value.rstrip("/")
 
 
+Trimmed = Annotated[str, AfterValidator(str.strip)]
+"""A text without the spaces and line feeds that files and templates leave around it."""
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """An http(s) URL without credentials, query and fragment, and without a slash at its end."""
 
@@ -51,14 +57,14 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 class StoreSettings(Section):
     """[store]"""
 
-    url: SecretStr | None = None
+    url: Annotated[SecretStr, AfterValidator(_trimmed_secret)] | None = None
     """`sqlite:///relative/path`, `sqlite:////absolute/path`, `postgresql://…`; None is `receiver.db` in the data folder."""
 
 
 class BlobSettings(Section):
     """[blobs]"""
 
-    url: str | None = None
+    url: Trimmed | None = None
     """`file:///absolute/path`, `s3://bucket/prefix`; None is `blobs` in the data folder."""
     link_seconds: int = Field(default=3600, ge=1, le=7 * 86400)
     """How long a link in an event lasts; made afresh at every attempt."""

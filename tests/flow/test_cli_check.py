@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
-from receiver.app.check import reach, unreached
+from receiver.app.check import CODES, reach, unreached
 from receiver.core.clock import wall_clock
 from receiver.settings.load import parse
 from receiver.storage.blobs.s3_probe import Trouble
 from tests.support import postgres, s3
 from tests.support.fleet import TOKEN_SECRET
 from tests.support.house import Said, receiver
+from tests.support.pooler import pooled
 from tests.support.postgres import Server, execute
 from tests.support.running import free_port
 from tests.support.s3 import BUCKET, Weed
@@ -137,6 +139,65 @@ def test_a_database_that_cannot_be_used_is_told(
     assert [finding.code for finding in findings] == [code]
     assert sentence in f"{findings[0].message}; {findings[0].fix}"
     assert not any(secret in str(findings) for secret in (PASSWORD, "wrong-password", TOKEN_SECRET))
+
+
+def test_a_pooler_that_lends_connections_for_one_transaction_is_named(database: str, tmp_path: Path) -> None:
+    """Through it the tables look as if they were not there, and `receiver migrate` would be told for ever."""
+    assert receiver("--config", config(tmp_path, database), "migrate").status == 0
+    with pooled(database) as url:
+        for command, status in (("check", 2), ("serve", 2)):
+            said = receiver("--config", config(tmp_path, url), command)
+            assert said.status == status
+            assert "PgBouncer's pool_mode = transaction" in said.out + said.err
+            assert "migrate" not in said.out + said.err
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A server with a certificate for db.example.com, and its authority."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("db.example.com")
+    trusted = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    with postgres.server() as running:
+        key, chain = running.folder / "key.pem", running.folder / "chain.pem"
+        certificate.private_key_pem.write_to_path(str(key))
+        certificate.cert_chain_pems[0].write_to_path(str(chain))
+        for path in (key, chain):
+            os.chown(path, running.folder.stat().st_uid, running.folder.stat().st_gid)
+            path.chmod(0o600)
+        running.execute(f"ALTER SYSTEM SET ssl_cert_file = '{chain}'")
+        running.execute(f"ALTER SYSTEM SET ssl_key_file = '{key}'")
+        running.execute("ALTER SYSTEM SET ssl = on")
+        running.execute("SELECT pg_reload_conf()")
+        yield running, trusted
+
+
+def test_a_certificate_for_another_host_name_is_told_as_that(
+    named: tuple[Server, Path], tmp_path: Path
+) -> None:
+    running, trusted = named
+    url = running.url(more=f"?sslmode=verify-full&sslrootcert={trusted}")
+    [found] = reach(parse(Path(config(tmp_path, url)).read_text(), {}, str))
+    assert "certificate is for another host name" in found.message
+    assert "cannot be reached" not in CODES[found.code].title
+
+
+@pytest.mark.parametrize(
+    ("prepare", "database", "user"),
+    [
+        ("CREATE DATABASE closed ALLOW_CONNECTIONS false", "closed", "postgres"),
+        ("CREATE ROLE barred NOLOGIN", "postgres", "barred"),
+    ],
+)
+def test_a_server_that_refuses_is_not_one_that_cannot_be_reached(
+    prepare: str, database: str, user: str, server: Server, tmp_path: Path
+) -> None:
+    server.execute(prepare)
+    url = server.url(database, user=user)
+    [found] = reach(parse(Path(config(tmp_path, url)).read_text(), {}, str))
+    assert "refused" in found.message
+    assert "reached" not in found.message + CODES[found.code].title
 
 
 @pytest.mark.parametrize("make", [_refused, _wrong_password])

@@ -408,3 +408,18 @@ def test_a_token_secret_is_synced_before_it_is_used(tmp_path: Path, monkeypatch:
 )
 def test_links_lead_to_where_receiver_is_reached(text: str, base: str) -> None:
     assert public_base(_parse(text)) == base
+
+
+def test_urls_of_places_are_trimmed() -> None:
+    """As from a secret's file that ends with a line feed."""
+    text = '[store]\nurl = " sqlite:///kept.db\\n"\n[blobs]\nurl = "s3://bucket/prefix "'
+    found = parse(text, {}, str)
+    assert (sqlite_path(found), found.blobs.url) == ("kept.db", "s3://bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("receiver.db?mode=ro", "without \\?mode=ro"), (":memory:", "name a file")]
+)
+def test_a_store_that_could_keep_nothing_is_refused(path: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sqlite_path(parse(f"[store]\nurl = 'sqlite:///{path}'", {}, str))

@@ -52,6 +52,8 @@ def test_a_password_that_is_escaped_is_fine() -> None:
         ("25006", "takes no writes", True),
         ("28P01", "user or the password", False),
         ("42P01", "run `receiver migrate`", False),
+        ("42P05", "pool_mode = transaction", False),
+        ("26000", "pool_mode = transaction", False),
         ("42P07", "another program's tables", False),
         ("42703", "or, if it is another program's", False),
         ("3F000", "look at search_path", False),

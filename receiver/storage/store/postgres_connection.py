@@ -75,6 +75,10 @@ _OWN = "give receiver a database or a schema of its own"
 _GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO the user of store.url"
 _PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
 _ENDED = "the database server ended the connection"
+POOLER = (
+    "a pooler that lends connections for one transaction (PgBouncer's pool_mode = transaction) stands before the "
+    "database server: connect to the server itself, or set pool_mode = session"
+)
 _BROKE = "the connection to the database server broke"
 _NO_ANSWER = "the database server does not answer"
 # SQLSTATE or the beginning of one; what libpq says in its place when a connection cannot be made; what we say. The first
@@ -97,10 +101,14 @@ _TROUBLES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "28",
-        r"password|pg_hba.conf|role .* does not exist",
+        r"password|pg_hba.conf|role .* does not exist|not permitted to log in|no such user",
         "the server refused the user or the password of store.url",
     ),
-    ("3D000", r"database .* does not exist", "the server has no database of the name that store.url gives"),
+    (
+        "3D000",
+        r"database .* does not exist|no such database",
+        "the server has no database of the name that store.url gives",
+    ),
     (
         "57P03",
         r"starting up|shutting down|recovery mode|not yet accepting",
@@ -113,6 +121,11 @@ _TROUBLES: tuple[tuple[str, str, str], ...] = (
         "the connection to the database server could not be secured: compare sslmode and sslrootcert in store.url with what the server offers",
     ),
     (
+        "08NAME",
+        r"does not match host name",
+        "the database server's certificate is for another host name than the one in store.url",
+    ),
+    (
         "08TLS",
         r"certificate",
         "the connection to the database server could not be secured: its certificate and ours, and sslrootcert in store.url, do not fit",
@@ -122,6 +135,8 @@ _TROUBLES: tuple[tuple[str, str, str], ...] = (
         "",
         f"the database's user lacks a right: the owner of the tables runs {_GRANT} (`receiver migrate` itself is for the owner)",
     ),
+    ("42P05", "", POOLER),
+    ("26", "", POOLER),
     ("42P07", "", f"another program's tables have these names: {_OWN}"),
     (
         "42703",
@@ -142,8 +157,9 @@ _TROUBLES: tuple[tuple[str, str, str], ...] = (
     ("08", "", _BROKE),
     ("58", "", "the database server's disk reports an error"),
     ("XX", "", "the database server reports damage or a fault of its own"),
+    ("XXFATAL", r"FATAL:", "the database server refused the connection: its log says why"),
 )
-_LASTING = ("28", "3D", "3F", "42", "F0")
+_LASTING = ("26", "28", "3D", "3F", "42", "F0")
 """States that no waiting mends. Class F0 is SQL's for settings that are wrong; here it is for ours as well."""
 
 _STARVED = {
@@ -235,6 +251,17 @@ def _unknown_parameter(url: str, said: str) -> str | None:
     parameters = url.partition("?")[2]
     password_in_it = "@" in parameters or "password" in parameters
     return match[1] if match and not password_in_it else None
+
+
+def pooled(info: dict[str, Any], connection: Connection) -> bool:
+    """Tell whether another connection shares the session of this one: then a pooler lends it for one transaction at a time."""
+    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    if row is None or row[0] == connection.info.backend_pid:
+        return False
+    connection.execute("SET receiver.pooled = 'yes'", prepare=False)
+    with connect(info, writes=False) as other, other.transaction():
+        row = other.execute("SELECT current_setting('receiver.pooled', true)", prepare=False).fetchone()
+    return row is not None and row[0] == "yes"
 
 
 def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWER_SECONDS) -> Connection:

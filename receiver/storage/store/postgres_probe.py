@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from receiver.core.errors import ConfigError
-from receiver.storage.store.postgres_connection import connect, parse, state_of, unavailable
+from receiver.storage.store.postgres_connection import POOLER, connect, parse, pooled, state_of, unavailable
 from receiver.storage.store.statements import migrations, unfit
 
 _APART_MS, _TOO_FAR_MS = 5_000, 600_000
@@ -35,12 +35,18 @@ _BY_STATE = (
     ("3F", "E018"),
     ("42501", "E018"),
     ("42703", "E018"),
+    ("42P05", "E018"),
     ("42", "E015"),
+    ("26", "E018"),
+    ("08TLS", "E018"),
+    ("08NAME", "E018"),
+    ("XX", "E018"),
     ("22", "E018"),
 )
 _FIXES = {
     "F0": "correct the parameter, or take it out",
     "F0TLS": "let the server offer TLS, or correct sslmode and sslrootcert",
+    "08NAME": "write the name of the certificate as its host, and its address as hostaddr",
     "08TLS": "renew the certificate, or correct sslmode and sslrootcert",
 }
 
@@ -58,8 +64,12 @@ class Trouble(NamedTuple):
 def probe(url: str, clock: Callable[[], int]) -> Iterator[Trouble]:
     """Ask the server of a PostgreSQL URL, and yield what is wrong with it. Writes nothing."""
     try:
-        with connect(parse(url), writes=False, answer_seconds=_ANSWER_SECONDS) as connection:
-            yield from _server(connection, clock)
+        info = parse(url)
+        with connect(info, writes=False, answer_seconds=_ANSWER_SECONDS) as connection:
+            if pooled(info, connection):
+                yield Trouble("E018", POOLER)
+            else:
+                yield from _server(connection, clock)
     except psycopg.Error as error:
         state = state_of(error) or ""
         code = next((code for prefix, code in _BY_STATE if state.startswith(prefix)), "E012")
