@@ -9,29 +9,42 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from receiver.core.clock import wall_clock
 from receiver.core.event_json import iso
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo.serving import Callback, Provider, base_url, sample_audio
+from receiver.providers.deapi import signed
 
 WAITS = (60, 120, 300, 600, 1800, 3600, 10800, 21600, 43200)
 """Seconds between the ten attempts."""
-EVENTS = ("processing", "completed", "failed")
+EVENTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "processing": ("processing", "pending", "started_at", {}),
+    "completed": ("done", "processing", "completed_at", {"processing_time_ms": 4500}),
+    "failed": (
+        "error",
+        "processing",
+        "failed_at",
+        {"error_code": "PROCESSING_ERROR", "error_message": "the simulated provider was asked to fail"},
+    ),
+}
+"""For each event: the job's status, the one before, the field that tells when, and what else its data hold."""
 RESULT_URL = "https://results.example.test/{job}.mp3"
 """A made-up host: nothing fetches it, and deAPI's real hosts are left alone."""
 
 
-def waits(*, attempts: int = len(WAITS) + 1, scale: float = 1.0) -> list[float]:
-    """Return the seconds between `attempts` attempts, `scale` times the real ones."""
-    longest = [*WAITS, *[WAITS[-1]] * attempts]
-    return [seconds * scale for seconds in longest[: max(attempts - 1, 0)]]
+def waits(*, attempts: int | None = None, scale: float = 1.0) -> list[float]:
+    """Return the seconds between `attempts` attempts (10 if left out), `scale` times the real ones."""
+    count = len(WAITS) if attempts is None else attempts - 1
+    return [WAITS[min(number, len(WAITS) - 1)] * scale for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +61,31 @@ class Job:
         """Return the body of one event, with a delivery id of its own; `now` in epoch milliseconds."""
         at = iso(now)
         data: dict[str, Any] = {"job_request_id": self.id, "job_type": self.kind}
-        match event:
-            case "processing":
-                data |= {"status": "processing", "previous_status": "pending", "started_at": at}
-            case "completed":
-                url = self.result_url or RESULT_URL.format(job=self.id)
-                data |= {"status": "done", "previous_status": "processing", "completed_at": at}
-                data |= {"result_url": url, "processing_time_ms": 4500}
-            case _:
-                data |= {"status": "error", "previous_status": "processing", "failed_at": at}
-                data |= {
-                    "error_code": "PROCESSING_ERROR",
-                    "error_message": "the simulated provider was asked to fail",
-                }
+        status, previous, moment, more = EVENTS[event]
+        data |= {"status": status, "previous_status": previous, moment: at, **more}
+        if event == "completed":
+            data["result_url"] = self.result_url or RESULT_URL.format(job=self.id)
         whole = {"event": f"job.{event}", "delivery_id": str(uuid.uuid4()), "timestamp": at, "data": data}
         return json.dumps(whole).encode()
 
     def callback(self, event: str, body: bytes, *, now: int) -> Callback:
         """Return one try of `body`: timestamp and signature are those of `now` (epoch milliseconds)."""
-        stamp = str(now // 1000)
         headers = {
             "content-type": "application/json",
             "user-agent": "DeAPI-Webhook/1.0",
             "x-deapi-event": f"job.{event}",
             "x-deapi-delivery-id": json.loads(body)["delivery_id"],
-            "x-deapi-timestamp": stamp,
-            "x-deapi-signature": "sha256=" + hmac_sha256_hex(self.secret, stamp.encode() + b"." + body),
         }
-        return Callback("POST", self.url, headers, body)
+        return Callback("POST", self.url, headers | signed(self.secret, body, now=now), body)
+
+    def callbacks(self, events: Sequence[str]) -> Iterator[tuple[str, Callable[[], Callback]]]:
+        """Yield what is sent about each event, and its name: the same body at every try, signed at the time of that."""
+        bodies = {event: self.body(event, now=wall_clock()) for event in events}
+        for event in events:
+            yield f"job.{event}", partial(self._callback_now, event, bodies[event])
+
+    def _callback_now(self, event: str, body: bytes) -> Callback:
+        return self.callback(event, body, now=wall_clock())
 
 
 def story(event: str, *, out_of_order: bool = False, duplicate: bool = False) -> Sequence[str]:
@@ -117,6 +127,14 @@ class Work:
 class Deapi(Provider):
     """API and storage at one address. Jobs may be added at any time, from any thread."""
 
+    address = ("api_url", "")
+    settings = (
+        'api_key = "any key will do"',
+        'api_url = "http://127.0.0.1:9903"',
+        'result_hosts = ["127.0.0.1"]',
+        'allow = ["127.0.0.0/8"]',
+    )
+
     def __init__(self, api_key: str) -> None:
         super().__init__({"authorization": f"Bearer {api_key}"})
         self.works: dict[str, Work] = {}
@@ -128,6 +146,15 @@ class Deapi(Provider):
                 self.route("/results/{job_id}", self._result, public=True),
             ]
         )
+
+    def finished(self, base: str, kind: str, *, expired: bool) -> tuple[str, str]:
+        """Return the id of a new job that has ended, and the link to its result, a dead one where it is `expired`."""
+        words = b"Hello, this is the voice of the simulator." if kind.endswith("2txt") else None
+        job_id = self.add(Work(kind, result=words, content_type="text/plain" if words else "audio/mpeg"))
+        link = self.link(base, job_id)
+        if expired:
+            self.expire()
+        return job_id, link
 
     def add(self, work: Work | None = None) -> str:
         """Return the id of a new job."""

@@ -34,6 +34,14 @@ class _Job:
 class Deepdub(Provider):
     """The provider. `not_ready` is how many 404s come before the audio of a job."""
 
+    address = ("base_url", BASE_PATH)
+    settings = (
+        'provider = "deepdub"',
+        'api_key = "any key will do"',
+        f'base_url = "http://127.0.0.1:9901{BASE_PATH}"',
+        'allow = ["127.0.0.0/8"]',
+    )
+
     def __init__(self, api_key: str, *, not_ready: int = 0, audio: bytes | None = None) -> None:
         super().__init__({"x-api-key": api_key})
         self.not_ready = not_ready

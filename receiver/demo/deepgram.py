@@ -16,8 +16,9 @@ from receiver.core.event_json import iso
 from receiver.demo.serving import Callback
 from receiver.system.audio import sniff
 
-RETRIES, WAIT_SECONDS = 10, 30.0
-PRODUCTS = ("speak", "listen", "read")
+ATTEMPTS, WAIT_SECONDS = 11, 30.0
+PRODUCTS = {"speak": "audio", "listen": "transcript", "read": "analysis"}
+"""And what each makes."""
 _RAW = {"linear16": ("audio/l16", 24000), "mulaw": ("audio/mulaw", 8000), "alaw": ("audio/alaw", 8000)}
 _CODED = {
     "mp3": "audio/mpeg",
@@ -30,9 +31,9 @@ _EXTENSIONS = {"l16": "linear16", "pcm": "linear16", "mulaw": "mulaw", "ulaw": "
 }
 
 
-def waits(*, retries: int = RETRIES, scale: float = 1.0) -> list[float]:
-    """Return the seconds between tries, `scale` times the real ones."""
-    return [WAIT_SECONDS * scale] * retries
+def waits(*, attempts: int | None = None, scale: float = 1.0) -> list[float]:
+    """Return the seconds between `attempts` tries (11 if left out), `scale` times the real ones."""
+    return [WAIT_SECONDS * scale] * ((attempts or ATTEMPTS) - 1)
 
 
 def media_type(format: Mapping[str, Any]) -> str | None:
@@ -115,6 +116,14 @@ def analysis(text: str, *, now: int) -> dict[str, Any]:
     """Return a summary as `/v1/read` answers; `now` in epoch milliseconds."""
     metadata = {"request_id": str(uuid.uuid4()), "created": iso(now), "language": "en"}
     return {"metadata": {"metadata": metadata}, "results": {"summary": {"text": text}}}
+
+
+def result(product: str, *, now: int, callback_secret: str | None) -> dict[str, Any]:
+    """Return the document of a product that makes one; `now` in epoch milliseconds."""
+    if product == "read":
+        return analysis("A simulator says hello.", now=now)
+    text = "Hello, this is the voice of the simulator."
+    return transcript(text, now=now, callback_secret=callback_secret)
 
 
 def failure() -> dict[str, Any]:

@@ -102,6 +102,16 @@ class Job:
 class Playht(Provider):
     """The service: `app` answers for the API and for the result host."""
 
+    address = ("base_url", API)
+    settings = (
+        'provider = "playht"',
+        'api_key = "any-key-will-do"',
+        'user_id = "anybody"',
+        f'base_url = "http://127.0.0.1:9902{API}"',
+        'result_hosts = ["127.0.0.1"]',
+        'allow = ["127.0.0.0/8"]',
+    )
+
     def __init__(self, *, api_key: str = API_KEY, user_id: str = USER_ID) -> None:
         super().__init__({"authorization": f"Bearer {api_key}", "x-user-id": user_id})
         self.jobs: dict[str, Job] = {}

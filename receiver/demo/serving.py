@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -48,6 +48,10 @@ class RequestRecord:
 class Provider(ABC):
     """A simulated provider: it notes every request, and refuses those without the right credentials."""
 
+    address: ClassVar[tuple[str, str]]
+    """The setting of a source that says where the API is, and the path that it has there."""
+    settings: ClassVar[tuple[str, ...]]
+    """What a source's table must hold for this one to be played: lines of TOML."""
     app: Starlette
 
     def __init__(self, credentials: Mapping[str, str]) -> None:
@@ -55,6 +59,8 @@ class Provider(ABC):
         """The headers that a request must carry, names in lower case."""
         self.requests: list[RequestRecord] = []
         """Every request, in the order they came."""
+        self.on_answer: Callable[[RequestRecord], None] = lambda _: None
+        """Called for each request once it is answered."""
 
     def route(
         self,
@@ -74,6 +80,7 @@ class Provider(ABC):
             else:
                 response = self.refusal()
             record.status = response.status_code
+            self.on_answer(record)
             return response
 
         return Route(path, respond, methods=[method])

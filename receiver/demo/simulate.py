@@ -7,10 +7,8 @@ import contextlib
 import json
 import secrets
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -19,6 +17,7 @@ import typer
 
 from receiver.cli.options import (
     AsJson,
+    Ref,
     job_format,
     load,
     made_store,
@@ -30,7 +29,7 @@ from receiver.cli.options import (
     tokens_of,
 )
 from receiver.cli.output import clean, print_json, warn
-from receiver.cli.requests import ENDED, event_type_of, ordered
+from receiver.cli.requests import event_type_of, ordered
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
 from receiver.web.views import view
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
     import httpx2
 
     from receiver.core.work import Pickup
-    from receiver.demo.deapi import Deapi, Job
-    from receiver.demo.serving import Callback, Provider, Try
+    from receiver.demo.deapi import Job
+    from receiver.demo.serving import Callback, Provider, RequestRecord, Try
     from receiver.settings.model import Settings, SourceSettings
     from receiver.storage.store.store import Store
 
@@ -55,12 +54,13 @@ def own(*names: str, help: str, **more: Any) -> Any:
     return option(*names, env=f"RECEIVER_SIMULATE_{flag}", help=help, **more)
 
 
+# ---------------------------------------------------------------- options
+
 Url = Annotated[
     str | None,
     own("--url", help="Where receiver listens, or a whole callback URL; by default from the settings."),
 ]
 Source = Annotated[str | None, option("--source", help="Which source, when several are of this provider.")]
-Ref = Annotated[str | None, option("--ref", help="The caller's own id; comes back in the event.")]
 Scale = Annotated[
     float, option("--time-scale", help="1 waits between tries as the provider does; 0 not at all.", min=0)
 ]
@@ -69,18 +69,55 @@ CaFile = Annotated[
 ]
 Wrong = Annotated[bool, option("--wrong-credentials", help="Be somebody else: success is a refusal.")]
 Duplicate = Annotated[bool, option("--duplicate", help="Send everything twice.")]
-_NEVER_SECONDS = 5.0
-"""The deadline of a pickup whose result never comes, unless another is given."""
-_FOR_EVER = 10**9
-
-NotReady = Annotated[int, own("--not-ready", help="So many questions find it not ready.", min=0, max=1000)]
+Attempts = Annotated[
+    int | None,
+    own("--attempts", help="Most tries; as the provider, or 1 with --wrong-credentials.", min=1, max=100),
+]
+Error = Annotated[bool, own("--error", help="Have the job fail.")]
+NotReady = Annotated[int, own("--not-ready", help="So many polls find it not ready.", min=0, max=1000)]
 Never = Annotated[bool, own("--never", help="It is never ready: the deadline ends it.")]
 Deadline = Annotated[
     str | None, option("--deadline", help="When to give up; the source's own if left out, 5s with --never.")
 ]
 Timeout = Annotated[str, own("--timeout", help="How long to wait for the event, as 90s.")]
 
-_DEEPGRAM_TRIES, _DEAPI_TRIES = 11, 10
+Product = Annotated[str, own("--product", help="speak (audio), listen or read (JSON).")]
+File = Annotated[Path | None, own("--file", help="Audio to send; built-in speech if left out.")]
+JsonResult = Annotated[Path | None, own("--json-result", help="Send this JSON document.")]
+ContentType = Annotated[str | None, own("--content-type", help="Say this of the audio.")]
+Format = Annotated[
+    str | None,
+    option("--format", help="What the job asked for: encoding=mulaw,container=none,sample_rate=8000."),
+]
+Method = Annotated[str, own("--method", help="post or put, as callback_method.")]
+Chunked = Annotated[bool, own("--chunked", help="Send without a Content-Length.")]
+
+Event = Annotated[str, own("--event", help="processing, completed, failed, or all (the first two).")]
+JobType = Annotated[str, own("--job-type", help="As deAPI names it.")]
+ResultUrl = Annotated[
+    str | None, own("--result-url", help="Where the result lies; served on this machine if left out.")
+]
+ExpiredLink = Annotated[
+    bool,
+    own("--expired-link", help="The link is dead on arrival; polled, deAPI gives a fresh one."),
+]
+JobSecret = Annotated[
+    bool,
+    option("--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out."),
+]
+OutOfOrder = Annotated[bool, own("--out-of-order", help="Send the last event first.")]
+Untyped = Annotated[bool, own("--no-content-type", help="Send the audio without saying its type.")]
+
+_LOCAL = ("127.0.0.1", "localhost")
+_POLL_SECONDS = 0.2
+"""Between two looks into the store."""
+_NEVER_SECONDS = 5.0
+"""The deadline of a pickup whose result never comes, unless another is given."""
+_FOR_EVER = 10**9
+_NO_EVENT = "no event came: is `receiver serve` or `receiver work` running, with these settings?"
+
+
+# ---------------------------------------------------------------- commands
 
 
 def register(app: typer.Typer) -> None:
@@ -97,26 +134,15 @@ def simulate_deepgram(
     ctx: typer.Context,
     url: Url = None,
     source: Source = None,
-    product: Annotated[str, own("--product", help="speak (audio), listen or read (JSON).")] = "speak",
-    file: Annotated[Path | None, own("--file", help="Audio to send; built-in speech if left out.")] = None,
-    json_result: Annotated[Path | None, own("--json-result", help="Send this JSON document.")] = None,
-    content_type: Annotated[str | None, own("--content-type", help="Say this of the audio.")] = None,
-    format: Annotated[
-        str | None,
-        option("--format", help="What the job asked for: encoding=mulaw,container=none,sample_rate=8000."),
-    ] = None,
-    method: Annotated[str, own("--method", help="post or put, as callback_method.")] = "post",
-    chunked: Annotated[bool, own("--chunked", help="Send without a Content-Length.")] = False,
-    error: Annotated[bool, own("--error", help="Send a failure instead of a result.")] = False,
-    attempts: Annotated[
-        int | None,
-        own(
-            "--attempts",
-            help="Most tries, 30 s apart. Default 11; 1 with --wrong-credentials.",
-            min=1,
-            max=100,
-        ),
-    ] = None,
+    product: Product = "speak",
+    file: File = None,
+    json_result: JsonResult = None,
+    content_type: ContentType = None,
+    format: Format = None,
+    method: Method = "post",
+    chunked: Chunked = False,
+    error: Error = False,
+    attempts: Attempts = None,
     ca_file: CaFile = None,
     ref: Ref = None,
     time_scale: Scale = 0.01,
@@ -125,70 +151,39 @@ def simulate_deepgram(
     as_json: AsJson = False,
 ) -> None:
     """Call back as Deepgram does: Basic credentials, POST or PUT, up to ten more tries."""
-    from receiver.demo import deepgram, serving
+    from receiver.demo import deepgram
 
     if product not in deepgram.PRODUCTS:
         raise UsageError(f"--product is one of {', '.join(deepgram.PRODUCTS)}")
     if method.lower() not in ("post", "put"):
         raise UsageError("--method is post or put")
-    play = Play.of(ctx, "deepgram", source, as_json=as_json)
-    job = job_format(format)
-    target = play.callback_url(url, {"product": product} | job, ref=ref, wrong=wrong_credentials)
-    if product == "speak" and not error and json_result is None:
-        audio, name = _audio(file)
-        kind = content_type or deepgram.media_type(job) or deepgram.media_type_of(audio, name)
-        callback = deepgram.speech(target, audio, content_type=kind, method=method, chunked=chunked)
+    job, run = job_format(format), Simulation.of(ctx, "deepgram", source, as_json=as_json)
+    target = run.callback_url(url, {"product": product} | job, ref=ref, wrong=wrong_credentials)
+    if error or json_result or product != "speak":
+        document = deepgram.failure() if error else run.document(product, json_result)
+        token = newest(run.source, "dg_token")
+        callback = deepgram.document(target, document, method=method, dg_token=token)
     else:
-        fields = _document(play.source, product, json_result, error=error)
-        token = newest(play.source, "dg_token")
-        callback = deepgram.document(target, fields, method=method, dg_token=token)
-    most = attempts or (1 if wrong_credentials else _DEEPGRAM_TRIES)
-    waits = deepgram.waits(retries=most - 1, scale=time_scale)
-    label = "failure" if error else {"speak": "audio", "listen": "transcript", "read": "analysis"}[product]
-
-    def tries() -> Iterator[Try]:
-        with _client(ca_file) as client:
-            for _ in range(2 if duplicate else 1):
-                yield from serving.send_until_taken(client, lambda: callback, label=label, waits=waits)
-
-    _print_tries(tries(), as_json=as_json, refused=wrong_credentials)
+        audio, kind = _audio(file, content_type or deepgram.media_type(job))
+        callback = deepgram.speech(target, audio, content_type=kind, method=method, chunked=chunked)
+    label = "failure" if error else deepgram.PRODUCTS[product]
+    waits = deepgram.waits(attempts=attempts or (1 if wrong_credentials else None), scale=time_scale)
+    sent = [(label, lambda: callback)] * (2 if duplicate else 1)
+    run.send(sent, waits, ca_file, refused=wrong_credentials)
 
 
 def simulate_deapi(
     ctx: typer.Context,
     url: Url = None,
     source: Source = None,
-    event: Annotated[
-        str, own("--event", help="processing, completed, failed, or all (the first two).")
-    ] = "all",
-    job_type: Annotated[str, own("--job-type", help="As deAPI names it.")] = "txt2audio",
-    result_url: Annotated[
-        str | None, own("--result-url", help="Where the result lies; served on this machine if left out.")
-    ] = None,
-    expired_link: Annotated[
-        bool,
-        own(
-            "--expired-link",
-            help="The link is dead on arrival; asked about the job, deAPI gives a fresh one.",
-        ),
-    ] = False,
+    event: Event = "all",
+    job_type: JobType = "txt2audio",
+    result_url: ResultUrl = None,
+    expired_link: ExpiredLink = False,
     timeout: Timeout = "60s",
-    job_secret: Annotated[
-        bool,
-        option(
-            "--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out."
-        ),
-    ] = False,
-    out_of_order: Annotated[bool, own("--out-of-order", help="Send the last event first.")] = False,
-    attempts: Annotated[
-        int | None,
-        own(
-            "--attempts",
-            help="Most tries of each, over 22 h 48 min. Default 10; 1 with --wrong-credentials.",
-            min=1,
-            max=100,
-        ),
-    ] = None,
+    job_secret: JobSecret = False,
+    out_of_order: OutOfOrder = False,
+    attempts: Attempts = None,
     ca_file: CaFile = None,
     ref: Ref = None,
     time_scale: Scale = 0.0001,
@@ -197,114 +192,83 @@ def simulate_deapi(
     as_json: AsJson = False,
 ) -> None:
     """Call back as deAPI does: three events, each try signed afresh, ten tries; and have the result fetched."""
-    from receiver.demo import deapi, serving
+    from receiver.demo import deapi
 
     if event not in (*deapi.EVENTS, "all"):
         raise UsageError(f"--event is one of {', '.join(deapi.EVENTS)} or all")
-    play = Play.of(ctx, "deapi", source, timeout=timeout, as_json=as_json)
-    target = play.callback_url(url, {}, ref=ref, job_secret=job_secret)
-    secret = newest(play.source, "secrets")
-    if job_secret:
-        secret = tokens_of(play.settings).job_secrets(urlsplit(target).path.rpartition("/")[2])[0]
-    if wrong_credentials:
-        secret = secrets.token_hex(32)
-    if secret is None:
-        raise UsageError(f"sources.{play.source.name}.secrets is empty: add one, or use --job-secret")
-    waits = deapi.waits(attempts=attempts or (1 if wrong_credentials else _DEAPI_TRIES), scale=time_scale)
-    names = deapi.story(event, out_of_order=out_of_order, duplicate=duplicate)
-    if expired_link and (result_url or "completed" not in names):
+    run = Simulation.of(ctx, "deapi", source, timeout=timeout, as_json=as_json)
+    target = run.callback_url(url, {}, ref=ref, job_secret=job_secret)
+    secret = run.deapi_secret(target, job_secret=job_secret, wrong=wrong_credentials)
+    events = deapi.story(event, out_of_order=out_of_order, duplicate=duplicate)
+    has_result = "completed" in events and result_url is None
+    if expired_link and not has_result:
         raise UsageError("--expired-link is for a completed job whose result lies on this machine")
-    serves_result = "completed" in names and result_url is None and not wrong_credentials
-    recorded = True
-
-    def tries() -> Iterator[Try]:
-        nonlocal recorded
-        for name in names:
-            make = partial(_deapi_callback, job, name, bodies[name])
-            for tried in serving.send_until_taken(client, make, label=f"job.{name}", waits=waits):
-                yield tried
-                if provider is not None and name == "completed" and tried.taken:
-                    recorded &= play.wait_for_events(provider, _event_ids(tried))
-
-    with contextlib.ExitStack() as stack:
-        provider, job_id = None, str(uuid.uuid4())
-        if serves_result:
-            provider, base = stack.enter_context(_deapi_provider(play.source, api=expired_link))
-            job_id, result_url = _deapi_result(provider, base, job_type, expired=expired_link)
-        job = deapi.Job(target, secret, id=job_id, kind=job_type, result_url=result_url)
-        bodies = {name: job.body(name, now=wall_clock()) for name in names}
-        client = stack.enter_context(_client(ca_file))
-        _print_tries(tries(), as_json=as_json, refused=wrong_credentials)
-    if not recorded:
-        warn(NO_EVENT)
-        raise typer.Exit(1)
+    waits = deapi.waits(attempts=attempts or (1 if wrong_credentials else None), scale=time_scale)
+    job = deapi.Job(target, secret, kind=job_type, result_url=result_url)
+    fetched = has_result and not wrong_credentials
+    with _result(run, job, expired=expired_link) if fetched else contextlib.nullcontext(job) as job:
+        events_of = ("job.completed",) if fetched else ()
+        run.send(job.callbacks(events), waits, ca_file, refused=wrong_credentials, events_of=events_of)
 
 
-def _deapi_callback(job: Job, event: str, body: bytes) -> Callback:
-    return job.callback(event, body, now=wall_clock())
+@contextlib.contextmanager
+def _result(run: Simulation, job: Job, *, expired: bool) -> Iterator[Job]:
+    """Serve the result of a job, with a link that is dead where it is `expired`; then deAPI is polled for a fresh one."""
+    from receiver.demo.deapi import Deapi
+
+    port, key = run.port_and_key(Deapi, polled=expired)
+    provider = Deapi(key)
+    with run.served(provider, port) as base:
+        job_id, link = provider.finished(base, job.kind, expired=expired)
+        yield replace(job, id=job_id, result_url=link)
 
 
 def simulate_deepdub(
     ctx: typer.Context,
     source: Source = None,
     not_ready: NotReady = 2,
-    no_content_type: Annotated[
-        bool, own("--no-content-type", help="Send the audio without saying its type.")
-    ] = False,
+    no_content_type: Untyped = False,
     never: Never = False,
     ref: Ref = None,
     deadline: Deadline = None,
     timeout: Timeout = "60s",
     as_json: AsJson = False,
 ) -> None:
-    """Be asked as Deepdub is: 404 until the audio is ready."""
-    from receiver.demo.deepdub import BASE_PATH, Deepdub
+    """Be polled as Deepdub is: 404 until the audio is ready."""
+    from receiver.demo.deepdub import Deepdub
 
-    play = Play.of(ctx, "deepdub", source, timeout=timeout, as_json=as_json)
-    options = provider_settings(play.source)
-    lines = _settings_lines("deepdub", play.source.name)
-    port = _own_port(play.source, "base_url", options.base, BASE_PATH, lines)
-    key = _api_key(play.source, options.api_key)
+    run = Simulation.of(ctx, "deepdub", source, Deepdub, timeout=timeout, as_json=as_json)
+    port, key = run.port_and_key(Deepdub)
     provider = Deepdub(key, not_ready=_FOR_EVER if never else not_ready)
     provider.content_type = None if no_content_type else "asked"
-    url = f"{options.base}/tts/retroactive/{provider.submit()}"
-    pickup = _ordered(play, url, ref, deadline, never=never)
-    play.pick_up(provider, port, pickup, failure=never)
+    pickup = run.pickup(provider.submit(), ref, deadline, never=never)
+    run.pick_up(provider, port, pickup, failure=never)
 
 
 def simulate_playht(
     ctx: typer.Context,
     source: Source = None,
     not_ready: NotReady = 0,
-    error: Annotated[bool, own("--error", help="The job fails.")] = False,
+    error: Error = False,
     never: Never = False,
     ref: Ref = None,
     deadline: Deadline = None,
     timeout: Timeout = "60s",
     as_json: AsJson = False,
 ) -> None:
-    """Be asked as PlayHT is: an event stream (or JSON, by the source's `mode`), then a link to the audio."""
+    """Be polled as PlayHT is: an event stream (or JSON, by the source's `mode`), then a link to the audio."""
     from receiver.demo import playht
 
-    play = Play.of(ctx, "playht", source, timeout=timeout, as_json=as_json)
-    options = provider_settings(play.source)
-    lines = _settings_lines("playht", play.source.name)
-    port = _own_port(play.source, "base_url", options.base_url, playht.API, lines)
-    _need_result_host(play.source, options.result_hosts, lines)
-    key = _api_key(play.source, options.api_key)
-    provider = playht.Playht(api_key=key, user_id=options.user_id or "")
+    run = Simulation.of(ctx, "playht", source, playht.Playht, timeout=timeout, as_json=as_json)
+    port, key = run.port_and_key(playht.Playht)
+    provider = playht.Playht(api_key=key, user_id=provider_settings(run.source).user_id or "")
     under_way = [[playht.generating(0.1), playht.END]] * (1 if never else not_ready)
     streams = under_way if never else [*under_way, playht.STORY]
     job = provider.add(streams=streams, unfinished=_FOR_EVER if never else not_ready)
     if error:
         job.answers.append(playht.error(200, "the simulated provider was asked to fail"))
-    pickup = _ordered(play, job.id, ref, deadline, never=never)
-    play.pick_up(provider, port, pickup, failure=never or error)
-
-
-def _ordered(play: Play, text: str, ref: str | None, deadline: str | None, *, never: bool) -> Pickup:
-    limit = seconds(deadline) if deadline else (_NEVER_SECONDS if never else None)
-    return ordered(play.settings, play.source.name, text, ref=ref, deadline_seconds=limit, format={})
+    pickup = run.pickup(job.id, ref, deadline, never=never)
+    run.pick_up(provider, port, pickup, failure=never or error)
 
 
 def demo(
@@ -325,14 +289,11 @@ def demo(
     raise typer.Exit(show(folder, stay=stay))
 
 
-HOST = "127.0.0.1"
-POLL_SECONDS = 0.2
-"""Between two looks into the store."""
-NO_EVENT = "no event came: is `receiver serve` or `receiver work` running, with these settings?"
+# ---------------------------------------------------------------- one run
 
 
 @dataclass
-class Play:
+class Simulation:
     """One run of `simulate`: which source is played, how long, and how it is printed."""
 
     settings: Settings
@@ -344,19 +305,31 @@ class Play:
 
     @classmethod
     def of(
-        cls, ctx: typer.Context, provider: str, name: str | None, *, timeout: str = "60s", as_json: bool
-    ) -> Play:
-        """Return the run for a source of this provider: the one of this name, or the only one."""
+        cls,
+        ctx: typer.Context,
+        provider: str,
+        name: str | None,
+        polled: type[Provider] | None = None,
+        *,
+        timeout: str = "60s",
+        as_json: bool,
+    ) -> Simulation:
+        """Return the run for a source of this provider: the one of this name, or the only one.
+
+        Without any, the command ends; of a provider that is `polled` it shows the settings that are missing.
+        """
         settings = load(ctx)
         known = any(source.provider == provider for source in settings.sources.values())
-        if provider in ("deepdub", "playht") and name is None and not known:
-            raise _refuse(f'no source has provider = "{provider}"', _settings_lines(provider, provider))
+        if polled is not None and name is None and not known:
+            raise _refuse(f'no source has provider = "{provider}"', polled, provider)
         return cls(settings, source_of(settings, provider, name), seconds(timeout), as_json)
 
     def say(self, text: str) -> None:
         """Print a line, unless JSON is to be printed."""
         if not self.as_json:
             typer.echo(clean(text))
+
+    # ------------------------------------------------------------ calling back
 
     def callback_url(
         self,
@@ -383,173 +356,173 @@ class Play:
             token = token[::-1]
         return callback_urls.compose(base, self.source.name, token=token, basic=basic)
 
-    def wait_for_events(self, provider: Provider, event_ids: list[str]) -> bool:
-        """Wait until the events are recorded; False when they are not in time."""
-        missing = list(event_ids)
+    def document(self, product: str, file: Path | None) -> dict[str, Any]:
+        """Return the document that Deepgram sends: the one in the file, or the product's result."""
+        from receiver.demo import deepgram
 
-        async def recorded(store: Store) -> bool:
-            for event_id in list(missing):
-                event_type = await event_type_of(store, event_id)
-                if event_type is not None:
-                    missing.remove(event_id)
-                    self.say(f"{event_id}  {event_type}")
-            return not missing
+        if file is None:
+            secret = newest(self.source, "callback_secrets")
+            return deepgram.result(product, now=wall_clock(), callback_secret=secret)
+        try:
+            document = json.loads(_read(file))
+        except ValueError:
+            raise UsageError(f"{file} is not JSON") from None
+        if not isinstance(document, dict):
+            raise UsageError(f"{file} is not a JSON object")
+        return document
 
-        async def wait() -> bool:
+    def deapi_secret(self, url: str, *, job_secret: bool, wrong: bool) -> str:
+        """Return what deAPI signs with. Raises `UsageError` when the source has no secret."""
+        if wrong:
+            return secrets.token_hex(32)
+        if job_secret:
+            return tokens_of(self.settings).job_secrets(urlsplit(url).path.rpartition("/")[2])[0]
+        secret = newest(self.source, "secrets")
+        if secret is None:
+            raise UsageError(f"sources.{self.source.name}.secrets is empty: add one, or use --job-secret")
+        return secret
+
+    def send(
+        self,
+        callbacks: Iterable[tuple[str, Callable[[], Callback]]],
+        waits: Sequence[float],
+        ca_file: str | None,
+        *,
+        refused: bool,
+        events_of: Sequence[str] = (),
+    ) -> None:
+        """Send each callback until it is taken, and print each try as it is made.
+
+        Ends with status 0 when the last try of each label was taken, or `refused`, as it should be; and when the events
+        came that the answers to `events_of` (labels) name.
+        """
+        from receiver.demo.serving import send_until_taken
+
+        last: dict[str, Try] = {}
+        lines, came = [], True
+        with _client(ca_file) as client:
+            for label, make in callbacks:
+                for tried in send_until_taken(client, make, label=label, waits=waits):
+                    last[label] = tried
+                    lines.append({"label": label, "try": tried.number, "status": tried.status})
+                    lines[-1] |= {"answer": tried.answer, "seconds": round(tried.seconds, 3)}
+                    status, took = tried.status or "---", f"{tried.seconds * 1000:.0f} ms"
+                    self.say(f"{label}  try {tried.number}  {status}  {took}  {tried.answer}")
+                    if label in events_of and tried.taken:
+                        came &= self._came(tried)
+        if self.as_json:
+            print_json(lines)
+        if not all(tried.status in (401, 403) if refused else tried.taken for tried in last.values()):
+            raise typer.Exit(1)
+        if not came:
+            warn(_NO_EVENT)
+            raise typer.Exit(1)
+
+    def _came(self, tried: Try) -> bool:
+        """Tell whether the event came that an answer names; one that the journal keeps has no name yet."""
+        from receiver.demo.stage import answer_of
+
+        event_id = answer_of(tried).get("event_id")
+
+        async def wait(event_id: str) -> bool:
             async with made_store(self.settings) as store:
-                return await self._wait(provider, lambda: recorded(store))
+                return await self._event_type(store, event_id) is not None
 
-        return asyncio.run(wait())
+        return event_id is None or asyncio.run(wait(event_id))
+
+    async def _event_type(self, store: Store, event_id: str) -> str | None:
+        """Wait for an event, print it and return its type; None when it does not come in time."""
+        until = time.monotonic() + self.timeout
+        while True:
+            event_type = await event_type_of(store, event_id)
+            if event_type is not None:
+                self.say(f"{event_id}  {event_type}")
+            if event_type is not None or time.monotonic() >= until:
+                return event_type
+            await asyncio.sleep(_POLL_SECONDS)
+
+    # ------------------------------------------------------------ being polled
+
+    def port_and_key(self, provider: type[Provider], *, polled: bool = True) -> tuple[int, str]:
+        """Return the port of this machine at which a source looks for the provider, and the key that it sends.
+
+        Where nothing is `polled`, the port may be any (0) and there may be no key (""). Ends the command when the settings
+        lead elsewhere; raises `UsageError` without a key.
+        """
+        from receiver.core.errors import AddressBlocked
+        from receiver.outbound.guard import Guard, listed
+
+        options, (setting, path) = provider_settings(self.source), provider.address
+        where, parts = f"sources.{self.source.name}", urlsplit(getattr(options, setting) or "")
+        local = parts.hostname in _LOCAL
+        if (polled or local) and not (
+            local and parts.scheme == "http" and parts.port and parts.path.rstrip("/") == path
+        ):
+            reason = f"{where}.{setting} is not this machine's http://127.0.0.1:PORT{path}"
+            raise _refuse(reason, provider, self.source.name)
+        try:
+            Guard(self.source.allow).check("127.0.0.1", "127.0.0.1")
+        except AddressBlocked:
+            raise _refuse(f"{where}.allow does not have 127.0.0.1", provider, self.source.name) from None
+        if not listed("127.0.0.1", getattr(options, "result_hosts", ("*",))):
+            raise _refuse(f"{where}.result_hosts does not have 127.0.0.1", provider, self.source.name)
+        if polled and options.api_key is None:
+            raise UsageError(f"{where}.api_key is not set: the simulated provider takes any")
+        key = options.api_key.get_secret_value() if options.api_key else ""
+        return (parts.port or 0) if local else 0, key
+
+    def pickup(self, job_id: str, ref: str | None, deadline: str | None, *, never: bool) -> Pickup:
+        """Return the pickup of a job, as `receiver pickup` makes it."""
+        limit = seconds(deadline) if deadline else (_NEVER_SECONDS if never else None)
+        return ordered(self.settings, self.source.name, job_id, ref=ref, deadline_seconds=limit, format={})
 
     def pick_up(self, provider: Provider, port: int, pickup: Pickup, *, failure: bool) -> None:
         """Hand a pickup over, answer receiver's requests, and end with status 0 when its event is as it should be."""
-        with _listening(provider, port):
-            ended, event_type = asyncio.run(self._wait_for_pickup(provider, pickup))
+        with self.served(provider, port):
+            ended, event_type = asyncio.run(self._added(pickup))
         if self.as_json:
             print_json({"requests": self.requests, "pickup": view(ended), "event_type": event_type})
         if event_type is None:
-            warn(NO_EVENT)
+            warn(_NO_EVENT)
         if event_type != ("speech.failed" if failure else "speech.completed"):
             raise typer.Exit(1)
 
-    async def _wait_for_pickup(self, provider: Provider, ordered: Pickup) -> tuple[Pickup, str | None]:
+    async def _added(self, pickup: Pickup) -> tuple[Pickup, str | None]:
+        """Add a pickup; return how it ended, and the type of its event: None when that does not come in time."""
         async with made_store(self.settings) as store:
-            pickup, _ = await store.add_pickup(ordered)
-            self.say(f"handed over: {pickup.id}, to become {pickup.event_id}")
+            added, _ = await store.add_pickup(pickup)
+            self.say(f"handed over: {added.id}, to become {added.event_id}")
+            event_type = await self._event_type(store, added.event_id)
+            return await store.pickup(added.id), event_type
 
-            async def ended() -> bool:
-                nonlocal pickup
-                pickup = await store.pickup(pickup.id)
-                return pickup.state in ENDED
+    @contextlib.contextmanager
+    def served(self, provider: Provider, port: int) -> Iterator[str]:
+        """Serve a provider on a port of this machine (0: a free one), and print each request that it answers.
 
-            if not await self._wait(provider, ended):
-                return pickup, None
-            event_type = await event_type_of(store, pickup.event_id)
-            if event_type:
-                self.say(f"{pickup.event_id}  {event_type}")
-            return pickup, event_type
+        Raises `UsageError` when the port is taken.
+        """
+        from receiver.demo.serving import served
 
-    async def _wait(self, provider: Provider, done: Callable[[], Awaitable[bool]]) -> bool:
-        """Wait until it is done or the time is up, and print the provider's requests meanwhile."""
-        until = time.monotonic() + self.timeout
-        while True:
-            self._print_requests(provider)
-            finished = await done()
-            if finished or time.monotonic() >= until:
-                self._print_requests(provider)
-                return finished
-            await asyncio.sleep(POLL_SECONDS)
+        provider.on_answer = self._print_request
+        with contextlib.ExitStack() as stack:
+            try:
+                base = stack.enter_context(served(provider.app, port=port))
+            except OSError:
+                taken = f"port {port} is taken by another program, perhaps another simulate: end it"
+                raise UsageError(taken) from None
+            yield base
 
-    def _print_requests(self, provider: Provider) -> None:
-        for request in provider.requests[len(self.requests) :]:
-            if request.status is None:
-                return
-            self.requests.append({"method": request.method, "path": request.path, "status": request.status})
-            self.say(f"{request.method} {request.path}  {request.status}")
+    def _print_request(self, request: RequestRecord) -> None:
+        self.requests.append({"method": request.method, "path": request.path, "status": request.status})
+        self.say(f"{request.method} {request.path}  {request.status}")
 
 
-@contextlib.contextmanager
-def _listening(provider: Provider, port: int) -> Iterator[str]:
-    """Serve a provider on a port of this machine (0: a free one). Raises `UsageError` when it is taken."""
-    from receiver.demo.serving import served
-
-    with contextlib.ExitStack() as stack:
-        try:
-            base = stack.enter_context(served(provider.app, port=port))
-        except OSError:
-            raise UsageError(
-                f"port {port} is taken by another program, perhaps another simulate: end it"
-            ) from None
-        yield base
-
-
-@contextlib.contextmanager
-def _deapi_provider(source: SourceSettings, *, api: bool) -> Iterator[tuple[Deapi, str]]:
-    """Serve deAPI's results for a source; with `api` its jobs API as well, where the source looks for it."""
-    from receiver.demo.deapi import Deapi
-
-    options = provider_settings(source)
-    lines = _settings_lines("deapi", source.name)
-    _need_access(source, lines)
-    _need_result_host(source, options.result_hosts, lines)
-    here = urlsplit(options.api_url).hostname in (HOST, "localhost")
-    port = _own_port(source, "api_url", options.api_url, "", lines) if api or here else 0
-    provider = Deapi(_api_key(source, options.api_key) if api or options.api_key else "")
-    with _listening(provider, port) as base:
-        yield provider, base
-
-
-def _deapi_result(provider: Deapi, base: str, kind: str, *, expired: bool) -> tuple[str, str]:
-    """Return the id of a new job and the link to its result; with `expired` a dead one."""
-    from receiver.demo.deapi import Work
-
-    text = b"Hello, this is the voice of the simulator." if kind.endswith("2txt") else None
-    job_id = provider.add(Work(kind=kind, result=text, content_type="text/plain" if text else "audio/mpeg"))
-    link = provider.link(base, job_id)
-    if expired:
-        provider.expire()
-    return job_id, link
-
-
-def _refuse(reason: str, lines: list[str]) -> typer.Exit:
+def _refuse(reason: str, provider: type[Provider], name: str) -> typer.Exit:
     """Print what is missing in the settings and return the end of the command, to be raised."""
     warn(f"receiver: {reason}. With these settings (and receiver started anew) it can be played:")
-    for line in lines:
+    for line in (f"[sources.{name}]", *provider.settings):
         warn(line)
     return typer.Exit(2)
-
-
-def _api_key(source: SourceSettings, key: Any) -> str:
-    """Return the source's key, which the simulated provider is to take. Raises `UsageError` without one."""
-    if key is None:
-        raise UsageError(f"sources.{source.name}.api_key is not set: the simulated provider takes any")
-    return str(key.get_secret_value())
-
-
-def _own_port(source: SourceSettings, setting: str, url: str, path: str, lines: list[str]) -> int:
-    """Return the port of this machine that a source asks; ends the command when it asks anywhere else."""
-    parts = urlsplit(url)
-    here = parts.scheme == "http" and parts.hostname in (HOST, "localhost")
-    if not here or not parts.port or parts.path.rstrip("/") != path:
-        raise _refuse(
-            f"sources.{source.name}.{setting} is not this machine's http://{HOST}:PORT{path}", lines
-        )
-    _need_access(source, lines)
-    return parts.port
-
-
-def _need_access(source: SourceSettings, lines: list[str]) -> None:
-    """End the command when pickups of a source may not connect to this machine."""
-    from receiver.core.errors import AddressBlocked
-    from receiver.outbound.guard import Guard
-
-    try:
-        Guard(source.allow).check(HOST, HOST)
-    except AddressBlocked:
-        raise _refuse(f"sources.{source.name}.allow does not have {HOST}", lines) from None
-
-
-def _need_result_host(source: SourceSettings, hosts: tuple[str, ...], lines: list[str]) -> None:
-    """End the command when a source's results may not lie on this machine."""
-    from receiver.outbound.guard import listed
-
-    if not listed(HOST, hosts):
-        raise _refuse(f"sources.{source.name}.result_hosts does not have {HOST}", lines)
-
-
-def _settings_lines(provider: str, name: str) -> list[str]:
-    """Return the settings of a source that `simulate` can play."""
-    port, path = {"deepdub": (9901, "/api/v1"), "playht": (9902, "/api/v2"), "deapi": (9903, "")}[provider]
-    key = "any-key-will-do" if provider == "playht" else "any key will do"
-    address = "api_url" if provider == "deapi" else "base_url"
-    lines = [f"[sources.{name}]", f'api_key = "{key}"', f'{address} = "http://{HOST}:{port}{path}"']
-    if provider != "deapi":
-        lines.insert(1, f'provider = "{provider}"')
-    if provider == "playht":
-        lines.insert(3, 'user_id = "anybody"')
-    if provider != "deepdub":
-        lines.append(f'result_hosts = ["{HOST}"]')
-    return [*lines, 'allow = ["127.0.0.0/8"]']
 
 
 def _client(ca_file: str | None) -> httpx2.Client:
@@ -561,21 +534,12 @@ def _client(ca_file: str | None) -> httpx2.Client:
         raise UsageError(f"{ca_file} cannot be read, or holds no certificates in PEM form") from None
 
 
-def _event_ids(tried: Try) -> list[str]:
-    """Return the event that the answer to a callback names, if it does: one kept in the journal has none yet."""
-    try:
-        named = json.loads(tried.answer).get("event_id")
-    except (ValueError, AttributeError):
-        named = None
-    return [named] if isinstance(named, str) else []
+def _audio(file: Path | None, content_type: str | None) -> tuple[bytes, str]:
+    """Return audio and its type: the file's, or a short spoken sentence."""
+    from receiver.demo import deepgram, serving
 
-
-def _audio(file: Path | None) -> tuple[bytes, str]:
-    from receiver.demo.serving import sample_audio
-
-    if file is None:
-        return sample_audio(), "speech.mp3"
-    return _read(file), file.name
+    audio, name = (_read(file), file.name) if file else (serving.sample_audio(), "speech.mp3")
+    return audio, content_type or deepgram.media_type_of(audio, name)
 
 
 def _read(file: Path) -> bytes:
@@ -583,43 +547,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _document(source: SourceSettings, product: str, file: Path | None, *, error: bool) -> dict[str, Any]:
-    from receiver.demo import deepgram
-
-    if error:
-        return deepgram.failure()
-    if file is not None:
-        try:
-            fields = json.loads(_read(file))
-        except ValueError:
-            raise UsageError(f"{file} is not JSON") from None
-        if not isinstance(fields, dict):
-            raise UsageError(f"{file} is not a JSON object")
-        return fields
-    if product == "listen":
-        secret = newest(source, "callback_secrets")
-        text = "Hello, this is the voice of the simulator."
-        return deepgram.transcript(text, now=wall_clock(), callback_secret=secret)
-    return deepgram.analysis("A simulator says hello.", now=wall_clock())
-
-
-def _print_tries(tries: Iterable[Try], *, as_json: bool, refused: bool) -> None:
-    """Print each try as it is made; status 0 when the last of each label was as it should be."""
-    lines: list[dict[str, Any]] = []
-    last: dict[str, Try] = {}
-    for tried in tries:
-        last[tried.label] = tried
-        if as_json:
-            fields = {"label": tried.label, "try": tried.number, "status": tried.status}
-            lines.append(fields | {"answer": tried.answer, "seconds": round(tried.seconds, 3)})
-        else:
-            status = "---" if tried.status is None else str(tried.status)
-            took = f"{tried.seconds * 1000:.0f} ms"
-            typer.echo(f"{tried.label}  try {tried.number}  {status}  {took}  {clean(tried.answer)}")
-    if as_json:
-        print_json(lines)
-    good = all(t.status in (401, 403) if refused else t.taken for t in last.values())
-    if not good:
-        raise typer.Exit(1)
