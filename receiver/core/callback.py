@@ -34,6 +34,10 @@ class Body(Protocol):
     def path(self) -> str | None:
         """The temporary file that holds the bytes, or None when they are in memory."""
 
+    @property
+    def wire(self) -> Body | None:
+        """The body as it was sent, when its content coding was undone: signatures are made over that one."""
+
     def load(self) -> bytes:
         """Return all bytes. Meant for JSON, whose size is capped far below that of audio."""
 
@@ -49,6 +53,7 @@ class MemoryBody:
     """A body held in memory."""
 
     path: str | None = None
+    wire: HeldBody | None = None
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -61,7 +66,9 @@ class MemoryBody:
         return self._data
 
     def discard(self) -> None:
-        """Do nothing: no file is behind it."""
+        """Remove the file of `wire`, if there is one; no other is behind it."""
+        if self.wire is not None:
+            self.wire.discard()
 
 
 class Head(Struct, frozen=True, kw_only=True, dict=True):

@@ -7,6 +7,7 @@ ReceiverError
 │   ├── CallbackRejected         401
 │   │   └── WrongSource          403
 │   ├── BodyTooLarge             413
+│   ├── UnknownCoding            415
 │   ├── BodyTooSlow              408
 │   └── BodyCutOff               400
 ├── MalformedCallback            proved, but not understood: it is parked, never refused
@@ -82,6 +83,13 @@ class BodyTooLarge(SenderError):
 
     status = 413
     label = "too_large"
+
+
+class UnknownCoding(SenderError):
+    """The body has a content coding that is not understood."""
+
+    status = 415
+    label = "unknown_coding"
 
 
 class BodyTooSlow(SenderError):

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from receiver.core.callback import Admission, Body, Head, MemoryBody, VerifiedCallback
@@ -22,6 +23,7 @@ from receiver.core.errors import (
     SenderError,
     StoreUnavailable,
     Unavailable,
+    UnknownCoding,
     UnknownSource,
     WrongMethod,
     reason_of,
@@ -35,7 +37,8 @@ from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
-from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large
+from receiver.system.codings import KNOWN, coding
+from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large, wire_limit
 
 METHODS = ("POST", "PUT")
 _BIG_JSON = 256 * 1024
@@ -208,9 +211,6 @@ class Intake:
         report.source, report.provider = head.source, provider.provider
         if head.method not in METHODS:
             raise WrongMethod
-        if head.all("upgrade"):
-            # The HTTP parser drops the body of such a request: taken as it is, a result would be kept without its bytes.
-            raise SenderError("an offer to upgrade the connection is not taken: send it without `Upgrade`")
         try:
             admission = provider.admit(head)
         except SenderError:
@@ -218,23 +218,23 @@ class Intake:
         except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
             self._bug("admit", head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
-        length, limit = head.one("content-length"), admission.body_limit
-        if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
-            raise too_large(limit)
         settings = self._sources[head.source]
+        read = partial(
+            self._bodies.read,
+            receive,
+            limit=admission.body_limit,
+            idle=settings.idle_seconds,
+            coding=_coding(head, admission.body_limit),
+        )
         if not admission.held:
             room = self.load.waiting_room
             with Place(room, head.peer):
                 total = min(settings.body_seconds, room.SECONDS)
-                body = await self._bodies.read(
-                    receive, limit=limit, total=total, idle=settings.idle_seconds, piece=MEMORY_LIMIT
-                )
+                body = await read(total=total, piece=MEMORY_LIMIT)
             return await self._take_body(provider, admission, body, settings, report)
         self.load.under_way += 1
         try:
-            body = await self._bodies.read(
-                receive, limit=limit, total=settings.body_seconds, idle=settings.idle_seconds
-            )
+            body = await read(total=settings.body_seconds)
             return await self._take_body(provider, admission, body, settings, report)
         finally:
             self.load.under_way -= 1
@@ -387,6 +387,8 @@ class Intake:
             headers["www-authenticate"] = 'Basic realm="receiver", charset="UTF-8"'
         if error.status == 405:
             headers["allow"] = ", ".join(METHODS)
+        if error.status == 415:
+            headers["accept-encoding"] = KNOWN
         return Answer(error.status, {"status": error.label, "error": error.message}, headers)
 
     def _count_rejection(self, head: Head, error: CallbackRejected, report: CallbackReport) -> None:
@@ -412,6 +414,20 @@ class Intake:
 
     def _bug(self, step: str, source: str, error: Exception) -> None:
         self._observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)
+
+
+def _coding(head: Head, limit: int) -> str:
+    """Return the content coding of a body, "" for none. Raises `UnknownCoding`, and `BodyTooLarge` by its length."""
+    named = ", ".join(head.all("content-encoding"))
+    found = coding(named)
+    if found is None:
+        raise UnknownCoding(
+            f"the body's Content-Encoding {named[:40]!a} is not understood: send it with {KNOWN}, or without"
+        )
+    length, most = head.one("content-length"), wire_limit(limit) if found else limit
+    if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > most):
+        raise too_large(limit)
+    return found
 
 
 def _busy(message: str, *, seconds: int = 30) -> Answer:

@@ -206,7 +206,7 @@ class DeapiProvider(Adapter):
             proof, secrets = "job_secret", tuple(self._tokens.job_secrets(head.token))
             match = "not the secret made for this job's URL"
         stamp, signature = head.one(STAMP_HEADER) or "", head.one(SIGNATURE_HEADER) or ""
-        content = body.load()
+        content = (body.wire or body).load()
         if not same_as_any(signature, [_signature(secret, stamp, content) for secret in secrets]):
             raise self._rejection("secrets", f"X-DeAPI-Signature fits {match}")
         return super().verify(replace(admission, proofs=admission.proofs | {proof}), body)

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from receiver.core.callback import PREFIX_BYTES, Body, MemoryBody
+from receiver.core.callback import PREFIX_BYTES, Body, HeldBody, MemoryBody
 from receiver.core.errors import (
     RESOURCE_ERRORS,
     THREAD_ERRORS,
@@ -26,8 +26,10 @@ from receiver.core.errors import (
     BodyTooLarge,
     BodyTooSlow,
     JournalUnavailable,
+    SenderError,
     reason_of,
 )
+from receiver.system.codings import PIECE, CodingBroken, Inflater
 
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""
@@ -86,6 +88,8 @@ def write_all(fd: int, data: bytes) -> None:
 class FileBody:
     """A body held in a file."""
 
+    wire: HeldBody | None = None
+
     def __init__(self, path: str, size: int, sha256: str, prefix: bytes) -> None:
         self.path: str | None = path
         self._path = path
@@ -130,6 +134,8 @@ class FileBody:
         """Remove the temporary file; its other names (of the journal, of the blob folder) stay."""
         with contextlib.suppress(OSError):
             os.unlink(self._path)
+        if self.wire is not None:
+            self.wire.discard()
 
 
 class BodyBuffer:
@@ -152,14 +158,37 @@ class BodyBuffer:
             ) from None
 
     async def read(
-        self, receive: Receive, *, limit: int, total: float, idle: float, piece: int = _PIECE
+        self,
+        receive: Receive,
+        *,
+        limit: int,
+        total: float,
+        idle: float,
+        piece: int = _PIECE,
+        coding: str = "",
     ) -> MemoryBody | FileBody:
-        """Read a body to its end.
+        """Read a body to its end, and undo its content coding (`gzip`, `deflate`, or "" for none).
 
-        `limit` in bytes; `total` and `idle` (between two pieces) in seconds; `piece` bytes are held in memory before they
-        are written to a file. Raises `BodyTooLarge`, `BodyTooSlow`,
-        `BodyCutOff`; `JournalUnavailable` when the disk cannot take it.
+        `limit` in bytes, without the coding; `total` and `idle` (between two pieces) in seconds; `piece` bytes are held in
+        memory before they are written to a file. Raises `BodyTooLarge`, `BodyTooSlow`, `BodyCutOff`, `SenderError` when the
+        bytes are not what the coding says; `JournalUnavailable` when the disk cannot take it.
         """
+        if not coding:
+            return await self._read(receive, limit, total, idle, piece)
+        wire = await self._read(receive, wire_limit(limit), total, idle, piece)
+        try:
+            body = await self._read(_decoded(wire, coding), limit, total, idle, piece)
+        except BaseException as error:
+            wire.discard()
+            if isinstance(error, CodingBroken):
+                raise SenderError(f"the body is not what its Content-Encoding says: {error}") from None
+            raise
+        body.wire = wire
+        return body
+
+    async def _read(
+        self, receive: Receive, limit: int, total: float, idle: float, piece: int
+    ) -> MemoryBody | FileBody:
         deadline = time.monotonic() + total
         pieces: list[bytes] = []
         size, more = 0, True
@@ -204,6 +233,31 @@ class BodyBuffer:
     def _new_path(self) -> str:
         self._count += 1
         return os.path.join(self._folder, f"{os.getpid()}-{self._count}-{os.urandom(4).hex()}")
+
+
+def wire_limit(limit: int) -> int:
+    """Return how many bytes a coded body may have: a coding makes longer what it cannot shorten."""
+    return limit + limit // 1000 + 1024
+
+
+def _decoded(wire: Body, coding: str) -> Receive:
+    """Return what receives the body without its coding, a piece at a time. Raises `CodingBroken`, `OSError`."""
+    pieces = _inflated(wire, coding)
+
+    async def receive() -> MutableMapping[str, Any]:
+        data = next(pieces, b"")
+        return {"type": "http.request", "body": data, "more_body": bool(data)}
+
+    return receive
+
+
+def _inflated(wire: Body, coding: str) -> Iterator[bytes]:
+    inflater = Inflater(coding)
+    with io.BytesIO(wire.load()) if wire.path is None else open(wire.path, "rb") as source:
+        while data := source.read(PIECE):
+            yield from inflater.feed(data)
+    if wire.size:
+        inflater.finish()
 
 
 def too_large(limit: int) -> BodyTooLarge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, ClassVar
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from receiver.engine.intake import METHODS, OVERLOADED
@@ -26,6 +27,7 @@ _UNREAD_SECONDS = 30.0
 DEFAULT_CONNECTIONS = 10_000
 """Connections that one process holds open at most, where it has file descriptors for so many."""
 _PREFIX = PREFIX.encode()
+_OFFER = (b"upgrade", b"http2-settings")
 _METHODS = tuple(method.encode() for method in METHODS)
 
 
@@ -40,6 +42,29 @@ _LATE = (
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\nconnection: close\r\n\r\n"
     b"The request's headers took too long."
 )
+
+
+class Parser(HttpRequestParser):
+    """Reads requests; an offer to change the protocol is ignored, as a server may (RFC 9110, 7.8).
+
+    The parser behind it takes all that follows the head of such a request for the other protocol's bytes. So the request is
+    read anew, without the offer.
+    """
+
+    def __init__(self, connection: Protocol) -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._connection = connection
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn feeds bytes alone
+        """Parse. Raises `HttpParserError`."""
+        try:
+            super().feed_data(data)
+        except HttpParserUpgrade as offer:
+            if not self._connection.offered:
+                raise  # CONNECT
+            again, self._connection.parser = self._connection.without_offer(), Parser(self._connection)
+            self._connection.parser.feed_data(again + data[offer.args[0] :])
 
 
 class Connections:
@@ -109,6 +134,8 @@ class Protocol(HttpToolsProtocol):
     """Bytes since the last request's head, or since a piece of a body."""
     _begun = False
     """A head has begun, and has not ended."""
+    offered = False
+    """The head that came last offers to change the protocol: it comes again, without the offer."""
     _late: TimerHandle | None = None
     """Runs while a head is waited for, but for the time between two requests: that is uvicorn's own."""
     _had_body = False
@@ -134,6 +161,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # uvicorn narrows the parameter of asyncio's in the same way
         """Wait for the first head to begin, for a while."""
+        self.parser = Parser(self)
         super().connection_made(transport)
         self._connections.add(self)
         self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
@@ -196,6 +224,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head ended: begin, or refuse."""
+        self.offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self.offered:
+            return
         self._plain = 0
         self._begun = False
         if self._late is not None:
@@ -225,6 +256,18 @@ class Protocol(HttpToolsProtocol):
             self._refuse(receiver, reason)
         else:
             super().on_headers_complete()
+
+    def without_offer(self) -> bytes:
+        """Return the head that came last, without its offer to change the protocol."""
+        lines = [
+            b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
+        for name, value in self.headers:
+            words = value.split(b",") if name == b"connection" else (value,)
+            if name not in _OFFER:
+                kept = b",".join([word for word in words if word.strip().lower() not in _OFFER])
+                lines.append(b"%b: %b" % (name, kept))
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _refuse(self, receiver: Receiver, reason: str) -> None:
         source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
@@ -271,6 +314,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request ended."""
+        if self.offered:
+            return
         self._in_body = False
         if self._drain is not None:
             self._drain.cancel()

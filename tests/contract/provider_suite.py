@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from receiver.core.callback import VerifiedCallback
+from receiver.core.callback import MemoryBody, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.providers import PushProvider, adapters
-from tests.support.golden import Case, MemoryBody, Request, tokens
+from tests.support.golden import Case, Request, tokens
 
 
 def make(case: Case) -> PushProvider:

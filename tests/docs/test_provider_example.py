@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from receiver.core.callback import Head
+from receiver.core.callback import Head, MemoryBody
 from receiver.core.errors import CallbackRejected
 from receiver.providers import PushProvider, adapters
-from tests.support.golden import MemoryBody, source_settings, tokens
+from tests.support.golden import source_settings, tokens
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "adding-a-provider.md"
 BODY = MemoryBody(b'{"id": "j1", "status": "completed", "text": "Hello."}')
@@ -27,7 +27,7 @@ def test_the_example_proves_and_reads_a_callback(tmp_path: Path) -> None:
     kind = runpy.run_path(str(tmp_path / "acme.py"))["AcmeProvider"]
     settings = source_settings("acme", {"provider": "acme", "secrets": ["acme-secret-0123456789"]})
     provider = kind.create(settings, tokens())
-    headers = tuple(provider.sign(BODY.data, now=0).items())
+    headers = tuple(provider.sign(BODY.load(), now=0).items())
     assert isinstance(provider, PushProvider)
     head = Head(source="acme", method="POST", headers=headers, token=None, received_at=5)
     draft = provider.normalize(provider.verify(provider.admit(head), BODY))

@@ -205,15 +205,6 @@ async def test_300_mb_with_proof_is_over_the_default_limit(live: Running) -> Non
     assert status == 413
 
 
-async def test_an_offer_to_upgrade_is_refused_since_its_body_would_be_lost(live: Running) -> None:
-    """Some clients offer HTTP/2 so over plain HTTP; the parser takes their bodies for the other protocol's bytes."""
-    sent = transcript("upgrade")
-    offer = sent.headers | {"connection": "Upgrade", "upgrade": "h2c", "content-length": str(len(sent.body))}
-    status, _, body = await exchange(_port(live), [head(sent.path, offer) + sent.body])
-    assert (status, json.loads(body)["status"]) == (400, "bad_request")
-    assert await live.receiver.store.events(EventFilter()) == []
-
-
 @pytest.mark.parametrize("piece", [b"x-more: " + b"a" * 500 + b"\r\n", b"a" * 500], ids=["headers", "value"])
 async def test_headers_without_end_are_refused(live: Running, piece: bytes) -> None:
     """A stranger cannot make the process collect what never becomes a request."""

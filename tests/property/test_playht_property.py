@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.callback import Head, MemoryBody, VerifiedCallback
 from receiver.core.callback import MemoryBody as HeldBody
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import EVENT_TYPES, EventDraft
@@ -20,7 +20,7 @@ from receiver.core.work import Found, Pickup, PickupKind
 from receiver.providers import Collected, Gone, NotYet, Result, playht
 from tests.support.callbacks import NOW
 from tests.support.examples import examples
-from tests.support.golden import MemoryBody, source_settings, tokens
+from tests.support.golden import source_settings, tokens
 
 KEY, USER = "ak-property-0123456789abcdef", "propertyuser01234567"
 HEADERS = (("authorization", f"Bearer {KEY}"),)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from receiver.core.callback import Head
+from receiver.core.callback import Head, MemoryBody
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.providers import deapi, deepgram
@@ -24,7 +24,7 @@ from tests.support.callbacks import (
     prove,
 )
 from tests.support.examples import examples
-from tests.support.golden import MemoryBody, cases, tokens
+from tests.support.golden import cases, tokens
 
 SECRET = "n7Qk2vXw9RtLp4Zs"
 DEEPGRAM = deepgram_source(callback_secrets=[SECRET], dg_token="key-identifier-1")

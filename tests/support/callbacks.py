@@ -6,11 +6,11 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from receiver.core.callback import Body, Head, VerifiedCallback
+from receiver.core.callback import Body, Head, MemoryBody, VerifiedCallback
 from receiver.core.event import EventDraft
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.providers import deapi, deepgram
-from tests.support.golden import MemoryBody, source_settings, tokens
+from tests.support.golden import source_settings, tokens
 
 NOW = 1795222923456
 """2026-11-21T01:02:03.456Z"""

@@ -11,11 +11,9 @@ A case is a folder `tests/golden/<provider>/<case>/`:
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +26,6 @@ from receiver.settings.model import SourceSettings
 ROOT = Path(__file__).parent.parent / "golden"
 TOKEN_SECRETS = ("golden-token-secret-0123456789",)
 """Made the tokens in the golden paths: a receiver that replays them needs this in [tokens] secrets."""
-
-
-@dataclass(frozen=True)
-class MemoryBody:
-    """A whole body in memory, as the web layer would hand it over."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    @cached_property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def prefix(self) -> bytes:
-        return self.data[:4096]
-
-    @property
-    def path(self) -> str | None:
-        return None
-
-    def load(self) -> bytes:
-        return self.data
 
 
 @dataclass(frozen=True)

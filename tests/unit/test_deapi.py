@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from receiver.core.callback import MemoryBody
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
 from receiver.core.event import EventDraft, Stage
 from receiver.core.tokens import CallbackTokens
 from receiver.providers import deapi
 from tests.support.callbacks import DEAPI_SECRET, NOW, deapi_draft, deapi_head, deapi_source, prove
-from tests.support.golden import MemoryBody, source_settings, tokens
+from tests.support.golden import source_settings, tokens
 
 
 def _document(event: Any = "job.completed", **data: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from receiver.core.callback import Head
+from receiver.core.callback import Head, MemoryBody
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
 from receiver.providers import deepgram
 from receiver.settings.model import MIB
 from tests.support.callbacks import NOW, PAIR, deepgram_draft, deepgram_head, deepgram_source, prove
-from tests.support.golden import ROOT, MemoryBody, source_settings, tokens
+from tests.support.golden import ROOT, source_settings, tokens
 
 MULAW = (ROOT / "audio" / "speech.mulaw").read_bytes()
 MP3 = (ROOT / "audio" / "speech.mp3").read_bytes()

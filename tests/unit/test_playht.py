@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.callback import Head, MemoryBody, VerifiedCallback
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, Stage
 from receiver.core.work import Pickup, PickupKind
 from receiver.providers import PullProvider, playht
 from tests.support.callbacks import NOW
-from tests.support.golden import MemoryBody, source_settings, tokens
+from tests.support.golden import source_settings, tokens
 
 KEY, USER = "ak-unit-0123456789abcdef", "unituser0123456789"
 URL = "https://results.example.test/a.mp3"

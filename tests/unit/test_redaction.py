@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from receiver.core.callback import Head, VerifiedCallback
+from receiver.core.callback import Head, MemoryBody, VerifiedCallback
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.providers import deapi, deepgram, playht
 from receiver.providers.toolkit import redacted, shown, unsigned, unsigned_bytes
 from tests.support.callbacks import NOW, deapi_head, deapi_source, deepgram_head, deepgram_source
-from tests.support.golden import MemoryBody, source_settings, tokens
+from tests.support.golden import source_settings, tokens
 
 PLAYHT_KEY = "ak-unit-0123456789abcdef"
 SECRET = "s3cret/of-ours"

@@ -8,8 +8,7 @@ import zlib
 
 import pytest
 
-from receiver.outbound.client import PIECE
-from receiver.outbound.fetcher import CodingBroken, Inflater, coding
+from receiver.system.codings import PIECE, CodingBroken, Inflater, coding
 
 TEXT = b"receiver " * 1000
 
