@@ -14,7 +14,7 @@ from typing import Any
 
 from receiver.core.event_json import iso
 from receiver.demo.serving import Callback
-from receiver.system.audio import sniff
+from receiver.system.audio.formats import sniff
 
 ATTEMPTS, WAIT_SECONDS = 11, 30.0
 PRODUCTS = {"speak": "audio", "listen": "transcript", "read": "analysis"}

@@ -33,13 +33,11 @@ from receiver.providers import PullProvider, PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
-from receiver.system import audio
+from receiver.system.audio.facts import facts as audio_facts
 from receiver.system.files import BodyBuffer, FileBody
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""
-_AUDIO_SECONDS = 1.0
-"""Time that reading an audio head may take; past it the event goes without those facts."""
 _OVERLAP = 64 * 1024
 """Bytes carried from piece to piece while secrets are removed from a long body; more than any secret is long."""
 _DAY = 24 * 3600 * 1000
@@ -217,7 +215,7 @@ class Recorder:
             source = origin.body.path or origin.body.load()
             blob, facts = await asyncio.gather(
                 self._blobs.put(key, origin.body, content_type=draft.audio.content_type),
-                asyncio.to_thread(audio.facts, source, draft.audio, deadline_seconds=_AUDIO_SECONDS),
+                asyncio.to_thread(audio_facts, source, draft.audio),
             )
             return blob, {"audio": (blob, facts)}
         if draft.file is not None:

@@ -43,7 +43,7 @@ from receiver.providers.documents import (
 )
 from receiver.providers.toolkit import SecretList, content_key, reveal
 from receiver.settings.model import Section, SourceSettings
-from receiver.system.audio import MEDIA_TYPES
+from receiver.system.audio.formats import MEDIA_TYPES, beginning
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
 """The headers that an audio event holds; `dg-project-id` and `dg-token` name the account and are left out."""
@@ -230,7 +230,7 @@ class DeepgramProvider(Adapter):
 
     def _check_secret(self, admission: Admission, body: Body) -> bool:
         try:
-            is_document = body_kind(admission.head, body.prefix, admission.claims) != "audio"
+            is_document = body_kind(admission.head, beginning(body), admission.claims) != "audio"
         except MalformedCallback:
             is_document = True
         secrets = echoed_secrets(body.load()) if is_document and body.size <= self._json_limit else []
@@ -256,7 +256,7 @@ class DeepgramProvider(Adapter):
         """
         if callback.body.size == 0:
             raise MalformedCallback("the body is empty")
-        match body_kind(callback.head, callback.body.prefix, callback.claims):
+        match body_kind(callback.head, beginning(callback.body), callback.claims):
             case "audio":
                 return self._audio(callback)
             case "text":
@@ -277,7 +277,7 @@ class DeepgramProvider(Adapter):
             audio=toolkit.audio_draft(
                 media_type,
                 parameters,
-                callback.body.prefix,
+                beginning(callback.body),
                 _requested_format(callback.claims),
                 default_hertz=_DEFAULT_HERTZ,
             ),

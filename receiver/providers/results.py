@@ -34,7 +34,7 @@ from receiver.providers.toolkit import (
     magic,
     unusable,
 )
-from receiver.system.audio import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES
+from receiver.system.audio.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES, beginning
 
 ResultKind = Literal["audio", "transcript", "media", "any"]
 """`any`: the bytes decide."""
@@ -69,8 +69,6 @@ _EXTENSIONS = {
     "application/zip": "zip",
     "model/gltf-binary": "glb",
 }
-_VIDEO = {"mp4": ("video/mp4", "mp4"), "webm": ("video/webm", "webm")}
-"""Containers that hold audio or video, by the name of their format."""
 _ERROR_KEYS = frozenset({"message", "success", "status", "code", "statusCode", "exception", "detail"})
 _MAX_ERROR = 64 * 1024
 """Bytes past which a JSON document is too long to be an error's."""
@@ -139,8 +137,9 @@ def _audio(
     if other:
         kind = "an image" if other[0].startswith("image/") else "a file"
         return unusable(f"the result is {kind} ({other[0]}), not audio")
-    draft = audio_draft(media_type, parameters, body.prefix, format)
-    if magic(media_type, body.prefix, format):
+    prefix = beginning(body)
+    draft = audio_draft(media_type, parameters, prefix, format)
+    if magic(media_type, prefix, format):
         return draft
     if is_json_type(media_type) or looks_like_json(body.prefix):
         return unusable("the result is JSON, not audio")
@@ -155,8 +154,8 @@ def _audio(
 
 
 def _is_audio(body: Body, media_type: str, format: Mapping[str, Any]) -> bool:
-    form = magic(media_type, body.prefix, format)
-    if form and form.name in _VIDEO:
+    form = magic(media_type, beginning(body), format)
+    if form and form.video:
         return media_type.startswith("audio/")
     return bool(form) or (
         _may_be_audio(media_type) and (media_type not in UNTYPED or asked_encoding(format) is not None)
@@ -198,9 +197,9 @@ def _file(body: Body, media_type: str) -> FileDraft | Failed:
     known = _known_file(body.prefix)
     if known:
         return FileDraft(part="media", content_type=known[0], extension=known[1])
-    form = magic(media_type, body.prefix, {})
+    form = magic(media_type, beginning(body), {})
     if form:
-        kind, extension = _VIDEO.get(form.name, (form.content_type, form.extension))
+        kind, extension = form.video or (form.content_type, form.extension)
         if media_type.startswith("audio/"):
             kind, extension = form.content_type, form.extension
         return FileDraft(part="media", content_type=kind, extension=extension)

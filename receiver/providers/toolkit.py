@@ -17,7 +17,7 @@ from receiver.core.fetch import Answer, Failed
 from receiver.core.redaction import REDACTED, Redactor
 from receiver.core.work import Found
 from receiver.providers.documents import decode_object, encode, printable
-from receiver.system.audio import (
+from receiver.system.audio.formats import (
     AAC,
     FLAC,
     MEDIA_TYPES,

@@ -74,7 +74,7 @@ def test_each_exception_is_needed() -> None:
 
 def test_what_is_needed_was_found() -> None:
     """The walk goes through the extras and past what is named in pyproject.toml."""
-    assert {"starlette", "anyio", "tinytag", "psycopg", "boto3", "botocore"} <= NEEDED.keys()
+    assert {"starlette", "anyio", "psycopg", "boto3", "botocore"} <= NEEDED.keys()
     assert "mutagen" not in NEEDED
     assert "mutagen" not in (ROOT / "requirements.lock").read_text("utf-8")
 

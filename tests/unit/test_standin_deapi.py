@@ -17,7 +17,7 @@ from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo import deapi
 from receiver.demo.deapi import Deapi, Work
 from receiver.demo.serving import Callback, Try, open_client, send_until_taken
-from receiver.system import audio
+from receiver.system.audio.facts import facts as audio_facts
 from tests.support.collecting import NOW, Place, placed
 
 KEY = "dpn-sk-0123456789abcdef"
@@ -236,6 +236,6 @@ def test_the_api_wants_its_key_and_knows_its_jobs(provider: Deapi, api: Api) -> 
 def test_the_sample_of_every_job_is_a_real_recording(provider: Deapi, api: Api) -> None:
     """So that its length can be told."""
     sample = api.follow(provider.link(api.url, provider.add())).content
-    facts = audio.facts(sample, AudioDraft(content_type="audio/mpeg", extension="mp3"))
+    facts = audio_facts(sample, AudioDraft(content_type="audio/mpeg", extension="mp3"))
     assert facts.duration_seconds is not None
     assert 0.2 < facts.duration_seconds < 60

@@ -1,0 +1,1 @@
+"""What audio bytes are: their format by magic and frames, and their length, rate, channels and codec."""
