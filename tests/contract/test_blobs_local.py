@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import itertools
 import os
+import resource
 import stat
 import threading
 from collections.abc import AsyncIterator
@@ -14,7 +17,8 @@ import pytest
 
 from receiver.core.callback import Body, MemoryBody
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs import Blobs, local
+from receiver.core.event import StoredBlob
+from receiver.storage.blobs import Blobs, file_group, local
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system import files
 from receiver.system.files import MEMORY_LIMIT, FileBody
@@ -151,7 +155,8 @@ async def test_a_folder_that_another_process_made_is_synced_before_it_is_relied_
         synced.append(folder.name)
         real(folder)
 
-    monkeypatch.setattr(local, "sync_folder", record)
+    for module in (local, file_group):
+        monkeypatch.setattr(module, "sync_folder", record)
     await blobs.put("s/a.mp3", body(b"sound"), content_type="audio/mpeg")
     assert synced == ["blobs", "s"]
     await blobs.put("s/b.mp3", body(b"sound"), content_type="audio/mpeg")
@@ -161,3 +166,128 @@ async def test_a_folder_that_another_process_made_is_synced_before_it_is_relied_
     (tmp_path / "blobs" / "s").rmdir()
     await blobs.put("s/c.mp3", body(b"sound"), content_type="audio/mpeg")
     assert await blobs.get("s/c.mp3") == b"sound"
+
+
+# ---------------------------------------------------------------- files that come at once
+
+
+async def _put_all(blobs: Blobs, *keys: str, size: int = 5) -> list[StoredBlob | BaseException]:
+    puts = (blobs.put(key, MemoryBody(b"s" * size), content_type="audio/mpeg") for key in keys)
+    return await asyncio.gather(*puts, return_exceptions=True)
+
+
+async def test_files_that_come_at_once_share_the_sync_of_their_folder(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is synced before it gets its name, and the folder after the last of them has its own."""
+    await _put_all(blobs, "s/first.mp3", "t/first.mp3")
+    steps: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def record(fd: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        sync(fd)
+
+    def record_name(old: str, new: str) -> None:
+        steps.append("name")
+        rename(old, new)
+
+    monkeypatch.setattr(file_group, "_SLOW_SECONDS", 60.0)
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "rename", record_name)
+    stored = await _put_all(blobs, *(f"s/{n}.mp3" for n in range(5)), "t/one.mp3")
+    assert not [one for one in stored if isinstance(one, BaseException)]
+    assert steps == ["file"] * 6 + ["name"] * 6 + ["folder"] * 2
+
+
+async def test_a_slow_disk_is_waited_for_in_more_than_one_thread(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them but the first, whose sync showed how slow it is."""
+    together, real = threading.Barrier(4), os.fsync
+
+    def sync(fd: int) -> None:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode) and next(count):
+            together.wait(20)
+        real(fd)
+
+    count = itertools.count()
+    await _put_all(blobs, "s/before.mp3")
+    monkeypatch.setattr(file_group, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", sync)
+    stored = await _put_all(blobs, *(f"s/{n}.mp3" for n in range(5)))
+    assert not [one for one in stored if isinstance(one, BaseException)]
+
+
+async def test_a_file_that_the_disk_does_not_take_hinders_no_other(blobs: Blobs, tmp_path: Path) -> None:
+    """Its put fails and nothing is left of it; those beside it are stored."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, limits[1]))
+    try:
+        (kept,), (failed,), (other,) = await asyncio.gather(
+            _put_all(blobs, "s/a.mp3"),
+            _put_all(blobs, "s/b.mp3", size=2 * 1024 * 1024),
+            _put_all(blobs, "s/c.mp3"),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(failed, BlobsUnavailable)
+    assert "File too large" in failed.message
+    assert not isinstance(kept, BaseException)
+    assert not isinstance(other, BaseException)
+    assert sorted(os.listdir(tmp_path / "blobs" / "s")) == ["a.mp3", "c.mp3"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+async def test_a_step_that_fails_for_one_file_fails_its_put_alone(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
+    await _put_all(blobs, "s/before.mp3")
+    real, count = getattr(os, call), itertools.count()
+
+    def sometimes(*arguments: object) -> None:
+        if next(count) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(*arguments)
+
+    monkeypatch.setattr(file_group, "_SLOW_SECONDS", 60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, sometimes)
+        stored = await _put_all(blobs, "s/a.mp3", "s/b.mp3", "s/c.mp3")
+    assert [isinstance(one, BlobsUnavailable) for one in stored] == [False, True, False]
+    assert sorted(os.listdir(tmp_path / "blobs" / "s")) == ["a.mp3", "before.mp3", "c.mp3"]
+
+
+async def test_a_folder_that_cannot_be_synced_fails_all_puts_into_it_and_no_others(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _put_all(blobs, "s/before.mp3", "t/before.mp3")
+    real = files.sync_folder
+
+    def sync(folder: Path) -> None:
+        if folder.name == "s":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(folder)
+
+    monkeypatch.setattr(file_group, "sync_folder", sync)
+    stored = await _put_all(blobs, "s/a.mp3", "t/b.mp3", "s/c.mp3")
+    assert [isinstance(one, BlobsUnavailable) for one in stored] == [True, False, True]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written(blobs: Blobs, tmp_path: Path) -> None:
+    """As when a callback's time is over: its journal has it then."""
+    putting = [
+        asyncio.create_task(blobs.put(f"s/{n}.mp3", MemoryBody(b"s"), content_type="audio/mpeg"))
+        for n in range(3)
+    ]
+    await asyncio.sleep(0)
+    putting[1].cancel()
+    await asyncio.wait(putting)
+    assert sorted(os.listdir(tmp_path / "blobs" / "s")) == ["0.mp3", "2.mp3"]
+
+
+async def test_more_than_one_group_is_stored_in_turn(blobs: Blobs, tmp_path: Path) -> None:
+    keys = [f"s/{n}.mp3" for n in range(local._GROUP * 2 + 1)]
+    stored = await _put_all(blobs, *keys)
+    assert not [one for one in stored if isinstance(one, BaseException)]
+    assert len(os.listdir(tmp_path / "blobs" / "s")) == len(keys)

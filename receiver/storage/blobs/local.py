@@ -1,4 +1,4 @@
-"""Audio in a local folder: temporary file, fsync, atomic name, fsync of the folder."""
+"""Audio in a local folder: temporary file, fsync, atomic name, fsync of the folder; what comes at once in one go."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from receiver.core.callback import Body
 from receiver.core.errors import THREAD_ERRORS, BlobsUnavailable, NotFound, reason_of
 from receiver.core.event import StoredBlob
 from receiver.storage.blobs import BlobEntry, LocalObject
+from receiver.storage.blobs.file_group import NewFile, make_durable
 from receiver.storage.blobs.keys import KeyTemplate, has_our_name
 from receiver.system.files import keep_body, make_folder, sync_folder, write_file
 
 _THREADS = 8
+_GROUP = 64
+"""Files that are made durable together, at most: each has a descriptor open meanwhile."""
 _REMEMBERED = 4096
 _NO_PARTS = frozenset(("", ".", ".."))
 """What no part of a key may be: the path would point elsewhere."""
@@ -36,6 +39,8 @@ class LocalBlobs:
         self._synced: set[Path] = set()
         """Folders whose names this process knows to be durable; another one may have made them and not be done."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
+        self._waiting: list[tuple[asyncio.Future[None], NewFile]] = []
+        self._writing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Make the folder. Later it is never made again: a folder that vanished is an outage, not a fresh start."""
@@ -43,6 +48,8 @@ class LocalBlobs:
 
     async def close(self) -> None:
         """Wait for writes under way."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         await asyncio.to_thread(self._threads.shutdown)
 
     async def ping(self) -> None:
@@ -52,7 +59,10 @@ class LocalBlobs:
     async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
         """Store `body`; returns after file and folder are synced. Raises `BlobsUnavailable`."""
         path = self._path(key)
-        await self._run(self._put, path, body)
+        if body.path is None:
+            await self._put_in_group(NewFile(path, body.load()))
+        else:
+            await self._run(self._put, path, body)
         return StoredBlob(
             key=key, uri=path.as_uri(), content_type=content_type, size=body.size, sha256=body.sha256
         )
@@ -130,6 +140,38 @@ class LocalBlobs:
         finally:
             path.unlink(missing_ok=True)
 
+    async def _put_in_group(self, file: NewFile) -> None:
+        """Make a file durable together with those that come while others are written."""
+        made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((made, file))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_groups())
+        await made
+
+    async def _write_groups(self) -> None:
+        try:
+            while self._waiting:
+                group = self._waiting[:_GROUP]
+                del self._waiting[:_GROUP]
+                files = [
+                    file for made, file in group if not made.done()
+                ]  # nobody waits for the others any more
+                failed: Exception | None = None
+                try:
+                    await self._run(make_durable, files, self._make_folders, self._threads)
+                except Exception as error:
+                    failed = error
+                for made, file in group:
+                    why = failed or file.error
+                    if made.done():
+                        continue
+                    if why is None:
+                        made.set_result(None)
+                    else:
+                        made.set_exception(_unavailable(why))
+        finally:
+            self._writing = None
+
     def _put(self, path: Path, body: Body) -> None:
         self._make_folders(path.parent)
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
@@ -195,4 +237,6 @@ def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[s
 
 
 def _unavailable(error: BaseException) -> BlobsUnavailable:
+    if isinstance(error, BlobsUnavailable):
+        return error
     return BlobsUnavailable(f"the blob folder cannot be used: {reason_of(error)}")

@@ -1,0 +1,96 @@
+"""Files that are made durable together: each is written and synced, and then each folder is synced once for all of them.
+
+A file by itself takes two syncs and a thread. In a group it takes one sync, and the disk is told of all bytes before it is
+waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+
+from receiver.system.files import create, sync_folder, write_all
+
+_SLOW_SECONDS = 0.001
+"""A sync that takes longer leaves the processor idle: then the group's other files are synced in more than one thread."""
+_BESIDE = 4
+
+
+class NewFile:
+    """A file on its way: it gets its name when its bytes are durable."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path, self.folder = path, path.parent
+        self.error: Exception | None = None
+        """Why the file is not durable."""
+        self._data = data
+        self._temporary = f"{self.folder}/.{path.name}.{os.urandom(4).hex()}"
+        self._fd = -1
+
+    def write(self) -> None:
+        """Write the bytes, under a temporary name."""
+        self._fd = create(self._temporary)
+        write_all(self._fd, self._data)
+
+    def sync(self) -> None:
+        """Make the bytes durable."""
+        os.fsync(self._fd)
+
+    def rename(self) -> None:
+        """Give the file its name."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        os.rename(self._temporary, self.path)
+
+    def give_up(self, error: Exception) -> None:
+        """Note why, and remove what has no name yet."""
+        self.error = error
+        with contextlib.suppress(OSError):
+            if self._fd >= 0:
+                os.close(self._fd)
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+
+def make_durable(files: Sequence[NewFile], make_folder: Callable[[Path], None], threads: Executor) -> None:
+    """Make files durable, all but those that have an `error` afterwards: one that fails hinders no other. Blocks.
+
+    `make_folder` makes a folder durable. Raises `RuntimeError` when a thread is needed and none can be started.
+    """
+    _each_folder(files, make_folder)
+    _each(NewFile.write, files)
+    began = time.perf_counter()
+    _each(NewFile.sync, files[:1])
+    others = [files[1:]]
+    if time.perf_counter() - began > _SLOW_SECONDS:
+        others = [lot for first in range(1, 1 + _BESIDE) if (lot := files[first::_BESIDE])]
+    if len(others) > 1:
+        list(threads.map(partial(_each, NewFile.sync), others))
+    else:
+        _each(NewFile.sync, files[1:])
+    _each(NewFile.rename, files)
+    _each_folder(files, sync_folder)
+
+
+def _each(step: Callable[[NewFile], None], files: Sequence[NewFile]) -> None:
+    for file in files:
+        if file.error is None:
+            try:
+                step(file)
+            except Exception as error:  # of this file alone
+                file.give_up(error)
+
+
+def _each_folder(files: Sequence[NewFile], step: Callable[[Path], None]) -> None:
+    for folder in {file.folder for file in files if file.error is None}:
+        try:
+            step(folder)
+        except Exception as error:  # of the files in this folder
+            for file in files:
+                if file.folder == folder and file.error is None:
+                    file.give_up(error)
