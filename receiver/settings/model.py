@@ -91,7 +91,7 @@ class BlobSettings(Section):
     timeout_seconds: float = Field(default=5.0, gt=0, le=60)
     """S3: the longest silence of the store within one request."""
     connections: int = Field(default=16, ge=1, le=256)
-    """S3: requests under way at once, in one process."""
+    """S3: requests under way at once, in one process: puts of short bodies, and as many of everything else."""
 
     @field_validator("storage_class")
     @classmethod

@@ -43,8 +43,9 @@ PROVIDERS = page("docs/providers.md")
 
 def _sections(cls: type[BaseModel] = Section) -> Iterator[type[BaseModel]]:
     for sub in cls.__subclasses__():
-        yield sub
-        yield from _sections(sub)
+        if not sub.__module__.startswith("receiver.storage."):  # what an adapter makes of a section
+            yield sub
+            yield from _sections(sub)
 
 
 def _heading(model: type[BaseModel]) -> str:

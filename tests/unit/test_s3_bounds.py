@@ -16,7 +16,7 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs import s3, s3_client
+from receiver.storage.blobs import s3, s3_client, s3_uploads
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from tests.support import s3 as support
@@ -101,9 +101,9 @@ async def test_a_store_that_trickles_is_cut_off_and_its_threads_are_free_again(
     """It is never silent, so no timeout of the connection ever ends it."""
     sink.default = TRICKLE
     with monkeypatch.context() as patched:
-        for module, name in ((s3, "_ASK_SECONDS"), (s3, "_LONG_SECONDS"), (s3, "_SECONDS")):
+        for module, name in ((s3, "_ASK_SECONDS"), (s3, "_LONG_SECONDS"), (s3_uploads, "_SECONDS")):
             patched.setattr(module, name, 0.3)
-        patched.setattr(s3, "_SLOWEST", 1 << 40)
+        patched.setattr(s3_uploads, "_SLOWEST", 1 << 40)
         with pytest.raises(BlobsUnavailable, match="did not answer in time"):
             await CALLS[call](blobs)
         await idle()
@@ -169,7 +169,7 @@ async def test_a_call_that_is_given_up_does_not_cut_the_connection_that_another_
     first = asyncio.create_task(blobs._calls.run(ask, doing="asking", seconds=20.0))
     await asyncio.to_thread(answered.wait, 20)
     sink.default = Answer(manner="hang", headers=STORED.headers, body=b"")
-    second = asyncio.create_task(put(blobs))
+    second = asyncio.create_task(blobs.ping())
     await sink.until(2)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)

@@ -12,7 +12,6 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
-from receiver.storage.blobs import s3_client
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from tests.support import s3
@@ -150,7 +149,7 @@ async def test_a_hung_store_costs_one_silence_and_no_second_try(
     sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the proportions of the real limits: after a silence there is no time left for another try."""
-    monkeypatch.setattr(s3_client, "_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(S3Options, "again_seconds", 0.3)
     sink.default = HANG
     blobs = S3Blobs(at(sink, timeout_seconds=0.5))
     await blobs.open()
@@ -166,7 +165,7 @@ async def test_a_hung_store_costs_one_silence_and_no_second_try(
 async def test_trouble_that_goes_on_past_the_time_says_what_it_was(
     blobs: S3Blobs, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "_AGAIN_SECONDS", -1.0)
+    monkeypatch.setattr(S3Options, "again_seconds", -1.0)
     sink.default = refused(503, "SlowDown")
     with pytest.raises(BlobsUnavailable, match="asks to slow down"):
         await put(blobs)

@@ -18,8 +18,8 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import BlobsUnavailable
 from receiver.storage.blobs import s3_client
 from receiver.storage.blobs.s3 import S3Blobs
-from receiver.storage.blobs.s3_client import LinkSigner
 from receiver.storage.blobs.s3_options import S3Options, make_client
+from receiver.storage.blobs.s3_signed import Signer
 from tests.support import s3
 
 s3_credentials = s3.s3_credentials
@@ -53,7 +53,7 @@ def test_a_link_is_the_one_that_boto3_makes(
     if token:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
     client, credentials = make_client(options)
-    signer = LinkSigner(client, credentials, options.bucket)
+    signer = Signer(client, credentials, options.bucket)
     assert signer.usual
     disposition = 'inline; filename="0123.mp3"'
     params = {"ResponseContentType": "audio/ogg; codecs=opus", "ResponseContentDisposition": disposition}
@@ -62,7 +62,7 @@ def test_a_link_is_the_one_that_boto3_makes(
         theirs = client.generate_presigned_url(
             "get_object", Params={"Bucket": options.bucket, "Key": key} | params, ExpiresIn=3600
         )
-        ours = signer.sign(key, about, 3600)
+        ours = signer.link(key, about, 3600)
         assert ours.partition("?")[0] == theirs.partition("?")[0]
         assert sorted(parse_qsl(urlsplit(ours).query)) == sorted(parse_qsl(urlsplit(theirs).query))
     client.close()
@@ -71,13 +71,13 @@ def test_a_link_is_the_one_that_boto3_makes(
 def test_the_signing_key_is_made_afresh_each_day() -> None:
     options = S3Options(bucket="bucket", region="eu-west-3")
     client, credentials = make_client(options)
-    signer = LinkSigner(client, credentials, "bucket")
+    signer = Signer(client, credentials, "bucket")
     for at in (1_795_222_923, 1_795_222_923 + 86_400):
         with time_machine.travel(at, tick=False):
             theirs = client.generate_presigned_url(
                 "get_object", Params={"Bucket": "bucket", "Key": "k"}, ExpiresIn=60
             )
-            assert parse_qs(urlsplit(signer.sign("k", {}, 60)).query) == parse_qs(urlsplit(theirs).query)
+            assert parse_qs(urlsplit(signer.link("k", {}, 60)).query) == parse_qs(urlsplit(theirs).query)
     client.close()
 
 
@@ -90,7 +90,7 @@ async def test_a_bucket_that_signs_otherwise_is_left_to_boto3() -> None:
                 "https://b.s3express-use1-az4.us-east-1.amazonaws.com/receiver-link?X-Amz-S3session-Token=x"
             )
 
-    assert not LinkSigner(Otherwise(), None, "b").usual
+    assert not Signer(Otherwise(), None, "b").usual
 
 
 PROGRAM = """
@@ -144,11 +144,8 @@ async def test_credentials_that_cannot_be_renewed_are_told(
     blobs = S3Blobs(S3Options(bucket="bucket", region="eu-west-3"))
     await blobs.open()
 
-    class Ended:
-        def get_frozen_credentials(self) -> None:
-            raise RuntimeError(json.dumps({"secret": "not shown"}))
-
-    monkeypatch.setattr(blobs._calls.signer, "_credentials", Ended())
+    ended = RuntimeError(json.dumps({"secret": "not shown"}))
+    monkeypatch.setattr(blobs._calls.signers[-1], "credentials", ended)
     with pytest.raises(BlobsUnavailable, match="signing a link to s3://bucket failed") as failed:
         blobs.presign("a/one.mp3", content_type="audio/mpeg", expires_at=int(time.time() * 1000))
     assert "not shown" not in failed.value.message

@@ -11,7 +11,7 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from receiver.storage.blobs.s3_client import is_outage
+from receiver.storage.blobs.s3_errors import is_outage
 
 
 def _unsecured(words: str) -> BaseException:

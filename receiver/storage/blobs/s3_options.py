@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from receiver import __version__
 from receiver.core.errors import ConfigError
 from receiver.core.findings import install
 from receiver.settings.model import BlobSettings
-from receiver.storage.blobs.keys import DEFAULT, KEY_BYTES, KeyTemplate
+from receiver.storage.blobs.keys import KEY_BYTES, KeyTemplate
 
 CONNECT_SECONDS = 3.0
 _ATTEMPTS = 3
-"""Tries of one request, the first one counted (botocore's `total_max_attempts`)."""
+"""Tries of one request by boto3, the first one counted (botocore's `total_max_attempts`)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Options:
+class S3Options(BlobSettings):
     """[blobs] for S3. Credentials are no part of it: boto3 finds them (environment, profile, instance role)."""
+
+    again_seconds: ClassVar[float] = 3.0
+    """Another try of a request begins only this long after the first: with a hung try the callback's 6 s are over."""
 
     bucket: str
     prefix: str = ""
     """What all keys begin with, "" or ending in a slash."""
-    key: str = DEFAULT
-    """The template of what follows the prefix."""
+    # Checked as settings already.
     endpoint_url: str | None = None
-    """Another store that speaks S3; None is Amazon's."""
     link_endpoint_url: str | None = None
-    """The same store as those see it who follow links; None is `endpoint_url`."""
-    region: str | None = None
-    """None: what boto3 finds in environment or profile."""
-    addressing: Literal["auto", "path", "virtual"] = "auto"
-    """Bucket in the path or in the host name; `auto` is the path with `endpoint_url`, else the host name."""
-    checksums: Literal["when_supported", "when_required"] = "when_supported"
-    """`when_required` for older stores that refuse `x-amz-checksum-…` headers."""
-    sse: Literal["AES256", "aws:kms"] | None = None
-    sse_kms_key_id: str | None = None
-    storage_class: str | None = None
-    ca_file: str | None = None
-    """More certificate authorities to trust for `endpoint_url` (PEM); None is boto3's own rule (`AWS_CA_BUNDLE`)."""
-    timeout_seconds: float = 5.0
-    """Longest silence of the store within one request."""
-    connections: int = 16
-    """Requests under way at once, in one process: threads, and connections that are kept."""
 
     @classmethod
     def of(cls, settings: BlobSettings) -> S3Options:
@@ -58,22 +41,7 @@ class S3Options:
             raise ConfigError(
                 f"blobs.url: with this prefix and blobs.key, keys may have {longest} bytes, and S3 takes {KEY_BYTES}"
             )
-        return cls(
-            bucket=bucket,
-            prefix=prefix,
-            key=settings.key,
-            endpoint_url=settings.endpoint_url,
-            link_endpoint_url=settings.link_endpoint_url,
-            region=settings.region,
-            addressing=settings.addressing,
-            checksums=settings.checksums,
-            sse=settings.sse,
-            sse_kms_key_id=settings.sse_kms_key_id,
-            storage_class=settings.storage_class,
-            ca_file=settings.ca_file,
-            timeout_seconds=settings.timeout_seconds,
-            connections=settings.connections,
-        )
+        return cls(bucket=bucket, prefix=prefix, **settings.model_dump())
 
     @property
     def place(self) -> str:
@@ -113,17 +81,18 @@ def make_link_client(options: S3Options, client: Any) -> Any:
     """Return the client that signs links: another than `client` only where links lead to an address of their own."""
     if options.link_endpoint_url is None:
         return client
-    return make_client(replace(options, endpoint_url=options.link_endpoint_url))[0]
+    return make_client(options.model_copy(update={"endpoint_url": options.link_endpoint_url}))[0]
 
 
 def make_client(options: S3Options) -> tuple[Any, Any]:
-    """Return a boto3 S3 client and the credentials it found (None: none). Takes half a second the first time and may read credentials: call it in a thread.
+    """Return a boto3 S3 client and the credentials it found. Takes half a second the first time, and may read credentials: call it in a thread.
 
-    Raises `ConfigError` when boto3 is not installed, botocore's errors for a profile or URL that is none.
+    Raises `ConfigError` when boto3 is not installed, botocore's errors for a profile or URL that is none, or no credentials.
     """
     try:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import NoCredentialsError
     except ImportError:
         raise ConfigError(f"blobs.url is s3://…, which needs boto3: {install('s3')}") from None
     addressing = options.addressing
@@ -148,4 +117,7 @@ def make_client(options: S3Options) -> tuple[Any, Any]:
     client = session.client(
         "s3", endpoint_url=_lowered(options.endpoint_url), config=config, verify=options.ca_file or None
     )
-    return client, session.get_credentials()
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise NoCredentialsError
+    return client, credentials
