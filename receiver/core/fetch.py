@@ -12,13 +12,13 @@ from typing import Protocol
 from msgspec import Struct
 
 from receiver.core.callback import HeldBody
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 
 
 class Failed(Struct, frozen=True, kw_only=True):
     """An attempt that failed; it is made again after a while, until the pickup's deadline."""
 
-    kind: Found
+    kind: OutcomeKind
     """`REFUSED`, `TIMEOUT`, `UNREACHABLE`, `BLOCKED` or `UNUSABLE`."""
     detail: str
     """For a person; names host and port, never the rest of a URL."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from receiver.core.work import Outcome, PickupOutcome
+from receiver.core.work import Outcome
 
 
 class CallbackReport(Struct, kw_only=True):
@@ -66,7 +66,7 @@ class PickupReport(Struct, frozen=True, kw_only=True):
     job_id: str | None
     ref: str | None
     number: int
-    outcome: PickupOutcome
+    outcome: Outcome
     seconds: float
     state: str
     """The pickup's state afterwards; `lost` when another worker held the claim by then."""

@@ -25,30 +25,39 @@ class DeliveryState(StrEnum):
 
 
 class OutcomeKind(StrEnum):
-    """What one attempt found."""
+    """The result of one attempt."""
 
     DELIVERED = "delivered"
+    COLLECTED = "collected"
+    NOT_YET = "not_yet"
+    """The provider has not finished; no failure."""
     REFUSED = "refused"
-    """The destination answered, and not with 2xx (3xx is not followed)."""
+    """The other side answered, and not with what was hoped for: a destination not with 2xx (3xx is not followed), a
+    provider with a status that is neither a result nor "not yet"."""
     GONE = "gone"
-    """410: the destination does not want this any more."""
+    """The destination answered 410: it does not want this any more. Or there is no result and there will be none."""
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     """No connection, no name, TLS trouble, or the connection broke."""
     BLOCKED = "blocked"
-    """The address guard refused; nothing was sent."""
+    """The address guard or the list of result hosts refused; nothing was sent."""
+    UNUSABLE = "unusable"
+    """Bytes came and are no result: empty, cut off, a web page, another type."""
+    NOT_STORED = "not_stored"
+    """The result came, and the blob store could not take it."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What one attempt found: a value, never an exception."""
+    """The result of one attempt: a value, never an exception."""
 
     kind: OutcomeKind
     status: int | None = None
     detail: str = ""
+    """For a person; never holds a secret or a whole URL."""
     response: bytes = b""
-    """The first 16 KiB of the reply."""
+    """The first 16 KiB of a destination's reply."""
     retry_after: float | None = None
-    """Seconds the destination asked for."""
+    """Seconds the other side asked for."""
 
 
 class Claimed(Struct, frozen=True, kw_only=True):
@@ -147,38 +156,6 @@ class PickupKind(StrEnum):
     """A callback is expected; due when it is overdue."""
 
 
-class Found(StrEnum):
-    """What one attempt of a pickup found."""
-
-    COLLECTED = "collected"
-    NOT_YET = "not_yet"
-    """The provider has not finished; no failure."""
-    GONE = "gone"
-    """There is no result and there will be none, or its deadline has passed."""
-    REFUSED = "refused"
-    """The provider answered with a status that is neither a result nor "not yet"."""
-    TIMEOUT = "timeout"
-    UNREACHABLE = "unreachable"
-    """No connection, no name, TLS trouble, or the connection broke."""
-    BLOCKED = "blocked"
-    """The address guard or the list of result hosts refused; nothing was sent."""
-    UNUSABLE = "unusable"
-    """Bytes came and are no result: empty, cut off, a web page, another type."""
-    NOT_STORED = "not_stored"
-    """The result came, and the blob store could not take it."""
-
-
-class PickupOutcome(Struct, frozen=True, kw_only=True):
-    """What one attempt found: a value, never an exception."""
-
-    kind: Found
-    status: int | None = None
-    detail: str = ""
-    """For a person; never holds a secret or a whole URL."""
-    retry_after: float | None = None
-    """Seconds the provider asked for."""
-
-
 class Pickup(Struct, frozen=True, kw_only=True):
     """A durable intention to bring one result home from a provider."""
 
@@ -236,7 +213,7 @@ class PickupSettlement(Struct, frozen=True, kw_only=True):
     claim: ClaimedPickup
     started_at: int
     duration_ms: int
-    outcome: PickupOutcome
+    outcome: Outcome
     state: PickupState
     due_at: int | None
     failures: int
@@ -264,7 +241,7 @@ class PickupAttempt(Struct, frozen=True, kw_only=True):
     number: int
     started_at: int
     duration_ms: int
-    outcome: Found
+    outcome: OutcomeKind
     status: int | None
     detail: str
 

@@ -19,10 +19,10 @@ from receiver.core.retry import pickup_delay
 from receiver.core.scope import scope_of, scoped, within
 from receiver.core.work import (
     ClaimedPickup,
-    Found,
+    Outcome,
+    OutcomeKind,
     Pickup,
     PickupKind,
-    PickupOutcome,
     PickupSettled,
     PickupSettlement,
     PickupState,
@@ -77,7 +77,7 @@ Made = tuple[PickupSettlement, float]
 class _End:
     """What an attempt comes to."""
 
-    outcome: PickupOutcome
+    outcome: Outcome
     state: PickupState = PickupState.PENDING
     due_at: int | None = None
     failures: int = 0
@@ -127,13 +127,13 @@ class Collecting(Work[ClaimedPickup, Made]):
         try:
             end = await self._end(pickup, clock, progress)
         except Unavailable as error:
-            end = _again(pickup, PickupOutcome(kind=Found.NOT_STORED, detail=error.message), clock())
+            end = _again(pickup, Outcome(kind=OutcomeKind.NOT_STORED, detail=error.message), clock())
         except TimeoutError:
             detail = f"storing took over {self._source.attempt_seconds:g} s"
-            end = _again(pickup, PickupOutcome(kind=Found.NOT_STORED, detail=detail), clock())
+            end = _again(pickup, Outcome(kind=OutcomeKind.NOT_STORED, detail=detail), clock())
         except Exception as error:  # a bug of ours must not stop the lane
             self.note_bug(claim, error)
-            end = _again(pickup, PickupOutcome(kind=Found.UNUSABLE, detail="internal error"), clock())
+            end = _again(pickup, Outcome(kind=OutcomeKind.UNUSABLE, detail="internal error"), clock())
         seconds = time.perf_counter() - began
         settlement = PickupSettlement(
             claim=claim,
@@ -182,7 +182,7 @@ class Collecting(Work[ClaimedPickup, Made]):
             async with asyncio.timeout(limit):
                 result = await provider.collect(request, fetch, now=clock())
         except TimeoutError:
-            return Failed(kind=Found.TIMEOUT, detail=f"collecting took over {limit:g} s")
+            return Failed(kind=OutcomeKind.TIMEOUT, detail=f"collecting took over {limit:g} s")
         if isinstance(result, Collected):
             return replace(result, draft=scoped(scope, result.draft))
         if isinstance(result, NotYet) and result.progress:
@@ -199,16 +199,16 @@ class Collecting(Work[ClaimedPickup, Made]):
                     recording = await self._recorder.result(provider, pickup, draft, result.body)
                 if draft.error is None:
                     return _End(
-                        outcome=PickupOutcome(kind=Found.COLLECTED),
+                        outcome=Outcome(kind=OutcomeKind.COLLECTED),
                         state=PickupState.COLLECTED,
                         recording=recording,
                     )
-                outcome = PickupOutcome(kind=Found.GONE, detail=draft.error.message[:500])
+                outcome = Outcome(kind=OutcomeKind.GONE, detail=draft.error.message[:500])
                 return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
             case NotYet():
                 if result.progress is not None:
                     progress.append(await self._recorder.progress(provider, pickup, result.progress))
-                outcome = PickupOutcome(kind=Found.NOT_YET, detail=result.detail)
+                outcome = Outcome(kind=OutcomeKind.NOT_YET, detail=result.detail)
                 if now >= pickup.deadline_at:
                     late = JobError(code="timed_out", message=_TIMED_OUT, details=result.detail or None)
                     return await self._gone(provider, pickup, late, outcome, now)
@@ -216,13 +216,13 @@ class Collecting(Work[ClaimedPickup, Made]):
                 return _End(outcome=outcome, due_at=min(due_at, pickup.deadline_at))
             case Gone():
                 detail = result.error.message[:500]
-                outcome = PickupOutcome(kind=Found.GONE, detail=detail)
+                outcome = Outcome(kind=OutcomeKind.GONE, detail=detail)
                 return await self._gone(provider, pickup, result.error, outcome, now)
             case Failed():
                 return await self._failed(provider, pickup, result, now)
 
     async def _failed(self, provider: PullProvider, pickup: Pickup, result: Failed, now: int) -> _End:
-        outcome = PickupOutcome(
+        outcome = Outcome(
             kind=result.kind, status=result.status, detail=result.detail, retry_after=result.retry_after
         )
         if result.too_large:
@@ -234,7 +234,7 @@ class Collecting(Work[ClaimedPickup, Made]):
         return _again(pickup, outcome, now)
 
     async def _gone(
-        self, provider: PullProvider, pickup: Pickup, error: JobError, outcome: PickupOutcome, now: int
+        self, provider: PullProvider, pickup: Pickup, error: JobError, outcome: Outcome, now: int
     ) -> _End:
         known = pickup.draft
         draft = EventDraft(
@@ -253,7 +253,7 @@ class Collecting(Work[ClaimedPickup, Made]):
 
     async def _overdue(self, pickup: Pickup) -> _End:
         recording = await self._recorder.overdue(self._source.provider_name, pickup, _overdue(pickup))
-        outcome = PickupOutcome(kind=Found.GONE, detail=_OVERDUE)
+        outcome = Outcome(kind=OutcomeKind.GONE, detail=_OVERDUE)
         return _End(outcome=outcome, state=PickupState.GONE, recording=recording)
 
     # ------------------------------------------------------------ settling
@@ -300,7 +300,7 @@ _UNAVAILABLE = "the result could not be fetched in its time"
 _OVERDUE = "the callback did not come within the time in which it was expected"
 
 
-def _again(pickup: Pickup, outcome: PickupOutcome, now: int) -> _End:
+def _again(pickup: Pickup, outcome: Outcome, now: int) -> _End:
     """Return the consequence of a failed attempt: another one, after a longer wait."""
     failures = pickup.failures + 1
     due_at = now + round(pickup_delay(failures, outcome.retry_after) * 1000)

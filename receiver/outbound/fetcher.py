@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
 from receiver.core.retry import retry_after
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.outbound.client import USER_AGENT, Egress, Failure, Incoming, ReplyBroken, Resolve
 from receiver.outbound.guard import Target, follow, listed, target
 from receiver.settings.model import SourceSettings
@@ -156,7 +156,7 @@ class Fetcher:
             secure, where = isinstance(place, Target) and place.secure, reply.where
             url = follow(url, location)
         detail = f"{where} leads through more than {limits.redirects} redirects"
-        return Failed(kind=Found.REFUSED, detail=detail, status=reply.status)
+        return Failed(kind=OutcomeKind.REFUSED, detail=detail, status=reply.status)
 
     @asynccontextmanager
     async def stream(
@@ -172,7 +172,7 @@ class Fetcher:
             media_type = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
             if reply.status in (200, 201) and media_type == "text/event-stream":
                 answer = Answer(status=reply.status, headers=self._headers(reply))
-                body = _Body(reply, self._limits.stream_bytes, deadline, cut_off=Found.UNREACHABLE)
+                body = _Body(reply, self._limits.stream_bytes, deadline, cut_off=OutcomeKind.UNREACHABLE)
                 yield _Events(answer, body)
             else:
                 yield _Events(await self._beginning(reply, self._limits.document_bytes), None)
@@ -185,12 +185,12 @@ class Fetcher:
         self, place: Target | str, headers: Mapping[str, str], accept: str, seconds: float
     ) -> Incoming | Failed:
         if isinstance(place, str):
-            return Failed(kind=Found.BLOCKED, detail=place)
+            return Failed(kind=OutcomeKind.BLOCKED, detail=place)
         sent = {"accept": accept, "accept-encoding": "identity", "user-agent": USER_AGENT}
         sent |= {name.lower(): value for name, value in headers.items()}
         reply = await self._egress.get(place, sent, seconds=seconds)
         if isinstance(reply, Failure):
-            return Failed(kind=Found(reply.kind.value), detail=reply.detail)
+            return Failed(kind=reply.kind, detail=reply.detail)
         return reply
 
     async def _take(self, reply: Incoming, limit: int, deadline: _Deadline) -> Downloaded | Answer | Failed:
@@ -206,7 +206,7 @@ class Fetcher:
             return stop.failed
         if not body.size:
             body.discard()
-            return Failed(kind=Found.UNUSABLE, detail="the result is empty", status=reply.status)
+            return Failed(kind=OutcomeKind.UNUSABLE, detail="the result is empty", status=reply.status)
         return Downloaded(headers=self._headers(reply), body=body)
 
     async def _beginning(self, reply: Incoming, limit: int) -> Answer:
@@ -252,7 +252,7 @@ class _Events:
                 for event in reader.feed(piece):
                     yield event
         except LineTooLong as error:
-            yield Failed(kind=Found.UNUSABLE, detail=str(error), status=self.answer.status)
+            yield Failed(kind=OutcomeKind.UNUSABLE, detail=str(error), status=self.answer.status)
         except _Stop as stop:
             yield _passing(stop.failed)
 
@@ -284,7 +284,7 @@ class _Body:
     """The body of a reply: timed, bounded, its coding undone. A body that goes no further is a `_Stop`."""
 
     def __init__(
-        self, reply: Incoming, limit: int, deadline: _Deadline, *, cut_off: Found = Found.UNUSABLE
+        self, reply: Incoming, limit: int, deadline: _Deadline, *, cut_off: OutcomeKind = OutcomeKind.UNUSABLE
     ) -> None:
         """`limit` in bytes; `cut_off` is what a body that ends too early is."""
         self._reply, self._limit, self._deadline, self._cut_off = reply, limit, deadline, cut_off
@@ -331,13 +331,13 @@ class _Body:
         except TimeoutError:
             whole = f"was not done in {deadline.total:g} s"
             silent = f"sent nothing for {deadline.idle:g} s"
-            raise self._stop(whole if left <= deadline.idle else silent, Found.TIMEOUT) from None
+            raise self._stop(whole if left <= deadline.idle else silent, OutcomeKind.TIMEOUT) from None
         except ReplyBroken:
             of = "" if reply.length is None else f" of {reply.length}"
             text = f"the body of {reply.where} was cut off after {reply.received}{of} bytes"
             raise _Stop(Failed(kind=self._cut_off, detail=text, status=reply.status)) from None
 
-    def _stop(self, text: str, kind: Found = Found.UNUSABLE) -> _Stop:
+    def _stop(self, text: str, kind: OutcomeKind = OutcomeKind.UNUSABLE) -> _Stop:
         return _Stop(Failed(kind=kind, detail=f"{self._reply.where} {text}", status=self._reply.status))
 
     def _too_large(self) -> _Stop:

@@ -23,7 +23,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex, same_as_any
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
-from receiver.core.work import Found, Pickup
+from receiver.core.work import OutcomeKind, Pickup
 from receiver.providers import NO_REASON, Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
 from receiver.providers.documents import (
     Document,
@@ -295,7 +295,7 @@ class DeapiProvider(Adapter):
                 "the link has expired or is not there yet" if status else "there is no link to the result"
             )
             detail = f"{reason}; set {self._where}.api_key so that a fresh one can be asked for"
-            return Failed(kind=Found.REFUSED, status=status, detail=detail)
+            return Failed(kind=OutcomeKind.REFUSED, status=status, detail=detail)
         url = f"{self._folders[0]}/{quote(pickup.job_id or '', safe='')}"
         answer = await fetch.ask(url, headers=self._api_headers())
         return answer if isinstance(answer, Failed) else await self._polled(pickup, answer, fetch, now)

@@ -24,7 +24,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.proofs import same_as_any
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
-from receiver.core.work import Found, Pickup
+from receiver.core.work import OutcomeKind, Pickup
 from receiver.providers import NO_REASON, Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
 from receiver.providers.documents import (
     Document,
@@ -268,7 +268,7 @@ class PlayhtProvider(Adapter):
             expired = found
         if not self.can_ask(pickup):
             detail = f"nothing to ask by: set api_key and user_id in [{self._where}]"
-            return Failed(kind=Found.REFUSED, detail=detail)
+            return Failed(kind=OutcomeKind.REFUSED, detail=detail)
         ask = self._follow if self._options.mode == "sse" else self._poll
         job = await ask(
             pickup, fetch, f"{self._options.base_url}/tts/{quote(pickup.job_id or '', safe='')}", now

@@ -15,7 +15,7 @@ from receiver.core.errors import MalformedCallback
 from receiver.core.event import AudioDraft
 from receiver.core.fetch import Answer, Failed
 from receiver.core.redaction import REDACTED, Redactor
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.providers.documents import decode_object, encode, printable
 from receiver.system.audio.formats import (
     AAC,
@@ -179,12 +179,14 @@ def shown(redactor: Redactor, words: str, limit: int) -> str:
 
 def refused(answer: Answer, detail: str) -> Failed:
     """Return the failed attempt that was answered with another status than the right one."""
-    return Failed(kind=Found.REFUSED, status=answer.status, detail=detail, retry_after=answer.retry_after)
+    return Failed(
+        kind=OutcomeKind.REFUSED, status=answer.status, detail=detail, retry_after=answer.retry_after
+    )
 
 
 def unusable(detail: str, status: int | None = None) -> Failed:
     """Return the failed attempt whose bytes are no result."""
-    return Failed(kind=Found.UNUSABLE, status=status, detail=detail)
+    return Failed(kind=OutcomeKind.UNUSABLE, status=status, detail=detail)
 
 
 def growing(attempts: int, first: float, factor: float, longest: float) -> float:

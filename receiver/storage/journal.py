@@ -17,7 +17,9 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -39,6 +41,7 @@ _LEFTOVER_SECONDS = 3600
 _DRAINING = ".draining"
 """Locked (by flock, which ends with the process) by the one process that drains; whoever changes names locks the folder itself."""
 
+T = TypeVar("T")
 Handle = Callable[[VerifiedCallback], Awaitable[object]]
 """Normalizes and records a callback; raises `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
 
@@ -82,10 +85,7 @@ class Journal:
 
     async def open(self) -> None:
         """Make the folder and find what earlier processes left. Raises `JournalUnavailable`."""
-        try:
-            await asyncio.to_thread(self._open)
-        except THREAD_ERRORS as error:
-            raise unavailable(error, self._folder) from None
+        await _in_thread(self._open, folder=self._folder)
         for entry in self._entries.values():
             if entry.reason.startswith(UNREADABLE):
                 self._observer.note("warning", "journal.entry_refused", entry=entry.stem, error=entry.reason)
@@ -108,10 +108,7 @@ class Journal:
 
     async def ping(self) -> None:
         """Check that an entry could be kept now. Raises `JournalUnavailable`."""
-        try:
-            await asyncio.to_thread(self._ping)
-        except THREAD_ERRORS as error:
-            raise unavailable(error) from None
+        await _in_thread(self._ping)
 
     def _ping(self) -> None:
         path = self._folder / f".ping-{os.getpid()}-{os.urandom(4).hex()}"
@@ -139,10 +136,7 @@ class Journal:
         if held + callback.body.size > self._max_bytes:
             raise JournalUnavailable("the journal is full: raise journal.max_bytes or mend the store")
         meta = _meta(callback, reason, secret_headers)
-        try:
-            await asyncio.to_thread(self._keep, stem, meta, callback)
-        except THREAD_ERRORS as error:
-            raise unavailable(error) from None
+        await _in_thread(partial(self._keep, stem, meta, callback))
         self._entries[stem] = entry_of(stem, meta)
         self._report()
         self.kept.set()
@@ -243,22 +237,24 @@ class Journal:
         """Return the kept callback, None when it is gone or damaged. Raises `JournalUnavailable` when it cannot be read now."""
         try:
             callback = await asyncio.to_thread(restored, self._folder, entry.stem)
-        except FileNotFoundError:
-            self._entries.pop(entry.stem, None)  # another process of this machine drained it
-            return None
+            if callback is None:
+                self._observer.note("error", "journal.entry_damaged", entry=entry.stem, source=entry.source)
+        except FileNotFoundError:  # another process of this machine drained it
+            callback = None
         except THREAD_ERRORS as error:
             raise unavailable(error, entry=entry.stem) from None
         if callback is None:
             self._entries.pop(entry.stem, None)
-            self._observer.note("error", "journal.entry_damaged", entry=entry.stem, source=entry.source)
         return callback
 
-    def _remove(self, stem: str) -> None:
+    def _remove(self, stem: str) -> bool:
+        """Remove an entry; return whether it is gone."""
         # The commit goes first: a body without one is swept at the next start.
         with _locked(self._folder):
             for suffix in ("json", "body"):
                 with contextlib.suppress(OSError):
                     (self._folder / f"{stem}.{suffix}").unlink()
+        return not (self._folder / f"{stem}.json").exists()
 
     async def read(
         self,
@@ -288,12 +284,7 @@ class Journal:
         """Remove entries for good; return how many were there. Raises `JournalUnavailable`."""
         count = 0
         for stem in stems:
-            try:
-                await asyncio.to_thread(self._remove, stem)
-                left = (self._folder / f"{stem}.json").exists()
-            except THREAD_ERRORS as error:
-                raise unavailable(error, entry=stem) from None
-            if left:
+            if not await _in_thread(partial(self._remove, stem), entry=stem):
                 raise JournalUnavailable(f"the journal's entry {stem} cannot be removed")
             count += self._entries.pop(stem, None) is not None
         self._report()
@@ -309,6 +300,14 @@ class Journal:
 
     def _report(self) -> None:
         self._observer.journal(self.depth, self.oldest_age_seconds)
+
+
+async def _in_thread(work: Callable[[], T], *, folder: Path | str = "", entry: str = "") -> T:
+    """Return what `work` returns in a thread. Raises `JournalUnavailable`."""
+    try:
+        return await asyncio.to_thread(work)
+    except THREAD_ERRORS as error:
+        raise unavailable(error, folder, entry=entry) from None
 
 
 def look(folder: str) -> list[Entry]:

@@ -25,12 +25,12 @@ from receiver.core.work import (
     ClaimedPickup,
     Deferral,
     DeliveryFilter,
-    Found,
+    Outcome,
+    OutcomeKind,
     Pickup,
     PickupAttempt,
     PickupFilter,
     PickupKind,
-    PickupOutcome,
     PickupSettled,
     PickupSettlement,
     PickupState,
@@ -143,7 +143,7 @@ def result_of(
 def settlement(
     held: ClaimedPickup,
     state: PickupState = COLLECTED,
-    found: Found = Found.COLLECTED,
+    found: OutcomeKind = OutcomeKind.COLLECTED,
     *,
     due_at: int | None = None,
     failures: int = 0,
@@ -152,7 +152,7 @@ def settlement(
     at: int = T0,
 ) -> PickupSettlement:
     """The consequence of one attempt."""
-    outcome = PickupOutcome(kind=found, status=200, detail="said so")
+    outcome = Outcome(kind=found, status=200, detail="said so")
     return PickupSettlement(
         claim=held,
         started_at=at,
@@ -315,7 +315,7 @@ class PickupClaimSuite:
 
     async def test_settling_writes_the_attempt_and_its_consequence(self, store: Store) -> None:
         held = await held_pickup(store)
-        wanted = settlement(held, PENDING, Found.REFUSED, due_at=T0 + 60_000, failures=3)
+        wanted = settlement(held, PENDING, OutcomeKind.REFUSED, due_at=T0 + 60_000, failures=3)
         assert await store.settle_pickup(wanted) == PickupSettled(held=True)
         assert await store.pickup(held.pickup.id) == replace(
             held.pickup,
@@ -332,7 +332,7 @@ class PickupClaimSuite:
                 number=1,
                 started_at=T0,
                 duration_ms=7,
-                outcome=Found.REFUSED,
+                outcome=OutcomeKind.REFUSED,
                 status=200,
                 detail="said so",
             )
@@ -341,7 +341,7 @@ class PickupClaimSuite:
     async def test_attempts_are_numbered_from_one_without_gaps(self, store: Store) -> None:
         held = await held_pickup(store)
         for _ in range(3):
-            await store.settle_pickup(settlement(held, PENDING, Found.NOT_YET, due_at=T0))
+            await store.settle_pickup(settlement(held, PENDING, OutcomeKind.NOT_YET, due_at=T0))
             (held,) = await claim(store)
         assert [one.number for one in await store.pickup_attempts(held.pickup.id)] == [1, 2, 3]
         assert held.pickup.attempts == 3

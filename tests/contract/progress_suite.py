@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter, Recorded, Recording, RecordStatus, Stage
 from receiver.core.retention import Erasure, Subject, SubjectKind
-from receiver.core.work import ClaimedPickup, DeliveryFilter, Found, PickupSettled, PickupSettlement
+from receiver.core.work import ClaimedPickup, DeliveryFilter, OutcomeKind, PickupSettled, PickupSettlement
 from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import (
     COLLECTING,
@@ -44,7 +44,7 @@ def progress(*destinations: str, key: str | None = None, at: int = T0 + 9) -> Re
 
 def goes_on(held: ClaimedPickup, *told: Recording) -> PickupSettlement:
     """A settlement after which the pickup is due again."""
-    return settlement(held, PENDING, Found.NOT_YET, due_at=T0, progress=told)
+    return settlement(held, PENDING, OutcomeKind.NOT_YET, due_at=T0, progress=told)
 
 
 class ProgressSuite:

@@ -14,7 +14,7 @@ from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.event import EventFilter
 from receiver.core.fetch import Fetch
-from receiver.core.work import Found, Pickup, PickupFilter, PickupState
+from receiver.core.work import OutcomeKind, Pickup, PickupFilter, PickupState
 from receiver.engine.requests import order
 from tests.crash.conftest import Place
 from tests.support.kept import Kept
@@ -114,7 +114,7 @@ async def _check(one: Running, other: Running, jobs: set[str], kept: Kept) -> No
     for pickup in pickups:
         attempts = await store.pickup_attempts(pickup.id)
         assert [made.number for made in attempts] == list(range(1, pickup.attempts + 1))
-        assert [made.outcome for made in attempts if made.outcome is Found.COLLECTED] == [
+        assert [made.outcome for made in attempts if made.outcome is OutcomeKind.COLLECTED] == [
             attempts[-1].outcome
         ]
         counted += len(attempts)

@@ -20,7 +20,7 @@ from receiver.core.work import (
     ClaimedPickup,
     Deferral,
     DeliveryFilter,
-    Found,
+    OutcomeKind,
     Pickup,
     PickupFilter,
     PickupState,
@@ -178,7 +178,7 @@ class PickupMachine(RuleBasedStateMachine):
             settlement(
                 claim,
                 state,
-                Found.NOT_YET,
+                OutcomeKind.NOT_YET,
                 due_at=self.now + wait if pending else None,
                 failures=wait % 3,
                 recording=result,

@@ -16,7 +16,7 @@ from receiver.core.callback import MemoryBody as HeldBody
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
-from receiver.core.work import Found, Pickup, PickupKind
+from receiver.core.work import OutcomeKind, Pickup, PickupKind
 from receiver.providers import Collected, Gone, NotYet, Result, playht
 from tests.support.callbacks import NOW
 from tests.support.examples import examples
@@ -209,7 +209,7 @@ events = st.builds(
     told.map(json.dumps) | st.text(max_size=20),
 )
 streams = st.lists(
-    events | st.just(Failed(kind=Found.TIMEOUT, detail="silent")),
+    events | st.just(Failed(kind=OutcomeKind.TIMEOUT, detail="silent")),
     max_size=6,
 )
 audio = st.binary(max_size=40) | st.just(b"ID3\x04\x00\x00\x00\x00\x00\x00" + b"\xff\xfb\x90\x00" * 9)

@@ -29,7 +29,7 @@ from receiver.core.event import (
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.routing import Route, Router
-from receiver.core.work import Found, Pickup, PickupKind, PickupState
+from receiver.core.work import OutcomeKind, Pickup, PickupKind, PickupState
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.recorder import Recorder
 from receiver.providers import Collected, Gone, NotYet, Order, Result
@@ -219,7 +219,7 @@ async def test_a_result_becomes_the_event_that_was_promised_with_its_audio_store
 
 
 async def test_not_yet_is_no_failure_and_is_asked_again_about_when_the_provider_said(bench: Bench) -> None:
-    failed: Callable[[Pickup], Result] = lambda _: Failed(kind=Found.REFUSED, status=502, detail="502")  # noqa: E731
+    failed: Callable[[Pickup], Result] = lambda _: Failed(kind=OutcomeKind.REFUSED, status=502, detail="502")  # noqa: E731
     bench.provider.script = [failed, failed, lambda _: NotYet(retry_in=20), failed, speech]
     pickup = await bench.add()
     failures, waits = [], []
@@ -235,11 +235,11 @@ async def test_not_yet_is_no_failure_and_is_asked_again_about_when_the_provider_
         assert low <= wait <= high, waits
     await bench.step()
     assert [a.outcome for a in await bench.store.pickup_attempts(pickup.id)] == [
-        Found.REFUSED,
-        Found.REFUSED,
-        Found.NOT_YET,
-        Found.REFUSED,
-        Found.COLLECTED,
+        OutcomeKind.REFUSED,
+        OutcomeKind.REFUSED,
+        OutcomeKind.NOT_YET,
+        OutcomeKind.REFUSED,
+        OutcomeKind.COLLECTED,
     ]
 
 
@@ -249,7 +249,7 @@ async def test_an_outage_of_an_hour_loses_nothing_and_is_met_with_few_attempts(b
 
     def find(pickup: Pickup) -> Result:
         if bench.now < over:
-            return Failed(kind=Found.UNREACHABLE, detail="cannot be reached")
+            return Failed(kind=OutcomeKind.UNREACHABLE, detail="cannot be reached")
         return speech(pickup)
 
     bench.provider.script = [find]
@@ -269,7 +269,7 @@ async def test_an_outage_of_an_hour_loses_nothing_and_is_met_with_few_attempts(b
 
 async def test_retry_after_is_a_floor_and_the_deadline_a_ceiling(bench: Bench) -> None:
     busy: Callable[[Pickup], Result] = lambda _: Failed(  # noqa: E731
-        kind=Found.REFUSED, status=429, detail="429", retry_after=120
+        kind=OutcomeKind.REFUSED, status=429, detail="429", retry_after=120
     )
     bench.provider.script = [busy]
     pickup = await bench.add()
@@ -309,7 +309,9 @@ async def test_a_result_that_cannot_be_had_in_its_lifetime_is_told_with_the_prov
         occurred_at=T0,
         provider_data={"result_url": "https://results.example/x", "processing_time_ms": 45},
     )
-    bench.provider.script = [lambda _: Failed(kind=Found.REFUSED, status=403, detail="the link has expired")]
+    bench.provider.script = [
+        lambda _: Failed(kind=OutcomeKind.REFUSED, status=403, detail="the link has expired")
+    ]
     await bench.add(draft=told, deadline_at=T0)
     await bench.step()
     (event,) = await bench.events()
@@ -322,7 +324,7 @@ async def test_a_result_that_cannot_be_had_in_its_lifetime_is_told_with_the_prov
     ("find", "code"),
     [
         (lambda _: Gone(error=JobError(code="unknown_job", message="no such job")), "unknown_job"),
-        (lambda _: Failed(kind=Found.UNUSABLE, detail="over the limit", too_large=True), "too_large"),
+        (lambda _: Failed(kind=OutcomeKind.UNUSABLE, detail="over the limit", too_large=True), "too_large"),
     ],
     ids=["gone", "too-large"],
 )

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from receiver.core.fetch import Failed
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.providers import Collected, NotYet, Result, deapi
 from tests.support.callbacks import DEAPI_SECRET
 from tests.support.collecting import NOW, Place, collected, fetching, pickup_of, placed
@@ -98,11 +98,11 @@ async def test_a_status_that_is_not_known_means_not_yet(place: Place, tmp_path: 
 async def test_what_is_no_object_is_unusable(place: Place, tmp_path: Path, document: Any) -> None:
     result = await _told(place, tmp_path, document)
     assert isinstance(result, Failed)
-    assert result.kind is Found.UNUSABLE
+    assert result.kind is OutcomeKind.UNUSABLE
 
 
 @pytest.mark.parametrize("status", [301, 302, 400, 403, 500])
 async def test_any_other_status_is_a_failure(place: Place, tmp_path: Path, status: int) -> None:
     result = await _told(place, tmp_path, {"data": {"status": "done"}}, status)
     assert isinstance(result, Failed)
-    assert (result.kind, result.status) == (Found.REFUSED, status)
+    assert (result.kind, result.status) == (OutcomeKind.REFUSED, status)

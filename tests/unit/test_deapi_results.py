@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Failed
-from receiver.core.work import Found, Pickup
+from receiver.core.work import OutcomeKind, Pickup
 from receiver.demo.deapi import Deapi, Work
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Gone, NotYet, PullProvider, Result, deapi
@@ -222,7 +222,7 @@ async def test_without_a_key_an_expired_link_is_tried_and_the_setting_named(
     assert collected(await attempt(pickup, now=NOW + DAY, api_key=None)).draft.audio
     provider.expire()
     failed = _failed(await attempt(pickup, now=NOW + DAY, api_key=None))
-    assert (failed.kind, failed.status) == (Found.REFUSED, 403)
+    assert (failed.kind, failed.status) == (OutcomeKind.REFUSED, 403)
     assert "set sources.da.api_key" in failed.detail
     assert not [request for request in provider.requests if request.path.startswith("/api")]
 
@@ -313,7 +313,7 @@ async def test_a_job_that_failed_is_told_in_the_providers_words(
 async def test_a_job_that_nobody_knows_is_gone_the_second_time(provider: Deapi, attempt: Trying) -> None:
     """The first time it may only be too new."""
     first = _failed(await attempt(attempt.handed("j-unknown")))
-    assert (first.kind, first.status) == (Found.REFUSED, 404)
+    assert (first.kind, first.status) == (OutcomeKind.REFUSED, 404)
     second = await attempt(attempt.handed("j-unknown", attempts=1))
     assert isinstance(second, Gone)
     assert second.error.code == "unknown_job"
@@ -323,28 +323,28 @@ async def test_a_job_that_a_callback_told_of_is_never_unknown(provider: Deapi, a
     pickup = attempt.told(provider.add())
     provider.works.clear()
     failed = _failed(await attempt(replace(pickup, attempts=5)))
-    assert (failed.kind, failed.status) == (Found.REFUSED, 404)
+    assert (failed.kind, failed.status) == (OutcomeKind.REFUSED, 404)
 
 
 async def test_a_key_that_is_not_accepted_names_the_setting(provider: Deapi, attempt: Trying) -> None:
     failed = _failed(await attempt(attempt.handed(provider.add()), api_key="dpn-sk-of-somebody-else"))
-    assert (failed.kind, failed.status) == (Found.REFUSED, 401)
+    assert (failed.kind, failed.status) == (OutcomeKind.REFUSED, 401)
     assert failed.detail == "the API key is not accepted: check sources.da.api_key"
 
 
 @pytest.mark.parametrize(
     ("fault", "kind", "status", "retry_after"),
     [
-        ("busy", Found.REFUSED, 429, 9),
-        ("down", Found.REFUSED, 503, None),
-        ("page", Found.UNUSABLE, None, None),
+        ("busy", OutcomeKind.REFUSED, 429, 9),
+        ("down", OutcomeKind.REFUSED, 503, None),
+        ("page", OutcomeKind.UNUSABLE, None, None),
     ],
 )
 async def test_trouble_at_the_api_is_a_failure(
     provider: FaultyDeapi,
     attempt: Trying,
     fault: str,
-    kind: Found,
+    kind: OutcomeKind,
     status: int | None,
     retry_after: float | None,
 ) -> None:
@@ -354,10 +354,10 @@ async def test_trouble_at_the_api_is_a_failure(
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "status"), [("page", Found.UNUSABLE, None), ("down", Found.REFUSED, 503)]
+    ("fault", "kind", "status"), [("page", OutcomeKind.UNUSABLE, None), ("down", OutcomeKind.REFUSED, 503)]
 )
 async def test_trouble_at_the_storage_is_a_failure_and_leaves_no_file(
-    provider: FaultyDeapi, attempt: Trying, tmp_path: Path, fault: str, kind: Found, status: int | None
+    provider: FaultyDeapi, attempt: Trying, tmp_path: Path, fault: str, kind: OutcomeKind, status: int | None
 ) -> None:
     provider.storage_fault = fault
     failed = _failed(await attempt(attempt.told(provider.add())))
@@ -384,7 +384,7 @@ async def test_a_job_that_is_done_without_a_result_is_a_failure(provider: Deapi,
 
 async def test_a_host_that_is_not_listed_is_not_asked(provider: Deapi, attempt: Trying) -> None:
     failed = _failed(await attempt(attempt.told(provider.add()), result_hosts=["deapi.ai"]))
-    assert failed.kind is Found.BLOCKED
+    assert failed.kind is OutcomeKind.BLOCKED
     assert provider.requests == []
 
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from receiver.core.errors import ConfigError, PickupRefused
 from receiver.core.fetch import Failed
-from receiver.core.work import Found, Pickup
+from receiver.core.work import OutcomeKind, Pickup
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Gone, NotYet, PullProvider, Result, deepdub
@@ -242,11 +242,11 @@ async def test_the_format_is_told_by_bytes_then_type_then_order(
 @pytest.mark.parametrize(
     ("fault", "kind", "status", "words"),
     [
-        ("busy", Found.REFUSED, 429, "too many requests at once (429): Too many concurrent requests"),
-        ("page", Found.REFUSED, 502, "Deepdub answered 502"),
-        ("page-200", Found.UNUSABLE, None, "the result is a web page (text/html), not audio"),
-        ("envelope", Found.UNUSABLE, 200, "the result is JSON, not audio: Generation failed"),
-        ("no-credits", Found.REFUSED, 402, "credits are used up (402): Insufficient credits"),
+        ("busy", OutcomeKind.REFUSED, 429, "too many requests at once (429): Too many concurrent requests"),
+        ("page", OutcomeKind.REFUSED, 502, "Deepdub answered 502"),
+        ("page-200", OutcomeKind.UNUSABLE, None, "the result is a web page (text/html), not audio"),
+        ("envelope", OutcomeKind.UNUSABLE, 200, "the result is JSON, not audio: Generation failed"),
+        ("no-credits", OutcomeKind.REFUSED, 402, "credits are used up (402): Insufficient credits"),
     ],
 )
 async def test_trouble_is_a_failure_that_says_what_it_is(
@@ -254,7 +254,7 @@ async def test_trouble_is_a_failure_that_says_what_it_is(
     ask: Asking,
     tmp_path: Path,
     fault: str,
-    kind: Found,
+    kind: OutcomeKind,
     status: int | None,
     words: str,
 ) -> None:
@@ -283,7 +283,7 @@ async def test_a_key_that_is_not_accepted_names_the_setting_and_not_the_key(
     wrong = "dd-of-another-account-entirely"
     result = await ask(provider.submit(), key=wrong)
     assert isinstance(result, Failed)
-    assert (result.kind, result.status) == (Found.REFUSED, 401)
+    assert (result.kind, result.status) == (OutcomeKind.REFUSED, 401)
     assert "sources.dd.api_key" in result.detail
     assert wrong not in result.detail
 
@@ -349,7 +349,7 @@ async def test_no_connection_is_a_failure(ask: Asking, tmp_path: Path) -> None:
     source = _source(base_url="http://127.0.0.1:1/api/v1", allow=["127.0.0.0/8"])
     result = await source.collect(pickup_of(f"job:{ID}:retroactive", job_id=ID), ask._fetch, now=NOW)
     assert isinstance(result, Failed)
-    assert result.kind is Found.UNREACHABLE
+    assert result.kind is OutcomeKind.UNREACHABLE
 
 
 def test_failures_are_told_as_speech_and_the_key_is_never_kept() -> None:

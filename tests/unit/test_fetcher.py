@@ -16,7 +16,7 @@ import pytest
 
 from receiver.core.errors import JournalUnavailable
 from receiver.core.fetch import Answer, Downloaded, Failed
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.outbound.client import USER_AGENT
 from tests.support.fetching import LIMIT, NOW, Way, the_way
 from tests.support.provider_host import CHUNKED, ProviderHost, Script, Talk, chunk, reply
@@ -26,7 +26,7 @@ KEY = {"Authorization": "Bearer sk-secret"}
 AUDIO = os.urandom(300_000)
 
 
-def failed(got: object, kind: Found) -> Failed:
+def failed(got: object, kind: OutcomeKind) -> Failed:
     assert isinstance(got, Failed), got
     assert got.kind is kind, got
     return got
@@ -82,7 +82,7 @@ async def test_a_document_at_the_limit_is_read_and_one_over_it_is_no_result_that
     the_way.host.scripts["/fits"] = reply(200, bytes(1024 * 1024))
     the_way.host.scripts["/over"] = reply(200, bytes(1024 * 1024 + 1))
     assert len(answered(await the_way.fetcher.ask(the_way.url("/fits"), headers={}), 200).body) == 1024 * 1024
-    got = failed(await the_way.fetcher.ask(the_way.url("/over"), headers={}), Found.UNUSABLE)
+    got = failed(await the_way.fetcher.ask(the_way.url("/over"), headers={}), OutcomeKind.UNUSABLE)
     assert (got.too_large, got.status) == (False, 200)
 
 
@@ -139,7 +139,7 @@ async def test_retry_after_comes_in_seconds(the_way: Way, header: str, seconds: 
 
 async def test_a_key_with_a_line_break_is_not_sent_and_not_shown(the_way: Way) -> None:
     got = failed(
-        await the_way.fetcher.ask(the_way.url(), headers={"x-api-key": "sk-secret\n"}), Found.BLOCKED
+        await the_way.fetcher.ask(the_way.url(), headers={"x-api-key": "sk-secret\n"}), OutcomeKind.BLOCKED
     )
     assert got.detail == "a header cannot be sent: it holds a line break"
     assert the_way.host.requests == []
@@ -236,7 +236,7 @@ async def test_a_disk_that_cannot_take_it_is_ours_to_mend(the_way: Way) -> None:
 async def test_what_is_no_whole_result_is_unusable_and_says_why(
     the_way: Way, script: Script, said: str
 ) -> None:
-    got = failed(await get(the_way, script), Found.UNUSABLE)
+    got = failed(await get(the_way, script), OutcomeKind.UNUSABLE)
     assert said in got.detail
     assert (got.too_large, got.status) == (False, 200)
 
@@ -252,7 +252,7 @@ async def test_what_is_no_whole_result_is_unusable_and_says_why(
     ],
 )
 async def test_a_result_over_the_limit_is_too_large(the_way: Way, script: Script) -> None:
-    got = failed(await get(the_way, script, limit=len(AUDIO) - 1), Found.UNUSABLE)
+    got = failed(await get(the_way, script, limit=len(AUDIO) - 1), OutcomeKind.UNUSABLE)
     assert got.too_large
     assert got.detail == f"127.0.0.1:{the_way.host.port} sends more than 299999 bytes"
 
@@ -262,7 +262,7 @@ async def test_a_body_without_end_is_too_large_and_hung_up_on(the_way: Way) -> N
         await talk.send(b"HTTP/1.1 200 OK\r\n\r\n")
         await talk.forever(b"x" * 10_000)
 
-    assert failed(await get(the_way, endless, limit=1_000_000), Found.UNUSABLE).too_large
+    assert failed(await get(the_way, endless, limit=1_000_000), OutcomeKind.UNUSABLE).too_large
     await the_way.host.hung_up.wait()
     assert the_way.host.talks[0].sent < 20_000_000
 
@@ -276,7 +276,7 @@ async def test_gzip_that_decodes_to_nothing_without_end_is_too_large(the_way: Wa
         await talk.send(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n" + head)
         await talk.forever(b"\x00\x00\x00\xff\xff" * 2000)
 
-    assert failed(await get(the_way, endless, limit=100_000), Found.UNUSABLE).too_large
+    assert failed(await get(the_way, endless, limit=100_000), OutcomeKind.UNUSABLE).too_large
 
 
 async def test_a_bomb_ends_as_too_large_in_flat_memory(the_way: Way) -> None:
@@ -287,7 +287,7 @@ async def test_a_bomb_ends_as_too_large_in_flat_memory(the_way: Way) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert failed(got, Found.UNUSABLE).too_large
+    assert failed(got, OutcomeKind.UNUSABLE).too_large
     assert peak < 12_000_000
     assert os.listdir(the_way.folder) == []
 
@@ -327,7 +327,7 @@ async def test_what_is_too_slow_is_a_timeout(
     the_way.host.scripts["/r"] = slow
     way, url = await the_way.again(**limits), the_way.url("/r?key=hunter2")
     got = await (way.ask(url, headers={}) if verb == "ask" else way.download(url, hosts=["*"], limit=LIMIT))
-    assert failed(got, Found.TIMEOUT).detail == f"127.0.0.1:{the_way.host.port} {said}"
+    assert failed(got, OutcomeKind.TIMEOUT).detail == f"127.0.0.1:{the_way.host.port} {said}"
     assert os.listdir(the_way.folder) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from receiver.core.errors import ConfigError
 from receiver.core.fetch import Answer, Downloaded, Failed
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.outbound.client import AddrInfo
 from receiver.outbound.fetcher import Fetcher
 from receiver.settings.model import SourceSettings
@@ -44,7 +44,7 @@ def to(location: str, status: int = 302) -> bytes:
 
 def blocked(got: object, *said: str) -> str:
     assert isinstance(got, Failed), got
-    assert got.kind is Found.BLOCKED, got
+    assert got.kind is OutcomeKind.BLOCKED, got
     for text in said:
         assert text in got.detail
     return got.detail
@@ -74,7 +74,7 @@ async def test_five_redirects_are_followed_and_not_six(tmp_path: Path) -> None:
         host.scripts["/5"] = to("/6")
         got = await load(way, way.url("/0"), "*")
         assert isinstance(got, Failed)
-        assert (got.kind, got.status) == (Found.REFUSED, 302)
+        assert (got.kind, got.status) == (OutcomeKind.REFUSED, 302)
         assert "more than 5 redirects" in got.detail
         assert len(host.requests) == 12
 
@@ -255,7 +255,7 @@ async def test_a_certificate_that_does_not_prove_the_host_is_said(
     ):
         got = await load(way, host.url("/secret?key=hunter2", name), "*")
         assert isinstance(got, Failed)
-        assert got.kind is Found.UNREACHABLE
+        assert got.kind is OutcomeKind.UNREACHABLE
         assert got.detail.startswith(f"the certificate of {name}:{host.port} is not accepted: ")
         assert host.requests == []
 
@@ -285,7 +285,7 @@ async def test_what_cannot_be_reached_is_said_with_host_and_port_only(tmp_path: 
     async with ProviderHost() as host, Way.opened(host, str(tmp_path), resolve=Names({})) as way:
         got = await load(way, "https://nowhere.test/path?sig=hunter2", "*")
         assert isinstance(got, Failed)
-        assert got.kind is Found.UNREACHABLE
+        assert got.kind is OutcomeKind.UNREACHABLE
         assert got.detail == "nowhere.test:443 has no address: the name cannot be resolved"
     async with Way.opened(host, str(tmp_path)) as way:
         got = await way.fetcher.ask(way.url("/path?sig=hunter2"), headers={})
@@ -311,7 +311,7 @@ async def test_a_sources_settings_make_its_fetcher(tmp_path: Path) -> None:
             host.scripts["/slow"] = _hang
             got = await fetcher.ask(host.url("/slow", "app.test"), headers={})
             assert isinstance(got, Failed)
-            assert got.kind is (Found.TIMEOUT if fits else Found.BLOCKED)
+            assert got.kind is (OutcomeKind.TIMEOUT if fits else OutcomeKind.BLOCKED)
             await fetcher.close()
     settings = SourceSettings.model_validate(base | {"ca_file": os.devnull})
     with pytest.raises(ConfigError, match="ca_file"):

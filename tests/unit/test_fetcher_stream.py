@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from receiver.core.fetch import Answer, Failed, ServerSentEvent
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.outbound.fetcher import Fetcher
 from tests.support.fetching import Way, the_way
 from tests.support.provider_host import CHUNKED, Talk, chunk, reply
@@ -33,7 +33,7 @@ def events(*pairs: tuple[str, str]) -> Seen:
     return [ServerSentEvent(event=event, data=data) for event, data in pairs]
 
 
-def failure(seen: Seen, kind: Found) -> Failed:
+def failure(seen: Seen, kind: OutcomeKind) -> Failed:
     last = seen[-1]
     assert isinstance(last, Failed), seen
     assert last.kind is kind
@@ -98,18 +98,18 @@ async def _endless(talk: Talk) -> None:
     await talk.forever(chunk(b": " + b"x" * 50_000 + b"\n"))
 
 
-BAD: list[tuple[Callable[[Talk], Awaitable[None]], Found, str]] = [
-    (_silent, Found.TIMEOUT, "sent nothing for 0.2 s"),
-    (_pings, Found.TIMEOUT, "was not done in 0.5 s"),
-    (_broken, Found.UNREACHABLE, "was cut off after"),
-    (_long_line, Found.UNUSABLE, "a line of the stream is over 65536 bytes"),
-    (_endless, Found.UNUSABLE, "sends more than 1000000 bytes"),
+BAD: list[tuple[Callable[[Talk], Awaitable[None]], OutcomeKind, str]] = [
+    (_silent, OutcomeKind.TIMEOUT, "sent nothing for 0.2 s"),
+    (_pings, OutcomeKind.TIMEOUT, "was not done in 0.5 s"),
+    (_broken, OutcomeKind.UNREACHABLE, "was cut off after"),
+    (_long_line, OutcomeKind.UNUSABLE, "a line of the stream is over 65536 bytes"),
+    (_endless, OutcomeKind.UNUSABLE, "sends more than 1000000 bytes"),
 ]
 
 
 @pytest.mark.parametrize(("serve", "kind", "said"), BAD)
 async def test_a_stream_that_goes_wrong_ends_with_one_failure(
-    the_way: Way, serve: Callable[[Talk], Awaitable[None]], kind: Found, said: str
+    the_way: Way, serve: Callable[[Talk], Awaitable[None]], kind: OutcomeKind, said: str
 ) -> None:
     limited = await the_way.again(attempt_seconds=0.5, stream_bytes=1_000_000)
     the_way.host.scripts["/jobs/1"] = serve
@@ -123,7 +123,7 @@ async def test_a_stream_may_be_coded(the_way: Way) -> None:
     the_way.host.scripts["/jobs/1"] = reply(200, coded, TYPE | {"Content-Encoding": "gzip"})
     assert (await follow(the_way))[1] == events(("message", "1"))
     the_way.host.scripts["/jobs/1"] = reply(200, coded, TYPE | {"Content-Encoding": "br"})
-    assert "'br'" in failure((await follow(the_way))[1], Found.UNUSABLE).detail
+    assert "'br'" in failure((await follow(the_way))[1], OutcomeKind.UNUSABLE).detail
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ async def test_no_head_in_time_is_a_failure(the_way: Way) -> None:
     the_way.host.scripts["/jobs/1"] = hang
     async with the_way.fetcher.stream(the_way.url("/jobs/1"), headers={}, idle_seconds=0.1) as stream:
         assert isinstance(stream, Failed)
-        assert stream.kind is Found.TIMEOUT
+        assert stream.kind is OutcomeKind.TIMEOUT
 
 
 async def test_leaving_a_stream_hangs_up(the_way: Way) -> None:

@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from receiver.core.event import EventDraft, RemoteResult, Stage
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.demo.playht import API_KEY, USER_ID, error
 from receiver.providers import Gone
 from tests.support.callbacks import NOW
@@ -89,7 +89,7 @@ async def test_a_link_that_has_run_out_and_nothing_to_ask_with_fails(mode: str, 
     async with asking(tmp_path, mode, require_token=True) as ask:
         job = ask.job(result_query="?sig=renewed1")
         found = failed(await ask(job_id="not plain", **_told(job.result_url(ask.base) + "-old")))
-    assert (found.kind, found.status) == (Found.REFUSED, 403)
+    assert (found.kind, found.status) == (OutcomeKind.REFUSED, 403)
     assert found.detail == f"http://{ask.at} answered 403 for the audio"
 
 
@@ -99,7 +99,7 @@ async def test_a_link_that_is_refused_while_the_job_has_no_output_fails(mode: st
         unfinished = ask.standin.add("other").document(ask.base, finished=False)
         ask.job(answers=[JSONResponse(unfinished)])
         found = failed(await ask(**_told(f"{ask.base}/pigeon/nothing_0.mp3")))
-    assert (found.kind, found.status) == (Found.REFUSED, 403)
+    assert (found.kind, found.status) == (OutcomeKind.REFUSED, 403)
 
 
 async def test_a_link_that_has_run_out_of_a_forgotten_job_is_gone(mode: str, tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ async def test_a_result_on_another_host_is_not_fetched(mode: str, tmp_path: Path
         ask.job()
         found = failed(await ask())
         assert len(ask.standin.requests) == 1
-    assert found.kind is Found.BLOCKED
+    assert found.kind is OutcomeKind.BLOCKED
 
 
 async def test_without_a_link_and_a_job_nothing_can_be_asked(mode: str, tmp_path: Path) -> None:
     async with asking(tmp_path, mode) as ask:
         found = failed(await ask(job_id=None))
         assert ask.standin.requests == []
-    assert found.kind is Found.REFUSED
+    assert found.kind is OutcomeKind.REFUSED
     assert "api_key and user_id" in found.detail
 
 
@@ -138,7 +138,7 @@ async def test_a_refused_key_names_the_settings_and_no_key(mode: str, tmp_path: 
     async with asking(tmp_path, mode) as ask:
         ask.job(answers=[error(status, f"no: {API_KEY}\u0007")])
         found = failed(await ask())
-    assert (found.kind, found.status) == (Found.REFUSED, status)
+    assert (found.kind, found.status) == (OutcomeKind.REFUSED, status)
     assert found.detail == (
         f"http://{ask.at} answered {status}; compare api_key and user_id in [sources.ph]: no: [redacted]"
     )
@@ -149,7 +149,7 @@ async def test_the_provider_says_when_to_ask_again(mode: str, tmp_path: Path, st
     async with asking(tmp_path, mode) as ask:
         ask.job(answers=[error(status, "slow down", {"retry-after": "7"})])
         found = failed(await ask())
-    assert (found.kind, found.status, found.retry_after) == (Found.REFUSED, status, 7.0)
+    assert (found.kind, found.status, found.retry_after) == (OutcomeKind.REFUSED, status, 7.0)
     assert found.detail.endswith(f"answered {status}: slow down")
 
 
@@ -158,7 +158,7 @@ async def test_a_redirect_is_not_followed_with_the_key(mode: str, tmp_path: Path
         ask.job(answers=[RedirectResponse("/pigeon/elsewhere_0.mp3")])
         found = failed(await ask())
         assert len(ask.standin.requests) == 1
-    assert (found.kind, found.status) == (Found.REFUSED, 307)
+    assert (found.kind, found.status) == (OutcomeKind.REFUSED, 307)
     assert "correct base_url in [sources.ph]" in found.detail
 
 
@@ -167,7 +167,7 @@ async def test_a_job_that_cannot_be_read_is_unusable(mode: str, tmp_path: Path, 
     async with asking(tmp_path, mode) as ask:
         ask.job(answers=[Response(body, media_type="application/json")])
         found = failed(await ask())
-    assert (found.kind, found.status) == (Found.UNUSABLE, 200)
+    assert (found.kind, found.status) == (OutcomeKind.UNUSABLE, 200)
 
 
 async def test_an_unfinished_job_is_asked_for_again_ever_more_slowly(mode: str, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ async def test_bytes_that_are_no_audio_are_unusable_and_thrown_away(
     async with asking(tmp_path, mode) as ask:
         ask.job(result=answer)
         found = failed(await ask())
-    assert found.kind is Found.UNUSABLE
+    assert found.kind is OutcomeKind.UNUSABLE
     assert words in found.detail
     assert not [path for path in (tmp_path / "spool").iterdir() if path.is_file()]
 
@@ -217,7 +217,7 @@ async def test_a_result_over_the_limit_says_so(mode: str, tmp_path: Path) -> Non
 async def test_nobody_listening_is_a_failure_without_the_path(mode: str, tmp_path: Path) -> None:
     async with asking(tmp_path, mode, base_url="http://127.0.0.1:9/api/v2") as ask:
         found = failed(await ask())
-    assert found.kind is Found.UNREACHABLE
+    assert found.kind is OutcomeKind.UNREACHABLE
     assert JOB not in found.detail
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from receiver.core.event import Stage
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.demo.playht import API_KEY, COMPLETED, END, PING, SILENCE, STORY, Step, generating
 from receiver.providers import Gone
 from tests.support.callbacks import NOW
@@ -94,7 +94,7 @@ async def test_a_stream_that_never_says_anything_times_out(tmp_path: Path) -> No
     async with asking(tmp_path, "sse", silence_seconds=0.7) as ask:
         ask.job((SILENCE,))
         found = failed(await ask())
-    assert found.kind is Found.TIMEOUT
+    assert found.kind is OutcomeKind.TIMEOUT
     assert found.detail.endswith(" 0.7 s")
 
 
@@ -133,7 +133,7 @@ async def test_a_completed_event_that_is_not_understood_is_unusable(tmp_path: Pa
     """Also when there was progress before it: this is no stream that was cut off."""
     async with asking(tmp_path, "sse") as ask:
         ask.job((generating(0.9), ("completed", data)))
-        assert failed(await ask()).kind is Found.UNUSABLE
+        assert failed(await ask()).kind is OutcomeKind.UNUSABLE
 
 
 async def test_the_older_spelling_of_the_stages_progress_is_kept_as_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from receiver.core.callback import MemoryBody
 from receiver.core.event import AudioDraft, FileDraft
 from receiver.core.fetch import Failed
-from receiver.core.work import Found
+from receiver.core.work import OutcomeKind
 from receiver.providers import results
 from tests.support.golden import ROOT
 
@@ -48,7 +48,7 @@ def _file(*args: Any, **asked: Any) -> tuple[str, str, str]:
 def _refusal(*args: Any, **asked: Any) -> str:
     found = judge(*args, **asked)
     assert isinstance(found, Failed), found
-    assert (found.kind, found.too_large) == (Found.UNUSABLE, False)
+    assert (found.kind, found.too_large) == (OutcomeKind.UNUSABLE, False)
     return found.detail
 
 

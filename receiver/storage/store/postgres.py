@@ -30,7 +30,6 @@ from receiver.storage.store.postgres_connection import (
     ANSWER_SECONDS,
     FAILURES,
     OWN,
-    Changes,
     Connection,
     PostgresSession,
     Skew,
@@ -202,7 +201,7 @@ class PostgresBackend(Backend):
             raise StoreUnavailable("store: the database undid the transaction")
         self._silent_pause = self._pauses.silent
         if self._notifier is not None:
-            self._notifier.add(self._session.changes)
+            self._notifier.changes |= self._session.changes
 
     def rollback(self) -> None:
         """Undo the transaction, unless the server has."""
@@ -346,21 +345,20 @@ class Notifier:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._changes = Changes()
+        self.changes: set[tuple[str, str]] = set()
+        """What was committed and goes with the next notification."""
         self._last = 0.0
-
-    def add(self, changes: Changes) -> None:
-        """Keep what was committed for the next notification."""
-        self._changes.add(changes)
 
     def flush(self, connection: Connection, *, idle: bool) -> None:
         """Notify, unless that was done just now and more is coming. Raises `psycopg.Error`."""
         now = time.monotonic()
-        if not self._changes or (not idle and now - self._last < PAUSE_SECONDS):
+        if not self.changes or (not idle and now - self._last < PAUSE_SECONDS):
             return
-        changes, self._changes, self._last = self._changes, Changes(), now
+        changes, self.changes, self._last = sorted(self.changes), set(), now
         notification = Notification(
-            self._name, tuple(sorted(changes.destinations)), tuple(sorted(changes.sources))
+            self._name,
+            destinations=tuple(name for kind, name in changes if kind == "destination"),
+            sources=tuple(name for kind, name in changes if kind == "source"),
         )
         payload = msgspec.json.encode(notification).decode()
         if len(payload.encode()) <= _LIMIT:  # beyond that, the others find it when they poll

@@ -409,22 +409,6 @@ _ALONG_THE_INDEX = frozenset({"due_deliveries", "due_pickups"})
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 
 
-class Changes:
-    """The lanes for which something was recorded: what other processes are notified of."""
-
-    def __init__(self) -> None:
-        self.destinations: set[str] = set()
-        self.sources: set[str] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self.destinations or self.sources)
-
-    def add(self, other: Changes) -> None:
-        """Take over what `other` holds."""
-        self.destinations |= other.destinations
-        self.sources |= other.sources
-
-
 _LOCK = "FOR UPDATE OF d SKIP LOCKED"
 
 
@@ -459,7 +443,8 @@ class PostgresSession(Session):
     def __init__(self, connection: Connection, shift: int = 0) -> None:
         self._connection = connection
         self._shift = shift
-        self.changes = Changes()
+        self.changes: set[tuple[str, str]] = set()
+        """For which `destination` or `source` something was recorded: what other processes are notified of."""
 
     def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
@@ -486,9 +471,9 @@ class PostgresSession(Session):
         if self._shift and due is not None:
             rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
         if name == "insert_deliveries":
-            self.changes.destinations |= {str(row[2]) for row in rows}
+            self.changes |= {("destination", str(row[2])) for row in rows}
         elif name == "insert_pickups":
-            self.changes.sources |= {str(row[1]) for row in rows}
+            self.changes |= {("source", str(row[1])) for row in rows}
         return super().run_rows(name, rows)
 
     def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
