@@ -57,7 +57,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     response: bytes = b""
     """The first 16 KiB of a destination's reply."""
     retry_after: float | None = None
-    """Seconds the other side asked for."""
+    """Seconds that the other side's `Retry-After` names."""
 
 
 class Claimed(Struct, frozen=True, kw_only=True):
@@ -142,7 +142,7 @@ class PickupState(StrEnum):
     COLLECTING = "collecting"
     """Claimed; `due_at` is the end of the lease, so a crashed worker's row is simply due again."""
     COLLECTED = "collected"
-    """Ended well: `event_id` is the event that tells of it; has no `due_at`."""
+    """Ended well: `event_id` is its event; has no `due_at`."""
     GONE = "gone"
     """Ended without a result: `event_id` is the event that says so; has no `due_at`."""
 
@@ -169,11 +169,11 @@ class Pickup(Struct, frozen=True, kw_only=True):
     target: str | None = None
     """The URL to begin with, where one is known. It may carry a signature: treat it as a secret."""
     event_id: str
-    """The id of the event that will tell the end of it, known from the first moment."""
+    """The id of the event that will end it, known from the first moment."""
     draft: EventDraft | None = None
-    """The event as far as a callback told it; None when nothing was told."""
+    """The event as far as a callback has it; None without a callback."""
     format: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked of the provider (`encoding`, `sample_rate`, …): decides raw formats."""
+    """What was requested of the provider (`encoding`, `sample_rate`, …): decides raw formats."""
     deadline_at: int
     """When to give up, in epoch milliseconds."""
     state: PickupState = PickupState.PENDING
@@ -229,7 +229,7 @@ class PickupSettled(Struct, frozen=True, kw_only=True):
     held: bool
     """False: another worker holds the claim by now, and nothing was written."""
     recorded: Recorded | None = None
-    """For a settlement with a recording: recorded, or the duplicate of an event that another road brought."""
+    """For a settlement with a recording: recorded, or the duplicate of an event that came another way."""
     progress: tuple[Recorded, ...] = ()
     """What became of each of the settlement's progress events."""
 

@@ -1,4 +1,4 @@
-"""Callbacks that were proved but not yet recorded: fsynced on local disk, drained through the same road.
+"""Callbacks that were proved but not yet recorded: fsynced on local disk, and later passed on as they came.
 
 An entry is two files named by the callback's identity: `STEM.body`, the bytes, and `STEM.json`, written last and so the
 entry's commit. A provider that sends the callback again while the store is out finds it kept already.
@@ -166,13 +166,13 @@ class Journal:
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
-                return await self._drain(handle)
+                return await self._pass_on(handle)
         except BlockingIOError:
             return 0
         except THREAD_ERRORS as error:
             raise unavailable(error) from None
 
-    async def _drain(self, handle: Handle) -> int:
+    async def _pass_on(self, handle: Handle) -> int:
         done = 0
         refused: list[tuple[Entry, Unavailable]] = []
         self.refused = ""
@@ -291,7 +291,7 @@ class Journal:
         return count
 
     def being_drained(self) -> bool:
-        """Tell whether another process drains the folder at this moment."""
+        """Return whether another process drains the folder at this moment."""
         try:
             with _locked(self._folder / _DRAINING, wait=False):
                 return False

@@ -88,28 +88,28 @@ def first_event(session: Session, callback: CallbackRow) -> str:
 
 
 def resolve(session: Session, answers: Iterable[tuple[str, Answered, str, int]]) -> None:
-    """Tell the pickups that watch for these callbacks: a final one collects them, another brings the job id they lack.
+    """Update the pickups that wait for these callbacks: a final one collects them, another brings the job id they lack.
 
     An answer has its source, its event's id, and the time of the callback.
     """
     rows: dict[tuple[str, str], tuple[Value, ...]] = {}
     for source, answered, event_id, at in answers:
-        watched = (source, clean(answered.key))
-        _, _, known_id, ended, _ = rows.get(watched, (None,) * 5)
+        awaited = (source, clean(answered.key))
+        _, _, known_id, ended, _ = rows.get(awaited, (None,) * 5)
         if (answered.final or answered.job_id) and ended is None:  # nothing comes after a final one
-            rows[watched] = (
-                *watched,
+            rows[awaited] = (
+                *awaited,
                 known_id or answered.job_id,
                 event_id if answered.final else None,
                 at,
             )
     resolved = {(row[0], row[1]) for row in session.run_rows("resolve_pickups", list(rows.values()))}
-    unresolved = [row for watched, row in rows.items() if watched not in resolved]
+    unresolved = [row for awaited, row in rows.items() if awaited not in resolved]
     session.run_rows("resolve_gone_pickups", unresolved)
 
 
 def _late(session: Session, events: Sequence[Event]) -> set[str]:
-    """Return the ids of the events that tell of progress after their job's end, earlier ones of the batch included."""
+    """Return the ids of the events of progress that come after their job's end, earlier ones of the batch included."""
     jobs = {
         (clean(event.job_id), event.source)
         for event in events
@@ -155,7 +155,7 @@ def moment(made: str) -> str:
 
 
 def has_scope(session: Session, source: str, scope: str) -> bool:
-    """Tell whether a callback was recorded whose identity begins with `scope`."""
+    """Return whether a callback was recorded whose identity begins with `scope`."""
     bounds: dict[str, Value] = {"source": source, "first": scope, "beyond": f"{scope}~"}
     return bool(session.run("callback_between_keys", bounds))
 
@@ -192,7 +192,7 @@ def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None
 
 
 def rejection_id(row: Rejection) -> str:
-    """Return an id that sorts by time, then by the order of arrival; its end tells processes apart."""
+    """Return an id that sorts by time, then by the order of arrival; its end differs between processes."""
     return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
 
 

@@ -1,4 +1,4 @@
-"""Pickups in the store: made, told of callbacks, and settled with the events that they bring."""
+"""Pickups in the store: made, rescheduled by callbacks, and settled with the events that they bring."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def defer(session: Session, deferrals: Sequence[Deferral]) -> list[Recorded]:
 def _defer(session: Session, batch: Mapping[int, Deferral]) -> dict[int, Recorded]:
     """Write deferrals of which no two have one pickup's key.
 
-    Pickups come first, because only the database can tell whether one exists; those of duplicates are taken back.
+    Pickups come first, because only the database knows whether one exists; those of duplicates are taken back.
     """
     new = _write(session, [deferral.pickup for deferral in batch.values()])
     leads = _leads(session, batch, new)

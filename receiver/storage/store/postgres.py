@@ -118,8 +118,8 @@ class PostgresStore(Store):
         return self._skew.shift
 
     def _backend(self, *, writes: bool) -> PostgresBackend:
-        notifier = Notifier(self._name) if writes else None
-        return PostgresBackend(lambda: self._connected(writes), self._skew, notifier, self._pauses)
+        name = self._name if writes else None
+        return PostgresBackend(lambda: self._connected(writes), self._skew, name, self._pauses)
 
     def _connected(self, writes: bool = False) -> Connection:
         return connect(self._info, writes=writes, answer_seconds=self._answer_seconds)
@@ -145,13 +145,16 @@ class PostgresBackend(Backend):
         self,
         connected: Callable[[], Connection],
         skew: Skew,
-        notifier: Notifier | None,
+        name: str | None,
         pauses: Pauses = PAUSES,
     ) -> None:
-        """With a notifier it writes, and notifies other processes; without one it only reads."""
+        """With the name of this process it writes, and notifies other processes; without one it only reads."""
         self._connected = connected
         self._skew = skew
-        self._notifier = notifier
+        self._name = name
+        self._changes: set[tuple[str, str]] = set()
+        """What was committed and goes with the next notification."""
+        self._notified_at = 0.0
         self._connection: Connection | None = None
         self._pipeline: AbstractContextManager[psycopg.Pipeline] | None = None
         self._session: PostgresSession | None = None
@@ -172,7 +175,7 @@ class PostgresBackend(Backend):
         connection = self._connection or self._reconnect()
         connection.answer_seconds = self._answer_seconds
         self._skew.measure(connection)
-        if self._notifier is not None:
+        if self._name is not None:
             pipeline = connection.pipeline()
             pipeline.__enter__()
             self._pipeline = pipeline
@@ -200,8 +203,7 @@ class PostgresBackend(Backend):
         if done.statusmessage != "COMMIT":
             raise StoreUnavailable("store: the database undid the transaction")
         self._silent_pause = self._pauses.silent
-        if self._notifier is not None:
-            self._notifier.changes |= self._session.changes
+        self._changes |= self._session.changes
 
     def rollback(self) -> None:
         """Undo the transaction, unless the server has."""
@@ -241,11 +243,27 @@ class PostgresBackend(Backend):
         return not self._committing and not self._fresh and not silent(error)
 
     def housekeeping(self, *, idle: bool) -> None:
-        """Notify other processes of what was committed."""
-        if self._notifier is None or self._connection is None:
+        """Notify other processes of what was committed, unless that was done just now and more is coming.
+
+        NOTIFY takes a lock that all of the server's databases share and holds it until the commit is on disk; a transaction
+        that does nothing else holds it for no time.
+        """
+        now = time.monotonic()
+        if self._name is None or self._connection is None or not self._changes:
+            return
+        if not idle and now - self._notified_at < PAUSE_SECONDS:
+            return
+        changes, self._changes, self._notified_at = sorted(self._changes), set(), now
+        notification = Notification(
+            self._name,
+            destinations=tuple(name for kind, name in changes if kind == "destination"),
+            sources=tuple(name for kind, name in changes if kind == "source"),
+        )
+        payload = msgspec.json.encode(notification).decode()
+        if len(payload.encode()) > _LIMIT:  # the others find it when they poll
             return
         try:
-            self._notifier.flush(self._connection, idle=idle)
+            self._connection.execute("SELECT pg_notify($1, $2)", [CHANNEL, payload])
         except FAILURES as error:
             self.trouble(error)
 
@@ -282,7 +300,7 @@ class PostgresBackend(Backend):
         self._connection = connection
         self._skew.forget()
         self._answer_seconds = connection.answer_seconds
-        if self._notifier is not None:
+        if self._name is not None:
             try:
                 lock_ms = min(LOCK_MS, postgres_connection.LOCK_MS)
                 connection.execute(f"SET lock_timeout = {lock_ms}", prepare=False)
@@ -336,35 +354,6 @@ class Notification(msgspec.Struct, frozen=True):
     sources: tuple[str, ...] = ()
 
 
-class Notifier:
-    """Notifies other processes of what was recorded, after the commit and not within it.
-
-    NOTIFY takes a lock that all of the server's databases share and holds it until the commit is on disk; a transaction that
-    does nothing else holds it for no time.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self.changes: set[tuple[str, str]] = set()
-        """What was committed and goes with the next notification."""
-        self._last = 0.0
-
-    def flush(self, connection: Connection, *, idle: bool) -> None:
-        """Notify, unless that was done just now and more is coming. Raises `psycopg.Error`."""
-        now = time.monotonic()
-        if not self.changes or (not idle and now - self._last < PAUSE_SECONDS):
-            return
-        changes, self.changes, self._last = sorted(self.changes), set(), now
-        notification = Notification(
-            self._name,
-            destinations=tuple(name for kind, name in changes if kind == "destination"),
-            sources=tuple(name for kind, name in changes if kind == "source"),
-        )
-        payload = msgspec.json.encode(notification).decode()
-        if len(payload.encode()) <= _LIMIT:  # beyond that, the others find it when they poll
-            connection.execute("SELECT pg_notify($1, $2)", [CHANNEL, payload])
-
-
 class Listener:
     """Listens to other processes: a thread with a connection of its own."""
 
@@ -400,7 +389,7 @@ class Listener:
             os.close(self._stopped)
 
     def _listened(self) -> bool:
-        """Listen until closed; False after any failure, to be tried again: without notifications, lanes would be slow for good."""
+        """Listen until closed; False after any failure, to be tried again: without notifications, workers would be slow for good."""
         try:
             with contextlib.closing(self._connected()) as connection:
                 return self._listen(connection)

@@ -46,7 +46,7 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """A statement that has not been answered by then never will be: the connection is given up."""
 STATEMENT_MS, LOCK_MS, IDLE_MS = 8_000, 4_000, 10_000
-"""What the server is told to give up by itself: before we do, so that the reason is known."""
+"""When the server gives up by itself: before we do, so that the reason is known."""
 
 _DEFAULTS: dict[str, str | int] = {
     "application_name": "receiver",
@@ -195,7 +195,7 @@ class Starved(psycopg.OperationalError):
 
 
 def _starved() -> Starved | None:
-    """Tell whether no socket can be had: libpq does not say so."""
+    """Return the error if no socket can be had: libpq does not say so."""
     try:
         socket.socket().close()
     except OWN as error:
@@ -240,7 +240,7 @@ def parse(url: str) -> dict[str, Any]:
 
 
 def _unescaped(url: str, parts: Mapping[str, Any]) -> bool:
-    """Tell whether a password holds letters that end it: then a piece of it stands for host, port or database."""
+    """Return whether a password holds letters that end it: then a piece of it stands for host, port or database."""
     path = url.partition("://")[2].partition("/")[2].partition("?")[0]
     return any("@" in str(piece) for piece in (parts.get("host", ""), parts.get("port", ""), path))
 
@@ -353,7 +353,7 @@ def _whom(error: psycopg.Error, state: str) -> str:
 
 
 class Unreached(psycopg.OperationalError):
-    """No connection could be made: what libpq said, and whom it was asked to connect with."""
+    """No connection could be made: what libpq said, and the user, database and place it tried."""
 
     def __init__(self, error: psycopg.OperationalError, info: Mapping[str, Any]) -> None:
         super().__init__(str(error))
@@ -500,7 +500,7 @@ class PostgresSession(Session):
         values = [str(value) if isinstance(value, int) else value for value in values]
         cursor = self._connection.execute(text, values, binary=True)
         if not returns_rows(name):
-            return []  # not waited for: the next statement that answers, or the commit, tells if it failed
+            return []  # not waited for: the next statement that answers, or the commit, raises if it failed
         results = cursor.fetchall()
         return self._here(results, cursor.description) if self._shift else results
 
@@ -570,7 +570,7 @@ class Skew:
         row = connection.execute(_NOW).fetchone()
         after = self._clock()
         if row is None or after - before > _EXACT_MS:
-            return  # too slow to tell; the next transaction tries again
+            return  # too slow to be exact; the next transaction tries again
         ahead = int(row[0]) - (before + after) // 2
         if abs(ahead) < BAND_MS:
             self.shift = 0

@@ -72,7 +72,7 @@ class Queue(ABC, Generic[C, S]):
         """Write attempts and their consequences, each only while its claim is held; return which were."""
         held = [False] * len(settlements)
         attempts: list[tuple[Value, ...]] = []
-        # Of two claims of one row, only the statement can tell which is held: so one settlement of each row at a time.
+        # Of two claims of one row, only the statement knows which is held: so one settlement of each row at a time.
         for batch in partition(settlements, attrgetter("claim.id")):
             rows = [self._settled_row(settlement) for settlement in batch.values()]
             ids = {row[0] for row in session.run_rows(f"settle_{self.table}", rows)}
@@ -133,7 +133,7 @@ class Queue(ABC, Generic[C, S]):
 def partition(requests: Sequence[T], key: Callable[[T], object]) -> list[dict[int, T]]:
     """Divide requests, by their number, into batches in which no key comes twice.
 
-    Only the statement of the first batch can tell what the second meets.
+    What the second batch meets depends on the statement of the first.
     """
     batches: list[dict[int, T]] = []
     seen: Counter[object] = Counter()

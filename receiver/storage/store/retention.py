@@ -1,7 +1,7 @@
 """What the janitor and an erasure do in the store.
 
 A batch looks at a bounded number of rows and removes those that may go;
-each statement that removes asks again whether the row has ended, since another process may have begun it anew meanwhile.
+each statement that removes checks again whether the row has ended, since another process may have begun it anew meanwhile.
 """
 
 from __future__ import annotations

@@ -72,34 +72,29 @@ class OpenFiles:
     def __init__(self, names: Sequence[str]) -> None:
         """The first of `names` is the database's own."""
         self.names = names
-        self._opened: dict[str, tuple[int, int]] = {}
+        self._opened: dict[str, os.stat_result] = {}
 
     def check(self) -> None:
         """Raise `StoreUnavailable` unless each name still leads to the file that was opened by it."""
         for name, opened in self._opened.items():
-            if _identity(name) != opened:
-                raise StoreUnavailable(
-                    f"store: {os.path.basename(name)} was removed or replaced while in use: put it back, "
-                    "or restart receiver to begin with what is there"
-                )
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(name), opened):
+                    continue
+            raise StoreUnavailable(
+                f"store: {os.path.basename(name)} was removed or replaced while in use: put it back, "
+                "or restart receiver to begin with what is there"
+            )
 
     def note(self) -> None:
         """Note those that are open now."""
         for name in self.names:
-            if name not in self._opened and (found := _identity(name)):
-                self._opened[name] = found
+            if name not in self._opened:
+                with contextlib.suppress(FileNotFoundError):
+                    self._opened[name] = os.stat(name)
 
     def closed(self) -> None:
         """Forget the files beside the database's own: they may go with a connection, and come with the next."""
-        self._opened = {name: found for name, found in self._opened.items() if name == self.names[0]}
-
-
-def _identity(name: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(name)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+        self._opened = {name: opened for name, opened in self._opened.items() if name == self.names[0]}
 
 
 class SqliteBackend(Backend):

@@ -229,7 +229,7 @@ def check(session: Session, known: Mapping[str, str], shared: bool) -> None:
 def unfit(applied: Collection[str], known: Collection[str]) -> list[str]:
     """Return those applied that a program which knows only `known` must not run on.
 
-    It runs on what came later, unless the name tells that it must know more: `0007_needs_0005_…` is for programs that have
+    It runs on what came later, unless the name says that it must know more: `0007_needs_0005_…` is for programs that have
     `0005_…`. So an old program can judge what it has never seen.
     """
     newest = max(known)[:4]

@@ -53,7 +53,7 @@ LIMIT 1
 INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key}
 
 -- name: event_type
--- The type of one event, which tells a failure from a result.
+-- The type of one event, a failure's or a result's.
 SELECT type
 FROM events
 WHERE id = :id
@@ -111,7 +111,7 @@ LIMIT :limit
 {lock}
 
 -- name: claim_{table}
--- Claims the rows that were just found due: until the lease ends, nobody else finds them due.
+-- Claims the rows that were just selected as due: until the lease ends, nobody else selects them.
 WITH taken {rows: id, claimed_by, due_at, updated_at}
 UPDATE {table}
 SET
@@ -160,13 +160,13 @@ WHERE
 RETURNING {table}.id
 
 -- name: next_due_{table}
--- When a lane has something to claim next.
+-- When a destination or a source has something to claim next.
 SELECT min(due_at)
 FROM {table}
 WHERE {queue} = :queue AND due_at IS NOT NULL
 
 -- name: count_due_{table}
--- How much is due in each lane, and since when.
+-- How much is due to each destination or source, and since when.
 SELECT {queue}, count(*), min(due_at)
 FROM {table}
 WHERE due_at <= :now
@@ -265,7 +265,7 @@ WHERE id = :id AND state IN ('pending', 'collecting')
 RETURNING id
 
 -- name: resolve_pickups
--- Tells pickups of a callback that they watch for: a final one collects them, another brings the job id they lack.
+-- Updates pickups by a callback that they wait for: a final one collects them, another brings the job id they lack.
 WITH answered {rows: source, key, job_id, event_id, updated_at}
 UPDATE pickups
 SET
@@ -308,7 +308,7 @@ WHERE
     )
 
 -- name: supersede_pickup
--- Ends a pickup with another's event, which told of the same result first.
+-- Ends a pickup with another's event, which had the same result first.
 UPDATE pickups SET state = :state, event_id = :event_id, due_at = NULL WHERE id = :id
 
 -- name: awaited_or_erased
@@ -531,7 +531,7 @@ LIMIT :limit
 -- with: pickups         | pickups         | id          | AND due_at IS NULL | id
 
 -- name: forget_{what}
--- Removes rows, and asks again whether they may go: another process may have begun one anew meanwhile.
+-- Removes rows, and checks again whether they may go: another process may have begun one anew meanwhile.
 WITH old {rows: id}
 DELETE FROM {from}
 WHERE {key} IN (SELECT id FROM old) {still}

@@ -167,7 +167,7 @@ class Store:
         """Prove that it can be written."""
         await self._write(_ping, (self._ping_number,))
 
-    # ------------------------------------------------------------ the road in
+    # ------------------------------------------------------------ callbacks
 
     async def record(self, recording: Recording) -> Recorded:
         """Write callback, event and deliveries, all or none.
@@ -282,7 +282,7 @@ class Store:
         return await self._read(events.body, event_id)
 
     async def has_scope(self, source: str, scope: str) -> bool:
-        """Tell whether a callback of `source` was recorded whose identity is in `scope`."""
+        """Return whether a callback of `source` was recorded whose identity is in `scope`."""
         return await self._read(events.has_scope, source, scope)
 
     async def events(self, filter: EventFilter) -> list[Event]:
