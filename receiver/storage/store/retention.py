@@ -60,11 +60,14 @@ def _ids(session: Session, name: str, ids: Iterable[Value]) -> list[str]:
     return [row[0] for row in session.run_rows(name, [(row_id,) for row_id in ids])]
 
 
-def _only(name: str) -> Callable[[Session, Sequence[str], Sequence[Row]], _Removed]:
-    """Return a removal that is one statement."""
+def _rows(statement: str, attempts: str = "") -> Callable[[Session, Sequence[str], Sequence[Row]], _Removed]:
+    """Return a removal by one statement, and by `attempts` of the attempts of what it removed."""
 
     def remove(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
-        return len(_ids(session, name, ids)), ()
+        removed = _ids(session, statement, ids)
+        if attempts:
+            _ids(session, attempts, removed)
+        return len(removed), ()
 
     return remove
 
@@ -73,12 +76,6 @@ def _audio(session: Session, ids: Sequence[str], looked_at: Sequence[Row]) -> _R
     keys = {row[0]: row[2] for row in looked_at}
     cleared = _ids(session, "forget_audio", ids)
     return len(cleared), [keys[event_id] for event_id in cleared]
-
-
-def _dead_letters(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
-    removed = _ids(session, "forget_dead_letters", ids)
-    _ids(session, "forget_attempts", removed)
-    return len(removed), ()
 
 
 def _events(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
@@ -99,12 +96,6 @@ def _forget_events(session: Session, ids: Sequence[str]) -> list[Row]:
     return removed
 
 
-def _pickups(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
-    removed = _ids(session, "forget_pickups", ids)
-    _ids(session, "forget_pickup_attempts", sorted(removed))
-    return len(removed), ()
-
-
 def _led_to(session: Session, events: Container[str], first: str, last: str) -> list[Row]:
     """Return the callbacks of `events`, of which the ids are from `first` to `last`."""
     rows = session.run("callbacks_between", callback_ids(first, last))
@@ -119,15 +110,15 @@ def _unlinked(session: Session, keys: Iterable[str]) -> tuple[str, ...]:
 
 _Walk = tuple[str, str | None, Callable[[Session, Sequence[str], Sequence[Row]], _Removed]]
 _WALKS: Mapping[Walk, _Walk] = {
-    Walk.BODIES: ("old_bodies", "cb", _only("forget_bodies")),
-    Walk.ATTEMPTS: ("old_attempts", "dlv", _only("forget_attempts")),
-    Walk.PICKUP_ATTEMPTS: ("old_pickup_attempts", "pku", _only("forget_pickup_attempts")),
+    Walk.BODIES: ("old_bodies", "cb", _rows("forget_bodies")),
+    Walk.ATTEMPTS: ("old_attempts", "dlv", _rows("forget_attempts")),
+    Walk.PICKUP_ATTEMPTS: ("old_pickup_attempts", "pku", _rows("forget_pickup_attempts")),
     Walk.AUDIO: ("old_audio", "evt", _audio),
-    Walk.DEAD_LETTERS: ("old_dead_letters", None, _dead_letters),
+    Walk.DEAD_LETTERS: ("old_dead_letters", None, _rows("forget_dead_letters", "forget_attempts")),
     Walk.EVENTS: ("old_events", "evt", _events),
-    Walk.CALLBACKS: ("old_callbacks", "cb", _only("forget_callbacks")),
-    Walk.PICKUPS: ("old_pickups", "pku", _pickups),
-    Walk.KEYS: ("old_keys", None, _only("forget_callbacks")),
+    Walk.CALLBACKS: ("old_callbacks", "cb", _rows("forget_callbacks")),
+    Walk.PICKUPS: ("old_pickups", "pku", _rows("forget_pickups", "forget_pickup_attempts")),
+    Walk.KEYS: ("old_keys", None, _rows("forget_callbacks")),
 }
 """For each walk: the statement that looks, the prefix of the ids it goes along (None: all that it finds may go), and what
 removes.
