@@ -106,7 +106,7 @@ async def test_a_statement_that_is_stopped_is_repeated_apart(store: PostgresStor
             await asyncio.sleep(0.01)
         answers = await rest
     assert isinstance(answers[0], StoreUnavailable)
-    assert all(isinstance(answer[0], Recorded) for answer in answers[1:])  # type: ignore[index]
+    assert all(isinstance(answer[0], Recorded) for answer in answers[1:])
 
 
 async def test_a_missing_right_concerns_only_what_needs_it() -> None:

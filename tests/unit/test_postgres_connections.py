@@ -72,7 +72,7 @@ async def test_a_reading_thread_that_was_left_to_itself_does_not_use_its_success
         return events(session, EventFilter())
 
     store.close_seconds = 0.05
-    asked_for = asyncio.create_task(store._read(listing))
+    asked_for = asyncio.create_task(store.read(listing))
     await asyncio.to_thread(asked.wait, 20)
     await store.close()
     go_on.set()

@@ -32,7 +32,15 @@ from receiver.storage.store.statements import Row, Session, Value, clean, each, 
 
 
 def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
-    """Write callbacks, events and deliveries; say which were duplicates, or late."""
+    """Write callbacks, events and deliveries, all or none.
+
+    A callback whose (source, idempotency key) or (source, second key) is known is a `DUPLICATE` and writes nothing. A
+    `PROGRESS` event whose (source, job) already has a `FINAL` one, or a deferred one, is `LATE`: recorded, with no
+    deliveries. Deliveries are born `pending`, due at the event's `recorded_at`.
+
+    With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
+    is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
+    """
     unknown = write_callbacks(session, [(one.callback, one.event.id) for one in recordings])
     new = []
     for recording in recordings:
@@ -137,7 +145,10 @@ def event(session: Session, event_id: str) -> Event:
 
 
 def body(session: Session, event_id: str) -> bytes | None:
-    """Return the kept body of the callback behind an event, None when it is kept as a blob. Raises `NotFound`."""
+    """Return the kept body of the callback behind an event, secrets removed; None when it is kept as a blob.
+
+    Raises `NotFound`.
+    """
     rows = session.run("callback_body", {**callback_ids(event_id), "event_id": event_id})
     if not rows:
         raise NotFound(f"no event has the id {event_id}")

@@ -36,7 +36,10 @@ from receiver.storage.store.statements import Row, Session, Value, clean, listed
 
 
 def add(session: Session, pickups: Sequence[Pickup]) -> list[tuple[Pickup, bool]]:
-    """Write pickups; where one of the same key exists already, that one is the result."""
+    """Write pickups, unless one with its (source, key) exists and is not `gone`.
+
+    Returns the new or the existing one, and whether it is new.
+    """
     results: dict[int, tuple[Pickup, bool]] = {}
     for batch in partition(pickups, _identity):
         new = _write(session, batch.values())
@@ -63,7 +66,13 @@ def _identity(pickup: Pickup) -> tuple[str, str]:
 
 
 def defer(session: Session, deferrals: Sequence[Deferral]) -> list[Recorded]:
-    """Write callbacks that wait for their results, and the pickups that bring these home."""
+    """Write callbacks that wait for their results, and the pickups that bring these home, all or none.
+
+    A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key exists already and is not
+    `gone`, no other is made: the callback gets that one's event, and unless it is `collected` it takes over target, draft,
+    a missing job id and a later deadline, and is `pending`, due at once: an attempt under way knows nothing of them, so its
+    claim ends. `answered` does as in `record`.
+    """
     by_number: dict[int, Recorded] = {}
     for batch in partition(deferrals, lambda deferral: _identity(deferral.pickup)):
         by_number |= _defer(session, batch)
@@ -167,7 +176,17 @@ PICKUPS = Pickups()
 
 
 def settle(session: Session, settlements: Sequence[PickupSettlement]) -> list[PickupSettled]:
-    """Write attempts, their consequences and their events, each only while its claim is held."""
+    """Write attempts, their consequences, their progress events and their recordings, each only while its claim is held.
+
+    Progress is written as by `record`, and before the recording: a known callback is a `DUPLICATE`, progress after its
+    job's end is `LATE`.
+
+    The recording's event has the pickup's `event_id`. It is a `DUPLICATE`, and the pickup ends `collected` with the first
+    event's id, when another event was recorded (or is awaited) under the callback's keys and is no `….failed` one; a
+    failed one is no duplicate of a result. For a recording that is itself a `….failed` one, the pickup's key counts as
+    well, and a failure recorded since the pickup was made is a duplicate: then the pickup ends `gone` with that one's id.
+    The callback row is written unless one leads to this event.
+    """
     held = PICKUPS.settle(session, settlements)
     applied = list(compress(settlements, held))
     progress = [recording for settlement in applied for recording in settlement.progress]

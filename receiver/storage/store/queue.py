@@ -69,7 +69,7 @@ class Queue(ABC, Generic[C, S]):
         return results
 
     def settle(self, session: Session, settlements: Sequence[S]) -> list[bool]:
-        """Write attempts and their consequences, each only while its claim is held; return which were."""
+        """Write attempts and their consequences, each only while its claim is held; return which were (of others, nothing is written)."""
         held = [False] * len(settlements)
         attempts: list[tuple[Value, ...]] = []
         # Of two claims of one row, only the statement knows which is held: so one settlement of each row at a time.

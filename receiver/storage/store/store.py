@@ -1,6 +1,6 @@
 """The store: callbacks, events, deliveries and pickups, in one database.
 
-Every method is one transaction. Writes go through the writer, which groups concurrent calls into one commit; each caller
+Every method is one transaction; those that only pass a request on have their contract at the function. Writes go through the writer, which groups concurrent calls into one commit; each caller
 returns after the commit that covers it. Reads go through a second connection. Trouble of the database is
 `StoreUnavailable`, whatever the driver calls it. Time is a parameter (epoch milliseconds).
 """
@@ -9,30 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Event, EventFilter, Recorded, Recording, Rejection
+from receiver.core.event import Rejection
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.work import (
-    Attempt,
     Claimed,
     ClaimedPickup,
-    Deferral,
-    Delivery,
-    DeliveryFilter,
-    Pickup,
-    PickupAttempt,
-    PickupFilter,
-    PickupSettled,
-    PickupSettlement,
-    Settlement,
     StoreStats,
 )
-from receiver.storage.store import events, pickups, queue, retention
+from receiver.storage.store import events as event_rows
+from receiver.storage.store import pickups as pickup_rows
+from receiver.storage.store import queue, retention
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
 from receiver.storage.store.statements import Session, check, each, migrate
@@ -55,24 +47,53 @@ OPERATIONS: Sequence[Operation] = (
     migrate,
     check,
     DELIVERIES.settle,
-    pickups.settle,
+    pickup_rows.settle,
     DELIVERIES.release,
     PICKUPS.release,
     queue.replay,
     queue.add,
-    pickups.add,
-    events.record,
-    pickups.defer,
+    pickup_rows.add,
+    event_rows.record,
+    pickup_rows.defer,
     DELIVERIES.claim,
     PICKUPS.claim,
-    events.reject,
+    event_rows.reject,
     _ping,
     retention.prune,
     retention.erase,
 )
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
-URGENT = (events.record, pickups.defer)
+URGENT = (event_rows.record, pickup_rows.defer)
 """What a provider waits for."""
+
+
+def _stats(session: Session, now: int) -> StoreStats:
+    """Count what is due by `now` (depth, oldest) and what is dead. Costs with what waits, never with what was delivered."""
+    return StoreStats(
+        due=DELIVERIES.due(session, now), dead=queue.dead(session), pickups=PICKUPS.due(session, now)
+    )
+
+
+def _writes(
+    operation: Callable[[Session, Sequence[Q]], Sequence[R]],
+) -> Callable[[Store, Q], Coroutine[Any, Any, R]]:
+    """Return the method that has the writer do an operation for one request."""
+
+    async def write(store: Store, request: Q) -> R:
+        return await store.write(operation, request)
+
+    return write
+
+
+def _reads(
+    function: Callable[[Session, Unpack[Parts]], R],
+) -> Callable[[Store, Unpack[Parts]], Coroutine[Any, Any, R]]:
+    """Return the method that calls a function over the connection that reads."""
+
+    async def read(store: Store, *args: *Parts) -> R:
+        return await store.read(function, *args)
+
+    return read
 
 
 class Store:
@@ -118,7 +139,7 @@ class Store:
             return
         self._start_writer()
         try:
-            await self._write(check, (self._migrations, self.shared))
+            await self.write(check, (self._migrations, self.shared))
         except BaseException:
             await self.close()
             raise
@@ -135,7 +156,7 @@ class Store:
         if not was_open:
             self._start_writer()
         try:
-            return await self._write(migrate, (self._migrations, wall_clock()))
+            return await self.write(migrate, (self._migrations, wall_clock()))
         finally:
             if not was_open:
                 await self.close()
@@ -165,169 +186,83 @@ class Store:
 
     async def ping(self) -> None:
         """Prove that it can be written."""
-        await self._write(_ping, (self._ping_number,))
+        await self.write(_ping, (self._ping_number,))
 
-    # ------------------------------------------------------------ callbacks
+    # ------------------------------------------------------------ callbacks and events
 
-    async def record(self, recording: Recording) -> Recorded:
-        """Write callback, event and deliveries, all or none.
-
-        A callback whose (source, idempotency key) or (source, second key) is known is a `DUPLICATE` and writes
-        nothing. A `PROGRESS` event whose (source, job) already has a `FINAL` one, or a deferred one, is `LATE`: recorded,
-        with no deliveries. Deliveries are born `pending`, due at the event's `recorded_at`.
-
-        With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
-        is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
-        """
-        return await self._write(events.record, recording)
-
-    async def defer(self, deferral: Deferral) -> Recorded:
-        """Write callback and pickup, all or none.
-
-        A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key exists already and is
-        not `gone`, no other is made: the callback gets that one's event, and unless it is `collected` it takes over target,
-        draft, a missing job id and a later deadline, and is `pending`, due at once: an attempt under way knows nothing of
-        them, so its claim ends. `answered` does as in `record`.
-        """
-        return await self._write(pickups.defer, deferral)
+    record = _writes(event_rows.record)
+    defer = _writes(pickup_rows.defer)
+    event = _reads(event_rows.event)
+    events = _reads(event_rows.events)
+    body = _reads(event_rows.body)
+    has_scope = _reads(event_rows.has_scope)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
         """Keep these rejections, and only the newest `keep` of each source."""
-        await self._write(events.reject, (tuple(rejections), keep))
+        await self.write(event_rows.reject, (tuple(rejections), keep))
+
+    async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
+        """List rejections, newest first."""
+        return await self.read(event_rows.rejections, source, limit)
 
     # ------------------------------------------------------------ deliveries
+
+    settle = _writes(DELIVERIES.settle)
+    next_due = _reads(DELIVERIES.next_due)
+    delivery = _reads(queue.delivery)
+    deliveries = _reads(queue.deliveries)
+    deliveries_of = _reads(queue.of_events)
+    attempts = _reads(queue.attempts)
+    stats = _reads(_stats)
 
     async def claim(
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[Claimed]:
         """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
         request = ClaimRequest(destination, queue.token(worker), limit, now, lease_until)
-        return await self._write(DELIVERIES.claim, request)
-
-    async def settle(self, settlement: Settlement) -> bool:
-        """Record the attempt and its consequence if the claim is still held; False when it is not (nothing written)."""
-        return await self._write(DELIVERIES.settle, settlement)
+        return await self.write(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        return await self._write(DELIVERIES.release, (tuple(claims), now))
-
-    async def next_due(self, destination: str) -> int | None:
-        """Return when the next delivery of `destination` is due (leases included), or None."""
-        return await self._read(DELIVERIES.next_due, destination)
+        return await self.write(DELIVERIES.release, (tuple(claims), now))
 
     async def replay(self, delivery_ids: Sequence[str], *, now: int) -> list[str]:
         """Begin another round for each delivery that has ended: due now, attempts kept, `round_start = attempts`.
 
         Returns the ids that were replayed; unknown ids and deliveries still under way are left out.
         """
-        return await self._write(queue.replay, (tuple(delivery_ids), now))
+        return await self.write(queue.replay, (tuple(delivery_ids), now))
 
     async def add_deliveries(self, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
         """Make a delivery, due now, for each pair of event and destination that has none; return the new ids.
 
         An event that is not there (any more) gets none.
         """
-        return await self._write(queue.add, (tuple(wanted), now))
+        return await self.write(queue.add, (tuple(wanted), now))
 
     # ------------------------------------------------------------ pickups
 
-    async def add_pickup(self, pickup: Pickup) -> tuple[Pickup, bool]:
-        """Write a pickup, unless one with its (source, key) exists and is not `gone`.
-
-        Returns the new or the existing one, and whether it is new.
-        """
-        return await self._write(pickups.add, pickup)
+    add_pickup = _writes(pickup_rows.add)
+    settle_pickup = _writes(pickup_rows.settle)
+    next_due_pickup = _reads(PICKUPS.next_due)
+    pickup = _reads(pickup_rows.pickup)
+    pickups = _reads(pickup_rows.pickups)
+    pickup_attempts = _reads(pickup_rows.attempts)
 
     async def claim_pickups(
         self, source: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[ClaimedPickup]:
         """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
         request = ClaimRequest(source, queue.token(worker), limit, now, lease_until)
-        return await self._write(PICKUPS.claim, request)
-
-    async def settle_pickup(self, settlement: PickupSettlement) -> PickupSettled:
-        """Record the attempt, its consequence, its progress events and its recording, if the claim is still held.
-
-        Progress is written as by `record`, and before the recording: a known callback is a `DUPLICATE`, progress after
-        its job's end is `LATE`.
-
-        The recording's event has the pickup's `event_id`. It is a `DUPLICATE`, and the pickup ends `collected` with the
-        first event's id, when another event was recorded (or is awaited) under the callback's keys and is no `….failed`
-        one; a failed one is no duplicate of a result. For a recording that is itself a `….failed` one, the pickup's key
-        counts as well, and a failure recorded since the pickup was made is a duplicate: then the pickup ends `gone`
-        with that one's id. The callback row is written unless one leads to this event.
-        """
-        return await self._write(pickups.settle, settlement)
+        return await self.write(PICKUPS.claim, request)
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        return await self._write(PICKUPS.release, (tuple(claims), now))
-
-    async def next_due_pickup(self, source: str) -> int | None:
-        """Return when the next pickup of `source` is due (leases included), or None."""
-        return await self._read(PICKUPS.next_due, source)
-
-    # ------------------------------------------------------------ reading
-
-    async def event(self, event_id: str) -> Event:
-        """Return one event. Raises `NotFound`."""
-        return await self._read(events.event, event_id)
-
-    async def body(self, event_id: str) -> bytes | None:
-        """Return the kept body of the callback behind an event, secrets removed; None when it is kept as a blob.
-
-        Raises `NotFound`.
-        """
-        return await self._read(events.body, event_id)
-
-    async def has_scope(self, source: str, scope: str) -> bool:
-        """Return whether a callback of `source` was recorded whose identity is in `scope`."""
-        return await self._read(events.has_scope, source, scope)
-
-    async def events(self, filter: EventFilter) -> list[Event]:
-        """List events, those recorded last first."""
-        return await self._read(events.events, filter)
-
-    async def delivery(self, delivery_id: str) -> Delivery:
-        """Return one delivery. Raises `NotFound`."""
-        return await self._read(queue.delivery, delivery_id)
-
-    async def deliveries(self, filter: DeliveryFilter) -> list[Delivery]:
-        """List deliveries, newest first."""
-        return await self._read(queue.deliveries, filter)
-
-    async def deliveries_of(self, event_ids: Sequence[str]) -> set[tuple[str, str]]:
-        """Return event and destination of each delivery of these events."""
-        return await self._read(queue.of_events, event_ids)
-
-    async def attempts(self, delivery_id: str) -> list[Attempt]:
-        """Return the attempts of a delivery, first to last."""
-        return await self._read(queue.attempts, delivery_id)
-
-    async def pickup(self, pickup_id: str) -> Pickup:
-        """Return one pickup. Raises `NotFound`."""
-        return await self._read(pickups.pickup, pickup_id)
-
-    async def pickups(self, filter: PickupFilter) -> list[Pickup]:
-        """List pickups, newest first."""
-        return await self._read(pickups.pickups, filter)
-
-    async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
-        """Return the attempts of a pickup, first to last."""
-        return await self._read(pickups.attempts, pickup_id)
-
-    async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
-        """List rejections, newest first."""
-        return await self._read(events.rejections, source, limit)
-
-    async def stats(self, now: int) -> StoreStats:
-        """Count what is due by `now` (depth, oldest) and what is dead, per destination. Costs with what waits,
-        never with what was delivered.
-        """
-        return await self._read(_stats, now)
+        return await self.write(PICKUPS.release, (tuple(claims), now))
 
     # ------------------------------------------------------------ retention
+
+    known_blobs = _reads(retention.known_blobs)
 
     async def prune(self, request: Prune) -> Pruned:
         """Do one batch of one walk: look at some rows, remove those that are old enough and have ended.
@@ -335,15 +270,7 @@ class Store:
         What is under way is never touched, whatever its age: deliveries `pending` or `delivering`, pickups `pending` or
         `collecting`, their events and callbacks. Harmless to repeat, and beside others that do the same.
         """
-        return await self._write(retention.prune, (request,))
-
-    async def known_blobs(self, keys: Sequence[str]) -> set[str]:
-        """Return those of `keys` that an event links to."""
-        return await self._read(retention.known_blobs, keys)
-
-    async def traces(self, subject: Subject, *, limit: int) -> Traces:
-        """Return what there is of a subject; with more than `limit` events or pickups, the newest of them."""
-        return await self._read(retention.traces, subject, limit)
+        return await self.write(retention.prune, (request,))
 
     async def erase(self, request: Erasure) -> Erased:
         """Remove up to `limit` events and pickups of a subject, under way or not, and all that hangs on them.
@@ -353,20 +280,26 @@ class Store:
 
         What is `journaled` may be recorded by another process until its keys are written: look again after that.
         """
-        return await self._write(retention.erase, (request,))
+        return await self.write(retention.erase, (request,))
+
+    async def traces(self, subject: Subject, *, limit: int) -> Traces:
+        """Return what there is of a subject; with more than `limit` events or pickups, the newest of them."""
+        return await self.read(retention.traces, subject, limit)
 
     async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
         """Return tombstones, newest first; those of one digest, or all."""
-        return await self._read(retention.tombstones, digest, limit)
+        return await self.read(retention.tombstones, digest, limit)
 
     # ------------------------------------------------------------ transactions
 
-    async def _write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
+    async def write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
+        """Have the writer do an operation for one request; return its result after the commit."""
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         return await self._writer.submit(operation, request)
 
-    async def _read(self, function: Callable[[Session, Unpack[Parts]], R], *args: *Parts) -> R:
+    async def read(self, function: Callable[[Session, Unpack[Parts]], R], *args: *Parts) -> R:
+        """Call a function in the thread that reads; return its result."""
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         if self._reading is None:
@@ -385,9 +318,3 @@ def _read_now(reader: Backend, function: Callable[[Session, Unpack[Parts]], R], 
             if tried or not trouble.again:
                 raise trouble.error from error
             tried = True
-
-
-def _stats(session: Session, now: int) -> StoreStats:
-    return StoreStats(
-        due=DELIVERIES.due(session, now), dead=queue.dead(session), pickups=PICKUPS.due(session, now)
-    )
