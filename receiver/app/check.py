@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
-from receiver.core.errors import ConfigError, ReceiverError
+from receiver.core.errors import ConfigError, ReceiverError, SettingsError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.findings import Code, Finding, install
 from receiver.core.routing import Route
@@ -95,6 +95,7 @@ _GENERAL = {
     "W017": Code("The bucket does not answer", "start the store, or correct blobs.endpoint_url"),
     "W018": Code("The bucket works, and not as it should", ""),
     "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
+    "W021": Code("A value of env: or file: is in quotes", "write it without them"),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
 _PARTS: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
@@ -110,13 +111,23 @@ def finding(code: str, where: str, message: str, fix: str | None = None) -> Find
 
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
-    """Load the settings and check them; unreadable settings are a finding (and None) instead of an error."""
+    """Load the settings and check all that can be understood of them; None when nothing can."""
     used = path or environ.get("RECEIVER_CONFIG") or "receiver.toml"
-    try:
-        settings = load.load_settings(path, environ)
-    except ConfigError as error:
-        return None, [finding("E001", used, error.message)]
-    return settings, check(settings) + list(_file_findings(used))
+    loaded = load.look(path, environ)
+    found = [
+        finding("E001", problem.where or used, problem.message, problem.fix) for problem in loaded.problems
+    ]
+    if loaded.settings is None:
+        return None, found
+    in_quotes = "the quotes belong to the value: an env file, unlike a shell, keeps them"
+    found += [finding("W021", where, in_quotes) for where in loaded.quoted]
+    found += [one for one in check(loaded.settings) if not _follows(one, found)]
+    return loaded.settings, sorted([*found, *_file_findings(used)], key=lambda one: not one.fatal)
+
+
+def _follows(one: Finding, found: Iterable[Finding]) -> bool:
+    """Tell whether a setting is only found wanting since what was written there cannot be understood."""
+    return any(other.fatal and (one.where in other.where or one.where in other.message) for other in found)
 
 
 def check(settings: Settings) -> list[Finding]:
@@ -147,7 +158,10 @@ def _sources(settings: Settings) -> Iterator[Finding]:
         where, adapter = f"sources.{name}", adapters().get(source.provider)
         if adapter is None:
             unknown = f"there is no provider {source.provider!r}"
-            yield finding("E002", f"{where}.provider", unknown, f"write one of {', '.join(adapters())}")
+            near = load.did_you_mean(source.provider, adapters())
+            yield finding(
+                "E002", f"{where}.provider", unknown, near or f"write one of {', '.join(adapters())}"
+            )
             continue
         yield from adapter.findings(source)
         yield from _asking(where, source)
@@ -195,6 +209,10 @@ def _destination(settings: Settings, destination: DestinationSettings) -> Iterat
     try:
         kind = kind_of(destination)
         kind(destination)
+    except SettingsError as error:
+        yield from (
+            finding("E009", problem.where, problem.message, problem.fix) for problem in error.problems
+        )
     except ReceiverError as error:
         yield finding("E009", where, error.message)
     else:
@@ -206,11 +224,13 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
     for pattern in destination.sources:
         route = Route(destination.name, sources=(pattern,))
         if settings.sources and not any(route.wants(source, "") for source in settings.sources):
-            yield finding("W010", f"{where}.sources", f"no source is named {pattern!r}")
+            near = load.did_you_mean(pattern, settings.sources)
+            yield finding("W010", f"{where}.sources", f"no source is named {pattern!r}", near)
     for pattern in destination.events:
         route = Route(destination.name, events=(pattern,))
         if not any(route.wants("", event_type) for event_type in EVENT_TYPES):
-            yield finding("W010", f"{where}.events", f"no event type is {pattern!r}")
+            near = load.did_you_mean(pattern, EVENT_TYPES)
+            yield finding("W010", f"{where}.events", f"no event type is {pattern!r}", near)
 
 
 _SECTIONS: tuple[type[Section], ...] = (

@@ -21,9 +21,14 @@ ReceiverError
 ├── UsageError                   a command or a request of the API lacks something, or contradicts itself
 │   └── PickupRefused            what was handed over for a pickup is not understood
 └── ConfigError                  start-up: names the setting and what to do
+    └── SettingsError            all that is wrong with the settings
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from receiver.core.findings import Problem
 
 
 class ReceiverError(Exception):
@@ -148,6 +153,14 @@ class PickupRefused(UsageError):
 
 class ConfigError(ReceiverError):
     """The configuration cannot be used."""
+
+
+class SettingsError(ConfigError):
+    """Settings cannot be used, for one reason or several."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(". Also ".join(str(problem) for problem in problems))
+        self.problems = problems
 
 
 RESOURCE_ERRORS = (OSError, MemoryError)

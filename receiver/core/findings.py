@@ -31,6 +31,19 @@ class Finding:
         return self.code.startswith("E")
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a setting cannot be used."""
+
+    where: str
+    """The setting, `server.port`, or the environment variable that alone speaks of it; empty for the whole file."""
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.where, self.message))) + (self.fix and f"; {self.fix}")
+
+
 def install(extra: str) -> str:
     """Return what to do when an extra is missing; by path, as the public index has a stranger's package of our name."""
     return f"install receiver with its extra [{extra}] (pip install '/path/to/receiver[{extra}]')"

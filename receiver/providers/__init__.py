@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, TokenClaims, VerifiedCallback
-from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, WrongSource
+from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, SettingsError, WrongSource
 from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.findings import Code, Finding
@@ -186,13 +186,15 @@ class Adapter:
     @classmethod
     def findings(cls, settings: SourceSettings) -> list[Finding]:
         """Return what `receiver check` says of one source."""
-        where = f"sources.{settings.name}"
         try:
             options = own_settings(cls.Settings, settings)
-        except ConfigError as error:
-            fix = "correct the setting; see docs/configuration.md"
-            return [Finding(next(iter(cls.codes)), where, error.message, fix)]
-        return list(cls._judge(where, options))
+        except SettingsError as error:
+            code, fix = next(iter(cls.codes)), "correct the setting; see docs/configuration.md"
+            return [
+                Finding(code, problem.where, problem.message, problem.fix or fix)
+                for problem in error.problems
+            ]
+        return list(cls._judge(f"sources.{settings.name}", options))
 
     @classmethod
     def _judge(cls, where: str, options: Any) -> Iterable[Finding]:

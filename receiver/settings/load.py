@@ -7,14 +7,16 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from receiver.core.errors import ConfigError
+from receiver.core.errors import ConfigError, SettingsError
+from receiver.core.findings import Problem
 from receiver.settings.model import DestinationSettings, Section, Settings, SourceSettings
 from receiver.system.files import make_folder, sync_folder
 
@@ -28,9 +30,24 @@ _DEFAULT_SOURCES: Mapping[str, Any] = {"deepgram": {"provider": "deepgram", "req
 """With no file at all: Deepgram, proved by the callback tokens that `receiver callback-url` hands out."""
 
 
+@dataclass(slots=True)
+class Loaded:
+    """What was read: the settings, and what is wrong with them."""
+
+    settings: Settings | None = None
+    """All that can be understood; None when nothing could be made of it."""
+    problems: list[Problem] = field(default_factory=list)
+    quoted: list[str] = field(default_factory=list)
+    """The settings whose value from a variable or file stands in quotes."""
+
+
 def load_settings(path: str | None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings file (`path`, else RECEIVER_CONFIG, else ./receiver.toml if it is there). Raises `ConfigError`."""
-    environ = os.environ if environ is None else environ
+    return _whole(look(path, os.environ if environ is None else environ))
+
+
+def look(path: str | None, environ: Mapping[str, str]) -> Loaded:
+    """Read the settings file as `load_settings` does, and return what is wrong with it as well."""
     named = path or environ.get("RECEIVER_CONFIG")
     text = None
     if named or Path("receiver.toml").exists():
@@ -38,8 +55,19 @@ def load_settings(path: str | None, environ: Mapping[str, str] | None = None) ->
             text = Path(named or "receiver.toml").read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(f"{named or 'receiver.toml'} cannot be read: {reason}") from None
-    return parse(text, environ, lambda name: Path(name).read_text("utf-8"))
+            return Loaded(problems=[Problem("", f"{named or 'receiver.toml'} cannot be read: {reason}")])
+    return _read(text, environ, lambda name: Path(name).read_text("utf-8"))
+
+
+def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Settings:
+    """Return the settings of a TOML text (None: no file) under `environ`. Raises `ConfigError`, never with a secret in it."""
+    return _whole(_read(text, environ, read))
+
+
+def _whole(loaded: Loaded) -> Settings:
+    if loaded.problems or loaded.settings is None:
+        raise SettingsError(loaded.problems)
+    return loaded.settings
 
 
 def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
@@ -53,36 +81,60 @@ def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
     return str(environ.get(f"{_PREFIX}SERVER__LOG") or written or "auto")
 
 
-def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Settings:
-    """Return the settings of a TOML text (None: no file) under `environ`. Raises `ConfigError`, never with a secret in it."""
+def _read(text: str | None, environ: Mapping[str, str], read: Reader) -> Loaded:
     try:
         raw: dict[str, Any] = tomllib.loads(text) if text is not None else {}
+        written = tomllib.loads(text or "")
+        _override(raw, environ)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the settings are not valid TOML: {error}") from None
-    _override(raw, environ)
+        return Loaded(problems=[Problem("", f"the settings are not valid TOML: {error}")])
+    except SettingsError as error:
+        return Loaded(problems=list(error.problems))
     if text is None and "sources" not in raw:
         raw["sources"] = {name: dict(fields) for name, fields in _DEFAULT_SOURCES.items()}
-    missing: list[str] = []
-    resolved = _resolve(raw, "", _Outside(environ, read, missing))
-    if missing:
-        raise ConfigError("; ".join(missing))
-    _sections(resolved)
+    loaded = Loaded()
+    resolved = _resolve(raw, "", _Outside(environ, read, loaded))
+    _name_sections(resolved, loaded.problems)
+    found = _validate(resolved, loaded)
+    unread = {problem.where for problem in loaded.problems}
+    loaded.problems += [problem for problem in found if problem.where not in unread]
+    blame = _Blame(environ, written, resolved)
+    loaded.problems = [blame.of(problem) for problem in loaded.problems]
+    return loaded
+
+
+def _validate(resolved: dict[str, Any], loaded: Loaded) -> list[Problem]:
+    """Make the settings, without what is wrong with them where they can be made without it; return what is wrong."""
     try:
-        return Settings.model_validate(resolved)
+        loaded.settings = Settings.model_validate(resolved)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            _drop(resolved, item["loc"][:-1] if item["type"] == "missing" else item["loc"])
+        with contextlib.suppress(ValidationError):
+            loaded.settings = Settings.model_validate(resolved)
+        return _problems(error, Settings)
+    return []
+
+
+def _drop(table: Any, place: Sequence[int | str]) -> None:
+    """Remove what stands at a place, of a list the whole."""
+    *above, last = [part for part in place if isinstance(part, str)]
+    for part in above:
+        table = table.get(part) if isinstance(table, dict) else None
+    if isinstance(table, dict):
+        table.pop(last, None)
 
 
 def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, value in sorted(environ.items()):
         if not name.startswith(_PREFIX):
             continue
-        *sections, key = [part.lower() for part in name[len(_PREFIX) :].split("__")]
+        *sections, key = _path_of(name)
         table = raw
         for section in sections:
             table = table.setdefault(section, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"{name} names a section that is a plain value: {section}")
+                raise SettingsError([Problem(name, f"it names a section that is a plain value: {section}")])
         table[key] = _toml_value(value)
     server = raw.setdefault("server", {})
     # Before the file's, which `init` wrote: where a platform sets PORT, it sends requests to no other.
@@ -91,6 +143,10 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
     store = raw.setdefault("store", {})
     if isinstance(store, dict) and "DATABASE_URL" in environ:
         store.setdefault("url", environ["DATABASE_URL"])
+
+
+def _path_of(variable: str) -> list[str]:
+    return [part.lower() for part in variable.removeprefix(_PREFIX).split("__")]
 
 
 def _toml_value(text: str) -> Any:
@@ -107,8 +163,8 @@ class _Outside:
 
     environ: Mapping[str, str]
     read: Reader
-    missing: list[str]
-    """What was not there: all of it is told at once, since each start to find the next one takes a person's time."""
+    loaded: Loaded
+    """Where what is not there is noted: all of it is told at once, as to find one at each start takes a person's time."""
 
 
 def _resolve(value: Any, where: str, outside: _Outside) -> Any:
@@ -118,9 +174,13 @@ def _resolve(value: Any, where: str, outside: _Outside) -> Any:
         return [_resolve(item, where, outside) for item in value]
     if isinstance(value, str):
         try:
-            return _secret(value, where, outside.environ, outside.read)
-        except ConfigError as error:
-            outside.missing.append(error.message)
+            found = _secret(value, where, outside.environ, outside.read)
+        except SettingsError as error:
+            outside.loaded.problems += error.problems
+            return value
+        if found != value and found[-1] in "\"'" and (found[0] == found[-1] or found[-1] in found[:-1]):
+            outside.loaded.quoted.append(where)
+        return found
     return value
 
 
@@ -133,66 +193,145 @@ def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> 
         value = environ.get(rest, "").strip()  # `echo` and many templates end a value with a line feed
         if not value:
             state = "empty" if rest in environ else "not set"
-            raise ConfigError(f"{where} says env:{rest}, and {rest} is {state}: export it")
+            raise SettingsError([Problem(where, f"it says env:{rest}, and {rest} is {state}", "export it")])
         return value
-    if kind == "file":
-        if rest.startswith("//"):
-            return text  # a file:// URL is a place, not a secret
-        try:
-            found = read(rest).strip()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise ConfigError(f"{where} says file:{rest}, which cannot be read: {reason}") from None
-        if not found:
-            raise ConfigError(f"{where} says file:{rest}, which is empty: write the secret into it")
-        return found
+    if kind == "file" and not rest.startswith("//"):  # a file:// URL is a place, not a secret
+        return _from_file(rest, where, read)
     if where.endswith(".basic") and (pair := _BASIC.fullmatch(text)):
         return f"{pair[1]}:{_secret(pair[2], where, environ, read)}"
     return text
 
 
-def _sections(raw: dict[str, Any]) -> None:
-    """Give each source and destination its name."""
+def _from_file(path: str, where: str, read: Reader) -> str:
+    # What is no secret is shown when it is wrong, and a file that is named by mistake may hold one.
+    if _is_shown(where.split(".")):
+        fix = "write the value itself, or env:NAME"
+        raise SettingsError([Problem(where, f"it says file:{path}, and it is no secret", fix)])
+    try:
+        found = read(path).strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(
+            [Problem(where, f"it says file:{path}, which cannot be read: {reason}")]
+        ) from None
+    if not found:
+        fix = "write the secret into it"
+        raise SettingsError([Problem(where, f"it says file:{path}, which is empty", fix)])
+    return found
+
+
+def _is_shown(place: Sequence[str]) -> bool:
+    """Tell whether a setting is one of those of receiver's own that are no secrets."""
+    known = _model_of(place[:-1])
+    setting = known.model_fields.get(place[-1]) if known else None
+    return setting is not None and "SecretStr" not in str(setting.annotation)
+
+
+def _model_of(place: Sequence[str]) -> type[Section] | None:
+    """Return the model of the section at a place; None where there is none."""
+    named: Mapping[str, type[Section]] = {"sources": SourceSettings, "destinations": DestinationSettings}
+    if len(place) == 2:
+        return named.get(place[0])
+    if not place:
+        return Settings
+    kind = Settings.model_fields[place[0]].annotation if place[0] in Settings.model_fields else None
+    return kind if len(place) == 1 and isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _name_sections(raw: dict[str, Any], problems: list[Problem]) -> None:
+    """Give each source and destination its name; what cannot have one is noted and left out."""
     for section in ("sources", "destinations"):
         tables = raw.get(section, {})
         if not isinstance(tables, dict):
-            raise ConfigError(f"{section} must be a table of tables: write [{section}.NAME]")
-        for name, table in tables.items():
+            problems.append(Problem(section, f"it must be a table of tables: write [{section}.NAME]"))
+            del raw[section]
+            continue
+        for name, table in list(tables.items()):
+            if isinstance(table, dict) and _NAME.fullmatch(name):
+                table["name"] = name
+                continue
+            message = (
+                "a name has lower-case letters, digits and hyphens, 63 at most (Deepgram refuses underscores)"
+            )
             if not isinstance(table, dict):
-                raise ConfigError(f"{section}.{name} must be a table: write [{section}.{name}]")
-            if not _NAME.fullmatch(name):
-                raise ConfigError(
-                    f"[{section}.{name}]: a name has lower-case letters, digits and hyphens, "
-                    "63 at most (Deepgram refuses underscores)"
-                )
-            table["name"] = name
+                message = f"it must be a table: write [{section}.{name}]"
+            problems.append(Problem(f"{section}.{name}", message))
+            del tables[name]
 
 
-def _explain(error: ValidationError, section: str = "") -> str:
-    lines = []
+def _problems(error: ValidationError, model: type[Section], above: str = "") -> list[Problem]:
+    found = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        place = [str(part) for part in item["loc"] if isinstance(part, str)]
+        where = above + ".".join(place)
+        message, fix = item["msg"].removeprefix("Value error, "), ""
         if item["type"] == "extra_forbidden":
-            message = "no such setting; see docs/configuration.md"
+            known = model if above else _model_of(place[:-1])
+            message = "no such setting"
+            fix = did_you_mean(place[-1], known.model_fields if known else ()) or "see docs/configuration.md"
         elif item["type"] == "missing":
             message = "is missing"
         elif item["type"] == "string_type" and where.startswith("retention."):
             message = 'write it as "90d": a number and a unit, in quotes'
-        lines.append(f"{section}{where}: {message}")
-    return "; ".join(lines)
+        found.append(Problem(where, message, fix))
+    return found
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean …?` with the nearest of the names there are; empty when none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+class _Blame:
+    """Finds the environment variable that is to blame: a setting that no file has is looked for in vain there."""
+
+    def __init__(
+        self, environ: Mapping[str, str], written: Mapping[str, Any], known: Mapping[str, Any]
+    ) -> None:
+        self._variables = {".".join(_path_of(name)): name for name in environ if name.startswith(_PREFIX)}
+        self._written, self._known = written, known
+
+    def of(self, problem: Problem) -> Problem:
+        """Return the problem with the variable in place of the setting, where a variable alone speaks of it."""
+        place = problem.where.split(".")
+        if problem.message == "is missing":
+            place = place[:-1]  # what is there is the section, by a wrong name perhaps
+        where = ".".join(place)
+        names = [n for path, n in self._variables.items() if path == where or path.startswith(f"{where}.")]
+        if not names or _has(self._written, place):
+            return problem
+        *above, last = place
+        siblings = _at(self._known, above) if problem.message == "is missing" else None
+        others = set(siblings or ()) - {last} if siblings else set((_model_of(above) or Section).model_fields)
+        near = get_close_matches(last, others, n=1)
+        fix = problem.fix
+        if near:
+            rest = _path_of(names[0])[len(place) :]
+            fix = f"did you mean {_PREFIX}{'__'.join([*above, near[0], *rest]).upper()}?"
+        return Problem(names[0], f"{problem.where}: {problem.message}", fix)
+
+
+def _at(table: Any, place: Sequence[str]) -> Any:
+    for part in place:
+        table = table.get(part) if isinstance(table, Mapping) else None
+    return table
+
+
+def _has(table: Any, place: Sequence[str]) -> bool:
+    return _at(table, place) is not None
 
 
 def own_settings(model: type[T], section: SourceSettings | DestinationSettings) -> T:
     """Check the `options` of a source with its provider's model, of a destination with its kind's.
 
-    Raises `ConfigError` naming `sources.NAME.setting` or `destinations.NAME.setting`.
+    Raises `SettingsError` naming `sources.NAME.setting` or `destinations.NAME.setting`.
     """
     where = "sources" if isinstance(section, SourceSettings) else "destinations"
     try:
         return model.model_validate(dict(section.options))
     except ValidationError as error:
-        raise ConfigError(_explain(error, f"{where}.{section.name}.")) from None
+        raise SettingsError(_problems(error, model, f"{where}.{section.name}.")) from None
 
 
 # ---------------------------------------------------------------- places

