@@ -250,7 +250,7 @@ class Intake:
         """Prove a callback with its body, and record it."""
         try:
             report.size = body.size
-            if body.path is None or body.size <= _BIG_JSON:
+            if body.size <= _BIG_JSON:
                 callback, draft = self._prove(provider, admission, body)
             else:
                 callback, draft = await asyncio.to_thread(self._prove, provider, admission, body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from receiver.core import event_json
 from receiver.core.callback import Body, MemoryBody, VerifiedCallback
 from receiver.core.event import (
     Answered,
+    AudioDraft,
+    AudioFacts,
     CallbackRow,
     Event,
     EventDraft,
@@ -38,6 +41,9 @@ from receiver.system.files import BodyBuffer, FileBody
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""
+_AT_ONCE_BYTES = 256 * 1024
+_AT_ONCE_SECONDS = 0.005
+"""Audio in memory up to which it is read on the event loop what that says of itself, and how long this may take there."""
 _OVERLAP = 64 * 1024
 """Bytes carried from piece to piece while secrets are removed from a long body; more than any secret is long."""
 _DAY = 24 * 3600 * 1000
@@ -212,11 +218,14 @@ class Recorder:
         """Store a body that is audio or a file; return it, and the field of the event that links to it."""
         if draft.audio is not None:
             key = self._blob_key(origin, draft, draft.audio.extension, now)
-            source = origin.body.path or origin.body.load()
-            blob, facts = await asyncio.gather(
-                self._blobs.put(key, origin.body, content_type=draft.audio.content_type),
-                asyncio.to_thread(audio_facts, source, draft.audio),
-            )
+            putting = self._blobs.put(key, origin.body, content_type=draft.audio.content_type)
+            facts = _facts_at_once(origin.body, draft.audio)
+            if facts is not None:
+                blob = await putting
+            else:
+                source = origin.body.path or origin.body.load()
+                reading = asyncio.to_thread(audio_facts, source, draft.audio)
+                blob, facts = await asyncio.gather(putting, reading)
             return blob, {"audio": (blob, facts)}
         if draft.file is not None:
             key = self._blob_key(origin, draft, draft.file.extension, now)
@@ -248,6 +257,15 @@ class Recorder:
         identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}\0{at // _DAY}"
         name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
         return self._keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
+
+
+def _facts_at_once(body: Body, draft: AudioDraft) -> AudioFacts | None:
+    """Return what a body in memory says of itself, None where reading that takes longer."""
+    if body.path is not None or body.size > _AT_ONCE_BYTES:
+        return None
+    began = time.monotonic()
+    found = audio_facts(body.load(), draft, deadline_seconds=_AT_ONCE_SECONDS)
+    return found if time.monotonic() - began < _AT_ONCE_SECONDS else None
 
 
 def _pulled(provider: str, pickup: Pickup, body: Body | None, redact: Callable[[bytes], bytes]) -> _Origin:

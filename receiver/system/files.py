@@ -1,6 +1,7 @@
-"""Files of this machine: durable ones, and bodies as they arrive (counted, capped, hashed; small ones in memory).
+"""Files of this machine: durable ones, and bodies as they arrive (counted, capped, hashed; short ones in memory).
 
-Memory stays flat: whatever the body's size, at most two pieces of a megabyte wait for the disk. A disk that takes no more
+Memory stays flat: whatever the body's size, at most two pieces of a megabyte wait for the disk, and only so many longer
+bodies are held in memory at once. A disk that takes no more
 is `JournalUnavailable` here; engine/intake.py answers it with 503, and nothing is taken.
 """
 
@@ -33,7 +34,10 @@ from receiver.system.codings import PIECE, CodingBroken, Inflater
 
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""
-_PIECE = 1024 * 1024
+HELD_LIMIT = 1024 * 1024
+"""Bytes up to which a longer body is held in memory as well, while there is a place for it."""
+PLACES = 64
+"""How many longer bodies one buffer holds in memory at once: 64 MiB in all."""
 _STALE_SECONDS = 24 * 3600
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -83,6 +87,21 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+class LongerBody(MemoryBody):
+    """A longer body held in memory, in one of `PLACES` until it is discarded."""
+
+    def __init__(self, data: bytes, leave: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._leave: Callable[[], None] | None = leave
+
+    def discard(self) -> None:
+        """Give the place back; harmless to repeat."""
+        super().discard()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
 
 class FileBody:
@@ -144,6 +163,7 @@ class BodyBuffer:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._count = 0
+        self._places = PLACES
 
     def open(self) -> None:
         """Make the folder and remove what a crashed process left. Raises `JournalUnavailable`."""
@@ -164,13 +184,13 @@ class BodyBuffer:
         limit: int,
         total: float,
         idle: float,
-        piece: int = _PIECE,
+        piece: int = HELD_LIMIT,
         coding: str = "",
     ) -> MemoryBody | FileBody:
         """Read a body to its end, and undo its content coding (`gzip`, `deflate`, or "" for none).
 
         `limit` in bytes, without the coding; `total` and `idle` (between two pieces) in seconds; `piece` bytes are held in
-        memory before they are written to a file. Raises `BodyTooLarge`, `BodyTooSlow`, `BodyCutOff`, `SenderError` when the
+        memory before they are written to a file, while there is a place for that. Raises `BodyTooLarge`, `BodyTooSlow`, `BodyCutOff`, `SenderError` when the
         bytes are not what the coding says; `JournalUnavailable` when the disk cannot take it.
         """
         if not coding:
@@ -191,7 +211,7 @@ class BodyBuffer:
     ) -> MemoryBody | FileBody:
         deadline = time.monotonic() + total
         pieces: list[bytes] = []
-        size, more = 0, True
+        size, more, held = 0, True, False
         writer: _Writer | None = None
         try:
             while more:
@@ -204,15 +224,33 @@ class BodyBuffer:
                 if size > limit:
                     raise too_large(limit)
                 if writer is None and size > MEMORY_LIMIT:
-                    writer = _Writer(_TemporaryFile(self._new_path()))
+                    held = held or (size <= piece and self._enter())
+                    if not held or size > piece:
+                        writer = _Writer(_TemporaryFile(self._new_path()))
             if writer is None:
-                return MemoryBody(b"".join(pieces))
+                whole = b"".join(pieces)
+                body = LongerBody(whole, self._leave) if held else MemoryBody(whole)
+                held = False  # the place is the body's from now on
+                return body
             await writer.write(pieces)
             return await writer.finish()
         except BaseException:
             if writer is not None:
                 await writer.abandon()
             raise
+        finally:
+            if held:
+                self._leave()
+
+    def _enter(self) -> bool:
+        """Take a place for a body in memory; return False when there is none."""
+        if self._places == 0:
+            return False
+        self._places -= 1
+        return True
+
+    def _leave(self) -> None:
+        self._places += 1
 
     async def rewrite(self, body: Body, change: Callable[[bytes], bytes], *, overlap: int) -> FileBody:
         """Return a new temporary body: `change` applied to the whole, piece by piece in flat memory.
@@ -289,7 +327,7 @@ def _copy(path: str, target: Path, sha256: str) -> None:
     fd = create(target)
     try:
         with open(path, "rb", buffering=0) as source:
-            while piece := source.read(_PIECE):
+            while piece := source.read(HELD_LIMIT):
                 digest.update(piece)
                 write_all(fd, piece)
         # What could not be written to the first file may be gone from memory as well.
@@ -364,7 +402,7 @@ def _rewrite(body: Body, file: _TemporaryFile, change: Callable[[bytes], bytes],
     source = io.BytesIO(body.load()) if body.path is None else open(body.path, "rb")  # noqa: SIM115 - closed below
     with source, file.busy() as fd:
         carry = b""
-        while piece := source.read(_PIECE):
+        while piece := source.read(HELD_LIMIT):
             # A run that is cut by the end of this piece is still whole in the carry.
             carry = change(carry + piece)
             write_all(fd, carry[:-overlap])

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.crash.conftest import Place
-from tests.support.crashing import DRAIN, JOURNAL, SHARED, STEPS, fast_clock
+from tests.support.crashing import DRAIN, JOURNAL, ON_DISK, SHARED, STEPS, fast_clock
 from tests.support.delivered import Delivered
 from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.running import settings_text
@@ -18,6 +18,8 @@ from tests.support.sink import Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
+LONG = 140
+"""How many times the sample makes a body that is held in a file: 1.1 MB."""
 OUT = [step for step in STEPS if step.startswith(("store.claim", "destination", "store.settle"))]
 
 
@@ -35,7 +37,7 @@ def _places(moments: Iterable[tuple[str, str]]) -> Iterator[object]:
     for step, when in moments:
         if (step, when) not in SHARED:
             yield pytest.param(step, when, "embedded")
-        if step != "folder.sync":  # a bucket has none
+        if step not in ON_DISK:
             marks = () if (step, when) in _QUICK else (pytest.mark.soak,)
             yield pytest.param(step, when, "shared", marks=marks)
 
@@ -67,11 +69,8 @@ async def test_a_kill_at_this_step_loses_and_doubles_nothing(
 ) -> None:
     """The provider keeps sending until 2xx; every acknowledged callback reaches the application under one id."""
     oracle = Acknowledged()
-    kinds = (
-        [speech("job-speech", times=20)]
-        if step not in OUT
-        else [speech("job-speech", times=20), transcript("job-text")]
-    )
+    sound = speech("job-speech", times=LONG if step == "body.finish" else 20)
+    kinds = [sound] if step not in OUT else [sound, transcript("job-text")]
     async with Sink() as sink:
         config = _config(tmp_path, sink.url, place)
         dying = Process(config, step, when, environ=place.environ)
@@ -107,7 +106,7 @@ async def test_a_kill_at_this_step_of_the_journal_loses_and_doubles_nothing(
         await dying.start()
         sent_once = deapi("job-deapi", at=fast_clock() // 1000)
         kept = await _send(dying, sent_once, oracle)
-        await _send(dying, speech("job-speech", times=20), oracle)
+        await _send(dying, speech("job-speech", times=LONG), oracle)
         assert await dying.died() == -9
         # Killed while it was kept: no answer came. Killed while it was taken out: the answer was 200, before.
         assert kept is ((step, when) in DRAIN)
@@ -116,7 +115,7 @@ async def test_a_kill_at_this_step_of_the_journal_loses_and_doubles_nothing(
         try:
             if not kept:
                 assert await _send(healthy, deapi("job-deapi", at=fast_clock() // 1000), oracle)
-            assert await _send(healthy, speech("job-speech", times=20), oracle)
+            assert await _send(healthy, speech("job-speech", times=LONG), oracle)
             delivered = Delivered(sink)
             await delivered.until(lambda: delivered.ids.keys() >= {"job-deapi", "job-speech"}, 45)
         finally:

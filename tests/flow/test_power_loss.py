@@ -34,7 +34,8 @@ def _mixed(count: int) -> list[Sent]:
     for number in range(count):
         made += [
             speech(f"short-{number}"),
-            speech(f"long-{number}", times=20 + number),
+            speech(f"middle-{number}", times=20 + number),
+            speech(f"long-{number}", times=140 + number),
             transcript(f"text-{number}"),
             transcript(f"document-{number}", text=f"This is {number}. " * 6000),
             deapi(f"deapi-{number}", at=fast_clock() // 1000),
@@ -61,8 +62,8 @@ async def _until_power_is_lost(folder: Path, **environ: str) -> dict[str, tuple[
                         acknowledged[sent.name] = (sent, answer.json().get("event_id"))
 
                 mixed = _mixed(3)
-                await asyncio.gather(*(send(sent) for sent in mixed[:10]))
-                for sent in mixed[10:]:  # one by one: each commit and each sync by itself
+                await asyncio.gather(*(send(sent) for sent in mixed[:12]))
+                for sent in mixed[12:]:  # one by one: each commit and each sync by itself
                     await send(sent)
             (folder / "token-secret").write_text((mount / "data" / "token-secret").read_text())
         finally:
@@ -100,7 +101,7 @@ def after(tmp_path: Path) -> Path:
 async def test_what_was_acknowledged_survives_a_power_loss(tmp_path: Path, after: Path) -> None:
     """Store rows, audio and documents with their hashes; and the secret that made the callback URLs."""
     acknowledged = await _until_power_is_lost(tmp_path)
-    assert len(acknowledged) == 15
+    assert len(acknowledged) == 18
     async with running(tmp_path, settings_text(after), work=False) as up:
         assert await _lost(up, acknowledged) == []
     assert (after / "data" / "token-secret").read_text() == (tmp_path / "token-secret").read_text()

@@ -27,7 +27,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.engine import intake
 from receiver.settings.load import parse
 from receiver.storage import journal
-from receiver.storage.blobs import local
+from receiver.storage.blobs import file_group, local
 from receiver.system import files
 from receiver.web.app import create_app
 
@@ -63,6 +63,9 @@ STEPS = (
     "deepgram.normalize",
     "body.finish",
     "blobs.put",
+    "file.write",
+    "file.sync",
+    "file.rename",
     "folder.sync",
     "store.record",
     "answer.send",
@@ -70,6 +73,8 @@ STEPS = (
     "destination.send",
     "store.settle",
 )
+ON_DISK = ("file.write", "file.sync", "file.rename", "folder.sync")
+"""Steps of storing audio in a folder; a bucket has none of them."""
 PULL = (
     ("store.defer", 0),
     ("store.claim_pickups", 0),
@@ -96,8 +101,12 @@ DRAIN = (("journal.remove", "before"), ("journal.unlink", "after"), ("journal.re
 """Moments of taking it out again, once recorded; `unlink` removes the commit, with the body still there."""
 
 
-SHARED = (("commit.recorded", "before"), ("commit.recorded", "after"))
-"""Moments that only PostgreSQL has: before and after the COMMIT of a transaction that recorded something to deliver."""
+SHARED = (
+    *(("put.first", "before"), ("put.first", "after")),
+    *(("commit.recorded", "before"), ("commit.recorded", "after")),
+)
+"""Moments that only S3 and PostgreSQL have: before and after the first try of a put, and the COMMIT of a transaction that
+recorded something to deliver."""
 
 
 def die() -> None:
@@ -208,9 +217,21 @@ def shape(step: str, when: str) -> Callable[[Ports], Ports]:
 def _patch_inside(step: str, when: str) -> None:
     """Steps inside an adapter, between two system calls of one promise."""
     if step == "folder.sync":
-        local.sync_folder = _deadly(files.sync_folder, when)  # type: ignore[attr-defined]
-    if step in ("body.finish", "download.finish"):
+        local.sync_folder = file_group.sync_folder = _deadly(files.sync_folder, when)  # type: ignore[attr-defined]
+    elif step in ON_DISK:
+        method = step.removeprefix("file.")
+        setattr(file_group.NewFile, method, _deadly(getattr(file_group.NewFile, method), when))
+    if step == "put.first":
+        from receiver.storage.blobs.s3_signed import FirstTries
+
+        FirstTries.put = _deadly(FirstTries.put, when)  # type: ignore[method-assign]
+    if step == "body.finish":
         files._Writer.finish = _deadly(files._Writer.finish, when)  # type: ignore[method-assign]
+    if step == "download.finish":
+        from receiver.core.fetch import Downloaded
+        from receiver.outbound import fetcher
+
+        vars(fetcher)["Downloaded"] = _deadly(Downloaded, when)
     if step == "settle.transact":
         from receiver.storage.store import pickups
 

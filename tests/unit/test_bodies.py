@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive
+from receiver.system.files import HELD_LIMIT, MEMORY_LIMIT, PLACES, BodyBuffer, FileBody, Receive
 from tests.support.examples import examples
 
 
@@ -48,7 +48,7 @@ def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
         whole = b"".join(pieces)
         bodies = BodyBuffer(folder)
         bodies.open()
-        body = await bodies.read(_receive(pieces), limit=10**7, total=5, idle=5)
+        body = await bodies.read(_receive(pieces), limit=10**7, total=5, idle=5, piece=MEMORY_LIMIT)
         assert body.size == len(whole)
         assert body.sha256 == hashlib.sha256(whole).hexdigest()
         assert body.prefix == whole[:4096]
@@ -63,13 +63,39 @@ def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
         asyncio.run(take(folder))
 
 
-@pytest.mark.parametrize("size", [11, MEMORY_LIMIT * 3])
+@pytest.mark.parametrize("size", [11, MEMORY_LIMIT * 3, HELD_LIMIT * 2])
 async def test_a_byte_over_the_limit_is_refused_and_nothing_is_left(
     bodies: BodyBuffer, size: int, tmp_path: Path
 ) -> None:
     with pytest.raises(BodyTooLarge):
         await bodies.read(_receive([b"x" * size]), limit=size - 1, total=5, idle=5)
     assert os.listdir(tmp_path / "spool") == []
+
+
+async def test_bodies_of_some_size_are_held_in_memory_while_there_are_places(
+    bodies: BodyBuffer, tmp_path: Path
+) -> None:
+    """The bytes that all of them hold are bounded; a place is free again when its body is discarded, or was refused."""
+
+    async def take(*pieces: bytes, limit: int = 10**7) -> MemoryBody | FileBody:
+        return await bodies.read(_receive(pieces), limit=limit, total=5, idle=5)
+
+    whole = b"x" * HELD_LIMIT
+    held = [await take(whole[:70_000], whole[70_000:]) for _ in range(PLACES)]
+    assert all(isinstance(body, MemoryBody) for body in held)
+    late = await take(whole)
+    assert isinstance(late, FileBody)
+    assert late.load() == whole
+    assert isinstance(await take(b"x" * MEMORY_LIMIT), MemoryBody), "a short one needs no place"
+    for _ in range(2):
+        held[0].discard()
+    with pytest.raises(BodyTooLarge):
+        await take(whole[:70_000], whole, limit=HELD_LIMIT)
+    longer = await take(whole, b"x")
+    assert isinstance(longer, FileBody)
+    assert longer.load() == whole + b"x"
+    assert isinstance(await take(whole), MemoryBody)
+    assert isinstance(await take(whole), FileBody)
 
 
 async def test_exactly_the_limit_is_taken(bodies: BodyBuffer) -> None:
@@ -102,7 +128,7 @@ async def test_a_body_that_never_ends_is_too_slow(bodies: BodyBuffer, total: flo
 async def test_a_spool_that_cannot_be_written_is_said(bodies: BodyBuffer, tmp_path: Path) -> None:
     os.rmdir(tmp_path / "spool")
     with pytest.raises(JournalUnavailable, match="folder for temporary files"):
-        await bodies.read(_receive([b"x" * 200_000]), limit=10**6, total=5, idle=5)
+        await bodies.read(_receive([b"x" * 2 * HELD_LIMIT]), limit=10**7, total=5, idle=5)
 
 
 def test_what_a_dead_process_left_is_swept_and_a_live_ones_is_not(tmp_path: Path) -> None:
