@@ -214,7 +214,7 @@ class DeapiProvider(Adapter):
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Return the draft of `job.processing`, `job.completed` or `job.failed`.
 
-        Raises `MalformedCallback` for another event, or when the job cannot be told.
+        Raises `MalformedCallback` for another event, or when the job or its result cannot be told.
         """
         document, kept = self._without_secrets(*self._load(callback.body))
         event, data = text(document, "event", len(kept)) or "", table(document, "data")
@@ -246,11 +246,17 @@ class DeapiProvider(Adapter):
             document=kept,
         )
 
-    def _result_at(self, job_id: str, data: Document, callback: VerifiedCallback) -> RemoteResult | None:
-        """Return where the result lies. A link is documented as always there, and not always so: then the job is polled."""
+    def _result_at(self, job_id: str, data: Document, callback: VerifiedCallback) -> RemoteResult:
+        """Return where the result lies. A link is documented as always there, and not always so: then the job is polled.
+
+        Raises `MalformedCallback` when it cannot be: a completed job without its result would be no event of use.
+        """
         url = link(data.get("result_url"))
         if url is None and not self._can_poll(job_id):
-            return None
+            raise MalformedCallback(
+                "the job is complete, and no link to its result is there: "
+                f"set {self._where}.api_key, and hand the job over with `receiver pickup`"
+            )
         return self._remote(_key(data["job_request_id"], "completed"), url, callback)
 
     # ------------------------------------------------------------ pickups

@@ -328,8 +328,8 @@ async def test_a_replayed_callback_is_a_duplicate_of_the_first(live: Running) ->
 
 
 async def test_a_late_processing_is_recorded_and_delivered_to_nobody(live: Running) -> None:
-    """DeAPI's retries can bring `processing` after `completed`."""
-    await _send(live, deapi("job", "job.completed"))
+    """DeAPI's retries can bring `processing` after the end."""
+    await _send(live, deapi("job", "job.failed"))
     status, answer = await _send(live, deapi("job", "job.processing"))
     assert (status, answer["status"]) == (200, "recorded")
     assert live.seen.callbacks[-1].answer == "late"
@@ -369,3 +369,12 @@ async def test_secrets_reach_no_event_no_report_and_no_file(live: Running) -> No
 
 def _port(live: Running) -> int:
     return int(live.base.rsplit(":", 1)[1])
+
+
+async def test_a_completed_job_without_its_result_is_kept_for_a_person(live: Running) -> None:
+    """No application gets a `….completed` event that has no result."""
+    status, answer = await _send(live, deapi("no-link", "job.completed"))
+    assert (status, answer["status"]) == (200, "parked")
+    (event,) = await live.receiver.store.events(EventFilter())
+    assert event.type == "callback.parked"
+    assert "sources.deapi.api_key" in json.loads(event.data)["error"]["message"]

@@ -26,7 +26,7 @@ def _own(up: Running, token: str, name: str, event: str) -> Sent:
     return replace(deapi(name, event, secret=secret), path=f"/callbacks/deapi/{token}")
 
 
-@pytest.mark.parametrize("event", ["job.failed", "job.completed"])
+@pytest.mark.parametrize("event", ["job.failed", "job.processing"])
 async def test_a_jobs_own_secret_does_not_take_another_jobs_identity(event: str, tmp_path: Path) -> None:
     async with running(tmp_path) as up:
         mine, theirs = (up.receiver.tokens.issue("deapi", ref=ref, job_secret=True) for ref in ("a", "b"))

@@ -59,14 +59,14 @@ def transcript(name: str, text: str = "Your order is ready.") -> Sent:
 
 def deapi(
     name: str,
-    event: str = "job.completed",
+    event: str = "job.failed",
     *,
     secret: str = DEAPI_SECRET,
     at: int | None = None,
     result_url: str | None = None,
     job_type: str = "txt2audio",
 ) -> Sent:
-    """A signed deAPI callback; signed afresh each time it is made. Without `result_url` it is an event by itself."""
+    """A signed deAPI callback; signed afresh each time it is made. A failure is an event by itself; a completed job waits for what lies at `result_url`."""
     status = {"job.processing": "processing", "job.completed": "done", "job.failed": "error"}.get(
         event, "done"
     )

@@ -17,7 +17,8 @@ from tests.support.golden import source_settings, tokens
 
 
 def _document(event: Any = "job.completed", **data: Any) -> dict[str, Any]:
-    return {"event": event, "delivery_id": "d1", "data": {"job_request_id": "j1"} | data}
+    known = {"job_request_id": "j1", "result_url": "https://results.deapi.ai/a"}
+    return {"event": event, "delivery_id": "d1", "data": known | data}
 
 
 def _draft(document: Any) -> EventDraft:
@@ -127,8 +128,9 @@ def test_a_processing_event_is_progress() -> None:
 
 
 @pytest.mark.parametrize("url", [None, "", 7, "ftp://r.example.test/a", "javascript:alert(1)", {}])
-def test_a_result_url_that_is_none_is_left_out(url: Any) -> None:
-    assert _draft(_document(result_url=url)).remote is None
+def test_a_completed_job_without_a_usable_link_is_not_understood_where_it_cannot_be_polled(url: Any) -> None:
+    with pytest.raises(MalformedCallback, match=r"no link to its result is there: set sources\.da\.api_key"):
+        _draft(_document(result_url=url))
 
 
 def test_a_result_lies_at_its_link_until_the_deadline() -> None:
@@ -139,14 +141,15 @@ def test_a_result_lies_at_its_link_until_the_deadline() -> None:
 
 
 def test_a_job_without_a_link_is_asked_for_where_there_is_a_key() -> None:
-    remote = deapi_draft(json.dumps(_document()).encode(), api_key="dpn-sk-0123456789").remote
+    remote = deapi_draft(json.dumps(_document(result_url=None)).encode(), api_key="dpn-sk-0123456789").remote
     assert remote is not None
     assert (remote.key, remote.url) == ("job:j1:job.completed", None)
 
 
-def test_a_job_that_cannot_be_asked_for_is_an_event_without_a_result() -> None:
-    body = json.dumps(_document(job_request_id="../j 1")).encode()
-    assert deapi_draft(body, api_key="dpn-sk-0123456789").remote is None
+def test_a_job_whose_id_no_url_can_hold_cannot_be_polled_either() -> None:
+    body = json.dumps(_document(job_request_id="../j 1", result_url=None)).encode()
+    with pytest.raises(MalformedCallback, match="no link to its result"):
+        deapi_draft(body, api_key="dpn-sk-0123456789")
 
 
 @pytest.mark.parametrize("away", [-3600, 3600])

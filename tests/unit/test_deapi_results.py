@@ -49,7 +49,9 @@ def _source(**options: Any) -> deapi.DeapiProvider:
 )
 def test_a_job_id_and_the_apis_url_are_one_order_with_the_callbacks_key(handed: str) -> None:
     order = _source().order(handed, {})
-    told = deapi_draft(json.dumps({"event": "job.completed", "data": {"job_request_id": "j1"}}).encode())
+    told = deapi_draft(
+        json.dumps({"event": "job.completed", "data": {"job_request_id": "j1"}}).encode(), api_key=KEY
+    )
     assert (order.key, order.job_id, order.target) == (told.idempotency_key, "j1", None)
 
 
@@ -101,7 +103,10 @@ def test_the_family_is_the_callbacks_else_the_products(product: Any, family: str
     assert source.family(pickup_of("k", format={"product": product})) == family
     told = deapi_draft(
         json.dumps(
-            {"event": "job.completed", "data": {"job_request_id": "j1", "job_type": "aud2txt"}}
+            {
+                "event": "job.completed",
+                "data": {"job_request_id": "j1", "job_type": "aud2txt", "result_url": "https://deapi.ai/a"},
+            }
         ).encode()
     )
     assert source.family(pickup_of("k", format={"product": product}, draft=told)) == "transcript"
