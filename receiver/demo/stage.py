@@ -317,16 +317,21 @@ class Child:
         self.lines: list[Line] = []
         self._changed = threading.Condition()
         self._ended = False
-        self._process = subprocess.Popen(
+        self._process = self._spawn(module, arguments, env)
+        reading = (self._process.stdout, log)
+        self._reader = threading.Thread(target=self._read, args=reading, name=f"reads {module}", daemon=True)
+        self._reader.start()
+
+    def _spawn(
+        self, module: str, arguments: Sequence[str], env: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=dict(env),
         )
-        reading = (self._process.stdout, log)
-        self._reader = threading.Thread(target=self._read, args=reading, name=f"reads {module}", daemon=True)
-        self._reader.start()
 
     @property
     def pid(self) -> int:

@@ -24,14 +24,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 _LONGEST = 1 << 20
 _IMPORTED = (
     "boto3",
     "psycopg",
     "receiver.storage.blobs.s3",
     "receiver.storage.store.postgres",
+    "receiver.cli.app",
+    "receiver.cli.options",
+    "receiver.cli.serve",
     "receiver.web.app",
+    "receiver.web.server",
+    "receiver.app.check",
+    "receiver.demo.simulate",
     "receiver.app.wiring",
     "uvicorn.loops.asyncio",
     "uvicorn.protocols.http.httptools_impl",
@@ -79,7 +85,7 @@ def _forker() -> socket.socket:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             command = [sys.executable, "-m", "tests.support.forking", str(its.fileno())]
-            child = subprocess.Popen(command, cwd=_ROOT, pass_fds=[its.fileno()])
+            child = subprocess.Popen(command, cwd=ROOT, pass_fds=[its.fileno()])
         atexit.register(child.wait, 20)
         atexit.register(ours.close)
         _forkers[os.getpid()] = ours
@@ -99,17 +105,61 @@ async def _reader(fd: int) -> asyncio.StreamReader:
     return reader
 
 
-async def start(module: str, words: Sequence[str], environ: Mapping[str, str]) -> Forked:
-    """Run `python -m module words` in the root of the repository; what it prints is in `stdout`."""
+def _fork(
+    module: str, words: Sequence[str], environ: Mapping[str, str], folder: Path, errors: int | None
+) -> tuple[int, int, int]:
+    """Return a new process's id, its standard output, and where its exit code will be read."""
     out, its_out = os.pipe()
     ended, its_ended = os.pipe()
-    asked = json.dumps({"module": module, "words": list(words), "environ": dict(environ)}).encode()
+    asked = {"module": module, "words": list(words), "environ": dict(environ), "folder": str(folder)}
+    streams = [its_out, its_out if errors is None else errors, its_ended]
     try:
-        pid = await asyncio.to_thread(_ask, _forker(), asked, [its_out, 2, its_ended])
+        return _ask(_forker(), json.dumps(asked).encode(), streams), out, ended
     finally:
         os.close(its_out)
         os.close(its_ended)
+
+
+async def start(
+    module: str,
+    words: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    folder: Path = ROOT,
+    errors: int | None = 2,
+) -> Forked:
+    """Run `python -m module words` in `folder`; what it prints is in `stdout`, its errors too where `errors` is None."""
+    pid, out, ended = await asyncio.to_thread(_fork, module, words, environ, folder, errors)
     return Forked(pid, await _reader(out), await _reader(ended))
+
+
+class ForkedPopen:
+    """One process, used as one of `subprocess`; standard output and errors are in `stdout`."""
+
+    def __init__(self, module: str, words: Sequence[str], environ: Mapping[str, str]) -> None:
+        self.pid, out, self._ended = _fork(module, words, environ, Path.cwd(), None)
+        self.stdout = os.fdopen(out, "rb")
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code. Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            if not select.select([self._ended], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            self.returncode = int(os.read(self._ended, 64))
+            os.close(self._ended)
+        return self.returncode
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------- in the process that forks
@@ -174,8 +224,12 @@ class _Forker:
 
 
 def _become(asked: dict[str, Any]) -> tuple[str, list[str]]:
+    os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environ"])
+    # The forker's own may be files, where these are pipes.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end, as Python's own are
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     return asked["module"], asked["words"]
 
 

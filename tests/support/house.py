@@ -7,14 +7,17 @@ import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from receiver import __main__ as cli
 from receiver.demo.stage import Child, clean_environment
+from tests.support.forking import ForkedPopen
 
 DEAPI_SECRET = "deapi-account-secret-0123456789"
 API_KEY = "the-key-of-every-provider-0123456789"
@@ -56,6 +59,15 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+class ForkedChild(Child):
+    """A `Child` that starts without its imports."""
+
+    def _spawn(
+        self, module: str, arguments: Sequence[str], env: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return cast("subprocess.Popen[bytes]", ForkedPopen(module, arguments, env))
+
+
 @dataclass
 class House:
     """A folder with settings, and the processes that run on them."""
@@ -76,7 +88,7 @@ class House:
     def start(self, *words: str) -> Child:
         """Start receiver and wait until it is ready; audio links point to this machine."""
         own = {"RECEIVER__PUBLIC_URL": "", "RECEIVER__DESTINATIONS__APP__RETRY": "{schedule = []}"}
-        child = Child(
+        child = ForkedChild(
             "receiver",
             ["--config", self.config, *words],
             log=str(self.folder / "receiver.log"),
@@ -91,7 +103,7 @@ class House:
 
     def start_app(self) -> Child:
         """Start the sample application."""
-        child = Child(
+        child = ForkedChild(
             "receiver.demo.application",
             ["--port", str(self.app_port)],
             log=str(self.folder / "app.log"),

