@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist has no types
@@ -45,6 +48,29 @@ class _Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no type
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Together:
     """Tell xdist who hands out the tests."""
     return _Together(config, log)
+
+
+_SET_CHILD_SUBREAPER = 36
+"""Of prctl(2): what a dead child of this process had started becomes this process's child."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Be the parent of what a killed test or worker leaves behind."""
+    if not hasattr(config, "workerinput"):
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what is left, by its id, also after Ctrl-C; the servers of the run see its end themselves."""
+    if hasattr(config, "workerinput"):
+        return
+    left = psutil.Process().children()
+    while left:
+        child = left.pop()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "tests.support.keeper" not in child.cmdline():
+                left += child.children()
+                child.kill()
 
 
 _BUDGETS = {"unit": 40, "contract": 50, "flow": 70, "crash": 50, "property": 15, "docs": 10}

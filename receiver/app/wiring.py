@@ -1,4 +1,8 @@
-"""Where the parts are put together: the only file that names concrete classes."""
+"""Where the parts are put together: the only file that names concrete classes.
+
+`open_receiver` starts them, and stops them in the opposite order at the end; cli/serve.py has what comes before that, from
+the signal to the last callback that is taken.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Ids, and the event from draft to record: pure data, no I/O.
 
 Times are epoch milliseconds (`int`), given as parameters and never read from a clock here. Ids are text
-made here and sortable by time.
+made here and sortable by time. What the event looks like as JSON is in core/event_json.py; engine/recorder.py makes it whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The event as JSON: composed once when it is recorded, rendered with fresh links at every attempt."""
+"""The event as JSON: composed once when it is recorded, rendered with fresh links at every attempt.
+
+docs/events.md describes it for applications; core/event.py has what it is made of, core/webhook.py its signature.
+"""
 
 from __future__ import annotations
 

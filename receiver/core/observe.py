@@ -1,4 +1,4 @@
-"""What the engine reports to its listeners. Logs and metrics are listeners; the engine knows neither."""
+"""What the engine reports to its listeners. Logs and metrics are listeners (app/observers.py)."""
 
 from __future__ import annotations
 

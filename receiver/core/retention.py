@@ -1,4 +1,7 @@
-"""Retention and erasure as values: how long each class is kept, and what is removed. Pure data, no I/O."""
+"""Retention and erasure as values: how long each class is kept, and what is removed. Pure data, no I/O.
+
+engine/janitor.py removes what is old, engine/erasure.py what a person asks for; storage/store/retention.py has their statements.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the simulated providers share: the server that one is, and the client that sends callbacks as one."""
+"""What the simulated providers share: the server that one is, and the client that sends callbacks as one.
+
+Each provider has a file of its own beside this one; simulate.py is the command, demo.py and stage.py are the demo.
+"""
 
 from __future__ import annotations
 

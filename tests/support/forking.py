@@ -44,23 +44,45 @@ _IMPORTED = (
 )
 
 
+class _Pipe(asyncio.StreamReaderProtocol):
+    """Reads a pipe to its end, whoever takes what came."""
+
+    def __init__(self) -> None:
+        self.reader = asyncio.StreamReader(limit=1 << 30)
+        super().__init__(self.reader)
+        self.closed = asyncio.Event()
+
+    @classmethod
+    async def open(cls, fd: int) -> _Pipe:
+        loop = asyncio.get_running_loop()
+        _, pipe = await loop.connect_read_pipe(cls, os.fdopen(fd, "rb", 0))
+        return pipe
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.closed.set()
+
+
 class Forked:
     """One process, waited for as one of asyncio's own is."""
 
-    def __init__(self, pid: int, stdout: asyncio.StreamReader, ended: asyncio.StreamReader) -> None:
+    def __init__(self, pid: int, stdout: _Pipe, ended: _Pipe) -> None:
         self.pid = pid
-        self.stdout = stdout
+        self.stdout = stdout.reader
         self.returncode: int | None = None
-        self._ending = asyncio.create_task(self._note_end(ended))
+        self._ending = asyncio.create_task(self._note_end(stdout, ended))
 
-    async def _note_end(self, ended: asyncio.StreamReader) -> int:
-        said = await ended.read()
+    async def _note_end(self, stdout: _Pipe, ended: _Pipe) -> int:
+        said = await ended.reader.read()
         assert said, "the process that forks has died"
         self.returncode = int(said)
+        # A loop that ended before the pipes did would leave their transports open.
+        await stdout.closed.wait()
+        await ended.closed.wait()
         return self.returncode
 
     async def wait(self) -> int:
-        """Wait until it is gone; return its exit code (negative: the signal)."""
+        """Wait until it and its output are at their end; return its exit code (negative: the signal)."""
         return await asyncio.shield(self._ending)
 
     def kill(self) -> None:
@@ -98,13 +120,6 @@ def _ask(forker: socket.socket, asked: bytes, streams: list[int]) -> int:
         return int(forker.recv(64))
 
 
-async def _reader(fd: int) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0))
-    return reader
-
-
 def _fork(
     module: str, words: Sequence[str], environ: Mapping[str, str], folder: Path, errors: int | None
 ) -> tuple[int, int, int]:
@@ -130,7 +145,7 @@ async def start(
 ) -> Forked:
     """Run `python -m module words` in `folder`; what it prints is in `stdout`, its errors too where `errors` is None."""
     pid, out, ended = await asyncio.to_thread(_fork, module, words, environ, folder, errors)
-    return Forked(pid, await _reader(out), await _reader(ended))
+    return Forked(pid, await _Pipe.open(out), await _Pipe.open(ended))
 
 
 class ForkedPopen:

@@ -28,7 +28,7 @@ async def end_all() -> None:
         child = _started.pop()
         if child.returncode is None:
             child.kill()
-            await child.wait()
+        await child.wait()
 
 
 @dataclass
