@@ -1,7 +1,7 @@
 """Where the parts are put together: the only file that names concrete classes.
 
-`open_receiver` starts them, and stops them in the opposite order at the end; cli/serve.py has what comes before that, from
-the signal to the last callback that is taken.
+`open_receiver` starts them and at the end stops them: the work, then the intake, at last blobs and store. What comes before
+that, from the signal to the last callback that is taken, is in web/server.py.
 """
 
 from __future__ import annotations
