@@ -1,6 +1,7 @@
-"""The log: one wide structured line for each callback and each attempt, as JSON or for a person to read.
+"""The log (one wide structured line for each callback and each attempt, as JSON or for a person) and the metrics.
 
-JSON lines of one turn of the event loop are written together: the hot path pays for one write, not for a hundred.
+core/observe.py has what is reported to them; docs/operating.md lists every line and every metric. JSON
+lines of one turn of the event loop are written together: the hot path pays for one write, not for a hundred.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from rich.console import Console
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.demo import deapi, deepgram
-from receiver.demo.serving import Callback, open_client, sample_audio
+from receiver.demo.serving import Callback, open_client, sample_audio, send
 from receiver.demo.stage import (
     TIMEOUT_SECONDS,
     Line,
@@ -116,7 +116,7 @@ def _strangers(stage: Stage, speech: Callback) -> None:
     forged = Callback(speech.method, wrong, speech.headers, b"not from Deepgram")
     unsigned = Callback("POST", f"{stage.base}/callbacks/deapi", {"content-type": "application/json"}, b"{}")
     for callback, what in ((forged, "the wrong password"), (unsigned, "no signature")):
-        tried = stage.send(callback, what)
+        tried = send(stage.client, callback, label=what)
         if tried.status != 401:
             raise NotAsPromised(f"{what} was answered {tried.status} instead of 401")
         stage.good(f"{what}: refused with 401, nothing stored")
@@ -141,7 +141,7 @@ def _outage(stage: Stage, audio: bytes) -> None:
 
 def _duplicate(stage: Stage, speech: Callback) -> None:
     stage.title("Deepgram sends the first callback again, as it does when an answer was lost")
-    tried = stage.send(speech, "speech.completed")
+    tried = send(stage.client, speech, label="speech.completed")
     answer = answer_of(tried)
     first = next(iter(stage.events))
     if tried.status != 200 or answer.get("status") != "duplicate" or answer.get("event_id") != first:

@@ -127,13 +127,9 @@ class Stage:
             if line["got"] == "event":
                 self.delivered[line["event_id"]] = self.delivered.get(line["event_id"], 0) + 1
 
-    def send(self, callback: Callback, label: str) -> Try:
-        """Make one try of a callback."""
-        return send(self.client, callback, label=label)
-
     def recorded(self, callback: Callback, event_type: str) -> str:
         """Send a callback that must be recorded; return the event's id."""
-        tried = self.send(callback, event_type)
+        tried = send(self.client, callback, label=event_type)
         answer = answer_of(tried)
         if tried.status != 200 or answer.get("status") != "recorded":
             raise NotAsPromised(f"{event_type} was answered {tried.status}: {tried.answer}")

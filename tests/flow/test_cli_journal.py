@@ -23,6 +23,7 @@ from receiver.core.observe import Observers
 from receiver.engine import intake as intake_module
 from receiver.storage import journal
 from receiver.storage.store.store import Store
+from tests.support import forking
 from tests.support.house import Said, receiver
 from tests.support.processes import ROOT
 from tests.support.running import DEAPI_SECRET, Running, running, settings_text
@@ -258,13 +259,12 @@ async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(
 ) -> None:
     """Three by hand, and a receiver that takes what comes meanwhile."""
     config = await _fill(tmp_path, IMAGES)
-    command = [sys.executable, "-m", "receiver", "--config", config, "journal", "drain", "--json"]
 
     async def drained() -> dict[str, int]:
-        child = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-        told, _ = await child.communicate()
-        assert child.returncode == 0
-        counts: dict[str, int] = json.loads(told)
+        words = ["--config", config, "journal", "drain", "--json"]
+        child = await forking.start("receiver", words, os.environ)
+        assert await child.wait() == 0
+        counts: dict[str, int] = json.loads(await child.stdout.read())
         return counts
 
     async with running(tmp_path, settings_text(tmp_path), work=False, timing=QUICK) as up:

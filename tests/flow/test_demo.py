@@ -15,6 +15,7 @@ import pytest
 from receiver.core.errors import ReceiverError
 from receiver.demo import demo
 from receiver.demo.stage import STEPS, Child, Stage, clean_environment, fresh_folder, leave
+from tests.support.house import ForkedChild
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -68,6 +69,7 @@ def test_a_broken_promise_is_told_and_ends_with_one(
         started.append((stage.receiver, stage.app))
 
     start_app = Stage.start_app
+    monkeypatch.setattr("receiver.demo.stage.Child", ForkedChild)
     monkeypatch.setattr(Stage, "start_app", start_with_wrong_secret)
     before = signal.getsignal(signal.SIGTERM)
     assert demo.show(tmp_path / "shown", stay=False) == 1
