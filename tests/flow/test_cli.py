@@ -59,7 +59,7 @@ def test_from_init_to_replay(house: House) -> None:
     app = house.start_app()
 
     event_id = house.simulate("deepgram", "--ref", "order-42", "--method", "put", "--chunked")["event_id"]
-    line = app.wait_for(got(event_id), seconds=20)
+    line = app.wait_for(got(event_id), seconds=60)
     assert line
     assert line["ref"] == "order-42"
     assert line["audio"]["as_promised"]
@@ -69,7 +69,7 @@ def test_from_init_to_replay(house: House) -> None:
     words = [sys.executable, "-m", "receiver", "--config", house.config, "events", event_id, "--body"]
     assert subprocess.run(words, capture_output=True, check=True).stdout == sample.read_bytes()
     assert shown["data"]["audio"]["sha256"] == line["audio"]["sha256"]
-    settled = running.wait_for(lambda line: line.get("event") == "attempt.delivered", seconds=20)
+    settled = running.wait_for(lambda line: line.get("event") == "attempt.delivered", seconds=60)
     assert settled
     delivery = house.run("deliveries", settled["delivery_id"], "--json").json
     assert (delivery["state"], delivery["event_id"]) == ("delivered", event_id)
@@ -77,7 +77,7 @@ def test_from_init_to_replay(house: House) -> None:
 
     app.stop()
     lost = house.simulate("deapi", "--event", "failed", "--ref", "order-43")["event_id"]
-    dead = running.wait_for(lambda line: line.get("state") == "dead", seconds=20)
+    dead = running.wait_for(lambda line: line.get("state") == "dead", seconds=60)
     assert dead
     assert dead["event_id"] == lost
     app = house.start_app()
@@ -92,11 +92,11 @@ def test_from_init_to_replay(house: House) -> None:
         "left_alone": 0,
         "dry_run": False,
     }
-    assert app.wait_for(got(lost), seconds=20)
-    assert running.wait_for(lambda line: line.get("number") == 2, seconds=20), "attempts are never renumbered"
+    assert app.wait_for(got(lost), seconds=60)
+    assert running.wait_for(lambda line: line.get("number") == 2, seconds=60), "attempts are never renumbered"
 
     assert house.run("replay", event_id, dead["delivery_id"], "--json").json["replayed"] == 2
-    assert app.wait_for(got(event_id), seconds=20)
+    assert app.wait_for(got(event_id), seconds=60)
 
     assert running.stop() == 0
     said = [
@@ -159,7 +159,7 @@ def test_intake_and_work_run_apart(house: House) -> None:
     event_id = house.simulate("deepgram")["event_id"]
     app = house.start_app()
     house.start("work", "--port", "0")
-    assert app.wait_for(got(event_id), seconds=20)
+    assert app.wait_for(got(event_id), seconds=60)
     assert httpx2.get(f"{house.base}/healthz", trust_env=False).status_code == 200
     assert httpx2.post(f"{house.base}/callbacks/deepgram", trust_env=False).status_code == 404
     assert house.base != base
@@ -266,7 +266,7 @@ def test_serve_runs_without_any_file(tmp_path: Path) -> None:
         env=clean_environment(os.environ) | {"PORT": "0", "RECEIVER__SERVER__LOG": "json"},
     )
     try:
-        assert child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=20)
+        assert child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=60)
     finally:
         assert child.stop() == 0
     assert (tmp_path / "receiver-data").is_dir()

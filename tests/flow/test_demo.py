@@ -20,7 +20,6 @@ from tests.support.house import ForkedChild
 pytestmark = pytest.mark.xdist_group("demo")
 
 
-@pytest.mark.timeout(180)
 def test_the_demo_plays_every_step_and_ends_by_itself(tmp_path: Path) -> None:
     folder = tmp_path / "shown"
     words = ["--config", str(tmp_path / "elsewhere.toml"), "demo", "--folder", str(folder)]

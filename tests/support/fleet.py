@@ -175,7 +175,7 @@ class Balancer:
 
     async def until(self, *up: int) -> None:
         """Wait until exactly these nodes say yes."""
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: self._up == set(up))
 
     async def send(self, sent: Sent) -> httpx2.Response:

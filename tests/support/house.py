@@ -95,7 +95,7 @@ class House:
             env=clean_environment(os.environ) | own,
         )
         self.children.append(child)
-        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=20)
+        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=60)
         assert ready, (self.folder / "receiver.log").read_text()
         if "url" in ready:
             self.base = ready["url"]
@@ -110,7 +110,7 @@ class House:
             env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.secrets[1]},
         )
         self.children.append(child)
-        assert child.wait_for(lambda line: line["got"] == "ready", seconds=20)
+        assert child.wait_for(lambda line: line["got"] == "ready", seconds=60)
         return child
 
     def simulate(self, *words: object) -> dict[str, Any]:

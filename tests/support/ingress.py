@@ -79,7 +79,7 @@ class Child:
 
     async def until(self, enough: Callable[[list[str]], bool]) -> None:
         """Return when the lines so far are `enough`. Fails when the process ends before."""
-        async with asyncio.timeout(20), self._came:
+        async with asyncio.timeout(60), self._came:
             await self._came.wait_for(lambda: enough(self.lines) or self.lines[-1:] == [""])
         assert enough(self.lines), "".join(self.lines[-30:])
 
@@ -92,7 +92,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(how)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 status = await self.process.wait()
         except TimeoutError:
             self.process.kill()
