@@ -159,7 +159,7 @@ class Balancer:
             await client.aclose()
 
     async def _ask_forever(self) -> None:
-        async with httpx2.AsyncClient(timeout=1, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
             while True:
                 up = {n for n, node in enumerate(self._nodes) if await self._says_yes(client, node)}
                 async with self._changed:
