@@ -54,12 +54,10 @@ class Wire:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        transports = [writer.transport]
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-            return
-        try:
+            transports.append(back.transport)
             ways = {
                 asyncio.ensure_future(self._way_in(reader, back)),
                 asyncio.ensure_future(self._way_out(there, writer)),
@@ -70,11 +68,11 @@ class Wire:
                 for way in ways:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
-        except asyncio.CancelledError:
+        except (OSError, asyncio.CancelledError):
             return
         finally:
-            writer.transport.abort()
-            back.transport.abort()
+            for transport in transports:
+                transport.abort()
             self._tasks.discard(task)
 
     async def _way_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
