@@ -199,6 +199,7 @@ def _intake(
         bodies=bodies,
         observer=observer,
         limit=settings.server.max_callbacks,
+        fetchers=ports.fetchers,
         timing=timing.intake,
     )
 
@@ -293,9 +294,9 @@ async def open_receiver(
     """
     store = receiver.store
     await store.prepare()
-    ways_out: list[Destination | Fetcher] = []
+    ways_out: list[Destination | Fetcher] = [*receiver.ports.fetchers.values()]
     if work:
-        ways_out = [*receiver.ports.destinations.values(), *receiver.ports.fetchers.values()]
+        ways_out += receiver.ports.destinations.values()
     try:
         await receiver.blobs.open()
         if intake:

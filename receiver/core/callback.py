@@ -7,11 +7,13 @@ system/files.py; engine/intake.py takes a callback from its head to its answer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
+from urllib.parse import unquote_plus
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from receiver.core.errors import CallbackRejected
 
@@ -87,6 +89,10 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
     """The callback token from the path, not yet checked."""
     received_at: int
     peer: str | None = None
+    query: str = ""
+    """What followed the `?` in the URL, as it came."""
+    url: str = ""
+    """The whole URL as the sender knows it: `public_url`, then path and query as they came; never the `Host` header."""
 
     @cached_property
     def _values(self) -> Mapping[str, list[str]]:
@@ -107,6 +113,13 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
         if len(values) > 1:
             raise CallbackRejected(f"the header {name} came {len(values)} times; send it once")
         return values[0]
+
+    def without_secrets(self, names: Collection[str]) -> Head:
+        """Return the head without its URL and without these fields of its query: what may be kept."""
+        fields = [
+            field for field in self.query.split("&") if unquote_plus(field.partition("=")[0]) not in names
+        ]
+        return replace(self, url="", query="&".join(fields))
 
     def content_type(self) -> str:
         """Return the `Content-Type` as it came, cut at 200 characters; "" when absent."""
@@ -148,6 +161,14 @@ class TokenClaims(Struct, frozen=True, kw_only=True):
     def expectation(self) -> str:
         """The `key` of the pickup that watches for this callback."""
         return f"token:{self.token_id}"
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """The answer to a handshake: a question of a provider's that is no callback."""
+
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str] = {}
 
 
 class Admission(Struct, frozen=True, kw_only=True):

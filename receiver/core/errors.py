@@ -5,16 +5,19 @@ ReceiverError
 │   ├── UnknownSource            404
 │   ├── WrongMethod              405
 │   ├── CallbackRejected         401
+│   │   ├── ProofMissing         401
 │   │   └── WrongSource          403
 │   ├── BodyTooLarge             413
 │   ├── UnknownCoding            415
 │   ├── BodyTooSlow              408
 │   └── BodyCutOff               400
 ├── MalformedCallback            proved, but not understood: it is parked, never refused
+├── IgnoredCallback              proved, and the settings say that it is not kept: 200
 ├── Unavailable                  ours, and passing: the journal takes over
 │   ├── StoreUnavailable
 │   │   └── StoreUnusable        the settings or the database are wrong: only a person can mend it
 │   ├── BlobsUnavailable
+│   ├── KeysUnavailable          a provider's public keys cannot be fetched: 503
 │   └── JournalUnavailable       nothing could keep it: 503, never 2xx
 ├── AddressBlocked               an outbound address that the guard refuses
 ├── NotFound                     an id that the store does not hold
@@ -76,6 +79,10 @@ class CallbackRejected(SenderError):
         """The setting that an operator should look at, for example `sources.deapi.secrets`."""
 
 
+class ProofMissing(CallbackRejected):
+    """What would prove the callback is not in the request."""
+
+
 class WrongSource(CallbackRejected):
     """The callback token is valid, but it was issued for another source."""
 
@@ -115,6 +122,10 @@ class MalformedCallback(ReceiverError):
     """The callback is proved, but not understood."""
 
 
+class IgnoredCallback(ReceiverError):
+    """The settings say to ignore callbacks like this one."""
+
+
 class Unavailable(ReceiverError):
     """A part that keeps things is out for now."""
 
@@ -129,6 +140,10 @@ class StoreUnusable(StoreUnavailable):
 
 class BlobsUnavailable(Unavailable):
     """The blob store cannot be written or read for now."""
+
+
+class KeysUnavailable(Unavailable):
+    """The provider's public keys cannot be fetched now; send it again."""
 
 
 class JournalUnavailable(Unavailable):

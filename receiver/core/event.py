@@ -128,6 +128,8 @@ class EventDraft(Struct, frozen=True, kw_only=True):
     """The provider's own fields, secrets removed."""
     document: bytes | None = None
     """The body to keep, secrets removed; None when the body is audio (it is kept as a blob)."""
+    content: bytes | None = None
+    """The bytes of `audio` or `file` when they are only a part of the callback's body."""
 
 
 EVENT_TYPES = (
@@ -138,6 +140,7 @@ EVENT_TYPES = (
     "transcript.completed",
     "transcript.failed",
     "transcript.partial",
+    "analysis.processing",
     "analysis.completed",
     "analysis.failed",
     "media.processing",

@@ -12,6 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from receiver.core.callback import HeldBody
+from receiver.core.errors import ReceiverError
 from receiver.core.work import OutcomeKind
 
 
@@ -69,6 +70,21 @@ class Stream(Protocol):
 
     def events(self) -> AsyncIterator[ServerSentEvent | Failed]:
         """Yield events until the stream ends; a connection that breaks or falls silent yields one `Failed`, last."""
+
+
+class Keys(Protocol):
+    """A provider's public keys."""
+
+    async def fetch(self, fetch: Fetch, now: int) -> bool:
+        """Fetch them, unless that was just tried; return whether there are any. `now` in epoch milliseconds."""
+
+
+class KeysNeeded(ReceiverError):
+    """The provider's public keys have to be fetched before the callback can be checked."""
+
+    def __init__(self, keys: Keys) -> None:
+        super().__init__()
+        self.keys = keys
 
 
 class Fetch(Protocol):

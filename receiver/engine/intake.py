@@ -9,16 +9,18 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from receiver.core.callback import Admission, Body, Head, MemoryBody, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
 from receiver.core.errors import (
     RESOURCE_ERRORS,
     CallbackRejected,
+    IgnoredCallback,
     JournalUnavailable,
+    KeysUnavailable,
     MalformedCallback,
     SenderError,
     StoreUnavailable,
@@ -29,6 +31,7 @@ from receiver.core.errors import (
     reason_of,
 )
 from receiver.core.event import EventDraft, Recorded, RecordStatus, Rejection, Stage
+from receiver.core.fetch import Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
 from receiver.engine.overload import LoadShedder, Place
@@ -40,11 +43,15 @@ from receiver.storage.store.store import Store
 from receiver.system.codings import KNOWN, coding
 from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large, wire_limit
 
+T = TypeVar("T")
+
 METHODS = ("POST", "PUT")
 _BIG_JSON = 256 * 1024
 """Bytes from which proving and normalizing leave the event loop for a thread."""
 _BIG_PARKED = 4 * 1024 * 1024
 """Bytes from which a body that was not understood is kept from file to file, not through memory."""
+_HANDSHAKE_BYTES = 64 * 1024
+"""Longest body of a handshake."""
 _ALERT_AFTER = 3
 """Rejections in a row that are reported as an error: deAPI switches webhooks off after 10 failures."""
 _KEPT_REJECTIONS = 100
@@ -69,6 +76,8 @@ class Answer:
     status: int
     payload: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
+    reply: Reply | None = None
+    """The answer to a handshake, in place of `payload`."""
 
 
 class Intake:
@@ -85,6 +94,7 @@ class Intake:
         bodies: BodyBuffer,
         observer: Observers,
         limit: int = 1000,
+        fetchers: Mapping[str, Fetch] = {},
         timing: Timing = Timing(),
     ) -> None:
         """`limit` callbacks may be under way at once; one more is refused before its body is read."""
@@ -97,6 +107,7 @@ class Intake:
         self._journal = journal
         self._bodies = bodies
         self._observer = observer
+        self._fetchers = fetchers
         self._timing = timing
         self._rejected_in_row: dict[str, int] = {}
         self._rejections: deque[Rejection] = deque(maxlen=_KEPT_REJECTIONS * 10)
@@ -167,6 +178,10 @@ class Intake:
             report.answer, report.reason = "not_kept", reason_of(error)
             self._observer.note("error", "callback.not_kept", source=report.source, reason=report.reason)
             answer = _busy("nothing here can keep the callback now; send it again")
+        except KeysUnavailable as error:
+            report.answer, report.reason = "not_kept", error.message
+            self._observer.note("error", "callback.no_keys", source=report.source)
+            answer = _busy(error.message)
         except Exception as error:  # a bug of ours: nothing was promised, so the provider may send it again
             self._bug("accept", report.source, error)
             report.answer, report.reason = "not_kept", "an internal error"
@@ -210,14 +225,17 @@ class Intake:
             raise UnknownSource
         report.source, report.provider = head.source, provider.provider
         if head.method not in METHODS:
-            raise WrongMethod
+            reply = await self._handshake(provider, head, receive)
+            if reply is None:
+                raise WrongMethod
+            return _greeted(reply, report)
         try:
-            admission = provider.admit(head)
-        except SenderError:
-            raise
-        except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
-            self._bug("admit", head.source, error)
-            raise CallbackRejected("the callback could not be checked") from None
+            admission = await self._with_keys(provider, head, self._admit, provider, head)
+        except CallbackRejected:
+            reply = await self._handshake(provider, head, receive)
+            if reply is None:
+                raise
+            return _greeted(reply, report)
         settings = self._sources[head.source]
         read = partial(
             self._bodies.read,
@@ -239,6 +257,45 @@ class Intake:
         finally:
             self.load.under_way -= 1
 
+    def _admit(self, provider: PushProvider, head: Head) -> Admission:
+        try:
+            return provider.admit(head)
+        except (SenderError, KeysNeeded):
+            raise
+        except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
+            self._bug("admit", head.source, error)
+            raise CallbackRejected("the callback could not be checked") from None
+
+    async def _with_keys(self, provider: PushProvider, head: Head, check: Callable[..., T], *args: Any) -> T:
+        """Return what a check returns; where it needs the provider's public keys, fetch them first.
+
+        Raises what it raises, and `KeysUnavailable`.
+        """
+        try:
+            return check(*args)
+        except KeysNeeded as needed:
+            fetch = self._fetchers.get(provider.source)
+            if fetch is None or not await needed.keys.fetch(fetch, head.received_at):
+                raise KeysUnavailable from None
+        try:
+            return check(*args)
+        except KeysNeeded:
+            raise KeysUnavailable from None
+
+    async def _handshake(self, provider: PushProvider, head: Head, receive: Receive) -> Reply | None:
+        """Return the answer to a handshake that nothing proves, None when the request is none."""
+        if head.method not in provider.handshake_methods:
+            return None
+        room = self.load.waiting_room
+        with Place(room, head.peer):
+            body = await self._bodies.read(
+                receive, limit=_HANDSHAKE_BYTES, total=room.SECONDS, idle=room.SECONDS, piece=MEMORY_LIMIT
+            )
+        try:
+            return provider.handshake(head, body.load(), proved=False)
+        finally:
+            body.discard()
+
     async def _take_body(
         self,
         provider: PushProvider,
@@ -250,10 +307,19 @@ class Intake:
         """Prove a callback with its body, and record it."""
         try:
             report.size = body.size
-            if body.size <= _BIG_JSON:
-                callback, draft = self._prove(provider, admission, body)
-            else:
-                callback, draft = await asyncio.to_thread(self._prove, provider, admission, body)
+            try:
+                callback, draft = await self._proved(provider, admission, body)
+            except IgnoredCallback:
+                report.answer = "ignored"
+                return Answer(200, {"status": "ignored"})
+            except CallbackRejected:
+                reply = _asked(provider, admission.head, body, proved=False)
+                if reply is None:
+                    raise
+                return _greeted(reply, report)
+            reply = _asked(provider, admission.head, body, proved=True)
+            if reply is not None:
+                return _greeted(reply, report)
             counted = 0 if admission.held else 1
             self.load.under_way += counted
             try:
@@ -263,12 +329,23 @@ class Intake:
         finally:
             body.discard()
 
+    async def _proved(
+        self, provider: PushProvider, admission: Admission, body: MemoryBody | FileBody
+    ) -> tuple[VerifiedCallback, EventDraft]:
+        head = admission.head
+        if body.size <= _BIG_JSON:
+            return await self._with_keys(provider, head, self._prove, provider, admission, body)
+        try:
+            return await asyncio.to_thread(self._prove, provider, admission, body)
+        except KeysNeeded:
+            return await self._with_keys(provider, head, self._prove, provider, admission, body)
+
     def _prove(
         self, provider: PushProvider, admission: Admission, body: Body
     ) -> tuple[VerifiedCallback, EventDraft]:
         try:
             callback = provider.verify(admission, body)
-        except (SenderError, *RESOURCE_ERRORS):
+        except (SenderError, KeysNeeded, *RESOURCE_ERRORS):
             raise
         except Exception as error:
             self._bug("verify", admission.head.source, error)
@@ -280,7 +357,7 @@ class Intake:
             draft = provider.normalize(callback)
         except MalformedCallback as error:
             draft = _parked(provider, callback, error.message)
-        except RESOURCE_ERRORS:
+        except (IgnoredCallback, *RESOURCE_ERRORS):
             raise
         except Exception as error:  # proved, so it is kept whatever our own code makes of it
             self._bug("normalize", callback.source, error)
@@ -345,6 +422,8 @@ class Intake:
             raise LookupError(f"no source is named {callback.source} any more")
         try:
             draft = await asyncio.to_thread(self._normalize, provider, callback)
+        except IgnoredCallback:  # by settings that are newer than the callback
+            draft = _parked(provider, callback, "the settings say now that it is ignored")
         except RuntimeError as error:  # no thread can be started
             raise JournalUnavailable(f"the callback cannot be read for now: {reason_of(error)}") from None
         recorded = await self._recorder.record(provider, callback, draft)
@@ -428,6 +507,18 @@ def _coding(head: Head, limit: int) -> str:
     if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise too_large(limit)
     return found
+
+
+def _asked(provider: PushProvider, head: Head, body: MemoryBody | FileBody, *, proved: bool) -> Reply | None:
+    """Return the answer if a request whose body is read is a handshake."""
+    if head.method not in provider.handshake_methods or body.size > _HANDSHAKE_BYTES:
+        return None
+    return provider.handshake(head, body.load(), proved=proved)
+
+
+def _greeted(reply: Reply, report: CallbackReport) -> Answer:
+    report.answer = "handshake"
+    return Answer(200, {}, reply.headers, reply)
 
 
 def _busy(message: str, *, seconds: int = 30) -> Answer:

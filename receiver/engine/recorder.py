@@ -216,20 +216,21 @@ class Recorder:
         self, origin: _Origin, draft: EventDraft, now: int
     ) -> tuple[StoredBlob | None, dict[str, Any]]:
         """Store a body that is audio or a file; return it, and the field of the event that links to it."""
+        body = origin.body if draft.content is None else MemoryBody(draft.content)
         if draft.audio is not None:
             key = self._blob_key(origin, draft, draft.audio.extension, now)
-            putting = self._blobs.put(key, origin.body, content_type=draft.audio.content_type)
-            facts = _facts_at_once(origin.body, draft.audio)
+            putting = self._blobs.put(key, body, content_type=draft.audio.content_type)
+            facts = _facts_at_once(body, draft.audio)
             if facts is not None:
                 blob = await putting
             else:
-                source = origin.body.path or origin.body.load()
+                source = body.path or body.load()
                 reading = asyncio.to_thread(audio_facts, source, draft.audio)
                 blob, facts = await asyncio.gather(putting, reading)
             return blob, {"audio": (blob, facts)}
         if draft.file is not None:
             key = self._blob_key(origin, draft, draft.file.extension, now)
-            blob = await self._blobs.put(key, origin.body, content_type=draft.file.content_type)
+            blob = await self._blobs.put(key, body, content_type=draft.file.content_type)
             return blob, {draft.file.part: blob}
         return None, {}
 

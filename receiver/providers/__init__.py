@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.core.callback import Admission, Body, Head, HeldBody, TokenClaims, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, HeldBody, Reply, TokenClaims, VerifiedCallback
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, SettingsError, WrongSource
 from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Failed, Fetch
@@ -72,6 +72,13 @@ class PushProvider(Protocol):
     @property
     def secret_headers(self) -> frozenset[str]:
         """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
+
+    @property
+    def handshake_methods(self) -> frozenset[str]:
+        """The methods by which the provider asks whether a callback URL is ours; none for most providers."""
+
+    def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
+        """Return the answer to such a question, None when the request is none. `proved` tells whether it was proved."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -164,6 +171,7 @@ class Adapter:
     small_documents: ClassVar[bool] = False
     """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
     secret_headers: frozenset[str] = frozenset()
+    handshake_methods: frozenset[str] = frozenset()
     job_ids: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
     """What a job id looks like that can be written into the path of a URL."""
 
@@ -230,6 +238,10 @@ class Adapter:
         return VerifiedCallback(
             head=admission.head, claims=admission.claims, proofs=admission.proofs, body=body
         )
+
+    def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
+        """Return the answer to a handshake, None when the request is none."""
+        return None
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the identity of a callback that could not be normalized: token and content hash."""

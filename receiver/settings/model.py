@@ -221,6 +221,8 @@ class SourceSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _sort(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "recipe" in value:  # a recipe is of `custom`
+            value = {"provider": "custom", **value}
         return sorted_out(cls, value)
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from receiver.core.callback import Head
 from receiver.engine.intake import Answer
+from receiver.settings.load import public_base
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +33,7 @@ class Callbacks:
         self._accept = receiver.intake.accept
         self._clock = receiver.clock
         self._others = others
+        self._base = public_base(receiver.settings)
         self._trusted = Proxies(receiver.settings.server.trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +50,7 @@ class Callbacks:
             [(k.decode("latin-1"), v.decode("latin-1").strip(" \t")) for k, v in scope["headers"]]
         )
         client = scope.get("client")
+        query = scope["query_string"].decode("latin-1")
         head = Head(
             source=source,
             method=scope["method"],
@@ -55,6 +58,8 @@ class Callbacks:
             token=token or None,
             received_at=self._clock(),
             peer=self._trusted.caller(client[0], headers) if client else None,
+            query=query,
+            url=f"{self._base}{scope['raw_path'].decode('latin-1')}{'?' if query else ''}{query}",
         )
         try:
             answer = await self._accept(head, receive)
@@ -68,8 +73,12 @@ class Callbacks:
 
 def lines_and_body(answer: Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Return an answer's headers and body as HTTP sends them."""
-    body = _encode(answer.payload)
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    reply = answer.reply
+    body = _encode(answer.payload) if reply is None else reply.body
+    kind = b"application/json" if reply is None else reply.content_type.encode()
+    lines = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+    if reply is not None:
+        lines.append((b"x-content-type-options", b"nosniff"))
     if answer.headers:
         lines += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     return lines, body

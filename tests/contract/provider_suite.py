@@ -41,7 +41,7 @@ def prove(provider: PushProvider, request: Request, received_at: int) -> Verifie
 def as_expected(draft: EventDraft) -> dict[str, Any]:
     """Return a draft as expected.toml spells it: what is None is left out, and that it is late, which no adapter says."""
     fields: dict[str, Any] = msgspec.to_builtins(draft)
-    for name in ("provider_data", "document", "late"):
+    for name in ("provider_data", "document", "late", "content"):
         del fields[name]
     return {name: _without_none(value) for name, value in fields.items() if value is not None}
 
@@ -141,7 +141,7 @@ def check_unproved(case: Case) -> None:
 def check_keeps_secrets(case: Case) -> None:
     """No configured secret, and no token, is in what is kept or said of the callback."""
     provider = make(case)
-    values = [value for name, value in case.settings.items() if name != "provider"]
+    values = [value for name, value in case.settings.items() if name not in ("provider", "recipe")]
     secrets = [text for value in values for text in _texts(value) if len(text) >= 8]
     secrets += [case.request.token] if case.request.token else []
     try:

@@ -24,6 +24,8 @@ from receiver.settings.load import parse
 from receiver.settings.model import SourceSettings
 
 ROOT = Path(__file__).parent.parent / "golden"
+PUBLIC_URL = "https://hooks.example.com"
+"""Where the golden requests were sent to: some providers sign it."""
 TOKEN_SECRETS = ("golden-token-secret-0123456789",)
 """Made the tokens in the golden paths: a receiver that replays them needs this in [tokens] secrets."""
 
@@ -41,19 +43,29 @@ class Request:
     @property
     def source(self) -> str:
         """The source that the path names."""
-        return self.target.split("/")[2]
+        return self._path.split("/")[2]
+
+    @property
+    def _path(self) -> str:
+        return self.target.partition("?")[0]
 
     @property
     def token(self) -> str | None:
         """The callback token in the path, if any."""
-        parts = self.target.split("/")
+        parts = self._path.split("/")
         return parts[3] if len(parts) > 3 else None
 
     def head(self, received_at: int) -> Head:
         """Return the head as the web layer would hand it over."""
         headers = tuple((name.lower(), value) for name, value in self.headers)
         return Head(
-            source=self.source, method=self.method, headers=headers, token=self.token, received_at=received_at
+            source=self.source,
+            method=self.method,
+            headers=headers,
+            token=self.token,
+            received_at=received_at,
+            query=self.target.partition("?")[2],
+            url=PUBLIC_URL + self.target,
         )
 
     def without(self, name: str) -> Request:
@@ -133,6 +145,8 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):
         return '"' + "".join(c if c.isalnum() else f"\\U{ord(c):08x}" for c in value) + '"'
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
     return str(value)
 
 

@@ -37,6 +37,10 @@ class Made:
     """What reading the body raises in the step that is `broken`, one after the other; then nothing is broken."""
     provider: ClassVar[str] = "made"
     secret_headers: ClassVar[frozenset[str]] = frozenset()
+    handshake_methods: ClassVar[frozenset[str]] = frozenset()
+
+    def handshake(self, head: Head, body: bytes, *, proved: bool) -> None:
+        return None
 
     @property
     def keeps_retrying(self) -> bool:

@@ -96,7 +96,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n"
 class ProviderHost:
     """Listens on 127.0.0.1 at a free port while the `async with` lasts; `scripts` says what each path answers."""
 
-    tls: bool = False
+    tls: bool | ssl.SSLContext = False
+    """True is a certificate for `app.test`."""
     scripts: dict[str, Script] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     talks: list[Talk] = field(default_factory=list)
@@ -116,8 +117,8 @@ class ProviderHost:
         self._released = asyncio.Event()
         self._told = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        context = None
-        if self.tls:
+        context = self.tls if isinstance(self.tls, ssl.SSLContext) else None
+        if self.tls is True:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=context)

@@ -1,0 +1,223 @@
+"""`recipes` and `try`: the providers that need no code, and what a request would become."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from receiver.cli.options import AsJson, SourceName, load, option, since, tokens_of
+from receiver.cli.output import print_fields, print_json, print_table
+from receiver.core.clock import wall_clock
+from receiver.core.errors import (
+    CallbackRejected,
+    IgnoredCallback,
+    KeysUnavailable,
+    MalformedCallback,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from receiver.core.callback import Head, MemoryBody
+    from receiver.core.event import EventDraft
+    from receiver.providers import Adapter, PushProvider
+    from receiver.settings.model import Settings
+
+_SHOWN = 300
+"""Characters of a signed message that are shown."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("recipes")(list_recipes)
+    app.command("try")(try_request)
+
+
+def list_recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe whole.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes for providers without code."""
+    from receiver.providers.custom.language import recipe, recipes
+
+    if name is not None:
+        if name not in recipes():
+            raise UsageError(f"there is no recipe named {name!r}: `receiver recipes` lists them")
+        about = recipe(name)["about"]
+        if as_json:
+            print_json({"name": name, **recipe(name)})
+        else:
+            print_fields([("name", name), *about.items()])
+        return
+    found = [(each, recipe(each)["about"]) for each in recipes()]
+    if as_json:
+        print_json({"items": [{"name": each, **about} for each, about in found], "next": None})
+        return
+    rows = [
+        (each, about["title"], "experimental" if "experimental" in about else "") for each, about in found
+    ]
+    print_table(("recipe", "for", ""), rows, empty="no recipe")
+
+
+def try_request(
+    ctx: typer.Context,
+    source: SourceName,
+    request: Annotated[
+        Path, typer.Argument(help="The request as it is sent: line, headers, empty line, body.")
+    ],
+    at: Annotated[
+        str | None, option("--at", help="When it came: 2h (ago), or 2026-11-21T10:00Z. Without it, now.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a request to a source would become."""
+    settings = load(ctx)
+    moment = since(at) or wall_clock()
+    try:
+        raw = request.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{request} cannot be read: {error.strerror}") from None
+    head, body = _parse(settings, source, raw, moment)
+    result = asyncio.run(_tried(settings, source, head, body))
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+    raise typer.Exit(0 if result["verdict"] in ("accepted", "ignored", "handshake") else 1)
+
+
+def _parse(settings: Settings, source: str, raw: bytes, now: int) -> tuple[Head, MemoryBody]:
+    """Return head and body of a request as it is sent; line feeds alone may end its lines. Raises `UsageError`."""
+    from receiver.core.callback import Head, MemoryBody
+    from receiver.settings.load import public_base
+
+    ending = b"\r\n" if b"\r\n" in raw.partition(b"\n\n")[0] else b"\n"
+    top, _, body = raw.partition(ending * 2)
+    first, *lines = top.decode("latin-1").split(ending.decode())
+    words = first.split()
+    if len(words) < 2 or not words[1].startswith("/"):
+        raise UsageError(f"the file begins with a request line: POST /callbacks/{source} HTTP/1.1")
+    path, _, query = words[1].partition("?")
+    parts = path.rstrip("/").split("/")
+    head = Head(
+        source=source,
+        method=words[0].upper(),
+        headers=tuple(
+            (name.strip().lower(), value.strip())
+            for name, _, value in (line.partition(":") for line in lines)
+        ),
+        token=parts[3] if len(parts) > 3 else None,
+        received_at=now,
+        peer="127.0.0.1",
+        query=query,
+        url=public_base(settings) + words[1],
+    )
+    return head, MemoryBody(body)
+
+
+async def _tried(settings: Settings, name: str, head: Head, body: MemoryBody) -> dict[str, Any]:
+    from receiver.core.fetch import KeysNeeded
+    from receiver.engine.requests import source_named
+    from receiver.outbound.fetcher import Fetcher
+    from receiver.providers import PushProvider, adapter_of
+    from receiver.system.files import BodyBuffer
+
+    source = source_named(settings, name)
+    adapter = adapter_of(source).create(source, tokens_of(settings))
+    if not isinstance(adapter, PushProvider):
+        raise UsageError(f"the source {name} is only polled: no request comes to it")
+    try:
+        return _judged(adapter, head, body)
+    except KeysNeeded as needed:
+        with tempfile.TemporaryDirectory() as folder:
+            fetcher = Fetcher.create(source, BodyBuffer(folder))
+            await fetcher.open()
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(fetcher.close)
+                if not await needed.keys.fetch(fetcher, head.received_at):
+                    raise KeysUnavailable from None
+        return _judged(adapter, head, body)
+
+
+def _judged(adapter: Adapter, head: Head, body: MemoryBody) -> dict[str, Any]:
+    """Return what each proof says of a request, and what it would become. Raises `KeysNeeded`."""
+    from receiver.providers import PushProvider
+    from receiver.providers.custom import CustomProvider
+
+    assert isinstance(adapter, PushProvider)  # noqa: S101 - looked at before
+    proofs: list[dict[str, Any]] = []
+    if isinstance(adapter, CustomProvider):
+        proofs = [
+            {
+                "proof": found.proof,
+                "holds": not found.reason,
+                "reason": found.reason,
+                "signed": _shown(adapter, found.signed),
+            }
+            for found in adapter.examine(head, body)
+        ]
+    reply = adapter.handshake(head, body.load(), proved=False)
+    if reply is not None:
+        return {
+            "verdict": "handshake",
+            "reason": "",
+            "proofs": proofs,
+            "answer": reply.body.decode("utf-8", "replace"),
+        }
+    verdict, reason, event = _event(adapter, head, body)
+    return {"verdict": verdict, "reason": reason, "proofs": proofs, "event": event}
+
+
+def _shown(adapter: Adapter, message: bytes | None) -> str | None:
+    return None if message is None else adapter.redact(message).decode("utf-8", "replace")[:_SHOWN]
+
+
+def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, str, dict[str, Any] | None]:
+    try:
+        callback = adapter.verify(adapter.admit(head), body)
+    except CallbackRejected as error:
+        return "refused", error.message, None
+    try:
+        return "accepted", "", _fields(adapter.normalize(callback))
+    except MalformedCallback as error:
+        return "parked", error.message, None
+    except IgnoredCallback:
+        return "ignored", "the settings say to ignore it", None
+
+
+def _fields(draft: EventDraft) -> dict[str, Any]:
+    """Return what the event would say; a result that is fetched later is a URL."""
+    from receiver.core.redaction import REDACTED
+
+    url = draft.remote.url if draft.remote else None
+    bare = None if url is None else url.partition("?")[0] + ("?" + REDACTED.decode() if "?" in url else "")
+    return {
+        "type": draft.type,
+        "job_id": draft.job_id,
+        "ref": draft.ref,
+        "text": draft.transcript.text if draft.transcript else None,
+        "audio": draft.audio.content_type if draft.audio else None,
+        "file": draft.file.content_type if draft.file else None,
+        "fetched_from": bare,
+        "error": draft.error.message if draft.error else None,
+        "idempotency_key": draft.idempotency_key,
+        "provider_data": dict(draft.provider_data),
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    for found in result["proofs"]:
+        verdict = "holds" if found["holds"] else "does not hold"
+        _fields_of(
+            {"proof": f"{found['proof']} {verdict}", "why": found["reason"], "signed": found["signed"]}
+        )
+    told = {name: result.get(name) for name in ("verdict", "reason", "answer")}
+    _fields_of(told | (result.get("event") or {}))
+
+
+def _fields_of(fields: dict[str, Any]) -> None:
+    print_fields([(name, value) for name, value in fields.items() if value])

@@ -1,0 +1,254 @@
+"""Any provider, by settings instead of code: how a callback is proved, what it means, where its result is.
+
+docs/sources.md describes the language. Recipes that ship with receiver lie in `recipes/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from receiver.core.callback import Admission, Body, Head, Reply, VerifiedCallback
+from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused, ProofMissing
+from receiver.core.event import EventDraft
+from receiver.core.fetch import Fetch
+from receiver.core.findings import Code, Finding
+from receiver.core.tokens import CallbackTokens
+from receiver.core.work import Pickup
+from receiver.providers import NO_PROOF, Adapter, Order, Result
+from receiver.providers.custom.collecting import Collecting
+from receiver.providers.custom.language import CustomSettings
+from receiver.providers.custom.meaning import Reading, Understood
+from receiver.providers.custom.proofs import Proof, Trust
+from receiver.providers.custom.request import Reference, Request
+from receiver.providers.toolkit import reveal, revealed
+from receiver.settings.model import SourceSettings
+
+if TYPE_CHECKING:
+    from receiver.providers.custom.keys import KeySet
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one proof says of a request."""
+
+    proof: str
+    reason: str
+    """Why it does not hold; "" when it holds."""
+    signed: bytes | None
+    """The message that was signed, where there is one."""
+
+
+class CustomProvider(Adapter):
+    """One source that settings describe."""
+
+    provider = "custom"
+    Settings = CustomSettings
+    codes: ClassVar = {
+        "E904": Code("A custom source's setting is wrong", ""),
+        "E901": Code("A custom source has no proof", "add a [[proof]], or require_token = true"),
+        "E902": Code("A custom source has no secret for its proof", 'add secrets = ["env:…"]'),
+        "W901": Code("The body is not covered by a proof", "keep require_token = true"),
+        "W902": Code(
+            "A header's name has an underscore", "tell the proxy to pass such headers on, or it drops them"
+        ),
+        "W903": Code("A result is fetched without a key", 'add api_key = "env:…"'),
+        "W904": Code("A recipe is experimental", "try it with `receiver try` before you rely on it"),
+    }
+
+    def __init__(self, settings: SourceSettings, options: CustomSettings, tokens: CallbackTokens) -> None:
+        self._api_key = revealed(options.api_key)
+        self._proof_secrets = reveal(options.secrets)
+        self._users = tuple(u for p in options.proof if p.kind == "basic" for u in reveal(p.users))
+        super().__init__(settings, options, tokens)
+        self.trust = Trust(self.source, self._proof_secrets, _key_sets(options.proof))
+        self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]
+        self.groups = _groups(options.proof)
+        self.secret_headers = frozenset(r.name for r in self._secret_places() if r.kind == "header")
+        self._reading = Reading(settings, options)
+        self._collecting = Collecting(settings, options, self._reading, self._api_key)
+        self.handshake_methods = frozenset(m for h in options.handshake for m in h.taken_methods)
+
+    def _secrets(self) -> tuple[str, ...]:
+        passwords = (user.partition(":")[2] for user in self._users)
+        return (
+            *self._proof_secrets,
+            *self._users,
+            *passwords,
+            self._api_key,
+            self._api_key.partition(":")[2],
+        )
+
+    def _secret_places(self) -> Iterator[Reference]:
+        for proof in self._options.proof:
+            yield from proof.references
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long a result is tried for before it is given up."""
+        return max((result.deadline for result in self._options.result.values()), default=86400.0)
+
+    @classmethod
+    def _judge(cls, where: str, options: CustomSettings) -> Iterator[Finding]:
+        results = options.result.values()
+        if options.event is None and not any(result.from_ == "get" for result in results):
+            empty = "nothing says what a callback is proved by and what it means"
+            yield cls._finding(
+                "E901", where, "recipe", empty, 'add recipe = "NAME", or [[proof]] and [event]'
+            )
+            return
+        if options.event is not None and not options.proof and not options.token_required:
+            yield cls._finding("E901", where, "proof", NO_PROOF)
+        for number, proof in enumerate(options.proof):
+            yield from cls._judge_proof(where, number, proof, options)
+        if options.event is not None and not options.covered and {p.kind for p in options.proof} - {"token"}:
+            open_body = "the proof does not cover the body: whoever sees one callback can change the next"
+            yield cls._finding("W901", where, "proof", open_body)
+        fetched = [part for result in results for part in (result, result.then) if part is not None]
+        if options.api_key is None and any(part.auth.kind != "none" for part in fetched):
+            yield cls._finding("W903", where, "api_key", "results are fetched with a key, and none is set")
+        if options.about is not None and options.about.experimental:
+            yield cls._finding("W904", where, "recipe", options.about.experimental)
+
+    @classmethod
+    def _judge_proof(
+        cls, where: str, number: int, proof: Proof, options: CustomSettings
+    ) -> Iterator[Finding]:
+        for place in proof.references:
+            if place.kind == "header" and "_" in place.name:
+                dropped = f"nginx drops the header {place.name} unless underscores_in_headers is on"
+                yield cls._finding("W902", where, f"proof[{number}]", dropped)
+        secrets = reveal(options.secrets)
+        if proof.needs_secrets and not secrets:
+            lacking = f"the proof {proof.name} has no secret to compare with"
+            yield cls._missing("E902", where, "secrets", lacking)
+        wrong = proof.wrong_with(secrets)
+        if wrong:
+            yield cls._finding("E904", where, "secrets", wrong, "copy the secret whole from the provider")
+
+    # ------------------------------------------------------------ proofs
+
+    def admit(self, head: Head) -> Admission:
+        """Check the token and what the head shows of each proof. Raises `CallbackRejected`, `WrongSource`, `KeysNeeded`."""
+        claims = self._claims(head, required=self._options.token_required)
+        request = Request(head, None, self._options.body)
+        held = True
+        for group in self.groups:
+            proof = _try_each(group, lambda proof: proof.look(request, self.trust))
+            held = held and not proof.needs_body
+        return Admission(
+            head=head,
+            claims=claims,
+            proofs=frozenset(("token",)) if claims else frozenset[str](),
+            body_limit=self._body_limit(),
+            held=held and (bool(self.groups) or claims is not None),
+        )
+
+    def _body_limit(self) -> int:
+        settings = self._settings
+        large = any(result.from_ == "body" for result in self._options.result.values())
+        large = large or self._options.body == "multipart"
+        return settings.max_audio_bytes if large else settings.max_json_bytes
+
+    def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
+        """Check what the head alone could not decide. Raises `CallbackRejected`, `KeysNeeded`."""
+        head, options = admission.head, self._options
+        request = Request(head, None, options.body)
+        if any(proof.needs_body for group in self.groups for proof in group):
+            request.body = body.load()
+        proofs = {
+            _try_each(group, lambda proof: proof.check(request, self.trust)).name for group in self.groups
+        }
+        query = {place.name for place in self._secret_places() if place.kind == "query"}
+        return VerifiedCallback(
+            head=head.without_secrets(query),
+            claims=admission.claims,
+            proofs=admission.proofs | proofs,
+            body=body,
+        )
+
+    def examine(self, head: Head, body: Body) -> Iterator[Verdict]:
+        """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
+        request = Request(head, body.load(), self._options.body)
+        for proof in self._options.proof:
+            reason, message = "", None
+            try:
+                message = proof.signed(request, self.trust)
+                proof.check(request, self.trust)
+            except CallbackRejected as error:
+                reason = error.message
+            yield Verdict(proof=proof.name, reason=reason, signed=message)
+
+    def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
+        """Return the answer to a handshake, None when the request is none."""
+        request = Request(head, body, self._options.body)
+        secret = self._proof_secrets[-1] if self._proof_secrets else None
+        for handshake in self._options.handshake:
+            if proved or not handshake.signed:
+                reply: Reply | None = handshake.answer(request, secret)
+                if reply is not None:
+                    return reply
+        return None
+
+    # ------------------------------------------------------------ meaning and results
+
+    def normalize(self, callback: VerifiedCallback) -> EventDraft:
+        """Return the draft. Raises `MalformedCallback`, or `IgnoredCallback` for what the settings say to ignore."""
+        try:
+            request, document, raw = self._reading.document(callback)
+            document, raw = self._without_secrets(document, raw)
+            bare, kept = self._without_signatures(document, raw)
+            return self._reading.draft(Understood(callback, request, document, bare, kept))
+        except CallbackRejected as error:  # proved, so what is odd about it now is no reason to refuse it
+            raise MalformedCallback(error.message) from None
+
+    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+        """Understand a job id. Raises `PickupRefused`."""
+        if not self._collecting.asks:
+            raise PickupRefused(
+                f'[sources.{self.source}.result] has no from = "get", so no job can be asked for'
+            )
+        return self._collecting.order(text)
+
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether there is a URL to ask at."""
+        return self._collecting.can_ask(pickup)
+
+    def family(self, pickup: Pickup) -> str:
+        """Return `speech`, `transcript`, `analysis` or `media`."""
+        return self._reading.family_of(pickup)
+
+    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
+        """Make one attempt: fetch the link, or ask and read the answer."""
+        return await self._collecting.collect(pickup, fetch, now=now)
+
+
+def _key_sets(proofs: Iterable[Proof]) -> Mapping[str, KeySet]:
+    urls = {proof.key_url for proof in proofs if proof.key_url}
+    if not urls:
+        return {}
+    from receiver.providers.custom.keys import KeySet  # loads a cryptography library
+
+    return {url: KeySet(url) for url in urls}
+
+
+def _groups(proofs: tuple[Proof, ...]) -> tuple[tuple[Proof, ...], ...]:
+    """Return the proofs in groups of which one must hold; the cheap ones that the head decides come first."""
+    groups: dict[str, list[Proof]] = {}
+    for number, proof in enumerate(proofs):
+        groups.setdefault(proof.alternative or f"\0{number}", []).append(proof)
+    return tuple(sorted((tuple(group) for group in groups.values()), key=lambda group: group[0].needs_body))
+
+
+def _try_each(group: tuple[Proof, ...], attempt: Any) -> Proof:
+    """Return the first proof of a group for which `attempt` raises nothing; else raise what says most."""
+    errors: list[CallbackRejected] = []
+    for proof in group:
+        try:
+            attempt(proof)
+        except CallbackRejected as error:
+            errors.append(error)
+        else:
+            return proof
+    raise next((error for error in errors if not isinstance(error, ProofMissing)), errors[0])

@@ -1,0 +1,114 @@
+"""Handshakes, `[[handshake]]`: questions by which a provider finds out that a callback URL is ours. Answered, never stored."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from pydantic import Field, model_validator
+
+from receiver.core.callback import Reply
+from receiver.core.errors import CallbackRejected, MalformedCallback
+from receiver.providers.custom.request import At, Request, Words, as_text
+from receiver.settings.model import Section
+
+MAX_ECHO = 1024
+"""Characters that are echoed, at most."""
+Method = Literal["GET", "POST", "PUT", "OPTIONS"]
+
+
+class When(Section):
+    """`when`: which requests are handshakes."""
+
+    at: At
+    """Where the word is."""
+    is_: Words = Field((), alias="is")
+    """Words; without any it is enough that the value is there."""
+
+
+class Handshake(Section):
+    """`[[handshake]]`: a question that is answered and never stored."""
+
+    kind: Literal["echo", "hmac-echo", "options", "ping"]
+    """What is answered: the value, its HMAC-SHA256 under the newest secret, what a browser asks before a POST, or nothing but 200."""
+    methods: tuple[Method, ...] = ()
+    """Without any: OPTIONS for `options`, POST and GET for the others."""
+    when: When | None = None
+    """Without it, a request with `value` is one; `options` is any request of its method."""
+    value: At | None = None
+    """What is echoed."""
+    signed: bool = False
+    """True: only a request that was proved is answered."""
+    answer_field: str = ""
+    """The field of a JSON answer; without it the answer is plain text."""
+    echo_field: str = ""
+    """`hmac-echo`: the field of the answer that holds the value itself."""
+    answer_prefix: str = ""
+    """`hmac-echo`: what stands before the HMAC."""
+    encoding: Literal["hex", "base64"] = "hex"
+    """`hmac-echo`: how the HMAC is spelled."""
+    allow_origin: str = ""
+    """`options`: what `Access-Control-Allow-Origin` and `WebHook-Allowed-Origin` say."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Handshake:
+        if self.kind in ("echo", "hmac-echo") and self.value is None:
+            raise ValueError("value is missing: it says what is echoed")
+        if self.kind == "ping" and self.when is None:
+            raise ValueError("when is missing: it says which requests are pings")
+        return self
+
+    @property
+    def taken_methods(self) -> Sequence[str]:
+        """The methods by which it comes."""
+        return self.methods or (("OPTIONS",) if self.kind == "options" else ("POST", "PUT", "GET"))
+
+    def answer(self, request: Request, secret: str | None) -> Reply | None:
+        """Return the answer, None when the request is no such handshake. `secret` signs it."""
+        if request.head.method not in self.taken_methods:
+            return None
+        try:
+            value = as_text(self.value.value(request)) if self.value is not None else None
+            word = as_text(self.when.at.value(request)) if self.when is not None else None
+        except (CallbackRejected, MalformedCallback):
+            return None
+        if self.when is not None and (word is None or (self.when.is_ and word not in self.when.is_)):
+            return None
+        if self.kind == "options":
+            return _options(self.allow_origin)
+        if self.kind == "ping":
+            return Reply(body=b'{"status":"ok"}', content_type="application/json")
+        if not value or len(value) > MAX_ECHO or not value.isprintable():
+            return None
+        return self._echo(value, secret)
+
+    def _echo(self, value: str, secret: str | None) -> Reply | None:
+        answer: dict[str, Any] = {}
+        if self.kind == "hmac-echo":
+            if secret is None:
+                return None
+            digest = hmac.digest(secret.encode(), value.encode(), "sha256")
+            if self.echo_field:
+                answer[self.echo_field] = value
+            value = self.answer_prefix + (
+                digest.hex() if self.encoding == "hex" else base64.b64encode(digest).decode()
+            )
+        if not self.answer_field:
+            return Reply(body=value.encode(), content_type="text/plain; charset=utf-8")
+        answer[self.answer_field] = value
+        return Reply(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _options(origin: str) -> Reply:
+    headers = {"allow": "POST, PUT, OPTIONS"}
+    if origin:
+        headers |= {
+            "access-control-allow-origin": origin,
+            "access-control-allow-methods": "POST, PUT, OPTIONS",
+            "access-control-allow-headers": "content-type",
+            "webhook-allowed-origin": origin,
+        }
+    return Reply(body=b"", content_type="text/plain; charset=utf-8", headers=headers)

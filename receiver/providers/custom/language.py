@@ -1,0 +1,279 @@
+"""The settings of `provider = "custom"`, and the recipes that ship with receiver.
+
+A recipe is a TOML file beside this one: the same settings, without secrets. What a source says itself counts more, table by table.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+
+from receiver.providers.custom.handshakes import Handshake
+from receiver.providers.custom.proofs import AnyProof
+from receiver.providers.custom.request import At, BodyKind, Hosts, Places, Url, Words
+from receiver.providers.toolkit import SecretList
+from receiver.settings.model import Section
+
+Family = Literal["speech", "transcript", "analysis", "media"]
+FAMILIES: tuple[Family, ...] = ("speech", "transcript", "analysis", "media")
+
+
+class About(Section):
+    """`[about]` of a recipe: what a person has to know who registers receiver at the provider."""
+
+    title: str
+    """The provider, and what of it."""
+    docs: str
+    """The provider's page about its callbacks."""
+    register_at: str
+    """Where and how the callback URL is registered."""
+    signed: str
+    """What the proof covers, and what it does not."""
+    retries: str
+    """When the provider sends again, and when it stops or switches callbacks off."""
+    experimental: str = ""
+    """Why the recipe is not certain yet; "" when it was checked against the provider's own words or code."""
+
+
+class Unwrap(Section):
+    """`[[unwrap]]`: a document within the document, read in its place."""
+
+    at: At
+    """Where the inner document is, as text."""
+    as_: Literal["json", "base64-json"] = Field("json", alias="as")
+    """How it is spelled."""
+    in_place: bool = False
+    """True: it stays a field of the outer document. False: it is the document from here on."""
+
+
+class Meaning(Section):
+    """`[event]`: what the document says."""
+
+    family: Family | None = None
+    """What comes: the first part of the event's type."""
+    family_at: Places = ()
+    """Where a word tells the family."""
+    families: Mapping[str, Family] = Field(default_factory=dict)
+    """Family by the word at `family_at`; for other words `family` counts."""
+    id: Places = ()
+    """The provider's id of this callback; without it the content is the identity."""
+    job: Places = ()
+    """The job's id at the provider. Where it is named, a callback without it is parked."""
+    ref: Places = ()
+    """Your own words that the provider hands back; a callback token's `ref` counts more."""
+    time: Places = ()
+    """When it happened: ISO 8601, or seconds or milliseconds since 1970."""
+    state: Places = ()
+    """The word that says how the job stands; without it every callback is a completion."""
+    completed: Words = ()
+    """Words of a job that is done."""
+    failed: Words = ()
+    """Words of a job that failed."""
+    processing: Words = ()
+    """Words of a job that goes on."""
+    ignored: Words = ()
+    """Words of callbacks that are answered 200 and not kept."""
+    otherwise: Literal["parked", "ignored"] = "parked"
+    """What becomes of any other word."""
+    error: Places = ()
+    """What the provider says of a failure."""
+    error_code: Places = ()
+    """Its code of the failure."""
+    keep: Places = ()
+    """Fields for `provider_data`; without it, the plain fields of the document's first level."""
+    drop: Places = ()
+    """Fields that are removed before anything is kept."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Meaning:
+        if self.family is None and not (self.family_at and self.families):
+            raise ValueError('say what comes: family = "speech", "transcript", "analysis" or "media"')
+        words = [*self.completed, *self.failed, *self.processing, *self.ignored]
+        twice = {word for word in words if words.count(word) > 1}
+        if twice:
+            raise ValueError(f"a word stands in two lists: {', '.join(sorted(twice))}")
+        if self.state and not self.completed:
+            raise ValueError("state needs the words of a completion: completed = […]")
+        if words and not self.state:
+            raise ValueError("the words need the place where they stand: state")
+        return self
+
+
+def _auth(value: Any) -> Any:
+    return (
+        {"kind": value}
+        if isinstance(value, str)
+        else {"kind": "header", **value}
+        if isinstance(value, Mapping)
+        else value
+    )
+
+
+class Auth(Section):
+    """`auth`: how `api_key` is sent along: `none`, `bearer`, `basic`, or `{header = "X-Key", prefix = ""}`."""
+
+    kind: Literal["none", "bearer", "basic", "header"] = "none"
+    """How the key is sent."""
+    header: str = ""
+    """The header that holds it."""
+    prefix: str = ""
+    """What stands before it."""
+
+
+class Then(Section):
+    """`[result.then]`: where the result is in the answer of a `get`."""
+
+    from_: Literal["document", "text", "base64", "link"] = Field("document", alias="from")
+    """Where the result is: the whole document, a text in it, base64 in it, or behind a link."""
+    at: Places = ()
+    """Where the text, the base64 or the link is."""
+    url: Url | None = None
+    """The link, put together: `https://api.example.com/jobs/{job}/audio`."""
+    hosts: Hosts = ()
+    """Hosts that may be fetched from, each with all below it; `*` is any public one."""
+    auth: Annotated[Auth, BeforeValidator(_auth)] = Auth()
+    """How `api_key` is sent along; a link gets no key unless this says so."""
+    content_type: str = ""
+    """What the bytes are, where neither they nor the sender say it."""
+    language: Places = ()
+    """The language of a transcript."""
+
+    @model_validator(mode="after")
+    def _placed(self) -> Then:
+        if self.from_ in ("text", "base64") and not self.at:
+            raise ValueError(f'from = "{self.from_}" needs at')
+        if self.from_ in ("link", "get"):
+            if not self.at and self.url is None:
+                raise ValueError(f'from = "{self.from_}" needs at or url')
+            if not self.hosts:
+                raise ValueError(f'from = "{self.from_}" needs hosts: the names that may be fetched from')
+        return self
+
+
+class ResultSettings(Then):
+    """`[result]`, or `[result.FAMILY]`: where the result is."""
+
+    from_: Literal["document", "text", "base64", "link", "body", "part", "get", "none"] = Field(  # type: ignore[assignment]
+        "document", alias="from"
+    )
+    """Also: the whole body, a part of a multipart body, a question at the provider, or nowhere: the event is all."""
+    name: str = ""
+    """The part of a multipart body; "" is the first that is a file."""
+    content_type_at: Places = ()
+    """Where the type of base64 bytes is told."""
+    not_yet: tuple[int, ...] = (202, 404, 425, 429)
+    """Statuses of a `get` that say the result is not ready."""
+    state: Places = ()
+    """The word in the answer to a `get` that says how the job stands; without it 200 is a completion."""
+    completed: Words = ()
+    """Words of a job that is done."""
+    failed: Words = ()
+    """Words of a job that failed; any other says that it goes on."""
+    error: Places = ()
+    """What the answer says of a failure."""
+    every: float = Field(10, ge=1, le=3600)
+    """Seconds between two questions."""
+    deadline: float = Field(86400, ge=1, le=30 * 86400)
+    """Seconds after which a result is given up."""
+    then: Then | None = None
+    """Where the result is in the answer to a `get`; without it the answer is the result."""
+
+
+_WHOLE_DOCUMENT = ResultSettings.model_validate({})
+
+
+class CustomSettings(Section):
+    """[sources.NAME] of provider `custom`."""
+
+    recipe: str | None = None
+    """One that ships with receiver: `receiver recipes` lists them. What stands beside it counts more."""
+    secrets: SecretList = ()
+    """What proves the caller: any of them fits; the last one signs handshakes."""
+    api_key: SecretStr | None = None
+    """For fetching results; goes to the hosts of `[result]` alone. For `auth = "basic"` it is `user:password`."""
+    keeps_retrying: bool = False
+    """True: while the journal holds the copy the provider is answered 503, and calls again."""
+    methods: tuple[Literal["POST", "PUT"], ...] = ("POST", "PUT")
+    body: BodyKind = "json"
+    require_token: bool | None = None
+    """Refuse a callback whose URL has no token of ours; by default, where no proof covers the body."""
+    proof: tuple[AnyProof, ...] = ()
+    handshake: tuple[Handshake, ...] = ()
+    unwrap: tuple[Unwrap, ...] = ()
+    event: Meaning | None = None
+    result: Mapping[str, ResultSettings] = Field(default_factory=dict)
+    """By family; one for all stands under `*`."""
+    about: About | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_recipe(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("recipe")
+        if isinstance(name, str):
+            if name not in recipes():
+                raise ValueError(f"recipe: there is none named {name!r}; `receiver recipes` lists them")
+            value = _merged(recipe(name), value)
+        return value
+
+    @field_validator("result", mode="before")
+    @classmethod
+    def _by_family(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value and not set(value) <= {*FAMILIES, "*"}:
+            return {"*": value}
+        return value
+
+    @model_validator(mode="after")
+    def _sensible(self) -> CustomSettings:
+        if any(proof.kind == "address" for proof in self.proof) and all(
+            p.kind == "address" for p in self.proof
+        ):
+            raise ValueError("proof: an address alone proves nobody; add another proof")
+        return self
+
+    def result_of(self, family: str) -> ResultSettings:
+        """Return where results of a family are."""
+        return self.result.get(family) or self.result.get("*") or _WHOLE_DOCUMENT
+
+    @property
+    def covered(self) -> bool:
+        """True when a changed body would be refused."""
+        return any(proof.covers_body for proof in self.proof)
+
+    @property
+    def token_required(self) -> bool:
+        """Whether a callback's URL must carry a token."""
+        return not self.covered if self.require_token is None else self.require_token
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both tables in one: tables are merged, anything else of `over` stands in place of `base`'s."""
+    merged = dict(base)
+    for name, value in over.items():
+        known = merged.get(name)
+        merged[name] = (
+            _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+@cache
+def recipes() -> tuple[str, ...]:
+    """Return the names of the recipes that ship with receiver."""
+    folder = resources.files(__package__) / "recipes"
+    return tuple(
+        sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    )
+
+
+@cache
+def recipe(name: str) -> Mapping[str, Any]:
+    """Return the settings of a recipe."""
+    file = resources.files(__package__) / "recipes" / f"{name}.toml"
+    return tomllib.loads(file.read_text("utf-8"))

@@ -1,0 +1,298 @@
+"""What a proved request means: `[[unwrap]]`, `[event]` and the results that lie in the request itself."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+
+from receiver.core.callback import Body, Head, MemoryBody, VerifiedCallback
+from receiver.core.errors import IgnoredCallback, MalformedCallback
+from receiver.core.event import (
+    AudioDraft,
+    EventDraft,
+    FileDraft,
+    JobError,
+    RemoteResult,
+    Stage,
+    TranscriptDraft,
+)
+from receiver.core.fetch import Failed
+from receiver.core.work import Pickup
+from receiver.providers import results
+from receiver.providers.custom.language import CustomSettings, Meaning, ResultSettings, Then
+from receiver.providers.custom.request import Reference, Request, as_text, first, replaced, without
+from receiver.providers.documents import Document, decode_object, encode, epoch_ms, join_key, opaque_id
+from receiver.providers.toolkit import content_key
+from receiver.settings.model import SourceSettings
+
+_WANTED: dict[str, results.ResultKind] = {
+    "speech": "audio",
+    "transcript": "transcript",
+    "analysis": "transcript",
+    "media": "media",
+}
+_PLAIN = 200
+"""Characters of a plain field that goes to `provider_data` by itself."""
+_PLAIN_FIELDS = 50
+
+
+NO_REQUEST = Request(Head(source="", method="GET", headers=(), received_at=0), b"", "raw")
+"""Stands for the request where an answer of the provider's is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A request whose document was read."""
+
+    callback: VerifiedCallback
+    request: Request
+    document: Document
+    """Without secrets; its links are whole."""
+    bare: Document
+    """The same without what signs its links: what may be kept."""
+    kept: bytes
+    """The bytes of `bare`: as they came where nothing had to go."""
+
+    def first(self, places: Iterable[Reference]) -> Any:
+        """Return the value at the first place that has one; None when none has."""
+        return first(places, self.request, self.document)
+
+    def shown(self, places: Iterable[Reference]) -> Any:
+        """Do the same for what goes into the event: a link has lost its signature."""
+        return first(places, self.request, self.bare)
+
+
+class Reading:
+    """Reads the requests of one source."""
+
+    def __init__(self, settings: SourceSettings, options: CustomSettings) -> None:
+        self._settings, self._options = settings, options
+        secret = [place for proof in options.proof for place in proof.references]
+        dropped = options.event.drop if options.event else ()
+        self._dropped = [p.steps or (p.name,) for p in (*dropped, *secret) if p.kind in ("field", "form")]
+
+    def document(self, callback: VerifiedCallback) -> tuple[Request, Document, bytes]:
+        """Return a request, its document after `unwrap` and `drop`, and the bytes of that. Raises `MalformedCallback`."""
+        kind, body = self._options.body, callback.body
+        bodiless = kind in ("raw", "query")
+        if body.size > self._settings.max_json_bytes and kind != "multipart" and not bodiless:
+            allowed = self._settings.max_json_bytes
+            raise MalformedCallback(f"the document has {body.size} bytes; {allowed} are allowed")
+        raw = b"" if bodiless else body.load()
+        request = Request(callback.head, raw, kind)
+        document = self._unwrapped(request)
+        for steps in self._dropped:
+            document = without(document, steps)
+        as_sent = kind == "json" and document is request.document
+        return request, document, raw if as_sent else encode(document)
+
+    def _unwrapped(self, request: Request) -> Document:
+        document = request.document
+        for unwrap in self._options.unwrap:
+            value = unwrap.at.value(request, document)
+            if isinstance(value, str):
+                value = _decoded(value, base64_too=unwrap.as_ == "base64-json", at=unwrap.at)
+            elif unwrap.in_place:
+                continue  # it is an object already
+            if not isinstance(value, dict):
+                continue
+            document = replaced(document, unwrap.at.steps, value) if unwrap.in_place else value
+        return document
+
+    def draft(self, found: Understood) -> EventDraft:
+        """Return the draft of a callback. Raises `MalformedCallback`, `IgnoredCallback`."""
+        event = self._options.event
+        if event is None:
+            raise MalformedCallback("the source has no [event], so no callback of it is understood")
+        stage, family = self._stage(event, found), self._family(event, found)
+        job = opaque_id(found.first(event.job))
+        if event.job and job is None:
+            raise MalformedCallback(f"the job cannot be told: {event.job[0]} is missing")
+        callback, type_ = found.callback, f"{family}.{stage}"
+        said = found.first(event.id)
+        job_key = join_key("job", job, type_) if job is not None and stage != "processing" else None
+        draft = EventDraft(
+            type=type_,
+            idempotency_key=join_key("id", said) if opaque_id(said) else job_key or content_key(callback),
+            second_key=job_key if opaque_id(said) else None,
+            job_id=job,
+            ref=callback.ref if callback.ref is not None else _short(found.shown(event.ref)),
+            occurred_at=epoch_ms(found.first(event.time)) or callback.head.received_at,
+            stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
+            error=self._error(event, found) if stage == "failed" else None,
+            provider_data=self._provider_data(event, found),
+            document=found.kept,
+        )
+        return self._with_result(draft, found, family) if stage == "completed" else draft
+
+    # ------------------------------------------------------------ the words
+
+    def _stage(self, event: Meaning, found: Understood) -> str:
+        if not event.state:
+            return "completed"
+        word = as_text(found.first(event.state))
+        for stage in ("completed", "failed", "processing"):
+            if word in getattr(event, stage):
+                return stage
+        if word in event.ignored or (word is not None and event.otherwise == "ignored"):
+            raise IgnoredCallback
+        named = "is missing" if word is None else "is a word that the settings do not name"
+        raise MalformedCallback(f"the state at {event.state[0]} {named}")
+
+    def _family(self, event: Meaning, found: Understood) -> str:
+        word = as_text(found.first(event.family_at)) or ""
+        family = event.families.get(word, event.family)
+        if family is None:
+            raise MalformedCallback(f"the family cannot be told by {event.family_at[0]}")
+        return family
+
+    def _error(self, event: Meaning, found: Understood) -> JobError:
+        said = found.shown(event.error)
+        words = as_text(said) or (encode(said).decode() if said else "")
+        code = _short(found.shown(event.error_code))
+        return JobError(message=words[:2000] or code or "the provider gave no reason", code=code)
+
+    def _provider_data(self, event: Meaning, found: Understood) -> dict[str, Any]:
+        if event.keep:
+            values = {place.name: place.value(found.request, found.bare) for place in event.keep}
+            return {name: value for name, value in values.items() if value is not None}
+        return {
+            name: value
+            for name, value in list(found.bare.items())[:_PLAIN_FIELDS]
+            if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _PLAIN)
+        }
+
+    def family_of(self, pickup: Pickup) -> str:
+        """Return the family of a pickup's result: its callback's, or the one that the settings name."""
+        if pickup.draft is not None:
+            return pickup.draft.type.partition(".")[0]
+        named = [family for family in self._options.result if family != "*"]
+        event = self._options.event
+        return (event.family if event else None) or (named[0] if named else "media")
+
+    # ------------------------------------------------------------ the result
+
+    def _with_result(self, draft: EventDraft, found: Understood, family: str) -> EventDraft:
+        result, callback = self._options.result_of(family), found.callback
+        match result.from_:
+            case "none":
+                return draft
+            case "link" | "get":
+                return replace(draft, remote=self._remote(result, draft, found))
+            case "body":
+                return self._of_bytes(draft, callback.body, callback.head.content_type(), family)
+            case "part":
+                return self._of_part(draft, result, found.request, family)
+            case _:
+                return self.within(draft, result, found.request, found.document, family)
+
+    def within(
+        self, draft: EventDraft, result: Then, request: Request, document: Document, family: str
+    ) -> EventDraft:
+        """Return a draft with the result that lies in a document: all of it, a text, or base64. Raises `MalformedCallback`."""
+        language = _short(first(result.language, request, document))
+        if result.from_ == "text":
+            words = first(result.at, request, document)
+            if not isinstance(words, str):
+                raise MalformedCallback(f"the text is missing: {result.at[0]}")
+            return replace(draft, transcript=TranscriptDraft(text=words.replace("\0", ""), language=language))
+        if result.from_ == "base64":
+            return self._of_base64(draft, result, request, document, family)
+        spoken = TranscriptDraft(text=None, language=language) if family == "transcript" else None
+        return replace(draft, transcript=spoken)
+
+    def _of_base64(
+        self, draft: EventDraft, result: Then, request: Request, document: Document, family: str
+    ) -> EventDraft:
+        said = first(result.at, request, document)
+        if not isinstance(said, str):
+            raise MalformedCallback(f"the base64 is missing: {result.at[0]}")
+        if len(said) * 3 // 4 > self._settings.max_audio_bytes:
+            raise MalformedCallback(f"the base64 at {result.at[0]} is larger than max_audio_bytes")
+        _, comma, data = said.partition(";base64,")  # as a data: URL
+        try:
+            raw = base64.b64decode(data if comma else said, validate=True)
+        except (binascii.Error, ValueError):
+            raise MalformedCallback(f"{result.at[0]} is no base64") from None
+        stated = (
+            as_text(first(getattr(result, "content_type_at", ()), request, document)) or result.content_type
+        )
+        return self._of_bytes(draft, MemoryBody(raw), stated, family, inside=True)
+
+    def _of_part(
+        self, draft: EventDraft, result: ResultSettings, request: Request, family: str
+    ) -> EventDraft:
+        for part in request.parts:
+            if part.name == result.name or (not result.name and not part.is_field):
+                return self._of_bytes(draft, MemoryBody(part.data), part.content_type, family, inside=True)
+        raise MalformedCallback(
+            f"the multipart body has no part named {result.name}" if result.name else "it has no file"
+        )
+
+    def _of_bytes(
+        self, draft: EventDraft, body: Body, content_type: str, family: str, *, inside: bool = False
+    ) -> EventDraft:
+        judged = self.judged(body, content_type, family, {})
+        if isinstance(judged, Failed):
+            raise MalformedCallback(judged.detail)
+        return self.holding(draft, body, judged, family, content=body.load() if inside else None)
+
+    def judged(
+        self, body: Body, content_type: str, family: str, format: Any
+    ) -> AudioDraft | FileDraft | Failed:
+        """Return what bytes are, or why they are no result of this family."""
+        return results.classify(body, content_type=content_type, format=format, wanted=_WANTED[family])
+
+    def holding(
+        self,
+        draft: EventDraft,
+        body: Body,
+        judged: AudioDraft | FileDraft,
+        family: str,
+        content: bytes | None = None,
+    ) -> EventDraft:
+        """Return a draft whose result is a body; `content` are its bytes when it is not the callback's own body."""
+        file = judged if isinstance(judged, FileDraft) else None
+        spoken = results.transcript_of(body, file) if file and family == "transcript" else None
+        audio = judged if isinstance(judged, AudioDraft) else None
+        return replace(draft, audio=audio, file=file, transcript=spoken, content=content, document=None)
+
+    def _remote(self, result: ResultSettings, draft: EventDraft, found: Understood) -> RemoteResult:
+        url = as_text(found.first(result.at))
+        if result.url is not None:
+            url = result.url.fill(found.request, found.document, draft.job_id)
+        if url is None or not url.startswith(("https://", "http://")):
+            missing = result.at[0] if result.at else "a value of result.url"
+            raise MalformedCallback(f"there is no link to the result: {missing} is missing")
+        until = found.callback.head.received_at + round(result.deadline * 1000)
+        return RemoteResult(key=result_key(draft, found.callback), url=url, deadline_at=until)
+
+
+def result_key(draft: EventDraft, callback: VerifiedCallback) -> str:
+    """Return the identity of a job's result, whichever road it comes by."""
+    return completed_key(draft.job_id) if draft.job_id is not None else content_key(callback)
+
+
+def completed_key(job_id: str) -> str:
+    """Return the identity of a job's result by the job's id."""
+    return join_key("job", job_id, "completed")
+
+
+def _decoded(text: str, *, base64_too: bool, at: Reference) -> Any:
+    raw = text.encode("utf-8", "replace")
+    if base64_too:
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise MalformedCallback(f"{at} is no base64") from None
+    return decode_object(raw)
+
+
+def _short(value: Any) -> str | None:
+    text = as_text(value)
+    return text[:_PLAIN] if text else None

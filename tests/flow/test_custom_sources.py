@@ -1,0 +1,303 @@
+"""Sources that settings describe, through the front door: proofs, handshakes, published keys, results that are fetched."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.support.provider_host import ProviderHost, reply
+from tests.support.running import Running, running
+from tests.support.sink import Sink
+
+SECRET = "example-secret-0123456789abcdef"
+KEY = "provider-key-0123456789abcdef"
+PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = base64.urlsafe_b64encode(PRIVATE.public_key().public_bytes_raw()).decode().rstrip("=")
+MP3 = (b"\xff\xfb\x90\x64" + bytes(413)) * 8
+
+
+def text(folder: Path, source: str, sink: str = "") -> str:
+    """Return a receiver.toml with one source, and one destination if there is a sink."""
+    out = f'[destinations.app]\nurl = "{sink}"\nallow = ["127.0.0.0/8"]\n' if sink else ""
+    return f'data = "{folder / "data"}"\npublic_url = "https://hooks.example.com"\n{out}[sources.x]\n{source}'
+
+
+def signed(body: bytes, secret: str = SECRET) -> dict[str, str]:
+    """Return ElevenLabs' header."""
+    stamp = int(time.time())
+    digest = hmac.new(secret.encode(), f"{stamp}.".encode() + body, "sha256").hexdigest()
+    return {"ElevenLabs-Signature": f"t={stamp},v0={digest}"}
+
+
+async def post(up: Running, body: bytes, headers: dict[str, str], path: str = "/callbacks/x") -> Any:
+    return await up.client.post(path, content=body, headers={"content-type": "application/json", **headers})
+
+
+async def test_one_line_of_settings_takes_a_provider_from_callback_to_event(tmp_path: Path) -> None:
+    body = json.dumps(
+        {
+            "type": "speech_to_text_transcription",
+            "data": {"request_id": "r1", "transcription": {"text": "Hello there.", "language_code": "en"}},
+        }
+    ).encode()
+    async with (
+        Sink() as sink,
+        running(tmp_path, text(tmp_path, f'recipe = "elevenlabs"\nsecrets = ["{SECRET}"]', sink.url)) as up,
+    ):
+        assert (await post(up, body, signed(body))).json()["status"] == "recorded"
+        assert (await post(up, body, signed(body))).json()["status"] == "duplicate"
+        assert (await post(up, body, signed(body, "another-secret"))).status_code == 401
+        await sink.until(1)
+        (request,) = sink.received
+        event = json.loads(request.body)
+        assert (event["type"], event["data"]["job_id"]) == ("transcript.completed", "r1")
+        assert event["data"]["transcript"]["text"] == "Hello there."
+
+
+async def test_what_the_settings_ignore_is_answered_and_not_kept(tmp_path: Path) -> None:
+    body = b'{"type":"voice_removed","data":{}}'
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "elevenlabs"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        answer = await post(up, body, signed(body))
+        assert (answer.status_code, answer.json()) == (200, {"status": "ignored"})
+        assert up.seen.callbacks[-1].answer == "ignored"
+        assert not list((tmp_path / "data" / "blobs").rglob("*.*"))
+
+
+async def test_audio_within_a_document_is_stored_as_audio(tmp_path: Path) -> None:
+    body = json.dumps(
+        {
+            "type": "post_call_audio",
+            "data": {"conversation_id": "c1", "full_audio": base64.b64encode(MP3).decode()},
+        }
+    ).encode()
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "elevenlabs"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        assert (await post(up, body, signed(body))).json()["status"] == "recorded"
+        (stored,) = (tmp_path / "data" / "blobs").rglob("*.mp3")
+        assert stored.read_bytes() == MP3
+
+
+# ---------------------------------------------------------------- handshakes
+
+
+async def test_zooms_question_is_answered_with_its_token_signed(tmp_path: Path) -> None:
+    """The example of the provider's documentation in the field: `plainToken` and its HMAC."""
+    body = b'{"event":"endpoint.url_validation","payload":{"plainToken":"abc"}}'
+    async with running(
+        tmp_path, text(tmp_path, 'recipe = "zoom"\nsecrets = ["zsec-0123"]'), work=False
+    ) as up:
+        answer = await post(up, body, {})
+        digest = hmac.new(b"zsec-0123", b"abc", "sha256").hexdigest()
+        assert answer.json() == {"plainToken": "abc", "encryptedToken": digest}
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert up.seen.callbacks[-1].answer == "handshake"
+        assert (await post(up, b'{"event":"recording.completed"}', {})).status_code == 401
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_token_in_the_query_is_echoed_as_plain_text(tmp_path: Path, method: str) -> None:
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "azure-speech"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        answer = await up.client.request(method, "/callbacks/x?validationToken=abc-1")
+        assert (answer.status_code, answer.text) == (200, "abc-1")
+        assert answer.headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize("value", ["a" * 1025, "a%0Ab", "%00", ""], ids=["long", "line feed", "NUL", "empty"])
+async def test_an_echo_reflects_nothing_but_short_printable_text(tmp_path: Path, value: str) -> None:
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "azure-speech"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        answer = await up.client.get(f"/callbacks/x?validationToken={value}")
+        assert answer.status_code == 405
+
+
+async def test_options_is_answered_where_a_provider_asks_so(tmp_path: Path) -> None:
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "heygen"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        assert (await up.client.options("/callbacks/x")).status_code == 200
+        assert (await up.client.get("/callbacks/x")).status_code == 405
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "elevenlabs"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        assert (await up.client.options("/callbacks/x")).status_code == 405
+
+
+# ---------------------------------------------------------------- published keys
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def https(authority: trustme.CA) -> ProviderHost:
+    """Return a host that proves to be `localhost`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return ProviderHost(tls=context)
+
+
+def published(host: ProviderHost, authority: trustme.CA, folder: Path) -> str:
+    """Return a source whose keys are published at a host."""
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    return f"""provider = "custom"
+allow = ["127.0.0.0/8"]
+ca_file = "{folder / "ca.pem"}"
+event = {{family = "speech", job = "id"}}
+result = {{from = "none"}}
+[[sources.x.proof]]
+kind = "public-key"
+jwks = "{host.url("/keys", "localhost")}"
+header = "X-Signature"
+encoding = "hex"
+no_clock = true
+"""
+
+
+def keys(*kinds: dict[str, str]) -> bytes:
+    return json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": PUBLIC, "kid": "k"}, *kinds]}).encode()
+
+
+async def test_keys_are_fetched_once_for_many_callbacks(tmp_path: Path, authority: trustme.CA) -> None:
+    async with (
+        https(authority) as host,
+        running(tmp_path, text(tmp_path, published(host, authority, tmp_path)), work=False) as up,
+    ):
+        host.scripts["/keys"] = reply(200, keys({"kty": "unheard"}))
+        for number in range(5):
+            body = b'{"id":"%d"}' % number
+            answer = await post(up, body, {"X-Signature": PRIVATE.sign(body).hex()})
+            assert answer.json()["status"] == "recorded"
+            assert (await post(up, body, {"X-Signature": "00" * 64})).status_code == 401
+        assert len(host.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        reply(500),
+        reply(200, b"<html>"),
+        reply(200, b'{"keys":[]}'),
+        reply(302, headers={"location": "/keys"}),
+    ],
+)
+async def test_keys_that_cannot_be_had_make_for_a_503_and_no_storm(
+    tmp_path: Path, authority: trustme.CA, lie: bytes
+) -> None:
+    """A real callback must not be refused for good, and a stranger must not make us ask the provider again and again."""
+    async with (
+        https(authority) as host,
+        running(tmp_path, text(tmp_path, published(host, authority, tmp_path)), work=False) as up,
+    ):
+        host.scripts["/keys"] = lie
+        for _ in range(3):
+            answer = await post(up, b'{"id":"1"}', {"X-Signature": PRIVATE.sign(b'{"id":"1"}').hex()})
+            assert answer.status_code == 503
+            assert "keys" in answer.json()["error"]
+        assert len(host.requests) == 1
+
+
+# ---------------------------------------------------------------- results
+
+
+def fetched(host: ProviderHost, result: str) -> str:
+    return f"""recipe = "soniox"
+secrets = ["{SECRET}"]
+require_token = false
+api_key = "{KEY}"
+allow = ["127.0.0.0/8"]
+{result.replace("HOST", host.url(""))}
+"""
+
+
+async def test_a_thin_callback_is_completed_by_asking_the_provider(tmp_path: Path) -> None:
+    result = '[sources.x.result]\nurl = "HOST/t/{job}"\nhosts = ["127.0.0.1"]\nevery = 1'
+    body = b'{"id":"s/1","status":"completed"}'
+    async with ProviderHost() as host, Sink() as sink:
+        host.scripts["/t/s%2F1"] = reply(200, b'{"text":"Hello."}')
+        async with running(tmp_path, text(tmp_path, fetched(host, result), sink.url)) as up:
+            answer = await post(up, body, {"X-Soniox-Webhook-Secret": SECRET})
+            assert answer.status_code == 200
+            await sink.until(1)
+            (request,) = sink.received
+        event = json.loads(request.body)
+        assert (event["type"], request.headers["webhook-id"]) == (
+            "transcript.completed",
+            answer.json()["event_id"],
+        )
+        assert event["data"]["transcript"]["text"] == "Hello."
+        assert host.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_an_answer_may_lead_on_to_the_result(tmp_path: Path) -> None:
+    """The key goes to the API alone: the link in its answer gets none."""
+    source = """provider = "custom"
+secrets = ["SECRET"]
+api_key = "KEY"
+require_token = false
+allow = ["127.0.0.0/8"]
+proof = [{kind = "same", at = "header:X-Secret"}]
+event = {family = "speech", job = "id"}
+[sources.x.result]
+from = "get"
+url = "HOST/jobs/{job}"
+hosts = ["127.0.0.1"]
+auth = {header = "X-Key"}
+state = "status"
+completed = ["done"]
+failed = ["failed"]
+error = "reason"
+every = 1
+then = {from = "link", at = "links[0].href", hosts = ["127.0.0.1"]}
+"""
+    async with ProviderHost() as host, Sink() as sink:
+        source = source.replace("SECRET", SECRET).replace("KEY", KEY).replace("HOST", host.url(""))
+        links = json.dumps({"status": "done", "links": [{"href": host.url("/a.mp3")}]}).encode()
+        host.scripts["/jobs/1"] = reply(200, links)
+        host.scripts["/jobs/2"] = reply(200, b'{"status":"failed","reason":"no voice"}')
+        host.scripts["/a.mp3"] = reply(200, MP3, {"content-type": "audio/mpeg"})
+        async with running(tmp_path, text(tmp_path, source, sink.url)) as up:
+            for job in (b'{"id":1}', b'{"id":2}'):
+                assert (await post(up, job, {"X-Secret": SECRET})).status_code == 200
+            await sink.until(2)
+        events = {e["data"]["job_id"]: e for e in (json.loads(r.body) for r in sink.received)}
+        assert events["1"]["data"]["audio"]["sha256"] == hashlib.sha256(MP3).hexdigest()
+        assert (events["2"]["type"], events["2"]["data"]["error"]["message"]) == ("speech.failed", "no voice")
+        assert {r.path: "x-key" in r.headers for r in host.requests} == {
+            "/jobs/1": True,
+            "/jobs/2": True,
+            "/a.mp3": False,
+        }
+
+
+async def test_nothing_is_fetched_from_a_host_that_is_not_named(tmp_path: Path) -> None:
+    source = f"""provider = "custom"
+secrets = ["{SECRET}"]
+require_token = false
+allow = ["127.0.0.0/8"]
+proof = [{{kind = "same", at = "header:X-Secret"}}]
+event = {{family = "speech", job = "id"}}
+result = {{from = "link", at = "url", hosts = ["files.example.com"]}}
+"""
+    async with ProviderHost() as host, running(tmp_path, text(tmp_path, source)) as up:
+        body = json.dumps({"id": "1", "url": host.url("/a.mp3")}).encode()
+        assert (await post(up, body, {"X-Secret": SECRET})).status_code == 200
+        await up.seen.until(lambda: bool(up.seen.pickups))
+        assert host.requests == []
+        assert up.seen.pickups[0].outcome.kind.value == "blocked"
