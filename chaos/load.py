@@ -11,7 +11,7 @@ import aiohttp
 
 from chaos.oracle import Oracle
 from receiver.demo import deapi as deapi_rule
-from receiver.demo.deapi import Deapi, Work
+from receiver.demo.deapi import ApiJob, Deapi
 from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
 
 SCALE = 30
@@ -69,7 +69,7 @@ class Load:
             case 2:
                 return lambda: transcript(name, text=f"This is {name}. " * _LONG)
             case 5 | 13:
-                self._api.works[name] = Work(result=SPEECH.read_bytes())
+                self._api.jobs[name] = ApiJob(result=SPEECH.read_bytes())
                 link = self._api.link(self._api_base, name)
                 return lambda: deapi(name, result_url=link)
             case 9:

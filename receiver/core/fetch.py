@@ -30,7 +30,7 @@ class Failed(Struct, frozen=True, kw_only=True):
     """The bytes were over the limit: another try would find the same."""
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class FetchResponse(Struct, frozen=True, kw_only=True):
     """The far side answered."""
 
     status: int
@@ -65,7 +65,7 @@ class Stream(Protocol):
     """A reply of which the events are read as they come."""
 
     @property
-    def answer(self) -> Answer:
+    def response(self) -> FetchResponse:
         """Status and headers; the body only when it is no event stream with status 200 or 201."""
 
     def events(self) -> AsyncIterator[ServerSentEvent | Failed]:
@@ -90,13 +90,13 @@ class KeysNeeded(ReceiverError):
 class Fetch(Protocol):
     """The way out to a provider, guarded (addresses, sizes, times), for one source."""
 
-    async def ask(self, url: str, *, headers: Mapping[str, str]) -> Answer | Failed:
+    async def ask(self, url: str, *, headers: Mapping[str, str]) -> FetchResponse | Failed:
         """GET a small document (1 MiB at most) from the provider's API. Never redirected: the headers hold a key."""
 
     async def download(
         self, url: str, *, hosts: Sequence[str], limit: int, headers: Mapping[str, str] | None = None
-    ) -> Downloaded | Answer | Failed:
-        """GET a result: `Downloaded` for 200, `Answer` for any other status.
+    ) -> Downloaded | FetchResponse | Failed:
+        """GET a result: `Downloaded` for 200, `FetchResponse` for any other status.
 
         `hosts` are the host names that `url` and every redirect may have, with all below them; `*` is any. `limit` in
         bytes, after a content coding is undone. With `headers` (they hold a key) nothing is redirected.

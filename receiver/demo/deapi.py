@@ -88,7 +88,7 @@ class Job:
         return self.callback(event, body, now=wall_clock())
 
 
-def story(event: str, *, out_of_order: bool = False, duplicate: bool = False) -> Sequence[str]:
+def event_order(event: str, *, out_of_order: bool = False, duplicate: bool = False) -> Sequence[str]:
     """Return the events of a job in the order sent: `all` is processing and completed, anything else itself.
 
     `out_of_order` turns the order round, `duplicate` sends each twice.
@@ -103,7 +103,7 @@ _EXPIRED = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</
 
 
 @dataclass(slots=True)
-class Work:
+class ApiJob:
     """One job as the API describes it."""
 
     kind: str = "txt2audio"
@@ -137,7 +137,7 @@ class Deapi(Provider):
 
     def __init__(self, api_key: str) -> None:
         super().__init__({"authorization": f"Bearer {api_key}"})
-        self.works: dict[str, Work] = {}
+        self.jobs: dict[str, ApiJob] = {}
         self._round = 0
         self._lock = threading.Lock()
         self.app = Starlette(
@@ -150,16 +150,16 @@ class Deapi(Provider):
     def finished(self, base: str, kind: str, *, expired: bool) -> tuple[str, str]:
         """Return the id of a new job that has ended, and the link to its result, a dead one where it is `expired`."""
         words = b"Hello, this is the voice of the simulator." if kind.endswith("2txt") else None
-        job_id = self.add(Work(kind, result=words, content_type="text/plain" if words else "audio/mpeg"))
+        job_id = self.add(ApiJob(kind, result=words, content_type="text/plain" if words else "audio/mpeg"))
         link = self.link(base, job_id)
         if expired:
             self.expire()
         return job_id, link
 
-    def add(self, work: Work | None = None) -> str:
+    def add(self, work: ApiJob | None = None) -> str:
         """Return the id of a new job."""
         job_id = str(uuid.uuid4())
-        self.works[job_id] = work or Work()
+        self.jobs[job_id] = work or ApiJob()
         return job_id
 
     def link(self, base: str, job_id: str) -> str:
@@ -183,14 +183,14 @@ class Deapi(Provider):
 
     async def _job(self, request: Request) -> Response:
         job_id = request.path_params["job_id"]
-        work = self.works.get(job_id)
+        work = self.jobs.get(job_id)
         if work is None:
             return JSONResponse({"message": "Not found."}, status_code=404)
         with self._lock:
             status = work.next_status()
         return JSONResponse({"data": self._document(base_url(request), job_id, work, status)})
 
-    def _document(self, base: str, job_id: str, work: Work, status: str) -> dict[str, Any]:
+    def _document(self, base: str, job_id: str, work: ApiJob, status: str) -> dict[str, Any]:
         data: dict[str, Any] = {"status": status, "preview": None, "result_url": None, "result": None}
         match status:
             case "done":
@@ -205,7 +205,7 @@ class Deapi(Provider):
 
     async def _result(self, request: Request) -> Response:
         job_id, query = request.path_params["job_id"], request.query_params
-        work = self.works.get(job_id)
+        work = self.jobs.get(job_id)
         right = query.get("signature") == self._signature(job_id, self._round)
         if work is None or not right or query.get("round") != str(self._round):
             return Response(_EXPIRED, status_code=403, media_type="application/xml")

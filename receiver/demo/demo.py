@@ -116,9 +116,9 @@ def _strangers(stage: Stage, speech: Callback) -> None:
     forged = Callback(speech.method, wrong, speech.headers, b"not from Deepgram")
     unsigned = Callback("POST", f"{stage.base}/callbacks/deapi", {"content-type": "application/json"}, b"{}")
     for callback, what in ((forged, "the wrong password"), (unsigned, "no signature")):
-        tried = send(stage.client, callback, label=what)
-        if tried.status != 401:
-            raise NotAsPromised(f"{what} was answered {tried.status} instead of 401")
+        attempt = send(stage.client, callback, label=what)
+        if attempt.status != 401:
+            raise NotAsPromised(f"{what} was answered {attempt.status} instead of 401")
         stage.good(f"{what}: refused with 401, nothing stored")
 
 
@@ -141,11 +141,11 @@ def _outage(stage: Stage, audio: bytes) -> None:
 
 def _duplicate(stage: Stage, speech: Callback) -> None:
     stage.title("Deepgram sends the first callback again, as it does when an answer was lost")
-    tried = send(stage.client, speech, label="speech.completed")
-    answer = answer_of(tried)
+    attempt = send(stage.client, speech, label="speech.completed")
+    answer = answer_of(attempt)
     first = next(iter(stage.events))
-    if tried.status != 200 or answer.get("status") != "duplicate" or answer.get("event_id") != first:
-        raise NotAsPromised(f"the duplicate was answered {tried.status}: {tried.answer}")
+    if attempt.status != 200 or answer.get("status") != "duplicate" or answer.get("event_id") != first:
+        raise NotAsPromised(f"the duplicate was answered {attempt.status}: {attempt.answer}")
     stage.good(f"answered 200 as a duplicate of {first}; no second event, no second delivery")
 
 

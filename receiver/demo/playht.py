@@ -43,7 +43,7 @@ def generating(progress: float, stage: str = "generate") -> Step:
     return "generating", {"progress": progress, "stage": stage, "stage_progress": progress}
 
 
-STORY: tuple[Step, ...] = (
+WHOLE_STREAM: tuple[Step, ...] = (
     generating(0, "queued"),
     generating(0.01, "active"),
     PING,
@@ -61,7 +61,7 @@ class Job:
     id: str
     audio: bytes = field(repr=False)
     output_format: str = "mp3"
-    streams: list[Sequence[Step]] = field(default_factory=lambda: [STORY])
+    streams: list[Sequence[Step]] = field(default_factory=lambda: [WHOLE_STREAM])
     """What the event stream does, one entry for each time it is asked for; the last stays."""
     unfinished: int = 0
     """So many more questions find the JSON without `output`."""

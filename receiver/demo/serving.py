@@ -176,7 +176,7 @@ class Callback:
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class CallbackAttempt:
     """One try and what it was answered."""
 
     number: int
@@ -189,13 +189,13 @@ class Try:
     seconds: float
 
     @property
-    def taken(self) -> bool:
+    def accepted(self) -> bool:
         """True when it was answered 2xx."""
         return self.status is not None and 200 <= self.status < 300
 
 
-def send(client: httpx2.Client, callback: Callback, *, label: str, number: int = 1) -> Try:
-    """Make one try. Trouble on the way is a `Try` without a status, never an exception."""
+def send(client: httpx2.Client, callback: Callback, *, label: str, number: int = 1) -> CallbackAttempt:
+    """Make one try. Trouble on the way is a `CallbackAttempt` without a status, never an exception."""
     content = _pieces(callback.body) if callback.chunked else callback.body
     began = time.perf_counter()
     try:
@@ -203,22 +203,22 @@ def send(client: httpx2.Client, callback: Callback, *, label: str, number: int =
         status, answer = response.status_code, response.text[:300]
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         status, answer = None, _trouble(error, callback.url)
-    return Try(number, label, status, answer, time.perf_counter() - began)
+    return CallbackAttempt(number, label, status, answer, time.perf_counter() - began)
 
 
-def send_until_taken(
+def send_until_accepted(
     client: httpx2.Client,
     make: Callable[[], Callback],
     *,
     label: str,
     waits: Sequence[float],
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Try]:
+) -> Iterator[CallbackAttempt]:
     """Try until one is taken, `waits` (seconds) apart; yield every try. `make` is called for each, as signatures age."""
     for number, wait in enumerate([*waits, None], start=1):
-        tried = send(client, make(), label=label, number=number)
-        yield tried
-        if tried.taken or wait is None:
+        attempt = send(client, make(), label=label, number=number)
+        yield attempt
+        if attempt.accepted or wait is None:
             return
         sleep(wait)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from receiver.core.work import Pickup
     from receiver.demo.deapi import Job
-    from receiver.demo.serving import Callback, Provider, RequestRecord, Try
+    from receiver.demo.serving import Callback, CallbackAttempt, Provider, RequestRecord
     from receiver.settings.model import Settings, SourceSettings
     from receiver.storage.store.store import Store
 
@@ -199,7 +199,7 @@ def simulate_deapi(
     run = Simulation.of(ctx, "deapi", source, timeout=timeout, as_json=as_json)
     target = run.callback_url(url, {}, ref=ref, job_secret=job_secret)
     secret = run.deapi_secret(target, job_secret=job_secret, wrong=wrong_credentials)
-    events = deapi.story(event, out_of_order=out_of_order, duplicate=duplicate)
+    events = deapi.event_order(event, out_of_order=out_of_order, duplicate=duplicate)
     has_result = "completed" in events and result_url is None
     if expired_link and not has_result:
         raise UsageError("--expired-link is for a completed job whose result lies on this machine")
@@ -263,7 +263,7 @@ def simulate_playht(
     port, key = run.port_and_key(playht.Playht)
     provider = playht.Playht(api_key=key, user_id=provider_settings(run.source).user_id or "")
     under_way = [[playht.generating(0.1), playht.END]] * (1 if never else not_ready)
-    streams = under_way if never else [*under_way, playht.STORY]
+    streams = under_way if never else [*under_way, playht.WHOLE_STREAM]
     job = provider.add(streams=streams, unfinished=_FOR_EVER if never else not_ready)
     if error:
         job.answers.append(playht.error(200, "the simulated provider was asked to fail"))
@@ -396,33 +396,35 @@ class Simulation:
         Ends with status 0 when the last try of each label was taken, or `refused`, as it should be; and when the events
         came that the answers to `events_of` (labels) name.
         """
-        from receiver.demo.serving import send_until_taken
+        from receiver.demo.serving import send_until_accepted
 
-        last: dict[str, Try] = {}
+        last: dict[str, CallbackAttempt] = {}
         lines, came = [], True
         with _client(ca_file) as client:
             for label, make in callbacks:
-                for tried in send_until_taken(client, make, label=label, waits=waits):
-                    last[label] = tried
-                    lines.append({"label": label, "try": tried.number, "status": tried.status})
-                    lines[-1] |= {"answer": tried.answer, "seconds": round(tried.seconds, 3)}
-                    status, took = tried.status or "---", f"{tried.seconds * 1000:.0f} ms"
-                    self.say(f"{label}  try {tried.number}  {status}  {took}  {tried.answer}")
-                    if label in events_of and tried.taken:
-                        came &= self._came(tried)
+                for attempt in send_until_accepted(client, make, label=label, waits=waits):
+                    last[label] = attempt
+                    lines.append({"label": label, "try": attempt.number, "status": attempt.status})
+                    lines[-1] |= {"answer": attempt.answer, "seconds": round(attempt.seconds, 3)}
+                    status, took = attempt.status or "---", f"{attempt.seconds * 1000:.0f} ms"
+                    self.say(f"{label}  try {attempt.number}  {status}  {took}  {attempt.answer}")
+                    if label in events_of and attempt.accepted:
+                        came &= self._came(attempt)
         if self.as_json:
             print_json(lines)
-        if not all(tried.status in (401, 403) if refused else tried.taken for tried in last.values()):
+        if not all(
+            attempt.status in (401, 403) if refused else attempt.accepted for attempt in last.values()
+        ):
             raise typer.Exit(1)
         if not came:
             warn(_NO_EVENT)
             raise typer.Exit(1)
 
-    def _came(self, tried: Try) -> bool:
+    def _came(self, attempt: CallbackAttempt) -> bool:
         """Tell whether the event came that an answer names; one that the journal keeps has no name yet."""
         from receiver.demo.stage import answer_of
 
-        event_id = answer_of(tried).get("event_id")
+        event_id = answer_of(attempt).get("event_id")
 
         async def wait(event_id: str) -> bool:
             async with made_store(self.settings) as store:

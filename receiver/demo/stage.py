@@ -26,7 +26,7 @@ from receiver.core.tokens import CallbackTokens
 from receiver.demo.deapi import Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
-from receiver.demo.serving import Callback, Try, send, served
+from receiver.demo.serving import Callback, CallbackAttempt, send, served
 from receiver.system.files import is_running
 
 TIMEOUT_SECONDS = 20.0
@@ -129,14 +129,14 @@ class Stage:
 
     def recorded(self, callback: Callback, event_type: str) -> str:
         """Send a callback that must be recorded; return the event's id."""
-        tried = send(self.client, callback, label=event_type)
-        answer = answer_of(tried)
-        if tried.status != 200 or answer.get("status") != "recorded":
-            raise NotAsPromised(f"{event_type} was answered {tried.status}: {tried.answer}")
+        attempt = send(self.client, callback, label=event_type)
+        answer = answer_of(attempt)
+        if attempt.status != 200 or answer.get("status") != "recorded":
+            raise NotAsPromised(f"{event_type} was answered {attempt.status}: {attempt.answer}")
         event_id = str(answer["event_id"])
         self.events[event_id] = event_type
         how = "comes with its result as" if "pickup_id" in answer else "stored as"
-        self.good(f"{event_type}: answered 200 in {tried.seconds * 1000:.0f} ms, {how} {event_id}")
+        self.good(f"{event_type}: answered 200 in {attempt.seconds * 1000:.0f} ms, {how} {event_id}")
         return event_id
 
     def delivery(self, event_id: str) -> Line:
@@ -291,9 +291,9 @@ def leave(folder: Path) -> None:
         (folder / _MARKER).write_text("done", "ascii")
 
 
-def answer_of(tried: Try) -> dict[str, Any]:
+def answer_of(attempt: CallbackAttempt) -> dict[str, Any]:
     """Return the JSON object of an answer, {} when it is none."""
-    return _json_object(tried.answer) or {}
+    return _json_object(attempt.answer) or {}
 
 
 Line = dict[str, Any]

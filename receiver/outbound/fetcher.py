@@ -26,7 +26,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
+from receiver.core.fetch import Downloaded, Failed, FetchResponse, ServerSentEvent, Stream
 from receiver.core.retry import retry_after
 from receiver.core.work import OutcomeKind
 from receiver.outbound.client import USER_AGENT, Egress, Failure, Incoming, ReplyBroken, Resolve
@@ -114,7 +114,7 @@ class Fetcher:
 
     # ------------------------------------------------------------ the port
 
-    async def ask(self, url: str, *, headers: Mapping[str, str]) -> Answer | Failed:
+    async def ask(self, url: str, *, headers: Mapping[str, str]) -> FetchResponse | Failed:
         """GET a document of at most 1 MiB, in at most 30 s; see `Fetch.ask`."""
         limits = self._limits
         deadline = _Deadline(min(limits.ask_seconds, limits.attempt_seconds), limits.idle_seconds)
@@ -129,11 +129,11 @@ class Fetcher:
             return _passing(stop.failed)
         finally:
             reply.close()
-        return Answer(status=reply.status, headers=self._headers(reply), body=body)
+        return FetchResponse(status=reply.status, headers=self._headers(reply), body=body)
 
     async def download(
         self, url: str, *, hosts: Sequence[str], limit: int, headers: Mapping[str, str] | None = None
-    ) -> Downloaded | Answer | Failed:
+    ) -> Downloaded | FetchResponse | Failed:
         """GET a result into the spool; see `Fetch.download`. Raises `Unavailable` when the disk cannot take it.
 
         Up to 5 redirects are followed, each judged as the first URL was, and never from https to http.
@@ -171,9 +171,9 @@ class Fetcher:
         try:
             media_type = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
             if reply.status in (200, 201) and media_type == "text/event-stream":
-                answer = Answer(status=reply.status, headers=self._headers(reply))
+                response = FetchResponse(status=reply.status, headers=self._headers(reply))
                 body = _Body(reply, self._limits.stream_bytes, deadline, cut_off=OutcomeKind.UNREACHABLE)
-                yield _Events(answer, body)
+                yield _Events(response, body)
             else:
                 yield _Events(await self._beginning(reply, self._limits.document_bytes), None)
         finally:
@@ -193,7 +193,9 @@ class Fetcher:
             return Failed(kind=reply.kind, detail=reply.detail)
         return reply
 
-    async def _take(self, reply: Incoming, limit: int, deadline: _Deadline) -> Downloaded | Answer | Failed:
+    async def _take(
+        self, reply: Incoming, limit: int, deadline: _Deadline
+    ) -> Downloaded | FetchResponse | Failed:
         if reply.status != 200:
             return await self._beginning(reply, self._limits.error_bytes)
         incoming = _Body(reply, limit, deadline)
@@ -209,7 +211,7 @@ class Fetcher:
             return Failed(kind=OutcomeKind.UNUSABLE, detail="the result is empty", status=reply.status)
         return Downloaded(headers=self._headers(reply), body=body)
 
-    async def _beginning(self, reply: Incoming, limit: int) -> Answer:
+    async def _beginning(self, reply: Incoming, limit: int) -> FetchResponse:
         """Answer with what comes of the body in a moment."""
         kept = bytearray()
         seconds = self._limits.error_seconds
@@ -222,7 +224,7 @@ class Fetcher:
                         break
         except _Stop:
             pass  # the status is the answer, with or without the rest of the body
-        return Answer(status=reply.status, headers=self._headers(reply), body=bytes(kept[:limit]))
+        return FetchResponse(status=reply.status, headers=self._headers(reply), body=bytes(kept[:limit]))
 
     def _headers(self, reply: Incoming) -> dict[str, str]:
         """Return the reply's headers, with `Retry-After` in seconds, or without one that says nothing."""
@@ -237,8 +239,8 @@ class Fetcher:
 class _Events:
     """A `Stream`."""
 
-    def __init__(self, answer: Answer, body: _Body | None) -> None:
-        self.answer = answer
+    def __init__(self, response: FetchResponse, body: _Body | None) -> None:
+        self.response = response
         """Status and headers; a body only where there are no events."""
         self._body = body
 
@@ -252,7 +254,7 @@ class _Events:
                 for event in reader.feed(piece):
                     yield event
         except LineTooLong as error:
-            yield Failed(kind=OutcomeKind.UNUSABLE, detail=str(error), status=self.answer.status)
+            yield Failed(kind=OutcomeKind.UNUSABLE, detail=str(error), status=self.response.status)
         except _Stop as stop:
             yield _passing(stop.failed)
 

@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, field_validator
 from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, VerifiedCallback
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
-from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex, same_as_any
 from receiver.core.tokens import CallbackTokens
@@ -293,7 +293,7 @@ class DeapiProvider(Adapter):
         status = None
         if pickup.target is not None and not (self.can_ask(pickup) and now >= began + LINK_MS):
             found = await self._download(pickup, fetch, pickup.target, {})
-            if not (isinstance(found, Answer) and found.status in _EXPIRED):
+            if not (isinstance(found, FetchResponse) and found.status in _EXPIRED):
                 return self._downloaded(pickup, found, {}, now)
             status = found.status
         if not self.can_ask(pickup):
@@ -303,22 +303,22 @@ class DeapiProvider(Adapter):
             detail = f"{reason}; set {self._where}.api_key so that a fresh one can be asked for"
             return Failed(kind=OutcomeKind.REFUSED, status=status, detail=detail)
         url = f"{self._folders[0]}/{quote(pickup.job_id or '', safe='')}"
-        answer = await fetch.ask(url, headers=self._api_headers())
-        return answer if isinstance(answer, Failed) else await self._polled(pickup, answer, fetch, now)
+        response = await fetch.ask(url, headers=self._api_headers())
+        return response if isinstance(response, Failed) else await self._polled(pickup, response, fetch, now)
 
     async def _download(
         self, pickup: Pickup, fetch: Fetch, url: str, data: Document
-    ) -> Downloaded | Answer | Failed:
+    ) -> Downloaded | FetchResponse | Failed:
         settings, is_transcript = self._settings, self._family(pickup, data) == "transcript"
         limit = settings.max_json_bytes if is_transcript else settings.max_audio_bytes
         return await fetch.download(url, hosts=self._options.result_hosts, limit=limit)
 
-    async def _polled(self, pickup: Pickup, answer: Answer, fetch: Fetch, now: int) -> Result:
+    async def _polled(self, pickup: Pickup, response: FetchResponse, fetch: Fetch, now: int) -> Result:
         """Read what the API says of the job."""
-        if answer.status != 200:
-            return self._no_job(pickup, answer)
+        if response.status != 200:
+            return self._no_job(pickup, response)
         try:
-            document = decode_object(self._redactor.clean(answer.body))
+            document = decode_object(self._redactor.clean(response.body))
         except MalformedCallback:
             return unusable("deAPI's answer about the job is no JSON object")
         data = table(document, "data") or document
@@ -336,21 +336,21 @@ class DeapiProvider(Adapter):
             return self._completed(pickup, MemoryBody(words.encode()), "text/plain", data, now)
         return unusable("deAPI says that the job is done, and tells no result")
 
-    def _no_job(self, pickup: Pickup, answer: Answer) -> Result:
-        status = answer.status
+    def _no_job(self, pickup: Pickup, response: FetchResponse) -> Result:
+        status = response.status
         if status == 404 and pickup.target is None and pickup.draft is None and pickup.attempts > 0:
             unknown = "deAPI does not know this job: another account's, or expired"
             return Gone(error=JobError(code="unknown_job", message=unknown))
         detail = _REFUSALS.get(status, f"deAPI answered {status} about the job")
-        return refused(answer, detail.format(where=self._where))
+        return refused(response, detail.format(where=self._where))
 
     def _downloaded(
-        self, pickup: Pickup, found: Downloaded | Answer | Failed, data: Document, now: int
+        self, pickup: Pickup, found: Downloaded | FetchResponse | Failed, data: Document, now: int
     ) -> Result:
         match found:
             case Failed():
                 return found
-            case Answer():
+            case FetchResponse():
                 return refused(found, f"the link to the result is answered {found.status}")
             case Downloaded():
                 content_type = found.headers.get("content-type", "")

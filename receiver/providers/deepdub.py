@@ -16,7 +16,7 @@ from pydantic import Field, SecretStr
 
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import JobError
-from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
@@ -144,7 +144,7 @@ class DeepdubProvider(Adapter):
                 return found
             case Downloaded():
                 return self._audio(pickup, found, now)
-            case Answer():
+            case FetchResponse():
                 return self._no_audio(pickup, found)
 
     def _audio(self, pickup: Pickup, found: Downloaded, now: int) -> Result:
@@ -159,8 +159,8 @@ class DeepdubProvider(Adapter):
         draft = self._collected_draft(pickup, now, audio=audio, provider_data={"content_type": kind})
         return Collected(draft=draft, body=body)
 
-    def _no_audio(self, pickup: Pickup, answer: Answer) -> Result:
-        status, message = answer.status, self._message(answer.body)
+    def _no_audio(self, pickup: Pickup, response: FetchResponse) -> Result:
+        status, message = response.status, self._message(response.body)
         invalid = _invalid_id(message) if status in (400, 404) else None
         if invalid:
             return invalid
@@ -168,7 +168,7 @@ class DeepdubProvider(Adapter):
             wait = WAITS[min(pickup.attempts, len(WAITS) - 1)]
             return NotYet(retry_in=wait, detail="Deepdub answers 404: not ready, or unknown")
         detail = _REFUSALS.get(status, f"Deepdub answered {status}").format(where=self._where)
-        return refused(answer, f"{detail}: {message}" if message else detail)
+        return refused(response, f"{detail}: {message}" if message else detail)
 
     def _message(self, raw: bytes) -> str:
         """Return what an error document says, as it may be shown; "" for anything else."""

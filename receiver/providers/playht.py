@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr, field_validator
 from receiver.core.callback import Admission, Head, VerifiedCallback
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError, Stage
-from receiver.core.fetch import Answer, Failed, Fetch, ServerSentEvent, Stream
+from receiver.core.fetch import Failed, Fetch, FetchResponse, ServerSentEvent, Stream
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import same_as_any
 from receiver.core.tokens import CallbackTokens
@@ -279,50 +279,50 @@ class PlayhtProvider(Adapter):
         return expired if expired is not None and isinstance(job, NotYet) else job
 
     async def _poll(self, pickup: Pickup, fetch: Fetch, url: str, now: int) -> FinishedJob | Result:
-        answer = await fetch.ask(url, headers={**self._api_headers(), "Accept": _JSON})
-        return answer if isinstance(answer, Failed) else self._job(pickup, answer)
+        response = await fetch.ask(url, headers={**self._api_headers(), "Accept": _JSON})
+        return response if isinstance(response, Failed) else self._job(pickup, response)
 
-    def _job(self, pickup: Pickup, answer: Answer) -> FinishedJob | Result:
+    def _job(self, pickup: Pickup, response: FetchResponse) -> FinishedJob | Result:
         """Return what a job's JSON says; `output` is null until the job has ended."""
-        if answer.status not in (200, 201):
-            return self._no_job(answer)
+        if response.status not in (200, 201):
+            return self._no_job(response)
         try:
-            document = decode_object(answer.body)
+            document = decode_object(response.body)
         except MalformedCallback as error:
-            return unusable(f"the job cannot be read: {error.message}", answer.status)
+            return unusable(f"the job cannot be read: {error.message}", response.status)
         if isinstance(document.get("output"), dict):
             url = link(document["output"].get("url"))
             if url is None:
-                return unusable("the job has ended, and names no audio", answer.status)
+                return unusable("the job has ended, and names no audio", response.status)
             return FinishedJob(url=url, document=document)
         if "error_message" in document:
             return Gone(error=error_of(self._clean(document)))
         return NotYet(retry_in=growing(pickup.attempts, *_POLL_WAITS), detail="the job has no output yet")
 
-    def _no_job(self, answer: Answer) -> Gone | Failed:
+    def _no_job(self, response: FetchResponse) -> Gone | Failed:
         """Return what a status that is no job means. `error_message` is PlayHT's, as its SDK reads it."""
         try:
-            message = text(self._clean(decode_object(answer.body)), "error_message", 300)
+            message = text(self._clean(decode_object(response.body)), "error_message", 300)
         except MalformedCallback:
             message = None
         reason = f": {printable(message, 300)}" if message else ""
-        if answer.status == 404:
+        if response.status == 404:
             unknown = f"PlayHT does not know the job: it keeps them for 48 hours{reason}"
             return Gone(error=JobError(code="unknown_job", message=unknown))
-        if answer.status in (401, 403):
+        if response.status in (401, 403):
             reason = f"; compare api_key and user_id in [{self._where}]{reason}"
-        elif 300 <= answer.status < 400:
+        elif 300 <= response.status < 400:
             reason = f", which leads elsewhere; correct base_url in [{self._where}]"
-        return refused(answer, f"{origin(self._options.base_url)} answered {answer.status}{reason}")
+        return refused(response, f"{origin(self._options.base_url)} answered {response.status}{reason}")
 
     async def _follow(self, pickup: Pickup, fetch: Fetch, url: str, now: int) -> FinishedJob | Result:
         headers = {**self._api_headers(), "Accept": _EVENTS}
         async with fetch.stream(url, headers=headers, idle_seconds=self._options.silence_seconds) as stream:
             if isinstance(stream, Failed):
                 return stream
-            kind = stream.answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if stream.answer.status not in (200, 201) or kind != _EVENTS:
-                return self._job(pickup, stream.answer)  # asked for a stream, and got the JSON all the same
+            kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if stream.response.status not in (200, 201) or kind != _EVENTS:
+                return self._job(pickup, stream.response)  # asked for a stream, and got the JSON all the same
             return await self._until_decided(pickup, stream, now)
 
     async def _until_decided(self, pickup: Pickup, stream: Stream, now: int) -> FinishedJob | Result:
@@ -378,7 +378,7 @@ class PlayhtProvider(Adapter):
         found = await fetch.download(job.url, hosts=self._options.result_hosts, limit=limit)
         if isinstance(found, Failed):
             return found
-        if isinstance(found, Answer):
+        if isinstance(found, FetchResponse):
             return refused(found, f"{origin(job.url)} answered {found.status} for the audio")
         given = table(job.document, "input")
         wanted = {name: given[name] for name in _FORMAT_FIELDS if name in given} | dict(pickup.format)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import AudioDraft
-from receiver.core.fetch import Answer, Failed
+from receiver.core.fetch import Failed, FetchResponse
 from receiver.core.redaction import REDACTED, Redactor
 from receiver.core.work import OutcomeKind
 from receiver.providers.documents import decode_object, encode, printable
@@ -177,10 +177,10 @@ def shown(redactor: Redactor, words: str, limit: int) -> str:
     return _LINK.sub(_without_query, clean)[:limit]
 
 
-def refused(answer: Answer, detail: str) -> Failed:
+def refused(response: FetchResponse, detail: str) -> Failed:
     """Return the failed attempt that was answered with another status than the right one."""
     return Failed(
-        kind=OutcomeKind.REFUSED, status=answer.status, detail=detail, retry_after=answer.retry_after
+        kind=OutcomeKind.REFUSED, status=response.status, detail=detail, retry_after=response.retry_after
     )
 
 

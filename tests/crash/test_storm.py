@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.demo.deapi import Work
+from receiver.demo.deapi import ApiJob
 from tests.crash.conftest import Place
 from tests.support.crashing import fast_clock
 from tests.support.delivered import Delivered
@@ -86,7 +86,7 @@ class Storm:
     def _deapi(self, name: str, number: int) -> Sent:
         """By turns: without a link, with one that has expired (the API is asked in both cases), without, and with a good one."""
         at, job, secret = self._clock() // 1000, self._providers.deapi, DEAPI_SECRET + self._own
-        job.works.setdefault(name, Work(result=AUDIO))
+        job.jobs.setdefault(name, ApiJob(result=AUDIO))
         if number % 8 < 4:
             return deapi(name, at=at, secret=secret)
         link = job.link(self._providers.deapi_base, name)

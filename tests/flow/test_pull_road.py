@@ -15,7 +15,7 @@ import pytest
 
 from receiver.core.clock import wall_clock
 from receiver.core.work import PickupState
-from receiver.demo.deapi import Deapi, Work
+from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
@@ -144,13 +144,13 @@ async def test_an_expired_link_is_refreshed_by_the_api_and_the_key_goes_nowhere_
     ("work", "kind", "event_type", "part"),
     [
         (
-            Work(kind="vid2txt", result=b"Good morning.", content_type="text/plain"),
+            ApiJob(kind="vid2txt", result=b"Good morning.", content_type="text/plain"),
             "vid2txt",
             "transcript",
             "document",
         ),
         (
-            Work(kind="txt2img", result=b"\x89PNG\r\n\x1a\n" + bytes(60), content_type="image/png"),
+            ApiJob(kind="txt2img", result=b"\x89PNG\r\n\x1a\n" + bytes(60), content_type="image/png"),
             "txt2img",
             "media",
             "media",
@@ -159,7 +159,7 @@ async def test_an_expired_link_is_refreshed_by_the_api_and_the_key_goes_nowhere_
     ids=["transcript", "image"],
 )
 async def test_a_transcript_or_a_picture_is_fetched_as_well(
-    providers: Providers, tmp_path: Path, work: Work, kind: str, event_type: str, part: str
+    providers: Providers, tmp_path: Path, work: ApiJob, kind: str, event_type: str, part: str
 ) -> None:
     async with Sink() as sink:
         text = settings_text(tmp_path, destination=sink.url) + providers.settings
@@ -218,7 +218,7 @@ async def test_a_pushed_and_a_pulled_result_of_one_job_are_one_event(
     async with Sink() as sink:
         text = settings_text(tmp_path, destination=sink.url) + providers.settings
         async with running(tmp_path, text) as up:
-            job = providers.deapi.add(Work(statuses=("processing", "done")))
+            job = providers.deapi.add(ApiJob(statuses=("processing", "done")))
             made = await _hand_over(up, "pulled", job)
             await up.seen.until(lambda: bool(up.seen.pickups))
             assert up.seen.pickups[0].outcome.kind == "not_yet"
@@ -322,7 +322,7 @@ async def test_a_link_that_is_pushed_while_an_attempt_ends_badly_is_fetched_all_
             await _hand_over(up, "pulled", job)
             async with asyncio.timeout(30):
                 await asking.wait()
-            providers.deapi.works[job] = Work()
+            providers.deapi.jobs[job] = ApiJob()
             answer = await _send(up, deapi(job, result_url=providers.deapi.link(providers.deapi_base, job)))
             told.set()
             await sink.until(1)

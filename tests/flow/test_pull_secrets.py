@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from receiver.app.observers import LogObserver
 from receiver.core.work import PickupFilter
-from receiver.demo.deapi import Work
+from receiver.demo.deapi import ApiJob
 from receiver.engine.requests import order
 from tests.support.house import receiver
 from tests.support.provider_host import ProviderHost, reply
@@ -98,7 +98,7 @@ async def _tell(providers: Providers, folder: Path) -> Told:
         played = providers.playht.add(audio=AUDIO, result_query=f"?{SIGNED}")
         denied = providers.playht.add(audio=AUDIO, result_query=f"?{SIGNED}", result=_denied())
         failed = providers.deapi.add(
-            Work(statuses=("error",), error_code=f"no {KEY} at https://x.example/?{SIGNED}")
+            ApiJob(statuses=("error",), error_code=f"no {KEY} at https://x.example/?{SIGNED}")
         )
         handed = {"playht": [played.id, denied.id], "deepdub": [providers.deepdub.submit(), "unknown"]}
         handed["deapi"] = [failed]

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.demo.playht import API_KEY, STORY, USER_ID, Playht, error
+from receiver.demo.playht import API_KEY, USER_ID, WHOLE_STREAM, Playht, error
 from receiver.demo.serving import served
 from tests.support.playht_asking import asking, collected
 
@@ -113,7 +113,7 @@ async def test_the_adapter_proves_itself_as_pyht_does(house: House, tmp_path: Pa
     """The same header names and values, down to `Bearer`."""
     lease.LeaseFactory(USER_ID, API_KEY, f"{house.base}/api")()
     async with asking(tmp_path, "sse") as ask:
-        ask.job(STORY)
+        ask.job(WHOLE_STREAM)
         assert collected(await ask()).draft.audio
         ours, theirs = ask.standin.requests[0].headers, house.standin.requests[0].headers
     proof = ("authorization", "x-user-id")

@@ -15,7 +15,7 @@ from receiver.core.callback import Head, MemoryBody, VerifiedCallback
 from receiver.core.callback import MemoryBody as HeldBody
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused
 from receiver.core.event import EVENT_TYPES, EventDraft
-from receiver.core.fetch import Answer, Downloaded, Failed, ServerSentEvent, Stream
+from receiver.core.fetch import Downloaded, Failed, FetchResponse, ServerSentEvent, Stream
 from receiver.core.work import OutcomeKind, Pickup, PickupKind
 from receiver.providers import Collected, Gone, NotYet, Result, playht
 from tests.support.callbacks import NOW
@@ -140,23 +140,25 @@ def test_what_is_handed_over_is_a_plain_job_id_or_refused(text: str) -> None:
 class _Told:
     """A `Fetch` that answers what it is told to: hostile answers, without a network."""
 
-    def __init__(self, answer: Answer, events: Sequence[ServerSentEvent | Failed], body: bytes) -> None:
+    def __init__(
+        self, answer: FetchResponse, events: Sequence[ServerSentEvent | Failed], body: bytes
+    ) -> None:
         self._answer, self._events, self._body = answer, events, HeldBody(body)
 
     @property
-    def answer(self) -> Answer:
+    def response(self) -> FetchResponse:
         return self._answer
 
     async def events(self) -> AsyncIterator[ServerSentEvent | Failed]:
         for event in self._events:
             yield event
 
-    async def ask(self, url: str, *, headers: Mapping[str, str]) -> Answer | Failed:
+    async def ask(self, url: str, *, headers: Mapping[str, str]) -> FetchResponse | Failed:
         return self._answer
 
     async def download(
         self, url: str, *, hosts: Sequence[str], limit: int, headers: Mapping[str, str] | None = None
-    ) -> Downloaded | Answer | Failed:
+    ) -> Downloaded | FetchResponse | Failed:
         assert headers is None, "the key goes to the API alone"
         return Downloaded(headers={"content-type": "audio/mpeg"}, body=self._body)
 
@@ -220,7 +222,7 @@ audio = st.binary(max_size=40) | st.just(b"ID3\x04\x00\x00\x00\x00\x00\x00" + b"
 def test_any_stream_gives_a_result_and_no_exception(
     stream: list[ServerSentEvent | Failed], body: bytes, attempts: int
 ) -> None:
-    answer = Answer(status=200, headers={"content-type": "text/event-stream"})
+    answer = FetchResponse(status=200, headers={"content-type": "text/event-stream"})
     fetch = _Told(answer, stream, body)
     _judge(asyncio.run(SOURCE.collect(_pickup(attempts), fetch, now=NOW)))
 
@@ -236,7 +238,9 @@ jobs = st.builds(
 @settings(max_examples=examples(120), deadline=None)
 def test_any_job_gives_a_result_and_no_exception(status: int, raw: bytes, body: bytes) -> None:
     """The same answer means the same, asked for as JSON or come in place of a stream."""
-    fetch = _Told(Answer(status=status, headers={"content-type": "application/json"}, body=raw), [], body)
+    fetch = _Told(
+        FetchResponse(status=status, headers={"content-type": "application/json"}, body=raw), [], body
+    )
     results = [asyncio.run(_source(mode).collect(_pickup(0), fetch, now=NOW)) for mode in ("json", "sse")]
     assert results[0] == results[1]
     _judge(results[0])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EVENT_TYPES, AudioDraft, FileDraft
-from receiver.core.fetch import Answer, Downloaded, Failed, Stream
+from receiver.core.fetch import Downloaded, Failed, FetchResponse, Stream
 from receiver.providers import Collected, Gone, NotYet, Order, Result, deapi, deepdub, results
 from tests.support.collecting import NOW, pickup_of
 from tests.support.examples import examples
@@ -38,18 +38,18 @@ class Canned:
         self.status, self.body, self.headers = status, body, dict(headers)
         self.trusted: list[str] = []
 
-    async def ask(self, url: str, *, headers: Mapping[str, str]) -> Answer | Failed:
+    async def ask(self, url: str, *, headers: Mapping[str, str]) -> FetchResponse | Failed:
         self.trusted.append(url)
-        return Answer(status=self.status, headers=self.headers, body=self.body)
+        return FetchResponse(status=self.status, headers=self.headers, body=self.body)
 
     async def download(
         self, url: str, *, hosts: Sequence[str], limit: int, headers: Mapping[str, str] | None = None
-    ) -> Downloaded | Answer | Failed:
+    ) -> Downloaded | FetchResponse | Failed:
         if headers:
             self.trusted.append(url)
         if self.status == 200:
             return Downloaded(headers=self.headers, body=MemoryBody(self.body))
-        return Answer(status=self.status, headers=self.headers, body=self.body)
+        return FetchResponse(status=self.status, headers=self.headers, body=self.body)
 
     def stream(
         self, url: str, *, headers: Mapping[str, str], idle_seconds: float

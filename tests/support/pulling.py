@@ -9,7 +9,7 @@ from pathlib import Path
 
 from receiver.app.wiring import build
 from receiver.core.work import Pickup
-from receiver.demo.deapi import Deapi, Work
+from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
@@ -75,7 +75,7 @@ retry = {retry}
 
     def deapi_job(self, *statuses: str) -> str:
         """Return a new job of deAPI's that is told as `statuses`, one for each time it is asked about."""
-        return self.deapi.add(Work(statuses=statuses or ("done",), result=AUDIO))
+        return self.deapi.add(ApiJob(statuses=statuses or ("done",), result=AUDIO))
 
     def playht_job(self) -> str:
         """Return a new job of PlayHT's."""

@@ -14,7 +14,7 @@ from receiver.core.errors import PickupRefused
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Failed
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.demo.deapi import Deapi, Work
+from receiver.demo.deapi import ApiJob, Deapi
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Gone, NotYet, PullProvider, Result, deapi
 from tests.support.callbacks import DEAPI_SECRET, deapi_draft
@@ -144,7 +144,7 @@ class Trying:
             "delivery_id": "d1",
             "data": {
                 "job_request_id": job_id,
-                "job_type": self._provider.works[job_id].kind,
+                "job_type": self._provider.jobs[job_id].kind,
                 "status": "done",
                 "result_url": self._provider.link(self.url, job_id),
             }
@@ -253,7 +253,7 @@ async def test_a_job_that_was_handed_over_is_asked_for_and_its_bytes_decide(
 async def test_what_was_handed_over_may_be_any_kind_of_job(
     provider: Deapi, attempt: Trying, result: bytes, content_type: str | None, type_: str, part: str
 ) -> None:
-    job = provider.add(Work(kind="unknown", result=result, content_type=content_type))
+    job = provider.add(ApiJob(kind="unknown", result=result, content_type=content_type))
     home = await attempt(attempt.handed(job))
     draft = collected(home).draft
     assert draft.file is not None
@@ -263,7 +263,7 @@ async def test_what_was_handed_over_may_be_any_kind_of_job(
 
 
 async def test_a_transcript_is_told_and_stored(provider: Deapi, attempt: Trying) -> None:
-    job = provider.add(Work(kind="aud2txt", result=TEXT, content_type="text/plain"))
+    job = provider.add(ApiJob(kind="aud2txt", result=TEXT, content_type="text/plain"))
     draft = collected(await attempt(attempt.told(job))).draft
     assert draft.transcript is not None
     assert draft.file is not None
@@ -272,7 +272,7 @@ async def test_a_transcript_is_told_and_stored(provider: Deapi, attempt: Trying)
 
 
 async def test_a_transcript_inside_the_jobs_document_needs_no_link(provider: Deapi, attempt: Trying) -> None:
-    job = provider.add(Work(kind="aud2txt", text=TEXT.decode()))
+    job = provider.add(ApiJob(kind="aud2txt", text=TEXT.decode()))
     result = await attempt(attempt.handed(job, format={"product": "aud2txt"}))
     draft = collected(result).draft
     assert draft.transcript is not None
@@ -282,7 +282,7 @@ async def test_a_transcript_inside_the_jobs_document_needs_no_link(provider: Dea
 
 
 async def test_until_the_job_is_done_the_waits_grow_to_a_minute(provider: Deapi, attempt: Trying) -> None:
-    job = provider.add(Work(statuses=["pending", *["processing"] * 7, "done"]))
+    job = provider.add(ApiJob(statuses=["pending", *["processing"] * 7, "done"]))
     waits, said = [], []
     for attempts in range(8):
         result = await attempt(attempt.handed(job, attempts=attempts))
@@ -302,7 +302,7 @@ async def test_a_job_that_failed_is_told_in_the_providers_words(
     provider: Deapi, attempt: Trying, word: str
 ) -> None:
     """Its identity is that of the `job.failed` callback, so that the two are one event."""
-    job = provider.add(Work(statuses=[word]))
+    job = provider.add(ApiJob(statuses=[word]))
     home = collected(await attempt(attempt.handed(job, format={"product": "txt2audio"})))
     assert home.body is None
     assert home.draft.type == "speech.failed"
@@ -326,7 +326,7 @@ async def test_a_job_that_nobody_knows_is_gone_the_second_time(provider: Deapi, 
 
 async def test_a_job_that_a_callback_told_of_is_never_unknown(provider: Deapi, attempt: Trying) -> None:
     pickup = attempt.told(provider.add())
-    provider.works.clear()
+    provider.jobs.clear()
     failed = _failed(await attempt(replace(pickup, attempts=5)))
     assert (failed.kind, failed.status) == (OutcomeKind.REFUSED, 404)
 
@@ -375,14 +375,14 @@ async def test_an_image_in_place_of_audio_is_a_failure(
     provider: Deapi, attempt: Trying, tmp_path: Path
 ) -> None:
     """A large one, so that it lies on disk: nothing of it stays there."""
-    job = provider.add(Work(result=PNG + bytes(200_000)))
+    job = provider.add(ApiJob(result=PNG + bytes(200_000)))
     failed = _failed(await attempt(attempt.told(job)))
     assert failed.detail == "the result is an image (image/png), not audio"
     assert list((tmp_path / "spool").iterdir()) == []
 
 
 async def test_a_job_that_is_done_without_a_result_is_a_failure(provider: Deapi, attempt: Trying) -> None:
-    job = provider.add(Work(text=" "))
+    job = provider.add(ApiJob(text=" "))
     failed = _failed(await attempt(attempt.handed(job)))
     assert failed.detail == "deAPI says that the job is done, and tells no result"
 
@@ -396,16 +396,16 @@ async def test_a_host_that_is_not_listed_is_not_asked(provider: Deapi, attempt: 
 async def test_a_result_without_a_type_is_told_by_its_bytes_or_the_job(
     provider: Deapi, attempt: Trying
 ) -> None:
-    flac = provider.add(Work(result=(ROOT / "audio/speech.flac").read_bytes(), content_type=None))
+    flac = provider.add(ApiJob(result=(ROOT / "audio/speech.flac").read_bytes(), content_type=None))
     assert _audio(collected(await attempt(attempt.told(flac))).draft) == "audio/flac"
-    raw = provider.add(Work(result=(ROOT / "audio/speech.l16").read_bytes(), content_type=None))
+    raw = provider.add(ApiJob(result=(ROOT / "audio/speech.l16").read_bytes(), content_type=None))
     asked = {"encoding": "linear16", "sample_rate": 24000}
     pickup = replace(attempt.told(raw), format=asked)
     assert _audio(collected(await attempt(pickup)).draft) == "audio/l16;rate=24000"
 
 
 async def test_the_limit_of_transcripts_is_that_of_documents(provider: Deapi, attempt: Trying) -> None:
-    job = provider.add(Work(kind="aud2txt", result=TEXT * 10, content_type="text/plain"))
+    job = provider.add(ApiJob(kind="aud2txt", result=TEXT * 10, content_type="text/plain"))
     assert _failed(await attempt(attempt.told(job), max_json_bytes=100)).too_large
     audio = provider.add()
     assert collected(await attempt(attempt.told(audio), max_json_bytes=100)).draft.audio

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from receiver.core.errors import JournalUnavailable
-from receiver.core.fetch import Answer, Downloaded, Failed
+from receiver.core.fetch import Downloaded, Failed, FetchResponse
 from receiver.core.work import OutcomeKind
 from receiver.outbound.client import USER_AGENT
 from tests.support.fetching import LIMIT, NOW, Way, the_way
@@ -32,8 +32,8 @@ def failed(got: object, kind: OutcomeKind) -> Failed:
     return got
 
 
-def answered(got: object, status: int) -> Answer:
-    assert isinstance(got, Answer), got
+def answered(got: object, status: int) -> FetchResponse:
+    assert isinstance(got, FetchResponse), got
     assert got.status == status
     return got
 
@@ -148,7 +148,7 @@ async def test_a_key_with_a_line_break_is_not_sent_and_not_shown(the_way: Way) -
 # ---------------------------------------------------------------- download: whole
 
 
-async def get(way: Way, script: Script, *, limit: int = LIMIT) -> Downloaded | Answer | Failed:
+async def get(way: Way, script: Script, *, limit: int = LIMIT) -> Downloaded | FetchResponse | Failed:
     way.host.scripts["/r"] = script
     return await way.fetcher.download(way.url("/r"), hosts=["127.0.0.1"], limit=limit)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from receiver.core.errors import ConfigError
-from receiver.core.fetch import Answer, Downloaded, Failed
+from receiver.core.fetch import Downloaded, Failed, FetchResponse
 from receiver.core.work import OutcomeKind
 from receiver.outbound.client import AddrInfo
 from receiver.outbound.fetcher import Fetcher
@@ -83,7 +83,7 @@ async def test_a_redirect_without_a_place_is_an_answer(tmp_path: Path) -> None:
     async with ProviderHost() as host, Way.opened(host, str(tmp_path)) as way:
         host.scripts["/"] = reply(302, b"where?")
         got = await load(way, way.url(), "*")
-        assert isinstance(got, Answer)
+        assert isinstance(got, FetchResponse)
         assert (got.status, got.body) == (302, b"where?")
 
 
@@ -91,7 +91,7 @@ async def test_with_a_key_no_redirect_is_followed(tmp_path: Path) -> None:
     async with ProviderHost() as host, Way.opened(host, str(tmp_path)) as way:
         host.scripts |= {"/a": to("/b"), "/b": reply(200, b"audio")}
         got = await load(way, way.url("/a"), "*", headers={"x-api-key": "sk-secret"})
-        assert isinstance(got, Answer)
+        assert isinstance(got, FetchResponse)
         assert (got.status, got.headers["location"]) == (302, "/b")
         assert [one.headers.get("x-api-key") for one in host.requests] == ["sk-secret"]
 
@@ -307,7 +307,7 @@ async def test_a_sources_settings_make_its_fetcher(tmp_path: Path) -> None:
             assert fetcher.name == "deapi"
             await fetcher.open()
             got = await fetcher.ask(host.url("/", "app.test"), headers={})
-            assert isinstance(got, Answer if fits else Failed)
+            assert isinstance(got, FetchResponse if fits else Failed)
             host.scripts["/slow"] = _hang
             got = await fetcher.ask(host.url("/slow", "app.test"), headers={})
             assert isinstance(got, Failed)

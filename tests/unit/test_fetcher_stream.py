@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from receiver.core.fetch import Answer, Failed, ServerSentEvent
+from receiver.core.fetch import Failed, FetchResponse, ServerSentEvent
 from receiver.core.work import OutcomeKind
 from receiver.outbound.fetcher import Fetcher
 from tests.support.fetching import Way, the_way
@@ -20,13 +20,13 @@ TYPE = {"Content-Type": "text/event-stream"}
 Seen = list[ServerSentEvent | Failed]
 
 
-async def follow(way: Way, *, fetcher: Fetcher | None = None, idle: float = 5) -> tuple[Answer, Seen]:
+async def follow(way: Way, *, fetcher: Fetcher | None = None, idle: float = 5) -> tuple[FetchResponse, Seen]:
     asked = (fetcher or way.fetcher).stream(
         way.url("/jobs/1"), headers={"AUTHORIZATION": "k"}, idle_seconds=idle
     )
     async with asked as stream:
         assert not isinstance(stream, Failed), stream
-        return stream.answer, [event async for event in stream.events()]
+        return stream.response, [event async for event in stream.events()]
 
 
 def events(*pairs: tuple[str, str]) -> Seen:

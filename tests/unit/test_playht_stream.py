@@ -8,7 +8,7 @@ import pytest
 
 from receiver.core.event import Stage
 from receiver.core.work import OutcomeKind
-from receiver.demo.playht import API_KEY, COMPLETED, END, PING, SILENCE, STORY, Step, generating
+from receiver.demo.playht import API_KEY, COMPLETED, END, PING, SILENCE, WHOLE_STREAM, Step, generating
 from receiver.providers import Gone
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
@@ -17,7 +17,7 @@ from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
 async def test_a_job_is_followed_from_beginning_to_end(tmp_path: Path) -> None:
     """Progress in between is not told when the end comes first."""
     async with asking(tmp_path, "sse") as ask:
-        ask.job(STORY)
+        ask.job(WHOLE_STREAM)
         draft = collected(await ask()).draft
     assert draft.type == "speech.completed"
     assert draft.provider_data["duration"] == 1.5

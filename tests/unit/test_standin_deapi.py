@@ -15,8 +15,8 @@ from starlette.routing import Route
 from receiver.core.event import AudioDraft
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo import deapi
-from receiver.demo.deapi import Deapi, Work
-from receiver.demo.serving import Callback, Try, open_client, send_until_taken
+from receiver.demo.deapi import ApiJob, Deapi
+from receiver.demo.serving import Callback, CallbackAttempt, open_client, send_until_accepted
 from receiver.system.audio.facts import facts as audio_facts
 from tests.support.collecting import NOW, Place, placed
 
@@ -48,7 +48,7 @@ class Account:
         clock: Callable[[], int],
         waits: Sequence[float],
         sleep: Callable[[float], None],
-    ) -> Iterator[Try]:
+    ) -> Iterator[CallbackAttempt]:
         """Send one event until it is taken, signed afresh for every try; nothing once the webhooks are switched off.
 
         `clock` gives epoch milliseconds; `waits` are the seconds between the tries.
@@ -60,8 +60,8 @@ class Account:
         def signed() -> Callback:
             return job.callback(event, body, now=clock())
 
-        for tried in send_until_taken(client, signed, label=f"job.{event}", waits=waits, sleep=sleep):
-            self.failures = 0 if tried.taken else self.failures + 1
+        for tried in send_until_accepted(client, signed, label=f"job.{event}", waits=waits, sleep=sleep):
+            self.failures = 0 if tried.accepted else self.failures + 1
             self.switched_off = self.failures >= FAILURES_ALLOWED
             yield tried
             if self.switched_off:
@@ -89,7 +89,7 @@ class Sender:
         self.account, self.url, self._client = Account(), url, client
         self.now = NOW
 
-    def send(self, event: str = "completed", *, attempts: int = 10) -> list[Try]:
+    def send(self, event: str = "completed", *, attempts: int = 10) -> list[CallbackAttempt]:
         job = deapi.Job(f"{self.url}/hook", SECRET)
         return list(
             self.account.send(
@@ -196,7 +196,7 @@ def api(provider: Deapi, place: Place, http: httpx2.Client) -> Api:
 
 
 def test_a_job_goes_through_its_statuses_and_ends_with_a_link(provider: Deapi, api: Api) -> None:
-    job = provider.add(Work(statuses=["pending", "processing", "done"]))
+    job = provider.add(ApiJob(statuses=["pending", "processing", "done"]))
     told = [api.job(job) for _ in range(4)]
     assert [data["status"] for data in told] == ["pending", "processing", "done", "done"]
     assert [data["result_url"] is None for data in told] == [True, True, False, False]
@@ -205,7 +205,7 @@ def test_a_job_goes_through_its_statuses_and_ends_with_a_link(provider: Deapi, a
 
 
 def test_a_job_that_failed_says_why(provider: Deapi, api: Api) -> None:
-    job = provider.add(Work(statuses=["error"]))
+    job = provider.add(ApiJob(statuses=["error"]))
     data = api.job(job)
     assert (data["status"], data["error_code"], data["result_url"]) == ("error", "WORKER_TIMEOUT", None)
 

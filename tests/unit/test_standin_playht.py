@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from receiver.demo.playht import API_KEY, END, STORY, USER_ID, Playht, generating
+from receiver.demo.playht import API_KEY, END, USER_ID, WHOLE_STREAM, Playht, generating
 from receiver.demo.serving import served
 
 PROOF = {"AUTHORIZATION": f"Bearer {API_KEY}", "X-USER-ID": USER_ID}
@@ -94,7 +94,7 @@ def test_each_time_it_is_asked_for_the_stream_does_the_next_thing(
     service: tuple[Playht, httpx2.Client],
 ) -> None:
     standin, client = service
-    job = standin.add(streams=[(generating(0.5), END), STORY])
+    job = standin.add(streams=[(generating(0.5), END), WHOLE_STREAM])
     ask = {"accept": "text/event-stream"}
     ends = [_events(client.get(f"/api/v2/tts/{job.id}", headers=ask).text)[-1][0] for _ in range(3)]
     assert ends == ["generating", "completed", "completed"]
