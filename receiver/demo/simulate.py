@@ -161,15 +161,14 @@ def simulate_deepgram(
     target = run.callback_url(url, {"product": product} | job, ref=ref, wrong=wrong_credentials)
     if error or json_result or product != "speak":
         document = deepgram.failure() if error else run.document(product, json_result)
-        token = newest(run.source, "dg_token")
-        callback = deepgram.document(target, document, method=method, dg_token=token)
+        dg_token = newest(run.source, "dg_token")
+        callback = deepgram.document(target, document, method=method, dg_token=dg_token)
     else:
         audio, kind = _audio(file, content_type or deepgram.media_type(job))
         callback = deepgram.speech(target, audio, content_type=kind, method=method, chunked=chunked)
     label = "failure" if error else deepgram.PRODUCTS[product]
     waits = deepgram.waits(attempts=attempts or (1 if wrong_credentials else None), scale=time_scale)
-    sent = [(label, lambda: callback)] * (2 if duplicate else 1)
-    run.send(sent, waits, ca_file, refused=wrong_credentials)
+    run.send([(label, lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
 
 
 def simulate_deapi(
