@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError, Stage
-from receiver.core.fetch import Answer, Downloaded, Failed, Fetch
+from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.work import OutcomeKind, Pickup
 from receiver.providers import Collected, NotYet, Order, Result
 from receiver.providers.custom.language import Auth, CustomSettings, ResultSettings, Then
@@ -90,7 +90,7 @@ class Collecting:
     def _is_bytes(self, pickup: Pickup) -> bool:
         return self._reading.family_of(pickup) in ("speech", "media")
 
-    async def _ask(self, fetch: Fetch, url: str, result: Then) -> Answer | Failed:
+    async def _ask(self, fetch: Fetch, url: str, result: Then) -> FetchResponse | Failed:
         """GET a document, from the named hosts only."""
         found = await fetch.download(
             url,
@@ -100,13 +100,13 @@ class Collecting:
         )
         if isinstance(found, Downloaded):
             try:
-                return Answer(status=200, headers=found.headers, body=found.body.load())
+                return FetchResponse(status=200, headers=found.headers, body=found.body.load())
             finally:
                 found.body.discard()
         return found
 
     async def _read(
-        self, pickup: Pickup, fetch: Fetch, result: ResultSettings, answer: Answer, now: int
+        self, pickup: Pickup, fetch: Fetch, result: ResultSettings, answer: FetchResponse, now: int
     ) -> Result:
         """Read the answer to a question: not yet, failed, or the result or the way to it."""
         try:
@@ -147,7 +147,7 @@ class Collecting:
         found = await fetch.download(
             url, hosts=result.hosts, limit=self._settings.max_audio_bytes, headers=headers
         )
-        if isinstance(found, Answer):
+        if isinstance(found, FetchResponse):
             if (
                 isinstance(result, ResultSettings)
                 and result.from_ == "get"
@@ -168,7 +168,7 @@ class Collecting:
         draft = self._reading.holding(self._begun(pickup, {}, now), found.body, judged, family)
         return Collected(draft=draft, body=found.body)
 
-    def _refused(self, answer: Answer) -> Failed:
+    def _refused(self, answer: FetchResponse) -> Failed:
         detail = f"the provider answers {answer.status}"
         if answer.status in (401, 403):
             detail += f": check sources.{self._settings.name}.api_key"

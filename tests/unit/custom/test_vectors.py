@@ -16,7 +16,7 @@ import pytest
 from receiver.core.callback import Head, MemoryBody
 from receiver.core.errors import CallbackRejected, MalformedCallback
 from receiver.core.event import EventDraft
-from receiver.core.fetch import Answer, Failed, Fetch
+from receiver.core.fetch import Failed, Fetch, FetchResponse
 from receiver.providers.custom import CustomProvider
 from receiver.settings.model import SourceSettings
 from tests.support.golden import tokens
@@ -140,9 +140,9 @@ class Published(Fetch):
     def __init__(self, key: str) -> None:
         self.key = key
 
-    async def ask(self, url: str, *, headers: Any) -> Answer:
+    async def ask(self, url: str, *, headers: Any) -> FetchResponse:
         keys = [{"kty": "OKP", "crv": "Ed25519", "x": self.key, "kid": "1"}]
-        return Answer(status=200, headers={}, body=json.dumps({"keys": keys}).encode())
+        return FetchResponse(status=200, headers={}, body=json.dumps({"keys": keys}).encode())
 
     async def download(self, url: str, **_: Any) -> Failed:
         raise NotImplementedError
