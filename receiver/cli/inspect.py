@@ -158,9 +158,9 @@ def rejections(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List callbacks that were refused. The last 100 of each source are kept, without bodies."""
+    """List callbacks that were refused. The last 100 of each source and kind are kept, without bodies."""
     settings = load(ctx)
     found = ask(settings, lambda store: store.rejections(source, limit=limit))
     columns = {"from": "peer", "user agent": "user_agent"}
-    names = ("at", "source", "status", "reason", "method", *columns)
+    names = ("at", "source", "status", "kind", "reason", "method", *columns)
     print_list(names, found, columns, empty="no rejection is kept", as_json=as_json)

@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from receiver.core.errors import CallbackRejected
+from receiver.core.errors import CallbackRejected, RejectionKind
 
 PREFIX_BYTES = 4096
 """Bytes of a body's beginning that are at hand without loading it."""
@@ -111,7 +111,9 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
         if values is None:
             return None
         if len(values) > 1:
-            raise CallbackRejected(f"the header {name} came {len(values)} times; send it once")
+            raise CallbackRejected(
+                f"the header {name} came {len(values)} times; send it once", kind=RejectionKind.MALFORMED
+            )
         return values[0]
 
     def without_secrets(self, names: Collection[str]) -> Head:

@@ -30,6 +30,7 @@ ReceiverError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 from receiver.core.findings import Problem
 
@@ -67,14 +68,34 @@ class WrongMethod(SenderError):
     label = "wrong_method"
 
 
+class RejectionKind(StrEnum):
+    """What a callback that was refused lacks."""
+
+    MISSING = "missing"
+    """A proof is not there."""
+    MALFORMED = "malformed"
+    """A proof has not the form that the provider gives it."""
+    STALE = "stale"
+    """The time of a signature is too far from the clock."""
+    TOKEN = "token"  # noqa: S105
+    """The URL's token is not one of ours, of another source, or has expired."""
+    WRONG = "wrong"
+    """A proof is there, well formed and fresh, and fits no secret: what a provider sends whose secret was changed."""
+    UNKNOWN_SOURCE = "unknown_source"
+    """The path names no source."""
+
+
 class CallbackRejected(SenderError):
     """The callback was not proved."""
 
     status = 401
     label = "rejected"
 
-    def __init__(self, message: str | None = None, *, setting: str = "") -> None:
+    def __init__(
+        self, message: str | None = None, *, setting: str = "", kind: RejectionKind = RejectionKind.WRONG
+    ) -> None:
         super().__init__(message)
+        self.kind = kind
         self.setting = setting
         """The setting that an operator should look at, for example `sources.deapi.secrets`."""
 

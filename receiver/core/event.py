@@ -257,6 +257,8 @@ class Rejection(Struct, frozen=True, kw_only=True):
     source: str
     at: int
     status: int
+    kind: str
+    """One of `RejectionKind`."""
     reason: str
     method: str
     peer: str | None

@@ -12,7 +12,7 @@ from receiver.core.event import EventDraft
 
 _OF_A_JOB = frozenset(("token", "job_secret"))
 """Proofs that whoever was given one job's URL has; every other one is the account's."""
-_SCOPE = re.compile(r"token:[0-9a-f]{16}:")
+_SCOPE = re.compile(r"token:[0-9a-f]+:")
 _LONGEST = 200
 """Characters of an idempotency key."""
 

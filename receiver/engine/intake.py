@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,19 +23,19 @@ from receiver.core.errors import (
     KeysUnavailable,
     MalformedCallback,
     SenderError,
-    StoreUnavailable,
     Unavailable,
     UnknownCoding,
     UnknownSource,
     WrongMethod,
     reason_of,
 )
-from receiver.core.event import EventDraft, Recorded, RecordStatus, Rejection, Stage
+from receiver.core.event import EventDraft, Recorded, RecordStatus, Stage
 from receiver.core.fetch import Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
 from receiver.engine.overload import LoadShedder, Place
 from receiver.engine.recorder import Recorder
+from receiver.engine.rejections import Rejections
 from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
@@ -52,9 +52,6 @@ _BIG_PARKED = 4 * 1024 * 1024
 """Bytes from which a body that was not understood is kept from file to file, not through memory."""
 _HANDSHAKE_BYTES = 64 * 1024
 """Longest body of a handshake."""
-_ALERT_AFTER = 3
-"""Rejections in a row that are reported as an error: deAPI switches webhooks off after 10 failures."""
-_KEPT_REJECTIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +99,13 @@ class Intake:
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._providers = providers
         self._sources = sources
-        self._store = store
         self._recorder = recorder
         self._journal = journal
         self._bodies = bodies
         self._observer = observer
         self._fetchers = fetchers
         self._timing = timing
-        self._rejected_in_row: dict[str, int] = {}
-        self._rejections: deque[Rejection] = deque(maxlen=_KEPT_REJECTIONS * 10)
+        self.rejections = Rejections(store, observer)
         self._drain_error = ""
         """Why the last drain stopped, as it was reported."""
         self._loops: list[asyncio.Task[None]] = []
@@ -132,7 +127,7 @@ class Intake:
         await asyncio.gather(*self._loops, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timing.last_flush):
-                await self.flush_rejections()
+                await self.rejections.flush()
 
     async def _drain_forever(self) -> None:
         first, longest = self._timing.drain
@@ -153,7 +148,7 @@ class Intake:
         while True:
             await asyncio.sleep(self._timing.flush)
             try:
-                await self.flush_rejections()
+                await self.rejections.flush()
             except Exception as error:
                 self._observer.note("error", "rejections.flush_failed", error=type(error).__name__)
 
@@ -373,7 +368,7 @@ class Intake:
         report: CallbackReport,
     ) -> Answer:
         """Record a proved callback within `budget` seconds, or keep it in the journal. Raises `JournalUnavailable`."""
-        self._rejected_in_row.pop(report.source, None)
+        self.rejections.proved(report.source)
         report.event_type, report.job_id, report.ref = draft.type, draft.job_id, draft.ref
         report.proofs = ",".join(sorted(callback.proofs))
         report.reason = draft.parked or ""
@@ -444,23 +439,14 @@ class Intake:
                     self._observer.note("warning", "journal.drain_stopped", error=error.message)
             return 0
 
-    # ------------------------------------------------------------ rejections and reports
-
-    async def flush_rejections(self) -> None:
-        """Write the rejections since the last call; called about once a second, never on the road to an answer."""
-        if not self._rejections:
-            return
-        batch = list(self._rejections)
-        self._rejections.clear()
-        try:
-            await self._store.reject(batch, keep=_KEPT_REJECTIONS)
-        except StoreUnavailable:  # the newest are worth most when there is not room for all
-            self._rejections = deque([*batch, *self._rejections], maxlen=self._rejections.maxlen)
+    # ------------------------------------------------------------ refusals and bugs
 
     def _refuse(self, head: Head, error: SenderError, report: CallbackReport) -> Answer:
         report.answer, report.reason = error.label, error.message
-        if isinstance(error, CallbackRejected):
-            self._count_rejection(head, error, report)
+        if isinstance(error, CallbackRejected | UnknownSource):
+            self.rejections.add(head, error, report)
+        if isinstance(error, CallbackRejected) and error.setting not in error.message:
+            report.reason = f"{error.message} (look at {error.setting})"
         headers = {}
         if error.status == 401:
             headers["www-authenticate"] = 'Basic realm="receiver", charset="UTF-8"'
@@ -469,27 +455,6 @@ class Intake:
         if error.status == 415:
             headers["accept-encoding"] = KNOWN
         return Answer(error.status, {"status": error.label, "error": error.message}, headers)
-
-    def _count_rejection(self, head: Head, error: CallbackRejected, report: CallbackReport) -> None:
-        count = self._rejected_in_row.get(head.source, 0) + 1
-        self._rejected_in_row[head.source] = count
-        if error.setting and error.setting not in error.message:
-            report.reason = f"{error.message} (look at {error.setting})"
-        if count == _ALERT_AFTER:
-            fields = {"in_a_row": count, "look_at": error.setting or f"sources.{head.source}"}
-            self._observer.note("error", "source.rejecting", source=head.source, **fields)
-        self._rejections.append(
-            Rejection(
-                source=head.source,
-                at=head.received_at,
-                status=error.status,
-                reason=error.message,
-                method=head.method,
-                peer=head.peer,
-                content_type=report.content_type,
-                user_agent=(head.all("user-agent") or [""])[0][:200],
-            )
-        )
 
     def _bug(self, step: str, source: str, error: Exception) -> None:
         self._observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)

@@ -18,7 +18,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, Reply, TokenClaims, VerifiedCallback
-from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback, SettingsError, WrongSource
+from receiver.core.errors import (
+    CallbackRejected,
+    ConfigError,
+    MalformedCallback,
+    RejectionKind,
+    SettingsError,
+    WrongSource,
+)
 from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.findings import Code, Finding
@@ -258,6 +265,7 @@ class Adapter:
                 raise self._rejection(
                     "require_token",
                     "the callback URL carries no token: make one with `receiver callback-url`",
+                    RejectionKind.MISSING,
                 )
             return None
         claims = self._tokens.read(head.token)
@@ -265,18 +273,22 @@ class Adapter:
             raise CallbackRejected(
                 "the token in the callback URL is not one of ours, or was signed with a secret that is gone",
                 setting="tokens.secrets",
+                kind=RejectionKind.TOKEN,
             )
         if claims.source != self.source:
-            raise WrongSource(setting=self._where)
+            raise WrongSource(setting=self._where, kind=RejectionKind.TOKEN)
         if claims.expires_at is not None and head.received_at >= claims.expires_at:
             raise CallbackRejected(
-                "the token in the callback URL has expired: hand out URLs that last longer"
+                "the token in the callback URL has expired: hand out URLs that last longer",
+                kind=RejectionKind.TOKEN,
             )
         return claims
 
-    def _rejection(self, setting: str, message: str) -> CallbackRejected:
+    def _rejection(
+        self, setting: str, message: str, kind: RejectionKind = RejectionKind.WRONG
+    ) -> CallbackRejected:
         """Return the refusal that tells which of the source's settings to look at."""
-        return CallbackRejected(message, setting=f"{self._where}.{setting}")
+        return CallbackRejected(message, setting=f"{self._where}.{setting}", kind=kind)
 
     def _load(self, body: Body) -> tuple[Document, bytes]:
         """Return a JSON body, decoded and as bytes. Raises `MalformedCallback`."""

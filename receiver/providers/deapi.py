@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, VerifiedCallback
-from receiver.core.errors import MalformedCallback, PickupRefused
+from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
@@ -171,16 +171,27 @@ class DeapiProvider(Adapter):
         claims = self._claims(head, required=self._options.require_token)
         if stamp is None or signature is None:
             missing = "X-DeAPI-Timestamp" if stamp is None else "X-DeAPI-Signature"
-            raise self._rejection("secrets", f"the header {missing} is missing: deAPI signs every callback")
+            raise self._rejection(
+                "secrets",
+                f"the header {missing} is missing: deAPI signs every callback",
+                RejectionKind.MISSING,
+            )
         if not _STAMP.fullmatch(stamp):
-            raise self._rejection("secrets", "X-DeAPI-Timestamp is not a whole number of seconds")
+            raise self._rejection(
+                "secrets", "X-DeAPI-Timestamp is not a whole number of seconds", RejectionKind.MALFORMED
+            )
         if not _SIGNATURE.fullmatch(signature):
-            raise self._rejection("secrets", "X-DeAPI-Signature is not sha256= and 64 lower-case hex digits")
+            raise self._rejection(
+                "secrets",
+                "X-DeAPI-Signature is not sha256= and 64 lower-case hex digits",
+                RejectionKind.MALFORMED,
+            )
         self._check_fresh(int(stamp), head.received_at)
         if not self._account_secrets and not (claims and claims.job_secret):
             raise self._rejection(
                 "secrets",
                 f"no account secret is configured, and the URL names no job with one: set {self._where}.secrets",
+                RejectionKind.MISSING,
             )
         proofs = frozenset(("token",)) if claims else frozenset[str]()
         return Admission(head=head, claims=claims, proofs=proofs, body_limit=self._json_limit, held=False)
@@ -192,6 +203,7 @@ class DeapiProvider(Adapter):
                 "tolerance_seconds",
                 f"X-DeAPI-Timestamp is {away // 1000} s from this machine's clock, {tolerance} s are allowed: "
                 "check the clock, or the callback was replayed",
+                RejectionKind.STALE,
             )
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pydantic import SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
-from receiver.core.errors import MalformedCallback
+from receiver.core.errors import MalformedCallback, RejectionKind
 from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials, same_as_any
@@ -196,17 +196,23 @@ class DeepgramProvider(Adapter):
     def _check_basic(self, header: str | None) -> None:
         if header is None:
             raise self._rejection(
-                "basic", "no Authorization header came: write user:password@ into the callback URL"
+                "basic",
+                "no Authorization header came: write user:password@ into the callback URL",
+                RejectionKind.MISSING,
             )
         pair = basic_credentials(header)
         if pair is None:
-            raise self._rejection("basic", "the Authorization header is not Basic credentials")
+            raise self._rejection(
+                "basic", "the Authorization header is not Basic credentials", RejectionKind.MALFORMED
+            )
         if not same_as_any(pair, self._basic):
             raise self._rejection("basic", f"the Basic credentials fit no pair in {self._where}.basic")
 
     def _check_dg_token(self, header: str | None) -> bool:
         if header is None and self._options.require_dg_token:
-            raise self._rejection("dg_token", "no dg-token header came, and require_dg_token is set")
+            raise self._rejection(
+                "dg_token", "no dg-token header came, and require_dg_token is set", RejectionKind.MISSING
+            )
         if header is not None and not same_as_any(header, self._dg_tokens):
             raise self._rejection("dg_token", f"the dg-token header fits no value in {self._where}.dg_token")
         return header is not None
@@ -225,6 +231,7 @@ class DeepgramProvider(Adapter):
             raise self._rejection(
                 "callback_secrets",
                 "nothing in this callback proves who sent it: only a transcript can carry a callback secret",
+                RejectionKind.MISSING,
             )
         return super().verify(replace(admission, proofs=proofs), body)
 
@@ -244,6 +251,7 @@ class DeepgramProvider(Adapter):
             raise self._rejection(
                 "callback_secrets",
                 "the document has no metadata.extra.callback_secret, and require_callback_secret is set",
+                RejectionKind.MISSING,
             )
         return bool(secrets)
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.callback import Admission, Head, VerifiedCallback
-from receiver.core.errors import MalformedCallback, PickupRefused
+from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Failed, Fetch, FetchResponse, ServerSentEvent, Stream
 from receiver.core.findings import Code, Finding
@@ -188,6 +188,7 @@ class PlayhtProvider(Adapter):
             raise self._rejection(
                 self._key_setting,
                 "neither Authorization nor secret-key came: PlayHT sends the account's API key in one of them",
+                RejectionKind.MISSING,
             )
         return Admission(head=head, claims=claims, proofs=frozenset(proofs), body_limit=self._json_limit)
 

@@ -21,7 +21,7 @@ _FIELDS: Mapping[type[Struct], str] = {
     Event: "id type source provider job_id ref occurred_at recorded_at data",
     Delivery: "id state destination event_id event_type attempts round_start due_at created_at updated_at last_outcome",
     Attempt: "number started_at duration_ms outcome status detail answer",
-    Rejection: "at source status reason method peer content_type user_agent",
+    Rejection: "at source status kind reason method peer content_type user_agent",
     Pickup: (
         "id state source kind job_id ref event_id host format attempts failures due_at deadline_at created_at updated_at "
         "last_outcome last_detail"

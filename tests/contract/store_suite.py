@@ -113,12 +113,15 @@ async def end(store: Store, state: DeliveryState = DeliveryState.DEAD, *, now: i
     return held
 
 
-def rejection(source: str = "deepgram", at: int = T0, reason: str = "no proof") -> Rejection:
+def rejection(
+    source: str = "deepgram", at: int = T0, reason: str = "no proof", kind: str = "wrong"
+) -> Rejection:
     """A callback that was not proved."""
     return Rejection(
         source=source,
         at=at,
         status=401,
+        kind=kind,
         reason=reason,
         method="POST",
         peer=None,
@@ -552,6 +555,13 @@ class ReadSuite:
         assert await store.rejections("deapi", limit=10) == [rejection("deapi", at=T0 - 9)]
         assert len(await store.rejections("deepgram", limit=1)) == 1
         await store.reject([], keep=2)
+
+    async def test_rejections_of_one_kind_push_out_none_of_another(self, store: Store) -> None:
+        await store.reject([rejection(kind="wrong", reason="the provider's own")], keep=2)
+        await store.reject([rejection(at=T0 + n, kind="missing") for n in range(5)], keep=2)
+        kept = await store.rejections("deepgram", limit=9)
+        assert [one.kind for one in kept] == ["missing", "missing", "wrong"]
+        assert kept[-1].reason == "the provider's own"
 
     async def test_rejections_of_one_moment_keep_their_order(self, store: Store) -> None:
         await store.reject([rejection(reason=str(number)) for number in range(4)], keep=3)

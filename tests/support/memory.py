@@ -243,8 +243,8 @@ class MemoryStore(Store):
         await self.ping()
         self._rejections += [(one.at, next(self._arrivals), one) for one in rejections]
         self._rejections.sort(key=lambda row: row[:2], reverse=True)
-        for source in {one.source for one in rejections}:
-            dropped = [row for row in self._rejections if row[2].source == source][keep:]
+        for kind in {(one.source, one.kind) for one in rejections}:
+            dropped = [row for row in self._rejections if (row[2].source, row[2].kind) == kind][keep:]
             self._rejections = [row for row in self._rejections if row not in dropped]
 
     async def has_scope(self, source: str, scope: str) -> bool:

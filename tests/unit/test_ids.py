@@ -12,7 +12,7 @@ import os
 from receiver.core.event import Rejection, new_id
 from receiver.storage.store import events
 
-rejection = Rejection(source="s", at=7, status=401, reason="", method="POST", peer="", content_type="", user_agent="")
+rejection = Rejection(source="s", at=7, status=401, kind="wrong", reason="", method="POST", peer="", content_type="", user_agent="")
 made = {"event": lambda: new_id("evt", 7), "rejection": lambda: events.rejection_id(rejection)}["%s"]
 for _ in range(3):
     if os.fork() == 0:

@@ -153,7 +153,7 @@ async def test_an_outage_that_lasts_leaves_one_blob_and_no_other_name_of_it(open
 
 
 async def _rejections(up: Up, source: str | None = "made") -> list[Rejection]:
-    await up.receiver.intake.flush_rejections()
+    await up.receiver.intake.rejections.flush()
     return await up.receiver.store.rejections(source, limit=1000)
 
 
@@ -175,7 +175,8 @@ async def test_three_rejections_in_a_row_name_the_setting_to_look_at_once(opened
         assert alerts() == [], "a callback that was proved begins the count anew"
         for _ in range(5):
             await up.send()
-        assert alerts() == [{"source": "made", "in_a_row": 3, "look_at": "sources.made.secrets"}]
+        alarm = {"source": "made", "kind": "wrong", "in_a_row": 3, "look_at": "sources.made.secrets"}
+        assert alerts() == [alarm]
         assert up.seen.callbacks[-1].reason == "no (look at sources.made.secrets)"
 
 
@@ -194,12 +195,12 @@ async def test_a_rejection_is_kept_without_body_or_credentials(opened: Open) -> 
         assert "abc" not in repr(kept)
 
 
-async def test_the_last_hundred_rejections_of_a_source_are_kept(opened: Open) -> None:
+async def test_the_last_hundred_rejections_of_a_source_and_kind_are_kept(opened: Open) -> None:
     async with opened(Made(reject="x")) as up:
         for number in range(130):
             await up.send(b"", ("user-agent", str(number)))
             if number % 50 == 0:
-                await up.receiver.intake.flush_rejections()
+                await up.receiver.intake.rejections.flush()
         assert {kept.user_agent for kept in await _rejections(up)} == {
             str(number) for number in range(30, 130)
         }
@@ -211,8 +212,8 @@ async def test_rejections_wait_while_the_store_is_out_and_the_newest_win(opened:
         for number in range(1200):
             await up.send(b"", ("user-agent", str(number)))
             if number == 600:
-                await up.receiver.intake.flush_rejections()
-        await up.receiver.intake.flush_rejections()
+                await up.receiver.intake.rejections.flush()
+        await up.receiver.intake.rejections.flush()
         up.failing.clear()
         assert {kept.user_agent for kept in await _rejections(up)} == {
             str(number) for number in range(1100, 1200)

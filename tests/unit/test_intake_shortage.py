@@ -28,7 +28,7 @@ async def test_what_this_machine_lacks_for_a_moment_is_no_bug_and_no_rejection(
         assert (answer.status, answer.payload["status"]) == (503, "unavailable")
         assert [name for _, name, _ in up.seen.notes] == ["callback.not_kept"]
         assert await up.receiver.store.events(EventFilter()) == []
-        await up.receiver.intake.flush_rejections()
+        await up.receiver.intake.rejections.flush()
         assert await up.receiver.store.rejections("made", limit=9) == []
         assert (await up.send(b"x" * size)).payload["status"] == "recorded"
 

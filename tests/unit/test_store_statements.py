@@ -69,7 +69,7 @@ def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: 
         (
             *("queue", "now", "source", "idempotency_key", "second_key", "delivery_id", "keep"),
             *("id", "target", "draft", "job_id", "event_id", "first", "beyond", "pickup_id", "deadline_at"),
-            *("ref", "format", "state"),
+            *("ref", "format", "state", "kind"),
         ),
         1,
     )

@@ -196,10 +196,10 @@ _SEQUENCE = itertools.count()
 
 @each
 def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None:
-    """Keep rejections and trim each source to its newest."""
+    """Keep rejections and trim each kind of each source to its newest."""
     session.run_rows("insert_rejections", [(rejection_id(row), *astuple(row)) for row in rejections])
-    for source in {row.source for row in rejections}:
-        session.run("trim_rejections", {"source": source, "keep": keep})
+    for source, kind in {(row.source, row.kind) for row in rejections}:
+        session.run("trim_rejections", {"source": source, "kind": kind, "keep": keep})
 
 
 def rejection_id(row: Rejection) -> str:

@@ -342,18 +342,21 @@ LIMIT :limit
 
 -- name: insert_rejections
 -- Writes rejections.
-INSERT INTO rejections {insert: id, source, at, status, reason, method, peer, content_type, user_agent}
+INSERT INTO rejections {insert: id, source, at, status, kind, reason, method, peer, content_type, user_agent}
 
 -- name: trim_rejections
--- Removes all of a source's rejections but the newest.
+-- Removes all of a source's rejections of one kind but the newest.
 DELETE FROM rejections
 WHERE
     source = :source
-    AND id <= (SELECT id FROM rejections WHERE source = :source ORDER BY id DESC LIMIT 1 OFFSET :keep)
+    AND kind = :kind
+    AND id <= (
+        SELECT id FROM rejections WHERE source = :source AND kind = :kind ORDER BY id DESC LIMIT 1 OFFSET :keep
+    )
 
 -- name: list_rejections
 -- Rejections, newest first.
-SELECT source, at, status, reason, method, peer, content_type, user_agent
+SELECT source, at, status, kind, reason, method, peer, content_type, user_agent
 FROM rejections
 WHERE {conditions}
 ORDER BY id DESC

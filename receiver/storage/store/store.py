@@ -198,7 +198,7 @@ class Store:
     has_scope = _reads(event_rows.has_scope)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
-        """Keep these rejections, and only the newest `keep` of each source."""
+        """Keep these rejections, and only the newest `keep` of each kind and source."""
         await self.write(event_rows.reject, (tuple(rejections), keep))
 
     async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:

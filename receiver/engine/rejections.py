@@ -1,0 +1,106 @@
+"""Callbacks that were not proved: kept by kind for a person to look at, and an alarm when they come in a row.
+
+Kinds are apart from each other: whatever strangers send, the provider's own callbacks that a wrong secret refuses stay in the list and
+raise the alarm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from receiver.core.callback import Head
+from receiver.core.errors import CallbackRejected, RejectionKind, StoreUnavailable, UnknownSource
+from receiver.core.event import Rejection
+from receiver.core.observe import CallbackReport, Observers
+from receiver.storage.store.store import Store
+
+KEPT = 100
+"""Rejections of one kind that are kept of each source."""
+UNKNOWN = "unknown"
+"""The source of rejections whose path names none."""
+_ALERT_AFTER = 3
+"""Rejections in a row that are reported: deAPI switches webhooks off after 10 failures."""
+_ALERT_AGAIN_MS = 3_600_000
+_ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
+"""What a real provider sends whose secret or clock does not fit: reported as an error, other kinds as a warning."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Rejections of one kind since the source's last proved callback."""
+
+    count: int = 0
+    reported_at: int | None = None
+
+
+class Rejections:
+    """Counts, reports and keeps rejections, those of each source and kind apart."""
+
+    def __init__(self, store: Store, observer: Observers) -> None:
+        self._store = store
+        self._observer = observer
+        self._runs: dict[str, dict[RejectionKind, _Run]] = {}
+        self._unwritten: dict[tuple[str, RejectionKind], deque[Rejection]] = {}
+        self._writing = asyncio.Lock()
+
+    def proved(self, source: str) -> None:
+        """Begin the count anew: a callback of `source` was proved."""
+        self._runs.pop(source, None)
+
+    def add(self, head: Head, error: CallbackRejected | UnknownSource, report: CallbackReport) -> None:
+        """Count one rejection, report it if it is one of a row, and keep it until `flush`."""
+        source, kind, reason = head.source, RejectionKind.UNKNOWN_SOURCE, error.message
+        if isinstance(error, CallbackRejected):
+            kind = error.kind
+            self._count(source, error, head.received_at)
+        else:
+            source, reason = UNKNOWN, f"{reason} (the path named {_shown(head.source)})"
+        waiting = self._unwritten.setdefault((source, kind), deque(maxlen=KEPT))
+        waiting.append(
+            Rejection(
+                source=source,
+                at=head.received_at,
+                status=error.status,
+                kind=kind.value,
+                reason=reason,
+                method=head.method,
+                peer=head.peer,
+                content_type=report.content_type,
+                user_agent=(head.all("user-agent") or [""])[0][:200],
+            )
+        )
+
+    def _count(self, source: str, error: CallbackRejected, now: int) -> None:
+        run = self._runs.setdefault(source, {}).setdefault(error.kind, _Run())
+        run.count += 1
+        due = run.reported_at is None or now - run.reported_at >= _ALERT_AGAIN_MS
+        if run.count >= _ALERT_AFTER and due:
+            run.reported_at = now
+            self._observer.note(
+                "error" if error.kind in _ERRORS else "warning",
+                "source.rejecting",
+                source=source,
+                kind=error.kind.value,
+                in_a_row=run.count,
+                look_at=error.setting or f"sources.{source}",
+            )
+
+    async def flush(self) -> None:
+        """Write the rejections since the last call; called about once a second, never on the road to an answer."""
+        async with self._writing:
+            unwritten, self._unwritten = self._unwritten, {}
+            if not unwritten:
+                return
+            try:
+                await self._store.reject([one for kept in unwritten.values() for one in kept], keep=KEPT)
+            except StoreUnavailable:  # the newest are worth most when there is not room for all
+                for key, newer in self._unwritten.items():
+                    unwritten.setdefault(key, deque(maxlen=KEPT)).extend(newer)
+                self._unwritten = unwritten
+
+
+def _shown(name: str) -> str:
+    """Return what a path named instead of a source, unless it is too long to be a name: then it may be a token."""
+    return ascii(name) if len(name) <= 40 else f"{len(name)} characters"
