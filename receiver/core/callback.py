@@ -124,9 +124,9 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
         return replace(self, url="", query="&".join(fields))
 
     def content_type(self) -> str:
-        """Return the `Content-Type` as it came, cut at 200 characters; "" when absent."""
+        """Return the `Content-Type` as it came, "" when absent. Its parameters may be anything: see `kept_type`."""
         values = self._values.get("content-type")
-        return values[0][:200] if values else ""
+        return values[0] if values else ""
 
     def media_type(self) -> tuple[str, Mapping[str, str]]:
         """Return the lower-case media type without parameters ("" when absent) and its parameters, leniently."""

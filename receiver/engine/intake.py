@@ -34,7 +34,7 @@ from receiver.core.fetch import Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
 from receiver.engine.overload import LoadShedder, Place
-from receiver.engine.recorder import Recorder
+from receiver.engine.recorder import Recorder, kept_type
 from receiver.engine.rejections import Rejections
 from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
@@ -162,7 +162,7 @@ class Intake:
             return self.overloaded(head.source, head.method, reason)
         report = CallbackReport(
             method=head.method if head.method in METHODS else "other",
-            content_type=head.content_type(),
+            content_type=head.media_type()[0][:100],
             peer=head.peer,
         )
         try:
@@ -219,6 +219,7 @@ class Intake:
         if provider is None:
             raise UnknownSource
         report.source, report.provider = head.source, provider.provider
+        report.content_type = kept_type(provider.redact, head)
         if head.method not in METHODS:
             reply = await self._handshake(provider, head, receive)
             if reply is None:

@@ -7,13 +7,13 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from receiver.core import event_json
-from receiver.core.callback import Body, MemoryBody, VerifiedCallback
+from receiver.core.callback import Body, Head, MemoryBody, VerifiedCallback
 from receiver.core.event import (
     Answered,
     AudioDraft,
@@ -46,6 +46,7 @@ _AT_ONCE_SECONDS = 0.005
 """Audio in memory up to which it is read on the event loop what that says of itself, and how long this may take there."""
 _OVERLAP = 64 * 1024
 """Bytes carried from piece to piece while secrets are removed from a long body; more than any secret is long."""
+_TYPE_CHARS = 200
 _DAY = 24 * 3600 * 1000
 _LATE = _DAY // 2
 """An object is put under the name of its arrival's day for so long: with that day, at most 36 hours, and orphans go after 48."""
@@ -111,7 +112,7 @@ class Recorder:
             provider=provider.provider,
             received_at=head.received_at,
             method=head.method,
-            content_type=head.content_type(),
+            content_type=kept_type(provider.redact, head),
             proofs=",".join(sorted(callback.proofs)),
             body=callback.body,
             redact=provider.redact,
@@ -267,6 +268,20 @@ def _facts_at_once(body: Body, draft: AudioDraft) -> AudioFacts | None:
     began = time.monotonic()
     found = audio_facts(body.load(), draft, deadline_seconds=_AT_ONCE_SECONDS)
     return found if time.monotonic() - began < _AT_ONCE_SECONDS else None
+
+
+def kept_type(redact: Callable[[bytes], bytes], head: Head) -> str:
+    """Return a callback's `Content-Type` as it is kept and logged: secrets removed, cut at 200 characters."""
+    content_type = head.content_type()
+    return (_short_type if len(content_type) <= _TYPE_CHARS else _kept_type)(redact, content_type)
+
+
+def _kept_type(redact: Callable[[bytes], bytes], content_type: str) -> str:
+    return redact(content_type.encode("latin-1", "replace")).decode("latin-1")[:_TYPE_CHARS]
+
+
+_short_type = lru_cache(maxsize=256)(_kept_type)
+"""Senders have few types each, so hardly any is looked through."""
 
 
 def _pulled(provider: str, pickup: Pickup, body: Body | None, redact: Callable[[bytes], bytes]) -> _Origin:

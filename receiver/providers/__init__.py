@@ -252,7 +252,7 @@ class Adapter:
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the identity of a callback that could not be normalized: token and content hash."""
-        return content_key(callback)
+        return content_key(callback, lasting=False)
 
     def _claims(self, head: Head, *, required: bool) -> TokenClaims | None:
         """Return what the path's token says, None when there is none and none is required.

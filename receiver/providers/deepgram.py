@@ -41,7 +41,7 @@ from receiver.providers.documents import (
     table,
     text,
 )
-from receiver.providers.toolkit import SecretList, content_key, reveal
+from receiver.providers.toolkit import SecretList, content_key, reveal, ten_minutes
 from receiver.settings.model import Section, SourceSettings
 from receiver.system.audio.formats import MEDIA_TYPES, beginning
 
@@ -67,8 +67,6 @@ _ERROR_MESSAGE = ("err_msg", "message", "error", "description")
 _ERROR_CODE = ("err_code", "category", "code")
 _DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}
 """What Deepgram makes when an encoding was asked for without a rate."""
-_RETRY_MS = 10 * 60 * 1000
-"""Deepgram sends a callback again for five minutes: the same words in another ten are another job's, or another session's."""
 _ECHO = "callback_secret"
 _SECRET_VALUE = re.compile(rb'("callback_secret"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL)
 _ADD_BASIC = 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
@@ -121,8 +119,10 @@ class DeepgramProvider(Adapter):
         self._basic, self._dg_tokens = reveal(options.basic), reveal(options.dg_token)
         self._callback_secrets = reveal(options.callback_secrets)
         super().__init__(settings, options, tokens)
-        # The words of a transcript are its speaker's: of them, only what Deepgram echoes is taken out.
-        self._echo_redactor = Redactor(self._callback_secrets)
+        # The words of a transcript are its speaker's: of them, only what Deepgram echoes is taken out,
+        # and credentials in the forms that only a URL or a header gives them.
+        echoed = (*self._basic, *map(_base64, self._basic), *self._dg_tokens, *self._callback_secrets)
+        self._echo_redactor = Redactor(echoed)
 
     def _secrets(self) -> tuple[str, ...]:
         passwords = (pair.partition(":")[2] for pair in self._basic)
@@ -275,7 +275,7 @@ class DeepgramProvider(Adapter):
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
         head, (media_type, parameters) = callback.head, callback.head.media_type()
         shown = {name: self._shown_header(name, head.all(name)[0]) for name in KEPT_HEADERS if head.all(name)}
-        request_id = opaque_id(shown.get("dg-request-id"))
+        request_id = opaque_id(next(iter(head.all("dg-request-id")), None))
         return EventDraft(
             type="speech.completed",
             idempotency_key=join_key("speak", request_id, "audio") if request_id else content_key(callback),
@@ -461,11 +461,6 @@ class Payload:
         in_header = next(iter(self.callback.head.all("dg-request-id")), "")
         return self._metadata.get("request_id") or in_header or self.document.get("request_id")
 
-    @property
-    def _ten_minutes(self) -> str:
-        """The ten minutes in which the callback came; a repeat that falls into the next is taken for another one."""
-        return str(self.callback.head.received_at // _RETRY_MS)
-
     # ------------------------------------------------------------ results
 
     def _result(self, family: str, transcript: TranscriptDraft | None = None) -> EventDraft:
@@ -515,7 +510,7 @@ class Payload:
         claims, document = self.callback.claims, self.document
         session = (claims.token_id if claims else "", opaque_id(self._request_id) or "")
         if not any(session):
-            session = ("", self._ten_minutes)
+            session = ("", ten_minutes(self.callback))
         needed, others = _MESSAGE_IDENTITY[document["type"]]
         if any(document.get(name) is None for name in needed):
             return join_key("stream", *session, document["type"], self.callback.body.sha256)
@@ -536,8 +531,7 @@ class Payload:
         if opaque_id(request_id) is not None:
             key = join_key(_PRODUCTS[family], request_id, "error")
         else:
-            key = content_key(callback)
-            key = key if callback.claims else join_key(key, self._ten_minutes)
+            key = content_key(callback, lasting=False)
         return self._draft(f"{family}.failed", key, request_id, error=error)
 
     def _failed_family(self) -> str:

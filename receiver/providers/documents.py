@@ -117,12 +117,18 @@ def number(document: Mapping[str, Any], name: str) -> float | None:
 
 
 def opaque_id(value: Any) -> str | None:
-    """Return a provider's id as text: printable, at most `MAX_ID` characters; None when there is none."""
+    """Return a provider's id as text, None when there is none.
+
+    One that is longer than `MAX_ID` or does not print becomes a hash of it: cut or cleaned, two ids might be one.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value) if abs(value) < 10**30 else ""
     if not isinstance(value, str):
         return None
-    return printable(value.strip(), MAX_ID) or None
+    value = value.strip()
+    if len(value) <= MAX_ID and value.isprintable():
+        return value or None
+    return join_key("sha256", value) if printable(value, 1) else None
 
 
 def printable(value: str, limit: int) -> str:

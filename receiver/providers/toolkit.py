@@ -58,10 +58,23 @@ def revealed(secret: SecretStr | None) -> str:
     return secret.get_secret_value() if secret else ""
 
 
-def content_key(callback: VerifiedCallback) -> str:
-    """Return the idempotency key of a callback without an id of its own: the token, if any, and a hash of the body."""
+def content_key(callback: VerifiedCallback, *, lasting: bool = True) -> str:
+    """Return the idempotency key of a callback without an id of its own: the token, if any, and a hash of the body.
+
+    Unless it is `lasting`, the key of a callback without a token holds for ten minutes: the same words may be another job's.
+    """
     digest = callback.body.sha256
-    return f"token:{callback.claims.token_id}:{digest}" if callback.claims else f"sha256:{digest}"
+    if callback.claims:
+        return f"token:{callback.claims.token_id}:{digest}"
+    return f"sha256:{digest}" if lasting else f"sha256:{digest}:{ten_minutes(callback)}"
+
+
+def ten_minutes(callback: VerifiedCallback) -> str:
+    """Return the ten minutes in which a callback came; a repeat that falls into the next is taken for another one.
+
+    Providers send a callback again within five (https://developers.deepgram.com/docs/callback).
+    """
+    return str(callback.head.received_at // (10 * 60 * 1000))
 
 
 def origin(url: str) -> str:

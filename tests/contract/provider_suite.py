@@ -142,7 +142,7 @@ def check_keeps_secrets(case: Case) -> None:
     """No configured secret, and no token, is in what is kept or said of the callback."""
     provider = make(case)
     values = [value for name, value in case.settings.items() if name not in ("provider", "recipe")]
-    secrets = [text for value in values for text in _texts(value) if len(text) >= 8]
+    secrets = [text for value in values for text in texts(value) if len(text) >= 8]
     secrets += [case.request.token] if case.request.token else []
     try:
         draft = provider.normalize(prove(provider, case.request, case.received_at))
@@ -153,7 +153,7 @@ def check_keeps_secrets(case: Case) -> None:
     assert not [secret for secret in secrets if secret in told]
 
 
-def _texts(value: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    return [text for item in value for text in _texts(item)] if isinstance(value, list) else []
+    return [text for item in value for text in texts(item)] if isinstance(value, list) else []

@@ -12,7 +12,7 @@ from receiver.core.callback import Head, MemoryBody
 from receiver.core.errors import CallbackRejected, ConfigError, MalformedCallback
 from receiver.providers import deepgram
 from receiver.settings.model import MIB
-from tests.support.callbacks import NOW, PAIR, deepgram_draft, deepgram_head, deepgram_source, prove
+from tests.support.callbacks import BASIC, NOW, PAIR, deepgram_draft, deepgram_head, deepgram_source, prove
 from tests.support.golden import ROOT, source_settings, tokens
 
 MULAW = (ROOT / "audio" / "speech.mulaw").read_bytes()
@@ -234,12 +234,6 @@ def test_a_request_id_that_came_twice_counts_once() -> None:
     assert (draft.job_id, draft.idempotency_key) == ("r1", "speak:r1:audio")
 
 
-def test_a_long_request_id_is_cut_and_its_key_hashed() -> None:
-    drafts = [deepgram_draft(MP3, "audio/mpeg", ("dg-request-id", "r" * 300 + tail)) for tail in "ab"]
-    assert [len(draft.job_id or "") for draft in drafts] == [200, 200]
-    assert max(len(draft.idempotency_key) for draft in drafts) <= 200
-
-
 # ---------------------------------------------------------------- what is kept
 
 
@@ -322,3 +316,21 @@ def test_a_password_that_was_spoken_stays_in_the_transcript() -> None:
     assert draft.transcript
     assert draft.transcript.text == "correct-horse"
     assert draft.document == body
+
+
+@pytest.mark.parametrize(("first", "second"), [("x" * 600 + "a", "x" * 600 + "b"), ("job\x7f", "job")])
+def test_two_request_ids_never_become_one_job(first: str, second: str) -> None:
+    drafts = [deepgram_draft(MP3, "audio/mpeg", ("dg-request-id", value)) for value in (first, second)]
+    assert drafts[0].idempotency_key != drafts[1].idempotency_key
+    assert drafts[0].job_id != drafts[1].job_id
+    assert all(len(draft.idempotency_key) <= 200 for draft in drafts)
+
+
+@pytest.mark.parametrize("written", ["https://caller:correct%2Dhorse@h.example/x", BASIC[1]])
+def test_a_callback_url_or_authorization_that_a_transcript_echoes_is_taken_out(written: str) -> None:
+    body = json.dumps({"results": {"channels": [{"alternatives": [{"transcript": f"see {written}"}]}]}})
+    draft = deepgram_draft(body.encode(), "application/json")
+    assert draft.transcript
+    kept = f"{draft.transcript.text} {draft.document!r} {draft.provider_data}"
+    assert "horse" not in kept
+    assert BASIC[1].partition(" ")[2] not in kept
