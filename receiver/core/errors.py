@@ -91,11 +91,14 @@ class CallbackRejected(SenderError):
     status = 401
     label = "rejected"
 
+    kind = RejectionKind.WRONG
+
     def __init__(
-        self, message: str | None = None, *, setting: str = "", kind: RejectionKind = RejectionKind.WRONG
+        self, message: str | None = None, *, setting: str = "", kind: RejectionKind | None = None
     ) -> None:
         super().__init__(message)
-        self.kind = kind
+        if kind is not None:
+            self.kind = kind
         self.setting = setting
         """The setting that an operator should look at, for example `sources.deapi.secrets`."""
 
@@ -103,12 +106,15 @@ class CallbackRejected(SenderError):
 class ProofMissing(CallbackRejected):
     """What would prove the callback is not in the request."""
 
+    kind = RejectionKind.MISSING
+
 
 class WrongSource(CallbackRejected):
     """The callback token is valid, but it was issued for another source."""
 
     status = 403
     label = "wrong_source"
+    kind = RejectionKind.TOKEN
 
 
 class BodyTooLarge(SenderError):

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from receiver.core.callback import TokenClaims, VerifiedCallback
 from receiver.core.event import EventDraft
 
-_OF_A_JOB = frozenset(("token", "job_secret"))
-"""Proofs that whoever was given one job's URL has; every other one is the account's."""
+_OF_A_JOB = frozenset(("token", "job_secret", "digest"))
+"""What whoever was given one job's URL can show (a digest anybody can); every other proof is the account's."""
 _SCOPE = re.compile(r"token:[0-9a-f]+:")
 _LONGEST = 200
 """Characters of an idempotency key."""

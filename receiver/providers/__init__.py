@@ -276,7 +276,7 @@ class Adapter:
                 kind=RejectionKind.TOKEN,
             )
         if claims.source != self.source:
-            raise WrongSource(setting=self._where, kind=RejectionKind.TOKEN)
+            raise WrongSource(setting=self._where)
         if claims.expires_at is not None and head.received_at >= claims.expires_at:
             raise CallbackRejected(
                 "the token in the callback URL has expired: hand out URLs that last longer",

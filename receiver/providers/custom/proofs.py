@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from receiver.core.errors import CallbackRejected, ProofMissing
+from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
 from receiver.core.proofs import basic_credentials, same_as_any
 from receiver.providers.custom.request import (
     At,
@@ -112,9 +112,9 @@ class Trust:
         """The setting that an operator looks at when a proof fails."""
         return f"sources.{self.source}.secrets"
 
-    def refusal(self, message: str) -> CallbackRejected:
+    def refusal(self, message: str, kind: RejectionKind = RejectionKind.WRONG) -> CallbackRejected:
         """Return the error that refuses a callback."""
-        return CallbackRejected(message, setting=self.setting)
+        return CallbackRejected(message, setting=self.setting, kind=kind)
 
 
 class TokenProof(Proof):
@@ -127,7 +127,10 @@ class TokenProof(Proof):
     def check(self, request: Request, trust: Trust) -> None:
         """Refuse a URL without a token; what the token says is checked for every callback that has one."""
         if not request.head.token:
-            raise trust.refusal("the callback URL carries no token: make one with `receiver callback-url`")
+            raise trust.refusal(
+                "the callback URL carries no token: make one with `receiver callback-url`",
+                RejectionKind.MISSING,
+            )
 
 
 class BasicProof(Proof):
@@ -418,7 +421,7 @@ class SignedProof(Proof, ABC):
                 f"{places[0]} is missing: the provider signs every callback", setting=trust.setting
             )
         if not given.startswith(self.prefix):
-            raise trust.refusal(f"{places[0]} does not begin with {self.prefix}")
+            raise trust.refusal(f"{places[0]} does not begin with {self.prefix}", RejectionKind.MALFORMED)
         entries, elements = [given[len(self.prefix) :]], dict[str, list[str]]()
         if self.split is not None:
             entries = [entry.strip() for entry in entries[0].split(self.split)]
@@ -432,7 +435,9 @@ class SignedProof(Proof, ABC):
             for raw in decoded(entry, self.encoding, any_case=self.any_case)
         ]
         if not found:
-            raise trust.refusal(f"{places[0]} holds no signature in {' or '.join(self.encoding)}")
+            raise trust.refusal(
+                f"{places[0]} holds no signature in {' or '.join(self.encoding)}", RejectionKind.MALFORMED
+            )
         return found, elements
 
     def _stamp(self, request: Request, elements: Mapping[str, list[str]], trust: Trust) -> str | None:
@@ -447,7 +452,7 @@ class SignedProof(Proof, ABC):
             )
         moment = wanted.read(text)
         if moment is None:
-            raise trust.refusal(f"{wanted.from_} is no time in {wanted.unit}")
+            raise trust.refusal(f"{wanted.from_} is no time in {wanted.unit}", RejectionKind.MALFORMED)
         age = request.head.received_at / 1000 - moment
         if not -wanted.ahead <= age <= wanted.tolerance:
             side, allowed = ("old", wanted.tolerance) if age > 0 else ("ahead", wanted.ahead)
@@ -455,6 +460,7 @@ class SignedProof(Proof, ABC):
                 f"{wanted.from_} is {abs(age):.0f} s {side}, {allowed:g} s are allowed: check this machine's clock, "
                 "or the callback was replayed",
                 setting=trust.setting,
+                kind=RejectionKind.STALE,
             )
         return text
 
@@ -660,7 +666,9 @@ class JwtProof(Proof):
                 f"header:{self.header} is missing: a token is expected there", setting=trust.setting
             )
         if not value.startswith(self.prefix):
-            raise trust.refusal(f"header:{self.header} does not begin with {self.prefix}")
+            raise trust.refusal(
+                f"header:{self.header} does not begin with {self.prefix}", RejectionKind.MALFORMED
+            )
         now = request.head.received_at
         keys = trust.keys[self.jwks] if self.jwks is not None else trust.secrets
         claims = token_claims(value[len(self.prefix) :], keys, self.algorithms, now=now, leeway=self.leeway)
