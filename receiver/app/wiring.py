@@ -36,11 +36,11 @@ from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
 from receiver.settings.load import (
     blob_folder,
     journal_folder,
+    made_token_secrets,
     on_s3,
     postgres_url,
     public_base,
     sqlite_path,
-    token_secrets,
 )
 from receiver.settings.model import Settings
 from receiver.storage.blobs import Blobs
@@ -155,7 +155,7 @@ def build(
     if observers is None:
         observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
     observer = Observers([metrics, *observers])
-    secrets_ = token_secrets(settings)
+    secrets_ = made_token_secrets(settings)
     tokens, links = CallbackTokens(secrets_), ObjectLinks(secrets_)
     folder = journal_folder(settings)
     bodies = BodyBuffer(str(Path(folder, "spool")))

@@ -15,10 +15,10 @@ from receiver.cli.options import (
     Yes,
     confirm,
     existing_journal,
+    given,
     load,
     opened_blobs,
     opened_store,
-    option,
     tokens_of,
 )
 from receiver.cli.output import counted, print_fields, print_json, warn
@@ -33,15 +33,13 @@ if TYPE_CHECKING:
 
 def erase(
     ctx: typer.Context,
-    ref: Annotated[str | None, option("--ref", help="Everything with this ref.")] = None,
-    job: Annotated[str | None, option("--job", help="Everything of this job (the provider's id).")] = None,
-    event: Annotated[str | None, option("--event", help="One event (evt_…).")] = None,
-    source: Annotated[str | None, option("--source", help="With --job: only of this source.")] = None,
+    ref: Annotated[str | None, given("--ref", help="Everything with this ref.")] = None,
+    job: Annotated[str | None, given("--job", help="Everything of this job (the provider's id).")] = None,
+    event: Annotated[str | None, given("--event", help="One event (evt_…).")] = None,
+    source: Annotated[str | None, given("--source", help="With --job: only of this source.")] = None,
     no_journal: Annotated[
         bool,
-        option(
-            "--no-journal", help="Leave this machine's journal out: it has none, or it is done elsewhere."
-        ),
+        given("--no-journal", help="Leave this machine's journal out: it has none, or it is done elsewhere."),
     ] = False,
     yes: Yes = False,
     as_json: AsJson = False,

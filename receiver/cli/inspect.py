@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import AsJson, Limit, Since, ask, load, opened_blobs, opened_store, option, since
+from receiver.cli.options import (
+    AsJson,
+    Limit,
+    Since,
+    ask,
+    load_to_look,
+    opened_blobs,
+    opened_store,
+    option,
+    since,
+)
 from receiver.cli.output import print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import TIME_CHARS, Event
@@ -45,7 +55,7 @@ def events(
     """List events, or show one."""
     from receiver.core.event import EventFilter
 
-    settings = load(ctx)
+    settings = load_to_look(ctx)
     if body:
         if event_id is None:
             raise UsageError("--body goes with the id of one event")
@@ -123,7 +133,7 @@ def deliveries(
     """List deliveries, or show one. One delivery comes with its attempts."""
     from receiver.core.work import DeliveryFilter
 
-    settings = load(ctx)
+    settings = load_to_look(ctx)
     if delivery_id is not None:
         asyncio.run(_show_delivery(settings, delivery_id, as_json))
         return
@@ -159,7 +169,7 @@ def rejections(
     as_json: AsJson = False,
 ) -> None:
     """List callbacks that were refused. The last 100 of each source and kind are kept, without bodies."""
-    settings = load(ctx)
+    settings = load_to_look(ctx)
     found = ask(settings, lambda store: store.rejections(source, limit=limit))
     columns = {"from": "peer", "user agent": "user_agent"}
     names = ("at", "source", "status", "kind", "reason", "method", *columns)

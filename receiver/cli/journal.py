@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import AsJson, existing_journal, load, option
+from receiver.cli.options import AsJson, existing_journal, load, load_to_look, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import JournalUnavailable, NotFound, Unavailable
@@ -54,7 +54,7 @@ def list_(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
     """List the callbacks that wait in this machine's journal, oldest first. Changes nothing, and needs no store."""
     from receiver.storage.journal import look
 
-    _, folder = _chosen(ctx, folder)
+    _, folder = _chosen(load_to_look(ctx), folder)
     _readable(folder)
     now = wall_clock()
     shown = [
@@ -81,9 +81,8 @@ def list_(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
     )
 
 
-def _chosen(ctx: typer.Context, folder: str | None) -> tuple[Settings, str]:
+def _chosen(settings: Settings, folder: str | None) -> tuple[Settings, str]:
     """Return the settings, and the whole path of the journal that they or `folder` name. Raises `NotFound`."""
-    settings = load(ctx)
     if folder is not None:
         path = _named(folder)
         journal = settings.journal.model_copy(update={"path": path})
@@ -154,7 +153,7 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
     `serve` does so by itself: this is for a machine on which it does not run, or, with --folder, for the journal of one that
     does not come back. Both may do it at once.
     """
-    settings, folder = _chosen(ctx, folder)
+    settings, folder = _chosen(load(ctx), folder)
     _readable(folder)
     _removable(folder)
     done = asyncio.run(_drain(settings, folder))
@@ -172,7 +171,9 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
 
 async def _drain(settings: Settings, folder: str) -> _Drained:
     from receiver.app.wiring import build
+    from receiver.settings.load import token_secrets
 
+    token_secrets(settings)  # one that is made here would prove nothing
     receiver = build(settings, observers=[])
     try:
         await receiver.store.prepare()

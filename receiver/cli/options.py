@@ -33,10 +33,15 @@ def option(*names: str, help: str, env: str | None = None, **more: Any) -> Any:
     return typer.Option(*names, help=help, envvar=envvar, show_envvar=True, **more)
 
 
+def given(*names: str, help: str, **more: Any) -> Any:
+    """Return a typer option that only the command line gives: what is erased or sent again must stand in the command."""
+    return typer.Option(*names, help=help, **more)
+
+
 AsJson = Annotated[bool, option("--json", help="Print JSON.")]
 Ref = Annotated[str | None, option("--ref", help="Your own id for the job; comes back in the event.")]
 SourceName = Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")]
-Yes = Annotated[bool, option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, given("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
 Since = Annotated[str | None, option("--since", help="Only since then: 2h (ago), or 2026-11-21T10:00Z.")]
 
@@ -88,6 +93,19 @@ def load(ctx: typer.Context) -> Settings:
     from receiver.settings.load import load_settings
 
     return load_settings(ctx.obj)
+
+
+def load_to_look(ctx: typer.Context) -> Settings:
+    """Return the settings for a command that only looks: no source or destination has to be whole. Raises `ConfigError`."""
+    from receiver.core.errors import SettingsError
+    from receiver.settings.load import look
+
+    loaded = look(ctx.obj, os.environ)
+    aside = ("sources.", "destinations.", "RECEIVER__SOURCES__", "RECEIVER__DESTINATIONS__")
+    problems = [problem for problem in loaded.problems if not problem.where.startswith(aside)]
+    if problems or loaded.settings is None:
+        raise SettingsError(problems or loaded.problems)
+    return loaded.settings
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from msgspec.structs import replace as changed
 
-from receiver.cli.options import AsJson, Since, Yes, confirm, load, opened_store, option, since
+from receiver.cli.options import AsJson, Yes, confirm, given, load, opened_store, since
 from receiver.cli.output import counted, print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
@@ -50,21 +50,23 @@ def replay(
         typer.Argument(help="Deliveries (dlv_…) or events (evt_…: to all their destinations)."),
     ] = None,
     to: Annotated[
-        str | None, option("--to", help="To this destination; without ids: the events that it never got.")
+        str | None, given("--to", help="To this destination; without ids: the events that it never got.")
     ] = None,
-    dead: Annotated[bool, option("--dead", help="Dead letters only.")] = False,
+    dead: Annotated[bool, given("--dead", help="Dead letters only.")] = False,
     destination: Annotated[
-        str | None, option("--destination", help="Only deliveries to this destination.")
+        str | None, given("--destination", help="Only deliveries to this destination.")
     ] = None,
-    source: Annotated[str | None, option("--source", help="Only events of this source.")] = None,
+    source: Annotated[str | None, given("--source", help="Only events of this source.")] = None,
     type_: Annotated[
-        str | None, option("--type", help="Only events of this type, as speech.completed.")
+        str | None, given("--type", help="Only events of this type, as speech.completed.")
     ] = None,
-    since_: Since = None,
+    since_: Annotated[
+        str | None, given("--since", help="Only since then: 2h (ago), or 2026-11-21T10:00Z.")
+    ] = None,
     until: Annotated[
-        str | None, option("--until", help="Only before then: 2h (ago), or 2026-11-21T10:00Z.")
+        str | None, given("--until", help="Only before then: 2h (ago), or 2026-11-21T10:00Z.")
     ] = None,
-    dry_run: Annotated[bool, option("--dry-run", help="Count, and replay nothing.")] = False,
+    dry_run: Annotated[bool, given("--dry-run", help="Count, and replay nothing.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:

@@ -17,6 +17,7 @@ from receiver.cli.options import (
     ask,
     job_format,
     load,
+    load_to_look,
     made_store,
     opened_store,
     option,
@@ -256,7 +257,7 @@ def pickups(
     from receiver.core.work import PickupFilter
     from receiver.engine.requests import source_named
 
-    settings = load(ctx)
+    settings = load_to_look(ctx)
     if pickup_id is not None:
         asyncio.run(_show(settings, pickup_id, as_json))
         return

@@ -59,7 +59,12 @@ def work(
     ready_file: ReadyFile = None,
 ) -> None:
     """Poll results and relay events only. Runs until it is stopped."""
+    from receiver.settings.load import token_secrets
+
     settings = _checked(ctx, host, port)
+    token_secrets(
+        settings
+    )  # one that is made here would sign links that `serve` on another machine does not take
     _run(settings, intake=False, work=True, listen=port is not None, ready_file=ready_file)
 
 

@@ -49,14 +49,14 @@ def load_settings(path: str | None, environ: Mapping[str, str] | None = None) ->
 def look(path: str | None, environ: Mapping[str, str]) -> Loaded:
     """Read the settings file as `load_settings` does, and return what is wrong with it as well."""
     named = path or environ.get("RECEIVER_CONFIG")
-    text = None
-    if named or Path("receiver.toml").exists():
+    text, file = None, Path(named or "receiver.toml")
+    if named or file.exists():
         try:
-            text = Path(named or "receiver.toml").read_text("utf-8")
+            text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             return Loaded(problems=[Problem("", f"{named or 'receiver.toml'} cannot be read: {reason}")])
-    return _read(text, environ, lambda name: Path(name).read_text("utf-8"))
+    return _read(text, environ, lambda name: (file.parent / name).read_text("utf-8"), file.parent)
 
 
 def parse(text: str | None, environ: Mapping[str, str], read: Reader) -> Settings:
@@ -81,7 +81,7 @@ def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
     return str(environ.get(f"{_PREFIX}SERVER__LOG") or written or "auto")
 
 
-def _read(text: str | None, environ: Mapping[str, str], read: Reader) -> Loaded:
+def _read(text: str | None, environ: Mapping[str, str], read: Reader, folder: Path = Path()) -> Loaded:
     try:
         raw: dict[str, Any] = tomllib.loads(text) if text is not None else {}
         written = tomllib.loads(text or "")
@@ -95,12 +95,30 @@ def _read(text: str | None, environ: Mapping[str, str], read: Reader) -> Loaded:
     loaded = Loaded()
     resolved = _resolve(raw, "", _Outside(environ, read, loaded))
     _name_sections(resolved, loaded.problems)
+    _anchor(resolved, folder)
     found = _validate(resolved, loaded)
     unread = {problem.where for problem in loaded.problems}
     loaded.problems += [problem for problem in found if problem.where not in unread]
     blame = _Blame(environ, written, resolved)
     loaded.problems = [blame.of(problem) for problem in loaded.problems]
     return loaded
+
+
+def _anchor(raw: dict[str, Any], folder: Path) -> None:
+    """Have relative paths begin at the folder of the settings file, whichever folder the command runs in."""
+    raw.setdefault("data", Settings.model_fields["data"].default)
+    named = [table for section in ("sources", "destinations") for table in raw.get(section, {}).values()]
+    places = [(raw, "data"), (raw.get("journal"), "path")]
+    places += [(table, "ca_file") for table in (raw.get("blobs"), *named)]
+    for table, key in places:
+        if isinstance(table, dict) and isinstance(path := table.get(key), str) and path:
+            table[key] = str(folder / path)
+    store = raw.get("store")
+    if isinstance(store, dict) and (found := _RELATIVE.fullmatch(str(store.get("url")))):
+        store["url"] = f"sqlite:///{folder / found[1]}"
+
+
+_RELATIVE = re.compile("sqlite:///([^/:].*)")
 
 
 def _validate(resolved: dict[str, Any], loaded: Loaded) -> list[Problem]:
@@ -338,12 +356,25 @@ def own_settings(model: type[T], section: SourceSettings | DestinationSettings) 
 
 
 def token_secrets(settings: Settings) -> list[str]:
-    """Return the secrets of callback tokens and links, oldest first; made and kept in the data folder if none is set.
-
-    Raises `ConfigError` when they cannot be kept.
-    """
+    """Return the secrets of callback tokens and links, oldest first. Raises `ConfigError` when there is none."""
     if settings.tokens.secrets:
         return [secret.get_secret_value() for secret in settings.tokens.secrets]
+    path = Path(settings.data, "token-secret")
+    try:
+        return [path.read_text("ascii").strip()]
+    except FileNotFoundError:
+        message = (
+            f"there is no token secret at {path}: `receiver serve` makes it there; or set tokens.secrets"
+        )
+        raise ConfigError(message) from None
+    except OSError as error:
+        raise ConfigError(f"the token secret at {path} cannot be read: {error.strerror}") from None
+
+
+def made_token_secrets(settings: Settings) -> list[str]:
+    """Return the same; where none is set, one is made and kept in the data folder. Raises `ConfigError` when it cannot be."""
+    if settings.tokens.secrets:
+        return token_secrets(settings)
     path = Path(settings.data, "token-secret")
     try:
         make_folder(path.parent)

@@ -15,11 +15,11 @@ from receiver.providers.deepgram import DeepgramSettings
 from receiver.settings.load import (
     blob_folder,
     load_settings,
+    made_token_secrets,
     own_settings,
     parse,
     public_base,
     sqlite_path,
-    token_secrets,
 )
 from receiver.settings.model import MIB, Settings
 from tests.support.golden import tokens
@@ -367,8 +367,8 @@ def test_the_file_is_the_named_one_or_receiver_toml_if_it_is_there(
 
 def test_the_token_secret_is_made_once_and_kept_private(tmp_path: Path) -> None:
     settings = _parse(f"data = '{tmp_path}/a/b'")
-    first = token_secrets(settings)
-    assert token_secrets(settings) == first
+    first = made_token_secrets(settings)
+    assert made_token_secrets(settings) == first
     assert len(first[0]) == 64
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["token-secret"]
     assert (tmp_path / "a" / "b" / "token-secret").stat().st_mode & 0o077 == 0
@@ -378,7 +378,7 @@ def test_the_token_secret_is_made_once_and_kept_private(tmp_path: Path) -> None:
 def test_a_token_secret_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"the token secret cannot be kept in .*set tokens\.secrets"):
-        token_secrets(_parse(f"data = '{tmp_path}/file'"))
+        made_token_secrets(_parse(f"data = '{tmp_path}/file'"))
 
 
 def test_a_token_secret_is_synced_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +391,7 @@ def test_a_token_secret_is_synced_before_it_is_used(tmp_path: Path, monkeypatch:
         real(fd)
 
     monkeypatch.setattr(os, "fsync", record)
-    token_secrets(_parse(f"data = '{tmp_path}/data'"))
+    made_token_secrets(_parse(f"data = '{tmp_path}/data'"))
     assert synced[-1] == str(tmp_path / "data")
     assert str(tmp_path) in synced
 
