@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -70,6 +71,8 @@ class BlobSettings(Section):
     """How long a link in an event lasts; made afresh at every attempt."""
     key: str = "{source}/{year}/{month}/{day}/{name}"
     """Where an object lies: a template that ends with `{name}`."""
+    cors_origins: tuple[str, ...] = ()
+    """A folder: the origins (`https://app.example.com`) whose pages may read audio by its links; `*` is every one."""
     endpoint_url: BaseUrl | None = None
     """S3: another store that speaks it; None is Amazon's."""
     link_endpoint_url: BaseUrl | None = None
@@ -92,6 +95,16 @@ class BlobSettings(Section):
     """S3: the longest silence of the store within one request."""
     connections: int = Field(default=16, ge=1, le=256)
     """S3: requests under way at once, in one process: puts of short bodies, and as many of everything else."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
+                raise ValueError(
+                    'write an origin as "https://app.example.com": scheme, host, and a port where needed'
+                )
+        return value
 
     @field_validator("storage_class")
     @classmethod

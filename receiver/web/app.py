@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from receiver.web.api import PREFIX, Api, CallbackUrls, Pickups, problem
 from receiver.web.callbacks import Callbacks
 from receiver.web.health import Health
+from receiver.web.objects import Objects
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -30,7 +30,7 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
             Route("/readyz", health.ready),
             Route("/readyz/intake", health.taking),
             Route("/metrics", health.metrics),
-            Route("/objects/{token}", objects.get),
+            objects.route(),
             Route("/api/v1/pickups", api.guarded(pickups.collection), methods=["GET", "POST"]),
             Route("/api/v1/pickups/{pickup_id}", api.guarded(pickups.one), methods=["GET"]),
             Route("/api/v1/callback-urls", api.guarded(callback_urls.make), methods=["POST"]),
@@ -55,41 +55,3 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(PREFIX):
         return problem(405, f"use {headers.get('Allow', 'another method')} here", headers)
     return JSONResponse({"status": "wrong_method", "error": "use GET here"}, status_code=405, headers=headers)
-
-
-class Objects:
-    """Serves stored objects to callers with a link that receiver issued."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self._links = receiver.links
-        self._blobs = receiver.blobs
-        self._clock = receiver.clock
-
-    async def get(self, request: Request) -> Response:
-        """Answer 200 or 206 with the bytes, 404 for an unknown link, 410 for an expired one."""
-        claims = self._links.read(request.path_params["token"])
-        if claims is None:
-            return _problem(404, "there is no such link; copy it whole from the event")
-        key, content_type, expires_at = claims
-        if self._clock() > expires_at:
-            return _problem(
-                410, "the link has expired; `receiver replay` sends the event again with a fresh one"
-            )
-        found = await asyncio.to_thread(self._blobs.local, key)
-        if found is None:
-            return _problem(404, "the object is not here any more")
-        return FileResponse(
-            found.path,
-            media_type=content_type,
-            filename=key.rpartition("/")[2],
-            content_disposition_type="inline",
-            headers={
-                "x-content-type-options": "nosniff",
-                "content-security-policy": "default-src 'none'; sandbox",
-                "cache-control": "private, max-age=300",
-            },
-        )
-
-
-def _problem(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"status": status, "error": detail}, status_code=status)

@@ -56,6 +56,13 @@ def _link(up: Running, key: str, *, content_type: str = "audio/mpeg", expires_at
         ("bytes=100-", 206, 100, None),
         ("bytes=-7", 206, len(AUDIO) - 7, None),
         ("bytes=0-999999999", 206, 0, None),
+        ("bytes=999999999-, 10-19, -0", 206, 10, 20),
+        ("seconds=1-2", 200, 0, None),
+        ("bytes", 200, 0, None),
+        ("bytes=", 200, 0, None),
+        ("bytes=b-c", 200, 0, None),
+        ("bytes=0-4,x", 200, 0, None),
+        ("bytes=9-3", 200, 0, None),
     ],
 )
 async def test_a_link_gives_the_bytes_that_are_asked_for(
@@ -67,7 +74,7 @@ async def test_a_link_gives_the_bytes_that_are_asked_for(
     assert (answer.status_code, answer.content) == (status, AUDIO[start:end])
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert answer.headers["accept-ranges"] == "bytes"
-    if asked:
+    if status == 206:
         last = (end or len(AUDIO)) - 1
         assert answer.headers["content-range"] == f"bytes {start}-{last}/{len(AUDIO)}"
 
@@ -93,7 +100,75 @@ async def test_a_stored_page_cannot_become_one_of_ours(live: Running) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
     assert answer.headers["cache-control"].startswith("private")
-    assert answer.headers["content-disposition"].startswith("inline; filename=")
+    assert answer.headers["content-disposition"].startswith("attachment; filename=")
+
+
+async def test_audio_is_played_where_its_link_is_opened(live: Running) -> None:
+    for content_type in ("audio/mpeg", "audio/ogg;codecs=opus", "video/mp4", "application/json"):
+        answer = await live.client.head(_link(live, await _stored(live), content_type=content_type))
+        assert answer.headers["content-disposition"].startswith("inline; filename=")
+        assert answer.headers["content-type"] == content_type
+
+
+async def test_what_a_caller_has_already_is_not_sent_again(live: Running) -> None:
+    link = _link(live, await _stored(live))
+    whole = await live.client.get(link)
+    tag, changed = whole.headers["etag"], whole.headers["last-modified"]
+    old = "Thu, 01 Jan 2015 00:00:00 GMT"
+    for conditions, status in (
+        ({"if-none-match": tag}, 304),
+        ({"if-none-match": f'"other", W/{tag}'}, 304),
+        ({"if-none-match": "*"}, 304),
+        ({"if-none-match": '"other"'}, 200),
+        ({"if-none-match": '"other"', "if-modified-since": changed}, 200),
+        ({"if-modified-since": changed}, 304),
+        ({"if-modified-since": old}, 200),
+        ({"if-modified-since": "yesterday"}, 200),
+        ({"if-match": '"other"'}, 412),
+        ({"if-match": f"W/{tag}"}, 412),
+        ({"if-match": f'"other", {tag}'}, 200),
+        ({"if-match": "*"}, 200),
+        ({"if-unmodified-since": old}, 412),
+        ({"if-unmodified-since": changed}, 200),
+        ({"if-range": tag, "range": "bytes=0-4"}, 206),
+        ({"if-range": '"other"', "range": "bytes=0-4"}, 200),
+        ({"if-none-match": tag, "range": "bytes=0-4"}, 304),
+    ):
+        for ask in (live.client.get, live.client.head):
+            answer = await ask(link, headers=conditions)
+            assert answer.status_code == status, conditions
+            assert answer.headers["etag"] == tag
+            assert not answer.content or answer.status_code in (200, 206)
+
+
+async def test_several_ranges_are_served_as_parts(live: Running) -> None:
+    answer = await live.client.get(_link(live, await _stored(live)), headers={"range": "bytes=0-1,10-11"})
+    assert answer.status_code == 206
+    assert answer.headers["content-type"].startswith("multipart/byteranges")
+
+
+async def test_pages_of_configured_origins_may_read_audio(tmp_path: Path) -> None:
+    page = {"origin": "https://app.example.com"}
+    text = settings_text(tmp_path, extra='[blobs]\ncors_origins = ["https://app.example.com"]\n')
+    async with running(tmp_path, text, work=False) as up:
+        link = _link(up, await _stored(up))
+        answer = await up.client.get(link, headers=page | {"range": "bytes=0-4"})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (206, page["origin"])
+        assert "content-range" in answer.headers["access-control-expose-headers"]
+        assert answer.headers["vary"].lower() == "origin"
+        asked = {"access-control-request-method": "GET", "access-control-request-headers": "range"}
+        before = await up.client.request("OPTIONS", link, headers=page | asked)
+        assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, page["origin"])
+        other = await up.client.get(link, headers={"origin": "https://evil.example.com"})
+        assert "access-control-allow-origin" not in other.headers
+        assert "access-control-allow-origin" not in (await up.client.get("/healthz", headers=page)).headers
+
+
+async def test_without_origins_no_page_of_another_origin_may_read(live: Running) -> None:
+    link = _link(live, await _stored(live))
+    page = {"origin": "https://app.example.com"}
+    assert "access-control-allow-origin" not in (await live.client.get(link, headers=page)).headers
+    assert (await live.client.request("OPTIONS", link, headers=page)).status_code == 405
 
 
 async def test_an_expired_link_is_410_and_says_how_to_get_another(live: Running) -> None:

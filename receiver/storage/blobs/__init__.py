@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from receiver.core.callback import Body
 from receiver.core.event import StoredBlob
+
+_SHOWN = re.compile(r"(?:audio|video|image)/(?!.*(?:svg|xml))|text/(?:plain|vtt)\b|application/json\b")
+"""Media types that a browser plays or shows, and runs nothing of."""
+
+
+def disposition(key: str, content_type: str) -> str:
+    """Return the `Content-Disposition` of a link: the object's name, and whether a browser shows it or only saves it."""
+    name = "".join(c for c in key.rpartition("/")[2] if c.isascii() and c.isprintable() and c not in '"\\')
+    return f'{"inline" if _SHOWN.match(content_type.lower()) else "attachment"}; filename="{name}"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +26,8 @@ class LocalObject:
 
     path: str
     size: int
+    modified_at: int
+    """Epoch milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,9 @@ class LocalBlobs:
             status = path.stat()
         except (BlobsUnavailable, OSError, ValueError):
             return None
-        return LocalObject(path=str(path), size=status.st_size) if stat.S_ISREG(status.st_mode) else None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return LocalObject(path=str(path), size=status.st_size, modified_at=status.st_mtime_ns // 1_000_000)
 
     async def entries(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[BlobEntry]:
         """Return a page of objects by key; an empty one is the end. Raises `BlobsUnavailable`."""

@@ -13,7 +13,7 @@ from typing import Any
 from receiver.core.callback import Body
 from receiver.core.errors import BlobsUnavailable, NotFound
 from receiver.core.event import StoredBlob
-from receiver.storage.blobs import BlobEntry, LocalObject
+from receiver.storage.blobs import BlobEntry, LocalObject, disposition
 from receiver.storage.blobs.keys import KEY_BYTES, KeyTemplate
 from receiver.storage.blobs.s3_client import Calls
 from receiver.storage.blobs.s3_errors import code_of, explain, status_of
@@ -118,17 +118,14 @@ class S3Blobs:
         """
         whole = self._whole(key)
         seconds = math.ceil(expires_at / 1000 - time.time())
-        name = "".join(
-            c for c in whole.rpartition("/")[2] if c.isascii() and c.isprintable() and c not in '"\\'
-        )
         life = min(max(seconds, 1), _LONGEST_LINK)
-        kind, disposition = content_type, f'inline; filename="{name}"'
+        kind, shown = content_type, disposition(whole, content_type)
         try:
             signer = self._calls.signers[-1]
             if signer.usual:
-                about = {"response-content-type": kind, "response-content-disposition": disposition}
+                about = {"response-content-type": kind, "response-content-disposition": shown}
                 return signer.link(whole, about, life)
-            about = {"ResponseContentType": kind, "ResponseContentDisposition": disposition}
+            about = {"ResponseContentType": kind, "ResponseContentDisposition": shown}
             params = {"Bucket": self._options.bucket, "Key": whole} | about
             made: str = self._calls.links.generate_presigned_url("get_object", Params=params, ExpiresIn=life)
         except Exception as error:  # credentials that cannot be renewed, above all
