@@ -14,14 +14,14 @@ import typer
 from typer.core import TyperGroup
 
 from receiver import __version__
-from receiver.cli import erase, inspect, journal, recipes, replay, requests, serve, setup
+from receiver.cli import audio, erase, inspect, journal, recipes, replay, requests, serve, setup
 from receiver.cli.options import option
 from receiver.cli.output import speak_json, tell_failure
 from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, UsageError
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
-    "Look": ("events", "deliveries", "pickups", "rejections", "journal"),
+    "Look": ("events", "deliveries", "pickups", "rejections", "audio", "journal"),
     "Act": ("callback-url", "pickup", "replay", "erase", "sweep"),
     "Try": ("demo", "simulate", "recipes", "try"),
 }
@@ -50,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, setup, inspect, requests, replay, erase, journal, recipes):
+for module in (serve, setup, inspect, audio, requests, replay, erase, journal, recipes):
     module.register(app)
 
 _REFUSED = (ConfigError, StoreUnusable, UsageError)

@@ -555,3 +555,34 @@ def test_the_version_is_that_of_the_package() -> None:
     from receiver import __version__
 
     assert receiver("--version").out == f"{__version__}\n"
+
+
+# ---------------------------------------------------------------- audio
+
+
+def test_audio_tells_what_a_file_and_an_event_hold(house: House) -> None:
+    running = house.start("serve", "--port", "0")
+    event_id = house.simulate("deepgram")["event_id"]
+    running.stop()
+    told = house.run("audio", event_id, "--json").json
+    assert (told["codec"], told["channels"], told["content_type"]) == ("mp3", 1, "audio/mpeg")
+    assert told["event_says"]["duration_seconds"] == told["duration_seconds"]
+    sample = Path(__file__).resolve().parents[2] / "receiver" / "demo" / "samples" / "speech.mp3"
+    shown = house.run("audio", str(sample)).out
+    assert "(by the first bytes)" in shown
+    assert "(counted: " in shown
+    assert "event_says" not in shown
+
+
+def test_audio_of_raw_samples_needs_to_be_told_what_they_are(house: House, tmp_path: Path) -> None:
+    path = tmp_path / "speech.raw"
+    path.write_bytes(bytes(16000))
+    assert house.run("audio", str(path), "--json").json["duration_seconds"] is None
+    told = house.run("audio", str(path), "--content-type", "audio/l16;rate=8000", "--json").json
+    assert (told["duration_seconds"], told["how"]["codec"]) == (1.0, "by the content type")
+
+
+def test_audio_of_nothing_says_what_to_give(house: House, tmp_path: Path) -> None:
+    said = house.run("audio", str(tmp_path / "gone.mp3"))
+    assert said.status == 2
+    assert "give a file, or the id of an event" in said.err
