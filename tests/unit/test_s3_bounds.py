@@ -57,29 +57,10 @@ async def put(blobs: S3Blobs) -> None:
     await blobs.put("a/one.mp3", BODY, content_type="audio/mpeg")
 
 
-def busy() -> list[str]:
-    """The threads of S3 that wait for a store."""
-    return [
-        name
-        for name, frame in (
-            (thread.name, sys._current_frames().get(thread.ident or 0)) for thread in threading.enumerate()
-        )
-        if name.startswith("s3") and _is_reading(frame)
-    ]
-
-
-def _is_reading(frame: Any) -> bool:
-    while frame is not None:
-        if frame.f_code.co_name == "_do":
-            return True
-        frame = frame.f_back
-    return False
-
-
-async def idle() -> None:
+async def idle(blobs: S3Blobs) -> None:
     """Return when no thread of S3 is in a call."""
     async with asyncio.timeout(5):
-        while busy():
+        while blobs._calls._tickets:
             await asyncio.sleep(0.01)  # a thread's end is told to nobody
 
 
@@ -106,7 +87,7 @@ async def test_a_store_that_trickles_is_cut_off_and_its_threads_are_free_again(
         patched.setattr(s3_uploads, "_SLOWEST", 1 << 40)
         with pytest.raises(BlobsUnavailable, match="did not answer in time"):
             await CALLS[call](blobs)
-        await idle()
+        await idle(blobs)
     sink.default = STORED
     await put(blobs)
 
@@ -121,7 +102,7 @@ async def test_an_object_that_trickles_is_cut_off(
     )
     with pytest.raises(BlobsUnavailable, match="did not answer in time"):
         await blobs.get("a/one.mp3")
-    await idle()
+    await idle(blobs)
 
 
 async def test_over_tls_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -141,7 +122,7 @@ async def test_over_tls_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         await blobs.open()
         with pytest.raises(BlobsUnavailable, match="did not answer in time"):
             await blobs.ping()
-        await idle()
+        await idle(blobs)
         await blobs.close()
 
 
@@ -152,7 +133,7 @@ async def test_a_cancelled_call_frees_its_thread(sink: Sink, blobs: S3Blobs) -> 
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
-    await idle()
+    await idle(blobs)
 
 
 async def test_a_call_that_is_given_up_does_not_cut_the_connection_that_another_has_now(

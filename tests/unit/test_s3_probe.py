@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 import uuid
 from collections.abc import AsyncIterator
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("s3_credentials")
 XML = {"content-type": "application/xml"}
 OK = Answer(headers={"etag": '"e"'}, body=b"")
 TAKEN = Answer(status=412, body=b"<Error><Code>PreconditionFailed</Code></Error>", headers=XML)
-SOUND = Answer(body=b"receiver check\n", headers={"etag": '"e"'})
+SHA256 = hashlib.sha256(b"receiver check\n").hexdigest()
+SOUND = Answer(body=b"receiver check\n", headers={"etag": '"e"', "x-amz-meta-sha256": SHA256})
 RANGE = Answer(status=206, body=b"receiver", headers={"content-type": "audio/mpeg"})
 BEGUN = Answer(body=b"<R><UploadId>1</UploadId></R>", headers=XML)
 ENDED = Answer(body=b"<R><ETag>e</ETag></R>", headers=XML)

@@ -14,7 +14,7 @@ from receiver.core.callback import Body
 from receiver.core.errors import BlobsUnavailable, NotFound
 from receiver.core.event import StoredBlob
 from receiver.storage.blobs import BlobEntry, LocalObject, disposition
-from receiver.storage.blobs.keys import KEY_BYTES, KeyTemplate
+from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_client import Calls
 from receiver.storage.blobs.s3_errors import code_of, explain, status_of
 from receiver.storage.blobs.s3_options import S3Options
@@ -219,8 +219,6 @@ class S3Blobs:
         whole = self._options.prefix + key
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise BlobsUnavailable("an object key has plain parts between its slashes")
-        if len(whole.encode("utf-8", "replace")) > KEY_BYTES:
-            raise BlobsUnavailable(f"an object key has at most {KEY_BYTES} bytes")
         return whole
 
 

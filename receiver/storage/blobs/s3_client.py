@@ -1,8 +1,7 @@
 """boto3 on threads: a pool of its own, time limits that hold, and no thread that works for nobody.
 
-A thread cannot be interrupted. What bounds it: the connection's timeouts; a hook of botocore's that lets no further try begin
-when a request's time is over or nobody waits for it any more; and then its socket is shut down, since a store that sends a
-byte now and then is never silent.
+A thread cannot be interrupted. What bounds it: the connection's timeouts; no try of a call begins when its time is over or
+nobody waits for it any more; and then its socket is shut down, since a store that sends a byte now and then is never silent.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
-from receiver.storage.blobs.s3_errors import GaveUp, unavailable
+from receiver.storage.blobs.s3_errors import GaveUp, is_outage, unavailable
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
 from receiver.storage.blobs.s3_signed import FirstTries, Signer, trust_of
 from receiver.system.threads import Threads
 
+_PAUSES = (0.1, 0.5)
+"""Seconds before the second and the third try of a call whose trouble may pass."""
 _KEEP_SECONDS = 60.0
 """Pause between two looks at credentials that expire; botocore renews them from 15 minutes before their end."""
 _END_SECONDS = 2.0
@@ -39,7 +40,6 @@ class Calls:
         self._tickets: set[Ticket] = set()
         self._here = _Here()
         self._keeper: asyncio.Task[None] | None = None
-        self._closing = False
         self.client: Any = None
         self.links: Any = None
         """The client that signs links."""
@@ -61,7 +61,8 @@ class Calls:
 
     async def close(self) -> None:
         """Let no further try begin, wait a moment for the requests under way, and cut those off that go on."""
-        self._closing = True
+        for ticket in list(self._tickets):
+            ticket.given_up.set()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -70,7 +71,7 @@ class Calls:
         self._threads.close()
         await asyncio.to_thread(self._threads.join, self._options.timeout_seconds)
         for ticket in list(self._tickets):
-            ticket.give_up()
+            ticket.cut()
         await asyncio.to_thread(self._threads.join, _END_SECONDS)
         if self.client is not None:
             self.client.close()
@@ -101,57 +102,35 @@ class Calls:
         except Exception as error:  # whatever boto3 and its parts raise, the port promises one kind
             raise unavailable(error, self._options, doing, permission) from None
         finally:
-            ticket.give_up()
+            ticket.cut()
 
     def _work(self, ticket: Ticket, work: Callable[[Any], T]) -> T:
         self._here.ticket = ticket
         self._tickets.add(ticket)
+        until = time.monotonic() + self._options.again_seconds
+        pauses = iter(_PAUSES)
         try:
-            return work(self.client)
-        except GaveUp:
-            if ticket.last is not None:
-                raise ticket.last from None
-            raise
+            while True:
+                try:
+                    return work(self.client)
+                except Exception as error:
+                    pause = next(pauses, None)
+                    late = pause is None or time.monotonic() + pause > until
+                    if late or not is_outage(error) or ticket.given_up.wait(pause):
+                        raise
         finally:
             self._tickets.discard(ticket)
             self._here.ticket = Ticket()
 
     def _begin(self, _: Any) -> tuple[Any, Any]:
         client, credentials = make_client(self._options)
-        events = client.meta.events
         make_cuttable(client, self._here)
-        events.register("provide-client-params.s3", self._on_request)
-        events.register_last("before-call.s3", _on_call)
-        events.register("before-send.s3", self._on_send)
-        events.register("response-received.s3", self._on_response)
+        client.meta.events.register_last("before-call.s3", _on_call)
         frozen = credentials.get_frozen_credentials()
         self.links = make_link_client(self._options, client)
         self.signers = tuple(Signer(one, frozen, self._options.bucket) for one in (client, self.links))
         self.client = client
         return credentials, trust_of(self._options, self.signers[0])
-
-    def _on_request(self, **_: Any) -> None:
-        ticket = self._here.ticket
-        ticket.sent, ticket.last = 0, None
-        ticket.until = time.monotonic() + self._options.again_seconds
-
-    def _on_send(self, **_: Any) -> None:
-        """Stop a try that is not to begin: botocore does not take this for something to be tried again."""
-        ticket = self._here.ticket
-        ticket.sent += 1
-        late = ticket.sent > 1 and time.monotonic() > ticket.until
-        if late or self._closing or not ticket.wanted:
-            raise GaveUp
-
-    def _on_response(self, parsed_response: Any, exception: Any, **_: Any) -> None:
-        """Remember why a try failed, which is what its giving up is explained by."""
-        if isinstance(exception, GaveUp):
-            return
-        self._here.ticket.last = exception
-        if exception is None and isinstance(parsed_response, dict) and parsed_response.get("Error"):
-            from botocore.exceptions import ClientError
-
-            self._here.ticket.last = ClientError(parsed_response, "")
 
     async def _keep(self, credentials: Any) -> None:
         """Renew credentials that expire in a thread: signing, on the event loop, would have to wait for that."""
@@ -178,24 +157,22 @@ class Ticket:
     """What the thread of one call may still do."""
 
     def __init__(self) -> None:
-        self.wanted = True
-        self.sent = 0
-        self.until = 0.0
-        self.last: Any = None
+        self.given_up = threading.Event()
+        """Nobody waits for the call any more: no request of it begins."""
         self._lock = threading.Lock()
         self._connection: Any = None
 
     def hold(self, connection: Any) -> None:
         """Know the connection that the thread will use. Raises `GaveUp` when nobody waits any more."""
         with self._lock:
-            if not self.wanted:
+            if self.given_up.is_set():
                 raise GaveUp
             self._connection, connection.ticket = connection, self
 
-    def give_up(self) -> None:
+    def cut(self) -> None:
         """Let the thread do nothing more: whatever it waits for on its socket ends now."""
         with self._lock:
-            self.wanted = False
+            self.given_up.set()
             # Another call may have the connection by now, from the pool.
             if self._connection is not None and self._connection.ticket is self:
                 # Not a TLS socket's own method, which would have the thread read the rest as plain text.

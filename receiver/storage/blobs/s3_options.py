@@ -13,8 +13,6 @@ from receiver.settings.model import BlobSettings
 from receiver.storage.blobs.keys import KEY_BYTES, KeyTemplate
 
 CONNECT_SECONDS = 3.0
-_ATTEMPTS = 3
-"""Tries of one request by boto3, the first one counted (botocore's `total_max_attempts`)."""
 
 
 class S3Options(BlobSettings):
@@ -84,8 +82,10 @@ def make_link_client(options: S3Options, client: Any) -> Any:
     return make_client(options.model_copy(update={"endpoint_url": options.link_endpoint_url}))[0]
 
 
-def make_client(options: S3Options) -> tuple[Any, Any]:
+def make_client(options: S3Options, *, tries: int = 1) -> tuple[Any, Any]:
     """Return a boto3 S3 client and the credentials it found. Takes half a second the first time, and may read credentials: call it in a thread.
+
+    Each request has `tries` of botocore's own.
 
     Raises `ConfigError` when boto3 is not installed, botocore's errors for a profile or URL that is none, or no credentials.
     """
@@ -104,7 +104,7 @@ def make_client(options: S3Options) -> tuple[Any, Any]:
         connect_timeout=CONNECT_SECONDS,
         read_timeout=options.timeout_seconds,
         max_pool_connections=options.connections,
-        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+        retries={"total_max_attempts": tries, "mode": "standard"},
         tcp_keepalive=True,
         request_checksum_calculation=options.checksums,
         response_checksum_validation=options.checksums,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import secrets
 import ssl
@@ -14,17 +12,18 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_errors import code_of, explain, is_outage, status_of
+from receiver.storage.blobs.s3_objects import Objects
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
-from receiver.storage.blobs.s3_uploads import said_of
 
 OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
 """The permissions that receiver needs, as deploy/iam-policy.json grants them."""
-_BODY = b"receiver check\n"
+_BODY = MemoryBody(b"receiver check\n")
 _SECONDS = 10.0
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """Names that a bucket may have; of others no store says well in its answer to HEAD what is wrong."""
@@ -57,11 +56,9 @@ class _Probe:
             }
             for _ in range(2)
         )
-        digest = hashlib.sha256(_BODY)
-        self.about = said_of(options, "text/plain", digest.hexdigest())
-        self.told: dict[str, Any] = {}
-        if options.checksums == "when_supported":
-            self.told = {"ChecksumSHA256": base64.b64encode(digest.digest()).decode()}
+        self.objects = Objects(options)
+        self.about = self.objects.about(_BODY, "text/plain")
+        self.told = self.objects.checksum(bytes.fromhex(_BODY.sha256))
         self.troubles: list[Trouble] = []
         self.hidden = False
         """True when the store does not tell these credentials whether the bucket is there."""
@@ -84,21 +81,11 @@ class _Probe:
         return True
 
     def put(self) -> None:
-        self._create(self.client.put_object, **self.place, Body=_BODY, **self.told, **self.about)
-
-    def _create(self, call: Callable[..., Any], **arguments: Any) -> None:
-        from botocore.exceptions import ClientError
-
-        try:
-            call(**arguments, IfNoneMatch="*")
-        except ClientError as error:
-            if status_of(error) != 501:
-                raise
-            call(**arguments)
+        self.objects.put(self.client, self.place["Key"], _BODY, self.about | self.told)
 
     def get(self) -> None:
         with closing(self.client.get_object(**self.place)["Body"]) as body:
-            if body.read() != _BODY:
+            if body.read() != _BODY.load():
                 raise ReceiverError("other bytes came back than were stored")
 
     def there(self) -> bool:
@@ -153,9 +140,10 @@ class _Probe:
             message += ", which leads to blobs.link_endpoint_url: see that applications reach it"
             self.troubles.append(Trouble(message, fatal=False))
             return
-        if data not in (_BODY, _BODY[:8]):
+        whole = _BODY.load()
+        if data not in (whole, whole[:8]):
             raise ReceiverError("a signed link gave other bytes than were stored")
-        if status != 206 or data != _BODY[:8]:
+        if status != 206 or data != whole[:8]:
             self.troubles.append(
                 Trouble("signed links serve no byte ranges: players cannot seek in the audio", fatal=False)
             )
@@ -168,7 +156,8 @@ class _Probe:
         from botocore.exceptions import ClientError
 
         try:
-            self.client.put_object(**self.place, Body=_BODY, IfNoneMatch="*", **self.told, **self.about)
+            about = self.about | self.told
+            self.client.put_object(**self.place, Body=_BODY.load(), IfNoneMatch="*", **about)
         except ClientError as error:
             if status_of(error) == 412:
                 return
@@ -181,38 +170,18 @@ class _Probe:
         self.troubles.append(Trouble(f"{self.options.place}: {message}", fatal=False))
 
     def parts(self) -> None:
-        upload_id = self._begin()
+        upload = self.objects.begin(self.client, self.large["Key"], self.about)
         try:
-            part = self.client.upload_part(
-                **self.large, UploadId=upload_id, PartNumber=1, Body=_BODY, **self.told
-            )
-            told = self.told if part.get("ChecksumSHA256") else {}
-            whole = {"Parts": [{"PartNumber": 1, "ETag": part.get("ETag", "")} | told]}
-            self._create(
-                self.client.complete_multipart_upload,
-                **self.large,
-                UploadId=upload_id,
-                MultipartUpload=whole,
-            )
+            part = self.objects.send_part(self.client, upload, _BODY, 1, _BODY.size)
+            self.objects.complete(self.client, upload, _BODY, [part])
         except Exception:
-            self._abort(upload_id)
+            with suppress(Exception):  # what went wrong before is what is told
+                self.client.abort_multipart_upload(**upload)
             raise
-        if self.client.head_object(**self.large)["ContentLength"] != len(_BODY):
-            raise ReceiverError("what was made of the parts is not what was sent")
 
     def abort(self) -> None:
-        self.client.abort_multipart_upload(**self.large, UploadId=self._begin())
-
-    def _begin(self) -> str:
-        checksum = {"ChecksumAlgorithm": "SHA256"} if self.told else {}
-        answer = self.client.create_multipart_upload(**self.large, **checksum, **self.about)
-        if not answer.get("UploadId"):
-            raise ReceiverError(f"it began no upload in parts: does {self.options.host} speak S3?")
-        return str(answer["UploadId"])
-
-    def _abort(self, upload_id: str) -> None:
-        with suppress(Exception):  # what went wrong before is what is told
-            self.client.abort_multipart_upload(**self.large, UploadId=upload_id)
+        upload = self.objects.begin(self.client, self.large["Key"], self.about)
+        self.client.abort_multipart_upload(**upload)
 
     def listing(self) -> None:
         found = self.client.list_objects_v2(Bucket=self.options.bucket, Prefix=self.place["Key"])
@@ -230,7 +199,7 @@ class _Probe:
 def probe(options: S3Options) -> list[Trouble]:
     """Try what receiver does with its bucket; return what does not work, without a secret in it. Blocks; raises nothing."""
     try:
-        client, _ = make_client(options)
+        client, _ = make_client(options, tries=3)
     except Exception as error:  # a profile or URL that is none, boto3 missing
         return [Trouble(explain(error, options, "opening", ""))]
     asked = _Probe(options, client)
