@@ -59,14 +59,16 @@ def transcript(name: str, text: str = "Your order is ready.") -> Sent:
 
 def deapi(
     name: str,
-    event: str = "job.failed",
+    event: str | None = None,
     *,
     secret: str = DEAPI_SECRET,
     at: int | None = None,
     result_url: str | None = None,
     job_type: str = "txt2audio",
 ) -> Sent:
-    """A signed deAPI callback; signed afresh each time it is made. A failure is an event by itself; a completed job waits for what lies at `result_url`."""
+    """A signed deAPI callback; signed afresh each time it is made. A failure is an event by itself; a completed job, with `result_url`, waits for what lies there."""
+    if event is None:
+        event = "job.completed" if result_url else "job.failed"
     status = {"job.processing": "processing", "job.completed": "done", "job.failed": "error"}.get(
         event, "done"
     )
