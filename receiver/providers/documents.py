@@ -14,6 +14,9 @@ from receiver.core.errors import MalformedCallback
 
 MAX_DEPTH = 100
 """Deepest nesting taken: what is decoded here is encoded again further down the road."""
+MAX_PARTS, MAX_VALUES = 1_000_000, 6_000_000
+"""Most objects and lists, and most commas, of a document that is decoded: a transcript of a day has a third of them. Three bytes
+may become a hundred in memory."""
 MAX_ID = 200
 """Longest job id and idempotency key, in characters."""
 BOM = b"\xef\xbb\xbf"
@@ -28,15 +31,18 @@ def decode_object(raw: bytes) -> Document:
     """Return the JSON object that `raw` spells.
 
     Raises `MalformedCallback`, whatever the bytes are: not JSON, not an object, not UTF-8, lone surrogates, numbers out
-    of range, or deeper than `MAX_DEPTH`.
+    of range, deeper than `MAX_DEPTH`, or with too many values.
     """
+    parts = raw.count(b"{") + raw.count(b"[")
+    if parts > MAX_PARTS or raw.count(b",") > MAX_VALUES:
+        raise MalformedCallback("the JSON has more values than are built in memory")
     try:
         document = msgspec.json.decode(raw.removeprefix(BOM))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise MalformedCallback("the body is not valid JSON") from None
     if not isinstance(document, dict):
         raise MalformedCallback("the body is JSON, but not an object")
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
+    if parts > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
         raise MalformedCallback(f"the JSON is nested deeper than {MAX_DEPTH} levels")
     return document
 

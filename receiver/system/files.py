@@ -215,7 +215,8 @@ class BodyBuffer:
         writer: _Writer | None = None
         try:
             while more:
-                if writer is not None and sum(map(len, pieces)) >= piece:
+                # Without a place there is little that may wait in memory: so all bodies together share one budget.
+                if writer is not None and sum(map(len, pieces)) >= (piece if held else MEMORY_LIMIT):
                     await writer.write(pieces)
                     pieces = []
                 data, more = await _next(receive, deadline, idle)

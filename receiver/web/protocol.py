@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
 
 
+_READ_BYTES = 64 * 1024
+"""Most bytes of one read, a quarter of asyncio's own: they wait, for each connection, until the disk has taken those before."""
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself has no limit."""
 _DRAIN_SECONDS = 60.0
@@ -163,6 +165,7 @@ class Protocol(HttpToolsProtocol):
         """Wait for the first head to begin, for a while."""
         self.parser = Parser(self)
         super().connection_made(transport)
+        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's sockets, not of its interface
         self._connections.add(self)
         self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
 
