@@ -96,6 +96,10 @@ _GENERAL = {
     "W018": Code("The bucket works, and not as it should", ""),
     "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
     "W021": Code("A value of env: or file: is in quotes", "write it without them"),
+    "W022": Code(
+        "Several secrets sign callback URLs or did",
+        "take the old ones out once receiver_token_secret_callbacks_total counts nothing by them",
+    ),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
 _PARTS: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
@@ -144,6 +148,10 @@ def check(settings: Settings) -> list[Finding]:
     if any(len(token.get_secret_value()) < _SHORT for token in settings.server.admin_tokens):
         short = f"a token has fewer than {_SHORT} characters, and lets its holder make callback URLs"
         found.append(finding("W011", "server.admin_tokens", short))
+    if (count := len(settings.tokens.secrets)) > 1:
+        signing = settings.tokens.signing or count
+        message = f"number {signing} of {count} signs, and any is accepted: a change of secrets is under way"
+        found.append(finding("W022", "tokens.secrets", message))
     if not settings.destinations:
         found.append(finding("W002", "destinations", "events will be stored, and nobody told of them"))
     return sorted(found, key=lambda finding: not finding.fatal)

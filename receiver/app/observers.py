@@ -197,6 +197,12 @@ _Times = partial(Histogram, buckets=_SECONDS)
 _Waits = partial(Histogram, buckets=(*_SECONDS, 60, 300, 3600))
 METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Counter, "receiver_callbacks", "source answer", "Callbacks by source and answer."),
+    (
+        Counter,
+        "receiver_token_secret_callbacks",
+        "secret",
+        "Proved callbacks by the secret of tokens.secrets, counted from 1, that signed their URL.",
+    ),
     (Counter, "receiver_callback_bytes", "source", "Body bytes read."),
     (_Times, "receiver_ack_seconds", "source", "From the first header of a callback to its answer."),
     (Counter, "receiver_attempts", "destination outcome", "Attempts by destination and outcome."),
@@ -250,6 +256,8 @@ class MetricsObserver:
         ack = series["receiver_ack_seconds", report.source]
         for _ in range(report.count):
             ack.observe(report.seconds)
+        if report.token_secret:
+            series["receiver_token_secret_callbacks", str(report.token_secret)].inc()
         if report.size:
             series["receiver_callback_bytes", report.source].inc(report.size)
 

@@ -156,7 +156,8 @@ def build(
         observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
     observer = Observers([metrics, *observers])
     secrets_ = made_token_secrets(settings)
-    tokens, links = CallbackTokens(secrets_), ObjectLinks(secrets_)
+    signing = settings.tokens.signing
+    tokens, links = CallbackTokens(secrets_, signing), ObjectLinks(secrets_, signing)
     folder = journal_folder(settings)
     bodies = BodyBuffer(str(Path(folder, "spool")))
     ports = shape(_ports(settings, tokens, bodies))

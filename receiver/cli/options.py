@@ -188,7 +188,7 @@ def tokens_of(settings: Settings) -> CallbackTokens:
     from receiver.core.tokens import CallbackTokens
     from receiver.settings.load import token_secrets
 
-    return CallbackTokens(token_secrets(settings))
+    return CallbackTokens(token_secrets(settings), settings.tokens.signing)
 
 
 def source_of(settings: Settings, provider: str, name: str | None) -> SourceSettings:

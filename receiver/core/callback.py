@@ -158,6 +158,8 @@ class TokenClaims(Struct, frozen=True, kw_only=True):
     """True when the job has a webhook secret of its own, derived from this token."""
     expect_by: int | None = None
     """The callback is overdue after this time, and late when it comes then."""
+    secret: int = 0
+    """The place in `tokens.secrets` of the one that proves the token, counted from 1; 0 where that was not noted."""
 
     @property
     def expectation(self) -> str:

@@ -34,6 +34,8 @@ class CallbackReport(Struct, kw_only=True):
     content_type: str = ""
     peer: str | None = None
     proofs: str = ""
+    token_secret: int = 0
+    """The place in `tokens.secrets` of the one that proved the URL's token, counted from 1; 0 where none did."""
     reason: str = ""
     """Why it was refused, parked or journaled: names the setting to look at, never a secret."""
     count: int = 1

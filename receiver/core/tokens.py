@@ -27,14 +27,19 @@ _REMEMBERED = 1024
 class _AlnumSigner:
     """itsdangerous signatures over bytes, spelled in letters and digits (Deepgram refuses underscores)."""
 
-    def __init__(self, secrets: Sequence[str], salt: str) -> None:
-        self._signer = Signer(list(secrets), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+    def __init__(self, secrets: Sequence[str], salt: str, signing: int | None) -> None:
+        self._signers = [
+            Signer(secret, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+            for secret in secrets
+        ]
+        self._signing = self._signers[(signing or len(secrets)) - 1]
 
     def sign(self, payload: bytes) -> str:
-        mac = base64.urlsafe_b64decode(self._signer.get_signature(payload) + b"=")
+        mac = base64.urlsafe_b64decode(self._signing.get_signature(payload) + b"=")
         return base64.b32encode(payload + mac).decode().rstrip("=").lower()
 
-    def unsign(self, token: str) -> bytes | None:
+    def unsign(self, token: str) -> tuple[bytes, int] | None:
+        """Return what was signed, and the place of the secret that did it, counted from 1."""
         if not token or len(token) > _MAX_TOKEN or not token.isascii() or not token.isalnum():
             return None
         try:
@@ -43,17 +48,22 @@ class _AlnumSigner:
             return None
         payload, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         signature = base64.urlsafe_b64encode(mac).rstrip(b"=")
-        return payload if self._signer.verify_signature(payload, signature) else None
+        for place, signer in enumerate(self._signers, 1):
+            if signer.verify_signature(payload, signature):
+                return payload, place
+        return None
 
 
 class CallbackTokens:
     """Makes and reads the token of a callback URL: it proves that receiver issued the URL, and tells which job it is."""
 
-    def __init__(self, secrets: Sequence[str]) -> None:
+    def __init__(self, secrets: Sequence[str], signing: int | None = None) -> None:
+        """Any of `secrets` is accepted. `signing` is the place of the one that signs, counted from 1; None is the last."""
         if not secrets:
             raise ValueError("callback tokens need at least one secret")
-        self._secrets = tuple(secrets)
-        self._signer = _AlnumSigner(secrets, _CALLBACK_SALT)
+        first = secrets[(signing or len(secrets)) - 1]
+        self._secrets = (first, *(secret for secret in reversed(secrets) if secret != first))
+        self._signer = _AlnumSigner(secrets, _CALLBACK_SALT, signing)
         self._seen: dict[str, TokenClaims] = {}
 
     def issue(
@@ -84,24 +94,24 @@ class CallbackTokens:
         """Return what a token says, None when we did not make it. Expiry is left to the caller."""
         claims = self._seen.get(token)
         if claims is None:
-            payload = self._signer.unsign(token)
-            if payload is None:
+            found = self._signer.unsign(token)
+            if found is None:
                 return None
-            claims = _claims(payload)
+            claims = _claims(*found)
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
             self._seen[token] = claims
         return claims
 
     def job_secrets(self, token: str) -> list[str]:
-        """Return the webhook secrets derived from a token (64 hex digits), newest first: one for each of ours."""
+        """Return the webhook secrets derived from a token (64 hex digits), one for each of ours: first by the one that signs."""
         return [
             hmac.digest(secret.encode(), b"receiver.job-secret." + token.encode(), "sha256").hex()
-            for secret in reversed(self._secrets)
+            for secret in self._secrets
         ]
 
 
-def _claims(payload: bytes) -> TokenClaims:
+def _claims(payload: bytes, secret: int) -> TokenClaims:
     fields = msgspec.json.decode(payload)
     return TokenClaims(
         source=fields["s"],
@@ -111,14 +121,16 @@ def _claims(payload: bytes) -> TokenClaims:
         expires_at=fields.get("x"),
         job_secret=bool(fields.get("j")),
         expect_by=fields.get("e"),
+        secret=secret,
     )
 
 
 class ObjectLinks:
     """Makes and reads the token of a link to a locally stored object."""
 
-    def __init__(self, secrets: Sequence[str]) -> None:
-        self._signer = _AlnumSigner(secrets, _OBJECT_SALT)
+    def __init__(self, secrets: Sequence[str], signing: int | None = None) -> None:
+        """As for `CallbackTokens`."""
+        self._signer = _AlnumSigner(secrets, _OBJECT_SALT, signing)
 
     def issue(self, key: str, *, content_type: str, expires_at: int) -> str:
         """Return a token for the object `key`, good until `expires_at` (epoch milliseconds)."""
@@ -126,8 +138,8 @@ class ObjectLinks:
 
     def read(self, token: str) -> tuple[str, str, int] | None:
         """Return key, content type and expiry, None when we did not make the token."""
-        payload = self._signer.unsign(token)
-        if payload is None:
+        found = self._signer.unsign(token)
+        if found is None:
             return None
-        key, content_type, expires_at = msgspec.json.decode(payload)
+        key, content_type, expires_at = msgspec.json.decode(found[0])
         return key, content_type, expires_at

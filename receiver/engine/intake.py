@@ -372,6 +372,7 @@ class Intake:
         self.rejections.proved(report.source)
         report.event_type, report.job_id, report.ref = draft.type, draft.job_id, draft.ref
         report.proofs = ",".join(sorted(callback.proofs))
+        report.token_secret = callback.claims.secret if callback.claims else 0
         report.reason = draft.parked or ""
         storing = self.load.begin_storing()
         try:

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -191,12 +192,22 @@ class TokenSettings(Section):
     """[tokens]: what signs callback tokens and object links; a list, newest last."""
 
     secrets: tuple[SecretStr, ...] = ()
+    signing: int | None = Field(default=None, ge=1)
+    """The place in `secrets`, counted from 1, of the one that signs; None is the last. All are accepted."""
 
     @field_validator("secrets")
     @classmethod
     def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(len(secret.get_secret_value()) < 16 for secret in value):
             raise ValueError("each secret needs at least 16 characters")
+        return value
+
+    @field_validator("signing")
+    @classmethod
+    def _there(cls, value: int | None, info: ValidationInfo) -> int | None:
+        count = len(info.data.get("secrets", ()))
+        if value is not None and value > count:
+            raise ValueError(f"secrets has {count}: name the place of one of them, counted from 1")
         return value
 
 

@@ -104,6 +104,7 @@ CASES: dict[str, tuple[str, str]] = {
     "W015": (GOOD + POSTGRES + TOKENS, "blobs.url"),
     "W016": (GOOD + S3 + 'endpoint_url = "http://s3.example.com:8333"', "blobs.endpoint_url"),
     "W019": (GOOD + '[retention]\nevents = "30d"', "retention.events"),
+    "W022": (GOOD + TOKENS.replace('"]', '", "token-secret-9876543210"]'), "tokens.secrets"),
     "W101": (
         swapped('basic = ["dg:correct-horse"]', 'dg_token = "id"\nrequire_dg_token = true'),
         "sources.deepgram.dg_token",
