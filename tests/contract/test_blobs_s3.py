@@ -75,3 +75,31 @@ async def test_links_lead_where_applications_reach_the_store(
     (only,) = await asyncio.to_thread(probe, weed.options("checked/", link_endpoint_url="http://localhost:9"))
     assert not only.fatal
     assert "see that applications reach it" in only.message
+
+
+async def test_links_answer_what_docs_audio_md_says(weed: Weed, s3_credentials: None) -> None:
+    """Conditions and ranges as a folder's links do; `HEAD` not at all, for which a range of one byte stands in."""
+    store = S3Blobs(weed.options(f"{uuid.uuid4().hex}/"))
+    await store.open()
+    await store.put("a.mp3", MemoryBody(b"sound"), content_type="audio/mpeg")
+    ends = int(time.time() * 1000) + 60_000
+    url = store.presign("a.mp3", content_type="audio/mpeg", expires_at=ends) or ""
+    page = store.presign("a.mp3", content_type="text/html", expires_at=ends) or ""
+    await store.close()
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        whole = await client.get(url)
+        assert whole.headers["content-disposition"] == 'inline; filename="a.mp3"'
+        assert (await client.get(page)).headers["content-disposition"] == 'attachment; filename="a.mp3"'
+        for headers, status in (
+            ({"range": "bytes=0-0"}, 206),
+            ({"range": "bytes=9-"}, 416),
+            ({"range": "seconds=0-1"}, 200),
+            ({"if-none-match": whole.headers["etag"]}, 304),
+            ({"if-modified-since": whole.headers["last-modified"]}, 304),
+            ({"if-match": '"other"'}, 412),
+        ):
+            assert (await client.get(url, headers=headers)).status_code == status, headers
+        assert (await client.get(url, headers={"range": "bytes=0-0"})).headers[
+            "content-range"
+        ] == "bytes 0-0/5"
+        assert (await client.head(url)).status_code == 403

@@ -18,7 +18,9 @@ _NUMBER, _TYPE, _CODEC, _DELAY, _BITS, _CHANNELS, _HERTZ, _PLAYED_HERTZ = (
     *(0xD7, 0x83, 0x86, 0x56AA, 0x6264, 0x9F, 0xB5, 0x78B5),
 )
 _OF_A_TRACK = {_NUMBER, _TYPE, _CODEC, _DELAY, _BITS, _CHANNELS, _HERTZ, _PLAYED_HERTZ}
-_KEPT = _OF_A_TRACK | {_SCALE, _DURATION, _TIME, _BLOCK_DURATION, _DISCARDED}
+_KEPT = _OF_A_TRACK | {_SCALE, _DURATION, _TIME}
+_AFTER = {_BLOCK_DURATION, _DISCARDED}
+"""What stands behind a block, in its group."""
 
 
 @dataclass(slots=True)
@@ -34,8 +36,10 @@ class _Seen:
     """Frames in the last block."""
     gap: float = 0.0
     """Between two frames."""
-    own: float = 0.0
-    """How long the last block's packet says that it lasts."""
+    packet: bytes = b""
+    """The beginning of what the last block holds."""
+    after: dict[int, bytes] = field(default_factory=dict)
+    """What was said behind the last block."""
 
     def number(self, element: int) -> int:
         return int.from_bytes(self.values.get(element, b""), "big")
@@ -49,10 +53,10 @@ class _Seen:
 def matroska(source: Source, place: int, found: Found) -> None:
     """Walk the elements to the last whole block. When time runs out, the stated length is left as an estimate."""
     seen, there, cut = _Seen(), 0.0, False
-    while len(head := source.at(place, 12)) >= 2:
+    while len(head := source.at(place, 28)) >= 2:
         width = 9 - head[0].bit_length()
-        size_width = 9 - head[min(width, 11)].bit_length()
-        if width > 4 or size_width > 8:
+        size_width = 9 - head[width].bit_length() if width < 5 else 9
+        if size_width > 8:
             break
         element = int.from_bytes(head[:width], "big")
         size = int.from_bytes(head[width : width + size_width], "big") & (1 << 7 * size_width) - 1
@@ -65,9 +69,11 @@ def matroska(source: Source, place: int, found: Found) -> None:
             cut, there = True, (source.size - place) / size if element in _BLOCKS else 0.0
             break
         if element in _BLOCKS:
-            _block(source.at(place, 16), seen, found)
+            _block(head[width + size_width :], seen)
         elif element in _KEPT and size <= 64:
             seen.values[element] = source.at(place, size)
+        elif element in _AFTER and size <= 8:
+            seen.after[element] = source.at(place, size)
         place += size
     _settle(seen, found)
     if seen.first is not None:
@@ -93,7 +99,7 @@ def _settle(seen: _Seen, found: Found) -> None:
         )
 
 
-def _block(head: bytes, seen: _Seen, found: Found) -> None:
+def _block(head: bytes, seen: _Seen) -> None:
     width = 9 - head[0].bit_length()
     if len(head) < width + 4 or int.from_bytes(head[:width], "big") & (1 << 7 * width) - 1 != seen.track:
         return
@@ -102,22 +108,24 @@ def _block(head: bytes, seen: _Seen, found: Found) -> None:
         seen.first = at
     else:
         seen.gap = (at - seen.last) / seen.frames
-    seen.last, seen.frames, seen.own = at, head[width + 3] + 1 if head[width + 2] & 6 else 1, 0.0
-    if found.codec == "opus" and seen.frames == 1:
-        samples = opus_samples(head[width + 3 : width + 5])
-        seen.own = samples * 1e9 / 48_000 / (seen.number(_SCALE) or 1_000_000)
-    for element in (_BLOCK_DURATION, _DISCARDED):
-        seen.values.pop(element, None)
+    seen.last, seen.frames = at, head[width + 3] + 1 if head[width + 2] & 6 else 1
+    seen.packet = head[width + 3 : width + 5]
+    seen.after.clear()
 
 
 def _tell(seen: _Seen, found: Found, there: float, *, cut: bool) -> None:
     unit = (seen.number(_SCALE) or 1_000_000) / 1e9
-    last = (seen.number(_BLOCK_DURATION) or seen.own or seen.gap * seen.frames) * unit
-    unplayed = (
-        seen.number(_DELAY) + max(0, int.from_bytes(seen.values.get(_DISCARDED, b""), "big", signed=True))
-    ) / 1e9
-    seconds = (seen.last - (seen.first or 0)) * unit + last * (1 + there) - unplayed
-    doubt = last if cut or not seen.own else 0.0
+    own = opus_samples(seen.packet) / 48_000 if found.codec == "opus" and seen.frames == 1 else 0.0
+    last = (
+        int.from_bytes(seen.after.get(_BLOCK_DURATION, b""), "big") * unit
+        or own
+        or seen.gap * seen.frames * unit
+    )
+    unplayed = seen.number(_DELAY) + max(
+        0, int.from_bytes(seen.after.get(_DISCARDED, b""), "big", signed=True)
+    )
+    seconds = (seen.last - (seen.first or 0)) * unit + last * (1 + there) - unplayed / 1e9
+    doubt = last if cut or not own else 0.0
     if stated := seen.real(_DURATION) * unit:
         stated -= seen.number(_DELAY) / 1e9
         if abs(stated - seconds) <= doubt and (found.codec or "").startswith(LOSSLESS) and not cut:

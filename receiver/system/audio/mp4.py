@@ -58,7 +58,7 @@ def mp4(source: Source, place: int, found: Found) -> None:
     track: _Track | None = None
     there = missing = fragment = 0
     for kind, start, end in _boxes(source, place, source.size):
-        if kind == b"moov" and track is None:
+        if kind == b"moov" and track is None and end <= source.size:
             track = _movie(source, start, end, found)
         elif kind == b"moof" and track:
             before = track.total
@@ -69,7 +69,7 @@ def mp4(source: Source, place: int, found: Found) -> None:
             there += end - start - missing
             if fragment and missing and track:
                 track.total -= fragment * missing // (end - start)
-    if track is None or not track.total or not track.scale:
+    if track is None or not track.total or not track.scale or not there:
         return
     if missing and not fragment:
         kept = track.samples * there // (there + missing)
@@ -177,19 +177,19 @@ def _fragment(source: Source, start: int, end: int, track: _Track) -> None:
         default = int.from_bytes(header[place : place + 4], "big") if header[3] & 8 else track.default
         for name, row, last in _boxes(source, inner, stop):
             if name == b"trun":
-                run = source.at(row, last - row)
-                width, count = 4 * (run[2] & 15).bit_count(), int.from_bytes(run[4:8], "big")
-                rows = run[8 + 4 * (run[3] & 1) + (run[3] & 4) :]
-                count = min(count, len(rows) // width if width else 1 << 20)
-                lengths = [
-                    int.from_bytes(rows[at : at + 4], "big") for at in range(0, count * width, width or 1)
-                ]
-                told = run[2] & 1 and count
-                track.total += sum(lengths) if told else count * default
-                track.samples, track.delta = (
-                    track.samples + count,
-                    track.delta or (lengths[0] if told else default),
-                )
+                _run(source.at(row, last - row), default, track)
+
+
+def _run(run: bytes, default: int, track: _Track) -> None:
+    """Add the samples of a run, each with a length of its own, or all with the default."""
+    width, count = 4 * (run[2] & 15).bit_count(), int.from_bytes(run[4:8], "big")
+    rows = run[8 + 4 * (run[3] & 1) + (run[3] & 4) :]
+    count = min(count, len(rows) // width if width else 1 << 20)
+    told = run[2] & 1
+    lengths = (int.from_bytes(rows[at : at + 4], "big") for at in range(0, count * width, width or 1))
+    track.delta = track.delta or (int.from_bytes(rows[:4], "big") if told else default)
+    track.total += sum(lengths) if told else count * default
+    track.samples += count
 
 
 def _entry(entry: bytes, found: Found) -> None:

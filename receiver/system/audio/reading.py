@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 _MOST = 4 * 1024 * 1024
 """Bytes that one read returns at most, whatever size a file states."""
+_LOOK = 4096
+"""Bytes that are read between two looks at the clock."""
 LOSSLESS = ("alac", "flac", "linear", "float", "mulaw", "alaw")
 """How the codecs begin whose last frame has no padding."""
 CLOSE = 0.01
@@ -23,17 +25,19 @@ class Source:
 
     def __init__(self, held: bytes | int, deadline: float) -> None:
         """`held` is the bytes, or the descriptor of a file; `deadline` is in seconds of `time.monotonic()`."""
-        self._held, self.deadline = held, deadline
+        self._held, self._deadline, self._until_look = held, deadline, 0
         self.size = len(held) if isinstance(held, bytes) else os.fstat(held).st_size
 
     def at(self, place: int, size: int) -> bytes:
         """Return up to `size` bytes from `place` on, 4 MiB at most. Raises `OutOfTime`, `OSError`."""
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
+        self._until_look -= size
+        if self._until_look < 0:  # a look at the clock costs as much as a small read
+            self._until_look = _LOOK
+            if time.monotonic() > self._deadline:
+                raise OutOfTime
         if not 0 <= place < self.size:
             return b""
-        size = min(max(size, 0), _MOST)
-        held = self._held
+        size, held = min(_MOST, size), self._held
         return held[place : place + size] if isinstance(held, bytes) else os.pread(held, size, place)
 
 
