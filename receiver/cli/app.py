@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from receiver import __version__
 from receiver.cli import audio, erase, inspect, journal, recipes, replay, requests, serve, setup
 from receiver.cli.options import option
-from receiver.cli.output import speak_json, tell_failure
+from receiver.cli.output import speak_json, tell_errors_as_json, tell_failure
 from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, UsageError
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -87,6 +87,7 @@ def main() -> None:
                 errors="replace"
             )  # a terminal that cannot show a character is no reason to fail
     speak_json(on=False)  # tests run many commands in one process
+    tell_errors_as_json(on=False)
     # Beside a Service named `receiver` Kubernetes sets RECEIVER_PORT=tcp://10.96.0.7:8080 in every pod: no wish for a port.
     if _SERVICE_LINK.match(os.environ.get("RECEIVER_PORT", "")):
         del os.environ["RECEIVER_PORT"]

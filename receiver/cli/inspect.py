@@ -7,21 +7,24 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace as changed
 
 from receiver.cli.options import (
     AsJson,
+    Chosen,
     Limit,
     Since,
-    ask,
+    Wide,
+    ask_each,
     load_to_look,
     opened_blobs,
     opened_store,
     option,
     since,
 )
-from receiver.cli.output import print_attempts, print_fields, print_json, print_list
+from receiver.cli.output import Listing, of_all, print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import TIME_CHARS, Event
+from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event
 from receiver.core.work import Delivery, DeliveryState
 from receiver.web.views import view
 
@@ -29,6 +32,26 @@ if TYPE_CHECKING:
     from receiver.core.work import Pickup
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
+
+
+_EVENTS = Listing(
+    short=("id", "recorded", "type", "source", "ref"),
+    wide=("id", "recorded", "type", "source", "ref", "job"),
+    fields={"recorded": "recorded_at", "job": "job_id"},
+    empty="no event fits",
+)
+_DELIVERIES = Listing(
+    short=("id", "state", "attempts", "destination", "outcome"),
+    wide=("id", "state", "attempts", "destination", "event", "type", "due", "outcome"),
+    fields={"event": "event_id", "type": "event_type", "due": "due_at", "outcome": "last_outcome"},
+    empty="no delivery fits",
+)
+_REJECTIONS = Listing(
+    short=("at", "source", "status", "kind", "reason"),
+    wide=("at", "source", "status", "kind", "reason", "method", "from", "user agent"),
+    fields={"from": "peer", "user agent": "user_agent"},
+    empty="no rejection is kept",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +70,7 @@ def events(
     job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
     since_: Since = None,
     limit: Limit = 50,
+    wide: Wide = False,
     body: Annotated[
         bool, option("--body", help="Write the kept body of this event's callback, as it is.")
     ] = False,
@@ -62,13 +86,18 @@ def events(
         sys.stdout.buffer.write(asyncio.run(_kept_body(settings, event_id)))
         return
     if event_id is not None:
-        asyncio.run(_show_event(settings, event_id, as_json))
+        asyncio.run(_show_event(settings, event_id, wide=wide, as_json=as_json))
         return
-    filters = EventFilter(source=source, type=type_, ref=ref, job_id=job, since=since(since_), limit=limit)
-    found = ask(settings, lambda store: store.events(filters))
-    columns = {"recorded": "recorded_at", "job": "job_id"}
-    names = ("id", "recorded", "type", "source", "ref", "job")
-    print_list(names, found, columns, empty="no event fits", as_json=as_json)
+    filters = EventFilter(ref=ref, job_id=job, since=since(since_), limit=limit)
+    found = ask_each(
+        settings,
+        lambda store, source, type_: store.events(changed(filters, source=source, type=type_)),
+        Chosen("source", source, settings.sources),
+        Chosen("event type", type_, EVENT_TYPES),
+        order="recorded_at",
+        limit=limit,
+    )
+    print_list(_EVENTS, found, wide=wide, as_json=as_json)
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:
@@ -102,7 +131,7 @@ async def _awaited(store: Store, event_id: str) -> Pickup | None:
     return next((pickup for pickup in found if pickup.event_id == event_id), None)
 
 
-async def _show_event(settings: Settings, event_id: str, as_json: bool) -> None:
+async def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool) -> None:
     from receiver.core.work import DeliveryFilter
 
     async with opened_store(settings) as store:
@@ -115,7 +144,7 @@ async def _show_event(settings: Settings, event_id: str, as_json: bool) -> None:
     data = fields.pop("data")
     print_fields(fields.items())
     print_json(data)
-    _delivery_table(owed)
+    _print_deliveries(settings, owed, wide=wide)
 
 
 def deliveries(
@@ -128,6 +157,7 @@ def deliveries(
     event: Annotated[str | None, option("--event", help="Only of this event.")] = None,
     since_: Since = None,
     limit: Limit = 50,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, or show one. One delivery comes with its attempts."""
@@ -135,42 +165,61 @@ def deliveries(
 
     settings = load_to_look(ctx)
     if delivery_id is not None:
-        asyncio.run(_show_delivery(settings, delivery_id, as_json))
+        asyncio.run(_show_delivery(settings, delivery_id, wide=wide, as_json=as_json))
         return
-    filters = DeliveryFilter(
-        destination=destination, state=state, event_id=event, since=since(since_), limit=limit
+    filters = DeliveryFilter(state=state, event_id=event, since=since(since_), limit=limit)
+    found = ask_each(
+        settings,
+        lambda store, name: store.deliveries(changed(filters, destination=name)),
+        Chosen("destination", destination, settings.destinations),
+        order="id",
+        limit=limit,
     )
-    found = ask(settings, lambda store: store.deliveries(filters))
-    _delivery_table(found, as_json=as_json)
+    _print_deliveries(settings, found, wide=wide, as_json=as_json)
 
 
-async def _show_delivery(settings: Settings, delivery_id: str, as_json: bool) -> None:
+async def _show_delivery(settings: Settings, delivery_id: str, *, wide: bool, as_json: bool) -> None:
     async with opened_store(settings) as store:
         delivery = await store.delivery(delivery_id)
         attempts = await store.attempts(delivery_id)
     fields = view(delivery)
     if as_json:
-        print_json(fields | {"attempts": [view(attempt) for attempt in attempts]})
+        print_json(fields | {"attempts_made": [view(attempt) for attempt in attempts]})
         return
-    print_fields(fields.items())
-    print_attempts(attempts)
+    allowed = _allowed(settings, delivery)
+    print_fields((fields | {"attempts": of_all(delivery.attempts, allowed)}).items())
+    print_attempts(attempts, allowed, wide=wide)
 
 
-def _delivery_table(found: list[Delivery], *, as_json: bool = False) -> None:
-    columns = {"event": "event_id", "type": "event_type", "due": "due_at", "last outcome": "last_outcome"}
-    names = ("id", "state", "attempts", "destination", *columns)
-    print_list(names, found, columns, empty="no delivery fits", as_json=as_json)
+def _print_deliveries(
+    settings: Settings, found: list[Delivery], *, wide: bool, as_json: bool = False
+) -> None:
+    def attempts(one: Delivery) -> str:
+        return of_all(one.attempts, _allowed(settings, one))
+
+    print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts})
+
+
+def _allowed(settings: Settings, delivery: Delivery) -> int | None:
+    """Return how many attempts there may be, those before the last replay counted; None when the destination is gone."""
+    destination = settings.destinations.get(delivery.destination)
+    return None if destination is None else delivery.round_start + destination.policy.attempts
 
 
 def rejections(
     ctx: typer.Context,
     source: Annotated[str | None, typer.Argument(help="Only of this source.")] = None,
     limit: Limit = 50,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List callbacks that were refused. The last 100 of each source and kind are kept, without bodies."""
     settings = load_to_look(ctx)
-    found = ask(settings, lambda store: store.rejections(source, limit=limit))
-    columns = {"from": "peer", "user agent": "user_agent"}
-    names = ("at", "source", "status", "kind", "reason", "method", *columns)
-    print_list(names, found, columns, empty="no rejection is kept", as_json=as_json)
+    found = ask_each(
+        settings,
+        lambda store, name: store.rejections(name, limit=limit),
+        Chosen("source", source, settings.sources),
+        order="at",
+        limit=limit,
+    )
+    print_list(_REJECTIONS, found, wide=wide, as_json=as_json)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import AsJson, existing_journal, load, load_to_look, option
+from receiver.cli.options import AsJson, Wide, existing_journal, load, load_to_look, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import JournalUnavailable, NotFound, Unavailable
-from receiver.web.views import time_of
+from receiver.web.views import page, time_of
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
     )
 
 
-def list_(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
+def list_(ctx: typer.Context, folder: Folder = None, wide: Wide = False, as_json: AsJson = False) -> None:
     """List the callbacks that wait in this machine's journal, oldest first. Changes nothing, and needs no store."""
     from receiver.storage.journal import look
 
@@ -69,16 +69,22 @@ def list_(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
         for entry in look(folder)
     ]
     if as_json:
-        print_json(shown)
+        print_json(page(shown))
         return
     if shown:
         warn(f"in the journal at {folder}:")
-    columns = ("entry", "source", "received_at", "age_seconds", "bytes", "reason")
-    print_table(
-        ("entry", "source", "received", "age (s)", "bytes", "reason"),
-        ([one[name] for name in columns] for one in shown),
-        empty=f"nothing waits in the journal at {folder}",
-    )
+    columns = {
+        "received": "received_at",
+        "source": "source",
+        "age (s)": "age_seconds",
+        "bytes": "bytes",
+        "reason": "reason",
+    }
+    if wide:
+        columns = {"entry": "entry", **columns}
+    rows = [[one[name] for name in columns.values()] for one in shown]
+    empty = f"nothing waits in the journal at {folder}"
+    print_table([*columns], rows, empty=empty, wide=wide)
 
 
 def _chosen(settings: Settings, folder: str | None) -> tuple[Settings, str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from itertools import product
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
+from receiver.cli.output import tell_errors_as_json
 from receiver.core.clock import wall_clock
 from receiver.core.durations import duration
 from receiver.core.errors import NotFound, UsageError
@@ -38,7 +42,13 @@ def given(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, **more)
 
 
-AsJson = Annotated[bool, option("--json", help="Print JSON.")]
+def _as_json(asked: bool) -> bool:
+    tell_errors_as_json(on=asked)
+    return asked
+
+
+AsJson = Annotated[bool, option("--json", help="Print JSON, errors too.", callback=_as_json, is_eager=True)]
+Wide = Annotated[bool, option("--wide", help="Print all columns, with whole ids and times.")]
 Ref = Annotated[str | None, option("--ref", help="Your own id for the job; comes back in the event.")]
 SourceName = Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")]
 Yes = Annotated[bool, given("--yes", "-y", help="Do not ask.")]
@@ -117,6 +127,57 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+class Chosen(NamedTuple):
+    """A filter by name: which there are, and which were asked for, `*` standing for anything as in the settings."""
+
+    what: str
+    pattern: str | None
+    known: Collection[str]
+
+    def names(self) -> list[str | None]:
+        """Return the names that fit. Raises `UsageError` when none does and what was asked for is a pattern."""
+        if self.pattern is None:
+            return [None]
+        fit = fnmatch.filter(self.known, self.pattern)
+        if not fit and any(char in self.pattern for char in "*?["):
+            raise self.unknown()
+        return [*fit] or [self.pattern]  # perhaps one that the settings no longer have
+
+    def unknown(self) -> UsageError:
+        """Return the error that tells which there are."""
+        from receiver.settings.load import did_you_mean
+
+        there = (
+            did_you_mean(self.pattern or "", self.known)
+            or f"there is: {', '.join(sorted(self.known)) or 'none'}"
+        )
+        return UsageError(f"there is no {self.what} {self.pattern!r}; {there}")
+
+    def refuse_unknown(self) -> None:
+        """Raise `UsageError` for a name that there is not: told when nothing was found by it."""
+        if self.pattern is not None and not fnmatch.filter(self.known, self.pattern):
+            raise self.unknown()
+
+
+def ask_each(
+    settings: Settings, question: Callable[..., Awaitable[list[T]]], *filters: Chosen, order: str, limit: int
+) -> list[T]:
+    """Return what the store answers for each combination of names that fit, the last by `order` first. Raises `UsageError`."""
+
+    async def answer(store: Store) -> list[T]:
+        return [
+            one
+            for names in product(*(chosen.names() for chosen in filters))
+            for one in await question(store, *names)
+        ]
+
+    found = ask(settings, answer)
+    if not found:
+        for chosen in filters:
+            chosen.refuse_unknown()
+    return sorted(found, key=attrgetter(order), reverse=True)[:limit]
 
 
 def ask(settings: Settings, question: Callable[[Store], Awaitable[T]]) -> T:

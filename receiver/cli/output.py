@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from receiver.core.observe import harmless
-from receiver.web.views import view
+from receiver.web.views import page, view
 
 if TYPE_CHECKING:
     from msgspec import Struct
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
     from receiver.core.findings import Finding
 
 _WIDE = 10_000
+_COLUMNS = 80
+"""Width of a table that no terminal shows."""
+_GAP = 2
+_NARROWEST = 6
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 _ANSWER = 80
 """Characters that a table shows of what a destination answered."""
 
@@ -42,10 +50,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(harmless(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, wide: bool = False
+) -> None:
     """Print rows under headings, or the sentence `empty` (to stderr, so that a pipe gets nothing).
 
-    Where a terminal is too narrow for the table, each row is a paragraph of its own: nothing is ever cut.
+    A table is as wide as the terminal, or 80 columns: what is longer is cut, in the last column folded. A `wide` one is never
+    cut: where a terminal is too narrow for it, each row is a paragraph of its own.
     """
     texts = [["" if value is None else clean(str(value)) for value in row] for row in rows]
     if not texts:
@@ -53,39 +64,105 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         return
     widths = [max(len(text) for text in column) for column in zip(columns, *texts, strict=True)]
     out = console()
-    if out.is_terminal and sum(widths) + 2 * len(widths) > out.width:
+    room = out.width if out.is_terminal else _COLUMNS
+    if not wide:
+        _fit(widths, room)
+    elif out.is_terminal and sum(widths) + _GAP * (len(widths) - 1) > room:
         _print_paragraphs(out, columns, texts)
         return
     for number, cells in enumerate([list(columns), *texts]):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        out.print(line, style="bold" if number == 0 else None)
+        for line in _lines(cells, widths):
+            out.print(line, style="bold" if number == 0 else None)
+
+
+def _fit(widths: list[int], room: int) -> None:
+    """Make columns narrower, the widest first, until they fit; the first stays whole: it says what to ask for next."""
+    over = sum(widths) + _GAP * (len(widths) - 1) - room
+    while over > 0 and max(widths[1:], default=0) > _NARROWEST:
+        widest = max(range(1, len(widths)), key=widths.__getitem__)
+        widths[widest] -= 1
+        over -= 1
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of one row: its last cell is folded, another that is too long is cut."""
+    *firsts, last = cells
+    cut = [
+        text if len(text) <= width else f"{text[: width - 1]}…"
+        for text, width in zip(firsts, widths, strict=False)
+    ]
+    for piece in wrap(last, widths[-1]) or [""]:
+        yield (
+            (" " * _GAP)
+            .join(cell.ljust(width) for cell, width in zip([*cut, piece], widths, strict=True))
+            .rstrip()
+        )
+        cut = [""] * len(cut)
+
+
+class Listing(NamedTuple):
+    """How things of one kind are listed."""
+
+    short: tuple[str, ...]
+    """The columns that fit 80 characters."""
+    wide: tuple[str, ...]
+    fields: Mapping[str, str]
+    """The field of each column that is not called so."""
+    empty: str
 
 
 def print_list(
-    names: Sequence[str], things: Iterable[Struct], columns: Mapping[str, str], *, empty: str, as_json: bool
+    listing: Listing, things: Iterable[Struct], *, wide: bool, as_json: bool, more: Mapping[str, Any] = {}
 ) -> None:
-    """Print things as JSON, or as a table; a column is the field of its name, or the one that `columns` says."""
+    """Print things as JSON, or as a table; `more` makes a cell of a thing, by its column."""
+    things = list(things)
     views = [view(thing) for thing in things]
     if as_json:
-        print_json(views)
+        print_json(page(views))
         return
-    rows = [[fields[columns.get(name, name)] for name in names] for fields in views]
-    print_table(names, rows, empty=empty)
+    names = listing.wide if wide else listing.short
+    rows = [
+        [
+            more[name](thing) if name in more else _cell(fields[listing.fields.get(name, name)], wide)
+            for name in names
+        ]
+        for thing, fields in zip(things, views, strict=True)
+    ]
+    print_table(names, rows, empty=listing.empty, wide=wide)
 
 
-def print_attempts(attempts: Iterable[Struct]) -> None:
-    """Print the attempts of a delivery or of a pickup as a table."""
+def _cell(value: object, wide: bool) -> object:
+    return short_time(value) if isinstance(value, str) and not wide else value
+
+
+def short_time(text: str) -> str:
+    """Return a time of ours (ISO 8601, UTC) as its hour within a day of now, else as its day; other text as it is."""
+    if not _TIME.fullmatch(text):
+        return text
+    moment = datetime.fromisoformat(text)
+    near = abs((moment - datetime.now(UTC)).total_seconds()) < 43_200
+    return f"{moment:%H:%M:%S}" if near else f"{moment:%Y-%m-%d}"
+
+
+def of_all(made: int, allowed: int | None) -> str:
+    """Return `3 of 11`: attempts made, of those that the retry policy allows where that is known."""
+    return str(made) if allowed is None else f"{made} of {allowed}"
+
+
+def print_attempts(attempts: Iterable[Struct], allowed: int | None = None, *, wide: bool) -> None:
+    """Print the attempts of a delivery or of a pickup as a table; `allowed` is how many there may be."""
     names = ["attempt", "started", "took", "outcome", "status", "detail"]
     rows = []
     for made in map(view, attempts):
-        took = f"{made['duration_ms']} ms"
-        row = [made["number"], made["started_at"], took, made["outcome"], made["status"], made["detail"]]
-        if "answer" in made:
+        number, took = of_all(made["number"], allowed), f"{made['duration_ms']} ms"
+        started = _cell(made["started_at"], wide)
+        row = [number, started, took, made["outcome"], made["status"], made["detail"]]
+        if wide and "answer" in made:
             row.append(made["answer"][:_ANSWER])
         rows.append(row)
     if rows and len(rows[0]) > len(names):
         names.append("answer")
-    print_table(names, rows, empty="no attempt has been made yet")
+    print_table(names, rows, empty="no attempt has been made yet", wide=wide)
 
 
 def _print_paragraphs(out: Console, columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
@@ -117,6 +194,13 @@ def warn(message: str) -> None:
 
 
 _json_lines = False
+_json_errors = False
+
+
+def tell_errors_as_json(*, on: bool) -> None:
+    """Let what goes wrong be told as a JSON document on stderr: for commands that print JSON."""
+    global _json_errors
+    _json_errors = on
 
 
 def speak_json(*, on: bool) -> None:
@@ -140,6 +224,10 @@ def tell_failure(message: str, status: int) -> None:
     """Print to stderr why the program ends."""
     if _json_lines:
         _log().note("error", "receiver.failed", message=message, status=status)
+    elif _json_errors:
+        sys.stderr.write(
+            harmless(json.dumps({"error": message, "status": status}, ensure_ascii=False)) + "\n"
+        )
     else:
         warn(f"receiver: {message}")
 

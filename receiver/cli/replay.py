@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from msgspec.structs import replace as changed
 
-from receiver.cli.options import AsJson, Yes, confirm, given, load, opened_store, since
+from receiver.cli.options import AsJson, Chosen, Yes, confirm, given, load, opened_store, since
 from receiver.cli.output import counted, print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
+from receiver.core.event import EVENT_TYPES
 from receiver.core.work import DeliveryFilter, DeliveryState
 
 if TYPE_CHECKING:
@@ -73,30 +75,46 @@ def replay(
     """Send events again, or for the first time to destinations that they have no delivery to."""
     from receiver.core.event import EventFilter
 
-    chosen = dead or destination is not None
-    filtered = chosen or any(text is not None for text in (source, type_, since_, until))
+    of_deliveries = dead or destination is not None
+    filtered = of_deliveries or any(text is not None for text in (source, type_, since_, until))
     if ids and filtered:
         raise UsageError("name ids, or filter with --dead, --destination, --since and the like; not both")
-    if to is not None and chosen:
+    if to is not None and of_deliveries:
         raise UsageError("--to makes deliveries; --dead and --destination choose among those there are")
     if not ids and not filtered and to is None:
         raise UsageError("name deliveries or events, or filter with --to, --dead, --destination or --since")
     settings = load(ctx)
     routed = _routed(settings, to)
+    chosen = (
+        Chosen("source", source, settings.sources),
+        Chosen("event type", type_, EVENT_TYPES),
+        Chosen("destination", destination, settings.destinations),
+    )
+    names = list(product(*(one.names() for one in chosen)))
+    start, end = since(since_), since(until)
     if to is not None and not ids:
-        events = EventFilter(source=source, type=type_, since=since(since_), until=since(until), limit=_PAGE)
+        events = [
+            EventFilter(source=of, type=type_, since=start, until=end, limit=_PAGE) for of, type_, _ in names
+        ]
         found = asyncio.run(_never_sent(settings, events, routed))
     else:
-        deliveries = DeliveryFilter(
-            destination=destination,
-            state=DeliveryState.DEAD if dead else None,
-            source=source,
-            event_type=type_,
-            since=since(since_),
-            until=since(until),
-            limit=_PAGE,
-        )
+        state = DeliveryState.DEAD if dead else None
+        deliveries = [
+            DeliveryFilter(
+                destination=name,
+                state=state,
+                source=of,
+                event_type=type_,
+                since=start,
+                until=end,
+                limit=_PAGE,
+            )
+            for of, type_, name in names
+        ]
         found = asyncio.run(_find(settings, ids or [], deliveries, to, routed))
+    if not found and not found.busy:
+        for one in chosen:
+            one.refuse_unknown()
     if found and not dry_run and not ids and not yes:
         confirm(f"{_would(found)}. Go on?", _would(found), instead=" (or look first with --dry-run)")
     _finish(settings, found, dry_run=dry_run, as_json=as_json)
@@ -105,9 +123,7 @@ def replay(
 def _routed(settings: Settings, to: str | None) -> Routed:
     from receiver.app.wiring import build_router
 
-    if to is not None and to not in settings.destinations:
-        known = ", ".join(sorted(settings.destinations)) or "none is configured"
-        raise UsageError(f"there is no destination {to!r}; there is: {known}")
+    Chosen("destination", to, settings.destinations).refuse_unknown()
     router = build_router(settings)
 
     def routed(event: Event) -> Sequence[str]:
@@ -118,14 +134,14 @@ def _routed(settings: Settings, to: str | None) -> Routed:
 
 
 async def _find(
-    settings: Settings, ids: Sequence[str], filters: DeliveryFilter, to: str | None, routed: Routed
+    settings: Settings, ids: Sequence[str], filters: Sequence[DeliveryFilter], to: str | None, routed: Routed
 ) -> _Found:
     """Return what there is of the deliveries and events named, or of the deliveries that fit the filters."""
     found = _Found()
     states: dict[str, DeliveryState] = {}
     async with opened_store(settings) as store:
-        if not ids:
-            states = await _states(store, filters)
+        for one in filters if not ids else ():
+            states |= await _states(store, one)
         for identifier in ids:
             if identifier.startswith("evt_"):
                 await _add_missing(store, [await store.event(identifier)], routed, found)
@@ -139,12 +155,13 @@ async def _find(
     return found
 
 
-async def _never_sent(settings: Settings, filters: EventFilter, routed: Routed) -> _Found:
+async def _never_sent(settings: Settings, filters: Sequence[EventFilter], routed: Routed) -> _Found:
     """Return the events that fit and have no delivery to a destination that they go to, oldest first."""
     found = _Found()
     async with opened_store(settings) as store:
-        async for page in _event_pages(store, filters):
-            await _add_missing(store, page, routed, found)
+        for one in filters:
+            async for page in _event_pages(store, one):
+                await _add_missing(store, page, routed, found)
     found.missing.reverse()
     return found
 

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import replace as changed
 
 from receiver.cli.options import (
     AsJson,
+    Chosen,
     Limit,
     Ref,
     SourceName,
-    ask,
+    Wide,
+    ask_each,
     job_format,
     load,
     load_to_look,
@@ -25,7 +28,7 @@ from receiver.cli.options import (
     seconds,
     tokens_of,
 )
-from receiver.cli.output import print_attempts, print_fields, print_json, print_list, warn
+from receiver.cli.output import Listing, print_attempts, print_fields, print_json, print_list, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.work import Pickup, PickupState
@@ -43,6 +46,12 @@ Format = Annotated[
     str | None,
     option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
 ]
+_PICKUPS = Listing(
+    short=("id", "state", "attempts", "source", "outcome"),
+    wide=("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "outcome"),
+    fields={"job": "job_id", "event": "event_id", "due": "due_at", "outcome": "last_outcome"},
+    empty="no pickup fits",
+)
 _HINT = "a running `receiver serve` or `receiver work` picks it up"
 
 
@@ -251,26 +260,28 @@ def pickups(
     job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
     ref: Annotated[str | None, option("--ref", help="Only with this ref.")] = None,
     limit: Limit = 50,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List pickups, or show one. One pickup comes with its attempts."""
     from receiver.core.work import PickupFilter
-    from receiver.engine.requests import source_named
 
     settings = load_to_look(ctx)
     if pickup_id is not None:
-        asyncio.run(_show(settings, pickup_id, as_json))
+        asyncio.run(_show(settings, pickup_id, wide=wide, as_json=as_json))
         return
-    if source is not None:
-        source_named(settings, source)
-    filters = PickupFilter(source=source, state=state, job_id=job, ref=ref, limit=limit)
-    found = ask(settings, lambda store: store.pickups(filters))
-    columns = {"job": "job_id", "event": "event_id", "due": "due_at", "last outcome": "last_outcome"}
-    names = ("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "last outcome")
-    print_list(names, found, columns, empty="no pickup fits", as_json=as_json)
+    filters = PickupFilter(state=state, job_id=job, ref=ref, limit=limit)
+    found = ask_each(
+        settings,
+        lambda store, name: store.pickups(changed(filters, source=name)),
+        Chosen("source", source, settings.sources),
+        order="id",
+        limit=limit,
+    )
+    print_list(_PICKUPS, found, wide=wide, as_json=as_json)
 
 
-async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
+async def _show(settings: Settings, pickup_id: str, *, wide: bool, as_json: bool) -> None:
     async with opened_store(settings) as store:
         found = await store.pickup(pickup_id)
         attempts = await store.pickup_attempts(pickup_id)
@@ -281,4 +292,4 @@ async def _show(settings: Settings, pickup_id: str, as_json: bool) -> None:
         return
     fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
     print_fields(fields.items())
-    print_attempts(attempts)
+    print_attempts(attempts, wide=wide)

@@ -19,6 +19,7 @@ from receiver.core import callback_urls
 from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.urls import is_private
 from receiver.core.webhook import new_webhook_secret
+from receiver.web.views import page
 
 if TYPE_CHECKING:
     from receiver.settings.model import Settings
@@ -98,22 +99,12 @@ def check(
         findings = sorted(reach(settings) + findings, key=lambda finding: not finding.fatal)
     fatal = sum(finding.fatal for finding in findings)
     if as_json:
-        print_json(
-            [
-                {"code": f.code, "fatal": f.fatal, "where": f.where, "message": f.message, "fix": f.fix}
-                for f in findings
-            ]
-        )
+        print_json(page([asdict(finding) | {"fatal": finding.fatal} for finding in findings]))
     elif findings:
-        print_table(
-            ("code", "setting", "finding", "what to do"),
-            ((f.code, f.where, f.message, f.fix) for f in findings),
-            empty="",
-        )
-        warnings = len(findings) - fatal
-        typer.echo(
-            f"\n{counted(fatal, 'error', 'errors')}, {counted(warnings, 'warning', 'warnings')}: {_verdict(fatal)}"
-        )
+        rows = [(found.code, found.where, found.message, found.fix) for found in findings]
+        print_table(("code", "setting", "finding", "what to do"), rows, empty="", wide=True)
+        counts = f"{counted(fatal, 'error', 'errors')}, {counted(len(rows) - fatal, 'warning', 'warnings')}"
+        typer.echo(f"\n{counts}: {_verdict(fatal)}")
     else:
         typer.echo("The settings are good.")
     if fatal:

@@ -26,7 +26,7 @@ from receiver.engine.requests import (
     pollable,
     source_named,
 )
-from receiver.web.views import handed_out, view
+from receiver.web.views import handed_out, page, view
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -245,7 +245,7 @@ class Pickups:
             )
         )
         after = found[-1].id if len(found) == requested.limit else None
-        return answer({"pickups": [view(pickup) for pickup in found], "after": after})
+        return answer(page([view(pickup) for pickup in found], after))
 
     async def one(self, request: Request) -> Response:
         """Show one with its attempts."""

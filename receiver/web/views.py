@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -34,6 +34,11 @@ _FIELDS: Mapping[type[Struct], str] = {
 def view(thing: Struct) -> dict[str, Any]:
     """Return one thing as JSON shows it: times as ISO 8601 in UTC, words for states."""
     return {name: _field(thing, name) for name in _FIELDS[type(thing)].split()}
+
+
+def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:
+    """Return a list as JSON shows it; `next` is what to ask the next page with, None at the end."""
+    return {"items": items, "next": next}
 
 
 def handed_out(made: HandedOut) -> dict[str, Any]:

@@ -97,7 +97,7 @@ async def test_two_authorizations_are_refused(up: Running) -> None:
 @pytest.mark.parametrize("token", [TOKEN, OLD_TOKEN])
 async def test_any_of_the_admin_tokens_is_taken(up: Running, token: str) -> None:
     answer = await up.client.get(PICKUPS, headers={"authorization": f"bearer {token}"})
-    assert (answer.status_code, answer.json()) == (200, {"pickups": [], "after": None})
+    assert (answer.status_code, answer.json()) == (200, {"items": [], "next": None})
     assert answer.headers["cache-control"] == "no-store"
 
 
@@ -210,7 +210,7 @@ async def test_what_cannot_be_picked_up_is_refused_by_name(
 ) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     assert named in is_problem(await up.client.post(PICKUPS, content=content), status)
-    assert (await up.client.get(PICKUPS)).json()["pickups"] == []
+    assert (await up.client.get(PICKUPS)).json()["items"] == []
 
 
 async def test_a_lone_surrogate_does_no_harm(up: Running) -> None:
@@ -233,15 +233,15 @@ async def test_lists_are_filtered_and_come_in_pages(up: Running) -> None:
         page = (
             await up.client.get(PICKUPS, params={"limit": 2} | ({"after": after} if after else {}))
         ).json()
-        assert len(page["pickups"]) == size
-        jobs += [one["job_id"] for one in page["pickups"]]
-        after = page["after"]
+        assert len(page["items"]) == size
+        jobs += [one["job_id"] for one in page["items"]]
+        after = page["next"]
     assert after is None
     assert sorted(jobs) == [f"job-{number}" for number in range(5)]
 
     async def found(**query: str) -> set[str]:
         answer = await up.client.get(PICKUPS, params=query)
-        return {one["job_id"] for one in answer.json()["pickups"]}
+        return {one["job_id"] for one in answer.json()["items"]}
 
     assert await found(ref="order-1") == {"job-1", "job-3"}
     assert await found(job_id="job-4", source="deepdub") == {"job-4"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -54,7 +55,7 @@ def got(event_id: str) -> Callable[[dict[str, Any]], bool]:
 
 def test_from_init_to_replay(house: House) -> None:
     """Callbacks come in, events go out; what died while the application was away is replayed."""
-    assert house.run("check", "--json").json == []
+    assert house.run("check", "--json").items == []
     running = house.start("serve", "--port", "0")
     app = house.start_app()
 
@@ -63,7 +64,7 @@ def test_from_init_to_replay(house: House) -> None:
     assert line
     assert line["ref"] == "order-42"
     assert line["audio"]["as_promised"]
-    assert house.run("events", "--ref", "order-42", "--json").json[0]["id"] == event_id
+    assert house.run("events", "--ref", "order-42", "--json").items[0]["id"] == event_id
     shown = house.run("events", event_id, "--json").json
     sample = Path(__file__).resolve().parents[2] / "receiver" / "demo" / "samples" / "speech.mp3"
     words = [sys.executable, "-m", "receiver", "--config", house.config, "events", event_id, "--body"]
@@ -73,7 +74,9 @@ def test_from_init_to_replay(house: House) -> None:
     assert settled
     delivery = house.run("deliveries", settled["delivery_id"], "--json").json
     assert (delivery["state"], delivery["event_id"]) == ("delivered", event_id)
-    assert [(a["number"], a["outcome"], a["status"]) for a in delivery["attempts"]] == [(1, "delivered", 204)]
+    assert [(a["number"], a["outcome"], a["status"]) for a in delivery["attempts_made"]] == [
+        (1, "delivered", 204)
+    ]
 
     app.stop()
     lost = house.simulate("deapi", "--event", "failed", "--ref", "order-43")["event_id"]
@@ -144,12 +147,12 @@ def test_wrong_credentials_are_refused_and_listed(house: House, provider: str, s
     assert {tried["status"] for tried in said.json} == {401}
     assert [tried["try"] for tried in said.json][:2] == [1, 2]
     assert running.stop() == 0, "what was refused is written before the end"
-    listed = house.run("rejections", provider, "--json").json
+    listed = house.run("rejections", provider, "--json").items
     assert len(listed) == len(said.json)
     assert setting in listed[0]["reason"]
     said = house.run("simulate", provider, "--wrong-credentials", "--url", f"http://127.0.0.1:{free_port()}")
     assert {line.split("  ")[1] for line in said.out.splitlines()} == {"try 1"}, "unless more are asked for"
-    assert house.run("rejections", "other", "--json").json == []
+    assert "there is no source 'other'" in house.run("rejections", "other", "--json").err
 
 
 def test_intake_and_work_run_apart(house: House) -> None:
@@ -173,7 +176,7 @@ def test_a_printed_callback_url_is_one_that_receiver_takes(house: House) -> None
         parts._replace(scheme="http", netloc=f"{parts.netloc.rpartition('@')[0]}@{house.base[7:]}")
     )
     assert house.run("simulate", "deepgram", "--url", local, "--attempts", "1").status == 0
-    assert house.run("events", "--json").json[0]["ref"] == "order-7"
+    assert house.run("events", "--json").items[0]["ref"] == "order-7"
 
 
 # ---------------------------------------------------------------- serve
@@ -319,7 +322,7 @@ def test_check_prints_a_table_and_ends_with_two_when_fatal(tmp_path: Path) -> No
     assert said.status == 2
     assert said.out.splitlines()[1].startswith("E101  sources.deepgram.basic  ")
     assert said.out.endswith("1 error, 2 warnings: receiver will not start with these settings\n")
-    assert receiver("check", "--json").json[0]["fatal"] is True
+    assert receiver("check", "--json").items[0]["fatal"] is True
 
 
 def test_migrate_tells_what_it_applied(house: House) -> None:
@@ -395,6 +398,52 @@ def test_a_callback_url_that_would_not_work_is_refused_with_the_reason(
     assert said.err.count("\n") == 1
     assert told in said.err
     assert not [secret for secret in house.secrets if secret in said.err]
+
+
+# ---------------------------------------------------------------- lists
+
+
+def test_lists_fit_80_columns_and_take_patterns(house: House) -> None:
+    running = house.start("serve", "--port", "0")
+    event_id = house.simulate("deepgram", "--ref", "order " * 20)["event_id"]
+    tried = running.wait_for(lambda line: "delivery_id" in line, seconds=20)
+    assert tried
+    assert running.stop() == 0
+    for words in (["events"], ["deliveries"], ["events", "--source", "deep*", "--type", "speech.*"]):
+        lines = house.run(*words).out.splitlines()
+        assert max(map(len, lines)) <= 80, words
+        assert lines[1].startswith(("evt_", "dlv_")), "what to ask for next is whole"
+    delivery = tried["delivery_id"]
+    assert re.search(rf"{delivery} +\w+ +\d of \d+ ", house.run("deliveries").out)
+    assert re.search(r"\n1 of \d+ +\d\d:\d\d:\d\d ", house.run("deliveries", delivery).out)
+    assert re.search(r"\d{4}-\d\d-\d\dT", house.run("events", "--wide").out)
+    shown = house.run("deliveries", "--destination", "a*", "--json").json
+    assert ([one["id"] for one in shown["items"]], shown["next"]) == ([delivery], None)
+    assert isinstance(house.run("deliveries", delivery, "--json").json["attempts"], int)
+    assert len(house.run("deliveries", delivery, "--json").json["attempts_made"]) >= 1
+    assert [one["id"] for one in house.run("events", "--json").items] == [event_id]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["events", "--source", "deepgrm"], "there is no source 'deepgrm'; did you mean deepgram?"),
+        (["events", "--type", "speech.complete"], "did you mean speech.completed?"),
+        (["events", "--type", "x*"], "there is no event type 'x*'; there is: "),
+        (["deliveries", "--destination", "ap"], "there is no destination 'ap'; did you mean app?"),
+        (["pickups", "--source", "deepdbu"], "did you mean deepdub?"),
+        (["rejections", "nobody"], "there is no source 'nobody'; there is: deapi"),
+        (["replay", "--type", "speech.complete", "--yes"], "did you mean speech.completed?"),
+    ],
+)
+def test_a_filter_by_a_name_that_there_is_not_says_so(house: House, words: list[str], told: str) -> None:
+    house.run("migrate")
+    said = house.run(*words)
+    assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
+    assert told in said.err
+    wrong = json.loads(house.run(*words, "--json").err)
+    assert wrong["status"] == 2
+    assert told in wrong["error"]
 
 
 # ---------------------------------------------------------------- manners
@@ -532,7 +581,7 @@ def test_every_flag_but_what_is_destroyed_is_also_an_environment_variable_and_sa
 def test_a_flag_is_taken_from_the_environment(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECEIVER_CONFIG", house.config)
     monkeypatch.setenv("RECEIVER_JSON", "1")
-    assert receiver("check").json == []
+    assert receiver("check").items == []
 
 
 def test_help_starts_fast_since_it_loads_no_heavy_part() -> None:

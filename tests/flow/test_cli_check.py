@@ -72,7 +72,7 @@ def s3_text(weed: Weed, *, bucket: str = BUCKET, endpoint: str | None = None) ->
 
 
 def codes(said: Said) -> list[str]:
-    return [finding["code"] for finding in said.json]
+    return [finding["code"] for finding in said.items]
 
 
 def migrate(path: str) -> None:
@@ -83,7 +83,7 @@ def test_good_parts_have_no_finding(weed: Weed, database: str, tmp_path: Path) -
     path = config(tmp_path, database, s3_text(weed))
     migrate(path)
     said = receiver("--config", path, "check", "--json")
-    assert (said.status, said.json) == (0, [])
+    assert (said.status, said.items) == (0, [])
     keys = weed.client().list_objects_v2(Bucket=BUCKET, Prefix="check/")
     assert "Contents" not in keys, "what was stored for the check is gone"
 
@@ -208,7 +208,7 @@ def test_what_is_wrong_with_the_database_is_told_by_check_and_at_the_start(
     path = config(tmp_path, url, s3_text(weed))
     said = receiver("--config", path, "check", "--json")
     assert (said.status, codes(said)) == (2, [code])
-    assert sentence in f"{said.json[0]['message']}; {said.json[0]['fix']}"
+    assert sentence in f"{said.items[0]['message']}; {said.items[0]['fix']}"
     assert codes(receiver("--config", path, "check", "--offline", "--json")) == []
     for command in ("serve", "work"):
         started = receiver("--config", path, command)
@@ -235,7 +235,7 @@ def test_a_schema_of_another_version_is_told_with_what_to_do(
     execute(database, change)
     said = receiver("--config", path, "check", "--json")
     assert (said.status, codes(said)) == (2, [code])
-    assert sentence in said.json[0]["message"]
+    assert sentence in said.items[0]["message"]
     started = receiver("--config", path, "work")
     assert (started.status, started.err.partition(" store.url")[0]) == (2, f"error {code}")
 
@@ -245,8 +245,8 @@ def test_a_right_that_lacks_is_told(weed: Weed, server: Server, database: str, t
     theirs = database.replace("postgres@", f"app:{PASSWORD}@")
     said = receiver("--config", config(tmp_path, theirs, s3_text(weed)), "check", "--json")
     assert codes(said) == ["E018"]
-    assert "lacks a right" in said.json[0]["message"]
-    assert "TO app" in said.json[0]["fix"]
+    assert "lacks a right" in said.items[0]["message"]
+    assert "TO app" in said.items[0]["fix"]
     said = receiver("--config", config(tmp_path, theirs), "events")
     assert "lacks a right: the owner of the tables runs GRANT SELECT, INSERT, " in said.err
 
@@ -279,7 +279,7 @@ def test_a_bucket_that_is_not_there_is_told_by_check_and_at_the_start(weed: Weed
     path = config(tmp_path, blobs=s3_text(weed, bucket="no-such-bucket"))
     said = receiver("--config", path, "check", "--json")
     assert (said.status, codes(said)) == (2, ["E020"])
-    assert "there is no bucket no-such-bucket" in said.json[0]["message"]
+    assert "there is no bucket no-such-bucket" in said.items[0]["message"]
     started = receiver("--config", path, "serve")
     assert (started.status, started.err.count("\n")) == (2, 1)
     assert "E020 blobs.url: " in started.err
@@ -291,11 +291,11 @@ def test_wrong_credentials_are_told_without_showing_them(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-of-this-store")
     said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
     assert codes(said) == ["E020"]
-    assert "the secret access key is wrong" in said.json[0]["message"]
+    assert "the secret access key is wrong" in said.items[0]["message"]
     assert "not-the-secret" not in said.out
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
-    assert "credentials" in said.json[0]["message"]
+    assert "credentials" in said.items[0]["message"]
 
 
 def test_a_bucket_that_is_out_is_a_warning_since_receiver_starts_and_journals(
@@ -304,7 +304,7 @@ def test_a_bucket_that_is_out_is_a_warning_since_receiver_starts_and_journals(
     path = config(tmp_path, blobs=s3_text(weed, endpoint=f"http://127.0.0.1:{free_port()}"))
     said = receiver("--config", path, "check", "--json")
     assert (said.status, codes(said)) == (0, ["W017"])
-    assert "cannot be reached" in said.json[0]["message"]
+    assert "cannot be reached" in said.items[0]["message"]
 
 
 def test_what_the_bucket_does_not_do_well_is_told_with_the_right_that_lacks(
@@ -315,10 +315,10 @@ def test_what_the_bucket_does_not_do_well_is_told_with_the_right_that_lacks(
     monkeypatch.setattr("receiver.storage.blobs.s3_probe.probe", lambda options: found)
     said = receiver("--config", config(tmp_path, blobs=s3_text(weed)), "check", "--json")
     assert (said.status, codes(said)) == (0, ["W018"])
-    assert "grant s3:ListBucket" in said.json[0]["fix"]
+    assert "grant s3:ListBucket" in said.items[0]["fix"]
 
 
 def test_embedded_parts_are_asked_nothing(tmp_path: Path) -> None:
     said = receiver("--config", config(tmp_path), "check", "--json")
-    assert (said.status, said.json) == (0, [])
+    assert (said.status, said.items) == (0, [])
     assert not os.path.exists(tmp_path / "data")

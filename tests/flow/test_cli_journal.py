@@ -94,7 +94,7 @@ async def test_what_waits_is_listed_while_receiver_runs_without_bodies_or_secret
         table = listed.out
         ready = (await up.client.get("/readyz")).json()["journal"]
     assert (said.status, ready["depth"]) == (0, 2)
-    first, second = said.json
+    first, second = said.items
     assert set(first) == {"entry", "source", "received_at", "age_seconds", "bytes", "reason"}
     assert (first["source"], second["source"]) == ("deapi", "deepgram")
     assert second["bytes"] == len(speech("sound", times=20).body)
@@ -111,7 +111,7 @@ async def test_what_waits_is_drained_down_the_same_road(tmp_path: Path) -> None:
     said = _cli_in_thread(config, "drain", "--json")
     path = str(tmp_path / "data" / "journal")
     assert (await said).json == {"recorded": 3, "known": 0, "left": 0, "reason": "", "journal": path}
-    assert _cli(config, "list", "--json").json == []
+    assert _cli(config, "list", "--json").items == []
     assert await _jobs(tmp_path) == ["job-0", "job-1", "job-2"]
     said_again = await _cli_in_thread(config, "drain")
     assert said_again.status == 0
@@ -143,7 +143,7 @@ async def test_an_outage_that_goes_on_leaves_all_where_it_is(tmp_path: Path) -> 
     said = await _cli_in_thread(config, "drain")
     assert said.status == 1
     assert "not a database" in said.err
-    assert len(_cli(config, "list", "--json").json) == 2
+    assert len(_cli(config, "list", "--json").items) == 2
     database.unlink()
     (tmp_path / "kept.db").rename(database)
     assert (await _cli_in_thread(config, "drain", "--json")).json["recorded"] == 2

@@ -74,7 +74,7 @@ def test_a_pickup_is_added_before_anything_runs_and_is_known_the_second_time(hou
     awaited = house.run("events", made["event_id"])
     assert awaited.status == 1
     assert made["id"] in awaited.err
-    shown = house.run("pickups", "--json").json
+    shown = house.run("pickups", "--json").items
     assert [one["id"] for one in shown] == [made["id"]]
     one = house.run("pickups", made["id"], "--json").json
     assert one["attempts_made"] == []
@@ -155,7 +155,7 @@ def test_an_expected_callback_is_watched_for_from_the_moment_its_url_is_printed(
     assert claims is not None
     assert claims.expect_by is not None
     assert 600_000 <= claims.expect_by - before < 660_000
-    [expected] = house.run("pickups", "--json").json
+    [expected] = house.run("pickups", "--json").items
     assert (expected["id"], expected["kind"], expected["ref"]) == (
         said.json["pickup_id"],
         "expected",
@@ -166,7 +166,7 @@ def test_an_expected_callback_is_watched_for_from_the_moment_its_url_is_printed(
     assert printed.out.startswith("https://")
     assert printed.out.count("\n") == 1, "what a script reads is the URL alone"
     assert "expected by" in printed.err
-    assert len(house.run("pickups", "--json").json) == 2
+    assert len(house.run("pickups", "--json").items) == 2
 
 
 def test_a_url_that_is_refused_leaves_no_expectation(house: House) -> None:

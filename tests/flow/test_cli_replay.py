@@ -45,7 +45,7 @@ def unwanted(house: House) -> list[str]:
 def test_an_event_is_routed_again_by_todays_settings(house: House, unwanted: list[str]) -> None:
     first, second = unwanted
     assert house.run("replay", first, "--dry-run").out == "1 delivery would be made\n"
-    assert house.run("deliveries", "--json").json == []
+    assert house.run("deliveries", "--json").items == []
     done = house.run("replay", first)
     assert (done.status, done.out) == (0, "1 delivery made; a running relay takes them up within a second\n")
     again = house.run("replay", first, "--to", "app")
@@ -80,7 +80,7 @@ def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwan
     assert refused.status == 2
     assert "2 deliveries would be made: add --yes" in refused.err
     assert house.run(*words, "--yes").out.startswith("2 deliveries made;")
-    assert {one["event_id"] for one in house.run("deliveries", "--json").json} == set(unwanted)
+    assert {one["event_id"] for one in house.run("deliveries", "--json").items} == set(unwanted)
     again = house.run(*words, "--yes")
     assert again.status == 1
     assert "nothing was replayed" in again.err

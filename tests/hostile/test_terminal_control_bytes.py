@@ -18,7 +18,7 @@ _HOSTILE = (
 async def test_control_bytes_are_shown_and_never_sent_to_a_terminal(tmp_path: Path) -> None:
     with target(tmp_path) as process:
         assert (await exchange(process.port, [_HOSTILE]))[0] == 401
-        assert await until(lambda: bool(process.run("rejections", "--json").json), 5)
+        assert await until(lambda: bool(process.run("rejections", "--json").items), 5)
         for words in (["rejections", "--json"], ["rejections"]):
             assert not _CONTROLS.search(process.run(*words).out)
     assert not _CONTROLS.search(process.log.decode())

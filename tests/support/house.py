@@ -37,6 +37,11 @@ class Said:
     def json(self) -> Any:
         return json.loads(self.out)
 
+    @property
+    def items(self) -> Any:
+        """The things of a list."""
+        return self.json["items"]
+
 
 def receiver(*words: object) -> Said:
     """Run a command in this process."""
