@@ -41,6 +41,7 @@ from receiver.settings.model import (
 )
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
+from receiver.system.space import nearest, scarce
 
 _GENERAL = {
     "E001": Code("The settings cannot be read", ""),
@@ -95,6 +96,7 @@ _GENERAL = {
     "W017": Code("The bucket does not answer", "start the store, or correct blobs.endpoint_url"),
     "W018": Code("The bucket works, and not as it should", ""),
     "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
+    "W023": Code("A disk is nearly full", "make room, or shorten what [retention] keeps"),
     "W021": Code("A value of env: or file: is in quotes", "write it without them"),
     "W022": Code(
         "Several secrets sign callback URLs or did",
@@ -310,10 +312,12 @@ def _places(settings: Settings) -> Iterator[Finding]:
         folders[where] = str(Path(place).parent) if where == "store.url" else place
     seen: set[str] = set()
     for where, place in folders.items():
-        trouble = _not_writable(Path(place))
+        trouble = _not_writable(place)
         if trouble and trouble not in seen:
             seen.add(trouble)
             yield finding("E007", where, trouble)
+    for where, trouble in scarce(folders).items():
+        yield finding("W023", where, f"{trouble}: with none, callbacks are refused")
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
@@ -372,11 +376,9 @@ def _blobs(settings: Settings) -> Iterator[Finding]:
             yield finding("W016", f"blobs.{name}", clear)
 
 
-def _not_writable(folder: Path) -> str | None:
+def _not_writable(folder: str) -> str | None:
     """Return why `folder` could not be made or written, by its nearest parent that is there."""
-    here = folder.absolute()
-    while not os.path.lexists(here) and here != here.parent:
-        here = here.parent
+    here = nearest(folder)
     if not here.is_dir():
         return f"{here} is not a folder"
     if not os.access(here, os.W_OK | os.X_OK):

@@ -12,7 +12,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TextIO
 
@@ -21,9 +22,11 @@ from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from receiver.core.clock import wall_clock
+from receiver.core.errors import SenderError, WrongSource
 from receiver.core.event_json import iso
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, Repeats, harmless, no_secrets
-from receiver.core.work import Due, StoreStats
+from receiver.core.work import Due, OutcomeKind, StoreStats
+from receiver.system.space import free_bytes
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BLANK = ("", None)
@@ -186,7 +189,7 @@ def _console(out: TextIO) -> Callable[[str, str, dict[str, Any]], None]:
 
     def write(level: str, event: str, fields: dict[str, Any]) -> None:
         pairs = " ".join([f"{dim}{name}={off}{value!r}" for name, value in fields.items()])
-        head = f"{dim}{iso(wall_clock())}{off} [{colors.get(level, '')}{level:9}{off}] {bold}{event:20}{off}"
+        head = f"{dim}{datetime.now(UTC):%H:%M:%S}{off} [{colors.get(level, '')}{level:9}{off}] {bold}{event:20}{off}"
         _put(out, f"{head} {pairs}".rstrip() + "\n")
 
     return write
@@ -218,10 +221,35 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Gauge, "receiver_oldest_due_pickup_age_seconds", "source", "Age of the oldest due pickup."),
     (Gauge, "receiver_journal_depth", "", "Callbacks waiting in the journal."),
     (Gauge, "receiver_journal_oldest_age_seconds", "", "Age of the oldest callback in the journal."),
+    (Gauge, "receiver_disk_free_bytes", "setting", "Room where the folder of a setting lies."),
     (Counter, "receiver_notes", "level event", "Warnings and errors by their name."),
     (Counter, "receiver_pruned", "class", "What the janitor removed, by class."),
 )
 """Kind, name, labels and what it says."""
+
+
+_ANSWERS = ("recorded", "duplicate", "late", "parked", "journaled", "not_kept", "overloaded")
+
+
+_OF_PICKUPS = (OutcomeKind.COLLECTED, OutcomeKind.NOT_YET, OutcomeKind.UNUSABLE, OutcomeKind.NOT_STORED)
+_REFUSALS: tuple[type[SenderError], ...] = (*SenderError.__subclasses__(), WrongSource)
+
+
+def _counters(destinations: Iterable[str], sources: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the name and the labels of each counter that these destinations and sources can have."""
+    refused = [error.label for error in _REFUSALS]
+    for name in sources:
+        yield "receiver_callback_bytes", name
+        yield from (("receiver_callbacks", name, answer) for answer in (*_ANSWERS, *refused))
+        yield from (
+            ("receiver_pickup_attempts", name, kind.value) for kind in OutcomeKind if kind != "delivered"
+        )
+        yield from (("receiver_pickups", name, state) for state in ("collected", "gone"))
+    for name in destinations:
+        yield from (
+            ("receiver_attempts", name, kind.value) for kind in OutcomeKind if kind not in _OF_PICKUPS
+        )
+        yield from (("receiver_deliveries", name, state) for state in ("delivered", "dead"))
 
 
 class _Series(dict[tuple[str, ...], Any]):
@@ -290,10 +318,22 @@ class MetricsObserver:
         if level != "info":
             self._series["receiver_notes", level, event].inc()
 
+    def disks(self, folders: Mapping[str, str]) -> None:
+        """Show what is free where the folders lie, by the settings that name them."""
+        for name, folder in folders.items():
+            with contextlib.suppress(OSError):
+                self._series["receiver_disk_free_bytes", name].set(free_bytes(folder))
+
+    def _begin(self, destinations: Iterable[str], sources: Iterable[str]) -> None:
+        """Show every counter that there can be from the start, at 0: an alert on its growth would miss the first otherwise."""
+        for labels in _counters(destinations, sources):
+            _ = self._series[labels]
+
     def render(
         self, stats: StoreStats | None, destinations: tuple[str, ...], sources: tuple[str, ...], now: int
     ) -> bytes:
         """Return the exposition text; `stats` is None while the store is out."""
+        self._begin(destinations, sources)
         if stats is not None:
             self._due(
                 "receiver_due_deliveries", "receiver_oldest_due_age_seconds", destinations, stats.due, now

@@ -445,6 +445,16 @@ def journal_folder(settings: Settings) -> str:
     return settings.journal.path or str(Path(settings.data, "journal"))
 
 
+def local_folders(settings: Settings) -> dict[str, str]:
+    """Return the folders of this machine that are written to, by the settings that name them. Raises `ConfigError`."""
+    folders = {"journal.path": journal_folder(settings)}
+    if postgres_url(settings) is None:
+        folders["store.url"] = str(Path(sqlite_path(settings)).parent)
+    if not on_s3(settings):
+        folders["blobs.url"] = blob_folder(settings)
+    return folders
+
+
 def public_base(settings: Settings) -> str:
     """Return the URL under which receiver is reached, without a trailing slash."""
     if settings.public_url:

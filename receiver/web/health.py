@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from receiver.core.errors import ReceiverError, StoreUnavailable
+from receiver.core.errors import THREAD_ERRORS, ReceiverError, StoreUnavailable
+from receiver.settings.load import local_folders
+from receiver.system.space import scarce
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.work import StoreStats
 
+T = TypeVar("T")
 _PING_SECONDS = 2.0
 _STATS_SECONDS = 5.0
 
@@ -72,6 +76,9 @@ class Health:
         if self._receiver.stopping:
             status = "stopping"
         answer: dict[str, object] = {"status": status, "parts": parts}
+        warnings = await self._of_disks(scarce)
+        if warnings:  # while there is room, it makes nothing unready
+            answer["warnings"] = warnings
         if self._intake:
             journal = self._receiver.journal
             answer["journal"] = {
@@ -79,6 +86,13 @@ class Health:
                 "oldest_age_seconds": round(journal.oldest_age_seconds, 3),
             }
         return JSONResponse(answer, status_code=200 if status == "ok" else 503)
+
+    async def _of_disks(self, look: Callable[[Mapping[str, str]], T]) -> T | None:
+        """Return what `look` says of this machine's folders; None when a disk, or a thread, cannot be had in time."""
+        with contextlib.suppress(TimeoutError, *THREAD_ERRORS):
+            async with asyncio.timeout(_PING_SECONDS):
+                return await asyncio.to_thread(look, local_folders(self._receiver.settings))
+        return None
 
     async def _ping(self, name: str) -> str:
         try:
@@ -124,6 +138,7 @@ class Health:
         except (TimeoutError, StoreUnavailable):
             pass
         receiver.metrics.journal(receiver.journal.depth, receiver.journal.oldest_age_seconds)
+        await self._of_disks(receiver.metrics.disks)
         settings = receiver.settings
         text = receiver.metrics.render(stats, tuple(settings.destinations), tuple(settings.sources), now)
         return Response(text, media_type=receiver.metrics.content_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -333,6 +334,38 @@ async def test_metrics_tell_what_happened(tmp_path: Path) -> None:
         ):
             assert line in lines
         assert any(line.startswith("process_resident_memory_bytes") for line in lines)
+
+
+async def test_counters_are_there_from_the_start_at_zero(tmp_path: Path) -> None:
+    """An alert on the growth of a counter misses the first occurrence of one that is not there yet."""
+    text = settings_text(tmp_path, destination="http://127.0.0.1:9/hooks")
+    async with running(tmp_path, text, work=False) as up:
+        lines = (await up.client.get("/metrics")).text.splitlines()
+    for line in (
+        'receiver_callbacks_total{answer="rejected",source="deepgram"} 0.0',
+        'receiver_callbacks_total{answer="not_kept",source="deepgram"} 0.0',
+        'receiver_attempts_total{destination="app",outcome="refused"} 0.0',
+        'receiver_deliveries_total{destination="app",state="dead"} 0.0',
+        'receiver_pickups_total{source="deepgram",state="gone"} 0.0',
+    ):
+        assert line in lines
+
+
+async def test_a_disk_that_is_nearly_full_is_warned_of_while_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `/readyz`, still 200, and in a metric."""
+    async with running(tmp_path, work=False) as up:
+        assert "warnings" not in (await up.client.get("/readyz")).json()
+        found = os.statvfs(tmp_path)
+        full = os.statvfs_result((found.f_bsize, 4096, 1_000_000, 10_000, 10_000, *tuple(found)[5:]))
+        monkeypatch.setattr(os, "statvfs", lambda path: full)
+        answer = await up.client.get("/readyz")
+        assert answer.status_code == 200
+        assert "only 39 MiB are free" in answer.json()["warnings"]["journal.path"]
+        metrics = (await up.client.get("/metrics")).text.splitlines()
+        assert 'receiver_disk_free_bytes{setting="journal.path"} 4.096e+07' in metrics
+        assert 'receiver_disk_free_bytes{setting="blobs.url"} 4.096e+07' in metrics
 
 
 async def test_strangers_add_no_label_to_the_metrics(live: Running) -> None:

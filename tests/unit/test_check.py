@@ -155,8 +155,10 @@ def test_each_mistake_has_its_code_and_names_its_setting(code: str, tmp_path: Pa
 
 
 def test_every_code_there_is_has_a_case() -> None:
-    elsewhere = {"E001", "E007", "E011", "W006", "W021"}
-    elsewhere |= ASKED
+    elsewhere = {"E001", "E007", "E011", "W006", "W021", "W023"}
+    elsewhere |= ASKED | {
+        code for code in CODES if code[1] == "9"
+    }  # the custom provider's: tests/unit/custom
     assert set(CASES) | elsewhere == set(CODES)
 
 
@@ -248,6 +250,15 @@ def test_looking_whether_a_folder_can_be_written_leaves_nothing_there(tmp_path: 
     (tmp_path / "data").mkdir()
     assert findings(GOOD, tmp_path) == []
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_disk_that_is_nearly_full_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = os.statvfs(tmp_path)
+    full = os.statvfs_result((found.f_bsize, 4096, 1_000_000, 10_000, 10_000, *tuple(found)[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    told = findings(GOOD, tmp_path)
+    assert [(one.code, one.where) for one in told] == [("W023", "data")], "once for one disk"
+    assert "only 39 MiB are free" in told[0].message
 
 
 @pytest.mark.parametrize(("audio", "expected"), [("30d", []), ("4w", []), ("31d", ["W019"]), ("never", [])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -78,6 +79,7 @@ def test_the_console_shows_the_same_fields() -> None:
     assert line.count("\n") == 1
     for part in ("callback.recorded", "evt_1", "deepgram", "0.012346"):
         assert part in line
+    assert re.match(r"\d\d:\d\d:\d\d \[", line)
 
 
 def test_a_stream_that_is_no_terminal_gets_json_by_itself() -> None:
@@ -236,12 +238,12 @@ def test_depths_come_from_the_store_for_each_configured_destination() -> None:
     metrics = MetricsObserver()
     due = (
         Due(name="app", depth=4, oldest_due_at=1000),
-        Due(name="gone", depth=9, oldest_due_at=1),
+        Due(name="removed", depth=9, oldest_due_at=1),
     )
-    found = _samples(metrics, StoreStats(due=due, dead={"app": 2, "gone": 1}), now=6000)
+    found = _samples(metrics, StoreStats(due=due, dead={"app": 2, "removed": 1}), now=6000)
     assert (found["receiver_due_deliveries,app"], found["receiver_due_deliveries,other"]) == (4, 0)
     assert found["receiver_oldest_due_age_seconds,app"] == 5
     assert found["receiver_dead_deliveries,app"] == 2
-    assert not any("gone" in name for name in found)
+    assert not any("removed" in name for name in found)
     assert _samples(metrics)["receiver_due_deliveries,app"] == 4
     assert _samples(metrics, StoreStats(due=(), dead={}))["receiver_due_deliveries,app"] == 0
