@@ -73,15 +73,9 @@ def list_(ctx: typer.Context, folder: Folder = None, wide: Wide = False, as_json
         return
     if shown:
         warn(f"in the journal at {folder}:")
-    columns = {
-        "received": "received_at",
-        "source": "source",
-        "age (s)": "age_seconds",
-        "bytes": "bytes",
-        "reason": "reason",
-    }
+    columns = {"source": "source", "age (s)": "age_seconds", "bytes": "bytes", "reason": "reason"}
     if wide:
-        columns = {"entry": "entry", **columns}
+        columns = {"entry": "entry", "received": "received_at", **columns}
     rows = [[one[name] for name in columns.values()] for one in shown]
     empty = f"nothing waits in the journal at {folder}"
     print_table([*columns], rows, empty=empty, wide=wide)

@@ -296,7 +296,7 @@ def test_init_writes_a_private_file_and_never_over_another(tmp_path: Path) -> No
     assert (tmp_path / "other.toml").read_bytes() != before, "secrets are fresh each time"
     found = receiver("--config", "other.toml", "check", "--json")
     assert found.status == 0
-    assert [finding["code"] for finding in found.json] == ["W001"]
+    assert [finding["code"] for finding in found.items] == ["W001"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_result_that_is_waited_for_is_told_with_its_event(house: House) -> Non
     table = house.run("pickups", "--state", "gone", "--source", "deepdub").out.splitlines()
     assert table[0].split()[:3] == ["id", "state", "attempts"]
     assert len(table) == 2
-    lines = house.run("pickups", table[1].split()[0]).out.splitlines()
+    lines = house.run("pickups", table[1].split()[0], "--wide").out.splitlines()
     assert lines[-1].split()[0] == "1"
     assert "gone" in lines[-1]
 
