@@ -255,7 +255,7 @@ def test_an_environment_name_below_a_plain_value_is_refused() -> None:
 def test_a_provider_that_is_not_there_is_answered_with_those_that_are() -> None:
     settings = _parse("[sources.dg]\nprovider = 'deapgram'\n")
     with pytest.raises(
-        ConfigError, match=r"sources\.dg\.provider: there is no provider 'deapgram'; write one of deapi, "
+        ConfigError, match=r"sources\.dg\.provider: there is no provider 'deapgram'; write one of custom, "
     ):
         build_providers(settings, tokens())
 
