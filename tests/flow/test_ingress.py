@@ -14,6 +14,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self, cast
@@ -371,3 +372,33 @@ async def _events(folder: Path) -> set[str]:
     )
     out, _ = await told.communicate()
     return {event["job_id"] for event in json.loads(out)}
+
+
+async def test_slow_bodies_of_one_stranger_keep_no_callback_out(tmp_path: Path, kind: str) -> None:
+    """600 heads that look signed, and no body: a proxy has two connections for each that it passes on, and few in all."""
+    head = "".join(
+        (
+            f"POST /callbacks/deapi HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 1000\r\n",
+            f"x-deapi-timestamp: {int(time.time())}\r\nx-deapi-signature: sha256={'0' * 64}\r\n\r\n{{",
+        )
+    ).encode()
+    async with behind(kind, tmp_path) as (proxy, _):
+        writers: list[asyncio.StreamWriter] = []
+        some = asyncio.Semaphore(50)
+
+        async def begin() -> None:
+            with contextlib.suppress(OSError):
+                async with some, asyncio.timeout(5):
+                    _, writer = await asyncio.open_connection(
+                        "127.0.0.1", proxy.https, ssl=proxy.trusted, server_hostname=HOST
+                    )
+                    writers.append(writer)
+                    writer.write(head)
+
+        await asyncio.gather(*(begin() for _ in range(600)))
+        sent = deapi("job-1")
+        async with asyncio.timeout(10):
+            answer = await proxy.call("POST", sent.path, sent.headers, sent.body)
+        for writer in writers:
+            writer.transport.abort()
+    assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
