@@ -15,11 +15,11 @@ from receiver.cli.options import AsJson, Chosen, Yes, confirm, given, load, open
 from receiver.cli.output import counted, print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
-from receiver.core.event import EVENT_TYPES
+from receiver.core.event import EVENT_TYPES, EventFilter
 from receiver.core.work import DeliveryFilter, DeliveryState
 
 if TYPE_CHECKING:
-    from receiver.core.event import Event, EventFilter
+    from receiver.core.event import Event
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
 
@@ -73,51 +73,77 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send events again, or for the first time to destinations that they have no delivery to."""
-    from receiver.core.event import EventFilter
-
-    of_deliveries = dead or destination is not None
-    filtered = of_deliveries or any(text is not None for text in (source, type_, since_, until))
-    if ids and filtered:
-        raise UsageError("name ids, or filter with --dead, --destination, --since and the like; not both")
-    if to is not None and of_deliveries:
-        raise UsageError("--to makes deliveries; --dead and --destination choose among those there are")
-    if not ids and not filtered and to is None:
-        raise UsageError("name deliveries or events, or filter with --to, --dead, --destination or --since")
+    wanted = _Wanted(ids or [], to, dead, destination, source, type_, since(since_), since(until))
+    wanted.refuse_contradictions()
     settings = load(ctx)
-    routed = _routed(settings, to)
-    chosen = (
-        Chosen("source", source, settings.sources),
-        Chosen("event type", type_, EVENT_TYPES),
-        Chosen("destination", destination, settings.destinations),
-    )
-    names = list(product(*(one.names() for one in chosen)))
-    start, end = since(since_), since(until)
-    if to is not None and not ids:
-        events = [
-            EventFilter(source=of, type=type_, since=start, until=end, limit=_PAGE) for of, type_, _ in names
-        ]
-        found = asyncio.run(_never_sent(settings, events, routed))
-    else:
-        state = DeliveryState.DEAD if dead else None
-        deliveries = [
-            DeliveryFilter(
-                destination=name,
-                state=state,
-                source=of,
-                event_type=type_,
-                since=start,
-                until=end,
-                limit=_PAGE,
-            )
-            for of, type_, name in names
-        ]
-        found = asyncio.run(_find(settings, ids or [], deliveries, to, routed))
-    if not found and not found.busy:
-        for one in chosen:
-            one.refuse_unknown()
+    found = wanted.find(settings)
     if found and not dry_run and not ids and not yes:
         confirm(f"{_would(found)}. Go on?", _would(found), instead=" (or look first with --dry-run)")
     _finish(settings, found, dry_run=dry_run, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be sent again: ids, or filters."""
+
+    ids: Sequence[str]
+    to: str | None
+    dead: bool
+    destination: str | None
+    source: str | None
+    event_type: str | None
+    since: int | None
+    until: int | None
+
+    def refuse_contradictions(self) -> None:
+        """Raise `UsageError` for what cannot be meant together, or is not enough."""
+        of_deliveries = self.dead or self.destination is not None
+        others = (self.source, self.event_type, self.since, self.until)
+        filtered = of_deliveries or any(one is not None for one in others)
+        if self.ids and filtered:
+            raise UsageError("name ids, or filter with --dead, --destination, --since and the like; not both")
+        if self.to is not None and of_deliveries:
+            raise UsageError("--to makes deliveries; --dead and --destination choose among those there are")
+        if not self.ids and not filtered and self.to is None:
+            raise UsageError(
+                "name deliveries or events, or filter with --to, --dead, --destination or --since"
+            )
+
+    def find(self, settings: Settings) -> _Found:
+        """Return what there is of it. Raises `UsageError` when a filter names what there is not."""
+        routed = _routed(settings, self.to)
+        chosen = (
+            Chosen("source", self.source, settings.sources),
+            Chosen("event type", self.event_type, EVENT_TYPES),
+            Chosen("destination", self.destination, settings.destinations),
+        )
+        names = list(product(*(one.names() for one in chosen)))
+        if self.to is not None and not self.ids:
+            events = [self._events(source, event_type) for source, event_type, _ in names]
+            found = asyncio.run(_never_sent(settings, events, routed))
+        else:
+            deliveries = [self._deliveries(*one) for one in names]
+            found = asyncio.run(_find(settings, self.ids, deliveries, self.to, routed))
+        if not found and not found.busy:
+            for one in chosen:
+                one.refuse_unknown()
+        return found
+
+    def _events(self, source: str | None, event_type: str | None) -> EventFilter:
+        return EventFilter(source=source, type=event_type, since=self.since, until=self.until, limit=_PAGE)
+
+    def _deliveries(
+        self, source: str | None, event_type: str | None, destination: str | None
+    ) -> DeliveryFilter:
+        return DeliveryFilter(
+            source=source,
+            event_type=event_type,
+            destination=destination,
+            state=DeliveryState.DEAD if self.dead else None,
+            since=self.since,
+            until=self.until,
+            limit=_PAGE,
+        )
 
 
 def _routed(settings: Settings, to: str | None) -> Routed:
