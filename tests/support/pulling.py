@@ -22,7 +22,7 @@ from tests.support.senders import SPEECH, Sent, deapi
 
 KEY = "provider-key-0123456789abcdef"
 USER = "user-0123456789"
-AUDIO = SPEECH.read_bytes() * 20
+AUDIO = SPEECH.read_bytes() * (3 * 1024 * 1024 // SPEECH.stat().st_size)
 """Too long to stay in memory: each download is a temporary file."""
 
 
