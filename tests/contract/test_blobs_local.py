@@ -291,3 +291,21 @@ async def test_more_than_one_group_is_stored_in_turn(blobs: Blobs, tmp_path: Pat
     stored = await _put_all(blobs, *keys)
     assert not [one for one in stored if isinstance(one, BaseException)]
     assert len(os.listdir(tmp_path / "blobs" / "s")) == len(keys)
+
+
+async def test_a_slow_disk_without_a_thread_more_is_waited_for_in_one(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a limit of processes: the one thread does it all."""
+    await _put_all(blobs, "s/before.mp3")
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.current_thread() is not threading.main_thread():  # the group's own asks for another
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(file_group, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    stored = await _put_all(blobs, *(f"s/{n}.mp3" for n in range(5)))
+    assert not [one for one in stored if isinstance(one, BaseException)]

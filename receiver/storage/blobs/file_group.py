@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from functools import partial
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from receiver.system.files import create, sync_folder, write_all
@@ -60,21 +60,34 @@ class NewFile:
 def make_durable(files: Sequence[NewFile], make_folder: Callable[[Path], None], threads: Executor) -> None:
     """Make files durable, all but those that have an `error` afterwards: one that fails hinders no other. Blocks.
 
-    `make_folder` makes a folder durable. Raises `RuntimeError` when a thread is needed and none can be started.
+    `make_folder` makes a folder durable; `threads` help where the disk is slow.
     """
     _each_folder(files, make_folder)
     _each(NewFile.write, files)
     began = time.perf_counter()
     _each(NewFile.sync, files[:1])
-    others = [files[1:]]
-    if time.perf_counter() - began > _SLOW_SECONDS:
-        others = [lot for first in range(1, 1 + _BESIDE) if (lot := files[first::_BESIDE])]
-    if len(others) > 1:
-        list(threads.map(partial(_each, NewFile.sync), others))
-    else:
-        _each(NewFile.sync, files[1:])
+    slow = time.perf_counter() - began > _SLOW_SECONDS
+    _sync_all(files[1:], threads, _BESIDE - 1 if slow else 0)
     _each(NewFile.rename, files)
     _each_folder(files, sync_folder)
+
+
+def _sync_all(files: Sequence[NewFile], threads: Executor, helpers: int) -> None:
+    """Sync each file, in this thread and in so many others; each thread takes the next file that none has taken."""
+    waiting = deque(files)
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                _each(NewFile.sync, [waiting.popleft()])
+
+    helping: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):  # no thread can be started, or none any more: it goes without
+        helping.extend(threads.submit(work) for _ in range(min(helpers, len(files) - 1)))
+    work()
+    for helper in helping:
+        if not helper.cancel():
+            helper.result()
 
 
 def _each(step: Callable[[NewFile], None], files: Sequence[NewFile]) -> None:

@@ -155,9 +155,8 @@ class LocalBlobs:
             while self._waiting:
                 group = self._waiting[:_GROUP]
                 del self._waiting[:_GROUP]
-                files = [
-                    file for made, file in group if not made.done()
-                ]  # nobody waits for the others any more
+                # For what is done already nobody waits any more.
+                files = [file for made, file in group if not made.done()]
                 failed: Exception | None = None
                 try:
                     await self._run(make_durable, files, self._make_folders, self._threads)
@@ -179,8 +178,7 @@ class LocalBlobs:
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         try:
             keep_body(body, temporary)
-            if body.path is not None:
-                os.utime(temporary)  # its age is that of the object: a link has that of the temporary file
+            os.utime(temporary)  # its age is that of the object: a link has that of the temporary file
             os.rename(temporary, path)
         finally:
             # Still there after a success when the same temporary file was stored before: renaming one name of a file
