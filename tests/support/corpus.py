@@ -333,6 +333,7 @@ SPLICED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "cut.webm": ("ffmpeg-opus.webm, its first 60 %", lambda: _part("ffmpeg-opus.webm", 0.6)),
     "cut-vorbis.webm": ("ffmpeg-vorbis.webm, its first 60 %", lambda: _part("ffmpeg-vorbis.webm", 0.6)),
     "cut-mp3.mka": ("mkvmerge-mp3.mka, its first 60 %", lambda: _part("mkvmerge-mp3.mka", 0.6)),
+    "cut-flac.mka": ("mkvmerge-flac.mka, its first 80 %", lambda: _part("mkvmerge-flac.mka", 0.8)),
     "one-frame.mp3": ("lame-no-xing.mp3, its first frame", lambda: _read("lame-no-xing.mp3")[:104]),
 }  # fmt: skip
 """What senders, proxies and cut connections make of the encoders' files: what it is, and its bytes."""

@@ -76,6 +76,7 @@ def matroska(source: Source, place: int, found: Found) -> None:
             seen.after[element] = source.at(place, size)
         place += size
     _settle(seen, found)
+    found.seconds = None  # what is stated of blocks that are not there does not count
     if seen.first is not None:
         _tell(seen, found, there, cut=cut)
 
@@ -125,10 +126,12 @@ def _tell(seen: _Seen, found: Found, there: float, *, cut: bool) -> None:
         0, int.from_bytes(seen.after.get(_DISCARDED, b""), "big", signed=True)
     )
     seconds = (seen.last - (seen.first or 0)) * unit + last * (1 + there) - unplayed / 1e9
+    stated = max(0.0, seen.real(_DURATION) * unit - seen.number(_DELAY) / 1e9)
     doubt = last if cut or not own else 0.0
-    if stated := seen.real(_DURATION) * unit:
-        stated -= seen.number(_DELAY) / 1e9
-        if abs(stated - seconds) <= doubt and (found.codec or "").startswith(LOSSLESS) and not cut:
-            seconds = stated  # the last block is shorter than those before
-        doubt = doubt if cut else abs(stated - seconds)
-    found.length(seconds, "the times of the blocks", doubt=doubt)
+    if stated and not cut:
+        # The last block of a codec without padding is shorter than those before; a lone block does not tell its length.
+        if not last or (abs(stated - seconds) <= doubt and (found.codec or "").startswith(LOSSLESS)):
+            seconds = stated
+        doubt = abs(stated - seconds) if last else stated
+    if seconds:
+        found.length(seconds, "the times of the blocks", doubt=doubt)

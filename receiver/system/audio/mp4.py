@@ -217,19 +217,13 @@ def _entry(entry: bytes, found: Found) -> None:
 
 
 def _configuration(data: bytes, found: Found) -> None:
-    """Read an AudioSpecificConfig (ISO 14496-3): the rate and channels that its extension states, where it has one."""
-    bits = "".join(f"{byte:08b}" for byte in data.ljust(16, b"\0"))
-    hertz: list[int] = []
-    place, kind = 5, int(bits[:5], 2)
-    channels = 0
-    for turn in range(2 if kind in (5, 29) else 1):
-        index, place = int(bits[place : place + 4], 2), place + 4
-        if index == 15:
-            hertz.append(int(bits[place : place + 24], 2))
-            place += 24
-        else:
-            hertz.append(ADTS_HERTZ[index])
-        if not turn:
-            channels, place = int(bits[place : place + 4], 2), place + 4
-    found.rate = hertz[-1]
+    """Read an AudioSpecificConfig (ISO 14496-3): the rate and channels that its extension states, where it has one.
+
+    A rate outside the table is left to the container.
+    """
+    bits = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+    kind, hertz, channels, extended = bits >> 27, bits >> 23 & 15, bits >> 19 & 15, bits >> 15 & 15
+    hertz = extended if kind in (5, 29) else hertz
+    if hertz < len(ADTS_HERTZ):
+        found.rate = ADTS_HERTZ[hertz]
     found.channels = 2 if kind == 29 else aac_channels(channels) or found.channels
