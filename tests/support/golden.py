@@ -130,7 +130,7 @@ def tokens() -> CallbackTokens:
 
 def source_settings(name: str, table: Mapping[str, Any]) -> SourceSettings:
     """Return the settings of one [sources.NAME] table."""
-    lines = [f"[sources.{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    lines = [f"[sources.{name}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
     return parse("\n".join(lines), {}, _no_files).sources[name]
 
 
@@ -138,15 +138,16 @@ def _no_files(path: str) -> str:
     raise FileNotFoundError(path)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a setting as TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str):
         return '"' + "".join(c if c.isalnum() else f"\\U{ord(c):08x}" for c in value) + '"'
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key} = {toml_value(item)}' for key, item in value.items())}}}"
     return str(value)
 
 
