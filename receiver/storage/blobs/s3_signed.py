@@ -195,13 +195,13 @@ class FirstTries:
                 data = await answer.content.readexactly(_ANSWER_LIMIT)
             except asyncio.IncompleteReadError as whole:
                 data = whole.partial
-        told = {name.lower(): value for name, value in answer.headers.items()}
+        told = answer.headers
         if answer.status == 200:
             found = {"ETag": told.get("etag"), "ChecksumSHA256": told.get("x-amz-checksum-sha256")}
             return found | {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": told}}
         from botocore.parsers import create_parser
 
-        response = {"status_code": answer.status, "headers": told, "body": data}
+        response = {"status_code": answer.status, "headers": dict(told), "body": data}
         parsed: dict[str, Any] = create_parser("rest-xml").parse(response, self._shape)
         return {"Error": {}} | parsed
 
