@@ -254,6 +254,11 @@ def _part(name: str, share: float) -> bytes:
     return whole[: int(len(whole) * share)]
 
 
+def _hole(name: str, size: int) -> bytes:
+    whole = _read(name)
+    return whole[: len(whole) // 2] + whole[len(whole) // 2 + size :]
+
+
 def _streamed_wav(size: bytes) -> bytes:
     wav = bytearray(_read("ffmpeg-16.wav"))
     wav[4:8] = size
@@ -294,6 +299,11 @@ SPLICED: dict[str, tuple[str, Callable[[], bytes]]] = {
         "lame-vbr-no-xing.mp3 without 500 bytes of its middle",
         lambda: _read("lame-vbr-no-xing.mp3")[:4000] + _read("lame-vbr-no-xing.mp3")[4500:],
     ),
+    "hole.aac": ("ffmpeg-vary.aac without 900 bytes of its middle", lambda: _hole("ffmpeg-vary.aac", 900)),
+    "hole.opus": ("opusenc-vary.opus without 3,000 bytes of its middle", lambda: _hole("opusenc-vary.opus", 3000)),
+    "hole.ogg": ("oggenc-vary.ogg without 2,000 bytes of its middle", lambda: _hole("oggenc-vary.ogg", 2000)),
+    "hole.webm": ("ffmpeg-opus-live.webm without 700 bytes of its middle", lambda: _hole("ffmpeg-opus-live.webm", 700)),
+    "hole.mp4": ("ffmpeg-fragmented.mp4 without 700 bytes of its middle", lambda: _hole("ffmpeg-fragmented.mp4", 700)),
     "ape-tag.mp3": (
         "lame-no-xing.mp3 + APEv2 tag",
         lambda: _read("lame-no-xing.mp3") + b"APETAGEX\xd0\x07\0\0\x20\0\0\0\0\0\0\0\0\0\0\x80" + bytes(8)

@@ -155,6 +155,9 @@ def caf(source: Source, place: int, found: Found) -> None:
         found, (f"linear{bits}" if codec == "linear" else codec, rate, channels), block, there, per_block
     )
     if packets and rate and not block:
-        _, valid, before, after = struct.unpack(">qqii", packets)
-        doubt = (before + after) / rate if there == stated else 1e9
+        count, valid, before, after = struct.unpack(">qqii", packets)
+        short = (
+            per_block if valid == count * per_block else 0
+        )  # the last packet may have fewer than it is counted for
+        doubt = (before + after + short) / rate if there == stated else 1e9
         found.length(valid / rate * there / stated, "stated by the table of packets", doubt=doubt)

@@ -41,7 +41,7 @@ def _end(tail: bytes, block: int) -> tuple[int, bool] | None:
             continue
         crc, place = 0, start
         for end in reversed(ends):
-            crc, place = _crc16(tail[place:end], crc), end
+            crc, place = _crc(tail[place:end], 16, 0x8005, crc), end
             if crc == 0:
                 return frame[0] + frame[1], end != len(tail)
         ends.append(start)
@@ -66,7 +66,7 @@ def _frame(data: bytes, place: int, block: int) -> tuple[int, int] | None:
     else:
         samples = 192 if code == 1 else 576 << code - 2 if code < 6 else 256 << code - 8
     end += {12: 1, 13: 2, 14: 2}.get(hertz, 0)
-    if end >= len(head) or _crc8(head[: end + 1]):
+    if end >= len(head) or _crc(head[: end + 1], 8, 0x07):
         return None
     return number if head[1] & 1 else number * (block or samples), samples
 
@@ -94,15 +94,9 @@ def _table(bits: int, polynomial: int) -> tuple[int, ...]:
     return tuple(table)
 
 
-def _crc8(data: bytes) -> int:
-    table, crc = _table(8, 0x07), 0
+def _crc(data: bytes, bits: int, polynomial: int, crc: int = 0) -> int:
+    """Return the checksum of `data`, with `crc` that of what stands before it."""
+    table, mask, shift = _table(bits, polynomial), (1 << bits) - 1, bits - 8
     for byte in data:
-        crc = table[byte ^ crc]
-    return crc
-
-
-def _crc16(data: bytes, crc: int) -> int:
-    table = _table(16, 0x8005)
-    for byte in data:
-        crc = (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
+        crc = (crc << 8 & mask) ^ table[crc >> shift ^ byte]
     return crc

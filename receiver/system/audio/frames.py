@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from receiver.system.audio.reading import Found, Source
+from receiver.system.audio.reading import FAR, Found, Source
 
 
 class Stream(NamedTuple):
@@ -138,9 +138,9 @@ def find_frames(data: bytes, *, places: int = _FEW_PLACES) -> tuple[int, Stream,
 
 _WINDOW = 256 * 1024
 _MANY_LOST = 4096
-"""Bytes passed over from which on they may have been frames, rather than a part of one, or a trifle before the first."""
+"""Bytes passed over between frames from which on they may have been frames, rather than a part of one."""
 _UNSURE_FRAMES = 3
-"""By so many frames decoders differ where a stream is interrupted by tags or damage."""
+"""By so many frames decoders differ where tags interrupt a stream, and by twice as many where damage does."""
 
 
 @dataclass(slots=True)
@@ -149,6 +149,8 @@ class _Counted:
     seconds: float = 0.0
     lost: int = 0
     """Bytes that are neither frames nor tags."""
+    before: int = 0
+    """Those of them before the first frame."""
     doubt: float = 0.0
     """Seconds by which the count may be wrong."""
     first: Stream | None = None
@@ -163,7 +165,7 @@ def _walk(
 
     Without `frame_at` the kind of frames is found; and found again after damage and tags.
     """
-    counted, place, broken = _Counted(), start, False
+    counted, place, broken, lost = _Counted(), start, False, 0
     while data := source.at(place, _WINDOW):
         at = count = 0
         while frame_at and (frame := frame_at(data, at)) and frame[1] == stream:
@@ -171,9 +173,10 @@ def _walk(
         if count and stream:
             each = stream.samples / stream.rate
             if counted.first is None:
-                counted.first, counted.head = stream, data[:256]
+                counted.first, counted.head, counted.before = stream, data[:256], counted.lost
             elif broken:
-                counted.doubt += _UNSURE_FRAMES * each
+                counted.doubt += _UNSURE_FRAMES * each * (2 if counted.lost > lost else 1)
+            lost = counted.lost
             place, broken = place + at, False
             if place > source.size:  # the last frame is cut
                 count, counted.doubt = count - 1, counted.doubt + each
@@ -208,8 +211,8 @@ def frames(
         found.seconds = None
         return
     found.codec, found.rate, found.channels = first.codec, first.rate, first.channels
-    if counted.lost > _MANY_LOST:
-        counted.doubt += seconds * counted.lost / (size - counted.lost)
+    if (between := counted.lost - counted.before) > _MANY_LOST:
+        counted.doubt += seconds * between / (size - counted.lost)
     if info := _info(counted.head):
         stated, before, after = info
         counted.frames -= 1
@@ -217,6 +220,8 @@ def frames(
         if stated not in (0, counted.frames):
             counted.doubt += first.samples / first.rate
     found.length(seconds, f"counted: {counted.frames} frames", doubt=counted.doubt)
+    if counted.doubt > FAR * seconds:
+        found.seconds = None
 
 
 def amr(source: Source, place: int, found: Found) -> None:

@@ -19,6 +19,9 @@ _NUMBER, _TYPE, _CODEC, _DELAY, _BITS, _CHANNELS, _HERTZ, _PLAYED_HERTZ = (
 )
 _OF_A_TRACK = {_NUMBER, _TYPE, _CODEC, _DELAY, _BITS, _CHANNELS, _HERTZ, _PLAYED_HERTZ}
 _KEPT = _OF_A_TRACK | {_SCALE, _DURATION, _TIME}
+_IN_CLUSTERS = {*_BLOCKS, _TIME, _BLOCK_DURATION, _DISCARDED, 0xA7, 0xAB, 0xFB, 0x75A1, 0xEC, 0xBF}
+_IN_CLUSTERS |= {0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1941A469, 0x1043A770, *_OPENED}
+"""What may stand within and behind clusters; anything else is damage, after which nothing is certain."""
 _AFTER = {_BLOCK_DURATION, _DISCARDED}
 """What stands behind a block, in its group."""
 
@@ -56,9 +59,10 @@ def matroska(source: Source, place: int, found: Found) -> None:
     while len(head := source.at(place, 28)) >= 2:
         width = 9 - head[0].bit_length()
         size_width = 9 - head[width].bit_length() if width < 5 else 9
-        if size_width > 8:
-            break
         element = int.from_bytes(head[:width], "big")
+        if size_width > 8 or (seen.first is not None and element not in _IN_CLUSTERS):
+            found.seconds = None
+            return
         size = int.from_bytes(head[width : width + size_width], "big") & (1 << 7 * size_width) - 1
         place += width + size_width
         if element in _OPENED:

@@ -64,6 +64,8 @@ def mp4(source: Source, place: int, found: Found) -> None:
             before = track.total
             _fragment(source, start, end, track)
             fragment = track.total - before
+        elif not kind.isalnum():
+            return  # damage: what follows is not known
         elif kind == b"mdat":
             missing = max(0, end - source.size)
             there += end - start - missing

@@ -26,7 +26,7 @@ class _Link:
     """Samples of a packet: exactly for Speex, at most for others, 0 for Opus, whose packets tell."""
     packets: int = 0
     first: int = 0
-    """The position at which the first page of sound begins, in samples."""
+    """Samples before what is there, and those of pages that are missing in between."""
     last: int = 0
     """The position at the end of the last page."""
     sequence: int = -1
@@ -69,14 +69,14 @@ def ogg(source: Source, place: int, found: Found) -> None:
 def _page(source: Source, link: _Link, position: int, sequence: int, lacing: bytes, body: int) -> float:
     """Take a page of a link in; return the seconds of doubt that it brings."""
     packets = len(lacing) - lacing.count(255)
-    doubt = 1.0 if link.sequence >= 0 and sequence != link.sequence + 1 else 0.0
-    link.sequence = sequence
+    hole = link.sequence >= 0 and sequence != link.sequence + 1
+    doubt, link.sequence = 1.0 * hole, sequence
     if position <= 0:  # -1 is the position of a page in which no packet ends, 0 that of pages of headers
         return doubt
     link.packets += packets
-    if not link.last:
+    if hole or not link.last:
         most = packets * link.per_packet or _opus_samples(source.at(body, 65_536), lacing)
-        link.first = max(0, position - most)
+        link.first += max(0, position - most - link.last)
         if link.first and link.codec != "opus":
             doubt += most / link.rate
     link.last = max(link.last, position)

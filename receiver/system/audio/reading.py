@@ -12,6 +12,8 @@ _LOOK = 4096
 """Bytes that are read between two looks at the clock."""
 LOSSLESS = ("alac", "flac", "linear", "float", "mulaw", "alaw")
 """How the codecs begin whose last frame has no padding."""
+FAR = 0.05
+"""Share of a length by which an estimate may be wrong at most."""
 CLOSE = 0.01
 """Share of a length by which two ways to know it may differ before it counts as an estimate."""
 
