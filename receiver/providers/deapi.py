@@ -1,4 +1,4 @@
-"""deAPI: signed JSON callbacks about jobs of any kind; their results are fetched (deapi_results).
+"""deAPI: signed JSON callbacks about jobs of any kind; their results are fetched (see `collect`).
 
 Contract: https://docs.deapi.ai/execution-modes-and-integrations/webhooks. HMAC-SHA256 over the timestamp header's text, a
 full stop and the raw body; the secret's UTF-8 bytes as they are (also when it begins with `whsec_`); lower-case hex.

@@ -161,7 +161,7 @@ class ResultSettings(Then):
     from_: Literal["document", "text", "base64", "link", "body", "part", "get", "none"] = Field(  # type: ignore[assignment]
         "document", alias="from"
     )
-    """Also: the whole body, a part of a multipart body, a question at the provider, or nowhere: the event is all."""
+    """As in `then`; also `body`: the callback's body is the result. `part`: a part of a multipart body. `get`: ask the provider's API. `none`: there is no result, only the event."""
     name: str = ""
     """The part of a multipart body; "" is the first that is a file."""
     content_type_at: Places = ()
@@ -198,7 +198,6 @@ class CustomSettings(Section):
     """For fetching results; goes to the hosts of `[result]` alone. For `auth = "basic"` it is `user:password`."""
     keeps_retrying: bool = False
     """True: while the journal holds the copy the provider is answered 503, and calls again."""
-    methods: tuple[Literal["POST", "PUT"], ...] = ("POST", "PUT")
     body: BodyKind = "json"
     require_token: bool | None = None
     """Refuse a callback whose URL has no token of ours; by default, where no proof covers the body."""

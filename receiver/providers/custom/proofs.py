@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -325,11 +326,11 @@ class SignedProof(Proof, ABC):
     prefix: str = ""
     """What stands before the signature, like `sha256=`."""
     split: str | None = Field(None, min_length=1, max_length=3)
-    """What separates the entries, when the value is a list."""
+    """What separates the entries, when the header is a list: `,` in `t=1705,v1=abc`."""
     element: str | None = None
-    """The entries that are signatures, by their name; without it each entry is one."""
+    """The name of the entries that are signatures: `v1` in `t=1705,v1=abc`. Without it each entry is a signature."""
     assign: str = Field("=", min_length=1, max_length=1)
-    """What stands between an entry's name and its value."""
+    """What separates an entry's name from its value."""
     encoding: Annotated[tuple[Encoding, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = (
         "hex",
     )
@@ -341,7 +342,7 @@ class SignedProof(Proof, ABC):
     timestamp: TimestampSettings | None = None
     """Where the time of signing is, and how old it may be."""
     no_clock: bool = False
-    """Written where the provider sends no time, so that a request can be replayed for ever."""
+    """True: the provider signs no time, and you accept that a captured request can be sent again for ever."""
     url_ports: Literal["as-it-is", "any"] = "as-it-is"
     """`any`: the URL in the message may name its default port or not."""
 
@@ -367,10 +368,14 @@ class SignedProof(Proof, ABC):
             )
         return self
 
-    @property
-    def needs_body(self) -> bool:
+    @cached_property
+    def needs_body(self) -> bool:  # asked for at each callback
         """True when the message holds something of the body, or the signature is in it."""
-        return self.message.needs_body or any(place.in_body for place in self._places())
+        return self.message.needs_body or self._in_body
+
+    @cached_property
+    def _in_body(self) -> bool:
+        return any(place.in_body for place in self._places)
 
     @property
     def covers_body(self) -> bool:
@@ -380,8 +385,9 @@ class SignedProof(Proof, ABC):
     @property
     def references(self) -> Iterator[Reference]:
         """Where the signature is."""
-        yield from self._places()
+        yield from self._places
 
+    @cached_property
     def _places(self) -> list[Reference]:
         if self.at is not None:
             return [self.at]
@@ -391,7 +397,7 @@ class SignedProof(Proof, ABC):
         """Refuse a signature that is missing or malformed, and a time that is too far away."""
         if not self.needs_body:
             self.check(request, trust)
-        elif not any(place.in_body for place in self._places()):
+        elif not self._in_body:
             _, elements = self._signatures(request, trust)
             if self.timestamp is None or not self.timestamp.from_.in_body:
                 self._stamp(request, elements, trust)
@@ -404,7 +410,7 @@ class SignedProof(Proof, ABC):
             message = self.message.fill(request, timestamp=stamp, elements=elements, url=url)
             if self._fits(signatures, message, request, trust):
                 return
-        raise trust.refusal(f"the signature in {self._places()[0]} fits no secret in {trust.setting}")
+        raise trust.refusal(f"the signature in {self._places[0]} fits no secret in {trust.setting}")
 
     def signed(self, request: Request, trust: Trust) -> bytes | None:
         """Return the message of this request."""
@@ -414,7 +420,7 @@ class SignedProof(Proof, ABC):
 
     def _signatures(self, request: Request, trust: Trust) -> tuple[list[bytes], Mapping[str, list[str]]]:
         """Return the decoded signatures, and all entries of their list by name."""
-        places = self._places()
+        places = self._places
         given = next((v for v in (as_text(place.value(request)) for place in places) if v is not None), None)
         if given is None:
             raise ProofMissing(
