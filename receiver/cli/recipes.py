@@ -160,7 +160,8 @@ def _judged(adapter: Adapter, head: Head, body: MemoryBody) -> dict[str, Any]:
             }
             for found in adapter.examine(head, body)
         ]
-    reply = adapter.handshake(head, body.load(), proved=False)
+    verdict, reason, event = _event(adapter, head, body)
+    reply = adapter.handshake(head, body.load(), proved=verdict != "refused")
     if reply is not None:
         return {
             "verdict": "handshake",
@@ -168,7 +169,6 @@ def _judged(adapter: Adapter, head: Head, body: MemoryBody) -> dict[str, Any]:
             "proofs": proofs,
             "answer": reply.body.decode("utf-8", "replace"),
         }
-    verdict, reason, event = _event(adapter, head, body)
     return {"verdict": verdict, "reason": reason, "proofs": proofs, "event": event}
 
 

@@ -304,10 +304,9 @@ class Intake:
         try:
             report.size = body.size
             try:
-                callback, draft = await self._proved(provider, admission, body)
+                proved = await self._proved(provider, admission, body)
             except IgnoredCallback:
-                report.answer = "ignored"
-                return Answer(200, {"status": "ignored"})
+                proved = None
             except CallbackRejected:
                 reply = _asked(provider, admission.head, body, proved=False)
                 if reply is None:
@@ -316,6 +315,10 @@ class Intake:
             reply = _asked(provider, admission.head, body, proved=True)
             if reply is not None:
                 return _greeted(reply, report)
+            if proved is None:
+                report.answer = "ignored"
+                return Answer(200, {"status": "ignored"})
+            callback, draft = proved
             counted = 0 if admission.held else 1
             self.load.under_way += counted
             try:

@@ -93,18 +93,38 @@ async def test_audio_within_a_document_is_stored_as_audio(tmp_path: Path) -> Non
 # ---------------------------------------------------------------- handshakes
 
 
+def signed_by_zoom(body: bytes, secret: str = SECRET) -> dict[str, str]:
+    """Return Zoom's headers."""
+    stamp = str(int(time.time()))
+    digest = hmac.new(secret.encode(), f"v0:{stamp}:".encode() + body, "sha256").hexdigest()
+    return {"x-zm-signature": f"v0={digest}", "x-zm-request-timestamp": stamp}
+
+
 async def test_zooms_question_is_answered_with_its_token_signed(tmp_path: Path) -> None:
-    """The example of the provider's documentation in the field: `plainToken` and its HMAC."""
+    """`plainToken` and its HMAC, to a question that Zoom signs (https://github.com/zoom/webhook-sample)."""
     body = b'{"event":"endpoint.url_validation","payload":{"plainToken":"abc"}}'
     async with running(
-        tmp_path, text(tmp_path, 'recipe = "zoom"\nsecrets = ["zsec-0123"]'), work=False
+        tmp_path, text(tmp_path, f'recipe = "zoom"\nsecrets = ["{SECRET}"]'), work=False
     ) as up:
-        answer = await post(up, body, {})
-        digest = hmac.new(b"zsec-0123", b"abc", "sha256").hexdigest()
+        answer = await post(up, body, signed_by_zoom(body))
+        digest = hmac.new(SECRET.encode(), b"abc", "sha256").hexdigest()
         assert answer.json() == {"plainToken": "abc", "encryptedToken": digest}
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert up.seen.callbacks[-1].answer == "handshake"
-        assert (await post(up, b'{"event":"recording.completed"}', {})).status_code == 401
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize("headers", [{}, signed_by_zoom(b"", "another-secret-0123")])
+async def test_a_stranger_has_nothing_signed(tmp_path: Path, method: str, headers: dict[str, str]) -> None:
+    """What a stranger has signed would be the proof of a callback: `v0:`, a time and a body."""
+    token = 'v0:1705315845:{"event":"recording.completed"}'
+    body = json.dumps({"event": "endpoint.url_validation", "payload": {"plainToken": token}})
+    async with running(
+        tmp_path, text(tmp_path, f'recipe = "zoom"\nsecrets = ["{SECRET}"]'), work=False
+    ) as up:
+        answer = await up.client.request(method, "/callbacks/x", content=body, headers=headers)
+        assert answer.status_code == (405 if method == "GET" else 401)
+        assert hmac.new(SECRET.encode(), token.encode(), "sha256").hexdigest() not in answer.text
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

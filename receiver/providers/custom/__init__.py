@@ -185,7 +185,7 @@ class CustomProvider(Adapter):
         request = Request(head, body, self._options.body)
         secret = self._proof_secrets[-1] if self._proof_secrets else None
         for handshake in self._options.handshake:
-            if proved or not handshake.signed:
+            if proved or not handshake.needs_proof:
                 reply: Reply | None = handshake.answer(request, secret)
                 if reply is not None:
                     return reply

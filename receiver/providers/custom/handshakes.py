@@ -35,13 +35,13 @@ class Handshake(Section):
     kind: Literal["echo", "hmac-echo", "options", "ping"]
     """What is answered: the value, its HMAC-SHA256 under the newest secret, what a browser asks before a POST, or nothing but 200."""
     methods: tuple[Method, ...] = ()
-    """Without any: OPTIONS for `options`, POST and GET for the others."""
+    """Without any: OPTIONS for `options`; for the others POST, PUT and, where no proof is needed, GET."""
     when: When | None = None
     """Without it, a request with `value` is one; `options` is any request of its method."""
     value: At | None = None
     """What is echoed."""
     signed: bool = False
-    """True: only a request that was proved is answered."""
+    """True: only a request that was proved is answered. `hmac-echo` is always so: an HMAC for anybody's value would sign callbacks."""
     answer_field: str = ""
     """The field of a JSON answer; without it the answer is plain text."""
     echo_field: str = ""
@@ -59,12 +59,23 @@ class Handshake(Section):
             raise ValueError("value is missing: it says what is echoed")
         if self.kind == "ping" and self.when is None:
             raise ValueError("when is missing: it says which requests are pings")
+        if self.needs_proof and not {"GET", "OPTIONS"}.isdisjoint(self.taken_methods):
+            raise ValueError(
+                "methods: only POST and PUT are proved, and this is answered to proved requests alone"
+            )
         return self
+
+    @property
+    def needs_proof(self) -> bool:
+        """True when only a request that was proved is answered."""
+        return self.signed or self.kind == "hmac-echo"
 
     @property
     def taken_methods(self) -> Sequence[str]:
         """The methods by which it comes."""
-        return self.methods or (("OPTIONS",) if self.kind == "options" else ("POST", "PUT", "GET"))
+        if self.methods or self.kind == "options":
+            return self.methods or ("OPTIONS",)
+        return ("POST", "PUT") if self.needs_proof else ("POST", "PUT", "GET")
 
     def answer(self, request: Request, secret: str | None) -> Reply | None:
         """Return the answer, None when the request is no such handshake. `secret` signs it."""
