@@ -53,7 +53,7 @@ def test_looking_needs_no_secret_of_a_provider_or_destination(house: House, word
     text = config.read_text().replace("[sources.deapi]", "[sources.deapi]\ncallback_note = 'env:NOT_SET'")
     secret = house.secrets[1]
     config.write_text(text.replace(f'"{secret}"', '"env:NOT_SET"'))
-    assert house.run(*words, "--json").json == []
+    assert house.run(*words, "--json").json == {"items": [], "next": None}
     assert house.run("check", "--offline").status == 2
 
 
@@ -68,7 +68,7 @@ def test_a_path_in_the_settings_is_seen_from_the_settings_file(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert receiver("--config", "../receiver.toml", "events", "--json").json == []
+    assert receiver("--config", "../receiver.toml", "events", "--json").json == {"items": [], "next": None}
     config.write_text(config.read_text() + '\n[store]\nurl = "sqlite:///data/other.db"\n')
     assert receiver("--config", "../receiver.toml", "migrate").status == 0
     assert (tmp_path / "data" / "other.db").exists()

@@ -46,7 +46,7 @@ def test_the_demo_plays_every_step_and_ends_by_itself(tmp_path: Path) -> None:
         capture_output=True,
         check=True,
     )
-    states = [delivery["state"] for delivery in json.loads(listed.stdout)]
+    states = [delivery["state"] for delivery in json.loads(listed.stdout)["items"]]
     assert set(states) == {"delivered"}
     assert len(states) >= 10
     for provider in ("Deepgram", "deAPI", "Deepdub", "PlayHT"):

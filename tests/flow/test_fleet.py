@@ -49,6 +49,10 @@ def _cli(config: Path, *words: str) -> Any:
     return json.loads(said.out)
 
 
+def _listed(config: Path, *words: str) -> Any:
+    return _cli(config, *words)["items"]
+
+
 async def test_what_one_takes_any_other_delivers_with_a_link_that_works(
     common: Shared, tmp_path: Path
 ) -> None:
@@ -66,7 +70,7 @@ async def test_what_one_takes_any_other_delivers_with_a_link_that_works(
     async with httpx2.AsyncClient(trust_env=False) as client:
         assert (await client.get(audio["url"])).content == SPEECH.read_bytes() * 30
     third = node(common, tmp_path / "three")
-    [event] = await asyncio.to_thread(_cli, third, "events")
+    [event] = await asyncio.to_thread(_listed, third, "events")
     assert event["job_id"] == "job"
     assert audio["sha256"] == hashlib.sha256(sent.body).hexdigest()
 
@@ -175,10 +179,10 @@ async def test_while_postgresql_is_out_each_keeps_a_journal_and_a_lost_machines_
                 assert (await _send(one, deapi("image-1"))).json() == {"status": "journaled"}
                 assert (await _send(other, deapi("image-2"))).json() == {"status": "journaled"}
                 assert (await _send(other, speech("sound"))).status_code == 503
-                [kept] = await asyncio.to_thread(_cli, configs[0], "journal", "list")
+                [kept] = await asyncio.to_thread(_listed, configs[0], "journal", "list")
                 assert (kept["source"], kept["bytes"] > 0) == ("deapi", True)
                 await one.stop(signal.SIGKILL)
-                left = await asyncio.to_thread(_cli, configs[1], "journal", "list")
+                left = await asyncio.to_thread(_listed, configs[1], "journal", "list")
                 assert len(left) == 2
                 server.start()
                 delivered = Delivered(sink)
