@@ -204,7 +204,10 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
     used = [adapters().get(source.provider) for source in settings.sources.values()]
     https_only = any(adapter is not None and adapter.https_only for adapter in used)
     problems = callback_urls.public_url_problems(url, https_only=https_only)
+    deepgram = any(source.provider == "deepgram" for source in settings.sources.values())
     for problem in problems:
+        if problem.kind in ("port", "underscore") and not deepgram:
+            continue  # Deepgram's own rules
         yield finding(_URL_CODES[problem.kind], "public_url", problem.message, problem.fix)
     if problems:
         return

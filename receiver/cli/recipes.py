@@ -103,6 +103,10 @@ def _parse(settings: Settings, source: str, raw: bytes, now: int) -> tuple[Head,
         raise UsageError(f"the file begins with a request line: POST /callbacks/{source} HTTP/1.1")
     path, _, query = words[1].partition("?")
     parts = path.rstrip("/").split("/")
+    if parts[1:3] != ["callbacks", source]:
+        raise UsageError(
+            f"the request goes to {path[:100]}, and callbacks of this source to /callbacks/{source}"
+        )
     head = Head(
         source=source,
         method=words[0].upper(),
@@ -161,6 +165,9 @@ def _judged(adapter: Adapter, head: Head, body: MemoryBody) -> dict[str, Any]:
             for found in adapter.examine(head, body)
         ]
     verdict, reason, event = _event(adapter, head, body)
+    if head.method not in adapter.methods:
+        taken = " or ".join(adapter.methods)
+        verdict, reason, event = "refused", f"a callback of this source comes by {taken}", None
     reply = adapter.handshake(head, body.load(), proved=verdict != "refused")
     if reply is not None:
         return {

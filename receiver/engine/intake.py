@@ -46,6 +46,8 @@ from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, t
 T = TypeVar("T")
 
 METHODS = ("POST", "PUT")
+KNOWN_METHODS = (*METHODS, "GET", "OPTIONS")
+"""Those that are told apart in logs and metrics: a stranger may invent others."""
 _BIG_JSON = 256 * 1024
 """Bytes from which proving and normalizing leave the event loop for a thread."""
 _BIG_PARKED = 4 * 1024 * 1024
@@ -161,7 +163,7 @@ class Intake:
         if reason:
             return self.overloaded(head.source, head.method, reason)
         report = CallbackReport(
-            method=head.method if head.method in METHODS else "other",
+            method=head.method if head.method in KNOWN_METHODS else "other",
             content_type=head.media_type()[0][:100],
             peer=head.peer,
         )
@@ -220,7 +222,7 @@ class Intake:
             raise UnknownSource
         report.source, report.provider = head.source, provider.provider
         report.content_type = kept_type(provider.redact, head)
-        if head.method not in METHODS:
+        if head.method not in provider.methods:
             reply = await self._handshake(provider, head, receive)
             if reply is None:
                 raise WrongMethod

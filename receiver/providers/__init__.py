@@ -81,6 +81,10 @@ class PushProvider(Protocol):
         """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """How callbacks come."""
+
+    @property
     def handshake_methods(self) -> frozenset[str]:
         """The methods by which the provider asks whether a callback URL is ours; none for most providers."""
 
@@ -178,6 +182,7 @@ class Adapter:
     small_documents: ClassVar[bool] = False
     """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
     secret_headers: frozenset[str] = frozenset()
+    methods: tuple[str, ...] = ("POST", "PUT")
     handshake_methods: frozenset[str] = frozenset()
     job_ids: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
     """What a job id looks like that can be written into the path of a URL."""

@@ -11,6 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -64,6 +65,8 @@ def values_of(field: FieldInfo) -> str:
     kind = field.annotation
     if get_origin(kind) is tuple:
         kind = get_args(kind)[0]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return ", ".join(f"`{word.value}`" for word in kind)
     words = [arg for each in (kind, *get_args(kind)) if get_origin(each) is Literal for arg in get_args(each)]
     return ", ".join(f"`{word}`" for word in dict.fromkeys(words) if isinstance(word, str))
 

@@ -321,3 +321,45 @@ result = {{from = "link", at = "url", hosts = ["files.example.com"]}}
         await up.seen.until(lambda: bool(up.seen.pickups))
         assert host.requests == []
         assert up.seen.pickups[0].outcome.kind.value == "blocked"
+
+
+# ---------------------------------------------------------------- what comes in the query
+
+
+QUERY = f"""provider = "custom"
+secrets = ["{SECRET}"]
+methods = ["GET", "POST"]
+body = "query"
+require_token = false
+proof = [{{kind = "same", at = "query:key"}}]
+event = {{family = "transcript", job = "job", state = "state", completed = ["DONE"], processing = ["RUNNING"]}}
+"""
+
+
+async def test_callbacks_by_query_are_told_apart_and_kept_without_their_secret(tmp_path: Path) -> None:
+    """With an empty body they had all been one, and their content was lost."""
+    async with running(tmp_path, text(tmp_path, QUERY), work=False) as up:
+        said = []
+        for job, state in [("1", "RUNNING"), ("2", "RUNNING"), ("1", "ODD"), ("2", "ODD"), ("1", "DONE")]:
+            answer = await up.client.get(f"/callbacks/x?key={SECRET}&job={job}&state={state}")
+            said.append((answer.json()["status"], answer.json()["event_id"]))
+        assert [status for status, _ in said] == ["recorded", "recorded", "parked", "parked", "recorded"]
+        kept = await up.receiver.store.body(said[3][1])
+        assert kept == b'{"job":"2","state":"ODD"}'
+        parked = await up.receiver.store.event(said[2][1])
+        assert b"the state 'ODD' at field:state is in none of" in parked.data
+        again = await up.client.get(f"/callbacks/x?key={SECRET}&job=1&state=ODD")
+        assert again.json()["status"] == "duplicate"
+        assert (await up.client.get("/callbacks/x?key=wrong&job=1&state=DONE")).status_code == 401
+
+
+@pytest.mark.parametrize("job", ["..", "."])
+async def test_a_job_id_does_not_lead_to_another_path_of_the_api(tmp_path: Path, job: str) -> None:
+    result = '[sources.x.result]\nurl = "HOST/t/{job}/text"\nhosts = ["127.0.0.1"]\nevery = 1'
+    async with (
+        ProviderHost() as host,
+        running(tmp_path, text(tmp_path, fetched(host, result)), work=False) as up,
+    ):
+        body = json.dumps({"id": job, "status": "completed"}).encode()
+        answer = await post(up, body, {"X-Soniox-Webhook-Secret": SECRET})
+        assert answer.json()["status"] == "parked"

@@ -37,6 +37,7 @@ class Made:
     """What reading the body raises in the step that is `broken`, one after the other; then nothing is broken."""
     provider: ClassVar[str] = "made"
     secret_headers: ClassVar[frozenset[str]] = frozenset()
+    methods: ClassVar[tuple[str, ...]] = ("POST", "PUT")
     handshake_methods: ClassVar[frozenset[str]] = frozenset()
 
     def handshake(self, head: Head, body: bytes, *, proved: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from receiver.core.callback import Admission, Body, Head, Reply, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused, ProofMissing
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Fetch
@@ -54,6 +54,10 @@ class CustomProvider(Adapter):
             "A header's name has an underscore", "tell the proxy to pass such headers on, or it drops them"
         ),
         "W903": Code("A result is fetched without a key", 'add api_key = "env:…"'),
+        "W905": Code(
+            "A proof's time is not signed", "write {timestamp} where the provider has it in the message"
+        ),
+        "W906": Code("Speech without a place for its audio", "add [result]: body, base64, part, link or get"),
         "W904": Code("A recipe is experimental", "try it with `receiver try` before you rely on it"),
     }
 
@@ -68,6 +72,7 @@ class CustomProvider(Adapter):
         self.secret_headers = frozenset(r.name for r in self._secret_places() if r.kind == "header")
         self._reading = Reading(settings, options)
         self._collecting = Collecting(settings, options, self._reading, self._api_key)
+        self.methods = options.methods
         self.handshake_methods = frozenset(m for h in options.handshake for m in h.taken_methods)
 
     def _secrets(self) -> tuple[str, ...]:
@@ -108,6 +113,10 @@ class CustomProvider(Adapter):
         fetched = [part for result in results for part in (result, result.then) if part is not None]
         if options.api_key is None and any(part.auth.kind != "none" for part in fetched):
             yield cls._finding("W903", where, "api_key", "results are fetched with a key, and none is set")
+        speech = options.event is not None and options.event.family == "speech"
+        if speech and options.result_of("speech").from_ in ("document", "text", "none"):
+            silent = "nothing says where the audio is, so speech.completed comes without any"
+            yield cls._finding("W906", where, "result", silent)
         if options.about is not None and options.about.experimental:
             yield cls._finding("W904", where, "recipe", options.about.experimental)
 
@@ -123,6 +132,9 @@ class CustomProvider(Adapter):
         if proof.needs_secrets and not secrets:
             lacking = f"the proof {proof.name} has no secret to compare with"
             yield cls._missing("E902", where, "secrets", lacking)
+        if not proof.time_is_signed:
+            renewed = "message does not hold {timestamp}, so whoever has one callback can give it a new time"
+            yield cls._finding("W905", where, f"proof[{number}]", renewed)
         wrong = proof.wrong_with(secrets)
         if wrong:
             yield cls._finding("E904", where, "secrets", wrong, "copy the secret whole from the provider")
@@ -160,6 +172,10 @@ class CustomProvider(Adapter):
         proofs = {
             _try_each(group, lambda proof: proof.check(request, self.trust)).name for group in self.groups
         }
+        if (
+            options.body == "query"
+        ):  # the query is what came: what is kept, and what tells two callbacks apart
+            body = MemoryBody(self._reading.query(request))
         query = {place.name for place in self._secret_places() if place.kind == "query"}
         return VerifiedCallback(
             head=head.without_secrets(query),
@@ -171,6 +187,13 @@ class CustomProvider(Adapter):
     def examine(self, head: Head, body: Body) -> Iterator[Verdict]:
         """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
         request = Request(head, body.load(), self._options.body)
+        if self._options.token_required or head.token:
+            try:
+                self._claims(head, required=True)
+            except CallbackRejected as error:
+                yield Verdict(proof="token", reason=error.message, signed=None)
+            else:
+                yield Verdict(proof="token", reason="", signed=None)
         for proof in self._options.proof:
             reason, message = "", None
             try:

@@ -61,7 +61,7 @@ class Meaning(Section):
     families: Mapping[str, Family] = Field(default_factory=dict)
     """Family by the word at `family_at`; for other words `family` counts."""
     id: Places = ()
-    """The provider's id of this callback; without it the content is the identity."""
+    """The provider's id of this callback, not of the job: the same id again is a duplicate, whatever its state. Without it the job and its state are the identity, or the content."""
     job: Places = ()
     """The job's id at the provider. Where it is named, a callback without it is parked."""
     ref: Places = ()
@@ -198,6 +198,8 @@ class CustomSettings(Section):
     """For fetching results; goes to the hosts of `[result]` alone. For `auth = "basic"` it is `user:password`."""
     keeps_retrying: bool = False
     """True: while the journal holds the copy the provider is answered 503, and calls again."""
+    methods: tuple[Literal["POST", "PUT", "GET"], ...] = ("POST", "PUT")
+    """How callbacks come."""
     body: BodyKind = "json"
     require_token: bool | None = None
     """Refuse a callback whose URL has no token of ours; by default, where no proof covers the body."""

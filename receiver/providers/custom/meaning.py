@@ -79,17 +79,23 @@ class Reading:
     def document(self, callback: VerifiedCallback) -> tuple[Request, Document, bytes]:
         """Return a request, its document after `unwrap` and `drop`, and the bytes of that. Raises `MalformedCallback`."""
         kind, body = self._options.body, callback.body
-        bodiless = kind in ("raw", "query")
+        bodiless = kind == "raw"
         if body.size > self._settings.max_json_bytes and kind != "multipart" and not bodiless:
             allowed = self._settings.max_json_bytes
             raise MalformedCallback(f"the document has {body.size} bytes; {allowed} are allowed")
         raw = b"" if bodiless else body.load()
-        request = Request(callback.head, raw, kind)
+        # What was a query is a document since it was proved.
+        request = Request(callback.head, raw, "json" if kind == "query" else kind)
         document = self._unwrapped(request)
         for steps in self._dropped:
             document = without(document, steps)
-        as_sent = kind == "json" and document is request.document
+        as_sent = request.kind == "json" and document is request.document
         return request, document, raw if as_sent else encode(document)
+
+    def query(self, request: Request) -> bytes:
+        """Return the query of a request as a document, without what proves the caller."""
+        secret = {p.name for proof in self._options.proof for p in proof.references if p.kind == "query"}
+        return encode({name: value for name, value in request.document.items() if name not in secret})
 
     def _unwrapped(self, request: Request) -> Document:
         document = request.document
@@ -141,8 +147,10 @@ class Reading:
                 return stage
         if word in event.ignored or (word is not None and event.otherwise == "ignored"):
             raise IgnoredCallback
-        named = "is missing" if word is None else "is a word that the settings do not name"
-        raise MalformedCallback(f"the state at {event.state[0]} {named}")
+        if word is None:
+            raise MalformedCallback(f"the state is missing: {event.state[0]}")
+        lists = "completed, failed, processing and ignored"
+        raise MalformedCallback(f"the state {word[:60]!r} at {event.state[0]} is in none of {lists}")
 
     def _family(self, event: Meaning, found: Understood) -> str:
         word = as_text(found.first(event.family_at)) or ""
@@ -265,7 +273,9 @@ class Reading:
     def _remote(self, result: ResultSettings, draft: EventDraft, found: Understood) -> RemoteResult:
         url = as_text(found.first(result.at))
         if result.url is not None:
-            url = result.url.fill(found.request, found.document, draft.job_id)
+            event = self._options.event
+            job = as_text(found.first(event.job)) if event else draft.job_id  # as the provider spells it
+            url = result.url.fill(found.request, found.document, job)
         if url is None or not url.startswith(("https://", "http://")):
             missing = result.at[0] if result.at else "a value of result.url"
             raise MalformedCallback(f"there is no link to the result: {missing} is missing")
@@ -285,12 +295,12 @@ def completed_key(job_id: str) -> str:
 
 def _decoded(text: str, *, base64_too: bool, at: Reference) -> Any:
     raw = text.encode("utf-8", "replace")
-    if base64_too:
-        try:
-            raw = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raise MalformedCallback(f"{at} is no base64") from None
-    return decode_object(raw)
+    try:
+        return decode_object(base64.b64decode(text, validate=True) if base64_too else raw)
+    except (binascii.Error, ValueError):
+        raise MalformedCallback(f"{at} is no base64 (unwrap)") from None
+    except MalformedCallback as error:
+        raise MalformedCallback(f"{at} (unwrap): {error.message}") from None
 
 
 def _short(value: Any) -> str | None:

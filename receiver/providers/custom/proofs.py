@@ -80,6 +80,11 @@ class Proof(Section, ABC):
         """True when the proof is checked with the source's secrets."""
         return False
 
+    @property
+    def time_is_signed(self) -> bool:
+        """False when the time could be changed by anybody."""
+        return True
+
     def wrong_with(self, secrets: Sequence[str]) -> str:
         """Return what is wrong with the source's secrets, "" when nothing is."""
         return ""
@@ -112,6 +117,11 @@ class Trust:
     def setting(self) -> str:
         """The setting that an operator looks at when a proof fails."""
         return f"sources.{self.source}.secrets"
+
+    @property
+    def shape(self) -> str:
+        """The setting to look at when the request lacks what a proof needs."""
+        return f"sources.{self.source}.proof"
 
     def refusal(self, message: str, kind: RejectionKind = RejectionKind.WRONG) -> CallbackRejected:
         """Return the error that refuses a callback."""
@@ -190,7 +200,7 @@ class SameProof(Proof):
         """Compare the value with every secret."""
         value = as_text(self.at.value(request))
         if value is None:
-            raise ProofMissing(f"{self.at} is missing: the secret is expected there", setting=trust.setting)
+            raise ProofMissing(f"{self.at} is missing: the secret is expected there", setting=trust.shape)
         if not value.startswith(self.prefix) or not same_as_any(value[len(self.prefix) :], trust.secrets):
             raise trust.refusal(f"{self.at} is none of the configured secrets")
 
@@ -383,6 +393,12 @@ class SignedProof(Proof, ABC):
         return self.message.covers_body
 
     @property
+    def time_is_signed(self) -> bool:
+        """True without a time, and where the message holds it: by `{timestamp}`, or by its own place."""
+        wanted = self.timestamp
+        return wanted is None or None in self.message.parts or wanted.from_ in self.message.parts
+
+    @property
     def references(self) -> Iterator[Reference]:
         """Where the signature is."""
         yield from self._places
@@ -424,7 +440,7 @@ class SignedProof(Proof, ABC):
         given = next((v for v in (as_text(place.value(request)) for place in places) if v is not None), None)
         if given is None:
             raise ProofMissing(
-                f"{places[0]} is missing: the provider signs every callback", setting=trust.setting
+                f"{places[0]} is missing: the provider signs every callback", setting=trust.shape
             )
         if not given.startswith(self.prefix):
             raise trust.refusal(f"{places[0]} does not begin with {self.prefix}", RejectionKind.MALFORMED)
@@ -454,7 +470,7 @@ class SignedProof(Proof, ABC):
         text = as_text(wanted.from_.value(request, None, elements))
         if text is None:
             raise ProofMissing(
-                f"{wanted.from_} is missing: the provider says when it signed", setting=trust.setting
+                f"{wanted.from_} is missing: the provider says when it signed", setting=trust.shape
             )
         moment = wanted.read(text)
         if moment is None:
@@ -465,7 +481,7 @@ class SignedProof(Proof, ABC):
             raise CallbackRejected(
                 f"{wanted.from_} is {abs(age):.0f} s {side}, {allowed:g} s are allowed: check this machine's clock, "
                 "or the callback was replayed",
-                setting=trust.setting,
+                setting=trust.shape,
                 kind=RejectionKind.STALE,
             )
         return text
@@ -669,7 +685,7 @@ class JwtProof(Proof):
         value = request.head.one(self.header.lower())
         if value is None:
             raise ProofMissing(
-                f"header:{self.header} is missing: a token is expected there", setting=trust.setting
+                f"header:{self.header} is missing: a token is expected there", setting=trust.shape
             )
         if not value.startswith(self.prefix):
             raise trust.refusal(

@@ -374,7 +374,7 @@ class UrlTemplate:
             if part is not None:
                 value = part.value(request, document) if request else follow(document, part.steps)
             text = as_text(value)
-            if not text:
+            if not text or text in (".", ".."):  # those would lead to another path
                 return None
             filled.append(quote(text, safe="") if filled else text)
         return "".join(filled)
