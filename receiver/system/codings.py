@@ -15,6 +15,10 @@ _SPARE_MEMBERS = 16
 _MEMBER_BYTES = 1024
 """A gzip body may have a member for each of so many decoded bytes, and a few more: empty ones by the thousand cost only time."""
 
+_SPARE_BYTES = 64 * 1024
+_LONGEST = 8
+"""A body may be so many times as long as what it decodes to, and a little more: blocks that hold nothing cost only time."""
+
 
 class CodingBroken(ValueError):
     """The bytes are not what the content coding says."""
@@ -29,10 +33,13 @@ class Inflater:
         self._held = b""
         self._stream: zlib._Decompress | None = None
         self._members = 0
-        self._size = 0
+        self._size = self._taken = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` decodes to, in pieces of at most `PIECE` bytes. Raises `CodingBroken`."""
+        if self._taken > _SPARE_BYTES + _LONGEST * self._size:
+            raise CodingBroken("they are many times as long as what they decode to")
+        self._taken += len(data)
         data, self._held = self._held + data, b""
         more = False
         while data or more:

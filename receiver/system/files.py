@@ -280,11 +280,17 @@ def wire_limit(limit: int) -> int:
 
 
 def _decoded(wire: Body, coding: str) -> Receive:
-    """Return what receives the body without its coding, a piece at a time. Raises `CodingBroken`, `OSError`."""
-    pieces = _inflated(wire, coding)
+    """Return what receives the body without its coding, a piece at a time. Raises `CodingBroken`, `OSError`, `JournalUnavailable`.
+
+    Nothing may have proved the body yet: a longer one is decoded in a thread, so that it holds nobody up.
+    """
+    pieces, short = _inflated(wire, coding), wire.size <= MEMORY_LIMIT
 
     async def receive() -> MutableMapping[str, Any]:
-        data = next(pieces, b"")
+        try:
+            data = next(pieces, b"") if short else await asyncio.to_thread(next, pieces, b"")
+        except RuntimeError as error:
+            raise _unwritable(error) from None
         return {"type": "http.request", "body": data, "more_body": bool(data)}
 
     return receive

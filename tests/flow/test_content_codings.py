@@ -133,6 +133,13 @@ async def test_a_body_is_as_large_as_what_it_decodes_to(live: Running) -> None:
     assert (await _send(live, speech("stored"), "gzip", stored))[0] == 200
 
 
+async def test_a_long_body_that_decodes_to_nothing_is_refused(live: Running) -> None:
+    nothing = b"\0\0\0\xff\xff" * 100_000 + b"\1\0\0\xff\xff"
+    status, answer = await _send(live, speech("nothing"), "deflate", nothing)
+    assert (status, answer["status"]) == (400, "bad_request")
+    assert _spooled(live) == []
+
+
 async def test_what_waits_in_the_journal_is_decoded(live: Running) -> None:
     other = apsw.Connection(str(live.folder / "data" / "receiver.db"))
     other.execute("BEGIN EXCLUSIVE")

@@ -122,3 +122,20 @@ def test_a_member_for_every_block_is_read() -> None:
 )
 def test_the_header_names_the_coding(header: str, name: str | None) -> None:
     assert coding(header) == name
+
+
+def test_blocks_that_hold_nothing_are_broken() -> None:
+    """They take a processor's time by the megabyte, and no limit on the size would ever be met."""
+    nothing = b"\0\0\0\xff\xff" * 13_000
+    inflater = Inflater("deflate")
+    assert [*inflater.feed(nothing), *inflater.feed(nothing)] == []
+    with pytest.raises(CodingBroken):
+        list(inflater.feed(nothing))
+
+
+def test_a_flush_after_each_byte_is_no_reason_to_refuse() -> None:
+    packer, body = zlib.compressobj(wbits=31), TEXT * (200_000 // len(TEXT))
+    coded = [packer.compress(body[at : at + 1]) + packer.flush(zlib.Z_SYNC_FLUSH) for at in range(len(body))]
+    inflater = Inflater("gzip")
+    assert b"".join(piece for part in [*coded, packer.flush()] for piece in inflater.feed(part)) == body
+    inflater.finish()
