@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from tests.hostile.attack import client, only_200, send, send_good, target
-from tests.support.senders import Sent
+from tests.support.senders import Sent, deapi
 
 _SENT = 2000
 
@@ -33,4 +33,15 @@ async def test_requests_for_sources_that_do_not_exist_are_limited_as_well(tmp_pa
         async with client(process) as http:
             for number in range(500):
                 assert await send(http, Sent("x", f"/callbacks/no{number}", {}, b"")) == 404
+    assert len(process.log) < 50_000
+
+
+async def test_codings_that_a_stranger_invents_are_limited_as_well(tmp_path: Path) -> None:
+    sent = deapi("job")
+    with target(tmp_path) as process:
+        async with client(process) as http:
+            for number in range(500):
+                coding = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+                headers = sent.headers | {"content-encoding": coding, "x-deapi-signature": f"sha256={0:064}"}
+                assert await send(http, Sent("x", sent.path, headers, sent.body)) == 415
     assert len(process.log) < 50_000
