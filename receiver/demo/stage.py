@@ -29,7 +29,7 @@ from receiver.demo.playht import API, Playht
 from receiver.demo.serving import Callback, CallbackAttempt, send, served
 from receiver.system.files import is_running
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 60.0
 """Seconds to wait for any one promised thing."""
 STEPS: Final = 11
 _MARKER = ".receiver-demo"

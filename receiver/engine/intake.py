@@ -391,16 +391,7 @@ class Intake:
             self._bug("record", report.source, error)
             report.reason = "an internal error"
         else:
-            report.event_id, report.answer = recorded.event_id, recorded.status.value
-            if recorded.status is RecordStatus.RECORDED and draft.parked is not None:
-                report.answer = "parked"
-            payload = {
-                "status": "recorded" if recorded.status is RecordStatus.LATE else report.answer,
-                "event_id": recorded.event_id,
-            }
-            if recorded.pickup_id is not None:
-                payload["pickup_id"] = recorded.pickup_id
-            return Answer(200, payload)
+            return _recorded(recorded, draft, report)
         finally:
             self.load.end_storing(storing)
         report.answer = "journaled"
@@ -490,6 +481,19 @@ def _asked(provider: PushProvider, head: Head, body: MemoryBody | FileBody, *, p
 def _greeted(reply: Reply, report: CallbackReport) -> Answer:
     report.answer = "handshake"
     return Answer(200, {}, reply.headers, reply)
+
+
+def _recorded(recorded: Recorded, draft: EventDraft, report: CallbackReport) -> Answer:
+    report.event_id, report.answer = recorded.event_id, recorded.status.value
+    if recorded.status is RecordStatus.RECORDED and draft.parked is not None:
+        report.answer = "parked"
+    payload = {
+        "status": "recorded" if recorded.status is RecordStatus.LATE else report.answer,
+        "event_id": recorded.event_id,
+    }
+    if recorded.pickup_id is not None:
+        payload["pickup_id"] = recorded.pickup_id
+    return Answer(200, payload)
 
 
 def _busy(message: str, *, seconds: int = 30) -> Answer:

@@ -199,21 +199,7 @@ async def _serve(
     work: bool,
 ) -> None:
     settings = receiver.settings.server
-    config = uvicorn.Config(
-        _hanging_up(create_app(receiver, intake=intake), receiver),
-        http=protocol(receiver, intake=intake, max_connections=_connections(settings.max_connections)),
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        server_header=False,
-        log_config=None,
-        proxy_headers=False,  # `Callbacks` reads them, for what is a callback
-        backlog=_ACCEPTED_AT_ONCE,  # asyncio accepts so many in one turn
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-    )
-    config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # said to be an int, and used as a timeout, where parts of a second count
-    server = _Server(config, ready)
+    server = _Server(_config(receiver, intake=intake), ready)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -233,6 +219,25 @@ async def _serve(
         raise ReceiverError(_bind_trouble(settings.host, settings.port, error)) from None
     finally:
         stopping.cancel()
+
+
+def _config(receiver: Receiver, *, intake: bool) -> uvicorn.Config:
+    settings = receiver.settings.server
+    config = uvicorn.Config(
+        _hanging_up(create_app(receiver, intake=intake), receiver),
+        http=protocol(receiver, intake=intake, max_connections=_connections(settings.max_connections)),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        proxy_headers=False,  # `Callbacks` reads them, for what is a callback
+        backlog=_ACCEPTED_AT_ONCE,  # asyncio accepts so many in one turn
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+    )
+    config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # said to be an int, and used as a timeout, where parts of a second count
+    return config
 
 
 def _hanging_up(app: ASGIApp, receiver: Receiver) -> ASGIApp:
