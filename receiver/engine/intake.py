@@ -50,6 +50,8 @@ KNOWN_METHODS = (*METHODS, "GET", "OPTIONS")
 """Those that are told apart in logs and metrics: a stranger may invent others."""
 _BIG_JSON = 256 * 1024
 """Bytes from which proving and normalizing leave the event loop for a thread."""
+_LARGE = 1024 * 1024
+"""Bytes from which documents are read two at a time: decoded, one takes many times its bytes."""
 _BIG_PARKED = 4 * 1024 * 1024
 """Bytes from which a body that was not understood is kept from file to file, not through memory."""
 _HANDSHAKE_BYTES = 64 * 1024
@@ -106,6 +108,7 @@ class Intake:
         self._bodies = bodies
         self._observer = observer
         self._fetchers = fetchers
+        self._large = asyncio.Semaphore(2)
         self._timing = timing
         self.rejections = Rejections(store, observer)
         self._drain_error = ""
@@ -336,8 +339,10 @@ class Intake:
         head = admission.head
         if body.size <= _BIG_JSON:
             return await self._with_keys(provider, head, self._prove, provider, admission, body)
+        turn = self._large if body.size > _LARGE else contextlib.nullcontext()
         try:
-            return await asyncio.to_thread(self._prove, provider, admission, body)
+            async with turn:
+                return await asyncio.to_thread(self._prove, provider, admission, body)
         except KeysNeeded:
             return await self._with_keys(provider, head, self._prove, provider, admission, body)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import threading
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from receiver.core.callback import Head
+from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import AudioDraft, EventFilter, Rejection
+from receiver.core.event import AudioDraft, EventDraft, EventFilter, Rejection
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.running import Seen
 
@@ -22,6 +25,43 @@ Open = Callable[[Made], AbstractAsyncContextManager[Up]]
 @pytest.fixture
 def opened(tmp_path: Path) -> Open:
     return functools.partial(opening, tmp_path)
+
+
+# ---------------------------------------------------------------- large documents
+
+
+@dataclass
+class Slow(Made):
+    """Takes its time with each document, and tells how many it read at once."""
+
+    go_on: threading.Event = field(default_factory=threading.Event)
+    both: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    busy: int = 0
+    most: int = 0
+
+    def normalize(self, callback: VerifiedCallback) -> EventDraft:
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        self.both.release()
+        assert self.go_on.wait(30)
+        self.busy -= 1
+        return super().normalize(callback)
+
+
+async def test_two_large_documents_are_read_at_a_time_and_small_ones_pass_them(opened: Open) -> None:
+    """A decoded document takes many times its bytes."""
+    made = Slow()
+    async with opened(made) as up:
+        large = [asyncio.create_task(up.send(bytes([n]) * (MIB + 1))) for n in range(4)]
+        for _ in range(2):
+            assert await asyncio.to_thread(made.both.acquire, timeout=30)
+        medium = asyncio.create_task(up.send(b"y" * 300_000))
+        assert await asyncio.to_thread(made.both.acquire, timeout=30)
+        assert made.most == 3, "two large ones, and the one that passed the others"
+        made.go_on.set()
+        answers = await asyncio.gather(*large, medium)
+        assert {answer.status for answer in answers} == {200}
+        assert made.most == 3
 
 
 # ---------------------------------------------------------------- bugs of ours
