@@ -164,12 +164,12 @@ def _killed(stage: Stage, audio: bytes) -> None:
 
 def _compare(stage: Stage) -> None:
     """Compare what the store holds with what was answered and promised, and with what the application got."""
-    found = {event["id"]: event["type"] for event in stage.run("events")}
+    found = {event["id"]: event["type"] for event in stage.run("events")["items"]}
     # A slow machine hears of PlayHT's progress in between.
     known = {i: kind for i, kind in found.items() if i in stage.events or kind != "speech.processing"}
     if known != stage.events:
         raise NotAsPromised(f"the store holds {len(known)} events instead of {len(stage.events)}")
-    states = sorted(delivery["state"] for delivery in stage.run("deliveries"))
+    states = sorted(delivery["state"] for delivery in stage.run("deliveries")["items"])
     if states != ["delivered"] * len(found):
         raise NotAsPromised(f"the deliveries are {', '.join(states)}")
     stage.stop_app()

@@ -207,7 +207,7 @@ async def test_nothing_is_left_in_the_spool(the_way: Way) -> None:
 async def test_a_disk_that_cannot_take_it_is_ours_to_mend(the_way: Way) -> None:
     Path(the_way.folder).rmdir()
     with pytest.raises(JournalUnavailable):
-        await get(the_way, reply(200, AUDIO))
+        await get(the_way, reply(200, AUDIO * 8), limit=len(AUDIO) * 8)
 
 
 # ---------------------------------------------------------------- download: broken
