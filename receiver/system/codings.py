@@ -38,7 +38,7 @@ class Inflater:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` decodes to, in pieces of at most `PIECE` bytes. Raises `CodingBroken`."""
         if self._taken > _SPARE_BYTES + _LONGEST * self._size:
-            raise CodingBroken("they are many times as long as what they decode to")
+            raise CodingBroken("the bytes are many times as long as what they decode to")
         self._taken += len(data)
         data, self._held = self._held + data, b""
         more = False
