@@ -73,7 +73,8 @@ class Connections:
     """The open connections of one process, those that were silent longest first.
 
     Each takes a file descriptor, and a process has few. Past `limit` one is closed: the oldest of those that never said a
-    byte, else the one that has been idle longest. Whoever opens connections and says nothing keeps nobody out.
+    byte, else the one that was silent longest while its peer had something to say. Whoever opens connections and says nothing,
+    or does not end what he says, keeps nobody out.
     """
 
     def __init__(self, limit: int) -> None:
@@ -83,12 +84,12 @@ class Connections:
         self._used: dict[Protocol, None] = {}
 
     def add(self, connection: Protocol) -> None:
-        """Add a connection, and close one if there are too many: the new one where all others are busy."""
+        """Add a connection, and close one if there are too many: the new one where all others wait for an answer."""
         self._silent[connection] = None
         if len(self._silent) + len(self._used) > self.limit:
             closed = next(iter(self._silent))
             if closed is connection:
-                closed = next((other for other in self._used if other.is_idle), connection)
+                closed = next((other for other in self._used if other.waits_for_peer), connection)
             self.remove(closed)
             closed.transport.abort()
 
@@ -157,9 +158,9 @@ class Protocol(HttpToolsProtocol):
     """Runs while the peer does not read."""
 
     @property
-    def is_idle(self) -> bool:
-        """True between two requests, and before the first."""
-        return self._is_answered() and not self._begun and not self._in_body
+    def waits_for_peer(self) -> bool:
+        """True unless a whole request came and is not answered yet."""
+        return self._is_answered() or (self._in_body and not self.pipeline)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # uvicorn narrows the parameter of asyncio's in the same way
         """Wait for the first head to begin, for a while."""

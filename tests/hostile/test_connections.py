@@ -1,4 +1,4 @@
-"""Idle connections, more than there are file descriptors."""
+"""Connections that say nothing or do not end what they say, more than there may be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.hostile.attack import only_200, send_good, strangers, target
+from tests.hostile.attack import only_200, send_good, strangers, target, unproved
 
 
 @pytest.mark.parametrize("limits", [(1024, 4096), (1024, 1024)], ids=["soft-below-hard", "hard"])
@@ -31,9 +31,11 @@ async def test_the_soft_limit_on_descriptors_is_raised_to_the_hard_one(tmp_path:
     assert (soft, hard) == (2048, 2048)
 
 
-async def test_connections_are_bounded_by_a_setting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", [None, b"", b"{"], ids=["idle", "half-a-head", "half-a-body"])
+async def test_connections_are_bounded_by_a_setting(tmp_path: Path, body: bytes | None) -> None:
+    says = b"" if body is None else unproved(1000) + body if body else unproved(1000)[:-2]
     with target(tmp_path, "[server]\nmax_connections = 50\n") as process:
-        async with strangers(process, 200):
+        async with strangers(process, 200, says):
             statuses = await send_good(process, 2)
             held = len(psutil.Process(process.child.pid).net_connections("tcp"))
     assert only_200(statuses), statuses
