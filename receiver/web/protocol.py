@@ -72,8 +72,8 @@ class Parser(HttpRequestParser):
 class Connections:
     """The open connections of one process, those that were silent longest first.
 
-    Each takes a file descriptor, and a process has few. Past `limit` one is closed: the oldest of those that never said a
-    byte, else the one that was silent longest while its peer had something to say. Whoever opens connections and says nothing,
+    Each takes a file descriptor, and a process has few. Past `limit` one is closed: where most never said a byte, the oldest of
+    those, else the one that was silent longest while its peer had something to say. Whoever opens connections and says nothing,
     or does not end what he says, keeps nobody out.
     """
 
@@ -84,12 +84,12 @@ class Connections:
         self._used: dict[Protocol, None] = {}
 
     def add(self, connection: Protocol) -> None:
-        """Add a connection, and close one if there are too many: the new one where all others wait for an answer."""
+        """Add a connection, and close one if there are too many; none whose peer waits for an answer."""
         self._silent[connection] = None
         if len(self._silent) + len(self._used) > self.limit:
             closed = next(iter(self._silent))
-            if closed is connection:
-                closed = next((other for other in self._used if other.waits_for_peer), connection)
+            if len(self._silent) <= len(self._used):
+                closed = next((other for other in self._used if other.waits_for_peer), closed)
             self.remove(closed)
             closed.transport.abort()
 
