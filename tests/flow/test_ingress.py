@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
+import httpx2
 import pytest
 
 from receiver.app.wiring import Ports
@@ -358,11 +359,23 @@ async def test_a_rolling_deploy_fails_no_callback(tmp_path: Path, kind: str) -> 
                 await receivers.start(port)
                 if kind == "nginx":
                     await proxy.reload_nginx()
+                await _takes_callbacks(port)
             over.set()
             await asyncio.gather(*callers)
         assert {status for _, status in answers} == {"recorded"}
         listed = await _events(tmp_path)
         assert {name for name, _ in answers} == listed
+
+
+async def _takes_callbacks(port: int) -> None:
+    """Return when the proxy sends callbacks to a receiver that was started again: only then is the next one stopped."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        while not re.search(
+            r"^receiver_callbacks_total\{.*\} [1-9]",
+            (await client.get(f"http://127.0.0.1:{port}/metrics")).text,
+            re.MULTILINE,
+        ):
+            await asyncio.sleep(0)
 
 
 async def _events(folder: Path) -> set[str]:
