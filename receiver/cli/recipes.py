@@ -24,7 +24,7 @@ from receiver.core.errors import (
 if TYPE_CHECKING:
     from receiver.core.callback import Head, MemoryBody
     from receiver.core.event import EventDraft
-    from receiver.providers import Adapter, PushProvider
+    from receiver.providers import PushProvider
     from receiver.settings.model import Settings
 
 _SHOWN = 300
@@ -147,12 +147,10 @@ async def _tried(settings: Settings, name: str, head: Head, body: MemoryBody) ->
         return _judged(adapter, head, body)
 
 
-def _judged(adapter: Adapter, head: Head, body: MemoryBody) -> dict[str, Any]:
+def _judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any]:
     """Return what each proof says of a request, and what it would become. Raises `KeysNeeded`."""
-    from receiver.providers import PushProvider
     from receiver.providers.custom import CustomProvider
 
-    assert isinstance(adapter, PushProvider)  # noqa: S101 - looked at before
     proofs: list[dict[str, Any]] = []
     if isinstance(adapter, CustomProvider):
         proofs = [
@@ -179,7 +177,7 @@ def _judged(adapter: Adapter, head: Head, body: MemoryBody) -> dict[str, Any]:
     return {"verdict": verdict, "reason": reason, "proofs": proofs, "event": event}
 
 
-def _shown(adapter: Adapter, message: bytes | None) -> str | None:
+def _shown(adapter: PushProvider, message: bytes | None) -> str | None:
     return None if message is None else adapter.redact(message).decode("utf-8", "replace")[:_SHOWN]
 
 

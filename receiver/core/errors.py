@@ -77,7 +77,7 @@ class RejectionKind(StrEnum):
     """A proof has not the form that the provider gives it."""
     STALE = "stale"
     """The time of a signature is too far from the clock."""
-    TOKEN = "token"  # noqa: S105
+    TOKEN = "token"  # noqa: S105 - the name of a kind
     """The URL's token is not one of ours, of another source, or has expired."""
     WRONG = "wrong"
     """A proof is there, well formed and fresh, and fits no secret: what a provider sends whose secret was changed."""

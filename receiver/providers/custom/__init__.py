@@ -20,7 +20,7 @@ from receiver.providers import NO_PROOF, Adapter, Order, Result
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.custom.meaning import Reading, Understood
-from receiver.providers.custom.proofs import Proof, Trust
+from receiver.providers.custom.proof import Proof, Trust
 from receiver.providers.custom.request import Reference, Request
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
@@ -67,7 +67,7 @@ class CustomProvider(Adapter):
         self._users = tuple(u for p in options.proof if p.kind == "basic" for u in reveal(p.users))
         super().__init__(settings, options, tokens)
         self.trust = Trust(self.source, self._proof_secrets, _key_sets(options.proof))
-        self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]
+        self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]  # the class says it for built-in providers, settings for this one
         self.groups = _groups(options.proof)
         self.secret_headers = frozenset(r.name for r in self._secret_places() if r.kind == "header")
         self._reading = Reading(settings, options)

@@ -158,7 +158,7 @@ class Then(Section):
 class ResultSettings(Then):
     """`[result]`, or `[result.FAMILY]`: where the result is."""
 
-    from_: Literal["document", "text", "base64", "link", "body", "part", "get", "none"] = Field(  # type: ignore[assignment]
+    from_: Literal["document", "text", "base64", "link", "body", "part", "get", "none"] = Field(  # type: ignore[assignment]  # more words than `Then` has
         "document", alias="from"
     )
     """As in `then`; also `body`: the callback's body is the result. `part`: a part of a multipart body. `get`: ask the provider's API. `none`: there is no result, only the event."""

@@ -1,0 +1,127 @@
+"""What every proof of a recipe has, what it is checked against, and how its values are spelled.
+
+A proof that the head alone decides is checked before a byte of the body is read. Of the others the head is looked at by then:
+what is missing, malformed or stale is refused early.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from receiver.core.errors import CallbackRejected, RejectionKind
+from receiver.providers.custom.request import (
+    Reference,
+    Request,
+)
+from receiver.settings.model import Section
+
+Encoding = Literal["hex", "base64", "base64url"]
+
+
+if TYPE_CHECKING:
+    from receiver.providers.custom.keys import KeySet
+
+
+class Proof(Section, ABC):
+    """`[[proof]]`: what every proof has."""
+
+    alternative: str = ""
+    """Of the proofs with the same name one must hold; those without a name must all hold."""
+
+    name: ClassVar[str]
+    """What the proof is called in logs and events."""
+
+    @property
+    def needs_body(self) -> bool:
+        """True when the head alone cannot decide it."""
+        return False
+
+    @property
+    def covers_body(self) -> bool:
+        """True when a body that was changed on its way would be refused."""
+        return False
+
+    @property
+    def references(self) -> Iterator[Reference]:
+        """The places that hold what proves the caller: nothing may keep these values."""
+        yield from ()
+
+    @property
+    def key_url(self) -> str | None:
+        """Where the provider publishes its keys."""
+        return None
+
+    @property
+    def needs_secrets(self) -> bool:
+        """True when the proof is checked with the source's secrets."""
+        return False
+
+    @property
+    def time_is_signed(self) -> bool:
+        """False when the time could be changed by anybody."""
+        return True
+
+    def wrong_with(self, secrets: Sequence[str]) -> str:
+        """Return what is wrong with the source's secrets, "" when nothing is."""
+        return ""
+
+    def look(self, request: Request, trust: Trust) -> None:
+        """Refuse what the head alone shows to be wrong. Raises `CallbackRejected`."""
+        if not self.needs_body:
+            self.check(request, trust)
+
+    @abstractmethod
+    def check(self, request: Request, trust: Trust) -> None:
+        """Raise `CallbackRejected` unless the proof holds."""
+
+    def signed(self, request: Request, trust: Trust) -> bytes | None:
+        """Return the message that was signed, None for a proof without one. Raises `CallbackRejected`."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What the proofs of one source are checked against."""
+
+    source: str
+    secrets: tuple[str, ...]
+    """The source's secrets, newest last."""
+    keys: Mapping[str, KeySet]
+    """The providers' published keys, by their URL."""
+
+    @property
+    def setting(self) -> str:
+        """The setting that an operator looks at when a proof fails."""
+        return f"sources.{self.source}.secrets"
+
+    @property
+    def shape(self) -> str:
+        """The setting to look at when the request lacks what a proof needs."""
+        return f"sources.{self.source}.proof"
+
+    def refusal(self, message: str, kind: RejectionKind = RejectionKind.WRONG) -> CallbackRejected:
+        """Return the error that refuses a callback."""
+        return CallbackRejected(message, setting=self.setting, kind=kind)
+
+
+def decoded(text: str, encodings: Sequence[Encoding], *, any_case: bool) -> Iterator[bytes]:
+    """Yield what a text spells in each of these encodings, strictly: nothing for one that it does not fit."""
+    for encoding in encodings:
+        if encoding == "hex":
+            digits = r"(?:[0-9a-fA-F]{2})+" if any_case else r"(?:[0-9a-f]{2})+"
+            if re.fullmatch(digits, text):
+                yield bytes.fromhex(text)
+            continue
+        plain = text.replace("-", "+").replace("_", "/") if encoding == "base64url" else text
+        padded = plain + "=" * (-len(plain) % 4) if encoding == "base64url" else plain
+        if text and not (encoding == "base64url" and re.search(r"[+/]", text)):
+            try:
+                yield base64.b64decode(padded, validate=True)
+            except (binascii.Error, ValueError):
+                continue

@@ -1,0 +1,127 @@
+"""The proof `jwt`: a signed JSON web token in a header."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from receiver.core.errors import ProofMissing, RejectionKind
+from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
+from receiver.providers.custom.request import (
+    Reference,
+    Request,
+)
+from receiver.settings.model import Section
+
+Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"]
+
+
+class BodyHash(Section):
+    """`body_hash`: the claim that holds the SHA-256 of the body."""
+
+    claim: str
+    """The claim's name."""
+    encoding: Encoding = "hex"
+    """How the hash is spelled."""
+
+
+class JwtProof(Proof):
+    """`jwt`: a signed JSON web token in a header."""
+
+    kind: Literal["jwt"]
+    """The kind of the proof."""
+    header: str = "authorization"
+    """The header that holds the token."""
+    prefix: str = ""
+    """What stands before it, like `Bearer `."""
+    algorithms: tuple[Algorithm, ...] = Field(min_length=1)
+    """Those accepted: shared-secret ones (HS…) or public-key ones, never both."""
+    jwks: str | None = Field(None, pattern=r"^https://[^\s/]+/\S*$")
+    """Where the provider publishes its keys; without it, the source's secrets are the keys."""
+    audience: str | None = None
+    """What the claim `aud` must hold."""
+    claims: Mapping[str, Any] = Field(default_factory=dict)
+    """Claims with the value they must have, or a list of values."""
+    body_hash: BodyHash | None = None
+    """The claim that covers the body."""
+    leeway: float = Field(60, ge=0, le=3600)
+    """Seconds by which the token's times may be off."""
+    name = "jwt"
+
+    @model_validator(mode="after")
+    def _one_family(self) -> JwtProof:
+        shared = {algorithm.startswith("HS") for algorithm in self.algorithms}
+        if len(shared) > 1:
+            raise ValueError("algorithms: HS… and public-key ones together would let a public key sign")
+        if self.jwks is not None and True in shared:
+            raise ValueError("algorithms: a JWKS holds public keys, HS… are for shared secrets")
+        return self
+
+    @property
+    def needs_body(self) -> bool:
+        """True when a claim holds a hash of the body."""
+        return self.body_hash is not None
+
+    @property
+    def covers_body(self) -> bool:
+        """True when a claim holds a hash of the body."""
+        return self.body_hash is not None
+
+    @property
+    def references(self) -> Iterator[Reference]:
+        """The header."""
+        yield Reference("header", self.header.lower())
+
+    @property
+    def key_url(self) -> str | None:
+        """The JWKS."""
+        return self.jwks
+
+    @property
+    def needs_secrets(self) -> bool:
+        """True without a JWKS."""
+        return self.jwks is None
+
+    def look(self, request: Request, trust: Trust) -> None:
+        """Refuse a token that does not hold by itself, before its body is read."""
+        self._claims(request, trust)
+
+    def check(self, request: Request, trust: Trust) -> None:
+        """Check the token, its times and its claims, and the hash of the body."""
+        claims = self._claims(request, trust)
+        if self.body_hash is not None:
+            said = claims.get(self.body_hash.claim)
+            digest = hashlib.sha256(request.body or b"").digest()
+            if not isinstance(said, str) or digest not in decoded(
+                said, (self.body_hash.encoding,), any_case=True
+            ):
+                raise trust.refusal(f"the token's {self.body_hash.claim} is not the hash of the body")
+
+    def _claims(self, request: Request, trust: Trust) -> Mapping[str, Any]:
+        from receiver.providers.custom.keys import token_claims  # loads a cryptography library
+
+        value = request.head.one(self.header.lower())
+        if value is None:
+            raise ProofMissing(
+                f"header:{self.header} is missing: a token is expected there", setting=trust.shape
+            )
+        if not value.startswith(self.prefix):
+            raise trust.refusal(
+                f"header:{self.header} does not begin with {self.prefix}", RejectionKind.MALFORMED
+            )
+        now = request.head.received_at
+        keys = trust.keys[self.jwks] if self.jwks is not None else trust.secrets
+        claims = token_claims(value[len(self.prefix) :], keys, self.algorithms, now=now, leeway=self.leeway)
+        if isinstance(claims, str):
+            raise trust.refusal(f"the token in header:{self.header} is refused: {claims}")
+        wanted = {**self.claims, **({"aud": self.audience} if self.audience is not None else {})}
+        for name, allowed in wanted.items():
+            said = claims.get(name)
+            values = said if isinstance(said, list) else [said]
+            accepted = allowed if isinstance(allowed, list | tuple) else [allowed]
+            if not any(type(v) is type(a) and v == a for v in values for a in accepted):
+                raise trust.refusal(f"the token's claim {name} has another value than the one expected")
+        return claims

@@ -1,0 +1,54 @@
+"""`receiver recipes` and `receiver try`: what ships, and what a request would become, without a secret shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from receiver.providers.custom.language import recipes
+from tests.support.golden import ROOT
+from tests.support.house import receiver
+
+pytestmark = pytest.mark.xdist_group("cli")
+SECRET = "example-secret-0123456789abcdef"
+AT = "2024-01-15T10:50:46Z"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "receiver.toml"
+    tokens = '[tokens]\nsecrets = ["token-secret-0123456789"]\n'
+    path.write_text(f'{tokens}[sources.elevenlabs]\nrecipe = "elevenlabs"\nsecrets = ["{SECRET}"]\n')
+    return path
+
+
+def test_each_recipe_is_listed_and_shown() -> None:
+    listed = receiver("recipes", "--json").json
+    assert {item["name"] for item in listed["items"]} == set(recipes())
+    assert "Webhooks" in receiver("recipes", "elevenlabs").out
+    assert receiver("recipes", "no-such").status == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "verdict", "status"),
+    [("completed", "accepted", 0), ("parked", "parked", 1), ("rejected", "refused", 1)],
+)
+def test_a_request_is_tried_and_no_secret_is_shown(
+    config: Path, case: str, verdict: str, status: int
+) -> None:
+    request = ROOT / "custom" / f"elevenlabs-{case}" / "request.http"
+    said = receiver("--config", config, "try", "elevenlabs", request, "--at", AT, "--json")
+    assert (said.status, said.json["verdict"]) == (status, verdict)
+    (proof,) = said.json["proofs"]
+    assert (proof["proof"], proof["holds"]) == ("hmac", verdict != "refused")
+    assert proof["signed"].startswith("1705315845.{")
+    assert SECRET not in said.out
+
+
+def test_a_request_to_another_source_is_not_tried(config: Path, tmp_path: Path) -> None:
+    request = tmp_path / "request.http"
+    request.write_text("POST /callbacks/other HTTP/1.1\n\n{}")
+    said = receiver("--config", config, "try", "elevenlabs", request)
+    assert said.status == 2
+    assert "/callbacks/elevenlabs" in said.err
