@@ -17,7 +17,7 @@ import time
 from bench.relay import Counting, clock
 from receiver.core.retry import policy
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.engine.relay import Lane, Relay
+from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.storage.store.postgres import PostgresStore
 
 
@@ -42,7 +42,7 @@ async def main(url: str, count: int, start: int, profile: cProfile.Profile | Non
     store = PostgresStore(url)
     await store.open()
     seen = Counting()
-    lane = Lane(AtOnce(), policy("deepgram"), 64, 15)
+    lane = DeliveryTerms(AtOnce(), policy("deepgram"), 64, 15)
     relay = Relay(store, {"app": lane}, seen, lambda event: event.data, clock, "bench")
     seen.wanted = count
     await asyncio.sleep(max(0.0, start / 1000 - time.time()))

@@ -28,7 +28,7 @@ from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
 from receiver.core.observe import AttemptReport, CallbackReport
 from receiver.core.retry import policy
 from receiver.core.webhook import new_webhook_secret
-from receiver.engine.relay import Lane, Relay
+from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from receiver.storage.store.sqlite import SqliteStore
@@ -150,7 +150,7 @@ async def whole(
                 *(store.record(recording(start + n)) for n in range(min(500, count - start)))
             )
         seen = Counting()
-        lane = Lane(place, policy("deepgram"), in_flight, 15)
+        lane = DeliveryTerms(place, policy("deepgram"), in_flight, 15)
         relay = Relay(store, {"app": lane}, seen, lambda event: event.data, clock, "bench")
         seen.wanted = count
         if profile:

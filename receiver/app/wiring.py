@@ -25,11 +25,10 @@ from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.collector import Collector, PullSource
-from receiver.engine.intake import Intake
-from receiver.engine.intake import Timing as IntakeTiming
+from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
-from receiver.engine.relay import Lane, Relay
+from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
@@ -221,7 +220,7 @@ def _relay(
         clock=clock,
     )
     lanes = {
-        name: Lane(
+        name: DeliveryTerms(
             destination=ports.destinations[name],
             policy=destination.policy,
             concurrency=destination.concurrency,

@@ -49,6 +49,10 @@ def _as_json(asked: bool) -> bool:
 
 AsJson = Annotated[bool, option("--json", help="Print JSON, errors too.", callback=_as_json, is_eager=True)]
 Wide = Annotated[bool, option("--wide", help="Print all columns, with whole ids and times.")]
+Format = Annotated[
+    str | None,
+    option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
+]
 Ref = Annotated[str | None, option("--ref", help="Your own id for the job; comes back in the event.")]
 SourceName = Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")]
 Yes = Annotated[bool, given("--yes", "-y", help="Do not ask.")]

@@ -29,7 +29,7 @@ from receiver.cli.options import (
     tokens_of,
 )
 from receiver.cli.output import clean, print_json, warn
-from receiver.cli.requests import event_type_of, ordered
+from receiver.cli.pickups import event_type_of, ordered
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
 from receiver.web.views import view

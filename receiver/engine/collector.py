@@ -29,15 +29,15 @@ from receiver.core.work import (
 )
 from receiver.engine.recorder import Recorder
 from receiver.engine.worker import (
+    LANE_TIMING,
     SLACK_SECONDS,
-    TIMING,
+    ClaimPort,
     Clock,
-    Context,
+    LaneContext,
     Lanes,
-    Queue,
+    LaneTiming,
+    LaneWork,
     StoreWatch,
-    Timing,
-    Work,
 )
 from receiver.providers import Collected, Gone, NotYet, PullProvider, Result
 from receiver.storage.store.store import Store
@@ -95,24 +95,24 @@ class Collector(Lanes[ClaimedPickup, Made]):
         observer: Observer,
         clock: Clock,
         worker: str,
-        timing: Timing = TIMING,
+        timing: LaneTiming = LANE_TIMING,
     ) -> None:
         """`worker` names this process in claims; no two processes have the same."""
-        context = Context(observer, StoreWatch(observer, "pickup"), clock, worker, timing)
+        context = LaneContext(observer, StoreWatch(observer, "pickup"), clock, worker, timing)
         super().__init__(
             Collecting(name, source, store, recorder, context) for name, source in sources.items()
         )
 
 
-class Collecting(Work[ClaimedPickup, Made]):
+class Collecting(LaneWork[ClaimedPickup, Made]):
     """The pickups of one source."""
 
     part, lane_key, id_key = "pickup", "source", "pickup_id"
 
     def __init__(
-        self, name: str, source: PullSource, store: Store, recorder: Recorder, context: Context
+        self, name: str, source: PullSource, store: Store, recorder: Recorder, context: LaneContext
     ) -> None:
-        queue = Queue(store.claim_pickups, store.release_pickups, store.next_due_pickup)
+        queue = ClaimPort(store.claim_pickups, store.release_pickups, store.next_due_pickup)
         super().__init__(name, source, queue, context)
         self._source = source
         self._store = store
@@ -177,7 +177,7 @@ class Collecting(Work[ClaimedPickup, Made]):
             # job it is, the result is that URL's alone.
             own = f"{pickup.key}:"
             scope = own if await self._store.has_scope(pickup.source, own) else ""
-            request = replace(pickup, key=within(scope, provider.order(pickup.job_id, pickup.format).key))
+            request = replace(pickup, key=within(scope, provider.lookup(pickup.job_id, pickup.format).key))
         try:
             async with asyncio.timeout(limit):
                 result = await provider.collect(request, fetch, now=clock())

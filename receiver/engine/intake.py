@@ -59,7 +59,7 @@ _HANDSHAKE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class IntakeTiming:
     """How often the intake's two loops run, in seconds."""
 
     drain: tuple[float, float] = (1.0, 5.0)
@@ -96,7 +96,7 @@ class Intake:
         observer: Observers,
         limit: int = 1000,
         fetchers: Mapping[str, Fetch] = {},
-        timing: Timing = Timing(),
+        timing: IntakeTiming = IntakeTiming(),
     ) -> None:
         """`limit` callbacks may be under way at once; one more is refused before its body is read."""
         self.load = LoadShedder(limit)

@@ -13,15 +13,15 @@ from receiver.core.observe import AttemptReport, Observer
 from receiver.core.retry import RetryPolicy
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.worker import (
+    LANE_TIMING,
     SLACK_SECONDS,
-    TIMING,
+    ClaimPort,
     Clock,
-    Context,
+    LaneContext,
     Lanes,
-    Queue,
+    LaneTiming,
+    LaneWork,
     StoreWatch,
-    Timing,
-    Work,
 )
 from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
@@ -31,7 +31,7 @@ Made = tuple[Settlement, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class DeliveryTerms:
     """How one destination is served, apart from all others."""
 
     destination: Destination
@@ -66,27 +66,32 @@ class Relay(Lanes[Claimed, Made]):
     def __init__(
         self,
         store: Store,
-        lanes: Mapping[str, Lane],
+        lanes: Mapping[str, DeliveryTerms],
         observer: Observer,
         render: Callable[[Event], bytes],
         clock: Clock,
         worker: str,
-        timing: Timing = TIMING,
+        timing: LaneTiming = LANE_TIMING,
     ) -> None:
         """`worker` names this process in claims; no two processes have the same."""
-        context = Context(observer, StoreWatch(observer, "relay"), clock, worker, timing)
+        context = LaneContext(observer, StoreWatch(observer, "relay"), clock, worker, timing)
         super().__init__(Sending(name, lane, store, render, context) for name, lane in lanes.items())
 
 
-class Sending(Work[Claimed, Made]):
+class Sending(LaneWork[Claimed, Made]):
     """The deliveries of one destination."""
 
     part, lane_key, id_key = "relay", "destination", "delivery_id"
 
     def __init__(
-        self, name: str, lane: Lane, store: Store, render: Callable[[Event], bytes], context: Context
+        self,
+        name: str,
+        lane: DeliveryTerms,
+        store: Store,
+        render: Callable[[Event], bytes],
+        context: LaneContext,
     ) -> None:
-        super().__init__(name, lane, Queue(store.claim, store.release, store.next_due), context)
+        super().__init__(name, lane, ClaimPort(store.claim, store.release, store.next_due), context)
         self._lane = lane
         self._store = store
         self._render = render

@@ -29,7 +29,7 @@ MAX_SECONDS = 30 * 86400
 """The longest deadline that a pickup can have, and the longest time in which a callback can be expected."""
 
 
-class HandedOut(Struct, frozen=True, kw_only=True):
+class IssuedUrl(Struct, frozen=True, kw_only=True):
     """A callback URL and what goes with it. All of it is secret but the expectation."""
 
     source: str
@@ -66,7 +66,7 @@ def pollable(source: SourceSettings, provider: PullProvider | None) -> PullProvi
     return provider
 
 
-def order(
+def new_pickup(
     provider: PullProvider,
     text: str,
     *,
@@ -85,7 +85,7 @@ def order(
         raise PickupRefused(f"the ref has {len(ref)} characters; {MAX_REF} is the most")
     if deadline_seconds is not None and not 0 < deadline_seconds <= MAX_SECONDS:
         raise PickupRefused(f"a deadline is above 0 and at most {MAX_SECONDS} seconds (30 days)")
-    asked = provider.order(text, format or {})
+    asked = provider.lookup(text, format or {})
     seconds = provider.deadline_seconds if deadline_seconds is None else deadline_seconds
     return Pickup(
         id=new_id("pku", now),
@@ -104,7 +104,7 @@ def order(
     )
 
 
-def expect(source: str, claims: TokenClaims, provider: PullProvider | None, *, now: int) -> Pickup:
+def new_expectation(source: str, claims: TokenClaims, provider: PullProvider | None, *, now: int) -> Pickup:
     """Return the pickup that watches for the callback of a token with `expect_by`; due when that has passed.
 
     `provider` is the source's where it can be asked: an overdue job is then asked about, if its id was learned.
@@ -126,7 +126,7 @@ def expect(source: str, claims: TokenClaims, provider: PullProvider | None, *, n
     )
 
 
-def hand_out(
+def issue_callback_url(
     public_url: str | None,
     source: SourceSettings,
     tokens: CallbackTokens,
@@ -138,14 +138,14 @@ def hand_out(
     expect_seconds: float | None = None,
     job_secret: bool = False,
     now: int,
-) -> HandedOut:
+) -> IssuedUrl:
     """Return a callback URL with a fresh token, and the expectation if `expect_seconds` is given.
 
     `provider` is the source's where it can be asked. Raises `UsageError`; `ConfigError` when the provider could not call the URL.
     """
     _refuse_contradictions(source, expires_seconds, expect_seconds, job_secret=job_secret)
     # Refused before a token is made: what is wrong with public_url is wrong with every URL.
-    hand_out_without_token(public_url, source)
+    issue_callback_url_without_token(public_url, source)
     token = tokens.issue(
         source.name,
         ref=ref,
@@ -155,8 +155,10 @@ def hand_out(
         expect_by=None if expect_seconds is None else now + round(expect_seconds * 1000),
     )
     claims = tokens.read(token)
-    expectation = expect(source.name, claims, provider, now=now) if claims and claims.expect_by else None
-    return HandedOut(
+    expectation = (
+        new_expectation(source.name, claims, provider, now=now) if claims and claims.expect_by else None
+    )
+    return IssuedUrl(
         source=source.name,
         url=_url(public_url, source, token),
         token=token,
@@ -166,10 +168,10 @@ def hand_out(
     )
 
 
-def hand_out_without_token(public_url: str | None, source: SourceSettings) -> HandedOut:
+def issue_callback_url_without_token(public_url: str | None, source: SourceSettings) -> IssuedUrl:
     """Return the one callback URL for all jobs. Raises `UsageError`, `ConfigError` when the provider could not call it."""
     _refuse_contradictions(source, None, None, job_secret=False)
-    return HandedOut(source=source.name, url=_url(public_url, source, None))
+    return IssuedUrl(source=source.name, url=_url(public_url, source, None))
 
 
 def _url(public_url: str | None, source: SourceSettings, token: str | None) -> str:

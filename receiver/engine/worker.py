@@ -35,7 +35,7 @@ Clock = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class LaneTiming:
     """How long a lane waits, in seconds."""
 
     poll: float = 1.0
@@ -60,7 +60,7 @@ class Timing:
             pause = min(2 * pause, self.last_pause)
 
 
-TIMING = Timing()
+LANE_TIMING = LaneTiming()
 
 
 class StoreWatch:
@@ -119,7 +119,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Queue(Generic[C]):
+class ClaimPort(Generic[C]):
     """The store's methods for one kind of work."""
 
     claim: Callable[..., Awaitable[list[C]]]
@@ -128,17 +128,17 @@ class Queue(Generic[C]):
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class LaneContext:
     """What all lanes of one kind share; `worker` names this process in claims, and no two processes have the same."""
 
     observer: Observer
     watch: StoreWatch
     clock: Clock
     worker: str
-    timing: Timing = TIMING
+    timing: LaneTiming = LANE_TIMING
 
 
-class Work(ABC, Generic[C, M]):
+class LaneWork(ABC, Generic[C, M]):
     """The attempts of one lane: `C` is a claim, `M` an attempt that was made and is to be settled."""
 
     part: ClassVar[str]
@@ -147,7 +147,7 @@ class Work(ABC, Generic[C, M]):
     id_key: ClassVar[str]
     """What the lane's name and the row's id are called in log lines."""
 
-    def __init__(self, name: str, terms: Terms, queue: Queue[C], context: Context) -> None:
+    def __init__(self, name: str, terms: Terms, queue: ClaimPort[C], context: LaneContext) -> None:
         self.name = name
         self.terms = terms
         self.queue = queue
@@ -199,10 +199,10 @@ class Work(ABC, Generic[C, M]):
         self.note("error", "internal_error", claim, error=type(error).__name__, at=at)
 
 
-class Runner(Generic[C, M]):
+class Lane(Generic[C, M]):
     """One lane at work: a task that claims ahead, and `concurrency` workers."""
 
-    def __init__(self, work: Work[C, M]) -> None:
+    def __init__(self, work: LaneWork[C, M]) -> None:
         self.poll = asyncio.Event()
         """Set when there may be something to claim."""
         self._work = work
@@ -378,28 +378,28 @@ class Runner(Generic[C, M]):
 class Lanes(Generic[C, M]):
     """All lanes of one kind of work, by name."""
 
-    def __init__(self, work: Iterable[Work[C, M]]) -> None:
-        self._runners: Mapping[str, Runner[C, M]] = {lane.name: Runner(lane) for lane in work}
+    def __init__(self, work: Iterable[LaneWork[C, M]]) -> None:
+        self._lanes: Mapping[str, Lane[C, M]] = {lane.name: Lane(lane) for lane in work}
 
     def start(self) -> None:
         """Begin to claim and attempt, in tasks of the running loop. What the attempts need is open."""
-        for runner in self._runners.values():
-            runner.start()
+        for lane in self._lanes.values():
+            lane.start()
 
     def wake(self, names: Iterable[str]) -> None:
         """Tell lanes that something was recorded for them; names of other lanes are ignored."""
         for name in names:
-            runner = self._runners.get(name)
-            if runner is not None:
-                runner.poll.set()
+            lane = self._lanes.get(name)
+            if lane is not None:
+                lane.poll.set()
 
     async def stop(self, grace_seconds: float) -> None:
         """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; release what was not attempted."""
-        await asyncio.gather(*(runner.stop(grace_seconds) for runner in self._runners.values()))
+        await asyncio.gather(*(lane.stop(grace_seconds) for lane in self._lanes.values()))
 
     async def step(self, now: int) -> int:
         """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
-        counts = await asyncio.gather(*(runner.step(now) for runner in self._runners.values()))
+        counts = await asyncio.gather(*(lane.step(now) for lane in self._lanes.values()))
         return sum(counts)
 
 

@@ -92,7 +92,7 @@ class PushProvider(Protocol):
         """Return the answer to such a question, None when the request is none. `proved` tells whether it was proved."""
 
 
-class Order(Struct, frozen=True, kw_only=True):
+class Lookup(Struct, frozen=True, kw_only=True):
     """What a person or an application asked to have picked up, understood."""
 
     key: str
@@ -144,7 +144,7 @@ class PullProvider(Protocol):
     def deadline_seconds(self) -> float:
         """How long after it was asked for a result is given up, unless the pickup says otherwise."""
 
-    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand what was handed over: the provider's URL or its job id. Raises `PickupRefused`."""
 
     def can_ask(self, pickup: Pickup) -> bool:
@@ -163,7 +163,7 @@ class PullProvider(Protocol):
 class Adapter:
     """One configured source. A subclass is one provider; its module says everything that is particular to it.
 
-    A class that defines `admit` and `normalize` is a `PushProvider`, one that defines `order` and `collect` a `PullProvider`.
+    A class that defines `admit` and `normalize` is a `PushProvider`, one that defines `lookup` and `collect` a `PullProvider`.
     """
 
     provider: ClassVar[str]

@@ -24,7 +24,7 @@ from receiver.core.proofs import hmac_sha256_hex, same_as_any
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import NO_REASON, Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
+from receiver.providers import NO_REASON, Adapter, Collected, Gone, Lookup, NotYet, Result, results, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -273,7 +273,7 @@ class DeapiProvider(Adapter):
 
     # ------------------------------------------------------------ pickups
 
-    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand a job id, or the API's URL of a job. Raises `PickupRefused`."""
         if not self._key:
             raise PickupRefused(f"deAPI is asked with an API key: set {self._where}.api_key")
@@ -287,7 +287,7 @@ class DeapiProvider(Adapter):
             raise PickupRefused(
                 "that is no job of deAPI's: hand over the request_id that the job was submitted with"
             )
-        return Order(key=_key(job_id, "completed"), job_id=job_id)
+        return Lookup(key=_key(job_id, "completed"), job_id=job_id)
 
     def family(self, pickup: Pickup) -> str:
         """Return `speech`, `transcript` or `media`, by the callback, else by the job type in the pickup's `product`."""

@@ -21,7 +21,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import Pickup
-from receiver.providers import Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
+from receiver.providers import Adapter, Collected, Gone, Lookup, NotYet, Result, results, toolkit
 from receiver.providers.documents import decode_object, first_text, join_key, looks_like_json, printable
 from receiver.providers.toolkit import refused, revealed, shown, unusable
 from receiver.settings.model import BaseUrl, Section, SourceSettings
@@ -96,7 +96,7 @@ class DeepdubProvider(Adapter):
         if in_clear(options.base):
             yield cls._finding("W301", where, "base_url", "the API key travels in clear")
 
-    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand the URL that Deepdub answered with, or the id at its end.
 
         Raises `PickupRefused`: for a URL of another address than the configured one above all, since the key goes with it.
@@ -109,7 +109,7 @@ class DeepdubProvider(Adapter):
             raise PickupRefused(
                 "that is no id of Deepdub's: hand over the URL that POST /tts/retroactive answered with, or the id at its end"
             )
-        return Order(key=join_key("job", match[1], "retroactive"), job_id=match[1])
+        return Lookup(key=join_key("job", match[1], "retroactive"), job_id=match[1])
 
     def _id_in(self, url: str) -> str:
         name = toolkit.id_below(url, self._folder)

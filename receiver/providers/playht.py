@@ -25,7 +25,7 @@ from receiver.core.proofs import same_as_any
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import NO_REASON, Adapter, Collected, Gone, NotYet, Order, Result, results, toolkit
+from receiver.providers import NO_REASON, Adapter, Collected, Gone, Lookup, NotYet, Result, results, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -244,7 +244,7 @@ class PlayhtProvider(Adapter):
 
     # ------------------------------------------------------------ pickups
 
-    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand a job id, the job's URL below `base_url`, or the `Location` PlayHT gave. Raises `PickupRefused`."""
         if not self._api_headers():
             raise PickupRefused(f"PlayHT cannot be asked: set api_key and user_id in [{self._where}]")
@@ -257,7 +257,7 @@ class PlayhtProvider(Adapter):
             raise PickupRefused(
                 f"hand over the job's id, as PlayHT answered it, or its URL: {base}/tts/ and the id"
             )
-        return Order(key=final_key(job_id), job_id=job_id)
+        return Lookup(key=final_key(job_id), job_id=job_id)
 
     async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
         """Make one attempt. A callback's link is tried first; when it has run out, the job is asked for a new one."""

@@ -21,12 +21,12 @@ from receiver.engine.requests import (
     MAX_REF,
     MAX_SECONDS,
     checked_format,
-    hand_out,
-    order,
+    issue_callback_url,
+    new_pickup,
     pollable,
     source_named,
 )
-from receiver.web.views import handed_out, page, view
+from receiver.web.views import issued_url, page, view
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -219,7 +219,7 @@ class Pickups:
         requested = await read(request, NewPickup)
         receiver = self._receiver
         source = source_named(receiver.settings, requested.source)
-        made = order(
+        made = new_pickup(
             pollable(source, receiver.ports.pulls.get(source.name)),
             requested.result,
             ref=requested.ref,
@@ -278,7 +278,7 @@ class CallbackUrls:
         requested = await read(request, NewCallbackUrl)
         receiver = self._receiver
         source = source_named(receiver.settings, requested.source)
-        made = hand_out(
+        made = issue_callback_url(
             receiver.settings.public_url,
             source,
             receiver.tokens,
@@ -293,4 +293,4 @@ class CallbackUrls:
         if made.expectation is not None:
             await receiver.store.add_pickup(made.expectation)
             receiver.collector.wake([source.name])
-        return answer(handed_out(made), status=201)
+        return answer(issued_url(made), status=201)

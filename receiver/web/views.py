@@ -15,7 +15,7 @@ from receiver.core.event_json import iso
 from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
 
 if TYPE_CHECKING:
-    from receiver.engine.requests import HandedOut
+    from receiver.engine.requests import IssuedUrl
 
 _FIELDS: Mapping[type[Struct], str] = {
     Event: "id type source provider job_id ref occurred_at recorded_at data",
@@ -41,7 +41,7 @@ def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:
     return {"items": items, "next": next}
 
 
-def handed_out(made: HandedOut) -> dict[str, Any]:
+def issued_url(made: IssuedUrl) -> dict[str, Any]:
     """Return a callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
     expected = made.expectation
     return {

@@ -15,7 +15,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.event import EventFilter
 from receiver.core.fetch import Fetch
 from receiver.core.work import OutcomeKind, Pickup, PickupFilter, PickupState
-from receiver.engine.requests import order
+from receiver.engine.requests import new_pickup
 from tests.crash.conftest import Place
 from tests.support.kept import Kept
 from tests.support.pulling import Providers, asked_providers
@@ -80,7 +80,7 @@ async def _hand_over_all(up: Running, providers: Providers) -> set[str]:
             "deepdub": providers.deepdub.submit,
             "playht": providers.playht_job,
         }[source]()
-        pickup = order(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
+        pickup = new_pickup(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
         await up.receiver.store.add_pickup(pickup)
         jobs.add(job)
     return jobs

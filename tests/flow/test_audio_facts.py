@@ -16,7 +16,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.event import AudioFacts
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
-from receiver.engine.requests import order
+from receiver.engine.requests import new_pickup
 from receiver.storage.blobs.s3 import S3Blobs
 from tests.support import corpus, s3
 from tests.support.running import Running, running, settings_text
@@ -90,7 +90,7 @@ async def test_fetched_results(shape: Callable[[Ports], Ports], tmp_path: Path) 
                 deepdub.audio = corpus.content(name)
                 deepdub.content_type = RAW.get(name)
                 url = f"{base}{BASE_PATH}/tts/retroactive/{deepdub.submit()}"
-                pickup = order(up.receiver.ports.pulls["deepdub"], url, format={}, now=wall_clock())
+                pickup = new_pickup(up.receiver.ports.pulls["deepdub"], url, format={}, now=wall_clock())
                 await up.receiver.store.add_pickup(pickup)
                 up.receiver.collector.wake(["deepdub"])
                 await up.seen.until(lambda number=number: len(up.seen.pickups) == number)  # type: ignore[misc]

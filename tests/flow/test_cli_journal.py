@@ -30,7 +30,7 @@ from tests.support.running import DEAPI_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech
 
 SPEECHES, IMAGES = 20, 30
-QUICK = Timing(intake=intake_module.Timing(drain=(0.05, 0.1)))
+QUICK = Timing(intake=intake_module.IntakeTiming(drain=(0.05, 0.1)))
 
 
 class _Out:

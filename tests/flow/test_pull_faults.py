@@ -19,7 +19,7 @@ from receiver.core.event import EventFilter
 from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
 from receiver.demo.deepdub import BASE_PATH
 from receiver.demo.serving import served
-from receiver.engine.requests import order
+from receiver.engine.requests import new_pickup
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.system import files
 from tests.faultvfs import FaultVFS
@@ -280,7 +280,7 @@ deadline_seconds = 86400
 
 
 async def _hand_over(up: Running, source: str, job: str) -> Pickup:
-    pickup = order(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
+    pickup = new_pickup(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
     stands, new = await up.receiver.store.add_pickup(pickup)
     assert new
     return stands

@@ -19,7 +19,7 @@ from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
-from receiver.engine.requests import expect, order
+from receiver.engine.requests import new_expectation, new_pickup
 from receiver.providers import Gone
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, Sent, deapi, speech
@@ -88,7 +88,7 @@ async def _send(up: Running, sent: Sent) -> dict[str, Any]:
 
 async def _hand_over(up: Running, source: str, text: str, ref: str = "order-7") -> dict[str, str]:
     """Do what `receiver pickup` does."""
-    pickup = order(
+    pickup = new_pickup(
         up.receiver.ports.pulls[source], text, ref=ref, deadline_seconds=None, format={}, now=wall_clock()
     )
     stands, _ = await up.receiver.store.add_pickup(pickup)
@@ -296,7 +296,7 @@ def _expectation(up: Running, now: int, *, within: float, source: str = "deepgra
     token = up.receiver.tokens.issue(source, ref="order-9", expect_by=expect_by)
     claims = up.receiver.tokens.read(token)
     assert claims is not None
-    return token, expect(source, claims, up.receiver.ports.pulls.get(source), now=now)
+    return token, new_expectation(source, claims, up.receiver.ports.pulls.get(source), now=now)
 
 
 async def test_a_link_that_is_pushed_while_an_attempt_ends_badly_is_fetched_all_the_same(

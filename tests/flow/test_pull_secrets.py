@@ -16,7 +16,7 @@ from starlette.responses import Response
 from receiver.app.observers import LogObserver
 from receiver.core.work import PickupFilter
 from receiver.demo.deapi import ApiJob
-from receiver.engine.requests import order
+from receiver.engine.requests import new_pickup
 from tests.support.house import receiver
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
@@ -125,7 +125,7 @@ def _denied() -> Response:
 
 async def _hand_over(up: Running, source: str, jobs: list[str]) -> None:
     for job in jobs:
-        pickup = order(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
+        pickup = new_pickup(up.receiver.ports.pulls[source], job, now=up.receiver.clock())
         await up.receiver.store.add_pickup(pickup)
     up.receiver.collector.wake([source])
 

@@ -47,7 +47,7 @@ async def test_the_url_that_the_package_returns_is_picked_up(tmp_path: Path) -> 
         table = {"provider": "deepdub", "api_key": KEY, "base_url": base, "allow": ["127.0.0.0/8"]}
         settings = source_settings("dd", table)
         source = deepdub.DeepdubProvider.create(settings, tokens())
-        order = source.order(answer["url"], {})
+        order = source.lookup(answer["url"], {})
         pickup = pickup_of(order.key, job_id=order.job_id, target=order.target)
         async with fetching(settings, tmp_path) as fetch:
             assert isinstance(await source.collect(pickup, fetch, now=NOW), NotYet)

@@ -128,7 +128,7 @@ async def test_a_job_made_with_pyhts_words_comes_home(house: House, tmp_path: Pa
         async with httpx2.AsyncClient(trust_env=False) as client:
             proof = {"authorization": f"Bearer {API_KEY}", "x-user-id": USER_ID, "accept": "application/json"}
             answer = await client.post(f"{ask.base}/api/v2/tts", json=wanted, headers=proof)
-        order = ask.source.order(answer.headers["location"], {})
+        order = ask.source.lookup(answer.headers["location"], {})
         draft = collected(await ask(job_id=order.job_id, key=order.key)).draft
     assert draft.idempotency_key == order.key
     assert draft.audio

@@ -24,7 +24,7 @@ from tests.support.running import Running, Seen, running, settings_text
 from tests.support.senders import Sent, deapi, transcript
 from tests.support.sink import Answer, Sink
 
-QUICK = Timing(intake=intake_module.Timing(drain=(0.01, 0.02)))
+QUICK = Timing(intake=intake_module.IntakeTiming(drain=(0.01, 0.02)))
 
 
 def _build(folder: Path, extra: str = "", seen: Seen | None = None) -> Receiver:

@@ -125,7 +125,7 @@ def test_no_other_key_is_admitted(name: str, value: str, bearer: bool) -> None:
 def test_what_is_handed_over_is_a_plain_job_id_or_refused(text: str) -> None:
     """No order leads the key to another path than that of a job."""
     try:
-        order = SOURCE.order(text, {})
+        order = SOURCE.lookup(text, {})
     except PickupRefused:
         return
     assert order.job_id

@@ -16,7 +16,7 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EVENT_TYPES, AudioDraft, FileDraft
 from receiver.core.fetch import Downloaded, Failed, FetchResponse, Stream
-from receiver.providers import Collected, Gone, NotYet, Order, Result, deapi, deepdub, results
+from receiver.providers import Collected, Gone, Lookup, NotYet, Result, deapi, deepdub, results
 from tests.support.collecting import NOW, pickup_of
 from tests.support.examples import examples
 from tests.support.golden import source_settings, tokens
@@ -98,9 +98,9 @@ fields = st.dictionaries(
 documents = (fields | fields.map(lambda data: {"data": data}) | scalars).map(lambda d: json.dumps(d).encode())
 
 
-def _order(source: deapi.DeapiProvider | deepdub.DeepdubProvider, text: str) -> Order | None:
+def _order(source: deapi.DeapiProvider | deepdub.DeepdubProvider, text: str) -> Lookup | None:
     try:
-        return source.order(text, {})
+        return source.lookup(text, {})
     except PickupRefused:
         return None
 
@@ -181,6 +181,6 @@ def test_any_answer_ends_an_attempt_in_one_of_the_four_ways(
 ) -> None:
     fetch = Canned(status, raw, {"content-type": content_type, "retry-after": "3"})
     for source in (DEEPDUB, DEAPI):
-        key = source.order("j1", {}).key
+        key = source.lookup("j1", {}).key
         pickup = pickup_of(key, job_id="j1", target=target, format=format, attempts=attempts)
         _check(asyncio.run(source.collect(pickup, fetch, now=NOW)))

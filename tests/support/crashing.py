@@ -282,7 +282,7 @@ async def main(step: str, when: str, config: str) -> None:
     if when != "never":
         _patch_inside(step, when)
     _without_sync(os.environ.get("CRASHING_NO_SYNC", ""))
-    timing = Timing(intake=intake.Timing(drain=(0.05, 0.2)))
+    timing = Timing(intake=intake.IntakeTiming(drain=(0.05, 0.2)))
     receiver = build(settings, observers=[], clock=_clock(), shape=shape(step, when), timing=timing)
     async with open_receiver(receiver):
         app: Any = create_app(receiver)

@@ -13,7 +13,7 @@ from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
-from receiver.engine.requests import order
+from receiver.engine.requests import new_pickup
 from receiver.settings.load import parse
 from receiver.settings.model import Settings
 from receiver.storage.store.sqlite import SqliteStore
@@ -104,7 +104,7 @@ async def hand_over(text: str, jobs: dict[str, str], now: int) -> dict[str, Pick
         await store.migrate()
     await store.open()
     try:
-        made = {job: order(receiver.ports.pulls[source], job, now=now) for job, source in jobs.items()}
+        made = {job: new_pickup(receiver.ports.pulls[source], job, now=now) for job, source in jobs.items()}
         return {job: (await store.add_pickup(pickup))[0] for job, pickup in made.items()}
     finally:
         await store.close()

@@ -13,7 +13,7 @@ from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
 from receiver.core.retry import RetryPolicy, policy
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, Outcome, OutcomeKind, Settlement
-from receiver.engine.relay import Lane, Relay
+from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from receiver.storage.store.store import Store
@@ -160,7 +160,7 @@ async def http_lane(
     retry: RetryPolicy | None = None,
     concurrency: int = 4,
     timeout_seconds: float = 5.0,
-) -> AsyncIterator[Lane]:
+) -> AsyncIterator[DeliveryTerms]:
     settings: dict[str, Any] = {
         "name": "app",
         "url": f"http://127.0.0.1:{sink.port}{path}",
@@ -170,7 +170,7 @@ async def http_lane(
     destination = HttpDestination(DestinationSettings.model_validate(settings))
     await destination.open()
     try:
-        yield Lane(destination, retry or policy("deepgram"), concurrency, timeout_seconds)
+        yield DeliveryTerms(destination, retry or policy("deepgram"), concurrency, timeout_seconds)
     finally:
         await destination.close()
 

@@ -32,7 +32,7 @@ from receiver.core.routing import Route, Router
 from receiver.core.work import OutcomeKind, Pickup, PickupKind, PickupState
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.recorder import Recorder
-from receiver.providers import Collected, Gone, NotYet, Order, Result
+from receiver.providers import Collected, Gone, Lookup, NotYet, Result
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.sqlite import SqliteStore
@@ -73,8 +73,8 @@ class Scripted:
         self.hold: asyncio.Event | None = None
         self.begun = asyncio.Event()
 
-    def order(self, text: str, format: Mapping[str, Any]) -> Order:
-        return Order(key=f"job:{text}", job_id=text)
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
+        return Lookup(key=f"job:{text}", job_id=text)
 
     def can_ask(self, pickup: Pickup) -> bool:
         return self.askable and pickup.job_id is not None

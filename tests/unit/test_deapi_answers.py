@@ -40,7 +40,7 @@ async def _told(place: Place, folder: Path, document: Any, status: int = 200) ->
     source = deapi.DeapiProvider.create(settings, tokens())
     async with fetching(settings, folder) as fetch:
         return await source.collect(
-            pickup_of(source.order("j1", {}).key, job_id="j1", attempts=1), fetch, now=NOW
+            pickup_of(source.lookup("j1", {}).key, job_id="j1", attempts=1), fetch, now=NOW
         )
 
 

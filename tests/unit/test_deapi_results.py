@@ -48,7 +48,7 @@ def _source(**options: Any) -> deapi.DeapiProvider:
     ],
 )
 def test_a_job_id_and_the_apis_url_are_one_order_with_the_callbacks_key(handed: str) -> None:
-    order = _source().order(handed, {})
+    order = _source().lookup(handed, {})
     told = deapi_draft(
         json.dumps({"event": "job.completed", "data": {"job_request_id": "j1"}}).encode(), api_key=KEY
     )
@@ -74,13 +74,13 @@ def test_a_job_id_and_the_apis_url_are_one_order_with_the_callbacks_key(handed: 
 )
 def test_anything_else_is_refused_naming_what_to_hand_over(handed: str) -> None:
     with pytest.raises(PickupRefused, match="request_id") as caught:
-        _source().order(handed, {})
+        _source().lookup(handed, {})
     assert "5ecret" not in caught.value.message
 
 
 def test_without_a_key_nothing_can_be_handed_over() -> None:
     with pytest.raises(PickupRefused, match=r"set sources\.da\.api_key"):
-        _source(api_key=None).order("j1", {})
+        _source(api_key=None).lookup("j1", {})
 
 
 def test_it_can_be_asked_with_a_key_about_a_job_that_is_known() -> None:
@@ -157,7 +157,7 @@ class Trying:
 
     def handed(self, job_id: str, **more: Any) -> Pickup:
         """Return the pickup of a job that was handed over."""
-        return pickup_of(_source().order(job_id, {}).key, job_id=job_id, **more)
+        return pickup_of(_source().lookup(job_id, {}).key, job_id=job_id, **more)
 
     async def __call__(self, pickup: Pickup, *, now: int = NOW, **options: Any) -> Result:
         return await self.source(**options).collect(pickup, self._fetch, now=now)

@@ -86,7 +86,7 @@ def test_it_is_a_pull_provider_that_waits_an_hour() -> None:
     ],
 )
 def test_the_url_and_the_bare_id_are_one_order(options: dict[str, Any], handed: str) -> None:
-    order = _source(**options).order(handed, {})
+    order = _source(**options).lookup(handed, {})
     assert (order.key, order.job_id, order.target) == (f"job:{ID}:retroactive", ID, None)
 
 
@@ -101,7 +101,7 @@ def test_the_url_and_the_bare_id_are_one_order(options: dict[str, Any], handed: 
 )
 def test_a_url_of_another_address_is_refused_since_the_key_would_go_there(handed: str) -> None:
     with pytest.raises(PickupRefused) as caught:
-        _source().order(handed, {})
+        _source().lookup(handed, {})
     there = handed.partition("/api")[0]
     assert f"is at {there}, " in caught.value.message
     assert "this source asks https://restapi.deepdub.ai:" in caught.value.message
@@ -131,7 +131,7 @@ def test_a_url_of_another_address_is_refused_since_the_key_would_go_there(handed
 )
 def test_what_is_neither_the_url_nor_an_id_is_refused(handed: str) -> None:
     with pytest.raises(PickupRefused) as caught:
-        _source().order(handed, {})
+        _source().lookup(handed, {})
     assert "pw" not in caught.value.message
 
 
@@ -159,7 +159,7 @@ class Asking:
 
     async def __call__(self, job_id: str, *, key: str = KEY, attempts: int = 0, **format: Any) -> Result:
         source = _source(base_url=self.base, api_key=key)
-        order = source.order(f"{self.base}/tts/retroactive/{job_id}", format)
+        order = source.lookup(f"{self.base}/tts/retroactive/{job_id}", format)
         return await source.collect(self._pickup(order.key, job_id, attempts, format), self._fetch, now=NOW)
 
     @staticmethod
@@ -340,7 +340,7 @@ async def test_audio_over_the_limit_is_not_taken(place: Place, provider: Deepdub
     settings = source_settings("dd", table | {"base_url": place.url + BASE_PATH})
     source, job_id = deepdub.DeepdubProvider.create(settings, tokens()), provider.submit()
     async with fetching(settings, tmp_path) as fetch:
-        result = await source.collect(pickup_of(source.order(job_id, {}).key, job_id=job_id), fetch, now=NOW)
+        result = await source.collect(pickup_of(source.lookup(job_id, {}).key, job_id=job_id), fetch, now=NOW)
     assert isinstance(result, Failed)
     assert result.too_large
 

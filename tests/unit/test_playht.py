@@ -265,7 +265,7 @@ def test_an_unknown_status_is_named_without_the_key() -> None:
     ],
 )
 def test_a_job_is_told_by_its_id_its_url_or_its_location(given: str) -> None:
-    order = _source().order(given, {})
+    order = _source().lookup(given, {})
     assert (order.job_id, order.key, order.target) == (
         "BxMcwDjy0tHZVC4LYz",
         "job:BxMcwDjy0tHZVC4LYz:complete",
@@ -300,14 +300,14 @@ def test_a_job_is_told_by_its_id_its_url_or_its_location(given: str) -> None:
 )
 def test_anything_else_is_refused_saying_what_to_hand_over(given: str) -> None:
     with pytest.raises(PickupRefused, match=r"https://api\.play\.ht/api/v2/tts/ and the id"):
-        _source().order(given, {})
+        _source().lookup(given, {})
 
 
 @pytest.mark.parametrize("missing", ["api_key", "user_id"])
 def test_without_key_or_user_id_nothing_is_picked_up_and_both_settings_are_named(missing: str) -> None:
     source = _source(**{missing: None, "require_token": True})
     with pytest.raises(PickupRefused, match=r"set api_key and user_id in \[sources\.ph\]"):
-        source.order("BxMcwDjy0tHZVC4LYz", {})
+        source.lookup("BxMcwDjy0tHZVC4LYz", {})
     assert not source.can_ask(_pickup("j1"))
 
 
@@ -318,7 +318,7 @@ def test_only_a_job_whose_id_is_known_and_plain_can_be_asked_for(job_id: str | N
 
 def test_a_callback_and_an_order_of_the_same_job_have_the_same_key() -> None:
     draft = _draft({"id": "BxMcwDjy0tHZVC4LYz", "status": "complete", "url": URL})
-    order = _source().order("BxMcwDjy0tHZVC4LYz", {})
+    order = _source().lookup("BxMcwDjy0tHZVC4LYz", {})
     assert draft.remote
     assert {order.key} == {draft.remote.key, draft.idempotency_key, draft.second_key}
 

@@ -16,7 +16,7 @@ from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
-from receiver.providers import NO_PROOF, Adapter, Order, Result
+from receiver.providers import NO_PROOF, Adapter, Lookup, Result
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.custom.meaning import Reading, Understood
@@ -226,13 +226,13 @@ class CustomProvider(Adapter):
         except CallbackRejected as error:  # proved, so what is odd about it now is no reason to refuse it
             raise MalformedCallback(error.message) from None
 
-    def order(self, text: str, format: Mapping[str, Any]) -> Order:
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand a job id. Raises `PickupRefused`."""
         if not self._collecting.asks:
             raise PickupRefused(
                 f'[sources.{self.source}.result] has no from = "get", so no job can be asked for'
             )
-        return self._collecting.order(text)
+        return self._collecting.lookup(text)
 
     def can_ask(self, pickup: Pickup) -> bool:
         """Tell whether there is a URL to ask at."""

@@ -13,7 +13,7 @@ from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import Collected, NotYet, Order, Result
+from receiver.providers import Collected, Lookup, NotYet, Result
 from receiver.providers.custom.language import Auth, CustomSettings, ResultSettings, Then
 from receiver.providers.custom.meaning import NO_REQUEST, Reading, completed_key
 from receiver.providers.custom.request import as_text, first
@@ -45,12 +45,12 @@ class Collecting:
             result.from_ == "get" and result.url is not None and result.url.fill(None, {}, "job") is not None
         )
 
-    def order(self, text: str) -> Order:
+    def lookup(self, text: str) -> Lookup:
         """Understand a job id. Raises `PickupRefused`."""
         job = opaque_id(text)
         if job is None:
             raise PickupRefused("that is no job id: hand over the id that the provider gave the job")
-        return Order(key=completed_key(job), job_id=job)
+        return Lookup(key=completed_key(job), job_id=job)
 
     def can_ask(self, pickup: Pickup) -> bool:
         """Tell whether there is a URL to ask at."""

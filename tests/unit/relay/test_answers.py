@@ -11,7 +11,7 @@ import pytest
 from receiver.core.errors import ConfigError
 from receiver.core.retry import policy
 from receiver.core.webhook import new_webhook_secret
-from receiver.engine.relay import Lane, Relay
+from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.outbound.client import RESPONSE_LIMIT
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
@@ -40,7 +40,7 @@ async def _kept(store: FaultyStore, sink: Sink, answer: Answer, url: str = "", *
     destination = HttpDestination(DestinationSettings.model_validate(settings | more))
     await destination.open()
     try:
-        lane = Lane(destination, policy("deepgram"), 1, 5)
+        lane = DeliveryTerms(destination, policy("deepgram"), 1, 5)
         await Relay(store, {"app": lane}, Heard(), render, Now(T0), "w").step(T0)
     finally:
         await destination.close()

@@ -10,8 +10,8 @@ from receiver.core.errors import BlobsUnavailable, ConfigError
 from receiver.core.event import Event
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
-from receiver.engine.relay import Lane, Relay
-from receiver.engine.worker import Timing
+from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.worker import LaneTiming
 from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
@@ -160,7 +160,7 @@ async def test_a_bug_in_one_attempt_counts_as_unreachable_and_is_noted_without_i
         return Outcome(kind=OutcomeKind.DELIVERED)
 
     destination = Scripted(fail if culprit == "destination" else fine)
-    lane = Lane(destination, policy("deepgram"), 1, 5)
+    lane = DeliveryTerms(destination, policy("deepgram"), 1, 5)
     relay = Relay(store, {"app": lane}, heard, fail if culprit == "render" else render, now, "w")
     assert await relay.step(T0) == 1
     delivery = await only(store)
@@ -202,14 +202,14 @@ async def test_a_destination_that_ignores_its_timeout_is_stopped(
     await record(store)
     sink.default = Answer(manner="hang")
     async with http_lane(sink, timeout_seconds=60) as patient:
-        lane = Lane(patient.destination, patient.policy, 1, 0.1)
-        await Relay(store, {"app": lane}, heard, render, now, "w", Timing(overrun=0.0)).step(T0)
+        lane = DeliveryTerms(patient.destination, patient.policy, 1, 0.1)
+        await Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(overrun=0.0)).step(T0)
     assert heard.attempts[0].outcome.kind is OutcomeKind.TIMEOUT
 
 
 def test_a_lease_that_does_not_cover_an_attempt_is_refused_at_the_start() -> None:
     destination: Destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
     with pytest.raises(ConfigError, match=r"destinations\.app: a lease of 30 s does not cover the timeout"):
-        Lane(destination, policy("deepgram"), 1, 15, lease_seconds=30)
-    assert Lane(destination, policy("deepgram"), 1, 15).lease == 60
-    assert Lane(destination, policy("deepgram"), 1, 120).lease == 270
+        DeliveryTerms(destination, policy("deepgram"), 1, 15, lease_seconds=30)
+    assert DeliveryTerms(destination, policy("deepgram"), 1, 15).lease == 60
+    assert DeliveryTerms(destination, policy("deepgram"), 1, 120).lease == 270

@@ -7,8 +7,8 @@ import time
 
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState
-from receiver.engine.relay import Lane, Relay
-from receiver.engine.worker import Timing
+from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
@@ -30,7 +30,7 @@ PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, Deliv
 
 async def test_a_woken_lane_sends_at_once(any_store: Store, sink: Sink, heard: Heard, now: Now) -> None:
     async with http_lane(sink) as lane:
-        relay = Relay(any_store, {"app": lane}, heard, render, now, "w", Timing(poll=3600.0))
+        relay = Relay(any_store, {"app": lane}, heard, render, now, "w", LaneTiming(poll=3600.0))
         async with running(relay):
             for number in range(1, 4):
                 await record(any_store)
@@ -44,7 +44,7 @@ async def test_what_another_process_recorded_is_found_by_looking(
 ) -> None:
     async with (
         http_lane(sink) as lane,
-        running(Relay(any_store, {"app": lane}, heard, render, now, "w", Timing(poll=0.01))),
+        running(Relay(any_store, {"app": lane}, heard, render, now, "w", LaneTiming(poll=0.01))),
     ):
         await record(any_store)
         await heard.until(attempts=1)
@@ -62,7 +62,7 @@ async def test_a_retry_happens_when_it_is_due_without_being_woken(
     await record(any_store, at=clock())
     async with (
         http_lane(sink, retry=fixed("quick", 5, 0.05)) as lane,
-        running(Relay(any_store, {"app": lane}, heard, render, clock, "w", Timing(poll=3600.0))),
+        running(Relay(any_store, {"app": lane}, heard, render, clock, "w", LaneTiming(poll=3600.0))),
     ):
         await heard.until(attempts=3)
     first, second, third = (await any_store.attempts((await only(any_store)).id))[:3]
@@ -105,7 +105,9 @@ async def test_a_lane_claims_again_when_half_of_what_is_ahead_is_used(
 ) -> None:
     await record(store, count=40)
     destination = Gated()
-    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 8, 5)}, heard, render, now, "w")
+    relay = Relay(
+        store, {"app": DeliveryTerms(destination, policy("deepgram"), 8, 5)}, heard, render, now, "w"
+    )
     async with running(relay):
         for number in range(1, 5):
             destination.permits.release()
@@ -123,7 +125,9 @@ async def test_what_wakes_a_lane_that_is_full_is_claimed_when_there_is_room(
 ) -> None:
     await record(store, count=7)
     destination = Gated()
-    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 4, 5)}, heard, render, now, "w")
+    relay = Relay(
+        store, {"app": DeliveryTerms(destination, policy("deepgram"), 4, 5)}, heard, render, now, "w"
+    )
     async with running(relay):
         while store.claims != [4, 3]:
             await asyncio.sleep(0)

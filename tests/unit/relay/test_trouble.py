@@ -8,8 +8,8 @@ import pytest
 
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind, Settlement
-from receiver.engine.relay import Lane, Relay
-from receiver.engine.worker import Timing
+from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.worker import LaneTiming
 from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
@@ -40,7 +40,7 @@ async def test_an_outage_at_claiming_is_noted_once_and_waited_out(
     store.out["claim"] = 4
     async with (
         http_lane(sink) as lane,
-        running(Relay(store, {"app": lane}, heard, render, now, "w", Timing(first_pause=0.001))),
+        running(Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(first_pause=0.001))),
     ):
         await heard.until(attempts=1)
     assert heard.events() == [("warning", "relay.store_unavailable"), ("info", "relay.store_recovered")]
@@ -54,7 +54,7 @@ async def test_an_outage_at_settling_is_waited_out_without_sending_again(
     store.out["settle"] = 4
     async with (
         http_lane(sink) as lane,
-        running(Relay(store, {"app": lane}, heard, render, now, "w", Timing(first_pause=0.001))),
+        running(Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(first_pause=0.001))),
     ):
         await heard.until(attempts=1)
     assert heard.attempts[0].state == "delivered"
@@ -72,7 +72,7 @@ async def test_settling_is_given_up_when_the_lease_has_ended(
         now.value += 3_600_000
         return Outcome(kind=OutcomeKind.DELIVERED)
 
-    lane = Lane(Scripted(slow), policy("deepgram"), 1, 5)
+    lane = DeliveryTerms(Scripted(slow), policy("deepgram"), 1, 5)
     relay = Relay(store, {"app": lane}, heard, render, now, "w")
     async with running(relay):
         await heard.until(attempts=1)
@@ -88,7 +88,7 @@ async def test_a_bug_in_the_store_does_not_end_the_lane(
     store.bug[method] = 1
     async with (
         http_lane(sink, concurrency=1) as lane,
-        running(Relay(store, {"app": lane}, heard, render, now, "w", Timing(poll=0.01))),
+        running(Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(poll=0.01))),
     ):
         await heard.until(attempts=2 if method == "claim" else 1, notes=1)
     assert heard.notes[0][:2] == (
@@ -185,12 +185,12 @@ async def test_a_stop_does_not_wait_for_a_store_that_says_nothing(
     destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
     relay = Relay(
         store,
-        {"app": Lane(destination, policy("deepgram"), 2, 5)},
+        {"app": DeliveryTerms(destination, policy("deepgram"), 2, 5)},
         heard,
         render,
         now,
         "w",
-        Timing(settle=0.05, release=0.2),
+        LaneTiming(settle=0.05, release=0.2),
     )
     relay.start()
     while asked.count("settle") < 2 or sum(store.claims) < 4:
@@ -215,7 +215,9 @@ async def test_a_stop_waits_for_an_attempt_that_was_made_to_be_settled(
     monkeypatch.setattr(store, "settle", slow)
     await record(store)
     destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
-    relay = Relay(store, {"app": Lane(destination, policy("deepgram"), 1, 5)}, heard, render, now, "w")
+    relay = Relay(
+        store, {"app": DeliveryTerms(destination, policy("deepgram"), 1, 5)}, heard, render, now, "w"
+    )
     relay.start()
     await settling.wait()
     stopping = asyncio.create_task(relay.stop(0))
@@ -228,5 +230,5 @@ async def test_a_stop_waits_for_an_attempt_that_was_made_to_be_settled(
 
 async def test_a_relay_that_never_started_stops() -> None:
     destination: Destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
-    lane = Lane(destination, policy("deepgram"), 1, 5)
+    lane = DeliveryTerms(destination, policy("deepgram"), 1, 5)
     await Relay(FaultyStore(), {"app": lane}, Heard(), render, Now(T0), "w").stop(0)

@@ -1,4 +1,4 @@
-"""`callback-url`, `pickup` and `pickups`: what is requested of providers."""
+"""`pickup` and `pickups`: results that receiver polls providers for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from msgspec.structs import replace as changed
 from receiver.cli.options import (
     AsJson,
     Chosen,
+    Format,
     Limit,
     Ref,
     SourceName,
@@ -26,26 +27,20 @@ from receiver.cli.options import (
     option,
     pull_provider,
     seconds,
-    tokens_of,
 )
 from receiver.cli.output import Listing, print_attempts, print_fields, print_json, print_list, warn
 from receiver.core.clock import wall_clock
-from receiver.core.errors import NotFound, UsageError
+from receiver.core.errors import NotFound
 from receiver.core.work import Pickup, PickupState
-from receiver.web.views import handed_out, time_of, view
+from receiver.web.views import time_of, view
 
 if TYPE_CHECKING:
-    from receiver.engine.requests import HandedOut
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
 
 ENDED = (PickupState.COLLECTED, PickupState.GONE)
 _POLL_SECONDS = 1.0
 """Between two looks at a pickup that is waited for."""
-Format = Annotated[
-    str | None,
-    option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
-]
 _PICKUPS = Listing(
     short=("id", "state", "attempts", "source", "outcome"),
     wide=("id", "state", "attempts", "source", "kind", "job", "ref", "event", "due", "outcome"),
@@ -57,107 +52,8 @@ _HINT = "a running `receiver serve` or `receiver work` picks it up"
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="callback-url")(callback_url)
     app.command()(pickup)
     app.command()(pickups)
-
-
-# ---------------------------------------------------------------- callback-url
-
-
-def callback_url(
-    ctx: typer.Context,
-    source: SourceName,
-    ref: Ref = None,
-    expires: Annotated[
-        str | None,
-        option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
-    ] = None,
-    format: Format = None,
-    expect_within: Annotated[
-        str | None,
-        option("--expect-within", help="Tell the application when nothing has come by then: 15m, 2h, 1d."),
-    ] = None,
-    job_secret: Annotated[
-        bool,
-        option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
-    ] = False,
-    no_token: Annotated[
-        bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
-    settings = load(ctx)
-    if not no_token:
-        made = _handed_out(settings, source, ref, expires, format, expect_within, job_secret=job_secret)
-    elif ref or expires or format or expect_within or job_secret:
-        raise UsageError(
-            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret or --expect-within: drop it"
-        )
-    else:
-        made = _without_token(settings, source)
-    if made.expectation is not None:
-        asyncio.run(_expect(settings, made.expectation))  # before anybody can call the URL
-    if as_json:
-        print_json(handed_out(made))
-    else:
-        _print_handed_out(made)
-
-
-def _handed_out(
-    settings: Settings,
-    name: str,
-    ref: str | None,
-    expires: str | None,
-    format: str | None,
-    expect_within: str | None,
-    *,
-    job_secret: bool,
-) -> HandedOut:
-    from receiver.engine.requests import hand_out, source_named
-
-    source = source_named(settings, name)
-    return hand_out(
-        settings.public_url,
-        source,
-        tokens_of(settings),
-        provider=pull_provider(settings, source) if expect_within else None,
-        ref=ref,
-        format=job_format(format),
-        expires_seconds=seconds(expires) if expires else None,
-        expect_seconds=seconds(expect_within) if expect_within else None,
-        job_secret=job_secret,
-        now=wall_clock(),
-    )
-
-
-def _without_token(settings: Settings, name: str) -> HandedOut:
-    from receiver.engine.requests import hand_out_without_token, source_named
-
-    source = source_named(settings, name)
-    if source.options.get("require_token"):
-        raise UsageError(
-            f"sources.{name}.require_token is set, so a URL without a token would be refused: drop --no-token"
-        )
-    return hand_out_without_token(settings.public_url, source)
-
-
-def _print_handed_out(made: HandedOut) -> None:
-    if made.webhook_secret:
-        typer.echo(f"webhook_url: {made.url}\nwebhook_secret: {made.webhook_secret}")
-    else:
-        typer.echo(made.url)
-    if made.expectation is not None:
-        warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
-
-
-async def _expect(settings: Settings, expectation: Pickup) -> None:
-    async with made_store(settings) as store:
-        await store.add_pickup(expectation)
-
-
-# ---------------------------------------------------------------- pickup
 
 
 def pickup(
@@ -202,11 +98,13 @@ def ordered(
     format: Mapping[str, Any],
 ) -> Pickup:
     """Return the pickup of what was handed over, due now. Raises `UsageError`, `ConfigError`."""
-    from receiver.engine.requests import order, pollable, source_named
+    from receiver.engine.requests import new_pickup, pollable, source_named
 
     chosen = source_named(settings, source)
     provider = pollable(chosen, pull_provider(settings, chosen))
-    return order(provider, text, ref=ref, deadline_seconds=deadline_seconds, format=format, now=wall_clock())
+    return new_pickup(
+        provider, text, ref=ref, deadline_seconds=deadline_seconds, format=format, now=wall_clock()
+    )
 
 
 async def _add(settings: Settings, made: Pickup, *, wait: bool) -> tuple[Pickup, bool, str | None]:

@@ -1,0 +1,128 @@
+"""`callback-url`: the URL that a provider calls back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import (
+    AsJson,
+    Format,
+    Ref,
+    SourceName,
+    job_format,
+    load,
+    made_store,
+    option,
+    pull_provider,
+    seconds,
+    tokens_of,
+)
+from receiver.cli.output import print_json, warn
+from receiver.core.clock import wall_clock
+from receiver.core.errors import UsageError
+from receiver.core.work import Pickup
+from receiver.web.views import issued_url, time_of
+
+if TYPE_CHECKING:
+    from receiver.engine.requests import IssuedUrl
+    from receiver.settings.model import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="callback-url")(callback_url)
+
+
+def callback_url(
+    ctx: typer.Context,
+    source: SourceName,
+    ref: Ref = None,
+    expires: Annotated[
+        str | None,
+        option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
+    ] = None,
+    format: Format = None,
+    expect_within: Annotated[
+        str | None,
+        option("--expect-within", help="Tell the application when nothing has come by then: 15m, 2h, 1d."),
+    ] = None,
+    job_secret: Annotated[
+        bool,
+        option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
+    ] = False,
+    no_token: Annotated[
+        bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
+    settings = load(ctx)
+    if not no_token:
+        made = _issued(settings, source, ref, expires, format, expect_within, job_secret=job_secret)
+    elif ref or expires or format or expect_within or job_secret:
+        raise UsageError(
+            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret or --expect-within: drop it"
+        )
+    else:
+        made = _without_token(settings, source)
+    if made.expectation is not None:
+        asyncio.run(_expect(settings, made.expectation))  # before anybody can call the URL
+    if as_json:
+        print_json(issued_url(made))
+    else:
+        _print_issued(made)
+
+
+def _issued(
+    settings: Settings,
+    name: str,
+    ref: str | None,
+    expires: str | None,
+    format: str | None,
+    expect_within: str | None,
+    *,
+    job_secret: bool,
+) -> IssuedUrl:
+    from receiver.engine.requests import issue_callback_url, source_named
+
+    source = source_named(settings, name)
+    return issue_callback_url(
+        settings.public_url,
+        source,
+        tokens_of(settings),
+        provider=pull_provider(settings, source) if expect_within else None,
+        ref=ref,
+        format=job_format(format),
+        expires_seconds=seconds(expires) if expires else None,
+        expect_seconds=seconds(expect_within) if expect_within else None,
+        job_secret=job_secret,
+        now=wall_clock(),
+    )
+
+
+def _without_token(settings: Settings, name: str) -> IssuedUrl:
+    from receiver.engine.requests import issue_callback_url_without_token, source_named
+
+    source = source_named(settings, name)
+    if source.options.get("require_token"):
+        raise UsageError(
+            f"sources.{name}.require_token is set, so a URL without a token would be refused: drop --no-token"
+        )
+    return issue_callback_url_without_token(settings.public_url, source)
+
+
+def _print_issued(made: IssuedUrl) -> None:
+    if made.webhook_secret:
+        typer.echo(f"webhook_url: {made.url}\nwebhook_secret: {made.webhook_secret}")
+    else:
+        typer.echo(made.url)
+    if made.expectation is not None:
+        warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
+
+
+async def _expect(settings: Settings, expectation: Pickup) -> None:
+    async with made_store(settings) as store:
+        await store.add_pickup(expectation)
