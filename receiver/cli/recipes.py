@@ -38,17 +38,24 @@ def register(app: typer.Typer) -> None:
 
 
 def list_recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this recipe whole.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Tell what one has to know of this recipe.")] = None,
+    toml: Annotated[
+        bool, option("--toml", help="Print the recipe as a source for receiver.toml, to change it there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes for providers without code."""
-    from receiver.providers.custom.language import recipe, recipes
+    from receiver.providers.custom.language import recipe, recipe_as_source, recipes
 
+    if toml and (name is None or as_json):
+        raise UsageError("--toml goes with the name of one recipe, and without --json")
     if name is not None:
         if name not in recipes():
             raise UsageError(f"there is no recipe named {name!r}: `receiver recipes` lists them")
         about = recipe(name)["about"]
-        if as_json:
+        if toml:
+            typer.echo(recipe_as_source(name), nl=False)
+        elif as_json:
             print_json({"name": name, **recipe(name)})
         else:
             print_fields([("name", name), *about.items()])

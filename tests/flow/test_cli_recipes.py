@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from receiver.providers.custom.language import recipes
+from receiver.providers.custom import CustomProvider
+from receiver.providers.custom.language import CustomSettings, recipe_as_source, recipes
+from receiver.settings.load import parse
 from tests.support.golden import ROOT
 from tests.support.house import receiver
 
@@ -28,6 +30,22 @@ def test_each_recipe_is_listed_and_shown() -> None:
     assert {item["name"] for item in listed["items"]} == set(recipes())
     assert "Webhooks" in receiver("recipes", "elevenlabs").out
     assert receiver("recipes", "no-such").status == 2
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_as_a_source_means_what_the_recipe_means(name: str) -> None:
+    environ = {"SECRET": SECRET, "API_KEY": "example-key-0123456789"}
+    own = parse(recipe_as_source(name), environ, str).sources[name]
+    keys = {key: own.options[key] for key in ("secrets", "api_key") if key in own.options}
+    by_name = CustomSettings.model_validate({"recipe": name, **keys})
+    assert CustomSettings.model_validate(own.options) == by_name.model_copy(update={"recipe": None})
+    assert not [found for found in CustomProvider.findings(own) if found.code in ("E902", "W903")]
+
+
+def test_a_recipe_is_printed_as_a_source_of_its_own() -> None:
+    said = receiver("recipes", "soniox", "--toml")
+    assert said.out == recipe_as_source("soniox")
+    assert receiver("recipes", "--toml").status == 2
 
 
 @pytest.mark.parametrize(

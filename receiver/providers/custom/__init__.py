@@ -110,8 +110,7 @@ class CustomProvider(Adapter):
         if options.event is not None and not options.covered and {p.kind for p in options.proof} - {"token"}:
             open_body = "the proof does not cover the body: whoever sees one callback can change the next"
             yield cls._finding("W901", where, "proof", open_body)
-        fetched = [part for result in results for part in (result, result.then) if part is not None]
-        if options.api_key is None and any(part.auth.kind != "none" for part in fetched):
+        if options.api_key is None and options.needs_api_key:
             yield cls._finding("W903", where, "api_key", "results are fetched with a key, and none is set")
         speech = options.event is not None and options.event.family == "speech"
         if speech and options.result_of("speech").from_ in ("document", "text", "none"):

@@ -5,6 +5,7 @@ A recipe is a TOML file beside this one: the same settings, without secrets. Wha
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -248,6 +249,12 @@ class CustomSettings(Section):
         return any(proof.covers_body for proof in self.proof)
 
     @property
+    def needs_api_key(self) -> bool:
+        """Whether a result is fetched with the provider's key."""
+        parts = [part for result in self.result.values() for part in (result, result.then)]
+        return any(part is not None and part.auth.kind != "none" for part in parts)
+
+    @property
     def token_required(self) -> bool:
         """Whether a callback's URL must carry a token."""
         return not self.covered if self.require_token is None else self.require_token
@@ -276,5 +283,19 @@ def recipes() -> tuple[str, ...]:
 @cache
 def recipe(name: str) -> Mapping[str, Any]:
     """Return the settings of a recipe."""
-    file = resources.files(__package__) / "recipes" / f"{name}.toml"
-    return tomllib.loads(file.read_text("utf-8"))
+    return tomllib.loads(_text(name))
+
+
+def recipe_as_source(name: str) -> str:
+    """Return a recipe as TOML of a source in receiver.toml, to begin one's own from."""
+    own, _, tables = f"\n{_text(name)}".partition("\n[")
+    below = re.sub(r"^(\[+)", rf"\g<1>sources.{name}.", f"[{tables}", flags=re.MULTILINE)
+    options = CustomSettings.model_validate({"recipe": name})
+    lines = [f"[sources.{name}]", 'provider = "custom"']
+    lines += ['secrets = ["env:SECRET"]'] * any(proof.needs_secrets for proof in options.proof)
+    lines += ['api_key = "env:API_KEY"'] * options.needs_api_key
+    return "\n".join([*lines, own.lstrip(), below])
+
+
+def _text(name: str) -> str:
+    return (resources.files(__package__) / "recipes" / f"{name}.toml").read_text("utf-8")

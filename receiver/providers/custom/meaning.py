@@ -22,6 +22,7 @@ from receiver.core.event import (
     TranscriptDraft,
 )
 from receiver.core.fetch import Failed
+from receiver.core.urls import http_url
 from receiver.core.work import Pickup
 from receiver.providers import results
 from receiver.providers.custom.language import CustomSettings, Meaning, ResultSettings, Then
@@ -116,9 +117,10 @@ class Reading:
         if event is None:
             raise MalformedCallback("the source has no [event], so no callback of it is understood")
         stage, family = self._stage(event, found), self._family(event, found)
-        job = opaque_id(found.first(event.job))
+        named = found.first(event.job)
+        job = opaque_id(named)
         if event.job and job is None:
-            raise MalformedCallback(f"the job cannot be told: {event.job[0]} is missing")
+            raise MalformedCallback(f"the job cannot be told: {event.job[0]} {_why_no_id(named)}")
         callback, type_ = found.callback, f"{family}.{stage}"
         said = found.first(event.id)
         job_key = join_key("job", job, type_) if job is not None and stage != "processing" else None
@@ -276,9 +278,13 @@ class Reading:
             event = self._options.event
             job = as_text(found.first(event.job)) if event else draft.job_id  # as the provider spells it
             url = result.url.fill(found.request, found.document, job)
-        if url is None or not url.startswith(("https://", "http://")):
-            missing = result.at[0] if result.at else "a value of result.url"
-            raise MalformedCallback(f"there is no link to the result: {missing} is missing")
+        place = result.at[0] if result.at and result.url is None else "a value of result.url"
+        if url is None:
+            raise MalformedCallback(f"there is no link to the result: {place} is missing")
+        try:
+            http_url(url, bare=False)
+        except ValueError as error:
+            raise MalformedCallback(f"{place} is no link to the result: {error}") from None
         until = found.callback.head.received_at + round(result.deadline * 1000)
         return RemoteResult(key=result_key(draft, found.callback), url=url, deadline_at=until)
 
@@ -291,6 +297,12 @@ def result_key(draft: EventDraft, callback: VerifiedCallback) -> str:
 def completed_key(job_id: str) -> str:
     """Return the identity of a job's result by the job's id."""
     return join_key("job", job_id, "completed")
+
+
+def _why_no_id(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 1:
+        return f"came {len(value)} times; it may come once"
+    return "is missing" if value is None else "is no plain value"
 
 
 def _decoded(text: str, *, base64_too: bool, at: Reference) -> Any:
