@@ -175,7 +175,7 @@ def build(
     collector = _collector(settings, ports, recorder, observer, clock, worker)
     ports.store.listen(_waker(relay, collector))
     journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
-    intake = _intake(settings, ports, recorder, journal, bodies, observer, timing)
+    intake = _intake(settings, ports, tokens, recorder, journal, bodies, observer, timing)
     janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
     parts = (journal, intake, relay, collector, janitor, observer, metrics)
     return Receiver(settings, ports, tokens, links, *parts, clock, timing)
@@ -184,6 +184,7 @@ def build(
 def _intake(
     settings: Settings,
     ports: Ports,
+    tokens: CallbackTokens,
     recorder: Recorder,
     journal: Journal,
     bodies: BodyBuffer,
@@ -193,6 +194,7 @@ def _intake(
     return Intake(
         providers=ports.providers,
         sources=settings.sources,
+        tokens=tokens,
         store=ports.store,
         recorder=recorder,
         journal=journal,

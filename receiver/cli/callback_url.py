@@ -23,7 +23,6 @@ from receiver.cli.options import (
 from receiver.cli.output import print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
-from receiver.core.work import Pickup
 from receiver.web.views import issued_url, time_of
 
 if TYPE_CHECKING:
@@ -53,6 +52,10 @@ def callback_url(
         bool,
         option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
     ] = False,
+    short: Annotated[
+        bool,
+        option("--short", help="A token of 40 characters; lasts 30d, unless --expires says otherwise."),
+    ] = False,
     no_token: Annotated[
         bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
     ] = False,
@@ -61,15 +64,18 @@ def callback_url(
     """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
     settings = load(ctx)
     if not no_token:
-        made = _issued(settings, source, ref, expires, format, expect_within, job_secret=job_secret)
-    elif ref or expires or format or expect_within or job_secret:
+        made = _issued(
+            settings, source, ref, expires, format, expect_within, job_secret=job_secret, short=short
+        )
+    elif ref or expires or format or expect_within or job_secret or short:
         raise UsageError(
-            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret or --expect-within: drop it"
+            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret, --short or "
+            "--expect-within: drop it"
         )
     else:
         made = _without_token(settings, source)
-    if made.expectation is not None:
-        asyncio.run(_expect(settings, made.expectation))  # before anybody can call the URL
+    if made.claims is not None or made.expectation is not None:
+        asyncio.run(_keep(settings, made))  # before anybody can call the URL
     if as_json:
         print_json(issued_url(made))
     else:
@@ -85,6 +91,7 @@ def _issued(
     expect_within: str | None,
     *,
     job_secret: bool,
+    short: bool,
 ) -> IssuedUrl:
     from receiver.engine.requests import issue_callback_url, source_named
 
@@ -99,6 +106,7 @@ def _issued(
         expires_seconds=seconds(expires) if expires else None,
         expect_seconds=seconds(expect_within) if expect_within else None,
         job_secret=job_secret,
+        short=short,
         now=wall_clock(),
     )
 
@@ -123,6 +131,9 @@ def _print_issued(made: IssuedUrl) -> None:
         warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
 
 
-async def _expect(settings: Settings, expectation: Pickup) -> None:
+async def _keep(settings: Settings, made: IssuedUrl) -> None:
     async with made_store(settings) as store:
-        await store.add_pickup(expectation)
+        if made.claims is not None:
+            await store.add_token(made.claims)
+        if made.expectation is not None:
+            await store.add_pickup(made.expectation)

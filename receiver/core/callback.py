@@ -93,6 +93,8 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
     """What followed the `?` in the URL, as it came."""
     url: str = ""
     """The whole URL as the sender knows it: `public_url`, then path and query as they came; never the `Host` header."""
+    claims: TokenClaims | None = None
+    """What the token stands for, where it is a short one: that is in the store, and not in the token."""
 
     @cached_property
     def _values(self) -> Mapping[str, list[str]]:
@@ -160,6 +162,8 @@ class TokenClaims(Struct, frozen=True, kw_only=True):
     """The callback is overdue after this time, and late when it comes then."""
     secret: int = 0
     """The place in `tokens.secrets` of the one that proves the token, counted from 1; 0 where that was not noted."""
+    unread: bool = False
+    """The token is a short one, and the store could not be read: of the fields above it tells no more than whose it is."""
 
     @property
     def expectation(self) -> str:

@@ -68,6 +68,8 @@ class Walk(StrEnum):
     PICKUPS = "pickups"
     KEYS = "keys"
     """Keys of erased callbacks."""
+    TOKENS = "tokens"
+    """What short callback tokens stand for that have expired."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The tokens in URLs that receiver issues: callback URLs, and links to stored objects. Letters and digits only."""
+"""The tokens in URLs that receiver issues: callback URLs, and links to stored objects. Letters and digits only.
+
+A callback token holds its claims, or is a short one, whose claims are a row of the store. Both prove themselves.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ _CALLBACK_SALT = "receiver.callback-token"
 _OBJECT_SALT = "receiver.object-link"
 _MAX_TOKEN = 2048
 """Characters; a longer one is no token of ours, and is not decoded."""
+SHORT_CHARS = 40
+"""Characters of a short token: Soniox takes URLs of 256 at most (the API's schema of `webhook_url`, https://soniox.com/docs)."""
+_SHORT_ID, _SHORT_MAC = 10, 15
+"""Bytes of a short token: of its id, whose first byte holds the flags, and of what proves it."""
+_HAS_JOB_SECRET = 1
 _REMEMBERED = 1024
 """Tokens that were read lately and need not be checked again."""
 
@@ -63,6 +71,7 @@ class CallbackTokens:
             raise ValueError("callback tokens need at least one secret")
         first = secrets[(signing or len(secrets)) - 1]
         self._secrets = (first, *(secret for secret in reversed(secrets) if secret != first))
+        self._places = {secret: place for place, secret in enumerate(secrets, 1)}
         self._signer = _AlnumSigner(secrets, _CALLBACK_SALT, signing)
         self._seen: dict[str, TokenClaims] = {}
 
@@ -89,6 +98,52 @@ class CallbackTokens:
         if expect_by is not None:
             fields["e"] = expect_by
         return self._signer.sign(msgspec.json.encode(fields))
+
+    def issue_short(
+        self,
+        source: str,
+        *,
+        expires_at: int,
+        ref: str | None = None,
+        format: dict[str, Any] | None = None,
+        job_secret: bool = False,
+        expect_by: int | None = None,
+    ) -> tuple[str, TokenClaims]:
+        """Return a new short token, and its claims: these are to be stored before the token is given to anybody."""
+        token_id = bytes((_HAS_JOB_SECRET if job_secret else 0,)) + random.token_bytes(_SHORT_ID - 1)
+        mac = _short_mac(self._secrets[0], source, token_id)
+        token = base64.b32encode(token_id + mac).decode().lower()
+        claims = TokenClaims(
+            source=source,
+            token_id=token_id.hex(),
+            ref=ref,
+            format=format or {},
+            expires_at=expires_at,
+            job_secret=job_secret,
+            expect_by=expect_by,
+        )
+        return token, claims
+
+    def read_short(self, source: str, token: str) -> TokenClaims | None:
+        """Return what a short token says by itself: that we made it for `source`. None when it is another text."""
+        if len(token) != SHORT_CHARS or not token.isascii() or not token.isalnum():
+            return None
+        try:
+            raw = base64.b32decode(token.upper())
+        except binascii.Error:
+            return None
+        token_id, mac = raw[:_SHORT_ID], raw[_SHORT_ID:]
+        for secret in self._secrets:
+            if hmac.compare_digest(mac, _short_mac(secret, source, token_id)):
+                has_job_secret = bool(token_id[0] & _HAS_JOB_SECRET)
+                return TokenClaims(
+                    source=source,
+                    token_id=token_id.hex(),
+                    job_secret=has_job_secret,
+                    secret=self._places[secret],
+                    unread=True,
+                )
+        return None
 
     def read(self, token: str) -> TokenClaims | None:
         """Return what a token says, None when we did not make it. Expiry is left to the caller."""
@@ -123,6 +178,11 @@ def _claims(payload: bytes, secret: int) -> TokenClaims:
         expect_by=fields.get("e"),
         secret=secret,
     )
+
+
+def _short_mac(secret: str, source: str, token_id: bytes) -> bytes:
+    message = b"receiver.short-token." + source.encode() + b"." + token_id
+    return hmac.digest(secret.encode(), message, "sha256")[:_SHORT_MAC]
 
 
 class ObjectLinks:

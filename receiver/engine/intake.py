@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
+from msgspec.structs import replace
+
+from receiver.core.callback import (
+    Admission,
+    Body,
+    Head,
+    MemoryBody,
+    Reply,
+    TokenClaims,
+    VerifiedCallback,
+)
 from receiver.core.errors import (
     RESOURCE_ERRORS,
     CallbackRejected,
@@ -23,6 +33,7 @@ from receiver.core.errors import (
     KeysUnavailable,
     MalformedCallback,
     SenderError,
+    StoreUnavailable,
     Unavailable,
     UnknownCoding,
     UnknownSource,
@@ -33,6 +44,7 @@ from receiver.core.event import EventDraft, Recorded, RecordStatus, Stage
 from receiver.core.fetch import Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
+from receiver.core.tokens import CallbackTokens
 from receiver.engine.overload import LoadShedder, Place
 from receiver.engine.recorder import Recorder, kept_type
 from receiver.engine.rejections import Rejections
@@ -54,6 +66,8 @@ _LARGE = 1024 * 1024
 """Bytes from which documents are read two at a time: decoded, one takes many times its bytes."""
 _BIG_PARKED = 4 * 1024 * 1024
 """Bytes from which a body that was not understood is kept from file to file, not through memory."""
+_LOOK_SECONDS = 2.0
+"""How long a callback waits for the store to tell what its short token stands for."""
 _HANDSHAKE_BYTES = 64 * 1024
 """Longest body of a handshake."""
 
@@ -89,6 +103,7 @@ class Intake:
         *,
         providers: Mapping[str, PushProvider],
         sources: Mapping[str, SourceSettings],
+        tokens: CallbackTokens,
         store: Store,
         recorder: Recorder,
         journal: Journal,
@@ -103,6 +118,8 @@ class Intake:
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._providers = providers
         self._sources = sources
+        self._tokens = tokens
+        self._store = store
         self._recorder = recorder
         self._journal = journal
         self._bodies = bodies
@@ -230,6 +247,7 @@ class Intake:
             if reply is None:
                 raise WrongMethod
             return _greeted(reply, report)
+        head = await self._with_claims(head)
         try:
             admission = await self._with_keys(provider, head, self._admit, provider, head)
         except CallbackRejected:
@@ -266,6 +284,26 @@ class Intake:
         except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
             self._bug("admit", head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
+
+    async def _with_claims(self, head: Head) -> Head:
+        """Return the head with what a short token in its URL stands for.
+
+        The token proves itself, so that callbacks are taken while the store is out; its claims are read when it is back.
+        """
+        bare = self._tokens.read_short(head.source, head.token) if head.token else None
+        if bare is None:
+            return head
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                claims = await self._claims_of(bare)
+        except (StoreUnavailable, TimeoutError):
+            claims = bare
+        return replace(head, claims=claims)
+
+    async def _claims_of(self, bare: TokenClaims) -> TokenClaims | None:
+        """Return the claims of a short token; None when the store has it no longer. Raises `StoreUnavailable`."""
+        stored = await self._store.token_claims(bare.token_id)
+        return stored and replace(stored, job_secret=bare.job_secret, secret=bare.secret)
 
     async def _with_keys(self, provider: PushProvider, head: Head, check: Callable[..., T], *args: Any) -> T:
         """Return what a check returns; where it needs the provider's public keys, fetch them first.
@@ -387,6 +425,8 @@ class Intake:
         storing = self.load.begin_storing()
         try:
             async with asyncio.timeout(budget):
+                if callback.claims is not None and callback.claims.unread:
+                    raise StoreUnavailable("the store could not tell what the URL's token stands for")
                 recorded = await self._recorder.record(provider, callback, draft)
         except Unavailable as error:
             report.reason = error.message
@@ -418,6 +458,10 @@ class Intake:
         provider = self._providers.get(callback.source)
         if provider is None:
             raise LookupError(f"no source is named {callback.source} any more")
+        if callback.claims is not None and callback.claims.unread:
+            # One that was removed meanwhile had proved the callback all the same.
+            claims = await self._claims_of(callback.claims) or replace(callback.claims, unread=False)
+            callback = replace(callback, claims=claims)
         try:
             draft = await asyncio.to_thread(self._normalize, provider, callback)
         except IgnoredCallback:  # by settings that are newer than the callback

@@ -218,6 +218,7 @@ class Janitor:
             (Walk.CALLBACKS, events),
             (Walk.PICKUPS, events),
             (Walk.KEYS, KEYS_SECONDS),
+            (Walk.TOKENS, 0),
         ]
         return {
             walk: Prune(

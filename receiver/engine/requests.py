@@ -25,6 +25,8 @@ MAX_REF = 500
 """Characters of a ref: it travels in every event."""
 MAX_TEXT = 8192
 """Characters of what is handed over; no provider's URL is longer."""
+SHORT_SECONDS = 30 * 86400
+"""How long a short token lasts where nothing else is said."""
 MAX_SECONDS = 30 * 86400
 """The longest deadline that a pickup can have, and the longest time in which a callback can be expected."""
 
@@ -38,8 +40,10 @@ class IssuedUrl(Struct, frozen=True, kw_only=True):
     ref: str | None = None
     webhook_secret: str | None = None
     """The job's own, for deAPI."""
+    claims: TokenClaims | None = None
+    """Of a short token; to be added to the store before the URL is given to anybody."""
     expectation: Pickup | None = None
-    """To be added to the store before the URL is given to anybody."""
+    """The same of it."""
 
 
 def source_named(settings: Settings, name: str) -> SourceSettings:
@@ -137,24 +141,32 @@ def issue_callback_url(
     expires_seconds: float | None = None,
     expect_seconds: float | None = None,
     job_secret: bool = False,
+    short: bool = False,
     now: int,
 ) -> IssuedUrl:
     """Return a callback URL with a fresh token, and the expectation if `expect_seconds` is given.
 
+    A `short` token lasts `SHORT_SECONDS` unless `expires_seconds` says otherwise: what it stands for is kept as long.
     `provider` is the source's where it can be asked. Raises `UsageError`; `ConfigError` when the provider could not call the URL.
     """
+    if short and expires_seconds is None:
+        expires_seconds = SHORT_SECONDS
     _refuse_contradictions(source, expires_seconds, expect_seconds, job_secret=job_secret)
     # Refused before a token is made: what is wrong with public_url is wrong with every URL.
     issue_callback_url_without_token(public_url, source)
-    token = tokens.issue(
-        source.name,
-        ref=ref,
-        format=dict(format or {}),
-        expires_at=None if expires_seconds is None else now + round(expires_seconds * 1000),
-        job_secret=job_secret,
-        expect_by=None if expect_seconds is None else now + round(expect_seconds * 1000),
-    )
-    claims = tokens.read(token)
+    said: dict[str, Any] = {
+        "ref": ref,
+        "format": dict(format or {}),
+        "expires_at": None if expires_seconds is None else now + round(expires_seconds * 1000),
+        "job_secret": job_secret,
+        "expect_by": None if expect_seconds is None else now + round(expect_seconds * 1000),
+    }
+    kept = None
+    if short:
+        token, kept = tokens.issue_short(source.name, **said)
+    else:
+        token = tokens.issue(source.name, **said)
+    claims = kept or tokens.read(token)
     expectation = (
         new_expectation(source.name, claims, provider, now=now) if claims and claims.expect_by else None
     )
@@ -164,6 +176,7 @@ def issue_callback_url(
         token=token,
         ref=ref,
         webhook_secret=tokens.job_secrets(token)[0] if job_secret else None,
+        claims=kept,
         expectation=expectation,
     )
 

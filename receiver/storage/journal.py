@@ -356,7 +356,7 @@ def _meta(callback: VerifiedCallback, reason: str, secret_headers: frozenset[str
     secret = secret_headers | _ALWAYS_SECRET
     headers = tuple(pair for pair in callback.head.headers if pair[0] not in secret)
     commit = _Commit(
-        head=msgspec.structs.replace(callback.head, headers=headers, token=None, url=""),
+        head=msgspec.structs.replace(callback.head, headers=headers, token=None, url="", claims=None),
         claims=callback.claims,
         proofs=tuple(sorted(callback.proofs)),
         size=callback.body.size,

@@ -265,6 +265,7 @@ class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
     format: dict[str, str | int] = field(default_factory=dict)
     expect_within_seconds: Seconds | None = None
     job_secret: bool = False
+    short: bool = False
 
 
 class CallbackUrls:
@@ -288,8 +289,11 @@ class CallbackUrls:
             expires_seconds=requested.expires_seconds,
             expect_seconds=requested.expect_within_seconds,
             job_secret=requested.job_secret,
+            short=requested.short,
             now=receiver.clock(),
         )
+        if made.claims is not None:
+            await receiver.store.add_token(made.claims)
         if made.expectation is not None:
             await receiver.store.add_pickup(made.expectation)
             receiver.collector.wake([source.name])

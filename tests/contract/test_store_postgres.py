@@ -22,6 +22,7 @@ from receiver.storage.store.store import Store
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, recording, settlement
+from tests.contract.token_suite import TokenSuite
 from tests.support.postgres import database, execute, own_database, shared
 
 ALL = list(migrations("BYTEA"))
@@ -47,6 +48,10 @@ class TestPostgresStore(StoreSuite):
 
 class TestPostgresPickups(PickupSuite):
     """The suite of pickups."""
+
+
+class TestPostgresTokens(TokenSuite):
+    """The suite of short callback tokens."""
 
 
 class TestPostgresRetention(RetentionSuite):
@@ -154,6 +159,7 @@ import asyncio, sys
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
+from tests.contract.token_suite import TokenSuite
 
 async def main(url):
     store = PostgresStore(url)

@@ -24,6 +24,7 @@ from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, recording
+from tests.contract.token_suite import TokenSuite
 
 
 @pytest.fixture
@@ -46,6 +47,10 @@ class TestSqliteStore(StoreSuite):
 
 class TestSqlitePickups(PickupSuite):
     """The suite of pickups."""
+
+
+class TestSqliteTokens(TokenSuite):
+    """The suite of short callback tokens."""
 
 
 class TestSqliteRetention(RetentionSuite):
@@ -161,7 +166,7 @@ async def main(path):
 asyncio.run(main(sys.argv[1]))
 """
 
-ALL = ["0001_first", "0002_pickups", "0003_retention", "0004_rejection_kinds"]
+ALL = ["0001_first", "0002_pickups", "0003_retention", "0004_rejection_kinds", "0005_callback_tokens"]
 
 
 async def test_a_killed_process_loses_nothing_that_it_acknowledged(store: Store, path: str) -> None:

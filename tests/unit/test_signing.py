@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import string
 import time
 
@@ -237,3 +238,37 @@ def test_an_object_link_gives_back_what_it_was_made_for() -> None:
     assert ObjectLinks([OLD, NEW]).read(link) == ("audio/\u00e4/b.mp3", "audio/mpeg", 1234)
     assert ObjectLinks([NEW]).read(link) is None
     assert ObjectLinks([OLD]).read(link[:-4] + "aaaa") is None
+
+
+# ---------------------------------------------------------------- short callback tokens
+
+
+@pytest.mark.parametrize("job_secret", [True, False])
+def test_a_short_token_proves_whose_it_is_and_is_40_letters_and_digits(job_secret: bool) -> None:
+    token, claims = CallbackTokens([OLD, NEW]).issue_short(
+        "soniox", ref="r" * 500, expires_at=9, job_secret=job_secret
+    )
+    assert re.fullmatch("[a-z2-7]{40}", token)
+    assert (claims.source, claims.ref, claims.expires_at) == ("soniox", "r" * 500, 9)
+    read = CallbackTokens([OLD, NEW]).read_short("soniox", token)
+    assert read
+    assert (read.token_id, read.job_secret, read.secret, read.unread) == (
+        claims.token_id,
+        job_secret,
+        2,
+        True,
+    )
+    assert CallbackTokens([OLD, NEW]).read(token) is None
+    assert CallbackTokens([NEW]).read_short("soniox", token)
+
+
+def test_a_short_token_is_of_one_source_and_one_secret_and_of_every_letter() -> None:
+    tokens = CallbackTokens([NEW])
+    token, _ = tokens.issue_short("soniox", expires_at=9)
+    assert tokens.read_short("gladia", token) is None
+    assert CallbackTokens([OLD]).read_short("soniox", token) is None
+    for place, letter in enumerate(token):
+        other = "a" if letter != "a" else "b"
+        assert tokens.read_short("soniox", token[:place] + other + token[place + 1 :]) is None
+    for text in ("", token[:-1], token + "a", "1" * 40, "_" * 40, "ä" * 40):
+        assert tokens.read_short("soniox", text) is None

@@ -338,6 +338,32 @@ WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
 
+-- ==================== short callback tokens ====================
+
+-- name: insert_tokens
+-- Writes what short tokens stand for.
+INSERT INTO callback_tokens {insert: id, source, ref, format, expires_at, expect_by}
+
+-- name: token_claims
+-- What a short token stands for.
+SELECT source, ref, format, expires_at, expect_by
+FROM callback_tokens
+WHERE id = :id
+
+-- name: old_tokens
+-- Short tokens that have expired; all of them go.
+SELECT id, FALSE
+FROM callback_tokens
+WHERE expires_at < :before
+ORDER BY expires_at, id
+LIMIT :limit
+
+-- name: erase_refs
+-- Has short tokens carry an erased ref no longer; they go on proving callbacks until they expire.
+UPDATE callback_tokens
+SET ref = NULL
+WHERE ref = :ref
+
 -- ==================== rejections ====================
 
 -- name: insert_rejections
@@ -532,6 +558,7 @@ LIMIT :limit
 -- with: events          | events          | id          | AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event_id = events.id) | id, blob_key
 -- with: callbacks       | callbacks       | id          |                    | id
 -- with: pickups         | pickups         | id          | AND due_at IS NULL | id
+-- with: tokens          | callback_tokens | id          |                    | id
 
 -- name: forget_{what}
 -- Removes rows, and checks again whether they may go: another process may have begun one anew meanwhile.

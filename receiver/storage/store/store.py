@@ -24,7 +24,7 @@ from receiver.core.work import (
 )
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
-from receiver.storage.store import queue, retention
+from receiver.storage.store import queue, retention, tokens
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
 from receiver.storage.store.statements import Session, check, each, migrate
@@ -53,6 +53,7 @@ OPERATIONS: Sequence[Operation] = (
     queue.replay,
     queue.add,
     pickup_rows.add,
+    tokens.add,
     event_rows.record,
     pickup_rows.defer,
     DELIVERIES.claim,
@@ -259,6 +260,11 @@ class Store:
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
         return await self.write(PICKUPS.release, (tuple(claims), now))
+
+    # ------------------------------------------------------------ short callback tokens
+
+    add_token = _writes(tokens.add)
+    token_claims = _reads(tokens.claims)
 
     # ------------------------------------------------------------ retention
 

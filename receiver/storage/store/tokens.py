@@ -1,0 +1,46 @@
+"""What short callback tokens stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from receiver.core.callback import TokenClaims
+from receiver.storage.store.statements import Session
+
+_read_format = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def add(session: Session, claims: Sequence[TokenClaims]) -> list[None]:
+    """Write the claims of new short tokens, each with a time at which it expires."""
+    rows = [
+        (
+            one.token_id,
+            one.source,
+            one.ref,
+            msgspec.json.encode(one.format).decode(),
+            one.expires_at,
+            one.expect_by,
+        )
+        for one in claims
+    ]
+    session.run_rows("insert_tokens", rows)
+    return [None] * len(rows)
+
+
+def claims(session: Session, token_id: str) -> TokenClaims | None:
+    """Return what a short token stands for, None when it is not known (any more)."""
+    rows = session.run("token_claims", {"id": token_id})
+    if not rows:
+        return None
+    source, ref, requested, expires_at, expect_by = rows[0]
+    return TokenClaims(
+        source=source,
+        token_id=token_id,
+        ref=ref,
+        format=_read_format(requested),
+        expires_at=expires_at,
+        expect_by=expect_by,
+    )
