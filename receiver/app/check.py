@@ -87,7 +87,7 @@ _GENERAL = {
     "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
     "W009": Code("No source is configured", "add a [sources.NAME] section"),
     "W010": Code("A destination's filter matches nothing", "compare it with the sources and the event types"),
-    "W011": Code("An admin token is very short", "use 32 random letters and digits"),
+    "W011": Code("A token of the API is very short", "use 32 random letters and digits"),
     "W012": Code("A source asks a private address that is not in allow", "add its network to allow"),
     "W013": Code("The clocks differ", "set this machine's clock, or the database server's (NTP)"),
     "W014": Code("The database server does not sync its disk", "set fsync = on in its postgresql.conf"),
@@ -147,9 +147,10 @@ def check(settings: Settings) -> list[Finding]:
         *_retention(settings),
         *(f for name in settings.destinations for f in _destination(settings, settings.destinations[name])),
     ]
-    if any(len(token.get_secret_value()) < _SHORT for token in settings.server.admin_tokens):
-        short = f"a token has fewer than {_SHORT} characters, and lets its holder make callback URLs"
-        found.append(finding("W011", "server.admin_tokens", short))
+    for token in settings.api.tokens:
+        if token.secret is not None and len(token.secret.get_secret_value()) < _SHORT:
+            short = f"the secret of {token.name} has fewer than {_SHORT} characters"
+            found.append(finding("W011", "api.tokens", short))
     if (count := len(settings.tokens.secrets)) > 1:
         signing = settings.tokens.signing or count
         message = f"number {signing} of {count} signs, and any is accepted: a change of secrets is under way"
@@ -160,7 +161,7 @@ def check(settings: Settings) -> list[Finding]:
 
 
 _SHORT = 16
-"""Characters below which an admin token could be guessed."""
+"""Characters below which a token of the API could be guessed."""
 
 
 def _sources(settings: Settings) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import to_builtins
 
 from receiver.cli.options import (
     AsJson,
@@ -77,7 +78,7 @@ def callback_url(
     if made.claims is not None or made.expectation is not None:
         asyncio.run(_keep(settings, made))  # before anybody can call the URL
     if as_json:
-        print_json(issued_url(made))
+        print_json(to_builtins(issued_url(made)))
     else:
         _print_issued(made)
 

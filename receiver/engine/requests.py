@@ -1,6 +1,6 @@
 """What a user asks for: a result to be picked up, or a callback URL, perhaps with a callback to be expected.
 
-The command line and the admin API make pickups here and nowhere else. Nothing is stored: the caller does that.
+The command line and the API make pickups here and nowhere else. Nothing is stored: the caller does that.
 """
 
 from __future__ import annotations

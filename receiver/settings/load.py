@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from receiver.core.errors import ConfigError, SettingsError
 from receiver.core.findings import Problem
-from receiver.settings.model import DestinationSettings, Section, Settings, SourceSettings
+from receiver.settings.model import ApiToken, DestinationSettings, Section, Settings, SourceSettings
 from receiver.system.files import make_folder, sync_folder
 
 T = TypeVar("T", bound=Section)
@@ -249,7 +249,7 @@ def _model_of(place: Sequence[str]) -> type[Section] | None:
     """Return the model of the section at a place; None where there is none."""
     named: Mapping[str, type[Section]] = {"sources": SourceSettings, "destinations": DestinationSettings}
     if len(place) == 2:
-        return named.get(place[0])
+        return ApiToken if tuple(place) == ("api", "tokens") else named.get(place[0])
     if not place:
         return Settings
     kind = Settings.model_fields[place[0]].annotation if place[0] in Settings.model_fields else None

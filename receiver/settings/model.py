@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -165,7 +167,6 @@ class ServerSettings(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    admin_tokens: tuple[SecretStr, ...] = ()
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     log: Literal["json", "console", "auto"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -185,6 +186,60 @@ class ServerSettings(Section):
         for text in value:
             if text != "*":
                 ipaddress.ip_network(text, strict=False)
+        return value
+
+
+class ApiScope(StrEnum):
+    """What a token of the API may do; none includes another."""
+
+    READ = "read"
+    OPERATE = "operate"
+    """Hand over pickups, make callback URLs, replay."""
+    ADMIN = "admin"
+    """Remove data."""
+
+
+class ApiToken(Section):
+    """[[api.tokens]]: one holder of a token of the API, and what it may do."""
+
+    name: str = Field(min_length=1, max_length=64)
+    """Who holds it, as it is written into the audit. To change a secret, two tokens may have one name for a while."""
+    secret: SecretStr | None = None
+    sha256: str | None = None
+    """The SHA-256 of the secret in hex, in its place."""
+    scopes: tuple[ApiScope, ...] = Field(default=(ApiScope.READ,), min_length=1)
+
+    @field_validator("sha256")
+    @classmethod
+    def _hexadecimal(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-fA-F]{64}", value):
+            raise ValueError("write the 64 hexadecimal digits that `printf %s TOKEN | sha256sum` prints")
+        return value
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> ApiToken:
+        if (self.secret is None) == (self.sha256 is None):
+            raise ValueError("give secret or sha256, one of them")
+        return self
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the secret."""
+        if self.secret is None:
+            return bytes.fromhex(self.sha256 or "")
+        return hashlib.sha256(self.secret.get_secret_value().encode()).digest()
+
+
+class ApiSettings(Section):
+    """[api]"""
+
+    tokens: tuple[ApiToken, ...] = ()
+
+    @field_validator("tokens")
+    @classmethod
+    def _told_apart(cls, value: tuple[ApiToken, ...]) -> tuple[ApiToken, ...]:
+        if len({token.digest for token in value}) < len(value):
+            raise ValueError("two tokens have the same secret: give each its own")
         return value
 
 
@@ -292,5 +347,6 @@ class Settings(Section):
     journal: JournalSettings = JournalSettings()
     retention: RetentionSettings = RetentionSettings()
     tokens: TokenSettings = TokenSettings()
+    api: ApiSettings = ApiSettings()
     sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
     destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)

@@ -8,7 +8,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.web.api import PREFIX, Api, CallbackUrls, Pickups, problem
+from receiver.web.api.operation import PREFIX, routes
+from receiver.web.api.problems import problem
+from receiver.web.api.routes import OPERATIONS
 from receiver.web.callbacks import Callbacks
 from receiver.web.health import Health
 from receiver.web.objects import Objects
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
     """Return the ASGI application over running parts; without `intake` it takes no callbacks, and answers all else."""
     health, objects = Health(receiver, intake=intake), Objects(receiver)
-    api, pickups, callback_urls = Api(receiver), Pickups(receiver), CallbackUrls(receiver)
     app = Starlette(
         routes=[
             Route("/healthz", health.live),
@@ -31,9 +32,7 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
             Route("/readyz/intake", health.taking),
             Route("/metrics", health.metrics),
             objects.route(),
-            Route("/api/v1/pickups", api.guarded(pickups.collection), methods=["GET", "POST"]),
-            Route("/api/v1/pickups/{pickup_id}", api.guarded(pickups.one), methods=["GET"]),
-            Route("/api/v1/callback-urls", api.guarded(callback_urls.make), methods=["POST"]),
+            *routes(receiver, OPERATIONS),
         ],
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
@@ -43,7 +42,7 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(PREFIX):
-        return problem(404, "nothing is here; docs/operating.md lists the routes")
+        return problem(404, "nothing is here; docs/api.md lists the routes")
     return JSONResponse(
         {"status": "not_found", "error": "nothing is here; callbacks go to /callbacks/{source}"},
         status_code=404,

@@ -1,58 +1,202 @@
-"""What the API, the command line and whoever shows things have in common: each thing as JSON."""
+"""What the API, the command line and whoever shows things have in common: each thing as it is shown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Raw, Struct
 
 from receiver.core.event import Event, Rejection
 from receiver.core.event_json import iso
-from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
+from receiver.core.work import (
+    Attempt,
+    Delivery,
+    DeliveryState,
+    OutcomeKind,
+    Pickup,
+    PickupAttempt,
+    PickupKind,
+    PickupState,
+)
 
 if TYPE_CHECKING:
     from receiver.engine.requests import IssuedUrl
 
-_FIELDS: Mapping[type[Struct], str] = {
-    Event: "id type source provider job_id ref occurred_at recorded_at data",
-    Delivery: "id state destination event_id event_type attempts round_start due_at created_at updated_at last_outcome",
-    Attempt: "number started_at duration_ms outcome status detail answer",
-    Rejection: "at source status kind reason method peer content_type user_agent",
-    Pickup: (
-        "id state source kind job_id ref event_id host format attempts failures due_at deadline_at created_at updated_at "
-        "last_outcome last_detail"
-    ),
-    PickupAttempt: "number started_at duration_ms outcome status detail",
+T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+"""ISO 8601 in UTC."""
+Data = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/EventData"})]
+"""An event's `data`, as docs/events.md describes it."""
+
+
+class EventShown(Struct, frozen=True, kw_only=True):
+    """One event. Links in its data are made at each attempt, so here they are null."""
+
+    id: str
+    type: str
+    source: str
+    provider: str
+    job_id: str | None
+    ref: str | None
+    occurred_at: Time
+    recorded_at: Time
+    data: Data
+
+
+class DeliveryShown(Struct, frozen=True, kw_only=True):
+    """One event owed to one destination."""
+
+    id: str
+    state: DeliveryState
+    destination: str
+    event_id: str
+    event_type: str
+    attempts: int
+    """Attempts made, over all rounds."""
+    round_start: int
+    """Attempts made before the last replay."""
+    due_at: Time | None
+    created_at: Time
+    updated_at: Time
+    last_outcome: str | None
+
+
+class AttemptShown(Struct, frozen=True, kw_only=True):
+    """One try of a delivery."""
+
+    number: int
+    started_at: Time
+    duration_ms: int
+    outcome: OutcomeKind
+    status: int | None
+    detail: str
+    answer: str
+    """The first 16 KiB of what the destination answered, as text."""
+
+
+class RejectionShown(Struct, frozen=True, kw_only=True):
+    """A callback that was not proved."""
+
+    at: Time
+    source: str
+    status: int
+    kind: str
+    reason: str
+    method: str
+    peer: str | None
+    content_type: str
+    user_agent: str
+
+
+class PickupShown(Struct, frozen=True, kw_only=True):
+    """A result that is being fetched, or was; or a callback that is expected."""
+
+    id: str
+    state: PickupState
+    source: str
+    kind: PickupKind
+    job_id: str | None
+    ref: str | None
+    event_id: str
+    """The event that ends it, known from the first moment."""
+    host: str | None
+    """Of the URL that it begins with, the host only: the rest may be signed."""
+    format: dict[str, Any]
+    attempts: int
+    failures: int
+    due_at: Time | None
+    deadline_at: Time
+    created_at: Time
+    updated_at: Time
+    last_outcome: str | None
+    last_detail: str | None
+
+
+class PickupAttemptShown(Struct, frozen=True, kw_only=True):
+    """One try of a pickup."""
+
+    number: int
+    started_at: Time
+    duration_ms: int
+    outcome: OutcomeKind
+    status: int | None
+    detail: str
+
+
+class PickupWhole(PickupShown, frozen=True, kw_only=True):
+    """A pickup with its attempts."""
+
+    attempts_made: list[PickupAttemptShown]
+
+
+class CallbackUrl(Struct, frozen=True, kw_only=True):
+    """A callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
+
+    url: str
+    source: str
+    token: str | None
+    ref: str | None
+    webhook_secret: str | None
+    expect_by: Time | None
+    pickup_id: str | None
+
+
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """Some of a list."""
+
+    items: list[T]
+    next: str | None
+    """What to ask the next page with as `after`; null at the end."""
+
+
+_SHOWN: Mapping[type[Struct], type[Struct]] = {
+    Event: EventShown,
+    Delivery: DeliveryShown,
+    Attempt: AttemptShown,
+    Rejection: RejectionShown,
+    Pickup: PickupShown,
+    PickupAttempt: PickupAttemptShown,
 }
-"""The fields of each thing, in their order."""
+
+
+def shown(thing: Struct, kind: type[S], **more: Sequence[Struct]) -> S:
+    """Return one thing as it is shown, `more` with it: times as ISO 8601 in UTC."""
+    own = {name: _field(thing, name) for name in kind.__struct_fields__ if name not in more}
+    return kind(**own, **{name: each(things) for name, things in more.items()})
+
+
+def each(things: Sequence[Struct]) -> list[Any]:
+    """Return things as they are shown."""
+    return [shown(thing, _SHOWN[type(thing)]) for thing in things]
 
 
 def view(thing: Struct) -> dict[str, Any]:
-    """Return one thing as JSON shows it: times as ISO 8601 in UTC, words for states."""
-    return {name: _field(thing, name) for name in _FIELDS[type(thing)].split()}
+    """Return one thing as the JSON document that shows it."""
+    # By way of JSON: only that writes an event's `data`, which is JSON already.
+    return cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(shown(thing, _SHOWN[type(thing)]))))
 
 
 def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:
-    """Return a list as JSON shows it; `next` is what to ask the next page with, None at the end."""
+    """Return a list as the JSON document that shows it."""
     return {"items": items, "next": next}
 
 
-def issued_url(made: IssuedUrl) -> dict[str, Any]:
-    """Return a callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
+def issued_url(made: IssuedUrl) -> CallbackUrl:
+    """Return a callback URL as it is shown."""
     expected = made.expectation
-    return {
-        "url": made.url,
-        "source": made.source,
-        "token": made.token,
-        "ref": made.ref,
-        "webhook_secret": made.webhook_secret,
-        "expect_by": time_of(expected.due_at) if expected else None,
-        "pickup_id": expected.id if expected else None,
-    }
+    return CallbackUrl(
+        url=made.url,
+        source=made.source,
+        token=made.token,
+        ref=made.ref,
+        webhook_secret=made.webhook_secret,
+        expect_by=time_of(expected.due_at) if expected else None,
+        pickup_id=expected.id if expected else None,
+    )
 
 
 def time_of(millis: int | None) -> str | None:
@@ -64,11 +208,7 @@ def _field(thing: Any, name: str) -> Any:
     if name in _MADE:
         return _MADE[name](thing)
     value = getattr(thing, name)
-    if name == "at" or name.endswith("_at"):
-        return time_of(value)
-    if isinstance(value, Enum):
-        return value.value
-    return dict(value) if isinstance(value, Mapping) else value
+    return time_of(value) if name == "at" or name.endswith("_at") else value
 
 
 def _host(url: str | None) -> str | None:
@@ -79,10 +219,8 @@ def _host(url: str | None) -> str | None:
 
 
 _MADE: Mapping[str, Callable[[Any], Any]] = {
-    # Links in it are made at each attempt, so here they are null.
-    "data": lambda event: json.loads(event.data),
+    "data": lambda event: Raw(event.data),
     "answer": lambda attempt: attempt.response.decode("utf-8", "replace"),
-    # Of the URL that a pickup begins with, the host only: the rest may be signed.
     "host": lambda pickup: _host(pickup.target),
 }
 """The fields that no attribute holds."""

@@ -23,18 +23,20 @@ from receiver.app.observers import METRICS
 from receiver.core import errors, event_json
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.retry import policy
-from receiver.core.work import DeliveryState, OutcomeKind, Pickup, PickupKind, PickupState
+from receiver.core.work import DeliveryState, OutcomeKind, PickupKind, PickupState
 from receiver.providers import adapters
 from receiver.settings.load import parse
-from receiver.settings.model import Section
-from receiver.web.api import NewCallbackUrl, NewPickup, Wanted
+from receiver.settings.model import ApiScope, Section
+from receiver.web.api.operation import Operation
+from receiver.web.api.problems import TITLES
+from receiver.web.api.routes import OPERATIONS
 from receiver.web.app import create_app
-from receiver.web.views import view
 from tests.docs.reading import PACKAGE, modules, page, quoted, rows
 from tests.docs.sources import models as custom_models
 
 CONFIGURATION = page("docs/configuration.md")
 OPERATING = page("docs/operating.md")
+API = page("docs/api.md")
 EVENTS = page("docs/events.md")
 CLI = page("docs/cli.md")
 PROVIDERS = page("docs/providers.md")
@@ -57,7 +59,7 @@ def _heading(model: type[BaseModel]) -> str:
         return f"Provider {quoted(told)[0]}"
     if "of kind" in told:
         return f"Destination {quoted(told)[0]}"
-    return told.partition("]")[0] + "]" if told.startswith("[") else "Top level"
+    return told.partition(": ")[0] if told.startswith("[") else "Top level"
 
 
 def _default(field: FieldInfo) -> str:
@@ -72,8 +74,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def _is_setting(name: str, field: FieldInfo) -> bool:
-    """Names and `options` are made by the parser; a field that holds sections is a heading of its own."""
-    return name not in ("name", "options") and "Settings" not in str(field.annotation)
+    """`options`, and names that cannot be written, are made by the parser; a field that holds sections is a heading."""
+    return (
+        (name, field.metadata) != ("name", [])
+        and name != "options"
+        and "Settings" not in str(field.annotation)
+    )
 
 
 def _configured() -> list[type[BaseModel]]:
@@ -414,19 +420,24 @@ async def test_callback_routes_are_those_in_the_table(tmp_path: Path) -> None:
             assert (answer.status_code == 405) is (path in told)
 
 
-def test_what_the_admin_api_takes_and_gives_is_named() -> None:
-    told = set(quoted(OPERATING.section("Admin API")))
-    for kind in (NewPickup, Wanted, NewCallbackUrl):
-        assert not {field.name for field in msgspec.structs.fields(kind)} - told, kind
-    pickup = Pickup(
-        id="pku_1",
-        source="s",
-        kind=PickupKind.RESULT,
-        key="k",
-        event_id="evt_1",
-        deadline_at=1,
-        due_at=1,
-        created_at=1,
-        updated_at=1,
-    )
-    assert not set(view(pickup)) - told
+def test_each_endpoint_of_the_api_is_in_the_table_with_its_scope_and_statuses() -> None:
+    table = rows(API.section("Operations"))
+    told = {quoted(row[0])[0]: (quoted(row[1]), row[3]) for row in table if quoted(row[0])[0][0].isupper()}
+    wanted = {
+        f"{one.method} {one.path}": ([one.scope], ", ".join(map(str, one.statuses))) for one in OPERATIONS
+    }
+    assert told == wanted
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
+def test_what_an_endpoint_takes_and_gives_is_named(operation: Operation) -> None:
+    kinds = [operation.query, operation.body, operation.gives]
+    _, found = msgspec.json.schema_components([kind for kind in kinds if isinstance(kind, type)])
+    fields = {name for component in found.values() for name in component.get("properties", ())}
+    assert not fields - set(API.quoted())
+
+
+def test_each_problem_and_each_scope_of_the_api_is_explained() -> None:
+    told = {int(text) for row in rows(API.section("Errors")) for text in row[0].split(", ")}
+    assert told == set(TITLES)
+    assert {quoted(row[0])[0] for row in rows(API.section("Tokens"))} == {scope.value for scope in ApiScope}

@@ -1,7 +1,8 @@
-"""The admin API: results handed over and looked after, callback URLs made; and what those who may not are told."""
+"""The API: results handed over and looked after, callback URLs made; and what those who may not are told."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -17,19 +18,34 @@ from receiver.core.event import new_id
 from receiver.core.work import PickupState
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
+from receiver.settings.model import ApiScope
 from receiver.storage.store.store import Store
+from receiver.web.api.operation import Operation
+from receiver.web.api.routes import OPERATIONS
 from receiver.web.app import create_app
-from tests.support.running import Running, running, settings_text
+from tests.support.running import Running, api_token, running, settings_text
 
-TOKEN = "an-admin-token-of-some-length"
-OLD_TOKEN = "the-admin-token-before-it"
+TOKEN = "a-token-of-some-length"
+OLD_TOKEN = "the-token-before-it"
 KEY = "dd-0123456789abcdef"
 NOBODY = "http://127.0.0.1:9/api/v1"
 PICKUPS, URLS = "/api/v1/pickups", "/api/v1/callback-urls"
+SCOPED = {scope: f"a-token-that-may-{scope}" for scope in ApiScope}
+HASHED = "a-token-of-which-only-the-hash-is-known"
+TOKENS = "".join(
+    [
+        api_token("app", OLD_TOKEN),
+        api_token("app", TOKEN),
+        *(api_token(f"may-{scope}", secret, f'["{scope}"]') for scope, secret in SCOPED.items()),
+        api_token("hashed", HASHED).replace(
+            f'secret = "{HASHED}"', f'sha256 = "{hashlib.sha256(HASHED.encode()).hexdigest()}"'
+        ),
+    ]
+)
 JOB = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 
 
-def text(folder: Path, base: str, *, tokens: str = f'["{OLD_TOKEN}", "{TOKEN}"]') -> str:
+def text(folder: Path, base: str, *, tokens: str = TOKENS) -> str:
     return f"""public_url = "https://hooks.example.com"
 {settings_text(folder)}
 [sources.deepdub]
@@ -37,8 +53,7 @@ provider = "deepdub"
 api_key = "{KEY}"
 base_url = "{base}"
 allow = ["127.0.0.0/8"]
-[server]
-admin_tokens = {tokens}
+{tokens}
 """
 
 
@@ -79,12 +94,12 @@ def is_problem(answer: httpx2.Response, status: int) -> str:
         f"Bearer {TOKEN[:-1]}",
     ],
 )
-async def test_without_an_admin_token_nothing_is_told(up: Running, authorization: str | None) -> None:
+async def test_without_a_token_nothing_is_told(up: Running, authorization: str | None) -> None:
     del up.client.headers["authorization"]
     headers = {} if authorization is None else {b"authorization": authorization.encode()}
     for method, path in (("GET", PICKUPS), ("POST", PICKUPS), ("GET", f"{PICKUPS}/pku_1"), ("POST", URLS)):
         answer = await up.client.request(method, path, headers=headers, content=b"{")
-        assert "admin_tokens" in is_problem(answer, 401)
+        assert "api.tokens" in is_problem(answer, 401)
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
@@ -95,16 +110,39 @@ async def test_two_authorizations_are_refused(up: Running) -> None:
 
 
 @pytest.mark.parametrize("token", [TOKEN, OLD_TOKEN])
-async def test_any_of_the_admin_tokens_is_taken(up: Running, token: str) -> None:
+async def test_any_of_the_tokens_is_taken(up: Running, token: str) -> None:
     answer = await up.client.get(PICKUPS, headers={"authorization": f"bearer {token}"})
     assert (answer.status_code, answer.json()) == (200, {"items": [], "next": None})
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
+async def test_each_operation_refuses_without_its_scope(up: Running, operation: Operation) -> None:
+    """Each before its body is read."""
+    for scope in ApiScope:
+        answer = await up.client.request(
+            operation.method,
+            "/api/v1" + operation.path.replace("{", "").replace("}", ""),
+            headers={"authorization": f"Bearer {SCOPED[scope]}"},
+            content=b"{",
+        )
+        if scope is operation.scope:
+            assert answer.status_code not in (401, 403)
+        else:
+            assert f'"{operation.scope}"' in is_problem(answer, 403)
+
+
+async def test_a_token_may_be_configured_by_its_hash(up: Running) -> None:
+    answer = await up.client.get(PICKUPS, headers={"authorization": f"Bearer {HASHED}"})
+    assert answer.status_code == 200
+    digest = hashlib.sha256(HASHED.encode()).hexdigest()
+    is_problem(await up.client.get(PICKUPS, headers={"authorization": f"Bearer {digest}"}), 401)
+
+
 async def test_without_a_configured_token_the_setting_is_named(tmp_path: Path) -> None:
-    async with running(tmp_path, text(tmp_path, NOBODY, tokens="[]")) as live:
+    async with running(tmp_path, text(tmp_path, NOBODY, tokens="")) as live:
         for sent in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer a"}):
-            assert "server.admin_tokens" in is_problem(await live.client.get(PICKUPS, headers=sent), 403)
+            assert "[[api.tokens]]" in is_problem(await live.client.get(PICKUPS, headers=sent), 403)
 
 
 async def test_a_process_without_intake_answers_the_api_as_well(up: Running) -> None:
@@ -395,7 +433,7 @@ async def test_a_callback_url_that_would_not_work_is_refused(
 
 async def test_readiness_fails_when_a_pickup_has_been_due_for_too_long(tmp_path: Path) -> None:
     """Nobody works: the pickup that was handed over stays due."""
-    settings = text(tmp_path, NOBODY) + "ready_due_age_seconds = 0.001\n"
+    settings = text(tmp_path, NOBODY) + "[server]\nready_due_age_seconds = 0.001\n"
     async with running(tmp_path, settings, work=False) as live:
         live.client.headers["authorization"] = f"Bearer {TOKEN}"
         assert (await live.client.get("/readyz")).json()["parts"]["collector"] == "ok"

@@ -10,11 +10,11 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.storage.store.store import Store
-from tests.support.running import Running, running, settings_text
+from tests.support.running import Running, api_token, running, settings_text
 
 ADMIN = "an-admin-token-of-some-length"
 BEFORE = 'public_url = "https://hooks.example.com"\n'
-AFTER = f'[server]\nadmin_tokens = ["{ADMIN}"]\n'
+AFTER = api_token("app", ADMIN)
 AUDIO = b"ID3\x04" + bytes(600)
 
 

@@ -12,15 +12,15 @@ import pytest
 
 from receiver.core.event import EventFilter
 from tests.support.raw import exchange, head
-from tests.support.running import Running, running, settings_text
+from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import transcript
 
-ADMIN = "admin-token-of-this-test-0123456789"
+ADMIN = "api-token-of-this-test-0123456789"
 
 
 @pytest.fixture
 async def live(tmp_path: Path) -> AsyncIterator[Running]:
-    text = settings_text(tmp_path, extra=f'[server]\nadmin_tokens = ["{ADMIN}"]\n')
+    text = settings_text(tmp_path, extra=api_token("app", ADMIN))
     async with running(tmp_path, text, work=False) as up:
         yield up
 

@@ -111,6 +111,11 @@ allow = ["127.0.0.0/8"]
     return text + extra
 
 
+def api_token(name: str, secret: str, scopes: str = '["read", "operate", "admin"]') -> str:
+    """Return the settings of one token of the API."""
+    return f'[[api.tokens]]\nname = "{name}"\nsecret = "{secret}"\nscopes = {scopes}\n'
+
+
 def free_port() -> int:
     """Return a port that nothing listens on right now."""
     with socket.socket() as probe:

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, str]] = {
         "sources",
     ),
     "W010": (GOOD + 'events = ["speach.*"]', "destinations.app.events"),
-    "W011": (GOOD + '[server]\nadmin_tokens = ["guess-me"]', "server.admin_tokens"),
+    "W011": (GOOD + '[[api.tokens]]\nname = "app"\nsecret = "guess-me"', "api.tokens"),
     "W012": (GOOD + DEEPDUB + 'base_url = "http://127.0.0.1:9901/api/v1"', "sources.deepdub.allow"),
     "W015": (GOOD + POSTGRES + TOKENS, "blobs.url"),
     "W016": (GOOD + S3 + 'endpoint_url = "http://s3.example.com:8333"', "blobs.endpoint_url"),

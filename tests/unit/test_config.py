@@ -293,8 +293,9 @@ SECRETS = (
 def test_no_setting_shows_a_secret() -> None:
     settings = _parse(
         f"""
-[server]
-admin_tokens = ["s3cr3t-token-secret-admin"]
+[[api.tokens]]
+name = "app"
+secret = "s3cr3t-token-secret-api"
 [store]
 url = "postgresql://user:hunter2@db/x"
 [tokens]
@@ -324,7 +325,8 @@ headers = {{ x-key = "s3cr3t-header" }}
         f"{DESTINATION}headers = 'hunter2'",
         "[tokens]\nsecrets = ['hunter2']",
         "[store]\nurl = ['hunter2']",
-        "[server]\nadmin_tokens = 'hunter2'",
+        "[api]\ntokens = 'hunter2'",
+        "[[api.tokens]]\nname = 'a'\nsecret = ['hunter2']",
         "[store]\nurl = hunter2",
         "[store]\nurl = 'hunter2' 'x'",
     ],
@@ -452,3 +454,19 @@ def test_a_file_named_by_a_setting_that_is_no_secret_is_not_read(setting: str) -
     with pytest.raises(ConfigError, match="it is no secret; write the value itself") as refused:
         parse(f"{setting} 'file:/run/secret'", {}, lambda _: "the-content")
     assert "the-content" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        ("secret = 'a-token-of-some-length'", "api.tokens.name: is missing"),
+        ("name = 'app'", "give secret or sha256"),
+        (f"name = 'app'\nsecret = 'a'\nsha256 = '{'0' * 64}'", "give secret or sha256"),
+        ("name = 'app'\nsha256 = 'abc'", "64 hexadecimal digits"),
+        ("name = 'app'\nsecret = 'a'\nscopes = ['write']", "'read', 'operate' or 'admin'"),
+        ("name = 'app'\nsecret = 'a'\nscope = ['read']", "did you mean scopes?"),
+        ("name = 'app'\nsecret = 'a'\n[[api.tokens]]\nname = 'b'\nsecret = 'a'", "the same secret"),
+    ],
+)
+def test_a_token_that_is_not_whole_is_refused_by_what_it_lacks(token: str, told: str) -> None:
+    assert told in _refused(f"[[api.tokens]]\n{token}\n")

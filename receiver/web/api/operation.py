@@ -1,0 +1,183 @@
+"""One operation of the API: its scope, what it takes and gives, and how a request becomes a call and its result an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound, StoreUnavailable, UsageError
+from receiver.settings.model import ApiScope
+from receiver.web.api.access import Access, Holder
+from receiver.web.api.problems import Refused, answer, out, problem
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+
+PREFIX = "/api/"
+BODY_BYTES = 64 * 1024
+"""Most bytes of a request's body."""
+_BODY_SECONDS = 10.0
+_STORE_SECONDS = 10.0
+
+T = TypeVar("T")
+Q = TypeVar("Q")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[Q, B]):
+    """A request that was let in and understood."""
+
+    receiver: Receiver
+    holder: Holder
+    query: Q
+    body: B
+    path: Mapping[str, str]
+    """The parts of the path that the operation's path has in braces."""
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A result with another status than the operation's first, or with headers."""
+
+    content: Any
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    """Under `/api/v1`; variable parts in braces."""
+    scope: ApiScope
+    does: str
+    """One sentence for the documentation."""
+    handle: Callable[[Call[Any, Any]], Awaitable[Any]]
+    """Returns a struct, a `Given`, or a whole `Response`."""
+    query: Any = None
+    """The struct of the query."""
+    body: Any = None
+    """The struct of the body."""
+    gives: Any
+    """The type of the result; a media type in words where it is no JSON."""
+    statuses: Sequence[int] = (200,)
+    """The statuses of success, the usual one first."""
+
+
+def routes(receiver: Receiver, operations: Sequence[Operation]) -> list[Route]:
+    """Return a route for each path; methods that a path lacks are answered 405 with those that it has."""
+    server = _Server(receiver)
+    paths = dict.fromkeys(operation.path for operation in operations)
+    return [server.route(path, [one for one in operations if one.path == path]) for path in paths]
+
+
+class _Server:
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._access = Access(receiver.settings.api.tokens)
+
+    def route(self, path: str, operations: Sequence[Operation]) -> Route:
+        by_method = {operation.method: operation for operation in operations}
+
+        async def serve(request: Request) -> Response:
+            return await self._guarded(
+                by_method["GET" if request.method == "HEAD" else request.method], request
+            )
+
+        return Route(f"{PREFIX}v1{path}", serve, methods=list(by_method))
+
+    async def _guarded(self, operation: Operation, request: Request) -> Response:
+        """Answer a request; whatever goes wrong becomes a problem. Nothing of a body is read before its token was found right."""
+        try:
+            async with asyncio.timeout(_BODY_SECONDS + _STORE_SECONDS):
+                return await self._served(operation, request)
+        except Refused as refused:
+            return problem(refused.status, refused.detail, refused.headers)
+        except NotFound as error:
+            return problem(404, error.message)
+        except (UsageError, ConfigError) as error:
+            return problem(422, error.message)
+        except (StoreUnavailable, BlobsUnavailable) as error:
+            return out(error.message)
+        except TimeoutError:
+            return out(f"the store did not answer within {_STORE_SECONDS:g} s")
+        except ClientDisconnect:
+            return problem(400, "the connection ended before the body did")
+        except Exception as error:  # a fault of ours is told to operators, never to whoever asks
+            self._receiver.observer.note("error", "api.internal_error", error=type(error).__name__)
+            return problem(500, "an internal error; the log says more")
+
+    async def _served(self, operation: Operation, request: Request) -> Response:
+        holder = self._access.admit(request.headers.getlist("authorization"), operation.scope)
+        query = _query(request, operation.query)
+        body = None if operation.body is None else await _body(request, operation.body)
+        call: Call[Any, Any] = Call(
+            receiver=self._receiver,
+            holder=holder,
+            query=query,
+            body=body,
+            path=request.path_params,
+            request=request,
+        )
+        result = await operation.handle(call)
+        if isinstance(result, Response):
+            return result
+        if isinstance(result, Given):
+            return answer(result.content, status=result.status, headers=result.headers)
+        return answer(result, status=operation.statuses[0])
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """Return the request's JSON body as `kind`. Raises `Refused` naming what is wrong."""
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await _read(request)
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {_BODY_SECONDS:g} s") from None
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refused(422, _plain(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Refused(400, "the body is not valid JSON") from None
+
+
+async def _read(request: Request) -> bytes:
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > BODY_BYTES:
+            raise Refused(413, f"the body is larger than {BODY_BYTES} bytes")
+    return body
+
+
+def _query(request: Request, kind: type[T] | None) -> T | None:
+    """Return the request's query as `kind`. Raises `Refused` naming what is wrong; a parameter that nobody reads is wrong."""
+    pairs = request.query_params.multi_items()
+    twice = {name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}
+    if twice:
+        raise Refused(400, f"the query has {min(twice)[:100]} twice")
+    if kind is None:
+        if pairs:
+            raise Refused(400, f"the query has {pairs[0][0][:100]}: nothing is asked by a query here")
+        return None
+    try:
+        return msgspec.convert(dict(pairs), type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refused(400, _plain(error)) from None
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    """Return what msgspec says is wrong; it names fields and kinds of value, never a value but an enum's."""
+    return str(error)[:300]

@@ -1,0 +1,81 @@
+"""Pickups: added, listed and shown."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+from receiver.core.work import PickupFilter, PickupState
+from receiver.engine.requests import MAX_SECONDS, checked_format, new_pickup, pollable, source_named
+from receiver.web.api.operation import Call, Given
+from receiver.web.views import Page, PickupShown, PickupWhole, shown
+
+Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
+Limit = Annotated[int, Meta(ge=1, le=500)]
+"""Things on a page."""
+
+
+class NewPickup(Struct, forbid_unknown_fields=True, frozen=True):
+    """A result that is to be fetched."""
+
+    source: str
+    result: Annotated[str, Meta(min_length=1)]
+    """The provider's URL, or its job id."""
+    ref: str | None = None
+    deadline_seconds: Seconds | None = None
+    format: dict[str, str | int] = field(default_factory=dict)
+
+
+class PickupQuery(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which pickups to list, newest first."""
+
+    source: str | None = None
+    state: PickupState | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    after: str | None = None
+    """`next` of the page before."""
+    limit: Limit = 50
+
+
+async def add(call: Call[None, NewPickup]) -> Given:
+    """Add a pickup, or show the one that the same result has."""
+    receiver, wanted = call.receiver, call.body
+    source = source_named(receiver.settings, wanted.source)
+    made = new_pickup(
+        pollable(source, receiver.ports.pulls.get(source.name)),
+        wanted.result,
+        ref=wanted.ref,
+        deadline_seconds=wanted.deadline_seconds,
+        format=checked_format(wanted.format),
+        now=receiver.clock(),
+    )
+    pickup, new = await receiver.store.add_pickup(made)
+    receiver.collector.wake([pickup.source])
+    place = {"location": f"/api/v1/pickups/{pickup.id}"}
+    return Given(shown(pickup, PickupShown), 201 if new else 200, place)
+
+
+async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
+    """List pickups."""
+    query = call.query
+    found = await call.receiver.store.pickups(
+        PickupFilter(
+            source=query.source,
+            state=query.state,
+            job_id=query.job_id,
+            ref=query.ref,
+            after=query.after,
+            limit=query.limit,
+        )
+    )
+    after = found[-1].id if len(found) == query.limit else None
+    return Page(items=[shown(pickup, PickupShown) for pickup in found], next=after)
+
+
+async def one(call: Call[None, None]) -> PickupWhole:
+    """Show a pickup with its attempts."""
+    store = call.receiver.store
+    found = await store.pickup(call.path["pickup_id"])
+    return shown(found, PickupWhole, attempts_made=await store.pickup_attempts(found.id))
