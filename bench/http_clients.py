@@ -1,6 +1,6 @@
 """Which client for the relay: POST 2 KB of JSON, keep-alive, 64 in flight, to a sink in another process on loopback.
 
-    python bench/http_clients.py [--requests 8000] [--in-flight 64] [--rounds 3]
+    python -m bench.http_clients [--requests 8000] [--in-flight 64] [--rounds 3]
 
 Prints, for each client, requests a second, CPU of this process for each request, and the ratio to a bare aiohttp loop.
 The rounds are interleaved, and the best of each client counts: the machine may be shared.
@@ -18,6 +18,9 @@ from multiprocessing.connection import Connection
 
 import aiohttp
 import httpx2
+
+from receiver.outbound.client import Egress
+from receiver.system.http1 import Reply
 
 BODY = b'{"type":"speech.completed","data":{"x":"' + b"a" * 2000 + b'"}}'
 HEADERS = {"content-type": "application/json", "webhook-id": "evt_1", "webhook-timestamp": "1"}
@@ -116,7 +119,23 @@ async def httpx2_over_aiohttp(url: str, in_flight: int) -> AsyncIterator[Post]:
         yield post
 
 
+@asynccontextmanager
+async def own(url: str, in_flight: int) -> AsyncIterator[Post]:
+    """The client of deliveries, address guard included."""
+    client = Egress(timeout_seconds=15, connections=in_flight, allow=["127.0.0.0/8"])
+    await client.open()
+
+    async def post() -> int:
+        reply = await client.post(url, HEADERS, BODY)
+        assert isinstance(reply, Reply), reply
+        return reply.status
+
+    yield post
+    await client.close()
+
+
 CLIENTS = {
+    "receiver's own": own,
     "aiohttp": bare_aiohttp,
     "httpx2": plain_httpx2,
     "httpx2 over aiohttp": httpx2_over_aiohttp,

@@ -2,8 +2,10 @@
 
 Names are resolved here, every address is judged, and the judged addresses are the ones connected to; the last look is taken
 at the socket's own address. A pooled connection stays judged for as long as it lives. Nothing of the environment (proxies,
-.netrc) is used, no cookies are kept, and replies are not decompressed. A reply's head is bounded by aiohttp: 128 headers of
-8 KiB; what precedes it (1xx answers) is bounded here.
+.netrc) is used, no cookies are kept, and replies are not decompressed.
+
+A POST has one short reply, which `receiver.system.http1` bounds. A GET's body is a stream of any length, for which aiohttp
+is: it bounds a reply's head to 128 headers of 8 KiB; what precedes it (1xx answers) is bounded here.
 """
 
 from __future__ import annotations
@@ -17,14 +19,27 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import aiohappyeyeballs
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.connector import Connection
+from aiohttp.connector import Connection as AiohttpConnection
 
 from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import OutcomeKind
-from receiver.outbound.guard import Guard, Target, target
+from receiver.outbound.guard import Guard, Target, literal, target
+from receiver.system.http1 import (
+    IDLE_SECONDS,
+    INTERIM_LIMIT,
+    Bounds,
+    Connection,
+    Connections,
+    InterimFlood,
+    NoAnswer,
+    NotHttp,
+    Reply,
+    Unanswered,
+)
 from receiver.system.threads import Threads
 
 USER_AGENT = f"receiver/{__version__}"
@@ -34,26 +49,13 @@ PIECE = 64 * 1024
 """The most bytes of a body that are read at once."""
 DNS_SECONDS = 10
 """How long a resolved and judged name is remembered."""
-INTERIM_LIMIT = 8
-"""The most 1xx answers that are waited out; RFC 9110 sets no limit, and nobody needs more than one or two."""
-IDLE_SECONDS = 4.0
-"""How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
+_NEXT_ADDRESS_SECONDS = 0.25
+"""How long one address of a name is waited for before the next one is tried beside it (RFC 8305)."""
 
 AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """As `socket.getaddrinfo` gives it: family, type, protocol, canonical name, socket address."""
 Resolve = Callable[[str, int, int], Awaitable[Sequence[AddrInfo]]]
 """Resolves (host, port, family); raises `OSError`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """The far side answered: its status line and headers arrived."""
-
-    status: int
-    headers: Mapping[str, str]
-    """Names compare without regard to case."""
-    body: bytes
-    """At most `RESPONSE_LIMIT` bytes, and what came of them in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +120,10 @@ class Incoming:
             content.set_exception(aiohttp.ClientPayloadError())
 
 
-class _InterimFlood(aiohttp.ClientError):
-    """More 1xx answers than are waited out."""
-
-
 class _Response(aiohttp.ClientResponse):
     """A reply that does not wait through 1xx answers without end."""
 
-    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+    async def start(self, connection: AiohttpConnection) -> aiohttp.ClientResponse:
         protocol = connection.protocol
         if protocol is None:
             return await super().start(connection)
@@ -134,7 +132,7 @@ class _Response(aiohttp.ClientResponse):
         async def counted() -> Any:
             nonlocal left
             if left < 0:
-                raise _InterimFlood
+                raise InterimFlood
             left -= 1
             return await read()
 
@@ -216,13 +214,15 @@ class Egress:
 
         `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
         """
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=None)
-        self._body_seconds = body_seconds
-        self._connections = connections
+        self._bounds = Bounds(seconds=timeout_seconds, body_seconds=body_seconds, body_bytes=RESPONSE_LIMIT)
+        self._limit = connections
         self._guard = Guard(allow)
         self._ca_file = ca_file
         self._resolve = resolve
         self._resolver: GuardedResolver | None = None
+        self._names: dict[str, asyncio.Task[list[ResolveResult]]] = {}
+        """What was looked up in the last `DNS_SECONDS`, and what is being looked up."""
+        self._connections: Connections[Target] | None = None
         self._session: aiohttp.ClientSession | None = None
         self._target = lru_cache(maxsize=64)(
             self._judged
@@ -230,31 +230,22 @@ class Egress:
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
-        trust = True if self._ca_file is None else _trust(self._ca_file)
+        if self._ca_file is not None:
+            _trust(self._ca_file)
         self._resolver = GuardedResolver(self._guard, self._resolve)
-        connector = aiohttp.TCPConnector(
-            limit=self._connections,
-            resolver=self._resolver,
-            ttl_dns_cache=DNS_SECONDS,
-            keepalive_timeout=IDLE_SECONDS,
-            socket_factory=self._socket,
-            ssl=trust,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=self._timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-            read_bufsize=RESPONSE_LIMIT,
-            response_class=_Response,
-        )
+        self._connections = Connections(self._connect, self._limit)
 
     async def close(self) -> None:
         """Let go of connections and threads."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._connections is not None:
+            await self._connections.close()
+            self._connections = None
+        for lookup in self._names.values():
+            lookup.cancel()
+        self._names.clear()
         if self._resolver is not None:
             await self._resolver.close()
             self._resolver = None
@@ -265,24 +256,26 @@ class Egress:
         The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
         body within `body_seconds`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
         """
+        if self._connections is None:
+            raise RuntimeError("the client is not open")
         place = self._target(url)
         if isinstance(place, Failure):
             return place
-        response = await self._begin("POST", place, headers, body, self._timeout, RESPONSE_LIMIT)
-        if isinstance(response, Failure):
-            return response
         try:
-            received = await _body(response, self._body_seconds)
-        finally:
-            response.close()  # back to the pool already when the body has ended
-        return Reply(status=response.status, headers=response.headers, body=received)
+            head = _head(place, headers, len(body))
+        except ValueError:  # its text holds the header
+            return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
+        try:
+            return await self._connections.ask(place, head, body, self._bounds)
+        except (OSError, Unanswered, AddressBlocked) as error:
+            return _failure(error, place.where)
 
     async def get(self, place: Target, headers: Mapping[str, str], *, seconds: float) -> Incoming | Failure:
         """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
         try:
             self._guard.check_host(place.host)
             async with asyncio.timeout(seconds):
-                response = await self._begin("GET", place, headers, None, _UNTIMED, PIECE)
+                response = await self._begin(place, headers)
         except AddressBlocked as error:
             return _failure(error, place.where)
         except TimeoutError:
@@ -300,31 +293,77 @@ class Egress:
             return _failure(error, place.where)
         return place
 
-    async def _begin(
-        self,
-        method: str,
-        place: Target,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own, for its whole request
-        buffer: int,
-    ) -> aiohttp.ClientResponse | Failure:
+    async def _connect(self, place: Target) -> Connection:
+        """Connect to one of the judged addresses of a name. Raises `AddressBlocked`, `OSError`."""
+        found = await self._addresses(place)
+        sock = await aiohappyeyeballs.start_connection(
+            found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, socket_factory=self._socket
+        )
+        _, connection = await asyncio.get_running_loop().create_connection(
+            Connection,
+            sock=sock,
+            ssl=_trust(self._ca_file) if place.secure else None,
+            server_hostname=place.host.rstrip(".") if place.secure else None,
+        )
+        return connection
+
+    async def _addresses(self, place: Target) -> list[AddrInfo]:
+        host, port = place.host, place.url.port or 0
+        if literal(host) is not None:  # judged already
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
+        lookup = self._names.get(place.where)
+        if lookup is None:
+            lookup = asyncio.create_task(self._opened().resolve(host, port))
+            self._names[place.where] = lookup
+            lookup.add_done_callback(partial(self._looked_up, place.where))
+        results = await asyncio.shield(lookup)
+        return [
+            (each["family"], socket.SOCK_STREAM, each["proto"], "", (each["host"], port)) for each in results
+        ]
+
+    def _looked_up(self, name: str, lookup: asyncio.Task[list[ResolveResult]]) -> None:
+        """Remember addresses for a while, and a failure not at all."""
+        if lookup.cancelled() or lookup.exception() is not None:
+            self._names.pop(name, None)
+        else:
+            asyncio.get_running_loop().call_later(DNS_SECONDS, self._names.pop, name, None)
+
+    async def _begin(self, place: Target, headers: Mapping[str, str]) -> aiohttp.ClientResponse | Failure:
         if self._session is None:
-            raise RuntimeError("the client is not open")
+            self._session = self._new_session()
         try:
-            return await self._session.request(
-                method,
-                place.url,
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=timeout,
-                read_bufsize=buffer,
-            )
-        except (aiohttp.ClientError, OSError, AddressBlocked) as error:
+            return await self._session.get(place.url, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientError, OSError, Unanswered, AddressBlocked) as error:
             return _failure(error, place.where)
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
+
+    def _opened(self) -> GuardedResolver:
+        if self._resolver is None:
+            raise RuntimeError("the client is not open")
+        return self._resolver
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=self._limit,
+            resolver=self._opened(),
+            ttl_dns_cache=DNS_SECONDS,
+            keepalive_timeout=IDLE_SECONDS,
+            socket_factory=self._socket,
+            ssl=_trust(self._ca_file),
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=None
+            ),  # timed from outside, piece by piece
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            read_bufsize=PIECE,
+            response_class=_Response,
+        )
 
     def _socket(self, info: AddrInfo) -> socket.socket:
         try:
@@ -334,13 +373,24 @@ class Egress:
         return socket.socket(info[0], info[1], info[2])
 
 
-_UNTIMED = aiohttp.ClientTimeout(total=None, sock_connect=None)
-"""For requests that are timed from outside, piece by piece."""
+def _head(place: Target, headers: Mapping[str, str], length: int) -> bytes:
+    """Return the head of a POST. Raises `ValueError` when a header cannot be sent."""
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    if "host" not in headers:
+        lines.append(f"host: {place.url.host_port_subcomponent}\r\n")
+    text = f"POST {place.url.raw_path_qs} HTTP/1.1\r\ncontent-length: {length}\r\n{''.join(lines)}\r\n"
+    if not text.count("\r") == text.count("\n") == text.count("\r\n") == len(lines) + 3:
+        raise ValueError("a line break")
+    return text.encode()
 
 
-def _trust(ca_file: str) -> ssl.SSLContext:
+@lru_cache(maxsize=64)
+def _trust(ca_file: str | None) -> ssl.SSLContext:
     """Return what TLS trusts: the system's authorities, and those of `ca_file`."""
     context = ssl.create_default_context()
+    context.set_alpn_protocols(("http/1.1",))
+    if ca_file is None:
+        return context
     try:
         context.load_verify_locations(ca_file)
     except OSError as error:  # ssl.SSLError is one
@@ -349,50 +399,38 @@ def _trust(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-async def _body(response: aiohttp.ClientResponse, seconds: float) -> bytes:
-    stream = response.content
-    if stream.is_eof():
-        return stream.read_nowait(RESPONSE_LIMIT)
-    kept = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            while len(kept) < RESPONSE_LIMIT and (piece := await stream.read(RESPONSE_LIMIT - len(kept))):
-                kept += piece
-    except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
-        pass  # the status is the answer, with or without the rest of the body
-    return bytes(kept)
-
-
 def _failure(error: Exception, where: str) -> Failure:
     if isinstance(error, AddressBlocked):
         return Failure(kind=OutcomeKind.BLOCKED, detail=error.message)
-    if isinstance(error, TimeoutError):
-        return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{where} did not answer in time")
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, _SocketBlocked):
         return Failure(kind=OutcomeKind.BLOCKED, detail=str(cause))
+    if isinstance(cause, TimeoutError) and cause.errno is None:
+        return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{where} did not answer in time")
     return Failure(kind=OutcomeKind.UNREACHABLE, detail=_unreachable(error, cause, where))
 
 
 def _unreachable(error: Exception, cause: Exception, where: str) -> str:
     """Say what went wrong from the error's class and code alone: its text may hold the URL."""
-    if isinstance(cause, _NoThread):
-        return f"{where} was not looked up: this process can start no thread (too many, or too little memory)"
-    match error:
-        case aiohttp.ClientConnectorDNSError():
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    match cause:
+        case _NoThread():
+            return f"{where} was not looked up: this process can start no thread (too many, or too little memory)"
+        case socket.gaierror():
             return f"{where} has no address: the name cannot be resolved"
-        case aiohttp.ClientConnectorCertificateError():
-            reason = getattr(error.certificate_error, "verify_message", "") or "it does not fit"
+        case ssl.CertificateError():
+            reason = getattr(cause, "verify_message", "") or "it does not fit"
             return f"the certificate of {where} is not accepted: {reason}"
-        case aiohttp.ClientSSLError():
+        case ssl.SSLError() | aiohttp.ClientSSLError():
             return (
                 f"{where} does not speak TLS as expected: {getattr(cause, 'reason', None) or 'no handshake'}"
             )
-        case _InterimFlood():
+        case InterimFlood():
             return f"{where} sends 1xx answers without end"
-        case aiohttp.ServerDisconnectedError():
+        case NoAnswer() | aiohttp.ServerDisconnectedError():
             return f"{where} closed the connection without an answer"
-        case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
+        case NotHttp() | aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
             return f"{where} did not answer in HTTP"
     number = getattr(cause, "errno", None)
     reason = os.strerror(number).lower() if isinstance(number, int) and number > 0 else type(cause).__name__

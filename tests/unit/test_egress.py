@@ -13,7 +13,8 @@ import pytest
 
 from receiver.core.errors import ConfigError
 from receiver.core.work import OutcomeKind
-from receiver.outbound.client import AddrInfo, Egress, Failure, GuardedResolver, Reply
+from receiver.outbound.client import AddrInfo, Egress, Failure, GuardedResolver
+from receiver.system.http1 import Reply
 from tests.support.sink import Answer, Sink
 from tests.unit.test_threads import unstartable_threads
 

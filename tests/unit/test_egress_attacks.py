@@ -9,15 +9,14 @@ import pytest
 
 from receiver.core.work import OutcomeKind
 from receiver.outbound.client import (
-    INTERIM_LIMIT,
     RESPONSE_LIMIT,
     Egress,
     Failure,
     Incoming,
-    Reply,
     ReplyBroken,
 )
 from receiver.outbound.guard import Target, target
+from receiver.system.http1 import INTERIM_LIMIT, Reply
 from tests.support.provider_host import CHUNKED, ProviderHost, Talk, chunk, reply
 
 Attack = Callable[[Talk], Awaitable[None]]

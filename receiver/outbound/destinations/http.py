@@ -26,7 +26,6 @@ from receiver.outbound.client import (
     USER_AGENT,
     Egress,
     Failure,
-    Reply,
     Resolve,
     holds_certificates,
 )
@@ -34,6 +33,7 @@ from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Networks, Section
+from receiver.system.http1 import Reply
 
 _OWN = frozenset(
     (
@@ -202,5 +202,5 @@ def _outcome(reply: Reply, response: bytes, now: int) -> Outcome:
         status=status,
         detail=detail,
         response=response,
-        retry_after=retry_after(reply.headers.get("Retry-After", ""), now / 1000),
+        retry_after=retry_after(reply.headers.get("retry-after", ""), now / 1000),
     )

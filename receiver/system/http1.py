@@ -1,0 +1,295 @@
+"""HTTP/1.1 requests over kept connections: on each one request at a time, one bounded answer to each.
+
+Answers are parsed by llhttp. Where a connection leads, and what it trusts, is the caller's to say. There are no redirects, no
+cookies and no decompression, and nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar, cast
+
+import httptools
+from msgspec import Struct
+
+INTERIM_LIMIT = 8
+"""The most 1xx answers that are waited out; RFC 9110 sets no limit, and nobody needs more than one or two."""
+ANSWER_LIMIT = 128 * 1024
+"""Bytes of one answer, head, framing and body, after which no more is read; the last piece may pass it."""
+IDLE_SECONDS = 4.0
+"""How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
+_PIECE = 64 * 1024
+"""Bytes of a request's body that are written at once."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Reply(Struct, frozen=True, gc=False):
+    """The far side answered: its status line and headers arrived."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case; of a name that came twice, the first."""
+    body: bytes
+    """What came of it within the request's bounds."""
+
+
+class Unanswered(Exception):
+    """Somebody was there, and no answer came."""
+
+
+class NoAnswer(Unanswered):
+    """The far side closed the connection before its answer's head was whole."""
+
+
+class NotHttp(Unanswered):
+    """What came is no HTTP answer, or its head has no end."""
+
+
+class InterimFlood(Unanswered):
+    """More 1xx answers came than are waited out."""
+
+
+class Bounds(Struct, frozen=True, kw_only=True):
+    """How long an answer is waited for, and how much of it is kept."""
+
+    seconds: float
+    """From the start of the request, connecting included, to the end of the answer's head."""
+    body_seconds: float
+    """From the end of the head to the end of the body, within `seconds`: what came by then is the body."""
+    body_bytes: int
+
+
+class Connection(asyncio.Protocol):
+    """The client's end of one connection."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )  # as browsers and aiohttp take it
+        self._answer: asyncio.Future[Reply] | None = None
+        self._room: asyncio.Future[None] | None = None
+        """Waits for the far side to take what was written; None while it does."""
+        self.reusable = True
+        """Another request may be sent."""
+        self.idle_since = 0.0
+
+    async def ask(self, head: bytes, body: bytes, bounds: Bounds, deadline: float) -> Reply:
+        """Send a request and return its answer; `deadline` (the loop's clock) ends the wait for its head.
+
+        Raises `TimeoutError`, `Unanswered`, `OSError`. Once the head is here the status is the answer,
+        whatever becomes of the body.
+        """
+        self._bounds, self._deadline = bounds, deadline
+        self._status, self._interim, self._seen, self._whole = 0, 0, 0, False
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body = b""
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._answer = answer
+        self._timer = self._loop.call_at(deadline, self._end, TimeoutError())
+        try:
+            await self._write(head, body)
+            return await answer
+        except BaseException:
+            self.close()
+            raise
+
+    async def _write(self, head: bytes, body: bytes) -> None:
+        if len(body) <= _PIECE:
+            self._transport.write(head + body)
+            return
+        self._transport.write(head)
+        view = memoryview(body)
+        for start in range(0, len(body), _PIECE):
+            if self._room is not None:
+                await self._room
+            if self._answer is None:  # the far side did not wait for the whole body
+                self.close()
+                return
+            self._transport.write(view[start : start + _PIECE])
+
+    def close(self) -> None:
+        """Hang up, without a word to the far side."""
+        self.reusable = False
+        self._transport.abort()
+
+    # ------------------------------------------------------------ what the transport says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        """Wait before more is written."""
+        self._room = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        if self._room is not None:
+            if not self._room.done():
+                self._room.set_result(None)
+            self._room = None
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; bytes that belong to no request end the connection."""
+        if self._answer is None:
+            self.close()
+            return
+        self._seen += len(data)
+        waiting = not self._status
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.reusable = False
+            self._end(NotHttp())
+            return
+        if self._interim > INTERIM_LIMIT:
+            self._end(InterimFlood())
+        elif self._whole or len(self._body) >= self._bounds.body_bytes:
+            self._end()
+        elif self._seen > ANSWER_LIMIT:
+            self._end(NotHttp())
+        elif waiting and self._status:  # from here on the body has its own time
+            self._timer.cancel()
+            until = min(self._deadline, self._loop.time() + self._bounds.body_seconds)
+            self._timer = self._loop.call_at(until, self._end)
+
+    def eof_received(self) -> None:
+        """Send nothing more on this connection; the transport closes itself."""
+        self.reusable = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the request that is under way."""
+        self.reusable = False
+        self._end(exc or NoAnswer())
+        self.resume_writing()
+        del self._parser  # it knows this object
+
+    # ------------------------------------------------------------ what the parser says
+
+    def on_message_begin(self) -> None:
+        """Note an answer that nobody asked for."""
+        if self._whole:
+            self.reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; trailers are none."""
+        if not self._status:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Know the status, unless the answer is still to come."""
+        status = self._parser.get_status_code()
+        if self._status:
+            return
+        if 100 <= status < 200 and status != 101:
+            self._interim += 1
+            self._headers.clear()
+        elif self._interim <= INTERIM_LIMIT:
+            self._status = status
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a piece."""
+        if not self._whole and len(self._body) < self._bounds.body_bytes:
+            self._body += data
+
+    def on_message_complete(self) -> None:
+        """Note that the answer is whole, and whether the far side keeps the connection."""
+        if self._status and not self._whole:
+            self._whole = True
+            self.reusable &= self._parser.should_keep_alive()
+
+    # ------------------------------------------------------------
+
+    def _end(self, error: Exception | None = None) -> None:
+        """End the request that is under way: with what came when its head is here, else with `error`."""
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        self._timer.cancel()
+        if not (self._whole and self.reusable) or self._transport.get_write_buffer_size():
+            self.close()
+        if answer.done():  # cancelled
+            return
+        if self._status:
+            headers: dict[str, str] = {}
+            for name, value in self._headers:
+                headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+            answer.set_result(Reply(self._status, headers, self._body[: self._bounds.body_bytes]))
+        else:
+            answer.set_exception(error or NoAnswer())
+            answer.exception()  # a request that is cancelled now will not look at it
+
+
+class Connections(Generic[K]):
+    """Kept connections by the place that they lead to; at most `limit` requests are under way at once."""
+
+    def __init__(self, connect: Callable[[K], Awaitable[Connection]], limit: int) -> None:
+        self._connect = connect
+        self._slots = asyncio.Semaphore(limit)
+        self._idle: dict[K, list[Connection]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def ask(self, place: K, head: bytes, body: bytes, bounds: Bounds) -> Reply:
+        """Send one request to `place` and return its answer. Raises what connecting raises, and as `Connection.ask`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + bounds.seconds
+        if self._slots.locked():
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        else:
+            await self._slots.acquire()  # at once, without a timer
+        try:
+            connection = self._kept(place)
+            if connection is None:
+                async with asyncio.timeout_at(deadline):
+                    connection = await self._connect(place)
+            answer = await connection.ask(head, body, bounds, deadline)
+            if connection.reusable:
+                self._keep(place, connection)
+            return answer
+        finally:
+            self._slots.release()
+
+    async def close(self) -> None:
+        """Hang up on all that is idle."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for kept in self._idle.values():
+            for connection in kept:
+                connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)  # the transports close their sockets
+
+    def _kept(self, place: K) -> Connection | None:
+        kept, now = self._idle.get(place), asyncio.get_running_loop().time()
+        while kept:
+            connection = kept.pop()
+            if connection.reusable and now - connection.idle_since < IDLE_SECONDS:
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, place: K, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.setdefault(place, []).append(connection)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(IDLE_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        """Hang up on what has been idle for too long, and come again for the rest."""
+        loop, idle = asyncio.get_running_loop(), self._idle
+        self._idle, self._sweeper = {}, None
+        for place, kept in idle.items():
+            for connection in kept:
+                if not connection.reusable or loop.time() - connection.idle_since >= IDLE_SECONDS:
+                    connection.close()
+                else:
+                    self._idle.setdefault(place, []).append(connection)
+        if self._idle:
+            self._sweeper = loop.call_later(1, self._sweep)
