@@ -29,6 +29,7 @@ from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.takeover import Takeover
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
@@ -91,6 +92,7 @@ class Receiver:
     intake: Intake
     relay: Relay
     collector: Collector
+    takeover: Takeover
     janitor: Janitor
     observer: Observers
     metrics: MetricsObserver
@@ -176,8 +178,9 @@ def build(
     ports.store.listen(_waker(relay, collector))
     journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
     intake = _intake(settings, ports, tokens, recorder, journal, bodies, observer, timing)
+    takeover = Takeover(ports.store, observer, clock, relay.wake, collector.wake)
     janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
-    parts = (journal, intake, relay, collector, janitor, observer, metrics)
+    parts = (journal, intake, relay, collector, takeover, janitor, observer, metrics)
     return Receiver(settings, ports, tokens, links, *parts, clock, timing)
 
 
@@ -310,6 +313,7 @@ async def open_receiver(
         for part in ways_out:
             await part.open()
         if work:
+            await receiver.takeover.start()
             receiver.relay.start()
             receiver.collector.start()
             receiver.janitor.start()
@@ -318,6 +322,7 @@ async def open_receiver(
         if work:
             grace = receiver.settings.server.stop_seconds
             await receiver.janitor.stop()
+            await receiver.takeover.stop()
             await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
         for part in ways_out:
             await part.close()

@@ -117,6 +117,15 @@ class Attempt(Struct, frozen=True, kw_only=True):
     response: bytes
 
 
+class TakenOver(Struct, frozen=True, kw_only=True):
+    """What processes that have ended had claimed, and is due again."""
+
+    destinations: tuple[str, ...] = ()
+    """The destination of each delivery."""
+    sources: tuple[str, ...] = ()
+    """The source of each pickup."""
+
+
 class Due(Struct, frozen=True, kw_only=True):
     """What is due to one destination, or at one source."""
 

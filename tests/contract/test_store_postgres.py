@@ -21,7 +21,8 @@ from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
-from tests.contract.store_suite import T0, StoreSuite, claim, recording, settlement
+from tests.contract.store_suite import T0, StoreSuite, claim, one_delivery, recording, settlement
+from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
 from tests.support.postgres import database, execute, own_database, shared
 
@@ -35,11 +36,43 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
+async def store(url: str) -> AsyncIterator[PostgresStore]:
     made = PostgresStore(url)
     await made.open()
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def other(store: PostgresStore, url: str) -> AsyncIterator[Store]:
+    made = PostgresStore(url)
+    made.takeover_seconds = store.takeover_seconds = 0.0
+    await made.open()
+    yield made
+    await made.close()
+
+
+class TestPostgresTakeover(TakeoverSuite):
+    """The suite of processes that ended."""
+
+
+async def test_a_process_whose_connections_broke_is_back_before_it_counts_as_dead(
+    store: Store, other: Store, url: str
+) -> None:
+    other.takeover_seconds = 2.0
+    await store.take_over(now=T0)
+    await one_delivery(store)
+    (held,) = await claim(store)
+    execute(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    assert await other.take_over(now=T0) == NOTHING
+    assert await other.take_over(now=T0) == NOTHING, "free, but only just"
+    await store.take_over(now=T0)
+    other.takeover_seconds = 0.0
+    assert await other.take_over(now=T0) == NOTHING
+    assert await store.settle(settlement(held))
 
 
 class TestPostgresStore(StoreSuite):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -19,11 +21,13 @@ from msgspec.structs import replace
 from receiver.core.errors import ConfigError
 from receiver.core.event import EventFilter, RecordStatus
 from receiver.storage.store.sqlite import SqliteBackend, SqliteStore
+from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
 from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
-from tests.contract.store_suite import T0, StoreSuite, claim, recording
+from tests.contract.store_suite import T0, StoreSuite, claim, one_delivery, recording
+from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
 
 
@@ -41,6 +45,18 @@ async def store(path: str) -> AsyncIterator[Store]:
     await made.close()
 
 
+@pytest.fixture
+async def other(store: Store, path: str) -> AsyncIterator[Store]:
+    made = SqliteStore(path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+class TestSqliteTakeover(TakeoverSuite):
+    """The suite of processes that ended."""
+
+
 class TestSqliteStore(StoreSuite):
     """The suite, over a file."""
 
@@ -55,6 +71,33 @@ class TestSqliteTokens(TokenSuite):
 
 class TestSqliteRetention(RetentionSuite):
     """The suite of age and erasure."""
+
+
+async def test_locks_that_killed_processes_left_are_removed_and_its_own_at_the_end(
+    store: Store, path: str
+) -> None:
+    left = Path(f"{path}-lock-0badf00d")
+    left.touch()
+    await store.take_over(now=T0)
+    (own,) = left.parent.glob("*-lock-*")
+    assert own != left
+    assert stat.S_IMODE(own.stat().st_mode) == 0o600
+    await store.close()
+    assert not own.exists()
+
+
+async def test_where_files_cannot_be_locked_the_lease_decides(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    await store.take_over(now=T0)
+    await one_delivery(store)
+    (held,) = await claim(store)
+    assert held.claimed_by.count(":") == 1, "it names no lock"
+    assert await other.take_over(now=T0) == NOTHING
 
 
 async def test_the_file_is_for_its_owner_only(store: Store, path: str) -> None:
@@ -166,7 +209,7 @@ async def main(path):
 asyncio.run(main(sys.argv[1]))
 """
 
-ALL = ["0001_first", "0002_pickups", "0003_retention", "0004_rejection_kinds", "0005_callback_tokens"]
+ALL = list(migrations("BLOB"))
 
 
 async def test_a_killed_process_loses_nothing_that_it_acknowledged(store: Store, path: str) -> None:

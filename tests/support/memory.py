@@ -57,6 +57,7 @@ from receiver.core.work import (
     PickupState,
     Settlement,
     StoreStats,
+    TakenOver,
 )
 from receiver.storage.store.store import Store
 
@@ -333,6 +334,9 @@ class MemoryStore(Store):
                 delivery_id, state=DeliveryState.PENDING, claimed_by=None, due_at=now, updated_at=now
             )
         return len(held)
+
+    async def take_over(self, *, now: int) -> TakenOver:
+        return TakenOver()
 
     async def replay(self, delivery_ids: Sequence[str], *, now: int) -> list[str]:
         await self.ping()

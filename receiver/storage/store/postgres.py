@@ -60,6 +60,8 @@ class Pauses:
 PAUSES = Pauses()
 LOCK_MS = 2_000
 """How long a transaction waits for a lock: behind it wait all callers of this process, within what an answer may take."""
+TAKEOVER_SECONDS = 2.0
+"""How long a process's lock has to be free until the process counts as dead: one whose connection broke is back before."""
 CLOSE_SECONDS = 1.0
 """How long closing waits for a server that may say nothing."""
 
@@ -94,6 +96,7 @@ class PostgresStore(Store):
 
     shared = True
     close_seconds = CLOSE_SECONDS
+    takeover_seconds = TAKEOVER_SECONDS
 
     def __init__(
         self,

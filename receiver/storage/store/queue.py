@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
@@ -42,9 +42,19 @@ class ClaimRequest(NamedTuple):
     lease_until: int
 
 
-def token(worker: str) -> str:
-    """Name one claim: a worker that gets what it had let expire again must not settle it by the old claim."""
-    return f"{worker}:{os.urandom(6).hex()}"
+def token(worker: str, lock: str | None = None) -> str:
+    """Name one claim: a worker that gets what it had let expire again must not settle it by the old claim.
+
+    `lock` is the lock that the worker's process holds for as long as it lives.
+    """
+    made = f"{worker}:{os.urandom(6).hex()}"
+    return made if lock is None else f"{made}:{lock}"
+
+
+def lock_of(claimed_by: str) -> str | None:
+    """Return the lock that tells whether a claim's process lives; None where only the lease can."""
+    parts = claimed_by.split(":")
+    return parts[2] if len(parts) == 3 else None
 
 
 class Queue(ABC, Generic[C, S]):
@@ -118,6 +128,15 @@ class Queue(ABC, Generic[C, S]):
             rows = [(claim.id, claim.claimed_by, claim.attempts, now) for claim in claims]
             counts.append(len(session.run_rows(f"release_{self.table}", rows)))
         return counts
+
+    def holders(self, session: Session) -> list[str]:
+        """Return the claims that there are, by their tokens."""
+        return [row[0] for row in session.run(f"claims_of_{self.table}", {})]
+
+    def take_over(self, session: Session, locks: Collection[str], now: int) -> list[str]:
+        """Hand back the rows that processes with these locks had claimed, due at once; return the queue of each."""
+        rows = [(claim, now) for claim in self.holders(session) if lock_of(claim) in locks]
+        return [row[0] for row in session.run_rows(f"take_over_{self.table}", rows)]
 
     def next_due(self, session: Session, queue: str) -> int | None:
         """Return when the next row of a queue is due, leases included, or None."""

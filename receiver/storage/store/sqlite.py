@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import apsw
 
 from receiver.core.errors import StoreUnavailable
+from receiver.storage.store.lock_files import LockFiles
 from receiver.storage.store.statements import (
     Row,
     Session,
@@ -56,10 +57,19 @@ class SqliteStore(Store):
 
     def __init__(self, path: str, *, vfs: str | None = None, busy_timeout: float = 5.0) -> None:
         self._path, self._vfs, self._busy_timeout = path, vfs, busy_timeout
+        self._lock_files = LockFiles(path)
         super().__init__(migrations("BLOB"))
 
     def _backend(self, *, writes: bool) -> SqliteBackend:
-        return SqliteBackend(self._path, vfs=self._vfs, busy_timeout=self._busy_timeout, writes=writes)
+        busy_timeout, locks = self._busy_timeout, self._lock_files
+        return SqliteBackend(
+            self._path, vfs=self._vfs, busy_timeout=busy_timeout, writes=writes, lock_files=locks
+        )
+
+    async def close(self) -> None:
+        """Finish what is queued, disconnect, and give up the lock that says that this process lives."""
+        await super().close()
+        self._lock_files.release()
 
 
 class OpenFiles:
@@ -100,8 +110,11 @@ class OpenFiles:
 class SqliteBackend(Backend):
     """One connection to the file, made when first needed and again after a failure; used by one thread only."""
 
-    def __init__(self, path: str, *, vfs: str | None, busy_timeout: float, writes: bool) -> None:
+    def __init__(
+        self, path: str, *, vfs: str | None, busy_timeout: float, writes: bool, lock_files: LockFiles
+    ) -> None:
         self._path = path
+        self._lock_files = lock_files
         self._vfs = vfs
         self._busy_timeout = busy_timeout
         self._writes = writes
@@ -117,7 +130,7 @@ class SqliteBackend(Backend):
         self._files.check()
         if self._connection is None or self._session is None:
             self._connection = self._connect()
-            self._session = SqliteSession(self._connection)
+            self._session = SqliteSession(self._connection, self._lock_files)
         if self._writes:
             self._connection.execute("BEGIN IMMEDIATE")
         self._files.note()
@@ -246,8 +259,9 @@ class SqliteSession(Session):
     # steps matter more than anything.
     rows_at_once = 256
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, lock_files: LockFiles) -> None:
         self._connection = connection
+        self._lock_files = lock_files
 
     def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
         """Run a statement and return its rows."""
@@ -263,6 +277,14 @@ class SqliteSession(Session):
 
     def lock_migrations(self) -> None:
         """Do nothing: the transaction that writes is the only one."""
+
+    def free_locks(self, own: str, named: Collection[str]) -> set[str] | None:
+        """Hold a lock, and return those of others that no process holds; None where files cannot be locked."""
+        try:
+            self._lock_files.hold(own)
+        except OSError:
+            return None
+        return self._lock_files.free(named)
 
 
 def _drop(connection: apsw.Connection) -> None:

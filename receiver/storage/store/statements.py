@@ -124,6 +124,13 @@ class Session(ABC):
     def lock_migrations(self) -> None:
         """Keep other processes from migrating until the transaction ends."""
 
+    @abstractmethod
+    def free_locks(self, own: str, named: Collection[str]) -> set[str] | None:
+        """Hold the lock `own` for as long as this process lives; return those of `named` that no process holds.
+
+        None when this process cannot hold its own: then nothing is known of the others.
+        """
+
 
 def storable(values: Iterable[Value]) -> list[Value]:
     """Return parameters as both databases can hold them."""

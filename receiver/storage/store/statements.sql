@@ -159,6 +159,25 @@ WHERE
     AND {table}.attempts = CAST(released.attempts AS BIGINT)
 RETURNING {table}.id
 
+-- name: claims_of_{table}
+-- The claims that there are; all rows that were claimed at once have one.
+SELECT DISTINCT claimed_by
+FROM {table}
+WHERE claimed_by IS NOT NULL
+
+-- name: take_over_{table}
+-- Hands back the rows of claims whose processes have ended, unattempted and due at once.
+WITH ended {rows: claimed_by, due_at}
+UPDATE {table}
+SET
+    state = 'pending',
+    claimed_by = NULL,
+    due_at = CAST(ended.due_at AS BIGINT),
+    updated_at = CAST(ended.due_at AS BIGINT)
+FROM ended
+WHERE {table}.claimed_by = ended.claimed_by AND {table}.state = '{busy}'
+RETURNING {table}.{queue}
+
 -- name: next_due_{table}
 -- When a destination or a source has something to claim next.
 SELECT min(due_at)

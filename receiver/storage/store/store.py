@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+import secrets
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -21,6 +23,7 @@ from receiver.core.work import (
     Claimed,
     ClaimedPickup,
     StoreStats,
+    TakenOver,
 )
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
@@ -43,6 +46,21 @@ def _ping(session: Session, number: int) -> None:
     session.run("ping", {"id": number})  # the commit that follows is the proof
 
 
+def _free_locks(session: Session, own: str) -> set[str] | None:
+    """Return the locks that claims name and no process holds; None where that is not known."""
+    claims = [*DELIVERIES.holders(session), *PICKUPS.holders(session)]
+    named = {lock for lock in map(queue.lock_of, claims) if lock is not None}
+    return session.free_locks(own, named - {own})
+
+
+@each
+def _take_over(session: Session, locks: Collection[str], now: int) -> TakenOver:
+    return TakenOver(
+        destinations=tuple(DELIVERIES.take_over(session, locks, now)),
+        sources=tuple(PICKUPS.take_over(session, locks, now)),
+    )
+
+
 OPERATIONS: Sequence[Operation] = (
     migrate,
     check,
@@ -50,6 +68,7 @@ OPERATIONS: Sequence[Operation] = (
     pickup_rows.settle,
     DELIVERIES.release,
     PICKUPS.release,
+    _take_over,
     queue.replay,
     queue.add,
     pickup_rows.add,
@@ -105,6 +124,9 @@ class Store:
     close_seconds: float | None = None
     """How long closing waits for what is under way on a connection; None where no wait is long."""
 
+    takeover_seconds = 0.0
+    """How long the lock of another process has to be free until that process counts as ended."""
+
     def __init__(self, migrations: Mapping[str, str], waits: Waits = WAITS) -> None:
         """`migrations` are those of this program for this database, name to text."""
         self._migrations = migrations
@@ -113,6 +135,11 @@ class Store:
         self._reader = self._backend(writes=False)
         self._reading: OwnThread | None = None
         self._notified: Notified | None = None
+        self._lock = secrets.token_hex(4)
+        """Names the lock that this process holds for as long as it lives."""
+        self._lock_held = False
+        self._free_since: dict[str, float] = {}
+        """Locks of others that were seen free, and since when."""
         self._ping_number = int.from_bytes(os.urandom(2))
         """The row that its pings change: processes share none, but by a chance that does no harm."""
 
@@ -220,7 +247,7 @@ class Store:
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[Claimed]:
         """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        request = ClaimRequest(destination, queue.token(worker), limit, now, lease_until)
+        request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until)
         return await self.write(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
@@ -254,7 +281,7 @@ class Store:
         self, source: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[ClaimedPickup]:
         """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        request = ClaimRequest(source, queue.token(worker), limit, now, lease_until)
+        request = ClaimRequest(source, self._claim_token(worker), limit, now, lease_until)
         return await self.write(PICKUPS.claim, request)
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
@@ -265,6 +292,31 @@ class Store:
 
     add_token = _writes(tokens.add)
     token_claims = _reads(tokens.claims)
+
+    # ------------------------------------------------------------ claims of processes that have ended
+
+    def _claim_token(self, worker: str) -> str:
+        return queue.token(worker, self._lock if self._lock_held else None)
+
+    async def take_over(self, *, now: int) -> TakenOver:
+        """Hand back what processes that have ended had claimed, due at once; to be called again and again.
+
+        Claims name a lock that ends with their process, once this was called. Where none can be had or seen, their leases
+        decide. A process that is only cut off loses its claims: it cannot settle them any more.
+        """
+        before, self._free_since = self._free_since, {}
+        try:
+            free = await self.read(_free_locks, self._lock)
+        except StoreUnavailable:
+            self._lock_held = False
+            raise
+        self._lock_held = free is not None
+        at = time.monotonic()
+        self._free_since = {lock: before.get(lock, at) for lock in free or ()}
+        ended = frozenset(
+            lock for lock, since in self._free_since.items() if at - since >= self.takeover_seconds
+        )
+        return await self.write(_take_over, (ended, now)) if ended else TakenOver()
 
     # ------------------------------------------------------------ retention
 
