@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,9 +99,16 @@ def quoted(text: str) -> list[str]:
     return _BACKTICKS.findall(text)
 
 
-def modules() -> Iterator[Path]:
-    """Yield the program's source files."""
-    return PACKAGE.rglob("*.py")
+@cache
+def modules() -> tuple[Path, ...]:
+    """Return the program's source files."""
+    return tuple(PACKAGE.rglob("*.py"))
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Return all nodes of a source file's syntax tree."""
+    return tuple(ast.walk(ast.parse(path.read_text("utf-8"))))
 
 
 def _dedent(code: str) -> str:

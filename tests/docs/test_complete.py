@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from receiver.web.api.operation import Operation
 from receiver.web.api.problems import TITLES
 from receiver.web.api.routes import OPERATIONS
 from receiver.web.app import create_app
-from tests.docs.reading import PACKAGE, modules, page, quoted, rows
+from tests.docs.reading import PACKAGE, modules, nodes, page, quoted, rows
 from tests.docs.sources import models as custom_models
 
 CONFIGURATION = page("docs/configuration.md")
@@ -114,8 +114,8 @@ def _is_environ(node: ast.expr) -> bool:
     )
 
 
-def _names_read(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _names_read(path: Path) -> Iterator[str]:
+    for node in nodes(path):
         found: ast.expr | None = None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
             found = node.args[0] if _is_environ(node.func.value) else None
@@ -129,7 +129,7 @@ def _names_read(tree: ast.AST) -> Iterator[str]:
 
 def test_each_environment_variable_is_named() -> None:
     """Variables of flags are checked with their flags."""
-    read = {name for path in modules() for name in _names_read(ast.parse(path.read_text("utf-8")))}
+    read = {name for path in modules() for name in _names_read(path)}
     named = {*CONFIGURATION.quoted(), *CLI.quoted()}
     assert read >= {"RECEIVER_CONFIG", "PORT", "DATABASE_URL"}
     assert not read - named
@@ -178,14 +178,22 @@ def test_each_metric_is_in_the_table_with_its_labels() -> None:
     assert told == wanted
 
 
+def _texts(found: Iterable[ast.AST]) -> list[str]:
+    return [n.value for n in found if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
 def _constants(node: ast.AST) -> list[str]:
-    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return _texts(ast.walk(node))
+
+
+def _names_in(node: ast.AST) -> list[str]:
+    return [found.id for found in ast.walk(node) if isinstance(found, ast.Name)]
 
 
 def _notes(path: Path) -> Iterator[str]:
     """Yield the names of log lines that a file writes: dotted texts in calls of `note`, `_note_bug`, `warning` …"""
     writes = ("note", "_note_bug", "_line", "debug", "info", "warning", "error")
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writes:
             for text in (text for arg in node.args[:2] for text in _constants(arg)):
                 if "." in text[1:-1] and text.replace(".", "").replace("_", "").isalpha():
@@ -195,7 +203,7 @@ def _notes(path: Path) -> Iterator[str]:
 def _lane_notes() -> Iterator[str]:
     """Yield the log lines of lanes: of their stores, and those that engine/worker.py puts a lane's part before."""
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
@@ -203,18 +211,18 @@ def _lane_notes() -> Iterator[str]:
             ):
                 part = _constants(node.args[1])[0]
                 yield from (f"{part}.store_unavailable", f"{part}.store_recovered")
-            if isinstance(node, ast.Assign) and "lane_key" in ast.unparse(node.targets[0]):
+            if isinstance(node, ast.Assign) and "lane_key" in _names_in(node.targets[0]):
                 yield from (f"{_constants(node.value)[0]}.{name}" for name in _of_every_lane())
 
 
 def _of_every_lane() -> Iterator[str]:
-    for node in ast.walk(ast.parse((PACKAGE / "engine/worker.py").read_text("utf-8"))):
+    for node in nodes(PACKAGE / "engine/worker.py"):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "note":
             yield from (text for arg in node.args[1:2] for text in _constants(arg) if text.isidentifier())
 
 
 def _constants_of_file(name: str) -> set[str]:
-    return set(_constants(ast.parse((PACKAGE / name).read_text("utf-8"))))
+    return set(_texts(nodes(PACKAGE / name)))
 
 
 def test_lanes_note_what_the_documentation_is_held_to() -> None:
@@ -261,11 +269,7 @@ def test_each_log_line_is_in_the_table() -> None:
 
 def test_the_answers_are_those_that_the_intake_reports() -> None:
     """`ANSWERS` above and the table of answers are held to what intake.py spells."""
-    spelled = {
-        text
-        for node in ast.walk(ast.parse((PACKAGE / "engine" / "intake.py").read_text("utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(text := node.value, str)
-    }
+    spelled = _constants_of_file("engine/intake.py")
     assert {"parked", "journaled", "not_kept", "recorded"} <= spelled
     table = rows(OPERATING.section("What a callback is answered"))
     told = {(row[0], quoted(row[1])[0]) for row in table}
@@ -364,7 +368,7 @@ def _error_codes() -> set[str]:
     """Return the codes that receiver itself gives an event's error: `code="…"` in calls of `JobError`, and "parked"."""
     found = {"parked"}
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "JobError":
                 found |= {
                     code for word in node.keywords if word.arg == "code" for code in _constants(word.value)
@@ -398,7 +402,7 @@ def _routes() -> set[str]:
     """Return the paths of the framework's routes, by the calls of `Route` in receiver/web/."""
     found = set()
     for path in (PACKAGE / "web").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and "Route" in node.func.id:
                 found |= set(_constants(node.args[0]))
     return found

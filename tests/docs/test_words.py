@@ -98,8 +98,8 @@ def _parts(name: str) -> list[str]:
 
 
 @cache
-def _names(path: Path) -> frozenset[str]:
-    return frozenset(_spelled(path))
+def _names() -> frozenset[str]:
+    return frozenset(name for path in modules() for name in _spelled(path))
 
 
 def _spelled(path: Path) -> Iterator[str]:
@@ -122,14 +122,15 @@ def test_the_glossary_replaces_words() -> None:
     assert not set(OTHER_USES) - _replaced() - {"task"}
 
 
-@pytest.mark.parametrize("phrase", FORBIDDEN)
-def test_no_identifier_uses_a_word_that_the_glossary_replaces(phrase: str) -> None:
-    found = {n for path in modules() for n in _names(path) if _holds(_parts(n), phrase.split())}
-    assert found - OTHER_NAMES == set()
+def test_no_identifier_uses_a_word_that_the_glossary_replaces() -> None:
+    phrases = [phrase.split() for phrase in FORBIDDEN]
+    assert {
+        name for name in _names() if any(_holds(_parts(name), phrase) for phrase in phrases)
+    } == OTHER_NAMES
 
 
 def test_webhook_in_a_name_means_standard_webhooks_or_deapis_field() -> None:
-    found = {name for path in modules() for name in _names(path) if "webhook" in _parts(name)}
+    found = {name for name in _names() if "webhook" in _parts(name)}
     assert found == WEBHOOK_NAMES
 
 
