@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import settings
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist has no types
 from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # xdist has no types
 
+from tests.support import forking
 from tests.support.processes import end_all
 
 # Hundreds of processes start in a run. Without its bytecode on the disk each would compile receiver anew, a third of its start,
@@ -28,26 +31,27 @@ settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
+_SLOW = ("tests/crash/", "tests/flow/")
+"""Folders whose tests are handed out one by one."""
 _TOGETHER = {"tests/flow/test_cli_check.py", "tests/flow/test_pull_secrets.py"}
-"""Files whose tests share a fixture that takes seconds: in one process it is made once."""
+"""Files there whose tests share a fixture that takes seconds."""
 
 
-class _Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types: the base is Any
-    """Hands out tests one by one, those of some files together.
+class _ByFile(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types: the base is Any
+    """Hands out whole files, so that what a file's tests share is made once; slow tests one by one.
 
-    By file and not by the mark xdist_group: that changes a test's id, which pytest 9.2 does not take notice of.
+    xdist hands out the units with most tests first: single slow tests come last and even out the ends of the workers.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        scope: str = file if file in _TOGETHER else super()._split_scope(nodeid)
-        return scope
+        return nodeid if file.startswith(_SLOW) and file not in _TOGETHER else file
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Together:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile:
     """Tell xdist who hands out the tests."""
-    return _Together(config, log)
+    return _ByFile(config, log)
 
 
 _SET_CHILD_SUBREAPER = 36
@@ -73,29 +77,73 @@ def pytest_unconfigure(config: pytest.Config) -> None:
                 child.kill()
 
 
-_BUDGETS = {"unit": 40, "contract": 50, "flow": 70, "crash": 50, "property": 15, "docs": 10}
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Let no garbage collection walk over thousands of tests that stay to the end."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+_BUDGETS = {"unit": 40, "contract": 50, "flow": 70, "crash": 50, "property": 10, "hostile": 5, "docs": 10}
 """Seconds that a layer may take of a whole run on two quiet cores: under four minutes in all."""
-_used: defaultdict[str, float] = defaultdict(float)
+_seconds: defaultdict[str, float] = defaultdict(float)
+_processor: defaultdict[str, float] = defaultdict(float)
+_spent_before = [0.0]
+
+
+def _spent() -> float:
+    """Return this process's processor time in seconds, with that of its children that ended."""
+    own = os.times()
+    return own.user + own.system + own.children_user + own.children_system + forking.spent()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol() -> None:
+    """Count from here."""
+    _spent_before[0] = _spent()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Note the processor time of a whole test where its fixtures have ended."""
+    report = yield
+    report.processor = _spent() - _spent_before[0] if call.when == "teardown" else 0.0
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add what a test took to its layer, fixtures included."""
-    _used[report.nodeid.split("/")[1]] += report.duration
+    layer = report.nodeid.split("/")[1]
+    _seconds[layer] += report.duration
+    _processor[layer] += getattr(report, "processor", 0.0)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what each layer took beside its budget. Nothing fails for it: another machine has other seconds."""
+    if sum(_seconds.values()) < 60:
+        return
     workers = int(getattr(terminalreporter.config.option, "numprocesses", None) or 1)
-    if sum(_used.values()) > 60:
-        layers = ", ".join(
-            f"{name} {_used[name] / workers:.0f} of {budget}"
-            for name, budget in _BUDGETS.items()
-            if name in _used
-        )
-        terminalreporter.write_line(
-            f"seconds by layer: {layers} (summed over {workers} workers: {sum(_used.values()):.0f})"
-        )
+    say = terminalreporter.write_line
+    say(f"{'layer':10}{'seconds':>9}{'budget':>9}{'processor':>11}")
+    for name in filter(_seconds.get, _BUDGETS):
+        say(f"{name:10}{_seconds[name] / workers:9.0f}{_BUDGETS[name]:9}{_processor[name]:11.0f}")
+    servers = sum(_of_tree(child) for child in psutil.Process().children())
+    rest = _spent() - sum(_processor.values())
+    say(
+        f"processor time besides: PostgreSQL and S3 {servers:.0f} s, starts of workers and reports {rest:.0f} s"
+    )
+
+
+def _of_tree(process: psutil.Process) -> float:
+    """Return the processor time of a process and all that it started."""
+    spent = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in (process, *process.children(recursive=True)):
+            spent += sum(each.cpu_times()[:4])
+    return spent
 
 
 @pytest.fixture

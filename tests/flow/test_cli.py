@@ -27,8 +27,6 @@ from receiver.core.tokens import CallbackTokens
 from receiver.demo.stage import Child, clean_environment
 from tests.support.house import MAIN, PUBLIC, House, build_house, free_port, receiver
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

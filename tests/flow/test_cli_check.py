@@ -22,7 +22,7 @@ from tests.support.running import free_port
 from tests.support.s3 import BUCKET, Weed
 
 weed, s3_credentials = s3.weed, s3.s3_credentials
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.usefixtures("s3_credentials")]
+pytestmark = pytest.mark.usefixtures("s3_credentials")
 PASSWORD = "the-database-password"
 
 

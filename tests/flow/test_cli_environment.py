@@ -11,8 +11,6 @@ import pytest
 from receiver.demo.stage import clean_environment
 from tests.support.house import PUBLIC, House, build_house, receiver
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:

@@ -18,8 +18,6 @@ from receiver.demo.serving import served
 from receiver.demo.stage import clean_environment
 from tests.support.house import API_KEY, House, build_house
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 JOB = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 
 

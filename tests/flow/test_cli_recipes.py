@@ -12,7 +12,6 @@ from receiver.settings.load import parse
 from tests.support.golden import ROOT
 from tests.support.house import receiver
 
-pytestmark = pytest.mark.xdist_group("cli")
 SECRET = "example-secret-0123456789abcdef"
 AT = "2024-01-15T10:50:46Z"
 

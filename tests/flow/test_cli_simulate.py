@@ -15,8 +15,6 @@ import trustme
 from receiver.demo.stage import clean_environment
 from tests.support.house import House, build_house
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:

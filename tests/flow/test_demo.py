@@ -17,8 +17,6 @@ from receiver.demo import demo
 from receiver.demo.stage import STEPS, Child, Stage, clean_environment, fresh_folder, leave
 from tests.support.house import ForkedChild
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 def test_the_demo_plays_every_step_and_ends_by_itself(tmp_path: Path) -> None:
     folder = tmp_path / "shown"

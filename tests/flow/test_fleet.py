@@ -26,7 +26,7 @@ from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
 from tests.support.sink import Answer, Sink
 
 weed, s3_credentials = s3.weed, s3.s3_credentials
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.usefixtures("s3_credentials")]
+pytestmark = pytest.mark.usefixtures("s3_credentials")
 
 
 @pytest.fixture
