@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
@@ -191,6 +191,10 @@ class Event(Struct, frozen=True, kw_only=True):
     """The event's `data` object as JSON; stored links still without their URL (made afresh at each attempt)."""
     blob_key: str | None = None
     """The blob that `data` links to."""
+    size: int | None = None
+    """Bytes of that blob."""
+    duration_ms: int | None = None
+    """How long its audio plays, where that is known."""
 
 
 class CallbackRow(Struct, frozen=True, kw_only=True):
@@ -280,4 +284,51 @@ class EventFilter(Struct, frozen=True, kw_only=True):
     after: tuple[int, str] | None = None
     """`recorded_at` and id of the last event of the page before. An id alone is no place in the list: that of an awaited
     event is older than the event."""
+    limit: int = 50
+
+
+class Place(NamedTuple):
+    """An event's place in the order of recording."""
+
+    position: int
+    """Of the transaction that recorded it: what is recorded later has a higher one, whichever process records it."""
+    id: str
+    """Tells events of one transaction apart."""
+
+
+class PlacedEvent(NamedTuple):
+    """An event, and where it stands."""
+
+    place: Place
+    event: Event
+
+
+class EventSearch(Struct, frozen=True, kw_only=True):
+    """Which events to list in the order of recording.
+
+    The oldest first, only those before which nothing can be recorded any more are listed: whoever goes on from the last place
+    misses none.
+    """
+
+    source: str | None = None
+    provider: str | None = None
+    types: tuple[str, ...] | None = None
+    """Any of these; None for all."""
+    state: str | None = None
+    """With a delivery in this state."""
+    destination: str | None = None
+    """With a delivery to this destination; with `state`, that delivery is in it."""
+    job_id: str | None = None
+    ref: str | None = None
+    since: int | None = None
+    """Recorded at or after this time."""
+    until: int | None = None
+    """Recorded before this time."""
+    min_bytes: int | None = None
+    max_bytes: int | None = None
+    min_duration_ms: int | None = None
+    max_duration_ms: int | None = None
+    after: Place | None = None
+    """The last place of the page before."""
+    newest_first: bool = False
     limit: int = 50

@@ -208,6 +208,8 @@ class Recorder:
             recorded_at=now,
             data=data,
             blob_key=blob.key if blob else None,
+            size=blob.size if blob else None,
+            duration_ms=_milliseconds(link),
         )
         row = _row(origin, draft, moment_of(event_id), None if blob else document)
         destinations = self._router.destinations(origin.source, draft.type)
@@ -259,6 +261,12 @@ class Recorder:
         identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}\0{at // _DAY}"
         name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
         return self._keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
+
+
+def _milliseconds(link: dict[str, Any]) -> int | None:
+    """Return how long an event's audio plays."""
+    seconds = link["audio"][1].duration_seconds if "audio" in link else None
+    return None if seconds is None else round(seconds * 1000)
 
 
 def _facts_at_once(body: Body, draft: AudioDraft) -> AudioFacts | None:

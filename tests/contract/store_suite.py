@@ -6,12 +6,15 @@ import asyncio
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     CallbackRow,
     Event,
     EventFilter,
+    EventSearch,
+    PlacedEvent,
     Recording,
     RecordStatus,
     Rejection,
@@ -530,6 +533,70 @@ class ReadSuite:
             await store.record(one)
         assert {one.recorded_at - T0 for one in await store.events(wanted)} == found
 
+    @pytest.mark.parametrize(
+        ("wanted", "found"),
+        [
+            (EventSearch(), [0, 1, 2, 3]),
+            (EventSearch(newest_first=True), [3, 2, 1, 0]),
+            (EventSearch(limit=2), [0, 1]),
+            (EventSearch(source="deapi"), [1]),
+            (EventSearch(provider="deepgram", since=T0 + 1, until=T0 + 3), [1, 2]),
+            (EventSearch(types=("speech.failed", "speech.completed"), newest_first=True), [3, 2, 1, 0]),
+            (EventSearch(types=("speech.failed",)), [2]),
+            (EventSearch(types=()), []),
+            (EventSearch(job_id="j3"), [3]),
+            (EventSearch(ref="r1"), [1]),
+            (EventSearch(state="pending"), [0, 2]),
+            (EventSearch(state="dead"), []),
+            (EventSearch(state="pending", destination="app"), [0, 2]),
+            (EventSearch(destination="audit"), []),
+            (EventSearch(state="delivered", destination="audit"), []),
+            (EventSearch(min_bytes=20), [2]),
+            (EventSearch(max_bytes=20, min_duration_ms=100), [1]),
+            (EventSearch(max_duration_ms=99), [2]),
+            (EventSearch(source="' OR 1=1 --"), []),
+            (EventSearch(ref="\0"), []),
+        ],
+    )
+    async def test_events_are_searched_in_the_order_of_recording(
+        self, store: Store, wanted: EventSearch, found: list[int]
+    ) -> None:
+        for one in (
+            recording("app", at=T0),
+            recording(at=T0 + 1, source="deapi", ref="r1"),
+            recording("app", at=T0 + 2, event_type="speech.failed"),
+            recording(at=T0 + 3, job_id="j3"),
+        ):
+            sizes = {1: (10, 100), 2: (20, 50)}.get(one.event.recorded_at - T0, (None, None))
+            event = replace(one.event, size=sizes[0], duration_ms=sizes[1])
+            await store.record(replace(one, event=event))
+
+        async def offsets() -> list[int]:
+            return [one.event.recorded_at - T0 for one in await store.search(wanted)]
+
+        async with asyncio.timeout(
+            20
+        ):  # until other databases of the server have no older transaction under way
+            while await offsets() != found:
+                await asyncio.sleep(0)
+
+    @pytest.mark.parametrize("newest_first", [False, True])
+    async def test_a_search_goes_on_where_the_page_before_ended(
+        self, store: Store, newest_first: bool
+    ) -> None:
+        """An event that was awaited is as old as its pickup by its id; its place is that of its recording."""
+        rows = [recording(at=T0 + 5), recording(at=T0 + 2), recording(at=T0 + 9, made=T0)]
+        for one in rows:
+            await store.record(one)
+        found: list[PlacedEvent] = []
+        async with asyncio.timeout(20):
+            while len(found) < len(rows):
+                after = found[-1].place if found else None
+                found += await store.search(EventSearch(limit=1, newest_first=newest_first, after=after))
+        ids = [one.event.id for one in (reversed(rows) if newest_first else rows)]
+        assert [one.event.id for one in found] == ids
+        assert await store.oldest_position() == min(one.place for one in found).position
+
     async def test_deliveries_are_filtered_and_paged(self, store: Store) -> None:
         dead = await one_delivery(store, at=T0)
         await end(store)
@@ -632,3 +699,27 @@ class ReadSuite:
 
 class StoreSuite(RecordSuite, ClaimSuite, ReadSuite):
     """All of it."""
+
+    async def test_a_walk_while_many_record_misses_nothing_and_repeats_nothing(self, store: Store) -> None:
+        await walk_while_recording([store] * 16)
+
+
+async def walk_while_recording(stores: list[Store]) -> None:
+    """Walk along the first store in pages of three, while each records events whose times are mixed."""
+    made = [[recording("app", at=T0 + (7 * n) % 40) for n in range(5)] for _ in stores]
+
+    async def write(store: Store, rows: list[Recording]) -> None:
+        for one in rows:
+            await store.record(one)
+
+    writing = asyncio.gather(*(write(store, rows) for store, rows in zip(stores, made, strict=True)))
+    found: list[PlacedEvent] = []
+    async with asyncio.timeout(60):
+        while not writing.done() or len(found) < 5 * len(stores):
+            await asyncio.sleep(0)
+            found += await stores[0].search(EventSearch(after=found[-1].place if found else None, limit=3))
+    await writing
+    ids = [one.event.id for one in found]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {one.event.id for rows in made for one in rows}
+    assert [one.place for one in found] == sorted(one.place for one in found)

@@ -14,14 +14,22 @@ import psycopg
 import pytest
 
 from receiver.core.errors import ConfigError, StoreUnavailable
-from receiver.core.event import EventFilter, RecordStatus
+from receiver.core.event import EventFilter, EventSearch, RecordStatus
 from receiver.core.work import DeliveryFilter
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
-from tests.contract.store_suite import T0, StoreSuite, claim, one_delivery, recording, settlement
+from tests.contract.store_suite import (
+    T0,
+    StoreSuite,
+    claim,
+    one_delivery,
+    recording,
+    settlement,
+    walk_while_recording,
+)
 from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
 from tests.support.postgres import database, execute, own_database, shared
@@ -77,6 +85,30 @@ async def test_a_process_whose_connections_broke_is_back_before_it_counts_as_dea
 
 class TestPostgresStore(StoreSuite):
     """The suite, over a server."""
+
+
+async def test_a_walk_while_several_processes_record_misses_nothing(url: str) -> None:
+    """Their transactions commit in another order than they begin."""
+    stores: list[Store] = [PostgresStore(url) for _ in range(4)]
+    for one in stores:
+        await one.open()
+    await walk_while_recording(stores * 4)
+    for one in stores:
+        await one.close()
+
+
+async def test_positions_go_on_above_those_of_a_database_that_was_copied(url: str, store: Store) -> None:
+    """The copy counts its transactions anew."""
+    first = recording("app")
+    await store.record(first)
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE events SET position = position + 1000000")
+    await store.close()
+    await store.open()
+    second = recording("app")
+    await store.record(second)
+    ids = [one.event.id for one in await store.search(EventSearch(newest_first=True))]
+    assert ids == [second.event.id, first.event.id]
 
 
 class TestPostgresPickups(PickupSuite):

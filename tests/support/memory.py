@@ -20,6 +20,9 @@ from receiver.core.event import (
     CallbackRow,
     Event,
     EventFilter,
+    EventSearch,
+    Place,
+    PlacedEvent,
     Recorded,
     Recording,
     RecordStatus,
@@ -82,6 +85,7 @@ class MemoryStore(Store):
         self._rejections: list[tuple[int, int, Rejection]] = []
         self._tombstones: dict[str, Tombstone] = {}
         self._arrivals = itertools.count()
+        self._places: dict[str, Place] = {}
         self._open = False
 
     async def open(self) -> None:
@@ -126,6 +130,7 @@ class MemoryStore(Store):
 
     def _put(self, event: Event, destinations: Iterable[str]) -> None:
         self._events[event.id] = event
+        self._places[event.id] = Place(next(self._arrivals), event.id)
         for destination in destinations:
             self._owe(event, destination)
 
@@ -397,6 +402,47 @@ class MemoryStore(Store):
             (one for one in self._events.values() if matches(one)), key=lambda one: (one.recorded_at, one.id)
         )
         return found[::-1][: filter.limit]
+
+    async def search(self, wanted: EventSearch) -> list[PlacedEvent]:
+        await self.ping()
+
+        def is_owed(one: Event) -> bool:
+            return (wanted.state, wanted.destination) == (None, None) or any(
+                wanted.state in (None, d.state) and wanted.destination in (None, d.destination)
+                for d in self._owed(one.id)
+            )
+
+        def is_within(value: int | None, least: int | None, most: int | None) -> bool:
+            if value is None:
+                return least is None and most is None
+            return (least is None or value >= least) and (most is None or value <= most)
+
+        def matches(one: Event) -> bool:
+            place = self._places[one.id]
+            return (
+                wanted.source in (None, one.source)
+                and wanted.provider in (None, one.provider)
+                and (wanted.types is None or one.type in wanted.types)
+                and wanted.job_id in (None, one.job_id)
+                and wanted.ref in (None, one.ref)
+                and (wanted.since is None or one.recorded_at >= wanted.since)
+                and (wanted.until is None or one.recorded_at < wanted.until)
+                and is_within(one.size, wanted.min_bytes, wanted.max_bytes)
+                and is_within(one.duration_ms, wanted.min_duration_ms, wanted.max_duration_ms)
+                and (
+                    wanted.after is None
+                    or (place < wanted.after if wanted.newest_first else place > wanted.after)
+                )
+                and is_owed(one)
+            )
+
+        found = [PlacedEvent(self._places[one.id], one) for one in self._events.values() if matches(one)]
+        found.sort(key=lambda one: one.place, reverse=wanted.newest_first)
+        return found[: wanted.limit]
+
+    async def oldest_position(self) -> int | None:
+        await self.ping()
+        return min((self._places[one].position for one in self._events), default=None)
 
     async def delivery(self, delivery_id: str) -> Delivery:
         await self.ping()

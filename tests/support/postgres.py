@@ -267,9 +267,7 @@ def _template() -> str:
 
 
 _spare: list[str] = []
-_FILLED = (
-    "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT IN ('migrations', 'pings')"
-)
+_FILLED = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT IN ('migrations', 'pings', 'event_positions')"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from receiver.storage.store import sqlite
 from receiver.storage.store.sqlite import SqliteStore
-from receiver.storage.store.statements import Row, Value, migrations, statement, statement_of_rows
+from receiver.storage.store.statements import Dialect, Row, Value, migrations, statement, statement_of_rows
 from tests.contract.store_suite import recording
 
 
@@ -156,7 +156,7 @@ async def test_a_recording_that_answers_nothing_asks_no_pickup(
 
 
 def test_slots_are_filled() -> None:
-    claim = statement("due_deliveries", lock="FOR UPDATE OF d SKIP LOCKED")
+    claim = statement("due_deliveries", dialect=Dialect(lock="FOR UPDATE OF d SKIP LOCKED"))
     assert claim.endswith("LIMIT :limit FOR UPDATE OF d SKIP LOCKED")
     assert "wanted (job_id, source) AS (VALUES (?,?),(?,?))" in statement_of_rows("ended_jobs", 2)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from msgspec.structs import astuple
 
@@ -19,6 +20,9 @@ from receiver.core.event import (
     CallbackRow,
     Event,
     EventFilter,
+    EventSearch,
+    Place,
+    PlacedEvent,
     Recorded,
     Recording,
     RecordStatus,
@@ -26,6 +30,7 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.work import DeliveryState
 from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
 
 # ---------------------------------------------------------------- recorded
@@ -74,6 +79,8 @@ def write_events(session: Session, recordings: Sequence[Recording]) -> set[str]:
     """Write the events and deliveries of recordings; return the ids of late events, which get no deliveries."""
     events = [recording.event for recording in recordings]
     late = _late(session, events)
+    if events:
+        session.begin_recording()
     session.run_rows("insert_events", list(map(astuple, events)))
     deliveries: list[tuple[Value, ...]] = []
     for recording in recordings:
@@ -187,6 +194,69 @@ def events(session: Session, filter: EventFilter) -> list[Event]:
     fixed = "(recorded_at, id) < (:at, :id)" if before else ""
     rows = listed(session, "list_events", conditions, filter.limit, fixed, before)
     return [value_of(Event, row) for row in rows]
+
+
+def search(session: Session, wanted: EventSearch) -> list[PlacedEvent]:
+    """List events in the order of recording.
+
+    Of several types each is asked for by itself: only so each is found along an index.
+    """
+    found = [
+        PlacedEvent(Place(row[0], row[1]), value_of(Event, row[1:]))
+        for type_ in ((None,) if wanted.types is None else wanted.types)
+        for row in _searched(session, wanted, type_)
+    ]
+    found.sort(key=attrgetter("place"), reverse=wanted.newest_first)
+    return found[: wanted.limit]
+
+
+def _searched(session: Session, wanted: EventSearch, type_: str | None) -> list[Row]:
+    conditions: dict[str, Value] = {
+        "e.source = :source": wanted.source,
+        "e.provider = :provider": wanted.provider,
+        "e.type = :type": type_,
+        "e.job_id = :job_id": wanted.job_id,
+        "e.ref = :ref": wanted.ref,
+        "e.recorded_at >= :since": wanted.since,
+        "e.recorded_at < :until": wanted.until,
+        "e.size >= :min_bytes": wanted.min_bytes,
+        "e.size <= :max_bytes": wanted.max_bytes,
+        "e.duration_ms >= :min_duration_ms": wanted.min_duration_ms,
+        "e.duration_ms <= :max_duration_ms": wanted.max_duration_ms,
+    }
+    fixed: list[str] = []
+    more: dict[str, Value] = {}
+    if wanted.after is not None:
+        fixed.append(f"(e.position, e.id) {'<' if wanted.newest_first else '>'} (:position, :id)")
+        more |= wanted.after._asdict()
+    if wanted.state is not None or wanted.destination is not None:
+        fixed.append(_owed(wanted))
+        more["destination"] = wanted.destination
+    way = "events_back" if wanted.newest_first else "events_onward"
+    used = more if wanted.destination is not None else {k: v for k, v in more.items() if k != "destination"}
+    return listed(session, way, conditions, wanted.limit, " AND ".join(fixed), used)
+
+
+def _owed(wanted: EventSearch) -> str:
+    """Return the condition that an event is owed to somebody."""
+    # The state is written out, not a parameter: only then may the indexes of what is due and dead be used.
+    state = wanted.state and DeliveryState(wanted.state)
+    due = state in (DeliveryState.PENDING, DeliveryState.DELIVERING)
+    parts = [
+        f"d.state = '{state}'" if state else "",
+        "d.due_at IS NOT NULL" if due else "",
+        "d.destination = :destination" if wanted.destination is not None else "",
+    ]
+    owed = " AND ".join(filter(None, parts))
+    if due or state is DeliveryState.DEAD:  # few of many: found from the deliveries
+        return f"e.id IN (SELECT d.event_id FROM deliveries AS d WHERE {owed})"  # noqa: S608 - fixed texts
+    return f"EXISTS (SELECT 1 FROM deliveries AS d WHERE d.event_id = e.id AND {owed})"  # noqa: S608
+
+
+def oldest_position(session: Session) -> int | None:
+    """Return the position of the oldest event that is kept, None without events."""
+    position: int | None = session.run("oldest_position", {})[0][0]
+    return position
 
 
 # ---------------------------------------------------------------- rejections

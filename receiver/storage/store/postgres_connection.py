@@ -25,6 +25,7 @@ from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
 from receiver.storage.store.statements import (
     ADVICE,
+    Dialect,
     Row,
     Session,
     Value,
@@ -413,7 +414,6 @@ _ALONG_THE_INDEX = frozenset({"due_deliveries", "due_pickups"})
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 
 
-_LOCK = "FOR UPDATE OF d SKIP LOCKED"
 _LIVING = 0x72656376
 """The class of the advisory locks that processes hold for as long as they live: `recv` in letters."""
 _HELD = """
@@ -426,6 +426,13 @@ WHERE
     AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+_OFFSET = "(SELECT last FROM event_positions)"
+_DIALECT = Dialect(
+    lock="FOR UPDATE OF d SKIP LOCKED",
+    position=f"{_OFFSET} + CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)",
+    horizon=f"{_OFFSET} + CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)",
+)
+"""Transactions commit in another order than they begin, but none below the snapshot's `xmin` is still under way."""
 
 
 @cache
@@ -435,7 +442,7 @@ def named(name: str, conditions: str = "") -> tuple[str, tuple[str, ...]]:
     text = re.sub(
         r":(\w+)",
         lambda match: names.setdefault(match[1], f"${len(names) + 1}"),
-        statement(name, conditions, _LOCK),
+        statement(name, conditions, _DIALECT),
     )
     return text, tuple(names)
 
@@ -444,7 +451,7 @@ def named(name: str, conditions: str = "") -> tuple[str, tuple[str, ...]]:
 def numbered(name: str, count: int) -> str:
     """Return a statement for `count` rows of parameters, which are numbered."""
     numbers = itertools.count(1)
-    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement_of_rows(name, count, _LOCK))
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement_of_rows(name, count, _DIALECT))
 
 
 class PostgresSession(Session):
@@ -494,6 +501,9 @@ class PostgresSession(Session):
 
     def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
         return self._execute(name, numbered(name, size), values)
+
+    def begin_recording(self) -> None:
+        """Do nothing: the database numbers its transactions itself."""
 
     def script(self, text: str) -> None:
         """Run a migration. Text sorts by its bytes, as it does in SQLite, whatever the database's own order."""

@@ -271,6 +271,10 @@ class SqliteSession(Session):
     def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
         return self._connection.execute(statement_of_rows(name, size), values)
 
+    def begin_recording(self) -> None:
+        """Count the position on: one transaction writes at a time."""
+        self._connection.execute(statement("next_position"))
+
     def script(self, text: str) -> None:
         """Run a migration."""
         self._connection.execute(text)

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar, TypeVarTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 
@@ -52,23 +52,38 @@ def _fill(text: str, slots: Mapping[str, str]) -> str:
     return text
 
 
-@cache
-def statement(name: str, conditions: str = "", lock: str = "") -> str:
-    """Return the statement `name`; `conditions` are those of a listing, `lock` is the claim's clause."""
-    return _fill(_texts()[name], {"conditions": conditions, "lock": lock}).strip()
+class Dialect(NamedTuple):
+    """What one database says otherwise than another: fills the slots of these names."""
+
+    lock: str = ""
+    position: str = "(SELECT last FROM event_positions)"
+    horizon: str = "(SELECT last + 1 FROM event_positions)"
+
+
+SQLITE = Dialect()
 
 
 @cache
-def statement_of_rows(name: str, count: int, lock: str = "") -> str:
+def statement(name: str, conditions: str = "", dialect: Dialect = SQLITE) -> str:
+    """Return the statement `name`; `conditions` are those of a listing."""
+    return _fill(_texts()[name], {"conditions": conditions, **dialect._asdict()}).strip()
+
+
+@cache
+def statement_of_rows(name: str, count: int, dialect: Dialect = SQLITE) -> str:
     """Return the statement `name` for `count` rows of parameters, each of which is a `?`."""
 
     def values(match: re.Match[str]) -> str:
-        kind, columns = match[1], match[2].strip()
+        kind = match[1]
+        columns, _, fixed = (part.strip() for part in match[2].partition(";"))
         row = ",".join("?" * len(columns.split(",")))
+        if fixed:
+            column, _, expression = fixed.partition("=")
+            columns, row = f"{columns}, {column}", f"{row},{expression}"
         rows = ",".join([f"({row})"] * count)
         return f"({columns}) VALUES {rows}" if kind == "insert" else f"({columns}) AS (VALUES {rows})"
 
-    return _ROWS.sub(values, statement(name, lock=lock))
+    return _ROWS.sub(values, statement(name, dialect=dialect))
 
 
 @cache
@@ -115,6 +130,10 @@ class Session(ABC):
     @abstractmethod
     def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
         """Run a statement with `size` rows of parameters, one after the other in `values`."""
+
+    @abstractmethod
+    def begin_recording(self) -> None:
+        """Make the position of the events that follow."""
 
     @abstractmethod
     def script(self, text: str) -> None:
@@ -231,6 +250,8 @@ def check(session: Session, known: Mapping[str, str], shared: bool) -> None:
         raise ConfigError(
             f"store.url: the database's schema is older than this program (it lacks {min(missing)}): {ADVICE}"
         )
+    if not missing:
+        session.run("raise_positions", {})
 
 
 def unfit(applied: Collection[str], known: Collection[str]) -> list[str]:

@@ -5,6 +5,8 @@
 --                    statement has no other parameters
 --   {insert: a, b}   after `INSERT INTO table`: (a, b) VALUES (?, ?), (?, ?), …; the same
 --   {lock}           what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
+--   {position}       the position of the events that a transaction records
+--   {horizon}        a position below which no transaction still under way can record
 --   {conditions}     the conditions of a listing, put together by `listed` from fixed texts
 --   {table}, …       a slot of a section whose statements are one text for several tables. A line `-- with:` under the
 --                    section's heading names the slots, each further one fills them; a statement is made for every line
@@ -50,7 +52,23 @@ LIMIT 1
 
 -- name: insert_events
 -- Writes events.
-INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key}
+INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key,
+    size, duration_ms; position={position}}
+
+-- name: next_position
+-- Makes the position of a transaction's events, in a database where one transaction writes at a time.
+UPDATE event_positions SET last = last + 1
+
+-- name: raise_positions
+-- Begins above every position there is: a database that was copied may count its transactions anew.
+UPDATE event_positions
+SET last = last + (SELECT COALESCE(max(position), 0) FROM events) - {position}
+WHERE (SELECT COALESCE(max(position), 0) FROM events) > {position}
+
+-- name: oldest_position
+-- The position of the oldest event that is kept.
+SELECT min(position)
+FROM events
 
 -- name: event_type
 -- The type of one event, a failure's or a result's.
@@ -76,10 +94,25 @@ OR EXISTS (
 
 -- name: list_events
 -- Events, those recorded last first: the id of an awaited event is older than the event.
-SELECT id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key
+SELECT id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key, size, duration_ms
 FROM events
 WHERE {conditions}
 ORDER BY recorded_at DESC, id DESC
+LIMIT :limit
+
+-- ==================== events in the order of recording ====================
+-- with: way    | order | settled
+-- with: onward | ASC   | AND e.position < {horizon}
+-- with: back   | DESC  |
+
+-- name: events_{way}
+-- Events in the order of recording; onward, those alone that no transaction under way can still come before.
+SELECT
+    e.position, e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data,
+    e.blob_key, e.size, e.duration_ms
+FROM events AS e
+WHERE {conditions} {settled}
+ORDER BY e.position {order}, e.id {order}
 LIMIT :limit
 
 -- ==================== the two queues: deliveries and pickups ====================
@@ -91,7 +124,8 @@ LIMIT :limit
 -- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again.
 SELECT
     d.id, d.attempts, d.round_start,
-    e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key
+    e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key,
+    e.size, e.duration_ms
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
 WHERE d.destination = :queue AND d.due_at <= :now

@@ -222,6 +222,8 @@ class Store:
     defer = _writes(pickup_rows.defer)
     event = _reads(event_rows.event)
     events = _reads(event_rows.events)
+    search = _reads(event_rows.search)
+    oldest_position = _reads(event_rows.oldest_position)
     body = _reads(event_rows.body)
     has_scope = _reads(event_rows.has_scope)
 
