@@ -29,7 +29,6 @@ from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import OutcomeKind
 from receiver.outbound.guard import Guard, Target, literal, target
 from receiver.system.http1 import (
-    IDLE_SECONDS,
     INTERIM_LIMIT,
     Bounds,
     Connection,
@@ -39,6 +38,7 @@ from receiver.system.http1 import (
     NotHttp,
     Reply,
     Unanswered,
+    request_head,
 )
 from receiver.system.threads import Threads
 
@@ -49,6 +49,8 @@ PIECE = 64 * 1024
 """The most bytes of a body that are read at once."""
 DNS_SECONDS = 10
 """How long a resolved and judged name is remembered."""
+IDLE_SECONDS = 4.0
+"""How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
 _NEXT_ADDRESS_SECONDS = 0.25
 """How long one address of a name is waited for before the next one is tried beside it (RFC 8305)."""
 
@@ -233,7 +235,7 @@ class Egress:
         if self._ca_file is not None:
             _trust(self._ca_file)
         self._resolver = GuardedResolver(self._guard, self._resolve)
-        self._connections = Connections(self._connect, self._limit)
+        self._connections = Connections(self._connect, self._limit, IDLE_SECONDS)
 
     async def close(self) -> None:
         """Let go of connections and threads."""
@@ -262,7 +264,8 @@ class Egress:
         if isinstance(place, Failure):
             return place
         try:
-            head = _head(place, headers, len(body))
+            whole = {"host": place.url.host_port_subcomponent or "", **headers}
+            head = request_head("POST", place.url.raw_path_qs, whole, len(body))
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
         try:
@@ -371,17 +374,6 @@ class Egress:
         except AddressBlocked as error:
             raise _SocketBlocked(error.message) from None
         return socket.socket(info[0], info[1], info[2])
-
-
-def _head(place: Target, headers: Mapping[str, str], length: int) -> bytes:
-    """Return the head of a POST. Raises `ValueError` when a header cannot be sent."""
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    if "host" not in headers:
-        lines.append(f"host: {place.url.host_port_subcomponent}\r\n")
-    text = f"POST {place.url.raw_path_qs} HTTP/1.1\r\ncontent-length: {length}\r\n{''.join(lines)}\r\n"
-    if not text.count("\r") == text.count("\n") == text.count("\r\n") == len(lines) + 3:
-        raise ValueError("a line break")
-    return text.encode()
 
 
 @lru_cache(maxsize=64)

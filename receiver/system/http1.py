@@ -7,8 +7,9 @@ cookies and no decompression, and nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Generic, TypeVar, cast
+from weakref import WeakSet
 
 import httptools
 from msgspec import Struct
@@ -17,8 +18,6 @@ INTERIM_LIMIT = 8
 """The most 1xx answers that are waited out; RFC 9110 sets no limit, and nobody needs more than one or two."""
 ANSWER_LIMIT = 128 * 1024
 """Bytes of one answer, head, framing and body, after which no more is read; the last piece may pass it."""
-IDLE_SECONDS = 4.0
-"""How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
 _PIECE = 64 * 1024
 """Bytes of a request's body that are written at once."""
 
@@ -33,6 +32,8 @@ class Reply(Struct, frozen=True, gc=False):
     """Names in lower case; of a name that came twice, the first."""
     body: bytes
     """What came of it within the request's bounds."""
+    whole: bool
+    """The body came to its end."""
 
 
 class Unanswered(Exception):
@@ -61,6 +62,18 @@ class Bounds(Struct, frozen=True, kw_only=True):
     body_bytes: int
 
 
+def request_head(method: str, place: str, headers: Mapping[str, str], length: int) -> bytes:
+    """Return the head of a request for `place` (path and query) with `length` bytes of body.
+
+    Raises `ValueError`, which may quote a header, when one cannot be sent.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    text = f"{method} {place} HTTP/1.1\r\n{lines}content-length: {length}\r\n\r\n"
+    if not text.count("\r") == text.count("\n") == text.count("\r\n") == len(headers) + 3:
+        raise ValueError("a line break")
+    return text.encode()
+
+
 class Connection(asyncio.Protocol):
     """The client's end of one connection."""
 
@@ -75,7 +88,7 @@ class Connection(asyncio.Protocol):
         """Waits for the far side to take what was written; None while it does."""
         self.reusable = True
         """Another request may be sent."""
-        self.idle_since = 0.0
+        self._resting: asyncio.TimerHandle | None = None
 
     async def ask(self, head: bytes, body: bytes, bounds: Bounds, deadline: float) -> Reply:
         """Send a request and return its answer; `deadline` (the loop's clock) ends the wait for its head.
@@ -89,6 +102,8 @@ class Connection(asyncio.Protocol):
         self._body = b""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._answer = answer
+        if self._resting is not None:
+            self._resting.cancel()
         self._timer = self._loop.call_at(deadline, self._end, TimeoutError())
         try:
             await self._write(head, body)
@@ -110,6 +125,10 @@ class Connection(asyncio.Protocol):
                 self.close()
                 return
             self._transport.write(view[start : start + _PIECE])
+
+    def rest(self, seconds: float) -> None:
+        """Hang up after `seconds` without another request."""
+        self._resting = self._loop.call_later(seconds, self.close)
 
     def close(self) -> None:
         """Hang up, without a word to the far side."""
@@ -202,8 +221,6 @@ class Connection(asyncio.Protocol):
             self._whole = True
             self.reusable &= self._parser.should_keep_alive()
 
-    # ------------------------------------------------------------
-
     def _end(self, error: Exception | None = None) -> None:
         """End the request that is under way: with what came when its head is here, else with `error`."""
         answer, self._answer = self._answer, None
@@ -218,7 +235,9 @@ class Connection(asyncio.Protocol):
             headers: dict[str, str] = {}
             for name, value in self._headers:
                 headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
-            answer.set_result(Reply(self._status, headers, self._body[: self._bounds.body_bytes]))
+            answer.set_result(
+                Reply(self._status, headers, self._body[: self._bounds.body_bytes], self._whole)
+            )
         else:
             answer.set_exception(error or NoAnswer())
             answer.exception()  # a request that is cancelled now will not look at it
@@ -227,11 +246,18 @@ class Connection(asyncio.Protocol):
 class Connections(Generic[K]):
     """Kept connections by the place that they lead to; at most `limit` requests are under way at once."""
 
-    def __init__(self, connect: Callable[[K], Awaitable[Connection]], limit: int) -> None:
+    def __init__(
+        self,
+        connect: Callable[[K], Awaitable[Connection]],
+        limit: int,
+        idle_seconds: float,
+    ) -> None:
+        """`idle_seconds` is how long a connection is kept for the next request."""
         self._connect = connect
+        self._idle_seconds = idle_seconds
         self._slots = asyncio.Semaphore(limit)
         self._idle: dict[K, list[Connection]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._all: WeakSet[Connection] = WeakSet()
 
     async def ask(self, place: K, head: bytes, body: bytes, bounds: Bounds) -> Reply:
         """Send one request to `place` and return its answer. Raises what connecting raises, and as `Connection.ask`."""
@@ -247,49 +273,26 @@ class Connections(Generic[K]):
             if connection is None:
                 async with asyncio.timeout_at(deadline):
                     connection = await self._connect(place)
+                self._all.add(connection)
             answer = await connection.ask(head, body, bounds, deadline)
             if connection.reusable:
-                self._keep(place, connection)
+                connection.rest(self._idle_seconds)
+                self._idle.setdefault(place, []).append(connection)
             return answer
         finally:
             self._slots.release()
 
     async def close(self) -> None:
-        """Hang up on all that is idle."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        for kept in self._idle.values():
-            for connection in kept:
-                connection.close()
+        """Hang up, whatever is under way."""
+        for connection in self._all:
+            connection.close()
         self._idle.clear()
         await asyncio.sleep(0)  # the transports close their sockets
 
     def _kept(self, place: K) -> Connection | None:
-        kept, now = self._idle.get(place), asyncio.get_running_loop().time()
+        kept = self._idle.get(place)
         while kept:
             connection = kept.pop()
-            if connection.reusable and now - connection.idle_since < IDLE_SECONDS:
+            if connection.reusable:
                 return connection
-            connection.close()
         return None
-
-    def _keep(self, place: K, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
-        self._idle.setdefault(place, []).append(connection)
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(IDLE_SECONDS, self._sweep)
-
-    def _sweep(self) -> None:
-        """Hang up on what has been idle for too long, and come again for the rest."""
-        loop, idle = asyncio.get_running_loop(), self._idle
-        self._idle, self._sweeper = {}, None
-        for place, kept in idle.items():
-            for connection in kept:
-                if not connection.reusable or loop.time() - connection.idle_since >= IDLE_SECONDS:
-                    connection.close()
-                else:
-                    self._idle.setdefault(place, []).append(connection)
-        if self._idle:
-            self._sweeper = loop.call_later(1, self._sweep)

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from receiver.system import http1
 from receiver.system.http1 import Bounds, Connection, Connections, NoAnswer, NotHttp, Reply, Unanswered
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -64,7 +63,9 @@ async def ask(client: Connections[int], far: Far, body: bytes = b"event", second
 
 
 @asynccontextmanager
-async def far_side(*scripts: Script, limit: int = 4) -> AsyncIterator[tuple[Far, Connections[int]]]:
+async def far_side(
+    *scripts: Script, limit: int = 4, idle_seconds: float = 4
+) -> AsyncIterator[tuple[Far, Connections[int]]]:
     far = Far(*scripts)
     server = await asyncio.start_server(far.accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -72,7 +73,7 @@ async def far_side(*scripts: Script, limit: int = 4) -> AsyncIterator[tuple[Far,
     async def connect(_: int) -> Connection:
         return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port))[1]
 
-    client: Connections[int] = Connections(connect, limit)
+    client: Connections[int] = Connections(connect, limit, idle_seconds)
     try:
         yield far, client
     finally:
@@ -153,9 +154,8 @@ async def test_a_connection_that_was_closed_or_spoke_while_idle_is_not_used_agai
         assert far.accepted == 3
 
 
-async def test_idle_connections_are_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "IDLE_SECONDS", 0.05)
-    async with far_side(answering(OK)) as (far, client):
+async def test_idle_connections_are_hung_up_on() -> None:
+    async with far_side(answering(OK), idle_seconds=0.05) as (far, client):
         await ask(client, far)
         await far.left.wait()
 
@@ -177,7 +177,6 @@ async def test_a_long_body_is_written_as_the_far_side_takes_it_and_an_early_answ
     async with far_side(taking, refusing) as (far, client):
         assert (await ask(client, far, body)).status == 200
         assert took == len(body)
-        far.accepted = 1
         await client.close()
         assert (await ask(client, far, body)).status == 413
 

@@ -16,14 +16,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-import aiohttp
-import yarl
-from aiohttp.abc import AbstractResolver, ResolveResult
+import aiohappyeyeballs
 
 from receiver import __version__
 from receiver.core.callback import Body
 from receiver.storage.blobs.s3_errors import is_outage, unavailable
 from receiver.storage.blobs.s3_options import CONNECT_SECONDS, S3Options
+from receiver.system.http1 import Bounds, Connection, Connections, Unanswered, request_head
 from receiver.system.threads import Threads
 
 FIRST_LIMIT = 1024 * 1024
@@ -31,6 +30,8 @@ FIRST_LIMIT = 1024 * 1024
 _PAUSE_SECONDS = 60.0
 """How long boto3 has all puts after it stored what was refused here: as when the bucket lies in another region."""
 _ANSWER_LIMIT = 64 * 1024
+_IDLE_SECONDS = 15.0
+"""How long a connection is kept: S3 keeps them for longer."""
 _PROBE = "receiver-link"
 _USUAL = {
     f"X-Amz-{name}" for name in ("Algorithm", "Credential", "Date", "Expires", "SignedHeaders", "Signature")
@@ -93,7 +94,7 @@ class Signer:
         return f"{self.base}{path}?{asked}&X-Amz-Signature={self._sign(request, stamp, scope)}"
 
     def put(self, key: str, headers: dict[str, str], sha256: str) -> tuple[str, dict[str, str]]:
-        """Return URL and signed headers of a put of a body with this digest. Raises as `link` does."""
+        """Return path and signed headers of a put of a body with this digest. Raises as `link` does."""
         credentials, stamp, scope = self._now()
         headers |= {"host": self._host, "x-amz-date": stamp, "x-amz-content-sha256": sha256}
         if credentials.token:
@@ -104,7 +105,7 @@ class Signer:
         headers["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={signed}, Signature={signature}"
         )
-        return self.base + path, headers
+        return path, headers
 
     def _now(self) -> tuple[Any, str, str]:
         if isinstance(self.credentials, Exception):
@@ -134,17 +135,13 @@ class FirstTries:
         self._shape = client.meta.service_model.operation_model("PutObject").output_shape
         self._slots = asyncio.Semaphore(options.connections)
         self._paused_until = 0.0
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=options.connections, ssl=trust, resolver=_Resolver(threads)),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding"),
-        )
+        self._trust = trust if isinstance(trust, ssl.SSLContext) else None
+        self._threads = threads
+        self._connections = Connections(self._connect, options.connections, _IDLE_SECONDS)
 
     async def close(self) -> None:
         """Hang up, whatever is under way."""
-        await self._session.close()
+        await self._connections.close()
 
     def takes(self, body: Body) -> bool:
         """Tell whether a body's first try is made here: one that is in memory, unless boto3 has all puts for now."""
@@ -162,12 +159,11 @@ class FirstTries:
         async with self._slots:
             began = time.monotonic()
             try:
-                async with asyncio.timeout(seconds):
-                    answer = await self._send(key, body, about)
+                answer = await self._send(key, body, about, seconds)
                 if "Error" not in answer:
                     return answer
                 failed: Exception = ClientError(answer, "PutObject")
-            except (aiohttp.ClientError, OSError) as error:
+            except (Unanswered, OSError) as error:
                 failed = TimeoutError() if isinstance(error, TimeoutError) else ConnectionError()
             except (
                 Exception
@@ -182,51 +178,37 @@ class FirstTries:
         if not is_outage(refused) and not isinstance(refused, ConnectionError):
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
 
-    async def _send(self, key: str, body: Body, about: dict[str, Any]) -> dict[str, Any]:
+    async def _send(self, key: str, body: Body, about: dict[str, Any], seconds: float) -> dict[str, Any]:
         headers = {_HEADERS[name]: value for name, value in about.items() if name in _HEADERS}
         headers |= {f"x-amz-meta-{name}": value for name, value in about["Metadata"].items()}
-        url, headers = self._signer.put(key, headers, body.sha256)
+        path, headers = self._signer.put(key, headers, body.sha256)
         headers["user-agent"] = f"receiver/{__version__}"
-        sending = self._session.put(
-            yarl.URL(url, encoded=True), data=body.load(), headers=headers, allow_redirects=False
-        )
-        async with sending as answer:
-            try:
-                data = await answer.content.readexactly(_ANSWER_LIMIT)
-            except asyncio.IncompleteReadError as whole:
-                data = whole.partial
+        bounds = Bounds(seconds=seconds, body_seconds=seconds, body_bytes=_ANSWER_LIMIT)
+        head = request_head("PUT", path, headers, body.size)
+        answer = await self._connections.ask(self._signer.base, head, body.load(), bounds)
+        if not answer.whole:
+            raise TimeoutError
         told = answer.headers
         if answer.status == 200:
             found = {"ETag": told.get("etag"), "ChecksumSHA256": told.get("x-amz-checksum-sha256")}
             return found | {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": told}}
         from botocore.parsers import create_parser
 
-        response = {"status_code": answer.status, "headers": dict(told), "body": data}
+        response = {"status_code": answer.status, "headers": told, "body": answer.body}
         parsed: dict[str, Any] = create_parser("rest-xml").parse(response, self._shape)
         return {"Error": {}} | parsed
 
-
-class _Resolver(AbstractResolver):
-    """Looks names up in daemon threads: the event loop's own would hold the process's end."""
-
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        found = await asyncio.wrap_future(self._threads.submit(ask))
-        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        return [
-            ResolveResult(
-                hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=flags
+    async def _connect(self, base: str) -> Connection:
+        """Connect; the names are looked up in daemon threads, since the event loop's own would hold the process's end."""
+        host, port = urlsplit(base).hostname, urlsplit(base).port or (80 if self._trust is None else 443)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            ask = partial(socket.getaddrinfo, host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
+            found = await asyncio.wrap_future(self._threads.submit(ask))
+            sock = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=0.25)
+            _, connection = await asyncio.get_running_loop().create_connection(
+                Connection, sock=sock, ssl=self._trust, server_hostname=host if self._trust else None
             )
-            for kind, _, protocol, _, address in found
-        ]
-
-    async def close(self) -> None:
-        """Do nothing: the threads are S3's."""
+        return connection
 
 
 def trust_of(options: S3Options, signer: Signer) -> ssl.SSLContext | bool | None:
