@@ -88,6 +88,8 @@ class Receiver:
     ports: Ports
     tokens: CallbackTokens
     links: ObjectLinks
+    link: event_json.Link
+    """Makes fresh links to stored objects."""
     journal: Journal
     intake: Intake
     relay: Relay
@@ -163,7 +165,8 @@ def build(
     bodies = BodyBuffer(str(Path(folder, "spool")))
     ports = shape(_ports(settings, tokens, bodies))
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    relay = _relay(settings, ports, links, observer, clock, worker)
+    link = _linker(settings, ports, links, clock)
+    relay = _relay(settings, ports, link, observer, clock, worker)
     recorder = Recorder(
         store=ports.store,
         blobs=ports.blobs,
@@ -181,7 +184,7 @@ def build(
     takeover = Takeover(ports.store, observer, clock, relay.wake, collector.wake)
     janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
     parts = (journal, intake, relay, collector, takeover, janitor, observer, metrics)
-    return Receiver(settings, ports, tokens, links, *parts, clock, timing)
+    return Receiver(settings, ports, tokens, links, link, *parts, clock, timing)
 
 
 def _intake(
@@ -209,21 +212,26 @@ def _intake(
     )
 
 
-def _relay(
-    settings: Settings,
-    ports: Ports,
-    links: ObjectLinks,
-    observer: Observers,
-    clock: Callable[[], int],
-    worker: str,
-) -> Relay:
-    link = event_json.linker(
+def _linker(
+    settings: Settings, ports: Ports, links: ObjectLinks, clock: Callable[[], int]
+) -> event_json.Link:
+    return event_json.linker(
         presign=ports.blobs.presign,
         links=links,
         base=public_base(settings),
         seconds=settings.blobs.link_seconds,
         clock=clock,
     )
+
+
+def _relay(
+    settings: Settings,
+    ports: Ports,
+    link: event_json.Link,
+    observer: Observers,
+    clock: Callable[[], int],
+    worker: str,
+) -> Relay:
     lanes = {
         name: DeliveryTerms(
             destination=ports.destinations[name],

@@ -215,6 +215,20 @@ class CallbackRow(Struct, frozen=True, kw_only=True):
     """Comma-separated names of the proofs that held."""
 
 
+class Callback(Struct, frozen=True, kw_only=True):
+    """A callback as the store shows it, without its body."""
+
+    id: str
+    event_id: str
+    source: str
+    method: str
+    content_type: str
+    received_at: int
+    body_size: int
+    body_sha256: str
+    proofs: str
+
+
 class Answered(Struct, frozen=True, kw_only=True):
     """The expectation that a callback answers."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from receiver.core.event import EVENT_TYPES
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -34,3 +36,9 @@ class Router:
 
     def _destinations(self, source: str, event_type: str) -> tuple[str, ...]:
         return tuple(r.destination for r in self._routes if r.wants(source, event_type))
+
+
+def fitting_types(pattern: str) -> tuple[str, ...]:
+    """Return the event types that a pattern fits; the text itself when it is none and has no `*`."""
+    fit = tuple(one for one in EVENT_TYPES if fnmatchcase(one, pattern))
+    return fit if fit or any(char in pattern for char in "*?[") else (pattern,)

@@ -279,6 +279,7 @@ class PickupFilter(Struct, frozen=True, kw_only=True):
     state: PickupState | None = None
     job_id: str | None = None
     ref: str | None = None
+    event_id: str | None = None
     after: str | None = None
     limit: int = 50
 

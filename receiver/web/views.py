@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from receiver.core.event import Event, Rejection
+from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
 from receiver.core.work import (
     Attempt,
@@ -78,6 +78,25 @@ class AttemptShown(Struct, frozen=True, kw_only=True):
     """The first 16 KiB of what the destination answered, as text."""
 
 
+class DeliveryWhole(DeliveryShown, frozen=True, kw_only=True):
+    """A delivery with its attempts."""
+
+    attempts_made: list[AttemptShown]
+
+
+class CallbackShown(Struct, frozen=True, kw_only=True):
+    """The proved callback that an event came from; for a result that was fetched, how it was."""
+
+    id: str
+    received_at: Time
+    method: str
+    content_type: str
+    body_size: int
+    body_sha256: str
+    proofs: str
+    """Names of the proofs that held, with commas; `asked` for what receiver fetched itself."""
+
+
 class RejectionShown(Struct, frozen=True, kw_only=True):
     """A callback that was not proved."""
 
@@ -133,6 +152,60 @@ class PickupWhole(PickupShown, frozen=True, kw_only=True):
     attempts_made: list[PickupAttemptShown]
 
 
+class EventWhole(EventShown, frozen=True, kw_only=True):
+    """An event with all that belongs to it."""
+
+    callback: CallbackShown | None
+    """Null once retention has removed it."""
+    pickup: PickupShown | None
+    """The pickup that it ended, if there was one."""
+    deliveries: list[DeliveryWhole]
+
+
+class AudioLink(Struct, frozen=True, kw_only=True):
+    """A fresh link to what an event has stored."""
+
+    url: str
+    url_expires_at: Time
+    content_type: str
+
+
+class SourceShown(Struct, frozen=True, kw_only=True):
+    """A source of the settings."""
+
+    name: str
+    provider: str
+    calls_back: bool
+    polled: bool
+    pickups_due: int
+    oldest_pickup_due_at: Time | None
+
+
+class DestinationShown(Struct, frozen=True, kw_only=True):
+    """A destination of the settings."""
+
+    name: str
+    kind: str
+    sources: list[str]
+    events: list[str]
+    due: int
+    """Deliveries that are due."""
+    oldest_due_at: Time | None
+    dead: int
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """How much waits. The journal is that of the process that answers."""
+
+    due_deliveries: dict[str, int]
+    """By destination."""
+    dead_deliveries: dict[str, int]
+    due_pickups: dict[str, int]
+    """By source."""
+    journal: int
+    oldest_journaled_seconds: float
+
+
 class CallbackUrl(Struct, frozen=True, kw_only=True):
     """A callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
 
@@ -153,11 +226,22 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
     """What to ask the next page with as `after`; null at the end."""
 
 
+class EventPage(Struct, frozen=True, kw_only=True):
+    """Some events, in the order of recording."""
+
+    items: list[EventShown]
+    next: str | None
+    """What to ask the next page with as `after`; null at the end."""
+    cursor: str | None
+    """Where to go on later, at the end too: `after` for what is recorded from now on."""
+
+
 _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Event: EventShown,
     Delivery: DeliveryShown,
     Attempt: AttemptShown,
     Rejection: RejectionShown,
+    Callback: CallbackShown,
     Pickup: PickupShown,
     PickupAttempt: PickupAttemptShown,
 }

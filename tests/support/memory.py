@@ -17,6 +17,7 @@ from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     TIME_CHARS,
     Answered,
+    Callback,
     CallbackRow,
     Event,
     EventFilter,
@@ -384,6 +385,23 @@ class MemoryStore(Store):
         led = [row for row, made in self._callbacks.values() if made == event_id]
         return min(led, key=lambda row: (row.body is None, row.received_at, row.id)).body
 
+    async def callback(self, event_id: str) -> Callback | None:
+        led = [row for row, made in self._callbacks.values() if made == event_id]
+        if not led:
+            return None
+        row = min(led, key=lambda row: (row.received_at, row.id))
+        return Callback(
+            id=row.id,
+            event_id=event_id,
+            source=row.source,
+            method=row.method,
+            content_type=row.content_type,
+            received_at=row.received_at,
+            body_size=row.body_size,
+            body_sha256=row.body_sha256,
+            proofs=row.proofs,
+        )
+
     async def events(self, filter: EventFilter) -> list[Event]:
         await self.ping()
 
@@ -641,6 +659,7 @@ class MemoryStore(Store):
             and filter.state in (None, one.state)
             and filter.job_id in (None, one.job_id)
             and filter.ref in (None, one.ref)
+            and filter.event_id in (None, one.event_id)
             and (filter.after is None or one.id < filter.after)
         ]
         return sorted(found, key=lambda one: one.id, reverse=True)[: filter.limit]

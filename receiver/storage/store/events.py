@@ -17,6 +17,7 @@ from receiver.core.errors import NotFound
 from receiver.core.event import (
     TIME_CHARS,
     Answered,
+    Callback,
     CallbackRow,
     Event,
     EventFilter,
@@ -160,6 +161,12 @@ def body(session: Session, event_id: str) -> bytes | None:
     if not rows:
         raise NotFound(f"no event has the id {event_id}")
     return None if rows[0][0] is None else bytes(rows[0][0])
+
+
+def callback(session: Session, event_id: str) -> Callback | None:
+    """Return the callback behind an event, None where it is not there (any more)."""
+    rows = session.run("callback_of_event", {**callback_ids(event_id), "event_id": event_id})
+    return value_of(Callback, rows[0]) if rows else None
 
 
 def callback_ids(first: str, last: str | None = None) -> dict[str, Value]:

@@ -289,6 +289,7 @@ def pickups(session: Session, filter: PickupFilter) -> list[Pickup]:
         "state = :state": filter.state,
         "job_id = :job_id": filter.job_id,
         "ref = :ref": filter.ref,
+        "event_id = :event_id": filter.event_id,
         "id < :after": filter.after,
     }
     return [_pickup_of(row) for row in listed(session, "list_pickups", conditions, filter.limit)]

@@ -50,6 +50,14 @@ WHERE
 ORDER BY body IS NULL, received_at, id
 LIMIT 1
 
+-- name: callback_of_event
+-- The callback behind an event, without its body. Both have one millisecond, which bounds the search by id.
+SELECT id, event_id, source, method, content_type, received_at, body_size, body_sha256, proofs
+FROM callbacks
+WHERE id >= :first AND id < :beyond AND event_id = :event_id
+ORDER BY received_at, id
+LIMIT 1
+
 -- name: insert_events
 -- Writes events.
 INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key,

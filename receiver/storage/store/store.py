@@ -225,6 +225,7 @@ class Store:
     search = _reads(event_rows.search)
     oldest_position = _reads(event_rows.oldest_position)
     body = _reads(event_rows.body)
+    callback = _reads(event_rows.callback)
     has_scope = _reads(event_rows.has_scope)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:

@@ -53,26 +53,35 @@ class Given:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path."""
 
-    method: str
-    path: str
-    """Under `/api/v1`; variable parts in braces."""
+    name: str
+    """Method and path, as `GET /pickups/{pickup_id}`; the path is under `/api/v1`."""
     scope: ApiScope
     does: str
-    """One sentence for the documentation."""
+    """A sentence without its point."""
     handle: Callable[[Call[Any, Any]], Awaitable[Any]]
     """Returns a struct, a `Given`, or a whole `Response`."""
-    query: Any = None
-    """The struct of the query."""
-    body: Any = None
-    """The struct of the body."""
-    gives: Any
+    gives: Any = field(kw_only=True)
     """The type of the result; a media type in words where it is no JSON."""
-    statuses: Sequence[int] = (200,)
+    query: Any = field(default=None, kw_only=True)
+    """The struct of the query."""
+    body: Any = field(default=None, kw_only=True)
+    """The struct of the body."""
+    statuses: Sequence[int] = field(default=(200,), kw_only=True)
     """The statuses of success, the usual one first."""
+
+    @property
+    def method(self) -> str:
+        """`GET`, `POST` …"""
+        return self.name.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        """The path under `/api/v1`, variable parts in braces."""
+        return self.name.partition(" ")[2]
 
 
 def routes(receiver: Receiver, operations: Sequence[Operation]) -> list[Route]:

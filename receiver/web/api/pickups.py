@@ -8,12 +8,11 @@ from msgspec import Meta, Struct, field
 
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_SECONDS, checked_format, new_pickup, pollable, source_named
+from receiver.web.api.lists import Limit, page
 from receiver.web.api.operation import Call, Given
 from receiver.web.views import Page, PickupShown, PickupWhole, shown
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
-Limit = Annotated[int, Meta(ge=1, le=500)]
-"""Things on a page."""
 
 
 class NewPickup(Struct, forbid_unknown_fields=True, frozen=True):
@@ -70,8 +69,7 @@ async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
             limit=query.limit,
         )
     )
-    after = found[-1].id if len(found) == query.limit else None
-    return Page(items=[shown(pickup, PickupShown) for pickup in found], next=after)
+    return page(found, PickupShown, query.limit)
 
 
 async def one(call: Call[None, None]) -> PickupWhole:

@@ -3,46 +3,140 @@
 from __future__ import annotations
 
 from receiver.settings.model import ApiScope
-from receiver.web.api import callback_urls, pickups
+from receiver.web.api import callback_urls, deliveries, events, overview, pickups
 from receiver.web.api.operation import Operation
-from receiver.web.views import CallbackUrl, Page, PickupShown, PickupWhole
+from receiver.web.views import (
+    AttemptShown,
+    AudioLink,
+    CallbackUrl,
+    DeliveryShown,
+    DeliveryWhole,
+    DestinationShown,
+    EventPage,
+    EventWhole,
+    Page,
+    PickupShown,
+    PickupWhole,
+    RejectionShown,
+    SourceShown,
+    Stats,
+)
 
-OPERATIONS = (
+_READ, _OPERATE = ApiScope.READ, ApiScope.OPERATE
+
+_EVENTS = (
     Operation(
-        method="GET",
-        path="/pickups",
-        scope=ApiScope.READ,
-        does="List pickups, newest first.",
-        handle=pickups.listed,
+        "GET /events",
+        _READ,
+        "Lists events, newest first or in the order of recording",
+        events.listed,
+        query=events.EventQuery,
+        gives=EventPage,
+    ),
+    Operation(
+        "GET /events/{event_id}",
+        _READ,
+        "Shows an event with its callback, pickup, deliveries and attempts",
+        events.one,
+        gives=EventWhole,
+    ),
+    Operation(
+        "GET /events/{event_id}/body",
+        _READ,
+        "Returns the kept body of its callback, secrets removed",
+        events.body,
+        gives="application/octet-stream",
+    ),
+    Operation(
+        "GET /events/{event_id}/audio",
+        _READ,
+        "Leads to its audio by a fresh link, or tells the link",
+        events.audio,
+        query=events.LinkQuery,
+        gives=AudioLink,
+        statuses=(200, 302),
+    ),
+)
+
+_DELIVERIES = (
+    Operation(
+        "GET /deliveries",
+        _READ,
+        "Lists deliveries, newest first",
+        deliveries.listed,
+        query=deliveries.DeliveryQuery,
+        gives=Page[DeliveryShown],
+    ),
+    Operation(
+        "GET /deliveries/{delivery_id}",
+        _READ,
+        "Shows a delivery with its attempts",
+        deliveries.one,
+        gives=DeliveryWhole,
+    ),
+    Operation(
+        "GET /deliveries/{delivery_id}/attempts",
+        _READ,
+        "Lists its attempts, first to last",
+        deliveries.attempts,
+        gives=Page[AttemptShown],
+    ),
+)
+
+_PICKUPS = (
+    Operation(
+        "GET /pickups",
+        _READ,
+        "Lists pickups, newest first",
+        pickups.listed,
         query=pickups.PickupQuery,
         gives=Page[PickupShown],
     ),
     Operation(
-        method="POST",
-        path="/pickups",
-        scope=ApiScope.OPERATE,
-        does="Hand over a result that is to be fetched; 200 shows the pickup that it has already.",
-        handle=pickups.add,
+        "POST /pickups",
+        _OPERATE,
+        "Hands over a result that is to be fetched; 200 shows the pickup that it has already",
+        pickups.add,
         body=pickups.NewPickup,
         gives=PickupShown,
         statuses=(201, 200),
     ),
     Operation(
-        method="GET",
-        path="/pickups/{pickup_id}",
-        scope=ApiScope.READ,
-        does="Show a pickup with its attempts.",
-        handle=pickups.one,
+        "GET /pickups/{pickup_id}",
+        _READ,
+        "Shows a pickup with its attempts",
+        pickups.one,
         gives=PickupWhole,
     ),
     Operation(
-        method="POST",
-        path="/callback-urls",
-        scope=ApiScope.OPERATE,
-        does="Make a callback URL for one job.",
-        handle=callback_urls.make,
+        "POST /callback-urls",
+        _OPERATE,
+        "Makes a callback URL for one job",
+        callback_urls.make,
         body=callback_urls.NewCallbackUrl,
         gives=CallbackUrl,
         statuses=(201,),
     ),
 )
+
+_OVERVIEW = (
+    Operation(
+        "GET /rejections",
+        _READ,
+        "Lists callbacks that were refused, newest first",
+        overview.rejections,
+        query=overview.RejectionQuery,
+        gives=Page[RejectionShown],
+    ),
+    Operation("GET /sources", _READ, "Lists the sources", overview.sources, gives=Page[SourceShown]),
+    Operation(
+        "GET /destinations",
+        _READ,
+        "Lists the destinations",
+        overview.destinations,
+        gives=Page[DestinationShown],
+    ),
+    Operation("GET /stats", _READ, "Tells how much waits", overview.stats, gives=Stats),
+)
+
+OPERATIONS = (*_EVENTS, *_DELIVERIES, *_PICKUPS, *_OVERVIEW)
