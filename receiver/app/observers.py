@@ -22,6 +22,7 @@ from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from receiver.core.clock import wall_clock
+from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import SenderError, WrongSource
 from receiver.core.event_json import iso
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, Repeats, harmless, no_secrets
@@ -215,6 +216,13 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Gauge, "receiver_due_deliveries", "destination", "Deliveries that are due."),
     (Gauge, "receiver_oldest_due_age_seconds", "destination", "Age of the oldest due delivery."),
     (Gauge, "receiver_dead_deliveries", "destination", "Dead letters."),
+    (
+        Gauge,
+        "receiver_destination_failures",
+        "destination",
+        "Failed attempts in a row: what opens the breaker.",
+    ),
+    (Gauge, "receiver_destination_held", "destination state", "1 for the state that holds its deliveries."),
     (Counter, "receiver_pickup_attempts", "source outcome", "Attempts of pickups by source and outcome."),
     (Counter, "receiver_pickups", "source state", "Pickups that ended, by source and state."),
     (Gauge, "receiver_due_pickups", "source", "Pickups that are due."),
@@ -323,6 +331,15 @@ class MetricsObserver:
         for name, folder in folders.items():
             with contextlib.suppress(OSError):
                 self._series["receiver_disk_free_bytes", name].set(free_bytes(folder))
+
+    def destinations(self, states: Iterable[DestinationState]) -> None:
+        """Show how destinations are; nothing changes while the store is out."""
+        for state in states:
+            self._series["receiver_destination_failures", state.name].set(state.failures)
+            for status in DestinationStatus:
+                if status is not DestinationStatus.ACTIVE:
+                    held = self._series["receiver_destination_held", state.name, status.value]
+                    held.set(state.status is status)
 
     def _begin(self, destinations: Iterable[str], sources: Iterable[str]) -> None:
         """Show every counter that there can be from the start, at 0: an alert on its growth would miss the first otherwise."""

@@ -238,6 +238,8 @@ def _relay(
             policy=destination.policy,
             concurrency=destination.concurrency,
             timeout_seconds=destination.timeout_seconds,
+            breaker_failures=destination.breaker_failures,
+            recover=destination.recover == "auto",
         )
         for name, destination in settings.destinations.items()
     }
@@ -248,6 +250,7 @@ def _relay(
         render=partial(event_json.render, link=link),
         clock=clock,
         worker=worker,
+        routed=build_router(settings).destinations,
     )
 
 

@@ -14,14 +14,26 @@ import typer
 from typer.core import TyperGroup
 
 from receiver import __version__
-from receiver.cli import audio, callback_url, erase, inspect, journal, pickups, recipes, replay, serve, setup
+from receiver.cli import (
+    audio,
+    callback_url,
+    destinations,
+    erase,
+    inspect,
+    journal,
+    pickups,
+    recipes,
+    replay,
+    serve,
+    setup,
+)
 from receiver.cli.options import option
 from receiver.cli.output import speak_json, tell_errors_as_json, tell_failure
 from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, UsageError
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
-    "Look": ("events", "deliveries", "pickups", "rejections", "audio", "journal"),
+    "Look": ("events", "deliveries", "pickups", "rejections", "destinations", "audio", "journal"),
     "Act": ("callback-url", "pickup", "replay", "erase", "sweep"),
     "Try": ("demo", "simulate", "recipes", "try"),
 }
@@ -50,7 +62,19 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, setup, inspect, audio, callback_url, pickups, replay, erase, journal, recipes):
+for module in (
+    serve,
+    setup,
+    inspect,
+    audio,
+    callback_url,
+    pickups,
+    replay,
+    destinations,
+    erase,
+    journal,
+    recipes,
+):
     module.register(app)
 
 _REFUSED = (ConfigError, StoreUnusable, UsageError)

@@ -12,7 +12,7 @@ from typing import Any
 from tenacity import Retrying, retry_always, stop_after_attempt, wait_chain, wait_exponential, wait_fixed
 from tenacity.wait import wait_base
 
-from receiver.core.work import Outcome, OutcomeKind
+from receiver.core.work import Outcome
 
 RETRY_AFTER_LIMIT = 24 * 3600
 """Longest wait in seconds that a destination's `Retry-After` can ask for."""
@@ -39,9 +39,9 @@ class RetryPolicy:
         """Return the seconds until the next attempt, None when the delivery is dead.
 
         `attempts` counts those made in this round, the one with this `outcome` included. `Retry-After` is a floor, never a
-        shortcut, and at most a day. 410 ends the delivery at once.
+        shortcut, and at most a day.
         """
-        if outcome.kind is OutcomeKind.GONE or attempts > len(self.waits):
+        if attempts > len(self.waits):
             return None
         wait = self.waits[attempts - 1] * random.uniform(1, 1 + self.jitter)
         return max(wait, min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT))

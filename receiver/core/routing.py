@@ -9,6 +9,9 @@ from functools import lru_cache
 
 from receiver.core.event import EVENT_TYPES
 
+ABOUT_DESTINATIONS = "destination."
+"""How the types of events begin that are about destinations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -19,7 +22,13 @@ class Route:
     events: tuple[str, ...] = ("*",)
 
     def wants(self, source: str, event_type: str) -> bool:
-        """Tell whether an event of this source and type goes to the destination."""
+        """Tell whether an event of this source and type goes to the destination.
+
+        Events about destinations go to those only that name them (`destination.*`), whatever their `sources`.
+        """
+        if event_type.startswith(ABOUT_DESTINATIONS):
+            named = [pattern for pattern in self.events if pattern.startswith(ABOUT_DESTINATIONS)]
+            return _any(named, event_type)
         return _any(self.sources, source) and _any(self.events, event_type)
 
 

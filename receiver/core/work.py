@@ -73,6 +73,8 @@ class Claimed(Struct, frozen=True, kw_only=True):
     """`attempts` when the present round began: the policy sees `attempts - round_start`."""
     claimed_by: str
     lease_until: int
+    probe: bool = False
+    """The one attempt that tells whether a destination that failed works again."""
 
 
 class Settlement(Struct, frozen=True, kw_only=True):
@@ -85,6 +87,8 @@ class Settlement(Struct, frozen=True, kw_only=True):
     state: DeliveryState
     due_at: int | None
     """When it is due again; None for `delivered` and `dead`."""
+    spent: bool = True
+    """Whether the attempt counts against the policy. It is recorded and numbered in any case."""
 
 
 class Delivery(Struct, frozen=True, kw_only=True):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from receiver.core.errors import ConfigError, Unavailable
+from receiver.core.destination import DestinationState, is_failure, probe_wait, reported
+from receiver.core.destination_events import Routed, destination_event, transition
+from receiver.core.errors import ConfigError, StoreUnavailable, Unavailable
 from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.retry import RetryPolicy
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
+from receiver.engine.gate import Gate
 from receiver.engine.worker import (
     LANE_TIMING,
     SLACK_SECONDS,
@@ -28,6 +34,14 @@ from receiver.storage.store.store import Store
 
 Made = tuple[Settlement, float]
 """What to settle, and the seconds that the attempt took."""
+LOOK_SECONDS = 0.5
+"""Between two looks at what other processes and persons made of the destinations."""
+RECOVER_AT_ONCE, RECOVER_SECONDS = 100, 1.0
+"""How many dead letters of an outage are replayed at once, and how long after these the next ones."""
+
+
+def _nobody(source: str, event_type: str) -> tuple[str, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,10 @@ class DeliveryTerms:
     """The longest that `destination.send` takes."""
     lease_seconds: float | None = None
     """How long a claim holds; None for twice the timeout and 30 s."""
+    breaker_failures: int = 0
+    """Failures in a row after which deliveries are held; 0 is never."""
+    recover: bool = False
+    """Whether deliveries that died in an outage are replayed after it."""
 
     def __post_init__(self) -> None:
         if self.lease <= self.needed:
@@ -61,7 +79,7 @@ class DeliveryTerms:
 
 
 class Relay(Lanes[Claimed, Made]):
-    """All destinations' lanes."""
+    """All destinations' lanes, and what is known of the destinations."""
 
     def __init__(
         self,
@@ -72,10 +90,88 @@ class Relay(Lanes[Claimed, Made]):
         clock: Clock,
         worker: str,
         timing: LaneTiming = LANE_TIMING,
+        routed: Routed = _nobody,
     ) -> None:
-        """`worker` names this process in claims; no two processes have the same."""
-        context = LaneContext(observer, StoreWatch(observer, "relay"), clock, worker, timing)
-        super().__init__(Sending(name, lane, store, render, context) for name, lane in lanes.items())
+        """`worker` names this process in claims; no two processes have the same. `routed` is for events about destinations."""
+        self._context = LaneContext(observer, StoreWatch(observer, "relay"), clock, worker, timing)
+        self._store = store
+        self._looking: asyncio.Task[None] | None = None
+        self._sending = {
+            name: Sending(name, terms, store, render, self._context, partial(self._reported, routed=routed))
+            for name, terms in lanes.items()
+        }
+        super().__init__(self._sending.values())
+
+    def start(self) -> None:
+        """Begin to claim and attempt, and to look at the destinations' states."""
+        super().start()
+        self._looking = asyncio.create_task(self._keep_looking(), name="destinations")
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; release what was not attempted."""
+        await super().stop(grace_seconds)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    async def step(self, now: int) -> int:
+        """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
+        await self._look(now)
+        return await super().step(now)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            with suppress(StoreUnavailable):  # the lanes tell that it is out
+                await self._look(self._context.clock())
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self, now: int) -> None:
+        """Learn what other processes and persons made of the destinations; replay what died while one failed."""
+        states = await self._store.destinations(now)
+        for name, sending in self._sending.items():
+            state = states.get(name) or DestinationState(name=name)
+            if sending.gate.learn(state):
+                self.wake([name])
+            if sending.recovers(state, now):
+                again_at = now + round(RECOVER_SECONDS * 1000)
+                if await self._store.recover(name, limit=RECOVER_AT_ONCE, now=now, again_at=again_at):
+                    self.wake([name])
+
+    async def _reported(
+        self, sending: Sending, claim: Claimed, outcome: Outcome, now: int, *, routed: Routed
+    ) -> None:
+        """Note in the store what an attempt says about its destination, and tell what becomes of that."""
+        terms = sending.lane
+        change = partial(
+            reported,
+            outcome=outcome,
+            now=now,
+            limit=terms.breaker_failures,
+            probe=claim.probe,
+            recover=terms.recover,
+        )
+        tell = partial(destination_event, now=now, routed=routed)
+        try:
+            changed = await self._store.change_destination(sending.name, change, now=now, tell=tell)
+        except StoreUnavailable as error:  # the next attempt says it again
+            self._context.watch.failed(error)
+            return
+        sending.gate.learn(changed.after)
+        self._note(transition(changed.before, changed.after), changed.after)
+        if changed.told is not None:
+            self.wake(changed.told.destinations)
+
+    def _note(self, kind: str | None, state: DestinationState) -> None:
+        observer = self._context.observer
+        match kind:
+            case "failing":
+                observer.note(
+                    "warning", "relay.destination_failing", destination=state.name, failures=state.failures
+                )
+            case "recovered":
+                observer.note("info", "relay.destination_recovered", destination=state.name)
+            case "disabled":
+                observer.note("error", "relay.destination_disabled", destination=state.name)
 
 
 class Sending(LaneWork[Claimed, Made]):
@@ -90,16 +186,41 @@ class Sending(LaneWork[Claimed, Made]):
         store: Store,
         render: Callable[[Event], bytes],
         context: LaneContext,
+        report: Callable[[Sending, Claimed, Outcome, int], Awaitable[None]],
     ) -> None:
-        super().__init__(name, lane, ClaimPort(store.claim, store.release, store.next_due), context)
-        self._lane = lane
+        super().__init__(name, lane, ClaimPort(self._claim, store.release, self._next_due), context)
+        self.lane = lane
+        self.gate = Gate(name, lane.concurrency)
         self._store = store
         self._render = render
+        self._report = report
+
+    def room(self, ahead: int, busy: int) -> int:
+        """Return how many deliveries to claim."""
+        return self.gate.room(ahead, busy)
+
+    def may_attempt(self, claim: Claimed, busy: int, now: int) -> bool:
+        """Tell whether a claimed delivery may be attempted now, beside so many others."""
+        return self.gate.lets(claim, busy, now)
+
+    async def _claim(self, name: str, *, now: int, **how: Any) -> list[Claimed]:
+        if self.gate.opens_at(now) != now:
+            return []
+        probing = self.gate.state.opened_at is not None
+        return await self._store.claim(name, now=now, probing=probing, **how)
+
+    async def _next_due(self, name: str) -> int | None:
+        due_at = await self._store.next_due(name)
+        return None if due_at is None else self.gate.opens_at(due_at)
+
+    def recovers(self, state: DestinationState, now: int) -> bool:
+        """Tell whether it is time to replay deliveries that died while the destination failed."""
+        return self.lane.recover and state.recover_from is not None and state.recover_at <= now
 
     async def make(self, claim: Claimed, clock: Clock) -> Made:
         """Send once. Raises `Unavailable` when no link could be made: our own trouble uses up no attempt."""
         started_at, began = clock(), time.perf_counter()
-        lane = self._lane
+        lane = self.lane
         try:
             async with asyncio.timeout(lane.timeout_seconds + self.context.timing.overrun):
                 body = self._render(claim.event)
@@ -112,7 +233,7 @@ class Sending(LaneWork[Claimed, Made]):
             self.note_bug(claim, error)
             outcome = Outcome(kind=OutcomeKind.UNREACHABLE, detail="internal error")
         seconds = time.perf_counter() - began
-        state, due_at = _consequence(lane.policy, claim, outcome, clock)
+        state, due_at, spent = self._consequence(claim, outcome, clock())
         settlement = Settlement(
             claim=claim,
             started_at=started_at,
@@ -120,14 +241,35 @@ class Sending(LaneWork[Claimed, Made]):
             outcome=outcome,
             state=state,
             due_at=due_at,
+            spent=spent,
         )
         return settlement, seconds
+
+    def _consequence(
+        self, claim: Claimed, outcome: Outcome, now: int
+    ) -> tuple[DeliveryState, int | None, bool]:
+        """Return the delivery's state, when it is due again, and whether the attempt is spent."""
+        if outcome.kind is OutcomeKind.DELIVERED:
+            return DeliveryState.DELIVERED, None, True
+        if outcome.kind is OutcomeKind.GONE:
+            return DeliveryState.PENDING, now, False
+        if claim.probe and is_failure(outcome):
+            # Behind all that is recorded before the next probe, so that no single delivery can keep the others waiting.
+            return DeliveryState.PENDING, now + round(probe_wait(self.gate.state.probes + 1) * 1000), False
+        delay = self.lane.policy.next_delay(claim.attempts + 1 - claim.round_start, outcome)
+        if delay is None:
+            return DeliveryState.DEAD, None, True
+        return DeliveryState.PENDING, now + round(delay * 1000), True
 
     async def settle(self, made: Made, clock: Clock) -> int | None:
         """Record the attempt, for as long as the lease lasts if the store is out, and report it."""
         settlement, seconds = made
         claim, kind = settlement.claim, settlement.outcome.kind
         held = await self.insist(self._store.settle, settlement, claim, kind.value, clock)
+        self.gate.note(settlement.outcome)
+        state = self.gate.state
+        if is_failure(settlement.outcome) or state.failures or state.opened_at is not None:
+            await self._report(self, claim, settlement.outcome, clock())
         self.context.observer.attempt(
             AttemptReport(
                 destination=claim.destination,
@@ -143,14 +285,3 @@ class Sending(LaneWork[Claimed, Made]):
             )
         )
         return settlement.due_at
-
-
-def _consequence(
-    policy: RetryPolicy, claim: Claimed, outcome: Outcome, clock: Clock
-) -> tuple[DeliveryState, int | None]:
-    if outcome.kind is OutcomeKind.DELIVERED:
-        return DeliveryState.DELIVERED, None
-    delay = policy.next_delay(claim.attempts + 1 - claim.round_start, outcome)
-    if delay is None:
-        return DeliveryState.DEAD, None
-    return DeliveryState.PENDING, clock() + round(delay * 1000)

@@ -164,6 +164,14 @@ class LaneWork(ABC, Generic[C, M]):
     async def settle(self, made: M, clock: Clock) -> int | None:
         """Record the attempt and report it; return when the row is due again, if ever."""
 
+    def room(self, ahead: int, busy: int) -> int:
+        """Return how many rows to claim, where so many wait ahead and so many attempts are under way."""
+        return self.terms.concurrency - ahead
+
+    def may_attempt(self, claim: C, busy: int, now: int) -> bool:
+        """Tell whether a claimed row may be attempted now, beside so many others; else it is released."""
+        return True
+
     async def insist(
         self, call: Callable[[S], Awaitable[T]], settlement: S, claim: C, outcome: str, clock: Clock
     ) -> T | None:
@@ -217,6 +225,8 @@ class Lane(Generic[C, M]):
         self._low = self._concurrency // 2
         self._more = False
         """More is due than was claimed: claim again as soon as half of what is ahead is used."""
+        self._full = False
+        """There was no room to claim: claim again as soon as an attempt has ended."""
         self._stopping = asyncio.Event()
         self._feeder: asyncio.Task[None] | None = None
         self._workers: list[asyncio.Task[None]] = []
@@ -262,8 +272,11 @@ class Lane(Generic[C, M]):
                     await _within(self.poll.wait(), nap)
 
     async def _claim_ahead(self) -> float | None:
-        """Claim what there is room for; return the seconds until the next poll (None: when half of it is used)."""
-        room = self._concurrency - self._ahead.qsize()
+        """Claim what there is room for; return the seconds until the next poll (None: when there is room again)."""
+        room = self._work.room(self._ahead.qsize(), len(self._making))
+        self._full = room <= 0
+        if self._full:
+            return None
         claims = await self._claim(self._clock(), room)
         self._more = len(claims) == room
         for claim in claims:
@@ -294,11 +307,16 @@ class Lane(Generic[C, M]):
             if self._more and self._ahead.qsize() <= self._low:
                 self.poll.set()
             try:
+                now = self._clock()
                 # Waiting ahead may have used the lease up: an attempt that outlasts it would be made twice.
-                if claim.lease_until - self._clock() >= self._needed_ms:
+                if claim.lease_until - now < self._needed_ms:
+                    await self._release([claim])
+                    self.poll.set()
+                elif self._work.may_attempt(claim, len(self._making), now):
                     await self._attempt(number, claim)
                 else:
                     await self._release([claim])
+                if self._full:
                     self.poll.set()
             except Unavailable as error:
                 self._work.note("warning", "put_off", claim, error=error.message)
@@ -332,6 +350,9 @@ class Lane(Generic[C, M]):
 
         async def some() -> None:
             for claim in left:
+                if not self._work.may_attempt(claim, 0, now):
+                    await self._queue.release([claim], now=now)
+                    continue
                 made = await self._work.make(claim, lambda: now)
                 await self._work.settle(made, lambda: now)
 

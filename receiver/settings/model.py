@@ -316,6 +316,10 @@ class DestinationSettings(Section):
     retry: Any = "deepgram"
     timeout_seconds: float = Field(default=15.0, gt=0, le=120)
     concurrency: int = Field(default=64, ge=1, le=1024)
+    breaker_failures: int = Field(default=10, ge=0, le=1_000_000)
+    """Failed attempts in a row after which deliveries are held, and the destination is probed; 0 is never."""
+    recover: Literal["auto", "off"] = "auto"
+    """Whether deliveries that died while the destination failed are replayed once it works again."""
     options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="before")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
+from receiver.core.destination import DestinationStatus
 from receiver.core.errors import THREAD_ERRORS, ReceiverError, StoreUnavailable
+from receiver.engine.destinations import destination_states
 from receiver.settings.load import local_folders
 from receiver.system.space import scarce
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
+    from receiver.core.destination import DestinationState
     from receiver.core.work import StoreStats
 
 T = TypeVar("T")
@@ -107,11 +110,14 @@ class Health:
         return "ok"
 
     async def _oldest_delivery(self) -> None:
-        # Deliveries to removed destinations are ignored: nothing will ever send them.
-        known = self._receiver.settings.destinations
-        stats = await self._receiver.store.stats(self._receiver.clock())
+        # Deliveries to removed destinations are ignored: nothing will ever send them. Those to a destination that fails, or
+        # that a person stopped, wait for that, and no other machine would do better.
+        receiver, now = self._receiver, self._receiver.clock()
+        states = await destination_states(receiver.store, receiver.settings.destinations, now=now)
+        active = {state.name for state in states if state.status is DestinationStatus.ACTIVE}
+        stats = await receiver.store.stats(now)
         for row in stats.due:
-            if row.name in known:
+            if row.name in active:
                 self._refuse_old(f"a delivery to {row.name}", row.oldest_due_at)
 
     async def _oldest_pickup(self) -> None:
@@ -132,13 +138,16 @@ class Health:
         receiver = self._receiver
         now = receiver.clock()
         stats: StoreStats | None = None
+        states: list[DestinationState] = []
         try:
             async with asyncio.timeout(_STATS_SECONDS):
                 stats = await receiver.store.stats(now)
+                states = await destination_states(receiver.store, receiver.settings.destinations, now=now)
         except (TimeoutError, StoreUnavailable):
             pass
         receiver.metrics.journal(receiver.journal.depth, receiver.journal.oldest_age_seconds)
         await self._of_disks(receiver.metrics.disks)
+        receiver.metrics.destinations(states)
         settings = receiver.settings
         text = receiver.metrics.render(stats, tuple(settings.destinations), tuple(settings.sources), now)
         return Response(text, media_type=receiver.metrics.content_type)

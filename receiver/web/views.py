@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
 from receiver.core.work import (
@@ -95,6 +96,22 @@ class CallbackShown(Struct, frozen=True, kw_only=True):
     body_sha256: str
     proofs: str
     """Names of the proofs that held, with commas; `asked` for what receiver fetched itself."""
+
+
+class DestinationHealth(Struct, frozen=True, kw_only=True):
+    """What becomes of one destination's deliveries."""
+
+    name: str
+    status: DestinationStatus
+    paused_at: Time | None
+    disabled_at: Time | None
+    failures: int
+    """Failed attempts in a row, over all processes."""
+    failing_since: Time | None
+    probes: int
+    """Probes that failed since the breaker opened."""
+    held_until: Time | None
+    """Nothing is sent before: the next probe, or what `Retry-After` asked for."""
 
 
 class RejectionShown(Struct, frozen=True, kw_only=True):
@@ -240,6 +257,7 @@ _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Event: EventShown,
     Delivery: DeliveryShown,
     Attempt: AttemptShown,
+    DestinationState: DestinationHealth,
     Rejection: RejectionShown,
     Callback: CallbackShown,
     Pickup: PickupShown,
@@ -292,7 +310,7 @@ def _field(thing: Any, name: str) -> Any:
     if name in _MADE:
         return _MADE[name](thing)
     value = getattr(thing, name)
-    return time_of(value) if name == "at" or name.endswith("_at") else value
+    return time_of(value) if name == "at" or name.endswith(("_at", "_since")) else value
 
 
 def _host(url: str | None) -> str | None:
@@ -306,5 +324,6 @@ _MADE: Mapping[str, Callable[[Any], Any]] = {
     "data": lambda event: Raw(event.data),
     "answer": lambda attempt: attempt.response.decode("utf-8", "replace"),
     "host": lambda pickup: _host(pickup.target),
+    "held_until": lambda state: time_of(state.held_until or None),
 }
 """The fields that no attribute holds."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
+from receiver.core.destination import DestinationState, enabled, paused, reported, resumed
 from receiver.core.event import EventFilter, Stage
-from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState
+from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
@@ -29,6 +31,24 @@ DESTINATIONS = ("app", "audit")
 ALL = DeliveryFilter(limit=1000)
 
 Pair = tuple[Claimed, Claimed]
+OUTCOMES = (
+    Outcome(kind=OutcomeKind.DELIVERED, status=200),
+    Outcome(kind=OutcomeKind.REFUSED, status=422),
+    Outcome(kind=OutcomeKind.REFUSED, status=503, retry_after=LEASE / 2000),
+    Outcome(kind=OutcomeKind.TIMEOUT),
+    Outcome(kind=OutcomeKind.GONE, status=410),
+)
+CHANGES: tuple[Callable[..., DestinationState], ...] = (
+    paused,
+    resumed,
+    enabled,
+    *(
+        partial(reported, outcome=outcome, limit=2, probe=probe, recover=True)
+        for outcome in OUTCOMES
+        for probe in (False, True)
+    ),
+)
+"""What persons and attempts make of a destination."""
 
 
 def name_of(one: Delivery | Claimed) -> tuple[str, str]:
@@ -91,9 +111,30 @@ class StoreMachine(RuleBasedStateMachine):
         self.now += 1
         assert self.run(self.real.record(wanted)) == self.run(self.model.record(wanted))
 
-    @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 4))
-    def claim(self, destination: str, limit: int) -> None:
+    @rule(destination=st.sampled_from(DESTINATIONS), change=st.sampled_from(CHANGES))
+    def destination_changes(self, destination: str, change: Callable[..., DestinationState]) -> None:
+        def changed(state: DestinationState) -> DestinationState:
+            return change(state, now=self.now)
+
+        for store in (self.real, self.model):
+            self.run(store.change_destination(destination, changed, now=self.now, tell=lambda *_: None))
+
+    @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 2))
+    def recover(self, destination: str, limit: int) -> None:
+        again_at = self.now + 1
+        counts = [
+            self.run(store.recover(destination, limit=limit, now=self.now, again_at=again_at))
+            for store in (self.real, self.model)
+        ]
+        assert counts[0] == counts[1]
+
+    @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 4), probing=st.booleans())
+    def claim(self, destination: str, limit: int, probing: bool = False) -> None:
         until = self.now + LEASE
+        state = self.run(self.model.destinations(self.now)).get(destination)
+        state = state or DestinationState(name=destination)
+        if state.stopped or state.held_until > self.now or (state.opened_at is not None) is not probing:
+            limit = 0
         due = sorted(
             one.due_at
             for one in self.by_name(self.model).values()
@@ -101,8 +142,18 @@ class StoreMachine(RuleBasedStateMachine):
         )
         before = self.by_name(self.real)
         taken = self.run(
-            self.real.claim(destination, worker="w", limit=limit, now=self.now, lease_until=until)
+            self.real.claim(
+                destination,
+                worker="w",
+                limit=max(limit, 1),
+                now=self.now,
+                lease_until=until,
+                probing=probing,
+            )
         )
+        limit = min(limit, 1) if probing else limit
+        if taken and probing:
+            self.model._states[destination] = replace(state, held_until=until)
         assert [before[name_of(one)].due_at for one in taken] == due[:limit], "the oldest, in order"
         # Which of those due at the same moment are taken is free, so the model takes the very same.
         same = self.by_name(self.model)
@@ -169,6 +220,16 @@ class StoreMachine(RuleBasedStateMachine):
             assert replace(one, id="", claimed_by=None) == replace(other, id="", claimed_by=None)
             assert (one.claimed_by is None) == (other.claimed_by is None)
         assert self.run(self.real.stats(self.now)) == self.run(self.model.stats(self.now))
+        states = [self.run(store.destinations(self.now)) for store in (self.real, self.model)]
+        shown = [
+            {
+                name: replace(one, updated_at=0)
+                for name, one in found.items()
+                if one != DestinationState(name=name, updated_at=one.updated_at)
+            }
+            for found in states
+        ]
+        assert shown[0] == shown[1]
         listed = EventFilter(limit=1000)
         assert self.run(self.real.events(listed)) == self.run(self.model.events(listed))
         for destination in DESTINATIONS:
@@ -188,6 +249,8 @@ class StoreMachine(RuleBasedStateMachine):
         """In the end, every event is delivered or dead at each of its destinations."""
         self.now += 10 * LEASE
         for destination in DESTINATIONS:
+            for change in (resumed, enabled):
+                self.destination_changes(destination, change)
             while True:
                 before = len(self.claims)
                 self.claim(destination, 100)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     TIME_CHARS,
@@ -63,6 +64,7 @@ from receiver.core.work import (
     StoreStats,
     TakenOver,
 )
+from receiver.storage.store.destinations import Change, Changed, Tell
 from receiver.storage.store.store import Store
 
 Kept = TypeVar("Kept", Event, Delivery, Pickup)
@@ -83,6 +85,7 @@ class MemoryStore(Store):
         self._attempts: dict[str, list[Attempt]] = {}
         self._pickups: dict[str, Pickup] = {}
         self._pickup_attempts: dict[str, list[PickupAttempt]] = {}
+        self._states: dict[str, DestinationState] = {}
         self._rejections: list[tuple[int, int, Rejection]] = []
         self._tombstones: dict[str, Tombstone] = {}
         self._arrivals = itertools.count()
@@ -266,12 +269,59 @@ class MemoryStore(Store):
     # ------------------------------------------------------------ the road out
 
     async def claim(
-        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
+        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
     ) -> list[Claimed]:
         await self.ping()
         token = f"{worker}:{os.urandom(6).hex()}"
         due = sorted((at, one.id) for one, at in self._waiting(destination) if at <= now)
-        return [self._take(delivery_id, token, now, lease_until) for _, delivery_id in due[:limit]]
+        state = self._states.get(destination) or DestinationState(name=destination)
+        if state.stopped or state.held_until > now or (state.opened_at is not None) is not probing:
+            return []
+        if probing and due:
+            self._states[destination] = replace(state, held_until=lease_until)
+            limit = 1
+        return [
+            replace(self._take(delivery_id, token, now, lease_until), probe=probing)
+            for _, delivery_id in due[:limit]
+        ]
+
+    async def destinations(self, now: int) -> dict[str, DestinationState]:
+        await self.ping()
+        return dict(self._states)
+
+    async def change_destination(self, name: str, change: Change, *, now: int, tell: Tell) -> Changed:
+        await self.ping()
+        before = self._states.get(name) or DestinationState(name=name, updated_at=now)
+        after, told = change(before), None
+        self._states[name] = before
+        if after != before:
+            self._states[name] = replace(after, updated_at=now)
+            told = tell(before, after)
+            if told is not None:
+                self._record(told)
+        return Changed(before, after, told)
+
+    async def recover(self, destination: str, *, limit: int, now: int, again_at: int) -> int:
+        await self.ping()
+        state = self._states.get(destination)
+        if state is None or state.recover_from is None or state.recover_until is None:
+            return 0
+        if state.status is not DestinationStatus.ACTIVE or state.recover_at > now:
+            return 0
+        first, last = state.recover_from, state.recover_until
+        died = sorted(
+            one.id
+            for one in self._deliveries.values()
+            if one.destination == destination
+            and one.state is DeliveryState.DEAD
+            and first <= one.updated_at <= last
+        )[:limit]
+        self._states[destination] = (
+            replace(state, recover_at=again_at)
+            if len(died) == limit
+            else replace(state, recover_from=None, recover_until=None, recover_at=0)
+        )
+        return len(await self.replay(died, now=now))
 
     def _waiting(self, destination: str | None = None) -> Iterable[tuple[Delivery, int]]:
         for one in self._deliveries.values():
@@ -327,6 +377,7 @@ class MemoryStore(Store):
             attempts=attempt.number,
             due_at=settlement.due_at,
             claimed_by=None,
+            round_start=claim.round_start + (not settlement.spent),
             last_outcome=outcome.kind.value,
             updated_at=settlement.started_at + settlement.duration_ms,
         )

@@ -94,11 +94,13 @@ class FaultyStore(MemoryStore):
             raise StoreUnavailable
 
     async def claim(
-        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
+        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
     ) -> list[Claimed]:
         """Claim, unless out."""
         self._fail("claim")
-        found = await super().claim(destination, worker=worker, limit=limit, now=now, lease_until=lease_until)
+        found = await super().claim(
+            destination, worker=worker, limit=limit, now=now, lease_until=lease_until, probing=probing
+        )
         self.claims.append(len(found))
         if found:
             self.claimed.set()
@@ -145,9 +147,19 @@ class Gated(Scripted):
     def __init__(self) -> None:
         super().__init__(lambda: Outcome(kind=OutcomeKind.DELIVERED))
         self.permits = asyncio.Semaphore(0)
+        self.begun = 0
+        self._began = asyncio.Condition()
+
+    async def until(self, begun: int) -> None:
+        """Return when so many attempts have begun."""
+        async with self._began:
+            await self._began.wait_for(lambda: self.begun >= begun)
 
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Answer by the script."""
+        async with self._began:
+            self.begun += 1
+            self._began.notify_all()
         await self.permits.acquire()
         return self._send()
 

@@ -66,12 +66,6 @@ def test_everything_that_may_pass_is_retried(kind: OutcomeKind) -> None:
     assert fixed("x", 1, 7).next_delay(1, Outcome(kind=kind)) == 7
 
 
-@pytest.mark.parametrize("attempts", [1, 5, 11])
-def test_gone_ends_a_delivery_at_once(attempts: int) -> None:
-    gone = Outcome(kind=OutcomeKind.GONE, status=410, retry_after=5.0)
-    assert policy("deepgram").next_delay(attempts, gone) is None
-
-
 @pytest.mark.parametrize(
     ("asked", "delay"),
     [

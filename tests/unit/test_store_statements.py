@@ -31,8 +31,9 @@ def plan(connection: apsw.Connection, text: str, params: object) -> str:
 
 def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
     text = statement("due_deliveries")
-    found = plan(connection, text, {"queue": "app", "now": 1, "limit": 5})
+    found = plan(connection, text, {"queue": "app", "now": 1, "limit": 5, "held": "app"})
     assert "SEARCH d USING INDEX deliveries_due (destination=? AND due_at<?)" in found
+    assert "SEARCH h USING INDEX sqlite_autoindex_destinations_1" in found
     assert "TEMP B-TREE" not in found
 
 
@@ -80,7 +81,7 @@ def test_a_frequent_statement_uses_its_index(connection: apsw.Connection, name: 
     ("name", "width", "table"),
     [
         ("claim_deliveries", 4, "deliveries"),
-        ("settle_deliveries", 7, "deliveries"),
+        ("settle_deliveries", 8, "deliveries"),
         ("release_deliveries", 4, "deliveries"),
         ("replay_deliveries", 2, "deliveries"),
         ("ended_jobs", 2, "events"),

@@ -40,6 +40,8 @@ class ClaimRequest(NamedTuple):
     limit: int
     now: int
     lease_until: int
+    probing: bool = False
+    """Deliveries: the destination is known to fail; take one, if it is time to probe, and else none."""
 
 
 def token(worker: str, lock: str | None = None) -> str:
@@ -70,13 +72,17 @@ class Queue(ABC, Generic[C, S]):
         """Take due rows for each request; all rows of one are marked by one statement."""
         results: list[list[C]] = []
         for request in requests:
-            params: dict[str, Value] = {"queue": request.queue, "now": request.now, "limit": request.limit}
-            claims = [self.claimed(row, request) for row in session.run(f"due_{self.table}", params)]
+            claims = self._due(session, request)
             if claims:  # marked before the next request looks, so that no two of one batch get the same rows
                 rows = [(claim.id, request.token, request.lease_until, request.now) for claim in claims]
                 session.run_rows(f"claim_{self.table}", rows)
             results.append(claims)
         return results
+
+    def _due(self, session: Session, request: ClaimRequest) -> list[C]:
+        """Return what may be claimed."""
+        params: dict[str, Value] = {"queue": request.queue, "now": request.now, "limit": request.limit}
+        return [self.claimed(row, request) for row in session.run(f"due_{self.table}", params)]
 
     def settle(self, session: Session, settlements: Sequence[S]) -> list[bool]:
         """Write attempts and their consequences, each only while its claim is held; return which were (of others, nothing is written)."""
@@ -183,7 +189,21 @@ class Deliveries(Queue[Claimed, Settlement]):
             round_start=row[2],
             claimed_by=request.token,
             lease_until=request.lease_until,
+            probe=request.probing,
         )
+
+    def _due(self, session: Session, request: ClaimRequest) -> list[Claimed]:
+        name, now, probing = request.queue, request.now, request.probing
+        params: dict[str, Value] = {"queue": name, "now": now, "limit": 1 if probing else request.limit}
+        rows = session.run("due_deliveries", params | {"held": "" if probing else name})
+        if rows and probing:
+            wait = request.lease_until - now
+            if not session.run("take_probe", {"name": name, "now": now, "wait": wait}):
+                return []
+        return [self.claimed(row, request) for row in rows]
+
+    def _settled_row(self, settlement: Settlement) -> tuple[Value, ...]:
+        return (*super()._settled_row(settlement), settlement.claim.round_start + (not settlement.spent))
 
     def _attempt_row(self, settlement: Settlement) -> tuple[Value, ...]:
         return (*super()._attempt_row(settlement), settlement.outcome.response)

@@ -125,18 +125,28 @@ LIMIT :limit
 
 -- ==================== the two queues: deliveries and pickups ====================
 -- with: table      | queue       | busy       | log             | key         | outcome_too                | set_too | noted
--- with: deliveries | destination | delivering | attempts        | delivery_id |                            |         | detail, response
+-- with: deliveries | destination | delivering | attempts        | delivery_id | , round_start              | round_start = CAST(settled.round_start AS BIGINT), | detail, response
 -- with: pickups    | source      | collecting | pickup_attempts | pickup_id   | , failures, last_detail    | failures = CAST(settled.failures AS BIGINT), last_detail = settled.last_detail, | detail
 
 -- name: due_deliveries
--- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again.
+-- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again. Nothing is due
+-- to a destination that is held; a probe, which names none as :held, is not kept back by that.
 SELECT
     d.id, d.attempts, d.round_start,
     e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key,
     e.size, e.duration_ms
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
-WHERE d.destination = :queue AND d.due_at <= :now
+WHERE
+    d.destination = :queue
+    AND d.due_at <= :now
+    AND NOT EXISTS (
+        SELECT 1
+        FROM destinations AS h
+        WHERE
+            h.name = :held
+            AND (h.paused_at IS NOT NULL OR h.disabled_at IS NOT NULL OR h.opened_at IS NOT NULL OR h.held_until > :now)
+    )
 ORDER BY d.due_at, d.id
 LIMIT :limit
 {lock}
@@ -290,6 +300,54 @@ FROM deliveries
 WHERE state = 'dead'
 GROUP BY destination
 ORDER BY destination
+
+-- ==================== destinations ====================
+
+-- name: lock_destination
+-- One destination's row, made if it is not there, which no other transaction changes until this one ends.
+INSERT INTO destinations (name, updated_at) VALUES (:name, :at)
+ON CONFLICT (name) DO UPDATE SET name = excluded.name
+RETURNING name, paused_at, disabled_at, failures, failing_since, opened_at, probes, held_until - CAST(:now AS BIGINT),
+    recover_from, recover_until, recover_at, updated_at
+
+-- name: update_destination
+-- Writes what is now known of a destination.
+UPDATE destinations
+SET
+    paused_at = :paused_at,
+    disabled_at = :disabled_at,
+    failures = :failures,
+    failing_since = :failing_since,
+    opened_at = :opened_at,
+    probes = :probes,
+    held_until = CAST(:now AS BIGINT) + CAST(:held_for AS BIGINT),
+    recover_from = :recover_from,
+    recover_until = :recover_until,
+    recover_at = :recover_at,
+    updated_at = :at
+WHERE name = :name
+
+-- name: take_probe
+-- Lets one process probe a destination that fails, and nobody else until :now and :wait.
+UPDATE destinations
+SET held_until = CAST(:now AS BIGINT) + CAST(:wait AS BIGINT)
+WHERE name = :name AND opened_at IS NOT NULL AND paused_at IS NULL AND disabled_at IS NULL AND held_until <= :now
+RETURNING name
+
+-- name: list_destinations
+-- What is known of destinations.
+SELECT name, paused_at, disabled_at, failures, failing_since, opened_at, probes, held_until - CAST(:now AS BIGINT),
+    recover_from, recover_until, recover_at, updated_at
+FROM destinations
+ORDER BY name
+
+-- name: outage_letters
+-- The oldest dead letters of a destination that died within a time.
+SELECT id
+FROM deliveries
+WHERE destination = :name AND state = 'dead' AND updated_at >= :first AND updated_at <= :last
+ORDER BY id
+LIMIT :limit
 
 -- ==================== pickups ====================
 

@@ -25,9 +25,11 @@ from receiver.core.work import (
     StoreStats,
     TakenOver,
 )
+from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
 from receiver.storage.store import queue, retention, tokens
+from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
 from receiver.storage.store.statements import Session, check, each, migrate
@@ -75,6 +77,8 @@ OPERATIONS: Sequence[Operation] = (
     tokens.add,
     event_rows.record,
     pickup_rows.defer,
+    destination_rows.change,
+    destination_rows.recover,
     DELIVERIES.claim,
     PICKUPS.claim,
     event_rows.reject,
@@ -247,10 +251,13 @@ class Store:
     stats = _reads(_stats)
 
     async def claim(
-        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int
+        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
     ) -> list[Claimed]:
-        """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until)
+        """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`.
+
+        None while the destination is held. `probing` takes one of a destination that fails, when it is time for a probe.
+        """
+        request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until, probing)
         return await self.write(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
@@ -270,6 +277,24 @@ class Store:
         An event that is not there (any more) gets none.
         """
         return await self.write(queue.add, (tuple(wanted), now))
+
+    # ------------------------------------------------------------ destinations
+
+    destinations = _reads(destination_rows.states)
+
+    async def change_destination(self, name: str, change: Change, *, now: int, tell: Tell) -> Changed:
+        """Have `change` make a destination's new state of its present one, which no other process changes meanwhile.
+
+        `tell(before, after)` may return an event, which is recorded in the same transaction.
+        """
+        return await self.write(destination_rows.change, ChangeRequest(name, change, tell, now))
+
+    async def recover(self, destination: str, *, limit: int, now: int, again_at: int) -> int:
+        """Replay up to `limit` deliveries that died while a destination failed, oldest first; return how many.
+
+        No process replays more of them before `again_at`.
+        """
+        return await self.write(destination_rows.recover, (destination, limit, now, again_at))
 
     # ------------------------------------------------------------ pickups
 

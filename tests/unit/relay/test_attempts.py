@@ -88,14 +88,6 @@ async def test_a_replay_is_a_whole_round_and_numbers_go_on(
     assert [report.number for report in heard.attempts] == [1, 2, 3, 4]
 
 
-async def test_410_ends_a_delivery_at_once(store: FaultyStore, sink: Sink, heard: Heard, now: Now) -> None:
-    await record(store)
-    sink.default = Answer(status=410)
-    async with http_lane(sink) as lane:
-        await Relay(store, {"app": lane}, heard, render, now, "w").step(T0)
-    assert ((await only(store)).state, heard.attempts[0].outcome.kind) == (DEAD, OutcomeKind.GONE)
-
-
 @pytest.mark.parametrize(("asked", "waited"), [("7", 30), ("300", 300), ("999999999", 86_400)])
 async def test_retry_after_is_a_floor_and_at_most_a_day(
     store: FaultyStore, sink: Sink, heard: Heard, now: Now, asked: str, waited: int

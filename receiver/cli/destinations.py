@@ -1,0 +1,96 @@
+"""`destinations list`, `pause`, `resume` and `enable`: how destinations are, and what a person makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import AsJson, Wide, ask, load_to_look, made_store
+from receiver.cli.output import Listing, print_json, print_list
+from receiver.core.clock import wall_clock
+from receiver.web.views import page, view
+
+if TYPE_CHECKING:
+    from receiver.core.destination import DestinationState
+    from receiver.core.work import StoreStats
+    from receiver.settings.model import Settings
+    from receiver.storage.store.store import Store
+
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+Name = Annotated[str, typer.Argument(help="Name of the destination, as in [destinations.NAME].")]
+_SAID = {
+    "pause": "{name} is paused: its deliveries wait until `receiver destinations resume {name}`",
+    "resume": "{name} is {state}",
+    "enable": "{name} is {state}",
+}
+_DESTINATIONS = Listing(
+    short=("name", "state", "failures", "due", "dead"),
+    wide=("name", "state", "failures", "due", "dead", "failing since", "held until"),
+    fields={"state": "status", "failing since": "failing_since", "held until": "held_until"},
+    empty="no destination is configured",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group.command(name="list")(list_)
+    for command in (pause, resume, enable):
+        group.command()(command)
+    app.add_typer(group, name="destinations", help="Show how destinations are; pause, resume or enable one.")
+
+
+def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> None:
+    """List the destinations: state, failed attempts in a row, due and dead deliveries."""
+    from receiver.engine.destinations import destination_states
+
+    settings, now = load_to_look(ctx), wall_clock()
+
+    async def look(store: Store) -> tuple[list[DestinationState], StoreStats]:
+        return await destination_states(store, settings.destinations, now=now), await store.stats(now)
+
+    states, stats = ask(settings, look)
+    due = {row.name: row.depth for row in stats.due}
+    if as_json:
+        print_json(
+            page(
+                [
+                    view(one) | {"due": due.get(one.name, 0), "dead": stats.dead.get(one.name, 0)}
+                    for one in states
+                ]
+            )
+        )
+        return
+    counts = {"due": lambda one: due.get(one.name, 0), "dead": lambda one: stats.dead.get(one.name, 0)}
+    print_list(_DESTINATIONS, states, wide=wide, as_json=False, more=counts)
+
+
+def pause(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Hold a destination's deliveries. They spend no attempts; running processes obey within a second."""
+    _act(ctx, name, "pause", as_json=as_json)
+
+
+def resume(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Send a paused destination's deliveries again."""
+    _act(ctx, name, "resume", as_json=as_json)
+
+
+def enable(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Send again to a destination that answered 410, or that fails: its failures are forgotten."""
+    _act(ctx, name, "enable", as_json=as_json)
+
+
+def _act(ctx: typer.Context, name: str, action: str, *, as_json: bool) -> None:
+    state = asyncio.run(_done(load_to_look(ctx), name, action))
+    if as_json:
+        print_json(view(state))
+    else:
+        typer.echo(_SAID[action].format(name=name, state=state.status.value))
+
+
+async def _done(settings: Settings, name: str, action: str) -> DestinationState:
+    from receiver.engine.destinations import act_on_destination
+
+    async with made_store(settings) as store:
+        return await act_on_destination(store, settings.destinations, name, action, now=wall_clock())

@@ -1,0 +1,157 @@
+"""The health of a destination, as all processes share it: paused, disabled, failing. Pure data and its changes, no I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from receiver.core.work import Outcome, OutcomeKind
+
+HOLD_LIMIT_SECONDS = 300.0
+"""The longest that one `Retry-After` holds all deliveries of a destination. The delivery that got it may wait for a day."""
+FIRST_PROBE_SECONDS = 10.0
+LAST_PROBE_SECONDS = 60.0
+"""Between probes of a destination that fails: doubled from the first to the last."""
+
+_BUSY = frozenset((429, 502, 503, 504))
+"""Statuses by which a destination, or what stands before it, asks for less."""
+_OF_THE_EVENT = frozenset((400, 409, 413, 415, 422))
+"""Statuses that are about the event that was sent: whoever answers them is there."""
+
+
+class DestinationStatus(StrEnum):
+    """What becomes of a destination's deliveries."""
+
+    ACTIVE = "active"
+    """They are sent."""
+    FAILING = "failing"
+    """They are held and spend no attempts: the destination failed too often in a row, and is probed."""
+    PAUSED = "paused"
+    """They are held until a person resumes the destination."""
+    DISABLED = "disabled"
+    """They are held until a person enables the destination: it answered 410."""
+
+
+class DestinationState(Struct, frozen=True, kw_only=True):
+    """What all processes know of one destination. Times are epoch milliseconds."""
+
+    name: str
+    paused_at: int | None = None
+    disabled_at: int | None = None
+    failures: int = 0
+    """Failed attempts in a row: what opens the breaker."""
+    failing_since: int | None = None
+    """When the first of them was made."""
+    opened_at: int | None = None
+    """When the breaker opened; None while it is closed."""
+    probes: int = 0
+    """Probes that failed since then."""
+    held_until: int = 0
+    """Nothing is sent before: the time of the next probe, or what `Retry-After` asked for."""
+    recover_from: int | None = None
+    recover_until: int | None = None
+    """Deliveries that died from the one time to the other are still to be replayed; None when all were."""
+    recover_at: int = 0
+    """No more of them are replayed before."""
+    updated_at: int = 0
+
+    @property
+    def status(self) -> DestinationStatus:
+        """What becomes of its deliveries; the strongest word where several are true."""
+        if self.disabled_at is not None:
+            return DestinationStatus.DISABLED
+        if self.paused_at is not None:
+            return DestinationStatus.PAUSED
+        return DestinationStatus.ACTIVE if self.opened_at is None else DestinationStatus.FAILING
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is sent until a person says so."""
+        return self.disabled_at is not None or self.paused_at is not None
+
+
+def is_failure(outcome: Outcome) -> bool:
+    """Tell whether an outcome speaks against the destination, and not only against the one event."""
+    return outcome.kind is not OutcomeKind.DELIVERED and outcome.status not in _OF_THE_EVENT
+
+
+def asks_for_less(outcome: Outcome) -> bool:
+    """Tell whether an outcome says that fewer attempts at once would do better."""
+    return outcome.status in _BUSY or outcome.kind in {OutcomeKind.TIMEOUT, OutcomeKind.UNREACHABLE}
+
+
+def probe_wait(probes: int) -> float:
+    """Return the seconds until the next probe after so many that failed."""
+    return min(FIRST_PROBE_SECONDS * (1 << min(probes, 8)), LAST_PROBE_SECONDS)
+
+
+# ---------------------------------------------------------------- by a person
+
+
+def paused(state: DestinationState, now: int) -> DestinationState:
+    """Hold all deliveries."""
+    return state if state.paused_at is not None else replace(state, paused_at=now)
+
+
+def resumed(state: DestinationState, now: int) -> DestinationState:
+    """End a pause."""
+    return replace(state, paused_at=None)
+
+
+def enabled(state: DestinationState, now: int) -> DestinationState:
+    """Begin anew after 410, and after failures: the next attempts say how it is."""
+    return DestinationState(
+        name=state.name,
+        paused_at=state.paused_at,
+        recover_from=state.recover_from,
+        recover_until=state.recover_until,
+    )
+
+
+# ---------------------------------------------------------------- by attempts
+
+
+def reported(
+    state: DestinationState, outcome: Outcome, now: int, *, limit: int, probe: bool, recover: bool
+) -> DestinationState:
+    """Return the state after an attempt. `limit` failures in a row open the breaker, 0 never; a `probe` may close it.
+
+    With `recover`, what died while it failed is to be replayed once it works again.
+    """
+    if not is_failure(outcome):
+        return _worked(state, now, recover=recover)
+    if outcome.kind is OutcomeKind.GONE:
+        return state if state.disabled_at is not None else replace(state, disabled_at=now)
+    failures = state.failures + 1
+    state = replace(state, failures=failures, failing_since=state.failing_since or now)
+    if outcome.status in _BUSY and outcome.retry_after:
+        hold = now + round(min(outcome.retry_after, HOLD_LIMIT_SECONDS) * 1000)
+        state = replace(state, held_until=max(state.held_until, hold))
+    if state.opened_at is None:
+        if not limit or failures < limit:
+            return state
+        state = replace(state, opened_at=now, probes=0)
+    elif probe:
+        state = replace(state, probes=state.probes + 1)
+    else:  # it began before the breaker opened
+        return state
+    wait = now + round(probe_wait(state.probes) * 1000)
+    return replace(state, held_until=wait if probe else max(state.held_until, wait))
+
+
+def _worked(state: DestinationState, now: int, *, recover: bool) -> DestinationState:
+    if not (state.failures or state.opened_at):
+        return state
+    died = recover and state.opened_at is not None
+    return replace(
+        state,
+        failures=0,
+        failing_since=None,
+        opened_at=None,
+        probes=0,
+        held_until=0,
+        recover_from=state.recover_from or state.failing_since if died else state.recover_from,
+        recover_until=now if died else state.recover_until,
+    )

@@ -1,0 +1,85 @@
+"""The events about destinations: `destination.failing`, `.recovered` and `.disabled`, for destinations that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from receiver.core.destination import DestinationState
+from receiver.core.event import CallbackRow, Event, EventDraft, JobError, Recording, Stage, new_id
+from receiver.core.event_json import compose, iso
+
+SOURCE = "receiver"
+"""What stands in these events as source and provider."""
+Routed = Callable[[str, str], tuple[str, ...]]
+"""Which destinations want an event of this source and type."""
+
+_SAYS = {
+    "failing": "{name} failed {failures} times in a row: its deliveries are held, and spend no attempts",
+    "recovered": "{name} works again: its deliveries are sent",
+    "disabled": "{name} answered 410: its deliveries are held until a person enables it",
+}
+
+
+def transition(before: DestinationState, after: DestinationState) -> str | None:
+    """Return `failing`, `recovered` or `disabled` when a change of state is one of these."""
+    if after.disabled_at is not None:
+        return None if before.disabled_at is not None else "disabled"
+    if before.opened_at is None:
+        return None if after.opened_at is None else "failing"
+    worked = after.opened_at is None and before.disabled_at is None
+    return "recovered" if worked else None
+
+
+def destination_event(
+    before: DestinationState, after: DestinationState, *, now: int, routed: Routed
+) -> Recording | None:
+    """Return the event that a change of state is, to be recorded with it; None where it is none, or nobody asks for it."""
+    kind = transition(before, after)
+    wanted = () if kind is None else routed(SOURCE, f"destination.{kind}")
+    if kind is None or not wanted:
+        return None
+    state = before if kind == "recovered" else after
+    said = _SAYS[kind].format(name=state.name, failures=state.failures)
+    facts = {"destination": state.name, "failures": state.failures}
+    since = state.failing_since if state.failing_since is not None else now
+    draft = EventDraft(
+        type=f"destination.{kind}",
+        idempotency_key=f"destination:{kind}:{state.name}:{since}:{now}",
+        occurred_at=now,
+        stage=Stage.OPEN,
+        error=None
+        if kind == "recovered"
+        else JobError(code="disabled" if kind == "disabled" else "failing", message=said),
+        provider_data={**facts, "since": iso(since)},
+    )
+    return _recording(draft, now, wanted)
+
+
+def _recording(draft: EventDraft, now: int, destinations: tuple[str, ...]) -> Recording:
+    event_id = new_id("evt", now)
+    event = Event(
+        id=event_id,
+        type=draft.type,
+        source=SOURCE,
+        provider=SOURCE,
+        job_id=None,
+        ref=None,
+        stage=draft.stage,
+        occurred_at=now,
+        recorded_at=now,
+        data=compose(draft, event_id=event_id, source=SOURCE, provider=SOURCE),
+    )
+    row = CallbackRow(
+        id=new_id("cb", now),
+        source=SOURCE,
+        idempotency_key=draft.idempotency_key,
+        second_key=None,
+        method="NONE",
+        content_type="",
+        received_at=now,
+        body_size=0,
+        body_sha256="",
+        body=None,
+        proofs="",
+    )
+    return Recording(callback=row, event=event, destinations=destinations)

@@ -1,0 +1,41 @@
+"""What a person may do with a destination: look at it, pause and resume it, enable it again after 410."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from receiver.core.destination import DestinationState, enabled, paused, resumed
+from receiver.core.errors import NotFound
+from receiver.storage.store.store import Store
+
+ACTIONS: Mapping[str, Callable[[DestinationState, int], DestinationState]] = {
+    "pause": paused,
+    "resume": resumed,
+    "enable": enabled,
+}
+
+
+async def destination_states(store: Store, names: Iterable[str], *, now: int) -> list[DestinationState]:
+    """Return the states of the destinations of these names, in their order. Raises `StoreUnavailable`."""
+    known = await store.destinations(now)
+    return [known.get(name) or DestinationState(name=name) for name in names]
+
+
+async def act_on_destination(
+    store: Store, names: Collection[str], name: str, action: str, *, now: int
+) -> DestinationState:
+    """Do `pause`, `resume` or `enable` to one of the configured destinations; return its state.
+
+    Every process obeys within a second. Doing it again changes nothing. Raises `NotFound` when no destination is so named,
+    `StoreUnavailable`.
+    """
+    if name not in names:
+        raise NotFound(f"no destination is named {name}; there is: {', '.join(sorted(names)) or 'none'}")
+    done = await store.change_destination(
+        name, lambda state: ACTIONS[action](state, now), now=now, tell=_nothing
+    )
+    return done.after
+
+
+def _nothing(before: DestinationState, after: DestinationState) -> None:
+    """What a person does is not told by an event."""

@@ -1,0 +1,108 @@
+"""What all processes know of destinations: one row each, changed under a lock by functions of core/destination.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.event import Recording
+from receiver.storage.store.events import record
+from receiver.storage.store.queue import replay
+from receiver.storage.store.statements import Row, Session, Value, each, value_of
+
+Change = Callable[[DestinationState], DestinationState]
+Tell = Callable[[DestinationState, DestinationState], Recording | None]
+
+
+class Changed(NamedTuple):
+    """A destination's state before and after a change."""
+
+    before: DestinationState
+    after: DestinationState
+    told: Recording | None
+    """The event that was recorded with it."""
+
+
+class ChangeRequest(NamedTuple):
+    """What to make of a destination's state, and the event that is to be recorded with it."""
+
+    name: str
+    change: Change
+    tell: Tell
+    now: int
+
+
+def change(session: Session, requests: Sequence[ChangeRequest]) -> list[Changed]:
+    """Change destinations one after the other, in one order in every process, so that two do not wait for each other."""
+    results: dict[int, Changed] = {}
+    for number in sorted(range(len(requests)), key=lambda number: requests[number].name):
+        name, new_state, tell, now = requests[number]
+        before = _state(_locked(session, name, now), now)
+        after, told = new_state(before), None
+        if after != before:
+            session.run("update_destination", _params(after, now))
+            told = tell(before, after)
+            if told is not None:
+                record(session, [told])
+        results[number] = Changed(before, after, told)
+    return [results[number] for number in range(len(requests))]
+
+
+def states(session: Session, now: int) -> dict[str, DestinationState]:
+    """Return what is known of destinations, by name; of those that are not there, nothing is."""
+    found = [_state(row, now) for row in session.run("list_destinations", {"now": now})]
+    return {state.name: state for state in found}
+
+
+@each
+def recover(session: Session, name: str, limit: int, now: int, again_at: int) -> int:
+    """Replay up to `limit` of the deliveries that died in a destination's outage, oldest first; return how many.
+
+    No process replays more before `again_at`. When none is left, the outage is forgotten.
+    """
+    state = _state(_locked(session, name, now), now)
+    if state.recover_from is None or state.status is not DestinationStatus.ACTIVE or state.recover_at > now:
+        return 0
+    bounds: dict[str, Value] = {
+        "name": name,
+        "first": state.recover_from,
+        "last": state.recover_until,
+        "limit": limit,
+    }
+    ids = [row[0] for row in session.run("outage_letters", bounds)]
+    left = replace(state, recover_at=again_at)
+    if len(ids) < limit:
+        left = replace(state, recover_from=None, recover_until=None, recover_at=0)
+    session.run("update_destination", _params(left, now))
+    return len(replay(session, [(ids, now)])[0])
+
+
+def _locked(session: Session, name: str, now: int) -> Row:
+    return session.run("lock_destination", {"name": name, "now": now, "at": now})[0]
+
+
+def _state(row: Row, now: int) -> DestinationState:
+    """Return the state of a row, in which `held_until` counts from `now`: the database may have another clock."""
+    place = DestinationState.__struct_fields__.index("held_until")
+    return value_of(DestinationState, [*row[:place], max(0, now + row[place]), *row[place + 1 :]])
+
+
+def _params(state: DestinationState, now: int) -> dict[str, Value]:
+    return {
+        "name": state.name,
+        "now": now,
+        "at": now,
+        "paused_at": state.paused_at,
+        "disabled_at": state.disabled_at,
+        "failures": state.failures,
+        "failing_since": state.failing_since,
+        "opened_at": state.opened_at,
+        "probes": state.probes,
+        "held_for": state.held_until - now,
+        "recover_from": state.recover_from,
+        "recover_until": state.recover_until,
+        "recover_at": state.recover_at,
+    }
