@@ -90,6 +90,9 @@ class Counting:
     def pickup(self, report: object) -> None:
         pass
 
+    def submission(self, report: object) -> None:
+        pass
+
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Nothing."""
 

@@ -24,7 +24,9 @@ from receiver.core.errors import ConfigError, ReceiverError, SettingsError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.findings import Code, Finding, install
 from receiver.core.routing import Route
+from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
+from receiver.engine.submissions import checked_api
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
@@ -77,6 +79,11 @@ _GENERAL = {
     "E020": Code("The bucket cannot be used", ""),
     "E021": Code("A setting of S3 is wrong", ""),
     "E022": Code("blobs.key makes no keys", "end it with {name}"),
+    "E023": Code("A source cannot be submitted to", ""),
+    "E024": Code(
+        "A submit token names a source that may not be submitted to",
+        "set submit = true there, or leave it out",
+    ),
     "W001": Code(
         "public_url is not set",
         'write public_url = "https://…"; until then callback-url refuses, and audio links point to this machine',
@@ -97,6 +104,10 @@ _GENERAL = {
     "W018": Code("The bucket works, and not as it should", ""),
     "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
     "W023": Code("A disk is nearly full", "make room, or shorten what [retention] keeps"),
+    "W024": Code(
+        "Submissions are taken where providers call back",
+        'write listen = "127.0.0.1:8090" in [submit], or let the ingress refuse /submit',
+    ),
     "W021": Code("A value of env: or file: is in quotes", "write it without them"),
     "W022": Code(
         "Several secrets sign callback URLs or did",
@@ -140,6 +151,7 @@ def check(settings: Settings) -> list[Finding]:
     """Return what is wrong or doubtful about `settings`, what stops `serve` first. Nothing is made or changed."""
     found = [
         *_sources(settings),
+        *_submit(settings),
         *_public_url(settings),
         *_places(settings),
         *_store(settings),
@@ -178,6 +190,29 @@ def _sources(settings: Settings) -> Iterator[Finding]:
         yield from _asking(where, source)
     if not settings.sources:
         yield finding("W009", "sources", "every callback will be answered 404")
+
+
+def _submit(settings: Settings) -> Iterator[Finding]:
+    """Check what submissions need."""
+    if not settings.submit.tokens:
+        return
+    for number, token in enumerate(settings.submit.tokens):
+        for name in token.sources:
+            source = settings.sources.get(name)
+            if source is None or not source.submit:
+                yield finding("E024", f"submit.tokens[{number}].sources", f"{name} may not be submitted to")
+    for name, source in settings.sources.items():
+        if source.submit and source.provider in adapters():
+            try:
+                adapter = adapters()[source.provider].create(source, CallbackTokens(["a" * 16]))
+            except ConfigError:  # told by the provider's own findings
+                continue
+            try:
+                checked_api(settings.public_url, name, adapter.submit_api())
+            except ConfigError as error:
+                yield finding("E023", f"sources.{name}.submit", error.message)
+    if not settings.submit.listen:
+        yield finding("W024", "submit.listen", "whoever may call back may also try tokens of applications")
 
 
 def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:

@@ -25,7 +25,15 @@ from receiver.core.clock import wall_clock
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import SenderError, WrongSource
 from receiver.core.event_json import iso
-from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, Repeats, harmless, no_secrets
+from receiver.core.observe import (
+    AttemptReport,
+    CallbackReport,
+    PickupReport,
+    Repeats,
+    SubmissionReport,
+    harmless,
+    no_secrets,
+)
 from receiver.core.work import Due, OutcomeKind, StoreStats
 from receiver.system.space import free_bytes
 
@@ -93,6 +101,14 @@ class LogObserver:
         level = {"collected": "info", "not_yet": "debug"}.get(kind, "warning")
         self._line(level, f"pickup.{kind}", _fields(report))
 
+    def submission(self, report: SubmissionReport) -> None:
+        """Write one line: `submit.forwarded`, `submit.refused` …"""
+        level = "info" if report.outcome in ("forwarded", "replayed") else "warning"
+        stranger = not report.application
+        if stranger and self._repeats.left_out((report.source, report.status)) is None:
+            return
+        self._line(level, f"submit.{report.outcome}", _fields(report))
+
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Write a line when callbacks begin to wait in the journal, every half minute while they do, and when none is left.
 
@@ -119,7 +135,7 @@ class LogObserver:
         return _LEVELS[level] >= self._level
 
 
-def _fields(report: CallbackReport | AttemptReport | PickupReport) -> dict[str, Any]:
+def _fields(report: CallbackReport | AttemptReport | PickupReport | SubmissionReport) -> dict[str, Any]:
     """Return a report's fields as a line shows them: times rounded, an outcome as its status and detail."""
     fields: dict[str, Any] = {}
     for name, value in asdict(report).items():
@@ -227,6 +243,14 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Counter, "receiver_pickups", "source state", "Pickups that ended, by source and state."),
     (Gauge, "receiver_due_pickups", "source", "Pickups that are due."),
     (Gauge, "receiver_oldest_due_pickup_age_seconds", "source", "Age of the oldest due pickup."),
+    (Counter, "receiver_submissions", "source request outcome", "Calls of applications to providers."),
+    (Counter, "receiver_submission_bytes", "source", "Body bytes of these calls that were passed on."),
+    (
+        _Times,
+        "receiver_submission_seconds",
+        "source",
+        "From the head of such a call to the end of its answer.",
+    ),
     (Gauge, "receiver_journal_depth", "", "Callbacks waiting in the journal."),
     (Gauge, "receiver_journal_oldest_age_seconds", "", "Age of the oldest callback in the journal."),
     (Gauge, "receiver_disk_free_bytes", "setting", "Room where the folder of a setting lies."),
@@ -311,6 +335,12 @@ class MetricsObserver:
         self._series["receiver_pickup_attempts", report.source, report.outcome.kind.value].inc()
         if report.state in ("collected", "gone"):
             self._series["receiver_pickups", report.source, report.state].inc()
+
+    def submission(self, report: SubmissionReport) -> None:
+        """Count a call, its bytes and its time."""
+        self._series["receiver_submissions", report.source, report.request, report.outcome].inc()
+        self._series["receiver_submission_bytes", report.source].inc(report.bytes_in)
+        self._series["receiver_submission_seconds", report.source].observe(report.seconds)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Show the journal's depth and age."""

@@ -23,15 +23,18 @@ from receiver.core.errors import ConfigError
 from receiver.core.findings import install
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Route, Router
+from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.submissions import Submissions, SubmitSource, checked_api
 from receiver.engine.takeover import Takeover
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
+from receiver.outbound.upstream import Upstream
 from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
 from receiver.settings.load import (
     blob_folder,
@@ -78,6 +81,8 @@ class Ports:
     """The sources that can be polled; many call back as well."""
     fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
     """The HTTP client of each source that can be polled."""
+    submit_apis: Mapping[str, ProviderApi] = field(default_factory=dict)
+    """What applications may call of the sources that may be submitted to."""
 
 
 @dataclass
@@ -96,6 +101,7 @@ class Receiver:
     collector: Collector
     takeover: Takeover
     janitor: Janitor
+    submissions: Submissions
     observer: Observers
     metrics: MetricsObserver
     clock: Callable[[], int]
@@ -183,8 +189,37 @@ def build(
     intake = _intake(settings, ports, tokens, recorder, journal, bodies, observer, timing)
     takeover = Takeover(ports.store, observer, clock, relay.wake, collector.wake)
     janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
-    parts = (journal, intake, relay, collector, takeover, janitor, observer, metrics)
+    submissions = _submissions(settings, ports, tokens, bodies, observer, clock)
+    parts = (journal, intake, relay, collector, takeover, janitor, submissions, observer, metrics)
     return Receiver(settings, ports, tokens, links, link, *parts, clock, timing)
+
+
+def _submissions(
+    settings: Settings,
+    ports: Ports,
+    tokens: CallbackTokens,
+    bodies: BodyBuffer,
+    observer: Observers,
+    clock: Callable[[], int],
+) -> Submissions:
+    return Submissions(
+        settings=settings.submit,
+        sources={
+            name: SubmitSource(
+                settings=settings.sources[name],
+                api=api,
+                upstream=Upstream(settings.sources[name]),
+                pull=ports.pulls.get(name),
+            )
+            for name, api in ports.submit_apis.items()
+        },
+        public_url=settings.public_url,
+        store=ports.store,
+        tokens=tokens,
+        bodies=bodies,
+        observer=observer,
+        clock=clock,
+    )
 
 
 def _intake(
@@ -297,7 +332,17 @@ def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Po
         destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
         fetchers={n: Fetcher.create(settings.sources[n], bodies) for n in pulls},
+        submit_apis=_submit_apis(settings, adapters),
     )
+
+
+def _submit_apis(settings: Settings, adapters: Mapping[str, Adapter]) -> dict[str, ProviderApi]:
+    """Return what applications may call of each source with `submit = true`. Raises `ConfigError`."""
+    found = {}
+    for name, source in settings.sources.items():
+        if source.submit and settings.submit.tokens:
+            found[name] = checked_api(settings.public_url, name, adapters[name].submit_api())
+    return found
 
 
 @contextlib.asynccontextmanager
@@ -323,6 +368,8 @@ async def open_receiver(
             receiver.intake.start()
         for part in ways_out:
             await part.open()
+        if intake:
+            await receiver.submissions.open()
         if work:
             await receiver.takeover.start()
             receiver.relay.start()
@@ -338,6 +385,7 @@ async def open_receiver(
         for part in ways_out:
             await part.close()
         if intake:
+            await receiver.submissions.close()
             await receiver.intake.stop()
         await receiver.blobs.close()
         await store.close()

@@ -26,6 +26,7 @@ from receiver.cli import (
     replay,
     serve,
     setup,
+    submit,
 )
 from receiver.cli.options import option
 from receiver.cli.output import speak_json, tell_errors_as_json, tell_failure
@@ -34,7 +35,7 @@ from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, Usag
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
     "Look": ("events", "deliveries", "pickups", "rejections", "destinations", "audio", "journal"),
-    "Act": ("callback-url", "pickup", "replay", "erase", "sweep"),
+    "Act": ("callback-url", "submit-token", "submit-urls", "pickup", "replay", "erase", "sweep"),
     "Try": ("demo", "simulate", "recipes", "try"),
 }
 """The commands as `receiver --help` lists them."""
@@ -68,6 +69,7 @@ for module in (
     inspect,
     audio,
     callback_url,
+    submit,
     pickups,
     replay,
     destinations,

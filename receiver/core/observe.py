@@ -78,6 +78,27 @@ class PickupReport(Struct, frozen=True, kw_only=True):
     event_type: str | None = None
 
 
+class SubmissionReport(Struct, kw_only=True):
+    """One call of an application's to a provider. It is filled in on the way; listeners only read it."""
+
+    application: str = ""
+    source: str = "unknown"
+    request: str = ""
+    """Method and path of the rule that it fits."""
+    outcome: str = ""
+    """`forwarded`, `replayed`, `refused`, `not_sent` or `unknown`."""
+    status: int = 0
+    seconds: float = 0.0
+    bytes_in: int = 0
+    """Of the caller's body."""
+    bytes_out: int = 0
+    """Of the answer's body."""
+    submission_id: str | None = None
+    job_id: str | None = None
+    ref: str | None = None
+    reason: str = ""
+
+
 class Observer(Protocol):
     """A listener. Must not raise and must not block."""
 
@@ -89,6 +110,9 @@ class Observer(Protocol):
 
     def pickup(self, report: PickupReport) -> None:
         """One attempt of a pickup was settled."""
+
+    def submission(self, report: SubmissionReport) -> None:
+        """One call of an application's was answered."""
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """The journal's depth changed."""
@@ -114,6 +138,10 @@ class Observers:
     def pickup(self, report: PickupReport) -> None:
         """Report to every listener."""
         self._each(lambda listener: listener.pickup(report))
+
+    def submission(self, report: SubmissionReport) -> None:
+        """Report to every listener."""
+        self._each(lambda listener: listener.submission(report))
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Report to every listener."""

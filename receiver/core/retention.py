@@ -70,6 +70,7 @@ class Walk(StrEnum):
     """Keys of erased callbacks."""
     TOKENS = "tokens"
     """What short callback tokens stand for that have expired."""
+    SUBMISSIONS = "submissions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

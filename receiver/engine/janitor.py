@@ -219,6 +219,7 @@ class Janitor:
             (Walk.PICKUPS, events),
             (Walk.KEYS, KEYS_SECONDS),
             (Walk.TOKENS, 0),
+            (Walk.SUBMISSIONS, events),
         ]
         return {
             walk: Prune(

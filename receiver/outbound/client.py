@@ -271,7 +271,7 @@ class Egress:
         try:
             return await self._connections.ask(place, head, body, self._bounds)
         except (OSError, Unanswered, AddressBlocked) as error:
-            return _failure(error, place.where)
+            return failure_of(error, place.where)
 
     async def get(self, place: Target, headers: Mapping[str, str], *, seconds: float) -> Incoming | Failure:
         """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
@@ -280,7 +280,7 @@ class Egress:
             async with asyncio.timeout(seconds):
                 response = await self._begin(place, headers)
         except AddressBlocked as error:
-            return _failure(error, place.where)
+            return failure_of(error, place.where)
         except TimeoutError:
             return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
         return response if isinstance(response, Failure) else Incoming(response, place.where)
@@ -293,7 +293,7 @@ class Egress:
         try:
             self._guard.check_host(place.host)
         except AddressBlocked as error:
-            return _failure(error, place.where)
+            return failure_of(error, place.where)
         return place
 
     async def _connect(self, place: Target) -> Connection:
@@ -338,7 +338,7 @@ class Egress:
         try:
             return await self._session.get(place.url, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError, Unanswered, AddressBlocked) as error:
-            return _failure(error, place.where)
+            return failure_of(error, place.where)
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
 
@@ -347,12 +347,13 @@ class Egress:
             raise RuntimeError("the client is not open")
         return self._resolver
 
-    def _new_session(self) -> aiohttp.ClientSession:
+    def _new_session(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=self._limit,
             resolver=self._opened(),
             ttl_dns_cache=DNS_SECONDS,
-            keepalive_timeout=IDLE_SECONDS,
+            keepalive_timeout=None if force_close else IDLE_SECONDS,
+            force_close=force_close,
             socket_factory=self._socket,
             ssl=_trust(self._ca_file),
         )
@@ -391,7 +392,8 @@ def _trust(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-def _failure(error: Exception, where: str) -> Failure:
+def failure_of(error: Exception, where: str) -> Failure:
+    """Return what an error of a request means."""
     if isinstance(error, AddressBlocked):
         return Failure(kind=OutcomeKind.BLOCKED, detail=error.message)
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

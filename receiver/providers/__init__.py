@@ -30,6 +30,7 @@ from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
+from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
@@ -316,6 +317,12 @@ class Adapter:
         """Return a document and its bytes without what signs its links."""
         bare: Document = unsigned(document)
         return bare, raw if bare is document else encode(bare)
+
+    # ------------------------------------------------------------ submissions
+
+    def submit_api(self) -> ProviderApi | None:
+        """Return what of the provider's API applications may call through receiver; None where that is not known."""
+        return None
 
     # ------------------------------------------------------------ pickups
 

@@ -21,6 +21,7 @@ from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, 
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex, same_as_any
+from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
@@ -159,6 +160,34 @@ class DeapiProvider(Adapter):
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return timestamp and signature, made with the newest of the account's secrets."""
         return signed(self._account_secrets[-1], body, now=now) if self._account_secrets else {}
+
+    # ------------------------------------------------------------ submissions
+
+    def submit_api(self) -> ProviderApi:
+        """Return jobs of both versions of the API, and the questions about them (https://docs.deapi.ai)."""
+        callback = {"webhook_url": "{callback}", "webhook_secret": "{secret}"}
+        jobs = [
+            Rule(
+                method="POST",
+                path=path,
+                kind="submit",
+                set_in="body",
+                set=callback,
+                own=tuple(callback),
+                job="data.request_id",
+                format={"product": product},
+            )
+            for path, product in (("/api/v1/client/{kind}", "{kind}"), ("/api/v2/audio/{kind}", "{kind}"))
+        ]
+        reads = [Rule(method="GET", path=f"/{path}/{{job}}", kind="read") for path in _PATHS]
+        return ProviderApi(
+            base=self._options.api_url,
+            headers={"authorization": f"Bearer {self._key}"} if self._key else {},
+            rules=(*jobs, *reads),
+            expect_seconds=60 * 60,
+            job_secrets=True,
+            https_only=True,
+        )
 
     # ------------------------------------------------------------ callbacks
 

@@ -24,6 +24,7 @@ from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials, same_as_any
 from receiver.core.redaction import Redactor
+from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.providers import NO_PROOF, NO_REASON, Adapter, toolkit
 from receiver.providers.documents import (
@@ -41,8 +42,8 @@ from receiver.providers.documents import (
     table,
     text,
 )
-from receiver.providers.toolkit import SecretList, content_key, reveal, ten_minutes
-from receiver.settings.model import Section, SourceSettings
+from receiver.providers.toolkit import SecretList, content_key, reveal, revealed, ten_minutes
+from receiver.settings.model import BaseUrl, Section, SourceSettings
 from receiver.system.audio.formats import MEDIA_TYPES, beginning
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
@@ -65,6 +66,8 @@ _FAILURE_FIELDS = ("err_code", "err_msg", "category", "error")
 """What only failures have."""
 _ERROR_MESSAGE = ("err_msg", "message", "error", "description")
 _ERROR_CODE = ("err_code", "category", "code")
+_SUBMITTED = {"/v1/listen": "listen", "/v1/speak": "speak", "/v2/speak": "speak", "/v1/read": "read"}
+"""By the path of a job, its product."""
 _DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}
 """What Deepgram makes when an encoding was asked for without a rate."""
 _ECHO = "callback_secret"
@@ -89,6 +92,10 @@ class DeepgramSettings(Section):
     """API key identifiers; compared with the `dg-token` header when that is there."""
     require_dg_token: bool = False
     """Refuse a callback without a `dg-token` header."""
+    api_key: SecretStr | None = None
+    """For jobs that applications submit through receiver."""
+    base_url: BaseUrl = "https://api.deepgram.com"
+    """Where these jobs go; the key goes nowhere else."""
 
     @field_validator("basic")
     @classmethod
@@ -118,6 +125,7 @@ class DeepgramProvider(Adapter):
     def __init__(self, settings: SourceSettings, options: DeepgramSettings, tokens: CallbackTokens) -> None:
         self._basic, self._dg_tokens = reveal(options.basic), reveal(options.dg_token)
         self._callback_secrets = reveal(options.callback_secrets)
+        self._api_key = revealed(options.api_key)
         super().__init__(settings, options, tokens)
         # The words of a transcript are its speaker's: of them, only what Deepgram echoes is taken out,
         # and credentials in the forms that only a URL or a header gives them.
@@ -127,7 +135,8 @@ class DeepgramProvider(Adapter):
     def _secrets(self) -> tuple[str, ...]:
         passwords = (pair.partition(":")[2] for pair in self._basic)
         return (
-            *self._basic, *passwords, *map(_base64, self._basic), *self._dg_tokens, *self._callback_secrets
+            *self._basic, *passwords, *map(_base64, self._basic), *self._dg_tokens, *self._callback_secrets,
+            self._api_key,
         )  # fmt: skip
 
     @classmethod
@@ -166,6 +175,41 @@ class DeepgramProvider(Adapter):
         if self._dg_tokens:
             headers["dg-token"] = self._dg_tokens[-1]
         return headers
+
+    # ------------------------------------------------------------ submissions
+
+    def submit_api(self) -> ProviderApi:
+        """Return what makes a job: speech, transcripts and analyses with a callback (https://developers.deepgram.com/docs/callback)."""
+        options = self._options
+        callback = {"callback": "{callback}"}
+        proved = {"extra": f"{_ECHO}:{self._callback_secrets[-1]}"} if self._callback_secrets else {}
+        return ProviderApi(
+            base=options.base_url,
+            prefixes=("Token ", "Bearer "),
+            headers={"authorization": f"Token {self._api_key}"} if self._api_key else {},
+            rules=tuple(
+                Rule(
+                    method="POST",
+                    path=path,
+                    kind="submit",
+                    set=callback | proved if product == "listen" else callback,
+                    own=("callback", "callback_method"),
+                    needs_body=True,
+                    job="request_id",
+                    format={"product": product},
+                )
+                for path, product in _SUBMITTED.items()
+            ),
+            expect_seconds=15 * 60,
+            basic=self._basic[-1] if self._basic else None,
+            programs={
+                "deepgram-sdk (Python)": (
+                    'DeepgramClient(api_key=TOKEN, environment=DeepgramClientEnvironment(base="{url}", '
+                    'production="{url}", agent="{url}", agent_rest="{url}"))'
+                ),
+                "@deepgram/sdk (Node.js)": 'new DeepgramClient({ apiKey: TOKEN, baseUrl: "{url}" })',
+            },
+        )
 
     # ------------------------------------------------------------ proofs
 

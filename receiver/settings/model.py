@@ -274,6 +274,67 @@ def sorted_out(model: type[Section], table: Any) -> Any:
     return known | {"options": {name: value for name, value in table.items() if name not in known}}
 
 
+class SubmitToken(Section):
+    """[[submit.tokens]]: an application that may submit jobs to providers through receiver."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9-]{0,62}$")
+    """The application, in log and lists."""
+    secrets: tuple[SecretStr, ...] = Field(min_length=1)
+    """Any of them is accepted; `receiver submit-token` makes one."""
+    sources: tuple[str, ...] = Field(min_length=1)
+    may: tuple[Literal["submit", "upload", "read", "cancel"], ...] = ("submit", "upload", "read")
+    per_minute: int = Field(default=60, ge=1)
+    """Submissions and uploads; each process counts its own."""
+    reads_per_second: int = Field(default=10, ge=1)
+    at_once: int = Field(default=8, ge=1)
+    bytes_per_day: int = Field(default=20 * 1024 * MIB, ge=1)
+    """Of bodies; each process counts its own, since its start."""
+    jobs_per_day: int = Field(default=5000, ge=1)
+
+    @field_validator("secrets")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(secret.get_secret_value()) < 32 for secret in value):
+            raise ValueError("each secret needs at least 32 characters: `receiver submit-token` makes one")
+        return value
+
+
+class SubmitSettings(Section):
+    """[submit]: applications submit jobs to providers through receiver."""
+
+    url: BaseUrl | None = None
+    """How applications reach receiver, for URLs in providers' answers that lead back to it."""
+    listen: str | None = Field(default=None, pattern=r"^[^\s]*:[0-9]{1,5}$")
+    """`host:port` of a listener for submissions alone; None serves them beside callbacks."""
+    hosts: Mapping[str, str] = Field(default_factory=dict)
+    """Source by host name, for programs that cannot be given a path."""
+    max_body_bytes: int = Field(default=2048 * MIB, ge=1)
+    """Of what is passed through."""
+    max_form_bytes: int = Field(default=512 * MIB, ge=1)
+    """Of a multipart form in which the callback is set; it lies on disk meanwhile."""
+    max_json_bytes: int = Field(default=8 * MIB, ge=1)
+    """Of JSON in which the callback is set."""
+    answer_seconds: float = Field(default=25.0, gt=0, le=600)
+    """How long a provider may take to begin its answer."""
+    idle_seconds: float = Field(default=30.0, gt=0, le=600)
+    """Longest time between two pieces of a body, either way."""
+    remember_seconds: float = Field(default=86_400.0, ge=600, le=30 * 86_400)
+    """How long answers are kept for whoever repeats an `Idempotency-Key`."""
+    at_once: int = Field(default=200, ge=1, le=10_000)
+    """Calls of all applications under way at once in one process."""
+    tokens: tuple[SubmitToken, ...] = ()
+
+    @field_validator("tokens")
+    @classmethod
+    def _told_apart(cls, value: tuple[SubmitToken, ...]) -> tuple[SubmitToken, ...]:
+        if len({token.name for token in value}) < len(value):
+            raise ValueError("two tokens have the same name: a token may have several secrets")
+        secrets = [secret.get_secret_value() for token in value for secret in token.secrets]
+        if len(set(secrets)) < len(secrets):
+            raise ValueError("two tokens have the same secret: give each its own")
+        return value
+
+
 class SourceSettings(Section):
     """[sources.NAME]: what every source has; `options` holds the provider's own settings."""
 
@@ -295,6 +356,12 @@ class SourceSettings(Section):
     """Networks that are not public and that pickups may connect to all the same."""
     ca_file: str | None = None
     """More certificate authorities to trust in pickups (PEM)."""
+    submit: bool = False
+    """Applications may submit jobs to this source through receiver."""
+    submit_expect_seconds: float | None = Field(default=None, gt=0, le=7 * 86_400)
+    """How long a submitted job's callback may take before it is overdue; None is the provider's own."""
+    own_callback: Literal["refuse", "pass"] = "refuse"
+    """What becomes of a submission with a callback of the caller's own; passed on, it brings no event."""
     options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="before")
@@ -352,5 +419,6 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     tokens: TokenSettings = TokenSettings()
     api: ApiSettings = ApiSettings()
+    submit: SubmitSettings = SubmitSettings()
     sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
     destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)

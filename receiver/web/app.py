@@ -14,6 +14,7 @@ from receiver.web.api.routes import OPERATIONS
 from receiver.web.callbacks import Callbacks
 from receiver.web.health import Health
 from receiver.web.objects import Objects
+from receiver.web.submit import Submit
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -37,7 +38,14 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
     app.router.redirect_slashes = False  # a redirect names the host that the caller says
-    return Callbacks(receiver, app) if intake else app
+    if not intake:
+        return app
+    return Callbacks(receiver, app if receiver.settings.submit.listen else Submit(receiver, app))
+
+
+def create_submit_app(receiver: Receiver) -> ASGIApp:
+    """Return the application of `submit.listen`, which takes submissions and nothing else."""
+    return Submit(receiver, Starlette(exception_handlers={404: _not_found}))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

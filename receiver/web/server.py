@@ -22,7 +22,7 @@ import uvicorn
 from receiver.app.wiring import Receiver, build, open_receiver
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Repeats
-from receiver.web.app import create_app
+from receiver.web.app import create_app, create_submit_app
 from receiver.web.protocol import DEFAULT_CONNECTIONS, protocol
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_fil
     server = settings.server
     sockets = bind(server.host, server.port) if listen else []
     try:
+        if sockets and settings.submit.listen:
+            host, _, port = settings.submit.listen.rpartition(":")
+            sockets += bind(host.strip("[]"), int(port))
         if sockets:
             bound = server.model_copy(update={"port": sockets[0].getsockname()[1]})
             settings = settings.model_copy(update={"server": bound})
@@ -224,7 +227,7 @@ async def _serve(
 def _config(receiver: Receiver, *, intake: bool) -> uvicorn.Config:
     settings = receiver.settings.server
     config = uvicorn.Config(
-        _hanging_up(create_app(receiver, intake=intake), receiver),
+        _hanging_up(_by_listener(receiver, intake=intake), receiver),
         http=protocol(receiver, intake=intake, max_connections=_connections(settings.max_connections)),
         loop="asyncio",
         ws="none",
@@ -238,6 +241,20 @@ def _config(receiver: Receiver, *, intake: bool) -> uvicorn.Config:
     )
     config.timeout_graceful_shutdown = settings.stop_seconds  # type: ignore[assignment]  # said to be an int, and used as a timeout, where parts of a second count
     return config
+
+
+def _by_listener(receiver: Receiver, *, intake: bool) -> ASGIApp:
+    """Return the application; the listener of submissions, if there is one, serves nothing else, and nobody else serves them."""
+    app = create_app(receiver, intake=intake)
+    if not receiver.settings.submit.listen:
+        return app
+    port, submit = int(receiver.settings.submit.listen.rpartition(":")[2]), create_submit_app(receiver)
+
+    async def by_listener(scope: Scope, receive: Receive, send: Send) -> None:
+        chosen = submit if scope["server"][1] == port else app
+        await chosen(scope, receive, send)
+
+    return by_listener
 
 
 def _hanging_up(app: ASGIApp, receiver: Receiver) -> ASGIApp:

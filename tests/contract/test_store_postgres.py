@@ -30,6 +30,7 @@ from tests.contract.store_suite import (
     settlement,
     walk_while_recording,
 )
+from tests.contract.submission_suite import SubmissionSuite
 from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
 from tests.support.postgres import database, execute, own_database, shared
@@ -113,6 +114,10 @@ async def test_positions_go_on_above_those_of_a_database_that_was_copied(url: st
 
 class TestPostgresPickups(PickupSuite):
     """The suite of pickups."""
+
+
+class TestPostgresSubmissions(SubmissionSuite):
+    """The suite of submissions."""
 
 
 class TestPostgresTokens(TokenSuite):

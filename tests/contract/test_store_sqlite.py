@@ -27,6 +27,7 @@ from tests.contract import pickup_suite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, one_delivery, recording
+from tests.contract.submission_suite import SubmissionSuite
 from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
 
@@ -63,6 +64,10 @@ class TestSqliteStore(StoreSuite):
 
 class TestSqlitePickups(PickupSuite):
     """The suite of pickups."""
+
+
+class TestSqliteSubmissions(SubmissionSuite):
+    """The suite of submissions."""
 
 
 class TestSqliteTokens(TokenSuite):

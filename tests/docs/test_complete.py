@@ -262,6 +262,7 @@ def test_each_log_line_is_in_the_table() -> None:
     wanted |= {f"attempt.{kind.value}" for kind in OF_DELIVERIES}
     wanted |= {f"pickup.{kind.value}" for kind in OF_PICKUPS}
     wanted |= {f"callback.{answer}" for answer in ANSWERS}
+    wanted |= {f"submit.{outcome}" for outcome in ("forwarded", "replayed", "refused", "not_sent", "unknown")}
     wanted |= {f"callback.{error.label}" for error in _sender_errors() if error is not errors.SenderError}
     told = {name for row in rows(OPERATING.section("Log")) for name in quoted(row[0])}
     assert told == wanted

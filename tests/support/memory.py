@@ -741,7 +741,7 @@ class MemoryStore(Store):
     def _looked_at(self, request: Prune) -> list[tuple[str, bool]]:
         """Return the ids that the batch looks at, in order, and whether each may go."""
         before = request.before
-        if request.walk is Walk.TOKENS:  # it keeps none
+        if request.walk in (Walk.TOKENS, Walk.SUBMISSIONS):  # it keeps none
             return []
         if request.walk in (Walk.DEAD_LETTERS, Walk.KEYS):
             ages = self._dead() if request.walk is Walk.DEAD_LETTERS else self._keys()

@@ -10,7 +10,7 @@ from typing import Any
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event
-from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.core.retry import RetryPolicy, policy
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import DeliveryTerms, Relay
@@ -50,6 +50,9 @@ class Heard:
 
     def pickup(self, report: PickupReport) -> None:
         """Not kept: the pull road is not under test."""
+
+    def submission(self, report: SubmissionReport) -> None:
+        pass
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Not kept."""

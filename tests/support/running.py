@@ -15,7 +15,7 @@ import uvicorn
 
 from receiver.app.wiring import Ports, Receiver, Timing, build, open_receiver
 from receiver.core.clock import wall_clock
-from receiver.core.observe import AttemptReport, CallbackReport, PickupReport
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.settings.load import parse
 from receiver.web.app import create_app
 from receiver.web.protocol import protocol
@@ -32,6 +32,7 @@ class Seen:
         self.callbacks: list[CallbackReport] = []
         self.attempts: list[AttemptReport] = []
         self.pickups: list[PickupReport] = []
+        self.submissions: list[SubmissionReport] = []
         self.notes: list[tuple[str, str, dict[str, Any]]] = []
         self.journal_depths: list[int] = []
         self._changed = asyncio.Condition()
@@ -46,6 +47,10 @@ class Seen:
 
     def pickup(self, report: PickupReport) -> None:
         self.pickups.append(report)
+        self._tell()
+
+    def submission(self, report: SubmissionReport) -> None:
+        self.submissions.append(report)
         self._tell()
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:

@@ -52,6 +52,19 @@ PLAYHT = f'[sources.playht]\nprovider = "playht"\nuser_id = "somebody"\n{KEY}'
 TOKENS = '[tokens]\nsecrets = ["token-secret-0123456789"]\n'
 POSTGRES = '[store]\nurl = "postgresql://app:secret-word@db.example.com/receiver"\n'
 S3 = '[blobs]\nurl = "s3://bucket/prefix"\nregion = "us-east-1"\n'
+SUBMIT = """
+[sources.speech]
+provider = "deepgram"
+require_token = true
+api_key = "dg-0123456789abcdef"
+submit = true
+[submit]
+listen = "127.0.0.1:8090"
+[[submit.tokens]]
+name = "crm"
+secrets = ["rcvsub0123456789012345678901234567890"]
+sources = ["speech"]
+"""
 CASES: dict[str, tuple[str, str]] = {
     "E002": (swapped('provider = "deepgram"', 'provider = "deepgam"'), "sources.deepgram.provider"),
     "E003": (swapped(HOOKS, '"hooks.example.com"'), "public_url"),
@@ -83,6 +96,11 @@ CASES: dict[str, tuple[str, str]] = {
     "E019": (GOOD + POSTGRES + S3, "tokens.secrets"),
     "E021": (GOOD + S3 + 'sse_kms_key_id = "alias/audio"', "blobs.sse_kms_key_id"),
     "E022": (GOOD + '[blobs]\nkey = "{source}/{name}.mp3"', "blobs.key"),
+    "E023": (
+        GOOD + SUBMIT + '[sources.other]\nprovider = "deepgram"\nrequire_token = true\nsubmit = true',
+        "sources.other.submit",
+    ),
+    "E024": (GOOD + SUBMIT.replace('["speech"]', '["nobody"]'), "submit.tokens[0].sources"),
     "E301": (GOOD + '[sources.deepdub]\nprovider = "deepdub"', "sources.deepdub.api_key"),
     "E304": (GOOD + DEEPDUB + 'region = "moon"', "sources.deepdub.region"),
     "E401": (GOOD + '[sources.playht]\nprovider = "playht"', "sources.playht.api_key"),
@@ -101,6 +119,7 @@ CASES: dict[str, tuple[str, str]] = {
     "W010": (GOOD + 'events = ["speach.*"]', "destinations.app.events"),
     "W011": (GOOD + '[[api.tokens]]\nname = "app"\nsecret = "guess-me"', "api.tokens"),
     "W012": (GOOD + DEEPDUB + 'base_url = "http://127.0.0.1:9901/api/v1"', "sources.deepdub.allow"),
+    "W024": (GOOD + SUBMIT.replace("listen", "url").replace('"127', '"http://127'), "submit.listen"),
     "W015": (GOOD + POSTGRES + TOKENS, "blobs.url"),
     "W016": (GOOD + S3 + 'endpoint_url = "http://s3.example.com:8333"', "blobs.endpoint_url"),
     "W019": (GOOD + '[retention]\nevents = "30d"', "retention.events"),

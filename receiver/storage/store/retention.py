@@ -22,6 +22,7 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
+from receiver.storage.store import submissions
 from receiver.storage.store.events import callback_ids, moment, write_callbacks
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
@@ -120,6 +121,7 @@ _WALKS: Mapping[Walk, _Walk] = {
     Walk.PICKUPS: ("old_pickups", "pku", _rows("forget_pickups", "forget_pickup_attempts")),
     Walk.KEYS: ("old_keys", None, _rows("forget_callbacks")),
     Walk.TOKENS: ("old_tokens", None, _rows("forget_tokens")),
+    Walk.SUBMISSIONS: ("old_submissions", "sub", _rows("forget_submissions")),
 }
 """For each walk: the statement that looks, the prefix of the ids it goes along (None: all that it finds may go), and what
 removes.
@@ -226,8 +228,7 @@ def erase(session: Session, request: Erasure) -> Erased:
     session.run_rows("erase_callbacks", [(callback_id, request.now) for callback_id in callbacks])
     _end_pickups(session, traced.pickup_ids, request)
     _keep_keys(session, request.journaled, request.now)
-    if request.subject.kind is SubjectKind.REF:
-        session.run("erase_refs", {"ref": request.subject.key})
+    submissions.erase(session, request.subject, traced.jobs)
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
     if traced or request.journaled:
         removed: list[Sized] = [

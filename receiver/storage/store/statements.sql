@@ -483,6 +483,103 @@ UPDATE callback_tokens
 SET ref = NULL
 WHERE ref = :ref
 
+-- name: erase_token_refs
+-- The same for the tokens of one job's submissions.
+UPDATE callback_tokens
+SET ref = NULL
+WHERE id IN (SELECT token_id FROM submissions WHERE job_id = :job_id AND source = :source)
+
+-- ==================== submissions ====================
+
+-- name: insert_submissions
+-- Writes submissions, and returns those whose idempotency key no other has.
+INSERT INTO submissions {insert: id, application, source, request, token_id, ref, job_id, state, status,
+    idempotency_key, fingerprint, delivered, answer, created_at, updated_at}
+ON CONFLICT (application, source, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id
+
+-- name: list_submissions
+-- Submissions, newest first.
+SELECT
+    id, application, source, request, token_id, ref, job_id, state, status, idempotency_key, fingerprint, delivered,
+    answer, created_at, updated_at
+FROM submissions
+WHERE {conditions}
+ORDER BY id DESC
+LIMIT :limit
+
+-- name: count_submissions
+-- How many jobs an application has submitted since a time.
+SELECT count(*)
+FROM submissions
+WHERE application = :application AND created_at >= :since
+
+-- name: fingerprint_submission
+-- Notes the fingerprint of a submission whose body has ended.
+UPDATE submissions SET fingerprint = :fingerprint WHERE id = :id
+
+-- name: end_submission
+-- Writes what a submission came to. Only an accepted one is remembered by its idempotency key.
+UPDATE submissions
+SET
+    state = :state,
+    status = :status,
+    job_id = :job_id,
+    answer = :answer,
+    idempotency_key = CASE WHEN :state = 'accepted' THEN idempotency_key END,
+    updated_at = :now
+WHERE id = :id
+
+-- name: drop_submission
+-- Removes a submission of which nothing was sent.
+DELETE FROM submissions WHERE id = :id
+
+-- name: drop_expectation
+-- Removes an expectation whose callback will not come; one that was answered or asked about stays.
+DELETE FROM pickups
+WHERE source = :source AND key = :key AND kind = 'expected' AND state = 'pending'
+
+-- name: deliver_submission
+-- Notes that the caller has its answer.
+UPDATE submissions SET delivered = 1 WHERE id = :id
+
+-- name: forget_submission_key
+-- Lets an idempotency key be used anew.
+UPDATE submissions SET idempotency_key = NULL WHERE id = :id
+
+-- name: forget_answers
+-- Removes kept answers and the idempotency keys that find them.
+UPDATE submissions
+SET answer = NULL, idempotency_key = NULL
+WHERE answer IS NOT NULL AND created_at < :before
+
+-- name: abandon_submissions
+-- Gives up submissions whose process ended before they did: there may be a job.
+UPDATE submissions
+SET state = 'unknown'
+WHERE state = 'open' AND created_at < :before
+RETURNING id
+
+-- name: old_submissions
+-- Submissions; an open one stays.
+SELECT s.id, s.state = 'open' OR s.updated_at >= :before
+FROM (
+    SELECT id, state, updated_at
+    FROM submissions
+    WHERE id > :after AND id < :bound
+    ORDER BY id
+    LIMIT :limit
+) AS s
+ORDER BY s.id
+
+-- name: erase_submissions
+-- Removes the submissions of a job.
+DELETE FROM submissions WHERE job_id = :job_id AND source = :source
+
+-- name: erase_submissions_of_ref
+-- Removes the submissions with a ref.
+DELETE FROM submissions WHERE ref = :ref
+
 -- ==================== rejections ====================
 
 -- name: insert_rejections
@@ -678,6 +775,7 @@ LIMIT :limit
 -- with: callbacks       | callbacks       | id          |                    | id
 -- with: pickups         | pickups         | id          | AND due_at IS NULL | id
 -- with: tokens          | callback_tokens | id          |                    | id
+-- with: submissions     | submissions     | id          | AND state <> 'open' | id
 
 -- name: forget_{what}
 -- Removes rows, and checks again whether they may go: another process may have begun one anew meanwhile.

@@ -19,6 +19,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Rejection
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
+from receiver.core.submission import Submission
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
@@ -29,6 +30,7 @@ from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
 from receiver.storage.store import queue, retention, tokens
+from receiver.storage.store import submissions as submission_rows
 from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
@@ -75,6 +77,11 @@ OPERATIONS: Sequence[Operation] = (
     queue.add,
     pickup_rows.add,
     tokens.add,
+    submission_rows.delivered,
+    submission_rows.end,
+    submission_rows.begin,
+    submission_rows.fingerprinted,
+    submission_rows.sweep,
     event_rows.record,
     pickup_rows.defer,
     destination_rows.change,
@@ -345,6 +352,29 @@ class Store:
             lock for lock, since in self._free_since.items() if at - since >= self.takeover_seconds
         )
         return await self.write(_take_over, (ended, now)) if ended else TakenOver()
+
+    # ------------------------------------------------------------ submissions
+
+    begin_submission = _writes(submission_rows.begin)
+    end_submission = _writes(submission_rows.end)
+    submission = _reads(submission_rows.submission)
+    submissions = _reads(submission_rows.submissions)
+    jobs_since = _reads(submission_rows.jobs_since)
+
+    async def fingerprint_submission(
+        self, submission_id: str, application: str, fingerprint: str, *, since: int
+    ) -> Submission | None:
+        """Note the fingerprint of a submission; return the earlier one that it repeats."""
+        request = (submission_id, application, fingerprint, since)
+        return await self.write(submission_rows.fingerprinted, request)
+
+    async def deliver_submission(self, submission_id: str) -> None:
+        """Note that the caller has its answer."""
+        await self.write(submission_rows.delivered, (submission_id,))
+
+    async def sweep_submissions(self, *, open_before: int, answers_before: int) -> list[str]:
+        """Forget old answers; return the submissions that are `unknown` now, as they were open for too long."""
+        return await self.write(submission_rows.sweep, (open_before, answers_before))
 
     # ------------------------------------------------------------ retention
 

@@ -1,0 +1,79 @@
+"""`submit-token` and `submit-urls`: what an application needs to submit jobs through receiver."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from receiver.cli.options import AsJson, load, option
+from receiver.cli.output import print_json
+from receiver.core.errors import ConfigError
+from receiver.web.views import page
+
+if TYPE_CHECKING:
+    from receiver.core.submission import ProviderApi
+    from receiver.settings.model import Settings
+
+_LETTERS = string.ascii_letters + string.digits
+_LENGTH = 43
+"""Letters and digits of a token, as hard to guess as 32 random bytes."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="submit-token")(submit_token)
+    app.command(name="submit-urls")(submit_urls)
+
+
+def submit_token(
+    name: Annotated[str, typer.Argument(help="The application, as log and lists shall name it.")],
+    source: Annotated[
+        list[str] | None, option("--source", help="A source that it may submit to; may be repeated.")
+    ] = None,
+) -> None:
+    """Make a token for an application, and print the table for the settings. Nothing is stored."""
+    token = "rcvsub" + "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
+    sources = ", ".join(f'"{one}"' for one in source or ["deepgram"])
+    typer.echo(f'[[submit.tokens]]\nname = "{name}"\nsecrets = ["{token}"]\nsources = [{sources}]')
+
+
+def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Print, for each source that may be submitted to, the base URL and what to set in the provider's packages."""
+    settings = load(ctx)
+    base = settings.submit.url or f"http://{settings.submit.listen or _address(settings)}"
+    found = [(name, f"{base}/submit/{name}", api) for name, api in _apis(settings).items()]
+    if as_json:
+        print_json(page([_row(*one) for one in found]))
+        return
+    for name, url, api in found:
+        typer.echo(f"{name}: {url}   (the token in the header {api.header})")
+        for package, text in api.programs.items():
+            typer.echo(f"  {package}: {text.replace('{url}', url)}")
+    if not found:
+        typer.echo("no source may be submitted to: set submit = true in one, and add [[submit.tokens]]")
+
+
+def _row(name: str, url: str, api: ProviderApi) -> dict[str, Any]:
+    packages = {package: text.replace("{url}", url) for package, text in api.programs.items()}
+    return {"source": name, "url": url, "header": api.header, "packages": packages}
+
+
+def _address(settings: Settings) -> str:
+    return f"{settings.server.host}:{settings.server.port}"
+
+
+def _apis(settings: Settings) -> dict[str, ProviderApi]:
+    from receiver.core.tokens import CallbackTokens
+    from receiver.providers import adapter_of
+
+    found = {}
+    for name, source in settings.sources.items():
+        if source.submit:
+            api = adapter_of(source).create(source, CallbackTokens(["a" * 16])).submit_api()
+            if api is None:
+                raise ConfigError(f"sources.{name}.submit: nothing may be submitted to {source.provider}")
+            found[name] = api
+    return found

@@ -1,0 +1,172 @@
+"""Submissions: written before anything is sent, found again by who repeats them, and told what they came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import astuple
+
+from receiver.core.event import Answered
+from receiver.core.retention import Subject, SubjectKind
+from receiver.core.submission import (
+    NewSubmission,
+    Submission,
+    SubmissionEnd,
+    SubmissionFilter,
+    SubmissionState,
+)
+from receiver.storage.store import pickups, tokens
+from receiver.storage.store.events import resolve
+from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
+
+
+def begin(session: Session, requests: Sequence[NewSubmission]) -> list[Submission | None]:
+    """Write submissions, their tokens and expectations; or return the earlier one that each repeats, and write nothing.
+
+    That is one with its idempotency key, or an identical one whose answer did not arrive, or has not yet.
+    """
+    return [_begin(session, new) for new in requests]
+
+
+def _begin(session: Session, new: NewSubmission) -> Submission | None:
+    wanted = new.submission
+    earlier = _with_key(session, new) or (
+        wanted.fingerprint
+        and _repeated(session, wanted.id, wanted.application, wanted.fingerprint, new.repeats_since)
+    )
+    if earlier:
+        return earlier
+    row = astuple(wanted)
+    stored = session.run_rows("insert_submissions", [(*row[:11], int(row[11]), *row[12:])])
+    if not stored:  # another process wrote one with the key a moment ago
+        return _with_key(session, new)
+    if new.claims is not None:
+        tokens.add(session, [new.claims])
+    pickups.add(session, [new.expectation])
+    return None
+
+
+def _with_key(session: Session, new: NewSubmission) -> Submission | None:
+    wanted = new.submission
+    if wanted.idempotency_key is None:
+        return None
+    params: dict[str, Value] = {
+        "application": wanted.application,
+        "source": wanted.source,
+        "key": wanted.idempotency_key,
+        "limit": 1,
+    }
+    condition = "application = :application AND source = :source AND idempotency_key = :key"
+    rows = session.run("list_submissions", params, condition)
+    if rows and _of(rows[0]).created_at < new.remembered_since:
+        session.run("forget_submission_key", {"id": rows[0][0]})
+        return None
+    return _of(rows[0]) if rows else None
+
+
+def _repeated(
+    session: Session, own_id: str, application: str, fingerprint: str, since: int
+) -> Submission | None:
+    params: dict[str, Value] = {
+        "id": own_id,
+        "application": application,
+        "fingerprint": fingerprint,
+        "since": since,
+        "limit": 1,
+    }
+    condition = (
+        "application = :application AND fingerprint = :fingerprint AND delivered = 0 "
+        "AND created_at >= :since AND id <> :id AND state <> 'refused'"
+    )
+    rows = session.run("list_submissions", params, condition)
+    return _of(rows[0]) if rows else None
+
+
+@each
+def fingerprinted(
+    session: Session, submission_id: str, application: str, fingerprint: str, since: int
+) -> Submission | None:
+    """Note the fingerprint of a submission whose body has ended; return the earlier one that it repeats."""
+    session.run("fingerprint_submission", {"id": submission_id, "fingerprint": fingerprint})
+    return _repeated(session, submission_id, application, fingerprint, since)
+
+
+def end(session: Session, requests: Sequence[SubmissionEnd]) -> list[None]:
+    """Write what submissions came to: an expectation learns of its job, or goes where there is none."""
+    for ended in requests:
+        _end(session, ended)
+    return [None] * len(requests)
+
+
+def _end(session: Session, ended: SubmissionEnd) -> None:
+    source, key = ended.expectation
+    if ended.state is None:
+        session.run("drop_submission", {"id": ended.id})
+    else:
+        params: dict[str, Value] = {
+            "id": ended.id,
+            "state": ended.state.value,
+            "status": ended.status,
+            "job_id": ended.job_id,
+            "answer": ended.answer,
+            "now": ended.now,
+        }
+        session.run("end_submission", params)
+    if ended.state in (None, SubmissionState.REFUSED) or ended.pickup is not None:
+        session.run("drop_expectation", {"source": source, "key": key})
+    elif ended.job_id is not None:
+        resolve(session, [(source, Answered(key=key, final=False, job_id=ended.job_id), "", ended.now)])
+    if ended.pickup is not None:
+        pickups.add(session, [ended.pickup])
+
+
+@each
+def delivered(session: Session, submission_id: str) -> None:
+    """Note that the caller has its answer: an identical submission is a new one from now on."""
+    session.run("deliver_submission", {"id": submission_id})
+
+
+@each
+def sweep(session: Session, open_before: int, answers_before: int) -> list[str]:
+    """Forget old answers and idempotency keys; return the submissions that were open for too long, which are `unknown` now."""
+    session.run("forget_answers", {"before": answers_before})
+    rows = session.run("abandon_submissions", {"before": open_before})
+    return [row[0] for row in rows]
+
+
+def erase(session: Session, subject: Subject, jobs: Sequence[tuple[str, str]]) -> None:
+    """Remove what is kept of the submissions of a subject, whose jobs (source and id) these are."""
+    for source, job_id in jobs:
+        session.run("erase_token_refs", {"source": source, "job_id": job_id})
+        session.run("erase_submissions", {"source": source, "job_id": job_id})
+    if subject.kind is SubjectKind.REF:
+        session.run("erase_refs", {"ref": subject.key})
+        session.run("erase_submissions_of_ref", {"ref": subject.key})
+
+
+def submission(session: Session, submission_id: str) -> Submission | None:
+    """Return one submission; None when there is none (any more)."""
+    rows = session.run("list_submissions", {"id": submission_id, "limit": 1}, "id = :id")
+    return _of(rows[0]) if rows else None
+
+
+def submissions(session: Session, filter: SubmissionFilter) -> list[Submission]:
+    """List submissions, newest first."""
+    conditions: dict[str, Value] = {
+        "application = :application": filter.application,
+        "source = :source": filter.source,
+        "state = :state": filter.state,
+        "job_id = :job_id": filter.job_id,
+        "ref = :ref": filter.ref,
+        "id < :after": filter.after,
+    }
+    return [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
+
+
+def jobs_since(session: Session, application: str, since: int) -> int:
+    """Return how many jobs an application has submitted since then."""
+    return int(session.run("count_submissions", {"application": application, "since": since})[0][0])
+
+
+def _of(row: Row) -> Submission:
+    return value_of(Submission, (*row[:11], bool(row[11]), *row[12:]))

@@ -1,0 +1,105 @@
+"""`/submit/{source}/…`: applications' calls to their providers' APIs, and the same by host name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+from receiver.engine.submissions import Answer, Call
+from receiver.outbound.client import ReplyBroken
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from receiver.app.wiring import Receiver
+
+PREFIX = "/submit/"
+_REF = re.compile(r"ref:([^/]*)(/.*)")
+
+
+class Submit:
+    """Passes an application's call to the engine. Requests to other paths go on to `others`."""
+
+    def __init__(self, receiver: Receiver, others: ASGIApp) -> None:
+        self._submissions = receiver.submissions
+        settings = receiver.settings.submit
+        self._hosts = {host.lower(): source for host, source in settings.hosts.items()}
+        self._is_on = bool(settings.tokens)
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call, or pass the request on."""
+        caller = _Caller(receive)
+        call = self._call(scope, caller) if self._is_on and scope["type"] == "http" else None
+        if call is None:
+            return await self._others(scope, receive, send)
+        with contextlib.suppress(ReplyBroken, TimeoutError):  # then the answer ends where the provider's did
+            async with self._submissions.passing(call) as answer:
+                await _send(answer, send, caller)
+        caller.stop()
+        return None
+
+    def _call(self, scope: Scope, caller: _Caller) -> Call | None:
+        """Return what is asked, None when it is for others."""
+        headers = tuple(
+            [(k.decode("latin-1"), v.decode("latin-1").strip(" \t")) for k, v in scope["headers"]]
+        )
+        path = scope["raw_path"].decode("latin-1")
+        host = next((value for name, value in headers if name == "host"), "").lower()
+        source = self._hosts.get(host.rpartition(":")[0] or host) or self._hosts.get(host)
+        if source is None:
+            if not path.startswith(PREFIX):
+                return None
+            source, slash, path = path[len(PREFIX) :].partition("/")
+            path = slash + path
+        ref = next((value for name, value in headers if name == "x-receiver-ref"), None)
+        if (found := _REF.fullmatch(path[1:])) is not None:
+            ref, path = ref or found[1], found[2]
+        return Call(
+            source=source,
+            method=scope["method"],
+            path=path,
+            query=scope["query_string"].decode("latin-1"),
+            headers=headers,
+            ref=ref or None,
+            receive=caller.receive,
+        )
+
+
+class _Caller:
+    """Notices when the caller hangs up, from the end of its body on."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._watching: asyncio.Task[None] | None = None
+        self.gone = False
+
+    async def receive(self) -> Message:
+        """Return the next piece of the body."""
+        message = await self._receive()
+        if not message.get("more_body", False) and self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        return message
+
+    async def _watch(self) -> None:
+        message = await self._receive()
+        self.gone = message["type"] == "http.disconnect"
+
+    def stop(self) -> None:
+        """Watch no more: the end of an answer looks as if the caller had hung up."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+
+async def _send(answer: Answer, send: Send, caller: _Caller) -> None:
+    lines = [
+        (name.encode("latin-1"), value.encode("utf-8", "surrogateescape")) for name, value in answer.headers
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": lines})
+    async for piece in answer.body:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    caller.stop()
+    answer.delivered = not caller.gone
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,139 @@
+"""What every store must do about submissions. The fixture `store` is given elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from receiver.core.callback import TokenClaims
+from receiver.core.event import new_id
+from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
+from receiver.core.submission import (
+    NewSubmission,
+    Submission,
+    SubmissionEnd,
+    SubmissionFilter,
+    SubmissionState,
+)
+from receiver.core.work import PickupFilter, PickupState
+from receiver.engine.requests import new_expectation
+from receiver.storage.store.store import Store
+from tests.contract.store_suite import T0
+
+ALL = SubmissionFilter()
+
+
+def new(token: int, *, fingerprint: str | None = "f", at: int = T0, **fields: Any) -> NewSubmission:
+    claims = TokenClaims(
+        source="speech", token_id=f"{token:020x}", ref="order-1", expires_at=at + 9, expect_by=at + 5
+    )
+    submission = Submission(
+        id=new_id("sub", at),
+        application="crm",
+        source="speech",
+        request="POST /v1/jobs",
+        token_id=claims.token_id,
+        ref="order-1",
+        fingerprint=fingerprint,
+        created_at=at,
+        updated_at=at,
+    )
+    return NewSubmission(
+        submission=replace(submission, **fields),
+        claims=claims,
+        expectation=new_expectation("speech", claims, None, now=at),
+        repeats_since=at - 600,
+        remembered_since=at - 1000,
+    )
+
+
+def end(made: NewSubmission, state: SubmissionState | None, job: str | None = None) -> SubmissionEnd:
+    return SubmissionEnd(
+        id=made.submission.id,
+        state=state,
+        status=200,
+        job_id=job,
+        answer=b"answer",
+        expectation=("speech", made.expectation.key),
+        now=T0 + 1,
+    )
+
+
+class SubmissionSuite:
+    """A submission is there before its job is, and once for each wish."""
+
+    async def test_a_submission_comes_with_its_token_and_its_expectation_which_learns_of_the_job(
+        self, store: Store
+    ) -> None:
+        made = new(1)
+        assert await store.begin_submission(made) is None
+        assert await store.submission(made.submission.id) == made.submission
+        assert await store.token_claims(f"{1:020x}") == made.claims
+        await store.end_submission(end(made, SubmissionState.ACCEPTED, "job-1"))
+        [row] = await store.submissions(SubmissionFilter(application="crm", source="speech", job_id="job-1"))
+        assert (row.state, row.status, row.answer) == (SubmissionState.ACCEPTED, 200, b"answer")
+        [expected] = await store.pickups(PickupFilter())
+        assert (expected.state, expected.job_id, expected.ref) == (PickupState.PENDING, "job-1", "order-1")
+        assert await store.jobs_since("crm", T0) == 1
+        assert await store.jobs_since("crm", T0 + 1) == 0
+
+    async def test_where_there_is_no_job_nothing_is_expected(self, store: Store) -> None:
+        refused, nothing = new(1, fingerprint="a"), new(2, fingerprint="b")
+        for made, state in ((refused, SubmissionState.REFUSED), (nothing, None)):
+            await store.begin_submission(made)
+            await store.end_submission(end(made, state))
+        assert await store.pickups(PickupFilter()) == []
+        assert [row.id for row in await store.submissions(ALL)] == [refused.submission.id]
+
+    async def test_an_identical_one_is_the_earlier_one_until_that_was_delivered(self, store: Store) -> None:
+        first, again = new(1), new(2)
+        await store.begin_submission(first)
+        found = await store.begin_submission(again)
+        assert found is not None
+        assert found.id == first.submission.id
+        assert len(await store.pickups(PickupFilter())) == 1
+        stream = new(3, fingerprint=None)
+        await store.begin_submission(stream)
+        for application, since, known in (("crm", T0, True), ("crm", T0 + 1, False), ("other", T0, False)):
+            repeated = await store.fingerprint_submission(stream.submission.id, application, "f", since=since)
+            assert bool(repeated) is known
+        await store.end_submission(end(stream, None))
+        await store.deliver_submission(first.submission.id)
+        assert await store.begin_submission(again) is None
+
+    async def test_a_key_is_of_the_first_accepted_one_for_as_long_as_it_is_remembered(
+        self, store: Store
+    ) -> None:
+        keyed = [new(n, fingerprint=str(n), idempotency_key="k") for n in range(3)]
+        await store.begin_submission(keyed[0])
+        await store.end_submission(end(keyed[0], SubmissionState.REFUSED))
+        assert await store.begin_submission(keyed[1]) is None
+        await store.end_submission(end(keyed[1], SubmissionState.ACCEPTED, "job-1"))
+        found = await store.begin_submission(keyed[2])
+        assert found is not None
+        assert found.job_id == "job-1"
+        assert await store.begin_submission(new(4, at=T0 + 2000, idempotency_key="k")) is None
+
+    async def test_what_is_old_goes_and_what_was_left_open_is_unknown(self, store: Store) -> None:
+        left, ended = new(1, fingerprint="a"), new(2, fingerprint="b")
+        for made in (left, ended):
+            await store.begin_submission(made)
+        await store.end_submission(end(ended, SubmissionState.ACCEPTED, "job-1"))
+        assert (await store.prune(Prune(walk=Walk.SUBMISSIONS, before=T0 + 10**6))).count == 1
+        assert await store.sweep_submissions(open_before=T0, answers_before=T0) == []
+        assert await store.sweep_submissions(open_before=T0 + 1, answers_before=T0) == [left.submission.id]
+        assert (await store.prune(Prune(walk=Walk.SUBMISSIONS, before=T0 + 10**6))).count == 1
+
+    async def test_erasing_a_job_or_a_ref_takes_its_submissions(self, store: Store) -> None:
+        for number, kind in enumerate((SubjectKind.JOB, SubjectKind.REF)):
+            made = new(number, fingerprint=str(number))
+            await store.begin_submission(made)
+            await store.end_submission(end(made, SubmissionState.ACCEPTED, "job-1"))
+            key = "job-1" if kind is SubjectKind.JOB else "order-1"
+            subject = Subject(kind=kind, key=key)
+            await store.erase(Erasure(subject=subject, tombstone_id=f"tmb_{number}", digest="d", now=T0))
+            assert await store.submissions(ALL) == []
+            claims = await store.token_claims(f"{number:020x}")
+            assert claims is not None
+            assert claims.ref is None

@@ -1,0 +1,369 @@
+"""Applications submit jobs through receiver: the key is swapped, the callback is set, and nothing is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import pytest
+
+from receiver.core.event import EventFilter
+from receiver.core.submission import SubmissionFilter
+from receiver.core.work import PickupFilter
+from tests.support.running import BASIC, Running, free_port
+from tests.support.submitting import (
+    DEAPI_KEY,
+    DEEPGRAM_KEY,
+    OTHER,
+    TOKEN,
+    Api,
+    Asked,
+    accepted,
+    submitting,
+)
+
+LISTEN = "/submit/deepgram/v1/listen"
+SPEECH = "/submit/deapi/api/v2/audio/speech"
+AUDIO = b"RIFF" + bytes(200_000)
+Both = tuple[Running, Api]
+
+
+@pytest.fixture
+async def both(tmp_path: Path) -> AsyncIterator[Both]:
+    async with submitting(tmp_path) as made:
+        yield made
+
+
+def callback_of(asked: Asked) -> str:
+    """Return the path of the callback URL that the provider was given."""
+    url = parse_qs(urlsplit(asked.target).query)["callback"][0]
+    assert f"{BASIC}@hooks.example.com/callbacks/deepgram/" in url
+    return urlsplit(url).path
+
+
+async def call_back(up: Running, path: str, job: str) -> str:
+    """Call back as Deepgram does; return the status that receiver answers."""
+    user, _, password = BASIC.partition(":")
+    document = {"metadata": {"request_id": job, "duration": 1}, "results": {"channels": []}}
+    headers = {"content-type": "application/json"}
+    answer = await up.client.post(path, json=document, headers=headers, auth=httpx2.BasicAuth(user, password))
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["status"])
+
+
+async def test_a_submission_is_the_providers_own_with_the_callback_and_its_key(both: Both) -> None:
+    up, api = both
+    headers = {"x-receiver-ref": "order-7", "cookie": "a=b", "x-api-key": "slipped-in", "user-agent": "sdk/1"}
+    answer = await up.client.post(f"{LISTEN}?model=nova-3&tag=a%20b", content=AUDIO, headers=headers)
+    assert answer.status_code == 200
+    assert answer.json()["request_id"] == "job-1"
+    [asked] = api.asked
+    assert asked.target.startswith("/v1/listen?model=nova-3&tag=a%20b&callback=https%3A%2F%2F")
+    assert asked.body == AUDIO
+    assert asked.headers["authorization"] == f"Token {DEEPGRAM_KEY}"
+    assert asked.headers["user-agent"] == "sdk/1"
+    assert not {"cookie", "x-api-key", "x-receiver-ref"} & set(asked.headers)
+    assert TOKEN not in str(asked)
+    [row] = await up.receiver.store.submissions(SubmissionFilter())
+    assert row.id == answer.headers["x-receiver-submission"]
+    assert (row.application, row.job_id, row.ref, row.state) == ("crm", "job-1", "order-7", "accepted")
+    [expected] = await up.receiver.store.pickups(PickupFilter())
+    assert (expected.kind, expected.job_id, expected.ref) == ("expected", "job-1", "order-7")
+    assert await call_back(up, callback_of(asked), "job-1") == "recorded"
+    [event] = await up.receiver.store.events(EventFilter())
+    assert (event.ref, event.job_id) == ("order-7", "job-1")
+    [resolved] = await up.receiver.store.pickups(PickupFilter())
+    assert (resolved.state, resolved.event_id) == ("collected", event.id)
+    await up.seen.until(lambda: bool(up.seen.submissions))
+    [report] = up.seen.submissions
+    assert (report.application, report.outcome, report.bytes_in) == ("crm", "forwarded", len(AUDIO))
+
+
+async def test_a_callback_that_is_faster_than_its_answer_has_the_ref(both: Both) -> None:
+    up, api = both
+    recorded: list[str] = []
+
+    async def behave(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        recorded.append(await call_back(up, callback_of(asked), "job-1"))
+        await accepted({"request_id": "job-1"})(asked, writer)
+
+    api.behave = behave
+    answer = await up.client.post(
+        "/submit/deepgram/ref:early/v1/listen", json={"url": "https://x.test/a.wav"}
+    )
+    assert (answer.status_code, recorded) == (200, ["recorded"])
+    [event] = await up.receiver.store.events(EventFilter())
+    assert event.ref == "early"
+    [row] = await up.receiver.store.submissions(SubmissionFilter())
+    assert row.job_id == "job-1"
+
+
+async def test_json_and_forms_get_the_callback_and_stay_as_they_are(both: Both) -> None:
+    up, api = both
+    up.client.headers["authorization"] = f"Bearer {TOKEN}"
+    text = b'{ "text" : "Gr\\u00fc\xc3\x9fe", "speed": 1.0 }\n'
+    answer = await up.client.post(
+        SPEECH, content=text, headers={"content-type": "application/json; charset=utf-8"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert api.asked[0].body.startswith(text.rstrip()[:-2])
+    fields = json.loads(api.asked[0].body)
+    assert fields["webhook_url"].startswith("https://hooks.example.com/callbacks/deapi/")
+    assert len(fields["webhook_secret"]) == 64
+    assert api.asked[0].headers["authorization"] == f"Bearer {DEAPI_KEY}"
+    null = {"text": "x", "webhook_url": None}
+    assert (await up.client.post(SPEECH, json=null)).status_code == 200
+    assert json.loads(api.asked[1].body)["webhook_url"].startswith("https://hooks")
+    for audio in (b"abc", AUDIO * 10):
+        sent = await up.client.post(SPEECH, data={"text": "x"}, files={"ref_audio": ("a.wav", audio)})
+        assert sent.status_code == 200, sent.text
+        body = api.asked[-1].body
+        assert audio in body
+        assert body.count(b'name="webhook_url"\r\n\r\nhttps://hooks.example.com/callbacks/deapi/') == 1
+        assert body.count(b'name="webhook_secret"') == 1
+        assert int(api.asked[-1].headers["content-length"]) == len(body)
+
+
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+FIELD = b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nhttps://evil.test\r\n--b--\r\n'
+REFUSED: list[tuple[str, str, dict[str, str], bytes, int]] = [
+    ("POST", f"{LISTEN}?callback=https://evil.test", JSON, b"{}", 422),
+    ("POST", f"{LISTEN}?c%61llback=https://evil.test", JSON, b"{}", 422),
+    ("POST", f"{LISTEN}?Callback=https://evil.test", JSON, b"{}", 422),
+    ("POST", f"{LISTEN}?a=1;callback=https://evil.test", JSON, b"{}", 422),
+    ("POST", f"{LISTEN}?callback_method=put", JSON, b"{}", 422),
+    ("POST", LISTEN, {}, b"", 422),
+    ("POST", SPEECH, JSON, b'{"webhook_url": "https://evil.test"}', 422),
+    ("POST", SPEECH, JSON, b'{"WebHook_URL": "https://evil.test"}', 422),
+    ("POST", SPEECH, JSON, b'{"webhook\\u005furl": "https://evil.test"}', 422),
+    ("POST", SPEECH, JSON, b'{"webhook_url": null, "webhook_url": "https://evil.test"}', 422),
+    ("POST", SPEECH, JSON, b"[1]", 422),
+    ("POST", SPEECH, JSON, b"[" * 100_000, 422),
+    ("POST", SPEECH, JSON, b"", 422),
+    ("POST", SPEECH, JSON, '{"text": "x"}'.encode("utf-16"), 422),
+    ("POST", SPEECH, {"content-type": "text/plain"}, b"{}", 415),
+    ("POST", SPEECH, {"content-type": "application/x-www-form-urlencoded"}, b"text=x", 415),
+    ("POST", SPEECH, FORM, FIELD % b"webhook_url", 422),
+    ("POST", SPEECH, FORM, FIELD % b"Webhook_Url[]", 422),
+    ("POST", SPEECH, FORM, FIELD % b"x\"; name*=utf-8''webhook_url; y=\"", 422),
+    ("POST", SPEECH, FORM, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", 422),
+    ("POST", SPEECH, FORM, b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nno end', 422),
+    ("POST", SPEECH, {"content-type": "multipart/form-data"}, b"x", 422),
+    ("GET", "/submit/deepgram/v1/projects", {}, b"", 404),
+    ("DELETE", LISTEN, {}, b"", 404),
+    ("GET", LISTEN, {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-key": "x"}, b"", 404),
+    ("POST", "/submit/deepgram//v1/listen", {}, b"x", 404),
+    ("POST", "/submit/deepgram/v1/%6cisten", {}, b"x", 404),
+    ("POST", "/submit/nobody/v1/listen", {}, b"x", 404),
+    ("POST", "/submit/speech", {}, b"x", 404),
+    ("GET", "/submit/deapi/api/v2/jobs/job-of-nobody", {}, b"", 404),
+]
+
+
+async def test_what_is_not_passed_on_reaches_no_provider(both: Both) -> None:
+    """Among it each submission whose callback could not be set, or has one of the caller's own."""
+    up, api = both
+    told = []
+    for method, path, headers, body, _ in REFUSED:
+        scheme = "Token" if "deepgram" in path else "Bearer"
+        sent = {**headers, "authorization": f"{scheme} {TOKEN}"}
+        url = httpx2.URL(up.base).copy_with(raw_path=path.encode())
+        answer = await up.client.request(method, url, headers=sent, content=body)
+        told.append((method, path, headers, body, answer.status_code))
+        assert "evil.test" not in answer.text
+    assert told == REFUSED
+    assert (api.asked, api.broken_off) == ([], 0)
+    assert await up.receiver.store.submissions(SubmissionFilter()) == []
+    assert await up.receiver.store.pickups(PickupFilter()) == []
+
+
+async def test_a_token_opens_its_own_sources_kinds_and_jobs_and_nothing_else(both: Both) -> None:
+    up, api = both
+    job = "/submit/deapi/api/v2/jobs/job-1"
+    mine, others = {"authorization": f"Bearer {TOKEN}"}, {"authorization": f"Bearer {OTHER}"}
+    assert (await up.client.post(SPEECH, json={}, headers=mine)).status_code == 200
+    assert (await up.client.get(job, headers=mine)).status_code == 200
+    assert api.asked[-1].headers["authorization"] == f"Bearer {DEAPI_KEY}"
+    count = len(api.asked)
+    cases = [
+        (job, "GET", others, 404),
+        (SPEECH, "POST", others, 403),
+        (LISTEN, "POST", {"authorization": f"Token {OTHER}"}, 403),
+        (LISTEN, "POST", {"authorization": f"Token {TOKEN}x"}, 401),
+        (LISTEN, "POST", {"authorization": f"Basic {TOKEN}"}, 401),
+        (LISTEN, "POST", {"authorization": ""}, 401),
+        (LISTEN, "POST", {"authorization": f"Token {DEEPGRAM_KEY}"}, 401),
+        (LISTEN, "OPTIONS", {"authorization": f"Token {TOKEN}"}, 404),
+    ]
+    for path, method, headers, status in cases:
+        answer = await up.client.request(method, path, headers=headers, content=b"x")
+        assert (path, method, answer.status_code) == (path, method, status)
+    twice = [("authorization", f"Token {TOKEN}")] * 2
+    assert (await up.client.post(LISTEN, headers=twice, content=b"x")).status_code == 401
+    assert (await up.client.get("/api/v1/pickups", headers=mine)).status_code in (401, 403)
+    assert len(api.asked) == count
+
+
+async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: Both) -> None:
+    up, api = both
+
+    async def hang_up(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def half(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n{"request_id"')
+
+    async def never(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    async def away(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 307 X\r\nlocation: https://evil.test/\r\ncontent-length: 0\r\n\r\n")
+
+    for number, behave in enumerate((hang_up, half, never, away), 1):
+        api.behave = behave
+        answer = await up.client.post(LISTEN, content=b"%d" % number)
+        assert answer.status_code == 424, answer.text
+        assert answer.json()["status"] == "unknown"
+        assert answer.json()["submission"].startswith("sub_")
+        assert "location" not in answer.headers
+        assert await call_back(up, callback_of(api.asked[-1]), f"job-{number}") == "recorded"
+    assert len(api.asked) == 4
+    states = {row.state for row in await up.receiver.store.submissions(SubmissionFilter())}
+    assert states == {"unknown"}
+
+
+async def test_what_the_provider_refuses_is_passed_back_and_expects_nothing(both: Both) -> None:
+    up, api = both
+    api.behave = accepted({"err_code": "INVALID_MODEL"}, status=400)
+    answer = await up.client.post(LISTEN, content=AUDIO)
+    assert (answer.status_code, answer.json()) == (400, {"err_code": "INVALID_MODEL"})
+    assert await up.receiver.store.pickups(PickupFilter()) == []
+
+
+async def test_while_nothing_can_be_sent_a_repetition_is_asked_for_and_nothing_is_kept(both: Both) -> None:
+    up, _ = both
+    submissions, sources = up.receiver.submissions, up.receiver.submissions.sources
+    away = replace(sources["deepgram"].api, base=f"http://127.0.0.1:{free_port()}")
+    submissions.sources = {"deepgram": replace(sources["deepgram"], api=away)}
+    answer = await up.client.post(LISTEN, content=AUDIO)
+    submissions.sources = sources
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert await up.receiver.store.submissions(SubmissionFilter()) == []
+    assert await up.receiver.store.pickups(PickupFilter()) == []
+
+
+# ---------------------------------------------------------------- never twice
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    for start in range(0, len(AUDIO), 50_000):
+        yield AUDIO[start : start + 50_000]
+
+
+@pytest.mark.parametrize("manner", ["json", "form", "length", "chunked"])
+async def test_a_repetition_after_a_lost_answer_gets_that_answer_and_a_wish_a_new_job(
+    both: Both, manner: str
+) -> None:
+    """The first caller gives up while the provider works; the job is not submitted twice."""
+    up, api = both
+    going, numbers = asyncio.Event(), iter(range(1, 9))
+
+    async def slow(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        number = next(numbers)
+        if number == 1:
+            await going.wait()
+        await accepted({"request_id": f"job-{number}", "data": {"request_id": f"job-{number}"}})(
+            asked, writer
+        )
+
+    api.behave = slow
+
+    async def submit() -> httpx2.Response:
+        if manner == "json":
+            return await up.client.post(
+                SPEECH, json={"text": "x"}, headers={"authorization": f"Bearer {TOKEN}"}
+            )
+        if manner == "form":
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            return await up.client.post(SPEECH, data={"text": "x"}, files={"f": AUDIO}, headers=headers)
+        body = AUDIO if manner == "length" else _pieces()
+        return await up.client.post(LISTEN, content=body)
+
+    first = asyncio.create_task(submit())
+    while not api.asked:
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(submit())
+    while api.received < 2 * len(api.asked[0].body) - 120_000 and manner in ("length", "chunked"):
+        await asyncio.sleep(0)
+    going.set()
+    again = await second
+    assert again.status_code == 200, again.text
+    assert "job-1" in again.text
+    assert again.headers["x-receiver-replayed"] == "1"
+    assert len(api.asked) == 1
+    assert "job-2" in (await submit()).text
+    assert len(api.asked) == 2
+    await up.seen.until(lambda: len(up.seen.submissions) == 3)
+    outcomes = [report.outcome for report in up.seen.submissions]
+    assert sorted(outcomes) == ["forwarded", "forwarded", "replayed"]
+    assert len(await up.receiver.store.submissions(SubmissionFilter())) == 2
+
+
+async def test_an_idempotency_key_brings_the_first_answer_and_no_other_job(both: Both) -> None:
+    up, api = both
+    key = {"idempotency-key": "order-7"}
+    api.behave = accepted({"error": "busy"}, status=503)
+    assert (await up.client.post(LISTEN, content=b"a", headers=key)).status_code == 503
+    api.behave = accepted({"request_id": "job-1"})
+    first = await up.client.post(LISTEN, content=b"a", headers=key)
+    again = await up.client.post(LISTEN, content=b"a", headers=key)
+    assert first.json() == again.json() == {"request_id": "job-1"}
+    assert again.headers["x-receiver-replayed"] == "1"
+    assert (await up.client.post(LISTEN, content=b"b", headers=key)).status_code == 422
+    assert (await up.client.post(LISTEN, content=b"b")).status_code == 200
+    assert len(api.asked) == 3
+    assert "idempotency-key" not in api.asked[0].headers
+
+
+async def test_an_answer_is_forgotten_in_time_and_what_a_crash_left_open_is_given_up(both: Both) -> None:
+    up, _ = both
+    await up.client.post(LISTEN, content=b"a", headers={"idempotency-key": "k"})
+    store = up.receiver.store
+    [row] = await store.submissions(SubmissionFilter())
+    assert row.answer is not None
+    late = row.created_at + 1
+    assert await store.sweep_submissions(open_before=late, answers_before=late) == []
+    [row] = await store.submissions(SubmissionFilter())
+    assert (row.answer, row.idempotency_key) == (None, None)
+
+
+async def test_bounds_of_calls_at_once_rate_and_bodies(tmp_path: Path) -> None:
+    limits = "max_json_bytes = 100\nmax_body_bytes = 1000\nidle_seconds = 0.3"
+    async with submitting(tmp_path, submit=limits) as (up, api):
+        allowance = up.receiver.submissions.applications.allowances["crm"]
+        bearer = {"authorization": f"Bearer {TOKEN}"}
+        assert (await up.client.post(SPEECH, json={"text": "x" * 200}, headers=bearer)).status_code == 413
+        assert (await up.client.post(LISTEN, content=bytes(2000))).status_code == 413
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"a"
+            await asyncio.sleep(5)
+
+        assert (await up.client.post(LISTEN, content=slow())).status_code == 408
+        allowance.settings = allowance.settings.model_copy(update={"jobs_per_day": 1})
+        assert (await up.client.post(LISTEN, content=b"a")).status_code == 200
+        full = await up.client.post(LISTEN, content=b"a")
+        assert (full.status_code, int(full.headers["retry-after"]) > 0) == (429, True)
+        for name, value in (("at_once", 0), ("bytes_per_day", 1)):
+            allowance.settings = allowance.settings.model_copy(update={name: value})
+            assert (await up.client.post(LISTEN, content=b"a")).status_code == 429
+        assert len(api.asked) == 1
+        assert await up.receiver.store.submissions(SubmissionFilter(limit=5)) != []

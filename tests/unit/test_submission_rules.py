@@ -1,0 +1,81 @@
+"""Which requests a rule lets through: methods and paths as written, and no other spelling of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from receiver.core.errors import SubmissionRefused
+from receiver.core.submission import ProviderApi, Rule, headers_out
+
+API = ProviderApi(
+    base="https://api.example.com",
+    headers={"authorization": "Bearer key", "x-user-id": "us"},
+    rules=(
+        Rule(method="POST", path="/v1/jobs", kind="submit"),
+        Rule(method="GET", path="/v1/jobs/{job}", kind="read"),
+        Rule(method="POST", path="/{owner}/{app}/{rest}", kind="submit"),
+    ),
+    expect_seconds=60,
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "rule", "names"),
+    [
+        ("POST", "/v1/jobs", "/v1/jobs", {}),
+        ("GET", "/v1/jobs/a.b-c_9", "/v1/jobs/{job}", {"job": "a.b-c_9"}),
+        ("POST", "/fal-ai/whisper/a/b", "/{owner}/{app}/{rest}", {"owner": "fal-ai", "app": "whisper"}),
+    ],
+)
+def test_a_request_that_is_named_fits(method: str, path: str, rule: str, names: dict[str, str]) -> None:
+    found, given = API.find(method, path)
+    assert (found.path, given) == (rule, names)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "",
+            "/",
+            "v1/jobs",
+            "/v1/jobs/",
+            "//v1/jobs",
+            "/v1//jobs",
+            "/v1/./jobs",
+            "/v1/../v1/jobs",
+            "/v1/jobs/..",
+        ),
+        *("/v1/jobs/%2e%2e", "/v1/j%6fbs", "/v1/jobs\\x", "/v1/jobs\r\nx: y", "/v1/jobs/\x00", "/v1/jobs/ä"),
+        *("http://evil.test/v1/jobs", "/v1/jobs/a b", "/v1/jobs/" + "a" * 129, "/a/b" + "/c" * 7, "*"),
+    ],
+)
+def test_no_other_spelling_fits(path: str) -> None:
+    for method in ("GET", "POST"):
+        with pytest.raises(SubmissionRefused) as caught:
+            API.find(method, path)
+        assert caught.value.status == 404
+    with pytest.raises(SubmissionRefused):
+        API.find("DELETE", "/v1/jobs/a")
+
+
+def test_no_credentials_of_the_callers_and_none_of_receivers_headers_go_out() -> None:
+    given = [
+        *(("authorization", "Bearer ours"), ("xi-api-key", "a"), ("x-user-id", "them"), ("cookie", "c")),
+        *(
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-receiver-ref", "r"),
+            ("connection", "x-secret"),
+            ("te", "trailers"),
+        ),
+        *(("content-length", "5"), ("accept-encoding", "gzip"), ("idempotency-key", "k"), ("x-note", "\xfc")),
+        *(("user-agent", "sdk/1"), ("content-type", "audio/wav"), ("prefer", "wait")),
+    ]
+    assert headers_out(given, API) == [
+        ("user-agent", "sdk/1"),
+        ("content-type", "audio/wav"),
+        ("prefer", "wait"),
+        ("authorization", "Bearer key"),
+        ("x-user-id", "us"),
+        ("accept-encoding", "identity"),
+    ]
