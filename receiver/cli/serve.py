@@ -11,6 +11,8 @@ from receiver.cli.options import option
 from receiver.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from receiver.settings.model import Settings
 
 Host = Annotated[str | None, option("--host", help="Address to listen on; overrides server.host.")]
@@ -46,7 +48,9 @@ def serve(
     if no_work and no_intake:
         raise UsageError("--no-work and --no-intake together leave nothing to do")
     settings = _checked(ctx, host, port)
-    _run(settings, intake=not no_intake, work=not no_work, listen=True, ready_file=ready_file)
+    intake, work = not no_intake, not no_work
+    offered = _tell_link if intake and _on_defaults(ctx.obj, settings) else None
+    _run(settings, intake=intake, work=work, listen=True, ready_file=ready_file, tell_link=offered)
 
 
 def work(
@@ -91,7 +95,28 @@ def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings
     return settings.model_copy(update={"server": server})
 
 
-def _run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None) -> None:
+def _on_defaults(path: str | None, settings: Settings) -> bool:
+    """Tell whether there is no settings file and no token, and only this machine can connect."""
+    file = path or os.environ.get("RECEIVER_CONFIG") or os.path.exists("receiver.toml")
+    return not file and not settings.api.tokens and settings.server.host in ("127.0.0.1", "::1", "localhost")
+
+
+def _tell_link(link: str) -> None:
+    """Print the link that logs in to the console; it is a secret, so it does not go into the log."""
+    typer.echo(
+        f"The console, for a first look (the link works once, within ten minutes, on this machine):\n  {link}"
+    )
+
+
+def _run(
+    settings: Settings,
+    *,
+    intake: bool,
+    work: bool,
+    listen: bool,
+    ready_file: str | None,
+    tell_link: Callable[[str], None] | None = None,
+) -> None:
     from receiver.web.server import run
 
-    run(settings, intake=intake, work=work, listen=listen, ready_file=ready_file)
+    run(settings, intake=intake, work=work, listen=listen, ready_file=ready_file, tell_link=tell_link)

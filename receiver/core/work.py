@@ -108,6 +108,15 @@ class Delivery(Struct, frozen=True, kw_only=True):
     last_outcome: str | None
 
 
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far one delivery is, as a list of events shows it."""
+
+    event_id: str
+    destination: str
+    state: DeliveryState
+    attempts: int
+
+
 class Attempt(Struct, frozen=True, kw_only=True):
     """One recorded try of a delivery, numbered from 1, never renumbered."""
 

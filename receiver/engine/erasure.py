@@ -12,6 +12,7 @@ from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind,
 from receiver.core.scope import scope, scoped
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs
+from receiver.storage.blobs.keys import with_outlines
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
 
@@ -126,7 +127,7 @@ class Eraser:
 
     async def _delete(self, keys: Sequence[str]) -> None:
         if keys:
-            await self._blobs.delete(keys)
+            await self._blobs.delete(with_outlines(keys))
 
     def _journaled(
         self, subject: Subject, traces: Traces, stem: str, callback: VerifiedCallback

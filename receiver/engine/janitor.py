@@ -22,6 +22,7 @@ from receiver.core.observe import Observer
 from receiver.core.retention import KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
 from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs import Blobs
+from receiver.storage.blobs.keys import owner_of, with_outlines
 from receiver.storage.store.store import Store
 
 SKEW_MS = 600_000
@@ -258,7 +259,7 @@ class Janitor:
 
         Raises `BlobsUnavailable`, which ends the sweep: each further batch would make more orphans.
         """
-        await self._blobs.delete(keys)
+        await self._blobs.delete(with_outlines(keys))
         counts["blobs"] += len(keys)
 
     async def _orphans(self, before: int, counts: Counter[str], until: float) -> None:
@@ -272,8 +273,9 @@ class Janitor:
                 self._after.pop(ORPHANS, None)
                 break
             ours = {entry.key: entry.modified_at for entry in page if self._blobs.is_ours(entry.key)}
-            known = await self._store.known_blobs(list(ours))
-            orphans = [key for key, modified_at in ours.items() if modified_at < before and key not in known]
+            known = await self._store.known_blobs(list({owner_of(key) for key in ours}))
+            old = (key for key, modified_at in ours.items() if modified_at < before)
+            orphans = [key for key in old if owner_of(key) not in known]
             if orphans:
                 await self._remove(orphans, known, counts)
             after = self._after[ORPHANS] = page[-1].key

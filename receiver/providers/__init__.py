@@ -32,6 +32,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
 from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
+from receiver.core.words import Word
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
 from receiver.providers.toolkit import content_key, redacted, unsigned
@@ -251,6 +252,10 @@ class Adapter:
         return VerifiedCallback(
             head=admission.head, claims=admission.claims, proofs=admission.proofs, body=body
         )
+
+    def words(self, document: bytes) -> list[Word]:
+        """Return the words of a kept transcript with their times, where the provider gives any."""
+        return []
 
     def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
         """Return the answer to a handshake, None when the request is none."""

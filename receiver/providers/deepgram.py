@@ -26,6 +26,7 @@ from receiver.core.proofs import basic_credentials, same_as_any
 from receiver.core.redaction import Redactor
 from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
+from receiver.core.words import Word
 from receiver.providers import NO_PROOF, NO_REASON, Adapter, toolkit
 from receiver.providers.documents import (
     BOM,
@@ -315,6 +316,10 @@ class DeepgramProvider(Adapter):
                 return self._text_failure(callback)
             case "json":
                 return self._json(callback).draft()
+
+    def words(self, document: bytes) -> list[Word]:
+        """Return the words of a kept transcript."""
+        return heard_words(document)
 
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
         head, (media_type, parameters) = callback.head, callback.head.media_type()
@@ -623,3 +628,48 @@ def _first(names: Iterable[str], *places: Document) -> str | None:
 
 def _spelled(value: Any) -> str:
     return (value if isinstance(value, str) else encode(value).decode())[:2000]
+
+
+# ---------------------------------------------------------------- words
+
+
+class _Word(Struct, frozen=True):
+    """A word as Deepgram has it."""
+
+    word: str
+    start: float
+    end: float
+    punctuated_word: str | None = None
+    confidence: float | None = None
+    speaker: int | None = None
+
+
+class _Alternative(Struct, frozen=True):
+    words: tuple[_Word, ...] = ()
+
+
+class _Channel(Struct, frozen=True):
+    alternatives: tuple[_Alternative, ...] = ()
+
+
+class _Results(Struct, frozen=True):
+    channels: tuple[_Channel, ...] = ()
+
+
+class _Heard(Struct, frozen=True):
+    """A transcript, as far as it has words with times."""
+
+    results: _Results = _Results()
+
+
+def heard_words(document: bytes) -> list[Word]:
+    """Return the words of a transcript, each with the speaker or, where there are several, the channel that it is of."""
+    channels = _part(document.removeprefix(BOM), _Heard).results.channels
+    words = []
+    for place, channel in enumerate(channels, 1):
+        label = f"channel {place}" if len(channels) > 1 else None
+        for one in channel.alternatives[0].words if channel.alternatives else ():
+            speaker = label if one.speaker is None else f"speaker {one.speaker + 1}"
+            text = one.punctuated_word or one.word
+            words.append(Word(text, one.start, one.end, one.confidence, speaker))
+    return words

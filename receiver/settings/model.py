@@ -243,6 +243,13 @@ class ApiSettings(Section):
         return value
 
 
+class ConsoleSettings(Section):
+    """[console]: the web console. It is on where a token has the scope `admin`."""
+
+    hosts: tuple[str, ...] = ()
+    """Names beside addresses, `localhost` and the host of `public_url` under which browsers reach it."""
+
+
 class TokenSettings(Section):
     """[tokens]: what signs callback tokens and object links; a list, newest last."""
 
@@ -420,5 +427,6 @@ class Settings(Section):
     tokens: TokenSettings = TokenSettings()
     api: ApiSettings = ApiSettings()
     submit: SubmitSettings = SubmitSettings()
+    console: ConsoleSettings = ConsoleSettings()
     sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
     destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)

@@ -12,6 +12,7 @@ from receiver.web.api.operation import PREFIX, routes
 from receiver.web.api.problems import problem
 from receiver.web.api.routes import OPERATIONS
 from receiver.web.callbacks import Callbacks
+from receiver.web.console.sessions import Sessions, sessions_of
 from receiver.web.health import Health
 from receiver.web.objects import Objects
 from receiver.web.submit import Submit
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
 
 
-def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
-    """Return the ASGI application over running parts; without `intake` it takes no callbacks, and answers all else."""
+def create_app(receiver: Receiver, *, intake: bool = True, sessions: Sessions | None = None) -> ASGIApp:
+    """Return the ASGI application over running parts; without `intake` it takes no callbacks, and answers all else.
+
+    `sessions` log people in to the console; None is as the settings have it.
+    """
     health, objects = Health(receiver, intake=intake), Objects(receiver)
     app = Starlette(
         routes=[
@@ -34,6 +38,7 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
             Route("/metrics", health.metrics),
             objects.route(),
             *routes(receiver, OPERATIONS),
+            *_console(receiver, sessions or sessions_of(receiver.settings), intake=intake),
         ],
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
@@ -46,6 +51,15 @@ def create_app(receiver: Receiver, *, intake: bool = True) -> ASGIApp:
 def create_submit_app(receiver: Receiver) -> ASGIApp:
     """Return the application of `submit.listen`, which takes submissions and nothing else."""
     return Submit(receiver, Starlette(exception_handlers={404: _not_found}))
+
+
+def _console(receiver: Receiver, sessions: Sessions, *, intake: bool) -> list[Route]:
+    """Return the console's routes; what it is made of is loaded only where somebody could log in."""
+    if not sessions.on:
+        return []
+    from receiver.web.console.routes import routes as console_routes
+
+    return console_routes(receiver, sessions, intake=intake)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

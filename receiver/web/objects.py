@@ -75,7 +75,7 @@ class Objects:
         }
         if status := _unmet(request, headers["etag"], changed_at):
             return Response(status_code=status, headers=headers)
-        _keep_satisfiable(request, found.size)
+        keep_satisfiable(request, found.size)
         headers |= {
             "content-disposition": disposition(key, content_type),
             "x-content-type-options": "nosniff",
@@ -106,7 +106,7 @@ def _date(value: str | None) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def _keep_satisfiable(request: Request, size: int) -> None:
+def keep_satisfiable(request: Request, size: int) -> None:
     """Leave of the request's ranges those that the object has; all of them where it has none, for 416.
 
     A header that is malformed or of another unit does not count.

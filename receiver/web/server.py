@@ -23,6 +23,7 @@ from receiver.app.wiring import Receiver, build, open_receiver
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Repeats
 from receiver.web.app import create_app, create_submit_app
+from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import DEFAULT_CONNECTIONS, protocol
 
 if TYPE_CHECKING:
@@ -40,8 +41,18 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that load balancers keep an idle connection, so that receiver is never the first to close it."""
 
 
-def run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_file: str | None) -> None:
+def run(
+    settings: Settings,
+    *,
+    intake: bool,
+    work: bool,
+    listen: bool,
+    ready_file: str | None,
+    tell_link: Callable[[str], None] | None = None,
+) -> None:
     """Run until SIGTERM or SIGINT, then stop within `server.stop_seconds`.
+
+    `tell_link` is called, once it listens, with a link that logs in to the console once; None offers none.
 
     Raises `ReceiverError` when the port is not free, `ConfigError` and `Unavailable` when a part cannot be opened.
     """
@@ -56,7 +67,9 @@ def run(settings: Settings, *, intake: bool, work: bool, listen: bool, ready_fil
             bound = server.model_copy(update={"port": sockets[0].getsockname()[1]})
             settings = settings.model_copy(update={"server": bound})
         receiver = build(settings)
-        asyncio.run(_run(receiver, sockets, intake=intake, work=work, ready_file=ready_file))
+        asyncio.run(
+            _run(receiver, sockets, intake=intake, work=work, ready_file=ready_file, tell_link=tell_link)
+        )
     finally:
         for sock in sockets:
             sock.close()
@@ -138,16 +151,32 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    receiver: Receiver, sockets: list[socket.socket], *, intake: bool, work: bool, ready_file: str | None
+    receiver: Receiver,
+    sockets: list[socket.socket],
+    *,
+    intake: bool,
+    work: bool,
+    ready_file: str | None,
+    tell_link: Callable[[str], None] | None,
 ) -> None:
     stop = _Stop()
+    sessions = sessions_of(receiver.settings)
+    link = sessions.offer_link() if tell_link else None
     _listen_to_signals(stop)
     _calm_collector()
     _forward_logging(receiver.observer)
-    with _ready_signal(receiver, listening=bool(sockets), path=ready_file) as ready:
+    console = bool(sockets) and sessions.on
+    with _ready_signal(receiver, listening=bool(sockets), console=console, path=ready_file) as signalled:
+
+        def ready() -> None:
+            signalled()
+            if tell_link and link:
+                tell_link(f"{_address(receiver)}/console/login?once={link}")
+
         async with open_receiver(receiver, intake=intake, work=work):
             if sockets:
-                await _serve(receiver, sockets, stop, ready, intake=intake, work=work)
+                app = create_app(receiver, intake=intake, sessions=sessions)
+                await _serve(receiver, app, sockets, stop, ready, intake=intake, work=work)
             else:
                 ready()
                 await stop.wait()
@@ -194,6 +223,7 @@ def _listen_to_signals(stop: _Stop) -> None:
 
 async def _serve(
     receiver: Receiver,
+    app: ASGIApp,
     sockets: list[socket.socket],
     stop: _Stop,
     ready: Callable[[], None],
@@ -202,7 +232,7 @@ async def _serve(
     work: bool,
 ) -> None:
     settings = receiver.settings.server
-    server = _Server(_config(receiver, intake=intake), ready)
+    server = _Server(_config(receiver, app, intake=intake), ready)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -224,10 +254,10 @@ async def _serve(
         stopping.cancel()
 
 
-def _config(receiver: Receiver, *, intake: bool) -> uvicorn.Config:
+def _config(receiver: Receiver, app: ASGIApp, *, intake: bool) -> uvicorn.Config:
     settings = receiver.settings.server
     config = uvicorn.Config(
-        _hanging_up(_by_listener(receiver, intake=intake), receiver),
+        _hanging_up(_by_listener(receiver, app), receiver),
         http=protocol(receiver, intake=intake, max_connections=_connections(settings.max_connections)),
         loop="asyncio",
         ws="none",
@@ -243,9 +273,8 @@ def _config(receiver: Receiver, *, intake: bool) -> uvicorn.Config:
     return config
 
 
-def _by_listener(receiver: Receiver, *, intake: bool) -> ASGIApp:
+def _by_listener(receiver: Receiver, app: ASGIApp) -> ASGIApp:
     """Return the application; the listener of submissions, if there is one, serves nothing else, and nobody else serves them."""
-    app = create_app(receiver, intake=intake)
     if not receiver.settings.submit.listen:
         return app
     port, submit = int(receiver.settings.submit.listen.rpartition(":")[2]), create_submit_app(receiver)
@@ -284,14 +313,24 @@ async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -
         hurry.cancel()
 
 
-@contextlib.contextmanager
-def _ready_signal(receiver: Receiver, *, listening: bool, path: str | None) -> Iterator[Callable[[], None]]:
-    """Yield a function that reports readiness: the log line `receiver.ready`, and the ready file until the process ends."""
+def _address(receiver: Receiver) -> str:
+    """Return where this process listens, as the base of a URL."""
     server = receiver.settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
+    return f"http://{host}:{server.port}"
+
+
+@contextlib.contextmanager
+def _ready_signal(
+    receiver: Receiver, *, listening: bool, console: bool, path: str | None
+) -> Iterator[Callable[[], None]]:
+    """Yield a function that reports readiness: the log line `receiver.ready`, and the ready file until the process ends."""
+    server = receiver.settings.server
     place: dict[str, Any] = {}
     if listening:
-        place = {"host": server.host, "port": server.port, "url": f"http://{host}:{server.port}"}
+        place = {"host": server.host, "port": server.port, "url": _address(receiver)}
+    if console:
+        place["console"] = f"{_address(receiver)}/console/"
 
     def ready() -> None:
         if path:

@@ -31,6 +31,7 @@ from receiver.core.work import (
     PickupFilter,
     Settlement,
 )
+from receiver.storage.store.logins import everywhere
 from receiver.storage.store.store import Store
 
 T0 = 1_800_000_000_000
@@ -461,6 +462,35 @@ class ReadSuite:
         assert await store.replay([], now=T0) == []
         await claim(store)
         assert await store.replay([dead, waiting], now=T0) == []
+
+    async def test_the_progress_of_events_is_that_of_each_of_their_deliveries(self, store: Store) -> None:
+        sent, unsent = recording("app", "crm"), recording()
+        for one in (sent, unsent):
+            await store.record(one)
+        dead = (await claim(store, "crm"))[0]
+        await store.settle(settlement(dead, DeliveryState.DEAD))
+        found = await store.progress_of([sent.event.id, unsent.event.id, "evt_none"])
+        states = {(one.event_id, one.destination): (one.state, one.attempts) for one in found}
+        assert states == {
+            (sent.event.id, "app"): (DeliveryState.PENDING, 0),
+            (sent.event.id, "crm"): (DeliveryState.DEAD, 1),
+        }
+
+    async def test_the_callback_behind_an_event_comes_without_its_body(self, store: Store) -> None:
+        one = recording()
+        await store.record(one)
+        found = await store.callback(one.event.id)
+        assert found is not None
+        assert (found.id, found.proofs) == (one.callback.id, one.callback.proofs)
+        assert await store.callback("evt_none") is None
+
+    async def test_a_login_ends_by_itself_or_with_all_of_its_token(self, store: Store) -> None:
+        await store.end_login("one", now=T0)
+        await store.end_login(everywhere("ops"), now=T0)
+        assert await store.login_ended("one", "app", T0 + 9)
+        assert await store.login_ended("two", "ops", T0)
+        assert not await store.login_ended("two", "ops", T0 + 1)
+        assert not await store.login_ended("two", "app", T0)
 
     async def test_a_delivery_that_is_missing_is_made_once_and_due_at_once(self, store: Store) -> None:
         """Also where two ask at once; what is there already stays as it is."""

@@ -465,7 +465,15 @@ async def test_no_answer_tells_a_version_or_a_secret(live: Running, monkeypatch:
     monkeypatch.setattr(uvicorn, "Config", config)
 
     with pytest.raises(KeyboardInterrupt):
-        await serving._serve(live.receiver, [], serving._Stop(), lambda: None, intake=True, work=False)
+        await serving._serve(
+            live.receiver,
+            create_app(live.receiver),
+            [],
+            serving._Stop(),
+            lambda: None,
+            intake=True,
+            work=False,
+        )
     assert made[0].server_header is False
     sent = transcript("job")
     headers = sent.headers | {"authorization": "Basic c2VjcmV0OnZhbHVl", "dg-token": "token-value"}

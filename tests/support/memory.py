@@ -60,6 +60,7 @@ from receiver.core.work import (
     PickupSettled,
     PickupSettlement,
     PickupState,
+    Progress,
     Settlement,
     StoreStats,
     TakenOver,
@@ -88,6 +89,7 @@ class MemoryStore(Store):
         self._states: dict[str, DestinationState] = {}
         self._rejections: list[tuple[int, int, Rejection]] = []
         self._tombstones: dict[str, Tombstone] = {}
+        self._ended_logins: dict[str, int] = {}
         self._arrivals = itertools.count()
         self._places: dict[str, Place] = {}
         self._open = False
@@ -417,6 +419,23 @@ class MemoryStore(Store):
         await self.ping()
         asked = set(event_ids)
         return {(d.event_id, d.destination) for d in self._deliveries.values() if d.event_id in asked}
+
+    async def progress_of(self, event_ids: Sequence[str]) -> list[Progress]:
+        await self.ping()
+        asked = set(event_ids)
+        return [
+            Progress(event_id=d.event_id, destination=d.destination, state=d.state, attempts=d.attempts)
+            for d in self._deliveries.values()
+            if d.event_id in asked
+        ]
+
+    async def login_ended(self, login_id: str, name: str, issued_at: int) -> bool:
+        await self.ping()
+        return login_id in self._ended_logins or self._ended_logins.get(f"all:{name}", -1) >= issued_at
+
+    async def end_login(self, subject: str, *, now: int) -> None:
+        await self.ping()
+        self._ended_logins[subject] = now
 
     async def next_due(self, destination: str) -> int | None:
         await self.ping()

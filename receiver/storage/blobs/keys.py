@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from receiver.core.errors import ConfigError
@@ -77,6 +78,24 @@ class KeyTemplate:
 def has_our_name(key: str) -> bool:
     """Tell whether the last part of a key has the form that receiver gives; of the parts before it this says nothing."""
     return _OURS.fullmatch(key) is not None
+
+
+_OUTLINE = "peaks"
+
+
+def outline_of(key: str) -> str:
+    """Return the key of the object that holds an audio's outline: it lies beside the audio and goes with it."""
+    return key + _OUTLINE
+
+
+def owner_of(key: str) -> str:
+    """Return the key of the audio that an outline belongs to; any other key as it is."""
+    return key.removesuffix(_OUTLINE)
+
+
+def with_outlines(keys: Iterable[str]) -> list[str]:
+    """Return keys with those of their outlines, whether there are any or not: what to delete."""
+    return [one for key in keys for one in (key, outline_of(key))]
 
 
 def _refused(reason: str) -> ConfigError:

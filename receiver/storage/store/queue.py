@@ -23,6 +23,7 @@ from receiver.core.work import (
     DeliveryState,
     Due,
     PickupSettlement,
+    Progress,
     Settlement,
 )
 from receiver.storage.store.statements import Row, Session, Value, each, listed, one, value_of
@@ -236,6 +237,15 @@ def of_events(session: Session, event_ids: Sequence[str]) -> set[tuple[str, str]
     """Return event and destination of each delivery of these events."""
     rows = session.run_rows("deliveries_of_events", [(event_id,) for event_id in event_ids])
     return {(row[1], row[2]) for row in rows}
+
+
+def progress_of(session: Session, event_ids: Sequence[str]) -> list[Progress]:
+    """Return how far each delivery of these events is."""
+    rows = session.run_rows("deliveries_of_events", [(event_id,) for event_id in event_ids])
+    return [
+        Progress(event_id=row[1], destination=row[2], state=DeliveryState(row[3]), attempts=row[4])
+        for row in rows
+    ]
 
 
 def delivery(session: Session, delivery_id: str) -> Delivery:

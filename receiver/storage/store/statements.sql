@@ -826,7 +826,7 @@ JOIN callbacks
 -- name: deliveries_of_events
 -- Deliveries of these events.
 WITH wanted {rows: event_id}
-SELECT deliveries.id, deliveries.event_id, deliveries.destination
+SELECT deliveries.id, deliveries.event_id, deliveries.destination, deliveries.state, deliveries.attempts
 FROM wanted
 JOIN deliveries ON deliveries.event_id = wanted.event_id
 
@@ -886,3 +886,23 @@ FROM tombstones
 WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
+
+-- ==================== logins of the console ====================
+
+-- name: end_login
+-- Notes that a login, or all of a token's, ended.
+INSERT INTO ended_logins (subject, at)
+VALUES (:subject, :at)
+ON CONFLICT (subject) DO UPDATE SET at = excluded.at
+
+-- name: ended_login
+-- Whether a login was ended.
+SELECT subject
+FROM ended_logins
+WHERE subject = :id OR (subject = :everywhere AND at >= :issued_at)
+LIMIT 1
+
+-- name: forget_ended_logins
+-- Removes the ends of logins that would be over by now.
+DELETE FROM ended_logins
+WHERE at < :before

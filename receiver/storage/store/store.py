@@ -28,8 +28,8 @@ from receiver.core.work import (
 )
 from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
+from receiver.storage.store import logins, queue, retention, tokens
 from receiver.storage.store import pickups as pickup_rows
-from receiver.storage.store import queue, retention, tokens
 from receiver.storage.store import submissions as submission_rows
 from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
 from receiver.storage.store.pickups import PICKUPS
@@ -92,6 +92,7 @@ OPERATIONS: Sequence[Operation] = (
     _ping,
     retention.prune,
     retention.erase,
+    logins.end,
 )
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
 URGENT = (event_rows.record, pickup_rows.defer)
@@ -254,6 +255,7 @@ class Store:
     delivery = _reads(queue.delivery)
     deliveries = _reads(queue.deliveries)
     deliveries_of = _reads(queue.of_events)
+    progress_of = _reads(queue.progress_of)
     attempts = _reads(queue.attempts)
     stats = _reads(_stats)
 
@@ -405,6 +407,14 @@ class Store:
     async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
         """Return tombstones, newest first; those of one digest, or all."""
         return await self.read(retention.tombstones, digest, limit)
+
+    # ------------------------------------------------------------ logins of the console
+
+    login_ended = _reads(logins.ended)
+
+    async def end_login(self, subject: str, *, now: int) -> None:
+        """End a login before its time, or all of a token's (`logins.everywhere`)."""
+        await self.write(logins.end, (subject, now))
 
     # ------------------------------------------------------------ transactions
 

@@ -1,0 +1,230 @@
+"""What comes in beside events: sources, rejections, parked callbacks, pickups, and jobs across all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from receiver.core.errors import UsageError
+from receiver.core.event import EventFilter
+from receiver.core.work import PickupFilter, PickupState
+from receiver.engine.requests import MAX_REF, issue_callback_url, source_named
+from receiver.providers import adapter_of
+from receiver.web.console.event import counted, listed
+from receiver.web.console.events import PAGE, Row, fields_of, rows_of
+from receiver.web.console.guard import Visit
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+    from receiver.core.event import Event, Rejection
+    from receiver.core.work import Pickup, PickupAttempt
+
+_REJECTIONS = 200
+
+
+@dataclass(slots=True)
+class Group:
+    """Rejections of one source with the same failing check."""
+
+    source: str
+    kind: str
+    newest: Rejection
+    rows: list[Rejection] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Job:
+    """What is known of one job, or of all jobs with one ref."""
+
+    name: str
+    field: str
+    source: str
+    last: int
+    events: int
+    state: str
+
+
+class Incoming:
+    """The pages."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    # ------------------------------------------------------------ sources
+
+    async def sources(self, visit: Visit) -> Response:
+        """Show what is configured to call back, and to be polled."""
+        lines = []
+        for name, source in self._receiver.settings.sources.items():
+            newest = await self._receiver.store.events(EventFilter(source=name, limit=1))
+            adapter = adapter_of(source)
+            pulls = name in self._receiver.ports.pulls
+            roads = listed(
+                [*(["calls back"] if adapter.calls_back else []), *(["is polled"] if pulls else [])]
+            )
+            lines.append({"name": name, "provider": source.provider, "roads": roads, "newest": newest})
+        return await visit.page("sources.html", sources=lines)
+
+    async def source(self, visit: Visit, *, made: Any = None) -> Response:
+        """Show one source: how to register it, its last callbacks, its rejections."""
+        receiver = self._receiver
+        source = source_named(receiver.settings, visit.path("name"))
+        events = await receiver.store.events(EventFilter(source=source.name, limit=5))
+        return await visit.page(
+            "source.html",
+            source=source,
+            calls_back=adapter_of(source).calls_back,
+            public_url=receiver.settings.public_url,
+            made=made,
+            rows=await rows_of(receiver.store, events),
+            callback=await receiver.store.callback(events[0].id) if events else None,
+            rejections=await receiver.store.rejections(source.name, limit=5),
+        )
+
+    async def make_url(self, visit: Visit) -> Response:
+        """Make a callback URL and show it, this once: it is a secret."""
+        receiver = self._receiver
+        source = source_named(receiver.settings, visit.path("name"))
+        ref = visit.given("ref").strip()
+        if len(ref) > MAX_REF:
+            raise UsageError(f"the ref is longer than {MAX_REF} characters")
+        made = issue_callback_url(
+            receiver.settings.public_url, source, receiver.tokens, ref=ref or None, now=receiver.clock()
+        )
+        await visit.note("callback-url.make", source.name, ref)
+        return await self.source(visit, made=made)
+
+    # ------------------------------------------------------------ rejections
+
+    async def rejections(self, visit: Visit) -> Response:
+        """Show callbacks that were refused, by source and failing check, the worst first."""
+        fields = fields_of(visit, ("source", "kind"))
+        found = await self._receiver.store.rejections(fields["source"] or None, limit=_REJECTIONS)
+        groups: dict[tuple[str, str], Group] = {}
+        for one in found:
+            if fields["kind"] in ("", one.kind):
+                group = groups.setdefault((one.source, one.kind), Group(one.source, one.kind, one))
+                group.rows.append(one)
+        noise = ("unknown_source", "missing", "malformed")
+        return await visit.page(
+            "rejections.html",
+            fields=fields,
+            choices={"source": list(self._receiver.settings.sources)},
+            groups=sorted(groups.values(), key=lambda group: (group.kind in noise, -group.newest.at)),
+        )
+
+    # ------------------------------------------------------------ parked
+
+    async def parked(self, visit: Visit) -> Response:
+        """Show callbacks that were verified and not understood, with what today's code makes of each."""
+        events = await self._receiver.store.events(EventFilter(type="callback.parked", limit=PAGE))
+        shown = [
+            {"event": event, "body": await self._receiver.store.body(event.id), "row": row}
+            for event, row in zip(events, await rows_of(self._receiver.store, events), strict=True)
+        ]
+        return await visit.page("parked.html", parked=shown)
+
+    # ------------------------------------------------------------ pickups
+
+    async def pickups(self, visit: Visit) -> Response:
+        """Show results to be fetched, and callbacks that are expected."""
+        fields = fields_of(visit, ("source", "state", "ref", "job", "id", "after"))
+        state = _state(fields["state"])
+        if fields["id"]:
+            found = [await self._receiver.store.pickup(fields["id"])]
+        else:
+            wanted = PickupFilter(
+                source=fields["source"] or None,
+                state=state,
+                ref=fields["ref"] or None,
+                job_id=fields["job"] or None,
+                after=fields["after"] or None,
+                limit=PAGE + 1,
+            )
+            found = await self._receiver.store.pickups(wanted)
+        tries: dict[str, list[PickupAttempt]] = {}
+        for one in found[:PAGE]:
+            tries[one.id] = await self._receiver.store.pickup_attempts(one.id) if one.attempts else []
+        choices = {"source": list(self._receiver.ports.pulls), "state": [one.value for one in PickupState]}
+        after = found[PAGE - 1].id if len(found) > PAGE else None
+        return await visit.page(
+            "pickups.html", fields=fields, choices=choices, pickups=found[:PAGE], tries=tries, after=after
+        )
+
+    # ------------------------------------------------------------ jobs
+
+    async def jobs(self, visit: Visit) -> Response:
+        """Show jobs, newest first; or one job, or all with one ref, across its events and pickups."""
+        fields = fields_of(visit, ("ref", "job", "source", "after"))
+        if fields["ref"] or fields["job"]:
+            return await self._one_job(visit, fields)
+        events = await self._receiver.store.events(EventFilter(source=fields["source"] or None, limit=200))
+        pickups = await self._receiver.store.pickups(PickupFilter(source=fields["source"] or None, limit=50))
+        choices = {"source": list(self._receiver.settings.sources)}
+        return await visit.page("jobs.html", fields=fields, choices=choices, jobs=_jobs(events, pickups))
+
+    async def _one_job(self, visit: Visit, fields: dict[str, str]) -> Response:
+        store, source = self._receiver.store, fields["source"] or None
+        ref, job = fields["ref"] or None, fields["job"] or None
+        events = await store.events(EventFilter(source=source, ref=ref, job_id=job, limit=PAGE))
+        pickups = await store.pickups(PickupFilter(source=source, ref=ref, job_id=job, limit=PAGE))
+        rows = await rows_of(store, events)
+        return await visit.page(
+            "job.html",
+            name=ref or job,
+            field="ref" if ref else "job",
+            rows=rows,
+            pickups=pickups,
+            sentence=_of_job(rows, pickups),
+        )
+
+
+def _state(text: str) -> PickupState | None:
+    try:
+        return PickupState(text) if text else None
+    except ValueError:
+        raise UsageError(
+            f"a pickup is {listed([one.value for one in PickupState])}, and nothing else"
+        ) from None
+
+
+def _jobs(events: list[Event], pickups: list[Pickup]) -> list[Job]:
+    """Return one line for each job; what has neither job nor ref is left out."""
+    jobs: dict[tuple[str, str], Job] = {}
+    things: list[tuple[int, str, Event | Pickup]] = [(one.recorded_at, one.type, one) for one in events]
+    things += [
+        (pickup.updated_at, f"pickup {pickup.state.value}", pickup)
+        for pickup in pickups
+        if pickup.due_at is not None
+    ]
+    for at, state, one in sorted(things, key=lambda thing: -thing[0]):
+        name, kind = (one.ref, "ref") if one.ref else (one.job_id, "job")
+        if name is None:
+            continue
+        job = jobs.setdefault((kind, name), Job(name, kind, one.source, at, 0, state))
+        job.events += not state.startswith("pickup ")
+    return list(jobs.values())[:PAGE]
+
+
+def _of_job(rows: list[Row], pickups: list[Pickup]) -> str:
+    """Return where a job stands, in a sentence."""
+    waiting = [one for one in pickups if one.due_at is not None]
+    if waiting:
+        one = waiting[0]
+        what = "The callback is expected" if one.kind.value == "expected" else "Its pickup is waiting"
+        last = f" The last answer: {one.last_detail}." if one.last_detail else ""
+        return f"{what}: {counted(one.attempts, 'attempt')} so far.{last}"
+    if not rows:
+        return "Nothing arrived that is kept, not even an event that failed."
+    newest = rows[0]
+    if newest.error:
+        return f"It ended with {newest.type}: {newest.error}."
+    states: dict[str, list[str]] = {}
+    for delivery in newest.deliveries:
+        states.setdefault(delivery["state"], []).append(delivery["destination"])
+    parts = [
+        f"{state} {'to ' if state == 'delivered' else ': '}{listed(names)}" for state, names in states.items()
+    ]
+    return f"{newest.type} was recorded, " + ("; ".join(parts) or "and no destination takes it") + "."

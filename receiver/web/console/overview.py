@@ -1,0 +1,280 @@
+"""The overview: is anything wrong, what came in lately, and where does a job stand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from starlette.responses import RedirectResponse, Response
+
+from receiver.core.errors import NotFound, UsageError
+from receiver.core.event import Event, EventFilter
+from receiver.core.work import PickupFilter, PickupState
+from receiver.web.console.events import rows_of
+from receiver.web.console.guard import HOME, Visit
+from receiver.web.console.rendering import length
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+    from receiver.core.event import Rejection
+    from receiver.core.work import StoreStats
+
+_DAY_MS = 86_400_000
+_LATEST = 10
+_LOOKED_AT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """One thing that needs a person."""
+
+    weight: int
+    """The worse, the higher."""
+    kind: str
+    icon: str
+    title: str
+    why: str
+    since: int | None
+    address: str
+    act: str
+    """The words of its one button."""
+
+
+class SourceLine(Struct, frozen=True, kw_only=True):
+    """One source, as the overview shows it."""
+
+    name: str
+    provider: str
+    last: int | None
+    rejected: int
+
+
+class DestinationLine(Struct, frozen=True, kw_only=True):
+    """One destination, as the overview shows it."""
+
+    name: str
+    due: int
+    oldest: int | None
+    dead: int
+
+
+class Overview:
+    """The first page, and the field that finds things."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    async def show(self, visit: Visit) -> Response:
+        """Show the page."""
+        receiver, now = self._receiver, self._receiver.clock()
+        stats = await receiver.store.stats(now)
+        rejections = await self._rejections(now)
+        latest = await receiver.store.events(EventFilter(limit=_LATEST))
+        sources = [await self._source(name, rejections) for name in receiver.settings.sources]
+        concerns = [*self._of_work(stats, now), *_of_rejections(rejections), *await self._of_events(now)]
+        return await visit.page(
+            "overview.html",
+            concerns=sorted(concerns, key=lambda one: -one.weight),
+            sources=sources,
+            destinations=self._destinations(stats),
+            rows=await rows_of(receiver.store, latest),
+            traffic=traffic(receiver),
+            journal=receiver.journal.depth,
+            first_run=not latest,
+        )
+
+    async def _rejections(self, now: int) -> list[Rejection]:
+        found = await self._receiver.store.rejections(None, limit=_LOOKED_AT)
+        return [one for one in found if one.at > now - _DAY_MS]
+
+    async def _source(self, name: str, rejections: list[Rejection]) -> SourceLine:
+        newest = await self._receiver.store.events(EventFilter(source=name, limit=1))
+        return SourceLine(
+            name=name,
+            provider=self._receiver.settings.sources[name].provider,
+            last=newest[0].recorded_at if newest else None,
+            rejected=sum(one.source == name for one in rejections),
+        )
+
+    def _destinations(self, stats: StoreStats) -> list[DestinationLine]:
+        due = {one.name: one for one in stats.due}
+        return [
+            DestinationLine(
+                name=name,
+                due=due[name].depth if name in due else 0,
+                oldest=due[name].oldest_due_at if name in due else None,
+                dead=stats.dead.get(name, 0),
+            )
+            for name in self._receiver.settings.destinations
+        ]
+
+    # ------------------------------------------------------------ what needs a person
+
+    def _of_work(self, stats: StoreStats, now: int) -> Iterator[Concern]:
+        settings, depth = self._receiver.settings, self._receiver.journal.depth
+        if depth:
+            yield Concern(
+                weight=90,
+                kind="wait",
+                icon="late",
+                title=f"{depth} callbacks wait in this machine’s journal",
+                why="The store was out. They are recorded as soon as it answers; nothing is lost.",
+                since=None,
+                address=f"{HOME}/events",
+                act="See events",
+            )
+        for name, count in stats.dead.items():
+            gone = "" if name in settings.destinations else " (not in the settings any more)"
+            yield Concern(
+                weight=60,
+                kind="bad",
+                icon="dead",
+                title=f"{count} dead letter{'s' if count != 1 else ''} of {name}{gone}",
+                why=f"They were given up. Retention removes each {settings.retention.dead_letters} after it died.",
+                since=None,
+                address=f"{HOME}/deliveries?state=dead&destination={name}",
+                act="Look and replay",
+            )
+        limit = settings.server.ready_due_age_seconds * 1000
+        for one in (*stats.due, *stats.pickups):
+            if now - one.oldest_due_at > limit:
+                yield Concern(
+                    weight=80,
+                    kind="wait",
+                    icon="wait",
+                    title=f"{one.depth} due for {one.name}, the oldest for {length((now - one.oldest_due_at) / 1000)}",
+                    why="Nothing takes them up: is a worker running, and is the name in its settings?",
+                    since=one.oldest_due_at,
+                    address=f"{HOME}/deliveries?destination={one.name}",
+                    act="See them",
+                )
+
+    async def _of_events(self, now: int) -> list[Concern]:
+        """Return what the events of the last day say: parked, overdue, gone."""
+        found = []
+        for kind, weight, words, why in (
+            ("callback.parked", 70, "parked", "They were verified, but not understood; the bodies are kept."),
+            ("callback.overdue", 65, "overdue", "A callback was expected and did not come in time."),
+        ):
+            events = await self._receiver.store.events(EventFilter(type=kind, since=now - _DAY_MS, limit=50))
+            if events:
+                count = f"{len(events)}{'+' if len(events) == 50 else ''}"
+                address = f"{HOME}/parked" if words == "parked" else f"{HOME}/events?type={kind}"
+                found.append(_concern_of(weight, f"{count} {words} in 24 hours", why, events, address))
+        filters = PickupFilter(state=PickupState.GONE, limit=50)
+        gone = [one for one in await self._receiver.store.pickups(filters) if one.updated_at > now - _DAY_MS]
+        if gone:
+            found.append(
+                Concern(
+                    weight=64,
+                    kind="bad",
+                    icon="dead",
+                    title=f"{len(gone)} results could not be fetched in 24 hours",
+                    why=gone[0].last_detail or "The provider does not have them.",
+                    since=min(one.updated_at for one in gone),
+                    address=f"{HOME}/pickups?state=gone",
+                    act="See pickups",
+                )
+            )
+        return found
+
+    # ------------------------------------------------------------ find
+
+    async def find(self, visit: Visit) -> Response:
+        """Lead to what a text names: an event, a delivery, a pickup, a ref, a job, or the job of a callback URL."""
+        wanted = visit.given("q")[:2000]
+        if not wanted:
+            raise UsageError(
+                "write a ref, the provider’s job id, an event, delivery or pickup id, or a callback URL"
+            )
+        store = self._receiver.store
+        try:
+            if wanted.startswith("evt_"):
+                return RedirectResponse(f"{HOME}/events/{(await store.event(wanted)).id}", 303)
+            if wanted.startswith("dlv_"):
+                return RedirectResponse(f"{HOME}/events/{(await store.delivery(wanted)).event_id}", 303)
+            if wanted.startswith("pku_"):
+                return RedirectResponse(f"{HOME}/pickups?id={(await store.pickup(wanted)).id}", 303)
+        except NotFound:
+            return await visit.page("find.html", wanted=wanted, status=404)
+        if "/callbacks/" in wanted:
+            claims = self._receiver.tokens.read(wanted.rstrip("/").rpartition("/")[2])
+            wanted = claims.ref if claims and claims.ref else wanted
+        for field in ("ref", "job"):
+            found = await self._named(field, wanted)
+            if found:
+                return RedirectResponse(f"{HOME}/jobs?{field}={_quoted(wanted)}", 303)
+        return await visit.page("find.html", wanted=wanted, status=404)
+
+    async def _named(self, field: str, wanted: str) -> bool:
+        store = self._receiver.store
+        if field == "ref":
+            of_events, of_pickups = EventFilter(ref=wanted, limit=1), PickupFilter(ref=wanted, limit=1)
+        else:
+            of_events, of_pickups = EventFilter(job_id=wanted, limit=1), PickupFilter(job_id=wanted, limit=1)
+        return bool(await store.events(of_events) or await store.pickups(of_pickups))
+
+
+def _quoted(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
+def _concern_of(weight: int, title: str, why: str, events: list[Event], address: str) -> Concern:
+    return Concern(
+        weight=weight,
+        kind="wait",
+        icon="late",
+        title=title,
+        why=why,
+        since=events[-1].recorded_at,
+        address=address,
+        act="See them",
+    )
+
+
+def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
+    """Yield what was rejected, a source and a failing check each."""
+    groups: dict[tuple[str, str], list[Rejection]] = {}
+    for one in rejections:
+        groups.setdefault((one.source, one.kind), []).append(one)
+    for (source, kind), group in groups.items():
+        wrong = kind in ("wrong", "stale", "token")
+        count = f"{len(group)} callback{'s' if len(group) != 1 else ''} of {source or 'no source'} rejected in 24 hours"
+        yield Concern(
+            weight=85 if wrong else 20,
+            kind="bad" if wrong else "wait",
+            icon="lock",
+            title=count,
+            why=group[0].reason,
+            since=group[-1].at,
+            address=f"{HOME}/rejections?source={source}",
+            act="See the failing check",
+        )
+
+
+def traffic(receiver: Receiver) -> Mapping[str, float | None]:
+    """Return what this process did since it began: callbacks by answer, the slowest answers, attempts."""
+    counts: Counter[str] = Counter()
+    buckets: Counter[float] = Counter()
+    for family in receiver.metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == "receiver_callbacks_total":
+                counts["callbacks"] += int(sample.value)
+                counts[sample.labels["answer"]] += int(sample.value)
+            elif sample.name == "receiver_ack_seconds_bucket":
+                buckets[float(sample.labels["le"])] += int(sample.value)
+            elif sample.name == "receiver_attempts_total":
+                counts["attempts"] += int(sample.value)
+                counts["delivered"] += int(sample.value) if sample.labels["outcome"] == "delivered" else 0
+    return {**counts, "p50": _quantile(buckets, 0.5), "p99": _quantile(buckets, 0.99)}
+
+
+def _quantile(buckets: Mapping[float, int], share: float) -> float | None:
+    """Return the upper bound of the bucket that a share of all lies below, in seconds."""
+    whole = max(buckets.values(), default=0)
+    return next((bound for bound in sorted(buckets) if whole and buckets[bound] >= share * whole), None)

@@ -1,0 +1,99 @@
+"""How long data is kept, what is erased on demand, and who did what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import RedirectResponse, Response
+
+from receiver.core.errors import UsageError
+from receiver.core.retention import Subject, SubjectKind
+from receiver.engine.erasure import Eraser
+from receiver.settings.load import made_token_secrets
+from receiver.web.console.guard import HOME, Visit
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+    from receiver.engine.erasure import FoundOf
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One class of data and how long it is kept."""
+
+    name: str
+    what: str
+    age: str
+
+
+_CLASSES = (
+    ("bodies", "the kept bodies of callbacks"),
+    ("attempts", "attempts of what has ended, with answers"),
+    ("audio", "audio, other results, and their waveforms"),
+    ("dead_letters", "deliveries that were given up"),
+    ("events", "events with all that belongs to them"),
+)
+
+
+class RetentionPages:
+    """The pages, and the form that erases."""
+
+    def __init__(self, receiver: Receiver, *, intake: bool) -> None:
+        self._receiver = receiver
+        self._journal = receiver.journal if intake else None
+
+    async def show(self, visit: Visit) -> Response:
+        """Show how long each class is kept, and the tombstones of what was erased."""
+        settings = self._receiver.settings.retention
+        return await visit.page(
+            "retention.html",
+            classes=[Kept(name, what, getattr(settings, name)) for name, what in _CLASSES],
+            sweep=settings.sweep_seconds,
+            tombstones=await self._receiver.store.tombstones(limit=50),
+        )
+
+    async def look(self, visit: Visit) -> Response:
+        """Count what there is of a subject, before anybody erases it."""
+        subject = self._subject(visit)
+        found = await self._eraser().look(subject)
+        return await visit.page("erase.html", subject=subject, found=found, counts=_counts(found))
+
+    async def erase(self, visit: Visit) -> Response:
+        """Erase a subject whose name was typed once more."""
+        subject = self._subject(visit)
+        if visit.given("typed") != subject.key:
+            raise UsageError("what was typed is not the subject’s name: nothing was erased")
+        secrets = made_token_secrets(self._receiver.settings)
+        eraser, digest = self._eraser(), subject.digest(secrets[-1])
+        found = await eraser.look(subject)
+        removed = await eraser.erase(subject, found, digest=digest, now=self._receiver.clock())
+        await visit.note("erase", f"{subject.kind.value} {digest[:16]}", f"{removed.events} events")
+        return RedirectResponse(f"{HOME}/retention?done=erased.{removed.events}", 303)
+
+    def _eraser(self) -> Eraser:
+        receiver = self._receiver
+        return Eraser(
+            store=receiver.store,
+            blobs=receiver.blobs,
+            journal=self._journal,
+            providers=receiver.ports.providers,
+        )
+
+    def _subject(self, visit: Visit) -> Subject:
+        kind, key = visit.given("kind"), visit.given("key")
+        if kind not in SubjectKind.__members__.values() or not key:
+            raise UsageError("name a ref, a job or an event")
+        return Subject(kind=SubjectKind(kind), key=key)
+
+
+def _counts(found: FoundOf) -> dict[str, int]:
+    traces = found.traces
+    return {
+        "events": len(traces.event_ids),
+        "callbacks": len(traces.callbacks),
+        "deliveries": traces.deliveries,
+        "pickups": len(traces.pickup_ids),
+        "stored objects": len(traces.blob_keys),
+        "entries of this machine’s journal": len(found.journaled),
+    }

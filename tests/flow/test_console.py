@@ -1,0 +1,320 @@
+"""The console without a browser: who gets in, from where, and what its pages and forms do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace
+
+from receiver.core.event import EventFilter
+from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.demo.serving import sample_audio
+from receiver.web.app import create_app
+from receiver.web.console.sessions import sessions_of
+from tests.support.running import BASIC, Running, api_token, running, settings_text
+from tests.support.sink import Sink
+
+ADMIN, READER = "admin-token-of-some-length", "reader-token-of-some-length"
+HOSTILE = "<img src=x onerror=alert(1)>\u202e\x00'\"</script>{{7*7}}"
+FILTERS = "state=dead&source=deepgram"
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def one(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """A receiver with a destination that answers, and one that does not."""
+    tmp_path = tmp_path_factory.mktemp("console")
+    async with Sink() as sink:
+        tokens = api_token("ops", ADMIN) + api_token("viewer", READER, '["read"]')
+        text = settings_text(tmp_path, destination=sink.url, extra=tokens)
+        text += '[destinations.gone]\nurl = "http://127.0.0.1:9/hooks"\nsecrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]\n'
+        text += 'retry = { schedule = [] }\nallow = ["127.0.0.0/8"]\n'
+        async with running(tmp_path, text) as run:
+            yield run
+
+
+@pytest.fixture
+def up(one: Running) -> Running:
+    """The same with nobody logged in."""
+    one.client.cookies.clear()
+    return one
+
+
+async def post(run: Running, path: str, **fields: str) -> httpx2.Response:
+    """Send a form as a browser does from a page of ours."""
+    return await run.client.post(path, data=fields, headers={"origin": run.base})
+
+
+async def login(run: Running, token: str = ADMIN) -> None:
+    answer = await post(run, "/console/login", token=token)
+    assert answer.status_code == 303, answer.text
+
+
+async def called(run: Running, ref: str = "call-1", **body: Any) -> str:
+    """Call back as the provider does; return the event's id."""
+    path = f"/callbacks/speech/{run.receiver.tokens.issue('speech', ref=ref)}"
+    if body:
+        answer = await run.client.post(path, json=body)
+    else:
+        answer = await run.client.post(path, content=sample_audio(), headers={"content-type": "audio/mpeg"})
+    assert answer.status_code == 200, answer.text
+    event_id: str = answer.json()["event_id"]
+    return event_id
+
+
+async def dead(run: Running, event_id: str) -> str:
+    """Return the id of the event's delivery that was given up."""
+    wanted = DeliveryFilter(event_id=event_id, destination="gone")
+    (delivery,) = await run.receiver.store.deliveries(wanted)
+    ended = {one.id for one in await run.receiver.store.deliveries(replace(wanted, state=DeliveryState.DEAD))}
+    if not ended:
+        await run.seen.until(lambda: any(one.delivery_id == delivery.id for one in run.seen.attempts))
+    return delivery.id
+
+
+async def form_of(run: Running, page: str, action: str) -> str:
+    """Return the token of the form on a page that leads to `action`."""
+    text = (await run.client.get(page)).text
+    found = re.search(
+        rf'action="{re.escape(action)}"[^>]*>\s*<input type="hidden" name="form" value="(\w+)"', text
+    )
+    assert found, f"{page} has no form to {action}"
+    return found[1]
+
+
+# ---------------------------------------------------------------- getting in
+
+
+async def test_nobody_sees_a_page_before_logging_in(up: Running) -> None:
+    answer = await up.client.get("/console/events?ref=a")
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/console/login?next=%2Fconsole%2Fevents%3Fref%3Da"
+    assert (await post(up, "/console/login", token="wrong")).status_code == 401
+    await login(up)
+    assert (await up.client.get("/console/events")).status_code == 200
+
+
+async def test_without_an_admin_token_there_is_no_console(tmp_path: Path) -> None:
+    text = settings_text(tmp_path, extra=api_token("viewer", READER, '["read", "operate"]'))
+    async with running(tmp_path, text) as run:
+        assert (await run.client.get("/console/login")).status_code == 404
+
+
+async def test_the_cookie_is_for_this_site_alone_and_behind_https_for_https_alone(up: Running) -> None:
+    plain = (await post(up, "/console/login", token=ADMIN)).headers["set-cookie"]
+    assert plain.startswith("receiver-console=")
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(plain.split("; "))
+    headers = {"origin": up.base, "x-forwarded-proto": "https"}
+    secure = await up.client.post("/console/login", data={"token": ADMIN}, headers=headers)
+    assert secure.headers["set-cookie"].startswith("__Host-receiver=")
+    assert "Secure" in secure.headers["set-cookie"].split("; ")
+
+
+async def test_after_five_wrong_tokens_an_address_waits(up: Running) -> None:
+    app = create_app(up.receiver)  # its own count
+    transport = httpx2.ASGITransport(app=app, client=("203.0.113.7", 1))
+    async with httpx2.AsyncClient(
+        transport=transport, base_url=up.base, headers={"origin": up.base}
+    ) as client:
+        for _ in range(5):
+            assert (await client.post("/console/login", data={"token": "guess"})).status_code == 401
+        assert (await client.post("/console/login", data={"token": ADMIN})).status_code == 429
+
+
+async def test_a_link_logs_in_once_on_this_machine_and_not_by_way_of_a_proxy(tmp_path: Path) -> None:
+    async with running(tmp_path, settings_text(tmp_path)) as run:
+        sessions = sessions_of(run.receiver.settings)
+        path = f"/console/login?once={sessions.offer_link()}"
+        transport = httpx2.ASGITransport(
+            app=create_app(run.receiver, sessions=sessions), client=("127.0.0.1", 1)
+        )
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+            assert (await client.get(path, headers={"x-forwarded-for": "203.0.113.7"})).status_code == 401
+            assert (await client.get(path, headers={"host": "[::2]:8080"})).status_code == 401
+            assert (await client.get(path)).headers["location"] == "/console/"
+            assert (await client.get("/console/")).status_code == 200
+            client.cookies.clear()
+            assert (await client.get(path)).status_code == 401
+
+
+async def test_logging_out_ends_the_session_also_where_its_cookie_was_copied(up: Running) -> None:
+    await login(up)
+    copied = dict(up.client.cookies)
+    token = await form_of(up, "/console/", "/console/logout")
+    assert (await post(up, "/console/logout", form=token)).status_code == 303
+    up.client.cookies.update(copied)
+    assert (await up.client.get("/console/")).status_code == 303
+
+
+# ---------------------------------------------------------------- from where
+
+
+@pytest.mark.parametrize("host", ["evil.example.com", "localhost.evil.example.com", "127.0.0.1.nip.io", ""])
+async def test_a_name_that_is_not_ours_is_refused_before_anything_is_read(up: Running, host: str) -> None:
+    await login(up)
+    answer = await up.client.get("/console/", headers={"host": host})
+    assert answer.status_code == 421
+
+
+async def test_a_foreign_origin_is_refused(up: Running) -> None:
+    await login(up)
+    token = await form_of(up, "/console/", "/console/logout")
+    for headers in (
+        {"origin": "https://evil.example.com"},
+        {"origin": "null"},
+        {},
+        {"sec-fetch-site": "same-site"},
+    ):
+        answer = await up.client.post("/console/logout", data={"form": token}, headers=headers)
+        assert answer.status_code == 403
+    assert (await up.client.get("/console/")).status_code == 200
+
+
+async def test_a_form_of_another_session_or_action_is_refused(up: Running) -> None:
+    await login(up)
+    foreign = await form_of(up, "/console/", "/console/logout")
+    event_id = await called(up)
+    delivery = await dead(up, event_id)
+    fields = {"id": delivery, "back": "/console/deliveries"}
+    assert (await post(up, "/console/deliveries/replay-picked", **fields)).status_code == 403
+    assert (await post(up, "/console/deliveries/replay-picked", form=foreign, **fields)).status_code == 403
+    await login(up)  # another session
+    other = await form_of(up, f"/console/events/{event_id}", f"/console/events/{event_id}/replay")
+    up.client.cookies.clear()
+    await login(up)
+    answer = await post(up, f"/console/events/{event_id}/replay", form=other, to="gone")
+    assert answer.status_code == 403
+    assert (await up.receiver.store.delivery(delivery)).state is DeliveryState.DEAD
+
+
+async def test_pages_carry_the_strict_policy_and_are_not_kept(up: Running) -> None:
+    await login(up)
+    answer = await up.client.get("/console/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "require-trusted-types-for 'script'; trusted-types 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=", answer.text)
+
+
+# ---------------------------------------------------------------- what pages and forms do
+
+
+async def test_every_page_answers_also_when_there_is_nothing(up: Running) -> None:
+    await login(up)
+    for path in (
+        "", "events", "jobs", "pickups", "rejections", "parked", "sources", "sources/speech", "deliveries",
+        "deliveries/replay", "destinations", "destinations/app", "retention", "erase?kind=ref&key=nobody",
+    ):  # fmt: skip
+        answer = await up.client.get(f"/console/{path}")
+        assert answer.status_code == 200, path
+    assert (await up.client.get("/console/find?q=nobody")).status_code == 404
+    assert (await up.client.get("/console/events?colour=red")).status_code == 422
+
+
+async def test_hostile_text_stays_text_on_every_page(up: Running) -> None:
+    await login(up)
+    event_id = await called(up, ref=HOSTILE, err_code=HOSTILE, err_msg=HOSTILE, request_id="r-1")
+    parked = await called(up, ref=HOSTILE, what=HOSTILE)
+    await up.client.post("/callbacks/speech/x", content=b"", headers={"user-agent": HOSTILE[:20]})
+    for path in (
+        "", "events", "jobs", "rejections", "parked", "deliveries", "destinations/gone",
+        f"events/{event_id}", f"events/{parked}",
+    ):  # fmt: skip
+        text = (await up.client.get(f"/console/{path}")).text
+        assert "<img" not in text, path
+        assert "\u202e" not in text, path
+        assert "\x00" not in text, path
+    assert "&lt;img src=x onerror=alert(1)&gt;" in (await up.client.get(f"/console/events/{event_id}")).text
+
+
+async def test_audio_plays_by_ranges_and_has_an_outline_that_is_made_once(up: Running) -> None:
+    await login(up)
+    event_id = await called(up)
+    page = (await up.client.get(f"/console/events/{event_id}")).text
+    assert f'src="/console/events/{event_id}/audio"' in page
+    part = await up.client.get(f"/console/events/{event_id}/audio", headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, sample_audio()[10:20])
+    assert part.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    outline = (await up.client.get(f"/console/events/{event_id}/peaks")).json()
+    assert outline["buckets"] == 1000
+    assert len(outline["peaks"]) == 1
+    event = await up.receiver.store.event(event_id)
+    assert await up.receiver.blobs.get(f"{event.blob_key}peaks")
+
+
+async def test_a_dead_letter_is_replayed_after_it_was_counted(up: Running) -> None:
+    await login(up)
+    failed = {"err_code": "Bad Request", "err_msg": "no", "request_id": "r-2"}
+    user, _, password = BASIC.partition(":")
+    answer = await up.client.post("/callbacks/deepgram", json=failed, auth=(user, password))
+    delivery = await dead(up, answer.json()["event_id"])
+    page = (await up.client.get(f"/console/deliveries/replay?{FILTERS}")).text
+    assert "Replay 1 delivery" in page
+    until = re.search(r'name="until" value="(\d+)"', page)
+    assert until
+    form = await form_of(up, f"/console/deliveries/replay?{FILTERS}", "/console/deliveries/replay")
+    fields = {"form": form, "state": "dead", "source": "deepgram"}
+    answer = await post(up, "/console/deliveries/replay", **fields, until=until[1])
+    assert answer.headers["location"] == f"/console/deliveries?{FILTERS}&done=replayed.1"
+    assert "1 delivery is due again" in (await up.client.get(answer.headers["location"])).text
+    await up.seen.until(lambda: sum(one.delivery_id == delivery for one in up.seen.attempts) == 2)
+    assert len(await up.receiver.store.attempts(delivery)) == 2
+    later = await post(up, "/console/deliveries/replay", **fields, until="1000")
+    assert later.headers["location"].endswith("done=nothing.0")
+
+
+async def test_a_reader_sees_everything_and_changes_nothing(up: Running) -> None:
+    await login(up, READER)
+    event_id = await called(up)
+    path = f"/console/events/{event_id}/replay"
+    form = await form_of(up, f"/console/events/{event_id}", path)
+    assert "needs the scope operate" in (await up.client.get(f"/console/events/{event_id}")).text
+    assert (await post(up, path, form=form, to="app")).status_code == 403
+
+
+async def test_a_subject_is_erased_with_its_waveform_once_its_name_is_typed(up: Running) -> None:
+    await login(up)
+    event_id = await called(up, ref="order-7")
+    event = await up.receiver.store.event(event_id)
+    await up.client.get(f"/console/events/{event_id}/peaks")
+    form = await form_of(up, "/console/erase?kind=ref&key=order-7", "/console/erase")
+    fields = {"form": form, "kind": "ref", "key": "order-7"}
+    assert (await post(up, "/console/erase", **fields, typed="order-8")).status_code == 422
+    answer = await post(up, "/console/erase", **fields, typed="order-7")
+    assert answer.headers["location"] == "/console/retention?done=erased.1"
+    assert not await up.receiver.store.events(EventFilter(ref="order-7"))
+    assert not await up.receiver.blobs.entries(event.blob_key or "")
+
+
+async def test_what_a_job_is_called_by_leads_to_it(up: Running) -> None:
+    await login(up)
+    event_id = await called(up, ref="order 7/8")
+    url = f"https://x/callbacks/speech/{up.receiver.tokens.issue('speech', ref='order 7/8')}"
+    for wanted in ("order 7/8", url):
+        answer = await up.client.get("/console/find", params={"q": wanted})
+        assert answer.headers["location"] == "/console/jobs?ref=order%207%2F8"
+    answer = await up.client.get("/console/find", params={"q": event_id})
+    assert answer.headers["location"] == f"/console/events/{event_id}"
+
+
+async def test_new_events_come_as_server_sent_events(up: Running) -> None:
+    await login(up)
+    async with up.client.stream("GET", "/console/events/live?source=speech") as stream:
+        lines = stream.aiter_lines()
+        assert await anext(lines) == "retry: 1000"
+        event_id = await called(up, ref=HOSTILE)
+        async for line in lines:
+            if line.startswith("data:"):
+                assert f'"id": "{event_id}"' in line
+                break

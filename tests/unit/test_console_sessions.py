@@ -1,0 +1,58 @@
+"""Logins of the console: how long a session lasts, how many may fail; and that no template switches escaping off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from receiver.settings.model import ApiToken
+from receiver.web.console import sessions as logins
+from receiver.web.console.sessions import LoginLimit, Sessions
+
+ADMIN = "admin-token-of-some-length"
+
+
+def test_logins_are_limited_in_all_and_open_again_after_a_minute() -> None:
+    now = [0.0]
+    limit = LoginLimit(clock=lambda: now[0])
+    for number in range(50):
+        assert not limit.refuses(f"peer-{number}")
+        limit.failed(f"peer-{number}")
+    assert limit.refuses("another")
+    now[0] = 61
+    assert not limit.refuses("another")
+
+
+def test_a_session_ends_with_its_time_its_idleness_its_token_and_a_forged_cookie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1_000_000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    token = ApiToken.model_validate({"name": "ops", "secret": ADMIN, "scopes": ("read", "admin")})
+    sessions = Sessions([token], ["a-secret-of-some-length"], None)
+    session = sessions.by_token(ADMIN)
+    assert session is not None
+    cookie = sessions.cookie(session)
+    assert sessions.read(cookie) == session
+    assert sessions.read(cookie[:-2] + "xx") is None
+    assert Sessions([token], ["another-secret-of-ours"], None).read(cookie) is None
+    other = token.model_copy(
+        update={"secret": ApiToken.model_validate({"name": "x", "secret": "other"}).secret}
+    )
+    assert Sessions([other], ["a-secret-of-some-length"], None).read(cookie) is None
+    now[0] += logins.IDLE_SECONDS + 1
+    assert sessions.read(cookie) is None
+    fresh = sessions.cookie(session)
+    assert sessions.read(fresh) is not None
+    now[0] = 1_000_000.0 + logins.SESSION_SECONDS + 1
+    assert sessions.read(sessions.cookie(session)) is None
+
+
+def test_templates_switch_no_escaping_off() -> None:
+    folder = Path(logins.__file__).parent / "templates"
+    for path in folder.glob("*.html"):
+        text = path.read_text("utf-8")
+        assert "|safe" not in text.replace(" ", "")
+        assert "autoescape" not in text
+        assert "style=" not in text
