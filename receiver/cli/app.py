@@ -118,12 +118,14 @@ def main() -> None:
     if _SERVICE_LINK.match(os.environ.get("RECEIVER_PORT", "")):
         del os.environ["RECEIVER_PORT"]
     try:
-        app()
+        _leave(app(standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        _refuse_words(error)
     except ReceiverError as error:
         _fail(error.message, 2 if isinstance(error, _REFUSED) else 1)
     except KeyboardInterrupt:
         _leave(130)
-    except BrokenPipeError:
+    except (BrokenPipeError, typer.Abort):
         _leave(1)
     except Exception as error:  # a bug of ours: no traceback for a user, unless asked for
         if os.environ.get("RECEIVER_DEBUG"):
@@ -133,6 +135,15 @@ def main() -> None:
         )
     finally:
         _flush()
+
+
+def _refuse_words(error: Any) -> None:
+    """Tell what is wrong with the words of the command line, which may be why `--json` among them was not read."""
+    if "--json" in sys.argv:
+        tell_errors_as_json(on=True)
+        _fail(error.format_message(), error.exit_code)
+    error.show()
+    _leave(error.exit_code)
 
 
 def _fail(message: str, status: int) -> None:

@@ -5,10 +5,12 @@ Slow bodies are bounded where they are read, in system/files.py, and by the wait
 
 from __future__ import annotations
 
-from asyncio import TimerHandle, Transport
+from asyncio import TimerHandle, Transport, get_running_loop
+from collections import deque
 from typing import TYPE_CHECKING, ClassVar
 
 from httptools import HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from receiver.engine.intake import METHODS, OVERLOADED
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 64 * 1024
 """Most bytes of one read, a quarter of asyncio's own: they wait, for each connection, until the disk has taken those before."""
+_SLICE_BYTES = 4 * 1024
+"""Bytes of a read that are parsed at once."""
+_SLICE_PARTS = 200
+"""Header lines and pieces of a body in one slice from which the connection waits for its turn."""
+_TURN_SECONDS = 0.005
+"""Between two turns."""
+HEAD_LINES = 200
+"""Most header lines of a request; aiohttp, too, takes no more than 128."""
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself has no limit."""
 _DRAIN_SECONDS = 60.0
@@ -104,6 +114,42 @@ class Connections:
         self._used.pop(connection, None)
 
 
+class _Flow(FlowControl):
+    """Reads on when what came was taken, but not while the connection waits for its turn."""
+
+    def __init__(self, connection: Protocol, transport: Transport) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        if self._connection.waits_for_turn:
+            self.read_paused = False
+        else:
+            super().resume_reading()
+
+
+class Turns:
+    """The connections of one process that send in tiny parts, each of which costs as much as a large one.
+
+    One at a time goes on, for one slice: whoever sends one byte after another, by many connections, leaves time for all others.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Protocol] = deque()
+
+    def add(self, connection: Protocol) -> None:
+        """Let a connection go on when its turn comes."""
+        if not self._waiting:
+            get_running_loop().call_later(_TURN_SECONDS, self._next)
+        self._waiting.append(connection)
+
+    def _next(self) -> None:
+        connection = self._waiting.popleft()
+        if self._waiting:
+            get_running_loop().call_later(_TURN_SECONDS, self._next)
+        connection.go_on()
+
+
 def protocol(
     receiver: Receiver, *, intake: bool = True, max_connections: int = DEFAULT_CONNECTIONS
 ) -> type[Protocol]:
@@ -112,6 +158,7 @@ def protocol(
     class ProcessProtocol(Protocol):
         _receiver = receiver if intake else None
         _connections = Connections(max_connections)
+        _turns = Turns()
         head_seconds = receiver.timing.head_seconds
 
     return ProcessProtocol
@@ -127,6 +174,7 @@ class Protocol(HttpToolsProtocol):
 
     _receiver: ClassVar[Receiver | None] = None
     _connections: ClassVar[Connections] = Connections(DEFAULT_CONNECTIONS)
+    _turns: ClassVar[Turns] = Turns()
     head_seconds: ClassVar[float] = 15.0
     """Seconds from a head's first byte to its last.
 
@@ -156,6 +204,11 @@ class Protocol(HttpToolsProtocol):
     """Requests came faster than they were answered: no more are taken, and the connection ends after those that were."""
     _stuck: TimerHandle | None = None
     """Runs while the peer does not read."""
+    _parts = 0
+    """Header lines and pieces of a body in the slice that is parsed."""
+    _unparsed: bytes | None = None
+    """What waits for the connection's turn, None where nothing waits."""
+    _too_many_lines = False
 
     @property
     def waits_for_peer(self) -> bool:
@@ -166,14 +219,42 @@ class Protocol(HttpToolsProtocol):
         """Wait for the first head to begin, for a while."""
         self.parser = Parser(self)
         super().connection_made(transport)
+        self.flow = _Flow(self, transport)
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's sockets, not of its interface
         self._connections.add(self)
         self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
+        """Parse in slices, and let a connection with too many parts in one of them wait for its turn."""
+        self._connections.touch(self)
+        for end in range(_SLICE_BYTES, len(data) + _SLICE_BYTES, _SLICE_BYTES):
+            self._parts = 0
+            self._take_slice(data[end - _SLICE_BYTES : end])
+            if self.transport.is_closing():
+                return
+            if self._parts > _SLICE_PARTS:
+                self._unparsed = data[end:]
+                self.transport.pause_reading()
+                self._turns.add(self)
+                return
+
+    @property
+    def waits_for_turn(self) -> bool:
+        """True while nothing is read because of what came in tiny parts."""
+        return self._unparsed is not None
+
+    def go_on(self) -> None:
+        """Take what waited for this turn, and read on."""
+        waited, self._unparsed = self._unparsed or b"", None
+        if self.transport.is_closing():
+            return
+        self.data_received(waited)
+        if not (self.waits_for_turn or self.flow.read_paused):
+            self.transport.resume_reading()
+
+    def _take_slice(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end."""
         self._had_body = False
-        self._connections.touch(self)
         super().data_received(data)
         self._plain = 0 if self._had_body else self._plain + len(data)
         if self._plain > HEAD_BYTES and not self.transport.is_closing():
@@ -225,6 +306,19 @@ class Protocol(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header line. Raises `ValueError`, which ends the connection, for one too many."""
+        self._parts += 1
+        if len(self.headers) >= HEAD_LINES:
+            self._too_many_lines = True
+            raise ValueError
+        super().on_header(name, value)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, or one with too many header lines."""
+        too_many = f"The request has more than {HEAD_LINES} header lines."
+        super().send_400_response(too_many if self._too_many_lines else msg)
 
     def on_headers_complete(self) -> None:
         """The head ended: begin, or refuse."""
@@ -313,6 +407,7 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
         self._had_body = True
+        self._parts += 1
         if not self._refused:
             super().on_body(body)
 

@@ -634,3 +634,25 @@ def test_audio_of_nothing_says_what_to_give(house: House, tmp_path: Path) -> Non
     said = house.run("audio", str(tmp_path / "gone.mp3"))
     assert said.status == 2
     assert "give a file, or the id of an event" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evnts"], "No such command 'evnts'"),
+        (["events", "--nope"], "No such option: --nope"),
+        (["events", "--limit", "many"], "'--limit'"),
+        (["events", "--limit"], "--limit"),
+        (["try"], "Missing argument"),
+        (["deliveries", "--state", "odd"], "'--state'"),
+        (["recipes", "one", "two"], "unexpected"),
+    ],
+)
+def test_words_that_are_not_understood_are_told_as_json_where_json_was_asked_for(
+    words: list[str], told: str
+) -> None:
+    said = receiver(*words)
+    assert (said.status, said.out, told in said.err) == (2, "", True)
+    said = receiver(*words, "--json")
+    failure = json.loads(said.err)
+    assert (said.status, said.out, failure["status"], told in failure["error"]) == (2, "", 2, True)
