@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -88,8 +88,9 @@ def try_request(
         raw = request.read_bytes()
     except OSError as error:
         raise UsageError(f"{request} cannot be read: {error.strerror}") from None
-    head, body = _parse(settings, source, raw, moment)
-    result = asyncio.run(_tried(settings, source, head, body))
+    text = RequestText.of(raw, source)
+    head = _head(settings, source, text, moment)
+    result = asyncio.run(_tried(settings, source, head, text.body))
     if as_json:
         print_json(result)
     else:
@@ -97,47 +98,61 @@ def try_request(
     raise typer.Exit(0 if result["verdict"] in ("accepted", "ignored", "handshake") else 1)
 
 
-def _parse(settings: Settings, source: str, raw: bytes, now: int) -> tuple[Head, MemoryBody]:
-    """Return head and body of a request as it is sent; line feeds alone may end its lines. Raises `UsageError`."""
-    from receiver.core.callback import Head, MemoryBody
+class RequestText(NamedTuple):
+    """A request as a file spells it."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    """Names in lower case."""
+    body: bytes
+
+    @classmethod
+    def of(cls, raw: bytes, source: str) -> RequestText:
+        """Take a request apart; line feeds alone may end its lines. Raises `UsageError`."""
+        ending = b"\r\n" if b"\r\n" in raw.partition(b"\n\n")[0] else b"\n"
+        top, _, body = raw.partition(ending * 2)
+        first, *lines = top.decode("latin-1").split(ending.decode())
+        words = first.split()
+        if len(words) < 2 or not words[1].startswith("/"):
+            raise UsageError(f"the file begins with a request line: POST /callbacks/{source} HTTP/1.1")
+        pairs = (line.partition(":") for line in lines)
+        headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
+        return cls(words[0].upper(), words[1], headers, body)
+
+
+def _head(settings: Settings, source: str, request: RequestText, now: int) -> Head:
+    """Return the head of a request that came at `now`. Raises `UsageError` when it goes elsewhere."""
+    from receiver.core.callback import Head
     from receiver.settings.load import public_base
 
-    ending = b"\r\n" if b"\r\n" in raw.partition(b"\n\n")[0] else b"\n"
-    top, _, body = raw.partition(ending * 2)
-    first, *lines = top.decode("latin-1").split(ending.decode())
-    words = first.split()
-    if len(words) < 2 or not words[1].startswith("/"):
-        raise UsageError(f"the file begins with a request line: POST /callbacks/{source} HTTP/1.1")
-    path, _, query = words[1].partition("?")
+    path, _, query = request.target.partition("?")
     parts = path.rstrip("/").split("/")
     if parts[1:3] != ["callbacks", source]:
         raise UsageError(
             f"the request goes to {path[:100]}, and callbacks of this source to /callbacks/{source}"
         )
-    head = Head(
+    return Head(
         source=source,
-        method=words[0].upper(),
-        headers=tuple(
-            (name.strip().lower(), value.strip())
-            for name, _, value in (line.partition(":") for line in lines)
-        ),
+        method=request.method,
+        headers=request.headers,
         token=parts[3] if len(parts) > 3 else None,
         received_at=now,
         peer="127.0.0.1",
         query=query,
-        url=public_base(settings) + words[1],
+        url=public_base(settings) + request.target,
     )
-    return head, MemoryBody(body)
 
 
-async def _tried(settings: Settings, name: str, head: Head, body: MemoryBody) -> dict[str, Any]:
+async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[str, Any]:
+    from receiver.core.callback import MemoryBody
     from receiver.core.fetch import KeysNeeded
     from receiver.engine.requests import source_named
     from receiver.outbound.fetcher import Fetcher
     from receiver.providers import PushProvider, adapter_of
     from receiver.system.files import BodyBuffer
 
-    source = source_named(settings, name)
+    source, body = source_named(settings, name), MemoryBody(raw)
     adapter = adapter_of(source).create(source, tokens_of(settings))
     if not isinstance(adapter, PushProvider):
         raise UsageError(f"the source {name} is only polled: no request comes to it")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
+from pydantic import SecretStr
 
 from receiver.cli.options import (
     AsJson,
@@ -106,6 +107,13 @@ JobSecret = Annotated[
     option("--job-secret", help="Sign with a webhook_secret of the job's own, as callback-url hands out."),
 ]
 OutOfOrder = Annotated[bool, own("--out-of-order", help="Send the last event first.")]
+RequestFile = Annotated[
+    Path | None,
+    own(
+        "--request",
+        help="A request as it is sent: line, headers, empty line, body. The recipe's if left out.",
+    ),
+]
 Untyped = Annotated[bool, own("--no-content-type", help="Send the audio without saying its type.")]
 
 _LOCAL = ("127.0.0.1", "localhost")
@@ -126,6 +134,7 @@ def register(app: typer.Typer) -> None:
     simulate.command(name="deapi")(simulate_deapi)
     simulate.command(name="deepdub")(simulate_deepdub)
     simulate.command(name="playht")(simulate_playht)
+    simulate.command(name="custom")(simulate_custom)
     app.add_typer(simulate, name="simulate")
     app.command()(demo)
 
@@ -268,6 +277,41 @@ def simulate_playht(
         job.answers.append(playht.error(200, "the simulated provider was asked to fail"))
     pickup = run.pickup(job.id, ref, deadline, never=never)
     run.pick_up(provider, port, pickup, failure=never or error)
+
+
+def simulate_custom(
+    ctx: typer.Context,
+    url: Url = None,
+    source: Source = None,
+    request: RequestFile = None,
+    attempts: Attempts = None,
+    ca_file: CaFile = None,
+    ref: Ref = None,
+    wrong_credentials: Wrong = False,
+    duplicate: Duplicate = False,
+    as_json: AsJson = False,
+) -> None:
+    """Call back as the provider of a recipe does: its example, or a request of yours, proved with the source's own secret."""
+    from receiver.demo.custom import Player, Sent
+    from receiver.demo.serving import Callback
+    from receiver.providers.custom.language import recipe_example
+    from receiver.settings.load import public_base
+
+    run = Simulation.of(ctx, "custom", source, as_json=as_json)
+    options = provider_settings(run.source)
+    if request is None and options.recipe is None:
+        raise UsageError(f"[sources.{run.source.name}] has no recipe with an example: give --request FILE")
+    target = run.callback_url(url, {}, ref=ref, wrong=wrong_credentials)
+    known = public_base(run.settings) + urlsplit(target).path
+    if wrong_credentials:
+        options = options.model_copy(update={"secrets": (SecretStr(secrets.token_hex(16)),)})
+    example = _read(request) if request else recipe_example(options.recipe)
+    sent = Sent.of(example, run.source.name)
+    sent = Player(run.source.name, options, known, wall_clock()).play(sent)
+    whole = f"{target}{'?' if sent.query else ''}{sent.query}"
+    callback = Callback(sent.method, whole, sent.headers, sent.body)
+    waits = [1.0] * ((attempts or 1) - 1)
+    run.send([("callback", lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
 
 
 def demo(

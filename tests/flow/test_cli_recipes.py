@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from receiver.providers.custom import CustomProvider
-from receiver.providers.custom.language import CustomSettings, recipe_as_source, recipes
+from receiver.providers.custom.language import CustomSettings, recipe_as_source, recipe_example, recipes
 from receiver.settings.load import parse
 from tests.support.golden import ROOT
-from tests.support.house import receiver
+from tests.support.house import build_house, receiver
 
 SECRET = "example-secret-0123456789abcdef"
 AT = "2024-01-15T10:50:46Z"
@@ -52,9 +53,11 @@ def test_a_recipe_is_printed_as_a_source_of_its_own() -> None:
     [("completed", "accepted", 0), ("parked", "parked", 1), ("rejected", "refused", 1)],
 )
 def test_a_request_is_tried_and_no_secret_is_shown(
-    config: Path, case: str, verdict: str, status: int
+    config: Path, tmp_path: Path, case: str, verdict: str, status: int
 ) -> None:
-    request = ROOT / "custom" / f"elevenlabs-{case}" / "request.http"
+    request = tmp_path / "request.http"
+    own = ROOT / "custom" / f"elevenlabs-{case}" / "request.http"
+    request.write_bytes(own.read_bytes() if own.exists() else recipe_example("elevenlabs"))
     said = receiver("--config", config, "try", "elevenlabs", request, "--at", AT, "--json")
     assert (said.status, said.json["verdict"]) == (status, verdict)
     (proof,) = said.json["proofs"]
@@ -69,3 +72,21 @@ def test_a_request_to_another_source_is_not_tried(config: Path, tmp_path: Path) 
     said = receiver("--config", config, "try", "elevenlabs", request)
     assert said.status == 2
     assert "/callbacks/elevenlabs" in said.err
+
+
+def test_a_recipe_is_played_against_a_running_receiver(tmp_path: Path) -> None:
+    """The example of the recipe becomes an event, and somebody else is refused."""
+    house = build_house(tmp_path)
+    with open(house.config, "a", encoding="utf-8") as file:
+        file.write(f'\n[sources.elevenlabs]\nrecipe = "elevenlabs"\nsecrets = ["{SECRET}"]\n')
+    try:
+        house.start("serve", "--port", "0")
+        words = ["simulate", "custom", "--source", "elevenlabs", "--url", house.base, "--json"]
+        said = house.run(*words, "--ref", "order-9", "--duplicate")
+        assert [json.loads(tried["answer"])["status"] for tried in said.json] == ["recorded", "duplicate"]
+        (event,) = house.run("events", "--source", "elevenlabs", "--json").items
+        assert (event["type"], event["ref"]) == ("transcript.completed", "order-9")
+        refused = house.run(*words, "--wrong-credentials")
+        assert (refused.status, refused.json[0]["status"]) == (0, 401)
+    finally:
+        house.close()

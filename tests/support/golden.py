@@ -2,7 +2,8 @@
 
 A case is a folder `tests/golden/<provider>/<case>/`:
 
-- `request.http`: the request as it is sent, request line and headers (CRLF), an empty line, the body;
+- `request.http`: the request as it is sent, request line and headers (CRLF), an empty line, the body; without it, the example
+  that ships with the source's recipe;
 - `case.toml`: `received_at` (epoch milliseconds), `body` (a file under tests/golden that stands for the body), and
   `[source]`, settings that differ from the provider's `source.toml`;
 - `expected.toml`: `[accepted]` with `[event]`, `[parked]`, or `[rejected]`;
@@ -20,6 +21,7 @@ from typing import Any
 from receiver.core.callback import Head
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.core.tokens import CallbackTokens
+from receiver.providers.custom.language import recipe_example
 from receiver.settings.load import parse
 from receiver.settings.model import SourceSettings
 
@@ -167,13 +169,14 @@ def load_case(folder: Path) -> Case:
     given = tomllib.loads((folder / "case.toml").read_text("utf-8"))
     common = tomllib.loads((folder.parent / "source.toml").read_text("utf-8"))
     body = (ROOT / given["body"]).read_bytes() if "body" in given else None
-    own = given.get("source", {})
+    own, file = given.get("source", {}), folder / "request.http"
+    raw = file.read_bytes() if file.exists() else recipe_example(own["recipe"])
     return Case(
         provider=provider,
         name=folder.name,
         received_at=given["received_at"],
         settings=own if own.pop("instead", False) else {**common, **own},
-        request=parse_request((folder / "request.http").read_bytes(), body),
+        request=parse_request(raw, body),
         expected=tomllib.loads((folder / "expected.toml").read_text("utf-8")),
     )
 

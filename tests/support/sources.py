@@ -27,14 +27,29 @@ def source(**options: Any) -> CustomProvider:
 
 
 def head(
-    *headers: tuple[str, str], query: str = "", method: str = "POST", peer: str | None = None, now: int = NOW
+    *headers: tuple[str, str],
+    query: str = "",
+    method: str = "POST",
+    peer: str | None = None,
+    token: str | None = None,
+    now: int = NOW,
 ) -> Head:
     """Return a head with these headers; a secret header is there when none is named so."""
     lines = tuple((name.lower(), value) for name, value in headers)
     if not any(name == "x-secret" for name, _ in lines):
         lines = (*lines, ("x-secret", SECRET))
-    url = f"https://hooks.example.com/callbacks/x{'?' if query else ''}{query}"
-    return Head(source="x", method=method, headers=lines, received_at=now, query=query, url=url, peer=peer)
+    path = f"/callbacks/x{'/' if token else ''}{token or ''}"
+    url = f"https://hooks.example.com{path}{'?' if query else ''}{query}"
+    return Head(
+        source="x",
+        method=method,
+        headers=lines,
+        token=token,
+        received_at=now,
+        query=query,
+        url=url,
+        peer=peer,
+    )
 
 
 def verdict(made: CustomProvider, head: Head, body: bytes | dict[str, Any]) -> EventDraft | str:

@@ -297,5 +297,10 @@ def recipe_as_source(name: str) -> str:
     return "\n".join([*lines, own.lstrip(), below])
 
 
+def recipe_example(name: str) -> bytes:
+    """Return a request that a recipe takes for a completion, as it is sent; its proof is one of an example's secret."""
+    return (resources.files(__package__) / "recipes" / f"{name}.http").read_bytes()
+
+
 def _text(name: str) -> str:
     return (resources.files(__package__) / "recipes" / f"{name}.toml").read_text("utf-8")

@@ -1,0 +1,103 @@
+"""What `receiver simulate custom` sends is believed by the source, recipe by recipe, and is of a new job each time."""
+
+from __future__ import annotations
+
+import pytest
+
+from receiver.core.errors import UsageError
+from receiver.core.event import EventDraft
+from receiver.demo.custom import Player, Sent
+from receiver.providers.custom import CustomProvider
+from receiver.providers.custom.language import recipe_example, recipes
+from receiver.settings.load import own_settings
+from receiver.settings.model import SourceSettings
+from tests.support.golden import tokens
+from tests.support.sources import NOW, SECRET, head, verdict
+
+KEYED = {"fal", "telnyx"}
+"""Those whose provider signs with a key of its own."""
+URL = "https://hooks.example.com/callbacks/x"
+
+
+def settings(**options: object) -> SourceSettings:
+    return SourceSettings.model_validate({"name": "x", "provider": "custom", **options})
+
+
+def played(source: SourceSettings, raw: bytes) -> EventDraft | str:
+    made = CustomProvider.create(source, tokens())
+    token = tokens().issue("x")
+    sent = Player("x", own_settings(CustomProvider.Settings, source), f"{URL}/{token}", NOW).play(
+        Sent.of(raw, "x")
+    )
+    came = head(*sent.headers.items(), query=sent.query, method=sent.method, token=token)
+    return verdict(made, came, sent.body)
+
+
+@pytest.mark.parametrize("name", sorted(set(recipes()) - KEYED))
+def test_a_recipes_example_is_played(name: str) -> None:
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" if name not in ("zoom",) else SECRET
+    source = settings(recipe=name, secrets=[secret])
+    first, second = (played(source, recipe_example(name)) for _ in range(2))
+    assert isinstance(first, EventDraft), first
+    assert isinstance(second, EventDraft)
+    assert first.type.endswith(".completed")
+    assert first.idempotency_key != second.idempotency_key
+
+
+@pytest.mark.parametrize("name", sorted(KEYED))
+def test_a_proof_that_only_the_provider_can_make_is_told(name: str) -> None:
+    with pytest.raises(UsageError, match="only the provider has"):
+        played(
+            settings(recipe=name, secrets=["A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg="]),
+            recipe_example(name),
+        )
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        {"kind": "basic"},
+        {"kind": "same", "at": "query:key", "prefix": "k-"},
+        {"kind": "same", "at": "field:secret"},
+        {"kind": "hmac", "header": "x-s", "algorithm": "sha1", "encoding": "base64url", "no_clock": True},
+        {
+            "kind": "hmac",
+            "header": "x-s",
+            "timestamp": {"from": "header:x-t", "unit": "ms"},
+            "message": "{timestamp}{body}",
+        },
+        {
+            "kind": "hmac",
+            "header": "x-s",
+            "timestamp": {"from": "query:t", "unit": "iso"},
+            "message": "{url}{body}",
+        },
+        {
+            "kind": "hmac",
+            "header": "x-s",
+            "timestamp": {"from": "header:date", "unit": "http"},
+            "message": "{timestamp}{body}",
+        },
+        {"kind": "hmac", "header": "x-s", "preset": "stripe-like", "prefix": "p "},
+        {
+            "kind": "jwt",
+            "algorithms": ["HS256"],
+            "prefix": "Bearer ",
+            "audience": "a",
+            "claims": {"iss": ["i"]},
+        },
+        {"kind": "digest", "at": "header:x-d", "encoding": "base64"},
+    ],
+    ids=lambda proof: "-".join(
+        map(str, (proof["kind"], proof.get("at", proof.get("encoding", "")), len(proof)))
+    ),
+)
+def test_each_kind_of_proof_can_be_made(proof: dict[str, object]) -> None:
+    source = settings(
+        secrets=["user:example-secret-0123456789abcdef"],
+        proof=[proof],
+        event={"family": "media", "job": "id"},
+        require_token=False,
+    )
+    raw = b'POST /callbacks/x HTTP/1.1\ncontent-type: application/json\n\n{"id":"1","secret":""}'
+    assert isinstance(played(source, raw), EventDraft), played(source, raw)
