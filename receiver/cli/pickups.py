@@ -65,6 +65,10 @@ def pickup(
         str | None,
         option("--deadline", help="When to give up: 90s, 15m, 2h from now. The source's own if left out."),
     ] = None,
+    expect_within: Annotated[
+        str | None,
+        option("--expect-within", help="Ask only if the provider has not called back by then: 15m, 2h, 1d."),
+    ] = None,
     format: Format = None,
     wait: Annotated[
         bool, option("--wait", help="Stay until it has ended; status 1 when it is gone.")
@@ -74,7 +78,16 @@ def pickup(
     """Poll a provider for one result. The result comes back as an event."""
     settings = load(ctx)
     limit = seconds(deadline) if deadline else None
-    made = ordered(settings, source, result, ref=ref, deadline_seconds=limit, format=job_format(format))
+    expected = seconds(expect_within) if expect_within else 0
+    made = ordered(
+        settings,
+        source,
+        result,
+        ref=ref,
+        deadline_seconds=limit,
+        expect_seconds=expected,
+        format=job_format(format),
+    )
     added, new, event_type = asyncio.run(_add(settings, made, wait=wait))
     status = "added" if new else "known"
     if as_json:
@@ -95,15 +108,22 @@ def ordered(
     *,
     ref: str | None,
     deadline_seconds: float | None,
+    expect_seconds: float = 0,
     format: Mapping[str, Any],
 ) -> Pickup:
-    """Return the pickup of what was handed over, due now. Raises `UsageError`, `ConfigError`."""
+    """Return the pickup of what was handed over, due now or when the callback is overdue. Raises `UsageError`, `ConfigError`."""
     from receiver.engine.requests import new_pickup, pollable, source_named
 
     chosen = source_named(settings, source)
     provider = pollable(chosen, pull_provider(settings, chosen))
     return new_pickup(
-        provider, text, ref=ref, deadline_seconds=deadline_seconds, format=format, now=wall_clock()
+        provider,
+        text,
+        ref=ref,
+        deadline_seconds=deadline_seconds,
+        expect_seconds=expect_seconds,
+        format=format,
+        now=wall_clock(),
     )
 
 

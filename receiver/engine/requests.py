@@ -76,11 +76,13 @@ def new_pickup(
     *,
     ref: str | None = None,
     deadline_seconds: float | None = None,
+    expect_seconds: float = 0,
     format: Mapping[str, Any] | None = None,
     now: int,
 ) -> Pickup:
-    """Return the pickup of what was handed over: the provider's URL or its job id. Due at once; `now` in epoch milliseconds.
+    """Return the pickup of what was handed over: the provider's URL or its job id. `now` in epoch milliseconds.
 
+    It is due at once, or when the provider's callback has not come within `expect_seconds`; the deadline counts from then.
     Without `deadline_seconds` the source's own deadline counts. Raises `PickupRefused`.
     """
     if len(text) > MAX_TEXT:
@@ -89,6 +91,9 @@ def new_pickup(
         raise PickupRefused(f"the ref has {len(ref)} characters; {MAX_REF} is the most")
     if deadline_seconds is not None and not 0 < deadline_seconds <= MAX_SECONDS:
         raise PickupRefused(f"a deadline is above 0 and at most {MAX_SECONDS} seconds (30 days)")
+    if not 0 <= expect_seconds <= MAX_SECONDS:
+        raise PickupRefused("a callback can be expected within at most 30d")
+    due_at = now + round(expect_seconds * 1000)
     asked = provider.lookup(text, format or {})
     seconds = provider.deadline_seconds if deadline_seconds is None else deadline_seconds
     return Pickup(
@@ -101,8 +106,8 @@ def new_pickup(
         target=asked.target,
         event_id=new_id("evt", now),
         format=dict(format or {}),
-        deadline_at=now + round(seconds * 1000),
-        due_at=now,
+        deadline_at=due_at + round(seconds * 1000),
+        due_at=due_at,
         created_at=now,
         updated_at=now,
     )

@@ -15,7 +15,9 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.support.provider_host import ProviderHost, reply
+from receiver.core.clock import wall_clock
+from receiver.engine.requests import new_expectation, new_pickup
+from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.running import Running, running
 from tests.support.sink import Sink
 
@@ -363,3 +365,131 @@ async def test_a_job_id_does_not_lead_to_another_path_of_the_api(tmp_path: Path,
         body = json.dumps({"id": job, "status": "completed"}).encode()
         answer = await post(up, body, {"X-Soniox-Webhook-Secret": SECRET})
         assert answer.json()["status"] == "parked"
+
+
+# ---------------------------------------------------------------- asking for what nobody called back about
+
+
+ASKED = f"""provider = "custom"
+secrets = ["{SECRET}"]
+api_key = "{KEY}"
+require_token = false
+allow = ["127.0.0.0/8"]
+proof = [{{kind = "same", at = "header:X-Secret"}}]
+event = {{family = "transcript", job = "id", state = "state", completed = "done", failed = "failed", processing = "begun"}}
+result = {{from = "get", url = "HOST/t/{{job}}", hosts = ["127.0.0.1"], auth = "bearer", every = 1, then = {{from = "text", at = "text"}}}}
+"""
+POLLED = f"""provider = "custom"
+api_key = "{KEY}"
+allow = ["127.0.0.0/8"]
+result = {{speech = {{from = "get", url = "HOST/a/{{job}}", hosts = ["127.0.0.1"], auth = {{header = "X-Key"}}, every = 1}}}}
+"""
+
+
+def ordered(up: Running, job: str, *, within: float = 0) -> Any:
+    """Return the pickup of a job, as `receiver pickup x JOB --expect-within` makes it."""
+    pull = up.receiver.ports.pulls["x"]
+    return new_pickup(pull, job, ref="order-9", expect_seconds=within, now=wall_clock())
+
+
+async def test_a_job_whose_callback_does_not_come_is_asked_for(tmp_path: Path) -> None:
+    async with ProviderHost() as host, Sink() as sink:
+        host.scripts["/t/1"] = reply(200, b'{"text":"Hello."}')
+        async with running(tmp_path, text(tmp_path, ASKED.replace("HOST", host.url("")), sink.url)) as up:
+            made = ordered(up, "1", within=0.5)
+            assert made.due_at == made.created_at + 500
+            await up.receiver.store.add_pickup(made)
+            up.receiver.collector.wake(["x"])
+            await sink.until(1)
+            late = await post(up, b'{"id":"1","state":"done"}', {"X-Secret": SECRET})
+            assert (late.json()["status"], late.json()["event_id"]) == ("duplicate", made.event_id)
+        event = json.loads(sink.received[0].body)
+        assert (event["type"], event["data"]["ref"]) == ("transcript.completed", "order-9")
+        assert len(host.requests) == 1
+
+
+async def test_a_callback_in_time_brings_the_result_of_a_job_that_was_handed_over(tmp_path: Path) -> None:
+    """There is one event, with the id and the ref of the pickup, and nothing is asked a second time."""
+    async with ProviderHost() as host, Sink() as sink:
+        host.scripts["/t/1"] = reply(200, b'{"text":"Hello."}')
+        async with running(tmp_path, text(tmp_path, ASKED.replace("HOST", host.url("")), sink.url)) as up:
+            made = ordered(up, "1", within=3600)
+            await up.receiver.store.add_pickup(made)
+            answer = await post(up, b'{"id":"1","state":"done"}', {"X-Secret": SECRET})
+            assert answer.json()["event_id"] == made.event_id
+            await sink.until(1)
+            ended = await up.receiver.store.pickup(made.id)
+        event = json.loads(sink.received[0].body)
+        assert (event["data"]["ref"], event["data"]["transcript"]["text"]) == ("order-9", "Hello.")
+        assert (ended.state.value, len(host.requests)) == ("collected", 1)
+
+
+async def test_results_of_two_families_of_one_job_are_two_events(tmp_path: Path) -> None:
+    """A call's transcript and its audio have one id."""
+    source = f"""provider = "custom"
+secrets = ["{SECRET}"]
+require_token = false
+allow = ["127.0.0.0/8"]
+proof = [{{kind = "same", at = "header:X-Secret"}}]
+event = {{family_at = "kind", families = {{a = "transcript", b = "speech"}}, job = "id"}}
+result.transcript = {{from = "get", url = "HOST/t/{{job}}", hosts = ["127.0.0.1"], then = {{from = "text", at = "text"}}}}
+result.speech = {{from = "none"}}
+"""
+    async with (
+        ProviderHost() as host,
+        running(tmp_path, text(tmp_path, source.replace("HOST", host.url("")))) as up,
+    ):
+        host.scripts["/t/1"] = reply(200, b'{"text":"Hello."}')
+        await up.receiver.store.add_pickup(ordered(up, "1"))
+        up.receiver.collector.wake(["x"])
+        await up.seen.until(lambda: bool(up.seen.pickups))
+        said = []
+        for kind in ("a", "b"):
+            body = json.dumps({"id": "1", "kind": kind}).encode()
+            said.append((await post(up, body, {"X-Secret": SECRET})).json()["status"])
+        assert said == ["duplicate", "recorded"]
+
+
+async def test_an_expectation_learns_its_job_and_asks_when_it_is_overdue(tmp_path: Path) -> None:
+    """`callback-url --expect-within`: the callback of progress came, that of the end did not."""
+    async with ProviderHost() as host, Sink() as sink:
+        host.scripts["/t/7"] = reply(200, b'{"text":"Hello."}')
+        async with running(tmp_path, text(tmp_path, ASKED.replace("HOST", host.url("")), sink.url)) as up:
+            now = wall_clock()
+            token = up.receiver.tokens.issue("x", ref="order-9", expect_by=now + 1500)
+            claims = up.receiver.tokens.read(token)
+            assert claims is not None
+            pull = up.receiver.ports.pulls["x"]
+            await up.receiver.store.add_pickup(new_expectation("x", claims, pull, now=now))
+            body = b'{"id":"7","state":"begun"}'
+            answer = await post(up, body, {"X-Secret": SECRET}, f"/callbacks/x/{token}")
+            assert answer.json()["status"] == "recorded"
+            up.receiver.collector.wake(["x"])
+            await sink.until(2)
+        types = [json.loads(request.body)["type"] for request in sink.received]
+        assert types == ["transcript.processing", "transcript.completed"]
+
+
+async def test_a_source_that_is_only_polled_needs_no_callback(tmp_path: Path) -> None:
+    """404 until it is ready, then audio; a callback to it is refused."""
+    async with ProviderHost() as host, Sink() as sink:
+        answers = [reply(404), reply(200, MP3, {"content-type": "audio/mpeg"})]
+
+        async def next_answer(talk: Talk) -> None:
+            await talk.send(answers.pop(0))
+
+        host.scripts["/a/j-1"] = next_answer
+        async with running(tmp_path, text(tmp_path, POLLED.replace("HOST", host.url("")), sink.url)) as up:
+            made = ordered(up, "j-1")
+            await up.receiver.store.add_pickup(made)
+            up.receiver.collector.wake(["x"])
+            await sink.until(1)
+            assert (await post(up, b"{}", {})).status_code == 401
+        event = json.loads(sink.received[0].body)
+        assert (event["type"], event["data"]["job_id"], event["data"]["ref"]) == (
+            "speech.completed",
+            "j-1",
+            "order-9",
+        )
+        assert event["data"]["audio"]["sha256"] == hashlib.sha256(MP3).hexdigest()
+        assert [request.headers["x-key"] for request in host.requests] == [KEY, KEY]

@@ -15,9 +15,9 @@ from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.work import OutcomeKind, Pickup
 from receiver.providers import Collected, Lookup, NotYet, Result
 from receiver.providers.custom.language import Auth, CustomSettings, ResultSettings, Then
-from receiver.providers.custom.meaning import NO_REQUEST, Reading, completed_key
+from receiver.providers.custom.meaning import NO_REQUEST, Reading, job_key
 from receiver.providers.custom.request import as_text, first
-from receiver.providers.documents import Document, decode_object, encode, join_key, opaque_id
+from receiver.providers.documents import Document, decode_object, encode, opaque_id
 from receiver.providers.toolkit import unsigned
 from receiver.settings.model import SourceSettings
 
@@ -50,7 +50,7 @@ class Collecting:
         job = opaque_id(text)
         if job is None:
             raise PickupRefused("that is no job id: hand over the id that the provider gave the job")
-        return Lookup(key=completed_key(job), job_id=job)
+        return Lookup(key=job_key(job, f"{self._reading.own_family}.completed"), job_id=job)
 
     def can_ask(self, pickup: Pickup) -> bool:
         """Tell whether there is a URL to ask at."""
@@ -208,7 +208,7 @@ class Collecting:
         said = first(result.error, NO_REQUEST, document)
         words = as_text(said) or (encode(said).decode() if said else "the provider gave no reason")
         family = self._reading.family_of(pickup)
-        key = join_key("job", pickup.job_id or pickup.key, f"{family}.failed")
+        key = job_key(pickup.job_id or pickup.key, f"{family}.failed")
         bare: Any = unsigned(words)
         return replace(
             self._begun(pickup, document, now),

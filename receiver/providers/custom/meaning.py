@@ -123,11 +123,11 @@ class Reading:
             raise MalformedCallback(f"the job cannot be told: {event.job[0]} {_why_no_id(named)}")
         callback, type_ = found.callback, f"{family}.{stage}"
         said = found.first(event.id)
-        job_key = join_key("job", job, type_) if job is not None and stage != "processing" else None
+        key = job_key(job, type_) if job is not None and stage != "processing" else None
         draft = EventDraft(
             type=type_,
-            idempotency_key=join_key("id", said) if opaque_id(said) else job_key or content_key(callback),
-            second_key=job_key if opaque_id(said) else None,
+            idempotency_key=join_key("id", said) if opaque_id(said) else key or content_key(callback),
+            second_key=key if opaque_id(said) else None,
             job_id=job,
             ref=callback.ref if callback.ref is not None else _short(found.shown(event.ref)),
             occurred_at=epoch_ms(found.first(event.time)) or callback.head.received_at,
@@ -179,8 +179,11 @@ class Reading:
 
     def family_of(self, pickup: Pickup) -> str:
         """Return the family of a pickup's result: its callback's, or the one that the settings name."""
-        if pickup.draft is not None:
-            return pickup.draft.type.partition(".")[0]
+        return self.own_family if pickup.draft is None else pickup.draft.type.partition(".")[0]
+
+    @property
+    def own_family(self) -> str:
+        """The family of a job of which nothing but the id is known."""
         named = [family for family in self._options.result if family != "*"]
         event = self._options.event
         return (event.family if event else None) or (named[0] if named else "media")
@@ -286,17 +289,13 @@ class Reading:
         except ValueError as error:
             raise MalformedCallback(f"{place} is no link to the result: {error}") from None
         until = found.callback.head.received_at + round(result.deadline * 1000)
-        return RemoteResult(key=result_key(draft, found.callback), url=url, deadline_at=until)
+        key = draft.idempotency_key if draft.job_id is None else job_key(draft.job_id, draft.type)
+        return RemoteResult(key=key, url=url, deadline_at=until)
 
 
-def result_key(draft: EventDraft, callback: VerifiedCallback) -> str:
-    """Return the identity of a job's result, whichever road it comes by."""
-    return completed_key(draft.job_id) if draft.job_id is not None else content_key(callback)
-
-
-def completed_key(job_id: str) -> str:
-    """Return the identity of a job's result by the job's id."""
-    return join_key("job", job_id, "completed")
+def job_key(job_id: str, type_: str) -> str:
+    """Return the identity of what became of a job, whichever road it comes by."""
+    return join_key("job", job_id, type_)
 
 
 def _why_no_id(value: Any) -> str:

@@ -23,6 +23,8 @@ class NewPickup(Struct, forbid_unknown_fields=True, frozen=True):
     """The provider's URL, or its job id."""
     ref: str | None = None
     deadline_seconds: Seconds | None = None
+    expect_within_seconds: Seconds | None = None
+    """The provider's callback may come within this time; it is asked only then."""
     format: dict[str, str | int] = field(default_factory=dict)
 
 
@@ -47,6 +49,7 @@ async def add(call: Call[None, NewPickup]) -> Given:
         wanted.result,
         ref=wanted.ref,
         deadline_seconds=wanted.deadline_seconds,
+        expect_seconds=wanted.expect_within_seconds or 0,
         format=checked_format(wanted.format),
         now=receiver.clock(),
     )
