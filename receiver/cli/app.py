@@ -27,6 +27,7 @@ from receiver.cli import (
     serve,
     setup,
     submit,
+    trace,
 )
 from receiver.cli.options import option
 from receiver.cli.output import speak_json, tell_errors_as_json, tell_failure
@@ -34,7 +35,7 @@ from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, Usag
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
-    "Look": ("events", "deliveries", "pickups", "rejections", "destinations", "audio", "journal"),
+    "Look": ("events", "deliveries", "pickups", "rejections", "destinations", "trace", "audio", "journal"),
     "Act": ("callback-url", "submit-token", "submit-urls", "pickup", "replay", "erase", "sweep"),
     "Try": ("demo", "simulate", "recipes", "try"),
 }
@@ -76,6 +77,7 @@ for module in (
     erase,
     journal,
     recipes,
+    trace,
 ):
     module.register(app)
 

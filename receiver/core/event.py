@@ -282,6 +282,10 @@ class Rejection(Struct, frozen=True, kw_only=True):
     peer: str | None
     content_type: str
     user_agent: str
+    token_id: str | None = None
+    """Of the URL's token where that is one of ours, though the callback was not proved; None for what may be anybody's."""
+    ref: str | None = None
+    """What that token says the callback is about."""
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):

@@ -491,7 +491,9 @@ class Intake:
     def _refuse(self, head: Head, error: SenderError, report: CallbackReport) -> Answer:
         report.answer, report.reason = error.label, error.message
         if isinstance(error, CallbackRejected | UnknownSource):
-            self.rejections.add(head, error, report)
+            claims = self._claims_by_itself(head)
+            report.ref = claims.ref if claims else None
+            self.rejections.add(head, error, report, claims)
         if isinstance(error, CallbackRejected) and error.setting not in error.message:
             report.reason = f"{error.message} (look at {error.setting})"
         headers = {}
@@ -502,6 +504,12 @@ class Intake:
         if error.status == 415:
             headers["accept-encoding"] = KNOWN
         return Answer(error.status, {"status": error.label, "error": error.message}, headers)
+
+    def _claims_by_itself(self, head: Head) -> TokenClaims | None:
+        """Return what the URL's token says by itself, None when it is none of ours."""
+        if head.claims is not None or not head.token:
+            return head.claims
+        return self._tokens.read(head.token) or self._tokens.read_short(head.source, head.token)
 
     def _bug(self, step: str, source: str, error: Exception) -> None:
         self._observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)

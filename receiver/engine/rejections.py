@@ -1,6 +1,6 @@
 """Callbacks that were not proved: kept by kind for a person to look at, and an alarm when they come in a row.
 
-Kinds are apart from each other: whatever strangers send, the provider's own callbacks that a wrong secret refuses stay in the list and
+Kinds are apart from each other, and so are URLs that receiver issued from the rest: whatever strangers send, the provider's own callbacks that a wrong secret refuses stay in the list and
 raise the alarm.
 """
 
@@ -10,14 +10,14 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from receiver.core.callback import Head
+from receiver.core.callback import Head, TokenClaims
 from receiver.core.errors import CallbackRejected, RejectionKind, StoreUnavailable, UnknownSource
 from receiver.core.event import Rejection
 from receiver.core.observe import CallbackReport, Observers
 from receiver.storage.store.store import Store
 
 KEPT = 100
-"""Rejections of one kind that are kept of each source."""
+"""Rejections of one kind that are kept of each source: of URLs that receiver issued, and of the rest."""
 UNKNOWN = "unknown"
 """The source of rejections whose path names none."""
 _ALERT_AFTER = 3
@@ -42,22 +42,33 @@ class Rejections:
         self._store = store
         self._observer = observer
         self._runs: dict[str, dict[RejectionKind, _Run]] = {}
-        self._unwritten: dict[tuple[str, RejectionKind], deque[Rejection]] = {}
+        self._unwritten: dict[tuple[str, RejectionKind, bool], deque[Rejection]] = {}
+        """By source, kind, and whether the token is one of ours."""
         self._writing = asyncio.Lock()
 
     def proved(self, source: str) -> None:
         """Begin the count anew: a callback of `source` was proved."""
         self._runs.pop(source, None)
 
-    def add(self, head: Head, error: CallbackRejected | UnknownSource, report: CallbackReport) -> None:
-        """Count one rejection, report it if it is one of a row, and keep it until `flush`."""
+    def add(
+        self,
+        head: Head,
+        error: CallbackRejected | UnknownSource,
+        report: CallbackReport,
+        claims: TokenClaims | None = None,
+    ) -> None:
+        """Count one rejection, report it if it is one of a row, and keep it until `flush`.
+
+        `claims` are those of the URL's token, where that is one of ours.
+        """
         source, kind, reason = head.source, RejectionKind.UNKNOWN_SOURCE, error.message
         if isinstance(error, CallbackRejected):
             kind = error.kind
             self._count(source, error, head.received_at)
         else:
             source, reason = UNKNOWN, f"{reason} (the path named {_shown(head.source)})"
-        waiting = self._unwritten.setdefault((source, kind), deque(maxlen=KEPT))
+        ring = (source, kind, claims is not None)
+        waiting = self._unwritten.setdefault(ring, deque(maxlen=KEPT))
         waiting.append(
             Rejection(
                 source=source,
@@ -69,6 +80,8 @@ class Rejections:
                 peer=head.peer,
                 content_type=report.content_type,
                 user_agent=(head.all("user-agent") or [""])[0][:200],
+                token_id=claims.token_id if claims else None,
+                ref=claims.ref if claims else None,
             )
         )
 

@@ -12,6 +12,7 @@ from msgspec import Meta, Raw, Struct
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
+from receiver.core.explain import Cause, Job, Step, explain
 from receiver.core.work import (
     Attempt,
     Delivery,
@@ -126,6 +127,9 @@ class RejectionShown(Struct, frozen=True, kw_only=True):
     peer: str | None
     content_type: str
     user_agent: str
+    token_id: str | None
+    """Of the URL that receiver issued; null for what may be anybody's."""
+    ref: str | None
 
 
 class PickupShown(Struct, frozen=True, kw_only=True):
@@ -223,6 +227,27 @@ class Stats(Struct, frozen=True, kw_only=True):
     oldest_journaled_seconds: float
 
 
+class StepShown(Struct, frozen=True, kw_only=True):
+    """One thing that happened to a job."""
+
+    at: Time
+    what: str
+    detail: str
+
+
+class JobShown(Struct, frozen=True, kw_only=True):
+    """What became of a job."""
+
+    name: str
+    cause: Cause
+    sentence: str
+    steps: list[StepShown]
+    """Oldest first; what is still to come at the end."""
+    events: list[str]
+    """The ids of its events, oldest first."""
+    pickups: list[str]
+
+
 class CallbackUrl(Struct, frozen=True, kw_only=True):
     """A callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
 
@@ -260,6 +285,7 @@ _SHOWN: Mapping[type[Struct], type[Struct]] = {
     DestinationState: DestinationHealth,
     Rejection: RejectionShown,
     Callback: CallbackShown,
+    Step: StepShown,
     Pickup: PickupShown,
     PickupAttempt: PickupAttemptShown,
 }
@@ -298,6 +324,19 @@ def issued_url(made: IssuedUrl) -> CallbackUrl:
         webhook_secret=made.webhook_secret,
         expect_by=time_of(expected.due_at) if expected else None,
         pickup_id=expected.id if expected else None,
+    )
+
+
+def job_shown(job: Job) -> JobShown:
+    """Return what became of a job as it is shown."""
+    told = explain(job)
+    return JobShown(
+        name=job.name,
+        cause=told.cause,
+        sentence=told.sentence,
+        steps=each(told.steps),
+        events=[event.id for event in job.events],
+        pickups=[pickup.id for pickup in job.pickups],
     )
 
 

@@ -21,6 +21,7 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.work import (
     Claimed,
     Delivery,
@@ -659,6 +660,16 @@ class ReadSuite:
         kept = await store.rejections("deepgram", limit=9)
         assert [one.kind for one in kept] == ["missing", "missing", "wrong"]
         assert kept[-1].reason == "the provider's own"
+
+    async def test_rejections_of_issued_urls_are_kept_apart_from_the_rest(self, store: Store) -> None:
+        ours = replace(rejection(), token_id="t1", ref="order-1")
+        await store.reject([ours], keep=2)
+        await store.reject([rejection(at=T0 + n) for n in range(5)], keep=2)
+        assert ours in await store.rejections("deepgram", limit=9)
+        assert await store.rejections(None, limit=9, ref="order-1") == [ours]
+        subject = Subject(kind=SubjectKind.REF, key="order-1")
+        await store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=T0, limit=9))
+        assert await store.rejections(None, limit=9, ref="order-1") == []
 
     async def test_rejections_of_one_moment_keep_their_order(self, store: Store) -> None:
         await store.reject([rejection(reason=str(number)) for number in range(4)], keep=3)

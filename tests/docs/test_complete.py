@@ -22,6 +22,7 @@ from receiver.app.check import CODES
 from receiver.app.observers import METRICS
 from receiver.core import errors, event_json
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
+from receiver.core.explain import Cause
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, OutcomeKind, PickupKind, PickupState
 from receiver.providers import adapters
@@ -442,3 +443,7 @@ def test_each_problem_and_each_scope_of_the_api_is_explained() -> None:
     told = {int(text) for row in rows(API.section("Errors")) for text in row[0].split(", ")}
     assert told == set(TITLES)
     assert {quoted(row[0])[0] for row in rows(API.section("Tokens"))} == {scope.value for scope in ApiScope}
+
+
+def test_each_cause_is_explained() -> None:
+    assert [quoted(row[0])[0] for row in rows(API.section("Jobs"))] == [cause.value for cause in Cause]

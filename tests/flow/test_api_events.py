@@ -68,6 +68,30 @@ async def test_events_are_shown_with_all_that_belongs_to_them(up: Running) -> No
     assert APP_SECRET not in str(destination)
 
 
+async def test_a_job_is_told_with_every_step(up: Running) -> None:
+    await send(up, transcript("told"))
+    job = await got(up, "jobs/told")
+    assert (job["cause"], [step["what"] for step in job["steps"]]) == (
+        "sending",
+        ["callback", "recorded", "next"],
+    )
+    by_event = await got(up, f"jobs/{job['events'][0]}")
+    assert (by_event["cause"], by_event["steps"]) == ("sending", job["steps"])
+    assert (await got(up, "jobs/nobody"))["cause"] == "unknown"
+
+
+async def test_a_job_whose_callbacks_are_refused_is_told_so_by_its_ref(up: Running) -> None:
+    token = up.receiver.tokens.issue("deepgram", ref="order-7")
+    answer = await up.client.post(f"/callbacks/deepgram/{token}", content=b"{}")
+    assert answer.status_code == 401
+    await up.receiver.intake.rejections.flush()
+    job = await got(up, "jobs/order-7")
+    assert (job["cause"], job["steps"][0]["what"]) == ("rejected", "rejected")
+    (kept,) = (await got(up, "rejections", ref="order-7"))["items"]
+    assert kept["token_id"]
+    assert token not in str(kept)
+
+
 async def test_audio_comes_by_a_fresh_link(up: Running) -> None:
     await send(up, speech("job"))
     ((event,)) = (await got(up, "events"))["items"]

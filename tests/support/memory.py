@@ -255,8 +255,8 @@ class MemoryStore(Store):
         await self.ping()
         self._rejections += [(one.at, next(self._arrivals), one) for one in rejections]
         self._rejections.sort(key=lambda row: row[:2], reverse=True)
-        for kind in {(one.source, one.kind) for one in rejections}:
-            dropped = [row for row in self._rejections if (row[2].source, row[2].kind) == kind][keep:]
+        for kind in {_ring(one) for one in rejections}:
+            dropped = [row for row in self._rejections if _ring(row[2]) == kind][keep:]
             self._rejections = [row for row in self._rejections if row not in dropped]
 
     async def has_scope(self, source: str, scope: str) -> bool:
@@ -264,9 +264,11 @@ class MemoryStore(Store):
         rows = (row for row, _ in self._callbacks.values() if row.source == source)
         return any(row.idempotency_key.startswith(scope) for row in rows)
 
-    async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
+    async def rejections(self, source: str | None, *, limit: int, ref: str | None = None) -> list[Rejection]:
         await self.ping()
-        return [row[2] for row in self._rejections if source in (None, row[2].source)][:limit]
+        return [
+            one for _, _, one in self._rejections if source in (None, one.source) and ref in (None, one.ref)
+        ][:limit]
 
     # ------------------------------------------------------------ the road out
 
@@ -926,6 +928,8 @@ class MemoryStore(Store):
     async def erase(self, request: Erasure) -> Erased:
         await self.ping()
         found = self._traces(request.subject)
+        if request.subject.kind is SubjectKind.REF:
+            self._rejections = [row for row in self._rejections if row[2].ref != request.subject.key]
         links = [self._remove_event(one, callbacks=False) for one in found.event_ids]
         for one in found.callbacks:
             row, event_id = self._callbacks[one]
@@ -1018,6 +1022,10 @@ def _keys_of(pickup: Pickup) -> CallbackKeys:
     return CallbackKeys(
         source=pickup.source, idempotency_key=pickup.key, second_key=pickup.key, event_id=pickup.event_id
     )
+
+
+def _ring(one: Rejection) -> tuple[str, str, bool]:
+    return one.source, one.kind, one.token_id is None
 
 
 def _led_to(callback: CallbackRow, event_id: str) -> CallbackRow:

@@ -275,8 +275,9 @@ _SEQUENCE = itertools.count()
 def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None:
     """Keep rejections and trim each kind of each source to its newest."""
     session.run_rows("insert_rejections", [(rejection_id(row), *astuple(row)) for row in rejections])
-    for source, kind in {(row.source, row.kind) for row in rejections}:
-        session.run("trim_rejections", {"source": source, "kind": kind, "keep": keep})
+    for source, kind, noise in {(row.source, row.kind, row.token_id is None) for row in rejections}:
+        params: dict[str, Value] = {"source": source, "kind": kind, "keep": keep}
+        session.run("trim_rejections", params, f"token_id IS {'' if noise else 'NOT '}NULL")
 
 
 def rejection_id(row: Rejection) -> str:
@@ -284,7 +285,8 @@ def rejection_id(row: Rejection) -> str:
     return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
 
 
-def rejections(session: Session, source: str | None, limit: int) -> list[Rejection]:
+def rejections(session: Session, source: str | None, limit: int, ref: str | None = None) -> list[Rejection]:
     """List rejections, newest first."""
-    rows: list[Row] = listed(session, "list_rejections", {"source = :source": source}, limit)
+    conditions: dict[str, Value] = {"source = :source": source, "ref = :ref": ref}
+    rows: list[Row] = listed(session, "list_rejections", conditions, limit)
     return [value_of(Rejection, row) for row in rows]

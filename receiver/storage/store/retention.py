@@ -229,6 +229,8 @@ def erase(session: Session, request: Erasure) -> Erased:
     _end_pickups(session, traced.pickup_ids, request)
     _keep_keys(session, request.journaled, request.now)
     submissions.erase(session, request.subject, traced.jobs)
+    if request.subject.kind is SubjectKind.REF:
+        session.run("erase_rejections", {"ref": request.subject.key})
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
     if traced or request.journaled:
         removed: list[Sized] = [

@@ -584,21 +584,33 @@ DELETE FROM submissions WHERE ref = :ref
 
 -- name: insert_rejections
 -- Writes rejections.
-INSERT INTO rejections {insert: id, source, at, status, kind, reason, method, peer, content_type, user_agent}
+INSERT INTO rejections {insert: id, source, at, status, kind, reason, method, peer, content_type, user_agent,
+    token_id, ref}
 
 -- name: trim_rejections
--- Removes all of a source's rejections of one kind but the newest.
+-- Removes all of a source's rejections of one kind but the newest; {conditions} choose those with a token of ours, or the rest.
 DELETE FROM rejections
 WHERE
     source = :source
     AND kind = :kind
+    AND {conditions}
     AND id <= (
-        SELECT id FROM rejections WHERE source = :source AND kind = :kind ORDER BY id DESC LIMIT 1 OFFSET :keep
+        SELECT id
+        FROM rejections
+        WHERE source = :source AND kind = :kind AND {conditions}
+        ORDER BY id DESC
+        LIMIT 1
+        OFFSET :keep
     )
+
+-- name: erase_rejections
+-- Removes rejections of a ref.
+DELETE FROM rejections
+WHERE ref = :ref
 
 -- name: list_rejections
 -- Rejections, newest first.
-SELECT source, at, status, kind, reason, method, peer, content_type, user_agent
+SELECT source, at, status, kind, reason, method, peer, content_type, user_agent, token_id, ref
 FROM rejections
 WHERE {conditions}
 ORDER BY id DESC

@@ -241,12 +241,12 @@ class Store:
     has_scope = _reads(event_rows.has_scope)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
-        """Keep these rejections, and only the newest `keep` of each kind and source."""
+        """Keep these rejections, and only the newest `keep` of each kind and source, with a token of ours and without."""
         await self.write(event_rows.reject, (tuple(rejections), keep))
 
-    async def rejections(self, source: str | None, *, limit: int) -> list[Rejection]:
+    async def rejections(self, source: str | None, *, limit: int, ref: str | None = None) -> list[Rejection]:
         """List rejections, newest first."""
-        return await self.read(event_rows.rejections, source, limit)
+        return await self.read(event_rows.rejections, source, limit, ref)
 
     # ------------------------------------------------------------ deliveries
 

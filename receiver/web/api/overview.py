@@ -77,10 +77,13 @@ class RejectionQuery(Struct, forbid_unknown_fields=True, frozen=True):
     """Which rejections to list, newest first."""
 
     source: str | None = None
+    ref: str | None = None
     limit: Limit = 50
 
 
 async def rejections(call: Call[RejectionQuery, None]) -> Page[RejectionShown]:
     """List callbacks that were refused; the last 100 of each source and kind are kept."""
-    found = await call.receiver.store.rejections(call.query.source, limit=call.query.limit)
+    found = await call.receiver.store.rejections(
+        call.query.source, limit=call.query.limit, ref=call.query.ref
+    )
     return Page(items=[shown(one, RejectionShown) for one in found], next=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from receiver.settings.model import ApiScope
-from receiver.web.api import callback_urls, deliveries, events, overview, pickups
+from receiver.web.api import callback_urls, deliveries, events, jobs, overview, pickups
 from receiver.web.api.operation import Operation
 from receiver.web.views import (
     AttemptShown,
@@ -14,6 +14,7 @@ from receiver.web.views import (
     DestinationShown,
     EventPage,
     EventWhole,
+    JobShown,
     Page,
     PickupShown,
     PickupWhole,
@@ -127,6 +128,14 @@ _OVERVIEW = (
         overview.rejections,
         query=overview.RejectionQuery,
         gives=Page[RejectionShown],
+    ),
+    Operation(
+        "GET /jobs/{name}",
+        _READ,
+        "Tells what became of a job, by its ref, its id at the provider or an event's id",
+        jobs.one,
+        query=jobs.JobQuery,
+        gives=JobShown,
     ),
     Operation("GET /sources", _READ, "Lists the sources", overview.sources, gives=Page[SourceShown]),
     Operation(

@@ -1,0 +1,63 @@
+"""`trace`: what became of a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from msgspec import to_builtins
+
+from receiver.cli.options import AsJson, ask, load_to_look, option
+from receiver.cli.output import clean, print_json, print_table
+from receiver.core.clock import wall_clock
+from receiver.web.views import JobShown, job_shown
+
+if TYPE_CHECKING:
+    from receiver.core.explain import Job
+    from receiver.settings.model import Settings
+    from receiver.storage.store.store import Store
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(trace)
+
+
+def trace(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A ref, a job id of the provider's, or an event (evt_…).")],
+    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what became of a job. From its callback to each attempt, with the time of every step."""
+    settings = load_to_look(ctx)
+    found = job_shown(ask(settings, lambda store: _gathered(settings, store, name, source)))
+    if as_json:
+        print_json(to_builtins(found))
+        return
+    typer.echo(clean(found.sentence))
+    print_table(("time", "after", "what", "detail"), _rows(found), empty="nothing is known of it", wide=True)
+
+
+async def _gathered(settings: Settings, store: Store, name: str, source: str | None) -> Job:
+    from receiver.engine.jobs import gather
+    from receiver.settings.load import token_secrets
+
+    return await gather(
+        store,
+        name,
+        now=wall_clock(),
+        secrets=token_secrets(settings),
+        allowed={one: destination.policy.attempts for one, destination in settings.destinations.items()},
+        source=source,
+    )
+
+
+def _rows(found: JobShown) -> list[tuple[str, str, str, str]]:
+    from datetime import datetime
+
+    times = [datetime.fromisoformat(step.at) for step in found.steps]
+    return [
+        (step.at, f"{(time - times[0]).total_seconds():.3f} s", step.what, step.detail)
+        for step, time in zip(found.steps, times, strict=True)
+    ]

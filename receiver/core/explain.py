@@ -1,0 +1,276 @@
+"""What became of a job: one cause from a closed list, one sentence, and what happened when. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
+
+from msgspec import Struct
+
+from receiver.core.event import Callback, Event, Rejection, Stage
+from receiver.core.event_json import iso
+from receiver.core.work import (
+    Attempt,
+    Delivery,
+    DeliveryState,
+    Pickup,
+    PickupAttempt,
+    PickupKind,
+    PickupState,
+)
+
+PARKED = "callback.parked"
+OVERDUE = "callback.overdue"
+
+
+class Cause(StrEnum):
+    """Why a job stands where it stands; the first that holds is the cause."""
+
+    ERASED = "erased"
+    REJECTED = "rejected"
+    JOURNALED = "journaled"
+    UNKNOWN = "unknown"
+    PARKED = "parked"
+    PICKUP_WAITING = "pickup_waiting"
+    PICKUP_GONE = "pickup_gone"
+    EXPECTED = "expected"
+    OVERDUE = "overdue"
+    NO_ROUTE = "no_route"
+    RETRYING = "retrying"
+    SENDING = "sending"
+    DEAD = "dead"
+    DELIVERED = "delivered"
+    REMOVED = "removed"
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """All that is known of one job."""
+
+    name: str
+    """What it was asked for by: a ref, a job id or an event's id."""
+    now: int
+    events: tuple[Event, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
+    pickups: tuple[Pickup, ...] = ()
+    pickup_attempts: tuple[PickupAttempt, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+    journaled: int = 0
+    """Callbacks in the journal of the machine that looked."""
+    erased_at: int | None = None
+    allowed: Mapping[str, int] = {}
+    """Attempts that each destination's retry policy allows."""
+
+    @property
+    def finals(self) -> list[Event]:
+        """The events that say how the job ended."""
+        return [e for e in self.events if e.stage is Stage.FINAL and e.type not in (PARKED, OVERDUE)]
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One thing that happened to a job."""
+
+    at: int
+    what: str
+    """`callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
+    detail: str
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """The cause, in a word and in a sentence, and the steps that led to it, oldest first."""
+
+    cause: Cause
+    sentence: str
+    steps: tuple[Step, ...]
+
+
+def explain(job: Job) -> Explanation:
+    """Return what became of a job. Every job has exactly one cause: the first whose sentence is not None."""
+    told = ((cause, sentence(job)) for cause, sentence in _SENTENCES.items())
+    cause, sentence = next((cause, text) for cause, text in told if text is not None)
+    return Explanation(cause=cause, sentence=sentence, steps=tuple(sorted(_steps(job), key=lambda s: s.at)))
+
+
+# ---------------------------------------------------------------- the causes
+
+
+def _is_bare(job: Job) -> bool:
+    """Tell whether neither an event nor a result that is to be fetched is known."""
+    return not job.events and all(
+        p.kind is PickupKind.EXPECTED and p.state is not PickupState.COLLECTED for p in job.pickups
+    )
+
+
+def _erased(job: Job) -> str | None:
+    if job.erased_at is None or job.events or job.pickups or job.journaled:
+        return None
+    return f"Erased at {iso(job.erased_at)} by request."
+
+
+def _rejected(job: Job) -> str | None:
+    if not job.rejections or job.finals or not _is_bare(job) or job.journaled:
+        return None
+    last = max(job.rejections, key=lambda one: one.at)
+    return f"No event yet: {_times(len(job.rejections), 'callback was', 'callbacks were')} refused, the last at {iso(last.at)}: {last.reason}"
+
+
+def _journaled(job: Job) -> str | None:
+    if not job.journaled:
+        return None
+    return (
+        "Proved and safe in the journal of this machine: it is recorded as soon as store and blobs are back."
+    )
+
+
+def _unknown(job: Job) -> str | None:
+    if job.events or job.pickups:
+        return None
+    return f"Nothing here has the name {job.name}; journals of other machines were not searched."
+
+
+def _parked(job: Job) -> str | None:
+    parked = [e for e in job.events if e.type == PARKED]
+    if not parked or job.finals:
+        return None
+    return f"Arrived and was proved, but not understood: {parked[-1].id} keeps it for a person."
+
+
+def _pickup_waiting(job: Job) -> str | None:
+    waiting = [p for p in job.pickups if p.kind is PickupKind.RESULT and p.due_at is not None]
+    if not waiting:
+        return None
+    one = waiting[-1]
+    said = f" The last said: {one.last_outcome}." if one.last_outcome else ""
+    return (
+        f"The result is being fetched from {one.source}: {_times(one.attempts, 'attempt', 'attempts')} so far.{said} "
+        f"The next is due at {iso(one.due_at or 0)}, and it is given up at {iso(one.deadline_at)}."
+    )
+
+
+def _pickup_gone(job: Job) -> str | None:
+    gone = [p for p in job.pickups if p.kind is PickupKind.RESULT and p.state is PickupState.GONE]
+    if not gone or any(e.type.endswith(".completed") for e in job.finals):
+        return None
+    return f"The result could not be fetched: {gone[-1].last_detail or gone[-1].last_outcome or 'there is none'}."
+
+
+def _expected(job: Job) -> str | None:
+    waiting = [p for p in job.pickups if p.kind is PickupKind.EXPECTED and p.due_at is not None]
+    if not waiting or job.finals:
+        return None
+    one = waiting[-1]
+    return f"Waiting for the callback of {one.source}, which is overdue after {iso(one.deadline_at)}."
+
+
+def _overdue(job: Job) -> str | None:
+    gone = [p for p in job.pickups if p.kind is PickupKind.EXPECTED and p.state is PickupState.GONE]
+    if job.finals or not (gone or any(e.type == OVERDUE for e in job.events)):
+        return None
+    return "Nothing arrived in the time in which the callback was expected, not even a refused one."
+
+
+def _no_route(job: Job) -> str | None:
+    sent = {d.event_id for d in job.deliveries}
+    unsent = [e for e in job.finals if e.id not in sent] or ([] if sent else list(job.events))
+    if not unsent:
+        return None
+    one = unsent[-1]
+    return f"Recorded, but not sent: {one.id} has no delivery; no destination takes {one.type} of {one.source}, or took it then."
+
+
+def _retrying(job: Job) -> str | None:
+    trying = [d for d in job.deliveries if d.due_at is not None and d.attempts > d.round_start]
+    if not trying:
+        return None
+    one = max(trying, key=lambda d: d.attempts)
+    made = one.attempts - one.round_start
+    of = f" of {job.allowed[one.destination]}" if one.destination in job.allowed else ""
+    return f"{one.destination} did not take it ({one.last_outcome}): attempt {made + 1}{of} is due at {iso(one.due_at or 0)}."
+
+
+def _sending(job: Job) -> str | None:
+    waiting = [d for d in job.deliveries if d.due_at is not None]
+    if not waiting:
+        return None
+    return f"Recorded, and about to be sent to {_names(d.destination for d in waiting)}."
+
+
+def _dead(job: Job) -> str | None:
+    dead = [d for d in job.deliveries if d.state is DeliveryState.DEAD]
+    if not dead:
+        return None
+    one = dead[-1]
+    return f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {one.last_outcome}."
+
+
+def _delivered(job: Job) -> str | None:
+    if not job.deliveries:
+        return None
+    return f"Delivered to {_names(d.destination for d in job.deliveries)}."
+
+
+def _removed(job: Job) -> str | None:
+    return "Its result was recorded, and retention has removed the event since."
+
+
+_SENTENCES: Mapping[Cause, Callable[[Job], str | None]] = {
+    Cause.ERASED: _erased,
+    Cause.REJECTED: _rejected,
+    Cause.JOURNALED: _journaled,
+    Cause.UNKNOWN: _unknown,
+    Cause.PARKED: _parked,
+    Cause.PICKUP_WAITING: _pickup_waiting,
+    Cause.PICKUP_GONE: _pickup_gone,
+    Cause.EXPECTED: _expected,
+    Cause.OVERDUE: _overdue,
+    Cause.NO_ROUTE: _no_route,
+    Cause.RETRYING: _retrying,
+    Cause.SENDING: _sending,
+    Cause.DEAD: _dead,
+    Cause.DELIVERED: _delivered,
+    Cause.REMOVED: _removed,
+}
+
+
+def _times(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+# ---------------------------------------------------------------- what happened when
+
+
+def _steps(job: Job) -> Iterator[Step]:
+    for one in job.rejections:
+        yield Step(at=one.at, what="rejected", detail=f"{one.status}, {one.kind}: {one.reason}")
+    for callback in job.callbacks:
+        proved = f"{callback.method}, {callback.body_size} bytes, proved by {callback.proofs}"
+        yield Step(at=callback.received_at, what="callback", detail=f"{callback.source}: {proved}")
+    for event in job.events:
+        yield Step(at=event.recorded_at, what="recorded", detail=f"{event.type} as {event.id}")
+    for pickup in job.pickups:
+        yield Step(
+            at=pickup.created_at, what="pickup", detail=f"{pickup.kind} of {pickup.source}: {pickup.id}"
+        )
+        if pickup.due_at is not None:
+            yield Step(at=pickup.due_at, what="next", detail=f"{pickup.id} is due")
+    for fetched in job.pickup_attempts:
+        yield Step(at=fetched.started_at, what="fetched", detail=_attempt(fetched))
+    to = {delivery.id: delivery.destination for delivery in job.deliveries}
+    for attempt in job.attempts:
+        detail = f"to {to[attempt.delivery_id]}: {_attempt(attempt)}"
+        yield Step(at=attempt.started_at, what="sent", detail=detail)
+    for delivery in job.deliveries:
+        if delivery.due_at is not None:
+            detail = f"attempt {delivery.attempts + 1} to {delivery.destination}"
+            yield Step(at=delivery.due_at, what="next", detail=detail)
+
+
+def _attempt(one: Attempt | PickupAttempt) -> str:
+    status = f" {one.status}" if one.status is not None else ""
+    detail = f", {one.detail}" if one.detail else ""
+    return f"attempt {one.number}: {one.outcome}{status} in {one.duration_ms} ms{detail}"

@@ -1,0 +1,91 @@
+"""Gathers all that is known of one job. Sees ports only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from msgspec.structs import replace
+
+from receiver.core.errors import NotFound
+from receiver.core.event import Event, EventSearch
+from receiver.core.explain import Job
+from receiver.core.retention import Subject, SubjectKind
+from receiver.core.work import DeliveryFilter, Pickup, PickupFilter
+from receiver.storage.store.store import Store
+
+_MOST = 200
+"""Events, and pickups, that are looked at of one job: the newest."""
+
+
+async def gather(
+    store: Store,
+    name: str,
+    *,
+    now: int,
+    secrets: Sequence[str],
+    allowed: Mapping[str, int],
+    journaled: int = 0,
+    source: str | None = None,
+) -> Job:
+    """Return what the store knows of a ref, a job id or an event's id. Raises `StoreUnavailable`.
+
+    `secrets` are the token secrets, by which a tombstone is found; `journaled` is what the journal has of it.
+    """
+    found, pickups = await _found(store, name, source)
+    events = sorted(found.values(), key=lambda one: (one.recorded_at, one.id))
+    callbacks = [await store.callback(event.id) for event in events]
+    owed = [
+        d for event in events for d in await store.deliveries(DeliveryFilter(event_id=event.id, limit=_MOST))
+    ]
+    digests = [subject.digest(secret) for subject in _subjects(name, source) for secret in secrets]
+    stones = [stone for digest in digests for stone in await store.tombstones(digest, limit=1)]
+    return Job(
+        name=name,
+        now=now,
+        events=tuple(events),
+        callbacks=tuple(one for one in callbacks if one is not None),
+        pickups=tuple(pickups[key] for key in sorted(pickups)),
+        pickup_attempts=tuple([a for key in sorted(pickups) for a in await store.pickup_attempts(key)]),
+        deliveries=tuple(owed),
+        attempts=tuple([attempt for d in owed for attempt in await store.attempts(d.id)]),
+        rejections=tuple(await store.rejections(None, limit=_MOST, ref=name)),
+        journaled=journaled,
+        erased_at=max((stone.erased_at for stone in stones), default=None),
+        allowed=allowed,
+    )
+
+
+def _subjects(name: str, source: str | None) -> list[Subject]:
+    """Return the subjects by which the name's data may have been erased."""
+    if name.startswith("evt_"):
+        return [Subject(kind=SubjectKind.EVENT, key=name)]
+    jobs = [Subject(kind=SubjectKind.JOB, key=name, source=one) for one in {source, None}]
+    return [Subject(kind=SubjectKind.REF, key=name), *jobs]
+
+
+async def _found(store: Store, name: str, source: str | None) -> tuple[dict[str, Event], dict[str, Pickup]]:
+    events: dict[str, Event] = {}
+    pickups: dict[str, Pickup] = {}
+    if name.startswith("evt_"):
+        with suppress(NotFound):
+            events[name] = await store.event(name)
+        filters = [PickupFilter(event_id=name)]
+        searches = [EventSearch(ref=one.ref) for one in events.values() if one.ref and one.job_id is None]
+    else:
+        searches = [EventSearch(ref=name, source=source), EventSearch(job_id=name, source=source)]
+        filters = [PickupFilter(ref=name, source=source), PickupFilter(job_id=name, source=source)]
+    await _search(store, searches, events)
+    # Callbacks of the same job may have had no ref.
+    jobs = {(one.source, one.job_id) for one in events.values() if one.job_id is not None}
+    await _search(store, [EventSearch(source=of, job_id=job_id) for of, job_id in sorted(jobs)], events)
+    filters += [PickupFilter(event_id=event_id) for event_id in events]
+    for wanted in filters:
+        pickups |= {one.id: one for one in await store.pickups(wanted)}
+    return events, pickups
+
+
+async def _search(store: Store, searches: Sequence[EventSearch], events: dict[str, Event]) -> None:
+    for search in searches:
+        found = await store.search(replace(search, newest_first=True, limit=_MOST))
+        events |= {one.event.id: one.event for one in found}

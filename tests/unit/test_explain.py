@@ -1,0 +1,150 @@
+"""Every job has one cause, the first that holds; whatever the store can hold of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from receiver.core.event import Event, Rejection, Stage, new_id
+from receiver.core.explain import OVERDUE, PARKED, Cause, Job, explain
+from receiver.core.work import Delivery, DeliveryState, Pickup, PickupKind, PickupState
+from tests.contract.store_suite import T0, recording, rejection
+from tests.support.examples import examples
+
+
+def event(type_: str = "speech.completed", stage: Stage = Stage.FINAL) -> Event:
+    return recording(event_type=type_, stage=stage, ref="order-1").event
+
+
+def delivery(one: Event, state: DeliveryState, attempts: int = 0, to: str = "app") -> Delivery:
+    ended = state in (DeliveryState.DELIVERED, DeliveryState.DEAD)
+    return Delivery(
+        id=new_id("dlv", T0),
+        event_id=one.id,
+        event_type=one.type,
+        destination=to,
+        state=state,
+        attempts=attempts,
+        round_start=0,
+        due_at=None if ended else T0,
+        claimed_by=None,
+        created_at=T0,
+        updated_at=T0,
+        last_outcome="refused" if attempts else None,
+    )
+
+
+def pickup(kind: PickupKind, state: PickupState) -> Pickup:
+    ended = state in (PickupState.COLLECTED, PickupState.GONE)
+    return Pickup(
+        id=new_id("pku", T0),
+        source="deepdub",
+        kind=kind,
+        key="k",
+        ref="order-1",
+        event_id=new_id("evt", T0),
+        deadline_at=T0 + 9,
+        state=state,
+        due_at=None if ended else T0,
+        created_at=T0,
+        updated_at=T0,
+    )
+
+
+def job(**known: Any) -> Job:
+    return Job(name="order-1", now=T0, allowed={"app": 11}, **known)
+
+
+DONE, FAILED, HALF = event(), event("speech.failed"), event("speech.processing", Stage.PROGRESS)
+STRANGE, LATE = event(PARKED, Stage.OPEN), event(OVERDUE, Stage.OPEN)
+RESULT, EXPECTED = PickupKind.RESULT, PickupKind.EXPECTED
+CASES: list[tuple[Job, Cause, str]] = [
+    (job(erased_at=T0), Cause.ERASED, "Erased at 2027-01-15"),
+    (job(rejections=(rejection(), rejection())), Cause.REJECTED, "2 callbacks were refused"),
+    (
+        job(rejections=(rejection(),), pickups=(pickup(EXPECTED, PickupState.PENDING),)),
+        Cause.REJECTED,
+        "1 callback was refused",
+    ),
+    (job(journaled=1), Cause.JOURNALED, "journal"),
+    (job(), Cause.UNKNOWN, "order-1"),
+    (job(events=(STRANGE,)), Cause.PARKED, STRANGE.id),
+    (job(pickups=(pickup(RESULT, PickupState.PENDING),)), Cause.PICKUP_WAITING, "deepdub"),
+    (job(pickups=(pickup(RESULT, PickupState.GONE),), events=(FAILED,)), Cause.PICKUP_GONE, "not be fetched"),
+    (job(pickups=(pickup(EXPECTED, PickupState.PENDING),), events=(HALF,)), Cause.EXPECTED, "overdue after"),
+    (job(pickups=(pickup(EXPECTED, PickupState.GONE),), events=(LATE,)), Cause.OVERDUE, "Nothing arrived"),
+    (job(events=(DONE,)), Cause.NO_ROUTE, "speech.completed of deepgram"),
+    (
+        job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.PENDING, 2),)),
+        Cause.RETRYING,
+        "attempt 3 of 11",
+    ),
+    (job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.PENDING),)), Cause.SENDING, "app"),
+    (
+        job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.DEAD, 11),)),
+        Cause.DEAD,
+        "after 11 attempts",
+    ),
+    (
+        job(
+            events=(DONE,),
+            deliveries=(delivery(DONE, DeliveryState.DELIVERED, 1),),
+            rejections=(rejection(),),
+        ),
+        Cause.DELIVERED,
+        "Delivered to app.",
+    ),
+    (job(pickups=(pickup(RESULT, PickupState.COLLECTED),)), Cause.REMOVED, "retention"),
+]
+
+
+@pytest.mark.parametrize(("known", "cause", "words"), CASES, ids=range(len(CASES)))
+def test_the_first_cause_that_holds_is_told(known: Job, cause: Cause, words: str) -> None:
+    told = explain(known)
+    assert (told.cause, words in told.sentence) == (cause, True), told.sentence
+
+
+def test_every_cause_has_its_case() -> None:
+    assert {cause for _, cause, _ in CASES} == set(Cause)
+
+
+_events = st.lists(st.sampled_from((DONE, FAILED, HALF, STRANGE, LATE)), unique=True, max_size=4)
+_pickups = st.lists(st.builds(pickup, st.sampled_from(PickupKind), st.sampled_from(PickupState)), max_size=3)
+_refused: st.SearchStrategy[list[Rejection]] = st.lists(st.just(rejection()), max_size=2)
+
+
+@settings(max_examples=examples(100))
+@given(st.data())
+def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataObject) -> None:
+    events = tuple(data.draw(_events))
+    deliveries = tuple(
+        replace(delivery(one, state, attempts), destination=to)
+        for one in events
+        for to, state, attempts in data.draw(
+            st.lists(
+                st.tuples(st.sampled_from(("app", "crm")), st.sampled_from(DeliveryState), st.integers(0, 3)),
+                max_size=2,
+            )
+        )
+    )
+    known = job(
+        events=events,
+        deliveries=deliveries,
+        pickups=tuple(data.draw(_pickups)),
+        rejections=tuple(data.draw(_refused)),
+        journaled=data.draw(st.integers(0, 1)),
+        erased_at=data.draw(st.one_of(st.none(), st.just(T0))),
+    )
+    told = explain(known)
+    assert told.cause in Cause
+    assert told.sentence.endswith((".", "no proof"))
+    assert "\n" not in told.sentence
+    assert list(told.steps) == sorted(told.steps, key=lambda step: step.at)
+    if told.cause is Cause.DELIVERED:
+        assert {one.state for one in deliveries} == {DeliveryState.DELIVERED}
+    if told.cause is Cause.UNKNOWN:
+        assert (events, known.pickups, known.rejections) == ((), (), ())
