@@ -291,7 +291,7 @@ _SECRET_KEYS = {"headers"} | {
     name
     for section in _SECTIONS
     for name, setting in section.model_fields.items()
-    if "SecretStr" in str(setting.annotation) and name != "url"
+    if "Secret" in str(setting.annotation) and name != "url"
 }
 """The settings that hold nothing but secrets; a `url` is looked into instead."""
 _WITH_PASSWORD = re.compile(r"postgres(ql)?://([^/]*:[^/]*@|.*[?&](ssl)?password=)")

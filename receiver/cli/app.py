@@ -24,6 +24,7 @@ from receiver.cli import (
     pickups,
     recipes,
     replay,
+    secret,
     serve,
     setup,
     submit,
@@ -36,7 +37,7 @@ from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, Usag
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
     "Look": ("events", "deliveries", "pickups", "rejections", "destinations", "trace", "audio", "journal"),
-    "Act": ("callback-url", "submit-token", "submit-urls", "pickup", "replay", "erase", "sweep"),
+    "Act": ("callback-url", "submit-token", "submit-urls", "pickup", "replay", "secret", "erase", "sweep"),
     "Try": ("demo", "simulate", "recipes", "try"),
 }
 """The commands as `receiver --help` lists them."""
@@ -74,6 +75,7 @@ for module in (
     pickups,
     replay,
     destinations,
+    secret,
     erase,
     journal,
     recipes,

@@ -211,12 +211,24 @@ class Egress:
         ca_file: str | None = None,
         resolve: Resolve | None = None,
         body_seconds: float = 2.0,
+        connect_seconds: float | None = None,
+        answer_seconds: float | None = None,
+        client_certificate: str | None = None,
     ) -> None:
-        """`timeout_seconds` covers a whole request, from the name to the headers of the reply.
+        """`timeout_seconds` covers a whole request, from the name to the headers of the reply; of a POST, `connect_seconds`
+        all until it is connected, `answer_seconds` what comes after. `client_certificate` is a PEM file with a certificate
+        and its key.
 
         `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
         """
-        self._bounds = Bounds(seconds=timeout_seconds, body_seconds=body_seconds, body_bytes=RESPONSE_LIMIT)
+        self._bounds = Bounds(
+            seconds=timeout_seconds,
+            body_seconds=body_seconds,
+            body_bytes=RESPONSE_LIMIT,
+            answer_seconds=answer_seconds or timeout_seconds,
+        )
+        self._connect_seconds = connect_seconds or timeout_seconds
+        self._client_certificate = client_certificate
         self._limit = connections
         self._guard = Guard(allow)
         self._ca_file = ca_file
@@ -231,9 +243,8 @@ class Egress:
         )  # a destination has one URL, and the guard does not change
 
     async def open(self) -> None:
-        """Make ready to send; connects to nothing. Raises `ConfigError` when `ca_file` cannot be used."""
-        if self._ca_file is not None:
-            _trust(self._ca_file)
+        """Make ready to send; connects to nothing. Raises `ConfigError` when a certificate cannot be used."""
+        trust(self._ca_file, self._client_certificate)
         self._resolver = GuardedResolver(self._guard, self._resolve)
         self._connections = Connections(self._connect, self._limit, IDLE_SECONDS)
 
@@ -252,8 +263,10 @@ class Egress:
             await self._resolver.close()
             self._resolver = None
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply | Failure:
-        """Send one POST, never redirected, and return what came of it.
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+    ) -> Reply | Failure:
+        """Send one POST (or PUT, or PATCH), never redirected, and return what came of it.
 
         The status line and headers are the answer: once they are here, what the body does changes nothing. What comes of the
         body within `body_seconds`, and within the whole timeout, is kept up to `RESPONSE_LIMIT`.
@@ -265,7 +278,7 @@ class Egress:
             return place
         try:
             whole = {"host": place.url.host_port_subcomponent or "", **headers}
-            head = request_head("POST", place.url.raw_path_qs, whole, len(body))
+            head = request_head(method, place.url.raw_path_qs, whole, len(body))
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
         try:
@@ -298,6 +311,10 @@ class Egress:
 
     async def _connect(self, place: Target) -> Connection:
         """Connect to one of the judged addresses of a name. Raises `AddressBlocked`, `OSError`."""
+        async with asyncio.timeout(self._connect_seconds):
+            return await self._connected(place)
+
+    async def _connected(self, place: Target) -> Connection:
         found = await self._addresses(place)
         sock = await aiohappyeyeballs.start_connection(
             found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, socket_factory=self._socket
@@ -305,7 +322,7 @@ class Egress:
         _, connection = await asyncio.get_running_loop().create_connection(
             Connection,
             sock=sock,
-            ssl=_trust(self._ca_file) if place.secure else None,
+            ssl=trust(self._ca_file, self._client_certificate) if place.secure else None,
             server_hostname=place.host.rstrip(".") if place.secure else None,
         )
         return connection
@@ -355,7 +372,7 @@ class Egress:
             keepalive_timeout=None if force_close else IDLE_SECONDS,
             force_close=force_close,
             socket_factory=self._socket,
-            ssl=_trust(self._ca_file),
+            ssl=trust(self._ca_file),
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -378,10 +395,17 @@ class Egress:
 
 
 @lru_cache(maxsize=64)
-def _trust(ca_file: str | None) -> ssl.SSLContext:
-    """Return what TLS trusts: the system's authorities, and those of `ca_file`."""
+def trust(ca_file: str | None, client_certificate: str | None = None) -> ssl.SSLContext:
+    """Return what TLS trusts (the system's authorities, and those of `ca_file`) and shows."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(("http/1.1",))
+    if client_certificate is not None:
+        try:
+            context.load_cert_chain(client_certificate, password="")
+        except OSError as error:
+            reason = error.strerror if error.errno else None
+            message = reason or "it holds no certificate with its unencrypted key (PEM)"
+            raise ConfigError(f"client_certificate {client_certificate} cannot be used: {message}") from None
     if ca_file is None:
         return context
     try:
@@ -438,7 +462,7 @@ NO_CERTIFICATES = "it cannot be read, or holds no certificates in PEM form"
 def holds_certificates(ca_file: str) -> bool:
     """Tell whether a file holds certificates in PEM form."""
     try:
-        _trust(ca_file)
+        trust(ca_file)
     except ConfigError:
         return False
     return True

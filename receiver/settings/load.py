@@ -242,7 +242,7 @@ def _is_shown(place: Sequence[str]) -> bool:
     """Tell whether a setting is one of those of receiver's own that are no secrets."""
     known = _model_of(place[:-1])
     setting = known.model_fields.get(place[-1]) if known else None
-    return setting is not None and "SecretStr" not in str(setting.annotation)
+    return setting is not None and "Secret" not in str(setting.annotation)
 
 
 def _model_of(place: Sequence[str]) -> type[Section] | None:

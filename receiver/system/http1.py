@@ -7,6 +7,7 @@ cookies and no decompression, and nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Generic, TypeVar, cast
 from weakref import WeakSet
@@ -57,6 +58,8 @@ class Bounds(Struct, frozen=True, kw_only=True):
 
     seconds: float
     """From the start of the request, connecting included, to the end of the answer's head."""
+    answer_seconds: float = math.inf
+    """From the sending of the request to the end of the answer's head."""
     body_seconds: float
     """From the end of the head to the end of the body, within `seconds`: what came by then is the body."""
     body_bytes: int
@@ -79,16 +82,20 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )  # as browsers and aiohttp take it
+        self._parser = self._fresh_parser()
         self._answer: asyncio.Future[Reply] | None = None
         self._room: asyncio.Future[None] | None = None
         """Waits for the far side to take what was written; None while it does."""
         self.reusable = True
         """Another request may be sent."""
         self._resting: asyncio.TimerHandle | None = None
+
+    def _fresh_parser(self) -> httptools.HttpResponseParser:
+        parser = httptools.HttpResponseParser(self)
+        parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )  # as browsers and aiohttp take it
+        return parser
 
     async def ask(self, head: bytes, body: bytes, bounds: Bounds, deadline: float) -> Reply:
         """Send a request and return its answer; `deadline` (the loop's clock) ends the wait for its head.
@@ -104,7 +111,8 @@ class Connection(asyncio.Protocol):
         self._answer = answer
         if self._resting is not None:
             self._resting.cancel()
-        self._timer = self._loop.call_at(deadline, self._end, TimeoutError())
+        until = min(deadline, self._loop.time() + bounds.answer_seconds)
+        self._timer = self._loop.call_at(until, self._end, TimeoutError())
         try:
             await self._write(head, body)
             return await answer
@@ -160,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._seen += len(data)
         waiting = not self._status
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
         except httptools.HttpParserError:
             self.reusable = False
             self._end(NotHttp())
@@ -175,6 +183,19 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             until = min(self._deadline, self._loop.time() + self._bounds.body_seconds)
             self._timer = self._loop.call_at(until, self._end)
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. A length that a head says twice (RFC 9112, 6.3) is taken once, where the head came in one piece."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            head, gap, body = data.partition(b"\r\n\r\n")
+            once = b"\r\n".join(dict.fromkeys(head.split(b"\r\n")))
+            if self._status or not gap or len(once) == len(head):
+                raise
+            self._headers.clear()
+            self._parser = self._fresh_parser()
+            self._parser.feed_data(once + gap + body)
 
     def eof_received(self) -> None:
         """Send nothing more on this connection; the transport closes itself."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import time_machine
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from receiver import __version__
-from receiver.core.errors import ConfigError
-from receiver.core.webhook import new_webhook_secret
+from receiver.core.errors import ConfigError, SettingsError
+from receiver.core.webhook import new_webhook_secret, public_key, verify
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import AddrInfo
 from receiver.outbound.destinations import Destination
@@ -155,6 +157,99 @@ async def test_credentials_in_the_url_are_sent_as_basic(sink: Sink) -> None:
     assert sink.received[0].headers["authorization"] == expected
 
 
+async def test_a_secret_signs_only_in_its_time(sink: Sink) -> None:
+    old, new, later = (new_webhook_secret() for _ in range(3))
+    at = datetime.fromtimestamp(T0 / 1000, UTC)
+    secrets = [
+        {"secret": old, "until": at + timedelta(hours=1)},
+        new,
+        {"secret": later, "from": at + timedelta(hours=2)},
+    ]
+    async with opened(sink.url, secrets=secrets) as destination:
+        for hours in (0, 1, 2):
+            await destination.send("evt_1", BODY, timestamp=T0 + hours * 3_600_000)
+    for hours, came in enumerate(sink.received):
+        holds = [verify(s, came.headers, came.body, now=T0 / 1000 + hours * 3600) for s in (old, new, later)]
+        assert holds == [hours < 1, True, hours == 2]
+
+
+async def test_a_key_pair_signs_beside_a_shared_secret_and_the_public_library_takes_both(sink: Sink) -> None:
+    shared, private = new_webhook_secret(), new_webhook_secret(pair=True)
+    await send(sink.url, secrets=[private, shared])
+    came = sink.received[0]
+    forms = [one.partition(",")[0] for one in came.headers["webhook-signature"].split()]
+    assert forms == ["v1a", "v1"]
+    assert verify(public_key(private), came.headers, came.body, now=T0 / 1000)
+    assert not verify(public_key(new_webhook_secret(pair=True)), came.headers, came.body, now=T0 / 1000)
+    assert not verify(public_key(private), came.headers, came.body + b" ", now=T0 / 1000)
+    with time_machine.travel(T0 / 1000, tick=False):
+        Webhook(shared).verify(came.body, dict(came.headers))
+
+
+EVENT = json.dumps(
+    {
+        "type": "speech.completed",
+        "timestamp": "2026-11-21T01:02:03.456Z",
+        "data": {"source": "deep gram", "job_id": "job Ö%", "ref": "Straße"},
+    }
+).encode()
+
+
+async def test_a_cloud_event_in_structured_mode_is_one_signed_document(sink: Sink) -> None:
+    secret = new_webhook_secret()
+    async with opened(sink.url, secrets=[secret], format="cloudevents") as destination:
+        await destination.send("evt_1", EVENT, timestamp=T0)
+    came = sink.received[0]
+    assert came.headers["content-type"] == "application/cloudevents+json"
+    assert json.loads(came.body) == {
+        "specversion": "1.0",
+        "id": "evt_1",
+        "source": "/sources/deep%20gram",
+        "type": "speech.completed",
+        "time": "2026-11-21T01:02:03.456Z",
+        "subject": "job Ö%",
+        "datacontenttype": "application/json",
+        "data": json.loads(EVENT)["data"],
+    }
+    assert verify(secret, came.headers, came.body, now=T0 / 1000)
+
+
+async def test_a_cloud_event_in_binary_mode_has_its_attributes_in_headers(sink: Sink) -> None:
+    async with opened(sink.url, format="cloudevents-binary") as destination:
+        await destination.send("evt_1", EVENT, timestamp=T0)
+    came = sink.received[0]
+    assert came.headers["content-type"] == "application/json"
+    assert {
+        name.lower(): value for name, value in came.headers.items() if name.lower().startswith("ce-")
+    } == {
+        "ce-specversion": "1.0",
+        "ce-id": "evt_1",
+        "ce-source": "/sources/deep%2520gram",
+        "ce-type": "speech.completed",
+        "ce-time": "2026-11-21T01:02:03.456Z",
+        "ce-subject": "job%20%C3%96%25",
+    }
+    assert json.loads(came.body) == json.loads(EVENT)["data"]
+
+
+async def test_method_and_success_are_the_destinations_own(sink: Sink) -> None:
+    for status, kind in (
+        (204, OutcomeKind.REFUSED),
+        (409, OutcomeKind.DELIVERED),
+        (303, OutcomeKind.DELIVERED),
+    ):
+        sink.default = Answer(status=status, body=b"")
+        outcome = await send(sink.url, method="PUT", success=[200, "3xx", "409"])
+        assert (outcome.kind, outcome.status) == (kind, status)
+    assert {came.method for came in sink.received} == {"PUT"}
+
+
+@pytest.mark.parametrize("success", [["1xx"], [99], [], ["2x"], ["600"]])
+def test_what_is_no_status_is_named(success: list[Any]) -> None:
+    with pytest.raises(SettingsError, match=r"destinations\.app\.success"):
+        HttpDestination(settings("https://app.example.com/", success=success))
+
+
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
@@ -223,6 +318,33 @@ async def test_a_2xx_whose_body_never_ends_is_delivered(sink: Sink) -> None:
     assert (outcome.kind, outcome.response) == (OutcomeKind.DELIVERED, b"beg")
 
 
+async def test_an_answer_that_does_not_begin_in_its_own_time_is_a_timeout(sink: Sink) -> None:
+    sink.default = Answer(manner="hang")
+    outcome = await send(sink.url, timeout_seconds=60, answer_seconds=0.1)
+    assert outcome.kind is OutcomeKind.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 2\r\ncontent-length: 2\r\n",
+        b"content-length: 2\r\n" + b"".join(b"x-%d: %b\r\n" % (n, b"y" * 1000) for n in range(40)),
+    ],
+    ids=["two equal lengths", "40 kB of headers"],
+)
+async def test_an_unusual_answer_is_an_answer(head: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(BODY)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        outcome = await send(f"http://127.0.0.1:{port}/")
+    assert (outcome.kind, outcome.response) == (OutcomeKind.DELIVERED, b"ok")
+
+
 async def test_headers_that_trickle_are_a_timeout(sink: Sink) -> None:
     sink.default = Answer(manner="trickle")
     assert (await send(sink.url, timeout_seconds=0.2)).kind is OutcomeKind.TIMEOUT
@@ -243,12 +365,15 @@ async def _loopback(host: str, port: int, family: int) -> Sequence[AddrInfo]:
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
 
-async def _send_tls(host: str, *, ca_file: str | None) -> Outcome:
+async def _send_tls(host: str, *, ca_file: str | None, asks: bool = False, **fields: Any) -> Outcome:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    if asks:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(TLS / "cert.pem")
     async with Sink(context) as sink:
         destination = HttpDestination(
-            settings(f"https://{host}:{sink.port}/hooks", ca_file=ca_file), resolve=_loopback
+            settings(f"https://{host}:{sink.port}/hooks", ca_file=ca_file, **fields), resolve=_loopback
         )
         await destination.open()
         try:
@@ -269,3 +394,14 @@ async def test_a_certificate_that_is_not_trusted_or_not_theirs_is_unreachable(
     outcome = await _send_tls(host, ca_file=ca_file)
     assert outcome.kind is OutcomeKind.UNREACHABLE
     assert f"the certificate of {host}" in outcome.detail
+
+
+async def test_a_destination_that_asks_for_a_certificate_gets_ours(tmp_path: Path) -> None:
+    ours = tmp_path / "client.pem"
+    ours.write_text((TLS / "cert.pem").read_text() + (TLS / "key.pem").read_text())
+    ca_file = str(TLS / "cert.pem")
+    outcome = await _send_tls("app.test", ca_file=ca_file, asks=True, client_certificate=str(ours))
+    assert outcome.kind is OutcomeKind.DELIVERED
+    assert (await _send_tls("app.test", ca_file=ca_file, asks=True)).kind is OutcomeKind.UNREACHABLE
+    with pytest.raises(ConfigError, match=r"client_certificate .* cannot be used"):
+        await _send_tls("app.test", ca_file=ca_file, client_certificate=ca_file)

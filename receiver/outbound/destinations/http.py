@@ -6,20 +6,23 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
+from receiver.core.cloud_events import STRUCTURED_TYPE, binary, structured
 from receiver.core.errors import ConfigError
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.retry import retry_after
 from receiver.core.urls import http_url, in_clear
+from receiver.core.webhook import SigningKey, webhook_key
 from receiver.core.webhook import sign as standard_webhook
-from receiver.core.webhook import webhook_key
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import (
     NO_CERTIFICATES,
@@ -28,6 +31,7 @@ from receiver.outbound.client import (
     Failure,
     Resolve,
     holds_certificates,
+    trust,
 )
 from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
@@ -51,21 +55,52 @@ _LONG_PART = 16
 """Characters in one part of a path: some services give out addresses that are their own proof."""
 
 
+class TimedSecret(BaseModel):
+    """A secret that signs from one time until another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True)
+
+    secret: SecretStr
+    from_: AwareDatetime | None = Field(default=None, alias="from")
+    until: AwareDatetime | None = None
+
+
+def _timed(value: Any) -> Any:
+    return {"secret": value} if isinstance(value, str | SecretStr) else value
+
+
 class HttpSettings(Section):
     """[destinations.NAME] of kind `http`."""
 
     url: SecretStr
     """Secret since a query or userinfo may carry credentials."""
-    secrets: tuple[SecretStr, ...] = ()
+    secrets: tuple[Annotated[TimedSecret, BeforeValidator(_timed)], ...] = ()
     allow: Networks = ()
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
     ca_file: str | None = None
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
+    success: tuple[int | str, ...] = ("2xx",)
+    """Statuses that acknowledge an event: numbers, `2xx`, and the like."""
+    format: Literal["webhook", "cloudevents", "cloudevents-binary"] = "webhook"
+    """The body: the event as docs/events.md has it, or as a CloudEvent."""
+    connect_seconds: float | None = Field(default=None, gt=0, le=120)
+    """Longest time to connect, the name's lookup included; None is `timeout_seconds`."""
+    answer_seconds: float | None = Field(default=None, gt=0, le=120)
+    """Longest time from the request to its answer; None is `timeout_seconds`."""
+    client_certificate: str | None = None
+    """A PEM file with a certificate and its key, shown to a destination that asks for one."""
 
     @field_validator("secrets")
     @classmethod
-    def _secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for secret in value:
-            webhook_key(secret.get_secret_value())
+    def _secrets(cls, value: tuple[TimedSecret, ...]) -> tuple[TimedSecret, ...]:
+        for one in value:
+            webhook_key(one.secret.get_secret_value())
+        return value
+
+    @field_validator("success")
+    @classmethod
+    def _success(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        _statuses(value)
         return value
 
     @field_validator("url")
@@ -92,18 +127,29 @@ class HttpDestination(Kind):
         options = own_settings(HttpSettings, settings)
         self._url, self._headers = _address(settings.name, options)
         self._redactor = Redactor(_secrets(options, self._url, self._headers))
-        self._keys = [webhook_key(secret.get_secret_value()) for secret in options.secrets]
+        self._keys = Keys(options.secrets)
+        self._method, self._format = options.method, options.format
+        self._success = _statuses(options.success)
         self._egress = Egress(
             timeout_seconds=settings.timeout_seconds,
             connections=settings.concurrency,
             allow=options.allow,
             ca_file=options.ca_file,
             resolve=resolve,
+            connect_seconds=options.connect_seconds,
+            answer_seconds=options.answer_seconds,
+            client_certificate=options.client_certificate,
         )
 
     @classmethod
     def findings(cls, where: str, options: HttpSettings) -> Iterator[Finding]:
         """Yield what is wrong or doubtful: certificates, secrets, TLS, an address that the guard refuses."""
+        if options.client_certificate is not None:
+            try:
+                trust(None, options.client_certificate)
+            except ConfigError as error:
+                fix = "name a file with a certificate and its unencrypted key in PEM form"
+                yield Finding("E009", f"{where}.client_certificate", error.message, fix)
         if options.ca_file is not None and not holds_certificates(options.ca_file):
             fix = "name a file with certificates in PEM form"
             yield Finding("E009", f"{where}.ca_file", NO_CERTIFICATES, fix)
@@ -127,14 +173,57 @@ class HttpDestination(Kind):
         await self._egress.close()
 
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
-        """Make one attempt: POST `body`, signed with every secret as of `timestamp` (epoch milliseconds)."""
-        headers = self._headers | standard_webhook(self._keys, event_id, timestamp // 1000, body)
-        if not self._keys:
+        """Make one attempt: send `body`, signed with every secret that is valid at `timestamp` (epoch milliseconds)."""
+        headers = self._headers
+        if self._format == "cloudevents":
+            body, headers = structured(body, event_id), headers | {"content-type": STRUCTURED_TYPE}
+        elif self._format == "cloudevents-binary":
+            more, body = binary(body, event_id)
+            headers = headers | more
+        keys = self._keys.at(timestamp)
+        headers = headers | standard_webhook(keys, event_id, timestamp // 1000, body)
+        if not keys:
             del headers["webhook-signature"]  # an empty one would only confuse
-        answer = await self._egress.post(self._url, headers, body)
+        answer = await self._egress.post(self._url, headers, body, method=self._method)
         if isinstance(answer, Failure):
             return Outcome(kind=answer.kind, detail=answer.detail)
-        return _outcome(answer, self._redactor.clean_start(answer.body), timestamp)
+        kept = self._redactor.clean_start(answer.body)
+        return _outcome(answer, kept, timestamp, delivered=answer.status in self._success)
+
+
+class Keys:
+    """What a destination's secrets sign with, each within its own time."""
+
+    def __init__(self, secrets: Sequence[TimedSecret]) -> None:
+        self._keys = [(webhook_key(one.secret.get_secret_value()), one.from_, one.until) for one in secrets]
+        self._always = [key for key, start, end in self._keys if start is None and end is None]
+
+    def at(self, timestamp: int) -> list[SigningKey]:
+        """Return the keys that are valid at a time in epoch milliseconds."""
+        if len(self._always) == len(self._keys):
+            return self._always
+        at = datetime.fromtimestamp(timestamp / 1000, UTC)
+        return [
+            key
+            for key, start, end in self._keys
+            if (start is None or start <= at) and (end is None or at < end)
+        ]
+
+
+def _statuses(codes: Sequence[int | str]) -> frozenset[int]:
+    """Return the statuses that numbers and texts like `2xx` stand for. Raises `ValueError`."""
+    found: set[int] = set()
+    for code in codes:
+        text = str(code)
+        if re.fullmatch("[2-5]xx", text):
+            found.update(range(int(text[0]) * 100, int(text[0]) * 100 + 100))
+        elif re.fullmatch("[2-5][0-9][0-9]", text):
+            found.add(int(text))
+        else:
+            raise ValueError(f'write statuses as 200 or "2xx", from 200 to 599; this is {text[:20]!r}')
+    if not found:
+        raise ValueError('name at least one status: ["2xx"]')
+    return frozenset(found)
 
 
 def _address(name: str, settings: HttpSettings) -> tuple[str, dict[str, str]]:
@@ -175,9 +264,10 @@ def _secrets(settings: HttpSettings, url: str, headers: dict[str, str]) -> Itera
     That is what the settings call secret: header values, with and without the scheme before them, credentials, path and
     query of the URL, and such parts of the path as are too long for a word.
     """
-    for secret in settings.secrets:
-        yield secret.get_secret_value()
-        yield secret.get_secret_value().removeprefix("whsec_")
+    for one in settings.secrets:
+        secret = one.secret.get_secret_value()
+        yield secret
+        yield secret.removeprefix("whsec_").removeprefix("whsk_")
     for name in ("authorization", *(name.lower() for name in settings.headers)):
         value = headers.get(name, "")
         pair = basic_credentials(value) or ""
@@ -189,10 +279,10 @@ def _secrets(settings: HttpSettings, url: str, headers: dict[str, str]) -> Itera
     yield from (part for part in parts.path.split("/") if len(part) >= _LONG_PART)
 
 
-def _outcome(reply: Reply, response: bytes, now: int) -> Outcome:
+def _outcome(reply: Reply, response: bytes, now: int, *, delivered: bool) -> Outcome:
     """`response` is the reply's body without what must not be kept."""
     status = reply.status
-    if 200 <= status < 300:
+    if delivered:
         return Outcome(kind=OutcomeKind.DELIVERED, status=status, response=response)
     detail = f"answered {status}"
     if 300 <= status < 400:
