@@ -32,6 +32,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:websockets:DeprecationWarning"
 )  # the package's own, as it is imported
 KEY = "deepgram-api-key-0123456789"
+TOKEN = "rcvsub" + "a" * 40
+PUBLIC = "hooks.example.com"
 AUDIO = SPEECH.read_bytes()
 
 
@@ -41,6 +43,8 @@ class Api:
     def __init__(self) -> None:
         self.accepted: list[str] = []
         self.statuses: list[int | None] = []
+        self.hooks = ""
+        """Where this machine has what is public as `PUBLIC`."""
         self._lock = threading.Lock()
         products = ("speak", "listen", "read")
         self.app = Starlette(routes=[Route(f"/v1/{name}", self._take, methods=["POST"]) for name in products])
@@ -53,7 +57,8 @@ class Api:
         request_id = f"{product}-{len(self.accepted)}"
         self.accepted.append(request_id)
         method = query.get("callback_method", "POST")
-        call = self._result(product, request_id, query["callback"], method)
+        url = query["callback"].replace(PUBLIC, self.hooks)
+        call = self._result(product, request_id, url, method)
         return JSONResponse({"request_id": request_id}, background=BackgroundTask(self._call, call))
 
     def _result(self, product: str, request_id: str, url: str, method: str) -> Callback:
@@ -122,3 +127,55 @@ async def test_speech_transcript_and_analysis_submitted_by_the_package_come_back
         assert (events["b"]["data"]["job_id"], events["c"]["data"]["job_id"]) == (ids["b"], ids["c"])
         assert events["a"]["data"]["audio"]["sha256"] == hashlib.sha256(AUDIO).hexdigest()
     assert made.statuses == [200, 200, 200]
+
+
+def _text(folder: Path, upstream: str, sink: str) -> str:
+    """Return settings by which Deepgram's jobs go through receiver."""
+    submit = f'submit = true\napi_key = "{KEY}"\nbase_url = "{upstream}"\nallow = ["127.0.0.0/8"]\n'
+    token = f'[[submit.tokens]]\nname = "crm"\nsecrets = ["{TOKEN}"]\nsources = ["deepgram"]\n'
+    text = settings_text(folder, destination=sink, extra=token)
+    return f'public_url = "http://{PUBLIC}"\n' + text.replace(
+        "[sources.deepgram]\n", f"[sources.deepgram]\n{submit}"
+    )
+
+
+async def test_the_package_unchanged_submits_through_receiver_by_url_by_file_and_by_stream(
+    tmp_path: Path,
+) -> None:
+    """Its key is a token of receiver's, and it names no callback: the events come with their refs."""
+    made = Api()
+    with served(made.app) as upstream:
+        async with Sink() as sink, running(tmp_path, _text(tmp_path, upstream, sink.url)) as up:
+            made.hooks = up.base.removeprefix("http://")
+            ids = await asyncio.to_thread(_submit_through, f"{up.base}/submit/deepgram")
+            await sink.until(4)
+            events = {e["data"]["ref"]: e for e in (json.loads(r.body) for r in sink.received)}
+    assert {ref: event["type"] for ref, event in events.items()} == {
+        "url": "transcript.completed",
+        "file": "transcript.completed",
+        "stream": "transcript.completed",
+        "speech": "speech.completed",
+    }
+    assert {ref: event["data"]["job_id"] for ref, event in events.items() if ref in ids} == ids
+    assert made.statuses == [200] * 4
+
+
+def _submit_through(base: str) -> dict[str, str]:
+    there = DeepgramClientEnvironment(base=base, production=base, agent=base, agent_rest=base)
+    with httpx.Client() as http:
+        client = DeepgramClient(api_key=TOKEN, environment=there, httpx_client=http)
+        media: Any = client.listen.v1.media
+
+        def options(ref: str) -> Any:
+            return {"additional_headers": {"x-receiver-ref": ref}}
+
+        by_url = media.transcribe_url(url="https://audio.example.test/a.wav", request_options=options("url"))
+        by_file = media.transcribe_file(request=AUDIO, request_options=options("file"))
+        pieces = (AUDIO[start : start + 4096] for start in range(0, len(AUDIO), 4096))
+        by_stream = media.transcribe_file(request=pieces, request_options=options("stream"))
+        b"".join(client.speak.v1.audio.generate(text="Hello", request_options=options("speech")))
+    return {
+        "url": by_url.request_id,
+        "file": by_file.request_id,
+        "stream": by_stream.request_id,
+    }
