@@ -208,7 +208,7 @@ def _submit(settings: Settings) -> Iterator[Finding]:
             except ConfigError:  # told by the provider's own findings
                 continue
             try:
-                checked_api(settings.public_url, name, adapter.submit_api())
+                checked_api(settings.public_url, settings.submit.url, name, adapter.submit_api())
             except ConfigError as error:
                 yield finding("E023", f"sources.{name}.submit", error.message)
     if not settings.submit.listen:

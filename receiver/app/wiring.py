@@ -179,6 +179,7 @@ def build(
         bodies=bodies,
         router=build_router(settings),
         keys=KeyTemplate(settings.blobs.key),
+        by_job={name for name, api in ports.submit_apis.items() if api.by_job},
         clock=clock,
         wake=relay.wake,
         wake_pickups=lambda source: collector.wake((source,)),
@@ -341,7 +342,9 @@ def _submit_apis(settings: Settings, adapters: Mapping[str, Adapter]) -> dict[st
     found = {}
     for name, source in settings.sources.items():
         if source.submit and settings.submit.tokens:
-            found[name] = checked_api(settings.public_url, name, adapters[name].submit_api())
+            found[name] = checked_api(
+                settings.public_url, settings.submit.url, name, adapters[name].submit_api()
+            )
     return found
 
 

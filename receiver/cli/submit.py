@@ -50,6 +50,8 @@ def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
         return
     for name, url, api in found:
         typer.echo(f"{name}: {url}   (the token in the header {api.header})")
+        if api.experimental:
+            typer.echo(f"  experimental: {api.experimental}")
         for package, text in api.programs.items():
             typer.echo(f"  {package}: {text.replace('{url}', url)}")
     if not found:
@@ -58,7 +60,13 @@ def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 def _row(name: str, url: str, api: ProviderApi) -> dict[str, Any]:
     packages = {package: text.replace("{url}", url) for package, text in api.programs.items()}
-    return {"source": name, "url": url, "header": api.header, "packages": packages}
+    return {
+        "source": name,
+        "url": url,
+        "header": api.header,
+        "experimental": api.experimental or None,
+        "packages": packages,
+    }
 
 
 def _address(settings: Settings) -> str:

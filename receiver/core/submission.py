@@ -74,9 +74,15 @@ class ProviderApi:
     """`user:password` for the callback URL."""
     job_secrets: bool = False
     """The callback is signed with a secret that is given with the job."""
+    secret: str = field(default="", repr=False)
+    """What else the callback shall carry as a proof; the job's own secret in its place with `job_secrets`."""
+    by_job: bool = False
+    """Callbacks have no URL of their job's own, and are told apart by its id."""
     https_only: bool = False
     max_url: int = 2048
     """The most characters that the provider takes for a callback URL."""
+    experimental: str = ""
+    """What of it was not seen at the provider; "" when nothing."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """What to set in the provider's own packages, by package; `{url}` stands for receiver's address."""
 
@@ -140,7 +146,7 @@ _DROPPED = frozenset(
 _DROPPED_BACK = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "trailer", "transfer-encoding", "upgrade"),
-        *("set-cookie", "server", "date", "alt-svc", "strict-transport-security"),
+        *("set-cookie", "location", "server", "date", "alt-svc", "strict-transport-security"),
         *("dg-project-id", "openai-organization", "openai-project"),
     )
 )

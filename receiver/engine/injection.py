@@ -62,6 +62,8 @@ def into_json(raw: bytes, rule: Rule, values: Mapping[str, Any]) -> bytes:
         return json.dumps(kept | dict(values), ensure_ascii=False, separators=(",", ":")).encode(
             "utf-8", "surrogatepass"
         )
+    if not values:
+        return raw
     start, end = raw.rstrip()[:-1].rstrip(), b"}"
     comma = b"," if members else b""
     return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:-1] + end

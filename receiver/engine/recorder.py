@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -31,7 +31,8 @@ from receiver.core.event import (
     new_id,
 )
 from receiver.core.routing import Router
-from receiver.core.work import Deferral, Pickup, PickupKind
+from receiver.core.submission import SubmissionFilter, SubmissionState
+from receiver.core.work import Deferral, Pickup, PickupFilter, PickupKind
 from receiver.providers import PullProvider, PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
@@ -50,6 +51,8 @@ _TYPE_CHARS = 200
 _DAY = 24 * 3600 * 1000
 _LATE = _DAY // 2
 """An object is put under the name of its arrival's day for so long: with that day, at most 36 hours, and orphans go after 48."""
+_JOIN_LOOKS, _JOIN_SECONDS = 12, 0.25
+"""How often, and every how many seconds, a callback looks for the submission of its job."""
 ASKED = "asked"
 """The proof of a result that receiver fetched from its provider itself."""
 
@@ -79,16 +82,18 @@ class Recorder:
         bodies: BodyBuffer,
         router: Router,
         keys: KeyTemplate,
+        by_job: Collection[str] = (),
         clock: Callable[[], int],
         wake: Callable[[Iterable[str]], None],
         wake_pickups: Callable[[str], None],
     ) -> None:
-        """`wake` gets the destinations of a new event, `wake_pickups` the source of a new pickup."""
+        """`by_job` are the sources whose callbacks are joined with submissions by the job's id. `wake` gets the destinations of a new event, `wake_pickups` the source of a new pickup."""
         self._store = store
         self._blobs = blobs
         self._bodies = bodies
         self._router = router
         self._keys = keys
+        self._by_job = by_job
         self._clock = clock
         self.wake = wake
         self._wake_pickups = wake_pickups
@@ -107,6 +112,8 @@ class Recorder:
             if final and head.received_at > claims.expect_by:
                 draft = replace(draft, late=True)
             answered = Answered(key=claims.expectation, final=final, job_id=draft.job_id)
+        elif claims is None and head.source in self._by_job:
+            draft, answered = await self._joined(head.source, draft)
         origin = _Origin(
             source=head.source,
             provider=provider.provider,
@@ -124,6 +131,26 @@ class Recorder:
         if recorded.status is RecordStatus.RECORDED and recording.destinations:
             self.wake(recording.destinations)
         return recorded
+
+    async def _joined(self, source: str, draft: EventDraft) -> tuple[EventDraft, Answered | None]:
+        """Return a draft with the ref of the submission of its job, and whose expectation it answers.
+
+        The callback may be faster than the answer that tells the job's id: while a submission is under way, it is waited for.
+        """
+        for _ in range(_JOIN_LOOKS if draft.job_id else 0):
+            found = await self._store.pickups(PickupFilter(source=source, job_id=draft.job_id, limit=10))
+            for expected in found:
+                if expected.kind is PickupKind.EXPECTED:
+                    final = draft.stage is not Stage.PROGRESS
+                    ref = expected.ref if draft.ref is None else draft.ref
+                    return replace(draft, ref=ref), Answered(
+                        key=expected.key, final=final, job_id=draft.job_id
+                    )
+            under_way = SubmissionFilter(source=source, state=SubmissionState.OPEN, limit=1)
+            if not await self._store.submissions(under_way):
+                break
+            await asyncio.sleep(_JOIN_SECONDS)
+        return draft, None
 
     async def _defer(
         self,

@@ -65,6 +65,7 @@ TOKEN_SECONDS = 7 * 86_400
 """How long a submission's callback URL is good."""
 REPEAT_SECONDS = 600
 """How long an identical submission is taken for the repetition of one whose answer was lost."""
+_MOST_URL = 8192
 _START_BYTES = 64 * 1024
 """Bytes of an answer in which the job's id is looked for, and the most of one that is remembered."""
 _MOST_SECONDS = 65.0
@@ -347,9 +348,12 @@ class Submissions:
             job_secret=source.api.job_secrets,
             expect_by=now + round(seconds * 1000),
         )
-        secret = self._tokens.job_secrets(token)[0] if source.api.job_secrets else ""
+        api = source.api
+        secret = self._tokens.job_secrets(token)[0] if api.job_secrets else api.secret
         url = "" if rule.fetch else callback_url(self._public_url, call.source, source.api, token)
-        values: Mapping[str, Any] = filled(rule.set, {"callback": url, "secret": secret, "token": token})
+        values: Mapping[str, Any] = filled(
+            rule.set, {"callback": url, "secret": secret, "token": token, "ref": call.ref or ""}
+        )
         return claims, values
 
     async def _prepare(
@@ -571,10 +575,23 @@ class Submissions:
         passing.report.job_id = job
         if job is None:
             self._observer.note("warning", "submit.no_job_id", source=passing.call.source)
-        answer = self._passed_back(passing, reply, bytes(start))
-        kept = msgspec.msgpack.encode((answer.headers, bytes(start))) if whole else None
+        body = self._led_back(passing, bytes(start)) if whole else bytes(start)
+        answer = self._passed_back(passing, reply, body)
+        if len(body) != len(start):
+            answer.headers = [pair for pair in answer.headers if pair[0] != "content-length"]
+        kept = msgspec.msgpack.encode((answer.headers, body)) if whole else None
         await self._end(passing, SubmissionState.ACCEPTED, status=reply.status, job=job, answer=kept)
         return answer
+
+    def _led_back(self, passing: _Passing, raw: bytes) -> bytes:
+        """Return an answer whose URLs of the API lead to receiver: the caller asks there, with its token."""
+        base = passing.source.api.base
+        for place in passing.rule.rewrite:
+            url = _at(raw, place, most=_MOST_URL)
+            if url is not None and url.startswith(f"{base}/"):
+                ours = f"{self.settings.url}/submit/{passing.call.source}{url[len(base) :]}"
+                raw = raw.replace(f'"{url}"'.encode(), f'"{ours}"'.encode())
+        return raw
 
     async def _end(
         self,
@@ -644,12 +661,16 @@ def callback_url(public_url: str | None, source: str, api: ProviderApi, token: s
     return url
 
 
-def checked_api(public_url: str | None, source: str, api: ProviderApi | None) -> ProviderApi:
+def checked_api(public_url: str | None, url: str | None, source: str, api: ProviderApi | None) -> ProviderApi:
     """Return what applications may call of a source. Raises `ConfigError` when nothing could be submitted to it."""
     if api is None:
         raise ConfigError("receiver does not know what may be passed on to this provider: leave submit out")
     if not api.headers:
         raise ConfigError(f"submissions need the provider's key: set sources.{source}.api_key")
+    if url is None and any(rule.rewrite for rule in api.rules):
+        raise ConfigError(
+            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
+        )
     if any(rule.kind == "submit" and not rule.fetch for rule in api.rules):
         callback_url(public_url, source, api, "a" * SHORT_CHARS)
     return api
@@ -659,7 +680,7 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _at(raw: bytes, place: str) -> str | None:
+def _at(raw: bytes, place: str, *, most: int = 500) -> str | None:
     """Return the text at a place of a JSON document, None when there is none that could be a job's id."""
     try:
         value = msgspec.json.decode(raw)
@@ -667,5 +688,5 @@ def _at(raw: bytes, place: str) -> str | None:
         return None
     for name in place.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    good = isinstance(value, str) and 0 < len(value) <= 500 and value.isascii() and value.isprintable()
+    good = isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable()
     return value if good else None

@@ -18,6 +18,7 @@ from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import JobError
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
+from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import Pickup
@@ -95,6 +96,32 @@ class DeepdubProvider(Adapter):
             yield cls._missing("E301", where, "api_key", "without a key Deepdub gives out nothing")
         if in_clear(options.base):
             yield cls._finding("W301", where, "base_url", "the API key travels in clear")
+
+    def submit_api(self) -> ProviderApi:
+        """Return retroactive speech, whose answer is the URL at which its audio will be."""
+        parts = urlsplit(self._folder)
+        return ProviderApi(
+            base=f"{parts.scheme}://{parts.netloc}",
+            header="x-api-key",
+            prefixes=("",),
+            headers=self._api_headers(),
+            rules=(
+                Rule(
+                    method="POST",
+                    path=parts.path,
+                    kind="submit",
+                    set_in="body",
+                    job="url",
+                    rewrite=("url",),
+                    fetch=True,
+                ),
+                Rule(method="GET", path=f"{parts.path}/{{job}}", kind="read"),
+            ),
+            expect_seconds=60 * 60,
+            programs={
+                "deepdub (Python)": f'DeepdubClient(api_key=TOKEN, base_url="{{url}}{parts.path.removesuffix("/tts/retroactive")}")'
+            },
+        )
 
     def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand the URL that Deepdub answered with, or the id at its end.

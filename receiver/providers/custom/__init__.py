@@ -14,6 +14,7 @@ from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefu
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
+from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers import NO_PROOF, Adapter, Lookup, Result
@@ -212,6 +213,14 @@ class CustomProvider(Adapter):
                 if reply is not None:
                     return reply
         return None
+
+    # ------------------------------------------------------------ submissions
+
+    def submit_api(self) -> ProviderApi | None:
+        """Return what `[submission]` says; None without it."""
+        table = self._options.submission
+        secret = self._proof_secrets[-1] if self._proof_secrets else ""
+        return None if table is None else table.api(self._api_key, secret)
 
     # ------------------------------------------------------------ meaning and results
 

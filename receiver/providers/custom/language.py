@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from receiver.providers.custom.handshakes import Handshake
 from receiver.providers.custom.proofs import AnyProof
 from receiver.providers.custom.request import At, BodyKind, Hosts, Places, Url, Words
+from receiver.providers.custom.submitting import Submission
 from receiver.providers.toolkit import SecretList
 from receiver.settings.model import Section
 
@@ -210,6 +211,7 @@ class CustomSettings(Section):
     event: Meaning | None = None
     result: Mapping[str, ResultSettings] = Field(default_factory=dict)
     """By family; one for all stands under `*`."""
+    submission: Submission | None = None
     about: About | None = None
 
     @model_validator(mode="before")

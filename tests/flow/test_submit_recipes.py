@@ -1,0 +1,203 @@
+"""Providers without code: each recipe's submissions get the callback where the provider wants it, and the key where it looks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from receiver.core.event import EventFilter
+from receiver.core.submission import SubmissionFilter
+from receiver.core.webhook import sign, webhook_key
+from receiver.core.work import PickupFilter, PickupKind
+from tests.support.running import Running, running
+from tests.support.submitting import PUBLIC, TOKEN, Api, accepted, api
+
+Both = tuple[Running, Api]
+RECIPES = (
+    *("assemblyai", "soniox", "sarvam", "speechmatics", "revai", "gladia", "replicate", "fal", "openai"),
+    "elevenlabs",
+)
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+KEY = "provider-key-0123456789"
+HERE = "http://receiver.internal:8090"
+
+
+def settings(folder: Path, base: str) -> str:
+    sources = "".join(
+        f'[sources.{name}]\nrecipe = "{name}"\nsecrets = ["{SECRET}"]\napi_key = "{KEY}"\nsubmit = true\n'
+        f'allow = ["127.0.0.0/8"]\n[sources.{name}.submission]\nbase = "{base}"\n'
+        for name in RECIPES
+    )
+    deepdub = f'[sources.deepdub]\nprovider = "deepdub"\napi_key = "{KEY}"\nbase_url = "{base}/api/v1"\nsubmit = true\nallow = ["127.0.0.0/8"]\n'
+    names = json.dumps([*RECIPES, "deepdub"])
+    return (
+        f'public_url = "{PUBLIC}"\ndata = "{folder}/data"\n{sources}{deepdub}[submit]\nurl = "{HERE}"\nanswer_seconds = 2\n'
+        f'[submit.hosts]\n"gladia.internal" = "gladia"\n'
+        f'[[submit.tokens]]\nname = "crm"\nsecrets = ["{TOKEN}"]\nsources = {names}\nmay = ["submit", "upload", "read", "cancel"]\n'
+    )
+
+
+@pytest.fixture
+async def both(tmp_path: Path) -> AsyncIterator[Both]:
+    async with api() as there, running(tmp_path, settings(tmp_path, there.base), work=False) as up:
+        yield up, there
+
+
+def headers(name: str) -> dict[str, str]:
+    """Return what the provider's own package sends, with receiver's token as the key."""
+    kinds = {
+        "assemblyai": ("authorization", TOKEN),
+        "sarvam": ("api-subscription-key", TOKEN),
+        "gladia": ("x-gladia-key", TOKEN),
+        "elevenlabs": ("xi-api-key", TOKEN),
+        "deepdub": ("x-api-key", TOKEN),
+        "fal": ("authorization", f"Key {TOKEN}"),
+    }
+    header, value = kinds.get(name, ("authorization", f"Bearer {TOKEN}"))
+    return {header: value, "x-receiver-ref": f"ref-{name}"}
+
+
+FILE = {"file": ("a.wav", b"RIFF\x00\x01", "audio/wav")}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "assemblyai": ("/v2/transcript", {"json": {"audio_url": "u", "webhook_url": None}}, {"id": "j"}),
+    "soniox": ("/v1/transcriptions", {"json": {"model": "m"}}, {"id": "j"}),
+    "sarvam": ("/speech-to-text/job/v1", {"json": {"callback": None}}, {"job_id": "j"}),
+    "speechmatics": (
+        "/v2/jobs?sm-sdk=x",
+        {"data": {"config": '{"type": "transcription"}'}, "files": FILE},
+        {"id": "j"},
+    ),
+    "revai": ("/speechtotext/v1/jobs", {"files": {"media": FILE["file"]}}, {"id": "j"}),
+    "gladia": (
+        "/v2/pre-recorded",
+        {"json": {"audio_url": "u"}},
+        {"id": "j", "result_url": "{base}/v2/pre-recorded/j"},
+    ),
+    "replicate": (
+        "/v1/predictions",
+        {"json": {"input": {}}},
+        {"id": "j", "urls": {"get": "{base}/v1/predictions/j"}},
+    ),
+    "fal": (
+        "/fal-ai/whisper",
+        {"json": {}},
+        {"request_id": "j", "status_url": "{base}/fal-ai/whisper/requests/j/status"},
+    ),
+    "openai": ("/v1/responses", {"json": {"model": "m", "background": True}}, {"id": "j"}),
+    "elevenlabs": (
+        "/v1/speech-to-text",
+        {"data": {"webhook_metadata": "null"}, "files": FILE},
+        {"request_id": "j"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_each_recipes_job_carries_key_and_callback_and_is_expected(both: Both, name: str) -> None:
+    up, there = both
+    path, sent, answered = CASES[name]
+    fields = json.loads(json.dumps(answered).replace("{base}", there.base))
+    there.behave = accepted(fields, status=201)
+    answer = await up.client.post(f"/submit/{name}{path}", headers=headers(name), **sent)
+    assert answer.status_code == 201, answer.text
+    [asked] = there.asked
+    whole = str(asked)
+    assert KEY in whole
+    assert TOKEN not in whole
+    if name not in ("openai", "elevenlabs"):
+        url = f"{PUBLIC}/callbacks/{name}/"
+        assert whole.replace("%3A", ":").replace("%2F", "/").count(url) == 1
+        token = whole.replace("%3A", ":").replace("%2F", "/").partition(url)[2][:40]
+        assert up.receiver.tokens.read_short(name, token)
+    if name in ("assemblyai", "soniox", "sarvam", "speechmatics", "revai"):
+        assert SECRET in whole
+    assert answer.text == json.dumps(fields).replace(there.base, f"{HERE}/submit/{name}")
+    assert int(answer.headers.get("content-length", len(answer.content))) == len(answer.content)
+    [row] = await up.receiver.store.submissions(SubmissionFilter())
+    assert (row.state, row.job_id, row.ref) == ("accepted", "j", f"ref-{name}")
+    [expected] = await up.receiver.store.pickups(PickupFilter())
+    assert (expected.kind, expected.job_id) == (PickupKind.EXPECTED, "j")
+
+
+async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> None:
+    up, there = both
+    wrong: list[tuple[str, str, dict[str, Any]]] = [
+        ("openai", "/v1/responses", {"json": {"model": "m"}}),
+        ("revai", "/speechtotext/v1/jobs", {"json": {"callback_url": "https://evil.test"}}),
+        (
+            "revai",
+            "/speechtotext/v1/jobs",
+            {"data": {"options": '{"notification_config": {}}'}, "files": FILE},
+        ),
+        ("gladia", "/v2/pre-recorded", {"json": {"callback_config": {"url": "https://evil.test"}}}),
+        ("replicate", "/v1/predictions", {"json": {"webhook_completed": "https://evil.test"}}),
+        ("fal", "/fal-ai/whisper?fal_webhook=https://evil.test", {"json": {}}),
+        ("elevenlabs", "/v1/speech-to-text", {"data": {"webhook_id": "w"}, "files": FILE}),
+    ]
+    for name, path, sent in wrong:
+        answer = await up.client.post(f"/submit/{name}{path}", headers=headers(name), **sent)
+        assert (name, answer.status_code) == (name, 422)
+    assert there.asked == []
+
+
+async def test_a_host_name_stands_for_a_source(both: Both) -> None:
+    up, there = both
+    there.behave = accepted({"id": "j"}, status=201)
+    there_too = {**headers("gladia"), "host": "gladia.internal:8090"}
+    answer = await up.client.post("/v2/pre-recorded", headers=there_too, json={"audio_url": "u"})
+    assert answer.status_code == 201, answer.text
+    assert there.asked[0].target == "/v2/pre-recorded"
+
+
+async def test_a_callback_without_an_address_of_its_own_is_joined_by_its_jobs_id(both: Both) -> None:
+    """It comes before the answer that tells the id, and waits for that."""
+    up, there = both
+    answered = asyncio.Event()
+
+    async def call_back() -> httpx2.Response:
+        body = json.dumps({"type": "response.completed", "data": {"id": "resp-1"}}).encode()
+        signed = sign([webhook_key(SECRET)], "wh-1", up.receiver.clock() // 1000, body)
+        return await up.client.post("/callbacks/openai", content=body, headers=signed)
+
+    async def behave(asked: Any, writer: asyncio.StreamWriter) -> None:
+        early.append(asyncio.create_task(call_back()))
+        await answered.wait()
+        await accepted({"id": "resp-1"})(asked, writer)
+
+    early: list[asyncio.Task[httpx2.Response]] = []
+    there.behave = behave
+    job = {"model": "m", "background": True}
+    submitting = asyncio.create_task(
+        up.client.post("/submit/openai/v1/responses", headers=headers("openai"), json=job)
+    )
+    while not early:
+        await asyncio.sleep(0)
+    answered.set()
+    assert (await submitting).status_code == 200
+    assert (await early[0]).status_code == 200
+    pickups = {p.kind: p for p in await up.receiver.store.pickups(PickupFilter())}
+    assert pickups[PickupKind.EXPECTED].state == "collected"
+    assert pickups[PickupKind.RESULT].ref == "ref-openai"
+    assert await up.receiver.store.events(EventFilter()) == []
+
+
+async def test_deepdubs_answer_becomes_a_pickup_and_leads_back_to_receiver(both: Both) -> None:
+    up, there = both
+    url = f"{there.base}/api/v1/tts/retroactive/job1"
+    there.behave = accepted({"url": url})
+    answer = await up.client.post(
+        "/submit/deepdub/api/v1/tts/retroactive", headers=headers("deepdub"), json={"targetText": "x"}
+    )
+    assert answer.json() == {"url": f"{HERE}/submit/deepdub/api/v1/tts/retroactive/job1"}
+    assert json.loads(there.asked[0].body) == {"targetText": "x"}
+    [pickup] = await up.receiver.store.pickups(PickupFilter())
+    assert (pickup.kind, pickup.job_id, pickup.ref) == (PickupKind.RESULT, "job1", "ref-deepdub")
+    read = await up.client.get("/submit/deepdub/api/v1/tts/retroactive/job1", headers=headers("deepdub"))
+    assert read.status_code == 200
+    assert there.asked[-1].headers["x-api-key"] == KEY
