@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.core.webhook import verify
+from receiver.demo.serving import authorities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ async def _fetch(audio: dict[str, Any] | None) -> dict[str, Any] | None:
     """Fetch the stored audio of an event and compare it with what the event says."""
     if audio is None:
         return None
-    async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+    async with httpx2.AsyncClient(verify=authorities(), timeout=10, trust_env=False) as client:
         try:
             response = await client.get(audio["url"])
         except httpx2.HTTPError as error:

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -223,16 +224,27 @@ def send_until_accepted(
         sleep(wait)
 
 
+@cache
+def authorities(ca_file: str | None = None) -> ssl.SSLContext:
+    """Return the usual certificate authorities, and those of `ca_file` (PEM): reading them takes longer than a call.
+
+    Raises `OSError` when the file cannot be used.
+    """
+    trusted = httpx2.create_ssl_context(trust_env=False)
+    if ca_file is not None:
+        trusted.load_verify_locations(ca_file)
+    return trusted
+
+
 def open_client(ca_file: str | None = None) -> httpx2.Client:
     """Return a client with a provider's patience; it follows no redirects and asks no proxy.
 
     `ca_file` holds more certificate authorities to trust (PEM). Raises `OSError` when it cannot be used.
     """
     timeout = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    trusted = httpx2.create_ssl_context(trust_env=False)
-    if ca_file is not None:
-        trusted.load_verify_locations(ca_file)
-    return httpx2.Client(verify=trusted, timeout=timeout, follow_redirects=False, trust_env=False)
+    return httpx2.Client(
+        verify=authorities(ca_file), timeout=timeout, follow_redirects=False, trust_env=False
+    )
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:

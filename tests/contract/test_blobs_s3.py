@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from receiver.core.callback import Body, MemoryBody
@@ -17,6 +16,7 @@ from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_probe import probe
 from receiver.system.files import MEMORY_LIMIT, FileBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
+from tests.support.clients import local_client
 from tests.support.s3 import Weed, s3_credentials, weed
 
 __all__ = ["s3_credentials", "weed"]
@@ -66,7 +66,7 @@ async def test_links_lead_where_applications_reach_the_store(
         url = store.presign("a.mp3", content_type="audio/mpeg", expires_at=int(time.time() * 1000) + 60_000)
         assert url is not None
         assert url.startswith(f"{outside}/")
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with local_client() as client:
             answer = await client.get(url)
         assert (answer.status_code, answer.content) == (200, b"sound")
     finally:
@@ -86,7 +86,7 @@ async def test_links_answer_what_docs_audio_md_says(weed: Weed, s3_credentials: 
     url = store.presign("a.mp3", content_type="audio/mpeg", expires_at=ends) or ""
     page = store.presign("a.mp3", content_type="text/html", expires_at=ends) or ""
     await store.close()
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         whole = await client.get(url)
         assert whole.headers["content-disposition"] == 'inline; filename="a.mp3"'
         assert (await client.get(page)).headers["content-disposition"] == 'attachment; filename="a.mp3"'

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.crash.conftest import Place
+from tests.support.clients import local_client
 from tests.support.postgres import execute
 from tests.support.processes import Process, send_once
 from tests.support.running import settings_text
@@ -55,7 +55,7 @@ async def test_two_processes_with_clocks_sixteen_minutes_apart_take_nothing_from
 
 
 async def _send(fleet: list[Process], first: int, count: int) -> None:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         for number in range(first, first + count):
             sent = transcript(f"job-{number}")
             answer = await send_once(client, fleet[number % 2].port, sent.path, sent.headers, sent.body)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.crash.conftest import Place
+from tests.support.clients import local_client
 from tests.support.crashing import DRAIN, PULL, fast_clock
 from tests.support.delivered import Delivered
 from tests.support.processes import Acknowledged, Process, send_once
@@ -42,7 +42,7 @@ def _walk() -> Iterator[object]:
 
 async def _push(process: Process, providers: Providers, jobs: list[str], oracle: Acknowledged) -> None:
     """Send each callback that was not answered 2xx so far, once."""
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         for job in jobs:
             if job in oracle.events:
                 continue

@@ -21,6 +21,7 @@ import pytest
 
 from receiver.demo.deapi import ApiJob
 from tests.crash.conftest import Place
+from tests.support.clients import local_client
 from tests.support.crashing import fast_clock
 from tests.support.delivered import Delivered
 from tests.support.kept import Kept
@@ -96,7 +97,7 @@ class Storm:
 
     async def send(self, sender: int) -> None:
         """Send one callback after the other, each until it is answered 2xx, as the provider would."""
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with local_client() as client:
             number = 0
             while not self._over:
                 number += 1

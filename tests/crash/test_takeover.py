@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.crash.conftest import Place
+from tests.support.clients import local_client
 from tests.support.processes import Process, send_once
 from tests.support.running import settings_text
 from tests.support.senders import transcript
@@ -43,7 +43,7 @@ def worker(place: Place, folder: Path, sink: Sink) -> Process:
 
 async def under_way(process: Process, sink: Sink) -> set[str]:
     """Have the process begin deliveries that are not answered; return their ids."""
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         for number in range(COUNT):
             sent = transcript(f"job-{number}")
             answer = await send_once(client, process.port, sent.path, sent.headers, sent.body)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.crash.conftest import Place
+from tests.support.clients import local_client
 from tests.support.crashing import DRAIN, JOURNAL, ON_DISK, SHARED, STEPS, fast_clock
 from tests.support.delivered import Delivered
 from tests.support.processes import Acknowledged, Process, send_once
@@ -55,7 +55,7 @@ def _config(folder: Path, destination: str, place: Place) -> Path:
 
 
 async def _send(process: Process, sent: Sent, oracle: Acknowledged) -> bool:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         answer = await send_once(client, process.port, sent.path, sent.headers, sent.body, sent.method)
     if answer is not None and answer.is_success:
         oracle.note(sent.name, answer.json().get("event_id"))

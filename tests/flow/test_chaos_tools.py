@@ -20,6 +20,7 @@ from chaos.page import Row
 from chaos.peer import beside
 from chaos.wire import Wire
 from receiver.demo.deapi import Deapi
+from tests.support.clients import local_client
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.running import APP_SECRET
 
@@ -94,7 +95,7 @@ async def _deliver(port: int, body: bytes, secret: str) -> int:
         "webhook-timestamp": str(int(at.timestamp())),
         "webhook-signature": Webhook(secret).sign("evt_1", at, body.decode()),
     }
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         return (
             await client.post(f"http://127.0.0.1:{port}/hooks", content=body, headers=headers)
         ).status_code
@@ -118,7 +119,7 @@ async def test_the_wire_holds_back_what_is_sent_while_it_is_frozen() -> None:
     async with (
         ProviderHost(scripts={"/": reply(200, b"there")}) as host,
         Wire(host.port) as wire,
-        httpx2.AsyncClient(trust_env=False, timeout=10) as client,
+        local_client(timeout=10) as client,
     ):
         url = f"http://127.0.0.1:{wire.port}/"
         assert (await client.get(url)).text == "there"
@@ -136,7 +137,7 @@ async def test_the_wire_answers_as_a_store_in_trouble() -> None:
         await wire.misbehave(True)
         seen: list[int | str] = []
         for _ in range(5):
-            async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+            async with local_client(timeout=10) as client:
                 try:
                     answer = await client.get(f"http://127.0.0.1:{wire.port}/", headers={"x-long": "a" * 400})
                     seen.append(answer.status_code)

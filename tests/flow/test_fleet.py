@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from tests.support import postgres, s3
+from tests.support.clients import local_client
 from tests.support.delivered import Delivered
 from tests.support.fleet import Balancer, Node, Shared, node, shared, started
 from tests.support.house import receiver
@@ -40,7 +41,7 @@ def draining(seconds: float, stop: float = 10) -> str:
 
 
 async def _send(one: Node, sent: Sent) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=one.base, timeout=20, trust_env=False) as client:
+    async with local_client(base_url=one.base, timeout=20) as client:
         return await client.request(sent.method, sent.path, headers=sent.headers, content=sent.body)
 
 
@@ -67,7 +68,7 @@ async def test_what_one_takes_any_other_delivers_with_a_link_that_works(
                 await sink.until(1)
             assert await one.stop() == await other.stop() == 0
     audio = json.loads(sink.received[0].body)["data"]["audio"]
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         assert (await client.get(audio["url"])).content == SPEECH.read_bytes() * 30
     third = node(common, tmp_path / "three")
     [event] = await asyncio.to_thread(_listed, third, "events")
@@ -116,7 +117,7 @@ async def test_between_the_signal_and_the_stop_it_says_so_and_hangs_up_politely(
     one = Node(common, node(common, tmp_path / "one", extra=draining(60)))
     async with (
         started(one),
-        httpx2.AsyncClient(base_url=one.base or "http://x", timeout=20, trust_env=False) as client,
+        local_client(base_url=one.base or "http://x", timeout=20) as client,
     ):
         base = one.base
         before = await client.get(f"{base}/readyz")

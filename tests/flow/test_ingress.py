@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
-import httpx2
 import pytest
 
 from receiver.app.wiring import Ports
@@ -27,6 +26,7 @@ from receiver.core.callback import Admission, Head
 from receiver.providers import PushProvider
 from receiver.settings.model import MIB, SourceSettings
 from tests.docs.reading import page
+from tests.support.clients import local_client
 from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress
 from tests.support.processes import ROOT
 from tests.support.running import BASIC, Running, free_port, running, settings_text
@@ -369,7 +369,7 @@ async def test_a_rolling_deploy_fails_no_callback(tmp_path: Path, kind: str) -> 
 
 async def _takes_callbacks(port: int) -> None:
     """Return when the proxy sends callbacks to a receiver that was started again: only then is the next one stopped."""
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         while not re.search(
             r"^receiver_callbacks_total\{.*\} [1-9]",
             (await client.get(f"http://127.0.0.1:{port}/metrics")).text,

@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from receiver.core.errors import ReceiverError
 from receiver.core.event import EventFilter
+from tests.support.clients import local_client
 from tests.support.crashing import fast_clock
 from tests.support.power import Mounted, missing
 from tests.support.processes import Process, send_once
@@ -52,7 +52,7 @@ async def _until_power_is_lost(folder: Path, **environ: str) -> dict[str, tuple[
         process = Process(config, environ=environ)
         await process.start()
         try:
-            async with httpx2.AsyncClient(trust_env=False) as client:
+            async with local_client() as client:
 
                 async def send(sent: Sent) -> None:
                     answer = await send_once(

@@ -16,6 +16,7 @@ from receiver.core.event import EventFilter
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from tests.support import s3
+from tests.support.clients import local_client
 from tests.support.running import Running, running, settings_text
 from tests.support.s3 import BUCKET, Weed
 from tests.support.s3_wire import Wire
@@ -61,7 +62,7 @@ async def test_audio_lies_in_the_bucket_and_the_event_links_to_it(
             assert (await _send(up, sent)).json()["status"] == "duplicate"
         sound = json.loads(sink.received[0].body)["data"]["audio"]
     assert sound["uri"].startswith(f"s3://{BUCKET}/{prefix}deepgram/20")
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with local_client() as client:
         fetched = await client.get(sound["url"])
     assert fetched.content == sent.body == SPEECH.read_bytes() * times
     assert fetched.headers["content-type"] == sound["content_type"] == "audio/mpeg"

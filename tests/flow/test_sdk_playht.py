@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pyht
 import pytest
 from pyht import inference_coordinates as coordinates
@@ -26,6 +25,7 @@ from starlette.routing import Route
 
 from receiver.demo.playht import API_KEY, USER_ID, WHOLE_STREAM, Playht, error
 from receiver.demo.serving import served
+from tests.support.clients import local_client
 from tests.support.playht_asking import asking, collected
 
 MODELS = ("Play3.0-mini", "PlayDialog", "PlayDialogMultilingual", "PlayDialogArabic")
@@ -125,7 +125,7 @@ async def test_a_job_made_with_pyhts_words_comes_home(house: House, tmp_path: Pa
     options = pyht.TTSOptions(voice="s3://voice", format=pyht.Format.FORMAT_MP3)
     wanted = http_prepare_dict("Good morning.", options, "PlayHT2.0-turbo")
     async with asking(tmp_path, "json") as ask:
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with local_client() as client:
             proof = {"authorization": f"Bearer {API_KEY}", "x-user-id": USER_ID, "accept": "application/json"}
             answer = await client.post(f"{ask.base}/api/v2/tts", json=wanted, headers=proof)
         order = ask.source.lookup(answer.headers["location"], {})

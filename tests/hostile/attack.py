@@ -19,6 +19,7 @@ import httpx2
 import psutil
 
 from receiver.demo.stage import Child, clean_environment
+from tests.support.clients import local_client
 from tests.support.house import Said, free_port, receiver
 from tests.support.raw import head
 from tests.support.running import settings_text
@@ -127,7 +128,7 @@ class Growth:
 @contextlib.asynccontextmanager
 async def client(process: Target, *, seconds: float = PATIENCE) -> AsyncIterator[httpx2.AsyncClient]:
     base = f"http://127.0.0.1:{process.port}"
-    async with httpx2.AsyncClient(base_url=base, timeout=seconds, trust_env=False) as http:
+    async with local_client(base_url=base, timeout=seconds) as http:
         yield http
 
 

@@ -17,6 +17,7 @@ from typing import Self
 import httpx2
 
 from tests.support import postgres
+from tests.support.clients import local_client
 from tests.support.ingress import Child
 from tests.support.processes import ROOT
 from tests.support.running import settings_text
@@ -145,8 +146,7 @@ class Balancer:
     async def __aenter__(self) -> Self:
         limits = httpx2.Limits(max_keepalive_connections=8)
         self._clients = {
-            number: httpx2.AsyncClient(timeout=20, trust_env=False, limits=limits)
-            for number in range(len(self._nodes))
+            number: local_client(timeout=20, limits=limits) for number in range(len(self._nodes))
         }
         self._asking = asyncio.create_task(self._ask_forever())
         return self
@@ -159,7 +159,7 @@ class Balancer:
             await client.aclose()
 
     async def _ask_forever(self) -> None:
-        async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+        async with local_client(timeout=10) as client:
             while True:
                 up = {n for n, node in enumerate(self._nodes) if await self._says_yes(client, node)}
                 async with self._changed:

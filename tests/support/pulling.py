@@ -17,13 +17,14 @@ from receiver.engine.requests import new_pickup
 from receiver.settings.load import parse
 from receiver.settings.model import Settings
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.system.files import HELD_LIMIT
 from tests.support.running import DEAPI_SECRET
 from tests.support.senders import SPEECH, Sent, deapi
 
 KEY = "provider-key-0123456789abcdef"
 USER = "user-0123456789"
-AUDIO = SPEECH.read_bytes() * (3 * 1024 * 1024 // SPEECH.stat().st_size)
-"""Too long to stay in memory: each download is a temporary file."""
+AUDIO = SPEECH.read_bytes() * (HELD_LIMIT // SPEECH.stat().st_size + 2)
+"""A little too long to stay in memory: each download is a temporary file."""
 
 
 @dataclass(frozen=True)

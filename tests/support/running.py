@@ -19,6 +19,7 @@ from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, S
 from receiver.settings.load import parse
 from receiver.web.app import create_app
 from receiver.web.protocol import protocol
+from tests.support.clients import local_client
 
 BASIC = "deepgram:correct-horse-battery"
 DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"
@@ -166,7 +167,7 @@ async def running(
             await asyncio.sleep(0)
         base = f"http://127.0.0.1:{port}"
         try:
-            async with httpx2.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
+            async with local_client(base_url=base, timeout=30) as client:
                 yield Running(receiver, base, client, seen, folder)
         finally:
             server.should_exit = True

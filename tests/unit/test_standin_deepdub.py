@@ -13,6 +13,7 @@ import pytest
 
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
+from tests.support.clients import NO_AUTHORITIES
 from tests.support.collecting import Place, placed
 
 TLS = Path(__file__).parents[1] / "support" / "tls"
@@ -33,7 +34,7 @@ def place() -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def open_http(place: Place) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=place.url + BASE_PATH, trust_env=False) as client:
+    with httpx2.Client(base_url=place.url + BASE_PATH, verify=NO_AUTHORITIES, trust_env=False) as client:
         yield client
 
 
@@ -107,7 +108,12 @@ def test_audio_comes_with_the_type_of_its_format_another_or_none(
 def test_the_server_is_gone_when_its_block_ends(provider: Deepdub) -> None:
     with served(provider.app) as url:
         port = int(url.rpartition(":")[2])
-        assert httpx2.get(f"{url}{BASE_PATH}/tts/retroactive/x", trust_env=False).status_code == 401
+        assert (
+            httpx2.get(
+                f"{url}{BASE_PATH}/tts/retroactive/x", verify=NO_AUTHORITIES, trust_env=False
+            ).status_code
+            == 401
+        )
     assert not [thread for thread in threading.enumerate() if thread.name == f"provider-{port}"]
     with socket.create_server(("127.0.0.1", port)):
         pass
