@@ -265,9 +265,9 @@ def _become(asked: dict[str, Any]) -> tuple[str, list[str]]:
 def _import() -> None:
     for name in _IMPORTED:
         __import__(name)
-    from receiver.outbound.client import _trust
+    from receiver.outbound.client import trust
 
-    _trust(None)  # the system's certificate authorities are read once
+    trust(None)  # the system's certificate authorities are read once
     gc.collect()
     gc.freeze()  # so that collecting garbage does not copy what the processes have in common
 
