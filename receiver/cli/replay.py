@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec.structs import replace as changed
 
 from receiver.cli.options import AsJson, Chosen, Yes, confirm, given, load, opened_store, since
 from receiver.cli.output import counted, print_json, warn
@@ -19,30 +18,12 @@ from receiver.core.event import EVENT_TYPES, EventFilter
 from receiver.core.work import DeliveryFilter, DeliveryState
 
 if TYPE_CHECKING:
-    from receiver.core.event import Event
+    from receiver.engine.replays import Replayable
     from receiver.settings.model import Settings
-    from receiver.storage.store.store import Store
 
-T = TypeVar("T")
-_PAGE = 500
-_ENDED = (DeliveryState.DEAD, DeliveryState.DELIVERED)
-Routed = Callable[["Event"], Sequence[str]]
-"""Returns the destinations that today's settings send an event to, of those that were asked for."""
-
-
-@dataclass
-class _Found:
-    """What fits."""
-
-    ended: list[str] = field(default_factory=list)
-    """Deliveries that have ended: they get another round."""
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    """Events and the destinations that they have no delivery to: these are made."""
-    busy: int = 0
-    """Deliveries under way: they are left alone."""
-
-    def __len__(self) -> int:
-        return len(self.ended) + len(self.missing)
+Filters = list[EventFilter] | list[DeliveryFilter]
+PAGE = 500
+"""Rows of a page."""
 
 
 def replay(
@@ -109,28 +90,28 @@ class _Wanted:
                 "name deliveries or events, or filter with --to, --dead, --destination or --since"
             )
 
-    def find(self, settings: Settings) -> _Found:
+    def find(self, settings: Settings) -> Replayable:
         """Return what there is of it. Raises `UsageError` when a filter names what there is not."""
-        routed = _routed(settings, self.to)
+        Chosen("destination", self.to, settings.destinations).refuse_unknown()
         chosen = (
             Chosen("source", self.source, settings.sources),
             Chosen("event type", self.event_type, EVENT_TYPES),
             Chosen("destination", self.destination, settings.destinations),
         )
         names = list(product(*(one.names() for one in chosen)))
+        filters: Filters
         if self.to is not None and not self.ids:
-            events = [self._events(source, event_type) for source, event_type, _ in names]
-            found = asyncio.run(_never_sent(settings, events, routed))
+            filters = [self._events(source, event_type) for source, event_type, _ in names]
         else:
-            deliveries = [self._deliveries(*one) for one in names]
-            found = asyncio.run(_find(settings, self.ids, deliveries, self.to, routed))
+            filters = [self._deliveries(*one) for one in names]
+        found = asyncio.run(_find(settings, self.ids, self.to, filters))
         if not found and not found.busy:
             for one in chosen:
                 one.refuse_unknown()
         return found
 
     def _events(self, source: str | None, event_type: str | None) -> EventFilter:
-        return EventFilter(source=source, type=event_type, since=self.since, until=self.until, limit=_PAGE)
+        return EventFilter(source=source, type=event_type, since=self.since, until=self.until, limit=PAGE)
 
     def _deliveries(
         self, source: str | None, event_type: str | None, destination: str | None
@@ -142,77 +123,24 @@ class _Wanted:
             state=DeliveryState.DEAD if self.dead else None,
             since=self.since,
             until=self.until,
-            limit=_PAGE,
+            limit=PAGE,
         )
 
 
-def _routed(settings: Settings, to: str | None) -> Routed:
+async def _find(settings: Settings, ids: Sequence[str], to: str | None, filters: Filters) -> Replayable:
     from receiver.app.wiring import build_router
+    from receiver.engine.replays import find_fitting, find_named, find_never_sent, routed_to
 
-    Chosen("destination", to, settings.destinations).refuse_unknown()
-    router = build_router(settings)
-
-    def routed(event: Event) -> Sequence[str]:
-        wanted = router.destinations(event.source, event.type)
-        return [name for name in wanted if to in (None, name)]
-
-    return routed
-
-
-async def _find(
-    settings: Settings, ids: Sequence[str], filters: Sequence[DeliveryFilter], to: str | None, routed: Routed
-) -> _Found:
-    """Return what there is of the deliveries and events named, or of the deliveries that fit the filters."""
-    found = _Found()
-    states: dict[str, DeliveryState] = {}
+    routed = routed_to(build_router(settings), to)
     async with opened_store(settings) as store:
-        for one in filters if not ids else ():
-            states |= await _states(store, one)
-        for identifier in ids:
-            if identifier.startswith("evt_"):
-                await _add_missing(store, [await store.event(identifier)], routed, found)
-                of_event = DeliveryFilter(event_id=identifier, destination=to, limit=_PAGE)
-                states |= await _states(store, of_event)
-            else:
-                delivery = await store.delivery(identifier)
-                states[delivery.id] = delivery.state
-    found.ended = sorted(delivery_id for delivery_id, state in states.items() if state in _ENDED)
-    found.busy = len(states) - len(found.ended)
-    return found
+        if ids:
+            return await find_named(store, ids, to, routed)
+        if isinstance(filters[0], EventFilter):
+            return await find_never_sent(store, filters, routed)
+        return await find_fitting(store, filters)
 
 
-async def _never_sent(settings: Settings, filters: Sequence[EventFilter], routed: Routed) -> _Found:
-    """Return the events that fit and have no delivery to a destination that they go to, oldest first."""
-    found = _Found()
-    async with opened_store(settings) as store:
-        for one in filters:
-            async for page in _event_pages(store, one):
-                await _add_missing(store, page, routed, found)
-    found.missing.reverse()
-    return found
-
-
-async def _add_missing(store: Store, events: Sequence[Event], routed: Routed, found: _Found) -> None:
-    there = await store.deliveries_of([event.id for event in events])
-    pairs = [(event.id, name) for event in events for name in routed(event)]
-    found.missing += [pair for pair in pairs if pair not in there]
-
-
-async def _event_pages(store: Store, filters: EventFilter) -> AsyncIterator[list[Event]]:
-    while page := await store.events(filters):
-        yield page
-        filters = changed(filters, after=(page[-1].recorded_at, page[-1].id))
-
-
-async def _states(store: Store, filters: DeliveryFilter) -> dict[str, DeliveryState]:
-    states: dict[str, DeliveryState] = {}
-    while page := await store.deliveries(filters):
-        states |= {delivery.id: delivery.state for delivery in page}
-        filters = changed(filters, after=page[-1].id)
-    return states
-
-
-def _finish(settings: Settings, found: _Found, *, dry_run: bool, as_json: bool) -> None:
+def _finish(settings: Settings, found: Replayable, *, dry_run: bool, as_json: bool) -> None:
     """Replay what was found unless nothing is to be changed, and tell. Status 1 when there was nothing to do."""
     replayed = added = 0
     if found and not dry_run:
@@ -233,30 +161,22 @@ def _finish(settings: Settings, found: _Found, *, dry_run: bool, as_json: bool) 
         raise typer.Exit(1)
 
 
-async def _replay(settings: Settings, found: _Found) -> tuple[int, int]:
+async def _replay(settings: Settings, found: Replayable) -> tuple[int, int]:
     from rich.console import Console
     from rich.progress import Progress
 
-    replayed = added = 0
+    from receiver.engine import replays
+
     out = Console(stderr=True)
     async with opened_store(settings) as store:
         with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
             bar = progress.add_task("Replaying", total=len(found))
-            for ids in _pages(found.ended):
-                replayed += len(await store.replay(ids, now=wall_clock()))
-                progress.advance(bar, len(ids))
-            for pairs in _pages(found.missing):
-                added += len(await store.add_deliveries(pairs, now=wall_clock()))
-                progress.advance(bar, len(pairs))
-    return replayed, added
+            return await replays.replay(
+                store, found, now=wall_clock(), done=lambda count: progress.advance(bar, count)
+            )
 
 
-def _pages(things: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(things), _PAGE):
-        yield things[start : start + _PAGE]
-
-
-def _would(found: _Found) -> str:
+def _would(found: Replayable) -> str:
     return _told(len(found.ended), len(found.missing), "would be ")
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection, Stage
 from receiver.core.event_json import iso
 from receiver.core.work import (
@@ -36,6 +37,8 @@ class Cause(StrEnum):
     EXPECTED = "expected"
     OVERDUE = "overdue"
     NO_ROUTE = "no_route"
+    PAUSED = "paused"
+    HELD = "held"
     RETRYING = "retrying"
     SENDING = "sending"
     DEAD = "dead"
@@ -61,6 +64,8 @@ class Job(Struct, frozen=True, kw_only=True):
     erased_at: int | None = None
     allowed: Mapping[str, int] = {}
     """Attempts that each destination's retry policy allows."""
+    destinations: Mapping[str, DestinationState] = {}
+    """What is known of destinations, by name."""
 
     @property
     def finals(self) -> list[Event]:
@@ -179,6 +184,29 @@ def _no_route(job: Job) -> str | None:
     return f"Recorded, but not sent: {one.id} has no delivery; no destination takes {one.type} of {one.source}, or took it then."
 
 
+def _paused(job: Job) -> str | None:
+    stopped = [one for one in _waited_for(job) if one.stopped]
+    if not stopped:
+        return None
+    one = stopped[0]
+    since, end = one.paused_at or one.disabled_at or 0, "resumes" if one.paused_at else "enables"
+    return f"{one.name} is {one.status} since {iso(since)}: its deliveries wait until a person {end} it."
+
+
+def _held(job: Job) -> str | None:
+    failing = [one for one in _waited_for(job) if one.status is DestinationStatus.FAILING]
+    if not failing:
+        return None
+    one = failing[0]
+    return f"{one.name} fails since {iso(one.failing_since or 0)}: its deliveries are held, and the next probe is due at {iso(one.held_until)}."
+
+
+def _waited_for(job: Job) -> list[DestinationState]:
+    """Return what is known of the destinations to which a delivery waits."""
+    names = {d.destination for d in job.deliveries if d.due_at is not None}
+    return [job.destinations[name] for name in sorted(names & set(job.destinations))]
+
+
 def _retrying(job: Job) -> str | None:
     trying = [d for d in job.deliveries if d.due_at is not None and d.attempts > d.round_start]
     if not trying:
@@ -225,6 +253,8 @@ _SENTENCES: Mapping[Cause, Callable[[Job], str | None]] = {
     Cause.EXPECTED: _expected,
     Cause.OVERDUE: _overdue,
     Cause.NO_ROUTE: _no_route,
+    Cause.PAUSED: _paused,
+    Cause.HELD: _held,
     Cause.RETRYING: _retrying,
     Cause.SENDING: _sending,
     Cause.DEAD: _dead,

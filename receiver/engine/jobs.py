@@ -53,6 +53,7 @@ async def gather(
         journaled=journaled,
         erased_at=max((stone.erased_at for stone in stones), default=None),
         allowed=allowed,
+        destinations=await store.destinations(now),
     )
 
 

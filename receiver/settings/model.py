@@ -194,7 +194,7 @@ class ApiScope(StrEnum):
 
     READ = "read"
     OPERATE = "operate"
-    """Hand over pickups, make callback URLs, replay."""
+    """Hand over pickups, make callback URLs, replay, pause destinations."""
     ADMIN = "admin"
     """Remove data."""
 

@@ -213,6 +213,51 @@ class DestinationShown(Struct, frozen=True, kw_only=True):
     """Deliveries that are due."""
     oldest_due_at: Time | None
     dead: int
+    health: DestinationHealth
+
+
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What a replay did, or would do."""
+
+    found: int
+    """Deliveries that fit and have ended, and those that are to be made."""
+    replayed: int
+    added: int
+    left_alone: int
+    """Deliveries that fit and are under way."""
+    dry_run: bool
+
+
+class ErasureShown(Struct, frozen=True, kw_only=True):
+    """What an erasure removed, or would remove."""
+
+    events: int
+    callbacks: int
+    deliveries: int
+    pickups: int
+    blobs: int
+    journal_entries: int
+    """Of the machine that answered: each has a journal of its own."""
+    unreadable: list[str]
+    """A sentence for each entry of that journal that may be the subject's, and cannot be read."""
+    dry_run: bool
+
+
+class ActShown(Struct, frozen=True, kw_only=True):
+    """One request that changed something."""
+
+    id: str
+    at: Time
+    token: str
+    """The name of the token that it was asked with."""
+    action: str
+    subject: str
+    """The path as it was called."""
+    detail: str
+    """JSON: what was asked for, without what may be secret or somebody's."""
+    peer: str | None
+    status: int | None
+    """How it was answered; null while it is under way, or where the process ended meanwhile."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from receiver.core.act import Act
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
@@ -92,6 +93,7 @@ class MemoryStore(Store):
         self._ended_logins: dict[str, int] = {}
         self._arrivals = itertools.count()
         self._places: dict[str, Place] = {}
+        self._acts: dict[str, Act] = {}
         self._open = False
 
     async def open(self) -> None:
@@ -258,6 +260,24 @@ class MemoryStore(Store):
         for kind in {_ring(one) for one in rejections}:
             dropped = [row for row in self._rejections if _ring(row[2]) == kind][keep:]
             self._rejections = [row for row in self._rejections if row not in dropped]
+
+    async def begin_act(self, act: Act) -> Act:
+        await self.ping()
+        same = (one for one in self._acts.values() if (one.token, one.key) == (act.token, act.key))
+        return (
+            self._acts.setdefault(act.id, act)
+            if act.key is None
+            else next(same, None) or self._acts.setdefault(act.id, act)
+        )
+
+    async def end_act(self, act_id: str, *, status: int, answer: bytes | None) -> None:
+        self._acts[act_id] = replace(self._acts[act_id], status=status, answer=answer)
+
+    async def acts(self, token: str | None, after: str | None, limit: int) -> Sequence[Act]:
+        found = sorted(self._acts.values(), key=lambda one: one.id, reverse=True)
+        return [one for one in found if token in (None, one.token) and (after is None or one.id < after)][
+            :limit
+        ]
 
     async def has_scope(self, source: str, scope: str) -> bool:
         await self.ping()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from receiver.core.destination import DestinationState
 from receiver.core.event import Event, Rejection, Stage, new_id
 from receiver.core.explain import OVERDUE, PARKED, Cause, Job, explain
 from receiver.core.work import Delivery, DeliveryState, Pickup, PickupKind, PickupState
@@ -84,6 +85,24 @@ CASES: list[tuple[Job, Cause, str]] = [
         "attempt 3 of 11",
     ),
     (job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.PENDING),)), Cause.SENDING, "app"),
+    (
+        job(
+            events=(DONE,),
+            deliveries=(delivery(DONE, DeliveryState.PENDING),),
+            destinations={"app": DestinationState(name="app", paused_at=T0)},
+        ),
+        Cause.PAUSED,
+        "until a person resumes it",
+    ),
+    (
+        job(
+            events=(DONE,),
+            deliveries=(delivery(DONE, DeliveryState.PENDING, 1),),
+            destinations={"app": DestinationState(name="app", opened_at=T0, failing_since=T0)},
+        ),
+        Cause.HELD,
+        "app fails since",
+    ),
     (
         job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.DEAD, 11),)),
         Cause.DEAD,

@@ -616,6 +616,26 @@ WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
 
+-- ==================== acts ====================
+
+-- name: insert_acts
+-- Notes acts, and returns those whose key was not known.
+INSERT INTO acts {insert: id, at, token, action, subject, detail, peer, key, digest, status, answer}
+ON CONFLICT (token, key) WHERE key IS NOT NULL DO NOTHING
+RETURNING id
+
+-- name: end_act
+-- Notes how an act was answered.
+UPDATE acts SET status = :status, answer = :answer WHERE id = :id
+
+-- name: list_acts
+-- Acts, newest first.
+SELECT id, at, token, action, subject, detail, peer, key, digest, status, answer
+FROM acts
+WHERE {conditions}
+ORDER BY id DESC
+LIMIT :limit
+
 -- ==================== schema and health ====================
 
 -- name: ping

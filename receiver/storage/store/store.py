@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
+from receiver.core.act import Act
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Rejection
@@ -26,6 +27,7 @@ from receiver.core.work import (
     StoreStats,
     TakenOver,
 )
+from receiver.storage.store import acts as act_rows
 from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import logins, queue, retention, tokens
@@ -89,6 +91,8 @@ OPERATIONS: Sequence[Operation] = (
     DELIVERIES.claim,
     PICKUPS.claim,
     event_rows.reject,
+    act_rows.begin,
+    act_rows.end,
     _ping,
     retention.prune,
     retention.erase,
@@ -377,6 +381,18 @@ class Store:
     async def sweep_submissions(self, *, open_before: int, answers_before: int) -> list[str]:
         """Forget old answers; return the submissions that are `unknown` now, as they were open for too long."""
         return await self.write(submission_rows.sweep, (open_before, answers_before))
+
+    # ------------------------------------------------------------ acts
+
+    async def begin_act(self, act: Act) -> Act:
+        """Note an act; return it, or the earlier one that has its key."""
+        return await self.write(act_rows.begin, (act,))
+
+    async def end_act(self, act_id: str, *, status: int, answer: bytes | None) -> None:
+        """Note how an act was answered; the answer where it must be given again."""
+        await self.write(act_rows.end, (act_id, status, answer))
+
+    acts = _reads(act_rows.acts)
 
     # ------------------------------------------------------------ retention
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from receiver.engine.requests import MAX_REF, checked_format, issue_callback_url, source_named
-from receiver.web.api.operation import Call
+from receiver.web.api.call import Call
 from receiver.web.api.pickups import Seconds
 from receiver.web.views import CallbackUrl, issued_url
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec import Struct
 
 from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
+from receiver.web.api.call import Call
 from receiver.web.api.lists import Limit, Moment, millis, of_each_type, page
-from receiver.web.api.operation import Call
 from receiver.web.views import AttemptShown, DeliveryShown, DeliveryWhole, Page, shown
 
 

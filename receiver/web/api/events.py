@@ -13,8 +13,8 @@ from receiver.core.event import Event, EventSearch
 from receiver.core.event_json import LINKED, iso
 from receiver.core.routing import fitting_types
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
+from receiver.web.api.call import Call
 from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, millis, place_of
-from receiver.web.api.operation import Call
 from receiver.web.views import (
     AudioLink,
     CallbackShown,

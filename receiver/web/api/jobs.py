@@ -8,7 +8,7 @@ from receiver.core.retention import Subject, SubjectKind
 from receiver.engine.erasure import Eraser
 from receiver.engine.jobs import gather
 from receiver.settings.load import token_secrets
-from receiver.web.api.operation import Call
+from receiver.web.api.call import Call
 from receiver.web.views import JobShown, job_shown
 
 

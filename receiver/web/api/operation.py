@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound, StoreUnavailable, UsageError
+from receiver.core.errors import (
+    BlobsUnavailable,
+    ConfigError,
+    JournalUnavailable,
+    NotFound,
+    StoreUnavailable,
+    UsageError,
+)
 from receiver.settings.model import ApiScope
-from receiver.web.api.access import Access, Holder
+from receiver.web.api.access import Access
+from receiver.web.api.acts import Again, new_act, refuse_other
+from receiver.web.api.call import Call, Given
 from receiver.web.api.problems import Refused, answer, out, problem
 
 if TYPE_CHECKING:
@@ -29,28 +38,6 @@ _STORE_SECONDS = 10.0
 T = TypeVar("T")
 Q = TypeVar("Q")
 B = TypeVar("B")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[Q, B]):
-    """A request that was let in and understood."""
-
-    receiver: Receiver
-    holder: Holder
-    query: Q
-    body: B
-    path: Mapping[str, str]
-    """The parts of the path that the operation's path has in braces."""
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A result with another status than the operation's first, or with headers."""
-
-    content: Any
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +59,8 @@ class Operation:
     """The struct of the body."""
     statuses: Sequence[int] = field(default=(200,), kw_only=True)
     """The statuses of success, the usual one first."""
+    again: Again = field(default=Again.RUNS, kw_only=True)
+    """What becomes of a request whose idempotency key was used before."""
 
     @property
     def method(self) -> str:
@@ -107,17 +96,20 @@ class _Server:
         return Route(f"{PREFIX}v1{path}", serve, methods=list(by_method))
 
     async def _guarded(self, operation: Operation, request: Request) -> Response:
-        """Answer a request; whatever goes wrong becomes a problem. Nothing of a body is read before its token was found right."""
+        return await self._told(self._served(operation, request))
+
+    async def _told(self, answering: Awaitable[Response]) -> Response:
+        """Answer; whatever goes wrong becomes a problem."""
         try:
             async with asyncio.timeout(_BODY_SECONDS + _STORE_SECONDS):
-                return await self._served(operation, request)
+                return await answering
         except Refused as refused:
             return problem(refused.status, refused.detail, refused.headers)
         except NotFound as error:
             return problem(404, error.message)
         except (UsageError, ConfigError) as error:
             return problem(422, error.message)
-        except (StoreUnavailable, BlobsUnavailable) as error:
+        except (StoreUnavailable, BlobsUnavailable, JournalUnavailable) as error:
             return out(error.message)
         except TimeoutError:
             return out(f"the store did not answer within {_STORE_SECONDS:g} s")
@@ -128,32 +120,56 @@ class _Server:
             return problem(500, "an internal error; the log says more")
 
     async def _served(self, operation: Operation, request: Request) -> Response:
+        """Serve a request. Nothing of its body is read before its token was found right."""
         holder = self._access.admit(request.headers.getlist("authorization"), operation.scope)
         query = _query(request, operation.query)
-        body = None if operation.body is None else await _body(request, operation.body)
+        raw = b"" if operation.body is None else await _read_in_time(request)
         call: Call[Any, Any] = Call(
             receiver=self._receiver,
             holder=holder,
             query=query,
-            body=body,
+            body=None if operation.body is None else _decoded(raw, operation.body),
             path=request.path_params,
             request=request,
         )
-        result = await operation.handle(call)
-        if isinstance(result, Response):
-            return result
-        if isinstance(result, Given):
-            return answer(result.content, status=result.status, headers=result.headers)
-        return answer(result, status=operation.statuses[0])
+        if operation.method == "GET":
+            return await _run(operation, call)
+        return await self._act(operation, call, raw)
+
+    async def _act(self, operation: Operation, call: Call[Any, Any], raw: bytes) -> Response:
+        """Note who does what, then do it; what has the key of an earlier request is not done twice."""
+        store, act = self._receiver.store, new_act(operation.name, call, raw)
+        noted = await store.begin_act(act)
+        if noted.id != act.id:
+            refuse_other(noted, act, again=operation.again)
+            if noted.answer is not None:
+                return answer(msgspec.Raw(noted.answer), status=noted.status or 200)
+        response = await self._told(_run(operation, call))
+        kept = bytes(response.body) if operation.again is Again.ANSWERED else None
+        await store.end_act(noted.id, status=response.status_code, answer=kept)
+        return response
 
 
-async def _body(request: Request, kind: type[T]) -> T:
-    """Return the request's JSON body as `kind`. Raises `Refused` naming what is wrong."""
+async def _run(operation: Operation, call: Call[Any, Any]) -> Response:
+    result = await operation.handle(call)
+    if isinstance(result, Response):
+        return result
+    if isinstance(result, Given):
+        return answer(result.content, status=result.status, headers=result.headers)
+    return answer(result, status=operation.statuses[0])
+
+
+async def _read_in_time(request: Request) -> bytes:
+    """Return the request's body. Raises `Refused` when it is too large or too slow."""
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            body = await _read(request)
+            return await _read(request)
     except TimeoutError:
         raise Refused(408, f"the body did not come within {_BODY_SECONDS:g} s") from None
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    """Return a JSON body as `kind`. Raises `Refused` naming what is wrong."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

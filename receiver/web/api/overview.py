@@ -1,14 +1,13 @@
-"""Sources, destinations, rejections, and how much waits."""
+"""Sources, rejections, and how much waits."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
 from receiver.core.work import Due
+from receiver.web.api.call import Call
 from receiver.web.api.lists import Limit
-from receiver.web.api.operation import Call
 from receiver.web.views import (
-    DestinationShown,
     Page,
     RejectionShown,
     SourceShown,
@@ -32,26 +31,6 @@ async def sources(call: Call[None, None]) -> Page[SourceShown]:
             oldest_pickup_due_at=time_of(due[name].oldest_due_at) if name in due else None,
         )
         for name, source in receiver.settings.sources.items()
-    ]
-    return Page(items=items, next=None)
-
-
-async def destinations(call: Call[None, None]) -> Page[DestinationShown]:
-    """List the destinations of the settings."""
-    receiver = call.receiver
-    stats = await receiver.store.stats(receiver.clock())
-    due = _by_name(stats.due)
-    items = [
-        DestinationShown(
-            name=name,
-            kind=destination.kind,
-            sources=list(destination.sources),
-            events=list(destination.events),
-            due=due[name].depth if name in due else 0,
-            oldest_due_at=time_of(due[name].oldest_due_at) if name in due else None,
-            dead=stats.dead.get(name, 0),
-        )
-        for name, destination in receiver.settings.destinations.items()
     ]
     return Page(items=items, next=None)
 

@@ -8,8 +8,8 @@ from msgspec import Meta, Struct, field
 
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_SECONDS, checked_format, new_pickup, pollable, source_named
+from receiver.web.api.call import Call, Given
 from receiver.web.api.lists import Limit, page
-from receiver.web.api.operation import Call, Given
 from receiver.web.views import Page, PickupShown, PickupWhole, shown
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from receiver.settings.model import ApiScope
-from receiver.web.api import callback_urls, deliveries, events, jobs, overview, pickups
+from receiver.web.api import (
+    acts,
+    callback_urls,
+    deliveries,
+    destinations,
+    erasures,
+    events,
+    jobs,
+    overview,
+    pickups,
+    replays,
+)
+from receiver.web.api.acts import Again
 from receiver.web.api.operation import Operation
 from receiver.web.views import (
+    ActShown,
     AttemptShown,
     AudioLink,
     CallbackUrl,
     DeliveryShown,
     DeliveryWhole,
+    DestinationHealth,
     DestinationShown,
+    ErasureShown,
     EventPage,
     EventWhole,
     JobShown,
@@ -19,6 +34,7 @@ from receiver.web.views import (
     PickupShown,
     PickupWhole,
     RejectionShown,
+    Replayed,
     SourceShown,
     Stats,
 )
@@ -117,6 +133,7 @@ _PICKUPS = (
         body=callback_urls.NewCallbackUrl,
         gives=CallbackUrl,
         statuses=(201,),
+        again=Again.REFUSED,
     ),
 )
 
@@ -142,10 +159,48 @@ _OVERVIEW = (
         "GET /destinations",
         _READ,
         "Lists the destinations",
-        overview.destinations,
+        destinations.listed,
         gives=Page[DestinationShown],
     ),
     Operation("GET /stats", _READ, "Tells how much waits", overview.stats, gives=Stats),
 )
 
-OPERATIONS = (*_EVENTS, *_DELIVERIES, *_PICKUPS, *_OVERVIEW)
+_ACTS = (
+    Operation(
+        "POST /replays",
+        _OPERATE,
+        "Sends events again, or for the first time to a destination that never got them; or counts them",
+        replays.make,
+        body=replays.NewReplay,
+        gives=Replayed,
+        again=Again.ANSWERED,
+    ),
+    *(
+        Operation(
+            f"POST /destinations/{{name}}/{action}", _OPERATE, does, destinations.act, gives=DestinationHealth
+        )
+        for action, does in (
+            ("pause", "Holds its deliveries; they spend no attempts"),
+            ("resume", "Sends a paused destination's deliveries again"),
+            ("enable", "Sends again to one that answered 410 or fails: its failures are forgotten"),
+        )
+    ),
+    Operation(
+        "POST /erasures",
+        ApiScope.ADMIN,
+        "Erases all data of one subject, or counts it",
+        erasures.make,
+        body=erasures.NewErasure,
+        gives=ErasureShown,
+    ),
+    Operation(
+        "GET /audit",
+        _READ,
+        "Lists what was done over the API, newest first",
+        acts.listed,
+        query=acts.ActQuery,
+        gives=Page[ActShown],
+    ),
+)
+
+OPERATIONS = (*_EVENTS, *_DELIVERIES, *_PICKUPS, *_OVERVIEW, *_ACTS)

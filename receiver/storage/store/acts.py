@@ -1,0 +1,33 @@
+"""Acts: noted before they are carried out, ended with their answer, listed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import astuple
+
+from receiver.core.act import Act
+from receiver.storage.store.statements import Session, Value, each, listed, value_of
+
+
+@each
+def begin(session: Session, act: Act) -> Act:
+    """Note an act; return it, or the earlier one that has its key."""
+    if session.run_rows("insert_acts", [astuple(act)]):
+        return act
+    rows = session.run(
+        "list_acts", {"token": act.token, "key": act.key, "limit": 1}, "token = :token AND key = :key"
+    )
+    return value_of(Act, rows[0])
+
+
+@each
+def end(session: Session, act_id: str, status: int, answer: bytes | None) -> None:
+    """Note how an act was answered."""
+    session.run("end_act", {"id": act_id, "status": status, "answer": answer})
+
+
+def acts(session: Session, token: str | None, after: str | None, limit: int) -> Sequence[Act]:
+    """List acts, newest first."""
+    conditions: dict[str, Value] = {"token = :token": token, "id < :after": after}
+    return [value_of(Act, row) for row in listed(session, "list_acts", conditions, limit)]

@@ -1,0 +1,83 @@
+"""The audit of what is done over the API, and idempotency keys: one row for each request that changes something."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from receiver.core.act import Act
+from receiver.core.event import new_id
+from receiver.web.api.call import Call
+from receiver.web.api.lists import Limit, page
+from receiver.web.api.problems import Refused
+from receiver.web.views import ActShown, Page
+
+KEY_CHARS = 200
+_UNDER_WAY_MS = 60_000
+"""An act that has no answer after so long was ended with its process, and may be done anew."""
+_TOLD = frozenset(("source", "destination", "to", "state", "type", "since", "until", "dry_run"))
+"""What the audit tells of a request's body: nothing that may be secret, or somebody's."""
+
+
+class Again(StrEnum):
+    """What becomes of a request whose idempotency key was used before."""
+
+    RUNS = "runs"
+    """It is done again, which changes nothing."""
+    ANSWERED = "answered"
+    """It gets the answer of the first."""
+    REFUSED = "refused"
+    """It is refused: the first answer held secrets, and is not kept."""
+
+
+def new_act(action: str, call: Call[Any, Any], raw: bytes) -> Act:
+    """Return the act that a request is. Raises `Refused` for a key that is too long."""
+    request, now = call.request, call.receiver.clock()
+    key = request.headers.get("idempotency-key") or None
+    if key is not None and len(key) > KEY_CHARS:
+        raise Refused(400, f"Idempotency-Key is longer than {KEY_CHARS} characters")
+    path = request.url.path
+    fields = {} if call.body is None else msgspec.to_builtins(call.body)
+    told = {name: value for name, value in fields.items() if name in _TOLD and value is not None}
+    return Act(
+        id=new_id("act", now),
+        at=now,
+        token=call.holder.name,
+        action=action,
+        subject=path,
+        detail=msgspec.json.encode(told).decode(),
+        peer=request.client.host if request.client else None,
+        key=key,
+        digest=hashlib.sha256(path.encode() + b"\0" + raw).hexdigest(),
+    )
+
+
+def refuse_other(noted: Act, act: Act, *, again: Again) -> None:
+    """Raise `Refused` for a request that has the key of another, of one under way, or of one that is not done twice."""
+    if noted.digest != act.digest:
+        raise Refused(422, "the Idempotency-Key was used for another request: take a new one")
+    if noted.status is None and act.at - noted.at < _UNDER_WAY_MS:
+        raise Refused(409, "a request with this Idempotency-Key is under way", {"retry-after": "5"})
+    if again is Again.REFUSED and noted.status is not None and noted.status < 400:
+        raise Refused(409, "it was made before, and its answer is not kept: take a new Idempotency-Key")
+
+
+class ActQuery(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which acts to list, newest first."""
+
+    token: str | None = None
+    """The name of the token that it was asked with."""
+    after: str | None = None
+    """`next` of the page before."""
+    limit: Limit = 50
+
+
+async def listed(call: Call[ActQuery, None]) -> Page[ActShown]:
+    """List what was done over the API."""
+    query = call.query
+    found = await call.receiver.store.acts(query.token, query.after, query.limit)
+    return page(list(found), ActShown, query.limit)

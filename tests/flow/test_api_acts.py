@@ -1,0 +1,116 @@
+"""What is done over the API: replays, destinations, erasures; each is in the audit, and none is done twice by one key."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from receiver.core.work import DeliveryFilter, DeliveryState
+from tests.support.running import Running, api_token, running, settings_text
+from tests.support.senders import transcript
+
+TOKEN = "a-token-of-some-length"
+ALL = DeliveryFilter(limit=100)
+
+
+@pytest.fixture
+async def up(tmp_path: Path) -> AsyncIterator[Running]:
+    """A process that works not: deliveries stay as they are."""
+    text = settings_text(tmp_path, destination="http://127.0.0.1:9/hooks", extra=api_token("ops", TOKEN))
+    async with running(tmp_path, f'public_url = "https://hooks.example.com"\n{text}', work=False) as live:
+        live.client.headers["authorization"] = f"Bearer {TOKEN}"
+        yield live
+
+
+async def send(up: Running, name: str) -> str:
+    sent = transcript(name)
+    answer = await up.client.post(sent.path, headers=sent.headers, content=sent.body)
+    return str(answer.json()["event_id"])
+
+
+async def post(up: Running, path: str, body: Any = None, *, status: int = 200, key: str = "") -> Any:
+    headers = {"idempotency-key": key} if key else {}
+    answer: httpx2.Response = await up.client.post(f"/api/v1/{path}", json=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def end(up: Running, state: DeliveryState) -> None:
+    """End every delivery that is due."""
+    from tests.contract.store_suite import settlement
+
+    store, now = up.receiver.store, up.receiver.clock()
+    for claim in await store.claim("app", worker="w", limit=50, now=now, lease_until=now + 9000):
+        assert await store.settle(settlement(claim, state=state, due_at=None))
+
+
+async def test_what_fits_is_counted_then_replayed_once_for_a_key(up: Running) -> None:
+    first = await send(up, "first")
+    await send(up, "second")
+    await end(up, DeliveryState.DEAD)
+    counted = await post(up, "replays", {"state": "dead", "type": "transcript.*", "dry_run": True})
+    assert counted == {"found": 2, "replayed": 0, "added": 0, "left_alone": 0, "dry_run": True}
+    done = await post(up, "replays", {"ids": [first]}, key="k1")
+    assert (done["found"], done["replayed"]) == (1, 1)
+    assert await post(up, "replays", {"ids": [first]}, key="k1") == done
+    states = {one.event_id == first: one.state for one in await up.receiver.store.deliveries(ALL)}
+    assert states == {True: DeliveryState.PENDING, False: DeliveryState.DEAD}
+    other = await post(up, "replays", {"ids": []}, key="k1", status=422)
+    assert "Idempotency-Key" in other["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "ids"),
+        ({"ids": ["evt_1"], "state": "dead"}, "not both"),
+        ({"to": "app", "state": "dead"}, "to makes"),
+        ({"to": "nowhere"}, "there is: app"),
+        ({"destination": "nowhere"}, "there is: app"),
+        ({"state": "pending"}, "$.state"),
+    ],
+)
+async def test_a_replay_that_contradicts_itself_is_refused_by_name(
+    up: Running, body: dict[str, Any], named: str
+) -> None:
+    assert named in (await post(up, "replays", body, status=422))["detail"]
+
+
+async def test_a_destination_is_paused_and_resumed_and_its_jobs_are_told_so(up: Running) -> None:
+    await send(up, "waits")
+    assert (await post(up, "destinations/app/pause"))["status"] == "paused"
+    job = (await up.client.get("/api/v1/jobs/waits")).json()
+    assert (job["cause"], "app is paused" in job["sentence"]) == ("paused", True)
+    listed = (await up.client.get("/api/v1/destinations")).json()["items"]
+    assert listed[0]["health"]["status"] == "paused"
+    assert (await post(up, "destinations/app/resume"))["status"] == "active"
+    await post(up, "destinations/nowhere/pause", status=404)
+
+
+async def test_a_subject_is_counted_then_erased(up: Running) -> None:
+    event_id = await send(up, "gone")
+    counted = await post(up, "erasures", {"job_id": "gone", "dry_run": True})
+    assert (counted["events"], counted["deliveries"], counted["dry_run"]) == (1, 1, True)
+    assert (await post(up, "erasures", {"job_id": "gone"}))["events"] == 1
+    assert (await up.client.get(f"/api/v1/events/{event_id}")).status_code == 404
+    assert (await up.client.get("/api/v1/jobs/gone")).json()["cause"] == "erased"
+    assert "one subject" in (await post(up, "erasures", {}, status=422))["detail"]
+
+
+async def test_every_act_is_in_the_audit_without_what_may_be_secret(up: Running) -> None:
+    await post(up, "callback-urls", {"source": "deepgram", "ref": "order-7"}, status=201, key="once")
+    again = await post(up, "callback-urls", {"source": "deepgram", "ref": "order-7"}, status=409, key="once")
+    assert "not kept" in again["detail"]
+    await post(up, "replays", {"to": "nowhere"}, status=422)
+    page = (await up.client.get("/api/v1/audit", params={"token": "ops"})).json()
+    acts = [(one["action"], one["detail"], one["status"]) for one in page["items"]]
+    assert acts == [
+        ("POST /replays", '{"to":"nowhere","dry_run":false}', 422),
+        ("POST /callback-urls", '{"source":"deepgram"}', 201),
+    ]
+    assert "order-7" not in str(page)
+    assert {one["token"] for one in page["items"]} == {"ops"}
