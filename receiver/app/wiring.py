@@ -181,6 +181,7 @@ def build(
         keys=KeyTemplate(settings.blobs.key),
         by_job={name for name, api in ports.submit_apis.items() if api.by_job},
         clock=clock,
+        expect=relay.expect,
         wake=relay.wake,
         wake_pickups=lambda source: collector.wake((source,)),
     )

@@ -84,10 +84,14 @@ class Recorder:
         keys: KeyTemplate,
         by_job: Collection[str] = (),
         clock: Callable[[], int],
+        expect: Callable[[Iterable[str]], Callable[[str], None]],
         wake: Callable[[Iterable[str]], None],
         wake_pickups: Callable[[str], None],
     ) -> None:
-        """`by_job` are the sources whose callbacks are joined with submissions by the job's id. `wake` gets the destinations of a new event, `wake_pickups` the source of a new pickup."""
+        """`expect` gets the destinations of an event that is about to be recorded, and what it returns the event's id after that.
+
+        `by_job` are the sources whose callbacks are joined with submissions by the job's id. `wake` gets the destinations of an event that a pickup brought, `wake_pickups` the source of a new pickup.
+        """
         self._store = store
         self._blobs = blobs
         self._bodies = bodies
@@ -95,6 +99,7 @@ class Recorder:
         self._keys = keys
         self._by_job = by_job
         self._clock = clock
+        self._expect = expect
         self.wake = wake
         self._wake_pickups = wake_pickups
 
@@ -127,9 +132,10 @@ class Recorder:
         if draft.remote is not None:
             return await self._defer(origin, callback, draft, draft.remote, answered, now)
         recording = await self._recording(origin, draft, new_id("evt", now), now, answered)
+        done = self._expect(recording.destinations)
         recorded = await self._store.record(recording)
-        if recorded.status is RecordStatus.RECORDED and recording.destinations:
-            self.wake(recording.destinations)
+        if recorded.status is RecordStatus.RECORDED:
+            done(recorded.event_id)
         return recorded
 
     async def _joined(self, source: str, draft: EventDraft) -> tuple[EventDraft, Answered | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +102,21 @@ class Relay(Lanes[Claimed, Made]):
         }
         super().__init__(self._sending.values())
 
+    def expect(self, destinations: Iterable[str]) -> Callable[[str], None]:
+        """Have lanes with nothing to do claim in the transaction that records an event for these destinations.
+
+        Call what is returned with the event's id once it is recorded: it wakes the lanes that did not get it.
+        """
+        lanes = [lane for lane in map(self._lanes.get, destinations) if lane is not None]
+        claims = [(lane, lane.expect()) for lane in lanes]
+
+        def recorded(event_id: str) -> None:
+            for lane, claim in claims:
+                if claim is None or not _has(claim, event_id):
+                    lane.poll.set()
+
+        return recorded
+
     def start(self) -> None:
         """Begin to claim and attempt, and to look at the destinations' states."""
         super().start()
@@ -174,6 +189,16 @@ class Relay(Lanes[Claimed, Made]):
                 observer.note("error", "relay.destination_disabled", destination=state.name)
 
 
+def _has(claim: Awaitable[list[Claimed]], event_id: str) -> bool:
+    if not isinstance(claim, asyncio.Future) or not claim.done() or claim.cancelled() or claim.exception():
+        return False
+    return any(claimed.event.id == event_id for claimed in claim.result())
+
+
+async def _nothing() -> list[Claimed]:
+    return []
+
+
 class Sending(LaneWork[Claimed, Made]):
     """The deliveries of one destination."""
 
@@ -203,11 +228,11 @@ class Sending(LaneWork[Claimed, Made]):
         """Tell whether a claimed delivery may be attempted now, beside so many others."""
         return self.gate.lets(claim, busy, now)
 
-    async def _claim(self, name: str, *, now: int, **how: Any) -> list[Claimed]:
+    def _claim(self, name: str, *, now: int, **how: Any) -> Awaitable[list[Claimed]]:
         if self.gate.opens_at(now) != now:
-            return []
+            return _nothing()
         probing = self.gate.state.opened_at is not None
-        return await self._store.claim(name, now=now, probing=probing, **how)
+        return self._store.claim(name, now=now, probing=probing, **how)
 
     async def _next_due(self, name: str) -> int | None:
         due_at = await self._store.next_due(name)

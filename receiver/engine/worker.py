@@ -9,12 +9,13 @@ Deliveries and pickups run in the same kind of lane. A claimed row goes
 
 A lane claims in batches, ahead of its workers by one batch: when half of that is used, it claims again. It polls when it is
 woken (something was recorded), when the next row falls due, and once a second in any case, since another process may
-have recorded something.
+have recorded something. A lane that has nothing to do claims in the very transaction that records something for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import traceback
@@ -227,6 +228,13 @@ class Lane(Generic[C, M]):
         """More is due than was claimed: claim again as soon as half of what is ahead is used."""
         self._full = False
         """There was no room to claim: claim again as soon as an attempt has ended."""
+        self._napping = False
+        """The feeder waits for something to do, and nothing is ahead."""
+        self._early: tuple[Awaitable[list[C]], int] | None = None
+        """A claim that the feeder did not ask for and is to take, and for how many rows."""
+        self._looked_at = -math.inf
+        self._due_at: int | None = None
+        """When the next row is due as of `_looked_at` (monotonic)."""
         self._stopping = asyncio.Event()
         self._feeder: asyncio.Task[None] | None = None
         self._workers: list[asyncio.Task[None]] = []
@@ -269,15 +277,36 @@ class Lane(Generic[C, M]):
                 if self._watch.out:
                     self._watch.worked()
                 if not self.poll.is_set():
+                    self._napping = nap is not None
                     await _within(self.poll.wait(), nap)
+                    self._napping = False
+        if self._early is not None:
+            with suppress(StoreUnavailable):
+                await self._claim_ahead()
+
+    def expect(self) -> Awaitable[list[C]] | None:
+        """Have the transaction of what is recorded next claim for this lane as well, if it has nothing to do."""
+        room = self._work.room(self._ahead.qsize(), len(self._making))
+        if not self._napping or room <= 0:
+            return None
+        self._napping = False
+        claiming = self._claim(self._clock(), room)
+        self._early = claiming, room
+        self.poll.set()
+        return claiming
 
     async def _claim_ahead(self) -> float | None:
         """Claim what there is room for; return the seconds until the next poll (None: when there is room again)."""
         room = self._work.room(self._ahead.qsize(), len(self._making))
         self._full = room <= 0
-        if self._full:
+        early, self._early = self._early, None
+        if early is not None:
+            claiming, room = early
+        elif self._full:
             return None
-        claims = await self._claim(self._clock(), room)
+        else:
+            claiming = self._claim(self._clock(), room)
+        claims = await claiming
         self._more = len(claims) == room
         for claim in claims:
             self._ahead.put_nowait(claim)
@@ -285,10 +314,14 @@ class Lane(Generic[C, M]):
             return None
         if self.poll.is_set():
             return 0.0
-        due_at = await self._queue.next_due(self._work.name)
-        if due_at is None:
-            return self._timing.poll
-        return min(self._timing.poll, max(self._timing.shortest_nap, (due_at - self._clock()) / 1000))
+        left = self._timing.poll - (time.monotonic() - self._looked_at)
+        passed = self._due_at is not None and self._due_at <= self._clock()
+        if not claims or left <= 0 or passed:  # else what was seen then still holds
+            self._due_at = await self._queue.next_due(self._work.name)
+            left, self._looked_at = self._timing.poll, time.monotonic()
+        if self._due_at is None:
+            return left
+        return min(left, max(self._timing.shortest_nap, (self._due_at - self._clock()) / 1000))
 
     def _claim(self, now: int, limit: int) -> Awaitable[list[C]]:
         return self._queue.claim(
@@ -339,6 +372,7 @@ class Lane(Generic[C, M]):
         finally:
             self._settling.discard(number)
         if due_at is not None and due_at <= self._clock() + self._timing.poll * 1000:
+            self._looked_at = -math.inf
             self.poll.set()  # the lane would sleep past it
 
     async def step(self, now: int) -> int:

@@ -176,6 +176,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             router=Router([Route("app", ("*",), ("*",))]),
             keys=KeyTemplate(),
             clock=lambda: made.now,
+            expect=lambda names: lambda _: None,
             wake=made.woken.extend,
             wake_pickups=lambda source: None,
         )

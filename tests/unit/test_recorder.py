@@ -95,6 +95,7 @@ class Desk:
             router=Router([Route("app", ("acme",), ("speech.*",)), Route("other", ("*",), ("media.*",))]),
             keys=KEYS,
             clock=lambda: self.now,
+            expect=lambda names: lambda _: self.woken.extend(names),
             wake=self.woken.extend,
             wake_pickups=self.woken_pickups.append,
         )

@@ -50,6 +50,7 @@ class Desk:
             router=Router([]),
             keys=KeyTemplate(template),
             clock=lambda: self.now,
+            expect=lambda names: lambda _: None,
             wake=lambda names: None,
             wake_pickups=lambda source: None,
         )

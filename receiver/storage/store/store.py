@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -263,15 +263,20 @@ class Store:
     attempts = _reads(queue.attempts)
     stats = _reads(_stats)
 
-    async def claim(
+    def claim(
         self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
-    ) -> list[Claimed]:
+    ) -> Awaitable[list[Claimed]]:
         """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`.
 
         None while the destination is held. `probing` takes one of a destination that fails, when it is time for a probe.
+
+        Queued by the call itself, not by waiting for it: what is recorded right after it comes in the same transaction, and
+        is seen.
         """
+        if self._writer is None:
+            raise StoreUnavailable("the store is not open")
         request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until, probing)
-        return await self.write(DELIVERIES.claim, request)
+        return self._writer.submit(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""

@@ -128,13 +128,15 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
-        """Run the operation in the next transaction; return the request's result once that is committed."""
+    def submit(
+        self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q
+    ) -> asyncio.Future[R]:
+        """Queue the operation for the next transaction; the request's result comes once that is committed."""
         if self._closed is not None:
             raise StoreUnavailable("the store is closed")
         future: asyncio.Future[R] = self._loop.create_future()
         self._queue.put(_Call(operation, request, future))
-        return await future
+        return future
 
     async def close(self, seconds: float | None = None) -> None:
         """Finish what is queued, then disconnect; abandon the thread when that takes longer than `seconds`."""
