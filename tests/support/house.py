@@ -12,12 +12,18 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
+
+import typer.main
 
 from receiver import __main__ as cli
 from receiver.demo.stage import Child, clean_environment
 from tests.support.forking import ForkedPopen
+
+# Typer builds the commands anew for each call, which is most of what a short one takes; a process makes one call.
+typer.main.get_command = cache(typer.main.get_command)
 
 DEAPI_SECRET = "deapi-account-secret-0123456789"
 API_KEY = "the-key-of-every-provider-0123456789"
