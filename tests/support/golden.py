@@ -15,6 +15,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def load_case(folder: Path) -> Case:
     )
 
 
-def cases(provider: str | None = None) -> list[Case]:
+@cache
+def cases(provider: str | None = None) -> tuple[Case, ...]:
     """Return every golden case, or those of one provider, by name."""
     folders = sorted(path.parent for path in ROOT.glob(f"{provider or '*'}/*/case.toml"))
-    return [load_case(folder) for folder in folders]
+    return tuple(load_case(folder) for folder in folders)
