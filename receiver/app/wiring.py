@@ -277,6 +277,7 @@ def _relay(
             timeout_seconds=destination.timeout_seconds,
             breaker_failures=destination.breaker_failures,
             recover=destination.recover == "auto",
+            rules=destination.rules,
         )
         for name, destination in settings.destinations.items()
     }

@@ -12,11 +12,13 @@ class Gate:
     Attempts at once are halved by each answer that asks for less, and one more again for each that does not.
     """
 
-    def __init__(self, name: str, concurrency: int) -> None:
+    def __init__(self, name: str, concurrency: int, *, ahead: bool = True) -> None:
+        """`ahead`: deliveries may be claimed before they can begin; not where the claim says when one may be sent."""
         self.state = DestinationState(name=name)
         self.width = concurrency
         """Attempts at the same time, at present."""
         self._concurrency = concurrency
+        self._ahead = ahead
 
     def learn(self, state: DestinationState) -> bool:
         """Take over what the store says; return whether something changed."""
@@ -32,7 +34,7 @@ class Gate:
 
     def room(self, ahead: int, busy: int) -> int:
         """Return how many deliveries to claim: at full width a batch ahead, else what may begin at once."""
-        if self.width < self._concurrency:
+        if self.width < self._concurrency or not self._ahead:
             return self.width - ahead - busy
         return self._concurrency - ahead
 

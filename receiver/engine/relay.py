@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from receiver.core.destination import DestinationState, is_failure, probe_wait, reported
 from receiver.core.destination_events import Routed, destination_event, transition
 from receiver.core.errors import ConfigError, StoreUnavailable, Unavailable
 from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.retry import RetryPolicy
+from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.gate import Gate
 from receiver.engine.worker import (
@@ -34,6 +37,8 @@ from receiver.storage.store.store import Store
 
 Made = tuple[Settlement, float]
 """What to settle, and the seconds that the attempt took."""
+_BLOCKED_MS = 250
+"""After how long a lane in order looks again for what another process may have made room for."""
 LOOK_SECONDS = 0.5
 """Between two looks at what other processes and persons made of the destinations."""
 RECOVER_AT_ONCE, RECOVER_SECONDS = 100, 1.0
@@ -59,6 +64,7 @@ class DeliveryTerms:
     """Failures in a row after which deliveries are held; 0 is never."""
     recover: bool = False
     """Whether deliveries that died in an outage are replayed after it."""
+    rules: SendingRules = PLAIN
 
     def __post_init__(self) -> None:
         if self.lease <= self.needed:
@@ -215,7 +221,7 @@ class Sending(LaneWork[Claimed, Made]):
     ) -> None:
         super().__init__(name, lane, ClaimPort(self._claim, store.release, self._next_due), context)
         self.lane = lane
-        self.gate = Gate(name, lane.concurrency)
+        self.gate = Gate(name, lane.concurrency, ahead=lane.rules.rate is None)
         self._store = store
         self._render = render
         self._report = report
@@ -231,12 +237,21 @@ class Sending(LaneWork[Claimed, Made]):
     def _claim(self, name: str, *, now: int, **how: Any) -> Awaitable[list[Claimed]]:
         if self.gate.opens_at(now) != now:
             return _nothing()
-        probing = self.gate.state.opened_at is not None
-        return self._store.claim(name, now=now, probing=probing, **how)
+        rules = self.lane.rules
+        if self.gate.state.opened_at is not None:
+            rules = replace(rules, probing=True)
+        return self._store.claim(name, now=now, rules=rules, **how)
 
     async def _next_due(self, name: str) -> int | None:
-        due_at = await self._store.next_due(name)
-        return None if due_at is None else self.gate.opens_at(due_at)
+        due_at, rules = await self._store.next_due(name), self.lane.rules
+        if due_at is None:
+            return None
+        pauses = [_BLOCKED_MS] if rules.order else []
+        if rules.rate is not None:
+            pauses.append(rules.rate.apart_us // 1000)
+        if pauses:  # what was not claimed just now is blocked, or has to wait for the rate
+            due_at = max(due_at, self.context.clock() + min(pauses))
+        return self.gate.opens_at(due_at)
 
     def recovers(self, state: DestinationState, now: int) -> bool:
         """Tell whether it is time to replay deliveries that died while the destination failed."""
@@ -309,4 +324,5 @@ class Sending(LaneWork[Claimed, Made]):
                 waited_seconds=(settlement.started_at - claim.event.recorded_at) / 1000,
             )
         )
-        return settlement.due_at
+        # In order, the next event of the same job may be sent now.
+        return clock() if self.lane.rules.order else settlement.due_at

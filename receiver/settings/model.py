@@ -22,6 +22,7 @@ from pydantic import (
 
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
+from receiver.core.sending import SendingRules, rate
 from receiver.core.urls import http_url
 
 MIB = 1024 * 1024
@@ -394,6 +395,12 @@ class DestinationSettings(Section):
     """Failed attempts in a row after which deliveries are held, and the destination is probed; 0 is never."""
     recover: Literal["auto", "off"] = "auto"
     """Whether deliveries that died while the destination failed are replayed once it works again."""
+    rate: str | None = None
+    """At most so many attempts over all processes: `10/s`, `600/min`; None is no limit."""
+    ordered: bool | Literal["job", "ref"] = False
+    """Send the events of one job (`true`, `"job"`), or with one ref, one after the other in the order of recording."""
+    when_dead: Literal["skip", "hold"] = "skip"
+    """With `ordered`: whether the later events of a job are sent when one has died, or wait until it is replayed."""
     options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="before")
@@ -406,6 +413,22 @@ class DestinationSettings(Section):
     def _retry(cls, value: Any) -> Any:
         policy(value)
         return value
+
+    @field_validator("rate")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            rate(value)
+        return value
+
+    @property
+    def rules(self) -> SendingRules:
+        """What claims of its deliveries keep to."""
+        order: Literal["job", "ref"] | None = None
+        if self.ordered:
+            order = "ref" if self.ordered == "ref" else "job"
+        paced = rate(self.rate) if self.rate is not None else None
+        return SendingRules(rate=paced, order=order, dead_block=self.when_dead == "hold")
 
     @property
     def policy(self) -> RetryPolicy:

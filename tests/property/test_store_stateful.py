@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from receiver.core.destination import DestinationState, enabled, paused, reported, resumed
 from receiver.core.event import EventFilter, Stage
+from receiver.core.sending import PLAIN, Rate, SendingRules
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
@@ -49,6 +50,14 @@ CHANGES: tuple[Callable[..., DestinationState], ...] = (
     ),
 )
 """What persons and attempts make of a destination."""
+RULES = (
+    PLAIN,
+    SendingRules(probing=True),
+    SendingRules(rate=Rate(LEASE * 400, 2)),
+    SendingRules(order="job"),
+    SendingRules(order="job", dead_block=True, rate=Rate(LEASE * 2000, 3)),
+    SendingRules(order="ref"),
+)
 
 
 def name_of(one: Delivery | Claimed) -> tuple[str, str]:
@@ -104,6 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
             key=f"k{key}",
             second_key=None if second is None else f"s{second}",
             job_id=f"j{job}",
+            ref=f"r{job % 2}",
             stage=stage,
             at=self.now,
         )
@@ -128,33 +138,18 @@ class StoreMachine(RuleBasedStateMachine):
         ]
         assert counts[0] == counts[1]
 
-    @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 4), probing=st.booleans())
-    def claim(self, destination: str, limit: int, probing: bool = False) -> None:
+    @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 4), rules=st.sampled_from(RULES))
+    def claim(self, destination: str, limit: int, rules: SendingRules = PLAIN) -> None:
         until = self.now + LEASE
-        state = self.run(self.model.destinations(self.now)).get(destination)
-        state = state or DestinationState(name=destination)
-        if state.stopped or state.held_until > self.now or (state.opened_at is not None) is not probing:
-            limit = 0
-        due = sorted(
-            one.due_at
-            for one in self.by_name(self.model).values()
-            if one.destination == destination and one.due_at is not None and one.due_at <= self.now
-        )
+        due = [at for at, _ in self.model._claimable(destination, limit, self.now, rules)]
         before = self.by_name(self.real)
         taken = self.run(
             self.real.claim(
-                destination,
-                worker="w",
-                limit=max(limit, 1),
-                now=self.now,
-                lease_until=until,
-                probing=probing,
+                destination, worker="w", limit=limit, now=self.now, lease_until=until, rules=rules
             )
         )
-        limit = min(limit, 1) if probing else limit
-        if taken and probing:
-            self.model._states[destination] = replace(state, held_until=until)
-        assert [before[name_of(one)].due_at for one in taken] == due[:limit], "the oldest, in order"
+        self.model._spend(destination, len(taken), self.now, until, rules)
+        assert [before[name_of(one)].due_at for one in taken] == due, "the oldest, in order"
         # Which of those due at the same moment are taken is free, so the model takes the very same.
         same = self.by_name(self.model)
         for one in taken:

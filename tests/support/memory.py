@@ -45,6 +45,7 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
+from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import (
     Attempt,
     Claimed,
@@ -88,6 +89,7 @@ class MemoryStore(Store):
         self._pickups: dict[str, Pickup] = {}
         self._pickup_attempts: dict[str, list[PickupAttempt]] = {}
         self._states: dict[str, DestinationState] = {}
+        self._rate_at: dict[str, int] = {}
         self._rejections: list[tuple[int, int, Rejection]] = []
         self._tombstones: dict[str, Tombstone] = {}
         self._ended_logins: dict[str, int] = {}
@@ -293,21 +295,67 @@ class MemoryStore(Store):
     # ------------------------------------------------------------ the road out
 
     async def claim(
-        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
+        self,
+        destination: str,
+        *,
+        worker: str,
+        limit: int,
+        now: int,
+        lease_until: int,
+        rules: SendingRules = PLAIN,
     ) -> list[Claimed]:
         await self.ping()
         token = f"{worker}:{os.urandom(6).hex()}"
-        due = sorted((at, one.id) for one, at in self._waiting(destination) if at <= now)
-        state = self._states.get(destination) or DestinationState(name=destination)
-        if state.stopped or state.held_until > now or (state.opened_at is not None) is not probing:
-            return []
-        if probing and due:
-            self._states[destination] = replace(state, held_until=lease_until)
-            limit = 1
+        due = self._claimable(destination, limit, now, rules)
+        self._spend(destination, len(due), now, lease_until, rules)
         return [
-            replace(self._take(delivery_id, token, now, lease_until), probe=probing)
-            for _, delivery_id in due[:limit]
+            replace(self._take(delivery_id, token, now, lease_until), probe=rules.probing)
+            for _, delivery_id in due
         ]
+
+    def _claimable(
+        self, destination: str, limit: int, now: int, rules: SendingRules
+    ) -> list[tuple[int, str]]:
+        """Return when what a claim may take was due, and its id, in order."""
+        state = self._states.get(destination) or DestinationState(name=destination)
+        if state.stopped or state.held_until > now or (state.opened_at is not None) is not rules.probing:
+            return []
+        limit = 1 if rules.probing else limit
+        if rules.rate is not None:
+            limit = min(limit, rules.rate.allowed(self._rate_at.get(destination, 0) - now * 1000))
+        due = sorted(
+            (at, one.id)
+            for one, at in self._waiting(destination)
+            if at <= now and not self._is_blocked(one, rules)
+        )
+        return due[:limit]
+
+    def _is_blocked(self, one: Delivery, rules: SendingRules) -> bool:
+        """Tell whether an earlier delivery of the same job has not ended."""
+        event = self._events[one.event_id]
+        key = {"job": event.job_id, "ref": event.ref, None: None}[rules.order]
+        if key is None:
+            return False
+        for other in self._deliveries.values():
+            before = self._events[other.event_id]
+            same = before.job_id if rules.order == "job" else before.ref
+            waits = other.due_at is not None or (rules.dead_block and other.state is DeliveryState.DEAD)
+            if (
+                (other.destination, before.source, same) == (one.destination, event.source, key)
+                and (before.recorded_at, before.id) < (event.recorded_at, event.id)
+                and waits
+            ):
+                return True
+        return False
+
+    def _spend(self, destination: str, count: int, now: int, lease_until: int, rules: SendingRules) -> None:
+        """Use up the rate and the probe."""
+        if count and rules.probing:
+            state = self._states[destination]
+            self._states[destination] = replace(state, held_until=lease_until)
+        if count and rules.rate is not None:
+            start = max(now * 1000, self._rate_at.get(destination, 0))
+            self._rate_at[destination] = start + count * rules.rate.apart_us
 
     async def destinations(self, now: int) -> dict[str, DestinationState]:
         await self.ping()

@@ -12,6 +12,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.core.retry import RetryPolicy, policy
+from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.outbound.destinations.http import HttpDestination
@@ -97,12 +98,19 @@ class FaultyStore(MemoryStore):
             raise StoreUnavailable
 
     async def claim(
-        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
+        self,
+        destination: str,
+        *,
+        worker: str,
+        limit: int,
+        now: int,
+        lease_until: int,
+        rules: SendingRules = PLAIN,
     ) -> list[Claimed]:
         """Claim, unless out."""
         self._fail("claim")
         found = await super().claim(
-            destination, worker=worker, limit=limit, now=now, lease_until=lease_until, probing=probing
+            destination, worker=worker, limit=limit, now=now, lease_until=lease_until, rules=rules
         )
         self.claims.append(len(found))
         if found:

@@ -410,7 +410,9 @@ _LOCK_ORDER: Mapping[str, Callable[[Sequence[Value]], Any]] = {
 _BY_ID = ("settle_", "release_", "replay_", "drop_", "forget_", "erase_")
 """Statements that may wait for another process's rows take them in one order, so that two do not wait for each other."""
 
-_ALONG_THE_INDEX = frozenset({"due_deliveries", "due_pickups"})
+_ALONG_THE_INDEX = frozenset(
+    {"due_deliveries", "due_deliveries_by_job", "due_deliveries_by_ref", "due_pickups"}
+)
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 
 

@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from receiver.core.event import Event, new_id
+from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import (
     Attempt,
     Claimed,
@@ -41,8 +42,8 @@ class ClaimRequest(NamedTuple):
     limit: int
     now: int
     lease_until: int
-    probing: bool = False
-    """Deliveries: the destination is known to fail; take one, if it is time to probe, and else none."""
+    rules: SendingRules = PLAIN
+    """Of deliveries only."""
 
 
 def token(worker: str, lock: str | None = None) -> str:
@@ -190,17 +191,28 @@ class Deliveries(Queue[Claimed, Settlement]):
             round_start=row[2],
             claimed_by=request.token,
             lease_until=request.lease_until,
-            probe=request.probing,
+            probe=request.rules.probing,
         )
 
     def _due(self, session: Session, request: ClaimRequest) -> list[Claimed]:
-        name, now, probing = request.queue, request.now, request.probing
-        params: dict[str, Value] = {"queue": name, "now": now, "limit": 1 if probing else request.limit}
-        rows = session.run("due_deliveries", params | {"held": "" if probing else name})
-        if rows and probing:
+        name, now, rules = request.queue, request.now, request.rules
+        limit, ahead_us = 1 if rules.probing else request.limit, 0
+        if rules.rate is not None:
+            ahead_us = session.run("lock_rate", {"name": name, "now": now, "at": now})[0][0]
+            limit = min(limit, rules.rate.allowed(ahead_us))
+        params: dict[str, Value] = {"queue": name, "now": now, "limit": limit}
+        params["held"] = "" if rules.probing else name
+        if rules.order is not None:
+            params["blocking"] = "dead" if rules.dead_block else ""
+        statement = f"due_deliveries_by_{rules.order}" if rules.order else "due_deliveries"
+        rows = session.run(statement, params) if limit else []
+        if rows and rules.probing:
             wait = request.lease_until - now
             if not session.run("take_probe", {"name": name, "now": now, "wait": wait}):
                 return []
+        if rows and rules.rate is not None:
+            ahead_us = max(0, ahead_us) + len(rows) * rules.rate.apart_us
+            session.run("use_rate", {"name": name, "now": now, "ahead": ahead_us})
         return [self.claimed(row, request) for row in rows]
 
     def _settled_row(self, settlement: Settlement) -> tuple[Value, ...]:

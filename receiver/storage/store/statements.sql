@@ -128,29 +128,6 @@ LIMIT :limit
 -- with: deliveries | destination | delivering | attempts        | delivery_id | , round_start              | round_start = CAST(settled.round_start AS BIGINT), | detail, response
 -- with: pickups    | source      | collecting | pickup_attempts | pickup_id   | , failures, last_detail    | failures = CAST(settled.failures AS BIGINT), last_detail = settled.last_detail, | detail
 
--- name: due_deliveries
--- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again. Nothing is due
--- to a destination that is held; a probe, which names none as :held, is not kept back by that.
-SELECT
-    d.id, d.attempts, d.round_start,
-    e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key,
-    e.size, e.duration_ms
-FROM deliveries AS d
-JOIN events AS e ON e.id = d.event_id
-WHERE
-    d.destination = :queue
-    AND d.due_at <= :now
-    AND NOT EXISTS (
-        SELECT 1
-        FROM destinations AS h
-        WHERE
-            h.name = :held
-            AND (h.paused_at IS NOT NULL OR h.disabled_at IS NOT NULL OR h.opened_at IS NOT NULL OR h.held_until > :now)
-    )
-ORDER BY d.due_at, d.id
-LIMIT :limit
-{lock}
-
 -- name: due_pickups
 -- The oldest pickups of a source that are due, as they are before they are claimed.
 SELECT
@@ -301,6 +278,38 @@ WHERE state = 'dead'
 GROUP BY destination
 ORDER BY destination
 
+-- ==================== deliveries that are due ====================
+-- In order of jobs (or refs), one is not due before the earlier ones of its job have ended; :blocking is `dead` where those
+-- that died count as not ended.
+-- with: due                   | before
+-- with: due_deliveries        |
+-- with: due_deliveries_by_job | AND NOT EXISTS (SELECT 1 FROM events AS b JOIN deliveries AS p ON p.event_id = b.id WHERE b.job_id = e.job_id AND b.source = e.source AND p.destination = d.destination AND (b.recorded_at < e.recorded_at OR (b.recorded_at = e.recorded_at AND b.id < e.id)) AND (p.due_at IS NOT NULL OR p.state = :blocking))
+-- with: due_deliveries_by_ref | AND NOT EXISTS (SELECT 1 FROM events AS b JOIN deliveries AS p ON p.event_id = b.id WHERE b.ref = e.ref AND b.source = e.source AND p.destination = d.destination AND (b.recorded_at < e.recorded_at OR (b.recorded_at = e.recorded_at AND b.id < e.id)) AND (p.due_at IS NOT NULL OR p.state = :blocking))
+
+-- name: {due}
+-- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again. Nothing is due
+-- to a destination that is held; a probe, which names none as :held, is not kept back by that.
+SELECT
+    d.id, d.attempts, d.round_start,
+    e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key,
+    e.size, e.duration_ms
+FROM deliveries AS d
+JOIN events AS e ON e.id = d.event_id
+WHERE
+    d.destination = :queue
+    AND d.due_at <= :now
+    AND NOT EXISTS (
+        SELECT 1
+        FROM destinations AS h
+        WHERE
+            h.name = :held
+            AND (h.paused_at IS NOT NULL OR h.disabled_at IS NOT NULL OR h.opened_at IS NOT NULL OR h.held_until > :now)
+    )
+    {before}
+ORDER BY d.due_at, d.id
+LIMIT :limit
+{lock}
+
 -- ==================== destinations ====================
 
 -- name: lock_destination
@@ -326,6 +335,16 @@ SET
     recover_at = :recover_at,
     updated_at = :at
 WHERE name = :name
+
+-- name: lock_rate
+-- By how many microseconds a destination's rate is used up; nobody else uses it until this transaction ends.
+INSERT INTO destinations (name, updated_at) VALUES (:name, :at)
+ON CONFLICT (name) DO UPDATE SET name = excluded.name
+RETURNING rate_at - 1000 * CAST(:now AS BIGINT)
+
+-- name: use_rate
+-- Uses a destination's rate up until so many microseconds from :now.
+UPDATE destinations SET rate_at = 1000 * CAST(:now AS BIGINT) + CAST(:ahead AS BIGINT) WHERE name = :name
 
 -- name: take_probe
 -- Lets one process probe a destination that fails, and nobody else until :now and :wait.

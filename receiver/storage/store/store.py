@@ -20,6 +20,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Rejection
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
+from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.submission import Submission
 from receiver.core.work import (
     Claimed,
@@ -264,18 +265,25 @@ class Store:
     stats = _reads(_stats)
 
     def claim(
-        self, destination: str, *, worker: str, limit: int, now: int, lease_until: int, probing: bool = False
+        self,
+        destination: str,
+        *,
+        worker: str,
+        limit: int,
+        now: int,
+        lease_until: int,
+        rules: SendingRules = PLAIN,
     ) -> Awaitable[list[Claimed]]:
         """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`.
 
-        None while the destination is held. `probing` takes one of a destination that fails, when it is time for a probe.
+        None while the destination is held, unless it is to be probed; and what the rules allow.
 
         Queued by the call itself, not by waiting for it: what is recorded right after it comes in the same transaction, and
         is seen.
         """
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
-        request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until, probing)
+        request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until, rules)
         return self._writer.submit(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
