@@ -214,7 +214,7 @@ async def test_every_page_answers_also_when_there_is_nothing(up: Running) -> Non
     await login(up)
     for path in (
         "", "events", "jobs", "pickups", "rejections", "parked", "sources", "sources/speech", "deliveries",
-        "deliveries/replay", "destinations", "destinations/app", "retention", "erase?kind=ref&key=nobody",
+        "deliveries/replay", "destinations", "destinations/app", "retention", "audit", "erase?kind=ref&key=nobody",
     ):  # fmt: skip
         answer = await up.client.get(f"/console/{path}")
         assert answer.status_code == 200, path
@@ -294,6 +294,12 @@ async def test_a_subject_is_erased_with_its_waveform_once_its_name_is_typed(up: 
     answer = await post(up, "/console/erase", **fields, typed="order-7")
     assert answer.headers["location"] == "/console/retention?done=erased.1"
     assert not await up.receiver.store.events(EventFilter(ref="order-7"))
+    acts = await up.receiver.store.acts("ops", None, 2)
+    assert [(act.action, act.detail, act.status) for act in acts] == [
+        ("console /erase", '{"kind":"ref"}', 303),
+        ("console /erase", '{"kind":"ref"}', 422),
+    ]
+    assert "console /erase" in (await up.client.get("/console/audit")).text
     assert not await up.receiver.blobs.entries(event.blob_key or "")
 
 

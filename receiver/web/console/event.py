@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 
+from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventFilter
 from receiver.core.words import Turn, turns_of
@@ -90,7 +91,7 @@ class EventPages:
             event=event,
             row=row_of(event),
             data=json.loads(event.data),
-            sentence=sentence(deliveries, attempts, now),
+            sentence=sentence(deliveries, attempts, await store.destinations(now), now),
             steps=steps,
             began=next((step.at for step in steps if step.at is not None), event.recorded_at),
             callback=callback,
@@ -221,7 +222,12 @@ def _is_text(body: bytes) -> bool:
 # ---------------------------------------------------------------- words about it
 
 
-def sentence(deliveries: Sequence[Delivery], attempts: Mapping[str, Sequence[Attempt]], now: int) -> str:
+def sentence(
+    deliveries: Sequence[Delivery],
+    attempts: Mapping[str, Sequence[Attempt]],
+    destinations: Mapping[str, DestinationState],
+    now: int,
+) -> str:
     """Return where an event stands, in a sentence or two."""
     done = [one.destination for one in deliveries if one.state is DeliveryState.DELIVERED]
     parts = [f"Delivered to {listed(done)}."] if done else []
@@ -230,6 +236,8 @@ def sentence(deliveries: Sequence[Delivery], attempts: Mapping[str, Sequence[Att
         last = f" Its last answer: {answer_of(made[-1])}." if made else ""
         if one.state is DeliveryState.DEAD:
             parts.append(f"{one.destination} was given up after {counted(one.attempts, 'attempt')}.{last}")
+        elif one.state is not DeliveryState.DELIVERED and (held := _held(destinations.get(one.destination))):
+            parts.append(f"{one.destination} waits: the destination {held}.{last}")
         elif one.state is not DeliveryState.DELIVERED:
             due = (
                 f" Due in {length((one.due_at - now) / 1000)}."
@@ -242,6 +250,15 @@ def sentence(deliveries: Sequence[Delivery], attempts: Mapping[str, Sequence[Att
         " ".join(parts)
         or "Recorded, but not sent: no destination takes it, or its deliveries are gone by retention."
     )
+
+
+def _held(state: DestinationState | None) -> str:
+    """Return why nothing is sent to a destination; empty where something is."""
+    if state is None or state.status is DestinationStatus.ACTIVE:
+        return ""
+    if state.status is DestinationStatus.FAILING:
+        return f"is held after {state.failures} failed attempts in a row"
+    return f"is {state.status.value}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
+import msgspec
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from receiver.core.act import Act
 from receiver.core.errors import ConfigError, NotFound, ReceiverError, StoreUnavailable, UsageError
+from receiver.core.event import new_id
 from receiver.settings.model import ApiScope
 from receiver.web.callbacks import Proxies
 
@@ -27,6 +30,8 @@ _FORM_BYTES = 64 * 1024
 _BODY_SECONDS = 10.0
 _STORE_SECONDS = 10.0
 _AT_ONCE, _WAITING = 2, 8
+_TOLD = frozenset(("kind", "to", "state", "destination", "source", "type", "until"))
+"""What the audit tells of a form: nothing that may be secret, or somebody's."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -59,10 +64,6 @@ class Visit:
     def path(self, name: str) -> str:
         """Return a part of the path."""
         return str(self.request.path_params[name])
-
-    async def note(self, action: str, subject: str, detail: str) -> None:
-        """Write down what was done: who, what, to what, from where."""
-        self.guard.note(self, action, subject, detail)
 
     async def page(self, template: str, *, status: int = 200, **data: Any) -> Response:
         """Return a page."""
@@ -144,7 +145,7 @@ class Guard:
             if scope is not None and not session.may(scope):
                 detail = f"Your token, {session.name}, lacks the scope {scope}: nothing was done."
                 return await visit.page("error.html", status=403, title="Not allowed", detail=detail)
-            return await handle(visit)
+            return await (handle(visit) if scope is None else self._noted(visit, handle))
 
         return self.open(acted)
 
@@ -205,12 +206,27 @@ class Guard:
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in request.scope["headers"]]
         return self._proxies.caller(request.client.host, headers) if request.client else "unknown"
 
-    def note(self, visit: Visit, action: str, subject: str, detail: str) -> None:
-        """Write an act into the log."""
-        peer, name = self.peer(visit.request), visit.session.name
-        self._receiver.observer.note(
-            "info", "console.acted", token=name, peer=peer, act=action, subject=subject[:200], detail=detail
+    async def _noted(self, visit: Visit, handle: Handler) -> Response:
+        """Do what a form asks for, noted before it is done, and with its answer after."""
+        request, now = visit.request, self._receiver.clock()
+        told = {name: values[0] for name, values in visit.form.items() if name in _TOLD and values[0]}
+        if ids := visit.form.get("id"):
+            told["deliveries"] = str(len(ids))
+        act = Act(
+            id=new_id("act", now),
+            at=now,
+            token=visit.session.name,
+            action=f"console {request.scope['route'].path.removeprefix(HOME)}",
+            subject=request.url.path,
+            detail=msgspec.json.encode(told).decode(),
+            peer=self.peer(request),
+            key=None,
+            digest="",
         )
+        await self._receiver.store.begin_act(act)
+        response = await self._handled(request, handle(visit))
+        await self._receiver.store.end_act(act.id, status=response.status_code, answer=None)
+        return response
 
     # ------------------------------------------------------------ names and headers
 

@@ -93,7 +93,6 @@ class Incoming:
         made = issue_callback_url(
             receiver.settings.public_url, source, receiver.tokens, ref=ref or None, now=receiver.clock()
         )
-        await visit.note("callback-url.make", source.name, ref)
         return await self.source(visit, made=made)
 
     # ------------------------------------------------------------ rejections

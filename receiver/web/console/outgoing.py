@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 from starlette.responses import RedirectResponse, Response
 
+from receiver.core.destination import DestinationStatus
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.engine.destinations import ACTIONS, act_on_destination, destination_states
 from receiver.web.console.event import listed
 from receiver.web.console.events import PAGE, fields_of
 from receiver.web.console.guard import HOME, Visit
-from receiver.web.console.rendering import query
+from receiver.web.console.rendering import length, query
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
+    from receiver.core.destination import DestinationState
     from receiver.core.work import Delivery
 
 _FILTERS = ("state", "destination", "source", "type", "after")
@@ -82,7 +85,6 @@ class Outgoing:
             now = self._receiver.clock()
             added = await self._receiver.store.add_deliveries([(event.id, to)], now=now)
             self._receiver.relay.wake([to])
-            await visit.note("replay", event.id, f"first delivery to {to}")
             return _back(f"{HOME}/events/{event.id}", "replayed", len(added))
         return await self._replayed(visit, [one.id for one in there], event.id, f"{HOME}/events/{event.id}")
 
@@ -97,7 +99,6 @@ class Outgoing:
             except NotFound:
                 continue
         self._receiver.relay.wake(destinations)
-        await visit.note("replay", subject, f"{len(done)} of {len(ids)} deliveries")
         return _back(back, "replayed" if done else "nothing", len(done))
 
     async def dry_run(self, visit: Visit) -> Response:
@@ -132,7 +133,6 @@ class Outgoing:
             ids = [one.id for one in found[start : start + _BATCH]]
             done += len(await self._receiver.store.replay(ids, now=self._receiver.clock()))
         self._receiver.relay.wake({one.destination for one in found})
-        await visit.note("replay", query(_named(fields)), f"{done} of {len(found)} deliveries")
         return _back(f"{HOME}/deliveries{query(_named(fields))}", "replayed" if done else "nothing", done)
 
     async def _ended(self, fields: Mapping[str, str], until: int) -> tuple[list[Delivery], bool]:
@@ -150,8 +150,15 @@ class Outgoing:
         """Show where events go."""
         stats = await self._receiver.store.stats(self._receiver.clock())
         due = {one.name: one for one in stats.due}
+        states = await self._states()
         lines = [
-            {"name": name, "kind": one.kind, "due": due.get(name), "dead": stats.dead.get(name, 0)}
+            {
+                "name": name,
+                "kind": one.kind,
+                "due": due.get(name),
+                "dead": stats.dead.get(name, 0),
+                "state": states[name].status.value,
+            }
             for name, one in self._receiver.settings.destinations.items()
         ]
         return await visit.page("destinations.html", destinations=lines)
@@ -171,17 +178,50 @@ class Outgoing:
         for one in latest:
             attempts = await store.attempts(one.id) if one.attempts else []
             lines.append({"delivery": one, "attempts": attempts[-12:]})
+        state = (await self._states())[name]
         return await visit.page(
             "destination.html",
             name=name,
+            state=state,
+            sentence=condition(state, self._receiver.clock()),
             settings=settings,
             due=next((one for one in stats.due if one.name == name), None),
             dead=stats.dead.get(name, 0),
             lines=lines,
         )
 
+    async def _states(self) -> dict[str, DestinationState]:
+        names = self._receiver.settings.destinations
+        found = await destination_states(self._receiver.store, names, now=self._receiver.clock())
+        return {state.name: state for state in found}
+
+    async def act(self, visit: Visit) -> Response:
+        """Pause, resume or enable a destination, in every process."""
+        name, action = visit.path("name"), visit.path("action")
+        if action not in ACTIONS:
+            raise NotFound(f"a destination can be {listed(sorted(ACTIONS))}d, and nothing else")
+        names, now = self._receiver.settings.destinations, self._receiver.clock()
+        await act_on_destination(self._receiver.store, names, name, action, now=now)
+        return RedirectResponse(f"{HOME}/destinations/{name}?done={action}d", 303)
+
     def _names(self) -> list[str]:
         return list(self._receiver.settings.destinations) or ["none"]
+
+
+def condition(state: DestinationState, now: int) -> str:
+    """Return how a destination is, in a sentence or two."""
+    wait = (
+        f" The next probe is in {length((state.held_until - now) / 1000)}." if state.held_until > now else ""
+    )
+    failures = f"{state.failures} attempts in a row failed." if state.failures else ""
+    match state.status:
+        case DestinationStatus.DISABLED:
+            return "Disabled: it answered 410. Its deliveries wait, and spend no attempts, until somebody enables it."
+        case DestinationStatus.PAUSED:
+            return "Paused: its deliveries wait, and spend no attempts, until somebody resumes it."
+        case DestinationStatus.FAILING:
+            return f"Held: {failures} Its deliveries wait, and spend no attempts, until a probe is answered well.{wait}"
+    return f"Active.{' ' if failures else ''}{failures}"
 
 
 def _filter(fields: Mapping[str, str]) -> DeliveryFilter:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
 
+from receiver.core.destination import DestinationStatus
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import Event, EventFilter
 from receiver.core.work import PickupFilter, PickupState
+from receiver.engine.destinations import destination_states
 from receiver.web.console.events import rows_of
 from receiver.web.console.guard import HOME, Visit
+from receiver.web.console.outgoing import condition
 from receiver.web.console.rendering import length
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
+    from receiver.core.destination import DestinationState
     from receiver.core.event import Rejection
     from receiver.core.work import StoreStats
 
@@ -56,6 +60,7 @@ class DestinationLine(Struct, frozen=True, kw_only=True):
     """One destination, as the overview shows it."""
 
     name: str
+    state: str
     due: int
     oldest: int | None
     dead: int
@@ -74,12 +79,14 @@ class Overview:
         rejections = await self._rejections(now)
         latest = await receiver.store.events(EventFilter(limit=_LATEST))
         sources = [await self._source(name, rejections) for name in receiver.settings.sources]
+        states = await destination_states(receiver.store, receiver.settings.destinations, now=now)
         concerns = [*self._of_work(stats, now), *_of_rejections(rejections), *await self._of_events(now)]
+        concerns += _of_destinations(states, now)
         return await visit.page(
             "overview.html",
             concerns=sorted(concerns, key=lambda one: -one.weight),
             sources=sources,
-            destinations=self._destinations(stats),
+            destinations=self._destinations(stats, states),
             rows=await rows_of(receiver.store, latest),
             traffic=traffic(receiver),
             journal=receiver.journal.depth,
@@ -99,16 +106,17 @@ class Overview:
             rejected=sum(one.source == name for one in rejections),
         )
 
-    def _destinations(self, stats: StoreStats) -> list[DestinationLine]:
+    def _destinations(self, stats: StoreStats, states: Sequence[DestinationState]) -> list[DestinationLine]:
         due = {one.name: one for one in stats.due}
         return [
             DestinationLine(
-                name=name,
-                due=due[name].depth if name in due else 0,
-                oldest=due[name].oldest_due_at if name in due else None,
-                dead=stats.dead.get(name, 0),
+                name=state.name,
+                state=state.status.value,
+                due=due[state.name].depth if state.name in due else 0,
+                oldest=due[state.name].oldest_due_at if state.name in due else None,
+                dead=stats.dead.get(state.name, 0),
             )
-            for name in self._receiver.settings.destinations
+            for state in states
         ]
 
     # ------------------------------------------------------------ what needs a person
@@ -235,6 +243,23 @@ def _concern_of(weight: int, title: str, why: str, events: list[Event], address:
         address=address,
         act="See them",
     )
+
+
+def _of_destinations(states: Sequence[DestinationState], now: int) -> Iterator[Concern]:
+    """Yield the destinations to which nothing is sent."""
+    for state in states:
+        if state.status is not DestinationStatus.ACTIVE:
+            paused = state.status is DestinationStatus.PAUSED
+            yield Concern(
+                weight=30 if paused else 95,
+                kind="held",
+                icon="held",
+                title=f"{state.name} is {state.status.value}",
+                why=condition(state, now),
+                since=state.disabled_at or state.paused_at or state.opened_at,
+                address=f"{HOME}/destinations/{state.name}",
+                act=f"Open {state.name}",
+            )
 
 
 def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:

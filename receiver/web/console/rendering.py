@@ -39,11 +39,9 @@ STATES: Mapping[str, tuple[str, str]] = {
     "collected": ("ok", "ok"),
     "collecting": ("wait", "out"),
     "gone": ("bad", "dead"),
-    "held": ("held", "held"),
-    "paused": ("held", "paused"),
-    "open": ("held", "held"),
-    "probing": ("wait", "out"),
-    "closed": ("ok", "ok"),
+    "active": ("ok", "ok"),
+    "failing": ("held", "held"),
+    "paused": ("held", "held"),
     "disabled": ("bad", "dead"),
 }
 """The meaning and the icon of each state: never the colour alone."""

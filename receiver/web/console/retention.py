@@ -11,6 +11,7 @@ from receiver.core.errors import UsageError
 from receiver.core.retention import Subject, SubjectKind
 from receiver.engine.erasure import Eraser
 from receiver.settings.load import made_token_secrets
+from receiver.web.console.events import PAGE, fields_of
 from receiver.web.console.guard import HOME, Visit
 
 if TYPE_CHECKING:
@@ -68,8 +69,16 @@ class RetentionPages:
         eraser, digest = self._eraser(), subject.digest(secrets[-1])
         found = await eraser.look(subject)
         removed = await eraser.erase(subject, found, digest=digest, now=self._receiver.clock())
-        await visit.note("erase", f"{subject.kind.value} {digest[:16]}", f"{removed.events} events")
         return RedirectResponse(f"{HOME}/retention?done=erased.{removed.events}", 303)
+
+    async def audit(self, visit: Visit) -> Response:
+        """Show what was done, over the API and here, newest first."""
+        fields = fields_of(visit, ("token", "after"))
+        found = await self._receiver.store.acts(fields["token"] or None, fields["after"] or None, PAGE + 1)
+        names = sorted({token.name for token in self._receiver.settings.api.tokens})
+        after = found[PAGE - 1].id if len(found) > PAGE else None
+        choices = {"token": names}
+        return await visit.page("audit.html", fields=fields, choices=choices, acts=found[:PAGE], after=after)
 
     def _eraser(self) -> Eraser:
         receiver = self._receiver

@@ -76,11 +76,13 @@ def _pages(
         "/destinations/{name}": outgoing.destination,
         "/retention": retention.show,
         "/erase": retention.look,
+        "/audit": retention.audit,
     }
     acts: dict[str, tuple[ApiScope, Handler]] = {
         "/events/{event_id}/replay": (ApiScope.OPERATE, outgoing.replay_event),
         "/deliveries/replay": (ApiScope.OPERATE, outgoing.replay_many),
         "/deliveries/replay-picked": (ApiScope.OPERATE, outgoing.replay_picked),
+        "/destinations/{name}/{action}": (ApiScope.OPERATE, outgoing.act),
         "/sources/{name}/url": (ApiScope.OPERATE, incoming.make_url),
         "/erase": (ApiScope.ADMIN, retention.erase),
     }
