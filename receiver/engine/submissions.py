@@ -22,7 +22,6 @@ from msgspec.structs import replace
 from receiver.core import callback_urls
 from receiver.core.callback import Body, MemoryBody, TokenClaims, split_media_type
 from receiver.core.errors import (
-    BodyCutOff,
     BodyTooSlow,
     ConfigError,
     JournalUnavailable,
@@ -328,9 +327,8 @@ class Submissions:
         except _Repeated as repeated:
             await self._end(passing, None)
             return self._remembered(passing, repeated.earlier)
-        except BaseException as error:
-            unknown = passing.began and not isinstance(error, BodyCutOff | SenderError)
-            await self._end(passing, SubmissionState.UNKNOWN if unknown else None, status=424)
+        except BaseException:
+            await self._end(passing, SubmissionState.UNKNOWN if passing.began else None, status=424)
             raise
         return await self._learned(passing, reply)
 
@@ -530,10 +528,12 @@ class Submissions:
                 )
         except TimeoutError:
             if out.waits_for_caller:
+                passing.began = False
                 raise BodyTooSlow from None
             raise SubmissionRefused(424, _UNKNOWN) from None
         if isinstance(reply, Failure):
-            if out.error is not None:
+            if out.error is not None:  # the last piece was not sent: the provider has no whole request
+                passing.began = False
                 raise out.error
             if isinstance(reply, NotSent):
                 passing.began = False
@@ -625,6 +625,8 @@ class Submissions:
             pickup=pickup,
             now=now,
         )
+        if state is None:
+            passing.submission = None
         try:
             await asyncio.shield(self._store.end_submission(ended))
         except StoreUnavailable as error:

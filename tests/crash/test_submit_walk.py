@@ -1,0 +1,92 @@
+"""Kill -9 at each step of a submission, restart, repeat it as an SDK does: no job is submitted twice, and each has its event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import pytest
+
+from receiver.core.event import EventFilter
+from receiver.core.work import PickupFilter, PickupKind, PickupState
+from receiver.storage.store.sqlite import SqliteStore
+from tests.support.processes import Process
+from tests.support.running import BASIC
+from tests.support.submitting import TOKEN, api, settings
+
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
+WALL_CLOCK = {"CRASHING_AHEAD": "0"}
+STEPS = {
+    ("store.begin_submission", "before"): (200, 1),
+    ("store.begin_submission", "after"): (200, 1),
+    ("store.fingerprint_submission", "after"): (424, 0),
+    ("store.end_submission", "before"): (424, 1),
+    ("store.end_submission", "after"): (200, 1),
+    ("answer.send", "before"): (200, 1),
+    ("store.deliver_submission", "before"): (200, 1),
+}
+"""By the moment of the kill: what the repetition is answered, and how many jobs the provider has by then."""
+
+
+async def _submit(process: Process) -> int:
+    """Return the status, 0 where no whole answer came."""
+    headers = {"authorization": f"Token {TOKEN}", "x-receiver-ref": "order-7"}
+    base = f"http://127.0.0.1:{process.port}"
+    async with httpx2.AsyncClient(base_url=base, trust_env=False) as client:
+        try:
+            return (
+                await client.post("/submit/deepgram/v1/listen", content=b"RIFF", headers=headers)
+            ).status_code
+        except httpx2.TransportError:
+            return 0
+
+
+async def _call_back(process: Process, target: str) -> int:
+    path = urlsplit(parse_qs(urlsplit(target).query)["callback"][0]).path
+    user, _, password = BASIC.partition(":")
+    document = {"metadata": {"request_id": "job-1", "duration": 1}, "results": {"channels": []}}
+    base = f"http://127.0.0.1:{process.port}"
+    async with httpx2.AsyncClient(base_url=base, trust_env=False) as client:
+        answer = await client.post(path, json=document, auth=httpx2.BasicAuth(user, password))
+        return answer.status_code
+
+
+def _walk() -> Iterator[object]:
+    quick = {("store.fingerprint_submission", "after"), ("store.end_submission", "before")}
+    for step in STEPS:
+        yield pytest.param(*step, marks=() if step in quick else (pytest.mark.soak,))
+
+
+@pytest.mark.parametrize(("step", "when"), [*_walk()])
+async def test_a_kill_at_this_step_submits_no_job_twice_and_leaves_none_without_its_event(
+    step: str, when: str, tmp_path: Path
+) -> None:
+    status, jobs = STEPS[step, when]
+    config = tmp_path / "receiver.toml"
+    async with api() as there:
+        config.write_text(settings(tmp_path, there.base))
+        dying = Process(config, step, when, environ=WALL_CLOCK)
+        await dying.start()
+        await _submit(dying)
+        assert await dying.died() == -9
+        healthy = Process(config, environ=WALL_CLOCK)
+        await healthy.start()
+        try:
+            assert (await _submit(healthy), len(there.asked)) == (status, jobs)
+            for asked in there.asked:
+                assert await _call_back(healthy, asked.target) == 200
+        finally:
+            await healthy.stop()
+    store = SqliteStore(str(tmp_path / "data" / "receiver.db"))
+    await store.open()
+    try:
+        events = await store.events(EventFilter(type="transcript.completed"))
+        assert [event.ref for event in events] == ["order-7"] * jobs
+        expected = await store.pickups(PickupFilter())
+        assert {(one.kind, one.ref) for one in expected} == {(PickupKind.EXPECTED, "order-7")}
+        # One without a callback ends with the event that tells so.
+        assert [one.state for one in expected].count(PickupState.COLLECTED) == jobs
+    finally:
+        await store.close()
