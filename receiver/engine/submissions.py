@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -52,13 +52,16 @@ from receiver.engine import injection
 from receiver.engine.allowances import DAY_MS, Allowance, Applications
 from receiver.engine.passing_bodies import Held, Outgoing, Stream
 from receiver.engine.requests import FORMAT_KEYS, MAX_REF, new_expectation, new_pickup
-from receiver.outbound.client import Failure, Incoming, ReplyBroken
+from receiver.outbound.client import Failure, ReplyBroken
 from receiver.outbound.guard import Target, target
 from receiver.outbound.upstream import CONNECT_SECONDS, NotSent, Upstream
 from receiver.providers import PullProvider
 from receiver.settings.model import SourceSettings, SubmitSettings
 from receiver.storage.store.store import Store
 from receiver.system.files import BodyBuffer, FileBody, Receive
+
+if TYPE_CHECKING:
+    from receiver.outbound.streams import Incoming
 
 TOKEN_SECONDS = 7 * 86_400
 """How long a submission's callback URL is good."""

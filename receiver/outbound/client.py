@@ -4,8 +4,8 @@ Names are resolved here, every address is judged, and the judged addresses are t
 at the socket's own address. A pooled connection stays judged for as long as it lives. Nothing of the environment (proxies,
 .netrc) is used, no cookies are kept, and replies are not decompressed.
 
-A POST has one short reply, which `receiver.system.http1` bounds. A GET's body is a stream of any length, for which aiohttp
-is: it bounds a reply's head to 128 headers of 8 KiB; what precedes it (1xx answers) is bounded here.
+A POST has one short reply, which `receiver.system.http1` bounds. A GET's body is a stream of any length:
+`receiver.outbound.streams`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import aiohappyeyeballs
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.connector import Connection as AiohttpConnection
 
 from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import OutcomeKind
 from receiver.outbound.guard import Guard, Target, literal, target
 from receiver.system.http1 import (
-    INTERIM_LIMIT,
     Bounds,
     Connection,
     Connections,
@@ -41,6 +37,12 @@ from receiver.system.http1 import (
     request_head,
 )
 from receiver.system.threads import Threads
+
+if TYPE_CHECKING:
+    import aiohttp
+    from aiohttp.abc import AbstractResolver
+
+    from receiver.outbound import streams
 
 USER_AGENT = f"receiver/{__version__}"
 RESPONSE_LIMIT = 16 * 1024
@@ -74,77 +76,6 @@ class ReplyBroken(Exception):
     """The connection ended, or stopped speaking HTTP, before the reply's body did."""
 
 
-class Incoming:
-    """A reply whose body is read as it comes. The caller of `get` closes it."""
-
-    def __init__(self, response: aiohttp.ClientResponse, where: str) -> None:
-        self._response = response
-        self.where = where
-        """Host and port, for a person."""
-        self.status = response.status
-        self.headers: dict[str, str] = {}
-        """Names in lower case; of a name that came twice, the first."""
-        for name, value in response.headers.items():
-            self.headers.setdefault(name.lower(), value)
-        protocol = None if response.connection is None else response.connection.protocol
-        self._closed = None if protocol is None else protocol.closed
-        if self._closed is not None:
-            self._closed.add_done_callback(self._hung_up)
-
-    @property
-    def length(self) -> int | None:
-        """The body's length in bytes as `Content-Length` promises it."""
-        return self._response.content_length
-
-    @property
-    def received(self) -> int:
-        """Bytes of the body that came so far, as they crossed the wire."""
-        return self._response.content.total_bytes
-
-    async def read(self) -> bytes:
-        """Return the next piece (`PIECE` at most), b"" at the end. Raises `ReplyBroken`. Sets no time limit itself."""
-        try:
-            return await self._response.content.read(PIECE)
-        except (aiohttp.ClientError, OSError):
-            raise ReplyBroken from None
-
-    def close(self) -> None:
-        """Hang up, unless the body came to its end: then the connection is back in the pool already."""
-        if self._closed is not None:
-            self._closed.remove_done_callback(self._hung_up)
-        self._response.close()
-
-    def _hung_up(self, closed: asyncio.Future[None]) -> None:
-        """Wake the reader: after bytes that are no HTTP, aiohttp hangs up and leaves it waiting."""
-        closed.exception()
-        content = self._response.content
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError())
-
-
-class _Response(aiohttp.ClientResponse):
-    """A reply that does not wait through 1xx answers without end."""
-
-    async def start(self, connection: AiohttpConnection) -> aiohttp.ClientResponse:
-        protocol = connection.protocol
-        if protocol is None:
-            return await super().start(connection)
-        read, left = protocol.read, INTERIM_LIMIT
-
-        async def counted() -> Any:
-            nonlocal left
-            if left < 0:
-                raise InterimFlood
-            left -= 1
-            return await read()
-
-        protocol.read = counted  # type: ignore[method-assign]  # for this one reply, on this one connection
-        try:
-            return await super().start(connection)
-        finally:
-            del protocol.read
-
-
 class _SocketBlocked(OSError):
     """The last look: a socket was about to be opened to an address that the guard refuses."""
 
@@ -153,7 +84,18 @@ class _NoThread(OSError):
     """The name was not looked up: there is no thread to do it."""
 
 
-class GuardedResolver(AbstractResolver):
+class Resolved(TypedDict):
+    """One address of a name, as aiohttp wants it told."""
+
+    hostname: str
+    host: str
+    port: int
+    family: int
+    proto: int
+    flags: int
+
+
+class GuardedResolver:
     """Resolves a name and lets no address through unless all of them may be connected to."""
 
     def __init__(self, guard: Guard, resolve: Resolve | None = None) -> None:
@@ -164,7 +106,7 @@ class GuardedResolver(AbstractResolver):
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    ) -> list[Resolved]:
         """Return the addresses of `host`. Raises `AddressBlocked` when any of them is refused, `OSError`."""
         try:
             resolved = await self._resolve(host, port, family)
@@ -175,7 +117,7 @@ class GuardedResolver(AbstractResolver):
             text = str(address[0])
             self._guard.check(text, host)
             results.append(
-                ResolveResult(
+                Resolved(
                     hostname=host,
                     host=text,
                     port=port,
@@ -234,7 +176,7 @@ class Egress:
         self._ca_file = ca_file
         self._resolve = resolve
         self._resolver: GuardedResolver | None = None
-        self._names: dict[str, asyncio.Task[list[ResolveResult]]] = {}
+        self._names: dict[str, asyncio.Task[list[Resolved]]] = {}
         """What was looked up in the last `DNS_SECONDS`, and what is being looked up."""
         self._connections: Connections[Target] | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -244,7 +186,10 @@ class Egress:
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when a certificate cannot be used."""
-        trust(self._ca_file, self._client_certificate)
+        if (
+            self._ca_file or self._client_certificate
+        ):  # the system's authorities are loaded when they are needed
+            trust(self._ca_file, self._client_certificate)
         self._resolver = GuardedResolver(self._guard, self._resolve)
         self._connections = Connections(self._connect, self._limit, IDLE_SECONDS)
 
@@ -286,17 +231,18 @@ class Egress:
         except (OSError, Unanswered, AddressBlocked) as error:
             return failure_of(error, place.where)
 
-    async def get(self, place: Target, headers: Mapping[str, str], *, seconds: float) -> Incoming | Failure:
+    async def get(
+        self, place: Target, headers: Mapping[str, str], *, seconds: float
+    ) -> streams.Incoming | Failure:
         """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
         try:
             self._guard.check_host(place.host)
             async with asyncio.timeout(seconds):
-                response = await self._begin(place, headers)
+                return await self._begin(place, headers)
         except AddressBlocked as error:
             return failure_of(error, place.where)
         except TimeoutError:
             return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
-        return response if isinstance(response, Failure) else Incoming(response, place.where)
 
     def _judged(self, url: str) -> Target | Failure:
         """Take a URL apart and judge its host."""
@@ -342,22 +288,25 @@ class Egress:
             (each["family"], socket.SOCK_STREAM, each["proto"], "", (each["host"], port)) for each in results
         ]
 
-    def _looked_up(self, name: str, lookup: asyncio.Task[list[ResolveResult]]) -> None:
+    def _looked_up(self, name: str, lookup: asyncio.Task[list[Resolved]]) -> None:
         """Remember addresses for a while, and a failure not at all."""
         if lookup.cancelled() or lookup.exception() is not None:
             self._names.pop(name, None)
         else:
             asyncio.get_running_loop().call_later(DNS_SECONDS, self._names.pop, name, None)
 
-    async def _begin(self, place: Target, headers: Mapping[str, str]) -> aiohttp.ClientResponse | Failure:
+    async def _begin(self, place: Target, headers: Mapping[str, str]) -> streams.Incoming | Failure:
+        from receiver.outbound import streams  # with aiohttp, which most processes never need
+
         if self._session is None:
             self._session = self._new_session()
         try:
-            return await self._session.get(place.url, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, Unanswered, AddressBlocked) as error:
-            return failure_of(error, place.where)
+            response = await self._session.get(place.url, headers=headers, allow_redirects=False)
+        except (streams.ClientError, OSError, Unanswered, AddressBlocked) as error:
+            return failure_of(streams.translated(error), place.where)
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
+        return streams.Incoming(response, place.where)
 
     def _opened(self) -> GuardedResolver:
         if self._resolver is None:
@@ -365,25 +314,14 @@ class Egress:
         return self._resolver
 
     def _new_session(self, *, force_close: bool = False) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
+        from receiver.outbound import streams
+
+        return streams.new_session(
+            cast("AbstractResolver", self._opened()),
             limit=self._limit,
-            resolver=self._opened(),
-            ttl_dns_cache=DNS_SECONDS,
-            keepalive_timeout=None if force_close else IDLE_SECONDS,
-            force_close=force_close,
             socket_factory=self._socket,
-            ssl=trust(self._ca_file),
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=None
-            ),  # timed from outside, piece by piece
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-            read_bufsize=PIECE,
-            response_class=_Response,
+            trust=trust(self._ca_file),
+            idle_seconds=None if force_close else IDLE_SECONDS,
         )
 
     def _socket(self, info: AddrInfo) -> socket.socket:
@@ -420,18 +358,15 @@ def failure_of(error: Exception, where: str) -> Failure:
     """Return what an error of a request means."""
     if isinstance(error, AddressBlocked):
         return Failure(kind=OutcomeKind.BLOCKED, detail=error.message)
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, _SocketBlocked):
-        return Failure(kind=OutcomeKind.BLOCKED, detail=str(cause))
-    if isinstance(cause, TimeoutError) and cause.errno is None:
+    if isinstance(error, _SocketBlocked):
+        return Failure(kind=OutcomeKind.BLOCKED, detail=str(error))
+    if isinstance(error, TimeoutError) and error.errno is None:
         return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{where} did not answer in time")
-    return Failure(kind=OutcomeKind.UNREACHABLE, detail=_unreachable(error, cause, where))
+    return Failure(kind=OutcomeKind.UNREACHABLE, detail=_unreachable(error, where))
 
 
-def _unreachable(error: Exception, cause: Exception, where: str) -> str:
+def _unreachable(cause: Exception, where: str) -> str:
     """Say what went wrong from the error's class and code alone: its text may hold the URL."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        cause = error.certificate_error
     match cause:
         case _NoThread():
             return f"{where} was not looked up: this process can start no thread (too many, or too little memory)"
@@ -440,15 +375,15 @@ def _unreachable(error: Exception, cause: Exception, where: str) -> str:
         case ssl.CertificateError():
             reason = getattr(cause, "verify_message", "") or "it does not fit"
             return f"the certificate of {where} is not accepted: {reason}"
-        case ssl.SSLError() | aiohttp.ClientSSLError():
+        case ssl.SSLError():
             return (
                 f"{where} does not speak TLS as expected: {getattr(cause, 'reason', None) or 'no handshake'}"
             )
         case InterimFlood():
             return f"{where} sends 1xx answers without end"
-        case NoAnswer() | aiohttp.ServerDisconnectedError():
+        case NoAnswer():
             return f"{where} closed the connection without an answer"
-        case NotHttp() | aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
+        case NotHttp():
             return f"{where} did not answer in HTTP"
     number = getattr(cause, "errno", None)
     reason = os.strerror(number).lower() if isinstance(number, int) and number > 0 else type(cause).__name__

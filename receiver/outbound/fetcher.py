@@ -21,7 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -29,11 +29,14 @@ from msgspec.structs import replace
 from receiver.core.fetch import Downloaded, Failed, FetchResponse, ServerSentEvent, Stream
 from receiver.core.retry import retry_after
 from receiver.core.work import OutcomeKind
-from receiver.outbound.client import USER_AGENT, Egress, Failure, Incoming, ReplyBroken, Resolve
+from receiver.outbound.client import USER_AGENT, Egress, Failure, ReplyBroken, Resolve
 from receiver.outbound.guard import Target, follow, listed, target
 from receiver.settings.model import SourceSettings
 from receiver.system.codings import CodingBroken, Inflater, coding
 from receiver.system.files import BodyBuffer
+
+if TYPE_CHECKING:
+    from receiver.outbound.streams import Incoming
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _WIRE_SHARE = 1000

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from receiver.core.errors import AddressBlocked
 from receiver.core.work import OutcomeKind
-from receiver.outbound.client import PIECE, Egress, Failure, Incoming, failure_of
+from receiver.outbound.client import PIECE, Egress, Failure, failure_of
 from receiver.outbound.guard import Target
 from receiver.settings.model import SourceSettings
 from receiver.system.http1 import Unanswered
+
+if TYPE_CHECKING:
+    from receiver.outbound.streams import Incoming
 
 CONNECT_SECONDS = 5.0
 """How long connecting may take."""
@@ -46,6 +48,10 @@ class Upstream(Egress):
         body: AsyncIterator[bytes] | None,
     ) -> Incoming | Failure:
         """Send a request; return its answer as soon as the head of that is here. Only connecting is timed."""
+        import aiohttp
+
+        from receiver.outbound import streams
+
         if self._session is None:
             self._session = self._new_session(force_close=True)
         try:
@@ -60,10 +66,10 @@ class Upstream(Egress):
                 read_bufsize=PIECE,
             )
         except (AddressBlocked, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            failure = failure_of(error, place.where)
+            failure = failure_of(streams.translated(error), place.where)
             return NotSent(kind=failure.kind, detail=failure.detail)
         except (aiohttp.ClientError, OSError, Unanswered) as error:
-            return failure_of(error, place.where)
+            return failure_of(streams.translated(error), place.where)
         except ValueError:  # its text holds the header
             return NotSent(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent")
-        return Incoming(response, place.where)
+        return streams.Incoming(response, place.where)

@@ -12,10 +12,10 @@ from receiver.outbound.client import (
     RESPONSE_LIMIT,
     Egress,
     Failure,
-    Incoming,
     ReplyBroken,
 )
 from receiver.outbound.guard import Target, target
+from receiver.outbound.streams import Incoming
 from receiver.system.http1 import INTERIM_LIMIT, Reply
 from tests.support.provider_host import CHUNKED, ProviderHost, Talk, chunk, reply
 
