@@ -28,6 +28,7 @@ from receiver.cli import (
     serve,
     setup,
     submit,
+    tail,
     trace,
 )
 from receiver.cli.options import option
@@ -36,7 +37,17 @@ from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, Usag
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("init", "check", "migrate", "serve", "work"),
-    "Look": ("events", "deliveries", "pickups", "rejections", "destinations", "trace", "audio", "journal"),
+    "Look": (
+        "events",
+        "deliveries",
+        "pickups",
+        "rejections",
+        "destinations",
+        "trace",
+        "tail",
+        "audio",
+        "journal",
+    ),
     "Act": ("callback-url", "submit-token", "submit-urls", "pickup", "replay", "secret", "erase", "sweep"),
     "Try": ("demo", "simulate", "recipes", "try"),
 }
@@ -80,6 +91,7 @@ for module in (
     journal,
     recipes,
     trace,
+    tail,
 ):
     module.register(app)
 

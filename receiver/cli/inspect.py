@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +23,11 @@ from receiver.cli.options import (
     option,
     since,
 )
-from receiver.cli.output import Listing, of_all, print_attempts, print_fields, print_json, print_list
+from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event
+from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch
+from receiver.core.observe import harmless
+from receiver.core.routing import fitting_types
 from receiver.core.work import Delivery, DeliveryState
 from receiver.web.views import view
 
@@ -54,6 +57,9 @@ _REJECTIONS = Listing(
 )
 
 
+_FOLLOW_SECONDS = 1.0
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(events)
@@ -74,6 +80,9 @@ def events(
     body: Annotated[
         bool, option("--body", help="Write the kept body of this event's callback, as it is.")
     ] = False,
+    follow: Annotated[
+        bool, option("--follow", help="Go on with what is recorded from now on, one line each; Ctrl-C ends.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List events, or show one."""
@@ -88,6 +97,9 @@ def events(
     if event_id is not None:
         asyncio.run(_show_event(settings, event_id, wide=wide, as_json=as_json))
         return
+    if follow:
+        asyncio.run(_follow(settings, source, type_, ref, job, as_json=as_json))
+        return
     filters = EventFilter(ref=ref, job_id=job, since=since(since_), limit=limit)
     found = ask_each(
         settings,
@@ -98,6 +110,42 @@ def events(
         limit=limit,
     )
     print_list(_EVENTS, found, wide=wide, as_json=as_json)
+
+
+async def _follow(
+    settings: Settings,
+    source: str | None,
+    type_: str | None,
+    ref: str | None,
+    job: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what is recorded from now on, for ever."""
+    async with opened_store(settings) as store:
+        newest = await store.search(EventSearch(newest_first=True, limit=1))
+        search = EventSearch(
+            source=source,
+            types=None if type_ is None else fitting_types(type_),
+            ref=ref,
+            job_id=job,
+            after=newest[0].place if newest else None,
+        )
+        while True:
+            for one in await store.search(search):
+                fields = view(one.event)
+                line = (
+                    fields["recorded_at"],
+                    one.event.type,
+                    one.event.source,
+                    one.event.ref or "-",
+                    one.event.id,
+                )
+                text = harmless(json.dumps(fields, ensure_ascii=False)) if as_json else clean("  ".join(line))
+                sys.stdout.write(text + "\n")
+                search = changed(search, after=one.place)
+            sys.stdout.flush()
+            await asyncio.sleep(_FOLLOW_SECONDS)
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:

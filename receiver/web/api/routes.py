@@ -14,6 +14,7 @@ from receiver.web.api import (
     overview,
     pickups,
     replays,
+    stream,
 )
 from receiver.web.api.acts import Again
 from receiver.web.api.operation import Operation
@@ -73,6 +74,15 @@ _EVENTS = (
         gives=AudioLink,
         statuses=(200, 302),
     ),
+)
+
+_STREAM = Operation(
+    "GET /stream",
+    _READ,
+    "Streams events as they are recorded, as server-sent events",
+    stream.events,
+    query=stream.StreamQuery,
+    gives="text/event-stream",
 )
 
 _DELIVERIES = (
@@ -203,4 +213,4 @@ _ACTS = (
     ),
 )
 
-OPERATIONS = (*_EVENTS, *_DELIVERIES, *_PICKUPS, *_OVERVIEW, *_ACTS)
+OPERATIONS = (*_EVENTS, _STREAM, *_DELIVERIES, *_PICKUPS, *_OVERVIEW, *_ACTS)

@@ -1,0 +1,175 @@
+"""`tail`: the events of a running receiver, on this screen and to a program on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from receiver.cli.options import AsJson, load_to_look, option
+from receiver.cli.output import clean, warn
+from receiver.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+
+_READ_SECONDS = 45.0
+"""A stream that says nothing for so long is dead: it has a heartbeat."""
+_FORWARD_SECONDS = 15.0
+_PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Between attempts to connect again; the last for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One event of the stream, or a gap in it."""
+
+    kind: str
+    """`event` or `gap`."""
+    cursor: str
+    body: bytes
+    """The event as destinations get it."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(tail)
+
+
+def tail(
+    ctx: typer.Context,
+    remote: Annotated[
+        str | None, option("--remote", help="The receiver to follow; the one of the settings if left out.")
+    ] = None,
+    token: Annotated[
+        str | None, option("--token", env="RECEIVER_API_TOKEN", help="A token of its API that may read.")
+    ] = None,
+    forward: Annotated[
+        str | None, option("--forward", help="POST each event there: http://localhost:3000/hooks.")
+    ] = None,
+    secret: Annotated[
+        str | None, option("--secret", help="Sign what is forwarded with this whsec_… secret.")
+    ] = None,
+    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
+    type_: Annotated[str | None, option("--type", help="Only of types like this: speech.*.")] = None,
+    after: Annotated[
+        str | None, option("--after", help="Begin after this cursor; 0.evt_0 is the beginning.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow the events of a running receiver. Ends with Ctrl-C; a connection that breaks is made again, and nothing is lost."""
+    import httpx2
+
+    if not token:
+        raise UsageError("give a token of the API that may read: --token, or RECEIVER_API_TOKEN")
+    _refuse_wrong(secret)
+    base = remote or _own_address(ctx)
+    query = {"source": source, "type": type_}
+    query = {name: value for name, value in query.items() if value is not None}
+    with httpx2.Client(timeout=_READ_SECONDS, headers={"authorization": f"Bearer {token}"}) as client:
+        for told in follow(client, base.rstrip("/"), query, after=after, warn=warn):
+            if told.kind == "gap":
+                warn("events may have been removed before they could be read here")
+                continue
+            answer = _forwarded(forward, secret, told) if forward else ""
+            _print(told, answer, as_json=as_json)
+
+
+def _refuse_wrong(secret: str | None) -> None:
+    from receiver.core.webhook import webhook_key
+
+    try:
+        webhook_key(secret) if secret else None
+    except ValueError as error:
+        raise UsageError(f"--secret: {error}") from None
+
+
+def _own_address(ctx: typer.Context) -> str:
+    server = load_to_look(ctx).server
+    return f"http://{'127.0.0.1' if server.host in ('0.0.0.0', '::') else server.host}:{server.port}"  # noqa: S104
+
+
+def follow(
+    client: httpx2.Client,
+    base: str,
+    query: dict[str, Any],
+    *,
+    after: str | None = None,
+    warn: Callable[[str], object] = str,
+) -> Iterator[Told]:
+    """Yield what a receiver's stream tells, for ever; a connection that breaks is made again after the last event.
+
+    Raises `UsageError` for what trying again does not mend.
+    """
+    import httpx2
+
+    failures = 0
+    while True:
+        headers = {} if after is None else {"last-event-id": after}
+        try:
+            with client.stream("GET", f"{base}/api/v1/stream", params=query, headers=headers) as answer:
+                if answer.status_code < 500:
+                    _insist(answer)
+                    for told in parsed(answer.iter_lines()):
+                        failures, after = 0, told.cursor or after
+                        yield told
+        except (httpx2.TransportError, httpx2.StreamError) as error:
+            if not failures:
+                warn(f"the connection to {base} ended ({type(error).__name__}): connecting again")
+        time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+        failures += 1
+
+
+def _insist(answer: httpx2.Response) -> None:
+    if answer.status_code != 200:
+        answer.read()
+        try:
+            detail = msgspec.json.decode(answer.content)["detail"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            detail = "no receiver answers there"
+        raise UsageError(f"{answer.status_code}: {detail}")
+
+
+def parsed(lines: Iterator[str]) -> Iterator[Told]:
+    """Yield the events and gaps of a stream's lines."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+            continue
+        if "data" in fields:
+            yield Told(fields.get("event", "event"), fields.get("id", ""), fields["data"].encode())
+        fields = {}
+
+
+def _forwarded(url: str, secret: str | None, told: Told) -> str:
+    """POST an event as a destination gets it; return how that was answered."""
+    import httpx2
+
+    from receiver.core.webhook import sign, webhook_key
+
+    event_id = msgspec.json.decode(told.body)["data"]["event_id"]
+    keys = [webhook_key(secret)] if secret else []
+    headers = {"content-type": "application/json"} | sign(keys, event_id, int(time.time()), told.body)
+    try:
+        answer = httpx2.post(url, content=told.body, headers=headers, timeout=_FORWARD_SECONDS)
+    except httpx2.TransportError as error:
+        return type(error).__name__
+    return str(answer.status_code)
+
+
+def _print(told: Told, answer: str, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(told.body.decode() + "\n")
+    else:
+        event = msgspec.json.decode(told.body)
+        data = event["data"]
+        parts = [event["timestamp"], event["type"], data["source"], data["ref"] or "-", data["event_id"]]
+        typer.echo(clean("  ".join([*parts, *([f"→ {answer}"] if answer else [])])))
+    sys.stdout.flush()

@@ -1,0 +1,117 @@
+"""`GET /stream`: events as server-sent events, as they are recorded; a reader goes on where it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from starlette.responses import StreamingResponse
+
+from receiver.core import event_json
+from receiver.core.errors import NotFound, StoreUnavailable
+from receiver.core.event import EventSearch, Place
+from receiver.core.routing import fitting_types
+from receiver.web.api.call import Call
+from receiver.web.api.lists import cursor_of, place_of
+from receiver.web.api.problems import Refused
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+
+MOST = 64
+"""Streams that one process serves at once."""
+POLL_SECONDS = 0.5
+"""Between two looks for what was recorded, by this process or another."""
+HEARTBEAT_SECONDS = 15.0
+_PAGE = 100
+_open: set[object] = set()
+"""The streams of this process."""
+
+
+class StreamQuery(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which events to be told of."""
+
+    source: str | None = None
+    provider: str | None = None
+    type: str | None = None
+    """`*` stands for anything."""
+    job_id: str | None = None
+    ref: str | None = None
+    after: str | None = None
+    """A `cursor`, or the id of the last event that was read; without it, what is recorded from now on."""
+
+
+async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
+    """Stream events in the order of recording."""
+    if len(_open) >= MOST:
+        raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
+    query = call.query
+    given = call.request.headers.get("last-event-id") or query.after
+    place = place_of(given) or await _newest(call.receiver)
+    search = EventSearch(
+        source=query.source,
+        provider=query.provider,
+        types=None if query.type is None else fitting_types(query.type),
+        job_id=query.job_id,
+        ref=query.ref,
+        after=place,
+        limit=_PAGE,
+    )
+    gap = await _gap(call.receiver, place) if given else None
+    return StreamingResponse(
+        _streamed(call.receiver, search, gap),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+async def _newest(receiver: Receiver) -> Place:
+    """Return the place after which everything is new."""
+    found = await receiver.store.search(EventSearch(newest_first=True, limit=1))
+    return found[0].place if found else Place(0, "")
+
+
+async def _gap(receiver: Receiver, place: Place | None) -> str | None:
+    """Return what a reader is told when events after the last that it read may have been removed before it came."""
+    if place is None or place.position == 0:
+        return None
+    oldest = await receiver.store.oldest_position()
+    if oldest is not None and oldest <= place.position:
+        return None
+    try:
+        await receiver.store.event(place.id)
+    except NotFound:
+        told = {"after": cursor_of(place), "detail": "events may have been removed before they were read"}
+        return f"event: gap\ndata: {msgspec.json.encode(told).decode()}\n\n"
+    return None
+
+
+async def _streamed(receiver: Receiver, search: EventSearch, gap: str | None) -> AsyncIterator[str]:
+    mark = object()
+    _open.add(mark)
+    try:
+        yield gap or ": the stream begins\n\n"
+        told_at = time.monotonic()
+        while not receiver.stopping:
+            found = await receiver.store.search(search)
+            for one in found:
+                body = event_json.render(one.event, receiver.link).decode()
+                yield f"id: {cursor_of(one.place)}\nevent: event\ndata: {body}\n\n"
+            if found:
+                search, told_at = replace(search, after=found[-1].place), time.monotonic()
+            if len(found) < _PAGE:
+                await asyncio.sleep(POLL_SECONDS)
+            if time.monotonic() - told_at >= HEARTBEAT_SECONDS:
+                yield ": heartbeat\n\n"
+                told_at = time.monotonic()
+    except (StoreUnavailable, asyncio.CancelledError):
+        return  # the reader comes again, and goes on where it ended
+    except Exception as error:  # a fault of ours is told to operators
+        receiver.observer.note("error", "api.internal_error", error=type(error).__name__)
+    finally:
+        _open.discard(mark)
