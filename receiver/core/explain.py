@@ -10,6 +10,7 @@ from msgspec import Struct
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection, Stage
 from receiver.core.event_json import iso
+from receiver.core.submission import Submission
 from receiver.core.work import (
     Attempt,
     Delivery,
@@ -55,6 +56,7 @@ class Job(Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
     callbacks: tuple[Callback, ...] = ()
     pickups: tuple[Pickup, ...] = ()
+    submissions: tuple[Submission, ...] = ()
     pickup_attempts: tuple[PickupAttempt, ...] = ()
     deliveries: tuple[Delivery, ...] = ()
     attempts: tuple[Attempt, ...] = ()
@@ -78,7 +80,7 @@ class Step(Struct, frozen=True, kw_only=True):
 
     at: int
     what: str
-    """`callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
+    """`submitted`, `callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
     detail: str
 
 
@@ -275,6 +277,10 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _steps(job: Job) -> Iterator[Step]:
+    for made in job.submissions:
+        said = f", answered {made.status}" if made.status is not None else ""
+        detail = f"{made.source}: {made.request} by {made.application}, {made.state}{said}: {made.id}"
+        yield Step(at=made.created_at, what="submitted", detail=detail)
     for one in job.rejections:
         yield Step(at=one.at, what="rejected", detail=f"{one.status}, {one.kind}: {one.reason}")
     for callback in job.callbacks:

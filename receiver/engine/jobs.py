@@ -11,6 +11,7 @@ from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch
 from receiver.core.explain import Job
 from receiver.core.retention import Subject, SubjectKind
+from receiver.core.submission import SubmissionFilter
 from receiver.core.work import DeliveryFilter, Pickup, PickupFilter
 from receiver.storage.store.store import Store
 
@@ -38,6 +39,9 @@ async def gather(
     owed = [
         d for event in events for d in await store.deliveries(DeliveryFilter(event_id=event.id, limit=_MOST))
     ]
+    named = [SubmissionFilter(ref=name, source=source), SubmissionFilter(job_id=name, source=source)]
+    named += [SubmissionFilter(source=e.source, job_id=e.job_id) for e in events if e.job_id is not None]
+    submitted = {one.id: one for wanted in named for one in await store.submissions(wanted)}
     digests = [subject.digest(secret) for subject in _subjects(name, source) for secret in secrets]
     stones = [stone for digest in digests for stone in await store.tombstones(digest, limit=1)]
     return Job(
@@ -46,6 +50,7 @@ async def gather(
         events=tuple(events),
         callbacks=tuple(one for one in callbacks if one is not None),
         pickups=tuple(pickups[key] for key in sorted(pickups)),
+        submissions=tuple(submitted[key] for key in sorted(submitted)),
         pickup_attempts=tuple([a for key in sorted(pickups) for a in await store.pickup_attempts(key)]),
         deliveries=tuple(owed),
         attempts=tuple([attempt for d in owed for attempt in await store.attempts(d.id)]),

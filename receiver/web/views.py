@@ -13,6 +13,7 @@ from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
 from receiver.core.explain import Cause, Job, Step, explain
+from receiver.core.submission import Submission, SubmissionState
 from receiver.core.work import (
     Attempt,
     Delivery,
@@ -165,6 +166,23 @@ class PickupAttemptShown(Struct, frozen=True, kw_only=True):
     outcome: OutcomeKind
     status: int | None
     detail: str
+
+
+class SubmissionShown(Struct, frozen=True, kw_only=True):
+    """A job that an application submitted through receiver."""
+
+    id: str
+    state: SubmissionState
+    application: str
+    source: str
+    request: str
+    """Method and path, as receiver knows the provider's API."""
+    status: int | None
+    """The provider's answer; 424 where it is not known."""
+    job_id: str | None
+    ref: str | None
+    created_at: Time
+    updated_at: Time
 
 
 class PickupWhole(PickupShown, frozen=True, kw_only=True):
@@ -332,6 +350,7 @@ _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Callback: CallbackShown,
     Step: StepShown,
     Pickup: PickupShown,
+    Submission: SubmissionShown,
     PickupAttempt: PickupAttemptShown,
 }
 

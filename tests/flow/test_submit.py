@@ -20,6 +20,7 @@ from tests.support.submitting import (
     DEAPI_KEY,
     DEEPGRAM_KEY,
     OTHER,
+    READER,
     TOKEN,
     Api,
     Asked,
@@ -77,6 +78,14 @@ async def test_a_submission_is_the_providers_own_with_the_callback_and_its_key(b
     assert await call_back(up, callback_of(asked), "job-1") == "recorded"
     [event] = await up.receiver.store.events(EventFilter())
     assert (event.ref, event.job_id) == ("order-7", "job-1")
+    reader = {"authorization": f"Bearer {READER}"}
+    listed = (await up.client.get("/api/v1/submissions?ref=order-7", headers=reader)).json()["items"]
+    assert [(one["id"], one["request"], one["status"]) for one in listed] == [
+        (row.id, "POST /v1/listen", 200)
+    ]
+    assert all("answer" not in name and "fingerprint" not in name for name in listed[0])
+    steps = (await up.client.get("/api/v1/jobs/order-7", headers=reader)).json()["steps"]
+    assert [step["what"] for step in steps][:2] == ["submitted", "pickup"]
     [resolved] = await up.receiver.store.pickups(PickupFilter())
     assert (resolved.state, resolved.event_id) == ("collected", event.id)
     await up.seen.until(lambda: bool(up.seen.submissions))

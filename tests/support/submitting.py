@@ -13,6 +13,7 @@ from typing import Any
 from tests.support.running import BASIC, DEAPI_SECRET, Running, running
 
 PUBLIC = "https://hooks.example.com"
+READER = "a-token-of-the-api-of-some-length"
 TOKEN, OTHER = "rcvsub" + "a" * 40, "rcvsub" + "b" * 40
 DEEPGRAM_KEY, DEAPI_KEY = "dg-key-0123456789abcdef", "dpn-sk-0123456789abcdef"
 
@@ -141,6 +142,9 @@ allow = ["127.0.0.0/8"]
 [submit]
 answer_seconds = 1.5
 {submit}
+[[api.tokens]]
+name = "console"
+secret = "{READER}"
 [[submit.tokens]]
 name = "crm"
 secrets = ["{TOKEN}"]

@@ -15,6 +15,7 @@ from receiver.web.api import (
     pickups,
     replays,
     stream,
+    submissions,
 )
 from receiver.web.api.acts import Again
 from receiver.web.api.operation import Operation
@@ -38,6 +39,7 @@ from receiver.web.views import (
     Replayed,
     SourceShown,
     Stats,
+    SubmissionShown,
 )
 
 _READ, _OPERATE = ApiScope.READ, ApiScope.OPERATE
@@ -107,6 +109,17 @@ _DELIVERIES = (
         "Lists its attempts, first to last",
         deliveries.attempts,
         gives=Page[AttemptShown],
+    ),
+)
+
+_SUBMISSIONS = (
+    Operation(
+        "GET /submissions",
+        _READ,
+        "Lists jobs that applications submitted, newest first",
+        submissions.listed,
+        query=submissions.SubmissionQuery,
+        gives=Page[SubmissionShown],
     ),
 )
 
@@ -213,4 +226,4 @@ _ACTS = (
     ),
 )
 
-OPERATIONS = (*_EVENTS, _STREAM, *_DELIVERIES, *_PICKUPS, *_OVERVIEW, *_ACTS)
+OPERATIONS = (*_EVENTS, _STREAM, *_DELIVERIES, *_PICKUPS, *_SUBMISSIONS, *_OVERVIEW, *_ACTS)
