@@ -23,6 +23,7 @@ class Outgoing:
         self.limit = asyncio.timeout(None)
         self.idle_seconds = self.answer_seconds = 0.0
         self.waits_for_caller = False
+        self.answered = False
         self.error: Exception | None = None
         """What ended it early."""
 
@@ -43,8 +44,12 @@ class Outgoing:
 
     def wait(self, seconds: float) -> None:
         """Give the request so many seconds from now on."""
-        if not self.limit.expired():
-            self.limit.reschedule(asyncio.get_running_loop().time() + seconds)
+        self._set(asyncio.get_running_loop().time() + seconds)
+
+    def _set(self, when: float | None) -> None:
+        # A provider may answer before it has read all: then the answer is here, and the body still goes out.
+        if not self.answered and not self.limit.expired():
+            self.limit.reschedule(when)
 
 
 class Held(Outgoing):
@@ -109,7 +114,7 @@ class Stream(Outgoing):
             if piece:
                 yield held
                 held = piece
-        self.limit.reschedule(None)  # what `ended` waits for has a time of its own
+        self._set(None)  # what `ended` waits for has a time of its own
         await self._ended(self._digest.hexdigest())
         yield held
 

@@ -529,6 +529,7 @@ class Submissions:
                 reply = await passing.source.upstream.exchange(
                     call.method, place, headers, body.pieces() if body else None
                 )
+                out.answered = True
         except TimeoutError:
             if out.waits_for_caller:
                 passing.began = False

@@ -15,7 +15,8 @@ import pytest
 from receiver.core.event import EventFilter
 from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
-from tests.support.running import BASIC, Running, free_port
+from receiver.providers.deapi import signed
+from tests.support.running import BASIC, DEAPI_SECRET, Running, free_port
 from tests.support.submitting import (
     DEAPI_KEY,
     DEEPGRAM_KEY,
@@ -25,6 +26,7 @@ from tests.support.submitting import (
     Api,
     Asked,
     accepted,
+    response,
     submitting,
 )
 
@@ -376,3 +378,39 @@ async def test_bounds_of_calls_at_once_rate_and_bodies(tmp_path: Path) -> None:
             assert (await up.client.post(LISTEN, content=b"a")).status_code == 429
         assert len(api.asked) == 1
         assert await up.receiver.store.submissions(SubmissionFilter(limit=5)) != []
+
+
+async def test_an_answer_before_the_body_has_ended_is_passed_back(both: Both) -> None:
+    up, api = both
+    whole = response(413, b'{"err_code": "TOO_LARGE"}')
+    api.early = whole[:-9]
+
+    async def rest(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole[-9:])
+
+    api.behave = rest
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield bytes(50_000)
+
+    answer = await up.client.post(LISTEN, content=endless())
+    assert (answer.status_code, answer.json()) == (413, {"err_code": "TOO_LARGE"})
+    assert await up.receiver.store.pickups(PickupFilter()) == []
+
+
+async def test_a_callback_of_deapis_is_proved_by_the_secret_that_was_given_with_the_job(both: Both) -> None:
+    up, api = both
+    bearer = {"authorization": f"Bearer {TOKEN}", "x-receiver-ref": "order-8"}
+    assert (await up.client.post(SPEECH, json={"text": "x"}, headers=bearer)).status_code == 200
+    given = json.loads(api.asked[0].body)
+    path = urlsplit(given["webhook_url"]).path
+    body = json.dumps(
+        {"event": "job.processing", "data": {"job_request_id": "job-1", "job_type": "txt2audio"}}
+    )
+    for secret, status in ((DEAPI_SECRET, 401), (given["webhook_secret"], 200)):
+        headers = signed(secret, body.encode(), now=up.receiver.clock())
+        answer = await up.client.post(path, content=body, headers=headers)
+        assert answer.status_code == status, answer.text
+    [event] = await up.receiver.store.events(EventFilter())
+    assert (event.ref, event.job_id) == ("order-8", "job-1")

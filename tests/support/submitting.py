@@ -65,10 +65,12 @@ class Api:
         default_factory=lambda: accepted({"request_id": "job-1", "data": {"request_id": "job-1"}})
     )
     keep_bodies: bool = True
+    early: bytes | None = None
+    """The answer, before a byte of the body is read."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            asked = await self._read(reader)
+            asked = await self._read(reader, writer)
             self.asked.append(asked)
             await self.behave(asked, writer)
             await writer.drain()
@@ -77,7 +79,7 @@ class Api:
         finally:
             writer.close()
 
-    async def _read(self, reader: asyncio.StreamReader) -> Asked:
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip("\r\n").split("\r\n")
         method, target, _ = first.split(" ")
@@ -86,6 +88,9 @@ class Api:
             name, _, value = line.partition(":")
             assert name.lower() not in headers, line
             headers[name.lower()] = value.strip()
+        if self.early is not None:
+            writer.write(self.early)
+            await writer.drain()
         body = bytearray()
         if "chunked" in headers.get("transfer-encoding", ""):
             while size := int(await reader.readuntil(b"\r\n"), 16):
