@@ -80,7 +80,7 @@ class Ports:
     pulls: Mapping[str, PullProvider] = field(default_factory=dict)
     """The sources that can be polled; many call back as well."""
     fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
-    """The HTTP client of each source that can be polled."""
+    """The HTTP client of each source that can be polled, or whose keys are fetched."""
     submit_apis: Mapping[str, ProviderApi] = field(default_factory=dict)
     """What applications may call of the sources that may be submitted to."""
 
@@ -334,8 +334,12 @@ def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Po
         providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
         destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
-        fetchers={n: Fetcher.create(settings.sources[n], bodies) for n in pulls},
         submit_apis=_submit_apis(settings, adapters),
+        fetchers={
+            n: Fetcher.create(settings.sources[n], bodies)
+            for n, adapter in adapters.items()
+            if n in pulls or adapter.fetches_keys
+        },
     )
 
 

@@ -177,6 +177,8 @@ class Reply(Struct, frozen=True, kw_only=True):
     body: bytes
     content_type: str
     headers: Mapping[str, str] = {}
+    confirm: str = ""
+    """A URL of the provider's that is fetched before this is answered; only ever for a request that was proved."""
 
 
 class Admission(Struct, frozen=True, kw_only=True):

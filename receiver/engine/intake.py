@@ -41,7 +41,7 @@ from receiver.core.errors import (
     reason_of,
 )
 from receiver.core.event import EventDraft, Recorded, RecordStatus, Stage
-from receiver.core.fetch import Fetch, KeysNeeded
+from receiver.core.fetch import Failed, Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
 from receiver.core.tokens import CallbackTokens
@@ -335,6 +335,18 @@ class Intake:
         finally:
             body.discard()
 
+    async def _confirmed(self, provider: PushProvider, reply: Reply, report: CallbackReport) -> Answer:
+        """Answer a handshake that was proved, once what it asks to be fetched was."""
+        fetch = self._fetchers.get(provider.source)
+        if reply.confirm and fetch is not None:
+            fetched = await fetch.ask(reply.confirm, headers={})
+            if isinstance(fetched, Failed) or not 200 <= fetched.status < 300:
+                report.answer, report.reason = "not_kept", _UNCONFIRMED
+                self._observer.note("error", "handshake.not_confirmed", source=provider.source)
+                return _busy(_UNCONFIRMED)
+            self._observer.note("info", "handshake.confirmed", source=provider.source)
+        return _greeted(reply, report)
+
     async def _take_body(
         self,
         provider: PushProvider,
@@ -357,7 +369,7 @@ class Intake:
                 return _greeted(reply, report)
             reply = _asked(provider, admission.head, body, proved=True)
             if reply is not None:
-                return _greeted(reply, report)
+                return await self._confirmed(provider, reply, report)
             if proved is None:
                 report.answer = "ignored"
                 return Answer(200, {"status": "ignored"})
@@ -557,6 +569,7 @@ def _busy(message: str, *, seconds: int = 30) -> Answer:
     return Answer(503, {"status": "unavailable", "error": message}, {"retry-after": str(seconds)})
 
 
+_UNCONFIRMED = "the provider's own URL, by which this is confirmed, could not be fetched; send it again"
 OVERLOADED = _busy("receiver has as much as it can take at this moment; send it again", seconds=2)
 """The answer to a callback that load shedding refuses."""
 

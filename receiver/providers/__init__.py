@@ -179,6 +179,8 @@ class Adapter:
     keeps_retrying: ClassVar[bool] = False
     https_only: ClassVar[bool] = False
     """True: the provider calls nothing but https."""
+    fetches_keys: ClassVar[bool] = False
+    """True: the provider's public keys are fetched, so the source has a way out though it is not polled."""
     job_secrets: ClassVar[bool] = False
     """True: a job may be submitted with a webhook secret of its own."""
     small_documents: ClassVar[bool] = False

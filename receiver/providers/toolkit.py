@@ -121,6 +121,15 @@ def _split(url: str) -> SplitResult | None:
     return parts
 
 
+def https_at(url: str, hosts: Iterable[str]) -> bool:
+    """Tell whether a URL is https, without credentials, at one of these hosts or below it."""
+    parts = _split(url)
+    if parts is None or parts.scheme != "https" or "@" in parts.netloc:
+        return False
+    host = parts.hostname or ""
+    return any(host == name or host.endswith(f".{name}") for name in hosts)
+
+
 def _own_port(parts: SplitResult) -> int:
     return 443 if parts.scheme == "https" else 80
 

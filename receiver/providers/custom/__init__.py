@@ -27,7 +27,7 @@ from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
 
 if TYPE_CHECKING:
-    from receiver.providers.custom.keys import KeySet
+    from receiver.providers.public_keys.jwks import KeySet
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ def _key_sets(proofs: Iterable[Proof]) -> Mapping[str, KeySet]:
     urls = {proof.key_url for proof in proofs if proof.key_url}
     if not urls:
         return {}
-    from receiver.providers.custom.keys import KeySet  # loads a cryptography library
+    from receiver.providers.public_keys.jwks import KeySet  # loads a cryptography library
 
     return {url: KeySet(url) for url in urls}
 

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from receiver.core.callback import Reply
 from receiver.core.errors import CallbackRejected, MalformedCallback
-from receiver.providers.custom.request import At, Request, Words, as_text
+from receiver.providers.custom.request import At, Hosts, Request, Words, as_text
+from receiver.providers.toolkit import https_at
 from receiver.settings.model import Section
 
 MAX_ECHO = 1024
 """Characters that are echoed, at most."""
+_OK = Reply(body=b'{"status":"ok"}', content_type="application/json")
 Method = Literal["GET", "POST", "PUT", "OPTIONS"]
 
 
@@ -32,16 +35,18 @@ class When(Section):
 class Handshake(Section):
     """`[[handshake]]`: a question that is answered and never stored."""
 
-    kind: Literal["echo", "hmac-echo", "options", "ping"]
-    """What is answered: the value, its HMAC-SHA256 under the newest secret, what a browser asks before a POST, or nothing but 200."""
+    kind: Literal["echo", "hmac-echo", "options", "ping", "confirm-get"]
+    """What is answered: the value, its HMAC-SHA256 under the newest secret, what a browser asks before a POST, or nothing but 200; `confirm-get` fetches the URL that the value is, then answers 200."""
     methods: tuple[Method, ...] = ()
     """Without any: OPTIONS for `options`; for the others POST, PUT and, where no proof is needed, GET."""
     when: When | None = None
     """Without it, a request with `value` is one; `options` is any request of its method."""
     value: At | None = None
-    """What is echoed."""
+    """What is echoed; for `confirm-get`, where the URL is."""
+    hosts: Hosts = ()
+    """`confirm-get`: hosts that may be fetched from, by https, each with all below it."""
     signed: bool = False
-    """True: only a request that was proved is answered. `hmac-echo` is always so: an HMAC for anybody's value would sign callbacks."""
+    """True: only a request that was proved is answered. `hmac-echo` is always so: an HMAC for anybody's value would sign callbacks. `confirm-get` as well."""
     answer_field: str = ""
     """The field of a JSON answer; without it the answer is plain text."""
     echo_field: str = ""
@@ -55,8 +60,10 @@ class Handshake(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Handshake:
-        if self.kind in ("echo", "hmac-echo") and self.value is None:
-            raise ValueError("value is missing: it says what is echoed")
+        if self.kind in ("echo", "hmac-echo", "confirm-get") and self.value is None:
+            raise ValueError("value is missing: it says what is echoed, or fetched")
+        if self.kind == "confirm-get" and not self.hosts:
+            raise ValueError("hosts are missing: the names that may be fetched from")
         if self.kind == "ping" and self.when is None:
             raise ValueError("when is missing: it says which requests are pings")
         return self
@@ -64,7 +71,7 @@ class Handshake(Section):
     @property
     def needs_proof(self) -> bool:
         """True when only a request that was proved is answered."""
-        return self.signed or self.kind == "hmac-echo"
+        return self.signed or self.kind in ("hmac-echo", "confirm-get")
 
     @property
     def taken_methods(self) -> Sequence[str]:
@@ -87,9 +94,11 @@ class Handshake(Section):
         if self.kind == "options":
             return _options(self.allow_origin)
         if self.kind == "ping":
-            return Reply(body=b'{"status":"ok"}', content_type="application/json")
+            return _OK
         if not value or len(value) > MAX_ECHO or not value.isprintable():
             return None
+        if self.kind == "confirm-get":
+            return replace(_OK, confirm=value) if https_at(value, self.hosts) else None
         return self._echo(value, secret)
 
     def _echo(self, value: str, secret: str | None) -> Reply | None:

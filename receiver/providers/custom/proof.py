@@ -25,7 +25,7 @@ Encoding = Literal["hex", "base64", "base64url"]
 
 
 if TYPE_CHECKING:
-    from receiver.providers.custom.keys import KeySet
+    from receiver.providers.public_keys.jwks import KeySet
 
 
 class Proof(Section, ABC):

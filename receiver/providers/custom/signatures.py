@@ -348,7 +348,7 @@ class PublicKeyProof(SignedProof):
         return ""
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
-        from receiver.providers.custom.keys import verify_signature  # loads a cryptography library
+        from receiver.providers.public_keys.jwks import verify_signature  # loads a cryptography library
 
         if self.jwks is not None:
             keys = trust.keys[self.jwks].any(request.head.received_at)

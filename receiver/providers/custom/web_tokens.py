@@ -101,7 +101,7 @@ class JwtProof(Proof):
                 raise trust.refusal(f"the token's {self.body_hash.claim} is not the hash of the body")
 
     def _claims(self, request: Request, trust: Trust) -> Mapping[str, Any]:
-        from receiver.providers.custom.keys import token_claims  # loads a cryptography library
+        from receiver.providers.public_keys.jwks import token_claims  # loads a cryptography library
 
         value = request.head.one(self.header.lower())
         if value is None:

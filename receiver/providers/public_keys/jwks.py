@@ -34,9 +34,13 @@ Key = RSAKey | ECKey | OKPKey
 class KeySet:
     """The keys that a provider publishes at one URL. It fetches nothing by itself: it raises `KeysNeeded`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pinned: str = "") -> None:
+        """With `pinned` (a JWKS document) these keys alone are used, and nothing is fetched. Raises `ValueError` when it has none."""
         self.url = url
-        self._keys: list[Key] = []
+        self._keys: list[Key] = _public(pinned.encode()) if pinned else []
+        if pinned and not self._keys:
+            raise ValueError("that is no JWKS with public keys")
+        self._pinned = bool(pinned)
         self._fetched_at = self._tried_at = -(10**15)
         self._lock = asyncio.Lock()
 
@@ -50,6 +54,8 @@ class KeySet:
 
     def _fitting(self, kid: str | None, now: int) -> list[Key]:
         fits = [key for key in self._keys if kid is None or key.kid == kid]
+        if self._pinned:
+            return fits
         outdated = not fits or now - self._fetched_at > KEPT_SECONDS * 1000
         if not self._keys or (outdated and now - self._tried_at > PAUSE_SECONDS * 1000):
             raise KeysNeeded(self)

@@ -1,0 +1,106 @@
+"""Certificates that a message names by their URL: fetched from one host alone, kept, and what they sign."""
+
+from __future__ import annotations
+
+from collections import deque
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from receiver.core.fetch import Failed, Fetch, KeysNeeded
+
+KEPT_SECONDS = 24 * 3600
+"""How long a fetched certificate is used."""
+_KEPT = 8
+_FETCHES, _PAUSE_SECONDS = 5, 60
+"""No more than so many fetches in that time, whatever URLs messages name."""
+_HASHES = {"sha1": hashes.SHA1, "sha256": hashes.SHA256}
+
+
+class Certificate:
+    """One certificate with an RSA key."""
+
+    def __init__(self, pem: bytes) -> None:
+        """Raises `ValueError` when `pem` is no certificate with an RSA key."""
+        self._certificate = x509.load_pem_x509_certificate(pem)
+        key = self._certificate.public_key()
+        if not isinstance(key, rsa.RSAPublicKey):
+            raise ValueError("the certificate's key is not RSA")  # noqa: TRY004  # a wrong value, as the other errors
+        self._key = key
+
+    def is_valid(self, now: int) -> bool:
+        """Tell whether the certificate is valid at `now` (epoch milliseconds)."""
+        first, last = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        return first.timestamp() <= now / 1000 <= last.timestamp()
+
+    def verifies(self, signature: bytes, message: bytes, algorithm: str) -> bool:
+        """Tell whether a PKCS #1 v1.5 signature is one of the message; `algorithm` is `sha1` or `sha256`."""
+        try:
+            self._key.verify(signature, message, padding.PKCS1v15(), _HASHES[algorithm]())
+        except InvalidSignature:
+            return False
+        return True
+
+
+class Certificates:
+    """The certificates of one source. It fetches nothing by itself: it raises `KeysNeeded`."""
+
+    def __init__(self, pinned: str = "") -> None:
+        """With `pinned` (PEM) no other is used, and nothing is fetched. Raises `ValueError` when it is none."""
+        self._pinned = Certificate(pinned.encode()) if pinned else None
+        self._kept: dict[str, tuple[Certificate, int]] = {}
+        """By URL, with the time of the fetch."""
+        self._fetches: deque[int] = deque(maxlen=_FETCHES)
+
+    def at(self, url: str, host: str, now: int) -> Certificate | None:
+        """Return the certificate at a URL, None for a URL that is not https at `host` or whose certificate is not valid.
+
+        Raises `KeysNeeded` when it has to be fetched.
+        """
+        if not _is_at(url, host):
+            return None
+        found, fetched_at = (self._pinned, now) if self._pinned else self._kept.get(url, (None, 0))
+        if found is None or now - fetched_at > KEPT_SECONDS * 1000:
+            self._kept.pop(url, None)
+            raise KeysNeeded(_Wanted(self, url))
+        return found if found.is_valid(now) else None
+
+    async def fetch(self, url: str, fetch: Fetch, now: int) -> bool:
+        """Fetch a certificate; return whether it is there now."""
+        recent = len(self._fetches) == _FETCHES and now - self._fetches[0] < _PAUSE_SECONDS * 1000
+        if url not in self._kept and not recent:
+            self._fetches.append(now)
+            answer = await fetch.ask(url, headers={})
+            if not isinstance(answer, Failed) and answer.status == 200:
+                self._keep(url, answer.body, now)
+        return url in self._kept
+
+    def _keep(self, url: str, pem: bytes, now: int) -> None:
+        try:
+            certificate = Certificate(pem)
+        except (ValueError, UnsupportedAlgorithm):
+            return
+        while len(self._kept) >= _KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[url] = (certificate, now)
+
+
+class _Wanted:
+    """One certificate that is to be fetched."""
+
+    def __init__(self, certificates: Certificates, url: str) -> None:
+        self._certificates, self._url = certificates, url
+
+    async def fetch(self, fetch: Fetch, now: int) -> bool:
+        return await self._certificates.fetch(self._url, fetch, now)
+
+
+def _is_at(url: str, host: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return (parts.scheme, parts.netloc) == ("https", host) and parts.path.endswith(".pem") and not parts.query

@@ -1,0 +1,433 @@
+"""Amazon SNS, over HTTPS: what Transcribe (by an EventBridge rule) and Polly say of their jobs; results in S3.
+
+https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html: each message is signed, over named fields in a
+fixed order, with the key of a certificate whose URL stands in the message. That URL proves nothing by itself: only one of the
+topic's region's own host is fetched, and only messages of the topics that the settings name are taken. A subscription is
+confirmed by a GET of a URL in the message, after the signature held. SNS sends again for up to an hour
+(https://docs.aws.amazon.com/sns/latest/dg/sns-message-delivery-retries.html). The events of Transcribe:
+https://docs.aws.amazon.com/eventbridge/latest/ref/events-ref-transcribe.html; the task that Polly tells of:
+https://docs.aws.amazon.com/polly/latest/dg/API_SynthesisTask.html.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+from msgspec.structs import replace
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from receiver.core.callback import Admission, Body, Head, Reply, VerifiedCallback
+from receiver.core.errors import (
+    CallbackRejected,
+    IgnoredCallback,
+    MalformedCallback,
+    PickupRefused,
+    RejectionKind,
+)
+from receiver.core.event import EventDraft, FileDraft, JobError, Stage, TranscriptDraft
+from receiver.core.fetch import Failed, Fetch, FetchResponse
+from receiver.core.findings import Code, Finding, install
+from receiver.core.tokens import CallbackTokens
+from receiver.core.work import Pickup
+from receiver.providers import NO_PROOF, NO_REASON, Adapter, Collected, Gone, Lookup, Result, results
+from receiver.providers.documents import (
+    Document,
+    decode_object,
+    epoch_ms,
+    first_text,
+    join_key,
+    opaque_id,
+    table,
+    text,
+)
+from receiver.providers.toolkit import refused, revealed
+from receiver.settings.model import BaseUrl, Section, SourceSettings
+
+_ARN = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{3,30}):\d{12}:[\w.-]{1,256}", re.ASCII)
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "Notification": ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"),
+    "SubscriptionConfirmation": (
+        *("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"),
+    ),
+    "UnsubscribeConfirmation": (
+        *("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"),
+    ),
+}
+"""What is signed, by the type of the message, in this order; a `Subject` only where there is one."""
+_HASHES = {"1": "sha1", "2": "sha256"}
+_OLDEST_SECONDS, _AHEAD_SECONDS = 2 * 3600, 300
+"""The time that is signed is that of the first try."""
+_S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)", re.DOTALL)
+_S3_HOST = re.compile(
+    r"(?:(?P<bucket>[a-z0-9.-]+)\.)?s3[.-](?:(?P<region>[a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?"
+)
+_MAX_TEXT = 1024 * 1024
+"""Bytes of a transcript whose text goes to the event; that of a longer one stays in its file."""
+_LINK_SECONDS = 900
+"""How long a signed request to S3 is good: one attempt."""
+_STAGES = {
+    "completed": "completed",
+    "failed": "failed",
+    "in_progress": "processing",
+    "inprogress": "processing",
+    "queued": "processing",
+    "scheduled": "processing",
+}
+"""Transcribe's and Polly's words for how a job stands."""
+
+
+class SnsSettings(Section):
+    """[sources.NAME] of provider `sns`."""
+
+    topics: tuple[str, ...] = ()
+    """The topics that are taken, by their ARNs."""
+    require_token: bool = False
+    """Refuse a callback whose URL carries no token of receiver's."""
+    transcripts: str = Field("", pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*)?$")
+    """Where Transcribe writes: `s3://bucket/prefix/`. A transcript's name is its job's, with `.json`."""
+    access_key_id: str = ""
+    """For reading results in S3; without it the event says where they lie."""
+    secret_access_key: SecretStr | None = None
+    """The key's secret."""
+    endpoint_url: BaseUrl | None = None
+    """Where S3 is, in place of Amazon's own host of the region."""
+    bucket_region: str = ""
+    """The region of the buckets, where it is another than the topic's."""
+    certificate: str = ""
+    """The certificate that signs, as PEM, for a machine without a way out; without it, that of `SigningCertURL` is fetched."""
+    deadline_seconds: float = Field(3600, ge=1, le=30 * 86400)
+    """How long a result is tried for."""
+
+    @field_validator("certificate")
+    @classmethod
+    def _is_certificate(cls, value: str) -> str:
+        from receiver.providers.public_keys.certificates import Certificates  # loads a cryptography library
+
+        Certificates(value)
+        return value
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> SnsSettings:
+        if self.access_key_id and importlib.util.find_spec("botocore") is None:
+            raise ValueError(f"access_key_id: requests to S3 are signed by botocore: {install('s3')}")
+        return self
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What SNS posts. Only these fields are decoded before the signature held."""
+
+    Type: str
+    MessageId: str
+    TopicArn: str
+    Message: str
+    Timestamp: str
+    SignatureVersion: str
+    Signature: str
+    SigningCertURL: str
+    Subject: str | None = None
+    Token: str | None = None
+    SubscribeURL: str | None = None
+
+    def signed(self) -> bytes:
+        """Return the text that was signed."""
+        fields = ((name, getattr(self, name)) for name in _FIELDS[self.Type])
+        return "".join(f"{name}\n{value}\n" for name, value in fields if value is not None).encode()
+
+
+class SnsProvider(Adapter):
+    """One source that SNS topics call."""
+
+    provider = "sns"
+    Settings = SnsSettings
+    codes: ClassVar = {
+        "E504": Code("An SNS source's setting is wrong", ""),
+        "E501": Code("An SNS source names no topic", 'add topics = ["arn:aws:sns:…"]'),
+        "W501": Code("Results in S3 are not read", "add access_key_id and secret_access_key"),
+    }
+    keeps_retrying = True
+    fetches_keys = True
+    small_documents = True
+    methods = ("POST",)
+    handshake_methods = frozenset(("POST",))
+
+    def __init__(self, settings: SourceSettings, options: SnsSettings, tokens: CallbackTokens) -> None:
+        from receiver.providers.public_keys.certificates import Certificates  # loads a cryptography library
+
+        self._secret = revealed(options.secret_access_key)
+        super().__init__(settings, options, tokens)
+        self._certificates = Certificates(options.certificate)
+
+    def _secrets(self) -> tuple[str, ...]:
+        return (self._secret,)
+
+    @classmethod
+    def _judge(cls, where: str, options: SnsSettings) -> Iterator[Finding]:
+        if not options.topics:
+            yield cls._missing(
+                "E501", where, "topics", f"{NO_PROOF}: any topic of anybody's is signed by SNS"
+            )
+            return
+        for topic in options.topics:
+            if not _ARN.fullmatch(topic):
+                wrong = f"{topic[:100]!r} is no topic"
+                yield cls._finding(
+                    "E504", where, "topics", wrong, 'write it as "arn:aws:sns:us-east-1:123456789012:NAME"'
+                )
+        if not (options.access_key_id and revealed(options.secret_access_key)):
+            unread = "results lie in S3, and nothing says with which key they are read"
+            yield cls._finding("W501", where, "access_key_id", unread)
+
+    # ------------------------------------------------------------ proofs
+
+    def admit(self, head: Head) -> Admission:
+        """Check the URL's token and that the head names a topic of ours. Raises `CallbackRejected`, `WrongSource`."""
+        claims = self._claims(head, required=self._options.require_token)
+        if head.one("x-amz-sns-message-type") is None:
+            raise self._rejection(
+                "topics",
+                "the header x-amz-sns-message-type is missing: this is no message of SNS",
+                RejectionKind.MISSING,
+            )
+        if head.one("x-amz-sns-rawdelivery") is not None:
+            raise self._rejection(
+                "topics", "raw message delivery sends no signature: switch it off at the subscription"
+            )
+        return Admission(
+            head=head,
+            claims=claims,
+            proofs=frozenset(("token",)) if claims else frozenset[str](),
+            body_limit=self._json_limit,
+            held=False,
+        )
+
+    def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
+        """Check the signature. Raises `CallbackRejected`, `KeysNeeded`."""
+        message = self._message(body.load(), RejectionKind.MALFORMED)
+        region = self._region(message)
+        self._check_time(message, admission.head.received_at)
+        certificate = self._certificates.at(
+            message.SigningCertURL, f"sns.{region}", admission.head.received_at
+        )
+        if certificate is None:
+            raise self._rejection(
+                "topics", "SigningCertURL is no certificate of the topic's region's own host"
+            )
+        try:
+            signature = base64.b64decode(message.Signature, validate=True)
+        except (binascii.Error, ValueError):
+            raise self._rejection("topics", "the signature is no base64", RejectionKind.MALFORMED) from None
+        if not certificate.verifies(signature, message.signed(), _HASHES[message.SignatureVersion]):
+            raise self._rejection("topics", "the signature is not one of this message")
+        return replace(super().verify(admission, body), proofs=admission.proofs | {"signature"})
+
+    def _message(self, raw: bytes, kind: RejectionKind) -> Message:
+        try:
+            message = msgspec.json.decode(raw, type=Message)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise self._rejection("topics", "the body is no message of SNS", kind) from None
+        if message.Type not in _FIELDS or message.SignatureVersion not in _HASHES:
+            raise self._rejection(
+                "topics", "the message has a type or a SignatureVersion that is not known", kind
+            )
+        return message
+
+    def _region(self, message: Message) -> str:
+        found = _ARN.fullmatch(message.TopicArn)
+        if found is None or message.TopicArn not in self._options.topics:
+            raise self._rejection("topics", "the message is of a topic that is not configured")
+        return f"{found[2]}.amazonaws.com{'.cn' if found[1] == 'aws-cn' else ''}"
+
+    def _check_time(self, message: Message, now: int) -> None:
+        signed_at = epoch_ms(message.Timestamp)
+        if signed_at is None:
+            raise self._rejection("topics", "the message's Timestamp is no time", RejectionKind.MALFORMED)
+        age = (now - signed_at) / 1000
+        if not -_AHEAD_SECONDS <= age <= _OLDEST_SECONDS:
+            raise self._rejection(
+                "topics",
+                f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}: check this machine's clock, or it was replayed",
+                RejectionKind.STALE,
+            )
+
+    def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
+        """Return the answer that confirms a subscription, once its URL was fetched; only for a message that was proved."""
+        if not proved:
+            return None
+        message = self._message(body, RejectionKind.MALFORMED)
+        if message.Type != "SubscriptionConfirmation":
+            return None
+        parts, host = urlsplit(message.SubscribeURL or ""), f"sns.{self._region(message)}"
+        if parts.scheme != "https" or parts.netloc != host:  # signed by SNS, so this has not been seen
+            return None
+        return Reply(
+            body=b'{"status":"ok"}', content_type="application/json", confirm=message.SubscribeURL or ""
+        )
+
+    # ------------------------------------------------------------ meaning
+
+    def normalize(self, callback: VerifiedCallback) -> EventDraft:
+        """Return the draft of what a service says of a job. Raises `MalformedCallback`, `IgnoredCallback`."""
+        try:
+            message = self._message(callback.body.load(), RejectionKind.MALFORMED)
+        except CallbackRejected as error:
+            raise MalformedCallback(error.message) from None
+        if message.Type != "Notification":
+            raise IgnoredCallback
+        document = decode_object(message.Message.encode())
+        document, raw = self._without_secrets(document, message.Message.encode())
+        document, raw = self._without_signatures(document, raw)
+        detail = table(document, "detail") or document
+        job = opaque_id(first_text(detail, "TranscriptionJobName", "taskId", "TaskId"))
+        word = first_text(detail, "TranscriptionJobStatus", "taskStatus", "TaskStatus") or ""
+        stage = _STAGES.get(word.lower())
+        if job is None or stage is None:
+            raise MalformedCallback("the message tells of no job of Transcribe's or Polly's")
+        type_ = f"{'transcript' if 'TranscriptionJobName' in detail else 'speech'}.{stage}"
+        told_at = epoch_ms(document.get("time")) or epoch_ms(message.Timestamp)
+        said = {"topic": message.TopicArn, "status": word, **self._place(detail, job)}
+        draft = EventDraft(
+            type=type_,
+            idempotency_key=join_key("id", message.MessageId),
+            second_key=join_key("job", job, type_) if stage != "processing" else None,
+            job_id=job,
+            ref=callback.ref,
+            occurred_at=told_at or callback.head.received_at,
+            stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
+            error=JobError(message=_reason(detail)) if stage == "failed" else None,
+            provider_data=said,
+            document=raw,
+        )
+        return self._with_result(draft, callback) if stage == "completed" else draft
+
+    def _place(self, detail: Document, job: str) -> dict[str, str]:
+        """Return where a job's result lies, as an `s3://` URL, when that is known."""
+        if "TranscriptionJobName" in detail:
+            folder = self._options.transcripts
+            return {"output_uri": f"{folder}{job}.json"} if folder else {}
+        found = in_s3(first_text(detail, "outputUri", "OutputUri") or "")
+        return {"output_uri": found} if found else {}
+
+    def _with_result(self, draft: EventDraft, callback: VerifiedCallback) -> EventDraft:
+        place = draft.provider_data.get("output_uri")
+        if not place or not self._reads_s3:
+            return draft
+        key = draft.second_key or draft.idempotency_key
+        return replace(draft, remote=self._remote(key, place, callback))
+
+    # ------------------------------------------------------------ results
+
+    @property
+    def _reads_s3(self) -> bool:
+        return bool(self._options.access_key_id and self._secret)
+
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
+        """Understand where a result lies, `s3://bucket/key` or its https form, or a job of Transcribe's. Raises `PickupRefused`."""
+        place = in_s3(text.strip())
+        if place is None and self._options.transcripts and (job := opaque_id(text)):
+            place = f"{self._options.transcripts}{job}.json"
+            return Lookup(key=join_key("job", job, "transcript.completed"), job_id=job, target=place)
+        if place is None:
+            raise PickupRefused(
+                "hand over where the result lies: s3://bucket/key (or set transcripts, for job names)"
+            )
+        return Lookup(key=join_key("s3", place), job_id=None, target=place)
+
+    def can_ask(self, pickup: Pickup) -> bool:
+        """Tell whether there is a place to read from, and a key."""
+        return self._reads_s3 and pickup.target is not None
+
+    def family(self, pickup: Pickup) -> str:
+        """Return `transcript` or `speech`."""
+        if pickup.draft is not None:
+            return pickup.draft.type.partition(".")[0]
+        return "transcript" if (pickup.target or "").endswith(".json") else "speech"
+
+    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
+        """Read the object once."""
+        found = _S3.fullmatch(pickup.target or "")
+        if found is None or not self._reads_s3:
+            return Gone(
+                error=JobError(
+                    code="invalid_id", message="nothing says where in S3 the result lies, or with which key"
+                )
+            )
+        url, host = self._signed(found[1], found[2], pickup)
+        answer = await fetch.download(url, hosts=[host], limit=self._settings.max_audio_bytes)
+        if isinstance(answer, FetchResponse):
+            hint = (
+                f": check {self._where}.access_key_id, and that it may read {found[1]}"
+                if answer.status == 403
+                else ""
+            )
+            return refused(answer, f"S3 answers {answer.status}{hint}")
+        if isinstance(answer, Failed):
+            return answer
+        family = self.family(pickup)
+        kind = answer.headers.get("content-type", "")
+        wanted: results.ResultKind = "transcript" if family == "transcript" else "audio"
+        judged = results.classify(answer.body, content_type=kind, format=pickup.format, wanted=wanted)
+        if isinstance(judged, Failed):
+            answer.body.discard()
+            return judged
+        parts: dict[str, Any] = {"audio": judged}
+        if isinstance(judged, FileDraft):
+            parts = {"file": judged, "transcript": _transcript(answer.body)}
+        return Collected(draft=self._collected_draft(pickup, now, document=None, **parts), body=answer.body)
+
+    def _signed(self, bucket: str, key: str, pickup: Pickup) -> tuple[str, str]:
+        """Return the URL of an object, signed for one attempt, and its host."""
+        from botocore.auth import S3SigV4QueryAuth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+
+        options = self._options
+        topic = str((pickup.draft.provider_data if pickup.draft else {}).get("topic", options.topics[0]))
+        region, china = options.bucket_region or topic.split(":")[3], topic.startswith("arn:aws-cn:")
+        base = options.endpoint_url or f"https://s3.{region}.amazonaws.com{'.cn' if china else ''}"
+        request = AWSRequest("GET", f"{base}/{bucket}/{quote(key, safe='/~')}")
+        S3SigV4QueryAuth(
+            Credentials(options.access_key_id, self._secret), "s3", region, expires=_LINK_SECONDS
+        ).add_auth(request)
+        return request.url, urlsplit(base).hostname or ""
+
+
+def _reason(detail: Document) -> str:
+    return first_text(detail, "FailureReason", "taskStatusReason", "TaskStatusReason") or NO_REASON
+
+
+def in_s3(place: str) -> str | None:
+    """Return `s3://bucket/key` for that, or for the https URL of an object in S3; None for anything else."""
+    if _S3.fullmatch(place):
+        return place
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        return None
+    found = _S3_HOST.fullmatch(parts.hostname or "") if parts.scheme == "https" else None
+    if found is None:
+        return None
+    path = unquote(parts.path).lstrip("/")
+    made = f"s3://{found['bucket']}/{path}" if found["bucket"] else f"s3://{path}"
+    return made if _S3.fullmatch(made) else None
+
+
+def _transcript(body: Body) -> TranscriptDraft:
+    """Return the text of a transcript of Transcribe's: `results.transcripts[0].transcript`."""
+    if body.size > _MAX_TEXT:
+        return TranscriptDraft(text=None)
+    try:
+        said = table(decode_object(body.load()), "results")
+    except MalformedCallback:
+        return TranscriptDraft(text=None)
+    found = said.get("transcripts")
+    first = found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else {}
+    return TranscriptDraft(
+        text=text(first, "transcript", _MAX_TEXT), language=text(said, "language_code", 40)
+    )
