@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from receiver.core.clock import wall_clock
 from receiver.engine.requests import new_expectation, new_pickup
+from receiver.providers import public_keys
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.running import Running, running
 from tests.support.sink import Sink
@@ -233,6 +234,33 @@ async def test_keys_that_cannot_be_had_make_for_a_503_and_no_storm(
             assert answer.status_code == 503
             assert "keys" in answer.json()["error"]
         assert len(host.requests) == 1
+
+
+async def test_keys_that_hang_hold_a_callback_up_for_seconds_only(
+    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_keys, "FETCH_SECONDS", 0.2)
+    async with (
+        https(authority) as host,
+        running(tmp_path, text(tmp_path, published(host, authority, tmp_path)), work=False) as up,
+    ):
+
+        async def hang(talk: Talk) -> None:
+            await talk.hang()
+
+        host.scripts["/keys"] = hang
+        answer = await post(up, b'{"id":"1"}', {"X-Signature": PRIVATE.sign(b'{"id":"1"}').hex()})
+        assert answer.status_code == 503
+        assert len(host.requests) == 1
+
+
+async def test_keys_inside_a_private_network_are_not_asked_for(tmp_path: Path, authority: trustme.CA) -> None:
+    async with https(authority) as host:
+        inside = published(host, authority, tmp_path).replace('allow = ["127.0.0.0/8"]', "")
+        async with running(tmp_path, text(tmp_path, inside), work=False) as up:
+            answer = await post(up, b'{"id":"1"}', {"X-Signature": PRIVATE.sign(b'{"id":"1"}').hex()})
+            assert answer.status_code == 503
+            assert host.requests == []
 
 
 # ---------------------------------------------------------------- results

@@ -10,7 +10,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from receiver.core.fetch import Failed, Fetch, KeysNeeded
+from receiver.core.fetch import Fetch, KeysNeeded
+from receiver.providers.public_keys import published
 
 KEPT_SECONDS = 24 * 3600
 """How long a fetched certificate is used."""
@@ -73,9 +74,9 @@ class Certificates:
         recent = len(self._fetches) == _FETCHES and now - self._fetches[0] < _PAUSE_SECONDS * 1000
         if url not in self._kept and not recent:
             self._fetches.append(now)
-            answer = await fetch.ask(url, headers={})
-            if not isinstance(answer, Failed) and answer.status == 200:
-                self._keep(url, answer.body, now)
+            answer = await published(url, fetch)
+            if answer is not None:
+                self._keep(url, answer, now)
         return url in self._kept
 
     def _keep(self, url: str, pem: bytes, now: int) -> None:

@@ -17,8 +17,9 @@ from joserfc.jwk import KeySet as JoseKeys
 from joserfc.jws import extract_compact
 
 from receiver.core.errors import ReceiverError
-from receiver.core.fetch import Failed, Fetch, KeysNeeded
+from receiver.core.fetch import Fetch, KeysNeeded
 from receiver.providers.documents import decode_object
+from receiver.providers.public_keys import published
 
 KEPT_SECONDS = 24 * 3600
 """How long fetched keys are used."""
@@ -65,9 +66,9 @@ class KeySet:
         """Fetch the keys, unless that was just tried; return whether there are any. Old ones stay when it fails."""
         async with self._lock:
             if now - self._tried_at > PAUSE_SECONDS * 1000:
-                answer = await fetch.ask(self.url, headers={"accept": "application/json"})
+                answer = await published(self.url, fetch)
                 self._tried_at = now
-                keys = [] if isinstance(answer, Failed) or answer.status != 200 else _public(answer.body)
+                keys = [] if answer is None else _public(answer)
                 if keys:
                     self._keys, self._fetched_at = keys, now
         return bool(self._keys)
