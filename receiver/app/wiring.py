@@ -32,6 +32,7 @@ from receiver.engine.recorder import Recorder
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.submissions import Submissions, SubmitSource, checked_api
 from receiver.engine.takeover import Takeover
+from receiver.engine.watcher import Watched, Watcher
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
 from receiver.outbound.upstream import Upstream
@@ -101,6 +102,7 @@ class Receiver:
     collector: Collector
     takeover: Takeover
     janitor: Janitor
+    watcher: Watcher
     submissions: Submissions
     observer: Observers
     metrics: MetricsObserver
@@ -191,8 +193,9 @@ def build(
     intake = _intake(settings, ports, tokens, recorder, journal, bodies, observer, timing)
     takeover = Takeover(ports.store, observer, clock, relay.wake, collector.wake)
     janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
+    watcher = _watcher(settings, ports, relay, observer, clock)
     submissions = _submissions(settings, ports, tokens, bodies, observer, clock)
-    parts = (journal, intake, relay, collector, takeover, janitor, submissions, observer, metrics)
+    parts = (journal, intake, relay, collector, takeover, janitor, watcher, submissions, observer, metrics)
     return Receiver(settings, ports, tokens, links, link, *parts, clock, timing)
 
 
@@ -315,6 +318,18 @@ def _collector(
     )
 
 
+def _watcher(
+    settings: Settings, ports: Ports, relay: Relay, observer: Observers, clock: Callable[[], int]
+) -> Watcher:
+    sources = {
+        name: Watched(adapter=adapter, fetch=ports.fetchers[name], every=adapter.watch_seconds)
+        for name, adapter in ports.pulls.items()
+        if isinstance(adapter, Adapter) and adapter.watch_seconds is not None
+    }
+    routed = build_router(settings).destinations
+    return Watcher(ports.store, sources, routed=routed, wake=relay.wake, observer=observer, clock=clock)
+
+
 def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:
     """Return what wakes the lanes that other processes' notifications name."""
 
@@ -384,10 +399,12 @@ async def open_receiver(
             receiver.relay.start()
             receiver.collector.start()
             receiver.janitor.start()
+            receiver.watcher.start()
         yield receiver
     finally:
         if work:
             grace = receiver.settings.server.stop_seconds
+            await receiver.watcher.stop()
             await receiver.janitor.stop()
             await receiver.takeover.stop()
             await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))

@@ -52,26 +52,34 @@ def destination_event(
         else JobError(code="disabled" if kind == "disabled" else "failing", message=said),
         provider_data={**facts, "since": iso(since)},
     )
-    return _recording(draft, now, wanted)
+    return own_recording(draft, now, wanted)
 
 
-def _recording(draft: EventDraft, now: int, destinations: tuple[str, ...]) -> Recording:
+def own_recording(
+    draft: EventDraft,
+    now: int,
+    destinations: tuple[str, ...],
+    *,
+    source: str = SOURCE,
+    provider: str = SOURCE,
+) -> Recording:
+    """Return what is recorded of an event that no callback brought and nobody fetched."""
     event_id = new_id("evt", now)
     event = Event(
         id=event_id,
         type=draft.type,
-        source=SOURCE,
-        provider=SOURCE,
+        source=source,
+        provider=provider,
         job_id=None,
         ref=None,
         stage=draft.stage,
         occurred_at=now,
         recorded_at=now,
-        data=compose(draft, event_id=event_id, source=SOURCE, provider=SOURCE),
+        data=compose(draft, event_id=event_id, source=source, provider=provider),
     )
     row = CallbackRow(
         id=new_id("cb", now),
-        source=SOURCE,
+        source=source,
         idempotency_key=draft.idempotency_key,
         second_key=None,
         method="NONE",

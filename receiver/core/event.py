@@ -148,6 +148,8 @@ EVENT_TYPES = (
     "media.failed",
     "callback.overdue",
     "callback.parked",
+    "source.failing",
+    "source.recovered",
     "destination.failing",
     "destination.recovered",
     "destination.disabled",

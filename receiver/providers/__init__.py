@@ -132,6 +132,15 @@ class Gone(Struct, frozen=True, kw_only=True):
 Result = Collected | NotYet | Gone | Failed
 
 
+class SenderState(Struct, frozen=True, kw_only=True):
+    """What a provider says of its webhook that calls us."""
+
+    failing: bool
+    """It is switched off, or about to be: callbacks do not come."""
+    detail: str = ""
+    """The provider's word for it, and its reason where it gives one."""
+
+
 @runtime_checkable
 class PullProvider(Protocol):
     """One configured source of a provider that is asked for its results. Many are a `PushProvider` as well."""
@@ -185,6 +194,8 @@ class Adapter:
     """True: a job may be submitted with a webhook secret of its own."""
     small_documents: ClassVar[bool] = False
     """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
+    watch_seconds: float | None = None
+    """How often the provider is asked what became of its webhook; None where it cannot be asked."""
     secret_headers: frozenset[str] = frozenset()
     methods: tuple[str, ...] = ("POST", "PUT")
     handshake_methods: frozenset[str] = frozenset()
@@ -329,6 +340,10 @@ class Adapter:
 
     def submit_api(self) -> ProviderApi | None:
         """Return what of the provider's API applications may call through receiver; None where that is not known."""
+        return None
+
+    async def sender_state(self, fetch: Fetch) -> SenderState | None:
+        """Ask the provider what became of the webhook that calls us; None when it does not say."""
         return None
 
     # ------------------------------------------------------------ pickups

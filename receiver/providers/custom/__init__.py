@@ -17,7 +17,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
-from receiver.providers import NO_PROOF, Adapter, Lookup, Result
+from receiver.providers import NO_PROOF, Adapter, Lookup, Result, SenderState
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.custom.meaning import Reading, Understood
@@ -73,6 +73,7 @@ class CustomProvider(Adapter):
         self.secret_headers = frozenset(r.name for r in self._secret_places() if r.kind == "header")
         self._reading = Reading(settings, options)
         self._collecting = Collecting(settings, options, self._reading, self._api_key)
+        self.watch_seconds = options.watch.every if options.watch and self._api_key else None
         self.methods = options.methods
         self.handshake_methods = frozenset(m for h in options.handshake for m in h.taken_methods)
 
@@ -221,6 +222,11 @@ class CustomProvider(Adapter):
         table = self._options.submission
         secret = self._proof_secrets[-1] if self._proof_secrets else ""
         return None if table is None else table.api(self._api_key, secret)
+
+    async def sender_state(self, fetch: Fetch) -> SenderState | None:
+        """Ask for the state of the webhooks that call this source; None when the provider does not say."""
+        watch = self._options.watch
+        return None if watch is None else await self._collecting.sender_state(watch, fetch)
 
     # ------------------------------------------------------------ meaning and results
 

@@ -13,8 +13,8 @@ from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import Collected, Lookup, NotYet, Result
-from receiver.providers.custom.language import Auth, CustomSettings, ResultSettings, Then
+from receiver.providers import Collected, Lookup, NotYet, Result, SenderState
+from receiver.providers.custom.language import Auth, CustomSettings, ResultSettings, Then, Watch
 from receiver.providers.custom.meaning import NO_REQUEST, Reading, job_key
 from receiver.providers.custom.request import as_text, first
 from receiver.providers.documents import Document, decode_object, encode, opaque_id
@@ -90,7 +90,7 @@ class Collecting:
     def _is_bytes(self, pickup: Pickup) -> bool:
         return self._reading.family_of(pickup) in ("speech", "media")
 
-    async def _ask(self, fetch: Fetch, url: str, result: Then) -> FetchResponse | Failed:
+    async def _ask(self, fetch: Fetch, url: str, result: Then | Watch) -> FetchResponse | Failed:
         """GET a document, from the named hosts only."""
         found = await fetch.download(
             url,
@@ -184,6 +184,37 @@ class Collecting:
         if auth.kind == "basic":
             return {"authorization": "Basic " + base64.b64encode(self._key.encode()).decode()}
         return {auth.header.lower(): auth.prefix + self._key}
+
+    # ------------------------------------------------------------ the provider's webhook
+
+    async def sender_state(self, watch: Watch, fetch: Fetch) -> SenderState | None:
+        """Ask for the state of the webhooks that call this source."""
+        answer = await self._ask(fetch, watch.url, watch)
+        if isinstance(answer, Failed) or answer.status != 200:
+            return None
+        try:
+            document = decode_object(answer.body)
+        except MalformedCallback:
+            return None
+        listed = first(watch.list, NO_REQUEST, document) if watch.list else [document]
+        states = [
+            SenderState(failing=word in watch.failing, detail=self._told(watch, one, word))
+            for one in (listed if isinstance(listed, list) else [])
+            if isinstance(one, dict) and self._calls_us(watch, one)
+            if (word := as_text(first(watch.state, NO_REQUEST, one))) is not None
+        ]
+        return next((state for state in states if state.failing), states[0] if states else None)
+
+    def _calls_us(self, watch: Watch, webhook: Document) -> bool:
+        url = as_text(watch.callback_url.value(NO_REQUEST, webhook)) or ""
+        path, ours = url.partition("?")[0], f"/callbacks/{self._settings.name}"
+        return path.endswith(ours) or f"{ours}/" in path
+
+    @staticmethod
+    def _told(watch: Watch, webhook: Document, word: str) -> str:
+        said = first(watch.detail, NO_REQUEST, unsigned(webhook))
+        reason = as_text(said) or (encode(said).decode() if said else "")
+        return f"{watch.state[0].name} is {word}{', ' if reason else ''}{reason}"[:500]
 
     # ------------------------------------------------------------ drafts
 

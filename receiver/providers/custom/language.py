@@ -186,6 +186,29 @@ class ResultSettings(Then):
     """Where the result is in the answer to a `get`; without it the answer is the result."""
 
 
+class Watch(Section):
+    """`[watch]`: what the provider says of its own webhook, for `source.failing` and `source.recovered`."""
+
+    url: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
+    """The provider's API that tells it; asked with `api_key`, and not at all without one."""
+    hosts: Hosts = Field(min_length=1)
+    """Hosts that may be asked, each with all below it."""
+    auth: Annotated[Auth, BeforeValidator(_auth)] = Auth()
+    """How `api_key` is sent along."""
+    list: Places = ()
+    """Where the answer has its list of webhooks; without it the answer is one webhook."""
+    callback_url: At
+    """Where a webhook has the URL that it calls: those that do not call this source are left out."""
+    state: Places = Field(min_length=1)
+    """The word that says how a webhook stands."""
+    failing: Words = Field(min_length=1)
+    """Words of one that was switched off."""
+    detail: Places = ()
+    """What the provider says of the reason."""
+    every: float = Field(900, ge=60, le=86400)
+    """Seconds between two questions of one process."""
+
+
 _WHOLE_DOCUMENT = ResultSettings.model_validate({})
 
 
@@ -212,6 +235,7 @@ class CustomSettings(Section):
     result: Mapping[str, ResultSettings] = Field(default_factory=dict)
     """By family; one for all stands under `*`."""
     submission: Submission | None = None
+    watch: Watch | None = None
     about: About | None = None
 
     @model_validator(mode="before")

@@ -1,0 +1,111 @@
+"""The watcher: asks providers now and then what became of their webhooks, and tells of each change once. Sees ports only."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from receiver.core.destination_events import Routed
+from receiver.core.errors import Unavailable
+from receiver.core.event import Event, EventFilter, RecordStatus
+from receiver.core.fetch import Fetch
+from receiver.core.observe import Observer
+from receiver.core.source_events import FAILING, RECOVERED, source_event
+from receiver.engine.worker import Clock
+from receiver.providers import Adapter
+from receiver.storage.store.store import Store
+
+_FIRST_SECONDS = 10.0
+"""The first question comes within this time after the start: processes that start together part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """One source whose provider can be asked."""
+
+    adapter: Adapter
+    fetch: Fetch
+    every: float
+    """Seconds between two questions."""
+
+
+class Watcher:
+    """One for each process that works."""
+
+    def __init__(
+        self,
+        store: Store,
+        sources: Mapping[str, Watched],
+        *,
+        routed: Routed,
+        wake: Callable[[Iterable[str]], None],
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        """`routed` tells which destinations want an event; `wake` gets those of a new one."""
+        self._store, self._sources = store, sources
+        self._routed, self._wake, self._observer, self._clock = routed, wake, observer, clock
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources that are asked about."""
+        return tuple(self._sources)
+
+    def start(self) -> None:
+        """Ask from now on, in tasks of the running loop."""
+        self._tasks = [asyncio.create_task(self._keep_asking(name)) for name in self._sources]
+
+    async def stop(self) -> None:
+        """Stop at once: an event under way is recorded whole or not at all."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep_asking(self, name: str) -> None:
+        await asyncio.sleep(random.uniform(0.1, 1) * _FIRST_SECONDS)
+        while True:
+            try:
+                await self.ask(name)
+            except Unavailable:  # the store is out: others tell that
+                pass
+            except Exception as error:  # a bug of ours must not end the watching
+                self._observer.note("error", "watcher.failed", source=name, error=type(error).__name__)
+            await asyncio.sleep(self._sources[name].every * random.uniform(0.9, 1.1))
+
+    async def ask(self, name: str) -> None:
+        """Ask once, and record the event that a change is. Raises `Unavailable`."""
+        watched = self._sources[name]
+        state = await watched.adapter.sender_state(watched.fetch)
+        if state is None:
+            self._observer.note("warning", "watcher.no_answer", source=name)
+            return
+        last = await self._last(name)
+        if state.failing == (last is not None and last.type == FAILING):
+            return
+        recording = source_event(
+            name,
+            watched.adapter.provider,
+            failing=state.failing,
+            detail=state.detail,
+            after=last.id if last else "",
+            now=self._clock(),
+            routed=self._routed,
+        )
+        recorded = await self._store.record(recording)
+        if recorded.status is not RecordStatus.RECORDED:
+            return
+        if state.failing:
+            self._observer.note("error", "watcher.source_failing", source=name, detail=state.detail)
+        else:
+            self._observer.note("info", "watcher.source_recovered", source=name)
+        self._wake(recording.destinations)
+
+    async def _last(self, name: str) -> Event | None:
+        """Return the last event about a source's webhook."""
+        found: list[Event] = []
+        for type_ in (FAILING, RECOVERED):
+            found += await self._store.events(EventFilter(source=name, type=type_, limit=1))
+        return max(found, key=lambda event: (event.recorded_at, event.id), default=None)

@@ -1,0 +1,82 @@
+"""What a provider says of its own webhook becomes one event for each change, in all processes and after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from receiver.providers.custom.language import CustomSettings
+from tests.support.provider_host import ProviderHost, Talk, reply
+from tests.support.running import running
+from tests.support.sink import Sink
+
+KEY = "provider-key-0123456789abcdef"
+OURS = "https://hooks.example.com/callbacks/x"
+
+
+def listed(*webhooks: tuple[str, bool]) -> bytes:
+    """Return ElevenLabs' list: URL, and whether it was switched off."""
+    found = [
+        {"webhook_url": url, "is_auto_disabled": off, "most_recent_failure_error_code": 503}
+        for url, off in webhooks
+    ]
+    return json.dumps({"webhooks": found}).encode()
+
+
+def settings(folder: Path, host: str, sink: str) -> str:
+    return f"""data = "{folder / "data"}"
+[destinations.app]
+url = "{sink}"
+allow = ["127.0.0.0/8"]
+events = ["source.*"]
+[sources.x]
+recipe = "elevenlabs"
+secrets = ["example-secret-0123456789abcdef"]
+api_key = "{KEY}"
+allow = ["127.0.0.0/8"]
+[sources.x.watch]
+url = "{host}/v1/workspace/webhooks"
+hosts = ["127.0.0.1"]
+"""
+
+
+async def test_each_change_of_the_providers_webhook_is_one_event(tmp_path: Path) -> None:
+    async with ProviderHost() as host, Sink() as sink:
+        now: list[bytes] = [b""]
+
+        async def tell(talk: Talk) -> None:
+            await talk.send(now[0])
+
+        host.scripts["/v1/workspace/webhooks"] = tell
+        text = settings(tmp_path, host.url(""), sink.url)
+        on = reply(200, listed(("https://example.com/other", True), (f"{OURS}/token", False)))
+        off = reply(200, listed((OURS, True), ("https://example.com/other", False)))
+        async with running(tmp_path, text) as up:
+            for now[0] in (on, off, off, reply(500), reply(200, b"<html>"), reply(200, b'{"webhooks":{}}')):
+                await asyncio.gather(up.receiver.watcher.ask("x"), up.receiver.watcher.ask("x"))
+            await sink.until(1)
+        async with running(tmp_path, text) as up:  # a restart is no change
+            for now[0] in (off, on, on, off):
+                await up.receiver.watcher.ask("x")
+            await sink.until(3)
+        events = [json.loads(request.body) for request in sink.received]
+        assert [event["type"] for event in events] == ["source.failing", "source.recovered", "source.failing"]
+        assert (events[0]["data"]["source"], events[0]["data"]["error"]["code"]) == ("x", "failing")
+        assert events[0]["data"]["provider_data"] == {"detail": "is_auto_disabled is true, 503"}
+        assert {request.headers["xi-api-key"] for request in host.requests} == {KEY}
+
+
+async def test_without_a_key_nothing_is_asked(tmp_path: Path) -> None:
+    async with ProviderHost() as host, Sink() as sink:
+        text = settings(tmp_path, host.url(""), sink.url).replace(f'api_key = "{KEY}"\n', "")
+        async with running(tmp_path, text) as up:
+            assert up.receiver.watcher.names == ()
+
+
+def test_a_webhook_is_asked_about_once_a_minute_at_most() -> None:
+    with pytest.raises(ValidationError, match="every"):
+        CustomSettings.model_validate({"recipe": "elevenlabs", "watch": {"every": 59}})
