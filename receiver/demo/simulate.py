@@ -301,7 +301,7 @@ def simulate_custom(
     options = provider_settings(run.source)
     if request is None and options.recipe is None:
         raise UsageError(f"[sources.{run.source.name}] has no recipe with an example: give --request FILE")
-    target = run.callback_url(url, {}, ref=ref, wrong=wrong_credentials)
+    target = run.callback_url(url, {}, ref=ref, wrong=wrong_credentials and not options.proof)
     known = public_base(run.settings) + urlsplit(target).path
     if wrong_credentials:
         options = options.model_copy(update={"secrets": (SecretStr(secrets.token_hex(16)),)})
