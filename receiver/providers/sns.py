@@ -16,6 +16,7 @@ import binascii
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -163,6 +164,8 @@ class SnsProvider(Adapter):
         self._secret = revealed(options.secret_access_key)
         super().__init__(settings, options, tokens)
         self._certificates = Certificates(options.certificate)
+        if self._reads_s3:  # imported now: it takes long, and callbacks would wait for it
+            import_module("botocore.auth")
 
     def _secrets(self) -> tuple[str, ...]:
         return (self._secret,)
