@@ -342,5 +342,6 @@ async def test_when_objects_cannot_be_deleted_no_more_are_made_orphans(house: Ho
     assert await linked() == 3
     house.blobs.out = False
     await janitor.sweep()
-    assert (await _events(house), len(house.blobs.deleted)) == (0, 3)
+    audio = [key for key in house.blobs.deleted if not key.endswith("peaks")]
+    assert (await _events(house), len(audio)) == (0, 3)
     assert _warned(house).count("janitor.blobs_unavailable") == 1
