@@ -22,7 +22,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError
 from receiver.core.findings import install
 from receiver.core.observe import Observer, Observers
-from receiver.core.routing import Route, Router
+from receiver.core.routing import Router
 from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.collector import Collector, PullSource
@@ -150,7 +150,7 @@ def build_blobs(settings: Settings) -> Blobs:
 
 def build_router(settings: Settings) -> Router:
     """Return which destinations want which events."""
-    return Router(Route(n, d.sources, d.events) for n, d in settings.destinations.items())
+    return Router(destination.route for destination in settings.destinations.values())
 
 
 def build(

@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any
+
+import msgspec
 
 from receiver.core.event import EVENT_TYPES
 
 ABOUT_DESTINATIONS = "destination."
 """How the types of events begin that are about destinations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What one field of an event's data has to be."""
+
+    field: str
+    """Its place below `data`, with dots: `audio.duration_seconds`."""
+    values: tuple[Any, ...] = ()
+    """It is one of these, where there are any."""
+    least: float | None = None
+    most: float | None = None
+    """It is a number from the one to the other, both included."""
+
+    def holds(self, data: Any) -> bool:
+        """Tell whether it holds; a field that is not there is null."""
+        for name in self.field.split("."):
+            data = data.get(name) if isinstance(data, dict) else None
+        if self.values:
+            return any(
+                data == value and isinstance(data, bool) is isinstance(value, bool) for value in self.values
+            )
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            return False
+        return (self.least is None or data >= self.least) and (self.most is None or data <= self.most)
+
+
+def condition(field: str, wanted: Any) -> Condition:
+    """Return the condition that a `where` setting writes: a value, a list of values, or `{min = 1, max = 60}`.
+
+    Raises `ValueError` with what to write.
+    """
+    if not all(field.split(".")):
+        raise ValueError(f"{field!r} is no field: write its place below data, as in audio.duration_seconds")
+    if isinstance(wanted, Mapping):
+        numbers = [
+            one for one in wanted.values() if isinstance(one, int | float) and not isinstance(one, bool)
+        ]
+        if not wanted or set(wanted) - {"min", "max"} or len(numbers) < len(wanted):
+            raise ValueError(f"{field}: write a range as {{min = 1, max = 60}}, with one of the two at least")
+        return Condition(field, least=wanted.get("min"), most=wanted.get("max"))
+    values = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,)
+    if not values or not all(isinstance(one, str | int | float | bool) for one in values):
+        raise ValueError(
+            f"{field}: write a text, a number, true or false, a list of such, or {{min = 1, max = 60}}"
+        )
+    return Condition(field, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether an event goes to a destination, and why."""
+
+    destination: str
+    sent: bool
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +79,11 @@ class Route:
     destination: str
     sources: tuple[str, ...] = ("*",)
     events: tuple[str, ...] = ("*",)
+    where: tuple[Condition, ...] = ()
+    """Conditions on fields of the event's data, which must all hold."""
 
     def wants(self, source: str, event_type: str) -> bool:
-        """Tell whether an event of this source and type goes to the destination.
+        """Tell whether events of this source and type go to the destination, if its conditions hold.
 
         Events about destinations go to those only that name them (`destination.*`), whatever their `sources`.
         """
@@ -31,20 +92,52 @@ class Route:
             return _any(named, event_type)
         return _any(self.sources, source) and _any(self.events, event_type)
 
+    def decide(self, source: str, event_type: str, data: Any) -> Decision:
+        """Tell whether an event goes to the destination, and which rule says so."""
+        if not self.wants(source, event_type):
+            about = event_type.startswith(ABOUT_DESTINATIONS)
+            setting = "sources" if not about and not _any(self.sources, source) else "events"
+            return Decision(self.destination, sent=False, rule=f"{setting} does not name it")
+        for condition in self.where:
+            if not condition.holds(data):
+                return Decision(self.destination, sent=False, rule=f"where.{condition.field} does not hold")
+        return Decision(
+            self.destination,
+            sent=True,
+            rule="sources, events and where fit" if self.where else "sources and events fit",
+        )
+
 
 def _any(patterns: Sequence[str], value: str) -> bool:
     return any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
 class Router:
-    """All routes; answers are remembered, since sources and types are few."""
+    """All routes; what depends on source and type alone is remembered, since these are few."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = tuple(routes)
-        self.destinations = lru_cache(maxsize=1024)(self._destinations)
+        self._fitting = lru_cache(maxsize=1024)(self._wanting)
 
-    def _destinations(self, source: str, event_type: str) -> tuple[str, ...]:
-        return tuple(r.destination for r in self._routes if r.wants(source, event_type))
+    def _wanting(self, source: str, event_type: str) -> tuple[tuple[str, ...], bool]:
+        """Return the destinations that want this source and type, and whether any of them has conditions."""
+        fit = [route for route in self._routes if route.wants(source, event_type)]
+        return tuple(route.destination for route in fit), any(route.where for route in fit)
+
+    def destinations(self, source: str, event_type: str, data: bytes = b"{}") -> tuple[str, ...]:
+        """Return the destinations that an event goes to; `data` is its data as JSON."""
+        names, conditional = self._fitting(source, event_type)
+        if not conditional:
+            return names
+        return tuple(one.destination for one in self.decisions(source, event_type, data) if one.sent)
+
+    def decisions(self, source: str, event_type: str, data: bytes) -> list[Decision]:
+        """Return of each destination whether an event goes there, and why."""
+        fields = _decode(data)
+        return [route.decide(source, event_type, fields) for route in self._routes]
+
+
+_decode = msgspec.json.Decoder().decode
 
 
 def fitting_types(pattern: str) -> tuple[str, ...]:

@@ -245,7 +245,7 @@ class Recorder:
             duration_ms=_milliseconds(link),
         )
         row = _row(origin, draft, moment_of(event_id), None if blob else document)
-        destinations = self._router.destinations(origin.source, draft.type)
+        destinations = self._router.destinations(origin.source, draft.type, data)
         return Recording(callback=row, event=event, destinations=destinations, answered=answered)
 
     async def _store_body(

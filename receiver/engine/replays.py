@@ -43,7 +43,7 @@ def routed_to(router: Router, to: str | None) -> Routed:
     """Return what tells where today's settings send an event: everywhere that it goes, or to one destination if it goes there."""
 
     def routed(event: Event) -> Sequence[str]:
-        wanted = router.destinations(event.source, event.type)
+        wanted = router.destinations(event.source, event.type, event.data)
         return [name for name in wanted if to in (None, name)]
 
     return routed

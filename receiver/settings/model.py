@@ -22,6 +22,7 @@ from pydantic import (
 
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
+from receiver.core.routing import Route, condition
 from receiver.core.sending import SendingRules, rate
 from receiver.core.urls import http_url
 
@@ -388,6 +389,8 @@ class DestinationSettings(Section):
     """What it is: one of the modules of receiver/outbound/destinations/."""
     sources: tuple[str, ...] = ("*",)
     events: tuple[str, ...] = ("*",)
+    where: Mapping[str, Any] = Field(default_factory=dict)
+    """Conditions on fields of an event's data, by their place: a value, a list of values, or `{min = 1, max = 60}`."""
     retry: Any = "deepgram"
     timeout_seconds: float = Field(default=15.0, gt=0, le=120)
     concurrency: int = Field(default=64, ge=1, le=1024)
@@ -413,6 +416,19 @@ class DestinationSettings(Section):
     def _retry(cls, value: Any) -> Any:
         policy(value)
         return value
+
+    @field_validator("where")
+    @classmethod
+    def _where(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        for field, wanted in value.items():
+            condition(field, wanted)
+        return value
+
+    @property
+    def route(self) -> Route:
+        """Which events it gets."""
+        conditions = tuple(condition(field, wanted) for field, wanted in self.where.items())
+        return Route(self.name, self.sources, self.events, conditions)
 
     @field_validator("rate")
     @classmethod

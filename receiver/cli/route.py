@@ -1,0 +1,58 @@
+"""`route`: where an event goes by today's settings, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import AsJson, Wide, ask, load_to_look
+from receiver.cli.output import print_json, print_table
+from receiver.core.work import DeliveryFilter
+
+if TYPE_CHECKING:
+    from receiver.core.event import Event
+    from receiver.core.work import Delivery
+    from receiver.storage.store.store import Store
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(route)
+
+
+def route(
+    ctx: typer.Context,
+    event_id: Annotated[str, typer.Argument(help="The event (evt_…).")],
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where today's settings send an event, and by which rule."""
+    from receiver.app.wiring import build_router
+    from receiver.web.views import page
+
+    settings = load_to_look(ctx)
+
+    async def look(store: Store) -> tuple[Event, list[Delivery]]:
+        event = await store.event(event_id)
+        return event, await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
+
+    event, deliveries = ask(settings, look)
+    states = {one.destination: one.state.value for one in deliveries}
+    rows = [
+        {
+            "destination": decision.destination,
+            "sent": decision.sent,
+            "rule": decision.rule,
+            "delivery": states.get(decision.destination),
+        }
+        for decision in build_router(settings).decisions(event.source, event.type, event.data)
+    ]
+    if as_json:
+        print_json(page(rows))
+        return
+    cells = [
+        [row["destination"], "yes" if row["sent"] else "no", row["delivery"], row["rule"]] for row in rows
+    ]
+    names = ("destination", "sent", "delivery", "rule")
+    print_table(names, cells, empty="no destination is configured", wide=wide)

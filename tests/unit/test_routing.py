@@ -1,0 +1,104 @@
+"""Which destinations want an event: by source, type and fields of its data, with the rule that decided."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from receiver.cli.app import app
+from receiver.core.routing import Route, Router, condition
+from receiver.storage.store.sqlite import SqliteStore
+from tests.contract.store_suite import recording
+
+DATA = {"ref": "order-7", "late": False, "audio": {"duration_seconds": 12.5, "bytes": 100}, "error": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted", "holds"),
+    [
+        ("ref", "order-7", True),
+        ("ref", "order-8", False),
+        ("ref", ["order-8", "order-7"], True),
+        ("late", False, True),
+        ("late", 0, False),
+        ("audio.bytes", 100, True),
+        ("audio.bytes", True, False),
+        ("audio.duration_seconds", {"min": 12.5}, True),
+        ("audio.duration_seconds", {"min": 1, "max": 12}, False),
+        ("audio.duration_seconds", {"max": 12.5}, True),
+        ("ref", {"min": 0}, False),
+        ("late", {"min": 0}, False),
+        ("error.code", "x", False),
+        ("ref.deeper", "order-7", False),
+        ("nowhere", {"min": 0}, False),
+    ],
+)
+def test_a_condition_holds_for_equal_values_and_within_its_range(
+    field: str, wanted: Any, holds: bool
+) -> None:
+    assert condition(field, wanted).holds(DATA) is holds
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted"),
+    [("", "x"), ("a..b", "x"), ("a", {}), ("a", {"least": 1}), ("a", {"min": "1"}), ("a", []), ("a", [None])],
+)
+def test_what_is_no_condition_is_refused(field: str, wanted: Any) -> None:
+    with pytest.raises(ValueError, match="write"):
+        condition(field, wanted)
+
+
+def test_each_decision_names_its_rule() -> None:
+    router = Router(
+        [
+            Route("all"),
+            Route("other", sources=("deapi",)),
+            Route("texts", events=("transcript.*",)),
+            Route("short", where=(condition("audio.duration_seconds", {"max": 5}),)),
+            Route("order", where=(condition("ref", "order-7"),)),
+        ]
+    )
+    data = json.dumps(DATA).encode()
+    assert [
+        (one.destination, one.sent, one.rule) for one in router.decisions("x", "speech.completed", data)
+    ] == [
+        ("all", True, "sources and events fit"),
+        ("other", False, "sources does not name it"),
+        ("texts", False, "events does not name it"),
+        ("short", False, "where.audio.duration_seconds does not hold"),
+        ("order", True, "sources, events and where fit"),
+    ]
+    assert router.destinations("x", "speech.completed", data) == ("all", "order")
+
+
+def test_events_about_destinations_go_only_where_they_are_named() -> None:
+    router = Router([Route("all"), Route("ops", sources=("x",), events=("destination.*",))])
+    assert router.destinations("receiver", "destination.failing") == ("ops",)
+
+
+async def test_the_command_shows_each_destination_with_its_rule_and_delivery(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "receiver.db"))
+    await store.prepare()
+    event_id = (await store.record(recording("app"))).event_id
+    await store.close()
+    (tmp_path / "receiver.toml").write_text(
+        f'data = "{tmp_path}"\n[destinations.app]\nurl = "https://a.example/"\n'
+        '[destinations.long]\nurl = "https://a.example/"\nwhere = {"audio.duration_seconds" = {min = 60}}\n'
+    )
+    import asyncio
+
+    command = ["--config", str(tmp_path / "receiver.toml"), "route", event_id, "--json"]
+    result = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert json.loads(result.output)["items"] == [
+        {"destination": "app", "sent": True, "rule": "sources and events fit", "delivery": "pending"},
+        {
+            "destination": "long",
+            "sent": False,
+            "rule": "where.audio.duration_seconds does not hold",
+            "delivery": None,
+        },
+    ]
