@@ -8,11 +8,13 @@ from typing import Literal
 from msgspec import Struct
 
 _PERIODS = {"s": 1, "min": 60}
+_REST_US = 80_000
+"""How long a rest fills the bucket: with what is sent late, no second has more than a tenth too many."""
 _RATE = re.compile(r"([1-9][0-9]{0,6})/(s|min)")
 
 
 class Rate(Struct, frozen=True):
-    """At most so many attempts in a time, over all processes: a bucket that fills evenly and holds a tenth of a second's worth."""
+    """At most so many attempts in a time, over all processes: a bucket that fills evenly and holds little."""
 
     apart_us: int
     """Microseconds from one attempt to the next."""
@@ -46,4 +48,4 @@ def rate(text: str) -> Rate:
         raise ValueError('write a rate as "10/s" or "600/min"')
     count, seconds = int(match[1]), _PERIODS[match[2]]
     apart_us = max(1, seconds * 1_000_000 // count)
-    return Rate(apart_us, max(1, 100_000 // apart_us))
+    return Rate(apart_us, max(1, _REST_US // apart_us))

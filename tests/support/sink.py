@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Received:
     headers: Mapping[str, str]
     body: bytes
     peer: tuple[str, int]
+    at: float = field(default_factory=time.monotonic)
+    """When it was whole, by the monotonic clock."""
 
 
 class Sink:
