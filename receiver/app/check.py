@@ -13,6 +13,7 @@ import tempfile
 import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from receiver.engine.submissions import checked_api
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
-from receiver.providers import Adapter, adapters
+from receiver.providers import Adapter, adapter_named, adapters
 from receiver.settings import load
 from receiver.settings.load import own_settings
 from receiver.settings.model import (
@@ -115,16 +116,22 @@ _GENERAL = {
     ),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
-_PARTS: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
-CODES: Mapping[str, Code] = _GENERAL | {
-    code: meaning for part in _PARTS for code, meaning in part.codes.items()
-}
-"""Every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
+
+
+def _parts() -> tuple[type[Kind | Adapter], ...]:
+    """Return every kind of destination and every provider's adapter. Loads them all: only those in use are loaded else."""
+    return (*kinds().values(), *adapters().values())
+
+
+@cache
+def all_codes() -> Mapping[str, Code]:
+    """Return every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
+    return _GENERAL | {code: meaning for part in _parts() for code, meaning in part.codes.items()}
 
 
 def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
     """Return a finding with the code's own advice, or a closer one."""
-    return Finding(code, where, message, fix or CODES[code].fix)
+    return Finding(code, where, message, fix or _GENERAL[code].fix)
 
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
@@ -178,7 +185,7 @@ _SHORT = 16
 
 def _sources(settings: Settings) -> Iterator[Finding]:
     for name, source in settings.sources.items():
-        where, adapter = f"sources.{name}", adapters().get(source.provider)
+        where, adapter = f"sources.{name}", adapter_named(source.provider)
         if adapter is None:
             unknown = f"there is no provider {source.provider!r}"
             near = load.did_you_mean(source.provider, adapters())
@@ -202,9 +209,10 @@ def _submit(settings: Settings) -> Iterator[Finding]:
             if source is None or not source.submit:
                 yield finding("E024", f"submit.tokens[{number}].sources", f"{name} may not be submitted to")
     for name, source in settings.sources.items():
-        if source.submit and source.provider in adapters():
+        kind = adapter_named(source.provider)
+        if source.submit and kind is not None:
             try:
-                adapter = adapters()[source.provider].create(source, CallbackTokens(["a" * 16]))
+                adapter = kind.create(source, CallbackTokens(["a" * 16]))
             except ConfigError:  # told by the provider's own findings
                 continue
             try:
@@ -237,7 +245,7 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
     if not url:
         yield finding("W001", "public_url", "providers cannot be told where to call")
         return
-    used = [adapters().get(source.provider) for source in settings.sources.values()]
+    used = [adapter_named(source.provider) for source in settings.sources.values()]
     https_only = any(adapter is not None and adapter.https_only for adapter in used)
     problems = callback_urls.public_url_problems(url, https_only=https_only)
     deepgram = any(source.provider == "deepgram" for source in settings.sources.values())
@@ -282,18 +290,23 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
             yield finding("W010", f"{where}.events", f"no event type is {pattern!r}", near)
 
 
-_SECTIONS: tuple[type[Section], ...] = (
-    ServerSettings,
-    TokenSettings,
-    *(part.Settings for part in _PARTS),
-)
-_SECRET_KEYS = {"headers"} | {
-    name
-    for section in _SECTIONS
-    for name, setting in section.model_fields.items()
-    if "Secret" in str(setting.annotation) and name != "url"
-}
-"""The settings that hold nothing but secrets; a `url` is looked into instead."""
+@cache
+def _secret_keys() -> frozenset[str]:
+    """Return the settings that hold nothing but secrets; a `url` is looked into instead."""
+    sections: tuple[type[Section], ...] = (
+        ServerSettings,
+        TokenSettings,
+        *(part.Settings for part in _parts()),
+    )
+    named = {
+        name
+        for section in sections
+        for name, setting in section.model_fields.items()
+        if "Secret" in str(setting.annotation) and name != "url"
+    }
+    return frozenset({"headers"} | named)
+
+
 _WITH_PASSWORD = re.compile(r"postgres(ql)?://([^/]*:[^/]*@|.*[?&](ssl)?password=)")
 _OPENING = re.compile(r"(token|key|secret|sig|signature|password)s?$", re.IGNORECASE)
 """How the name of a query's field ends whose value opens something: `token`, `apiKey`, `X-Amz-Signature`."""
@@ -314,7 +327,7 @@ def _file_findings(path: str) -> Iterator[Finding]:
 def _literal_secrets(value: Any, *, secret: bool) -> Iterator[bool]:
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _literal_secrets(item, secret=secret or key in _SECRET_KEYS)
+            yield from _literal_secrets(item, secret=secret or key in _secret_keys())
     elif isinstance(value, list):
         for item in value:
             yield from _literal_secrets(item, secret=secret)

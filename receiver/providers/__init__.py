@@ -396,11 +396,20 @@ def adapters() -> Mapping[str, type[Adapter]]:
     return {kind.provider: kind for kind in sorted(Adapter.__subclasses__(), key=lambda kind: kind.provider)}
 
 
+def adapter_named(provider: str) -> type[Adapter] | None:
+    """Return a provider's adapter, None when there is none. Of those whose module has the provider's name, it alone is loaded."""
+    if any(module.name == provider for module in pkgutil.iter_modules(__path__)):
+        import_module(f"{__name__}.{provider}")
+        for kind in Adapter.__subclasses__():
+            if kind.provider == provider:
+                return kind
+    return adapters().get(provider)
+
+
 def adapter_of(source: SourceSettings) -> type[Adapter]:
     """Return the adapter of a source's provider. Raises `ConfigError` when there is no such provider."""
-    try:
-        return adapters()[source.provider]
-    except KeyError:
-        known = ", ".join(adapters())
-        message = f"there is no provider {source.provider!r}; write one of {known}"
-        raise ConfigError(f"sources.{source.name}.provider: {message}") from None
+    found = adapter_named(source.provider)
+    if found is None:
+        message = f"there is no provider {source.provider!r}; write one of {', '.join(adapters())}"
+        raise ConfigError(f"sources.{source.name}.provider: {message}")
+    return found
