@@ -54,6 +54,7 @@ def machine(folder: Path) -> list[tuple[str, str]]:
         ("Python", platform.python_version()),
         ("SQLite", apsw.sqlite_lib_version()),
         ("4 KiB write and fdatasync", f"{measures.fdatasync_ms(folder):.2f} ms (median of 200)"),
+        ("making an empty file", f"{measures.creat_us(folder):.0f} µs (median of 200)"),
     ]
 
 

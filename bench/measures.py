@@ -50,6 +50,18 @@ def fdatasync_ms(folder: Path, count: int = 200) -> float:
     return median(took)
 
 
+def creat_us(folder: Path, count: int = 200) -> float:
+    """Return the median microseconds of making an empty file in `folder`. Some file systems take as long as for a sync."""
+    took = []
+    for number in range(count):
+        began = time.perf_counter()
+        os.close(os.open(folder / f"probe-{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        took.append(1e6 * (time.perf_counter() - began))
+    for number in range(count):
+        os.unlink(folder / f"probe-{number}")
+    return median(took)
+
+
 def load(
     ports: Sequence[int], path: str, kind: str, seconds: float, connections: int = 64
 ) -> dict[str, float]:
