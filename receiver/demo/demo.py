@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import select
 import shlex
 import shutil
 import signal
@@ -37,12 +36,11 @@ from receiver.demo.stage import (
     set_stage,
 )
 
-_QUESTION_SECONDS = 15.0
 _OVERDUE_SECONDS = 2
 
 
 def show(folder: Path, *, stay: bool | None) -> int:
-    """Play the demo in `folder`; return 0 when all was as promised, else 1. `stay` None asks in a terminal.
+    """Play the demo in `folder`; return 0 when all was as promised, else 1. `stay` None stays up in a terminal.
 
     Raises `ReceiverError` when the folder is there and is not one that a demo made.
     """
@@ -55,7 +53,7 @@ def show(folder: Path, *, stay: bool | None) -> int:
             _play(stage)
             out.print(f"\nAll of it as promised, in {time.monotonic() - began:.0f} s.", style="bold green")
             _look_further(stage)
-            if stay or (stay is None and _says_yes(out)):
+            if stay or (stay is None and sys.stdin.isatty() and sys.stdout.isatty()):
                 _stay(stage)
     except NotAsPromised as error:
         out.print(f"\nNot as promised: {error.message}", style="bold red")
@@ -299,23 +297,11 @@ def _quoted(path: str | Path) -> str:
     return shlex.quote(str(path))
 
 
-def _says_yes(out: Console) -> bool:
-    """Ask in a terminal whether to stay up; silence is no."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    out.print(f"\nStay up, to try things out? [y/N] (no in {_QUESTION_SECONDS:.0f} s) ", end="")
-    sys.stdout.flush()
-    readable, _, _ = select.select([sys.stdin], [], [], _QUESTION_SECONDS)
-    if not readable:
-        out.print()
-        return False
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
 def _stay(stage: Stage) -> None:
     """Keep both processes up until Ctrl-C, and say what the application gets."""
     stage.start_app()
-    stage.out.print(f"\nreceiver stays up on {stage.base}. Try, in another terminal:")
+    stage.out.print(f"\nreceiver stays up. See and hear all of it at  {stage.base}/console/", style="bold")
+    stage.out.print(f"  (log in with the token {stage.console_token})\nTry, in another terminal:")
     stage.out.print(
         f"  {_command()} --config {_quoted(Path(stage.config).absolute())} simulate deepgram --ref order-45"
     )

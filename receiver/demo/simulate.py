@@ -323,7 +323,11 @@ def demo(
     ] = Path("receiver-demo"),
     stay: Annotated[
         bool | None,
-        option("--stay/--no-stay", env="RECEIVER_DEMO_STAY", help="Stay up afterwards; asks in a terminal."),
+        option(
+            "--stay/--no-stay",
+            env="RECEIVER_DEMO_STAY",
+            help="Stay up afterwards, with the console; the default in a terminal.",
+        ),
     ] = None,
 ) -> None:
     """Show the main job on this machine. It takes less than a minute, and says each step."""

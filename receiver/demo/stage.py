@@ -66,6 +66,7 @@ class Stage:
     basic: str
     deapi_secret: str
     app_secret: str
+    console_token: str
     tokens: CallbackTokens
     providers: Providers
     events: dict[str, str] = field(default_factory=dict)
@@ -205,6 +206,7 @@ def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Sta
             basic=made.basic,
             deapi_secret=fresh().token_secret,
             app_secret=made.app_secret,
+            console_token=fresh().token_secret,
             tokens=CallbackTokens([made.token_secret]),
             providers=providers,
         )
@@ -259,6 +261,8 @@ def _write_settings(stage: Stage, token_secret: str) -> None:
         lines += ["", f"[{name}]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
     lines.append('retry = {retries = 20, wait = 1}    # a real one would be "deepgram" or "standard"')
+    lines += ["", "[[api.tokens]]", 'name = "demo"', f"secret = {json.dumps(stage.console_token)}"]
+    lines.append('scopes = ["read", "operate", "admin"]')
     text = "\n".join(lines) + "\n"
     fd = os.open(stage.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -314,6 +314,18 @@ async def test_what_a_job_is_called_by_leads_to_it(up: Running) -> None:
     assert answer.headers["location"] == f"/console/events/{event_id}"
 
 
+async def test_the_overview_leads_to_why_a_job_never_arrived(up: Running) -> None:
+    """In one step: its page begins with the cause, here a callback that was refused."""
+    await login(up)
+    url = f"/callbacks/deapi/{up.receiver.tokens.issue('deapi', ref='order-9')}"
+    assert (await up.client.post(url, json={"event": "job.completed"})).status_code == 401
+    await up.receiver.intake.rejections.flush()
+    found = await up.client.get("/console/find?q=order-9")
+    page = (await up.client.get(found.headers["location"])).text
+    assert "No event yet: 1 callback was refused" in page
+    assert "The failing check" in page
+
+
 async def test_new_events_come_as_server_sent_events(up: Running) -> None:
     await login(up)
     async with up.client.stream("GET", "/console/events/live?source=speech") as stream:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from receiver.core.retention import Subject, SubjectKind
@@ -10,6 +12,10 @@ from receiver.engine.jobs import gather
 from receiver.settings.load import token_secrets
 from receiver.web.api.call import Call
 from receiver.web.views import JobShown, job_shown
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+    from receiver.core.explain import Job
 
 
 class JobQuery(Struct, forbid_unknown_fields=True, frozen=True):
@@ -21,23 +27,25 @@ class JobQuery(Struct, forbid_unknown_fields=True, frozen=True):
 
 async def one(call: Call[JobQuery, None]) -> JobShown:
     """Tell what became of a job; 200 also when nothing is known of it, which is a cause as well."""
-    receiver, name = call.receiver, call.path["name"]
+    return job_shown(await job_named(call.receiver, call.path["name"], call.query.source))
+
+
+async def job_named(receiver: Receiver, name: str, source: str | None) -> Job:
+    """Return all that is known here of a ref, a job id or an event's id. Raises `StoreUnavailable`."""
     settings = receiver.settings
-    job = await gather(
+    return await gather(
         receiver.store,
         name,
         now=receiver.clock(),
         secrets=token_secrets(settings),
         allowed={one: destination.policy.attempts for one, destination in settings.destinations.items()},
-        journaled=await _journaled(call, name),
-        source=call.query.source,
+        journaled=await _journaled(receiver, name, source),
+        source=source,
     )
-    return job_shown(job)
 
 
-async def _journaled(call: Call[JobQuery, None], name: str) -> int:
+async def _journaled(receiver: Receiver, name: str, source: str | None) -> int:
     """Return how many callbacks of a job are in this process's journal."""
-    receiver = call.receiver
     if not receiver.journal.depth:
         return 0
     eraser = Eraser(
@@ -48,6 +56,6 @@ async def _journaled(call: Call[JobQuery, None], name: str) -> int:
     )
     subjects = [
         Subject(kind=SubjectKind.REF, key=name),
-        Subject(kind=SubjectKind.JOB, key=name, source=call.query.source),
+        Subject(kind=SubjectKind.JOB, key=name, source=source),
     ]
     return sum([len((await eraser.look(subject)).journaled) for subject in subjects])

@@ -9,11 +9,13 @@ from starlette.responses import Response
 
 from receiver.core.errors import UsageError
 from receiver.core.event import EventFilter
+from receiver.core.explain import explain
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_REF, issue_callback_url, source_named
 from receiver.providers import adapter_of
-from receiver.web.console.event import counted, listed
-from receiver.web.console.events import PAGE, Row, fields_of, rows_of
+from receiver.web.api.jobs import job_named
+from receiver.web.console.event import listed
+from receiver.web.console.events import PAGE, fields_of, rows_of
 from receiver.web.console.guard import Visit
 
 if TYPE_CHECKING:
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
     from receiver.core.work import Pickup, PickupAttempt
 
 _REJECTIONS = 200
+_LOOKS = {
+    "callback": ("ok", "in", "Callback"),
+    "recorded": ("ok", "box", "Recorded"),
+    "rejected": ("bad", "lock", "Rejected"),
+    "pickup": ("wait", "wait", "Pickup"),
+    "fetched": ("none", "again", "Asked the provider"),
+    "sent": ("none", "out", "Sent"),
+    "next": ("wait", "wait", "Next"),
+}
+"""The meaning, the icon and the word of each step of a job."""
 
 
 @dataclass(slots=True)
@@ -165,18 +177,17 @@ class Incoming:
         return await visit.page("jobs.html", fields=fields, choices=choices, jobs=_jobs(events, pickups))
 
     async def _one_job(self, visit: Visit, fields: dict[str, str]) -> Response:
-        store, source = self._receiver.store, fields["source"] or None
-        ref, job = fields["ref"] or None, fields["job"] or None
-        events = await store.events(EventFilter(source=source, ref=ref, job_id=job, limit=PAGE))
-        pickups = await store.pickups(PickupFilter(source=source, ref=ref, job_id=job, limit=PAGE))
-        rows = await rows_of(store, events)
+        name = fields["ref"] or fields["job"]
+        job = await job_named(self._receiver, name, fields["source"] or None)
+        told = explain(job)
         return await visit.page(
             "job.html",
-            name=ref or job,
-            field="ref" if ref else "job",
-            rows=rows,
-            pickups=pickups,
-            sentence=_of_job(rows, pickups),
+            name=name,
+            told=told,
+            steps=[(step, *_LOOKS[step.what]) for step in told.steps],
+            rows=(await rows_of(self._receiver.store, job.events))[::-1],
+            pickups=job.pickups[::-1],
+            rejections=job.rejections,
         )
 
 
@@ -205,25 +216,3 @@ def _jobs(events: list[Event], pickups: list[Pickup]) -> list[Job]:
         job = jobs.setdefault((kind, name), Job(name, kind, one.source, at, 0, state))
         job.events += not state.startswith("pickup ")
     return list(jobs.values())[:PAGE]
-
-
-def _of_job(rows: list[Row], pickups: list[Pickup]) -> str:
-    """Return where a job stands, in a sentence."""
-    waiting = [one for one in pickups if one.due_at is not None]
-    if waiting:
-        one = waiting[0]
-        what = "The callback is expected" if one.kind.value == "expected" else "Its pickup is waiting"
-        last = f" The last answer: {one.last_detail}." if one.last_detail else ""
-        return f"{what}: {counted(one.attempts, 'attempt')} so far.{last}"
-    if not rows:
-        return "Nothing arrived that is kept, not even an event that failed."
-    newest = rows[0]
-    if newest.error:
-        return f"It ended with {newest.type}: {newest.error}."
-    states: dict[str, list[str]] = {}
-    for delivery in newest.deliveries:
-        states.setdefault(delivery["state"], []).append(delivery["destination"])
-    parts = [
-        f"{state} {'to ' if state == 'delivered' else ': '}{listed(names)}" for state, names in states.items()
-    ]
-    return f"{newest.type} was recorded, " + ("; ".join(parts) or "and no destination takes it") + "."

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
@@ -13,8 +14,10 @@ from starlette.responses import RedirectResponse, Response
 from receiver.core.destination import DestinationStatus
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import Event, EventFilter
+from receiver.core.explain import Cause, explain
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.destinations import destination_states
+from receiver.web.api.jobs import job_named
 from receiver.web.console.events import rows_of
 from receiver.web.console.guard import HOME, Visit
 from receiver.web.console.outgoing import condition
@@ -211,25 +214,10 @@ class Overview:
         if "/callbacks/" in wanted:
             claims = self._receiver.tokens.read(wanted.rstrip("/").rpartition("/")[2])
             wanted = claims.ref if claims and claims.ref else wanted
-        for field in ("ref", "job"):
-            found = await self._named(field, wanted)
-            if found:
-                return RedirectResponse(f"{HOME}/jobs?{field}={_quoted(wanted)}", 303)
-        return await visit.page("find.html", wanted=wanted, status=404)
-
-    async def _named(self, field: str, wanted: str) -> bool:
-        store = self._receiver.store
-        if field == "ref":
-            of_events, of_pickups = EventFilter(ref=wanted, limit=1), PickupFilter(ref=wanted, limit=1)
-        else:
-            of_events, of_pickups = EventFilter(job_id=wanted, limit=1), PickupFilter(job_id=wanted, limit=1)
-        return bool(await store.events(of_events) or await store.pickups(of_pickups))
-
-
-def _quoted(text: str) -> str:
-    from urllib.parse import quote
-
-    return quote(text, safe="")
+        job = await job_named(self._receiver, wanted, None)
+        if explain(job).cause is Cause.UNKNOWN:
+            return await visit.page("find.html", wanted=wanted, status=404)
+        return RedirectResponse(f"{HOME}/jobs?ref={quote(wanted, safe='')}", 303)
 
 
 def _concern_of(weight: int, title: str, why: str, events: list[Event], address: str) -> Concern:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import mimetypes
+import re
 import time
 import unicodedata
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +63,7 @@ class Templates:
         filters = {
             "shown": shown,
             "plain": plain,
+            "timed": timed,
             "time": moment,
             "size": size,
             "duration": length,
@@ -119,6 +122,19 @@ def moment(millis: int | None, form: str = "") -> Markup:
     return Markup('<time datetime="{}" title="{} {} UTC"{}>{}</time>').format(
         text, text[:10], text[11:23], day, words
     )
+
+
+_ISO = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)")
+
+
+def timed(text: str) -> Markup:
+    """Return a sentence of ours with its times as a reader wants them."""
+    parts = _ISO.split(text)
+    shown_parts = [
+        moment(round(datetime.fromisoformat(part).timestamp() * 1000), "day") if number % 2 else shown(part)
+        for number, part in enumerate(parts)
+    ]
+    return Markup().join(shown_parts)
 
 
 def ago(millis: int, now: int) -> str:

@@ -2,6 +2,8 @@
 import { wave } from "./wave.js";
 
 const clock = (s) => `${Math.floor(s / 60)}:${(s % 60).toFixed(1).padStart(4, "0")}`;
+// A start that is paused before it began is no error.
+const begin = (sound) => sound.play().catch(() => {});
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 // The words that light up. They are one stop of the Tab key; inside, arrows move and Enter plays.
@@ -80,7 +82,7 @@ function controls(deck, sound, show) {
   sound.addEventListener("play", () => { set("pause", "Pause"); cancelAnimationFrame(frame); run(); });
   sound.addEventListener("pause", () => { set("play", "Play"); cancelAnimationFrame(frame); show(); });
   sound.addEventListener("seeked", show);
-  toggle.addEventListener("click", () => (sound.paused ? sound.play() : sound.pause()));
+  toggle.addEventListener("click", () => (sound.paused ? begin(sound) : sound.pause()));
   deck.querySelector("[data-speed]").addEventListener("change", (e) => { sound.playbackRate = Number(e.target.value); });
 }
 
@@ -119,7 +121,7 @@ export async function play() {
     lanes.setAttribute("aria-valuetext", `${t.toFixed(1)} seconds${word ? `, ${word}` : ""}`);
     drawn.draw();
   };
-  const seek = (t, start) => { sound.currentTime = Math.max(0, seconds ? Math.min(seconds - 0.01, t) : t); if (start) sound.play(); show(); };
+  const seek = (t, start) => { sound.currentTime = Math.max(0, seconds ? Math.min(seconds - 0.01, t) : t); if (start) begin(sound); show(); };
   const words = transcript(talk, sound, seek);
 
   sound.controls = false;
