@@ -17,6 +17,7 @@ from receiver.core.event import EventFilter, Recording, RecordStatus
 from receiver.core.retention import KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
 from receiver.core.work import DeliveryState
 from receiver.engine.janitor import Janitor, Limits
+from receiver.storage.blobs.keys import outline_of
 from receiver.storage.blobs.local import LocalBlobs
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
@@ -239,6 +240,15 @@ async def test_an_orphan_goes_when_it_is_old_and_what_an_event_links_to_stays(ho
     assert await janitor.step(T0 + ORPHAN_SECONDS * MS + 1) == {"orphans": 1}
     assert house.blobs.deleted == [f"deepgram/2026/11/21/{ORPHAN}"]
     assert house.there(wanted)
+
+
+async def test_an_outline_stays_with_its_audio_and_goes_without_it(house: House) -> None:
+    wanted = await house.recorded()
+    await house.put(outline_of(wanted.event.blob_key or ""), at=T0)
+    await house.put(f"deepgram/2026/11/21/{ORPHAN}peaks", at=T0)
+    janitor = house.janitor(Retention())
+    assert await janitor.step(T0 + ORPHAN_SECONDS * MS + 1) == {"orphans": 1}
+    assert house.blobs.deleted == [f"deepgram/2026/11/21/{ORPHAN}peaks"]
 
 
 async def test_what_others_keep_beside_ours_is_left_alone(house: House) -> None:
