@@ -69,10 +69,9 @@ def test_the_documentation_has_the_corpus() -> None:
 
 
 @pytest.mark.skipif(bool(corpus.missing_tools()), reason="the encoders are not all here")
-@pytest.mark.parametrize(
-    "name", ["lame-vbr-stdin.mp3", "ffmpeg.aac", "opusenc.opus", "ffmpeg-pipe.flac", "ffmpeg-opus-live.webm"]
-)
-def test_what_this_machines_encoders_make_is_told_right(name: str, tmp_path: Path) -> None:
+def test_what_an_encoder_of_this_machine_makes_is_told_right(tmp_path: Path) -> None:
+    """`make soak` has them all; what they made once is in the corpus."""
+    name = "opusenc.opus"
     assert corpus.make(tmp_path, {name: corpus.RECIPES[name]}) == []
     path = tmp_path / name
     assert corpus.errors(name, facts(path.read_bytes(), corpus.draft(name)), corpus.decoded(path)) == []
