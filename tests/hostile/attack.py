@@ -73,14 +73,14 @@ def target(folder: Path, extra: str = "", *, descriptors: tuple[int, int] | None
     module = "receiver"
     if descriptors:
         module, words = "tests.hostile.limited", [*map(str, descriptors), *words]
-    child = Child(
+    child = ForkedChild(
         module,
         words,
         log=str(folder / "receiver.log"),
         env=clean_environment(os.environ) | {"RECEIVER__SERVER__STOP_SECONDS": "0.5"},
     )
     try:
-        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=20)
+        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=60)
         assert ready, (folder / "receiver.log").read_text()
         yield Target(folder, port, child)
     finally:
