@@ -20,7 +20,7 @@ import psutil
 
 from receiver.demo.stage import Child, clean_environment
 from tests.support.clients import local_client
-from tests.support.house import Said, free_port, receiver
+from tests.support.house import ForkedChild, Said, free_port, receiver
 from tests.support.raw import head
 from tests.support.running import settings_text
 from tests.support.senders import Sent, deapi, transcript
@@ -28,8 +28,8 @@ from tests.support.senders import Sent, deapi, transcript
 MIB = 1024 * 1024
 MOST_GROWTH = 200 * MIB
 """Most that strangers may make the process grow by."""
-PATIENCE = 5.0
-"""Seconds in which a good callback must be answered, whatever strangers do."""
+PATIENCE = 10.0
+"""Seconds that a provider waits: a good callback must be answered by then, whatever strangers do."""
 TOKEN_SECRET = "signs-callback-tokens-and-links-0123456789"
 
 

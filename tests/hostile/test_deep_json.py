@@ -20,7 +20,7 @@ async def test_documents_of_empty_lists_are_not_built_to_be_refused(tmp_path: Pa
     body = b'{"a":[' + b"[]," * (_SIZE // 3) + b"[]]}"
     bad = Sent("bad", "/callbacks/secretly", {"content-type": "application/json"}, body)
     with target(tmp_path, _ONLY_SECRETS) as process, Growth(process) as growth:
-        async with client(process, seconds=5) as http:
+        async with client(process, seconds=30) as http:
             sending = [asyncio.create_task(send(http, bad)) for _ in range(4)]
             statuses = await send_good(process, 1)
             answers = await asyncio.gather(*sending)
