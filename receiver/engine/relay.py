@@ -324,5 +324,6 @@ class Sending(LaneWork[Claimed, Made]):
                 waited_seconds=(settlement.started_at - claim.event.recorded_at) / 1000,
             )
         )
-        # In order, the next event of the same job may be sent now.
-        return clock() if self.lane.rules.order else settlement.due_at
+        # In order, the next event of the same job may be sent now; by a rate, some of what is due was left.
+        rules = self.lane.rules
+        return clock() if rules.order or rules.rate else settlement.due_at
