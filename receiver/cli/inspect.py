@@ -25,8 +25,9 @@ from receiver.cli.options import (
 )
 from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch
+from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch, Place
 from receiver.core.observe import harmless
+from receiver.core.page import filled
 from receiver.core.routing import fitting_types
 from receiver.core.work import Delivery, DeliveryState
 from receiver.web.views import view
@@ -103,7 +104,7 @@ def events(
     filters = EventFilter(ref=ref, job_id=job, since=since(since_), limit=limit)
     found = ask_each(
         settings,
-        lambda store, source, type_: store.events(changed(filters, source=source, type=type_)),
+        lambda store, source, type_: filled(store.events, changed(filters, source=source, type=type_), limit),
         Chosen("source", source, settings.sources),
         Chosen("event type", type_, EVENT_TYPES),
         order="recorded_at",
@@ -132,7 +133,8 @@ async def _follow(
             after=newest[0].place if newest else None,
         )
         while True:
-            for one in await store.search(search):
+            found = await store.search(search)
+            for one in found:
                 fields = view(one.event)
                 line = (
                     fields["recorded_at"],
@@ -145,7 +147,10 @@ async def _follow(
                 sys.stdout.write(text + "\n")
                 search = changed(search, after=one.place)
             sys.stdout.flush()
-            await asyncio.sleep(_FOLLOW_SECONDS)
+            if found.after is not None:
+                search = changed(search, after=Place(*found.after))
+            else:
+                await asyncio.sleep(_FOLLOW_SECONDS)
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:
@@ -218,7 +223,7 @@ def deliveries(
     filters = DeliveryFilter(state=state, event_id=event, since=since(since_), limit=limit)
     found = ask_each(
         settings,
-        lambda store, name: store.deliveries(changed(filters, destination=name)),
+        lambda store, name: filled(store.deliveries, changed(filters, destination=name), limit),
         Chosen("destination", destination, settings.destinations),
         order="id",
         limit=limit,

@@ -7,7 +7,7 @@ import contextlib
 import fnmatch
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from datetime import UTC, datetime
 from itertools import product
 from operator import attrgetter
@@ -166,7 +166,11 @@ class Chosen(NamedTuple):
 
 
 def ask_each(
-    settings: Settings, question: Callable[..., Awaitable[list[T]]], *filters: Chosen, order: str, limit: int
+    settings: Settings,
+    question: Callable[..., Awaitable[Iterable[T]]],
+    *filters: Chosen,
+    order: str,
+    limit: int,
 ) -> list[T]:
     """Return what the store answers for each combination of names that fit, the last by `order` first. Raises `UsageError`."""
 

@@ -31,6 +31,7 @@ from receiver.cli.options import (
 from receiver.cli.output import Listing, print_attempts, print_fields, print_json, print_list, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
+from receiver.core.page import filled
 from receiver.core.work import Pickup, PickupState
 from receiver.web.views import time_of, view
 
@@ -191,7 +192,7 @@ def pickups(
     filters = PickupFilter(state=state, job_id=job, ref=ref, limit=limit)
     found = ask_each(
         settings,
-        lambda store, name: store.pickups(changed(filters, source=name)),
+        lambda store, name: filled(store.pickups, changed(filters, source=name), limit),
         Chosen("source", source, settings.sources),
         order="id",
         limit=limit,

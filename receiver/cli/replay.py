@@ -118,7 +118,7 @@ class _Wanted:
     ) -> DeliveryFilter:
         return DeliveryFilter(
             source=source,
-            event_type=event_type,
+            event_types=None if event_type is None else (event_type,),
             destination=destination,
             state=DeliveryState.DEAD if self.dead else None,
             since=self.since,

@@ -280,7 +280,8 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Created before this time."""
     source: str | None = None
     """Only of this source's events."""
-    event_type: str | None = None
+    event_types: tuple[str, ...] | None = None
+    """Of an event of one of these types; None for all."""
     after: str | None = None
     limit: int = 50
 

@@ -5,13 +5,12 @@ Sees ports only. Looking changes nothing, so that whoever asks can be told befor
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from msgspec.structs import replace
-
 from receiver.core.event import Event, EventFilter
+from receiver.core.page import pages
 from receiver.core.routing import Router
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.storage.store.store import Store
@@ -76,7 +75,7 @@ async def find_never_sent(store: Store, filters: Sequence[EventFilter], routed: 
     """Return the events that fit and have no delivery to a destination that they go to, oldest first."""
     found = Replayable()
     for one in filters:
-        async for page in _event_pages(store, one):
+        async for page in pages(store.events, one):
             await _add_missing(store, page, routed, found)
     found.missing.reverse()
     return found
@@ -108,17 +107,10 @@ async def _add_missing(store: Store, events: Sequence[Event], routed: Routed, fo
     found.missing += [pair for pair in pairs if pair not in there]
 
 
-async def _event_pages(store: Store, filters: EventFilter) -> AsyncIterator[list[Event]]:
-    while page := await store.events(filters):
-        yield page
-        filters = replace(filters, after=(page[-1].recorded_at, page[-1].id))
-
-
 async def _states(store: Store, filters: DeliveryFilter) -> dict[str, DeliveryState]:
     states: dict[str, DeliveryState] = {}
-    while page := await store.deliveries(filters):
+    async for page in pages(store.deliveries, filters):
         states |= {delivery.id: delivery.state for delivery in page}
-        filters = replace(filters, after=page[-1].id)
     return states
 
 

@@ -19,6 +19,7 @@ from receiver.core.work import DeliveryFilter
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
+from tests.contract.listing_suite import ListingSuite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import (
@@ -59,6 +60,10 @@ async def other(store: PostgresStore, url: str) -> AsyncIterator[Store]:
     await made.open()
     yield made
     await made.close()
+
+
+class TestPostgresListings(ListingSuite):
+    """The suite of pages."""
 
 
 class TestPostgresTakeover(TakeoverSuite):

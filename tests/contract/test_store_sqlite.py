@@ -24,6 +24,7 @@ from receiver.storage.store.sqlite import SqliteBackend, SqliteStore
 from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
 from tests.contract import pickup_suite
+from tests.contract.listing_suite import ListingSuite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import T0, StoreSuite, claim, one_delivery, recording
@@ -52,6 +53,10 @@ async def other(store: Store, path: str) -> AsyncIterator[Store]:
     await made.open()
     yield made
     await made.close()
+
+
+class TestSqliteListings(ListingSuite):
+    """The suite of pages."""
 
 
 class TestSqliteTakeover(TakeoverSuite):

@@ -33,6 +33,7 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.page import Page
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -70,7 +71,7 @@ from receiver.core.work import (
 from receiver.storage.store.destinations import Change, Changed, Tell
 from receiver.storage.store.store import Store
 
-Kept = TypeVar("Kept", Event, Delivery, Pickup)
+Kept = TypeVar("Kept", Act, Event, PlacedEvent, Delivery, Pickup)
 ERASED = "ERASED"
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
 
@@ -275,11 +276,10 @@ class MemoryStore(Store):
     async def end_act(self, act_id: str, *, status: int, answer: bytes | None) -> None:
         self._acts[act_id] = replace(self._acts[act_id], status=status, answer=answer)
 
-    async def acts(self, token: str | None, after: str | None, limit: int) -> Sequence[Act]:
+    async def acts(self, token: str | None, after: str | None, limit: int) -> Page[Act]:
         found = sorted(self._acts.values(), key=lambda one: one.id, reverse=True)
-        return [one for one in found if token in (None, one.token) and (after is None or one.id < after)][
-            :limit
-        ]
+        found = [one for one in found if token in (None, one.token) and (after is None or one.id < after)]
+        return _page(found, limit, lambda one: one.id)
 
     async def has_scope(self, source: str, scope: str) -> bool:
         await self.ping()
@@ -542,7 +542,7 @@ class MemoryStore(Store):
             proofs=row.proofs,
         )
 
-    async def events(self, filter: EventFilter) -> list[Event]:
+    async def events(self, filter: EventFilter) -> Page[Event]:
         await self.ping()
 
         def matches(one: Event) -> bool:
@@ -559,9 +559,9 @@ class MemoryStore(Store):
         found = sorted(
             (one for one in self._events.values() if matches(one)), key=lambda one: (one.recorded_at, one.id)
         )
-        return found[::-1][: filter.limit]
+        return _page(found[::-1], filter.limit, lambda one: (one.recorded_at, one.id))
 
-    async def search(self, wanted: EventSearch) -> list[PlacedEvent]:
+    async def search(self, wanted: EventSearch) -> Page[PlacedEvent]:
         await self.ping()
 
         def is_owed(one: Event) -> bool:
@@ -596,7 +596,7 @@ class MemoryStore(Store):
 
         found = [PlacedEvent(self._places[one.id], one) for one in self._events.values() if matches(one)]
         found.sort(key=lambda one: one.place, reverse=wanted.newest_first)
-        return found[: wanted.limit]
+        return _page(found, wanted.limit, lambda one: one.place)
 
     async def oldest_position(self) -> int | None:
         await self.ping()
@@ -609,7 +609,7 @@ class MemoryStore(Store):
             raise NotFound(msg)
         return self._deliveries[delivery_id]
 
-    async def deliveries(self, filter: DeliveryFilter) -> list[Delivery]:
+    async def deliveries(self, filter: DeliveryFilter) -> Page[Delivery]:
         await self.ping()
 
         def matches(one: Delivery) -> bool:
@@ -620,10 +620,13 @@ class MemoryStore(Store):
                 and (filter.since is None or one.created_at >= filter.since)
                 and (filter.until is None or one.created_at < filter.until)
                 and filter.source in (None, self._events[one.event_id].source)
-                and filter.event_type in (None, one.event_type)
+                and (filter.event_types is None or one.event_type in filter.event_types)
+                and (filter.after is None or one.id < filter.after)
             )
 
-        return _page(self._deliveries, matches, filter.after, filter.limit)
+        matching = [one for one in self._deliveries.values() if matches(one)]
+        found = sorted(matching, key=lambda one: one.id, reverse=True)
+        return _page(found, filter.limit, lambda one: one.id)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
         await self.ping()
@@ -790,7 +793,7 @@ class MemoryStore(Store):
             raise NotFound(msg)
         return self._pickups[pickup_id]
 
-    async def pickups(self, filter: PickupFilter) -> list[Pickup]:
+    async def pickups(self, filter: PickupFilter) -> Page[Pickup]:
         await self.ping()
         found = [
             one
@@ -802,7 +805,8 @@ class MemoryStore(Store):
             and filter.event_id in (None, one.event_id)
             and (filter.after is None or one.id < filter.after)
         ]
-        return sorted(found, key=lambda one: one.id, reverse=True)[: filter.limit]
+        found.sort(key=lambda one: one.id, reverse=True)
+        return _page(found, filter.limit, lambda one: one.id)
 
     async def pickup_attempts(self, pickup_id: str) -> list[PickupAttempt]:
         await self.ping()
@@ -1058,11 +1062,9 @@ class MemoryStore(Store):
         return sorted(found, key=lambda one: one.id, reverse=True)[:limit]
 
 
-def _page(
-    rows: dict[str, Kept], matches: Callable[[Kept], bool], after: str | None, limit: int
-) -> list[Kept]:
-    ids = sorted((key for key in rows if after is None or key < after), reverse=True)
-    return [rows[key] for key in ids if matches(rows[key])][:limit]
+def _page(found: Sequence[Kept], limit: int, place: Callable[[Kept], object]) -> Page[Kept]:
+    items = found[:limit]
+    return Page(items, place(items[-1]) if len(items) == limit else None)
 
 
 def _is_of(subject: Subject, one: Event | Pickup) -> bool:

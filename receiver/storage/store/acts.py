@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec.structs import astuple
 
 from receiver.core.act import Act
+from receiver.core.page import Page
 from receiver.storage.store.statements import Session, Value, each, listed, value_of
 
 
@@ -27,7 +26,8 @@ def end(session: Session, act_id: str, status: int, answer: bytes | None) -> Non
     session.run("end_act", {"id": act_id, "status": status, "answer": answer})
 
 
-def acts(session: Session, token: str | None, after: str | None, limit: int) -> Sequence[Act]:
+def acts(session: Session, token: str | None, after: str | None, limit: int) -> Page[Act]:
     """List acts, newest first."""
     conditions: dict[str, Value] = {"token = :token": token, "id < :after": after}
-    return [value_of(Act, row) for row in listed(session, "list_acts", conditions, limit)]
+    found = [value_of(Act, row) for row in listed(session, "list_acts", conditions, limit)]
+    return Page(found, found[-1].id if len(found) == limit else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from functools import partial
 
 from msgspec.structs import astuple
 
@@ -31,7 +31,9 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.page import Page
 from receiver.core.work import DeliveryState
+from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Conditions, Listing, page
 from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
 
 # ---------------------------------------------------------------- recorded
@@ -185,45 +187,33 @@ def has_scope(session: Session, source: str, scope: str) -> bool:
     return bool(session.run("callback_between_keys", bounds))
 
 
-def events(session: Session, filter: EventFilter) -> list[Event]:
-    """List events, those recorded last first."""
-    conditions: dict[str, Value] = {
-        "source = :source": filter.source,
-        "type = :type": filter.type,
+_BY_TIME = Listing("list_events", "place_of_events", "(recorded_at, id)", (8, 0))
+_BACK = Listing("events_back", "place_of_events_back", "(e.position, e.id)", (0, 1))
+_ONWARD = Listing("events_onward", "place_of_events_onward", "(e.position, e.id)", (0, 1), onward=True)
+_RECORDING_MS = 600_000
+"""Events are in the order of recording and nearly in that of their times: by so much, one may be ahead of another."""
+
+
+def events(session: Session, filter: EventFilter) -> Page[Event]:
+    """List events, those recorded last first, a page at a time."""
+    indexed: Conditions = {
         "job_id = :job_id": filter.job_id,
         "ref = :ref": filter.ref,
         "recorded_at >= :since": filter.since,
         "recorded_at < :until": filter.until,
     }
-    before: dict[str, Value] = {}
-    if filter.after is not None:
-        before = {"at": filter.after[0], "id": filter.after[1]}
-    fixed = "(recorded_at, id) < (:at, :id)" if before else ""
-    rows = listed(session, "list_events", conditions, filter.limit, fixed, before)
-    return [value_of(Event, row) for row in rows]
+    others: Conditions = {"source || '' = :source": filter.source, "type || '' = :type": filter.type}
+    item, limit = partial(value_of, Event), filter.limit
+    return page(session, _BY_TIME, indexed, others, after=filter.after, limit=limit, item=item)
 
 
-def search(session: Session, wanted: EventSearch) -> list[PlacedEvent]:
-    """List events in the order of recording.
-
-    Of several types each is asked for by itself: only so each is found along an index.
-    """
-    found = [
-        PlacedEvent(Place(row[0], row[1]), value_of(Event, row[1:]))
-        for type_ in ((None,) if wanted.types is None else wanted.types)
-        for row in _searched(session, wanted, type_)
-    ]
-    found.sort(key=attrgetter("place"), reverse=wanted.newest_first)
-    return found[: wanted.limit]
-
-
-def _searched(session: Session, wanted: EventSearch, type_: str | None) -> list[Row]:
-    conditions: dict[str, Value] = {
-        "e.source = :source": wanted.source,
+def search(session: Session, wanted: EventSearch) -> Page[PlacedEvent]:
+    """List events in the order of recording, a page at a time."""
+    indexed: dict[str, Value] = {"e.job_id = :job_id": wanted.job_id, "e.ref = :ref": wanted.ref}
+    others: dict[str, Value | tuple[str, ...]] = {
+        "e.source || '' = :source": wanted.source,
         "e.provider = :provider": wanted.provider,
-        "e.type = :type": type_,
-        "e.job_id = :job_id": wanted.job_id,
-        "e.ref = :ref": wanted.ref,
+        "e.type || '' IN :type": wanted.types,
         "e.recorded_at >= :since": wanted.since,
         "e.recorded_at < :until": wanted.until,
         "e.size >= :min_bytes": wanted.min_bytes,
@@ -231,33 +221,49 @@ def _searched(session: Session, wanted: EventSearch, type_: str | None) -> list[
         "e.duration_ms >= :min_duration_ms": wanted.min_duration_ms,
         "e.duration_ms <= :max_duration_ms": wanted.max_duration_ms,
     }
-    fixed: list[str] = []
-    more: dict[str, Value] = {}
-    if wanted.after is not None:
-        fixed.append(f"(e.position, e.id) {'<' if wanted.newest_first else '>'} (:position, :id)")
-        more |= wanted.after._asdict()
-    if wanted.state is not None or wanted.destination is not None:
-        fixed.append(_owed(wanted))
-        more["destination"] = wanted.destination
-    way = "events_back" if wanted.newest_first else "events_onward"
-    used = more if wanted.destination is not None else {k: v for k, v in more.items() if k != "destination"}
-    return listed(session, way, conditions, wanted.limit, " AND ".join(fixed), used)
+    if wanted.since is not None:
+        indexed["e.position >= :first"] = _position(session, wanted.since - _RECORDING_MS)
+    if wanted.until is not None:
+        indexed["e.position <= :final"] = _position(session, wanted.until + _RECORDING_MS) or 0
+    owed = wanted.state is not None or wanted.destination is not None
+    if owed:
+        _add_owed(session, wanted, indexed, others)
+    return page(
+        session,
+        _BACK if wanted.newest_first else _ONWARD,
+        indexed,
+        others,
+        after=wanted.after,
+        limit=wanted.limit,
+        item=lambda row: PlacedEvent(Place(row[0], row[1]), value_of(Event, row[1:])),
+        looked_at=LOOKED_UP if owed else LOOKED_AT,
+    )
 
 
-def _owed(wanted: EventSearch) -> str:
-    """Return the condition that an event is owed to somebody."""
+def _position(session: Session, at: int) -> int | None:
+    """Return the position of the last event recorded before a time, None without one."""
+    rows = session.run("position_at", {"at": at})
+    return rows[0][0] if rows else None
+
+
+def _add_owed(
+    session: Session,
+    wanted: EventSearch,
+    indexed: dict[str, Value],
+    others: dict[str, Value | tuple[str, ...]],
+) -> None:
+    """Add the condition that an event is owed to somebody."""
     # The state is written out, not a parameter: only then may the indexes of what is due and dead be used.
-    state = wanted.state and DeliveryState(wanted.state)
-    due = state in (DeliveryState.PENDING, DeliveryState.DELIVERING)
-    parts = [
-        f"d.state = '{state}'" if state else "",
-        "d.due_at IS NOT NULL" if due else "",
-        "d.destination = :destination" if wanted.destination is not None else "",
-    ]
-    owed = " AND ".join(filter(None, parts))
-    if due or state is DeliveryState.DEAD:  # few of many: found from the deliveries
-        return f"e.id IN (SELECT d.event_id FROM deliveries AS d WHERE {owed})"  # noqa: S608 - fixed texts
-    return f"EXISTS (SELECT 1 FROM deliveries AS d WHERE d.event_id = e.id AND {owed})"  # noqa: S608
+    state = DeliveryState(wanted.state) if wanted.state else None
+    of_state = "" if state is None else OF_STATE.get(state, f"d.state = '{state}'")
+    of_destination = "d.destination || '' = :destination" if wanted.destination else ""
+    owed = " AND ".join(filter(None, (of_state, of_destination)))
+    value = wanted.destination or state
+    few = state in OF_STATE and not session.run("place_of_deliveries", {"looked_at": LOOKED_UP}, of_state)
+    if few:  # the events are found from the deliveries
+        indexed[f"e.id IN (SELECT d.event_id FROM deliveries AS d WHERE {owed})"] = value  # noqa: S608 - fixed texts
+    else:
+        others[f"EXISTS (SELECT 1 FROM deliveries AS d WHERE d.event_id = e.id AND {owed})"] = value  # noqa: S608
 
 
 def oldest_position(session: Session) -> int | None:

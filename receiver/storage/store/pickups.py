@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from receiver.core.event import TIME_CHARS, CallbackRow, Event, EventDraft, Recorded, Recording, RecordStatus
+from receiver.core.page import Page
 from receiver.core.work import (
     ClaimedPickup,
     Deferral,
@@ -29,8 +30,9 @@ from receiver.storage.store.events import (
     write_callbacks,
     write_events,
 )
+from receiver.storage.store.listing import Listing, page
 from receiver.storage.store.queue import ClaimRequest, Queue, partition
-from receiver.storage.store.statements import Row, Session, Value, clean, listed, one, value_of
+from receiver.storage.store.statements import Row, Session, Value, clean, one, value_of
 
 # ---------------------------------------------------------------- made by callbacks and requests
 
@@ -282,17 +284,30 @@ def pickup(session: Session, pickup_id: str) -> Pickup:
     return _pickup_of(one(session, "pickup", "list_pickups", pickup_id))
 
 
-def pickups(session: Session, filter: PickupFilter) -> list[Pickup]:
-    """List pickups, newest first."""
-    conditions: dict[str, Value] = {
-        "source = :source": filter.source,
-        "state = :state": filter.state,
+_OF_STATE = {
+    PickupState.PENDING: "due_at IS NOT NULL AND state = 'pending'",
+    PickupState.COLLECTING: "id IN (SELECT id FROM pickups WHERE claimed_by IS NOT NULL)",
+}
+"""States that few rows have, as the indexes of these have them."""
+
+
+_LISTING = Listing("list_pickups", "place_of_pickups", "id", (0,))
+
+
+def pickups(session: Session, filter: PickupFilter) -> Page[Pickup]:
+    """List pickups, newest first, a page at a time."""
+    indexed: dict[str, Value] = {
         "job_id = :job_id": filter.job_id,
         "ref = :ref": filter.ref,
         "event_id = :event_id": filter.event_id,
-        "id < :after": filter.after,
     }
-    return [_pickup_of(row) for row in listed(session, "list_pickups", conditions, filter.limit)]
+    others: dict[str, Value] = {"source || '' = :source": filter.source}
+    if filter.state is not None and filter.state in _OF_STATE:
+        indexed[_OF_STATE[filter.state]] = filter.state
+    else:
+        others["state || '' = :state"] = filter.state
+    after = None if filter.after is None else (filter.after,)
+    return page(session, _LISTING, indexed, others, after=after, limit=filter.limit, item=_pickup_of)
 
 
 def attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:

@@ -10,10 +10,12 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from receiver.core.event import Event, new_id
+from receiver.core.page import Page
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import (
     Attempt,
@@ -27,7 +29,8 @@ from receiver.core.work import (
     Progress,
     Settlement,
 )
-from receiver.storage.store.statements import Row, Session, Value, each, listed, one, value_of
+from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, bound, page
+from receiver.storage.store.statements import Row, Session, Value, each, one, value_of
 
 T = TypeVar("T")
 C = TypeVar("C", Claimed, ClaimedPickup)
@@ -265,21 +268,30 @@ def delivery(session: Session, delivery_id: str) -> Delivery:
     return value_of(Delivery, one(session, "delivery", "list_deliveries", delivery_id, "d.id"))
 
 
-def deliveries(session: Session, filter: DeliveryFilter) -> list[Delivery]:
-    """List deliveries, newest first."""
-    conditions: dict[str, Value] = {
-        "d.destination = :destination": filter.destination,
+_LISTING = Listing("list_deliveries", "place_of_deliveries", "d.id", (0,))
+
+
+def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
+    """List deliveries, newest first, a page at a time."""
+    indexed: dict[str, Value] = {
         "d.event_id = :event_id": filter.event_id,
-        "d.created_at >= :since": filter.since,
-        "d.created_at < :until": filter.until,
-        "e.source = :source": filter.source,
-        "e.type = :type": filter.event_type,
-        "d.id < :after": filter.after,
+        "d.id >= :since": None if filter.since is None else bound("dlv", filter.since),
+        "d.id < :until": None if filter.until is None else bound("dlv", filter.until),
     }
-    # The state is written out, not a parameter: only then may the index of the dead be used.
-    state = f"d.state = '{DeliveryState(filter.state)}'" if filter.state else ""
-    rows = listed(session, "list_deliveries", conditions, filter.limit, state)
-    return [value_of(Delivery, row) for row in rows]
+    others: dict[str, Value | tuple[str, ...]] = {
+        "d.destination || '' = :destination": filter.destination,
+        "e.source = :source": filter.source,
+        "e.type IN :type": filter.event_types,
+    }
+    if filter.state is not None and filter.state in OF_STATE:
+        indexed[OF_STATE[filter.state]] = filter.state
+    else:
+        others["d.state = :state"] = filter.state
+    item, limit = partial(value_of, Delivery), filter.limit
+    after = None if filter.after is None else (filter.after,)
+    joined = filter.source is not None or filter.event_types is not None
+    looked_at = LOOKED_UP if joined else LOOKED_AT
+    return page(session, _LISTING, indexed, others, after=after, limit=limit, item=item, looked_at=looked_at)
 
 
 def attempts(session: Session, delivery_id: str) -> list[Attempt]:

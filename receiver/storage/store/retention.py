@@ -24,15 +24,11 @@ from receiver.core.retention import (
 )
 from receiver.storage.store import submissions
 from receiver.storage.store.events import callback_ids, moment, write_callbacks
+from receiver.storage.store.listing import bound
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
 ERASED = "ERASED"
 """The method of a callback row of which only the keys are left."""
-
-
-def bound(prefix: str, at: int) -> str:
-    """Return what sorts before all ids of `prefix` made at or after `at`, and after all made earlier."""
-    return new_id(prefix, max(at, 0))[: len(prefix) + 1 + TIME_CHARS]
 
 
 # ---------------------------------------------------------------- in time

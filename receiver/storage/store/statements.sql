@@ -123,6 +123,36 @@ WHERE {conditions} {settled}
 ORDER BY e.position {order}, e.id {order}
 LIMIT :limit
 
+-- name: place_of_events_{way}
+-- Where a page of these has to end that may look at so many rows.
+SELECT e.position, e.id
+FROM events AS e
+WHERE {conditions} {settled}
+ORDER BY e.position {order}, e.id {order}
+LIMIT 1 OFFSET :looked_at
+
+-- name: position_at
+-- The position of the last event that was recorded before a time.
+SELECT position
+FROM events
+WHERE recorded_at < :at
+ORDER BY recorded_at DESC, id DESC
+LIMIT 1
+
+-- ==================== listings ====================
+-- with: listed     | key             | newest_first
+-- with: events     | recorded_at, id | recorded_at DESC, id DESC
+-- with: deliveries | d.id            | d.id DESC
+-- with: pickups    | id              | id DESC
+
+-- name: place_of_{listed}
+-- Where a page of a listing has to end that may look at so many rows.
+SELECT {key}
+FROM {listed} AS d
+WHERE {conditions}
+ORDER BY {newest_first}
+LIMIT 1 OFFSET :looked_at
+
 -- ==================== the two queues: deliveries and pickups ====================
 -- with: table      | queue       | busy       | log             | key         | outcome_too                | set_too | noted
 -- with: deliveries | destination | delivering | attempts        | delivery_id | , round_start              | round_start = CAST(settled.round_start AS BIGINT), | detail, response

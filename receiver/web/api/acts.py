@@ -80,4 +80,4 @@ async def listed(call: Call[ActQuery, None]) -> Page[ActShown]:
     """List what was done over the API."""
     query = call.query
     found = await call.receiver.store.acts(query.token, query.after, query.limit)
-    return page(list(found), ActShown, query.limit)
+    return page(found, ActShown)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
+from receiver.core.routing import fitting_types
+from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.web.api.call import Call
-from receiver.web.api.lists import Limit, Moment, millis, of_each_type, page
+from receiver.web.api.lists import Limit, Moment, millis, page
 from receiver.web.views import AttemptShown, DeliveryShown, DeliveryWhole, Page, shown
 
 
@@ -30,24 +31,21 @@ class DeliveryQuery(Struct, forbid_unknown_fields=True, frozen=True):
 
 async def listed(call: Call[DeliveryQuery, None]) -> Page[DeliveryShown]:
     """List deliveries."""
-    query, store = call.query, call.receiver.store
-
-    async def ask(type_: str | None) -> list[Delivery]:
-        return await store.deliveries(
-            DeliveryFilter(
-                destination=query.destination,
-                state=query.state,
-                event_id=query.event_id,
-                source=query.source,
-                event_type=type_,
-                since=millis(query.since),
-                until=millis(query.until),
-                after=query.after,
-                limit=query.limit,
-            )
+    query = call.query
+    found = await call.receiver.store.deliveries(
+        DeliveryFilter(
+            destination=query.destination,
+            state=query.state,
+            event_id=query.event_id,
+            source=query.source,
+            event_types=None if query.type is None else fitting_types(query.type),
+            since=millis(query.since),
+            until=millis(query.until),
+            after=query.after,
+            limit=query.limit,
         )
-
-    return page(await of_each_type(query.type, query.limit, ask), DeliveryShown, query.limit)
+    )
+    return page(found, DeliveryShown)
 
 
 async def one(call: Call[None, None]) -> DeliveryWhole:

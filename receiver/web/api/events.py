@@ -9,7 +9,7 @@ from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
 
 from receiver.core.errors import NotFound
-from receiver.core.event import Event, EventSearch
+from receiver.core.event import Event, EventSearch, Place
 from receiver.core.event_json import LINKED, iso
 from receiver.core.routing import fitting_types
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
@@ -64,12 +64,9 @@ async def listed(call: Call[EventQuery, None]) -> EventPage:
     """List events."""
     wanted = search_of(call.query)
     found = await call.receiver.store.search(wanted)
+    after = None if found.after is None else cursor_of(Place(*found.after))
     last = cursor_of(found[-1].place) if found else call.query.after
-    return EventPage(
-        items=[shown(one.event, EventShown) for one in found],
-        next=last if len(found) == wanted.limit else None,
-        cursor=last,
-    )
+    return EventPage(items=[shown(one.event, EventShown) for one in found], next=after, cursor=after or last)
 
 
 def search_of(query: EventQuery) -> EventSearch:

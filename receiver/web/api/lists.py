@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, TypeVar
 
 from msgspec import Meta, Struct
 
 from receiver.core.event import Place
-from receiver.core.routing import fitting_types
+from receiver.core.page import Page as Found
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page, shown
 
@@ -46,20 +45,6 @@ def cursor_of(place: Place) -> str:
     return f"{place.position}.{place.id}"
 
 
-async def of_each_type(
-    pattern: str | None, limit: int, ask: Callable[[str | None], Awaitable[list[T]]]
-) -> list[T]:
-    """Return what `ask` finds of each event type that fits a pattern, the newest ids first."""
-    types = (None,) if pattern is None else fitting_types(pattern)
-    found = [one for type_ in types for one in await ask(type_)]
-    return sorted(found, key=_id, reverse=True)[:limit]
-
-
-def page(found: list[T], kind: type[S], limit: int) -> Page[S]:
+def page(found: Found[T], kind: type[S]) -> Page[S]:
     """Return a page of a list that goes by ids, the newest first."""
-    after = _id(found[-1]) if len(found) == limit else None
-    return Page(items=[shown(one, kind) for one in found], next=after)
-
-
-def _id(one: Struct) -> str:
-    return str(getattr(one, "id"))  # noqa: B009 - of a struct, which has one
+    return Page(items=[shown(one, kind) for one in found], next=found.after)

@@ -72,7 +72,7 @@ async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
             limit=query.limit,
         )
     )
-    return page(found, PickupShown, query.limit)
+    return page(found, PickupShown)
 
 
 async def one(call: Call[None, None]) -> PickupWhole:

@@ -96,16 +96,13 @@ async def _find(call: Call[None, NewReplay], wanted: NewReplay) -> Replayable:
             for type_ in types
         ]
         return await find_never_sent(store, events, routed)
-    deliveries = [
-        DeliveryFilter(
-            destination=wanted.destination,
-            state=DeliveryState(wanted.state) if wanted.state else None,
-            source=wanted.source,
-            event_type=type_,
-            since=since,
-            until=until,
-            limit=PAGE,
-        )
-        for type_ in types
-    ]
-    return await find_fitting(store, deliveries)
+    deliveries = DeliveryFilter(
+        destination=wanted.destination,
+        state=DeliveryState(wanted.state) if wanted.state else None,
+        source=wanted.source,
+        event_types=None if wanted.type is None else fitting_types(wanted.type),
+        since=since,
+        until=until,
+        limit=PAGE,
+    )
+    return await find_fitting(store, [deliveries])

@@ -104,7 +104,9 @@ async def _streamed(receiver: Receiver, search: EventSearch, gap: str | None) ->
                 yield f"id: {cursor_of(one.place)}\nevent: event\ndata: {body}\n\n"
             if found:
                 search, told_at = replace(search, after=found[-1].place), time.monotonic()
-            if len(found) < _PAGE:
+            if found.after is not None:
+                search = replace(search, after=Place(*found.after))
+            else:
                 await asyncio.sleep(POLL_SECONDS)
             if time.monotonic() - told_at >= HEARTBEAT_SECONDS:
                 yield ": heartbeat\n\n"

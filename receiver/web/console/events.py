@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from receiver.core.errors import StoreUnavailable, UsageError
 from receiver.core.event import EVENT_TYPES, Event, EventFilter
 from receiver.core.event_json import iso
+from receiver.core.page import Page
 from receiver.web.console.guard import HOME, Visit
 
 if TYPE_CHECKING:
@@ -105,6 +106,11 @@ def place(event: Event) -> str:
     return f"{event.recorded_at}.{event.id}"
 
 
+def _further(found: Page[Event]) -> str | None:
+    """Return where to look on when a page is short and there is more."""
+    return None if found.after is None else f"{found.after[0]}.{found.after[1]}"
+
+
 def _filter(fields: Mapping[str, str], **more: Any) -> EventFilter:
     return EventFilter(
         source=fields["source"] or None,
@@ -133,7 +139,7 @@ class Events:
             fields=fields,
             choices={"source": list(self._receiver.settings.sources), "type": EVENT_TYPES},
             rows=await rows_of(store, found[:PAGE]),
-            after=place(found[PAGE - 1]) if len(found) > PAGE else None,
+            after=place(found[PAGE - 1]) if len(found) > PAGE else _further(found),
             newest=newest[0].recorded_at if newest else None,
         )
 

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from receiver.core.destination import DestinationStatus
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import EVENT_TYPES
+from receiver.core.page import pages
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.destinations import ACTIONS, act_on_destination, destination_states
 from receiver.web.console.event import listed
@@ -48,7 +49,7 @@ class Outgoing:
             fields=fields,
             choices=self._choices(),
             deliveries=found[:PAGE],
-            after=found[PAGE - 1].id if len(found) > PAGE else None,
+            after=found[PAGE - 1].id if len(found) > PAGE else found.after,
         )
 
     def _choices(self) -> dict[str, Sequence[str]]:
@@ -139,9 +140,10 @@ class Outgoing:
         """Return deliveries that have ended, the oldest first, and whether there are more than one replay takes."""
         found: list[Delivery] = []
         wanted = replace(_filter(fields), until=until, limit=_BATCH)
-        while len(found) <= _MOST and (page := await self._receiver.store.deliveries(wanted)):
+        async for page in pages(self._receiver.store.deliveries, wanted):
             found += [one for one in page if one.state in _ENDED]
-            wanted = replace(wanted, after=page[-1].id)
+            if len(found) > _MOST:
+                break
         return found[:_MOST][::-1], len(found) > _MOST
 
     # ------------------------------------------------------------ destinations
@@ -235,7 +237,7 @@ def _filter(fields: Mapping[str, str]) -> DeliveryFilter:
         state=state,
         destination=fields["destination"] or None,
         source=fields["source"] or None,
-        event_type=fields["type"] or None,
+        event_types=(fields["type"],) if fields["type"] else None,
     )
 
 

@@ -1,0 +1,113 @@
+"""Listings a page at a time. What a page costs does not grow with the table, whatever is asked for.
+
+Conditions are of two kinds. Those that an index has, together with the order of the listing, cost nothing. For all others rows are
+looked at one by one, so many in a page at most: then a page may be short, and says where the next begins. Columns of other indexes
+stand in them as `column || ''`, so that no database goes along an index of another order and has to sort what it finds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from receiver.core.event import TIME_CHARS, new_id
+from receiver.core.page import Page
+from receiver.core.work import DeliveryState
+from receiver.storage.store.statements import Row, Session, Value
+
+LOOKED_AT = 5_000
+LOOKED_UP = 1_000
+"""The same where each is looked up in another table."""
+_PARAMETER = re.compile(r":(\w+)")
+Conditions = Mapping[str, Value | tuple[str, ...]]
+"""SQL to value; one parameter each, if any. Those whose value is None are left out."""
+
+
+class Listing(NamedTuple):
+    """What rows are listed by."""
+
+    rows: str
+    """The statement that lists them."""
+    place: str
+    """The statement that finds where a page has to end."""
+    key: str
+    """SQL of what the listing is sorted by: also the places where pages begin."""
+    columns: tuple[int, ...]
+    """The columns of `rows` that are the key."""
+    onward: bool = False
+    """The first comes first; else the last."""
+
+
+OF_STATE = {
+    DeliveryState.PENDING: "d.due_at IS NOT NULL AND d.state = 'pending'",
+    DeliveryState.DELIVERING: "d.id IN (SELECT id FROM deliveries WHERE claimed_by IS NOT NULL)",
+    DeliveryState.DEAD: "d.state = 'dead'",
+}
+"""States that few rows have, as the indexes of these have them."""
+
+
+def bound(prefix: str, at: int) -> str:
+    """Return what sorts before all ids of `prefix` made at or after `at`, and after all made earlier."""
+    return new_id(prefix, max(at, 0))[: len(prefix) + 1 + TIME_CHARS]
+
+
+def page(
+    session: Session,
+    listing: Listing,
+    indexed: Conditions,
+    others: Conditions,
+    *,
+    after: tuple[Value, ...] | None,
+    limit: int,
+    item: Callable[[Row], Any],
+    looked_at: int = LOOKED_AT,
+) -> Page[Any]:
+    """Return the rows that come after the place `after`, made items of; `looked_at` bounds what conditions of no index cost."""
+    params: dict[str, Value] = {}
+    texts = _added(indexed, params)
+    beyond, until = (">", "<=") if listing.onward else ("<", ">=")
+    if after is not None:
+        texts.append(_compared(listing, beyond, "after", after, params))
+    last: tuple[Value, ...] | None = None
+    looked_for = dict(params)
+    more = _added(others, looked_for)
+    if more:
+        places = session.run(listing.place, {**params, "looked_at": looked_at}, _all(texts))
+        last = tuple(places[0]) if places else None
+    if last is not None:
+        more.append(_compared(listing, until, "last", last, looked_for))
+    rows = session.run(listing.rows, {**looked_for, "limit": limit}, _all([*texts, *more]))
+    if len(rows) == limit:
+        last = tuple(rows[-1][column] for column in listing.columns)
+    return Page(map(item, rows), last[0] if last and len(last) == 1 else last)
+
+
+def _all(texts: list[str]) -> str:
+    return " AND ".join(texts) or "TRUE"
+
+
+def _added(conditions: Conditions, params: dict[str, Value]) -> list[str]:
+    """Return the texts of conditions that have a value, and add their parameters; `IN :name` has one for each of its values."""
+    texts = []
+    for text, value in conditions.items():
+        name = "".join(_PARAMETER.findall(text)[:1])
+        if isinstance(value, tuple):
+            names = [f"{name}_{number}" for number in range(len(value))]
+            params.update(zip(names, value, strict=True))
+            listed = ", ".join(f":{one}" for one in names)
+            texts.append(text.replace(f":{name}", f"({listed})") if value else "FALSE")
+        elif value is not None:
+            texts.append(text)
+            if name:
+                params[name] = value
+    return texts
+
+
+def _compared(
+    listing: Listing, how: str, name: str, place: tuple[Value, ...], params: dict[str, Value]
+) -> str:
+    """Return the condition that compares a row's key with a place, and add its parameters."""
+    names = [f"{name}_{number}" for number in range(len(place))]
+    params.update(zip(names, place, strict=True))
+    return f"{listing.key} {how} ({', '.join(f':{one}' for one in names)})"
