@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from receiver.cli.options import AsJson, given, load_to_look, option, seconds
+from receiver.cli.options import AsJson, load_to_look, option, seconds
 from receiver.cli.output import print_json
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret, public_key
@@ -37,7 +37,7 @@ def rotate(
         option("--overlap", help="How long the present secrets go on signing beside the new one: 24h, 7d."),
     ] = "24h",
     pair: Annotated[
-        bool, given("--pair", help="Make an Ed25519 key pair: the application needs only the public key.")
+        bool, option("--pair", help="Make an Ed25519 key pair: the application needs only the public key.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

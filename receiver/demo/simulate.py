@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
-from pydantic import SecretStr
 
 from receiver.cli.options import (
     AsJson,
@@ -304,6 +303,8 @@ def simulate_custom(
     target = run.callback_url(url, {}, ref=ref, wrong=wrong_credentials and not options.proof)
     known = public_base(run.settings) + urlsplit(target).path
     if wrong_credentials:
+        from pydantic import SecretStr
+
         options = options.model_copy(update={"secrets": (SecretStr(secrets.token_hex(16)),)})
     example = _read(request) if request else recipe_example(options.recipe)
     sent = Sent.of(example, run.source.name)

@@ -577,7 +577,8 @@ def test_every_flag_but_what_is_destroyed_is_also_an_environment_variable_and_sa
     assert {path[0] for path in seen if path} == {
         *("serve", "work", "init", "check", "migrate", "callback-url", "events", "deliveries"),
         *("pickup", "pickups", "rejections", "replay", "simulate", "demo", "journal", "sweep", "erase"),
-        *("audio", "recipes", "try"),
+        *("audio", "recipes", "try", "destinations", "route", "secret", "submit-token", "submit-urls"),
+        *("tail", "trace"),
     }
 
 

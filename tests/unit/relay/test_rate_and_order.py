@@ -41,7 +41,9 @@ def relay(store: Store, place: Recorded, now: Now, rules: SendingRules, name: st
     ("text", "apart_us", "burst"),
     [("10/s", 100_000, 1), ("1000/s", 1000, 80), ("600/min", 100_000, 1), ("1/min", 60_000_000, 1)],
 )
-def test_a_rate_fills_evenly_and_bursts_by_less_than_a_tenth_of_a_second(text: str, apart_us: int, burst: int) -> None:
+def test_a_rate_fills_evenly_and_bursts_by_less_than_a_tenth_of_a_second(
+    text: str, apart_us: int, burst: int
+) -> None:
     assert rate(text) == Rate(apart_us, burst)
 
 
