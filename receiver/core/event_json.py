@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
+from receiver.core.event_document import AudioPart, ErrorPart, EventData, StoredPart, TranscriptPart
 from receiver.core.tokens import ObjectLinks
 
 SCHEMA = 1
@@ -63,64 +64,64 @@ def compose(
     With `short`, only short fields of the provider's data stay.
     """
     error = draft.error if draft.parked is None else JobError(code="parked", message=draft.parked)
-    data: dict[str, Any] = {
-        "event_id": event_id,
-        "schema": SCHEMA,
-        "source": source,
-        "provider": provider,
-        "job_id": draft.job_id,
-        "ref": draft.ref,
-        "late": draft.late,
-        "audio": _audio(*audio) if audio else None,
-        "transcript": _transcript(draft.transcript) if draft.transcript else None,
-        "media": _stored(media) if media else None,
-        "document": _stored(document) if document else None,
-        "error": _error(error) if error else None,
-        "provider_data": _short(draft.provider_data) if short else draft.provider_data,
-    }
-    return _encode(data)
+    return _encode(
+        EventData(
+            event_id=event_id,
+            schema=SCHEMA,
+            source=source,
+            provider=provider,
+            job_id=draft.job_id,
+            ref=draft.ref,
+            late=draft.late,
+            audio=_audio(*audio) if audio else None,
+            transcript=_transcript(draft.transcript) if draft.transcript else None,
+            media=StoredPart(**_stored(media)) if media else None,
+            document=StoredPart(**_stored(document)) if document else None,
+            error=_error(error) if error else None,
+            provider_data=_short(draft.provider_data) if short else draft.provider_data,
+        )
+    )
 
 
 def _stored(blob: StoredBlob) -> dict[str, Any]:
     return {
         "uri": blob.uri,
-        "url": None,
-        "url_expires_at": None,
         "content_type": blob.content_type,
         "bytes": blob.size,
         "sha256": blob.sha256,
     }
 
 
-def _audio(blob: StoredBlob, facts: AudioFacts) -> dict[str, Any]:
-    return _stored(blob) | {
-        "duration_seconds": facts.duration_seconds,
-        "duration_estimated": facts.duration_estimated,
-        "sample_rate_hz": facts.sample_rate_hz,
-        "channels": facts.channels,
-        "codec": facts.codec,
-    }
+def _audio(blob: StoredBlob, facts: AudioFacts) -> AudioPart:
+    return AudioPart(
+        **_stored(blob),
+        duration_seconds=facts.duration_seconds,
+        duration_estimated=facts.duration_estimated,
+        sample_rate_hz=facts.sample_rate_hz,
+        channels=facts.channels,
+        codec=facts.codec,
+    )
 
 
-def _transcript(draft: TranscriptDraft) -> dict[str, Any]:
+def _transcript(draft: TranscriptDraft) -> TranscriptPart:
     text = draft.text
     if text is not None and len(_encode(text)) > TEXT_LIMIT:
         text = None  # it is in the document, by link
-    return {
-        "text": text,
-        "confidence": draft.confidence,
-        "language": draft.language,
-        "duration_seconds": draft.duration_seconds,
-        "channels": draft.channels,
-    }
+    return TranscriptPart(
+        text=text,
+        confidence=draft.confidence,
+        language=draft.language,
+        duration_seconds=draft.duration_seconds,
+        channels=draft.channels,
+    )
 
 
-def _error(error: JobError) -> dict[str, Any]:
-    return {
-        "code": error.code and error.code[:200],
-        "message": _cut(error.message),
-        "details": error.details and _cut(error.details),
-    }
+def _error(error: JobError) -> ErrorPart:
+    return ErrorPart(
+        code=error.code and error.code[:200],
+        message=_cut(error.message),
+        details=error.details and _cut(error.details),
+    )
 
 
 def _cut(text: str) -> str:

@@ -1,0 +1,125 @@
+"""The OpenAPI 3.1 document and the JSON Schemas of events, made from the structs that are served."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver import __version__
+from receiver.core.event import EVENT_TYPES
+from receiver.core.event_document import EventData, EventDocument
+from receiver.web.api.operation import Operation
+from receiver.web.api.problems import TITLES, Problem, answer, problem
+from receiver.web.api.routes import OPERATIONS
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_PARTS = re.compile(r"\{(\w+)\}")
+
+
+def routes() -> list[Route]:
+    """Return the routes of the documents; they hold nothing secret, so anybody may read them."""
+    return [Route("/openapi.json", _openapi), Route("/schemas/{name}", _schema)]
+
+
+async def _openapi(request: Request) -> Response:
+    return answer(openapi())
+
+
+async def _schema(request: Request) -> Response:
+    name = request.path_params["name"].removesuffix(".json")
+    if name not in EVENT_TYPES:
+        return problem(404, f"there is no schema of {name[:100]}; there is: {', '.join(EVENT_TYPES)}")
+    return answer(event_schema(name), media_type="application/schema+json")
+
+
+@cache
+def event_schema(event_type: str) -> dict[str, Any]:
+    """Return the JSON Schema of the events of one type."""
+    schema = msgspec.json.schema(EventDocument)
+    definitions = schema.pop("$defs")
+    document = definitions.pop("EventDocument")
+    document["properties"]["type"] = {"const": event_type}
+    head = {"$schema": _DIALECT, "title": event_type}
+    return {**head, **{k: v for k, v in document.items() if k != "title"}, "$defs": definitions}
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """Return the description of the API."""
+    kinds = [
+        kind for one in OPERATIONS for kind in (one.query, one.body, one.gives) if not isinstance(kind, str)
+    ]
+    kinds = [EventData, Problem, *dict.fromkeys(kind for kind in kinds if kind is not None)]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    of = dict(zip(kinds, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for one in OPERATIONS:
+        described = _operation(one, of, components)
+        paths.setdefault(f"/api/v1{one.path}", {})[one.method.lower()] = described
+    queries = {one.query.__name__ for one in OPERATIONS if one.query is not None}
+    return {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": _DIALECT,
+        "info": {"title": "receiver", "version": __version__},
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {name: schema for name, schema in components.items() if name not in queries},
+        },
+    }
+
+
+def _operation(one: Operation, of: dict[Any, Any], components: dict[str, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", one.name.lower()).strip("_"),
+        "summary": one.does,
+        "description": f"Needs the scope `{one.scope}`.",
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in _PARTS.findall(one.path)
+        ],
+        "responses": {str(status): _success(one, status, of) for status in one.statuses}
+        | {str(status): {"description": TITLES[status], "content": _PROBLEM} for status in problems(one)},
+    }
+    if one.query is not None:
+        found = components[one.query.__name__]
+        described["parameters"] += [
+            {"name": name, "in": "query", "required": name in found.get("required", ()), "schema": schema}
+            for name, schema in found["properties"].items()
+        ]
+    if one.method != "GET":
+        key = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 200}}
+        described["parameters"].append(key)
+    if one.body is not None:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": of[one.body]}},
+        }
+    return described
+
+
+def problems(one: Operation) -> Sequence[int]:
+    """Return the statuses of the problems that an operation may answer with."""
+    return sorted(
+        {400, 401, 403, 500, 503}
+        | ({404} if "{" in one.path or one.body is not None else set())
+        | ({409, 422} if one.method != "GET" else set())
+        | ({408, 413} if one.body is not None else set())
+    )
+
+
+def _success(one: Operation, status: int, of: dict[Any, Any]) -> dict[str, Any]:
+    if status == 302:
+        return {"description": "Found", "headers": {"location": {"schema": {"type": "string"}}}}
+    if isinstance(one.gives, str):
+        return {"description": "Success", "content": {one.gives: {}}}
+    return {"description": "Success", "content": {"application/json": {"schema": of[one.gives]}}}

@@ -1,0 +1,97 @@
+"""Every operation answers as the OpenAPI document says, whatever it is asked; the documents are served without a token."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from receiver.core.event import EVENT_TYPES
+from receiver.web.api.openapi import event_schema, openapi
+from receiver.web.api.operation import Operation
+from receiver.web.api.routes import OPERATIONS
+from tests.support.running import Running, api_token, running, settings_text
+
+TOKEN = "a-token-of-some-length"
+WORDS = ("a", "evt_0", "dlv_0", "\u00fc", "%00", "a%2Fb", "x" * 300, "..%2f")
+QUERIES = (
+    "",
+    "sauce=1",
+    "limit=0",
+    "limit=500",
+    "limit=1e9",
+    "after=x",
+    "after=0.evt_0",
+    "after=99999999999999999999.evt_0",
+    "type=*",
+    "type=%5B",
+    "since=0001-01-01T00:00:00Z",
+    "until=9999-12-31T23:59:59Z",
+    "source=%00&ref=%ff",
+    "state=dead&destination=app",
+    "min_bytes=9007199254740993",
+    "max_seconds=nan",
+    "redirect=maybe",
+)
+VALUES: tuple[Any, ...] = (None, True, 0, -1, 1e308, "", "a", "\ud800", "x" * 9000, [], ["a"], {}, {"a": 1})
+
+
+def bodies(operation: Operation) -> list[Any]:
+    """Return bodies of all kinds: each field of the struct with values that fit and that do not."""
+    if operation.body is None:
+        return [None]
+    names = operation.body.__struct_fields__
+    return [{}, [], 1, *({name: value} for name in names for value in VALUES)]
+
+
+def calls(operation: Operation) -> list[tuple[str, Any]]:
+    """Return what an operation is asked: paths, queries and bodies, each in its turn."""
+    path = f"/api/v1{operation.path}"
+    paths = [path.replace("{" + path.partition("{")[2], "") + word + path.partition("}")[2] for word in WORDS]
+    plain = paths[0] if "{" in path else path
+    asked: list[tuple[str, Any]] = [(one, None) for one in paths] if "{" in path else []
+    asked += [(f"{plain}?{query}", None) for query in QUERIES]
+    return [*asked, *((plain, body) for body in bodies(operation))]
+
+
+async def test_no_operation_answers_with_a_5xx_or_with_what_is_not_documented(tmp_path: Path) -> None:
+    tokens = api_token("all", TOKEN)
+    text = settings_text(tmp_path, destination="http://127.0.0.1:9/hooks", extra=tokens)
+    document = openapi()["paths"]
+    async with running(tmp_path, text, work=False) as up:
+        up.client.headers["authorization"] = f"Bearer {TOKEN}"
+        for operation in OPERATIONS:
+            documented = document[f"/api/v1{operation.path}"][operation.method.lower()]["responses"]
+            for path, body in calls(operation):
+                await insist(up, operation, path, body, documented)
+
+
+async def insist(up: Running, operation: Operation, path: str, body: Any, documented: dict[str, Any]) -> None:
+    content = None if body is None else json_of(body)
+    async with up.client.stream(operation.method, path, content=content) as answer:
+        case = (operation.name, path, body, answer.status_code)
+        assert answer.status_code < 500, case
+        if answer.status_code == 404 and operation.path not in path and "{" not in operation.path:
+            return
+        assert str(answer.status_code) in documented, case
+        kinds = documented[str(answer.status_code)].get("content", {})
+        if kinds:
+            assert answer.headers["content-type"].partition(";")[0] in kinds, case
+
+
+def json_of(body: Any) -> bytes:
+    import json
+
+    return json.dumps(body).encode()
+
+
+async def test_the_documents_are_served_to_anybody(tmp_path: Path) -> None:
+    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
+        assert (await up.client.get("/openapi.json")).json() == openapi()
+        for one in EVENT_TYPES:
+            answer: httpx2.Response = await up.client.get(f"/schemas/{one}.json")
+            assert answer.json() == event_schema(one)
+        assert (await up.client.get("/schemas/nothing.json")).status_code == 404
+        assert list(itertools.islice(openapi()["paths"], 1)) == ["/api/v1/events"]
