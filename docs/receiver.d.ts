@@ -54,6 +54,12 @@ export type NewCallbackUrl = { source: string; ref?: string | null; expires_seco
 
 export type CallbackUrl = { url: string; source: string; token: string | null; ref: string | null; webhook_secret: string | null; expect_by: string | null; pickup_id: string | null };
 
+export type SubmissionState = "accepted" | "open" | "refused" | "unknown";
+
+export type PageSubmissionShown = { items: Array<SubmissionShown>; next: string | null };
+
+export type SubmissionShown = { id: string; state: SubmissionState; application: string; source: string; request: string; status: number | null; job_id: string | null; ref: string | null; created_at: string; updated_at: string };
+
 export type PageRejectionShown = { items: Array<RejectionShown>; next: string | null };
 
 export type RejectionShown = { at: string; source: string; status: number; kind: string; reason: string; method: string; peer: string | null; content_type: string; user_agent: string; token_id: string | null; ref: string | null };
@@ -106,6 +112,8 @@ export type Event =
   | { type: "media.failed"; timestamp: string; data: EventData }
   | { type: "callback.overdue"; timestamp: string; data: EventData }
   | { type: "callback.parked"; timestamp: string; data: EventData }
+  | { type: "source.failing"; timestamp: string; data: EventData }
+  | { type: "source.recovered"; timestamp: string; data: EventData }
   | { type: "destination.failing"; timestamp: string; data: EventData }
   | { type: "destination.recovered"; timestamp: string; data: EventData }
   | { type: "destination.disabled"; timestamp: string; data: EventData };
