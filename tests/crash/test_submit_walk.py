@@ -12,6 +12,7 @@ import pytest
 from receiver.core.event import EventFilter
 from receiver.core.work import PickupFilter, PickupKind, PickupState
 from receiver.storage.store.sqlite import SqliteStore
+from tests.support.clients import local_client
 from tests.support.processes import Process
 from tests.support.running import BASIC
 from tests.support.submitting import TOKEN, api, settings
@@ -34,7 +35,7 @@ async def _submit(process: Process) -> int:
     """Return the status, 0 where no whole answer came."""
     headers = {"authorization": f"Token {TOKEN}", "x-receiver-ref": "order-7"}
     base = f"http://127.0.0.1:{process.port}"
-    async with httpx2.AsyncClient(base_url=base, trust_env=False) as client:
+    async with local_client(base_url=base) as client:
         try:
             return (
                 await client.post("/submit/deepgram/v1/listen", content=b"RIFF", headers=headers)
@@ -48,7 +49,7 @@ async def _call_back(process: Process, target: str) -> int:
     user, _, password = BASIC.partition(":")
     document = {"metadata": {"request_id": "job-1", "duration": 1}, "results": {"channels": []}}
     base = f"http://127.0.0.1:{process.port}"
-    async with httpx2.AsyncClient(base_url=base, trust_env=False) as client:
+    async with local_client(base_url=base) as client:
         answer = await client.post(path, json=document, auth=httpx2.BasicAuth(user, password))
         return answer.status_code
 

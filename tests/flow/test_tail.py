@@ -21,6 +21,7 @@ from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.webhook import new_webhook_secret, verify
 from receiver.web.api import stream
 from tests.contract.store_suite import recording
+from tests.support.clients import NO_AUTHORITIES
 from tests.support.running import Running, api_token, running, settings_text
 
 TOKEN = "a-token-of-some-length"
@@ -71,7 +72,9 @@ def whole(job_id: str | None = None) -> Recording:
 
 
 def client() -> httpx2.Client:
-    return httpx2.Client(timeout=10, headers={"authorization": f"Bearer {TOKEN}"}, trust_env=False)
+    return httpx2.Client(
+        timeout=10, headers={"authorization": f"Bearer {TOKEN}"}, verify=NO_AUTHORITIES, trust_env=False
+    )
 
 
 async def test_a_tail_loses_nothing_and_repeats_nothing_over_fifty_broken_connections(up: Running) -> None:
@@ -137,7 +140,9 @@ async def test_what_is_forwarded_has_the_bytes_of_the_stream_and_is_signed(up: R
 
 async def test_a_wrong_token_ends_the_tail_with_what_to_do(up: Running) -> None:
     def read() -> None:
-        with httpx2.Client(headers={"authorization": "Bearer wrong"}, trust_env=False) as http:
+        with httpx2.Client(
+            headers={"authorization": "Bearer wrong"}, verify=NO_AUTHORITIES, trust_env=False
+        ) as http:
             next(tail.follow(http, up.base, {}))
 
     with pytest.raises(UsageError, match=r"401: send one of api\.tokens"):
