@@ -125,7 +125,7 @@ def _parts() -> tuple[type[Kind | Adapter], ...]:
 
 @cache
 def all_codes() -> Mapping[str, Code]:
-    """Return every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's."""
+    """Return every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's, 5 SNS's, 6 Pub/Sub's."""
     return _GENERAL | {code: meaning for part in _parts() for code, meaning in part.codes.items()}
 
 

@@ -65,7 +65,19 @@ name = "crm"
 secrets = ["rcvsub0123456789012345678901234567890"]
 sources = ["speech"]
 """
+SNS = '[sources.sns]\nprovider = "sns"\n'
+TOPIC = 'topics = ["arn:aws:sns:us-east-1:123456789012:speech"]\n'
+BUCKET_KEY = 'access_key_id = "AKIA0123456789"\nsecret_access_key = "0123456789abcdef"\n'
+PUBSUB = '[sources.push]\nprovider = "pubsub"\naudience = "a"\n'
 CASES: dict[str, tuple[str, str]] = {
+    "E501": (GOOD + TOKENS + SNS, "sources.sns.topics"),
+    "E504": (GOOD + TOKENS + SNS + 'topics = ["speech"]\n' + BUCKET_KEY, "sources.sns.topics"),
+    "W501": (GOOD + TOKENS + SNS + TOPIC, "sources.sns.access_key_id"),
+    "E601": (GOOD + TOKENS + PUBSUB, "sources.push.service_account"),
+    "E604": (
+        GOOD + TOKENS + PUBSUB + 'service_account = "x@y.iam.gserviceaccount.com"\nnonsense = 1\n',
+        "sources.push.nonsense",
+    ),
     "E002": (swapped('provider = "deepgram"', 'provider = "deepgam"'), "sources.deepgram.provider"),
     "E003": (swapped(HOOKS, '"hooks.example.com"'), "public_url"),
     "E004": (swapped(HOOKS, '"https://hooks.example.com:9000"'), "public_url"),
