@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import astuple
 
 from receiver.core.event import Answered
+from receiver.core.page import Page
 from receiver.core.retention import Subject, SubjectKind
 from receiver.core.submission import (
     NewSubmission,
@@ -150,7 +151,7 @@ def submission(session: Session, submission_id: str) -> Submission | None:
     return _of(rows[0]) if rows else None
 
 
-def submissions(session: Session, filter: SubmissionFilter) -> list[Submission]:
+def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
     """List submissions, newest first."""
     conditions: dict[str, Value] = {
         "application = :application": filter.application,
@@ -160,7 +161,8 @@ def submissions(session: Session, filter: SubmissionFilter) -> list[Submission]:
         "ref = :ref": filter.ref,
         "id < :after": filter.after,
     }
-    return [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
+    found = [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
+    return Page(found, found[-1].id if len(found) == filter.limit else None)
 
 
 def jobs_since(session: Session, application: str, since: int) -> int:

@@ -26,4 +26,4 @@ class SubmissionQuery(Struct, forbid_unknown_fields=True, frozen=True):
 async def listed(call: Call[SubmissionQuery, None]) -> Page[SubmissionShown]:
     """List submissions."""
     found = await call.receiver.store.submissions(SubmissionFilter(**to_builtins(call.query)))
-    return page(found, SubmissionShown, call.query.limit)
+    return page(found, SubmissionShown)
