@@ -50,8 +50,6 @@ class Row:
     seconds: float | None = None
     audio: str | None = None
     """Where its audio plays from."""
-    thumb: str | None = None
-    """The outline of its waveform, as the path of an SVG."""
     deliveries: list[dict[str, Any]] = field(default_factory=list)
 
 
