@@ -107,7 +107,8 @@ async def test_its_audio_plays_with_a_waveform_and_a_word_that_is_clicked_is_hea
     page = at.page
     words = [{"alternatives": [{"transcript": "Good morning", "confidence": 0.9, "words": WORDS}]}]
     document: dict[str, Any] = {"metadata": {"request_id": "r-words"}, "results": {"channels": words}}
-    event_id = await called(up, "call-1", **document)
+    await called(up, "call-3", _tone(4))
+    event_id = await called(up, "call-3", **document)
     await at.open(f"/events/{event_id}")
     await page.wait_for_selector("[data-lanes]:not([hidden])")
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height / 2).data.filter((v, k) => k % 4 === 3 && v).length"
@@ -203,6 +204,7 @@ async def test_pages_have_no_serious_fault_of_accessibility_and_fit_a_phone(up: 
 
 
 async def test_rows_are_walked_by_keys(up: Running, at: Watched) -> None:
+    await called(up, "call-4", err_code="Bad Request", err_msg="no", request_id="r-4")
     await at.open("/events")
     await at.page.keyboard.press("j")
     href = await at.page.evaluate("document.activeElement.getAttribute('href')")
