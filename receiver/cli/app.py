@@ -45,6 +45,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "rejections",
         "destinations",
         "trace",
+        "route",
         "tail",
         "audio",
         "journal",

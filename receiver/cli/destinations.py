@@ -38,11 +38,11 @@ def register(app: typer.Typer) -> None:
     group.command(name="list")(list_)
     for command in (pause, resume, enable):
         group.command()(command)
-    app.add_typer(group, name="destinations", help="Show how destinations are; pause, resume or enable one.")
+    app.add_typer(group, name="destinations", help="List destinations; pause, resume or enable one.")
 
 
 def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> None:
-    """List the destinations: state, failed attempts in a row, due and dead deliveries."""
+    """List the destinations with their state. Also the failed attempts in a row, and the deliveries that are due or dead."""
     from receiver.engine.destinations import destination_states
 
     settings, now = load_to_look(ctx), wall_clock()
@@ -77,7 +77,7 @@ def resume(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
 
 
 def enable(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Send again to a destination that answered 410, or that fails: its failures are forgotten."""
+    """Send again to a disabled or failing destination. Its failures are forgotten."""
     _act(ctx, name, "enable", as_json=as_json)
 
 

@@ -53,7 +53,7 @@ def replay(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send events again, or for the first time to destinations that they have no delivery to."""
+    """Send events again. Also for the first time, to destinations that they have no delivery to."""
     wanted = _Wanted(ids or [], to, dead, destination, source, type_, since(since_), since(until))
     wanted.refuse_contradictions()
     settings = load(ctx)

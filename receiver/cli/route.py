@@ -27,7 +27,7 @@ def route(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show where today's settings send an event, and by which rule."""
+    """Show where an event goes, and by which rule. Today's settings decide."""
     from receiver.app.wiring import build_router
     from receiver.web.views import page
 

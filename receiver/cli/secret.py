@@ -41,7 +41,7 @@ def rotate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a fresh secret, and the setting by which the present ones go on signing for a while. Changes nothing."""
+    """Print a fresh secret for a destination. Also the setting by which the present ones go on signing for a while; changes nothing."""
     settings = load_to_look(ctx)
     if destination not in settings.destinations:
         known = ", ".join(sorted(settings.destinations)) or "none"

@@ -34,14 +34,14 @@ def submit_token(
         list[str] | None, option("--source", help="A source that it may submit to; may be repeated.")
     ] = None,
 ) -> None:
-    """Make a token for an application, and print the table for the settings. Nothing is stored."""
+    """Make a token for an application that submits. Prints the table for the settings; nothing is stored."""
     token = "rcvsub" + "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
     sources = ", ".join(f'"{one}"' for one in source or ["deepgram"])
     typer.echo(f'[[submit.tokens]]\nname = "{name}"\nsecrets = ["{token}"]\nsources = [{sources}]')
 
 
 def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Print, for each source that may be submitted to, the base URL and what to set in the provider's packages."""
+    """Print the base URLs that applications set. One for each source with `submit = true`, with the line to write for each of the provider's packages."""
     settings = load(ctx)
     base = settings.submit.url or f"http://{settings.submit.listen or _address(settings)}"
     found = [(name, f"{base}/submit/{name}", api) for name, api in _apis(settings).items()]

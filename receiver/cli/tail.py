@@ -66,7 +66,9 @@ def tail(
     import httpx2
 
     if not token:
-        raise UsageError("give a token of the API that may read: --token, or RECEIVER_API_TOKEN")
+        raise UsageError(
+            "tail needs a token of the receiver's API with the scope read ([[api.tokens]] in its settings): give it by --token, or RECEIVER_API_TOKEN"
+        )
     _refuse_wrong(secret)
     base = remote or _own_address(ctx)
     query = {"source": source, "type": type_}

@@ -133,7 +133,7 @@ def _journaled(job: Job) -> str | None:
 def _unknown(job: Job) -> str | None:
     if job.events or job.pickups:
         return None
-    return f"Nothing here has the name {job.name}; journals of other machines were not searched."
+    return f"Nothing is known here of {job.name}: no ref, job id or event has this name. The journals of other machines were not searched."
 
 
 def _parked(job: Job) -> str | None:
