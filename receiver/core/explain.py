@@ -133,7 +133,7 @@ def _journaled(job: Job) -> str | None:
 def _unknown(job: Job) -> str | None:
     if job.events or job.pickups:
         return None
-    return f"Nothing is known here of {job.name}: no ref, job id or event has this name. The journals of other machines were not searched."
+    return f"Nothing is known here of {job.name}: no ref, job id or event has this name. A callback may wait in a journal: ask `receiver journal list` on each machine."
 
 
 def _parked(job: Job) -> str | None:
@@ -200,7 +200,7 @@ def _held(job: Job) -> str | None:
     if not failing:
         return None
     one = failing[0]
-    return f"{one.name} fails since {iso(one.failing_since or 0)}: its deliveries are held, and the next probe is due at {iso(one.held_until)}."
+    return f"{one.name} has been failing since {iso(one.failing_since or 0)}: its deliveries are held, and the next probe is due at {iso(one.held_until)}."
 
 
 def _waited_for(job: Job) -> list[DestinationState]:
@@ -301,7 +301,9 @@ def _steps(job: Job) -> Iterator[Step]:
         detail = f"to {to[attempt.delivery_id]}: {_attempt(attempt)}"
         yield Step(at=attempt.started_at, what="sent", detail=detail)
     for delivery in job.deliveries:
-        if delivery.due_at is not None:
+        known = job.destinations.get(delivery.destination)
+        held = known is not None and known.status is not DestinationStatus.ACTIVE
+        if delivery.due_at is not None and not held:  # the sentence says until when it is held
             detail = f"attempt {delivery.attempts + 1} to {delivery.destination}"
             yield Step(at=delivery.due_at, what="next", detail=detail)
 

@@ -101,7 +101,7 @@ CASES: list[tuple[Job, Cause, str]] = [
             destinations={"app": DestinationState(name="app", opened_at=T0, failing_since=T0)},
         ),
         Cause.HELD,
-        "app fails since",
+        "app has been failing since",
     ),
     (
         job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.DEAD, 11),)),
@@ -125,6 +125,12 @@ CASES: list[tuple[Job, Cause, str]] = [
 def test_the_first_cause_that_holds_is_told(known: Job, cause: Cause, words: str) -> None:
     told = explain(known)
     assert (told.cause, words in told.sentence) == (cause, True), told.sentence
+
+
+def test_no_next_attempt_is_told_of_what_a_destination_holds() -> None:
+    for known, cause, _ in CASES:
+        if cause in (Cause.PAUSED, Cause.HELD):
+            assert "next" not in {step.what for step in explain(known).steps}
 
 
 def test_every_cause_has_its_case() -> None:
