@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from receiver.core.event import AudioDraft
 from receiver.system.audio.facts import examine, facts
 from tests.support import corpus
 
 DECODED = corpus.table()
+UNKNOWN = AudioDraft(content_type="application/octet-stream", extension="bin")
 
 
 SUFFIXES = sorted({name.rpartition(".")[2] for name in corpus.names()})
@@ -94,3 +96,12 @@ def test_all_that_this_machines_encoders_make_is_told_right(tmp_path: Path) -> N
         )
     }
     assert wrong == {}
+
+
+@pytest.mark.parametrize("name", ["flac-blocksize.flac", "ffmpeg.flac", "flac-stereo.flac"])
+def test_a_hole_in_a_flac_file_leaves_no_certain_length(name: str) -> None:
+    """The last frame says where the sound ended, not how much of it is here."""
+    whole = corpus.content(name)
+    for begin in range(len(whole) // 4, len(whole) // 2, len(whole) // 16):
+        found = facts(whole[:begin] + whole[begin + len(whole) // 4 :], UNKNOWN)
+        assert found.duration_seconds is None or found.duration_estimated

@@ -1,13 +1,16 @@
-"""FLAC: what its head states, proved by its last frames."""
+"""FLAC: what its head states, proved by its last frames and by the numbers of all frames."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
 
-from receiver.system.audio.reading import Found, Source
+from receiver.system.audio.reading import FAR, Found, Source
 
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
+_PIECE = 1024 * 1024
+_LONGEST_HEAD = 16
+"""Bytes of a frame's header, checksum included, at most."""
 _MOST_TAIL = 512 * 1024
 _MOST_FRAMES = 8
 """Places that may be the last frame, before the stated length is told as an estimate."""
@@ -27,8 +30,15 @@ def flac(source: Source, place: int, found: Found) -> None:
     tail = source.at(begin, _MOST_TAIL)
     end = _end(tail, block)
     if end is not None:
-        cut = block / rate if end[1] else 0.0
-        found.length(end[0] / rate, "the number and checksum of the last whole frame", doubt=cut)
+        cut, how = block if end[1] else 0, "the number and checksum of the last whole frame"
+        found.length(end[0] / rate, how, doubt=end[0] / rate)  # until its frames are known to be there
+        missing = _missing(source, place + 42, block, end[0])
+        doubt = (
+            missing + 2 * block if missing else cut
+        ) / rate  # the frames before and behind a hole may be cut
+        found.length((end[0] - missing) / rate, how, doubt=doubt)
+        if missing and doubt > FAR * end[0] / rate:
+            found.seconds = None
     elif total:
         found.length(total / rate, "stated by the head; no frame confirms it", doubt=total)
 
@@ -48,6 +58,26 @@ def _end(tail: bytes, block: int) -> tuple[int, bool] | None:
         if len(ends) > _MOST_FRAMES:
             break
     return None
+
+
+def _missing(source: Source, place: int, block: int, end: int) -> int:
+    """Return how many of the samples up to `end` no frame holds, by the numbers of the frames from `place` on."""
+    missing = due = jumped_to = 0
+    after_jump = -1
+    while piece := source.at(place, _PIECE):
+        for match in _SYNC.finditer(piece, 0, _PIECE - _LONGEST_HEAD):
+            if (frame := _frame(piece, match.start(), block)) is None:
+                continue
+            first, samples = frame
+            if first == after_jump:  # two in a row: the first was no chance in the midst of a frame
+                missing += max(0, jumped_to - due)
+                due = first
+            if first == due:
+                due, after_jump = first + samples, -1
+            else:
+                jumped_to, after_jump = first, first + samples
+        place += _PIECE - _LONGEST_HEAD
+    return missing + max(0, end - due)
 
 
 def _frame(data: bytes, place: int, block: int) -> tuple[int, int] | None:
