@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit_token(
-    name: Annotated[str, typer.Argument(help="The application, as log and lists shall name it.")],
+    name: Annotated[str, typer.Argument(help="The application's name in log and lists.")],
     source: Annotated[
         list[str] | None, option("--source", help="A source that it may submit to; may be repeated.")
     ] = None,
@@ -55,7 +55,9 @@ def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
         for package, text in api.programs.items():
             typer.echo(f"  {package}: {text.replace('{url}', url)}")
     if not found:
-        typer.echo("no source may be submitted to: set submit = true in one, and add [[submit.tokens]]")
+        typer.echo(
+            "no source takes submissions: set submit = true in [sources.NAME], and add what `receiver submit-token` prints"
+        )
 
 
 def _row(name: str, url: str, api: ProviderApi) -> dict[str, Any]:

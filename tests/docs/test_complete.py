@@ -407,13 +407,13 @@ def _routes() -> set[str]:
 
 
 def test_each_route_is_in_the_table() -> None:
-    told = {quoted(row[0])[-1] for row in rows(OPERATING.section("Routes"))}
+    told = {quoted(row[0])[-1] for row in rows(OPERATING.section("Paths"))}
     assert {path for path in told if not path.startswith("/callbacks/")} == _routes()
 
 
 async def test_callback_routes_are_those_in_the_table(tmp_path: Path) -> None:
     """They are taken before the framework; GET is refused there, and unknown elsewhere."""
-    told = {quoted(row[0])[-1] for row in rows(OPERATING.section("Routes"))}
+    told = {quoted(row[0])[-1] for row in rows(OPERATING.section("Paths"))}
     settings = parse(None, {"RECEIVER__DATA": str(tmp_path)}, str)
     app = create_app(wiring.build(settings, observers=[]))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app)) as client:
