@@ -11,11 +11,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 from msgspec.structs import replace
+from starlette.requests import Request
 
 from receiver.core.event import EventFilter
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.demo.serving import sample_audio
 from receiver.web.app import create_app
+from receiver.web.console.guard import Misplaced, read_form
 from receiver.web.console.sessions import sessions_of
 from tests.support.running import BASIC, Running, api_token, running, settings_text
 from tests.support.sink import Sink
@@ -170,12 +172,28 @@ async def test_a_foreign_origin_is_refused(up: Running) -> None:
     for headers in (
         {"origin": "https://evil.example.com"},
         {"origin": "null"},
+        {"origin": "http://["},
         {},
         {"sec-fetch-site": "same-site"},
     ):
         answer = await up.client.post("/console/logout", data={"form": token}, headers=headers)
         assert answer.status_code == 403
     assert (await up.client.get("/console/")).status_code == 200
+
+
+@pytest.mark.parametrize("wanted", ["//[", "//evil.example.com/console/", "/console/\\evil", "console/"])
+async def test_a_login_leads_to_pages_of_ours_alone(up: Running, wanted: str) -> None:
+    answer = await post(up, "/console/login", token=ADMIN, next=wanted)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/")
+
+
+async def test_a_form_whose_sender_hangs_up_is_no_fault_of_ours() -> None:
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    form = (b"content-type", b"application/x-www-form-urlencoded")
+    with pytest.raises(Misplaced, match="ended before"):
+        await read_form(Request({"type": "http", "headers": [form]}, receive))
 
 
 async def test_a_form_of_another_session_or_action_is_refused(up: Running) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from receiver.core.act import Act
@@ -295,9 +296,15 @@ def check_origin(request: Request) -> None:
     if origin is None:
         ours = request.headers.get("sec-fetch-site") == "same-origin"
     else:
-        ours = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+        host = request.headers.get("host", "").lower()
+        ours = origin.lower() in (f"http://{host}", f"https://{host}")
     if not ours:
         raise Misplaced(403, "this came from another site: nothing was done.")
+
+
+def is_inside(address: str) -> bool:
+    """Tell whether an address, as a form or a link names it, is one of the console's own pages."""
+    return address.startswith(f"{HOME}/") and address.isprintable() and "\\" not in address
 
 
 async def read_form(request: Request) -> dict[str, list[str]]:
@@ -308,10 +315,13 @@ async def read_form(request: Request) -> dict[str, list[str]]:
     ):
         raise Misplaced(415, "send a form: application/x-www-form-urlencoded")
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _FORM_BYTES:
-            raise Misplaced(413, f"the form is larger than {_FORM_BYTES} bytes")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > _FORM_BYTES:
+                raise Misplaced(413, f"the form is larger than {_FORM_BYTES} bytes")
+    except ClientDisconnect:
+        raise Misplaced(400, "the connection ended before the form did") from None
     form: dict[str, list[str]] = {}
     try:
         for name, value in parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=1000):

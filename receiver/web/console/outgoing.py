@@ -16,7 +16,7 @@ from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.destinations import ACTIONS, act_on_destination, destination_states
 from receiver.web.console.event import listed
 from receiver.web.console.events import PAGE, fields_of
-from receiver.web.console.guard import HOME, Visit
+from receiver.web.console.guard import HOME, Visit, is_inside
 from receiver.web.console.rendering import length, query
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Outgoing:
     async def replay_many(self, visit: Visit) -> Response:
         """Replay what a dry run counted: by its filters, up to its moment, the oldest first."""
         fields = {name: visit.given(name) for name in (*_FILTERS, "until")}
-        if not fields["until"].isdecimal():
+        if not (fields["until"].isdecimal() and len(fields["until"]) <= 15):
             raise UsageError("the form names no moment: count again, then replay")
         found, _ = await self._ended(fields, int(fields["until"]))
         done = 0
@@ -247,9 +247,5 @@ def _named(fields: Mapping[str, str]) -> dict[str, str]:
 
 def _back(path: str, done: str, count: int) -> Response:
     """Lead back to a page of ours, which says what was done."""
-    inside = (
-        path
-        if path.startswith(f"{HOME}/") and path.isprintable() and "\\" not in path
-        else f"{HOME}/deliveries"
-    )
+    inside = path if is_inside(path) else f"{HOME}/deliveries"
     return RedirectResponse(f"{inside}{'&' if '?' in inside else '?'}done={done}.{count}", 303)

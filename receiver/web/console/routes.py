@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -13,7 +12,7 @@ from receiver.settings.model import ApiScope
 from receiver.storage.store.logins import everywhere
 from receiver.web.console.event import EventPages
 from receiver.web.console.events import Events
-from receiver.web.console.guard import HOME, Guard, Handler, Visit, hostname, read_form
+from receiver.web.console.guard import HOME, Guard, Handler, Visit, hostname, is_inside, read_form
 from receiver.web.console.incoming import Incoming
 from receiver.web.console.outgoing import Outgoing
 from receiver.web.console.overview import Overview
@@ -123,7 +122,7 @@ class Doors:
             )
             return await self._form(wanted, trouble, status=401)
         self._receiver.observer.note("info", "console.login", token=session.name, peer=peer)
-        response = RedirectResponse(_inside(wanted), 303)
+        response = RedirectResponse(wanted if is_inside(wanted) else f"{HOME}/", 303)
         self._guard.keep(request, response, session)
         return response
 
@@ -147,12 +146,3 @@ class Doors:
         response = RedirectResponse(f"{HOME}/login", 303)
         self._guard.keep(visit.request, response, None)
         return response
-
-
-def _inside(wanted: str) -> str:
-    """Return an address of the console: the wanted one, if it is one."""
-    parts = urlsplit(wanted)
-    inside = (
-        not parts.scheme and not parts.netloc and parts.path.startswith(f"{HOME}/") and "\\" not in wanted
-    )
-    return wanted if inside and wanted.isprintable() else f"{HOME}/"
