@@ -38,7 +38,8 @@ def into_query(query: str, rule: Rule, values: Mapping[str, Any]) -> str:
     for name, value in names_in(query):
         if name.lower() in own and not _empty(value, values.get(name)):
             raise OwnCallback(name)
-    kept = [field for field in query.split("&") if field and names_in(field)[0][0].lower() not in own]
+    fields = [field for field in query.split("&") if field.strip(";")]
+    kept = [field for field in fields if names_in(field)[0][0].lower() not in own]
     added = [f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in values.items()]
     return "&".join([*kept, *added])
 
