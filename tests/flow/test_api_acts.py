@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from receiver.core.errors import StoreUnavailable
 from receiver.core.work import DeliveryFilter, DeliveryState
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import transcript
@@ -61,6 +62,21 @@ async def test_what_fits_is_counted_then_replayed_once_for_a_key(up: Running) ->
     assert states == {True: DeliveryState.PENDING, False: DeliveryState.DEAD}
     other = await post(up, "replays", {"ids": []}, key="k1", status=422)
     assert "Idempotency-Key" in other["detail"]
+
+
+async def test_what_failed_by_a_fault_of_receiver_is_done_when_it_is_asked_again_with_its_key(
+    up: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event_id = await send(up, "again")
+    await end(up, DeliveryState.DEAD)
+
+    async def out(*wanted: Any, **more: Any) -> list[str]:
+        raise StoreUnavailable("the store does not answer")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(up.receiver.store, "replay", out)
+        await post(up, "replays", {"ids": [event_id]}, status=503, key="k1")
+    assert (await post(up, "replays", {"ids": [event_id]}, key="k1"))["replayed"] == 1
 
 
 @pytest.mark.parametrize(
