@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,24 @@ async def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     path.rename(tmp_path / "events.jsonl.1")
     await made.send("evt_2", BODY, timestamp=T0)
     assert path.read_bytes() == BODY + b"\n"
+
+
+async def test_the_name_of_a_new_file_is_on_disk_before_its_event_counts_as_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bool] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(fd).st_mode))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    made = FileDestination(settings("file", url=f"file://{tmp_path}/events.jsonl"))
+    await made.send("evt_1", BODY, timestamp=T0)
+    assert synced == [False, True]
+    await made.send("evt_2", BODY, timestamp=T0)
+    assert synced == [False, True, False]
 
 
 async def test_a_file_that_cannot_be_written_is_unreachable_with_the_reason(tmp_path: Path) -> None:

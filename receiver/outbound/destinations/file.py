@@ -16,6 +16,7 @@ from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.destinations import Kind
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Section
+from receiver.system.files import sync_folder
 
 
 class FileSettings(Section):
@@ -83,6 +84,8 @@ def append(path: Path, line: bytes) -> None:
         os.fsync(made)
     finally:
         os.close(made)
+    if size == 0:  # it may be new: its name has to be on disk as well
+        sync_folder(path.parent)
 
 
 def _path(options: FileSettings) -> Path:
