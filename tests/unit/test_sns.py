@@ -138,6 +138,20 @@ async def test_urls_that_strangers_make_up_do_not_make_for_a_storm() -> None:
     assert len(answers.asked) == 5
 
 
+async def test_urls_that_strangers_make_up_do_not_keep_a_known_certificate_from_being_fetched_again() -> None:
+    good, none = FetchResponse(status=200, headers={}, body=pem()), FetchResponse(status=404, headers={})
+    made, answers = source(), Answers(good, *[none] * 5, none, good)
+    assert await fetched(made, message(), answers)
+    later = NOW + 25 * 3600 * 1000
+    fresh = message(Timestamp="2024-01-16T11:50:44Z")
+    for number in range(20):
+        made_up = message(Timestamp="2024-01-16T11:50:44Z", SigningCertURL=f"{HOST}/{number}.pem")
+        assert not await fetched(made, made_up, answers, later)
+    assert not await fetched(made, fresh, answers, later)
+    assert await fetched(made, fresh, answers, later)
+    assert proved(made, fresh, later).proofs == {"signature"}
+
+
 @pytest.mark.parametrize(
     "answer",
     [

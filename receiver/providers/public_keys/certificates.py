@@ -17,7 +17,7 @@ KEPT_SECONDS = 24 * 3600
 """How long a fetched certificate is used."""
 _KEPT = 8
 _FETCHES, _PAUSE_SECONDS = 5, 60
-"""No more than so many fetches in that time, whatever URLs messages name."""
+"""No more than so many fetches in that time, whatever URLs messages name: of certificates that were fetched before, and of others."""
 _HASHES = {"sha1": hashes.SHA1, "sha256": hashes.SHA256}
 
 
@@ -54,7 +54,9 @@ class Certificates:
         self._pinned = Certificate(pinned.encode()) if pinned else None
         self._kept: dict[str, tuple[Certificate, int]] = {}
         """By URL, with the time of the fetch."""
-        self._fetches: deque[int] = deque(maxlen=_FETCHES)
+        self._again: deque[int] = deque(maxlen=_FETCHES)
+        self._first: deque[int] = deque(maxlen=_FETCHES)
+        """Times of fetches, apart: URLs that strangers make up use up none of those that the real messages need."""
 
     def at(self, url: str, host: str, now: int) -> Certificate | None:
         """Return the certificate at a URL, None for a URL that is not https at `host` or whose certificate is not valid.
@@ -64,26 +66,30 @@ class Certificates:
         if not _is_at(url, host):
             return None
         found, fetched_at = (self._pinned, now) if self._pinned else self._kept.get(url, (None, 0))
-        if found is None or now - fetched_at > KEPT_SECONDS * 1000:
-            self._kept.pop(url, None)
+        if found is None or _is_old(fetched_at, now):
             raise KeysNeeded(_Wanted(self, url))
         return found if found.is_valid(now) else None
 
     async def fetch(self, url: str, fetch: Fetch, now: int) -> bool:
         """Fetch a certificate; return whether it is there now."""
-        recent = len(self._fetches) == _FETCHES and now - self._fetches[0] < _PAUSE_SECONDS * 1000
-        if url not in self._kept and not recent:
-            self._fetches.append(now)
+        fetches = self._again if url in self._kept else self._first
+        recent = len(fetches) == _FETCHES and now - fetches[0] < _PAUSE_SECONDS * 1000
+        if not self._has(url, now) and not recent:
+            fetches.append(now)
             answer = await published(url, fetch)
             if answer is not None:
                 self._keep(url, answer, now)
-        return url in self._kept
+        return self._has(url, now)
+
+    def _has(self, url: str, now: int) -> bool:
+        return url in self._kept and not _is_old(self._kept[url][1], now)
 
     def _keep(self, url: str, pem: bytes, now: int) -> None:
         try:
             certificate = Certificate(pem)
         except (ValueError, UnsupportedAlgorithm):
             return
+        self._kept.pop(url, None)
         while len(self._kept) >= _KEPT:
             del self._kept[next(iter(self._kept))]
         self._kept[url] = (certificate, now)
@@ -97,6 +103,10 @@ class _Wanted:
 
     async def fetch(self, fetch: Fetch, now: int) -> bool:
         return await self._certificates.fetch(self._url, fetch, now)
+
+
+def _is_old(fetched_at: int, now: int) -> bool:
+    return now - fetched_at > KEPT_SECONDS * 1000
 
 
 def _is_at(url: str, host: str) -> bool:
