@@ -162,7 +162,7 @@ def _forwarded(url: str, secret: str | None, told: Told) -> str:
     try:
         answer = httpx2.post(url, content=told.body, headers=headers, timeout=_FORWARD_SECONDS)
     except httpx2.TransportError as error:
-        return type(error).__name__
+        return f"no answer: {str(error) or type(error).__name__}"
     return str(answer.status_code)
 
 

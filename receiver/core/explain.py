@@ -183,7 +183,7 @@ def _no_route(job: Job) -> str | None:
     if not unsent:
         return None
     one = unsent[-1]
-    return f"Recorded, but not sent: {one.id} has no delivery; no destination takes {one.type} of {one.source}, or took it then."
+    return f"Recorded, but not sent: {one.id} ({one.type} of {one.source}) has no delivery, because no destination took it. `receiver route {one.id}` says why."
 
 
 def _paused(job: Job) -> str | None:

@@ -78,7 +78,7 @@ CASES: list[tuple[Job, Cause, str]] = [
     (job(pickups=(pickup(RESULT, PickupState.GONE),), events=(FAILED,)), Cause.PICKUP_GONE, "not be fetched"),
     (job(pickups=(pickup(EXPECTED, PickupState.PENDING),), events=(HALF,)), Cause.EXPECTED, "overdue after"),
     (job(pickups=(pickup(EXPECTED, PickupState.GONE),), events=(LATE,)), Cause.OVERDUE, "Nothing arrived"),
-    (job(events=(DONE,)), Cause.NO_ROUTE, "speech.completed of deepgram"),
+    (job(events=(DONE,)), Cause.NO_ROUTE, f"`receiver route {DONE.id}` says why"),
     (
         job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.PENDING, 2),)),
         Cause.RETRYING,
