@@ -206,7 +206,9 @@ _BASIC = re.compile(r"([^:]+):((?:env|file):.+)", re.DOTALL)
 
 
 def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> str:
-    kind, _, rest = text.partition(":")
+    kind, colon, rest = text.partition(":")
+    if not colon:
+        return text
     if kind == "env":
         value = environ.get(rest, "").strip()  # `echo` and many templates end a value with a line feed
         if not value:

@@ -133,6 +133,8 @@ def test_a_secret_that_looks_like_a_reference_is_not_followed_twice() -> None:
 
 
 def test_places_with_file_urls_are_no_secrets() -> None:
+    kind = _parse("[destinations.x]\nkind = 'file'\nurl = 'file:///var/x'\n").destinations["x"].kind
+    assert kind == "file", "a word alone names no secret"
     assert blob_folder(_parse("[blobs]\nurl = 'file:///var/lib/receiver'\n")) == "/var/lib/receiver"
 
 
