@@ -24,6 +24,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError, SettingsError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.findings import Code, Finding, install
+from receiver.core.projection import PLACES, may_be_there
 from receiver.core.routing import Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
@@ -94,7 +95,9 @@ _GENERAL = {
     "W007": Code("Callbacks come without TLS", "put TLS in front, and write https:// in public_url"),
     "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
     "W009": Code("No source is configured", "add a [sources.NAME] section"),
-    "W010": Code("A destination's filter matches nothing", "compare it with the sources and the event types"),
+    "W010": Code(
+        "A destination asks for what no event has", "compare it with the sources and docs/events.md"
+    ),
     "W011": Code("A token of the API is very short", "use 32 random letters and digits"),
     "W012": Code("A source asks a private address that is not in allow", "add its network to allow"),
     "W013": Code("The clocks differ", "set this machine's clock, or the database server's (NTP)"),
@@ -288,6 +291,11 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
         if not any(route.wants("", event_type) for event_type in EVENT_TYPES):
             near = load.did_you_mean(pattern, EVENT_TYPES)
             yield finding("W010", f"{where}.events", f"no event type is {pattern!r}", near)
+    for setting, places in (("where", destination.where), ("data", destination.data or ())):
+        for place in places:
+            if not may_be_there(place):
+                near = load.did_you_mean(place, PLACES)
+                yield finding("W010", f"{where}.{setting}", f"no event has the field {place!r}", near)
 
 
 @cache

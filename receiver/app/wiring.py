@@ -281,6 +281,7 @@ def _relay(
             breaker_failures=destination.breaker_failures,
             recover=destination.recover == "auto",
             rules=destination.rules,
+            data=destination.fields,
         )
         for name, destination in settings.destinations.items()
     }

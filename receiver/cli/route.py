@@ -27,7 +27,7 @@ def route(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show where an event goes, and by which rule. Today's settings decide."""
+    """Show where an event goes, by which rule, and with which of its data. Today's settings decide."""
     from receiver.app.wiring import build_router
     from receiver.web.views import page
 
@@ -39,20 +39,33 @@ def route(
 
     event, deliveries = ask(settings, look)
     states = {one.destination: one.state.value for one in deliveries}
+    decisions = build_router(settings).decisions(event.source, event.type, event.data)
     rows = [
         {
-            "destination": decision.destination,
-            "sent": decision.sent,
-            "rule": decision.rule,
-            "delivery": states.get(decision.destination),
+            "destination": one.destination,
+            "sent": one.sent,
+            "rule": one.rule,
+            "data": settings.destinations[one.destination].data,
+            "delivery": states.get(one.destination),
         }
-        for decision in build_router(settings).decisions(event.source, event.type, event.data)
+        for one in decisions
     ]
     if as_json:
         print_json(page(rows))
         return
     cells = [
-        [row["destination"], "yes" if row["sent"] else "no", row["delivery"], row["rule"]] for row in rows
+        [
+            one.destination,
+            "yes" if one.sent else "no",
+            states.get(one.destination),
+            _told(settings.destinations[one.destination].data),
+            one.rule,
+        ]
+        for one in decisions
     ]
-    names = ("destination", "sent", "delivery", "rule")
+    names = ("destination", "sent", "delivery", "data", "rule")
     print_table(names, cells, empty="no destination is configured", wide=wide)
+
+
+def _told(data: tuple[str, ...] | None) -> str:
+    return "all" if data is None else ", ".join(data) or "ids only"

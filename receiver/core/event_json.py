@@ -14,6 +14,7 @@ import msgspec
 
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.event_document import AudioPart, ErrorPart, EventData, StoredPart, TranscriptPart
+from receiver.core.projection import Fields, projected
 from receiver.core.tokens import ObjectLinks
 
 SCHEMA = 1
@@ -144,17 +145,17 @@ def _short(fields: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def render(event: Event, link: Link) -> bytes:
-    """Return the whole event as it is sent: type, timestamp and data, with fresh links."""
+def render(event: Event, link: Link, *, wanted: Fields | None = None) -> bytes:
+    """Return the event as it is sent: type, timestamp and data (of it what is `wanted`; None is all), with fresh links."""
     data = event.data
-    if event.blob_key is not None:
+    if event.blob_key is not None or wanted is not None:
         fields = _decode(data)
         for name in LINKED:
             part = fields[name]
-            if part is not None:
+            if part is not None and event.blob_key is not None:
                 part["url"], expires = link(event.blob_key, part["content_type"])
                 part["url_expires_at"] = iso(expires)
-        data = _encode(fields)
+        data = _encode(fields if wanted is None else projected(fields, wanted))
     return b'{"type":"%b","timestamp":"%b","data":%b}' % (
         event.type.encode(),
         iso(event.occurred_at).encode(),

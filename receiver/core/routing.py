@@ -41,13 +41,18 @@ class Condition:
         return (self.least is None or data >= self.least) and (self.most is None or data <= self.most)
 
 
+def checked_place(field: str) -> None:
+    """Raise `ValueError` unless a text can be the place of a field below `data`."""
+    if not all(field.split(".")):
+        raise ValueError(f"{field!r} is no field: write its place below data, as in audio.duration_seconds")
+
+
 def condition(field: str, wanted: Any) -> Condition:
     """Return the condition that a `where` setting writes: a value, a list of values, or `{min = 1, max = 60}`.
 
     Raises `ValueError` with what to write.
     """
-    if not all(field.split(".")):
-        raise ValueError(f"{field!r} is no field: write its place below data, as in audio.duration_seconds")
+    checked_place(field)
     if isinstance(wanted, Mapping):
         numbers = [
             one for one in wanted.values() if isinstance(one, int | float) and not isinstance(one, bool)

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from receiver.core.destination import DestinationState, is_failure, probe_wait, reported
 from receiver.core.destination_events import Routed, destination_event, transition
 from receiver.core.errors import ConfigError, StoreUnavailable, Unavailable
-from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, Observer
+from receiver.core.projection import Fields
 from receiver.core.retry import RetryPolicy
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
@@ -65,6 +65,8 @@ class DeliveryTerms:
     recover: bool = False
     """Whether deliveries that died in an outage are replayed after it."""
     rules: SendingRules = PLAIN
+    data: Fields | None = None
+    """The fields of an event's data that are sent; None is all."""
 
     def __post_init__(self) -> None:
         if self.lease <= self.needed:
@@ -92,7 +94,7 @@ class Relay(Lanes[Claimed, Made]):
         store: Store,
         lanes: Mapping[str, DeliveryTerms],
         observer: Observer,
-        render: Callable[[Event], bytes],
+        render: Callable[..., bytes],
         clock: Clock,
         worker: str,
         timing: LaneTiming = LANE_TIMING,
@@ -215,7 +217,7 @@ class Sending(LaneWork[Claimed, Made]):
         name: str,
         lane: DeliveryTerms,
         store: Store,
-        render: Callable[[Event], bytes],
+        render: Callable[..., bytes],
         context: LaneContext,
         report: Callable[[Sending, Claimed, Outcome, int], Awaitable[None]],
     ) -> None:
@@ -223,7 +225,7 @@ class Sending(LaneWork[Claimed, Made]):
         self.lane = lane
         self.gate = Gate(name, lane.concurrency, ahead=lane.rules.rate is None)
         self._store = store
-        self._render = render
+        self._render = render if lane.data is None else partial(render, wanted=lane.data)
         self._report = report
 
     def room(self, ahead: int, busy: int) -> int:

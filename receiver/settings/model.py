@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from receiver.core.projection import Fields, fields
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
-from receiver.core.routing import Route, condition
+from receiver.core.routing import Route, checked_place, condition
 from receiver.core.sending import SendingRules, rate
 from receiver.core.urls import http_url
 
@@ -391,6 +392,8 @@ class DestinationSettings(Section):
     events: tuple[str, ...] = ("*",)
     where: Mapping[str, Any] = Field(default_factory=dict)
     """Conditions on fields of an event's data, by their place: a value, a list of values, or `{min = 1, max = 60}`."""
+    data: tuple[str, ...] | None = None
+    """Fields of an event's data that are sent, by their place; None is all."""
     retry: Any = "deepgram"
     timeout_seconds: float = Field(default=15.0, gt=0, le=120)
     concurrency: int = Field(default=64, ge=1, le=1024)
@@ -423,6 +426,18 @@ class DestinationSettings(Section):
         for field, wanted in value.items():
             condition(field, wanted)
         return value
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for place in value or ():
+            checked_place(place)
+        return value
+
+    @property
+    def fields(self) -> Fields | None:
+        """Which fields of an event's data it gets; None is all."""
+        return None if self.data is None else fields(self.data)
 
     @property
     def route(self) -> Route:

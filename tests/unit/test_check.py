@@ -301,6 +301,20 @@ def test_an_age_of_events_that_audio_overrules_is_found(
     assert codes(GOOD + text, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ['data = ["transcript", "audio.secs"]', 'where = {"provider" = "x", "audio.duration" = {min = 1}}'],
+)
+def test_a_field_that_no_event_has_is_found(setting: str, tmp_path: Path) -> None:
+    (found,) = findings(GOOD + setting, tmp_path)
+    assert (found.code, found.where) == ("W010", f"destinations.app.{setting.partition(' ')[0]}")
+    assert "audio." in found.message
+
+
+def test_fields_of_the_provider_may_be_asked_for(tmp_path: Path) -> None:
+    assert codes(GOOD + 'data = ["provider_data.request_id", "audio.url"]', tmp_path) == []
+
+
 @pytest.mark.parametrize("pattern", ["deapi", "deep?", "x*"])
 def test_a_destination_that_waits_for_no_source_is_found(pattern: str, tmp_path: Path) -> None:
     assert codes(GOOD + f'sources = ["{pattern}"]', tmp_path) == ["W010"]

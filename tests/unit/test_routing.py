@@ -10,9 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from receiver.cli.app import app
+from receiver.core.projection import fields, projected
 from receiver.core.routing import Route, Router, condition
 from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import recording
+from tests.support.running import running, settings_text
+from tests.support.senders import transcript
 
 DATA = {"ref": "order-7", "late": False, "audio": {"duration_seconds": 12.5, "bytes": 100}, "error": None}
 
@@ -87,18 +90,51 @@ async def test_the_command_shows_each_destination_with_its_rule_and_delivery(tmp
     await store.close()
     (tmp_path / "receiver.toml").write_text(
         f'data = "{tmp_path}"\n[destinations.app]\nurl = "https://a.example/"\n'
-        '[destinations.long]\nurl = "https://a.example/"\nwhere = {"audio.duration_seconds" = {min = 60}}\n'
+        '[destinations.long]\nurl = "https://a.example/"\ndata = ["ref"]\nwhere = {"audio.duration_seconds" = {min = 60}}\n'
     )
     import asyncio
 
     command = ["--config", str(tmp_path / "receiver.toml"), "route", event_id, "--json"]
     result = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert json.loads(result.output)["items"] == [
-        {"destination": "app", "sent": True, "rule": "sources and events fit", "delivery": "pending"},
+        {
+            "destination": "app",
+            "sent": True,
+            "rule": "sources and events fit",
+            "data": None,
+            "delivery": "pending",
+        },
         {
             "destination": "long",
             "sent": False,
             "rule": "where.audio.duration_seconds does not hold",
+            "data": ["ref"],
             "delivery": None,
         },
     ]
+
+
+async def test_a_destination_gets_only_the_fields_that_it_names(tmp_path: Path) -> None:
+    """The event itself stays whole in the store."""
+    extra = (
+        f'\n[destinations.part]\nkind = "file"\nurl = "file://{tmp_path}/part"\n'
+        'data = ["transcript.text", "audio.url", "ref"]\n'
+        f'[destinations.ids]\nkind = "file"\nurl = "file://{tmp_path}/ids"\ndata = []\n'
+    )
+    sent = transcript("some-job")
+    async with running(tmp_path, settings_text(tmp_path, extra=extra), work=False) as up:
+        answer = await up.client.post(sent.path, headers=sent.headers, content=sent.body)
+        relay = up.receiver.relay
+        await relay.step(up.receiver.clock())
+        whole = json.loads((await up.receiver.store.event(answer.json()["event_id"])).data)
+    part, ids = (json.loads((tmp_path / name).read_text())["data"] for name in ("part", "ids"))
+    named = {name: whole[name] for name in ("event_id", "schema", "source", "job_id")}
+    assert ids == named
+    assert part == {**named, "ref": None, "audio": None, "transcript": {"text": "Your order is ready."}}
+    assert whole["provider_data"]
+
+
+def test_what_is_wanted_is_kept_as_far_as_it_is_there() -> None:
+    wanted = fields(["audio.bytes", "audio", "error.code", "late.x", "provider_data.a.b", "nowhere"])
+    data = DATA | {"provider_data": {"a": [{"b": 1}], "c": 2}}
+    assert projected(data, wanted) == {"audio": DATA["audio"], "error": None, "provider_data": {}}
