@@ -334,8 +334,10 @@ def _file_findings(path: str) -> Iterator[Finding]:
 
 def _literal_secrets(value: Any, *, secret: bool) -> Iterator[bool]:
     if isinstance(value, dict):
+        times = ("from", "until") if "secret" in value else ()
         for key, item in value.items():
-            yield from _literal_secrets(item, secret=secret or key in _secret_keys())
+            if key not in times:
+                yield from _literal_secrets(item, secret=secret or key in _secret_keys())
     elif isinstance(value, list):
         for item in value:
             yield from _literal_secrets(item, secret=secret)

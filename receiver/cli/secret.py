@@ -56,6 +56,8 @@ def rotate(
     typer.echo(
         f"# In [destinations.{destination}], on every machine; then restart one after another:\n{setting}\n"
     )
+    if "…" in setting:
+        typer.echo("# Where … stands, leave the secret that the file has.\n")
     typer.echo(f"# For the application, before {until:%Y-%m-%dT%H:%M:%SZ}:\n{public or fresh}")
 
 
@@ -73,7 +75,9 @@ def _present(ctx: typer.Context, destination: str) -> list[Any]:
 
 def _setting(present: list[Any], fresh: str, until: datetime) -> str:
     ends = f"{until:%Y-%m-%dT%H:%M:%SZ}"
-    lines = [f'  {{secret = "{entry}", until = {ends}}},' for entry in present if isinstance(entry, str)]
+    lines = [
+        f'  {{secret = "{_shown(entry)}", until = {ends}}},' for entry in present if isinstance(entry, str)
+    ]
     lines += [_kept(entry, ends) for entry in present if isinstance(entry, dict)]
     return "\n".join(["secrets = [", *lines, f'  "{fresh}",', "]"])
 
@@ -86,4 +90,9 @@ def _kept(entry: dict[str, Any], ends: str) -> str:
     shown = ", ".join(
         f"{name} = {value.replace('+00:00', 'Z').replace(' ', 'T')}" for name, value in times.items()
     )
-    return f'  {{secret = "{entry["secret"]}", {shown}}},'
+    return f'  {{secret = "{_shown(entry["secret"])}", {shown}}},'
+
+
+def _shown(secret: str) -> str:
+    """Return where a secret is; one that stands in the file itself is named by its end."""
+    return secret if secret.startswith(("env:", "file:")) else f"…{secret[-4:]}"

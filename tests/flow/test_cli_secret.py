@@ -24,8 +24,8 @@ secrets = ["env:APP_SECRET", {secret = "env:APP_SECRET", until = 2020-01-01T00:0
 """
 
 
-def rotate(folder: Path, *arguments: str) -> str:
-    (folder / "receiver.toml").write_text(FILE)
+def rotate(folder: Path, *arguments: str, file: str = FILE) -> str:
+    (folder / "receiver.toml").write_text(file)
     command = ["--config", str(folder / "receiver.toml"), "secret", "rotate", *arguments]
     result = CliRunner().invoke(app, command, env={"APP_SECRET": OLD}, catch_exceptions=False)
     return result.output
@@ -44,6 +44,15 @@ def test_the_printed_setting_signs_with_both_and_later_with_the_new_one(tmp_path
     (left,) = keys.at(round((now + timedelta(hours=3)).timestamp() * 1000))
     assert type(left) is type(webhook_key(made["secret"]))
     assert tomllib.loads(made["setting"])["secrets"][0]["secret"] == "env:APP_SECRET"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_secret_that_stands_in_the_file_is_told_by_its_end_alone(tmp_path: Path, form: list[str]) -> None:
+    told = rotate(tmp_path, "app", *form, file=FILE.replace("env:APP_SECRET", OLD))
+    assert OLD.removeprefix("whsec_")[:-4] not in told
+    setting = json.loads(told)["setting"] if form else told
+    assert setting.count(f'secret = "…{OLD[-4:]}"') == 2
+    assert form or "leave the secret that the file has" in told
 
 
 def test_an_unknown_destination_is_named(tmp_path: Path) -> None:

@@ -388,7 +388,8 @@ def test_secrets_that_others_can_read_are_found(
     text = GOOD
     environ: dict[str, Any] = {}
     if not literal:
-        text = text.replace("dg:correct-horse", "dg:env:DG").replace(SECRET, "env:APP")
+        timed = '{secret = "env:APP", until = "2030-01-01T00:00:00Z"}'
+        text = text.replace("dg:correct-horse", "dg:env:DG").replace(f'"{SECRET}"', timed)
         environ = {"DG": "correct-horse", "APP": SECRET}
     file = tmp_path / "receiver.toml"
     file.write_text(f"data = '{tmp_path}/data'\n{text}")
