@@ -52,7 +52,7 @@ _DELIVERIES = Listing(
 )
 _REJECTIONS = Listing(
     short=("at", "source", "status", "kind", "reason"),
-    wide=("at", "source", "status", "kind", "reason", "method", "from", "user agent"),
+    wide=("at", "id", "source", "status", "kind", "reason", "method", "from", "user agent", "headers"),
     fields={"from": "peer", "user agent": "user_agent"},
     empty="no rejection is kept",
 )
@@ -275,4 +275,5 @@ def rejections(
         order="at",
         limit=limit,
     )
-    print_list(_REJECTIONS, found, wide=wide, as_json=as_json)
+    names = {"headers": lambda one: ", ".join(one.headers)}
+    print_list(_REJECTIONS, found, wide=wide, as_json=as_json, more=names)

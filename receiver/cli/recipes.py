@@ -12,6 +12,7 @@ import typer
 
 from receiver.cli.options import AsJson, SourceName, load, option, since, tokens_of
 from receiver.cli.output import print_fields, print_json, print_table
+from receiver.cli.rejected import explain_rejected, print_rejected
 from receiver.core.clock import wall_clock
 from receiver.core.errors import (
     CallbackRejected,
@@ -74,15 +75,28 @@ def try_request(
     ctx: typer.Context,
     source: SourceName,
     request: Annotated[
-        Path, typer.Argument(help="The request as it is sent: line, headers, empty line, body.")
-    ],
+        Path | None,
+        typer.Argument(help="The request as it is sent: line, headers, empty line, body."),
+    ] = None,
+    rejected: Annotated[
+        bool, option("--rejected", help="Explain the last rejection, or the one whose id follows.")
+    ] = False,
     at: Annotated[
         str | None, option("--at", help="When it came: 2h (ago), or 2026-11-21T10:00Z. Without it, now.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a request to a source would become."""
+    """Show what a request to a source would become, or why one was refused."""
     settings = load(ctx)
+    if rejected:
+        if at is not None:
+            raise UsageError("--at goes with a request, and not with --rejected")
+        one = None if request is None else str(request)
+        told = explain_rejected(settings, _adapter(settings, source), one)
+        (print_json if as_json else print_rejected)(told)
+        return
+    if request is None:
+        raise UsageError("name a file with a request, or add --rejected")
     moment = since(at) or wall_clock()
     try:
         raw = request.read_bytes()
@@ -144,23 +158,29 @@ def _head(settings: Settings, source: str, request: RequestText, now: int) -> He
     )
 
 
-async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[str, Any]:
-    from receiver.core.callback import MemoryBody
-    from receiver.core.fetch import KeysNeeded
+def _adapter(settings: Settings, name: str) -> PushProvider:
     from receiver.engine.requests import source_named
-    from receiver.outbound.fetcher import Fetcher
     from receiver.providers import PushProvider, adapter_of
-    from receiver.system.files import BodyBuffer
 
-    source, body = source_named(settings, name), MemoryBody(raw)
+    source = source_named(settings, name)
     adapter = adapter_of(source).create(source, tokens_of(settings))
     if not isinstance(adapter, PushProvider):
         raise UsageError(f"the source {name} is only polled: no request comes to it")
+    return adapter
+
+
+async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[str, Any]:
+    from receiver.core.callback import MemoryBody
+    from receiver.core.fetch import KeysNeeded
+    from receiver.outbound.fetcher import Fetcher
+    from receiver.system.files import BodyBuffer
+
+    adapter, body = _adapter(settings, name), MemoryBody(raw)
     try:
         return _judged(adapter, head, body)
     except KeysNeeded as needed:
         with tempfile.TemporaryDirectory() as folder:
-            fetcher = Fetcher.create(source, BodyBuffer(folder))
+            fetcher = Fetcher.create(settings.sources[name], BodyBuffer(folder))
             await fetcher.open()
             async with contextlib.AsyncExitStack() as stack:
                 stack.push_async_callback(fetcher.close)

@@ -274,6 +274,8 @@ class Recorded(Struct, frozen=True, kw_only=True):
 class Rejection(Struct, frozen=True, kw_only=True):
     """A callback that was not proved, kept without its body."""
 
+    id: str = ""
+    """Given by the store."""
     source: str
     at: int
     status: int
@@ -288,6 +290,8 @@ class Rejection(Struct, frozen=True, kw_only=True):
     """Of the URL's token where that is one of ours, though the callback was not proved; None for what may be anybody's."""
     ref: str | None = None
     """What that token says the callback is about."""
+    headers: tuple[str, ...] = ()
+    """Names of the request's headers, in lower case; empty for one that was kept before names were."""
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):

@@ -293,12 +293,16 @@ def simulate_custom(
     """Call back as the provider of a recipe does: its example, or a request of yours, proved with the source's own secret."""
     from receiver.demo.custom import Player, Sent
     from receiver.demo.serving import Callback
-    from receiver.providers.custom.language import recipe_example
+    from receiver.providers.custom.language import recipe_example, recipe_of
     from receiver.settings.load import public_base
 
     run = Simulation.of(ctx, "custom", source, as_json=as_json)
     options = provider_settings(run.source)
-    if request is None and options.recipe is None:
+    if request is not None:
+        example = _read(request)
+    elif (recipe := recipe_of(options)) is not None:
+        example = recipe_example(recipe)
+    else:
         raise UsageError(f"[sources.{run.source.name}] has no recipe with an example: give --request FILE")
     target = run.callback_url(url, {}, ref=ref, wrong=wrong_credentials and not options.proof)
     known = public_base(run.settings) + urlsplit(target).path
@@ -306,7 +310,6 @@ def simulate_custom(
         from pydantic import SecretStr
 
         options = options.model_copy(update={"secrets": (SecretStr(secrets.token_hex(16)),)})
-    example = _read(request) if request else recipe_example(options.recipe)
     sent = Sent.of(example, run.source.name)
     sent = Player(run.source.name, options, known, wall_clock()).play(sent)
     whole = f"{target}{'?' if sent.query else ''}{sent.query}"

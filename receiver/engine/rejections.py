@@ -7,6 +7,7 @@ raise the alarm.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ UNKNOWN = "unknown"
 _ALERT_AFTER = 3
 """Rejections in a row that are reported: deAPI switches webhooks off after 10 failures."""
 _ALERT_AGAIN_MS = 3_600_000
+HEADERS = 64
+"""Names of headers that are kept of one rejection; none is longer than this either."""
+_HEADER = re.compile(r"(?=.{1,64}\Z)[a-z0-9]{1,24}(?:[-_.][a-z0-9]{1,24})*")
+"""A name that may be kept: words of at most 24 characters. One with a longer word, or another character, may be a token."""
 _ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
 """What a real provider sends whose secret or clock does not fit: reported as an error, other kinds as a warning."""
 
@@ -82,6 +87,7 @@ class Rejections:
                 user_agent=(head.all("user-agent") or [""])[0][:200],
                 token_id=claims.token_id if claims else None,
                 ref=claims.ref if claims else None,
+                headers=_names(head),
             )
         )
 
@@ -117,3 +123,14 @@ class Rejections:
 def _shown(name: str) -> str:
     """Return what a path named instead of a source, unless it is too long to be a name: then it may be a token."""
     return ascii(name) if len(name) <= 40 else f"{len(name)} characters"
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether the name of a header is kept: one that may be a token itself is not."""
+    return _HEADER.fullmatch(name) is not None
+
+
+def _names(head: Head) -> tuple[str, ...]:
+    """Return the names of a request's headers, without those that may be a token themselves."""
+    names = dict.fromkeys(name for name, _ in head.headers if is_plain(name))
+    return tuple(names)[:HEADERS]

@@ -119,6 +119,7 @@ class DestinationHealth(Struct, frozen=True, kw_only=True):
 class RejectionShown(Struct, frozen=True, kw_only=True):
     """A callback that was not proved."""
 
+    id: str
     at: Time
     source: str
     status: int
@@ -131,6 +132,8 @@ class RejectionShown(Struct, frozen=True, kw_only=True):
     token_id: str | None
     """Of the URL that receiver issued; null for what may be anybody's."""
     ref: str | None
+    headers: list[str]
+    """Names of the request's headers, in lower case, at most 64; names that may be a token are left out."""
 
 
 class PickupShown(Struct, frozen=True, kw_only=True):

@@ -159,8 +159,10 @@ async def test_events_are_filtered_and_a_filter_that_is_not_understood_is_refuse
 
 
 async def test_rejections_are_listed(up: Running) -> None:
-    answer = await up.client.post("/callbacks/deepgram", content=b"{}")
+    answer = await up.client.post("/callbacks/deepgram", content=b"{}", headers={"X-Signature": "abc"})
     assert answer.status_code == 401
     await up.receiver.intake.rejections.flush()
     (one,) = (await got(up, "rejections", source="deepgram"))["items"]
     assert (one["status"], one["kind"]) == (401, "malformed")
+    assert "x-signature" in one["headers"]
+    assert "abc" not in str(one)

@@ -149,6 +149,7 @@ def test_wrong_credentials_are_refused_and_listed(house: House, provider: str, s
     listed = house.run("rejections", provider, "--json").items
     assert len(listed) == len(said.json)
     assert setting in listed[0]["reason"]
+    assert " came" in house.run("try", provider, "--rejected").out, "a wrong proof is one that came"
     said = house.run("simulate", provider, "--wrong-credentials", "--url", f"http://127.0.0.1:{free_port()}")
     assert {line.split("  ")[1] for line in said.out.splitlines()} == {"try 1"}, "unless more are asked for"
     assert "there is no source 'other'" in house.run("rejections", "other", "--json").err

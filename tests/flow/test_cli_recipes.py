@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
+from msgspec.structs import replace
 
+from receiver.cli.rejected import proofs_wanted
+from receiver.core.event import Rejection
+from receiver.core.tokens import CallbackTokens
 from receiver.providers.custom import CustomProvider
 from receiver.providers.custom.language import CustomSettings, recipe_as_source, recipe_example, recipes
 from receiver.settings.load import parse
 from tests.support.golden import ROOT
-from tests.support.house import build_house, receiver
+from tests.support.house import House, build_house, receiver
 
 SECRET = "example-secret-0123456789abcdef"
 AT = "2024-01-15T10:50:46Z"
@@ -79,8 +84,10 @@ def test_a_recipe_is_played_against_a_running_receiver(tmp_path: Path) -> None:
     house = build_house(tmp_path)
     with open(house.config, "a", encoding="utf-8") as file:
         file.write(f'\n[sources.elevenlabs]\nrecipe = "elevenlabs"\nsecrets = ["{SECRET}"]\n')
+        own = recipe_as_source("elevenlabs").replace("[sources.elevenlabs", "[sources.printed")
+        file.write(own.replace("env:SECRET", SECRET))
     try:
-        house.start("serve", "--port", "0")
+        running = house.start("serve", "--port", "0")
         words = ["simulate", "custom", "--source", "elevenlabs", "--url", house.base, "--json"]
         said = house.run(*words, "--ref", "order-9", "--duplicate")
         assert [json.loads(tried["answer"])["status"] for tried in said.json] == ["recorded", "duplicate"]
@@ -88,5 +95,70 @@ def test_a_recipe_is_played_against_a_running_receiver(tmp_path: Path) -> None:
         assert (event["type"], event["ref"]) == ("transcript.completed", "order-9")
         refused = house.run(*words, "--wrong-credentials")
         assert (refused.status, refused.json[0]["status"]) == (0, 401)
+        words = ["simulate", "custom", "--source", "printed", "--url", house.base, "--json"]
+        assert json.loads(house.run(*words).json[0]["answer"])["status"] == "recorded"
+        httpx.post(f"{house.base}/callbacks/elevenlabs", headers={"X-Signature": SECRET}, content=b"{}")
+        assert running.stop() == 0, "what was refused is written before the end"
+        _explained(house)
     finally:
         house.close()
+
+
+def _explained(house: House) -> None:
+    """Both rejections: the last lacks the header that the proof wants, the first had it."""
+    last = house.run("try", "elevenlabs", "--rejected", "--json").json
+    assert last["proofs"] == [
+        {"proof": "hmac", "headers": [{"names": ["elevenlabs-signature"], "came": False}]}
+    ]
+    assert "x-signature" in last["rejection"]["headers"]
+    said = house.run("rejections", "elevenlabs", "--json")
+    newest, first = said.items
+    assert newest == last["rejection"]
+    text = house.run("try", "elevenlabs", "--rejected", first["id"])
+    assert "elevenlabs-signature came" in text.out
+    assert first["reason"] in text.out
+    assert "x-signature" in house.run("rejections", "--wide").out
+    assert SECRET not in said.out + text.out
+    for words, status, why in (
+        (
+            ["elevenlabs", "--rejected", "rej_no"],
+            1,
+            "no rejection of the source elevenlabs has the id rej_no",
+        ),
+        (["printed", "--rejected"], 1, "no rejection of the source printed is kept"),
+        (["elevenlabs", "--rejected", "--at", "2h"], 2, "--at goes with a request"),
+        (["elevenlabs"], 2, "name a file with a request, or add --rejected"),
+    ):
+        said = house.run("try", *words)
+        assert (said.status, why in said.err) == (status, True), said.err
+
+
+def test_what_was_kept_before_names_were_is_not_said_to_lack_a_header() -> None:
+    """Nor is a header whose name is not kept, as it could be a token."""
+    text = f"""
+[sources.acme]
+provider = "custom"
+secrets = ["{SECRET}"]
+proof = [{{kind = "hmac", header = "X-{"a" * 30}", also = ["X-Sig"], timestamp = {{from = "header:X-Time"}}}}]
+event = {{family = "transcript", id = "id", job = "id"}}
+"""
+    source = parse(text, {}, str).sources["acme"]
+    adapter = CustomProvider.create(source, CallbackTokens(["token-secret-0123456789"]))
+    bare = Rejection(
+        source="acme",
+        at=0,
+        status=401,
+        kind="wrong",
+        reason="",
+        method="POST",
+        peer=None,
+        content_type="",
+        user_agent="",
+    )
+    for headers, came in [
+        ((), [None, None]),
+        (("host",), [None, False]),
+        (("x-sig", "x-time"), [True, True]),
+    ]:
+        (proof,) = proofs_wanted(adapter, replace(bare, headers=headers))
+        assert [wanted["came"] for wanted in proof["headers"]] == came

@@ -342,6 +342,7 @@ async def test_the_overview_leads_to_why_a_job_never_arrived(up: Running) -> Non
     page = (await up.client.get(found.headers["location"])).text
     assert "No event yet: 1 callback was refused" in page
     assert "The failing check" in page
+    assert "content-length, content-type" in (await up.client.get("/console/rejections")).text
 
 
 async def test_new_events_come_as_server_sent_events(up: Running) -> None:

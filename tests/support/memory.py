@@ -258,7 +258,11 @@ class MemoryStore(Store):
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
         await self.ping()
-        self._rejections += [(one.at, next(self._arrivals), one) for one in rejections]
+        numbers = [next(self._arrivals) for _ in rejections]
+        self._rejections += [
+            (one.at, number, replace(one, id=f"rej_{number}"))
+            for one, number in zip(rejections, numbers, strict=True)
+        ]
         self._rejections.sort(key=lambda row: row[:2], reverse=True)
         for kind in {_ring(one) for one in rejections}:
             dropped = [row for row in self._rejections if _ring(row[2]) == kind][keep:]
@@ -286,11 +290,12 @@ class MemoryStore(Store):
         rows = (row for row, _ in self._callbacks.values() if row.source == source)
         return any(row.idempotency_key.startswith(scope) for row in rows)
 
-    async def rejections(self, source: str | None, *, limit: int, ref: str | None = None) -> list[Rejection]:
+    async def rejections(
+        self, source: str | None, *, limit: int, ref: str | None = None, one: str | None = None
+    ) -> list[Rejection]:
         await self.ping()
-        return [
-            one for _, _, one in self._rejections if source in (None, one.source) and ref in (None, one.ref)
-        ][:limit]
+        kept = (row for _, _, row in self._rejections if source in (None, row.source))
+        return [row for row in kept if ref in (None, row.ref) and one in (None, row.id)][:limit]
 
     # ------------------------------------------------------------ the road out
 

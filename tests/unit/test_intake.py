@@ -235,6 +235,19 @@ async def test_a_rejection_is_kept_without_body_or_credentials(opened: Open) -> 
         assert "abc" not in repr(kept)
 
 
+async def test_a_rejection_keeps_the_names_of_headers_unless_they_may_be_a_token(opened: Open) -> None:
+    """Without their values, and at most 64 of them."""
+    names = ["host", "x-signature", "x-signature", "x_time.stamp"]
+    hostile = ["x-" + "ab-" * 21 + "c", "dg-" + "a1" * 20, "x-é", "x y", "<b>", "", "x-a\n"]
+    async with opened(Made(reject="x")) as up:
+        await up.send(SECRET, *((name, "Basic abc") for name in [*names, *hostile]))
+        (kept,) = await _rejections(up)
+        assert kept.headers == tuple(dict.fromkeys(names))
+        assert "abc" not in repr(kept)
+        await up.send(SECRET, *((f"x-{number}", "") for number in range(200)))
+        assert (await _rejections(up))[0].headers == tuple(f"x-{number}" for number in range(64))
+
+
 async def test_the_last_hundred_rejections_of_a_source_and_kind_are_kept(opened: Open) -> None:
     async with opened(Made(reject="x")) as up:
         for number in range(130):

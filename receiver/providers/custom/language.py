@@ -323,6 +323,12 @@ def recipe_as_source(name: str) -> str:
     return "\n".join([*lines, own.lstrip(), below])
 
 
+def recipe_of(options: CustomSettings) -> str | None:
+    """Return the recipe of a source: the one it names, or the one of its title that it was printed from; None for another."""
+    titles = {recipe(name)["about"]["title"]: name for name in recipes()} if options.about else {}
+    return options.recipe or titles.get(options.about.title if options.about else "")
+
+
 def recipe_example(name: str) -> bytes:
     """Return a request that a recipe takes for a completion, as it is sent; its proof is one of an example's secret."""
     return (resources.files(__package__) / "recipes" / f"{name}.http").read_bytes()

@@ -53,6 +53,13 @@ class Proof(Section, ABC):
         yield from ()
 
     @property
+    def wanted_headers(self) -> Iterator[tuple[str, ...]]:
+        """Names of the headers that the proof needs; of several in one tuple, one is enough."""
+        places = tuple(place.name for place in self.references if place.kind == "header")
+        if places:
+            yield places
+
+    @property
     def key_url(self) -> str | None:
         """Where the provider publishes its keys."""
         return None

@@ -142,6 +142,12 @@ class DigestProof(Proof):
         return True
 
     @property
+    def wanted_headers(self) -> Iterator[tuple[str, ...]]:
+        """The header with the hash."""
+        if self.required and self.at.kind == "header":
+            yield (self.at.name,)
+
+    @property
     def covers_body(self) -> bool:
         """True where the signature covers the hash."""
         return self.required

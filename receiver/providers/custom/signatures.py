@@ -173,6 +173,14 @@ class SignedProof(Proof, ABC):
         """Where the signature is."""
         yield from self._places
 
+    @property
+    def wanted_headers(self) -> Iterator[tuple[str, ...]]:
+        """Those of the signature, of its time, and of what else was signed."""
+        yield from super().wanted_headers
+        signed = (part for part in self.message.parts if isinstance(part, Reference))
+        times = (self.timestamp.from_,) if self.timestamp else ()
+        yield from dict.fromkeys((place.name,) for place in (*times, *signed) if place.kind == "header")
+
     @cached_property
     def _places(self) -> list[Reference]:
         if self.at is not None:

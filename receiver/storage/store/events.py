@@ -280,7 +280,7 @@ _SEQUENCE = itertools.count()
 @each
 def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None:
     """Keep rejections and trim each kind of each source to its newest."""
-    session.run_rows("insert_rejections", [(rejection_id(row), *astuple(row)) for row in rejections])
+    session.run_rows("insert_rejections", [_rejection_row(row) for row in rejections])
     for source, kind, noise in {(row.source, row.kind, row.token_id is None) for row in rejections}:
         params: dict[str, Value] = {"source": source, "kind": kind, "keep": keep}
         session.run("trim_rejections", params, f"token_id IS {'' if noise else 'NOT '}NULL")
@@ -291,8 +291,15 @@ def rejection_id(row: Rejection) -> str:
     return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
 
 
-def rejections(session: Session, source: str | None, limit: int, ref: str | None = None) -> list[Rejection]:
-    """List rejections, newest first."""
-    conditions: dict[str, Value] = {"source = :source": source, "ref = :ref": ref}
+def _rejection_row(row: Rejection) -> tuple[Value, ...]:
+    _, *values, headers = astuple(row)
+    return (rejection_id(row), *values, " ".join(headers))
+
+
+def rejections(
+    session: Session, source: str | None, limit: int, ref: str | None = None, one: str | None = None
+) -> list[Rejection]:
+    """List rejections, newest first; `one` is the id of a single one."""
+    conditions: dict[str, Value] = {"source = :source": source, "ref = :ref": ref, "id = :id": one}
     rows: list[Row] = listed(session, "list_rejections", conditions, limit)
-    return [value_of(Rejection, row) for row in rows]
+    return [value_of(Rejection, (*row[:-1], row[-1].split())) for row in rows]

@@ -277,9 +277,11 @@ class Store:
         """Keep these rejections, and only the newest `keep` of each kind and source, with a token of ours and without."""
         await self.write(event_rows.reject, (tuple(rejections), keep))
 
-    async def rejections(self, source: str | None, *, limit: int, ref: str | None = None) -> list[Rejection]:
-        """List rejections, newest first."""
-        return await self.read(event_rows.rejections, source, limit, ref)
+    async def rejections(
+        self, source: str | None, *, limit: int, ref: str | None = None, one: str | None = None
+    ) -> list[Rejection]:
+        """List rejections, newest first; `one` is the id of a single one."""
+        return await self.read(event_rows.rejections, source, limit, ref, one)
 
     # ------------------------------------------------------------ deliveries
 
