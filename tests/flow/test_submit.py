@@ -16,6 +16,7 @@ from receiver.core.event import EventFilter
 from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
 from receiver.providers.deapi import signed
+from tests.contract.submission_suite import new
 from tests.support.running import BASIC, DEAPI_SECRET, Running, free_port
 from tests.support.submitting import (
     DEAPI_KEY,
@@ -354,6 +355,20 @@ async def test_an_answer_is_forgotten_in_time_and_what_a_crash_left_open_is_give
     assert await store.sweep_submissions(open_before=late, answers_before=late) == []
     [row] = await store.submissions(SubmissionFilter())
     assert (row.answer, row.idempotency_key) == (None, None)
+
+
+async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: Both) -> None:
+    up, _ = both
+    await up.client.post(LISTEN, content=b"a")
+    store = up.receiver.store
+    [row] = await store.submissions(SubmissionFilter())
+    left = new(1, at=row.created_at, application=row.application, source=row.source, idempotency_key="k")
+    assert await store.begin_submission(left) is None
+    ended = await store.sweep_submissions(open_before=row.created_at + 1, answers_before=0)
+    assert ended == [left.submission.id]
+    async with asyncio.timeout(5):
+        again = await up.client.post(LISTEN, content=b"b", headers={"idempotency-key": "k"})
+    assert (again.status_code, again.headers.get("x-receiver-replayed")) == (200, None)
 
 
 async def test_bounds_of_calls_at_once_rate_and_bodies(tmp_path: Path) -> None:

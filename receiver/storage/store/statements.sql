@@ -603,9 +603,10 @@ SET answer = NULL, idempotency_key = NULL
 WHERE answer IS NOT NULL AND created_at < :before
 
 -- name: abandon_submissions
--- Gives up submissions whose process ended before they did: there may be a job.
+-- Gives up submissions whose process ended before they did: there may be a job. Only an accepted one is remembered by its
+-- idempotency key.
 UPDATE submissions
-SET state = 'unknown'
+SET state = 'unknown', idempotency_key = NULL
 WHERE state = 'open' AND created_at < :before
 RETURNING id
 
