@@ -148,7 +148,7 @@ async def test_a_body_over_the_sources_limit_is_refused_by_receiver(
     tmp_path: Path, kind: str, chunked: bool
 ) -> None:
     """The proxy has no limit of its own; receiver's answer reaches the caller although the body was not read."""
-    sent = speech("tts-3", times=640)
+    sent = speech("tts-3", times=20)  # Caddy hangs up on a caller who still has more than 256 KiB to send
     async with behind(kind, tmp_path) as (proxy, up):
         body = _pieces(sent.body) if chunked else sent.body
         answer = await proxy.call("PUT", "/callbacks/small", sent.headers, body)
