@@ -59,7 +59,7 @@ def record(connection: Connection, number: int) -> None:
             now,
             now,
             body,
-            None,
+            *(None, None, None),
         )
         for event_id in event_ids
     ]
@@ -74,7 +74,7 @@ def claim(connection: Connection, token: str) -> list[Any]:
     """Claim up to 64 deliveries in one transaction."""
     now = int(time.time() * 1000)
     text, names = named("due_deliveries")
-    asked = {"queue": "app", "now": str(now), "limit": str(BATCH)}
+    asked = {"queue": "app", "now": str(now), "limit": str(BATCH), "held": "app"}
     with connection.pipeline():
         connection.execute("BEGIN")
         connection.execute(_PLANNER, ["off"])
@@ -89,7 +89,7 @@ def claim(connection: Connection, token: str) -> list[Any]:
 def settle(connection: Connection, token: str, taken: list[Any]) -> None:
     """Settle them as delivered in one transaction."""
     now = int(time.time() * 1000)
-    ended = [(one[0], token, one[1], "delivered", None, "delivered", now) for one in taken]
+    ended = [(one[0], token, one[1], "delivered", None, "delivered", now, one[2]) for one in taken]
     made = [(one[0], one[1] + 1, now, 1, "delivered", 200, "", b"ok") for one in taken]
     with connection.pipeline():
         connection.execute("BEGIN")

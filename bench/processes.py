@@ -17,6 +17,7 @@ from typing import Any
 from bench.load import BASIC, SECRET
 
 ROOT = Path(__file__).resolve().parents[1]
+TOKEN_SECRET = "bench-token-secret-0123456789abcdefghij"
 APP_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -33,6 +34,8 @@ def config(folder: Path, *, destination: int | None = None, source: str = "") ->
 data = "{folder / "data"}"
 [server]
 log = "json"
+[tokens]
+secrets = ["{TOKEN_SECRET}"]
 [sources.deepgram]
 provider = "deepgram"
 basic = ["{BASIC}"]

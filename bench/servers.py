@@ -18,8 +18,6 @@ from receiver.storage.store.postgres import PostgresStore
 from tests.support import postgres
 from tests.support.s3 import BUCKET, Weed, credentials
 
-TOKEN_SECRET = "bench-token-secret-0123456789abcdefghijklmnop"
-
 
 @dataclass
 class Servers:
@@ -36,8 +34,6 @@ class Servers:
     def config(self, folder: Path, url: str, *, destination: int | None = None) -> Path:
         """Write the receiver.toml of one process over these servers, with a journal of its own in `folder`."""
         shared = f"""
-[tokens]
-secrets = ["{TOKEN_SECRET}"]
 [store]
 url = "{url}"
 [blobs]
