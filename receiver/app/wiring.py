@@ -396,19 +396,11 @@ async def open_receiver(
         if intake:
             await receiver.submissions.open()
         if work:
-            await receiver.takeover.start()
-            receiver.relay.start()
-            receiver.collector.start()
-            receiver.janitor.start()
-            receiver.watcher.start()
+            await _start_work(receiver)
         yield receiver
     finally:
         if work:
-            grace = receiver.settings.server.stop_seconds
-            await receiver.watcher.stop()
-            await receiver.janitor.stop()
-            await receiver.takeover.stop()
-            await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
+            await _stop_work(receiver)
         for part in ways_out:
             await part.close()
         if intake:
@@ -416,3 +408,19 @@ async def open_receiver(
             await receiver.intake.stop()
         await receiver.blobs.close()
         await store.close()
+
+
+async def _start_work(receiver: Receiver) -> None:
+    await receiver.takeover.start()
+    receiver.relay.start()
+    receiver.collector.start()
+    receiver.janitor.start()
+    receiver.watcher.start()
+
+
+async def _stop_work(receiver: Receiver) -> None:
+    grace = receiver.settings.server.stop_seconds
+    await receiver.watcher.stop()
+    await receiver.janitor.stop()
+    await receiver.takeover.stop()
+    await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))

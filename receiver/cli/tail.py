@@ -65,12 +65,14 @@ def tail(
     """Follow the events of a running receiver. Ends with Ctrl-C; a connection that breaks is made again, and nothing is lost."""
     import httpx2
 
+    from receiver.settings.load import own_base
+
     if not token:
         raise UsageError(
             "tail needs a token of the receiver's API with the scope read ([[api.tokens]] in its settings): give it by --token, or RECEIVER_API_TOKEN"
         )
     _refuse_wrong(secret)
-    base = remote or _own_address(ctx)
+    base = remote or own_base(load_to_look(ctx))
     query = {"source": source, "type": type_}
     query = {name: value for name, value in query.items() if value is not None}
     with httpx2.Client(timeout=_READ_SECONDS, headers={"authorization": f"Bearer {token}"}) as client:
@@ -89,11 +91,6 @@ def _refuse_wrong(secret: str | None) -> None:
         webhook_key(secret) if secret else None
     except ValueError as error:
         raise UsageError(f"--secret: {error}") from None
-
-
-def _own_address(ctx: typer.Context) -> str:
-    server = load_to_look(ctx).server
-    return f"http://{'127.0.0.1' if server.host in ('0.0.0.0', '::') else server.host}:{server.port}"  # noqa: S104
 
 
 def follow(

@@ -459,8 +459,11 @@ def local_folders(settings: Settings) -> dict[str, str]:
 
 def public_base(settings: Settings) -> str:
     """Return the URL under which receiver is reached, without a trailing slash."""
-    if settings.public_url:
-        return settings.public_url.rstrip("/")
+    return settings.public_url.rstrip("/") if settings.public_url else own_base(settings)
+
+
+def own_base(settings: Settings) -> str:
+    """Return the URL under which receiver is reached from its own machine, without a trailing slash."""
     host = settings.server.host
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104 - shown, not bound
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{settings.server.port}"

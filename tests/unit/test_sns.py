@@ -73,10 +73,10 @@ class Answers:
         return next(self._answers)
 
     async def download(self, url: str, **_: Any) -> Failed:
-        raise NotImplementedError
+        raise AssertionError("a proof downloads nothing")
 
     def stream(self, url: str, **_: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a proof streams nothing")
 
 
 def source(**options: Any) -> SnsProvider:

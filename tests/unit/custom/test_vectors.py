@@ -145,10 +145,10 @@ class Published(Fetch):
         return FetchResponse(status=200, headers={}, body=json.dumps({"keys": keys}).encode())
 
     async def download(self, url: str, **_: Any) -> Failed:
-        raise NotImplementedError
+        raise AssertionError("a proof downloads nothing")
 
     def stream(self, url: str, **_: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a proof streams nothing")
 
 
 async def adapter(vector: dict[str, Any]) -> CustomProvider:
