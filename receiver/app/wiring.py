@@ -165,170 +165,190 @@ def build(
     metrics = MetricsObserver()
     if observers is None:
         observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
-    observer = Observers([metrics, *observers])
     secrets_ = made_token_secrets(settings)
     signing = settings.tokens.signing
-    tokens, links = CallbackTokens(secrets_, signing), ObjectLinks(secrets_, signing)
-    folder = journal_folder(settings)
-    bodies = BodyBuffer(str(Path(folder, "spool")))
-    ports = shape(_ports(settings, tokens, bodies))
-    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    link = _linker(settings, ports, links, clock)
-    relay = _relay(settings, ports, link, observer, clock, worker)
-    recorder = Recorder(
-        store=ports.store,
-        blobs=ports.blobs,
+    tokens = CallbackTokens(secrets_, signing)
+    bodies = BodyBuffer(str(Path(journal_folder(settings), "spool")))
+    parts = _Parts(
+        settings=settings,
+        ports=shape(_ports(settings, tokens, bodies)),
+        tokens=tokens,
+        links=ObjectLinks(secrets_, signing),
         bodies=bodies,
+        observer=Observers([metrics, *observers]),
+        clock=clock,
         router=build_router(settings),
-        keys=KeyTemplate(settings.blobs.key),
-        by_job={name for name, api in ports.submit_apis.items() if api.by_job},
-        clock=clock,
-        expect=relay.expect,
-        wake=relay.wake,
-        wake_pickups=lambda source: collector.wake((source,)),
     )
-    collector = _collector(settings, ports, recorder, observer, clock, worker)
-    ports.store.listen(_waker(relay, collector))
-    journal = Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock)
-    intake = _intake(settings, ports, tokens, recorder, journal, bodies, observer, timing)
-    takeover = Takeover(ports.store, observer, clock, relay.wake, collector.wake)
-    janitor = Janitor(ports.store, ports.blobs, settings.retention.kept, observer, clock)
-    watcher = _watcher(settings, ports, relay, observer, clock)
-    submissions = _submissions(settings, ports, tokens, bodies, observer, clock)
-    parts = (journal, intake, relay, collector, takeover, janitor, watcher, submissions, observer, metrics)
-    return Receiver(settings, ports, tokens, links, link, *parts, clock, timing)
+    return parts.receiver(metrics, timing)
 
 
-def _submissions(
-    settings: Settings,
-    ports: Ports,
-    tokens: CallbackTokens,
-    bodies: BodyBuffer,
-    observer: Observers,
-    clock: Callable[[], int],
-) -> Submissions:
-    return Submissions(
-        settings=settings.submit,
-        sources={
-            name: SubmitSource(
-                settings=settings.sources[name],
-                api=api,
-                upstream=Upstream(settings.sources[name]),
-                pull=ports.pulls.get(name),
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What most of the parts are made with, and how each is made."""
+
+    settings: Settings
+    ports: Ports
+    tokens: CallbackTokens
+    links: ObjectLinks
+    bodies: BodyBuffer
+    observer: Observers
+    clock: Callable[[], int]
+    router: Router
+    worker: str = field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    )
+    """The name that claims carry."""
+
+    def receiver(self, metrics: MetricsObserver, timing: Timing) -> Receiver:
+        """Return the running parts, not yet started."""
+        link, store = self._link(), self.ports.store
+        relay = self._relay(link)
+        recorder = self._recorder(relay, lambda source: collector.wake((source,)))
+        collector = self._collector(recorder)
+        store.listen(_waker(relay, collector))
+        journal = Journal(
+            journal_folder(self.settings),
+            max_bytes=self.settings.journal.max_bytes,
+            observer=self.observer,
+            clock=self.clock,
+        )
+        return Receiver(
+            settings=self.settings,
+            ports=self.ports,
+            tokens=self.tokens,
+            links=self.links,
+            link=link,
+            journal=journal,
+            intake=self._intake(recorder, journal, timing.intake),
+            relay=relay,
+            collector=collector,
+            takeover=Takeover(store, self.observer, self.clock, relay.wake, collector.wake),
+            janitor=Janitor(store, self.ports.blobs, self.settings.retention.kept, self.observer, self.clock),
+            watcher=self._watcher(relay),
+            submissions=self._submissions(),
+            observer=self.observer,
+            metrics=metrics,
+            clock=self.clock,
+            timing=timing,
+        )
+
+    def _link(self) -> event_json.Link:
+        return event_json.linker(
+            presign=self.ports.blobs.presign,
+            links=self.links,
+            base=public_base(self.settings),
+            seconds=self.settings.blobs.link_seconds,
+            clock=self.clock,
+        )
+
+    def _relay(self, link: event_json.Link) -> Relay:
+        lanes = {
+            name: DeliveryTerms(
+                destination=self.ports.destinations[name],
+                policy=destination.policy,
+                concurrency=destination.concurrency,
+                timeout_seconds=destination.timeout_seconds,
+                breaker_failures=destination.breaker_failures,
+                recover=destination.recover == "auto",
+                rules=destination.rules,
+                data=destination.fields,
             )
-            for name, api in ports.submit_apis.items()
-        },
-        public_url=settings.public_url,
-        store=ports.store,
-        tokens=tokens,
-        bodies=bodies,
-        observer=observer,
-        clock=clock,
-    )
-
-
-def _intake(
-    settings: Settings,
-    ports: Ports,
-    tokens: CallbackTokens,
-    recorder: Recorder,
-    journal: Journal,
-    bodies: BodyBuffer,
-    observer: Observers,
-    timing: Timing,
-) -> Intake:
-    return Intake(
-        providers=ports.providers,
-        sources=settings.sources,
-        tokens=tokens,
-        store=ports.store,
-        recorder=recorder,
-        journal=journal,
-        bodies=bodies,
-        observer=observer,
-        limit=settings.server.max_callbacks,
-        fetchers=ports.fetchers,
-        timing=timing.intake,
-    )
-
-
-def _linker(
-    settings: Settings, ports: Ports, links: ObjectLinks, clock: Callable[[], int]
-) -> event_json.Link:
-    return event_json.linker(
-        presign=ports.blobs.presign,
-        links=links,
-        base=public_base(settings),
-        seconds=settings.blobs.link_seconds,
-        clock=clock,
-    )
-
-
-def _relay(
-    settings: Settings,
-    ports: Ports,
-    link: event_json.Link,
-    observer: Observers,
-    clock: Callable[[], int],
-    worker: str,
-) -> Relay:
-    lanes = {
-        name: DeliveryTerms(
-            destination=ports.destinations[name],
-            policy=destination.policy,
-            concurrency=destination.concurrency,
-            timeout_seconds=destination.timeout_seconds,
-            breaker_failures=destination.breaker_failures,
-            recover=destination.recover == "auto",
-            rules=destination.rules,
-            data=destination.fields,
+            for name, destination in self.settings.destinations.items()
+        }
+        return Relay(
+            store=self.ports.store,
+            lanes=lanes,
+            observer=self.observer,
+            render=partial(event_json.render, link=link),
+            clock=self.clock,
+            worker=self.worker,
+            routed=self.router.destinations,
         )
-        for name, destination in settings.destinations.items()
-    }
-    return Relay(
-        store=ports.store,
-        lanes=lanes,
-        observer=observer,
-        render=partial(event_json.render, link=link),
-        clock=clock,
-        worker=worker,
-        routed=build_router(settings).destinations,
-    )
 
-
-def _collector(
-    settings: Settings,
-    ports: Ports,
-    recorder: Recorder,
-    observer: Observers,
-    clock: Callable[[], int],
-    worker: str,
-) -> Collector:
-    sources = {
-        name: PullSource(
-            provider_name=source.provider,
-            provider=ports.pulls.get(name),
-            fetch=ports.fetchers.get(name),
-            concurrency=source.pickup_concurrency,
-            attempt_seconds=source.attempt_seconds,
+    def _recorder(self, relay: Relay, wake_pickups: Callable[[str], None]) -> Recorder:
+        return Recorder(
+            store=self.ports.store,
+            blobs=self.ports.blobs,
+            bodies=self.bodies,
+            router=self.router,
+            keys=KeyTemplate(self.settings.blobs.key),
+            by_job={name for name, api in self.ports.submit_apis.items() if api.by_job},
+            clock=self.clock,
+            expect=relay.expect,
+            wake=relay.wake,
+            wake_pickups=wake_pickups,
         )
-        for name, source in settings.sources.items()
-    }
-    return Collector(
-        store=ports.store, recorder=recorder, sources=sources, observer=observer, clock=clock, worker=worker
-    )
 
+    def _collector(self, recorder: Recorder) -> Collector:
+        sources = {
+            name: PullSource(
+                provider_name=source.provider,
+                provider=self.ports.pulls.get(name),
+                fetch=self.ports.fetchers.get(name),
+                concurrency=source.pickup_concurrency,
+                attempt_seconds=source.attempt_seconds,
+            )
+            for name, source in self.settings.sources.items()
+        }
+        return Collector(
+            store=self.ports.store,
+            recorder=recorder,
+            sources=sources,
+            observer=self.observer,
+            clock=self.clock,
+            worker=self.worker,
+        )
 
-def _watcher(
-    settings: Settings, ports: Ports, relay: Relay, observer: Observers, clock: Callable[[], int]
-) -> Watcher:
-    sources = {
-        name: Watched(adapter=adapter, fetch=ports.fetchers[name], every=adapter.watch_seconds)
-        for name, adapter in ports.pulls.items()
-        if isinstance(adapter, Adapter) and adapter.watch_seconds is not None
-    }
-    routed = build_router(settings).destinations
-    return Watcher(ports.store, sources, routed=routed, wake=relay.wake, observer=observer, clock=clock)
+    def _intake(self, recorder: Recorder, journal: Journal, timing: IntakeTiming) -> Intake:
+        return Intake(
+            providers=self.ports.providers,
+            sources=self.settings.sources,
+            tokens=self.tokens,
+            store=self.ports.store,
+            recorder=recorder,
+            journal=journal,
+            bodies=self.bodies,
+            observer=self.observer,
+            limit=self.settings.server.max_callbacks,
+            fetchers=self.ports.fetchers,
+            timing=timing,
+        )
+
+    def _watcher(self, relay: Relay) -> Watcher:
+        sources = {
+            name: Watched(adapter=adapter, fetch=self.ports.fetchers[name], every=adapter.watch_seconds)
+            for name, adapter in self.ports.pulls.items()
+            if isinstance(adapter, Adapter) and adapter.watch_seconds is not None
+        }
+        return Watcher(
+            self.ports.store,
+            sources,
+            routed=self.router.destinations,
+            wake=relay.wake,
+            observer=self.observer,
+            clock=self.clock,
+        )
+
+    def _submissions(self) -> Submissions:
+        sources = {
+            name: SubmitSource(
+                settings=self.settings.sources[name],
+                api=api,
+                upstream=Upstream(self.settings.sources[name]),
+                pull=self.ports.pulls.get(name),
+            )
+            for name, api in self.ports.submit_apis.items()
+        }
+        return Submissions(
+            settings=self.settings.submit,
+            sources=sources,
+            public_url=self.settings.public_url,
+            store=self.ports.store,
+            tokens=self.tokens,
+            bodies=self.bodies,
+            observer=self.observer,
+            clock=self.clock,
+        )
 
 
 def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:

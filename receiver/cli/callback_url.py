@@ -10,6 +10,7 @@ from msgspec import to_builtins
 
 from receiver.cli.options import (
     AsJson,
+    ExpectWithin,
     Format,
     Ref,
     SourceName,
@@ -31,6 +32,22 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
 
+Expires = Annotated[
+    str | None,
+    option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
+]
+JobSecret = Annotated[
+    bool,
+    option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
+]
+Short = Annotated[
+    bool, option("--short", help="A token of 40 characters; lasts 30d, unless --expires says otherwise.")
+]
+NoToken = Annotated[
+    bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="callback-url")(callback_url)
@@ -40,26 +57,12 @@ def callback_url(
     ctx: typer.Context,
     source: SourceName,
     ref: Ref = None,
-    expires: Annotated[
-        str | None,
-        option("--expires", help="How long the URL is good: 90s, 15m, 2h, 1d. For ever if left out."),
-    ] = None,
+    expires: Expires = None,
     format: Format = None,
-    expect_within: Annotated[
-        str | None,
-        option("--expect-within", help="Tell the application when nothing has come by then: 15m, 2h, 1d."),
-    ] = None,
-    job_secret: Annotated[
-        bool,
-        option("--job-secret", help="deAPI: give the job a webhook_secret of its own, and print it too."),
-    ] = False,
-    short: Annotated[
-        bool,
-        option("--short", help="A token of 40 characters; lasts 30d, unless --expires says otherwise."),
-    ] = False,
-    no_token: Annotated[
-        bool, option("--no-token", help="One URL for all jobs, without a token; it carries no ref.")
-    ] = False,
+    expect_within: ExpectWithin = None,
+    job_secret: JobSecret = False,
+    short: Short = False,
+    no_token: NoToken = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""

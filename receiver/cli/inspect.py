@@ -14,6 +14,10 @@ from receiver.cli.options import (
     AsJson,
     Chosen,
     Limit,
+    OfJob,
+    OfRef,
+    OfSource,
+    OfType,
     Since,
     Wide,
     ask_each,
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
 
+Body = Annotated[bool, option("--body", help="Write the kept body of this event's callback, as it is.")]
+Follow = Annotated[
+    bool, option("--follow", help="Go on with what is recorded from now on, one line each; Ctrl-C ends.")
+]
 _EVENTS = Listing(
     short=("id", "recorded", "type", "source", "ref"),
     wide=("id", "recorded", "type", "source", "ref", "job"),
@@ -71,19 +79,15 @@ def register(app: typer.Typer) -> None:
 def events(
     ctx: typer.Context,
     event_id: Annotated[str | None, typer.Argument(help="Show this one event whole.")] = None,
-    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
-    type_: Annotated[str | None, option("--type", help="Only of this type, as speech.completed.")] = None,
-    ref: Annotated[str | None, option("--ref", help="Only with this ref.")] = None,
-    job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
+    source: OfSource = None,
+    type_: OfType = None,
+    ref: OfRef = None,
+    job: OfJob = None,
     since_: Since = None,
     limit: Limit = 50,
     wide: Wide = False,
-    body: Annotated[
-        bool, option("--body", help="Write the kept body of this event's callback, as it is.")
-    ] = False,
-    follow: Annotated[
-        bool, option("--follow", help="Go on with what is recorded from now on, one line each; Ctrl-C ends.")
-    ] = False,
+    body: Body = False,
+    follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
     """List events, or show one."""

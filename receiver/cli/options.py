@@ -49,12 +49,23 @@ def _as_json(asked: bool) -> bool:
 
 AsJson = Annotated[bool, option("--json", help="Print JSON, errors too.", callback=_as_json, is_eager=True)]
 Wide = Annotated[bool, option("--wide", help="Print all columns, with whole ids and times.")]
+ExpectWithin = Annotated[
+    str | None,
+    option(
+        "--expect-within",
+        help="How long the provider's callback may take, as 15m, 2h or 1d; then it is overdue.",
+    ),
+]
 Format = Annotated[
     str | None,
     option("--format", help="What the job asks for: encoding=linear16,container=none,sample_rate=24000."),
 ]
 Ref = Annotated[str | None, option("--ref", help="Your own id for the job; comes back in the event.")]
 SourceName = Annotated[str, typer.Argument(help="Name of the source, as in [sources.NAME].")]
+OfSource = Annotated[str | None, option("--source", help="Only of this source.")]
+OfJob = Annotated[str | None, option("--job", help="Only of this job of the provider's.")]
+OfRef = Annotated[str | None, option("--ref", help="Only with this ref.")]
+OfType = Annotated[str | None, option("--type", help="Only of this type, as speech.completed or speech.*.")]
 Yes = Annotated[bool, given("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[int, option("--limit", help="Show at most this many, newest first.", min=1, max=10_000)]
 Since = Annotated[str | None, option("--since", help="Only since then: 2h (ago), or 2026-11-21T10:00Z.")]

@@ -13,8 +13,12 @@ from msgspec.structs import replace as changed
 from receiver.cli.options import (
     AsJson,
     Chosen,
+    ExpectWithin,
     Format,
     Limit,
+    OfJob,
+    OfRef,
+    OfSource,
     Ref,
     SourceName,
     Wide,
@@ -48,6 +52,11 @@ _PICKUPS = Listing(
     fields={"job": "job_id", "event": "event_id", "due": "due_at", "outcome": "last_outcome"},
     empty="no pickup fits",
 )
+Deadline = Annotated[
+    str | None,
+    option("--deadline", help="When to give up: 90s, 15m, 2h from now. The source's own if left out."),
+]
+Wait = Annotated[bool, option("--wait", help="Stay until it has ended; status 1 when it is gone.")]
 _HINT = "a running `receiver serve` or `receiver work` picks it up"
 
 
@@ -62,18 +71,10 @@ def pickup(
     source: SourceName,
     result: Annotated[str, typer.Argument(help="The URL or the job id that the provider gave.")],
     ref: Ref = None,
-    deadline: Annotated[
-        str | None,
-        option("--deadline", help="When to give up: 90s, 15m, 2h from now. The source's own if left out."),
-    ] = None,
-    expect_within: Annotated[
-        str | None,
-        option("--expect-within", help="Ask only if the provider has not called back by then: 15m, 2h, 1d."),
-    ] = None,
+    deadline: Deadline = None,
+    expect_within: ExpectWithin = None,
     format: Format = None,
-    wait: Annotated[
-        bool, option("--wait", help="Stay until it has ended; status 1 when it is gone.")
-    ] = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Poll a provider for one result. The result comes back as an event."""
@@ -174,10 +175,10 @@ def _print_added(added: Pickup, status: str, event_type: str | None) -> None:
 def pickups(
     ctx: typer.Context,
     pickup_id: Annotated[str | None, typer.Argument(help="Show this one pickup with its attempts.")] = None,
-    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
+    source: OfSource = None,
     state: Annotated[PickupState | None, option("--state", help="Only in this state.")] = None,
-    job: Annotated[str | None, option("--job", help="Only of this job of the provider's.")] = None,
-    ref: Annotated[str | None, option("--ref", help="Only with this ref.")] = None,
+    job: OfJob = None,
+    ref: OfRef = None,
     limit: Limit = 50,
     wide: Wide = False,
     as_json: AsJson = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from receiver.cli.options import AsJson, load_to_look, option
+from receiver.cli.options import AsJson, OfSource, OfType, load_to_look, option
 from receiver.cli.output import clean, warn
 from receiver.core.errors import UsageError
 
@@ -55,8 +55,8 @@ def tail(
     secret: Annotated[
         str | None, option("--secret", help="Sign what is forwarded with this whsec_… secret.")
     ] = None,
-    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
-    type_: Annotated[str | None, option("--type", help="Only of types like this: speech.*.")] = None,
+    source: OfSource = None,
+    type_: OfType = None,
     after: Annotated[
         str | None, option("--after", help="Begin after this cursor; 0.evt_0 is the beginning.")
     ] = None,
@@ -73,8 +73,7 @@ def tail(
         )
     _refuse_wrong(secret)
     base = remote or own_base(load_to_look(ctx))
-    query = {"source": source, "type": type_}
-    query = {name: value for name, value in query.items() if value is not None}
+    query = {name: value for name, value in (("source", source), ("type", type_)) if value is not None}
     with httpx2.Client(timeout=_READ_SECONDS, headers={"authorization": f"Bearer {token}"}) as client:
         for told in follow(client, base.rstrip("/"), query, after=after, warn=warn):
             if told.kind == "gap":

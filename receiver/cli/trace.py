@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec import to_builtins
 
-from receiver.cli.options import AsJson, ask, load_to_look, option
+from receiver.cli.options import AsJson, OfSource, ask, load_to_look
 from receiver.cli.output import clean, print_json, print_table
 from receiver.core.clock import wall_clock
 from receiver.web.views import JobShown, job_shown
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def trace(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A ref, a job id of the provider's, or an event (evt_…).")],
-    source: Annotated[str | None, option("--source", help="Only of this source.")] = None,
+    source: OfSource = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what became of a job. From its callback to each attempt, with the time of every step."""

@@ -11,7 +11,7 @@ from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch
 from receiver.core.explain import Job
 from receiver.core.retention import Subject, SubjectKind
-from receiver.core.submission import SubmissionFilter
+from receiver.core.submission import Submission, SubmissionFilter
 from receiver.core.work import DeliveryFilter, Pickup, PickupFilter
 from receiver.storage.store.store import Store
 
@@ -39,9 +39,6 @@ async def gather(
     owed = [
         d for event in events for d in await store.deliveries(DeliveryFilter(event_id=event.id, limit=_MOST))
     ]
-    named = [SubmissionFilter(ref=name, source=source), SubmissionFilter(job_id=name, source=source)]
-    named += [SubmissionFilter(source=e.source, job_id=e.job_id) for e in events if e.job_id is not None]
-    submitted = {one.id: one for wanted in named for one in await store.submissions(wanted)}
     digests = [subject.digest(secret) for subject in _subjects(name, source) for secret in secrets]
     stones = [stone for digest in digests for stone in await store.tombstones(digest, limit=1)]
     return Job(
@@ -50,7 +47,7 @@ async def gather(
         events=tuple(events),
         callbacks=tuple(one for one in callbacks if one is not None),
         pickups=tuple(pickups[key] for key in sorted(pickups)),
-        submissions=tuple(submitted[key] for key in sorted(submitted)),
+        submissions=await _submitted(store, name, source, events),
         pickup_attempts=tuple([a for key in sorted(pickups) for a in await store.pickup_attempts(key)]),
         deliveries=tuple(owed),
         attempts=tuple([attempt for d in owed for attempt in await store.attempts(d.id)]),
@@ -60,6 +57,16 @@ async def gather(
         allowed=allowed,
         destinations=await store.destinations(now),
     )
+
+
+async def _submitted(
+    store: Store, name: str, source: str | None, events: Sequence[Event]
+) -> tuple[Submission, ...]:
+    """Return the submissions of a ref or a job id, and of the jobs of events, the oldest first."""
+    named = [SubmissionFilter(ref=name, source=source), SubmissionFilter(job_id=name, source=source)]
+    named += [SubmissionFilter(source=e.source, job_id=e.job_id) for e in events if e.job_id is not None]
+    found = {one.id: one for wanted in named for one in await store.submissions(wanted)}
+    return tuple(found[key] for key in sorted(found))
 
 
 def _subjects(name: str, source: str | None) -> list[Subject]:

@@ -85,14 +85,7 @@ def new_pickup(
     It is due at once, or when the provider's callback has not come within `expect_seconds`; the deadline counts from then.
     Without `deadline_seconds` the source's own deadline counts. Raises `PickupRefused`.
     """
-    if len(text) > MAX_TEXT:
-        raise PickupRefused(f"that is longer than {MAX_TEXT} characters: hand over the URL or the job id")
-    if ref is not None and len(ref) > MAX_REF:
-        raise PickupRefused(f"the ref has {len(ref)} characters; {MAX_REF} is the most")
-    if deadline_seconds is not None and not 0 < deadline_seconds <= MAX_SECONDS:
-        raise PickupRefused(f"a deadline is above 0 and at most {MAX_SECONDS} seconds (30 days)")
-    if not 0 <= expect_seconds <= MAX_SECONDS:
-        raise PickupRefused("a callback can be expected within at most 30d")
+    _refuse_beyond_bounds(text, ref, deadline_seconds, expect_seconds)
     due_at = now + round(expect_seconds * 1000)
     asked = provider.lookup(text, format or {})
     seconds = provider.deadline_seconds if deadline_seconds is None else deadline_seconds
@@ -111,6 +104,17 @@ def new_pickup(
         created_at=now,
         updated_at=now,
     )
+
+
+def _refuse_beyond_bounds(text: str, ref: str | None, deadline: float | None, expect: float) -> None:
+    if len(text) > MAX_TEXT:
+        raise PickupRefused(f"that is longer than {MAX_TEXT} characters: hand over the URL or the job id")
+    if ref is not None and len(ref) > MAX_REF:
+        raise PickupRefused(f"the ref has {len(ref)} characters; {MAX_REF} is the most")
+    if deadline is not None and not 0 < deadline <= MAX_SECONDS:
+        raise PickupRefused(f"a deadline is above 0 and at most {MAX_SECONDS} seconds (30 days)")
+    if not 0 <= expect <= MAX_SECONDS:
+        raise PickupRefused("a callback can be expected within at most 30d")
 
 
 def new_expectation(source: str, claims: TokenClaims, provider: PullProvider | None, *, now: int) -> Pickup:
@@ -154,27 +158,18 @@ def issue_callback_url(
     A `short` token lasts `SHORT_SECONDS` unless `expires_seconds` says otherwise: what it stands for is kept as long.
     `provider` is the source's where it can be asked. Raises `UsageError`; `ConfigError` when the provider could not call the URL.
     """
-    if short and expires_seconds is None:
-        expires_seconds = SHORT_SECONDS
+    expires_seconds = SHORT_SECONDS if short and expires_seconds is None else expires_seconds
     _refuse_contradictions(source, expires_seconds, expect_seconds, job_secret=job_secret)
     # Refused before a token is made: what is wrong with public_url is wrong with every URL.
     issue_callback_url_without_token(public_url, source)
-    said: dict[str, Any] = {
-        "ref": ref,
-        "format": dict(format or {}),
-        "expires_at": None if expires_seconds is None else now + round(expires_seconds * 1000),
-        "job_secret": job_secret,
-        "expect_by": None if expect_seconds is None else now + round(expect_seconds * 1000),
-    }
-    kept = None
-    if short:
-        token, kept = tokens.issue_short(source.name, **said)
-    else:
-        token = tokens.issue(source.name, **said)
-    claims = kept or tokens.read(token)
-    expectation = (
-        new_expectation(source.name, claims, provider, now=now) if claims and claims.expect_by else None
+    said: dict[str, Any] = {"ref": ref, "format": dict(format or {}), "job_secret": job_secret}
+    said["expires_at"], said["expect_by"] = _after(now, expires_seconds), _after(now, expect_seconds)
+    token, kept = (
+        tokens.issue_short(source.name, **said) if short else (tokens.issue(source.name, **said), None)
     )
+    expectation = None
+    if expect_seconds is not None and (claims := kept or tokens.read(token)):
+        expectation = new_expectation(source.name, claims, provider, now=now)
     return IssuedUrl(
         source=source.name,
         url=_url(public_url, source, token),
@@ -184,6 +179,10 @@ def issue_callback_url(
         claims=kept,
         expectation=expectation,
     )
+
+
+def _after(now: int, seconds: float | None) -> int | None:
+    return None if seconds is None else now + round(seconds * 1000)
 
 
 def issue_callback_url_without_token(public_url: str | None, source: SourceSettings) -> IssuedUrl:
