@@ -26,9 +26,9 @@ from receiver.core.event import EVENT_TYPES
 from receiver.core.findings import Code, Finding, install
 from receiver.core.projection import PLACES, may_be_there
 from receiver.core.routing import Route
+from receiver.core.submission import checked_api
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
-from receiver.engine.submissions import checked_api
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address

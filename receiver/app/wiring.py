@@ -23,14 +23,14 @@ from receiver.core.errors import ConfigError
 from receiver.core.findings import install
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Router
-from receiver.core.submission import ProviderApi
+from receiver.core.submission import ProviderApi, checked_api
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.recorder import Recorder
 from receiver.engine.relay import DeliveryTerms, Relay
-from receiver.engine.submissions import Submissions, SubmitSource, checked_api
+from receiver.engine.submissions import Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.watcher import Watched, Watcher
 from receiver.outbound.destinations import Destination, kind_of

@@ -11,8 +11,10 @@ from urllib.parse import unquote_plus
 
 from msgspec import Struct
 
+from receiver.core import callback_urls
 from receiver.core.callback import TokenClaims
-from receiver.core.errors import SubmissionRefused
+from receiver.core.errors import ConfigError, SubmissionRefused
+from receiver.core.tokens import SHORT_CHARS
 from receiver.core.work import Pickup
 
 Kind = Literal["submit", "upload", "read", "cancel"]
@@ -95,6 +97,32 @@ class ProviderApi:
                     return rule, names
         shown = path[:100] if path.isascii() and path.isprintable() else "this path"
         raise SubmissionRefused(404, f"{method[:20]} {shown} is not passed on")
+
+    def callback_url(self, public_url: str | None, source: str, token: str) -> str:
+        """Return the URL for a job's callback. Raises `ConfigError` when the provider could not call it."""
+        url = callback_urls.callback_url(
+            public_url, source, https_only=self.https_only, token=token, basic=self.basic
+        )
+        if len(url) > self.max_url:
+            raise ConfigError(
+                f"public_url: {source} takes callback URLs of {self.max_url} characters at most"
+            )
+        return url
+
+
+def checked_api(public_url: str | None, url: str | None, source: str, api: ProviderApi | None) -> ProviderApi:
+    """Return what applications may call of a source. Raises `ConfigError` when nothing could be submitted to it."""
+    if api is None:
+        raise ConfigError("receiver does not know what may be passed on to this provider: leave submit out")
+    if not api.headers:
+        raise ConfigError(f"submissions need the provider's key: set sources.{source}.api_key")
+    if url is None and any(rule.rewrite for rule in api.rules):
+        raise ConfigError(
+            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
+        )
+    if any(rule.kind == "submit" and not rule.fetch for rule in api.rules):
+        api.callback_url(public_url, source, "a" * SHORT_CHARS)
+    return api
 
 
 def _matched(pattern: str, path: str) -> Mapping[str, str] | None:
@@ -229,7 +257,8 @@ class NewSubmission(Struct, frozen=True, kw_only=True):
 
     submission: Submission
     claims: TokenClaims | None
-    expectation: Pickup
+    expectation: Pickup | None
+    """None where the callback is the caller's own."""
     repeats_since: int
     """An identical submission since then whose answer was lost stands for this one."""
     remembered_since: int
@@ -245,7 +274,7 @@ class SubmissionEnd(Struct, frozen=True, kw_only=True):
     status: int | None = None
     job_id: str | None = None
     answer: bytes | None = None
-    expectation: tuple[str, str]
+    expectation: tuple[str, str] | None
     """Source and key of its pickup: it learns of the job, or goes where there is none."""
     pickup: Pickup | None = None
     """The fetching of the result, in place of the expectation."""

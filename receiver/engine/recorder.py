@@ -143,7 +143,10 @@ class Recorder:
 
         The callback may be faster than the answer that tells the job's id: while a submission is under way, it is waited for.
         """
+        under_way = SubmissionFilter(source=source, state=SubmissionState.OPEN, limit=1)
         for _ in range(_JOIN_LOOKS if draft.job_id else 0):
+            # Asked first: a submission that ends between the two questions is found by the second.
+            may_be = await self._store.submissions(under_way)
             found = await self._store.pickups(PickupFilter(source=source, job_id=draft.job_id, limit=10))
             for expected in found:
                 if expected.kind is PickupKind.EXPECTED:
@@ -152,8 +155,7 @@ class Recorder:
                     return replace(draft, ref=ref), Answered(
                         key=expected.key, final=final, job_id=draft.job_id
                     )
-            under_way = SubmissionFilter(source=source, state=SubmissionState.OPEN, limit=1)
-            if not await self._store.submissions(under_way):
+            if not may_be:
                 break
             await asyncio.sleep(_JOIN_SECONDS)
         return draft, None

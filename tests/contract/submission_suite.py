@@ -49,6 +49,7 @@ def new(token: int, *, fingerprint: str | None = "f", at: int = T0, **fields: An
 
 
 def end(made: NewSubmission, state: SubmissionState | None, job: str | None = None) -> SubmissionEnd:
+    assert made.expectation is not None
     return SubmissionEnd(
         id=made.submission.id,
         state=state,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from receiver.core.submission import Rule
-from receiver.engine.injection import into_query
+from receiver.engine.submissions.injection import into_query
 
 RULE = Rule(method="POST", path="/v1/listen", kind="submit", own=("callback",))
 

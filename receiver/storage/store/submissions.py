@@ -43,7 +43,8 @@ def _begin(session: Session, new: NewSubmission) -> Submission | None:
         return _with_key(session, new)
     if new.claims is not None:
         tokens.add(session, [new.claims])
-    pickups.add(session, [new.expectation])
+    if new.expectation is not None:
+        pickups.add(session, [new.expectation])
     return None
 
 
@@ -100,7 +101,6 @@ def end(session: Session, requests: Sequence[SubmissionEnd]) -> list[None]:
 
 
 def _end(session: Session, ended: SubmissionEnd) -> None:
-    source, key = ended.expectation
     if ended.state is None:
         session.run("drop_submission", {"id": ended.id})
     else:
@@ -113,10 +113,12 @@ def _end(session: Session, ended: SubmissionEnd) -> None:
             "now": ended.now,
         }
         session.run("end_submission", params)
-    if ended.state in (None, SubmissionState.REFUSED) or ended.pickup is not None:
-        session.run("drop_expectation", {"source": source, "key": key})
-    elif ended.job_id is not None:
-        resolve(session, [(source, Answered(key=key, final=False, job_id=ended.job_id), "", ended.now)])
+    if ended.expectation is not None:
+        source, key = ended.expectation
+        if ended.state in (None, SubmissionState.REFUSED) or ended.pickup is not None:
+            session.run("drop_expectation", {"source": source, "key": key})
+        elif ended.job_id is not None:
+            resolve(session, [(source, Answered(key=key, final=False, job_id=ended.job_id), "", ended.now)])
     if ended.pickup is not None:
         pickups.add(session, [ended.pickup])
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from receiver.core.callback import Body
 from receiver.core.errors import BodyCutOff, BodyTooSlow
-from receiver.engine.injection import read_piece
+from receiver.engine.submissions.injection import read_piece
 from receiver.system.files import Receive, too_large
 
 _PIECE = 256 * 1024

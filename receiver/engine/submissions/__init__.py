@@ -1,0 +1,190 @@
+"""Submissions: passes an application's calls on to a provider's API, with receiver's callback in those that make a job.
+
+The order is the promise. What receiver needs for the job's event (row, token, expectation) is committed before a byte is sent,
+what the provider answers is committed before the caller has it. Once the provider may have a job and its answer did not come
+whole, the caller is answered 424: no provider's program repeats that, and the event comes by the callback all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+
+from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
+from receiver.core.observe import Observers, SubmissionReport
+from receiver.core.submission import MAX_QUERY, SubmissionFilter, SubmissionState
+from receiver.core.tokens import CallbackTokens
+from receiver.engine.requests import MAX_REF
+from receiver.engine.submissions.allowances import DAY_MS, Applications
+from receiver.engine.submissions.answers import Answers
+from receiver.engine.submissions.bodies import Stream
+from receiver.engine.submissions.call import Answer, Call, Passing, SubmitSource, refusal
+from receiver.engine.submissions.exchange import exchange
+from receiver.engine.submissions.repeats import Repeated, Repeats, fingerprint_of, remembered
+from receiver.engine.submissions.requests import Requests
+from receiver.settings.model import SubmitSettings
+from receiver.storage.store.store import Store
+from receiver.system.files import BodyBuffer
+
+__all__ = ["Answer", "Call", "Submissions", "SubmitSource"]
+OPEN_SECONDS = 3600
+"""After so long no submission is under way any more: its process has ended."""
+_SWEEP_SECONDS = 60.0
+
+
+class Submissions:
+    """All applications' calls of one process."""
+
+    def __init__(
+        self,
+        *,
+        settings: SubmitSettings,
+        sources: Mapping[str, SubmitSource],
+        public_url: str | None,
+        store: Store,
+        tokens: CallbackTokens,
+        bodies: BodyBuffer,
+        observer: Observers,
+        clock: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self.sources = sources
+        self._store, self._observer, self._clock = store, observer, clock
+        self.applications = Applications(settings.tokens)
+        self._requests = Requests(settings, public_url, tokens, bodies, clock)
+        self._repeats = Repeats(settings, store, clock)
+        self._answers = Answers(settings, store, observer, clock)
+        self._under_way = 0
+        self._sweeping: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------ its life
+
+    async def open(self) -> None:
+        """Make ready to send, and begin to give up what ended processes left."""
+        for source in self.sources.values():
+            await source.upstream.open()
+        self._sweeping = asyncio.create_task(self._sweep_forever()) if self.sources else None
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        for source in self.sources.values():
+            await source.upstream.close()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await self.sweep()
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Forget answers whose time is up; give up submissions whose process has ended. Raises `StoreUnavailable`."""
+        now = self._clock()
+        remember_ms = round(self.settings.remember_seconds * 1000)
+        ended = await self._store.sweep_submissions(
+            open_before=now - OPEN_SECONDS * 1000, answers_before=now - remember_ms
+        )
+        for submission_id in ended:
+            self._observer.note("warning", "submit.abandoned", submission_id=submission_id)
+
+    # ------------------------------------------------------------ one call
+
+    @contextlib.asynccontextmanager
+    async def passing(self, call: Call) -> AsyncGenerator[Answer]:
+        """Yield the answer to a call. Whoever sends it sets `delivered`; what belongs to it ends with the block."""
+        began, report = time.perf_counter(), SubmissionReport()
+        passing: Passing | None = None
+        async with AsyncExitStack() as stack:
+            try:
+                passing = self._admitted(call, report, stack)
+                answer = await self._answer(passing)
+            except Exception as error:
+                if not isinstance(error, ReceiverError | OSError | MemoryError):
+                    self._observer.note("error", "submit.bug", error=type(error).__name__)
+                answer = refusal(error, report, passing)
+            report.status = answer.status
+            try:
+                yield answer
+            finally:
+                if passing is not None and passing.submission is not None and answer.delivered:
+                    with contextlib.suppress(StoreUnavailable):
+                        await self._store.deliver_submission(passing.submission.id)
+                report.seconds = time.perf_counter() - began
+                self._observer.submission(report)
+
+    def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
+        """Return a call that may be passed on, by all that is known before its body. Raises `SubmissionRefused`."""
+        source = self.sources.get(call.source)
+        if source is None:
+            raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")
+        report.source = call.source
+        rule, names = source.api.find(call.method, call.path)
+        report.request = f"{rule.method} {rule.path}"
+        if len(call.query) > MAX_QUERY or any(name.startswith("sec-websocket") for name, _ in call.headers):
+            raise SubmissionRefused(404, "this is not passed on")
+        allowance = self.applications.prove(call.headers, source.api)
+        report.application, report.ref = allowance.application, call.ref
+        if self._under_way >= self.settings.at_once:
+            raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
+        allowance.check(call.source, rule.kind, self._clock())
+        if call.ref is not None and len(call.ref) > MAX_REF:
+            raise SubmissionRefused(422, f"the ref has {len(call.ref)} characters; {MAX_REF} is the most")
+        stack.enter_context(self._counted())
+        stack.enter_context(allowance.under_way())
+        return Passing(call, source, rule, names, allowance, report, stack)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    async def _answer(self, passing: Passing) -> Answer:
+        if passing.rule.kind != "submit":
+            return await self._pass_on(passing)
+        since = self._clock() // DAY_MS * DAY_MS
+        jobs = await self._store.jobs_since(passing.allowance.application, since)
+        passing.allowance.check_jobs(jobs, self._clock())
+        return await self._submit(passing)
+
+    async def _pass_on(self, passing: Passing) -> Answer:
+        """Pass on what makes no job: an upload, or a question about a job of the same application."""
+        job = passing.names.get("job")
+        if job is not None:
+            wanted = SubmissionFilter(
+                application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
+            )
+            if not await self._store.submissions(wanted):
+                raise SubmissionRefused(404, "no job of this application has this id")
+        body = await self._requests.stream(passing, self._repeats.ended)
+        reply = await exchange(passing, passing.call.query, body, self.settings)
+        return self._answers.passed_back(passing, reply)
+
+    async def _submit(self, passing: Passing) -> Answer:
+        """Pass on what makes a job: written first, sent once, and what the answer tells written before it goes back."""
+        request = await self._requests.made(passing, self._repeats.ended)
+        earlier = await self._repeats.begin(passing, request.claims, request.fingerprint)
+        if earlier is not None:
+            if isinstance(request.body, Stream):  # it has the same key: is it the same?
+                digest = await request.body.drain(self.settings.idle_seconds)
+                request.fingerprint = fingerprint_of(passing, digest)
+            if earlier.fingerprint != request.fingerprint:
+                raise SubmissionRefused(422, "this Idempotency-Key came with another request")
+            return remembered(passing, earlier)
+        try:
+            reply = await exchange(passing, request.query, request.body, self.settings)
+        except Repeated as repeated:
+            await self._answers.end(passing, None)
+            return remembered(passing, repeated.earlier)
+        except BaseException:
+            state = SubmissionState.UNKNOWN if passing.began else None
+            await self._answers.end(passing, state, status=424)
+            raise
+        return await self._answers.learned(passing, reply)

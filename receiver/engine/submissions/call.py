@@ -1,0 +1,125 @@
+"""One call of an application's, as it goes through: what came, what it may do, what became of it, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import msgspec
+
+from receiver.core.callback import Body
+from receiver.core.errors import JournalUnavailable, SenderError, StoreUnavailable, SubmissionRefused
+from receiver.core.observe import SubmissionReport
+from receiver.core.submission import ProviderApi, Rule, Submission, headers_back
+from receiver.core.work import Pickup
+from receiver.engine.submissions.allowances import Allowance
+from receiver.outbound.upstream import Upstream
+from receiver.providers import PullProvider
+from receiver.settings.model import SourceSettings
+from receiver.system.files import Receive
+
+UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """An application's call, its body unread."""
+
+    source: str
+    method: str
+    path: str
+    """What follows the source, with its slash."""
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    ref: str | None
+    receive: Receive
+
+    def header(self, name: str) -> str:
+        """Return a header's first value, "" when there is none."""
+        return next((value for key, value in self.headers if key == name), "")
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """What the caller is answered."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: AsyncIterator[bytes]
+    delivered: bool = False
+    """To be set when all of it was sent to a caller who was still there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitSource:
+    """A source that may be submitted to."""
+
+    settings: SourceSettings
+    api: ProviderApi
+    upstream: Upstream
+    pull: PullProvider | None
+
+
+@dataclass(slots=True)
+class Passing:
+    """One call on its way."""
+
+    call: Call
+    source: SubmitSource
+    rule: Rule
+    names: Mapping[str, str]
+    allowance: Allowance
+    report: SubmissionReport
+    stack: AsyncExitStack
+    """What goes with the call."""
+    began: bool = False
+    """The provider may have some of it."""
+    submission: Submission | None = None
+    expectation: Pickup | None = None
+    held: Body | None = None
+    """The body, where all of it was read."""
+
+    def count(self, size: int) -> None:
+        """Count bytes of the caller's body."""
+        self.report.bytes_in += size
+        self.allowance.add_bytes(size)
+
+    def answer(self, status: int, headers: Mapping[str, str], body: AsyncIterator[bytes]) -> Answer:
+        """Return what a provider answered."""
+        lines = headers_back(headers)
+        if self.submission is not None:
+            lines.append(("x-receiver-submission", self.submission.id))
+        return Answer(status=status, headers=lines, body=body)
+
+
+def refusal(error: Exception, report: SubmissionReport, passing: Passing | None) -> Answer:
+    """Return the answer to what went wrong. Whatever the provider may have of the call decides."""
+    headers: list[tuple[str, str]] = []
+    match error:
+        case SubmissionRefused():
+            status, message = error.status, error.message
+            if error.retry_after is not None:
+                headers.append(("retry-after", str(error.retry_after)))
+        case SenderError():
+            status, message = error.status, error.message
+        case StoreUnavailable() | JournalUnavailable() | OSError() | MemoryError():
+            status, message = 503, "nothing was sent: receiver cannot keep the job now; send it again"
+            headers.append(("retry-after", "5"))
+        case _:  # a bug of ours
+            status, message = 503, "an internal error; nothing was sent"
+    if passing is not None and passing.began and status == 503:
+        status, message, headers = 424, UNKNOWN, []
+    report.outcome = {424: "unknown", 503: "not_sent"}.get(status, "refused")
+    report.reason = message
+    payload = {"status": report.outcome, "error": message}
+    if passing is not None and passing.submission is not None:
+        payload["submission"] = passing.submission.id
+    body = msgspec.json.encode(payload)
+    headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
+    return Answer(status=status, headers=headers, body=once(body))
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    """Yield bytes that are here."""
+    yield data
