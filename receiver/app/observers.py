@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -19,7 +20,16 @@ from typing import Any, TextIO
 
 import msgspec
 from msgspec.structs import asdict
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from receiver.core.clock import wall_clock
 from receiver.core.destination import DestinationState, DestinationStatus
@@ -215,6 +225,9 @@ def _console(out: TextIO) -> Callable[[str, str, dict[str, Any]], None]:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 6, 10, 30)
 _Times = partial(Histogram, buckets=_SECONDS)
 _Waits = partial(Histogram, buckets=(*_SECONDS, 60, 300, 3600))
+_Found = partial(Gauge, multiprocess_mode="mostrecent")
+"""What any process finds out when it is asked."""
+_Summed, _Longest = (partial(Gauge, multiprocess_mode=mode) for mode in ("sum", "max"))
 METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Counter, "receiver_callbacks", "source answer", "Callbacks by source and answer."),
     (
@@ -229,20 +242,20 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Counter, "receiver_deliveries", "destination state", "Deliveries that ended, by destination and state."),
     (_Times, "receiver_attempt_seconds", "destination", "How long an attempt took."),
     (_Waits, "receiver_delivery_wait_seconds", "destination", "From recording to the first attempt."),
-    (Gauge, "receiver_due_deliveries", "destination", "Deliveries that are due."),
-    (Gauge, "receiver_oldest_due_age_seconds", "destination", "Age of the oldest due delivery."),
-    (Gauge, "receiver_dead_deliveries", "destination", "Dead letters."),
+    (_Found, "receiver_due_deliveries", "destination", "Deliveries that are due."),
+    (_Found, "receiver_oldest_due_age_seconds", "destination", "Age of the oldest due delivery."),
+    (_Found, "receiver_dead_deliveries", "destination", "Dead letters."),
     (
-        Gauge,
+        _Found,
         "receiver_destination_failures",
         "destination",
         "Failed attempts in a row: what opens the breaker.",
     ),
-    (Gauge, "receiver_destination_held", "destination state", "1 for the state that holds its deliveries."),
+    (_Found, "receiver_destination_held", "destination state", "1 for the state that holds its deliveries."),
     (Counter, "receiver_pickup_attempts", "source outcome", "Attempts of pickups by source and outcome."),
     (Counter, "receiver_pickups", "source state", "Pickups that ended, by source and state."),
-    (Gauge, "receiver_due_pickups", "source", "Pickups that are due."),
-    (Gauge, "receiver_oldest_due_pickup_age_seconds", "source", "Age of the oldest due pickup."),
+    (_Found, "receiver_due_pickups", "source", "Pickups that are due."),
+    (_Found, "receiver_oldest_due_pickup_age_seconds", "source", "Age of the oldest due pickup."),
     (Counter, "receiver_submissions", "source request outcome", "Calls of applications to providers."),
     (Counter, "receiver_submission_bytes", "source", "Body bytes of these calls that were passed on."),
     (
@@ -251,9 +264,9 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
         "source",
         "From the head of such a call to the end of its answer.",
     ),
-    (Gauge, "receiver_journal_depth", "", "Callbacks waiting in the journal."),
-    (Gauge, "receiver_journal_oldest_age_seconds", "", "Age of the oldest callback in the journal."),
-    (Gauge, "receiver_disk_free_bytes", "setting", "Room where the folder of a setting lies."),
+    (_Summed, "receiver_journal_depth", "", "Callbacks waiting in the journal."),
+    (_Longest, "receiver_journal_oldest_age_seconds", "", "Age of the oldest callback in the journal."),
+    (_Found, "receiver_disk_free_bytes", "setting", "Room where the folder of a setting lies."),
     (Counter, "receiver_notes", "level event", "Warnings and errors by their name."),
     (Counter, "receiver_pruned", "class", "What the janitor removed, by class."),
 )
@@ -284,6 +297,19 @@ def _counters(destinations: Iterable[str], sources: Iterable[str]) -> Iterator[t
         yield from (("receiver_deliveries", name, state) for state in ("delivered", "dead"))
 
 
+_SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus-client looks for the folder of metrics that several processes share."""
+
+
+def share_metrics(folder: str, number: int) -> None:
+    """Have this process count in a file of `folder`, so that each process shows the sums of all.
+
+    Its successor, by the same number, counts on where it ended.
+    """
+    os.environ[_SHARED_FOLDER] = folder
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
 class _Series(dict[tuple[str, ...], Any]):
     """The series by metric and label values, each looked up once: prometheus-client's own lookup takes a lock every time."""
 
@@ -305,8 +331,12 @@ class MetricsObserver:
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = self._shown = CollectorRegistry()
+        if _SHARED_FOLDER in os.environ:
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
+        else:
+            ProcessCollector(registry=self.registry)
         self._series = _Series(self.registry)
 
     def callback(self, report: CallbackReport) -> None:
@@ -390,7 +420,7 @@ class MetricsObserver:
             )
             for name in destinations:
                 self._series["receiver_dead_deliveries", name].set(stats.dead.get(name, 0))
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
 
     def _due(self, depth: str, age: str, names: Iterable[str], due: Iterable[Due], now: int) -> None:
         found = {item.name: item for item in due}

@@ -42,6 +42,10 @@ def serve(
     no_intake: Annotated[
         bool, option("--no-intake", help="Take no callbacks; relay, pick up, answer all else.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        option("--processes", help="Serve by so many processes on one port; needs PostgreSQL.", min=1),
+    ] = None,
     ready_file: ReadyFile = None,
 ) -> None:
     """Take callbacks, poll results, relay events. Runs until it is stopped."""
@@ -49,6 +53,9 @@ def serve(
         raise UsageError("--no-work and --no-intake together leave nothing to do")
     settings = _checked(ctx, host, port)
     intake, work = not no_intake, not no_work
+    if processes is not None:
+        _run_several(settings, processes, intake=intake, work=work, ready_file=ready_file)
+        return
     offered = _tell_link if intake and _on_defaults(ctx.obj, settings) else None
     _run(settings, intake=intake, work=work, listen=True, ready_file=ready_file, tell_link=offered)
 
@@ -106,6 +113,24 @@ def _tell_link(link: str) -> None:
     typer.echo(
         f"The console, for a first look (the link works once, within ten minutes, on this machine):\n  {link}"
     )
+
+
+def _run_several(settings: Settings, count: int, *, intake: bool, work: bool, ready_file: str | None) -> None:
+    from receiver.settings.load import postgres_url
+    from receiver.web.server import run
+    from receiver.web.supervisor import supervise
+
+    if postgres_url(settings) is None:
+        raise UsageError(
+            "--processes needs PostgreSQL (store.url): an SQLite file has one writer at a time, so one process is faster"
+        )
+
+    def serve(settings: Settings, tell_ready: Callable[[], None]) -> None:
+        run(settings, intake=intake, work=work, listen=True, ready_file=None, tell_ready=tell_ready)
+
+    status = supervise(settings, count, serve, ready_file=ready_file)
+    if status:
+        raise typer.Exit(status)
 
 
 def _run(

@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -49,26 +49,32 @@ def run(
     listen: bool,
     ready_file: str | None,
     tell_link: Callable[[str], None] | None = None,
+    tell_ready: Callable[[], None] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then stop within `server.stop_seconds`.
 
-    `tell_link` is called, once it listens, with a link that logs in to the console once; None offers none.
+    `tell_link` is called, once it listens, with a link that logs in to the console once; None offers none. `tell_ready` is
+    called then as well; it is given to processes that share their ports.
 
     Raises `ReceiverError` when the port is not free, `ConfigError` and `Unavailable` when a part cannot be opened.
     """
     _raise_descriptors()
-    server = settings.server
-    sockets = bind(server.host, server.port) if listen else []
+    sockets = bind_all(settings, shared=tell_ready is not None) if listen else []
     try:
-        if sockets and settings.submit.listen:
-            host, _, port = settings.submit.listen.rpartition(":")
-            sockets += bind(host.strip("[]"), int(port))
         if sockets:
-            bound = server.model_copy(update={"port": sockets[0].getsockname()[1]})
+            bound = settings.server.model_copy(update={"port": sockets[0].getsockname()[1]})
             settings = settings.model_copy(update={"server": bound})
         receiver = build(settings)
         asyncio.run(
-            _run(receiver, sockets, intake=intake, work=work, ready_file=ready_file, tell_link=tell_link)
+            _run(
+                receiver,
+                sockets,
+                intake=intake,
+                work=work,
+                ready_file=ready_file,
+                tell_link=tell_link,
+                tell_ready=tell_ready,
+            )
         )
     finally:
         for sock in sockets:
@@ -96,8 +102,20 @@ def _connections(setting: int | None) -> int:
     return min(setting or DEFAULT_CONNECTIONS, room)
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to every address of `host`, not yet listening. Raises `ReceiverError` with what to do."""
+def bind_all(settings: Settings, *, shared: bool) -> list[socket.socket]:
+    """Return the sockets of the server, and those of `submit.listen`. Raises `ReceiverError`."""
+    sockets = bind(settings.server.host, settings.server.port, shared=shared)
+    if settings.submit.listen:
+        host, _, port = settings.submit.listen.rpartition(":")
+        sockets += bind(host.strip("[]"), int(port), shared=shared)
+    return sockets
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
+    """Return sockets bound to every address of `host`, not yet listening; `shared` with others that are bound so.
+
+    Raises `ReceiverError` with what to do.
+    """
     sockets: list[socket.socket] = []
     try:
         addresses = socket.getaddrinfo(
@@ -107,6 +125,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
             sock = socket.socket(family, kind, proto)
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
@@ -158,6 +178,7 @@ async def _run(
     work: bool,
     ready_file: str | None,
     tell_link: Callable[[str], None] | None,
+    tell_ready: Callable[[], None] | None,
 ) -> None:
     stop = _Stop()
     sessions = sessions_of(receiver.settings)
@@ -165,13 +186,15 @@ async def _run(
     _listen_to_signals(stop)
     _calm_collector()
     _forward_logging(receiver.observer)
-    console = bool(sockets) and sessions.on
-    with _ready_signal(receiver, listening=bool(sockets), console=console, path=ready_file) as signalled:
+    told = whereabouts(receiver.settings, console=sessions.on) if sockets else {}
+    with _ready_signal(receiver, told, ready_file) as signalled:
 
         def ready() -> None:
             signalled()
             if tell_link and link:
-                tell_link(f"{_address(receiver)}/console/login?once={link}")
+                tell_link(f"{told['url']}/console/login?once={link}")
+            if tell_ready:
+                tell_ready()
 
         async with open_receiver(receiver, intake=intake, work=work):
             if sockets:
@@ -313,29 +336,21 @@ async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -
         hurry.cancel()
 
 
-def _address(receiver: Receiver) -> str:
-    """Return where this process listens, as the base of a URL."""
-    server = receiver.settings.server
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"http://{host}:{server.port}"
+def whereabouts(settings: Settings, *, console: bool) -> dict[str, Any]:
+    """Return where it listens, for the ready file and the log; where the console is, if anybody can log in there."""
+    host, port = settings.server.host, settings.server.port
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return {"host": host, "port": port, "url": url} | ({"console": f"{url}/console/"} if console else {})
 
 
 @contextlib.contextmanager
-def _ready_signal(
-    receiver: Receiver, *, listening: bool, console: bool, path: str | None
-) -> Iterator[Callable[[], None]]:
+def _ready_signal(receiver: Receiver, told: dict[str, Any], path: str | None) -> Iterator[Callable[[], None]]:
     """Yield a function that reports readiness: the log line `receiver.ready`, and the ready file until the process ends."""
-    server = receiver.settings.server
-    place: dict[str, Any] = {}
-    if listening:
-        place = {"host": server.host, "port": server.port, "url": _address(receiver)}
-    if console:
-        place["console"] = f"{_address(receiver)}/console/"
 
     def ready() -> None:
         if path:
-            _write_whole(path, json.dumps({"pid": os.getpid(), **place}))
-        receiver.observer.note("info", "receiver.ready", pid=os.getpid(), **place)
+            write_ready_file(path, told)
+        receiver.observer.note("info", "receiver.ready", pid=os.getpid(), **told)
 
     try:
         yield ready
@@ -345,12 +360,12 @@ def _ready_signal(
                 os.unlink(path)
 
 
-def _write_whole(path: str, text: str) -> None:
-    """Write a file that appears whole or not at all. Raises `ReceiverError`."""
+def write_ready_file(path: str, told: Mapping[str, Any]) -> None:
+    """Write the ready file, which appears whole or not at all. Raises `ReceiverError`."""
     fresh = f"{path}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with open(fresh, "x", encoding="utf-8") as file:  # never through a link that somebody laid there
-            file.write(text + "\n")
+            file.write(json.dumps({"pid": os.getpid(), **told}) + "\n")
         os.replace(fresh, path)
     except OSError as error:
         raise ReceiverError(f"the ready file {path} cannot be written: {error.strerror}") from None

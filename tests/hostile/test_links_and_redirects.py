@@ -28,12 +28,12 @@ def test_the_lock_of_the_journal_is_not_opened_through_a_link(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["ready.json"])
 def test_the_ready_file_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
-    from receiver.web.server import _write_whole
+    from receiver.web.server import write_ready_file
 
     victim = tmp_path / "victim"
     victim.write_text("private")
     (tmp_path / f"{name}.{os.getpid()}").symlink_to(victim)
-    _write_whole(str(tmp_path / name), "{}")
+    write_ready_file(str(tmp_path / name), {})
     assert victim.read_text() == "private"
 
 
