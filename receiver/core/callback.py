@@ -120,6 +120,8 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
 
     def without_secrets(self, names: Collection[str]) -> Head:
         """Return the head without its URL and without these fields of its query: what may be kept."""
+        if not self.query:
+            return replace(self, url="") if self.url else self
         fields = [
             field for field in self.query.split("&") if unquote_plus(field.partition("=")[0]) not in names
         ]
@@ -191,6 +193,8 @@ class Admission(Struct, frozen=True, kw_only=True):
     body_limit: int
     held: bool = True
     """The head alone proves the callback. False: it may be anybody's until its body is verified."""
+    read: Any = None
+    """What the adapter read of the head and `verify` needs again."""
 
 
 class VerifiedCallback(Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.custom.meaning import Reading, Understood
 from receiver.providers.custom.proof import Proof, Trust
-from receiver.providers.custom.request import Reference, Request
+from receiver.providers.custom.request import Request
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
 
@@ -70,7 +70,13 @@ class CustomProvider(Adapter):
         self.trust = Trust(self.source, self._proof_secrets, _key_sets(options.proof))
         self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]  # the class says it for built-in providers, settings for this one
         self.groups = _groups(options.proof)
-        self.secret_headers = frozenset(r.name for r in self._secret_places() if r.kind == "header")
+        places = [place for proof in options.proof for place in proof.references]
+        self.secret_headers = frozenset(place.name for place in places if place.kind == "header")
+        self._secret_fields = frozenset(place.name for place in places if place.kind == "query")
+        self._needs_body = any(proof.needs_body for proof in options.proof)
+        self._token_required = options.token_required
+        large = options.body == "multipart" or any(r.from_ == "body" for r in options.result.values())
+        self._body_limit = settings.max_audio_bytes if large else settings.max_json_bytes
         self._reading = Reading(settings, options)
         self._collecting = Collecting(settings, options, self._reading, self._api_key)
         self.watch_seconds = options.watch.every if options.watch and self._api_key else None
@@ -86,10 +92,6 @@ class CustomProvider(Adapter):
             self._api_key,
             self._api_key.partition(":")[2],
         )
-
-    def _secret_places(self) -> Iterator[Reference]:
-        for proof in self._options.proof:
-            yield from proof.references
 
     @property
     def deadline_seconds(self) -> float:
@@ -144,7 +146,7 @@ class CustomProvider(Adapter):
 
     def admit(self, head: Head) -> Admission:
         """Check the token and what the head shows of each proof. Raises `CallbackRejected`, `WrongSource`, `KeysNeeded`."""
-        claims = self._claims(head, required=self._options.token_required)
+        claims = self._claims(head, required=self._token_required)
         request = Request(head, None, self._options.body)
         held = True
         for group in self.groups:
@@ -154,32 +156,24 @@ class CustomProvider(Adapter):
             head=head,
             claims=claims,
             proofs=frozenset(("token",)) if claims else frozenset[str](),
-            body_limit=self._body_limit(),
+            body_limit=self._body_limit,
             held=held and (bool(self.groups) or claims is not None),
+            read=request,
         )
-
-    def _body_limit(self) -> int:
-        settings = self._settings
-        large = any(result.from_ == "body" for result in self._options.result.values())
-        large = large or self._options.body == "multipart"
-        return settings.max_audio_bytes if large else settings.max_json_bytes
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Check what the head alone could not decide. Raises `CallbackRejected`, `KeysNeeded`."""
-        head, options = admission.head, self._options
-        request = Request(head, None, options.body)
-        if any(proof.needs_body for group in self.groups for proof in group):
+        head, request = admission.head, admission.read
+        if self._needs_body:
             request.body = body.load()
         proofs = {
             _try_each(group, lambda proof: proof.check(request, self.trust)).name for group in self.groups
         }
-        if (
-            options.body == "query"
-        ):  # the query is what came: what is kept, and what tells two callbacks apart
+        if self._options.body == "query":
+            # The query is what came: what is kept, and what tells two callbacks apart.
             body = MemoryBody(self._reading.query(request))
-        query = {place.name for place in self._secret_places() if place.kind == "query"}
         return VerifiedCallback(
-            head=head.without_secrets(query),
+            head=head.without_secrets(self._secret_fields),
             claims=admission.claims,
             proofs=admission.proofs | proofs,
             body=body,
@@ -188,7 +182,7 @@ class CustomProvider(Adapter):
     def examine(self, head: Head, body: Body) -> Iterator[Verdict]:
         """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
         request = Request(head, body.load(), self._options.body)
-        if self._options.token_required or head.token:
+        if self._token_required or head.token:
             try:
                 self._claims(head, required=True)
             except CallbackRejected as error:

@@ -37,6 +37,8 @@ class Request:
 
     def __init__(self, head: Head, body: bytes | None, kind: BodyKind) -> None:
         self.head, self.body, self.kind = head, body, kind
+        self.signatures: dict[int, Any] = {}
+        """What a proof, by its `id`, read of its signature, so that it is read once."""
 
     @cached_property
     def query(self) -> Mapping[str, list[str]]:

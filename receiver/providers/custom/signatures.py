@@ -192,14 +192,14 @@ class SignedProof(Proof, ABC):
         if not self.needs_body:
             self.check(request, trust)
         elif not self._in_body:
-            _, elements = self._signatures(request, trust)
             if self.timestamp is None or not self.timestamp.from_.in_body:
-                self._stamp(request, elements, trust)
+                self._read(request, trust)
+            else:
+                self._signatures(request, trust)
 
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the signature over the message."""
-        signatures, elements = self._signatures(request, trust)
-        stamp = self._stamp(request, elements, trust)
+        signatures, elements, stamp = self._read(request, trust)
         for url in _spellings(request.head.url) if self.url_ports == "any" else (None,):
             message = self.message.fill(request, timestamp=stamp, elements=elements, url=url)
             if self._fits(signatures, message, request, trust):
@@ -208,9 +208,19 @@ class SignedProof(Proof, ABC):
 
     def signed(self, request: Request, trust: Trust) -> bytes | None:
         """Return the message of this request."""
-        _, elements = self._signatures(request, trust)
-        stamp = self._stamp(request, elements, trust)
+        _, elements, stamp = self._read(request, trust)
         return self.message.fill(request, timestamp=stamp, elements=elements)
+
+    def _read(
+        self, request: Request, trust: Trust
+    ) -> tuple[list[bytes], Mapping[str, list[str]], str | None]:
+        """Return the decoded signatures, all entries of their list by name, and the time as it came."""
+        read = request.signatures.get(id(self))
+        if read is None:
+            signatures, elements = self._signatures(request, trust)
+            read = (signatures, elements, self._stamp(request, elements, trust))
+            request.signatures[id(self)] = read
+        return read
 
     def _signatures(self, request: Request, trust: Trust) -> tuple[list[bytes], Mapping[str, list[str]]]:
         """Return the decoded signatures, and all entries of their list by name."""
