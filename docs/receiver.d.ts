@@ -84,9 +84,19 @@ export type DestinationStatus = "active" | "disabled" | "failing" | "paused";
 
 export type Stats = { due_deliveries: Record<string, number>; dead_deliveries: Record<string, number>; due_pickups: Record<string, number>; journal: number; oldest_journaled_seconds: number };
 
-export type NewReplay = { ids?: Array<string> | null; to?: string | null; destination?: string | null; state?: "dead" | "delivered" | null; source?: string | null; type?: string | null; since?: string | null; until?: string | null; dry_run?: boolean };
+export type NewReplay = { ids?: Array<string> | null; to?: string | null; destination?: string | null; state?: "dead" | "delivered" | null; source?: string | null; type?: string | null; since?: string | null; until?: string | null; rate?: number | null; dry_run?: boolean };
 
-export type Replayed = { found: number; replayed: number; added: number; left_alone: number; dry_run: boolean };
+export type Replayed = { found: number; replayed?: number; added?: number; left_alone: number; dry_run: boolean; operation?: OperationShown | null };
+
+export type OperationShown = { id: string; kind: BulkKind; state: BulkState; selection: SelectionShown; rate: number | null; total: number; done: number; changed: number; requested_by: string; created_at: string; updated_at: string };
+
+export type BulkKind = "backfill" | "replay";
+
+export type BulkState = "done" | "planned" | "running" | "stopped";
+
+export type SelectionShown = { destination: string | null; state: DeliveryState | null; source: string | null; type: string | null; since: string | null; until: string | null };
+
+export type PageOperationShown = { items: Array<OperationShown>; next: string | null };
 
 export type NewErasure = { ref?: string | null; job_id?: string | null; event_id?: string | null; source?: string | null; dry_run?: boolean };
 

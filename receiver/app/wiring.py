@@ -25,6 +25,7 @@ from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Router
 from receiver.core.submission import ProviderApi, checked_api
 from receiver.core.tokens import CallbackTokens, ObjectLinks
+from receiver.engine.bulk import BulkWorker
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
@@ -103,6 +104,7 @@ class Receiver:
     takeover: Takeover
     janitor: Janitor
     watcher: Watcher
+    bulk: BulkWorker
     submissions: Submissions
     observer: Observers
     metrics: MetricsObserver
@@ -225,6 +227,7 @@ class _Parts:
             takeover=Takeover(store, self.observer, self.clock, relay.wake, collector.wake),
             janitor=Janitor(store, self.ports.blobs, self.settings.retention.kept, self.observer, self.clock),
             watcher=self._watcher(relay),
+            bulk=BulkWorker(store, self.router, wake=relay.wake, observer=self.observer, clock=self.clock),
             submissions=self._submissions(),
             observer=self.observer,
             metrics=metrics,
@@ -436,10 +439,12 @@ async def _start_work(receiver: Receiver) -> None:
     receiver.collector.start()
     receiver.janitor.start()
     receiver.watcher.start()
+    receiver.bulk.start()
 
 
 async def _stop_work(receiver: Receiver) -> None:
     grace = receiver.settings.server.stop_seconds
+    await receiver.bulk.stop()
     await receiver.watcher.stop()
     await receiver.janitor.stop()
     await receiver.takeover.stop()

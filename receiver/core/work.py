@@ -269,7 +269,7 @@ class PickupAttempt(Struct, frozen=True, kw_only=True):
 
 
 class DeliveryFilter(Struct, frozen=True, kw_only=True):
-    """Which deliveries to list, newest first; `after` is the last id of the page before."""
+    """Which deliveries to list, those made last first; `after` is the last id of the page before."""
 
     destination: str | None = None
     state: DeliveryState | None = None
@@ -282,6 +282,9 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Only of this source's events."""
     event_types: tuple[str, ...] | None = None
     """Of an event of one of these types; None for all."""
+    ended_before: int | None = None
+    """Only those that ended before this time, and have not begun anew since."""
+    oldest_first: bool = False
     after: str | None = None
     limit: int = 50
 

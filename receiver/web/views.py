@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from receiver.core.bulk import BulkKind, BulkOperation, BulkState
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
@@ -237,16 +238,52 @@ class DestinationShown(Struct, frozen=True, kw_only=True):
     health: DestinationHealth
 
 
+class SelectionShown(Struct, frozen=True, kw_only=True):
+    """What an operation is about."""
+
+    destination: str | None
+    state: DeliveryState | None
+    source: str | None
+    type: str | None
+    since: Time | None
+    until: Time | None
+
+
+class OperationShown(Struct, frozen=True, kw_only=True):
+    """Something that is done to many rows, by whichever process works, and goes on after a restart."""
+
+    id: str
+    kind: BulkKind
+    state: BulkState
+    selection: SelectionShown
+    rate: int | None
+    """Rows in a second, at most."""
+    total: int
+    """Rows that fitted when they were counted; 100,000 stands for that many or more."""
+    done: int
+    """Rows that were gone through."""
+    changed: int
+    """Rows of these that were changed; the others had changed meanwhile by themselves."""
+    requested_by: str
+    """The name of the token that it was asked with, or `command line`."""
+    created_at: Time
+    """When it was counted: what came, or ended, later is not touched."""
+    updated_at: Time
+
+
 class Replayed(Struct, frozen=True, kw_only=True):
-    """What a replay did, or would do."""
+    """What a replay did, would do, or began to do."""
 
     found: int
     """Deliveries that fit and have ended, and those that are to be made."""
-    replayed: int
-    added: int
+    replayed: int = 0
+    """Done by now; an operation tells itself how far it has come."""
+    added: int = 0
     left_alone: int
     """Deliveries that fit and are under way."""
     dry_run: bool
+    operation: OperationShown | None = None
+    """What replays by filter; null for ids, and where nothing fits."""
 
 
 class ErasureShown(Struct, frozen=True, kw_only=True):
@@ -352,6 +389,7 @@ _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Rejection: RejectionShown,
     Callback: CallbackShown,
     Step: StepShown,
+    BulkOperation: OperationShown,
     Pickup: PickupShown,
     Submission: SubmissionShown,
     PickupAttempt: PickupAttemptShown,
@@ -419,6 +457,18 @@ def _field(thing: Any, name: str) -> Any:
     return time_of(value) if name == "at" or name.endswith(("_at", "_since")) else value
 
 
+def _selection(operation: BulkOperation) -> SelectionShown:
+    chosen = operation.selection
+    return SelectionShown(
+        destination=chosen.destination,
+        state=chosen.state,
+        source=chosen.source,
+        type=chosen.type,
+        since=time_of(chosen.since),
+        until=time_of(chosen.until),
+    )
+
+
 def _host(url: str | None) -> str | None:
     try:
         return urlsplit(url).hostname if url else None
@@ -430,6 +480,7 @@ _MADE: Mapping[str, Callable[[Any], Any]] = {
     "data": lambda event: Raw(event.data),
     "answer": lambda attempt: attempt.response.decode("utf-8", "replace"),
     "host": lambda pickup: _host(pickup.target),
+    "selection": _selection,
     "held_until": lambda state: time_of(state.held_until or None),
 }
 """The fields that no attribute holds."""

@@ -36,7 +36,7 @@ class ListingSuite:
             (events._BY_TIME, "type || '' = 'speech.failed'", 8),
             (events._BACK, "e.type || '' = 'speech.failed'", 9),
             (events._ONWARD, "e.source || '' = 'a'", 9),
-            (queue._LISTING, "d.destination || '' = 'app'", 9),
+            (queue._BACK, "d.destination || '' = 'app'", 9),
         ],
     )
     async def test_short_pages_lead_to_all_that_is_there(

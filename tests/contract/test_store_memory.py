@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from receiver.storage.store.store import Store
+from tests.contract.bulk_suite import BulkSuite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
 from tests.contract.store_suite import StoreSuite
@@ -23,6 +24,10 @@ async def store() -> AsyncIterator[Store]:
 
 class TestMemoryStore(StoreSuite):
     """The suite, over dictionaries."""
+
+
+class TestMemoryBulk(BulkSuite):
+    """The suite of operations on many rows."""
 
 
 class TestMemoryPickups(PickupSuite):

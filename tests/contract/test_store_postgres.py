@@ -19,6 +19,7 @@ from receiver.core.work import DeliveryFilter
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
+from tests.contract.bulk_suite import BulkSuite
 from tests.contract.listing_suite import ListingSuite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
@@ -115,6 +116,10 @@ async def test_positions_go_on_above_those_of_a_database_that_was_copied(url: st
     await store.record(second)
     ids = [one.event.id for one in await store.search(EventSearch(newest_first=True))]
     assert ids == [second.event.id, first.event.id]
+
+
+class TestPostgresBulk(BulkSuite):
+    """The suite of operations on many rows."""
 
 
 class TestPostgresPickups(PickupSuite):

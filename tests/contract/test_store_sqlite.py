@@ -24,6 +24,7 @@ from receiver.storage.store.sqlite import SqliteBackend, SqliteStore
 from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
 from tests.contract import pickup_suite
+from tests.contract.bulk_suite import BulkSuite
 from tests.contract.listing_suite import ListingSuite
 from tests.contract.pickup_event_suite import PickupSuite
 from tests.contract.retention_suite import RetentionSuite
@@ -65,6 +66,10 @@ class TestSqliteTakeover(TakeoverSuite):
 
 class TestSqliteStore(StoreSuite):
     """The suite, over a file."""
+
+
+class TestSqliteBulk(BulkSuite):
+    """The suite of operations on many rows."""
 
 
 class TestSqlitePickups(PickupSuite):

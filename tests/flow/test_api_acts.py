@@ -46,15 +46,13 @@ async def end(up: Running, state: DeliveryState) -> None:
 
     store, now = up.receiver.store, up.receiver.clock()
     for claim in await store.claim("app", worker="w", limit=50, now=now, lease_until=now + 9000):
-        assert await store.settle(settlement(claim, state=state, due_at=None))
+        assert await store.settle(settlement(claim, state=state, due_at=None, at=now - 10))
 
 
-async def test_what_fits_is_counted_then_replayed_once_for_a_key(up: Running) -> None:
+async def test_what_was_named_is_replayed_once_for_a_key(up: Running) -> None:
     first = await send(up, "first")
     await send(up, "second")
     await end(up, DeliveryState.DEAD)
-    counted = await post(up, "replays", {"state": "dead", "type": "transcript.*", "dry_run": True})
-    assert counted == {"found": 2, "replayed": 0, "added": 0, "left_alone": 0, "dry_run": True}
     done = await post(up, "replays", {"ids": [first]}, key="k1")
     assert (done["found"], done["replayed"]) == (1, 1)
     assert await post(up, "replays", {"ids": [first]}, key="k1") == done
@@ -62,6 +60,32 @@ async def test_what_fits_is_counted_then_replayed_once_for_a_key(up: Running) ->
     assert states == {True: DeliveryState.PENDING, False: DeliveryState.DEAD}
     other = await post(up, "replays", {"ids": []}, key="k1", status=422)
     assert "Idempotency-Key" in other["detail"]
+
+
+async def test_what_fits_is_counted_and_then_exactly_that_is_replayed(up: Running) -> None:
+    await send(up, "first")
+    await send(up, "second")
+    await end(up, DeliveryState.DEAD)
+    counted = await post(up, "replays", {"state": "dead", "type": "transcript.*", "rate": 1, "dry_run": True})
+    assert (counted["found"], counted["replayed"], counted["dry_run"]) == (2, 0, True)
+    assert counted["operation"]["state"] == "planned"
+    assert counted["operation"]["selection"]["type"] == "transcript.*"
+    await send(up, "later")
+    await end(up, DeliveryState.DEAD)
+    path = f"operations/{counted['operation']['id']}"
+    assert (await post(up, f"{path}/resume"))["state"] == "running"
+    assert await up.receiver.bulk.step()
+    stopped = await post(up, f"{path}/stop")
+    assert (stopped["state"], stopped["total"], stopped["done"], stopped["changed"]) == ("stopped", 2, 1, 1)
+    assert not await up.receiver.bulk.step()
+    assert (await post(up, f"{path}/resume?rate=50"))["rate"] == 50
+    while await up.receiver.bulk.step():
+        pass
+    done = (await up.client.get(f"/api/v1/{path}")).json()
+    assert (done["state"], done["changed"], done["requested_by"]) == ("done", 2, "ops")
+    assert (await up.client.get("/api/v1/operations")).json()["items"] == [done]
+    assert len(await up.receiver.store.deliveries(DeliveryFilter(state=DeliveryState.DEAD))) == 1
+    await post(up, "operations/op_none/stop", status=404)
 
 
 async def test_what_failed_by_a_fault_of_receiver_is_done_when_it_is_asked_again_with_its_key(

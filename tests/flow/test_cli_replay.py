@@ -65,13 +65,17 @@ def test_an_event_is_routed_again_by_todays_settings(house: House, unwanted: lis
         "added": 1,
         "left_alone": 0,
         "dry_run": False,
+        "operations": [],
     }
     assert got(second)
 
 
 def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwanted: list[str]) -> None:
     words = ("replay", "--to", "app", "--source", "deepgram", "--type", "speech.completed", "--since", "1h")
-    assert house.run(*words, "--dry-run").out == "2 deliveries would be made\n"
+    told, counted = house.run(*words, "--dry-run").out.splitlines()
+    assert told == "2 deliveries would be made"
+    operation = counted.rpartition(" ")[2]
+    assert house.run("operations", "list").out.split()[6:9] == [operation, "backfill", "planned"]
     assert house.run(*words, "--until", "1h", "--dry-run").out == "0 deliveries would be replayed\n"
     assert house.run(*words, "--type", "speech.failed", "--yes").status == 1
     refused = house.run(*words)
@@ -82,6 +86,10 @@ def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwan
     again = house.run(*words, "--yes")
     assert again.status == 1
     assert "nothing was replayed" in again.err
+    resumed = house.run("operations", "resume", operation, "--rate", "5")
+    assert resumed.out == f"{operation} is running, 0 of 2 done\n"
+    assert house.run("operations", "stop", operation, "--json").json["state"] == "stopped"
+    assert "no operation has the id op_1" in house.run("operations", "stop", "op_1").err
 
 
 @pytest.mark.parametrize(

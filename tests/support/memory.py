@@ -14,6 +14,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from receiver.core.act import Act
+from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
@@ -71,7 +72,7 @@ from receiver.core.work import (
 from receiver.storage.store.destinations import Change, Changed, Tell
 from receiver.storage.store.store import Store
 
-Kept = TypeVar("Kept", Act, Event, PlacedEvent, Delivery, Pickup)
+Kept = TypeVar("Kept", Act, BulkOperation, Event, PlacedEvent, Delivery, Pickup)
 ERASED = "ERASED"
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
 
@@ -97,6 +98,7 @@ class MemoryStore(Store):
         self._arrivals = itertools.count()
         self._places: dict[str, Place] = {}
         self._acts: dict[str, Act] = {}
+        self._operations: dict[str, BulkOperation] = {}
         self._open = False
 
     async def open(self) -> None:
@@ -284,6 +286,66 @@ class MemoryStore(Store):
         found = sorted(self._acts.values(), key=lambda one: one.id, reverse=True)
         found = [one for one in found if token in (None, one.token) and (after is None or one.id < after)]
         return _page(found, limit, lambda one: one.id)
+
+    async def begin_operation(self, wanted: BulkOperation) -> None:
+        await self.ping()
+        self._operations[wanted.id] = wanted
+
+    async def operation(self, operation_id: str) -> BulkOperation:
+        if operation_id not in self._operations:
+            msg = f"no operation has the id {operation_id}"
+            raise NotFound(msg)
+        return self._operations[operation_id]
+
+    async def operations(self, after: str | None, limit: int) -> Page[BulkOperation]:
+        found = sorted(self._operations.values(), key=lambda one: one.id, reverse=True)
+        return _page([one for one in found if after is None or one.id < after], limit, lambda one: one.id)
+
+    async def has_due_operation(self, now: int) -> bool:
+        return any(one.due_at is not None and one.due_at <= now for one in self._operations.values())
+
+    async def change_operation(
+        self, operation_id: str, *, running: bool, rate: int | None = None, now: int
+    ) -> BulkOperation:
+        one = await self.operation(operation_id)
+        if one.state is not BulkState.DONE:
+            state, due_at = (BulkState.RUNNING, now) if running else (BulkState.STOPPED, None)
+            one = replace(one, state=state, due_at=due_at, rate=rate or one.rate, updated_at=now)
+            self._operations[operation_id] = one
+        return one
+
+    async def claim_operation(
+        self, *, now: int, lease_until: int, only: str | None = None
+    ) -> BulkOperation | None:
+        await self.ping()
+        due = [
+            (one.due_at, one.id)
+            for one in self._operations.values()
+            if one.due_at is not None and one.due_at <= now and only in (None, one.id)
+        ]
+        if not due:
+            return None
+        taken = replace(self._operations[min(due)[1]], due_at=lease_until, updated_at=now)
+        self._operations[taken.id] = taken
+        return taken
+
+    async def advance_operation(self, claimed: BulkOperation, batch: Batch, *, now: int) -> int | None:
+        one = await self.operation(claimed.id)
+        if one.state is not BulkState.RUNNING or one.place != claimed.place:
+            return None
+        changed = len(await self.replay(batch.replays, now=now))
+        changed += len(await self.add_deliveries(batch.additions, now=now))
+        changed += len([self._record(recording) for recording in batch.recordings])
+        self._operations[one.id] = replace(
+            one,
+            state=BulkState.DONE if batch.finished else BulkState.RUNNING,
+            place=batch.place,
+            done=one.done + batch.rows,
+            changed=one.changed + changed,
+            updated_at=now,
+            due_at=None if batch.finished else now + batch.wait,
+        )
+        return changed
 
     async def has_scope(self, source: str, scope: str) -> bool:
         await self.ping()
@@ -626,11 +688,16 @@ class MemoryStore(Store):
                 and (filter.until is None or one.created_at < filter.until)
                 and filter.source in (None, self._events[one.event_id].source)
                 and (filter.event_types is None or one.event_type in filter.event_types)
-                and (filter.after is None or one.id < filter.after)
+                and (filter.after is None or (one.id < filter.after) is not filter.oldest_first)
+                and one.id != filter.after
+                and (
+                    filter.ended_before is None
+                    or (one.due_at is None and one.updated_at < filter.ended_before)
+                )
             )
 
         matching = [one for one in self._deliveries.values() if matches(one)]
-        found = sorted(matching, key=lambda one: one.id, reverse=True)
+        found = sorted(matching, key=lambda one: one.id, reverse=not filter.oldest_first)
         return _page(found, filter.limit, lambda one: one.id)
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:

@@ -268,11 +268,12 @@ def delivery(session: Session, delivery_id: str) -> Delivery:
     return value_of(Delivery, one(session, "delivery", "list_deliveries", delivery_id, "d.id"))
 
 
-_LISTING = Listing("list_deliveries", "place_of_deliveries", "d.id", (0,))
+_BACK = Listing("list_deliveries", "place_of_deliveries", "d.id", (0,))
+_ONWARD = Listing("list_deliveries_onward", "place_of_deliveries_onward", "d.id", (0,), onward=True)
 
 
 def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
-    """List deliveries, newest first, a page at a time."""
+    """List deliveries, a page at a time."""
     indexed: dict[str, Value] = {
         "d.event_id = :event_id": filter.event_id,
         "d.id >= :since": None if filter.since is None else bound("dlv", filter.since),
@@ -282,6 +283,7 @@ def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
         "d.destination || '' = :destination": filter.destination,
         "e.source = :source": filter.source,
         "e.type IN :type": filter.event_types,
+        "d.due_at IS NULL AND d.updated_at < :ended_before": filter.ended_before,
     }
     if filter.state is not None and filter.state in OF_STATE:
         indexed[OF_STATE[filter.state]] = filter.state
@@ -291,7 +293,8 @@ def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
     after = None if filter.after is None else (filter.after,)
     joined = filter.source is not None or filter.event_types is not None
     looked_at = LOOKED_UP if joined else LOOKED_AT
-    return page(session, _LISTING, indexed, others, after=after, limit=limit, item=item, looked_at=looked_at)
+    listing = _ONWARD if filter.oldest_first else _BACK
+    return page(session, listing, indexed, others, after=after, limit=limit, item=item, looked_at=looked_at)
 
 
 def attempts(session: Session, delivery_id: str) -> list[Attempt]:

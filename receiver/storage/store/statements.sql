@@ -140,18 +140,35 @@ ORDER BY recorded_at DESC, id DESC
 LIMIT 1
 
 -- ==================== listings ====================
--- with: listed     | key             | newest_first
--- with: events     | recorded_at, id | recorded_at DESC, id DESC
--- with: deliveries | d.id            | d.id DESC
--- with: pickups    | id              | id DESC
+-- with: listed            | from       | key             | order
+-- with: events            | events     | recorded_at, id | recorded_at DESC, id DESC
+-- with: deliveries        | deliveries | d.id            | d.id DESC
+-- with: deliveries_onward | deliveries | d.id            | d.id
+-- with: pickups           | pickups    | id              | id DESC
 
 -- name: place_of_{listed}
 -- Where a page of a listing has to end that may look at so many rows.
 SELECT {key}
-FROM {listed} AS d
+FROM {from} AS d
 WHERE {conditions}
-ORDER BY {newest_first}
+ORDER BY {order}
 LIMIT 1 OFFSET :looked_at
+
+-- ==================== deliveries, newest or oldest first ====================
+-- with: list_deliveries | order
+-- with: list_deliveries | DESC
+-- with: list_deliveries_onward | ASC
+
+-- name: {list_deliveries}
+-- Deliveries in one order.
+SELECT
+    d.id, d.event_id, e.type, d.destination, d.state, d.attempts, d.round_start, d.due_at, d.claimed_by, d.created_at,
+    d.updated_at, d.last_outcome
+FROM deliveries AS d
+JOIN events AS e ON e.id = d.event_id
+WHERE {conditions}
+ORDER BY d.id {order}
+LIMIT :limit
 
 -- ==================== the two queues: deliveries and pickups ====================
 -- with: table      | queue       | busy       | log             | key         | outcome_too                | set_too | noted
@@ -288,17 +305,6 @@ SET
 FROM replayed
 WHERE deliveries.id = replayed.id AND deliveries.state IN ('delivered', 'dead')
 RETURNING deliveries.id
-
--- name: list_deliveries
--- Deliveries, newest first.
-SELECT
-    d.id, d.event_id, e.type, d.destination, d.state, d.attempts, d.round_start, d.due_at, d.claimed_by, d.created_at,
-    d.updated_at, d.last_outcome
-FROM deliveries AS d
-JOIN events AS e ON e.id = d.event_id
-WHERE {conditions}
-ORDER BY d.id DESC
-LIMIT :limit
 
 -- name: count_dead
 -- How many dead letters each destination has.
@@ -682,6 +688,69 @@ UPDATE acts SET status = :status, answer = :answer WHERE id = :id
 -- Acts, newest first.
 SELECT id, at, token, action, subject, detail, peer, key, digest, status, answer
 FROM acts
+WHERE {conditions}
+ORDER BY id DESC
+LIMIT :limit
+
+-- ==================== operations on many rows ====================
+-- with: operation | columns
+-- with: operation | id, kind, selection, rate, state, place, total, done, changed, requested_by, created_at, updated_at, due_at
+
+-- name: insert_{operation}s
+-- Writes operations.
+INSERT INTO operations {insert: {columns}}
+
+-- name: claim_{operation}
+-- Takes the operation that has been due longest, of those that {conditions} choose, for :wait milliseconds.
+UPDATE operations
+SET due_at = CAST(:now AS BIGINT) + CAST(:wait AS BIGINT), updated_at = :at
+WHERE id = (
+    SELECT d.id
+    FROM operations AS d
+    WHERE d.due_at <= :now AND {conditions}
+    ORDER BY d.due_at, d.id
+    LIMIT 1
+    {lock}
+)
+RETURNING {columns}
+
+-- name: due_operations
+-- One operation that may be taken.
+SELECT id
+FROM operations
+WHERE due_at <= :now
+LIMIT 1
+
+-- name: advance_operation
+-- Writes how far an operation has come, if it still runs and nobody else did this batch.
+UPDATE operations
+SET
+    place = :place,
+    done = done + CAST(:rows AS BIGINT),
+    state = :state,
+    due_at = CAST(:now AS BIGINT) + CAST(:wait AS BIGINT),
+    updated_at = :at
+WHERE id = :id AND state = 'running' AND place = :before
+RETURNING id
+
+-- name: count_operation
+-- Counts rows that an operation has changed.
+UPDATE operations SET changed = changed + CAST(:changed AS BIGINT) WHERE id = :id
+
+-- name: change_operation
+-- Runs or stops an operation that is not done.
+UPDATE operations
+SET
+    state = :state,
+    rate = COALESCE(CAST(:rate AS BIGINT), rate),
+    due_at = CAST(:now AS BIGINT) + CAST(:wait AS BIGINT),
+    updated_at = :at
+WHERE id = :id AND state <> 'done'
+
+-- name: list_{operation}s
+-- Operations, newest first.
+SELECT {columns}
+FROM operations
 WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 from msgspec.structs import replace
 
 from receiver.core.act import Act
+from receiver.core.bulk import Batch, BulkOperation
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter, EventSearch, Rejection
@@ -34,9 +35,9 @@ from receiver.core.work import (
     TakenOver,
 )
 from receiver.storage.store import acts as act_rows
+from receiver.storage.store import bulk, logins, queue, retention, tokens
 from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
-from receiver.storage.store import logins, queue, retention, tokens
 from receiver.storage.store import pickups as pickup_rows
 from receiver.storage.store import submissions as submission_rows
 from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
@@ -97,6 +98,10 @@ OPERATIONS: Sequence[Operation] = (
     pickup_rows.defer,
     destination_rows.change,
     destination_rows.recover,
+    bulk.begin,
+    bulk.change,
+    bulk.claim,
+    bulk.advance,
     DELIVERIES.claim,
     PICKUPS.claim,
     event_rows.reject,
@@ -436,6 +441,37 @@ class Store:
         await self.write(act_rows.end, (act_id, status, answer))
 
     acts = _reads(act_rows.acts)
+
+    # ------------------------------------------------------------ operations on many rows
+
+    operation = _reads(bulk.operation)
+    operations = _reads(bulk.operations)
+    has_due_operation = _reads(bulk.is_due)
+
+    async def begin_operation(self, wanted: BulkOperation) -> None:
+        """Write an operation."""
+        await self.write(bulk.begin, (wanted,))
+
+    async def change_operation(
+        self, operation_id: str, *, running: bool, rate: int | None = None, now: int
+    ) -> BulkOperation:
+        """Run or stop an operation, at another rate where one is given; one that is done stays done. Raises `NotFound`."""
+        await self.write(bulk.change, (operation_id, running, rate, now))
+        return await self.operation(operation_id)
+
+    async def claim_operation(
+        self, *, now: int, lease_until: int, only: str | None = None
+    ) -> BulkOperation | None:
+        """Take the operation that has been due longest, or that one, until `lease_until`."""
+        return await self.write(bulk.claim, (now, lease_until - now, only))
+
+    async def advance_operation(self, claimed: BulkOperation, batch: Batch, *, now: int) -> int | None:
+        """Do a batch; return how many rows it changed.
+
+        None, and nothing is done, when the operation was stopped or another process did this batch: no row is gone
+        through twice, and none is left out.
+        """
+        return await self.write(bulk.advance, (claimed, batch, now))
 
     # ------------------------------------------------------------ retention
 

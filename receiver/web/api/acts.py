@@ -19,7 +19,7 @@ from receiver.web.views import ActShown, Page
 KEY_CHARS = 200
 _UNDER_WAY_MS = 60_000
 """An act that has no answer after so long was ended with its process, and may be done anew."""
-_TOLD = frozenset(("source", "destination", "to", "state", "type", "since", "until", "dry_run"))
+_TOLD = frozenset(("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run"))
 """What the audit tells of a request's body: nothing that may be secret, or somebody's."""
 
 

@@ -7,31 +7,22 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from receiver.app.wiring import build_router
+from receiver.core.bulk import BulkKind, Selection
 from receiver.core.errors import UsageError
-from receiver.core.event import EventFilter
-from receiver.core.routing import fitting_types
-from receiver.core.work import DeliveryFilter, DeliveryState
-from receiver.engine.replays import (
-    PAGE,
-    Replayable,
-    find_fitting,
-    find_named,
-    find_never_sent,
-    replay,
-    routed_to,
-)
+from receiver.core.work import DeliveryState
+from receiver.engine.bulk import plan
+from receiver.engine.replays import find_named, replay
 from receiver.settings.model import Settings
 from receiver.web.api.call import Call
 from receiver.web.api.lists import Moment, millis
-from receiver.web.views import Replayed
+from receiver.web.api.operations import Rate, run
+from receiver.web.views import OperationShown, Replayed, shown
 
-MOST = 10_000
-"""Deliveries that one request replays."""
 Ids = Annotated[list[str], Meta(max_length=500)]
 
 
 class NewReplay(Struct, forbid_unknown_fields=True, frozen=True):
-    """What to send again: named, or all that fits."""
+    """What to send again: named, at once; or all that fits, as an operation."""
 
     ids: Ids | None = None
     """Deliveries, or events: to all their destinations."""
@@ -45,17 +36,22 @@ class NewReplay(Struct, forbid_unknown_fields=True, frozen=True):
     """`*` stands for anything."""
     since: Moment | None = None
     until: Moment | None = None
+    rate: Rate | None = None
+    """Without ids: at most so many in a second."""
     dry_run: bool = False
-    """Count, and replay nothing."""
+    """Count, and replay nothing. Without ids, the operation is planned: resumed, it replays exactly what was counted."""
 
 
 async def make(call: Call[None, NewReplay]) -> Replayed:
     """Replay, or count what would be."""
+    wanted = call.body
+    _refuse_contradictions(wanted, call.receiver.settings)
+    return await (_all(call) if wanted.ids is None else _named(call, wanted.ids))
+
+
+async def _named(call: Call[None, NewReplay], ids: list[str]) -> Replayed:
     receiver, wanted = call.receiver, call.body
-    _refuse_contradictions(wanted, receiver.settings)
-    found = await _find(call, wanted)
-    if len(found) > MOST:
-        raise UsageError(f"{len(found)} fit, and {MOST} are the most at once: narrow the time")
+    found = await find_named(receiver.store, build_router(receiver.settings), ids, wanted.to)
     replayed = added = 0
     if not wanted.dry_run:
         replayed, added = await replay(receiver.store, found, now=receiver.clock())
@@ -65,13 +61,42 @@ async def make(call: Call[None, NewReplay]) -> Replayed:
     )
 
 
+async def _all(call: Call[None, NewReplay]) -> Replayed:
+    receiver, wanted = call.receiver, call.body
+    planned = await plan(
+        receiver.store,
+        build_router(receiver.settings),
+        BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL,
+        Selection(
+            destination=wanted.to or wanted.destination,
+            state=DeliveryState(wanted.state) if wanted.state else None,
+            source=wanted.source,
+            type=wanted.type,
+            since=millis(wanted.since),
+            until=millis(wanted.until),
+        ),
+        rate=wanted.rate,
+        by=call.holder.name,
+        now=receiver.clock(),
+    )
+    operation = planned.operation
+    if operation.total and not wanted.dry_run:
+        operation = await run(receiver, operation.id)
+    return Replayed(
+        found=operation.total,
+        left_alone=planned.left_alone,
+        dry_run=wanted.dry_run,
+        operation=shown(operation, OperationShown) if operation.total else None,
+    )
+
+
 def _refuse_contradictions(wanted: NewReplay, settings: Settings) -> None:
     of_deliveries = wanted.state is not None or wanted.destination is not None
     filters = (wanted.source, wanted.type, wanted.since, wanted.until)
     filtered = of_deliveries or any(one is not None for one in filters)
-    if wanted.ids is not None and filtered:
+    if wanted.ids is not None and (filtered or wanted.rate is not None):
         raise UsageError(
-            "name ids, or filter with state, destination, source, type, since and until; not both"
+            "name ids, or filter with state, destination, source, type, since and until, and set a rate; not both"
         )
     if wanted.to is not None and of_deliveries:
         raise UsageError("to makes deliveries; state and destination choose among those there are")
@@ -81,28 +106,3 @@ def _refuse_contradictions(wanted: NewReplay, settings: Settings) -> None:
         if name is not None and name not in settings.destinations:
             known = ", ".join(sorted(settings.destinations)) or "none is configured"
             raise UsageError(f"there is no destination {name[:100]!r}; there is: {known}")
-
-
-async def _find(call: Call[None, NewReplay], wanted: NewReplay) -> Replayable:
-    store = call.receiver.store
-    routed = routed_to(build_router(call.receiver.settings), wanted.to)
-    types = (None,) if wanted.type is None else fitting_types(wanted.type)
-    since, until = millis(wanted.since), millis(wanted.until)
-    if wanted.ids is not None:
-        return await find_named(store, wanted.ids, wanted.to, routed)
-    if wanted.to is not None:
-        events = [
-            EventFilter(source=wanted.source, type=type_, since=since, until=until, limit=PAGE)
-            for type_ in types
-        ]
-        return await find_never_sent(store, events, routed)
-    deliveries = DeliveryFilter(
-        destination=wanted.destination,
-        state=DeliveryState(wanted.state) if wanted.state else None,
-        source=wanted.source,
-        event_types=None if wanted.type is None else fitting_types(wanted.type),
-        since=since,
-        until=until,
-        limit=PAGE,
-    )
-    return await find_fitting(store, [deliveries])

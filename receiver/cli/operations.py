@@ -1,0 +1,66 @@
+"""`operations list`, `resume` and `stop`: replays of many deliveries, how far they are, and what a person makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import AsJson, Limit, Wide, ask, load_to_look, opened_store, option
+from receiver.cli.output import Listing, print_json, print_list
+from receiver.core.bulk import BulkOperation
+from receiver.core.clock import wall_clock
+from receiver.web.views import view
+
+if TYPE_CHECKING:
+    from receiver.settings.model import Settings
+
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+Id = Annotated[
+    str, typer.Argument(help="Id of the operation, as `receiver operations list --wide` shows it.")
+]
+Rate = Annotated[int | None, option("--rate", help="From now on at most so many in a second.", min=1)]
+_OPERATIONS = Listing(
+    short=("id", "kind", "state", "total", "done", "changed"),
+    wide=("id", "kind", "state", "total", "done", "changed", "rate", "by", "created", "updated"),
+    fields={"by": "requested_by", "created": "created_at", "updated": "updated_at"},
+    empty="no operation was ever planned",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group.command(name="list")(list_)
+    group.command()(resume)
+    group.command()(stop)
+    app.add_typer(group, name="operations", help="List replays of many deliveries; stop or resume one.")
+
+
+def list_(ctx: typer.Context, limit: Limit = 50, wide: Wide = False, as_json: AsJson = False) -> None:
+    """List operations with their state, and how far each has come."""
+    found = ask(load_to_look(ctx), lambda store: store.operations(None, limit))
+    print_list(_OPERATIONS, found, wide=wide, as_json=as_json)
+
+
+def resume(ctx: typer.Context, operation: Id, rate: Rate = None, as_json: AsJson = False) -> None:
+    """Run an operation that was planned or stopped. Running processes take it up within a second."""
+    _act(ctx, operation, running=True, rate=rate, as_json=as_json)
+
+
+def stop(ctx: typer.Context, operation: Id, as_json: AsJson = False) -> None:
+    """Stop an operation. What it has done stays done, and `resume` goes on from there."""
+    _act(ctx, operation, running=False, rate=None, as_json=as_json)
+
+
+def _act(ctx: typer.Context, operation: str, *, running: bool, rate: int | None, as_json: bool) -> None:
+    now = asyncio.run(_changed(load_to_look(ctx), operation, running=running, rate=rate))
+    if as_json:
+        print_json(view(now))
+    else:
+        typer.echo(f"{now.id} is {now.state}, {now.done} of {now.total} done")
+
+
+async def _changed(settings: Settings, operation: str, *, running: bool, rate: int | None) -> BulkOperation:
+    async with opened_store(settings) as store:
+        return await store.change_operation(operation, running=running, rate=rate, now=wall_clock())

@@ -1,0 +1,90 @@
+"""Bulk operations: what is done to all rows that fit a selection, a batch at a time, by whichever process is alive. Pure data, no I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from receiver.core.event import Recording
+from receiver.core.work import DeliveryState
+
+
+class BulkKind(StrEnum):
+    """What is done to each row."""
+
+    REPLAY = "replay"
+    """Deliveries that have ended begin another round."""
+    BACKFILL = "backfill"
+    """Events get the delivery to a destination that today's settings would have made."""
+
+
+class BulkState(StrEnum):
+    """`planned → running → done`; `running → stopped` and back by a person."""
+
+    PLANNED = "planned"
+    """Counted by a dry run; nothing was done yet."""
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DONE = "done"
+
+
+class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an operation is about, of what there was when it was counted."""
+
+    destination: str | None = None
+    """Deliveries to it; of a backfill, the destination that gets what it never got."""
+    state: DeliveryState | None = None
+    source: str | None = None
+    type: str | None = None
+    """`*` stands for anything, as in `speech.*`."""
+    since: int | None = None
+    until: int | None = None
+
+
+class BulkOperation(Struct, frozen=True, kw_only=True):
+    """One operation, as the store has it."""
+
+    id: str
+    kind: BulkKind
+    selection: Selection
+    rate: int | None
+    """Rows in a second, at most; None is as many as go."""
+    state: BulkState
+    place: str
+    """The last row that was looked at, as JSON; empty at the beginning."""
+    total: int
+    """Rows that fitted when they were counted; `COUNTED` stands for that many or more."""
+    done: int
+    """Rows that were gone through."""
+    changed: int
+    """Rows of these that were changed; the others had changed meanwhile by themselves."""
+    requested_by: str
+    created_at: int
+    """When it was counted: what came, or ended, later is not touched."""
+    updated_at: int
+    due_at: int | None
+    """When the next batch may be taken; None unless it is running."""
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """What one transaction does of an operation."""
+
+    place: str
+    """Where the next batch begins."""
+    finished: bool
+    """No row is left."""
+    replays: tuple[str, ...] = ()
+    """Deliveries to begin another round."""
+    additions: tuple[tuple[str, str], ...] = ()
+    """Events and destinations, to make deliveries of."""
+    recordings: tuple[Recording, ...] = ()
+    """Events to record."""
+    rows: int
+    """Rows that this batch goes through."""
+    wait: int
+    """Milliseconds until the next batch may be taken."""
+
+
+COUNTED = 100_000
+"""Rows that a count goes through, at most."""

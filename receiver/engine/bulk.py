@@ -1,0 +1,272 @@
+"""Bulk operations: counted first, then carried on in batches by every process that works, one at a time. Sees ports only.
+
+The count fixes what it is about: what comes, or ends, later is not touched. A batch and the place it came to are one transaction, so that a process that
+is killed neither repeats a row nor leaves one out, and another goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
+
+from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, BulkState, Selection
+from receiver.core.errors import StoreUnavailable
+from receiver.core.event import Event, EventSearch, Place, new_id
+from receiver.core.observe import Observer
+from receiver.core.page import pages
+from receiver.core.routing import Router, fitting_types
+from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
+from receiver.engine.worker import Clock
+from receiver.storage.store.store import Store
+
+BATCH = 200
+"""Rows in one transaction: callbacks that are recorded meanwhile wait for it."""
+_PAGE = 500
+_LEASE_MS = 5_000
+"""How long another process waits for the next batch of one that was killed."""
+_LOOK_SECONDS = 1.0
+"""How often a process looks whether another, or a person, began an operation."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What an operation is about to do."""
+
+    operation: BulkOperation
+    left_alone: int = 0
+    """Deliveries that fit and are under way."""
+    delivered: int = 0
+    """Deliveries that fit and had been delivered."""
+    oldest_at: int | None = None
+    newest_at: int | None = None
+    destinations: Counter[str] = field(default_factory=Counter)
+    """Rows by destination."""
+
+    def add(self, destination: str, at: int) -> None:
+        """Count one row."""
+        self.destinations[destination] += 1
+        self.oldest_at = min(at, self.oldest_at or at)
+        self.newest_at = max(at, self.newest_at or at)
+
+
+async def plan(
+    store: Store,
+    router: Router,
+    kind: BulkKind,
+    selection: Selection,
+    *,
+    rate: int | None = None,
+    by: str,
+    now: int,
+) -> Plan:
+    """Count what fits, and write the operation that does exactly that once it is run; none where nothing fits.
+
+    Raises `StoreUnavailable`.
+    """
+    operation = BulkOperation(
+        id=new_id("op", now),
+        kind=kind,
+        selection=selection,
+        rate=rate,
+        state=BulkState.PLANNED,
+        place="",
+        total=0,
+        done=0,
+        changed=0,
+        requested_by=by,
+        created_at=now,
+        updated_at=now,
+        due_at=None,
+    )
+    planned = Plan(operation=operation)
+    if kind is BulkKind.REPLAY:
+        await _count_deliveries(store, planned)
+    else:
+        await _count_events(store, router, planned)
+    total = planned.destinations.total()
+    planned.operation = msgspec.structs.replace(operation, total=total)
+    if total:
+        await store.begin_operation(planned.operation)
+    return planned
+
+
+async def _count_deliveries(store: Store, planned: Plan) -> None:
+    async for page in pages(store.deliveries, _deliveries(planned.operation, ended=False)):
+        for one in page:
+            if _has_ended(one, planned.operation):
+                planned.add(one.destination, one.created_at)
+                planned.delivered += one.state is DeliveryState.DELIVERED
+            else:
+                planned.left_alone += 1
+        if planned.destinations.total() >= COUNTED:
+            return
+
+
+async def _count_events(store: Store, router: Router, planned: Plan) -> None:
+    async for page in pages(store.search, _events(planned.operation)):
+        for _, event in await _missing(store, router, planned.operation, [one.event for one in page]):
+            planned.add(planned.operation.selection.destination or "", event.recorded_at)
+        if planned.destinations.total() >= COUNTED:
+            return
+
+
+class BulkWorker:
+    """One for each process that works."""
+
+    def __init__(
+        self,
+        store: Store,
+        router: Router,
+        *,
+        wake: Callable[[Iterable[str]], object],
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        """`wake` gets the destinations of deliveries that are due."""
+        self._store, self._router, self._wake = store, router, wake
+        self._observer, self._clock = observer, clock
+        self.look = asyncio.Event()
+        """Set when an operation may have begun."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Carry on operations from now on, in a task of the running loop."""
+        self._task = asyncio.create_task(self._run(), name="operations")
+
+    async def stop(self) -> None:
+        """Stop at once: a batch under way is done whole or not at all."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                while await self._store.has_due_operation(self._clock()) and await self.step():
+                    pass
+            except StoreUnavailable:  # the lanes tell that it is out
+                pass
+            except Exception as error:  # a bug of ours must not end the looking
+                self._observer.note("error", "operations.failed", error=type(error).__name__)
+            self.look.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.look.wait(), _LOOK_SECONDS)
+
+    async def step(self, only: str | None = None) -> bool:
+        """Do one batch of the operation that has been due longest, or of that one; return whether one was due.
+
+        Raises `StoreUnavailable`.
+        """
+        now = self._clock()
+        claimed = await self._store.claim_operation(now=now, lease_until=now + _LEASE_MS, only=only)
+        if claimed is None:
+            return False
+        batch, destinations = await _BATCHES[claimed.kind](self._store, self._router, claimed)
+        if await self._store.advance_operation(claimed, batch, now=self._clock()):
+            self._wake(destinations)
+        return True
+
+
+# ---------------------------------------------------------------- what a batch is
+
+Made = tuple[Batch, Iterable[str]]
+"""A batch, and the destinations to wake when it is done."""
+
+
+async def _replays(store: Store, router: Router, operation: BulkOperation) -> Made:
+    page = await store.deliveries(_deliveries(operation, ended=True))
+    return (
+        _batch(operation, page.after, len(page), replays=tuple(one.id for one in page)),
+        {one.destination for one in page},
+    )
+
+
+async def _additions(store: Store, router: Router, operation: BulkOperation) -> Made:
+    page = await store.search(_events(operation))
+    missing = await _missing(store, router, operation, [one.event for one in page])
+    to = operation.selection.destination or ""
+    pairs = tuple((event_id, to) for event_id, _ in missing)
+    return _batch(operation, page.after, len(pairs), additions=pairs), (to,)
+
+
+_BATCHES: dict[BulkKind, Callable[[Store, Router, BulkOperation], Awaitable[Made]]] = {
+    BulkKind.REPLAY: _replays,
+    BulkKind.BACKFILL: _additions,
+}
+
+
+def _batch(
+    operation: BulkOperation,
+    after: object,
+    rows: int,
+    replays: tuple[str, ...] = (),
+    additions: tuple[tuple[str, str], ...] = (),
+) -> Batch:
+    return Batch(
+        place=operation.place if after is None else msgspec.json.encode(after).decode(),
+        finished=after is None,
+        replays=replays,
+        additions=additions,
+        rows=rows,
+        wait=1000 * rows // operation.rate if operation.rate else 0,
+    )
+
+
+def _size(operation: BulkOperation) -> int:
+    return BATCH if operation.rate is None else min(BATCH, operation.rate)
+
+
+def _until(operation: BulkOperation) -> int:
+    until, counted = operation.selection.until, operation.created_at + 1
+    return counted if until is None else min(until, counted)
+
+
+def _deliveries(operation: BulkOperation, *, ended: bool) -> DeliveryFilter:
+    """Return what the deliveries of an operation are found by: the next to be replayed, or all that fit."""
+    chosen, place = operation.selection, operation.place
+    return DeliveryFilter(
+        destination=chosen.destination,
+        state=chosen.state,
+        source=chosen.source,
+        event_types=None if chosen.type is None else fitting_types(chosen.type),
+        since=chosen.since,
+        until=_until(operation),
+        ended_before=operation.created_at + 1 if ended else None,
+        oldest_first=True,
+        after=msgspec.json.decode(place) if place else None,
+        limit=_size(operation) if ended else _PAGE,
+    )
+
+
+def _has_ended(one: Delivery, operation: BulkOperation) -> bool:
+    return one.due_at is None and one.updated_at <= operation.created_at
+
+
+def _events(operation: BulkOperation) -> EventSearch:
+    chosen, place = operation.selection, operation.place
+    return EventSearch(
+        source=chosen.source,
+        types=None if chosen.type is None else fitting_types(chosen.type),
+        since=chosen.since,
+        until=_until(operation),
+        after=Place(*msgspec.json.decode(place)) if place else None,
+        limit=_size(operation) if operation.state is BulkState.RUNNING else _PAGE,
+    )
+
+
+async def _missing(
+    store: Store, router: Router, operation: BulkOperation, events: Sequence[Event]
+) -> list[tuple[str, Event]]:
+    """Return the events that today's settings send to the operation's destination, and that have no delivery there."""
+    to = operation.selection.destination
+    there = await store.deliveries_of([event.id for event in events])
+    return [
+        (event.id, event)
+        for event in events
+        if (event.id, to) not in there and to in router.destinations(event.source, event.type, event.data)
+    ]

@@ -1,0 +1,94 @@
+"""Bulk operations: a row each, taken by one process at a time; what a batch does and how far it came are one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import astuple, replace
+
+from receiver.core.bulk import Batch, BulkOperation, BulkState
+from receiver.core.page import Page
+from receiver.storage.store import queue
+from receiver.storage.store.events import record
+from receiver.storage.store.statements import Row, Session, Value, each, listed, one, value_of
+
+
+@each
+def begin(session: Session, wanted: BulkOperation) -> None:
+    """Write an operation."""
+    row = astuple(replace(wanted, selection=msgspec.json.encode(wanted.selection).decode()))
+    session.run_rows("insert_operations", [row])
+
+
+@each
+def claim(session: Session, now: int, wait: int, only: str | None) -> BulkOperation | None:
+    """Take the operation that has been due longest, or that one; nobody else does for `wait` milliseconds."""
+    params: dict[str, Value] = {"now": now, "at": now, "wait": wait}
+    chosen = "TRUE"
+    if only is not None:
+        params["only"], chosen = only, "d.id = :only"
+    rows = session.run("claim_operation", params, chosen)
+    return _operation(rows[0]) if rows else None
+
+
+@each
+def advance(session: Session, claimed: BulkOperation, batch: Batch, now: int) -> int | None:
+    """Do a batch; return how many rows it changed.
+
+    None, and nothing is done, when the operation was stopped or another process did this batch.
+    """
+    came: dict[str, Value] = {
+        "id": claimed.id,
+        "before": claimed.place,
+        "place": batch.place,
+        "rows": batch.rows,
+        "state": BulkState.DONE if batch.finished else BulkState.RUNNING,
+        "wait": None if batch.finished else batch.wait,
+        "now": now,
+        "at": now,
+    }
+    if not session.run("advance_operation", came):
+        return None
+    changed = len(queue.replay(session, [(batch.replays, now)])[0])
+    changed += len(queue.add(session, [(batch.additions, now)])[0])
+    changed += len(record(session, batch.recordings))
+    session.run("count_operation", {"id": claimed.id, "changed": changed})
+    return changed
+
+
+@each
+def change(session: Session, operation_id: str, running: bool, rate: int | None, now: int) -> None:
+    """Run or stop an operation, at another rate where one is given; one that is done stays done."""
+    params: dict[str, Value] = {
+        "id": operation_id,
+        "state": BulkState.RUNNING if running else BulkState.STOPPED,
+        "wait": 0 if running else None,
+        "rate": rate,
+        "now": now,
+        "at": now,
+    }
+    session.run("change_operation", params)
+
+
+def is_due(session: Session, now: int) -> bool:
+    """Tell whether an operation may be taken."""
+    return bool(session.run("due_operations", {"now": now}))
+
+
+def operation(session: Session, operation_id: str) -> BulkOperation:
+    """Return one operation. Raises `NotFound`."""
+    return _operation(one(session, "operation", "list_operations", operation_id))
+
+
+def operations(session: Session, after: str | None, limit: int) -> Page[BulkOperation]:
+    """List operations, newest first."""
+    conditions: dict[str, Value] = {"id < :after": after}
+    found = [_operation(row) for row in listed(session, "list_operations", conditions, limit)]
+    return Page(found, found[-1].id if len(found) == limit else None)
+
+
+def _operation(row: Row) -> BulkOperation:
+    place = BulkOperation.__struct_fields__.index("selection")
+    values: Sequence[object] = [*row[:place], msgspec.json.decode(row[place]), *row[place + 1 :]]
+    return value_of(BulkOperation, values)
