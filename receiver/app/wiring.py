@@ -1,7 +1,8 @@
 """Where the parts are put together: the only file that names concrete classes.
 
 `open_receiver` starts them and at the end stops them: the work, then the intake, at last blobs and store. What comes before
-that, from the signal to the last callback that is taken, is in web/server.py.
+that, from the signal to the last callback that is taken, is in web/server.py. `rebuild` puts together what other settings make
+of a running receiver, around the parts that last; web/reloading.py has it take the place of the one before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from receiver.app.observers import LogObserver, MetricsObserver
@@ -29,7 +30,9 @@ from receiver.engine.bulk import BulkWorker
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
+from receiver.engine.overload import LoadShedder
 from receiver.engine.recorder import Recorder
+from receiver.engine.rejections import Rejections
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.submissions import Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
@@ -87,17 +90,35 @@ class Ports:
     """What applications may call of the sources that may be submitted to."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lasting:
+    """The parts that other settings do not change while the process runs."""
+
+    store: Store
+    blobs: Blobs
+    bodies: BodyBuffer
+    journal: Journal
+    load: LoadShedder
+    rejections: Rejections
+    observer: Observers
+    metrics: MetricsObserver
+    clock: Callable[[], int]
+    timing: Timing
+    worker: str
+    """Names this process in claims."""
+
+
 @dataclass
 class Receiver:
     """The running parts."""
 
     settings: Settings
+    lasting: Lasting
     ports: Ports
     tokens: CallbackTokens
     links: ObjectLinks
     link: event_json.Link
     """Makes fresh links to stored objects."""
-    journal: Journal
     intake: Intake
     relay: Relay
     collector: Collector
@@ -106,22 +127,43 @@ class Receiver:
     watcher: Watcher
     bulk: BulkWorker
     submissions: Submissions
-    observer: Observers
-    metrics: MetricsObserver
-    clock: Callable[[], int]
-    timing: Timing
     stopping: bool = False
     """True from the signal to stop on; callbacks may still be taken for `server.drain_seconds`."""
 
     @property
     def store(self) -> Store:
         """The store."""
-        return self.ports.store
+        return self.lasting.store
 
     @property
     def blobs(self) -> Blobs:
         """The blob store."""
-        return self.ports.blobs
+        return self.lasting.blobs
+
+    @property
+    def journal(self) -> Journal:
+        """The journal."""
+        return self.lasting.journal
+
+    @property
+    def observer(self) -> Observers:
+        """The log, and the metrics."""
+        return self.lasting.observer
+
+    @property
+    def metrics(self) -> MetricsObserver:
+        """The metrics."""
+        return self.lasting.metrics
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """The time in epoch milliseconds."""
+        return self.lasting.clock
+
+    @property
+    def timing(self) -> Timing:
+        """The times that no setting names."""
+        return self.lasting.timing
 
 
 def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, Adapter]:
@@ -167,81 +209,85 @@ def build(
     metrics = MetricsObserver()
     if observers is None:
         observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
-    secrets_ = made_token_secrets(settings)
-    signing = settings.tokens.signing
-    tokens = CallbackTokens(secrets_, signing)
-    bodies = BodyBuffer(str(Path(journal_folder(settings), "spool")))
-    parts = _Parts(
-        settings=settings,
-        ports=shape(_ports(settings, tokens, bodies)),
-        tokens=tokens,
-        links=ObjectLinks(secrets_, signing),
+    observer = Observers([metrics, *observers])
+    tokens, folder = _tokens(settings), journal_folder(settings)
+    bodies = BodyBuffer(str(Path(folder, "spool")))
+    ports = shape(_ports(settings, tokens, bodies, build_store(settings), build_blobs(settings)))
+    lasting = Lasting(
+        store=ports.store,
+        blobs=ports.blobs,
         bodies=bodies,
-        observer=Observers([metrics, *observers]),
+        journal=Journal(folder, max_bytes=settings.journal.max_bytes, observer=observer, clock=clock),
+        load=LoadShedder(settings.server.max_callbacks),
+        rejections=Rejections(ports.store, observer),
+        observer=observer,
+        metrics=metrics,
         clock=clock,
-        router=build_router(settings),
+        timing=timing,
+        worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
     )
-    return parts.receiver(metrics, timing)
+    receiver = _Parts(settings, lasting, ports, tokens).receiver()
+    ports.store.listen(partial(_wake, receiver))
+    return receiver
 
 
-@dataclass(frozen=True, kw_only=True)
+def rebuild(receiver: Receiver, settings: Settings) -> Receiver:
+    """Return what other settings make of a receiver, nothing started yet, around the parts that last. Raises `ConfigError`."""
+    lasting, tokens = receiver.lasting, _tokens(settings)
+    ports = _ports(settings, tokens, lasting.bodies, lasting.store, lasting.blobs)
+    return _Parts(settings, lasting, ports, tokens).receiver()
+
+
+def _tokens(settings: Settings) -> CallbackTokens:
+    return CallbackTokens(made_token_secrets(settings), settings.tokens.signing)
+
+
+@dataclass(frozen=True)
 class _Parts:
     """What most of the parts are made with, and how each is made."""
 
     settings: Settings
+    lasting: Lasting
     ports: Ports
     tokens: CallbackTokens
-    links: ObjectLinks
-    bodies: BodyBuffer
-    observer: Observers
-    clock: Callable[[], int]
-    router: Router
-    worker: str = field(
-        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    )
-    """The name that claims carry."""
 
-    def receiver(self, metrics: MetricsObserver, timing: Timing) -> Receiver:
+    @cached_property
+    def router(self) -> Router:
+        """Which destinations want which events."""
+        return build_router(self.settings)
+
+    def receiver(self) -> Receiver:
         """Return the running parts, not yet started."""
-        link, store = self._link(), self.ports.store
+        links = ObjectLinks(made_token_secrets(self.settings), self.settings.tokens.signing)
+        link = self._link(links)
         relay = self._relay(link)
         recorder = self._recorder(relay, lambda source: collector.wake((source,)))
         collector = self._collector(recorder)
-        store.listen(_waker(relay, collector))
-        journal = Journal(
-            journal_folder(self.settings),
-            max_bytes=self.settings.journal.max_bytes,
-            observer=self.observer,
-            clock=self.clock,
-        )
+        store, observer, clock = self.lasting.store, self.lasting.observer, self.lasting.clock
         return Receiver(
             settings=self.settings,
+            lasting=self.lasting,
             ports=self.ports,
             tokens=self.tokens,
-            links=self.links,
+            links=links,
             link=link,
-            journal=journal,
-            intake=self._intake(recorder, journal, timing.intake),
+            intake=self._intake(recorder),
             relay=relay,
             collector=collector,
-            takeover=Takeover(store, self.observer, self.clock, relay.wake, collector.wake),
-            janitor=Janitor(store, self.ports.blobs, self.settings.retention.kept, self.observer, self.clock),
+            takeover=Takeover(store, observer, clock, relay.wake, collector.wake),
+            janitor=Janitor(store, self.lasting.blobs, self.settings.retention.kept, observer, clock),
             watcher=self._watcher(relay),
-            bulk=BulkWorker(store, self.router, wake=relay.wake, observer=self.observer, clock=self.clock),
+            bulk=BulkWorker(store, self.router, wake=relay.wake, observer=observer, clock=clock),
             submissions=self._submissions(),
-            observer=self.observer,
-            metrics=metrics,
-            clock=self.clock,
-            timing=timing,
         )
 
-    def _link(self) -> event_json.Link:
+    def _link(self, links: ObjectLinks) -> event_json.Link:
         return event_json.linker(
-            presign=self.ports.blobs.presign,
-            links=self.links,
+            presign=self.lasting.blobs.presign,
+            links=links,
             base=public_base(self.settings),
             seconds=self.settings.blobs.link_seconds,
-            clock=self.clock,
+            clock=self.lasting.clock,
         )
 
     def _relay(self, link: event_json.Link) -> Relay:
@@ -259,24 +305,24 @@ class _Parts:
             for name, destination in self.settings.destinations.items()
         }
         return Relay(
-            store=self.ports.store,
+            store=self.lasting.store,
             lanes=lanes,
-            observer=self.observer,
+            observer=self.lasting.observer,
             render=partial(event_json.render, link=link),
-            clock=self.clock,
-            worker=self.worker,
+            clock=self.lasting.clock,
+            worker=self.lasting.worker,
             routed=self.router.destinations,
         )
 
     def _recorder(self, relay: Relay, wake_pickups: Callable[[str], None]) -> Recorder:
         return Recorder(
-            store=self.ports.store,
-            blobs=self.ports.blobs,
-            bodies=self.bodies,
+            store=self.lasting.store,
+            blobs=self.lasting.blobs,
+            bodies=self.lasting.bodies,
             router=self.router,
             keys=KeyTemplate(self.settings.blobs.key),
             by_job={name for name, api in self.ports.submit_apis.items() if api.by_job},
-            clock=self.clock,
+            clock=self.lasting.clock,
             expect=relay.expect,
             wake=relay.wake,
             wake_pickups=wake_pickups,
@@ -294,27 +340,28 @@ class _Parts:
             for name, source in self.settings.sources.items()
         }
         return Collector(
-            store=self.ports.store,
+            store=self.lasting.store,
             recorder=recorder,
             sources=sources,
-            observer=self.observer,
-            clock=self.clock,
-            worker=self.worker,
+            observer=self.lasting.observer,
+            clock=self.lasting.clock,
+            worker=self.lasting.worker,
         )
 
-    def _intake(self, recorder: Recorder, journal: Journal, timing: IntakeTiming) -> Intake:
+    def _intake(self, recorder: Recorder) -> Intake:
         return Intake(
             providers=self.ports.providers,
             sources=self.settings.sources,
             tokens=self.tokens,
-            store=self.ports.store,
+            store=self.lasting.store,
             recorder=recorder,
-            journal=journal,
-            bodies=self.bodies,
-            observer=self.observer,
-            limit=self.settings.server.max_callbacks,
+            journal=self.lasting.journal,
+            bodies=self.lasting.bodies,
+            observer=self.lasting.observer,
+            load=self.lasting.load,
+            rejections=self.lasting.rejections,
             fetchers=self.ports.fetchers,
-            timing=timing,
+            timing=self.lasting.timing.intake,
         )
 
     def _watcher(self, relay: Relay) -> Watcher:
@@ -324,12 +371,12 @@ class _Parts:
             if isinstance(adapter, Adapter) and adapter.watch_seconds is not None
         }
         return Watcher(
-            self.ports.store,
+            self.lasting.store,
             sources,
             routed=self.router.destinations,
             wake=relay.wake,
-            observer=self.observer,
-            clock=self.clock,
+            observer=self.lasting.observer,
+            clock=self.lasting.clock,
         )
 
     def _submissions(self) -> Submissions:
@@ -346,30 +393,22 @@ class _Parts:
             settings=self.settings.submit,
             sources=sources,
             public_url=self.settings.public_url,
-            store=self.ports.store,
+            store=self.lasting.store,
             tokens=self.tokens,
-            bodies=self.bodies,
-            observer=self.observer,
-            clock=self.clock,
+            bodies=self.lasting.bodies,
+            observer=self.lasting.observer,
+            clock=self.lasting.clock,
         )
 
 
-def _waker(relay: Relay, collector: Collector) -> Callable[[Iterable[str], Iterable[str]], None]:
-    """Return what wakes the lanes that other processes' notifications name."""
-
-    def wake(destinations: Iterable[str], sources: Iterable[str]) -> None:
-        relay.wake(destinations)
-        collector.wake(sources)
-
-    return wake
-
-
-def _ports(settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer) -> Ports:
+def _ports(
+    settings: Settings, tokens: CallbackTokens, bodies: BodyBuffer, store: Store, blobs: Blobs
+) -> Ports:
     adapters = build_providers(settings, tokens)
     pulls = {n: adapter for n, adapter in adapters.items() if isinstance(adapter, PullProvider)}
     return Ports(
-        store=build_store(settings),
-        blobs=build_blobs(settings),
+        store=store,
+        blobs=blobs,
         providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
         destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
@@ -401,51 +440,72 @@ async def open_receiver(
 
     Raises `ConfigError`, `Unavailable` when a part cannot be opened.
     """
-    store = receiver.store
-    await store.prepare()
-    ways_out: list[Destination | Fetcher] = [*receiver.ports.fetchers.values()]
-    if work:
-        ways_out += receiver.ports.destinations.values()
+    async with open_lasting(receiver, intake=intake):
+        try:
+            await begin(receiver, intake=intake, work=work)
+            yield receiver
+        finally:
+            await stop_work(receiver)
+            await end(receiver)
+
+
+@contextlib.asynccontextmanager
+async def open_lasting(receiver: Receiver, *, intake: bool = True) -> AsyncIterator[None]:
+    """Hold the parts open that last. Raises `ConfigError`, `Unavailable` when one cannot be opened."""
+    await receiver.store.prepare()
     try:
         await receiver.blobs.open()
         if intake:
             # Before the folder for temporary files, which lies in the journal's: its error names the path.
             await receiver.journal.open()
         receiver.intake.open()
-        if intake:
-            receiver.intake.start()
-        for part in ways_out:
-            await part.open()
-        if intake:
-            await receiver.submissions.open()
-        if work:
-            await _start_work(receiver)
-        yield receiver
+        yield
     finally:
-        if work:
-            await _stop_work(receiver)
-        for part in ways_out:
-            await part.close()
-        if intake:
-            await receiver.submissions.close()
-            await receiver.intake.stop()
         await receiver.blobs.close()
-        await store.close()
+        await receiver.store.close()
 
 
-async def _start_work(receiver: Receiver) -> None:
-    await receiver.takeover.start()
-    receiver.relay.start()
-    receiver.collector.start()
-    receiver.janitor.start()
-    receiver.watcher.start()
-    receiver.bulk.start()
+async def begin(receiver: Receiver, *, intake: bool, work: bool) -> None:
+    """Start the parts that the settings make, among those that last. Raises `ConfigError`, `Unavailable`; `end` cleans up."""
+    for part in _ways_out(receiver, work=work):
+        await part.open()
+    if intake:
+        await receiver.submissions.open()
+        receiver.intake.start()
+    receiver.store.listen(partial(_wake, receiver))
+    if work:
+        await receiver.takeover.start()
+        receiver.relay.start()
+        receiver.collector.start()
+        receiver.janitor.start()
+        receiver.watcher.start()
+        receiver.bulk.start()
 
 
-async def _stop_work(receiver: Receiver) -> None:
+def _wake(receiver: Receiver, destinations: Iterable[str], sources: Iterable[str]) -> None:
+    """Wake the lanes that other processes' notifications name."""
+    receiver.relay.wake(destinations)
+    receiver.collector.wake(sources)
+
+
+async def stop_work(receiver: Receiver) -> None:
+    """Claim no more, give attempts under way `server.stop_seconds` to end, and release the rest. Harmless to repeat."""
     grace = receiver.settings.server.stop_seconds
     await receiver.bulk.stop()
     await receiver.watcher.stop()
     await receiver.janitor.stop()
     await receiver.takeover.stop()
     await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
+
+
+async def end(receiver: Receiver) -> None:
+    """Let go of connections, and write what is left to write; no request is under way any more."""
+    for part in _ways_out(receiver, work=True):
+        await part.close()
+    await receiver.submissions.close()
+    await receiver.intake.stop()
+
+
+def _ways_out(receiver: Receiver, *, work: bool) -> list[Destination | Fetcher]:
+    destinations = receiver.ports.destinations.values() if work else ()
+    return [*receiver.ports.fetchers.values(), *destinations]

@@ -1,20 +1,26 @@
-"""`serve` and `work`: the commands that keep running."""
+"""`serve` and `work`, the commands that keep running, and `reload`, which has them read their settings again."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import option
-from receiver.core.errors import UsageError
+from receiver.cli.options import AsJson, option
+from receiver.cli.output import print_json
+from receiver.core.errors import SettingsError, UsageError
+from receiver.core.findings import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from receiver.settings.model import Settings
+    from receiver.web.reloading import Reloaded
 
+_RELOAD_SECONDS = 60.0
 Host = Annotated[str | None, option("--host", help="Address to listen on; overrides server.host.")]
 Port = Annotated[
     int | None,
@@ -30,6 +36,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(serve)
     app.command()(work)
+    app.command()(reload)
 
 
 def serve(
@@ -53,11 +60,12 @@ def serve(
         raise UsageError("--no-work and --no-intake together leave nothing to do")
     settings = _checked(ctx, host, port)
     intake, work = not no_intake, not no_work
+    read = partial(_read, ctx.obj, host, port)
     if processes is not None:
-        _run_several(settings, processes, intake=intake, work=work, ready_file=ready_file)
+        _run_several(settings, read, processes, intake=intake, work=work, ready_file=ready_file)
         return
     offered = _tell_link if intake and _on_defaults(ctx.obj, settings) else None
-    _run(settings, intake=intake, work=work, listen=True, ready_file=ready_file, tell_link=offered)
+    _run(settings, read, intake=intake, work=work, listen=True, ready_file=ready_file, tell_link=offered)
 
 
 def work(
@@ -76,7 +84,42 @@ def work(
     token_secrets(
         settings
     )  # one that is made here would sign links that `serve` on another machine does not take
-    _run(settings, intake=False, work=True, listen=port is not None, ready_file=ready_file)
+    read = partial(_read, ctx.obj, host, port)
+    _run(settings, read, intake=False, work=True, listen=port is not None, ready_file=ready_file)
+
+
+def reload(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Have the running receivers of this machine read their settings again. A file that cannot be used changes nothing."""
+    from msgspec import json, to_builtins
+
+    from receiver.app.control import ask_all
+    from receiver.settings.load import journal_folder, look
+    from receiver.web.reloading import Reloaded
+    from receiver.web.views import page
+
+    loaded = look(ctx.obj, os.environ)  # with secrets that this shell lacks: the processes judge of them
+    if loaded.settings is None:
+        raise SettingsError(loaded.problems)
+    journal = journal_folder(loaded.settings)
+    found = [json.decode(answer, type=Reloaded) for answer in ask_all(journal, seconds=_RELOAD_SECONDS)]
+    if as_json:
+        print_json(page(to_builtins(found)))
+    else:
+        for line in map(_sentence, found):
+            typer.echo(line)
+    if not found:
+        raise UsageError(f"no receiver runs on this machine with the journal {journal}")
+    if any(one.error for one in found):
+        raise typer.Exit(2)
+
+
+def _sentence(one: Reloaded) -> str:
+    from receiver.web.reloading import told
+
+    changed = "; ".join(f"{what.replace('_', ' ')}: {names}" for what, names in told(one.changes).items())
+    return f"process {one.pid}: " + (
+        f"nothing is taken: {one.error}" if one.error else changed or "nothing changed"
+    )
 
 
 def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings:
@@ -97,9 +140,24 @@ def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings
         tell_finding(finding)
     if settings is None or any(finding.fatal for finding in findings):
         raise typer.Exit(1 if unreached(findings) else 2)
+    return _with_flags(settings, host, port)
+
+
+def _with_flags(settings: Settings, host: str | None, port: int | None) -> Settings:
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=given)
     return settings.model_copy(update={"server": server})
+
+
+def _read(path: str | None, host: str | None, port: int | None) -> Settings:
+    """Return the settings as a running process reads them again. Raises `SettingsError` with all that stops `serve`."""
+    from receiver.app.check import check_file
+
+    settings, findings = check_file(path, os.environ)
+    fatal = [Problem(one.where, one.message, one.fix) for one in findings if one.fatal]
+    if settings is None or fatal:
+        raise SettingsError(fatal)
+    return _with_flags(settings, host, port)
 
 
 def _on_defaults(path: str | None, settings: Settings) -> bool:
@@ -115,9 +173,18 @@ def _tell_link(link: str) -> None:
     )
 
 
-def _run_several(settings: Settings, count: int, *, intake: bool, work: bool, ready_file: str | None) -> None:
+def _run_several(
+    settings: Settings,
+    read: Callable[[], Settings],
+    count: int,
+    *,
+    intake: bool,
+    work: bool,
+    ready_file: str | None,
+) -> None:
+    from receiver.settings.changes import taken
     from receiver.settings.load import postgres_url
-    from receiver.web.server import run
+    from receiver.web.server import Doing, run
     from receiver.web.supervisor import supervise
 
     if postgres_url(settings) is None:
@@ -125,8 +192,16 @@ def _run_several(settings: Settings, count: int, *, intake: bool, work: bool, re
             "--processes needs PostgreSQL (store.url): an SQLite file has one writer at a time, so one process is faster"
         )
 
-    def serve(settings: Settings, tell_ready: Callable[[], None]) -> None:
-        run(settings, intake=intake, work=work, listen=True, ready_file=None, tell_ready=tell_ready)
+    def serve(bound: Settings, tell_ready: Callable[[], None]) -> None:
+        def read_bound() -> Settings:
+            found = read()
+            same = found.server == settings.server  # but for a port 0, for which they share one that was free
+            return found.model_copy(update={"server": bound.server}) if same else found
+
+        doing = Doing(intake=intake, work=work, ready_file=None, read=read_bound, tell_ready=tell_ready)
+        with suppress(SettingsError):  # one that takes the place of another has what was reloaded since
+            bound, _ = taken(bound, read_bound())
+        run(bound, doing, listen=True)
 
     status = supervise(settings, count, serve, ready_file=ready_file)
     if status:
@@ -135,6 +210,7 @@ def _run_several(settings: Settings, count: int, *, intake: bool, work: bool, re
 
 def _run(
     settings: Settings,
+    read: Callable[[], Settings],
     *,
     intake: bool,
     work: bool,
@@ -142,6 +218,7 @@ def _run(
     ready_file: str | None,
     tell_link: Callable[[str], None] | None = None,
 ) -> None:
-    from receiver.web.server import run
+    from receiver.web.server import Doing, run
 
-    run(settings, intake=intake, work=work, listen=listen, ready_file=ready_file, tell_link=tell_link)
+    doing = Doing(intake=intake, work=work, ready_file=ready_file, read=read, tell_link=tell_link)
+    run(settings, doing, listen=listen)

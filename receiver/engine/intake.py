@@ -109,12 +109,12 @@ class Intake:
         journal: Journal,
         bodies: BodyBuffer,
         observer: Observers,
-        limit: int = 1000,
+        load: LoadShedder,
+        rejections: Rejections,
         fetchers: Mapping[str, Fetch] = {},
         timing: IntakeTiming = IntakeTiming(),
     ) -> None:
-        """`limit` callbacks may be under way at once; one more is refused before its body is read."""
-        self.load = LoadShedder(limit)
+        self.load = load
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._providers = providers
         self._sources = sources
@@ -127,7 +127,7 @@ class Intake:
         self._fetchers = fetchers
         self._large = asyncio.Semaphore(2)
         self._timing = timing
-        self.rejections = Rejections(store, observer)
+        self.rejections = rejections
         self._drain_error = ""
         """Why the last drain stopped, as it was reported."""
         self._loops: list[asyncio.Task[None]] = []

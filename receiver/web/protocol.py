@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from asyncio import TimerHandle, Transport, get_running_loop
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from httptools import HttpParserUpgrade, HttpRequestParser
@@ -151,15 +152,18 @@ class Turns:
 
 
 def protocol(
-    receiver: Receiver, *, intake: bool = True, max_connections: int = DEFAULT_CONNECTIONS
+    receiver: Callable[[], Receiver], *, intake: bool = True, max_connections: int = DEFAULT_CONNECTIONS
 ) -> type[Protocol]:
-    """Return the protocol of a process; with `intake` it takes callbacks."""
+    """Return the protocol of a process; with `intake` it takes callbacks. `receiver` returns it as the settings make it now."""
 
     class ProcessProtocol(Protocol):
-        _receiver = receiver if intake else None
         _connections = Connections(max_connections)
         _turns = Turns()
-        head_seconds = receiver.timing.head_seconds
+        head_seconds = receiver().timing.head_seconds
+
+        @staticmethod
+        def _receiver() -> Receiver | None:
+            return receiver() if intake else None
 
     return ProcessProtocol
 
@@ -172,7 +176,6 @@ class Protocol(HttpToolsProtocol):
     is read and thrown away: closing the connection before its end may keep the answer from the sender.
     """
 
-    _receiver: ClassVar[Receiver | None] = None
     _connections: ClassVar[Connections] = Connections(DEFAULT_CONNECTIONS)
     _turns: ClassVar[Turns] = Turns()
     head_seconds: ClassVar[float] = 15.0
@@ -209,6 +212,11 @@ class Protocol(HttpToolsProtocol):
     _unparsed: bytes | None = None
     """What waits for the connection's turn, None where nothing waits."""
     _too_many_lines = False
+
+    @staticmethod
+    def _receiver() -> Receiver | None:
+        """Return what takes callbacks, as the settings make it now; None where none are taken."""
+        return None
 
     @property
     def waits_for_peer(self) -> bool:
@@ -342,7 +350,7 @@ class Protocol(HttpToolsProtocol):
             self._refused = True
             return
         self._refused = False
-        receiver = self._receiver
+        receiver = self._receiver()
         # A request that came before the last answer was given waits for it; the intake refuses it then, if need be.
         if (
             receiver is not None

@@ -14,21 +14,23 @@ import secrets
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import uvicorn
 
-from receiver.app.wiring import Receiver, build, open_receiver
+from receiver.app.control import answering
+from receiver.app.wiring import Receiver, build, open_lasting
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Repeats
-from receiver.web.app import create_app, create_submit_app
+from receiver.settings.load import journal_folder
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import DEFAULT_CONNECTIONS, protocol
+from receiver.web.reloading import Read, Serving
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
     from receiver.core.observe import Observer
     from receiver.settings.model import Settings
 
@@ -41,41 +43,33 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that load balancers keep an idle connection, so that receiver is never the first to close it."""
 
 
-def run(
-    settings: Settings,
-    *,
-    intake: bool,
-    work: bool,
-    listen: bool,
-    ready_file: str | None,
-    tell_link: Callable[[str], None] | None = None,
-    tell_ready: Callable[[], None] | None = None,
-) -> None:
-    """Run until SIGTERM or SIGINT, then stop within `server.stop_seconds`.
+@dataclass(frozen=True, kw_only=True)
+class Doing:
+    """What a process does, and how it tells of it."""
 
-    `tell_link` is called, once it listens, with a link that logs in to the console once; None offers none. `tell_ready` is
-    called then as well; it is given to processes that share their ports.
+    intake: bool
+    work: bool
+    ready_file: str | None
+    read: Read
+    """Reads the settings again, for a reload."""
+    tell_link: Callable[[str], None] | None = None
+    """Called, once it listens, with a link that logs in to the console once; None offers none."""
+    tell_ready: Callable[[], None] | None = None
+    """Called then as well; given to processes that share their ports."""
+
+
+def run(settings: Settings, doing: Doing, *, listen: bool) -> None:
+    """Run until SIGTERM or SIGINT, then stop within `server.stop_seconds`. At SIGHUP read the settings again.
 
     Raises `ReceiverError` when the port is not free, `ConfigError` and `Unavailable` when a part cannot be opened.
     """
     _raise_descriptors()
-    sockets = bind_all(settings, shared=tell_ready is not None) if listen else []
+    sockets = bind_all(settings, shared=doing.tell_ready is not None) if listen else []
     try:
-        if sockets:
-            bound = settings.server.model_copy(update={"port": sockets[0].getsockname()[1]})
-            settings = settings.model_copy(update={"server": bound})
-        receiver = build(settings)
-        asyncio.run(
-            _run(
-                receiver,
-                sockets,
-                intake=intake,
-                work=work,
-                ready_file=ready_file,
-                tell_link=tell_link,
-                tell_ready=tell_ready,
-            )
-        )
+        port = {"port": sockets[0].getsockname()[1]} if sockets else {}
+        bound = settings.server.model_copy(update=port)
+        receiver = build(settings.model_copy(update={"server": bound}))
+        asyncio.run(_run(receiver, settings, sockets, doing))
     finally:
         for sock in sockets:
             sock.close()
@@ -170,40 +164,48 @@ class _Server(uvicorn.Server):
         self._ready()
 
 
-async def _run(
-    receiver: Receiver,
-    sockets: list[socket.socket],
-    *,
-    intake: bool,
-    work: bool,
-    ready_file: str | None,
-    tell_link: Callable[[str], None] | None,
-    tell_ready: Callable[[], None] | None,
-) -> None:
-    stop = _Stop()
+async def _run(receiver: Receiver, settings: Settings, sockets: list[socket.socket], doing: Doing) -> None:
     sessions = sessions_of(receiver.settings)
-    link = sessions.offer_link() if tell_link else None
-    _listen_to_signals(stop)
+    roads = {"intake": doing.intake, "work": doing.work}
+    serving = Serving(receiver, sessions, settings=settings, read=doing.read, **roads)
+    stop = _Stop()
+    _listen_to_signals(stop, serving)
+    link = sessions.offer_link() if doing.tell_link else None
     _calm_collector()
     _forward_logging(receiver.observer)
     told = whereabouts(receiver.settings, console=sessions.on) if sockets else {}
-    with _ready_signal(receiver, told, ready_file) as signalled:
+    with _ready_signal(receiver, told, doing.ready_file) as signalled:
 
         def ready() -> None:
             signalled()
-            if tell_link and link:
-                tell_link(f"{told['url']}/console/login?once={link}")
-            if tell_ready:
-                tell_ready()
+            if doing.tell_link and link:
+                doing.tell_link(f"{told['url']}/console/login?once={link}")
+            if doing.tell_ready:
+                doing.tell_ready()
 
-        async with open_receiver(receiver, intake=intake, work=work):
+        async with open_lasting(receiver, intake=doing.intake), serving.open(), _control(serving):
             if sockets:
-                app = create_app(receiver, intake=intake, sessions=sessions)
-                await _serve(receiver, app, sockets, stop, ready, intake=intake, work=work)
+                await _serve(serving, sockets, stop, ready, doing)
             else:
                 ready()
                 await stop.wait()
     receiver.observer.note("info", "receiver.stopped")
+
+
+@contextlib.asynccontextmanager
+async def _control(serving: Serving) -> AsyncIterator[None]:
+    """Answer `receiver reload`; where no socket can be had, SIGHUP still reloads."""
+
+    async def answer() -> bytes:
+        return msgspec.json.encode(await serving.reload())
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            folder = journal_folder(serving.receiver.settings)
+            await stack.enter_async_context(answering(folder, answer))
+        except OSError as error:
+            serving.receiver.observer.note("warning", "receiver.no_control", error=error.strerror or "")
+        yield
 
 
 def _calm_collector() -> None:
@@ -225,8 +227,33 @@ class _Stop(asyncio.Event):
         """Set when the stop must not wait for load balancers: by Ctrl-C, or by a second SIGTERM."""
 
 
-def _listen_to_signals(stop: _Stop) -> None:
-    """Stop gracefully at SIGTERM or SIGINT; a second Ctrl-C ends at once, as all that was answered is stored."""
+class Terminal:
+    """The terminal that a process began in, if any. When it is closed the system sends SIGHUP, as others do for a reload."""
+
+    def __init__(self) -> None:
+        self._began = self._is_there()
+
+    @property
+    def closed(self) -> bool:
+        """True when there was one, and is no more."""
+        return self._began and not self._is_there()
+
+    @staticmethod
+    def _is_there() -> bool:
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        except OSError:
+            return False
+        return True
+
+
+def _listen_to_signals(stop: _Stop, serving: Serving) -> None:
+    """Stop gracefully at SIGTERM or SIGINT; a second Ctrl-C ends at once, as all that was answered is stored.
+
+    At SIGHUP the settings are read again; but where a terminal was closed, which sends the same, the process ends.
+    """
+    terminal = Terminal()
+    reloads: set[asyncio.Task[Any]] = set()
 
     def interrupted() -> None:
         if stop.at_once.is_set():
@@ -239,49 +266,52 @@ def _listen_to_signals(stop: _Stop) -> None:
             stop.at_once.set()
         stop.set()
 
+    def hung_up() -> None:
+        if terminal.closed:
+            terminated()
+        else:
+            reloads.add(task := asyncio.create_task(serving.reload()))
+            task.add_done_callback(reloads.discard)
+
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
     loop.add_signal_handler(signal.SIGTERM, terminated)
     loop.add_signal_handler(signal.SIGINT, interrupted)
 
 
 async def _serve(
-    receiver: Receiver,
-    app: ASGIApp,
-    sockets: list[socket.socket],
-    stop: _Stop,
-    ready: Callable[[], None],
-    *,
-    intake: bool,
-    work: bool,
+    serving: Serving, sockets: list[socket.socket], stop: _Stop, ready: Callable[[], None], doing: Doing
 ) -> None:
-    settings = receiver.settings.server
-    server = _Server(_config(receiver, app, intake=intake), ready)
-    serving = asyncio.create_task(server.serve(sockets=sockets))
+    settings = serving.receiver.settings.server
+    server = _Server(_config(serving, intake=doing.intake), ready)
+    listening = asyncio.create_task(server.serve(sockets=sockets))
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        receiver = serving.receiver
         if stop.is_set():
             receiver.stopping = True
-            if intake:
-                await _drain(receiver, stop, serving)
+            if doing.intake:
+                await _drain(receiver, stop, listening)
         server.should_exit = True
-        if work and stop.is_set():
+        if doing.work and stop.is_set():
             # All ends stop at once, so that the whole takes stop_seconds and not three times as long.
             grace = settings.stop_seconds
-            await asyncio.gather(serving, receiver.relay.stop(grace), receiver.collector.stop(grace))
+            await asyncio.gather(listening, receiver.relay.stop(grace), receiver.collector.stop(grace))
         else:
-            await serving
+            await listening
     except OSError as error:
         raise ReceiverError(_bind_trouble(settings.host, settings.port, error)) from None
     finally:
         stopping.cancel()
 
 
-def _config(receiver: Receiver, app: ASGIApp, *, intake: bool) -> uvicorn.Config:
-    settings = receiver.settings.server
+def _config(serving: Serving, *, intake: bool) -> uvicorn.Config:
+    settings = serving.receiver.settings.server
+    connections = _connections(settings.max_connections)
     config = uvicorn.Config(
-        _hanging_up(_by_listener(receiver, app), receiver),
-        http=protocol(receiver, intake=intake, max_connections=_connections(settings.max_connections)),
+        serving,
+        http=protocol(lambda: serving.receiver, intake=intake, max_connections=connections),
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -296,34 +326,7 @@ def _config(receiver: Receiver, app: ASGIApp, *, intake: bool) -> uvicorn.Config
     return config
 
 
-def _by_listener(receiver: Receiver, app: ASGIApp) -> ASGIApp:
-    """Return the application; the listener of submissions, if there is one, serves nothing else, and nobody else serves them."""
-    if not receiver.settings.submit.listen:
-        return app
-    port, submit = int(receiver.settings.submit.listen.rpartition(":")[2]), create_submit_app(receiver)
-
-    async def by_listener(scope: Scope, receive: Receive, send: Send) -> None:
-        chosen = submit if scope["server"][1] == port else app
-        await chosen(scope, receive, send)
-
-    return by_listener
-
-
-def _hanging_up(app: ASGIApp, receiver: Receiver) -> ASGIApp:
-    """Return `app`, with `Connection: close` in each answer once the process is stopping."""
-
-    async def hanging_up(scope: Scope, receive: Receive, send: Send) -> None:
-        async def closing(message: Message) -> None:
-            if receiver.stopping and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        await app(scope, receive, closing)
-
-    return hanging_up
-
-
-async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -> None:
+async def _drain(receiver: Receiver, stop: _Stop, listening: asyncio.Task[None]) -> None:
     """Serve for another `server.drain_seconds`, so that load balancers see `/readyz/intake` fail and send callbacks elsewhere.
 
     Each connection ends with its next answer, so that those kept open lead elsewhere as well.
@@ -332,7 +335,7 @@ async def _drain(receiver: Receiver, stop: _Stop, serving: asyncio.Task[None]) -
     if seconds and not stop.at_once.is_set():
         receiver.observer.note("info", "receiver.draining", seconds=seconds)
         hurry = asyncio.create_task(stop.at_once.wait())
-        await asyncio.wait({serving, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({listening, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
 
 

@@ -25,7 +25,7 @@ from receiver.core.errors import ReceiverError
 from receiver.core.observe import Observers
 from receiver.settings.model import Settings
 from receiver.web.console.sessions import sessions_of
-from receiver.web.server import bind_all, whereabouts, write_ready_file
+from receiver.web.server import Terminal, bind_all, whereabouts, write_ready_file
 
 Serve = Callable[[Settings, Callable[[], None]], None]
 """Serves by these settings, on a port that others share, until it is stopped; calls the function once it is ready."""
@@ -80,7 +80,8 @@ class _Supervisor:
         self._slots = [_Slot(number) for number in range(1, count + 1)]
         self._slots[0].due = 0.0
         self._served = self._stopping = False
-        self._signals = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGRTMIN}
+        self._signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGRTMIN}
+        self._terminal = Terminal()
         self._mask: set[int] = set()
         self._metrics = tempfile.mkdtemp(prefix="receiver-metrics-")
         share_metrics(self._metrics, 0)
@@ -134,12 +135,18 @@ class _Supervisor:
             self._began(told.si_pid)
         elif told.si_signo == signal.SIGCHLD:
             self._reap()
+        elif told.si_signo == signal.SIGHUP and not self._terminal.closed:
+            self._pass_on(signal.SIGHUP)  # each reads its settings again
         else:
             self._stopping = True
             for slot in self._slots:
                 slot.due = None
-                if slot.pid:
-                    os.kill(slot.pid, told.si_signo)
+            self._pass_on(signal.SIGINT if told.si_signo == signal.SIGINT else signal.SIGTERM)
+
+    def _pass_on(self, signum: signal.Signals) -> None:
+        for slot in self._slots:
+            if slot.pid:
+                os.kill(slot.pid, signum)
 
     def _began(self, pid: int) -> None:
         for slot in self._slots:

@@ -17,6 +17,8 @@ from receiver.core.clock import wall_clock
 from receiver.core.tokens import ObjectLinks
 from receiver.web import server as serving
 from receiver.web.app import create_app
+from receiver.web.console.sessions import sessions_of
+from receiver.web.reloading import Serving
 from tests.support.raw import exchange
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, speech, transcript
@@ -464,16 +466,17 @@ async def test_no_answer_tells_a_version_or_a_secret(live: Running, monkeypatch:
 
     monkeypatch.setattr(uvicorn, "Config", config)
 
+    settings = live.receiver.settings
+    whole = Serving(
+        live.receiver,
+        sessions_of(settings),
+        settings=settings,
+        intake=True,
+        work=False,
+        read=lambda: settings,
+    )
     with pytest.raises(KeyboardInterrupt):
-        await serving._serve(
-            live.receiver,
-            create_app(live.receiver),
-            [],
-            serving._Stop(),
-            lambda: None,
-            intake=True,
-            work=False,
-        )
+        serving._config(whole, intake=True)
     assert made[0].server_header is False
     sent = transcript("job")
     headers = sent.headers | {"authorization": "Basic c2VjcmV0OnZhbHVl", "dg-token": "token-value"}

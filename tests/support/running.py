@@ -13,12 +13,14 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from receiver.app.wiring import Ports, Receiver, Timing, build, open_receiver
+from receiver.app.wiring import Ports, Receiver, Timing, build, open_lasting
 from receiver.core.clock import wall_clock
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.settings.load import parse
-from receiver.web.app import create_app
+from receiver.settings.model import Settings
+from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
+from receiver.web.reloading import Reloaded, Serving
 from tests.support.clients import local_client
 
 BASIC = "deepgram:correct-horse-battery"
@@ -87,7 +89,13 @@ class Running:
     client: httpx2.AsyncClient
     seen: Seen
     folder: Path
+    serving: Serving
     headers: dict[str, str] = field(default_factory=dict)
+
+    async def reload(self, text: str) -> Reloaded:
+        """Have it take the settings `text`."""
+        self.serving._read = lambda: _parsed(text, self.receiver.settings.server.port)
+        return await self.serving.reload()
 
 
 def settings_text(
@@ -130,6 +138,11 @@ def free_port() -> int:
         return port
 
 
+def _parsed(text: str, port: int) -> Settings:
+    environ = {"RECEIVER__SERVER__PORT": str(port)}
+    return parse(text, environ, lambda name: Path(name).read_text("utf-8"))
+
+
 @contextlib.asynccontextmanager
 async def running(
     folder: Path,
@@ -142,15 +155,17 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Run a receiver with the settings `text` until the block ends, then stop it gracefully."""
     port = free_port()
-    environ = {"RECEIVER__SERVER__PORT": str(port)}
-    settings = parse(text or settings_text(folder), environ, lambda name: Path(name).read_text("utf-8"))
+    settings = _parsed(text or settings_text(folder), port)
     seen = Seen()
     receiver = build(settings, observers=[seen], clock=clock, shape=shape, timing=timing or Timing())
-    async with open_receiver(receiver, work=work):
+    serving = Serving(
+        receiver, sessions_of(settings), settings=settings, intake=True, work=work, read=lambda: settings
+    )
+    async with open_lasting(receiver), serving.open():
         config = uvicorn.Config(
-            create_app(receiver),
+            serving,
             port=port,
-            http=protocol(receiver),
+            http=protocol(lambda: serving.receiver),
             loop="asyncio",
             lifespan="off",
             log_config=None,
@@ -168,7 +183,7 @@ async def running(
         base = f"http://127.0.0.1:{port}"
         try:
             async with local_client(base_url=base, timeout=30) as client:
-                yield Running(receiver, base, client, seen, folder)
+                yield Running(receiver, base, client, seen, folder, serving)
         finally:
             server.should_exit = True
             await task

@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -131,7 +131,12 @@ class PostgresStore(Store):
         """Connect, check the schema, and begin to listen to other processes. Raises `ConfigError`, `StoreUnavailable`."""
         await super().open()
         if self._notified is not None and self._listener is None:
-            self._listener = Listener(self._connected, self._name, self._notified, asyncio.get_running_loop())
+            self._listener = Listener(self._connected, self._name, self._tell, asyncio.get_running_loop())
+
+    def _tell(self, destinations: Iterable[str], sources: Iterable[str]) -> None:
+        """Pass on what another process recorded, to whoever listens by now."""
+        if self._notified is not None:
+            self._notified(destinations, sources)
 
     async def close(self) -> None:
         """Close the connection that listens; finish what is queued, then disconnect."""

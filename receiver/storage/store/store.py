@@ -207,7 +207,7 @@ class Store:
     def listen(self, notified: Notified) -> None:
         """Have `notified(destinations, sources)` called in the event loop when another process recorded something for them.
 
-        Call it before `open`. A notification is a hint: some may be missed, so workers poll as well.
+        Call it before `open`; a later call takes the place of the one before. A notification is a hint: some may be missed, so workers poll as well.
         """
         self._notified = notified
 

@@ -1,0 +1,173 @@
+"""Settings taken by a running process: what they make takes the place of what was there, and nothing is refused meanwhile.
+
+A request ends with what it began with. In order: the new parts are put together and started, new requests go to them, the old
+ones claim no more work and end what they have under way, and when the last old request has its answer their connections close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from receiver.app import wiring
+from receiver.core.errors import ReceiverError
+from receiver.settings.changes import Changes, taken
+from receiver.web.app import create_app, create_submit_app
+from receiver.web.console.sessions import Sessions, sessions_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from receiver.app.wiring import Receiver
+    from receiver.settings.model import Settings
+
+Read = Callable[[], "Settings"]
+"""Reads the settings again. Raises `ReceiverError` when they cannot be used."""
+
+
+class Reloaded(Struct, frozen=True):
+    """What became of one reload."""
+
+    pid: int
+    error: str | None = None
+    """Why nothing was taken."""
+    changes: Changes = Changes()
+
+
+class _Face:
+    """The receiver that one reading of the settings made, as requests see it."""
+
+    def __init__(self, receiver: Receiver, sessions: Sessions, *, intake: bool) -> None:
+        self.receiver = receiver
+        self.sessions = sessions
+        self.app = _by_listener(receiver, create_app(receiver, intake=intake, sessions=sessions))
+        self.under_way = 0
+        self.idle = asyncio.Event()
+        """Set when this face is the old one, and its last request has ended."""
+
+
+class Serving:
+    """The application of a process: passes each request to what the settings make now."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        sessions: Sessions,
+        *,
+        settings: Settings,
+        intake: bool,
+        work: bool,
+        read: Read,
+    ) -> None:
+        """`receiver` runs with `settings`, which have the port as it was written. `read` reads them again, when asked to."""
+        self._intake, self._work, self._read = intake, work, read
+        self._settings = settings
+        self._face = _Face(receiver, sessions, intake=intake)
+        self._one = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def receiver(self) -> Receiver:
+        """The receiver as the settings make it now."""
+        return self._face.receiver
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Run the parts that the settings make, until the block ends: no request is under way then. Raises `ConfigError`, `Unavailable`."""
+        try:
+            async with self._one:
+                await wiring.begin(self.receiver, intake=self._intake, work=self._work)
+            yield
+        finally:
+            async with self._one:
+                await asyncio.gather(wiring.stop_work(self.receiver), *self._retiring)
+                await wiring.end(self.receiver)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; with `Connection: close` once the process is stopping."""
+        face = self._face
+        face.under_way += 1
+
+        async def closing(message: Message) -> None:
+            if self.receiver.stopping and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        try:
+            await face.app(scope, receive, closing)
+        finally:
+            face.under_way -= 1
+            if face is not self._face and not face.under_way:
+                face.idle.set()
+
+    async def reload(self) -> Reloaded:
+        """Read the settings and take them; tell what that changed, or why nothing was."""
+        async with self._one:
+            observer = self.receiver.observer
+            try:
+                settings, changes = taken(self._settings, await asyncio.to_thread(self._read))
+                await self._take(settings)
+            except ReceiverError as error:
+                observer.note("error", "settings.not_taken", error=error.message)
+                return Reloaded(os.getpid(), error=error.message)
+            observer.note("info", "settings.taken", **told(changes))
+            return Reloaded(os.getpid(), changes=changes)
+
+    async def _take(self, settings: Settings) -> None:
+        """Put the receiver that `settings` make in place of the one that is there. Raises `ReceiverError`: nothing has changed then."""
+        old = self._face
+        if old.receiver.stopping:
+            raise ReceiverError("receiver is stopping")
+        bound = {"server": old.receiver.settings.server}
+        fresh = wiring.rebuild(old.receiver, settings.model_copy(update=bound))
+        try:
+            await wiring.begin(fresh, intake=self._intake, work=self._work)
+        except BaseException:
+            await wiring.end(fresh)
+            raise
+        sessions = old.sessions
+        if (settings.api.tokens, settings.tokens) != (self._settings.api.tokens, self._settings.tokens):
+            sessions = sessions_of(settings)
+        self._face, self._settings = _Face(fresh, sessions, intake=self._intake), settings
+        if not old.under_way:
+            old.idle.set()
+        retiring = asyncio.create_task(self._retire(old))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
+    @staticmethod
+    async def _retire(old: _Face) -> None:
+        old.receiver.stopping = True  # its streams end; who reads them comes again, and goes on where it was
+        await old.receiver.intake.stop()
+        await wiring.stop_work(old.receiver)
+        await old.idle.wait()
+        await wiring.end(old.receiver)
+
+
+def told(changes: Changes) -> dict[str, str]:
+    """Return what a reload changed, by kind, `{"sources_added": "deapi, speech"}`."""
+    named = {
+        f"{kind}_{how}": getattr(names, how)
+        for kind, names in (("sources", changes.sources), ("destinations", changes.destinations))
+        for how in ("added", "removed", "changed")
+    }
+    named |= {"settings_changed": changes.settings, "needs_restart": changes.restart}
+    return {what: ", ".join(names) for what, names in named.items() if names}
+
+
+def _by_listener(receiver: Receiver, app: ASGIApp) -> ASGIApp:
+    """Return the application; the listener of submissions, if there is one, serves nothing else, and nobody else serves them."""
+    if not receiver.settings.submit.listen:
+        return app
+    port, submit = int(receiver.settings.submit.listen.rpartition(":")[2]), create_submit_app(receiver)
+
+    async def by_listener(scope: Scope, receive: Receive, send: Send) -> None:
+        chosen = submit if scope["server"][1] == port else app
+        await chosen(scope, receive, send)
+
+    return by_listener
