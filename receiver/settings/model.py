@@ -298,7 +298,7 @@ class SubmitToken(Section):
     reads_per_second: int = Field(default=10, ge=1)
     at_once: int = Field(default=8, ge=1)
     bytes_per_day: int = Field(default=20 * 1024 * MIB, ge=1)
-    """Of bodies; each process counts its own, since its start."""
+    """Of bodies; each process counts its own, since its start or last reload."""
     jobs_per_day: int = Field(default=5000, ge=1)
 
     @field_validator("secrets")

@@ -45,7 +45,7 @@ def test_single_commands_run_as_the_service_does() -> None:
     assert (command, environment) == ("COMMAND=check", service["Environment"])
     assert {n: v for n, v in run.items() if n not in {*own, "Environment"}}.items() <= service.items()
     kept = {"StartLimitIntervalSec", "KillSignal", "TimeoutStopSec", "Restart", "RestartSec", "WantedBy"}
-    kept |= {"LimitNOFILE", "MemoryHigh"}
+    kept |= {"LimitNOFILE", "MemoryHigh", "ExecReload"}
     assert service.keys() - run.keys() == kept
     assert set(run["After"]) < set(service["After"])
 
@@ -65,6 +65,7 @@ def test_the_service_listens_where_the_ingress_samples_call_and_nowhere_else() -
     """They are on the same machine; another one must not get past them."""
     command = shlex.split(unit()["ExecStart"][0])
     assert command[command.index("serve") :] == ["serve"]
+    assert shlex.split(unit()["ExecReload"][0]) == [*command[:-1], "reload"]
     environ = example() | {"DATABASE_URL": "postgresql://receiver@127.0.0.1/receiver"}
     settings = parse((DEPLOY / "receiver.toml").read_text("utf-8"), environ, no_file)
     address = f"{settings.server.host}:{settings.server.port}"
