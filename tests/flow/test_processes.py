@@ -119,8 +119,16 @@ async def test_a_process_killed_under_load_comes_back_and_nothing_answered_is_lo
     assert (ended["pid"], ended["signal"], ended["again_in_seconds"]) == (before[0], "SIGKILL", FIRST_PAUSE)
 
 
-async def test_no_process_outlives_its_supervisor(tmp_path: Path, database: str) -> None:
-    async with _several(_config(tmp_path, database), 2) as several:
+async def test_all_processes_reload_and_none_outlives_its_supervisor(tmp_path: Path, database: str) -> None:
+    config = _config(tmp_path, database)
+    async with _several(config, 2) as several:
+        config.write_text(config.read_text() + '[retention]\nbodies = "3d"\n')
+        several.child.process.send_signal(signal.SIGHUP)
+        await several.child.said('"settings_changed":"retention.bodies"', 2)
+        said = await asyncio.to_thread(receiver, "--config", config, "reload")
+        assert sorted(said.out.splitlines()) == sorted(
+            f"process {pid}: nothing changed" for pid in several.pids
+        )
         processes = [psutil.Process(pid) for pid in several.pids]
         await several.child.stop(signal.SIGKILL)
         async with asyncio.timeout(60):
