@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _FLAGS = (
 )
 PICTURES = os.environ.get("CONSOLEPICTURES")
 """A folder for pictures of the pages; none are made without it."""
+_WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
 _PHONE, _DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -69,11 +71,13 @@ class Watched:
         async with asyncio.timeout(20):
             await self.page.evaluate(f"new Promise(done => {{ const look = {look}; look(); }})")
 
-    async def offences(self) -> list[str]:
-        """Return what axe-core finds that is serious: WCAG 2.0 to 2.2, A and AA."""
-        await self.page.evaluate(_axe())
+    async def offences(self, rules: Sequence[str] = ()) -> list[str]:
+        """Return what axe-core finds that is serious: by WCAG 2.0 to 2.2, A and AA, or by these rules alone."""
+        if not await self.page.evaluate("'axe' in window"):
+            await self.page.evaluate(_axe())
+        only = {"type": "rule", "values": list(rules)} if rules else {"type": "tag", "values": list(_WCAG)}
         found = await self.page.evaluate(
-            "axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'], resultTypes: ['violations'] })"
+            "only => axe.run({ runOnly: only, resultTypes: ['violations'] })", only
         )
         return [
             f"{self.page.url}: {one['id']}: {one['nodes'][0]['html'][:200]}: {one['nodes'][0].get('failureSummary', '')[:300]}"
@@ -81,20 +85,40 @@ class Watched:
             if one["impact"] in ("serious", "critical")
         ]
 
-    async def pictures(self, name: str) -> None:
-        """Keep pictures of the page: light, dark, and as a phone has it."""
-        if not PICTURES:
-            return
-        for scheme in ("light", "dark"):
-            await self.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-            await self.page.screenshot(path=Path(PICTURES, f"{name}-{scheme}.png"))
+    async def judge(self) -> None:
+        """Give each page that is opened from now on what `looked_at` needs: dear for pages that nobody looks at so."""
+        await self.page.add_init_script(_axe())
+
+    async def looked_at(self, name: str) -> list[str]:
+        """Return what is wrong with the page in light, in dark and on a phone, and keep pictures where they are wanted.
+
+        All rules are tried in light; in dark those that colours can break, on a phone those that places can.
+        """
+        wrong = await self.offences()
+        await self._picture(f"{name}-light")
+        await self.page.emulate_media(color_scheme="dark")
+        wrong += [f"dark: {one}" for one in await self.offences(["color-contrast"])]
+        await self._picture(f"{name}-dark")
         await self.page.emulate_media(color_scheme="light")
         await self.page.set_viewport_size(_PHONE)  # type: ignore[arg-type]  # a TypedDict that the library does not export
-        await self.page.reload()  # a phone's menu is folded when the page begins
-        await self.page.screenshot(path=Path(PICTURES, f"{name}-phone.png"))
+        await self.page.evaluate(
+            "for (const menu of document.querySelectorAll('details.menu')) menu.open = false"
+        )
+        wrong += [
+            f"phone: {one}" for one in await self.offences(["target-size", "scrollable-region-focusable"])
+        ]
+        wide = await self.page.evaluate("document.documentElement.scrollWidth")
+        wrong += [f"{self.page.url} is {wide} wide on a phone"] if wide > _PHONE["width"] else []
+        await self._picture(f"{name}-phone")
         await self.page.set_viewport_size(_DESK)  # type: ignore[arg-type]  # as above
+        return wrong
+
+    async def _picture(self, name: str) -> None:
+        if PICTURES:
+            await self.page.screenshot(path=Path(PICTURES, f"{name}.png"))
 
 
+@cache
 def _axe() -> str:
     folder = Path(axe_playwright_python.__file__).parent
     return next(folder.rglob("axe.min.js")).read_text("utf-8")

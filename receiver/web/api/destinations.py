@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from receiver.engine.destinations import act_on_destination, destination_states
+from receiver.engine.destinations import act_on_destination, standings
 from receiver.web.api.call import Call
 from receiver.web.views import DestinationHealth, DestinationShown, Page, shown, time_of
 
 
 async def listed(call: Call[None, None]) -> Page[DestinationShown]:
     """List the destinations of the settings."""
-    receiver, now = call.receiver, call.receiver.clock()
-    stats = await receiver.store.stats(now)
-    due = {one.name: one for one in stats.due}
+    settings = call.receiver.settings.destinations
     items = [
         DestinationShown(
-            name=state.name,
-            kind=receiver.settings.destinations[state.name].kind,
-            sources=list(receiver.settings.destinations[state.name].sources),
-            events=list(receiver.settings.destinations[state.name].events),
-            due=due[state.name].depth if state.name in due else 0,
-            oldest_due_at=time_of(due[state.name].oldest_due_at) if state.name in due else None,
-            dead=stats.dead.get(state.name, 0),
-            health=shown(state, DestinationHealth),
+            name=one.name,
+            kind=settings[one.name].kind,
+            sources=list(settings[one.name].sources),
+            events=list(settings[one.name].events),
+            due=one.due,
+            oldest_due_at=None if one.oldest_due_at is None else time_of(one.oldest_due_at),
+            dead=one.dead,
+            health=shown(one.state, DestinationHealth),
         )
-        for state in await destination_states(receiver.store, receiver.settings.destinations, now=now)
+        for one in await standings(call.receiver.store, settings, now=call.receiver.clock())
     ]
     return Page(items=items, next=None)
 

@@ -13,8 +13,8 @@ from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.page import pages
 from receiver.core.work import DeliveryFilter, DeliveryState
-from receiver.engine.destinations import ACTIONS, act_on_destination, destination_states
-from receiver.web.console.event import listed
+from receiver.engine.destinations import ACTIONS, act_on_destination, standings
+from receiver.web.console.event import answer_of, listed
 from receiver.web.console.events import PAGE, fields_of
 from receiver.web.console.guard import HOME, Visit, is_inside
 from receiver.web.console.rendering import length, query
@@ -150,20 +150,11 @@ class Outgoing:
 
     async def destinations(self, visit: Visit) -> Response:
         """Show where events go."""
-        stats = await self._receiver.store.stats(self._receiver.clock())
-        due = {one.name: one for one in stats.due}
-        states = await self._states()
-        lines = [
-            {
-                "name": name,
-                "kind": one.kind,
-                "due": due.get(name),
-                "dead": stats.dead.get(name, 0),
-                "state": states[name].status.value,
-            }
-            for name, one in self._receiver.settings.destinations.items()
-        ]
-        return await visit.page("destinations.html", destinations=lines)
+        receiver = self._receiver
+        found = await standings(receiver.store, receiver.settings.destinations, now=receiver.clock())
+        return await visit.page(
+            "destinations.html", destinations=found, settings=receiver.settings.destinations
+        )
 
     async def destination(self, visit: Visit) -> Response:
         """Show one destination: what it takes, how it is doing, its latest deliveries and answers."""
@@ -174,28 +165,21 @@ class Outgoing:
                 f"there is no destination {name[:100]}; there is: {listed(self._names()) or 'none'}"
             )
         store = self._receiver.store
-        stats = await store.stats(self._receiver.clock())
         latest = await store.deliveries(DeliveryFilter(destination=name, limit=20))
         lines: list[dict[str, Any]] = []
         for one in latest:
             attempts = await store.attempts(one.id) if one.attempts else []
-            lines.append({"delivery": one, "attempts": attempts[-12:]})
-        state = (await self._states())[name]
+            answer = answer_of(attempts[-1]) if attempts else ""
+            lines.append({"delivery": one, "attempts": attempts[-12:], "answer": answer})
+        (standing,) = await standings(store, (name,), now=self._receiver.clock())
         return await visit.page(
             "destination.html",
             name=name,
-            state=state,
-            sentence=condition(state, self._receiver.clock()),
+            standing=standing,
+            sentence=condition(standing.state, self._receiver.clock()),
             settings=settings,
-            due=next((one for one in stats.due if one.name == name), None),
-            dead=stats.dead.get(name, 0),
             lines=lines,
         )
-
-    async def _states(self) -> dict[str, DestinationState]:
-        names = self._receiver.settings.destinations
-        found = await destination_states(self._receiver.store, names, now=self._receiver.clock())
-        return {state.name: state for state in found}
 
     async def act(self, visit: Visit) -> Response:
         """Pause, resume or enable a destination, in every process."""

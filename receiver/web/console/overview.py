@@ -16,7 +16,7 @@ from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import Event, EventFilter
 from receiver.core.explain import Cause, explain
 from receiver.core.work import PickupFilter, PickupState
-from receiver.engine.destinations import destination_states
+from receiver.engine.destinations import standings
 from receiver.web.api.jobs import job_named
 from receiver.web.console.events import rows_of
 from receiver.web.console.guard import HOME, Visit
@@ -59,16 +59,6 @@ class SourceLine(Struct, frozen=True, kw_only=True):
     rejected: int
 
 
-class DestinationLine(Struct, frozen=True, kw_only=True):
-    """One destination, as the overview shows it."""
-
-    name: str
-    state: str
-    due: int
-    oldest: int | None
-    dead: int
-
-
 class Overview:
     """The first page, and the field that finds things."""
 
@@ -82,14 +72,15 @@ class Overview:
         rejections = await self._rejections(now)
         latest = await receiver.store.events(EventFilter(limit=_LATEST))
         sources = [await self._source(name, rejections) for name in receiver.settings.sources]
-        states = await destination_states(receiver.store, receiver.settings.destinations, now=now)
+        destinations = await standings(receiver.store, receiver.settings.destinations, now=now)
         concerns = [*self._of_work(stats, now), *_of_rejections(rejections), *await self._of_events(now)]
-        concerns += _of_destinations(states, now)
+        concerns += _of_destinations([one.state for one in destinations], now)
         return await visit.page(
             "overview.html",
             concerns=sorted(concerns, key=lambda one: -one.weight),
             sources=sources,
-            destinations=self._destinations(stats, states),
+            destinations=destinations,
+            settings=receiver.settings.destinations,
             rows=await rows_of(receiver.store, latest),
             traffic=traffic(receiver),
             journal=receiver.journal.depth,
@@ -108,19 +99,6 @@ class Overview:
             last=newest[0].recorded_at if newest else None,
             rejected=sum(one.source == name for one in rejections),
         )
-
-    def _destinations(self, stats: StoreStats, states: Sequence[DestinationState]) -> list[DestinationLine]:
-        due = {one.name: one for one in stats.due}
-        return [
-            DestinationLine(
-                name=state.name,
-                state=state.status.value,
-                due=due[state.name].depth if state.name in due else 0,
-                oldest=due[state.name].oldest_due_at if state.name in due else None,
-                dead=stats.dead.get(state.name, 0),
-            )
-            for state in states
-        ]
 
     # ------------------------------------------------------------ what needs a person
 
@@ -257,7 +235,7 @@ def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
         groups.setdefault((one.source, one.kind), []).append(one)
     for (source, kind), group in groups.items():
         wrong = kind in ("wrong", "stale", "token")
-        count = f"{len(group)} callback{'s' if len(group) != 1 else ''} of {source or 'no source'} rejected in 24 hours"
+        count = f"{len(group)} callback{'s' if len(group) != 1 else ''} of {'no known source' if kind == 'unknown_source' else source} rejected in 24 hours"
         yield Concern(
             weight=85 if wrong else 20,
             kind="bad" if wrong else "wait",

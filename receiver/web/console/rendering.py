@@ -115,7 +115,7 @@ def _is_odd(char: str) -> bool:
 def moment(millis: int | None, form: str = "") -> Markup:
     """Return a time: in UTC, which a script of ours turns into the reader's own zone. `day` has its date as well."""
     if millis is None:
-        return Markup("–")
+        return Markup('<span class="empty">–</span>')
     text = iso(millis)
     words = f"{text[:10]} {text[11:19]}" if form == "day" else text[11:19]
     day = Markup(" data-day") if form == "day" else ""
@@ -137,9 +137,9 @@ def timed(text: str) -> Markup:
     return Markup().join(shown_parts)
 
 
-def ago(millis: int, now: int) -> str:
-    """Return how long ago something was, in one unit."""
-    return length(max(0, now - millis) / 1000)
+def ago(millis: int) -> str:
+    """Return how long ago something was."""
+    return length(max(0.0, time.time() - millis / 1000))
 
 
 def length(seconds: float | None) -> str:
