@@ -475,7 +475,10 @@ class Intake:
             claims = await self._claims_of(callback.claims) or replace(callback.claims, unread=False)
             callback = replace(callback, claims=claims)
         try:
-            draft = await asyncio.to_thread(self._normalize, provider, callback)
+            if callback.body.size <= _BIG_JSON:
+                draft = self._normalize(provider, callback)
+            else:
+                draft = await asyncio.to_thread(self._normalize, provider, callback)
         except IgnoredCallback:  # by settings that are newer than the callback
             draft = _parked(provider, callback, "the settings say now that it is ignored")
         except RuntimeError as error:  # no thread can be started

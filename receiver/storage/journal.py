@@ -15,7 +15,8 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ _OUTAGE_AFTER = 3
 """Entries refused in a row that make an outage; fewer may be refused for what they are."""
 _QUICK_TRIES = 3
 """Tries after which an entry waits although it may be an outage, or after a bug, which is reported no more."""
+_BATCH, _BATCH_BYTES = 32, 4 * 1024 * 1024
+"""Most entries, and most of their bytes unless a single one has more, that are passed on together."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
 """Seconds until an entry is tried again that was refused for what it is; doubled at each refusal."""
 _LEFTOVER_SECONDS = 3600
@@ -65,6 +68,9 @@ class Journal:
         self._clock = clock
         self._elapsed = elapsed
         self._entries: dict[str, Entry] = {}
+        """Those that wait, by stem, in the order in which they came."""
+        self._held = 0
+        """Bytes of their bodies."""
         self.kept = asyncio.Event()
         """Set when an entry was added."""
         self.refused = ""
@@ -78,10 +84,8 @@ class Journal:
     @property
     def oldest_age_seconds(self) -> float:
         """How long the oldest one has waited."""
-        if not self._entries:
-            return 0.0
-        oldest = min(entry.received_at for entry in self._entries.values())
-        return max(0, self._clock() - oldest) / 1000
+        first = next(iter(self._entries.values()), None)
+        return max(0, self._clock() - first.received_at) / 1000 if first else 0.0
 
     async def open(self) -> None:
         """Make the folder and find what earlier processes left. Raises `JournalUnavailable`."""
@@ -93,6 +97,7 @@ class Journal:
 
     def _open(self) -> None:
         make_folder(self._folder)
+        found = []
         names = set(os.listdir(self._folder))
         for name in names:
             stem, _, kind = name.rpartition(".")
@@ -104,7 +109,19 @@ class Journal:
                         path.unlink()
             elif kind == "json":
                 with contextlib.suppress(FileNotFoundError):
-                    self._entries[stem] = entry_at(self._folder / name)
+                    found.append(entry_at(self._folder / name))
+        for entry in sorted(found, key=lambda entry: entry.received_at):
+            self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        self._entries[entry.stem] = entry
+        self._held += entry.size
+
+    def _forget(self, stem: str) -> bool:
+        """Wait for this entry no more; return whether it was waited for."""
+        entry = self._entries.pop(stem, None)
+        self._held -= entry.size if entry else 0
+        return entry is not None
 
     async def ping(self) -> None:
         """Check that an entry could be kept now. Raises `JournalUnavailable`."""
@@ -132,12 +149,11 @@ class Journal:
         stem = hashlib.sha256(f"{callback.source}\0{key}".encode("utf-8", "replace")).hexdigest()[:40]
         if stem in self._entries:
             return
-        held = sum(entry.size for entry in self._entries.values())
-        if held + callback.body.size > self._max_bytes:
+        if self._held + callback.body.size > self._max_bytes:
             raise JournalUnavailable("the journal is full: raise journal.max_bytes or mend the store")
         meta = _meta(callback, reason, secret_headers)
         await _in_thread(partial(self._keep, stem, meta, callback))
-        self._entries[stem] = entry_of(stem, meta)
+        self._add(entry_of(stem, meta))
         self._report()
         self.kept.set()
 
@@ -159,7 +175,7 @@ class Journal:
     async def drain(self, handle: Handle) -> int:
         """Pass every entry to `handle` and remove those it took; return their number. `refused` says why some are left.
 
-        Oldest first. An entry that was refused goes behind the others, so that one that no store will ever take (too
+        Oldest first: one, then two together, and so on up to 32. An entry that was refused goes behind the others, so that one that no store will ever take (too
         large for it, say), or that cannot be read, holds up none. Refused while others are taken, it waits longer each
         time. Several refusals in a row are an outage, and end the drain. Raises `Unavailable` when no entry was taken. An
         entry whose bytes changed on disk is moved to `damaged/`. Does nothing while another process drains the folder.
@@ -173,35 +189,69 @@ class Journal:
             raise unavailable(error) from None
 
     async def _pass_on(self, handle: Handle) -> int:
-        done = 0
+        done, most = 0, 1
         refused: list[tuple[Entry, Unavailable]] = []
         self.refused = ""
-        for entry in sorted(self._entries.values(), key=_turn):
-            if self._elapsed() < entry.not_before:
-                continue
-            try:
-                callback = await self._restore(entry)
-                if callback is None:
-                    continue
-                await handle(callback)
-            except (Unavailable, *RESOURCE_ERRORS) as error:
-                refused.append((entry, self._refusal(entry, error)))
-                if len(refused) == _OUTAGE_AFTER:
-                    break
-                continue
-            except Exception as error:  # a bug or a poison entry must not stop the others
-                self._failed(entry, type(error).__name__)
-                continue
-            self._put_off(refused, alone=True)
-            refused.clear()
-            await asyncio.to_thread(self._remove, entry.stem)
-            self._entries.pop(entry.stem, None)
-            done += 1
-            self._report()
+        waiting = deque(sorted(self._entries.values(), key=_turn))
+        while batch := self._batch(waiting, most):
+            results = await self._pass_together(batch, handle)
+            for entry, result in zip(batch, results, strict=True):
+                if result is True:
+                    self._put_off(refused, alone=True)
+                    refused.clear()
+                    self._forget(entry.stem)
+                    done += 1
+                elif result:
+                    refused.append((entry, result))
+            if True in results:
+                self._report()
+            if len(refused) >= _OUTAGE_AFTER:
+                break
+            # Begun with one again after a refusal: in an outage few are tried.
+            most = 1 if refused else min(2 * most, _BATCH)
         self._put_off(refused, alone=done > 0)
         if refused and not done:
             raise refused[-1][1]
         return done
+
+    def _batch(self, waiting: deque[Entry], most: int) -> list[Entry]:
+        """Take from `waiting` what is passed on next, together."""
+        batch: list[Entry] = []
+        size, now = 0, self._elapsed()
+        while waiting and len(batch) < most and (not batch or size + waiting[0].size <= _BATCH_BYTES):
+            entry = waiting.popleft()
+            if now >= entry.not_before:
+                batch.append(entry)
+                size += entry.size
+        return batch
+
+    async def _pass_together(self, batch: list[Entry], handle: Handle) -> list[Unavailable | bool]:
+        """Pass entries to `handle` at once, and remove those it took.
+
+        Returns for each True when it was taken, why it was refused, or False when it is gone or failed by itself.
+        """
+        callbacks = await self._restore(batch)
+        results = await asyncio.gather(
+            *(self._pass(*pair, handle) for pair in zip(batch, callbacks, strict=True))
+        )
+        taken = [entry.stem for entry, result in zip(batch, results, strict=True) if result is True]
+        if taken:
+            await asyncio.to_thread(self._remove, taken)
+        return results
+
+    async def _pass(
+        self, entry: Entry, callback: VerifiedCallback | JournalUnavailable | None, handle: Handle
+    ) -> Unavailable | bool:
+        if callback is None or isinstance(callback, JournalUnavailable):
+            return callback or False
+        try:
+            await handle(callback)
+        except (Unavailable, *RESOURCE_ERRORS) as error:
+            return self._refusal(entry, error)
+        except Exception as error:  # a bug or a poison entry must not stop the others
+            self._failed(entry, type(error).__name__)
+            return False
+        return True
 
     def _refusal(self, entry: Entry, error: BaseException) -> Unavailable:
         if isinstance(error, Unavailable):
@@ -233,28 +283,40 @@ class Journal:
                 )
             self.refused = entry.why = error.message
 
-    async def _restore(self, entry: Entry) -> VerifiedCallback | None:
-        """Return the kept callback, None when it is gone or damaged. Raises `JournalUnavailable` when it cannot be read now."""
-        try:
-            callback = await asyncio.to_thread(restored, self._folder, entry.stem)
-            if callback is None:
-                self._observer.note("error", "journal.entry_damaged", entry=entry.stem, source=entry.source)
-        except FileNotFoundError:  # another process of this machine drained it
-            callback = None
-        except THREAD_ERRORS as error:
-            raise unavailable(error, entry=entry.stem) from None
-        if callback is None:
-            self._entries.pop(entry.stem, None)
-        return callback
+    async def _restore(self, batch: Sequence[Entry]) -> list[VerifiedCallback | JournalUnavailable | None]:
+        """Return for each entry its callback, why it cannot be read now, or None when it is gone or damaged."""
+        found: list[VerifiedCallback | JournalUnavailable | None] = []
+        for entry, result in zip(batch, await asyncio.to_thread(self._look_up, batch), strict=True):
+            if isinstance(result, VerifiedCallback):
+                found.append(result)
+            elif result is None or isinstance(result, FileNotFoundError):  # another process drained it
+                if result is None:
+                    fields = {"entry": entry.stem, "source": entry.source}
+                    self._observer.note("error", "journal.entry_damaged", **fields)
+                self._forget(entry.stem)
+                found.append(None)
+            else:
+                found.append(unavailable(result, entry=entry.stem))
+        return found
 
-    def _remove(self, stem: str) -> bool:
-        """Remove an entry; return whether it is gone."""
+    def _look_up(self, batch: Iterable[Entry]) -> list[VerifiedCallback | BaseException | None]:
+        found: list[VerifiedCallback | BaseException | None] = []
+        for entry in batch:
+            try:
+                found.append(restored(self._folder, entry.stem))
+            except THREAD_ERRORS as error:
+                found.append(error)
+        return found
+
+    def _remove(self, stems: Collection[str]) -> list[str]:
+        """Remove entries; return those that are still there."""
         # The commit goes first: a body without one is swept at the next start.
         with _locked(self._folder):
-            for suffix in ("json", "body"):
-                with contextlib.suppress(OSError):
-                    (self._folder / f"{stem}.{suffix}").unlink()
-        return not (self._folder / f"{stem}.json").exists()
+            for stem in stems:
+                for suffix in ("json", "body"):
+                    with contextlib.suppress(OSError):
+                        (self._folder / f"{stem}.{suffix}").unlink()
+        return [stem for stem in stems if (self._folder / f"{stem}.json").exists()]
 
     async def read(
         self,
@@ -270,11 +332,11 @@ class Journal:
         failed: list[str] = []
         for entry in list(self._entries.values()):
             try:
-                callback = await self._restore(entry)
-                if callback is not None:
+                [callback] = await self._restore([entry])
+                if isinstance(callback, JournalUnavailable):
+                    (unreadable or failed.append)(callback.message)
+                elif callback is not None:
                     await asyncio.to_thread(look, entry.stem, callback)
-            except JournalUnavailable as error:
-                (unreadable or failed.append)(error.message)
             except RESOURCE_ERRORS as error:
                 (unreadable or failed.append)(unavailable(error, entry=entry.stem).message)
         if failed:
@@ -284,9 +346,9 @@ class Journal:
         """Remove entries for good; return how many were there. Raises `JournalUnavailable`."""
         count = 0
         for stem in stems:
-            if not await _in_thread(partial(self._remove, stem), entry=stem):
+            if await _in_thread(partial(self._remove, [stem]), entry=stem):
                 raise JournalUnavailable(f"the journal's entry {stem} cannot be removed")
-            count += self._entries.pop(stem, None) is not None
+            count += self._forget(stem)
         self._report()
         return count
 

@@ -15,7 +15,7 @@ import pytest
 
 from receiver.app.wiring import Ports, Timing
 from receiver.cli import journal as commands
-from receiver.core.callback import MemoryBody
+from receiver.core.callback import MemoryBody, VerifiedCallback
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter
@@ -293,13 +293,13 @@ async def test_a_callback_kept_while_it_is_being_removed_is_kept_whole(tmp_path:
         await one.open()
         opened.append(one)
     [entry] = journal.look(str(folder))
-    restored = await opened[0]._restore(entry)
-    assert restored is not None
+    [restored] = await opened[0]._restore([entry])
+    assert isinstance(restored, VerifiedCallback)
     callback = msgspec.structs.replace(restored, body=MemoryBody(restored.body.load()))
     meta = journal._meta(callback, "again", frozenset())
     for _ in range(50):
         await asyncio.gather(
-            asyncio.to_thread(opened[0]._remove, entry.stem),
+            asyncio.to_thread(opened[0]._remove, [entry.stem]),
             asyncio.to_thread(opened[1]._keep, entry.stem, meta, callback),
         )
         bodies, commits = ({p.stem for p in folder.glob(f"*.{kind}")} for kind in ("body", "json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -120,6 +121,44 @@ async def test_entries_that_are_always_refused_hold_up_no_other(tmp_path: Path) 
     assert [(name, fields["error"]) for name, fields in _notes(seen)] == [
         ("journal.drain_stopped", "the store refused it (413)")
     ] * 2, "once for each process"
+
+
+async def test_entries_are_passed_on_together_more_and_more_while_they_are_taken(tmp_path: Path) -> None:
+    """So that they share commits; but few while the store refuses, and few at once where bodies are large."""
+    journal = await _journal(tmp_path, max_bytes=10**8)
+    for number in range(40):
+        await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+    for number in range(40, 43):
+        await journal.keep(_callback(bytes(3_000_000), at=number), key=f"k{number}", reason="store out")
+    under_way, groups = 0, []
+
+    async def take(callback: VerifiedCallback) -> None:
+        nonlocal under_way
+        under_way += 1
+        await asyncio.sleep(0)  # until all of the group are under way
+        if under_way:
+            groups.append(under_way)
+        under_way = 0
+
+    assert await journal.drain(take) == 43
+    assert groups == [1, 2, 4, 8, 16, 10, 1, 1]
+
+
+async def test_a_group_that_is_broken_off_comes_again_whole(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    for number in range(3):
+        await journal.keep(_callback(at=number), key=f"k{number}", reason="store out")
+    taken: list[int] = []
+
+    async def take(callback: VerifiedCallback) -> None:
+        taken.append(callback.head.received_at)
+        if len(taken) == 3:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await journal.drain(take)
+    assert await (await _journal(tmp_path)).drain(take) == 2
+    assert sorted(taken) == [0, 1, 1, 2, 2]
 
 
 class Clocked:
