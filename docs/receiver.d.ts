@@ -126,4 +126,5 @@ export type Event =
   | { type: "source.recovered"; timestamp: string; data: EventData }
   | { type: "destination.failing"; timestamp: string; data: EventData }
   | { type: "destination.recovered"; timestamp: string; data: EventData }
-  | { type: "destination.disabled"; timestamp: string; data: EventData };
+  | { type: "destination.disabled"; timestamp: string; data: EventData }
+  | { type: "destination.test"; timestamp: string; data: EventData };

@@ -14,6 +14,7 @@ from receiver.cli.options import AsJson, load_to_look, option, seconds
 from receiver.cli.output import print_json
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret, public_key
+from receiver.settings.rotation import rotated
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -48,7 +49,7 @@ def rotate(
         raise NotFound(f"no destination is named {destination}; there is: {known}")
     until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds(overlap))
     fresh = new_webhook_secret(pair=pair)
-    setting = _setting(_present(ctx, destination), fresh, until)
+    setting = rotated(_present(ctx, destination), fresh, until)
     public = public_key(fresh) if pair else None
     if as_json:
         print_json({"secret": fresh, "public_key": public, "until": until.isoformat(), "setting": setting})
@@ -71,28 +72,3 @@ def _present(ctx: typer.Context, destination: str) -> list[Any]:
             f"the destination {destination} is not in {path}: add a secret where it is set"
         ) from None
     return list(table.get("secrets", ()))
-
-
-def _setting(present: list[Any], fresh: str, until: datetime) -> str:
-    ends = f"{until:%Y-%m-%dT%H:%M:%SZ}"
-    lines = [
-        f'  {{secret = "{_shown(entry)}", until = {ends}}},' for entry in present if isinstance(entry, str)
-    ]
-    lines += [_kept(entry, ends) for entry in present if isinstance(entry, dict)]
-    return "\n".join(["secrets = [", *lines, f'  "{fresh}",', "]"])
-
-
-def _kept(entry: dict[str, Any], ends: str) -> str:
-    """Return an entry that has times of its own; one that has no end gets one."""
-    times = {name: str(entry[name]) for name in ("from", "until") if name in entry} | (
-        {} if "until" in entry else {"until": ends}
-    )
-    shown = ", ".join(
-        f"{name} = {value.replace('+00:00', 'Z').replace(' ', 'T')}" for name, value in times.items()
-    )
-    return f'  {{secret = "{_shown(entry["secret"])}", {shown}}},'
-
-
-def _shown(secret: str) -> str:
-    """Return where a secret is; one that stands in the file itself is named by its end."""
-    return secret if secret.startswith(("env:", "file:")) else f"…{secret[-4:]}"

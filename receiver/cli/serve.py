@@ -59,6 +59,8 @@ def serve(
     if no_work and no_intake:
         raise UsageError("--no-work and --no-intake together leave nothing to do")
     settings = _checked(ctx, host, port)
+    if ctx.obj:
+        os.environ["RECEIVER_CONFIG"] = ctx.obj  # for what this process starts, as a test callback
     intake, work = not no_intake, not no_work
     read = partial(_read, ctx.obj, host, port)
     if processes is not None:

@@ -1,4 +1,4 @@
-"""The events about destinations: `destination.failing`, `.recovered` and `.disabled`, for destinations that ask for them."""
+"""The events about destinations: `destination.failing`, `.recovered`, `.disabled` for those that ask for them, and `.test`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def destination_event(
         provider_data={**facts, "since": iso(since)},
     )
     return own_recording(draft, now, wanted)
+
+
+def destination_test(name: str, *, by: str, now: int) -> Recording:
+    """Return the event that a person sends to one destination to see whether it arrives; it goes there alone."""
+    draft = EventDraft(
+        type="destination.test",
+        idempotency_key=new_id("test", now),
+        occurred_at=now,
+        stage=Stage.OPEN,
+        provider_data={"destination": name, "sent_by": by},
+    )
+    return own_recording(draft, now, (name,))
 
 
 def own_recording(

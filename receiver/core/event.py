@@ -153,6 +153,7 @@ EVENT_TYPES = (
     "destination.failing",
     "destination.recovered",
     "destination.disabled",
+    "destination.test",
 )
 
 

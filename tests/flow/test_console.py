@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from receiver.demo.serving import sample_audio
 from receiver.web.app import create_app
 from receiver.web.console.guard import Misplaced, read_form
 from receiver.web.console.sessions import sessions_of
-from tests.support.running import BASIC, Running, api_token, running, settings_text
+from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.sink import Sink
 
 ADMIN, READER = "admin-token-of-some-length", "reader-token-of-some-length"
@@ -232,7 +233,7 @@ async def test_every_page_answers_also_when_there_is_nothing(up: Running) -> Non
     await login(up)
     for path in (
         "", "events", "jobs", "pickups", "rejections", "parked", "sources", "sources/speech", "deliveries",
-        "deliveries/replay", "destinations", "destinations/app", "retention", "audit", "erase?kind=ref&key=nobody",
+        "operations", "destinations", "destinations/app", "retention", "audit", "erase?kind=ref&key=nobody",
     ):  # fmt: skip
         answer = await up.client.get(f"/console/{path}")
         assert answer.status_code == 200, path
@@ -277,19 +278,55 @@ async def test_a_dead_letter_is_replayed_after_it_was_counted(up: Running) -> No
     user, _, password = BASIC.partition(":")
     answer = await up.client.post("/callbacks/deepgram", json=failed, auth=(user, password))
     delivery = await dead(up, answer.json()["event_id"])
-    page = (await up.client.get(f"/console/deliveries/replay?{FILTERS}")).text
-    assert "Replay 1 delivery" in page
-    until = re.search(r'name="until" value="(\d+)"', page)
-    assert until
-    form = await form_of(up, f"/console/deliveries/replay?{FILTERS}", "/console/deliveries/replay")
-    fields = {"form": form, "state": "dead", "source": "deepgram"}
-    answer = await post(up, "/console/deliveries/replay", **fields, until=until[1])
-    assert answer.headers["location"] == f"/console/deliveries?{FILTERS}&done=replayed.1"
-    assert "1 delivery is due again" in (await up.client.get(answer.headers["location"])).text
+    form = await form_of(up, f"/console/deliveries?{FILTERS}", "/console/operations")
+    counted = await post(up, "/console/operations", form=form, state="dead", source="deepgram")
+    assert "Replay 1 row?" in counted.text
+    assert "nothing was done yet" in counted.text
+    (path,) = re.findall(r'action="(/console/operations/op_\w+)/run"', counted.text)
+    found = re.search(rf'action="{path}/run"><input type="hidden" name="form" value="(\w+)"', counted.text)
+    assert found
+    assert (await post(up, f"{path}/run", form=found[1], rate="0")).status_code == 422
+    assert (await post(up, f"{path}/run", form=found[1], rate="50")).headers["location"] == path
     await up.seen.until(lambda: sum(one.delivery_id == delivery for one in up.seen.attempts) == 2)
-    assert len(await up.receiver.store.attempts(delivery)) == 2
-    later = await post(up, "/console/deliveries/replay", **fields, until="1000")
-    assert later.headers["location"].endswith("done=nothing.0")
+    assert (await up.client.get(f"{path}/progress")).json() == {"done": 1, "changed": 1, "state": "done"}
+    assert path in (await up.client.get("/console/operations")).text
+
+
+async def test_a_test_event_goes_to_one_destination_alone(up: Running) -> None:
+    await login(up)
+    form = await form_of(up, "/console/destinations/app", "/console/destinations/app/test")
+    answer = await post(up, "/console/destinations/app/test", form=form)
+    event_id = answer.headers["location"].partition("?")[0].rpartition("/")[2]
+    (delivery,) = await up.receiver.store.deliveries(DeliveryFilter(event_id=event_id))
+    await up.seen.until(lambda: any(one.delivery_id == delivery.id for one in up.seen.attempts))
+    assert (delivery.destination, delivery.event_type) == ("app", "destination.test")
+    assert "Delivered to app." in (await up.client.get(f"/console/events/{event_id}")).text
+
+
+async def test_a_fresh_secret_is_shown_once_and_the_present_one_never(up: Running) -> None:
+    await login(up)
+    path = "/console/destinations/app/rotate"
+    form = await form_of(up, "/console/destinations/app", path)
+    page = (await post(up, path, form=form)).text
+    (fresh,) = set(re.findall(r"whsec_[\w+/=]+", html.unescape(page)))
+    assert fresh != APP_SECRET
+    assert "{secret = &#34;…&#34;, until = 20" in page
+    assert fresh not in (await up.client.get("/console/audit")).text
+
+
+async def test_a_source_is_tried_with_its_own_secret(
+    up: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "receiver.toml"
+    settings.write_text(settings_text(up.folder))
+    monkeypatch.setenv("RECEIVER_CONFIG", str(settings))
+    await login(up)
+    for name in ("deapi", "speech"):
+        path = f"/console/sources/{name}/test"
+        form = await form_of(up, f"/console/sources/{name}", path)
+        answer = await post(up, path, form=form)
+        assert answer.status_code == 303, answer.text
+        assert "Recorded" in (await up.client.get(answer.headers["location"])).text
 
 
 async def test_a_reader_sees_everything_and_changes_nothing(up: Running) -> None:

@@ -194,7 +194,7 @@ async def test_no_page_has_a_serious_fault_of_accessibility_in_light_in_dark_or_
     await at.judge()
     for path in (
         "/", "/events", f"/events/{event_id}", "/jobs", "/jobs?ref=call-3", "/pickups", "/rejections", "/parked", "/sources",
-        "/sources/speech", "/deliveries", "/deliveries/replay?state=dead", "/destinations", "/destinations/app", "/retention",
+        "/sources/speech", "/deliveries", "/operations", "/destinations", "/destinations/app", "/retention",
         "/erase?kind=ref&key=call-3", "/audit", "/find?q=nobody",
     ):  # fmt: skip
         await at.open(path)

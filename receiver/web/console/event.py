@@ -285,7 +285,7 @@ def timeline(
 ) -> list[Step]:
     """Return an event's way, first to last; each destination's attempts stand together."""
     steps: list[Step] = []
-    if callback is not None:
+    if callback is not None and callback.method != "NONE":  # receiver itself makes some
         kind = callback.content_type or "no content type"
         what = f"{size(callback.body_size)} of {kind}"
         title = f"{callback.method} to /callbacks/{callback.source}"

@@ -5,23 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from receiver.core.errors import UsageError
-from receiver.core.event import EventFilter
+from receiver.core.event import EventFilter, new_id
 from receiver.core.explain import explain
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_REF, issue_callback_url, source_named
 from receiver.providers import adapter_of
+from receiver.providers.custom.language import CustomSettings
 from receiver.web.api.jobs import job_named
 from receiver.web.console.event import listed
 from receiver.web.console.events import PAGE, fields_of, rows_of
-from receiver.web.console.guard import Visit
+from receiver.web.console.guard import HOME, Visit
+from receiver.web.console.trying import PLAYED, play
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.event import Event, Rejection
     from receiver.core.work import Pickup, PickupAttempt
+    from receiver.settings.model import SourceSettings
 
 _REJECTIONS = 200
 _LOOKS = {
@@ -34,6 +37,16 @@ _LOOKS = {
     "next": ("wait", "wait", "Next"),
 }
 """The meaning, the icon and the word of each step of a job."""
+
+
+_REGISTER_AT = {
+    "deepgram": "In each request to /v1/speak, /v1/listen or /v1/read: the query parameter callback, percent-encoded.",
+    "deapi": "In each request as webhook_url; or once for the account, in its webhook settings, made with --no-token.",
+    "playht": "In each request of a job, as webHookUrl.",
+    "sns": "At the topic: a subscription with the protocol HTTPS, without raw message delivery.",
+    "pubsub": "At the topic: a push subscription with authentication switched on.",
+}
+"""Where the callback URL of a built-in provider goes."""
 
 
 @dataclass(slots=True)
@@ -88,6 +101,8 @@ class Incoming:
             "source.html",
             source=source,
             calls_back=adapter_of(source).calls_back,
+            register_at=_register_at(source),
+            played=source.provider in PLAYED,
             public_url=receiver.settings.public_url,
             made=made,
             rows=await rows_of(receiver.store, events),
@@ -106,6 +121,21 @@ class Incoming:
             receiver.settings.public_url, source, receiver.tokens, ref=ref or None, now=receiver.clock()
         )
         return await self.source(visit, made=made)
+
+    async def test(self, visit: Visit) -> Response:
+        """Have the provider of a source played, and lead to what became of its callback."""
+        source = source_named(self._receiver.settings, visit.path("name"))
+        if source.provider not in PLAYED:
+            raise UsageError(
+                f"{source.provider} proves its callbacks with a key that only it has: have it call"
+            )
+        host, port = visit.request.scope["server"]
+        address = f"[{host}]" if ":" in host else host
+        ref = f"test-{new_id('t', self._receiver.clock())[-10:]}"
+        url = f"{visit.request.scope['scheme']}://{address}:{port}"
+        if trouble := await play(source.provider, source.name, url=url, ref=ref):
+            raise UsageError(f"the test callback was not taken: {trouble}")
+        return RedirectResponse(f"{HOME}/jobs?ref={ref}", 303)
 
     # ------------------------------------------------------------ rejections
 
@@ -189,6 +219,14 @@ class Incoming:
             pickups=job.pickups[::-1],
             rejections=job.rejections,
         )
+
+
+def _register_at(source: SourceSettings) -> str:
+    """Return where the callback URL goes at the provider."""
+    if source.provider != "custom":
+        return _REGISTER_AT.get(source.provider, "")
+    about = CustomSettings.model_validate(source.options).about
+    return about.register_at if about else ""
 
 
 def _state(text: str) -> PickupState | None:

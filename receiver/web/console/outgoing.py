@@ -1,38 +1,48 @@
-"""What goes out: deliveries and dead letters, their replay one by one and many at once, and destinations."""
+"""What goes out: deliveries and dead letters, their replay one by one, and destinations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 from starlette.responses import RedirectResponse, Response
 
 from receiver.core.destination import DestinationStatus
+from receiver.core.destination_events import destination_test
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import EVENT_TYPES
-from receiver.core.page import pages
+from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.destinations import ACTIONS, act_on_destination, standings
+from receiver.settings.rotation import rotated
 from receiver.web.console.event import answer_of, listed
 from receiver.web.console.events import PAGE, fields_of
 from receiver.web.console.guard import HOME, Visit, is_inside
-from receiver.web.console.rendering import length, query
+from receiver.web.console.rendering import length
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.destination import DestinationState
-    from receiver.core.work import Delivery
 
+_OVERLAP_SECONDS = 24 * 3600
 _FILTERS = ("state", "destination", "source", "type", "after")
-_ENDED = (DeliveryState.DEAD, DeliveryState.DELIVERED)
-_MOST = 10_000
-"""Deliveries that one replay of many takes."""
-_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A fresh secret of a destination, on its way to the settings."""
+
+    name: str
+    secret: str
+    setting: str
+    until: datetime
 
 
 class Outgoing:
-    """The pages, and the forms that replay."""
+    """The pages, and the forms that replay, test and rotate."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -102,50 +112,6 @@ class Outgoing:
         self._receiver.relay.wake(destinations)
         return _back(back, "replayed" if done else "nothing", len(done))
 
-    async def dry_run(self, visit: Visit) -> Response:
-        """Count what a replay by these filters would take, and fix how far it reaches."""
-        fields = fields_of(visit, (*_FILTERS, "until"))
-        until = self._receiver.clock()
-        found, more = await self._ended(fields, until)
-        oldest = min((one.created_at for one in found), default=None)
-        counts: dict[str, int] = {}
-        for one in found:
-            counts[one.destination] = counts.get(one.destination, 0) + 1
-        return await visit.page(
-            "replay.html",
-            fields={name: value for name, value in fields.items() if name != "after"} | {"until": str(until)},
-            count=len(found),
-            more=more,
-            most=_MOST,
-            oldest=oldest,
-            newest=max((one.created_at for one in found), default=None),
-            delivered=sum(one.state is DeliveryState.DELIVERED for one in found),
-            counts=counts,
-        )
-
-    async def replay_many(self, visit: Visit) -> Response:
-        """Replay what a dry run counted: by its filters, up to its moment, the oldest first."""
-        fields = {name: visit.given(name) for name in (*_FILTERS, "until")}
-        if not (fields["until"].isdecimal() and len(fields["until"]) <= 15):
-            raise UsageError("the form names no moment: count again, then replay")
-        found, _ = await self._ended(fields, int(fields["until"]))
-        done = 0
-        for start in range(0, len(found), _BATCH):
-            ids = [one.id for one in found[start : start + _BATCH]]
-            done += len(await self._receiver.store.replay(ids, now=self._receiver.clock()))
-        self._receiver.relay.wake({one.destination for one in found})
-        return _back(f"{HOME}/deliveries{query(_named(fields))}", "replayed" if done else "nothing", done)
-
-    async def _ended(self, fields: Mapping[str, str], until: int) -> tuple[list[Delivery], bool]:
-        """Return deliveries that have ended, the oldest first, and whether there are more than one replay takes."""
-        found: list[Delivery] = []
-        wanted = replace(_filter(fields), until=until, limit=_BATCH)
-        async for page in pages(self._receiver.store.deliveries, wanted):
-            found += [one for one in page if one.state in _ENDED]
-            if len(found) > _MOST:
-                break
-        return found[:_MOST][::-1], len(found) > _MOST
-
     # ------------------------------------------------------------ destinations
 
     async def destinations(self, visit: Visit) -> Response:
@@ -156,14 +122,10 @@ class Outgoing:
             "destinations.html", destinations=found, settings=receiver.settings.destinations
         )
 
-    async def destination(self, visit: Visit) -> Response:
+    async def destination(self, visit: Visit, *, made: Rotated | None = None) -> Response:
         """Show one destination: what it takes, how it is doing, its latest deliveries and answers."""
-        name = visit.path("name")
-        settings = self._receiver.settings.destinations.get(name)
-        if settings is None:
-            raise NotFound(
-                f"there is no destination {name[:100]}; there is: {listed(self._names()) or 'none'}"
-            )
+        name = self._named(visit)
+        settings = self._receiver.settings.destinations[name]
         store = self._receiver.store
         latest = await store.deliveries(DeliveryFilter(destination=name, limit=20))
         lines: list[dict[str, Any]] = []
@@ -179,7 +141,25 @@ class Outgoing:
             sentence=condition(standing.state, self._receiver.clock()),
             settings=settings,
             lines=lines,
+            made=made,
         )
+
+    async def test(self, visit: Visit) -> Response:
+        """Send a test event to a destination, and show how it fares."""
+        receiver, name, now = self._receiver, self._named(visit), self._receiver.clock()
+        recorded = await receiver.store.record(destination_test(name, by=visit.session.name, now=now))
+        receiver.relay.wake([name])
+        return RedirectResponse(f"{HOME}/events/{recorded.event_id}?done=sent", 303)
+
+    async def rotate(self, visit: Visit) -> Response:
+        """Show a fresh secret, this once, and the setting that has it beside the present ones."""
+        name, now = self._named(visit), datetime.now(UTC).replace(microsecond=0)
+        present = self._receiver.settings.destinations[name].options.get("secrets", ())
+        if not present:
+            raise UsageError(f"{name} signs nothing: it has no secrets")
+        fresh, until = new_webhook_secret(), now + timedelta(seconds=_OVERLAP_SECONDS)
+        setting = rotated([""] * len(present), fresh, until)
+        return await self.destination(visit, made=Rotated(name, fresh, setting, until))
 
     async def act(self, visit: Visit) -> Response:
         """Pause, resume or enable a destination, in every process."""
@@ -190,8 +170,11 @@ class Outgoing:
         await act_on_destination(self._receiver.store, names, name, action, now=now)
         return RedirectResponse(f"{HOME}/destinations/{name}?done={action}d", 303)
 
-    def _names(self) -> list[str]:
-        return list(self._receiver.settings.destinations) or ["none"]
+    def _named(self, visit: Visit) -> str:
+        name, names = visit.path("name"), self._receiver.settings.destinations
+        if name not in names:
+            raise NotFound(f"there is no destination {name[:100]}; there is: {listed([*names] or ['none'])}")
+        return name
 
 
 def condition(state: DestinationState, now: int) -> str:
@@ -223,10 +206,6 @@ def _filter(fields: Mapping[str, str]) -> DeliveryFilter:
         source=fields["source"] or None,
         event_types=(fields["type"],) if fields["type"] else None,
     )
-
-
-def _named(fields: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in fields.items() if value and name not in ("after", "until")}
 
 
 def _back(path: str, done: str, count: int) -> Response:

@@ -45,6 +45,10 @@ STATES: Mapping[str, tuple[str, str]] = {
     "failing": ("held", "held"),
     "paused": ("held", "held"),
     "disabled": ("bad", "dead"),
+    "planned": ("none", "none"),
+    "running": ("wait", "out"),
+    "stopped": ("held", "held"),
+    "done": ("ok", "ok"),
 }
 """The meaning and the icon of each state: never the colour alone."""
 

@@ -14,6 +14,7 @@ from receiver.web.console.event import EventPages
 from receiver.web.console.events import Events
 from receiver.web.console.guard import HOME, Guard, Handler, Visit, hostname, is_inside, read_form
 from receiver.web.console.incoming import Incoming
+from receiver.web.console.operations import Operations
 from receiver.web.console.outgoing import Outgoing
 from receiver.web.console.overview import Overview
 from receiver.web.console.rendering import Templates, static
@@ -52,6 +53,7 @@ def _pages(
     """Return what shows something, and what a form does and the scope that it needs, by path."""
     overview, events, event = Overview(receiver), Events(receiver), EventPages(receiver)
     incoming, outgoing = Incoming(receiver), Outgoing(receiver)
+    operations = Operations(receiver)
     retention = RetentionPages(receiver, intake=intake)
     pages: dict[str, Handler] = {
         "/": overview.show,
@@ -69,20 +71,26 @@ def _pages(
         "/sources": incoming.sources,
         "/sources/{name}": incoming.source,
         "/deliveries": outgoing.deliveries,
-        "/deliveries/replay": outgoing.dry_run,
         "/deliveries/{delivery_id}": outgoing.delivery,
         "/destinations": outgoing.destinations,
         "/destinations/{name}": outgoing.destination,
+        "/operations": operations.list,
+        "/operations/{operation_id}": operations.one,
+        "/operations/{operation_id}/progress": operations.progress,
         "/retention": retention.show,
         "/erase": retention.look,
         "/audit": retention.audit,
     }
     acts: dict[str, tuple[ApiScope, Handler]] = {
         "/events/{event_id}/replay": (ApiScope.OPERATE, outgoing.replay_event),
-        "/deliveries/replay": (ApiScope.OPERATE, outgoing.replay_many),
+        "/operations": (ApiScope.OPERATE, operations.plan),
+        "/operations/{operation_id}/{action}": (ApiScope.OPERATE, operations.change),
         "/deliveries/replay-picked": (ApiScope.OPERATE, outgoing.replay_picked),
+        "/destinations/{name}/test": (ApiScope.OPERATE, outgoing.test),
+        "/destinations/{name}/rotate": (ApiScope.ADMIN, outgoing.rotate),
         "/destinations/{name}/{action}": (ApiScope.OPERATE, outgoing.act),
         "/sources/{name}/url": (ApiScope.OPERATE, incoming.make_url),
+        "/sources/{name}/test": (ApiScope.OPERATE, incoming.test),
         "/erase": (ApiScope.ADMIN, retention.erase),
     }
     return pages, acts

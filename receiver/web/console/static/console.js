@@ -22,6 +22,14 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     button.classList.add("done");
   });
 }
+const progress = document.querySelector("[data-progress]");
+async function follow() {
+  const told = await (await fetch(progress.dataset.progress)).json();
+  progress.value = told.done;
+  for (const name of ["done", "changed"]) document.querySelector(`[data-${name}]`).textContent = told[name];
+  if (told.state === "running") setTimeout(follow, 1000); else location.reload();
+}
+if (progress) follow();
 if (document.querySelector("[data-rows]")) live();
 if (document.querySelector("[data-player], [data-talk]")) play();
 if (document.querySelector("[data-pick]")) pick();
