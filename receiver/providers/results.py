@@ -199,9 +199,9 @@ def _file(body: Body, media_type: str) -> FileDraft | Failed:
         return FileDraft(part="media", content_type=known[0], extension=known[1])
     form = magic(media_type, beginning(body), {})
     if form:
-        kind, extension = form.video or (form.content_type, form.extension)
-        if media_type.startswith("audio/"):
-            kind, extension = form.content_type, form.extension
+        kind, extension = form.content_type, form.extension
+        if form.video and not media_type.startswith("audio/"):
+            kind, extension = kind.replace("audio/", "video/"), form.video
         return FileDraft(part="media", content_type=kind, extension=extension)
     if is_text(body.prefix):
         return _document(body, media_type)

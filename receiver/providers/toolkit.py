@@ -18,15 +18,9 @@ from receiver.core.redaction import REDACTED, Redactor
 from receiver.core.work import OutcomeKind
 from receiver.providers.documents import decode_object, encode, printable
 from receiver.system.audio.formats import (
-    AAC,
-    FLAC,
     MEDIA_TYPES,
-    MP3,
-    OGG,
-    OPUS,
     RAW_CODECS,
     RAW_MEDIA_TYPES,
-    WAV,
     Format,
     sniff,
 )
@@ -221,7 +215,7 @@ UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,60}/[a-z0-9][a-z0-9!#$&^_.+-]{0,60}")
 ACTIVE = re.compile(r"html|svg|(?:java|ecma)script|[/+]xml$")
 """What media types have in them that a browser would run, whatever stands before the slash: none is kept as it is."""
-ENCODINGS = {"mp3": MP3, "opus": OPUS, "flac": FLAC, "aac": AAC, "wav": WAV, "ogg": OGG}
+ENCODINGS = {name: MEDIA_TYPES[f"audio/{name}"] for name in ("mp3", "opus", "flac", "aac", "wav", "ogg")}
 """Formats that a job may have asked for and that have a container or frames of their own."""
 _RAW_ENCODINGS = {name: name for name in RAW_CODECS} | {
     "headerless-wav": "linear16",

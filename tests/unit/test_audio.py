@@ -222,7 +222,7 @@ def test_sniff_does_not_take_others_for_audio(prefix: bytes) -> None:
 def test_a_lone_frame_header_is_uncertain(header: bytes, name: str) -> None:
     form = sniff(header)
     assert form
-    assert (form.name, form.certain) == (name, False)
+    assert (form.extension, form.certain) == (name, False)
 
 
 def test_frames_lead_from_one_to_the_next_through_whole_files() -> None:

@@ -105,3 +105,12 @@ def test_a_hole_in_a_flac_file_leaves_no_certain_length(name: str) -> None:
     for begin in range(len(whole) // 4, len(whole) // 2, len(whole) // 16):
         found = facts(whole[:begin] + whole[begin + len(whole) // 4 :], UNKNOWN)
         assert found.duration_seconds is None or found.duration_estimated
+
+
+@pytest.mark.parametrize("name", ["flac-blocksize.flac", "ffmpeg.flac", "flac-stereo.flac"])
+def test_bytes_missing_within_one_frame_of_flac_leave_no_certain_length(name: str) -> None:
+    """Its header and the next one are there; only its checksum tells that the decoder will drop it."""
+    whole = corpus.content(name)
+    for begin in range(len(whole) // 2, len(whole) - 100, len(whole) // 16):
+        found = facts(whole[:begin] + whole[begin + 7 :], UNKNOWN)
+        assert found.duration_seconds is None or found.duration_estimated

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import time
-from collections.abc import Callable
 
 from msgspec import Struct
 
 from receiver.core.event import AudioDraft, AudioFacts
-from receiver.system.audio import chunked
-from receiver.system.audio.flac import flac
-from receiver.system.audio.formats import BY_EXTENSION, Format, sniff
-from receiver.system.audio.frames import amr, amr_wb, frames, id3_size
+from receiver.system.audio.chunked import aiff, au, caf, wav
+from receiver.system.audio.formats import BY_EXTENSION, sniff
+from receiver.system.audio.frames import amr, flac, frames, id3_size
 from receiver.system.audio.matroska import matroska
 from receiver.system.audio.mp4 import mp4
 from receiver.system.audio.ogg import ogg
 from receiver.system.audio.reading import Found, OutOfTime, Source
 
+_WALKS = {walk.__name__: walk for walk in (wav, aiff, au, caf, frames, amr, flac, mp4, matroska, ogg)}
 _PREFIX = 4096
 _LONGEST = 7 * 86400.0
 """A length past a week is damage."""
-_DAMAGE = (OutOfTime, OSError, struct.error, IndexError, ValueError, OverflowError, ZeroDivisionError)
+_DAMAGE = (OutOfTime, OSError, struct.error, LookupError, ValueError, OverflowError, ZeroDivisionError)
 """What reading a damaged file may end with."""
 SECONDS = 0.5
 """How long reading may take; what is known by then is told."""
@@ -32,8 +30,6 @@ class Examined(Struct, frozen=True, kw_only=True):
     """What was found out, and how."""
 
     facts: AudioFacts
-    form: Format | None
-    """By the bytes; None when they show no format."""
     how: str
     """How the length was had."""
 
@@ -49,46 +45,16 @@ def facts(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = SE
 
 def examine(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = SECONDS) -> Examined:
     """Do the same, and tell how the length was had."""
-    deadline = time.monotonic() + deadline_seconds
-    if isinstance(audio, bytes):
-        return _examine(Source(audio, deadline), draft)
+    deadline, found = time.monotonic() + deadline_seconds, Found()
     try:
-        descriptor = os.open(audio, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return _told(Found(), draft, None)
-    try:
-        return _examine(Source(descriptor, deadline), draft)
-    finally:
-        os.close(descriptor)
-
-
-def _examine(source: Source, draft: AudioDraft) -> Examined:
-    found, form = Found(), None
-    if draft.bytes_per_frame:
-        if draft.sample_rate_hz:
-            found.length(
-                source.size // draft.bytes_per_frame / draft.sample_rate_hz,
-                "the number of bytes, and the stated rate",
-            )
-        return _told(found, draft, None)
-    try:
-        start = 0
-        while size := id3_size(source.at(start, 10)):
-            start += size
-        form = sniff(source.at(start, _PREFIX))
-        walked = form or BY_EXTENSION.get(draft.extension)
-        if walked is not None:
-            found.codec = walked.codec
-            walk = _WALKS.get(walked.name)
-            if walk is not None:
-                walk(source, start, found)
+        if isinstance(audio, bytes):
+            _read(Source(audio, deadline), draft, found)
+        else:
+            with open(audio, "rb", buffering=0) as file:
+                _read(Source(file.fileno(), deadline), draft, found)
     except _DAMAGE:
-        pass
-    return _told(found, draft, form)
-
-
-def _told(found: Found, draft: AudioDraft, form: Format | None) -> Examined:
-    seconds = found.seconds if found.seconds is not None and 0 <= found.seconds <= _LONGEST else None
+        pass  # what was known before stays
+    seconds = found.seconds if found.seconds is not None and found.seconds <= _LONGEST else None
     told = AudioFacts(
         duration_seconds=seconds,
         duration_estimated=found.estimated and seconds is not None,
@@ -96,22 +62,20 @@ def _told(found: Found, draft: AudioDraft, form: Format | None) -> Examined:
         channels=found.channels or draft.channels,
         codec=found.codec or draft.codec,
     )
-    return Examined(facts=told, form=form, how=found.how)
+    return Examined(facts=told, how=found.how)
 
 
-_WALKS: dict[str, Callable[[Source, int, Found], None]] = {
-    "wav": chunked.wav,
-    "w64": chunked.w64,
-    "aiff": chunked.aiff,
-    "au": chunked.au,
-    "caf": chunked.caf,
-    "mp3": frames,
-    "aac": frames,
-    "amr-nb": amr,
-    "amr-wb": amr_wb,
-    "flac": flac,
-    "ogg": ogg,
-    "mp4": mp4,
-    "matroska": matroska,
-}
-"""Of AC-3 and MPEG-TS only the type is known."""
+def _read(source: Source, draft: AudioDraft, found: Found) -> None:
+    if draft.bytes_per_frame:
+        if draft.sample_rate_hz:
+            seconds = source.size // draft.bytes_per_frame / draft.sample_rate_hz
+            found.length(seconds, "the number of bytes, and the stated rate")
+        return
+    start = 0
+    while size := id3_size(source.at(start, 10)):
+        start += size
+    form = sniff(source.at(start, _PREFIX)) or BY_EXTENSION.get(draft.extension)
+    if form is not None:
+        found.codec = form.codec
+        if form.walk:
+            _WALKS[form.walk](source, start, found)

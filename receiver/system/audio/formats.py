@@ -1,8 +1,10 @@
-"""Audio formats: by their first bytes, by media type, and by the name of a raw encoding."""
+"""Audio formats: one table of how their bytes begin, of their media types, extensions and codecs."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from receiver.core.callback import Body
 from receiver.system.audio.frames import find_frames, id3_size
@@ -12,92 +14,52 @@ from receiver.system.audio.frames import find_frames, id3_size
 class Format:
     """One audio format, as far as bytes or a media type tell it."""
 
-    name: str
-    """What walks it: `wav`, `w64`, `aiff`, `au`, `caf`, `mp3`, `aac`, `ac3`, `amr-nb`, `amr-wb`, `flac`, `ogg`, `mp4`, `matroska`, `ts`."""
+    walk: str
+    """The function that reads its facts; "" where only the type is known."""
     content_type: str
     extension: str
     """Without the dot."""
     codec: str | None = None
+    magic: bytes = rb"(?!)"
+    """A pattern of the first bytes; MPEG audio and AAC have none, and are known by their frames."""
+    also: str = ""
+    """Other subtypes of audio/ by which it goes."""
+    video: str | None = None
+    """Extension of the same container when it holds video."""
     certain: bool = True
     """False for a lone frame header, and for frames behind other bytes: raw samples can look like both by chance."""
-    video: tuple[str, str] | None = None
-    """Content type and extension of the same container when it holds video."""
 
 
-WAV = Format("wav", "audio/wav", "wav")
-W64 = Format("w64", "audio/x-w64", "w64")
-AIFF = Format("aiff", "audio/aiff", "aiff")
-AU = Format("au", "audio/basic", "au")
-CAF = Format("caf", "audio/x-caf", "caf")
-MP3 = Format("mp3", "audio/mpeg", "mp3", "mp3")
-MP2 = Format("mp3", "audio/mpeg", "mp2", "mp2")
-AAC = Format("aac", "audio/aac", "aac", "aac")
-AC3 = Format("ac3", "audio/ac3", "ac3", "ac3")
-EAC3 = Format("ac3", "audio/eac3", "eac3", "eac3")
-AMR = Format("amr-nb", "audio/amr", "amr", "amr-nb")
-AMR_WB = Format("amr-wb", "audio/amr-wb", "awb", "amr-wb")
-FLAC = Format("flac", "audio/flac", "flac", "flac")
-OGG = Format("ogg", "audio/ogg", "ogg")
-OPUS = Format("ogg", "audio/ogg;codecs=opus", "ogg", "opus")
-MP4 = Format("mp4", "audio/mp4", "m4a", video=("video/mp4", "mp4"))
-WEBM = Format("matroska", "audio/webm", "webm", video=("video/webm", "webm"))
-MATROSKA = Format("matroska", "audio/matroska", "mka", video=("video/matroska", "mkv"))
-MPEG_TS = Format("ts", "video/mp2t", "ts", video=("video/mp2t", "ts"))
-
-_OGG_CODECS = (
-    (b"OpusHead", "opus"),
-    (b"\x01vorbis", "vorbis"),
-    (b"\x7fFLAC", "flac"),
-    (b"Speex   ", "speex"),
+_EBML = rb"\x1a\x45\xdf\xa3.{,56}?"
+# `mp3` and `acc` are misspellings that are in use: Deepgram's API description of 2025 has the latter.
+_FORMATS = (
+    Format("wav", "audio/wav", "wav", None, rb"(?:RIFF|RF64|BW64)....WAVE", "x-wav wave vnd.wave"),
+    Format("frames", "audio/mpeg", "mp3", "mp3", also="mp3 x-mp3"),
+    Format("frames", "audio/mpeg", "mp2", "mp2"),
+    Format("frames", "audio/aac", "aac", "aac", also="aacp x-aac acc"),
+    Format("flac", "audio/flac", "flac", "flac", rb"fLaC", "x-flac"),
+    Format("ogg", "audio/ogg;codecs=opus", "ogg", "opus", rb"OggS.{,244}?OpusHead", "opus"),
+    Format("ogg", "audio/ogg;codecs=vorbis", "ogg", "vorbis", rb"OggS.{,245}?\x01vorbis"),
+    Format("ogg", "audio/ogg;codecs=flac", "ogg", "flac", rb"OggS.{,247}?\x7fFLAC"),
+    Format("ogg", "audio/ogg;codecs=speex", "ogg", "speex", rb"OggS.{,244}?Speex   "),
+    Format("ogg", "audio/ogg", "ogg", None, rb"OggS"),
+    Format("mp4", "audio/mp4", "m4a", None, rb"....ftyp|\0...(?:moov|mdat|wide|styp)", "m4a x-m4a", "mp4"),
+    Format("matroska", "audio/webm", "webm", None, _EBML + b"webm", video="webm"),
+    Format("matroska", "audio/matroska", "mka", None, _EBML + b"matroska", "x-matroska", "mkv"),
+    Format("aiff", "audio/aiff", "aiff", None, rb"FORM....AIF[FC]", "x-aiff"),
+    Format("caf", "audio/x-caf", "caf", None, rb"caff"),
+    Format("wav", "audio/x-w64", "w64", None, rb"riff\x2e\x91\xcf\x11"),
+    Format("au", "audio/basic", "au", None, rb"\.snd\0\0(?:\0[\x18-\xff]|[^\0].)", "x-au"),
+    Format("amr", "audio/amr", "amr", "amr-nb", rb"#!AMR\n"),
+    Format("amr", "audio/amr-wb", "awb", "amr-wb", rb"#!AMR-WB\n"),
+    Format("", "audio/ac3", "ac3", "ac3", rb"\x0b\x77...[\0-\x57]", "vnd.dolby.dd-raw", certain=False),
+    Format("", "audio/eac3", "eac3", "eac3", rb"\x0b\x77....", certain=False),
+    Format("", "video/mp2t", "ts", None, rb"G.{187}G.{187}G", video="ts"),
 )
-_BY_CODEC = {"mp3": MP3, "mp2": MP2, "mp1": MP2, "aac": AAC}
-_FORMS = (
-    WAV,
-    W64,
-    AIFF,
-    AU,
-    CAF,
-    MP3,
-    MP2,
-    AAC,
-    AC3,
-    EAC3,
-    AMR,
-    AMR_WB,
-    FLAC,
-    OGG,
-    MP4,
-    WEBM,
-    MATROSKA,
-    MPEG_TS,
-)
-BY_EXTENSION = {form.extension: form for form in _FORMS}
-
-MEDIA_TYPES = {form.content_type: form for form in _FORMS if form not in (MP2, AU)} | {
-    "audio/x-wav": WAV,
-    "audio/wave": WAV,
-    "audio/vnd.wave": WAV,
-    "audio/mp3": MP3,
-    "audio/x-mp3": MP3,
-    "application/ogg": OGG,
-    "audio/opus": OPUS,
-    "audio/x-flac": FLAC,
-    "audio/aacp": AAC,
-    "audio/x-aac": AAC,
-    "audio/acc": AAC,
-    "audio/m4a": MP4,
-    "audio/x-m4a": MP4,
-    "audio/x-matroska": MATROSKA,
-    "audio/x-aiff": AIFF,
-    "audio/x-au": AU,
-    "audio/vnd.dolby.dd-raw": AC3,
-}
-"""Media types in lower case. `audio/mp3` and `audio/acc` are misspellings that are in use: Deepgram's API description
-of 2025 has the latter."""
+_MAGIC = re.compile(b"|".join(b"(%b)" % form.magic for form in _FORMATS), re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class RawCodec:
+class RawCodec(NamedTuple):
     """Samples without a container: the bytes tell neither the codec nor the rate."""
 
     codec: str
@@ -111,18 +73,42 @@ RAW_CODECS = {
     "alaw": RawCodec("alaw", "audio/alaw", 1),
 }
 """By the names Deepgram gives them (https://developers.deepgram.com/docs/tts-media-output-settings)."""
-
-RAW_MEDIA_TYPES = {
-    "audio/l16": "linear16",
-    "audio/pcm": "linear16",
-    "audio/mulaw": "mulaw",
-    "audio/x-mulaw": "mulaw",
-    "audio/pcmu": "mulaw",
-    "audio/basic": "mulaw",
-    "audio/alaw": "alaw",
-    "audio/x-alaw": "alaw",
-    "audio/pcma": "alaw",
+_RAW = {"linear16": "l16 pcm", "mulaw": "mulaw x-mulaw pcmu basic", "alaw": "alaw x-alaw pcma"}
+RAW_MEDIA_TYPES = {f"audio/{kind}": codec for codec, kinds in _RAW.items() for kind in kinds.split()}
+BY_EXTENSION = {form.extension: form for form in reversed(_FORMATS)}
+MEDIA_TYPES = {"application/ogg": BY_EXTENSION["ogg"]} | {
+    media_type: form
+    for form in reversed(_FORMATS)  # of two with the same type the first counts
+    for media_type in (form.content_type, *(f"audio/{kind}" for kind in form.also.split()))
+    if media_type not in RAW_MEDIA_TYPES
 }
+"""Media types in lower case."""
+
+_CODECS = {
+    "linear": (b"NONE", b"sowt", b"twos", b"lpcm", b"ipcm", b"raw ", b"A_PCM/INT/LIT", b"A_PCM/INT/BIG"),
+    "linear24": (b"in24",),
+    "linear32": (b"in32",),
+    "float": (b"fl32", b"FL32", b"fl64", b"FL64", b"A_PCM/FLOAT/IEEE"),
+    "mulaw": (b"ulaw", b"ULAW"),
+    "alaw": (b"alaw", b"ALAW"),
+    "adpcm": (b"ima4",),
+    "mp3": (b".mp3", b"ms\0\x55", b"A_MPEG/L3"),
+    "mp2": (b"A_MPEG/L2",),
+    "aac": (b"aac ", b"A_AAC"),
+    "alac": (b"alac", b"A_ALAC"),
+    "flac": (b"flac", b"fLaC", b"A_FLAC"),
+    "opus": (b"opus", b"Opus", b"A_OPUS"),
+    "vorbis": (b"A_VORBIS",),
+    "ac3": (b"ac-3", b"A_AC3"),
+    "eac3": (b"ec-3", b"A_EAC3"),
+    "amr-nb": (b"samr",),
+    "amr-wb": (b"sawb",),
+}
+CODECS = {name: codec for codec, names in _CODECS.items() for name in names}
+"""By what AIFF, CAF, MP4 and Matroska call them; `linear` goes on with the bits of a sample."""
+
+LOSSLESS = ("alac", "flac", "linear", "float", "mulaw", "alaw")
+"""How the codecs begin whose last frame has no padding."""
 
 
 def beginning(body: Body) -> bytes:
@@ -140,43 +126,13 @@ def beginning(body: Body) -> bytes:
 
 def sniff(prefix: bytes) -> Format | None:
     """Return the format that the first bytes (4096 are plenty) show, None when they show none."""
-    tag, kind = prefix[:4], prefix[8:12]
-    if tag in (b"RIFF", b"RF64", b"BW64"):
-        return WAV if kind == b"WAVE" else None
-    if tag == b"OggS":
-        return _ogg(prefix)
-    if tag == b"fLaC":
-        return FLAC
-    if tag == b"FORM":
-        return AIFF if kind in (b"AIFF", b"AIFC") else None
-    if tag == b"\x1a\x45\xdf\xa3":
-        return WEBM if b"webm" in prefix[:64] else MATROSKA if b"matroska" in prefix[:64] else None
-    if prefix[4:8] == b"ftyp" or (tag[:1] == b"\0" and prefix[4:8] in (b"moov", b"mdat", b"wide", b"styp")):
-        return MP4
-    if tag == b".snd":
-        return AU if 24 <= int.from_bytes(prefix[4:8], "big") < 65_536 else None
-    if tag == b"caff":
-        return CAF
-    if tag == b"riff":
-        return W64 if prefix[4:8] == b"\x2e\x91\xcf\x11" else None
-    if tag == b"#!AM":
-        return AMR_WB if prefix[:9] == b"#!AMR-WB\n" else AMR if prefix[:6] == b"#!AMR\n" else None
-    if tag[:1] == b"G" and prefix[188:189] == b"G" and prefix[376:377] == b"G":
-        return MPEG_TS
-    if tag[:3] == b"ID3":
-        return (sniff(prefix[size:]) or MP3) if (size := id3_size(prefix)) else None
-    if tag[:2] == b"\x0b\x77" and len(prefix) > 5:
-        return replace(AC3 if prefix[5] >> 3 <= 10 else EAC3, certain=False)
+    if match := _MAGIC.match(prefix):
+        return _FORMATS[(match.lastindex or 1) - 1]
+    if size := id3_size(prefix):
+        return sniff(prefix[size:]) or BY_EXTENSION["mp3"]
     found = find_frames(prefix)
     if found is None:
         return None
     place, stream, count = found
-    form = _BY_CODEC[stream.codec]
+    form = BY_EXTENSION.get(stream.codec) or BY_EXTENSION["mp2"]
     return replace(form, certain=False) if place or count < 2 else form
-
-
-def _ogg(prefix: bytes) -> Format:
-    for mark, codec in _OGG_CODECS:
-        if mark in prefix[:256]:
-            return replace(OGG, content_type=f"audio/ogg;codecs={codec}", codec=codec)
-    return OGG

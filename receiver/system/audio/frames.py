@@ -1,4 +1,4 @@
-"""Frames of MPEG audio, AAC (ADTS) and AMR: their headers, and a walk from one to the next, over damage and tags."""
+"""Frames of MPEG audio, AAC (ADTS), AMR and FLAC: their headers, and a walk from one to the next, over damage and tags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from receiver.system.audio.reading import FAR, Found, Source
+from receiver.system.audio.reading import UNKNOWN, Found, Source
 
 
 class Stream(NamedTuple):
@@ -17,12 +17,10 @@ class Stream(NamedTuple):
     codec: str
     rate: int
     channels: int | None
-    samples: int
-    """Of each channel, in a frame."""
 
 
-Frame = tuple[int, Stream]
-"""A frame's length in bytes, its header included, and its stream."""
+Frame = tuple[int, int, Stream]
+"""A frame's length in bytes, its header included, its samples of each channel, and its stream."""
 FrameAt = Callable[[bytes, int], Frame | None]
 """Reads the frame that begins at a place in the bytes; None when none does."""
 
@@ -55,7 +53,7 @@ def _mpeg(header: bytes) -> Frame | None:
     rate = (44100, 48000, 32000)[hertz] >> {3: 0, 2: 1, 0: 2}[version]
     samples = 384 if layer == 3 else 576 if layer == 1 and version != 3 else 1152
     size = (12_000 * kbits // rate + padding) * 4 if layer == 3 else samples * 125 * kbits // rate + padding
-    return size, Stream(f"mp{4 - layer}", rate, 1 if header[3] >> 6 == 3 else 2, samples)
+    return size, samples, Stream(f"mp{4 - layer}", rate, 1 if header[3] >> 6 == 3 else 2)
 
 
 ADTS_HERTZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -64,17 +62,17 @@ ADTS_HERTZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 120
 def adts_frame(data: bytes, place: int = 0) -> Frame | None:
     """Read an ADTS frame's header (AAC; ISO 13818-7)."""
     header = int.from_bytes(data[place : place + 7], "big")
-    size, stream = header >> 13 & 0x1FFF, _adts(header & 0xFFF63DC0000003)
-    return (size, stream) if stream and size >= 7 else None
+    size, stream = header >> 13 & 0x1FFF, _adts(header & 0xFFF63DC0000000)
+    return (size, 1024 * ((header & 3) + 1), stream) if stream and size >= 7 else None
 
 
 @lru_cache(maxsize=1024)
 def _adts(fixed: int) -> Stream | None:
-    """Read the bits of an ADTS header that stay the same: sync and layer, rate, channels, blocks of 1,024 samples."""
+    """Read the bits of an ADTS header that stay the same: sync and layer, rate, channels."""
     hertz = fixed >> 34 & 15
     if fixed >> 40 != 0xFFF0 or hertz > 12:
         return None
-    return Stream("aac", ADTS_HERTZ[hertz], aac_channels(fixed >> 30 & 7), 1024 * ((fixed & 3) + 1))
+    return Stream("aac", ADTS_HERTZ[hertz], aac_channels(fixed >> 30 & 7))
 
 
 def aac_channels(configuration: int) -> int | None:
@@ -82,17 +80,98 @@ def aac_channels(configuration: int) -> int | None:
     return {7: 8, 11: 7, 12: 8, 14: 8}.get(configuration, configuration) or None
 
 
-_AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)
-_AMR, _AMR_WB = Stream("amr-nb", 8000, 1, 160), Stream("amr-wb", 16000, 1, 320)
-_AMR_WB_BYTES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 1, 1, 1, 1, 1, 1)
+_AMR, _AMR_WB = Stream("amr-nb", 8000, 1), Stream("amr-wb", 16000, 1)
+_AMR_BYTES = {
+    _AMR: (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1),
+    _AMR_WB: (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 1, 1, 1, 1, 1, 1),
+}
 
 
-def amr_frame(data: bytes, place: int = 0, *, wide: bool = False) -> Frame | None:
-    """Read the header of an AMR frame (RFC 4867, section 5.3), of wide band or of narrow band."""
+def _amr_frame(stream: Stream, data: bytes, place: int) -> Frame | None:
+    """Read the header of an AMR frame (RFC 4867, section 5.3), of 20 ms."""
     head = data[place] if place < len(data) else 0xFF
-    if head & 0x83:
+    return None if head & 0x83 else (_AMR_BYTES[stream][head >> 3], stream.rate // 50, stream)
+
+
+# ---------------------------------------------------------------- FLAC
+
+_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
+_MOST_ENDS = 4
+"""Places that look like the next header, before what stands here is no whole frame."""
+
+
+def _flac_frame(stream: Stream, data: bytes, place: int) -> Frame | None:
+    """Read a frame of FLAC: it ends before the next header, or at the end, where its checksum comes out right."""
+    if not (samples := _flac_samples(data[place : place + 16])):
         return None
-    return (_AMR_WB_BYTES[head >> 3], _AMR_WB) if wide else (_AMR_BYTES[head >> 3], _AMR)
+    ends = 0
+    for sync in _FLAC_SYNC.finditer(data, place + 8):
+        end = sync.start()
+        if _flac_samples(data[end : end + 16]):
+            if _unchanged(data[place:end]):
+                return end - place, samples, stream
+            ends += 1
+            if ends == _MOST_ENDS:
+                return None
+    size = len(data) - place
+    if _unchanged(data[place:]):
+        return size, samples, stream
+    return (size + 1, samples, stream) if not ends and len(data) < _WINDOW else None  # it is cut
+
+
+@lru_cache(maxsize=64)
+def _flac_samples(head: bytes) -> int:
+    """Return the samples of the frame whose header begins here, 0 when none with a right checksum does (RFC 9639)."""
+    if len(head) < 8 or head[0] != 0xFF or head[1] & 0xFE != 0xF8 or head[3] & 1:
+        return 0
+    code, hertz = head[2] >> 4, head[2] & 15
+    number = 1 if head[4] < 0x80 else 8 - (~head[4] & 0xFF).bit_length()  # coded like UTF-8
+    end = 4 + number
+    if not code or hertz == 15 or not 1 <= number <= 7 or (number == 1 and head[4] >= 0x80):
+        return 0
+    if code in (6, 7):
+        samples = int.from_bytes(head[end : end + code - 5], "big") + 1
+        end += code - 5
+    else:
+        samples = 192 if code == 1 else 576 << code - 2 if code < 6 else 256 << code - 8
+    end += {12: 1, 13: 2, 14: 2}.get(hertz, 0)
+    header = int.from_bytes(head[: end + 1], "big")
+    return samples if end < len(head) and not _remainder(header, 8, (2, 1, 0)) else 0
+
+
+def _unchanged(frame: bytes) -> bool:
+    """Tell whether the checksum at a frame's end is right: x¹⁶ + x¹⁵ + x² + 1, which is (x + 1)(x¹⁵ + x + 1), divides it."""
+    whole = int.from_bytes(frame, "big")
+    return not whole.bit_count() & 1 and not _remainder(whole, 15, (1, 0))
+
+
+def _remainder(rest: int, degree: int, powers: tuple[int, ...]) -> int:
+    """Return what is left of bits, as a polynomial over GF(2), divided by the one of a degree and lower powers.
+
+    p(x)² is p(x²) here: a few shifts of all the bits halve their number. It takes some nanoseconds a byte.
+    """
+    scale = 1 << (rest.bit_length() // degree).bit_length()
+    while scale:
+        while high := rest >> degree * scale:
+            multiple = high << degree * scale
+            for power in powers:
+                multiple ^= high << power * scale
+            rest ^= multiple
+        scale >>= 1
+    return rest
+
+
+def flac(source: Source, place: int, found: Found) -> None:
+    """Take rate and channels from the head, and count the frames behind it that are whole."""
+    packed = int.from_bytes(source.at(place + 18, 8), "big")
+    rate, channels = packed >> 44, (packed >> 41 & 7) + 1
+    found.codec, found.rate, found.channels = "flac", rate or None, channels
+    place, last = place + 4, False
+    while not last and len(head := source.at(place, 4)) == 4:  # blocks of metadata
+        place, last = place + 4 + int.from_bytes(head[1:], "big"), head[0] >= 0x80
+    if rate:
+        stream = Stream("flac", rate, channels)
+        frames(source, place, found, partial(_flac_frame, stream), stream)
 
 
 # ---------------------------------------------------------------- finding
@@ -113,20 +192,22 @@ def _reader(data: bytes, place: int) -> FrameAt:
     return adts_frame if data[place + 1] & 6 == 0 else mpeg_frame
 
 
-def find_frames(data: bytes, *, places: int = _FEW_PLACES) -> tuple[int, Stream, int] | None:
-    """Return where frames begin, what stream they are of, and how many follow each other there (at most 3); None for nowhere.
+def find_frames(
+    data: bytes, *, places: int = _FEW_PLACES, kind: FrameAt | None = None
+) -> tuple[int, Stream, int] | None:
+    """Return where frames (of a kind) begin, their stream, and how many follow each other there (at most 3); None for nowhere.
 
-    Where they do not begin at once, three must follow each other, or two up to the end of the data.
+    Of a kind that is not given, three must follow each other where they do not begin at once, or two up to the end.
     """
     for sync in _SYNC.finditer(data):
         place = sync.start()
-        frame_at = _reader(data, place)
+        frame_at = kind or _reader(data, place)
         if (frame := frame_at(data, place)) is not None:
-            count, end, stream = 0, place, frame[1]
-            while count < 3 and frame and frame[1] == stream:
+            count, end, stream = 0, place, frame[2]
+            while count < 3 and frame and frame[2] == stream:
                 end, count = end + frame[0], count + 1
                 frame = frame_at(data, end)
-            if count >= (2 if place == 0 else 3) - (end + 7 > len(data)):
+            if kind or count >= (2 if place == 0 else 3) - (end + 7 > len(data)):
                 return place, stream, count
         places -= 1
         if not places:
@@ -147,48 +228,53 @@ _UNSURE_FRAMES = 3
 class _Counted:
     frames: int = 0
     seconds: float = 0.0
-    lost: int = 0
-    """Bytes that are neither frames nor tags."""
-    before: int = 0
-    """Those of them before the first frame."""
-    doubt: float = 0.0
-    """Seconds by which the count may be wrong."""
-    first: Stream | None = None
-    head: bytes = b""
-    """The first bytes of the first frame."""
+    lost: int = 0  # bytes that are neither frames nor tags
+    before: int = 0  # those of them before the first frame
+    damage: float = 0.0  # seconds by which what was lost, or interrupts, may make the count wrong
+    cut: float = 0.0  # seconds of a last frame that is not whole
+    stream: Stream | None = None  # of the first frames
+    each: float = 0.0  # seconds that one of them lasts
+    head: bytes = b""  # the first bytes of the first frame
 
 
-def _walk(
-    source: Source, start: int, found: Found, frame_at: FrameAt | None, stream: Stream | None
-) -> _Counted:
+def _walk(source: Source, start: int, found: Found, kind: FrameAt | None, stream: Stream | None) -> _Counted:
     """Count the frames from `start` to the end; after each window an estimate by those so far is noted.
 
-    Without `frame_at` the kind of frames is found; and found again after damage and tags.
+    Without `kind` it is found; and found again after damage and tags.
     """
-    counted, place, broken, lost = _Counted(), start, False, 0
+    counted, place, broken, lost, frame_at = _Counted(), start, False, 0, kind or mpeg_frame
+    unsure = 1 if kind else _UNSURE_FRAMES
     while data := source.at(place, _WINDOW):
-        at = count = 0
-        while frame_at and (frame := frame_at(data, at)) and frame[1] == stream:
-            at, count = at + frame[0], count + 1
+        at = count = samples = 0
+        while (frame := frame_at(data, at)) and frame[2] == stream:
+            at += frame[0]
+            samples += frame[1]
+            count += 1
         if count and stream:
-            each = stream.samples / stream.rate
-            if counted.first is None:
-                counted.first, counted.head, counted.before = stream, data[:256], counted.lost
+            each = samples / count / stream.rate
+            if counted.stream is None:
+                counted.stream, counted.each = stream, each
+                counted.head, counted.before = data[:256], counted.lost
             elif broken:
-                counted.doubt += _UNSURE_FRAMES * each * (2 if counted.lost > lost else 1)
-            lost = counted.lost
-            place, broken = place + at, False
+                counted.damage += unsure * each * (2 if counted.lost > lost else 1)
+            lost, broken = counted.lost, False
+            place += at
             if place > source.size:  # the last frame is cut
-                count, counted.doubt = count - 1, counted.doubt + each
-            counted.frames, counted.seconds = counted.frames + count, counted.seconds + count * each
-            share = (source.size - start) / (place - start)
-            found.length(counted.seconds * share, "estimated by the frames that were read in time", doubt=1e9)
+                counted.cut = each
+            whole = count - bool(counted.cut)
+            counted.frames, counted.seconds = (
+                counted.frames + whole,
+                counted.seconds + samples * whole / count / stream.rate,
+            )
+            if place < source.size:
+                seconds = counted.seconds * (source.size - start) / (place - start)
+                found.length(seconds, "estimated by the frames that were read in time", doubt=UNKNOWN)
             continue
         broken, skip = True, _tag_size(data)
         if not skip:
             skip = len(data) if len(data) < _WINDOW else _WINDOW - 8192
-            if new := find_frames(data, places=_WINDOW):
-                skip, stream, frame_at = new[0], new[1], _reader(data, new[0])
+            if new := find_frames(data, places=_WINDOW, kind=kind):
+                skip, stream, frame_at = new[0], new[1], kind or _reader(data, new[0])
             counted.lost += skip
         place += skip
     return counted
@@ -202,52 +288,51 @@ def _tag_size(data: bytes) -> int:
 
 
 def frames(
-    source: Source, place: int, found: Found, frame_at: FrameAt | None = None, stream: Stream | None = None
+    source: Source, place: int, found: Found, kind: FrameAt | None = None, stream: Stream | None = None
 ) -> None:
-    """Count the frames from `place` to the end, without those samples that an MP3's encoder notes as padding."""
-    counted = _walk(source, place, found, frame_at, stream)
-    first, seconds, size = counted.first, counted.seconds, source.size - place
-    if first is None or counted.frames < 2 or counted.lost > size // 2:
+    """Count the frames (of a kind) from `place` to the end, without the samples that an MP3's encoder notes as padding."""
+    counted = _walk(source, place, found, kind, stream)
+    stream, seconds, size = counted.stream, counted.seconds, source.size - place
+    if stream is None or counted.frames < 2 - bool(kind) or counted.lost > size // 2:
         found.seconds = None
         return
-    found.codec, found.rate, found.channels = first.codec, first.rate, first.channels
-    if (between := counted.lost - counted.before) > _MANY_LOST:
-        counted.doubt += seconds * between / (size - counted.lost)
+    found.codec, found.rate, found.channels = stream
+    if (between := counted.lost - (0 if kind else counted.before)) > (0 if kind else _MANY_LOST):
+        counted.damage += seconds * between / (size - counted.lost)
     if info := _info(counted.head):
         stated, before, after = info
         counted.frames -= 1
-        seconds -= (first.samples + before + (after if stated == counted.frames else 0)) / first.rate
+        seconds -= counted.each + (before + (after if stated == counted.frames else 0)) / stream.rate
         if stated not in (0, counted.frames):
-            counted.doubt += first.samples / first.rate
-    found.length(seconds, f"counted: {counted.frames} frames", doubt=counted.doubt)
-    if counted.doubt > FAR * seconds:
-        found.seconds = None
+            counted.damage += counted.each
+    cut, damage = counted.cut, counted.damage
+    if stream.codec != "flac":  # of which a frame that is cut is never played
+        cut, damage = 0.0, cut + damage
+    found.length(seconds, f"counted: {counted.frames} frames", doubt=cut, damage=damage)
 
 
 def amr(source: Source, place: int, found: Found) -> None:
-    """Count the frames of an AMR file of narrow band."""
-    frames(source, place + 6, found, amr_frame, _AMR)
+    """Count the frames of an AMR file, of narrow band or of wide band."""
+    name, stream = (b"#!AMR\n", _AMR) if source.at(place + 5, 1) == b"\n" else (b"#!AMR-WB\n", _AMR_WB)
+    frames(source, place + len(name), found, partial(_amr_frame, stream), stream)
 
 
-def amr_wb(source: Source, place: int, found: Found) -> None:
-    """Count the frames of an AMR file of wide band."""
-    frames(source, place + 9, found, partial(amr_frame, wide=True), _AMR_WB)
-
-
+_INFO = re.compile(rb"(Xing|Info|VBRI)")
 _DECODER_DELAY = 529
 """Samples by which an MP3 decoder is late. Where an encoder tells its padding, they count as before the sound."""
 
 
 def _info(head: bytes) -> tuple[int, int, int] | None:
     """Read the frame in which an encoder tells of the others: their number, and the samples of padding before and after."""
-    place = next((p for name in (b"Xing", b"Info", b"VBRI") if (p := head.find(name, 4, 50)) > 0), None)
-    if place is None:
+    match = _INFO.search(head, 4, 50)
+    if match is None:
         return None
-    if head[place : place + 4] == b"VBRI":
-        return int.from_bytes(head[place + 14 : place + 18], "big"), 0, 0
-    flags = int.from_bytes(head[place + 4 : place + 8], "big")
-    stated = int.from_bytes(head[place + 8 : place + 12], "big") if flags & 1 else 0
-    lame = head[place + 8 + sum(size for bit, size in ((1, 4), (2, 4), (4, 100), (8, 4)) if flags & bit) :]
+    place = match.end()
+    if match[1] == b"VBRI":
+        return int.from_bytes(head[place + 10 : place + 14], "big"), 0, 0
+    flags = int.from_bytes(head[place : place + 4], "big")
+    stated = int.from_bytes(head[place + 4 : place + 8], "big") if flags & 1 else 0
+    lame = head[place + 4 + sum(size for bit, size in ((1, 4), (2, 4), (4, 100), (8, 4)) if flags & bit) :]
     if lame[:1] != b"L" or len(lame) < 24:
         return stated, 0, 0
     padding = int.from_bytes(lame[21:24], "big")

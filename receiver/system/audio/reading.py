@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 _MOST = 4 * 1024 * 1024
 """Bytes that one read returns at most, whatever size a file states."""
 _LOOK = 4096
 """Bytes that are read between two looks at the clock."""
-LOSSLESS = ("alac", "flac", "linear", "float", "mulaw", "alaw")
-"""How the codecs begin whose last frame has no padding."""
-FAR = 0.05
-"""Share of a length by which an estimate may be wrong at most."""
-CLOSE = 0.01
-"""Share of a length by which two ways to know it may differ before it counts as an estimate."""
+_CLOSE, _FAR = 0.01, 0.05
+"""Shares of a length by which it may be wrong before it is an estimate, and before it is not told."""
+UNKNOWN = float("inf")
+"""A doubt of which nothing is known."""
 
 
 class OutOfTime(Exception):
@@ -43,6 +42,31 @@ class Source:
         return held[place : place + size] if isinstance(held, bytes) else os.pread(held, size, place)
 
 
+Head = tuple[bytes, int, int]
+"""A chunk's name, the length of its head, and that of its content, negative when it goes on to the end."""
+Chunk = tuple[bytes, int, int]
+"""A chunk's name, and where its content begins and ends, by what it states."""
+
+
+def chunks(
+    source: Source,
+    place: int,
+    head: Callable[[bytes], Head | None],
+    *,
+    end: int | None = None,
+    pad: int = 1,
+    into: Container[bytes] = (),
+) -> Iterator[Chunk]:
+    """Yield the chunks from `place` on: one behind the other, and those within the ones that `into` names."""
+    end = source.size if end is None else min(end, source.size)
+    while place < end and (read := head(source.at(place, 28))):
+        name, skip, size = read
+        start = place + skip
+        stop = start + size if size >= 0 else end
+        yield name, start, stop
+        place = start if name in into else stop + -size % pad
+
+
 @dataclass(slots=True)
 class Found:
     """What is known so far. A walk fills it in; what it knew before it failed stays."""
@@ -55,6 +79,7 @@ class Found:
     how: str = ""
     """How the length was had, for a person."""
 
-    def length(self, seconds: float, how: str, *, doubt: float = 0.0) -> None:
-        """Note a length. It is an estimate when it may be wrong by `doubt` seconds, and that is more than 1 % of it."""
-        self.seconds, self.how, self.estimated = max(0.0, seconds), how, abs(doubt) > CLOSE * seconds
+    def length(self, seconds: float, how: str, *, doubt: float = 0.0, damage: float = 0.0) -> None:
+        """Note a length that may be wrong by `doubt` seconds, and by `damage` more where damage hides what there was."""
+        certain, usable = doubt + damage <= _CLOSE * seconds, damage <= _FAR * seconds
+        self.seconds, self.estimated, self.how = max(0.0, seconds) if usable else None, not certain, how
