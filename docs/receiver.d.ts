@@ -20,7 +20,7 @@ export type EventShown = { id: string; type: string; source: string; provider: s
 
 export type EventWhole = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData; callback: CallbackShown | null; pickup: PickupShown | null; deliveries: Array<DeliveryWhole> };
 
-export type CallbackShown = { id: string; received_at: string; method: string; content_type: string; body_size: number; body_sha256: string; proofs: string };
+export type CallbackShown = { id: string; received_at: string; method: string; content_type: string; body_size: number; body_sha256: string; proofs: string; peer: string | null; secret: number | null; headers: Record<string, string | null>; token_id: string | null; issued_at: string | null; body_ms: number | null; proved_ms: number | null; stored_ms: number | null };
 
 export type PickupShown = { id: string; state: PickupState; source: string; kind: PickupKind; job_id: string | null; ref: string | null; event_id: string; host: string | null; format: Record<string, unknown>; attempts: number; failures: number; due_at: string | null; deadline_at: string; created_at: string; updated_at: string; last_outcome: string | null; last_detail: string | null };
 

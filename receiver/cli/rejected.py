@@ -68,7 +68,7 @@ def proofs_wanted(adapter: PushProvider, kept: Rejection) -> Iterator[dict[str, 
 
 def _came(kept: Rejection, names: tuple[str, ...]) -> bool | None:
     """Tell whether one of these headers came; None where its name would not have been kept."""
-    from receiver.engine.rejections import HEADERS, is_plain
+    from receiver.core.callback import HEADERS, is_plain
 
     if set(names) & set(kept.headers):
         return True

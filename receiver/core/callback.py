@@ -7,6 +7,7 @@ system/files.py; engine/intake.py takes a callback from its head to its answer.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -148,7 +149,7 @@ def split_media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
     }
 
 
-class TokenClaims(Struct, frozen=True, kw_only=True):
+class TokenClaims(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a callback token says: receiver issued this URL, for this source and job."""
 
     source: str
@@ -157,6 +158,8 @@ class TokenClaims(Struct, frozen=True, kw_only=True):
     ref: str | None = None
     format: Mapping[str, Any] = field(default_factory=dict)
     """The format requested of the provider (`encoding`, `container`, `sample_rate`, …): decides raw formats."""
+    issued_at: int | None = None
+    """When the URL was made, to the second; None for tokens from before that was noted."""
     expires_at: int | None = None
     job_secret: bool = False
     """True when the job has a webhook secret of its own, derived from this token."""
@@ -191,10 +194,53 @@ class Admission(Struct, frozen=True, kw_only=True):
     proofs: frozenset[str]
     """Names of the proofs that held so far, for example `basic`, `token`."""
     body_limit: int
+    secret: int = 0
+    """The place of the source's secret that held, counted from 1 in its setting; 0 where none did so far."""
     held: bool = True
     """The head alone proves the callback. False: it may be anybody's until its body is verified."""
     read: Any = None
     """What the adapter read of the head and `verify` needs again."""
+
+
+class Arrival(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a callback came, as it is kept beside its event: without secrets."""
+
+    peer: str | None = None
+    headers: tuple[tuple[str, str | None], ...] = ()
+    """As they came; the value of one that may be a secret is None."""
+    query: str = ""
+    secret: int = 0
+    """As of `VerifiedCallback`."""
+    claims: TokenClaims | None = None
+    body_ms: int | None = None
+    """Milliseconds from the head to the end of the body; None where the callback came by way of the journal."""
+    proved_ms: int | None = None
+    """The same to the proof."""
+    stored_ms: int | None = None
+    """The same until its audio, or a long document, was stored."""
+
+
+HEADERS = 64
+"""Headers that are kept of one request; no name is longer than this either."""
+_HEADER = re.compile(r"(?=.{1,64}\Z)[a-z0-9]{1,24}(?:[-_.][a-z0-9]{1,24})*")
+"""A name that may be kept: words of at most 24 characters. One with a longer word, or another character, may be a token."""
+_VALUE_CHARS = 200
+ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key"))
+"""Headers that no provider has to name."""
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether the name of a header is kept: one that may be a token itself is not."""
+    return _HEADER.fullmatch(name) is not None
+
+
+def kept_headers(head: Head, secret: Collection[str]) -> tuple[tuple[str, str | None], ...]:
+    """Return the headers of a request that may be kept, without the values of those that hold a secret."""
+    return tuple(
+        (name, None if name in secret or name in ALWAYS_SECRET else value[:_VALUE_CHARS])
+        for name, value in head.headers
+        if is_plain(name)
+    )[:HEADERS]
 
 
 class VerifiedCallback(Struct, frozen=True, kw_only=True):
@@ -206,6 +252,8 @@ class VerifiedCallback(Struct, frozen=True, kw_only=True):
     head: Head
     claims: TokenClaims | None
     proofs: frozenset[str]
+    secret: int = 0
+    """The place of the source's secret that held, counted from 1 in its setting; 0 where the proof needs none of these."""
     body: Body
 
     @property

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
+from receiver.core.callback import Arrival
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 TIME_CHARS = 10
@@ -216,6 +218,8 @@ class CallbackRow(Struct, frozen=True, kw_only=True):
     """Kept bytes, secrets removed; None when they are a blob."""
     proofs: str
     """Comma-separated names of the proofs that held."""
+    arrival: bytes | None = None
+    """An `Arrival` as JSON, secrets removed; None for what receiver fetched itself."""
 
 
 class Callback(Struct, frozen=True, kw_only=True):
@@ -230,6 +234,7 @@ class Callback(Struct, frozen=True, kw_only=True):
     body_size: int
     body_sha256: str
     proofs: str
+    arrival: Arrival | None = None
 
 
 class Answered(Struct, frozen=True, kw_only=True):

@@ -80,7 +80,7 @@ class Step(Struct, frozen=True, kw_only=True):
 
     at: int
     what: str
-    """`submitted`, `callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
+    """`issued`, `submitted`, `callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
     detail: str
 
 
@@ -284,8 +284,7 @@ def _steps(job: Job) -> Iterator[Step]:
     for one in job.rejections:
         yield Step(at=one.at, what="rejected", detail=f"{one.status}, {one.kind}: {one.reason}")
     for callback in job.callbacks:
-        proved = f"{callback.method}, {callback.body_size} bytes, proved by {callback.proofs}"
-        yield Step(at=callback.received_at, what="callback", detail=f"{callback.source}: {proved}")
+        yield from _arrived(callback, submitted=bool(job.submissions))
     for event in job.events:
         yield Step(at=event.recorded_at, what="recorded", detail=f"{event.type} as {event.id}")
     for pickup in job.pickups:
@@ -306,6 +305,22 @@ def _steps(job: Job) -> Iterator[Step]:
         if delivery.due_at is not None and not held:  # the sentence says until when it is held
             detail = f"attempt {delivery.attempts + 1} to {delivery.destination}"
             yield Step(at=delivery.due_at, what="next", detail=detail)
+
+
+def _arrived(callback: Callback, *, submitted: bool) -> Iterator[Step]:
+    """Yield when a callback's URL was made, unless for a submission, and how the callback came."""
+    came, proofs = callback.arrival, callback.proofs
+    if came is None:
+        detail = f"{callback.method}, {callback.body_size} bytes, proved by {proofs}"
+        yield Step(at=callback.received_at, what="callback", detail=f"{callback.source}: {detail}")
+        return
+    if not submitted and came.claims is not None and came.claims.issued_at is not None:
+        yield Step(at=came.claims.issued_at, what="issued", detail=f"the callback URL of {callback.source}")
+    proved = f"proved by {proofs}" + (f", secret {came.secret} of its setting" if came.secret else "")
+    times = ((came.body_ms, "body"), (came.proved_ms, "proof"), (came.stored_ms, "storing"))
+    took = "".join(f", {name} after {ms} ms" for ms, name in times if ms is not None)
+    detail = f"{callback.source}: {callback.method}, {callback.body_size} bytes, {proved}{took}"
+    yield Step(at=callback.received_at, what="callback", detail=detail)
 
 
 def _attempt(one: Attempt | PickupAttempt) -> str:

@@ -23,6 +23,12 @@ class CallbackReport(Struct, kw_only=True):
     answer: str = ""
     """`recorded`, `duplicate`, `late`, `parked`, `journaled`, or a sender error's label (`rejected`, `too_large`, …)."""
     status: int = 0
+    began: float = 0.0
+    """When its head was there, in seconds of `time.perf_counter`."""
+    body_seconds: float = 0.0
+    """From its head to the end of its body."""
+    proved_seconds: float = 0.0
+    """The same to its proof."""
     seconds: float = 0.0
     """From the first header to the answer."""
     size: int = 0

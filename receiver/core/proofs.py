@@ -16,12 +16,15 @@ def same(left: str | bytes, right: str | bytes) -> bool:
     return hmac.compare_digest(_bytes(left), _bytes(right))
 
 
-def same_as_any(value: str | bytes, expected: Sequence[str | bytes]) -> bool:
-    """Compare `value` with every expected one, without stopping at the first match."""
-    matches = False
-    for candidate in expected:
-        matches |= same(value, candidate)
-    return matches
+def same_as_any(value: str | bytes, expected: Sequence[str | bytes]) -> int:
+    """Compare `value` with every expected one, without stopping at a match; return the place of one that is the same.
+
+    Places count from 1; 0 is none.
+    """
+    place = 0
+    for number, candidate in enumerate(expected, 1):
+        place = number if same(value, candidate) else place
+    return place
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -84,8 +84,9 @@ class CallbackTokens:
         expires_at: int | None = None,
         job_secret: bool = False,
         expect_by: int | None = None,
+        now: int | None = None,
     ) -> str:
-        """Return a new token; `expires_at` in epoch milliseconds, None for one that stays; `expect_by` likewise."""
+        """Return a new token; `expires_at` in epoch milliseconds, None for one that stays; `expect_by` and `now` likewise."""
         fields: dict[str, Any] = {"s": source, "i": random.token_hex(8)}
         if ref is not None:
             fields["r"] = ref
@@ -97,6 +98,8 @@ class CallbackTokens:
             fields["j"] = 1
         if expect_by is not None:
             fields["e"] = expect_by
+        if now is not None:
+            fields["t"] = now // 1000
         return self._signer.sign(msgspec.json.encode(fields))
 
     def issue_short(
@@ -108,6 +111,7 @@ class CallbackTokens:
         format: dict[str, Any] | None = None,
         job_secret: bool = False,
         expect_by: int | None = None,
+        now: int | None = None,
     ) -> tuple[str, TokenClaims]:
         """Return a new short token, and its claims: these are to be stored before the token is given to anybody."""
         token_id = bytes((_HAS_JOB_SECRET if job_secret else 0,)) + random.token_bytes(_SHORT_ID - 1)
@@ -118,6 +122,7 @@ class CallbackTokens:
             token_id=token_id.hex(),
             ref=ref,
             format=format or {},
+            issued_at=None if now is None else now // 1000 * 1000,
             expires_at=expires_at,
             job_secret=job_secret,
             expect_by=expect_by,
@@ -173,6 +178,7 @@ def _claims(payload: bytes, secret: int) -> TokenClaims:
         token_id=fields["i"],
         ref=fields.get("r"),
         format=fields.get("f", {}),
+        issued_at=fields["t"] * 1000 if "t" in fields else None,
         expires_at=fields.get("x"),
         job_secret=bool(fields.get("j")),
         expect_by=fields.get("e"),

@@ -100,7 +100,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) 
         return any(
             _holds(secret, one.removeprefix("v1a,"), signed) for one in given if one.startswith("v1a,")
         )
-    return same_as_any(_signature(webhook_key(secret), signed), given)
+    return same_as_any(_signature(webhook_key(secret), signed), given) > 0
 
 
 def _holds(public: str, signature: str, signed: bytes) -> bool:

@@ -186,6 +186,7 @@ class Intake:
             method=head.method if head.method in KNOWN_METHODS else "other",
             content_type=head.media_type()[0][:100],
             peer=head.peer,
+            began=began,
         )
         try:
             answer = await self._take(head, receive, report)
@@ -357,7 +358,7 @@ class Intake:
     ) -> Answer:
         """Prove a callback with its body, and record it."""
         try:
-            report.size = body.size
+            report.size, report.body_seconds = body.size, time.perf_counter() - report.began
             try:
                 proved = await self._proved(provider, admission, body)
             except IgnoredCallback:
@@ -374,6 +375,7 @@ class Intake:
                 report.answer = "ignored"
                 return Answer(200, {"status": "ignored"})
             callback, draft = proved
+            report.proved_seconds = time.perf_counter() - report.began
             counted = 0 if admission.held else 1
             self.load.under_way += counted
             try:
@@ -439,7 +441,7 @@ class Intake:
             async with asyncio.timeout(budget):
                 if callback.claims is not None and callback.claims.unread:
                     raise StoreUnavailable("the store could not tell what the URL's token stands for")
-                recorded = await self._recorder.record(provider, callback, draft)
+                recorded = await self._recorder.record(provider, callback, draft, report)
         except Unavailable as error:
             report.reason = error.message
         except TimeoutError:

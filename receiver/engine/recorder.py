@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from receiver.core import event_json
-from receiver.core.callback import Body, Head, MemoryBody, VerifiedCallback
+from receiver.core.callback import Arrival, Body, Head, MemoryBody, VerifiedCallback, kept_headers
 from receiver.core.event import (
     Answered,
     AudioDraft,
@@ -30,6 +31,7 @@ from receiver.core.event import (
     moment_of,
     new_id,
 )
+from receiver.core.observe import CallbackReport
 from receiver.core.routing import Router
 from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.core.work import Deferral, Pickup, PickupFilter, PickupKind
@@ -69,6 +71,8 @@ class _Origin:
     proofs: str
     body: Body
     redact: Callable[[bytes], bytes]
+    arrival: Callable[[], bytes] | None = None
+    """Returns how the callback came, as it is kept; None for what receiver fetched itself."""
 
 
 class Recorder:
@@ -105,9 +109,16 @@ class Recorder:
 
     # ------------------------------------------------------------ push
 
-    async def record(self, provider: PushProvider, callback: VerifiedCallback, draft: EventDraft) -> Recorded:
+    async def record(
+        self,
+        provider: PushProvider,
+        callback: VerifiedCallback,
+        draft: EventDraft,
+        report: CallbackReport | None = None,
+    ) -> Recorded:
         """Make the event whole and durable, and wake its destinations. Raises `Unavailable`; harmless to repeat.
 
+        `report` tells when its parts came; None for a callback from the journal.
         When the result still lies at the provider, callback and pickup are made durable, and the event comes with the result.
         """
         now = self._clock()
@@ -128,6 +139,7 @@ class Recorder:
             proofs=",".join(sorted(callback.proofs)),
             body=callback.body,
             redact=provider.redact,
+            arrival=partial(_arrival, provider, callback, report),
         )
         if draft.remote is not None:
             return await self._defer(origin, callback, draft, draft.remote, answered, now)
@@ -353,4 +365,24 @@ def _row(origin: _Origin, draft: EventDraft, made_at: int, body: bytes | None) -
         body_sha256=origin.body.sha256,
         body=body,
         proofs=origin.proofs,
+        arrival=origin.arrival and origin.arrival(),
     )
+
+
+def _arrival(provider: PushProvider, callback: VerifiedCallback, report: CallbackReport | None) -> bytes:
+    """Return what is kept of how a callback came, as JSON; what comes after this is the commit alone."""
+    head = callback.head
+    arrival = Arrival(
+        peer=head.peer,
+        headers=kept_headers(head, provider.secret_headers),
+        query=head.query,
+        secret=callback.secret,
+        claims=callback.claims,
+    )
+    if report is not None:
+        body, proved = report.body_seconds, report.proved_seconds
+        stored = time.perf_counter() - report.began
+        arrival = replace(
+            arrival, body_ms=int(body * 1000), proved_ms=int(proved * 1000), stored_ms=int(stored * 1000)
+        )
+    return provider.redact(msgspec.json.encode(arrival))

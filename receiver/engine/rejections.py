@@ -7,11 +7,10 @@ raise the alarm.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from dataclasses import dataclass
 
-from receiver.core.callback import Head, TokenClaims
+from receiver.core.callback import HEADERS, Head, TokenClaims, is_plain
 from receiver.core.errors import CallbackRejected, RejectionKind, StoreUnavailable, UnknownSource
 from receiver.core.event import Rejection
 from receiver.core.observe import CallbackReport, Observers
@@ -24,10 +23,6 @@ UNKNOWN = "unknown"
 _ALERT_AFTER = 3
 """Rejections in a row that are reported: deAPI switches webhooks off after 10 failures."""
 _ALERT_AGAIN_MS = 3_600_000
-HEADERS = 64
-"""Names of headers that are kept of one rejection; none is longer than this either."""
-_HEADER = re.compile(r"(?=.{1,64}\Z)[a-z0-9]{1,24}(?:[-_.][a-z0-9]{1,24})*")
-"""A name that may be kept: words of at most 24 characters. One with a longer word, or another character, may be a token."""
 _ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
 """What a real provider sends whose secret or clock does not fit: reported as an error, other kinds as a warning."""
 
@@ -123,11 +118,6 @@ class Rejections:
 def _shown(name: str) -> str:
     """Return what a path named instead of a source, unless it is too long to be a name: then it may be a token."""
     return ascii(name) if len(name) <= 40 else f"{len(name)} characters"
-
-
-def is_plain(name: str) -> bool:
-    """Tell whether the name of a header is kept: one that may be a token itself is not."""
-    return _HEADER.fullmatch(name) is not None
 
 
 def _names(head: Head) -> tuple[str, ...]:

@@ -263,7 +263,11 @@ class Adapter:
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Return the proved callback: unless a provider says otherwise, the body proves no more than the headers did."""
         return VerifiedCallback(
-            head=admission.head, claims=admission.claims, proofs=admission.proofs, body=body
+            head=admission.head,
+            claims=admission.claims,
+            proofs=admission.proofs,
+            secret=admission.secret,
+            body=body,
         )
 
     def words(self, document: bytes) -> list[Word]:

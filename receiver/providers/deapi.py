@@ -248,9 +248,11 @@ class DeapiProvider(Adapter):
             match = "not the secret made for this job's URL"
         stamp, signature = head.one(STAMP_HEADER) or "", head.one(SIGNATURE_HEADER) or ""
         content = (body.wire or body).load()
-        if not same_as_any(signature, [_signature(secret, stamp, content) for secret in secrets]):
+        place = same_as_any(signature, [_signature(secret, stamp, content) for secret in secrets])
+        if not place:
             raise self._rejection("secrets", f"X-DeAPI-Signature fits {match}")
-        return super().verify(replace(admission, proofs=admission.proofs | {proof}), body)
+        secret = place if secrets is self._account_secrets else 0
+        return super().verify(replace(admission, proofs=admission.proofs | {proof}, secret=secret), body)
 
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Return the draft of `job.processing`, `job.completed` or `job.failed`.

@@ -222,11 +222,12 @@ class DeepgramProvider(Adapter):
         """
         authorization, dg_token = head.one("authorization"), head.one("dg-token")
         claims = self._claims(head, required=self._options.require_token)
-        proofs = {"token"} if claims else set[str]()
+        proofs, secret = {"token"} if claims else set[str](), 0
         if self._basic:
-            self._check_basic(authorization)
+            secret = self._check_basic(authorization)
             proofs.add("basic")
-        if self._dg_tokens and self._check_dg_token(dg_token):
+        if self._dg_tokens and (place := self._check_dg_token(dg_token)):
+            secret = secret or place
             proofs.add("dg-token")
         held, (media_type, _) = self._held(proofs), head.media_type()
         is_document = is_json_type(media_type) or media_type.startswith("text/")
@@ -235,10 +236,11 @@ class DeepgramProvider(Adapter):
             claims=claims,
             proofs=frozenset(proofs),
             body_limit=self._json_limit if is_document or not held else self._settings.max_audio_bytes,
+            secret=secret,
             held=held,
         )
 
-    def _check_basic(self, header: str | None) -> None:
+    def _check_basic(self, header: str | None) -> int:
         if header is None:
             raise self._rejection(
                 "basic",
@@ -250,17 +252,20 @@ class DeepgramProvider(Adapter):
             raise self._rejection(
                 "basic", "the Authorization header is not Basic credentials", RejectionKind.MALFORMED
             )
-        if not same_as_any(pair, self._basic):
+        place = same_as_any(pair, self._basic)
+        if not place:
             raise self._rejection("basic", f"the Basic credentials fit no pair in {self._where}.basic")
+        return place
 
-    def _check_dg_token(self, header: str | None) -> bool:
+    def _check_dg_token(self, header: str | None) -> int:
         if header is None and self._options.require_dg_token:
             raise self._rejection(
                 "dg_token", "no dg-token header came, and require_dg_token is set", RejectionKind.MISSING
             )
-        if header is not None and not same_as_any(header, self._dg_tokens):
+        place = 0 if header is None else same_as_any(header, self._dg_tokens)
+        if header is not None and not place:
             raise self._rejection("dg_token", f"the dg-token header fits no value in {self._where}.dg_token")
-        return header is not None
+        return place
 
     def _held(self, proofs: Iterable[str]) -> bool:
         """Tell whether one of the proofs is enough by itself; a dg-token is so only where it is required."""
@@ -269,18 +274,18 @@ class DeepgramProvider(Adapter):
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Compare the callback secret of a document, where one is configured. Raises `CallbackRejected`."""
-        proofs = admission.proofs
-        if self._callback_secrets and self._check_secret(admission, body):
-            proofs |= {"callback_secret"}
+        proofs, secret = admission.proofs, admission.secret
+        if self._callback_secrets and (place := self._check_secret(admission, body)):
+            proofs, secret = proofs | {"callback_secret"}, secret or place
         if not self._held(proofs):
             raise self._rejection(
                 "callback_secrets",
                 "nothing in this callback proves who sent it: only a transcript can carry a callback secret",
                 RejectionKind.MISSING,
             )
-        return super().verify(replace(admission, proofs=proofs), body)
+        return super().verify(replace(admission, proofs=proofs, secret=secret), body)
 
-    def _check_secret(self, admission: Admission, body: Body) -> bool:
+    def _check_secret(self, admission: Admission, body: Body) -> int:
         try:
             is_document = body_kind(admission.head, beginning(body), admission.claims) != "audio"
         except MalformedCallback:
@@ -298,7 +303,7 @@ class DeepgramProvider(Adapter):
                 "the document has no metadata.extra.callback_secret, and require_callback_secret is set",
                 RejectionKind.MISSING,
             )
-        return bool(secrets)
+        return max(fits, default=0)
 
     # ------------------------------------------------------------ meaning
 

@@ -175,10 +175,11 @@ class PlayhtProvider(Adapter):
         """
         authorization, secret_key = head.one("authorization"), head.one("secret-key")
         claims = self._claims(head, required=self._options.require_token)
-        proofs = {"token"} if claims else set[str]()
+        proofs, secret = {"token"} if claims else set[str](), 0
         keys = [key for key in (authorization and _bearer(authorization), secret_key) if key is not None]
         if self._keys and keys:
-            if not all(same_as_any(key, self._keys) for key in keys):
+            secret = min(same_as_any(key, self._keys) for key in keys)
+            if not secret:
                 fits_none = (
                     f"the key in the callback's header fits no value of {self._where}.{self._key_setting}"
                 )
@@ -190,7 +191,9 @@ class PlayhtProvider(Adapter):
                 "neither Authorization nor secret-key came: PlayHT sends the account's API key in one of them",
                 RejectionKind.MISSING,
             )
-        return Admission(head=head, claims=claims, proofs=frozenset(proofs), body_limit=self._json_limit)
+        return Admission(
+            head=head, claims=claims, proofs=frozenset(proofs), body_limit=self._json_limit, secret=secret
+        )
 
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Return the draft of either payload: version 2's, or that of the standard voices.

@@ -24,13 +24,11 @@ from typing import TypeVar
 
 import msgspec
 
-from receiver.core.callback import Head, TokenClaims, VerifiedCallback
+from receiver.core.callback import ALWAYS_SECRET, Head, TokenClaims, VerifiedCallback
 from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
 from receiver.core.observe import Observers
 from receiver.system.files import FileBody, keep_body, make_folder, sync_folder, write_file
 
-_ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key"))
-"""Headers that no provider has to name."""
 _OUTAGE_AFTER = 3
 """Entries refused in a row that make an outage; fewer may be refused for what they are."""
 _QUICK_TRIES = 3
@@ -409,18 +407,20 @@ class _Commit(msgspec.Struct, frozen=True, kw_only=True):
     head: Head
     claims: TokenClaims | None
     proofs: tuple[str, ...]
+    secret: int = 0
     size: int
     sha256: str
     reason: str
 
 
 def _meta(callback: VerifiedCallback, reason: str, secret_headers: frozenset[str]) -> bytes:
-    secret = secret_headers | _ALWAYS_SECRET
+    secret = secret_headers | ALWAYS_SECRET
     headers = tuple(pair for pair in callback.head.headers if pair[0] not in secret)
     commit = _Commit(
         head=msgspec.structs.replace(callback.head, headers=headers, token=None, url="", claims=None),
         claims=callback.claims,
         proofs=tuple(sorted(callback.proofs)),
+        secret=callback.secret,
         size=callback.body.size,
         sha256=callback.body.sha256,
         reason=reason,
@@ -500,7 +500,11 @@ def restored(folder: Path, stem: str) -> VerifiedCallback | None:
         body = None
     if commit is not None and body is not None and commit.sha256 == body.sha256:
         return VerifiedCallback(
-            head=commit.head, claims=commit.claims, proofs=frozenset(commit.proofs), body=body
+            head=commit.head,
+            claims=commit.claims,
+            proofs=frozenset(commit.proofs),
+            secret=commit.secret,
+            body=body,
         )
     aside = folder / "damaged"
     aside.mkdir(mode=0o700, exist_ok=True)

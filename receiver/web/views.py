@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from receiver.core.bulk import BulkKind, BulkOperation, BulkState
+from receiver.core.callback import Arrival
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
@@ -99,6 +100,21 @@ class CallbackShown(Struct, frozen=True, kw_only=True):
     body_sha256: str
     proofs: str
     """Names of the proofs that held, with commas; `asked` for what receiver fetched itself."""
+    peer: str | None
+    secret: int | None
+    """The place of the source's secret that proved it, counted from 1 in its setting; null where none of these did."""
+    headers: dict[str, str | None]
+    """Values of well-known headers; null where a value is not shown."""
+    token_id: str | None
+    """Of the URL that receiver issued."""
+    issued_at: Time | None
+    """When that URL was made."""
+    body_ms: int | None
+    """Milliseconds from the head to the end of the body; null where it came by way of the journal, or was fetched."""
+    proved_ms: int | None
+    """The same to the proof."""
+    stored_ms: int | None
+    """The same until all that belongs to the event was stored; what follows is the commit alone."""
 
 
 class DestinationHealth(Struct, frozen=True, kw_only=True):
@@ -387,13 +403,44 @@ _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Attempt: AttemptShown,
     DestinationState: DestinationHealth,
     Rejection: RejectionShown,
-    Callback: CallbackShown,
     Step: StepShown,
     BulkOperation: OperationShown,
     Pickup: PickupShown,
     Submission: SubmissionShown,
     PickupAttempt: PickupAttemptShown,
 }
+
+
+SHOWN_HEADERS = frozenset(
+    (
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type"),
+        *("date", "expect", "host", "traceparent", "transfer-encoding", "user-agent", "x-request-id"),
+    )
+)
+"""Headers whose values are shown: no provider puts a secret there."""
+
+
+def callback_shown(callback: Callback) -> CallbackShown:
+    """Return a callback as it is shown."""
+    came = callback.arrival or Arrival()
+    claims = came.claims
+    return CallbackShown(
+        id=callback.id,
+        received_at=iso(callback.received_at),
+        method=callback.method,
+        content_type=callback.content_type,
+        body_size=callback.body_size,
+        body_sha256=callback.body_sha256,
+        proofs=callback.proofs,
+        peer=came.peer,
+        secret=came.secret or None,
+        headers={name: value if name in SHOWN_HEADERS else None for name, value in came.headers},
+        token_id=claims.token_id if claims else None,
+        issued_at=time_of(claims.issued_at) if claims else None,
+        body_ms=came.body_ms,
+        proved_ms=came.proved_ms,
+        stored_ms=came.stored_ms,
+    )
 
 
 def shown(thing: Struct, kind: type[S], **more: Sequence[Struct]) -> S:

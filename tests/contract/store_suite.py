@@ -81,6 +81,7 @@ def recording(
         body_sha256="ab" * 32,
         body=body,
         proofs="basic",
+        arrival=b'{"peer":"192.0.2.7","headers":[["accept","*/*"],["x-key",null]],"body_ms":7}',
     )
     return Recording(callback=callback, event=event, destinations=destinations)
 

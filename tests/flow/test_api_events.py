@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.running import APP_SECRET, Running, api_token, running, settings_text
+from receiver.core.event_json import iso
+from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.senders import Sent, speech, transcript
 
 TOKEN = "a-token-of-some-length"
@@ -78,6 +79,37 @@ async def test_a_job_is_told_with_every_step(up: Running) -> None:
     by_event = await got(up, f"jobs/{job['events'][0]}")
     assert (by_event["cause"], by_event["steps"]) == ("sending", job["steps"])
     assert (await got(up, "jobs/nobody"))["cause"] == "unknown"
+
+
+async def test_how_a_callback_came_is_kept_without_secrets_and_told(tmp_path: Path) -> None:
+    """By a URL that was made for it, proved by the second of two secrets."""
+    text = settings_text(tmp_path, extra=api_token("app", TOKEN)).replace(
+        'basic = ["', 'basic = ["old:old", "'
+    )
+    text, sent = f'public_url = "https://hooks.example.com"\n{text}', transcript("told")
+    async with running(tmp_path, text, work=False) as up:
+        up.client.headers["authorization"] = f"Bearer {TOKEN}"
+        for short in (False, True):
+            now = up.receiver.clock()
+            made = await up.client.post(
+                "/api/v1/callback-urls", json={"source": "deepgram", "ref": "order-7", "short": short}
+            )
+            path = httpx2.URL(made.json()["url"]).path
+            headers = sent.headers | {"x-mine": "a-secret-value", "user-agent": "Deepgram/1"}
+            body = transcript(f"told-{short}").body
+            answer = await up.client.post(path, headers=headers, content=body)
+            shown = (await got(up, f"events/{answer.json()['event_id']}"))["callback"]
+            assert (shown["secret"], shown["peer"], shown["token_id"]) == (2, "127.0.0.1", shown["token_id"])
+            assert shown["headers"]["user-agent"] == "Deepgram/1"
+            assert (shown["headers"]["x-mine"], shown["headers"]["authorization"]) == (None, None)
+            assert shown["issued_at"][:16] == iso(now)[:16]
+            assert 0 <= shown["body_ms"] <= shown["proved_ms"] <= shown["stored_ms"] < 10_000
+            steps = (await got(up, f"jobs/told-{short}"))["steps"]
+            assert [step["what"] for step in steps] == ["issued", "callback", "recorded"]
+            assert "basic,token, secret 2 of its setting, body after" in steps[1]["detail"]
+        whole = str(await up.receiver.store.callback(answer.json()["event_id"]))
+        assert BASIC not in whole
+        assert headers["authorization"] not in whole
 
 
 async def test_a_job_whose_callbacks_are_refused_is_told_so_by_its_ref(up: Running) -> None:

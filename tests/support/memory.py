@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from receiver.core.act import Act
 from receiver.core.bulk import Batch, BulkOperation, BulkState
+from receiver.core.callback import Arrival
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
@@ -607,6 +609,7 @@ class MemoryStore(Store):
             body_size=row.body_size,
             body_sha256=row.body_sha256,
             proofs=row.proofs,
+            arrival=None if row.arrival is None else msgspec.json.decode(row.arrival, type=Arrival),
         )
 
     async def events(self, filter: EventFilter) -> Page[Event]:

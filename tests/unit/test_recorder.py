@@ -50,6 +50,8 @@ class Provider:
     provider = "acme"
     keeps_retrying = True
 
+    secret_headers: frozenset[str] = frozenset()
+
     def redact(self, body: bytes) -> bytes:
         return body.replace(SECRET, b"[redacted]")
 

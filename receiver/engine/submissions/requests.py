@@ -75,6 +75,7 @@ class Requests:
             format={**asked, **filled(rule.format, passing.names)},
             expires_at=now + TOKEN_SECONDS * 1000,
             job_secret=api.job_secrets,
+            now=now,
             expect_by=now + round(seconds * 1000),
         )
         secret = self._tokens.job_secrets(token)[0] if api.job_secrets else api.secret

@@ -176,6 +176,7 @@ class CustomProvider(Adapter):
             head=head.without_secrets(self._secret_fields),
             claims=admission.claims,
             proofs=admission.proofs | proofs,
+            secret=request.secret,
             body=body,
         )
 

@@ -62,7 +62,8 @@ class BasicProof(Proof):
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the credentials."""
         given = basic_credentials(request.head.one("authorization") or "")
-        if given is None or not same_as_any(given, reveal(self.users) or trust.secrets):
+        request.secret = same_as_any(given or "", reveal(self.users) or trust.secrets)
+        if given is None or not request.secret:
             raise trust.refusal("the Basic credentials are missing or are none of the configured ones")
 
 
@@ -97,7 +98,8 @@ class SameProof(Proof):
         value = as_text(self.at.value(request))
         if value is None:
             raise ProofMissing(f"{self.at} is missing: the secret is expected there", setting=trust.shape)
-        if not value.startswith(self.prefix) or not same_as_any(value[len(self.prefix) :], trust.secrets):
+        request.secret = same_as_any(value[len(self.prefix) :], trust.secrets)
+        if not value.startswith(self.prefix) or not request.secret:
             raise trust.refusal(f"{self.at} is none of the configured secrets")
 
 

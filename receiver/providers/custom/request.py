@@ -39,6 +39,8 @@ class Request:
         self.head, self.body, self.kind = head, body, kind
         self.signatures: dict[int, Any] = {}
         """What a proof, by its `id`, read of its signature, so that it is read once."""
+        self.secret = 0
+        """The place of the source's secret that held last, counted from 1."""
 
     @cached_property
     def query(self) -> Mapping[str, list[str]]:

@@ -315,11 +315,12 @@ class HmacProof(SignedProof):
         return ""
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
-        fits = False
-        for secret in trust.secrets:
+        place = 0
+        for number, secret in enumerate(trust.secrets, 1):
             expected = hmac.digest(self.key(secret), message, self.algorithm)
-            fits |= same_as_any(expected, signatures)
-        return fits
+            place = number if same_as_any(expected, signatures) else place
+        request.secret = place
+        return place > 0
 
     def key(self, secret: str) -> bytes:
         """Return the key that a secret spells. Raises `ValueError`."""

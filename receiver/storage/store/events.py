@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import msgspec
 from msgspec.structs import astuple
 
 from receiver.core.errors import NotFound
@@ -168,7 +169,10 @@ def body(session: Session, event_id: str) -> bytes | None:
 def callback(session: Session, event_id: str) -> Callback | None:
     """Return the callback behind an event, None where it is not there (any more)."""
     rows = session.run("callback_of_event", {**callback_ids(event_id), "event_id": event_id})
-    return value_of(Callback, rows[0]) if rows else None
+    if not rows:
+        return None
+    *row, arrival = rows[0]
+    return value_of(Callback, [*row, None if arrival is None else msgspec.json.decode(arrival)])
 
 
 def callback_ids(first: str, last: str | None = None) -> dict[str, Value]:

@@ -19,7 +19,7 @@
 -- name: insert_callbacks
 -- Writes callbacks, and returns those that were not known by one of their keys.
 INSERT INTO callbacks {insert: id, source, idempotency_key, second_key, method, content_type, received_at, body_size,
-    body_sha256, body, proofs, event_id}
+    body_sha256, body, proofs, arrival, event_id}
 ON CONFLICT DO NOTHING
 RETURNING id
 
@@ -52,7 +52,8 @@ LIMIT 1
 
 -- name: callback_of_event
 -- The callback behind an event, without its body. Both have one millisecond, which bounds the search by id.
-SELECT id, event_id, source, method, content_type, received_at, body_size, body_sha256, proofs
+SELECT id, event_id, source, method, content_type, received_at, body_size, body_sha256, proofs,
+    arrival
 FROM callbacks
 WHERE id >= :first AND id < :beyond AND event_id = :event_id
 ORDER BY received_at, id
@@ -516,11 +517,11 @@ LIMIT :limit
 
 -- name: insert_tokens
 -- Writes what short tokens stand for.
-INSERT INTO callback_tokens {insert: id, source, ref, format, expires_at, expect_by}
+INSERT INTO callback_tokens {insert: id, source, ref, format, expires_at, expect_by, issued_at}
 
 -- name: token_claims
 -- What a short token stands for.
-SELECT source, ref, format, expires_at, expect_by
+SELECT source, ref, format, expires_at, expect_by, issued_at
 FROM callback_tokens
 WHERE id = :id
 
@@ -1014,7 +1015,8 @@ SET
     body_size = 0,
     body_sha256 = '',
     body = NULL,
-    proofs = ''
+    proofs = '',
+    arrival = NULL
 FROM erased
 WHERE callbacks.id = erased.id
 

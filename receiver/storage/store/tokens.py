@@ -23,6 +23,7 @@ def add(session: Session, claims: Sequence[TokenClaims]) -> list[None]:
             msgspec.json.encode(one.format).decode(),
             one.expires_at,
             one.expect_by,
+            one.issued_at,
         )
         for one in claims
     ]
@@ -35,12 +36,13 @@ def claims(session: Session, token_id: str) -> TokenClaims | None:
     rows = session.run("token_claims", {"id": token_id})
     if not rows:
         return None
-    source, ref, requested, expires_at, expect_by = rows[0]
+    source, ref, requested, expires_at, expect_by, issued_at = rows[0]
     return TokenClaims(
         source=source,
         token_id=token_id,
         ref=ref,
         format=_read_format(requested),
+        issued_at=issued_at,
         expires_at=expires_at,
         expect_by=expect_by,
     )

@@ -17,12 +17,12 @@ from receiver.web.api.call import Call
 from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, millis, place_of
 from receiver.web.views import (
     AudioLink,
-    CallbackShown,
     DeliveryWhole,
     EventPage,
     EventShown,
     EventWhole,
     PickupShown,
+    callback_shown,
     shown,
 )
 
@@ -104,7 +104,7 @@ async def one(call: Call[None, None]) -> EventWhole:
     }
     return EventWhole(
         **whole,
-        callback=shown(callback, CallbackShown) if callback else None,
+        callback=callback_shown(callback) if callback else None,
         pickup=shown(pickups[0], PickupShown) if pickups else None,
         deliveries=deliveries,
     )
