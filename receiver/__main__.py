@@ -5,11 +5,8 @@ import gc
 gc.set_threshold(100_000)  # what is imported stays: to look for garbage there takes a twelfth of a start
 
 from receiver.cli.app import app, main  # noqa: E402 - after the line above
-from receiver.demo import simulate  # noqa: E402 - after the line above
 
 __all__ = ["app", "main"]
-
-simulate.register(app)
 
 if __name__ == "__main__":
     main()

@@ -6,69 +6,94 @@ import io
 import os
 import re
 import sys
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_group
 
 from receiver import __version__
-from receiver.cli import (
-    audio,
-    callback_url,
-    destinations,
-    erase,
-    inspect,
-    journal,
-    operations,
-    pickups,
-    recipes,
-    replay,
-    route,
-    secret,
-    serve,
-    setup,
-    submit,
-    tail,
-    trace,
-)
 from receiver.cli.options import option
 from receiver.cli.output import speak_json, tell_errors_as_json, tell_failure
 from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, UsageError
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Run": ("init", "check", "migrate", "serve", "work"),
-    "Look": (
-        "events",
-        "deliveries",
-        "pickups",
-        "rejections",
-        "operations",
-        "destinations",
-        "trace",
-        "route",
-        "tail",
-        "audio",
-        "journal",
-    ),
-    "Act": ("callback-url", "submit-token", "submit-urls", "pickup", "replay", "secret", "erase", "sweep"),
-    "Try": ("demo", "simulate", "recipes", "try"),
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Run": {
+        "init": "cli.setup",
+        "check": "cli.setup",
+        "migrate": "cli.setup",
+        "serve": "cli.serve",
+        "work": "cli.serve",
+        "reload": "cli.serve",
+    },
+    "Look": {
+        "events": "cli.inspect",
+        "deliveries": "cli.inspect",
+        "pickups": "cli.pickups",
+        "rejections": "cli.inspect",
+        "operations": "cli.operations",
+        "destinations": "cli.destinations",
+        "trace": "cli.trace",
+        "route": "cli.route",
+        "tail": "cli.tail",
+        "audio": "cli.audio",
+        "journal": "cli.journal",
+    },
+    "Act": {
+        "callback-url": "cli.callback_url",
+        "submit-token": "cli.submit",
+        "submit-urls": "cli.submit",
+        "pickup": "cli.pickups",
+        "replay": "cli.replay",
+        "secret": "cli.secret",
+        "erase": "cli.erase",
+        "sweep": "cli.erase",
+    },
+    "Try": {
+        "demo": "demo.simulate",
+        "simulate": "demo.simulate",
+        "recipes": "cli.recipes",
+        "try": "cli.recipes",
+    },
 }
-"""The commands as `receiver --help` lists them."""
+"""The commands as `receiver --help` lists them, each with the module that has it. Only that of the command given is imported."""
+_MODULES = {name: module for group in GROUPS.values() for name, module in group.items()}
+
+
+@cache
+def _made(module: str) -> Mapping[str, Any]:
+    """Return the commands of a module, by name."""
+    part = typer.Typer(rich_markup_mode=None)
+    import_module(f"receiver.{module}").register(part)
+    return get_group(part).commands
+
+
+class _Commands(Mapping[str, Any]):
+    """Every command, made when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _made(_MODULES[name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
 
 
 class _Grouped(TyperGroup):
     """Lists the commands in groups."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"commands": _Commands()})
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        listed = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        others = tuple(name for name in listed if name not in chain(*GROUPS.values()))
-        for title, names in (*GROUPS.items(), ("Others", others)):
-            rows = [(name, found.get_short_help_str(50)) for name in names if (found := listed.get(name))]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(50)) for name in names])
 
 
 app = typer.Typer(
@@ -80,27 +105,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help folds on narrow terminals, where rich's cuts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (
-    serve,
-    setup,
-    inspect,
-    audio,
-    callback_url,
-    submit,
-    pickups,
-    replay,
-    operations,
-    destinations,
-    route,
-    secret,
-    erase,
-    journal,
-    recipes,
-    trace,
-    tail,
-):
-    module.register(app)
-
 _REFUSED = (ConfigError, StoreUnusable, UsageError)
 """What trying again does not mend."""
 

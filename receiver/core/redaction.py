@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable
+from functools import cache, cached_property
 from typing import Any
 
 import msgspec
@@ -33,24 +34,29 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         kept = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
+        self._kept = kept
         self._canonical = tuple(msgspec.json.encode(secret)[1:-1] for secret in kept)
         self._plain = tuple(secret.encode("utf-8", "surrogatepass") for secret in kept)
-        self._spelled = re.compile(b"|".join(map(_spellings, kept))) if kept else None
-        starts = (re.escape(secret[:_SHORTEST]) for secret in self._plain)
-        self._hint = re.compile(b"|".join((rb"[\\%]", *starts, *_TOKEN_STARTS)))
-        """Matches in all bytes that may hold a secret or a token."""
+
+        self._hints = (b"\\", b"%", *(secret[:_SHORTEST] for secret in self._plain), *_TOKEN_STARTS)
+        """One of them is in all bytes that hold a secret or a token."""
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[bytes]:
+        """Matches every secret in every spelling; compiled when first needed, as it takes long."""
+        return re.compile(b"|".join(map(_spellings, self._kept)))
 
     def clean(self, raw: bytes) -> bytes:
         """Return `raw` with every secret and every callback token replaced by `[redacted]`."""
-        if self._spelled is not None and (b"\\" in raw or self._may_be_in(raw, self._plain)):
+        if self._kept and (b"\\" in raw or self._may_be_in(raw, self._plain)):
             raw = self._spelled.sub(REDACTED, raw)
         if b"\\u" in raw or REDACTED in raw or _begins_a_token(raw):
-            raw = _TOKEN.sub(REDACTED, raw)
+            raw = _token().sub(REDACTED, raw)
         return raw
 
     def clean_start(self, raw: bytes) -> bytes:
         """Do the same for the beginning of something longer: a secret cut off by its end is replaced as well."""
-        if not self._hint.search(raw):  # as in most answers of destinations
+        if not any(hint in raw for hint in self._hints):  # as in most answers of destinations
             return raw
         raw = self.clean(raw)
         for secret in self._plain:
@@ -102,11 +108,15 @@ _TOKEN_START = base64.b32encode(b'{"s":"')[:9].decode().lower()
 _TOKEN_STARTS = (_TOKEN_START.encode(), _TOKEN_START.upper().encode())
 _TOKEN_REST = 55
 """Characters; with fewer it is no whole token, and more than half of its signature is missing."""
-_TOKEN = re.compile(
-    # In a body that is cleaned piece by piece, what a cut leaves of one follows the part that has gone.
-    rb"(?i:%b(?:[a-z2-7]|%b){%d,})|\[redacted\][a-z2-7]+"
-    % (_spellings(_TOKEN_START), rb"\\u00(?:[46][1-9a-f]|[57][0-9a]|3[2-7])", _TOKEN_REST)
-)
+
+
+@cache
+def _token() -> re.Pattern[bytes]:
+    return re.compile(
+        # In a body that is cleaned piece by piece, what a cut leaves of one follows the part that has gone.
+        rb"(?i:%b(?:[a-z2-7]|%b){%d,})|\[redacted\][a-z2-7]+"
+        % (_spellings(_TOKEN_START), rb"\\u00(?:[46][1-9a-f]|[57][0-9a]|3[2-7])", _TOKEN_REST)
+    )
 
 
 def _begins_a_token(raw: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""When to try again, as a value: tenacity says the waits of a round, once; nothing sleeps here."""
+"""When to try again, as a value: the waits of a round; nothing sleeps here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-
-from tenacity import Retrying, retry_always, stop_after_attempt, wait_chain, wait_exponential, wait_fixed
-from tenacity.wait import wait_base
 
 from receiver.core.work import Outcome
 
@@ -47,31 +44,17 @@ class RetryPolicy:
         return max(wait, min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT))
 
 
-def _waits(wait: wait_base, retries: int) -> tuple[float, ...]:
-    """Return the waits of a round whose attempts all fail: tenacity plays it, and writes down each wait in place of sleeping."""
-    waits: list[float] = []
-    Retrying(
-        wait=wait,
-        stop=stop_after_attempt(retries + 1),
-        retry=retry_always,
-        sleep=lambda seconds: waits.append(float(seconds)),
-        retry_error_callback=lambda _: None,
-    )(lambda: None)
-    return tuple(waits)
-
-
 def fixed(name: str, retries: int, wait: float) -> RetryPolicy:
     """Return a policy of `retries` retries, `wait` seconds apart."""
-    return RetryPolicy(name, _waits(wait_fixed(wait), retries))
+    return RetryPolicy(name, (float(wait),) * retries)
 
 
 def scheduled(name: str, schedule: Sequence[float], jitter: float = 0.0) -> RetryPolicy:
     """Return a policy that waits each of `schedule` (seconds) in turn, each up to `jitter` (0.1: a tenth) longer."""
-    chain = [wait_fixed(seconds) for seconds in schedule] or [wait_fixed(0)]
-    return RetryPolicy(name, _waits(wait_chain(*chain), len(schedule)), jitter)
+    return RetryPolicy(name, tuple(map(float, schedule)), jitter)
 
 
-_PICKUP_WAITS = _waits(wait_exponential(multiplier=5, exp_base=2, max=300), 7)
+_PICKUP_WAITS = (5, 10, 20, 40, 80, 160, 300)
 """5 s, doubled each time, up to 5 minutes: that is also the wait after every later failure."""
 
 

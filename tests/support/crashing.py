@@ -289,7 +289,9 @@ async def main(step: str, when: str, config: str) -> None:
         if step == "answer.send" and when != "never":
             app = _dying_answer(app, when)
         server = uvicorn.Server(
-            uvicorn.Config(app, port=0, http="httptools", lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(
+                app, port=0, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+            )
         )
         task = asyncio.create_task(server.serve())
         while not server.started:

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer.main
+
 ROOT = Path(__file__).resolve().parents[2]
 _LONGEST = 1 << 20
 _IMPORTED = (
@@ -37,6 +39,7 @@ _IMPORTED = (
     "receiver.web.app",
     "receiver.web.server",
     "receiver.app.check",
+    "receiver.demo.application",
     "receiver.demo.simulate",
     "receiver.app.wiring",
     "uvicorn.loops.asyncio",
@@ -265,9 +268,13 @@ def _become(asked: dict[str, Any]) -> tuple[str, list[str]]:
 def _import() -> None:
     for name in _IMPORTED:
         __import__(name)
+    from receiver.app.check import all_codes
+    from receiver.cli.app import app
     from receiver.outbound.client import trust
 
     trust(None)  # the system's certificate authorities are read once
+    all_codes()  # every provider and kind of destination is imported
+    dict(typer.main.get_group(app).commands)  # and every command made
     gc.collect()
     gc.freeze()  # so that collecting garbage does not copy what the processes have in common
 

@@ -167,6 +167,7 @@ async def running(
             port=port,
             http=protocol(lambda: serving.receiver),
             loop="asyncio",
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
