@@ -331,10 +331,10 @@ class MetricsObserver:
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
-        self.registry = self._shown = CollectorRegistry()
+        self.registry = self.shown = CollectorRegistry()
         if _SHARED_FOLDER in os.environ:
-            self._shown = CollectorRegistry()
-            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
+            self.shown = CollectorRegistry()
+            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]
         else:
             ProcessCollector(registry=self.registry)
         self._series = _Series(self.registry)
@@ -420,7 +420,7 @@ class MetricsObserver:
             )
             for name in destinations:
                 self._series["receiver_dead_deliveries", name].set(stats.dead.get(name, 0))
-        return generate_latest(self._shown)
+        return generate_latest(self.shown)
 
     def _due(self, depth: str, age: str, names: Iterable[str], due: Iterable[Due], now: int) -> None:
         found = {item.name: item for item in due}

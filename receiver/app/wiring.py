@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+from receiver.app.figures import Figures
 from receiver.app.observers import LogObserver, MetricsObserver
 from receiver.core import event_json
 from receiver.core.clock import wall_clock
@@ -102,6 +103,7 @@ class Lasting:
     rejections: Rejections
     observer: Observers
     metrics: MetricsObserver
+    figures: Figures
     clock: Callable[[], int]
     timing: Timing
     worker: str
@@ -222,6 +224,7 @@ def build(
         rejections=Rejections(ports.store, observer),
         observer=observer,
         metrics=metrics,
+        figures=Figures(metrics, clock),
         clock=clock,
         timing=timing,
         worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
@@ -459,8 +462,10 @@ async def open_lasting(receiver: Receiver, *, intake: bool = True) -> AsyncItera
             # Before the folder for temporary files, which lies in the journal's: its error names the path.
             await receiver.journal.open()
         receiver.intake.open()
+        receiver.lasting.figures.start()
         yield
     finally:
+        await receiver.lasting.figures.stop()
         await receiver.blobs.close()
         await receiver.store.close()
 

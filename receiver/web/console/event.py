@@ -238,6 +238,8 @@ def sentence(
             parts.append(f"{one.destination} was given up after {counted(one.attempts, 'attempt')}.{last}")
         elif one.state is not DeliveryState.DELIVERED and (held := _held(destinations.get(one.destination))):
             parts.append(f"{one.destination} waits: the destination {held}.{last}")
+        elif one.state is DeliveryState.DELIVERING:
+            parts.append(f"{one.destination} is being sent it now.{last}")
         elif one.state is not DeliveryState.DELIVERED:
             due = (
                 f" Due in {length((one.due_at - now) / 1000)}."
@@ -319,7 +321,7 @@ def timeline(
                 Step(at=None, kind="none", icon="none", title=f"{counted(left, 'attempt')} between")
             ]
         steps += shown
-        if delivery.due_at is not None:
+        if delivery.due_at is not None and delivery.state is not DeliveryState.DELIVERING:
             steps.append(Step(at=delivery.due_at, kind="wait", icon="wait", title="next attempt"))
     return _with_gaps(steps)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -17,6 +19,8 @@ from receiver.core.event import Event, EventFilter
 from receiver.core.explain import Cause, explain
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.destinations import standings
+from receiver.settings.load import local_folders
+from receiver.system.space import free_bytes
 from receiver.web.api.jobs import job_named
 from receiver.web.console.events import rows_of
 from receiver.web.console.guard import HOME, Visit
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from receiver.core.destination import DestinationState
     from receiver.core.event import Rejection
     from receiver.core.work import StoreStats
+    from receiver.settings.model import Settings
 
 _DAY_MS = 86_400_000
 _LATEST = 10
@@ -82,8 +87,13 @@ class Overview:
             destinations=destinations,
             settings=receiver.settings.destinations,
             rows=await rows_of(receiver.store, latest),
-            traffic=traffic(receiver),
+            hour=await asyncio.to_thread(receiver.lasting.figures.hour),
+            due=sum(one.depth for one in stats.due),
+            oldest=min((one.oldest_due_at for one in stats.due), default=None),
+            dead=sum(stats.dead.values()),
             journal=receiver.journal.depth,
+            free=await asyncio.to_thread(_free, receiver.settings),
+            rejected_kinds=Counter(one.kind for one in rejections).most_common(),
             first_run=not latest,
         )
 
@@ -248,24 +258,10 @@ def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
         )
 
 
-def traffic(receiver: Receiver) -> Mapping[str, float | None]:
-    """Return what this process did since it began: callbacks by answer, the slowest answers, attempts."""
-    counts: Counter[str] = Counter()
-    buckets: Counter[float] = Counter()
-    for family in receiver.metrics.registry.collect():
-        for sample in family.samples:
-            if sample.name == "receiver_callbacks_total":
-                counts["callbacks"] += int(sample.value)
-                counts[sample.labels["answer"]] += int(sample.value)
-            elif sample.name == "receiver_ack_seconds_bucket":
-                buckets[float(sample.labels["le"])] += int(sample.value)
-            elif sample.name == "receiver_attempts_total":
-                counts["attempts"] += int(sample.value)
-                counts["delivered"] += int(sample.value) if sample.labels["outcome"] == "delivered" else 0
-    return {**counts, "p50": _quantile(buckets, 0.5), "p99": _quantile(buckets, 0.99)}
-
-
-def _quantile(buckets: Mapping[float, int], share: float) -> float | None:
-    """Return the upper bound of the bucket that a share of all lies below, in seconds."""
-    whole = max(buckets.values(), default=0)
-    return next((bound for bound in sorted(buckets) if whole and buckets[bound] >= share * whole), None)
+def _free(settings: Settings) -> int | None:
+    """Return the bytes that are free on the fullest disk of this machine that holds anything of ours."""
+    found = []
+    for folder in local_folders(settings).values():
+        with contextlib.suppress(OSError):
+            found.append(free_bytes(folder))
+    return min(found, default=None)
