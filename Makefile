@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PARTS  := $(VENV)/.ready-parts
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench chaos soak lock clean
+.PHONY: help demo serve test check fix bench chaos soak sdks lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -60,6 +60,11 @@ chaos: $(PARTS) ## Every fault under load, three intakes and three workers (abou
 soak: $(PARTS) ## The long storms, hundreds of kills under load, and the properties with twenty times the examples
 	@$(BIN)/pytest -m soak -n 0 --timeout 3600
 	@HYPOTHESIS_PROFILE=explore $(BIN)/pytest tests/property -n 2 --timeout 3600
+
+sdks: $(PARTS) ## Submit a job with each provider's own package, for Python and, where it is here, Node.js
+	@command -v npm >/dev/null && npm ci --prefix tests/sdks/node --ignore-scripts --no-audit --no-fund --silent || \
+		echo "Without Node.js its packages are left out."
+	@$(BIN)/pytest tests/flow/test_sdks.py -m "soak or not soak" -n 0 -rs
 
 lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv

@@ -83,10 +83,24 @@ class ProviderApi:
     https_only: bool = False
     max_url: int = 2048
     """The most characters that the provider takes for a callback URL."""
+    target_header: str = ""
+    """Where requests to `/_target` name a URL in place of a path, as fal's package does behind a proxy; lower case."""
+    target_base: str = ""
+    """What such URLs must begin with: the address that is written into the package."""
     experimental: str = ""
     """What of it was not seen at the provider; "" when nothing."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """What to set in the provider's own packages, by package; `{url}` stands for receiver's address."""
+
+    def place(self, path: str, query: str, target: str) -> tuple[str, str]:
+        """Return path and query of a request; `target` is its URL in `target_header`. Raises `SubmissionRefused` for one elsewhere."""
+        if self.target_header and path == "/_target":
+            if not target.startswith(f"{self.target_base}/"):
+                raise SubmissionRefused(404, f"{self.target_header} is to begin with {self.target_base}/")
+            path, _, query = target[len(self.target_base) :].partition("?")
+        if len(query) > MAX_QUERY or "#" in query or not query.isascii() or not query.isprintable():
+            raise SubmissionRefused(404, "a query like this is not passed on")
+        return path, query
 
     def find(self, method: str, path: str) -> tuple[Rule, Mapping[str, str]]:
         """Return the rule for a request, and the named segments of its path. Raises `SubmissionRefused` when none fits."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from receiver.engine.submissions import Answer, Call
 from receiver.outbound.client import ReplyBroken
@@ -54,9 +55,9 @@ class Submit:
                 return None
             source, slash, path = path[len(PREFIX) :].partition("/")
             path = slash + path
-        ref = next((value for name, value in headers if name == "x-receiver-ref"), None)
+        ref = next((v for k, v in scope["headers"] if k == b"x-receiver-ref"), b"").decode("utf-8", "replace")
         if (found := _REF.fullmatch(path[1:])) is not None:
-            ref, path = ref or found[1], found[2]
+            ref, path = ref or unquote(found[1]), found[2]
         return Call(
             source=source,
             method=scope["method"],

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -106,11 +107,11 @@ async def test_a_callback_that_is_faster_than_its_answer_has_the_ref(both: Both)
 
     api.behave = behave
     answer = await up.client.post(
-        "/submit/deepgram/ref:early/v1/listen", json={"url": "https://x.test/a.wav"}
+        "/submit/deepgram/ref:fr%C3%BCh%207/v1/listen", json={"url": "https://x.test/a.wav"}
     )
     assert (answer.status_code, recorded) == (200, ["recorded"])
     [event] = await up.receiver.store.events(EventFilter())
-    assert event.ref == "early"
+    assert event.ref == "früh 7"
     [row] = await up.receiver.store.submissions(SubmissionFilter())
     assert row.job_id == "job-1"
 
@@ -151,6 +152,9 @@ REFUSED: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", f"{LISTEN}?a=1;callback=https://evil.test", JSON, b"{}", 422),
     ("POST", f"{LISTEN}?callback_method=put", JSON, b"{}", 422),
     ("POST", LISTEN, {}, b"", 422),
+    ("POST", "/submit/deepgram/ref:a%0d%0ax-evil:%201/v1/listen", {}, b"x", 422),
+    ("POST", f"/submit/deepgram/ref:{'a' * 501}/v1/listen", {}, b"x", 422),
+    ("POST", f"{LISTEN}?{'a' * 8193}", {}, b"x", 404),
     ("POST", SPEECH, JSON, b'{"webhook_url": "https://evil.test"}', 422),
     ("POST", SPEECH, JSON, b'{"WebHook_URL": "https://evil.test"}', 422),
     ("POST", SPEECH, JSON, b'{"webhook\\u005furl": "https://evil.test"}', 422),
@@ -176,6 +180,37 @@ REFUSED: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", "/submit/speech", {}, b"x", 404),
     ("GET", "/submit/deapi/api/v2/jobs/job-of-nobody", {}, b"", 404),
 ]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        (f"{LISTEN}?callback=https://own.test", {"content": b"RIFF"}),
+        (SPEECH, {"json": {"text": "x", "webhook_url": "https://own.test"}}),
+        (SPEECH, {"data": {"text": "x", "webhook_url": "https://own.test"}, "files": {"f": AUDIO}}),
+    ],
+    ids=["query", "json", "form"],
+)
+async def test_a_callback_of_the_callers_own_passes_where_the_source_lets_it(
+    tmp_path: Path, path: str, sent: dict[str, Any]
+) -> None:
+    """The job is known and may be asked about; no callback is expected."""
+    own = 'own_callback = "pass"'
+    async with submitting(tmp_path, source=f"{own}\n", deapi=own) as (up, api):
+        if path == SPEECH:
+            up.client.headers["authorization"] = f"Bearer {TOKEN}"
+        answer = await up.client.post(path, **sent)
+        assert answer.status_code == 200, answer.text
+        [asked] = api.asked
+        told = f"{asked.target}{asked.body!r}"
+        assert "own.test" in told
+        assert "hooks.example.com" not in told
+        if path == SPEECH:
+            job = await up.client.get("/submit/deapi/api/v2/jobs/job-1")
+            assert job.status_code == 200
+        [row] = await up.receiver.store.submissions(SubmissionFilter())
+        assert (row.job_id, row.state, row.token_id) == ("job-1", "accepted", None)
+        assert await up.receiver.store.pickups(PickupFilter()) == []
 
 
 async def test_what_is_not_passed_on_reaches_no_provider(both: Both) -> None:

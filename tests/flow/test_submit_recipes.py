@@ -140,6 +140,18 @@ async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> N
         ("fal", "/fal-ai/whisper?fal_webhook=https://evil.test", {"json": {}}),
         ("elevenlabs", "/v1/speech-to-text", {"data": {"webhook_id": "w"}, "files": FILE}),
     ]
+    for url in (
+        "https://fal.run/a/b",
+        "https://queue.fal.run:444/a/b",
+        "https://queue.fal.run@evil.test/a/b",
+        "http://queue.fal.run/a/b",
+        "https://queue.fal.run/a/b?x=1#y",
+        "https://queue.fal.run/a/b?fal_webhook=https://evil.test",
+        "",
+    ):
+        elsewhere = {**headers("fal"), "x-fal-target-url": url}
+        answer = await up.client.post("/submit/fal/_target", headers=elsewhere, json={})
+        assert answer.status_code == (422 if "evil.test" in url and "?" in url else 404), url
     for name, path, sent in wrong:
         answer = await up.client.post(f"/submit/{name}{path}", headers=headers(name), **sent)
         assert (name, answer.status_code) == (name, 422)

@@ -152,9 +152,10 @@ async def running(
     clock: Callable[[], int] = wall_clock,
     work: bool = True,
     timing: Timing | None = None,
+    port: int | None = None,
 ) -> AsyncIterator[Running]:
     """Run a receiver with the settings `text` until the block ends, then stop it gracefully."""
-    port = free_port()
+    port = port or free_port()
     settings = _parsed(text or settings_text(folder), port)
     seen = Seen()
     receiver = build(settings, observers=[seen], clock=clock, shape=shape, timing=timing or Timing())

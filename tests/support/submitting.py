@@ -122,7 +122,9 @@ async def api() -> AsyncIterator[Api]:
         yield made
 
 
-def settings(folder: Path, base: str, *, submit: str = "", source: str = "", extra: str = "") -> str:
+def settings(
+    folder: Path, base: str, *, submit: str = "", source: str = "", deapi: str = "", extra: str = ""
+) -> str:
     """Return settings with Deepgram and deAPI to be submitted to, and two applications."""
     return f"""
 public_url = "{PUBLIC}"
@@ -143,6 +145,7 @@ api_key = "{DEAPI_KEY}"
 api_url = "{base}"
 submit = true
 allow = ["127.0.0.0/8"]
+{deapi}
 {extra}
 [submit]
 answer_seconds = 1.5

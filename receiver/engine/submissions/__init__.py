@@ -12,10 +12,11 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
-from receiver.core.submission import MAX_QUERY, SubmissionFilter, SubmissionState
+from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.core.tokens import CallbackTokens
 from receiver.engine.requests import MAX_REF
 from receiver.engine.submissions.allowances import DAY_MS, Applications
@@ -123,17 +124,20 @@ class Submissions:
         if source is None:
             raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")
         report.source = call.source
+        path, query = source.api.place(call.path, call.query, call.header(source.api.target_header))
+        call = replace(call, path=path, query=query)
         rule, names = source.api.find(call.method, call.path)
         report.request = f"{rule.method} {rule.path}"
-        if len(call.query) > MAX_QUERY or any(name.startswith("sec-websocket") for name, _ in call.headers):
-            raise SubmissionRefused(404, "this is not passed on")
+        if any(name.startswith("sec-websocket") for name, _ in call.headers):
+            raise SubmissionRefused(404, "a WebSocket is not passed on")
         allowance = self.applications.prove(call.headers, source.api)
-        report.application, report.ref = allowance.application, call.ref
+        report.application = allowance.application
         if self._under_way >= self.settings.at_once:
             raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
         allowance.check(call.source, rule.kind, self._clock())
-        if call.ref is not None and len(call.ref) > MAX_REF:
-            raise SubmissionRefused(422, f"the ref has {len(call.ref)} characters; {MAX_REF} is the most")
+        if call.ref is not None and not (len(call.ref) <= MAX_REF and call.ref.isprintable()):
+            raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
+        report.ref = call.ref
         stack.enter_context(self._counted())
         stack.enter_context(allowance.under_way())
         return Passing(call, source, rule, names, allowance, report, stack)

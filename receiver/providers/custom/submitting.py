@@ -61,6 +61,10 @@ class Submission(Section):
     """How long a callback may take before it is overdue."""
     max_url: int = Field(2048, ge=64)
     """The most characters that the provider takes for a callback URL."""
+    target_header: str = ""
+    """A header that names the URL in requests to `/_target`, as packages send them that know proxies only so."""
+    target_base: BaseUrl | None = None
+    """What such URLs must begin with; without it, `base`."""
     by_job: bool = False
     """True: callbacks go to an address that is registered once, so they are told apart by the job's id alone."""
     jobs: tuple[SubmissionJob, ...] = Field(min_length=1)
@@ -89,6 +93,8 @@ class Submission(Section):
             expect_seconds=self.expect_seconds,
             max_url=self.max_url,
             by_job=self.by_job,
+            target_header=self.target_header.lower(),
+            target_base=self.target_base or self.base,
             secret=secret,
             programs=self.packages,
             experimental=self.experimental,
