@@ -1,4 +1,4 @@
-"""When to try again, as a value: the waits of a round; nothing sleeps here."""
+"""When to try again, as a value: tenacity says the waits of a round, once; nothing sleeps here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from receiver.core.work import Outcome
+
+if TYPE_CHECKING:
+    from tenacity.wait import wait_base
 
 RETRY_AFTER_LIMIT = 24 * 3600
 """Longest wait in seconds that a destination's `Retry-After` can ask for."""
@@ -44,18 +48,46 @@ class RetryPolicy:
         return max(wait, min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT))
 
 
+def _waits(wait: wait_base, retries: int) -> tuple[float, ...]:
+    """Return the waits of a round whose attempts all fail: tenacity plays it, and writes down each wait in place of sleeping."""
+    from tenacity import (  # a command that makes no policy does without
+        Retrying,
+        retry_always,
+        stop_after_attempt,
+    )
+
+    waits: list[float] = []
+    Retrying(
+        wait=wait,
+        stop=stop_after_attempt(retries + 1),
+        retry=retry_always,
+        sleep=lambda seconds: waits.append(float(seconds)),
+        retry_error_callback=lambda _: None,
+    )(lambda: None)
+    return tuple(waits)
+
+
 def fixed(name: str, retries: int, wait: float) -> RetryPolicy:
     """Return a policy of `retries` retries, `wait` seconds apart."""
-    return RetryPolicy(name, (float(wait),) * retries)
+    from tenacity import wait_fixed
+
+    return RetryPolicy(name, _waits(wait_fixed(wait), retries))
 
 
 def scheduled(name: str, schedule: Sequence[float], jitter: float = 0.0) -> RetryPolicy:
     """Return a policy that waits each of `schedule` (seconds) in turn, each up to `jitter` (0.1: a tenth) longer."""
-    return RetryPolicy(name, tuple(map(float, schedule)), jitter)
+    from tenacity import wait_chain, wait_fixed
+
+    chain = [wait_fixed(seconds) for seconds in schedule] or [wait_fixed(0)]
+    return RetryPolicy(name, _waits(wait_chain(*chain), len(schedule)), jitter)
 
 
-_PICKUP_WAITS = (5, 10, 20, 40, 80, 160, 300)
-"""5 s, doubled each time, up to 5 minutes: that is also the wait after every later failure."""
+@cache
+def _pickup_waits() -> tuple[float, ...]:
+    """Return 5 s, doubled each time, up to 5 minutes: that is also the wait after every later failure."""
+    from tenacity import wait_exponential
+
+    return _waits(wait_exponential(multiplier=5, exp_base=2, max=300), 7)
 
 
 def pickup_delay(failures: int, retry_after: float | None) -> float:
@@ -64,7 +96,8 @@ def pickup_delay(failures: int, retry_after: float | None) -> float:
     5 s, doubled each time up to 5 minutes, a quarter more or less by chance; `Retry-After` is a floor, and at most a day.
     There is always a next attempt: what ends a pickup is its deadline.
     """
-    wait = _PICKUP_WAITS[min(failures, len(_PICKUP_WAITS)) - 1] * random.uniform(0.75, 1.25)
+    waits = _pickup_waits()
+    wait = waits[min(failures, len(waits)) - 1] * random.uniform(0.75, 1.25)
     return max(wait, min(retry_after or 0.0, RETRY_AFTER_LIMIT))
 
 
