@@ -1,6 +1,6 @@
 // Written by tests/docs/schemas.py from the schemas that serve.
 
-export type EventData = { event_id: string; schema: number; source: string; provider: string; job_id: string | null; ref: string | null; late: boolean; audio: AudioPart | null; transcript: TranscriptPart | null; media: StoredPart | null; document: StoredPart | null; error: ErrorPart | null; provider_data: Record<string, unknown> };
+export type EventData = { event_id: string; schema: number; source: string; provider: string; job_id: string | null; ref: string | null; late: boolean; audio: AudioPart | null; transcript: TranscriptPart | null; media: StoredPart | null; document: StoredPart | null; error: ErrorPart | null; provider_data: Record<string, unknown>; replaces?: string };
 
 export type AudioPart = { uri: string; url?: string | null; url_expires_at?: string | null; content_type: string; bytes: number; sha256: string; duration_seconds: number | null; duration_estimated: boolean; sample_rate_hz: number | null; channels: number | null; codec: string | null };
 
@@ -33,6 +33,8 @@ export type DeliveryWhole = { id: string; state: DeliveryState; destination: str
 export type AttemptShown = { number: number; started_at: string; duration_ms: number; outcome: OutcomeKind; status: number | null; detail: string; answer: string };
 
 export type OutcomeKind = "blocked" | "collected" | "delivered" | "gone" | "not_stored" | "not_yet" | "refused" | "timeout" | "unreachable" | "unusable";
+
+export type Renormalized = { replaces: string; event_id: string | null };
 
 export type AudioLink = { url: string; url_expires_at: string; content_type: string };
 
@@ -90,11 +92,13 @@ export type Replayed = { found: number; replayed?: number; added?: number; left_
 
 export type OperationShown = { id: string; kind: BulkKind; state: BulkState; selection: SelectionShown; rate: number | null; total: number; done: number; changed: number; requested_by: string; created_at: string; updated_at: string };
 
-export type BulkKind = "backfill" | "replay";
+export type BulkKind = "backfill" | "renormalize" | "replay";
 
 export type BulkState = "done" | "planned" | "running" | "stopped";
 
 export type SelectionShown = { destination: string | null; state: DeliveryState | null; source: string | null; type: string | null; since: string | null; until: string | null };
+
+export type NewRenormalization = { type?: string; source?: string | null; since?: string | null; until?: string | null; rate?: number | null; dry_run?: boolean };
 
 export type PageOperationShown = { items: Array<OperationShown>; next: string | null };
 

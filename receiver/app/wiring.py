@@ -35,6 +35,7 @@ from receiver.engine.overload import LoadShedder
 from receiver.engine.recorder import Recorder
 from receiver.engine.rejections import Rejections
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.renormalizer import Renormalizer
 from receiver.engine.submissions import Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.watcher import Watched, Watcher
@@ -127,6 +128,7 @@ class Receiver:
     takeover: Takeover
     janitor: Janitor
     watcher: Watcher
+    renormalizer: Renormalizer
     bulk: BulkWorker
     submissions: Submissions
     stopping: bool = False
@@ -267,6 +269,9 @@ class _Parts:
         recorder = self._recorder(relay, lambda source: collector.wake((source,)))
         collector = self._collector(recorder)
         store, observer, clock = self.lasting.store, self.lasting.observer, self.lasting.clock
+        renormalizer = Renormalizer(
+            store=store, blobs=self.lasting.blobs, recorder=recorder, providers=self.ports.providers
+        )
         return Receiver(
             settings=self.settings,
             lasting=self.lasting,
@@ -280,7 +285,15 @@ class _Parts:
             takeover=Takeover(store, observer, clock, relay.wake, collector.wake),
             janitor=Janitor(store, self.lasting.blobs, self.settings.retention.kept, observer, clock),
             watcher=self._watcher(relay),
-            bulk=BulkWorker(store, self.router, wake=relay.wake, observer=observer, clock=clock),
+            renormalizer=renormalizer,
+            bulk=BulkWorker(
+                store,
+                self.router,
+                wake=relay.wake,
+                observer=observer,
+                clock=clock,
+                again=renormalizer.again,
+            ),
             submissions=self._submissions(),
         )
 

@@ -48,6 +48,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "submit-urls": "cli.submit",
         "pickup": "cli.pickups",
         "replay": "cli.replay",
+        "renormalize": "cli.renormalize",
         "secret": "cli.secret",
         "erase": "cli.erase",
         "sweep": "cli.erase",

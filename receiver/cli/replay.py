@@ -19,9 +19,10 @@ from receiver.core.event import EVENT_TYPES
 from receiver.core.work import DeliveryState
 
 if TYPE_CHECKING:
-    from receiver.engine.bulk import Plan
+    from receiver.engine.bulk import BulkWorker, Plan
     from receiver.engine.replays import Replayable
     from receiver.settings.model import Settings
+    from receiver.storage.store.store import Store
 
 WATCH_SECONDS = 0.2
 """How often an operation is looked at while another process carries it on, or its rate makes it wait."""
@@ -166,7 +167,7 @@ def _fitting(settings: Settings, wanted: _Wanted, dry_run: bool, *, yes: bool) -
         would = _told(replays, found - replays, "would be ")
         if not yes:
             confirm(f"{would}. Go on?", would, instead=" (or look first with --dry-run)")
-        operations = asyncio.run(_carry_on(settings, operations))
+        operations = asyncio.run(_replay_all(settings, operations))
     counts = "total" if dry_run else "changed"
     return _Done(
         found=found,
@@ -194,30 +195,32 @@ async def _plan(settings: Settings, wanted: _Wanted) -> list[Plan]:
         ]
 
 
-async def _carry_on(settings: Settings, operations: Sequence[BulkOperation]) -> list[BulkOperation]:
-    """Run operations here, beside whatever process else takes them up, until they are done or somebody stops them."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+async def _replay_all(settings: Settings, operations: Sequence[BulkOperation]) -> list[BulkOperation]:
     from receiver.app.wiring import build_router
     from receiver.core.observe import Observers
     from receiver.engine.bulk import BulkWorker
 
-    out, ended = Console(stderr=True), []
     async with opened_store(settings) as store:
         router, observer = build_router(settings), Observers([])
         worker = BulkWorker(store, router, wake=frozenset, observer=observer, clock=wall_clock)
-        with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
-            for planned in operations:
-                bar = progress.add_task("Replaying", total=planned.total)
-                now = await store.change_operation(planned.id, running=True, now=wall_clock())
-                while now.state is BulkState.RUNNING:
-                    if not await worker.step(only=now.id):
-                        await asyncio.sleep(WATCH_SECONDS)
-                    now = await store.operation(now.id)
-                    progress.update(bar, completed=now.done)
-                ended.append(now)
-    return ended
+        return [await carried_on(store, worker, one, "Replaying") for one in operations]
+
+
+async def carried_on(store: Store, worker: BulkWorker, planned: BulkOperation, doing: str) -> BulkOperation:
+    """Run an operation here, beside whatever process else takes it up, until it is done or somebody stops it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    out = Console(stderr=True)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
+        bar = progress.add_task(doing, total=planned.total)
+        now = await store.change_operation(planned.id, running=True, now=wall_clock())
+        while now.state is BulkState.RUNNING:
+            if not await worker.step(only=now.id):
+                await asyncio.sleep(WATCH_SECONDS)
+            now = await store.operation(now.id)
+            progress.update(bar, completed=now.done)
+    return now
 
 
 # ---------------------------------------------------------------- told

@@ -6,7 +6,6 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from receiver.core.event import Recording
 from receiver.core.work import DeliveryState
 
 
@@ -17,6 +16,8 @@ class BulkKind(StrEnum):
     """Deliveries that have ended begin another round."""
     BACKFILL = "backfill"
     """Events get the delivery to a destination that today's settings would have made."""
+    RENORMALIZE = "renormalize"
+    """Today's code reads the kept callbacks of events again."""
 
 
 class BulkState(StrEnum):
@@ -78,8 +79,8 @@ class Batch(Struct, frozen=True, kw_only=True):
     """Deliveries to begin another round."""
     additions: tuple[tuple[str, str], ...] = ()
     """Events and destinations, to make deliveries of."""
-    recordings: tuple[Recording, ...] = ()
-    """Events to record."""
+    changed: int = 0
+    """Rows that were changed already, which may be done again."""
     rows: int
     """Rows that this batch goes through."""
     wait: int

@@ -119,6 +119,8 @@ class EventDraft(Struct, frozen=True, kw_only=True):
     stage: Stage = Stage.FINAL
     late: bool = False
     """It came after the time within which it was expected."""
+    replaces: str | None = None
+    """The event that was made of the same callback before, where it is read again."""
     audio: AudioDraft | None = None
     file: FileDraft | None = None
     remote: RemoteResult | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """ISO 8601 in UTC."""
@@ -71,6 +71,8 @@ class EventData(Struct, frozen=True, kw_only=True):
     error: ErrorPart | None
     provider_data: Mapping[str, Any]
     """The provider's own fields, secrets removed."""
+    replaces: str | UnsetType = UNSET
+    """Only where a kept callback was read again: the event that was made of it before."""
 
 
 class EventDocument(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.event_document import AudioPart, ErrorPart, EventData, StoredPart, TranscriptPart
@@ -74,6 +75,7 @@ def compose(
             job_id=draft.job_id,
             ref=draft.ref,
             late=draft.late,
+            replaces=UNSET if draft.replaces is None else draft.replaces,
             audio=_audio(*audio) if audio else None,
             transcript=_transcript(draft.transcript) if draft.transcript else None,
             media=StoredPart(**_stored(media)) if media else None,

@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, BulkState, Selection
-from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Event, EventSearch, Place, new_id
+from receiver.core.errors import NotFound, StoreUnavailable, UsageError
+from receiver.core.event import Event, EventSearch, Place, Recorded, new_id
 from receiver.core.observe import Observer
 from receiver.core.page import pages
 from receiver.core.routing import Router, fitting_types
@@ -27,6 +28,8 @@ from receiver.storage.store.store import Store
 BATCH = 200
 """Rows in one transaction: callbacks that are recorded meanwhile wait for it."""
 _PAGE = 500
+_READ = 20
+"""Callbacks that are read again in one batch."""
 _LEASE_MS = 5_000
 """How long another process waits for the next batch of one that was killed."""
 _LOOK_SECONDS = 1.0
@@ -89,7 +92,7 @@ async def plan(
     else:
         await _count_events(store, router, planned)
     total = planned.destinations.total()
-    planned.operation = msgspec.structs.replace(operation, total=total)
+    planned.operation = replace(operation, total=total)
     if total:
         await store.begin_operation(planned.operation)
     return planned
@@ -109,7 +112,10 @@ async def _count_deliveries(store: Store, planned: Plan) -> None:
 
 async def _count_events(store: Store, router: Router, planned: Plan) -> None:
     async for page in pages(store.search, _events(planned.operation)):
-        for _, event in await _missing(store, router, planned.operation, [one.event for one in page]):
+        events = [one.event for one in page]
+        if planned.operation.kind is BulkKind.BACKFILL:
+            events = await _missing(store, router, planned.operation, events)
+        for event in events:
             planned.add(planned.operation.selection.destination or "", event.recorded_at)
         if planned.destinations.total() >= COUNTED:
             return
@@ -126,9 +132,10 @@ class BulkWorker:
         wake: Callable[[Iterable[str]], object],
         observer: Observer,
         clock: Clock,
+        again: Callable[[Event], Awaitable[Recorded | None]] | None = None,
     ) -> None:
-        """`wake` gets the destinations of deliveries that are due."""
-        self._store, self._router, self._wake = store, router, wake
+        """`wake` gets the destinations of deliveries that are due; `again` reads an event's callback again."""
+        self._store, self._router, self._wake, self._again = store, router, wake, again
         self._observer, self._clock = observer, clock
         self.look = asyncio.Event()
         """Set when an operation may have begun."""
@@ -166,10 +173,28 @@ class BulkWorker:
         claimed = await self._store.claim_operation(now=now, lease_until=now + _LEASE_MS, only=only)
         if claimed is None:
             return False
-        batch, destinations = await _BATCHES[claimed.kind](self._store, self._router, claimed)
+        batch, destinations = await self._batch(claimed)
         if await self._store.advance_operation(claimed, batch, now=self._clock()):
             self._wake(destinations)
         return True
+
+    async def _batch(self, operation: BulkOperation) -> Made:
+        match operation.kind:
+            case BulkKind.REPLAY:
+                return await _replays(self._store, operation)
+            case BulkKind.BACKFILL:
+                return await _additions(self._store, self._router, operation)
+            case BulkKind.RENORMALIZE:
+                return await self._renormalized(operation), ()
+
+    async def _renormalized(self, operation: BulkOperation) -> Batch:
+        """Read the next events again: each is recorded by itself, and once, however often that is repeated."""
+        page = await self._store.search(replace(_events(operation), limit=min(_READ, _size(operation))))
+        changed = 0
+        for one in page:
+            with suppress(UsageError, NotFound):
+                changed += self._again is not None and await self._again(one.event) is not None
+        return _batch(operation, page.after, len(page), changed=changed)
 
 
 # ---------------------------------------------------------------- what a batch is
@@ -178,7 +203,7 @@ Made = tuple[Batch, Iterable[str]]
 """A batch, and the destinations to wake when it is done."""
 
 
-async def _replays(store: Store, router: Router, operation: BulkOperation) -> Made:
+async def _replays(store: Store, operation: BulkOperation) -> Made:
     page = await store.deliveries(_deliveries(operation, ended=True))
     return (
         _batch(operation, page.after, len(page), replays=tuple(one.id for one in page)),
@@ -190,14 +215,8 @@ async def _additions(store: Store, router: Router, operation: BulkOperation) -> 
     page = await store.search(_events(operation))
     missing = await _missing(store, router, operation, [one.event for one in page])
     to = operation.selection.destination or ""
-    pairs = tuple((event_id, to) for event_id, _ in missing)
+    pairs = tuple((event.id, to) for event in missing)
     return _batch(operation, page.after, len(pairs), additions=pairs), (to,)
-
-
-_BATCHES: dict[BulkKind, Callable[[Store, Router, BulkOperation], Awaitable[Made]]] = {
-    BulkKind.REPLAY: _replays,
-    BulkKind.BACKFILL: _additions,
-}
 
 
 def _batch(
@@ -206,12 +225,14 @@ def _batch(
     rows: int,
     replays: tuple[str, ...] = (),
     additions: tuple[tuple[str, str], ...] = (),
+    changed: int = 0,
 ) -> Batch:
     return Batch(
         place=operation.place if after is None else msgspec.json.encode(after).decode(),
         finished=after is None,
         replays=replays,
         additions=additions,
+        changed=changed,
         rows=rows,
         wait=1000 * rows // operation.rate if operation.rate else 0,
     )
@@ -261,12 +282,12 @@ def _events(operation: BulkOperation) -> EventSearch:
 
 async def _missing(
     store: Store, router: Router, operation: BulkOperation, events: Sequence[Event]
-) -> list[tuple[str, Event]]:
+) -> list[Event]:
     """Return the events that today's settings send to the operation's destination, and that have no delivery there."""
     to = operation.selection.destination
     there = await store.deliveries_of([event.id for event in events])
     return [
-        (event.id, event)
+        event
         for event in events
         if (event.id, to) not in there and to in router.destinations(event.source, event.type, event.data)
     ]

@@ -302,6 +302,15 @@ class Replayed(Struct, frozen=True, kw_only=True):
     """What replays by filter; null for ids, and where nothing fits."""
 
 
+class Renormalized(Struct, frozen=True, kw_only=True):
+    """What came of reading a callback again."""
+
+    replaces: str
+    """The event that was made of it before; it stays."""
+    event_id: str | None
+    """The event that says what was read now, or will once its result is fetched; null where it is the same, or still not understood."""
+
+
 class ErasureShown(Struct, frozen=True, kw_only=True):
     """What an erasure removed, or would remove."""
 

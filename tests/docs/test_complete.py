@@ -339,6 +339,7 @@ def _whole_event() -> dict[str, Any]:
         occurred_at=1,
         transcript=TranscriptDraft(text="a"),
         error=JobError(message="m"),
+        replaces="evt_0",
     )
     whole: dict[str, Any] = json.loads(
         event_json.compose(

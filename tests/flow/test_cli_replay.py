@@ -70,6 +70,15 @@ def test_an_event_is_routed_again_by_todays_settings(house: House, unwanted: lis
     assert got(second)
 
 
+def test_a_callback_that_is_read_as_before_makes_no_event(house: House, unwanted: list[str]) -> None:
+    said = house.run("renormalize", unwanted[0])
+    assert said.status == 1
+    assert f"no more of the callback of {unwanted[0]}" in said.err
+    every = house.run("renormalize", "--parked", "--yes")
+    assert (every.status, every.out) == (0, "0 parked callbacks read again, 0 events made\n")
+    assert "name one event, or give --parked" in house.run("renormalize").err
+
+
 def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwanted: list[str]) -> None:
     words = ("replay", "--to", "app", "--source", "deepgram", "--type", "speech.completed", "--since", "1h")
     told, counted = house.run(*words, "--dry-run").out.splitlines()

@@ -335,9 +335,8 @@ class MemoryStore(Store):
         one = await self.operation(claimed.id)
         if one.state is not BulkState.RUNNING or one.place != claimed.place:
             return None
-        changed = len(await self.replay(batch.replays, now=now))
+        changed = batch.changed + len(await self.replay(batch.replays, now=now))
         changed += len(await self.add_deliveries(batch.additions, now=now))
-        changed += len([self._record(recording) for recording in batch.recordings])
         self._operations[one.id] = replace(
             one,
             state=BulkState.DONE if batch.finished else BulkState.RUNNING,

@@ -10,7 +10,6 @@ from msgspec.structs import astuple, replace
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.page import Page
 from receiver.storage.store import queue
-from receiver.storage.store.events import record
 from receiver.storage.store.statements import Row, Session, Value, each, listed, one, value_of
 
 
@@ -50,9 +49,8 @@ def advance(session: Session, claimed: BulkOperation, batch: Batch, now: int) ->
     }
     if not session.run("advance_operation", came):
         return None
-    changed = len(queue.replay(session, [(batch.replays, now)])[0])
+    changed = batch.changed + len(queue.replay(session, [(batch.replays, now)])[0])
     changed += len(queue.add(session, [(batch.additions, now)])[0])
-    changed += len(record(session, batch.recordings))
     session.run("count_operation", {"id": claimed.id, "changed": changed})
     return changed
 

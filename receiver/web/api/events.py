@@ -13,6 +13,7 @@ from receiver.core.event import Event, EventSearch, Place
 from receiver.core.event_json import LINKED, iso
 from receiver.core.routing import fitting_types
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
+from receiver.engine.renormalizer import kept_body
 from receiver.web.api.call import Call
 from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, millis, place_of
 from receiver.web.views import (
@@ -22,6 +23,7 @@ from receiver.web.views import (
     EventShown,
     EventWhole,
     PickupShown,
+    Renormalized,
     callback_shown,
     shown,
 )
@@ -112,15 +114,9 @@ async def one(call: Call[None, None]) -> EventWhole:
 
 async def body(call: Call[None, None]) -> Response:
     """Return the kept body of an event's callback, byte by byte."""
-    store, blobs = call.receiver.store, call.receiver.blobs
-    event = await store.event(call.path["event_id"])
-    kept = await store.body(event.id)
-    if kept is None and event.blob_key is not None:
-        kept = await blobs.get(event.blob_key)
-    if kept is None:
-        raise NotFound(f"the body of {event.id} is not kept (any more)")
+    event = await call.receiver.store.event(call.path["event_id"])
     return Response(
-        kept,
+        await kept_body(call.receiver.store, call.receiver.blobs, event),
         media_type="application/octet-stream",
         headers={
             "cache-control": "no-store",
@@ -128,6 +124,13 @@ async def body(call: Call[None, None]) -> Response:
             "x-content-type-options": "nosniff",
         },
     )
+
+
+async def renormalize(call: Call[None, None]) -> Renormalized:
+    """Have today's code read an event's callback again."""
+    event = await call.receiver.store.event(call.path["event_id"])
+    made = await call.receiver.renormalizer.again(event)
+    return Renormalized(replaces=event.id, event_id=made.event_id if made else None)
 
 
 class LinkQuery(Struct, forbid_unknown_fields=True, frozen=True):

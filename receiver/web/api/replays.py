@@ -1,4 +1,4 @@
-"""Replays: events sent again, or for the first time to a destination that came later."""
+"""Replays: events sent again, or for the first time to a destination that came later; and callbacks read again, many at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from receiver.app.wiring import build_router
 from receiver.core.bulk import BulkKind, Selection
 from receiver.core.errors import UsageError
+from receiver.core.explain import PARKED
 from receiver.core.work import DeliveryState
 from receiver.engine.bulk import plan
 from receiver.engine.replays import find_named, replay
@@ -62,23 +63,47 @@ async def _named(call: Call[None, NewReplay], ids: list[str]) -> Replayed:
 
 
 async def _all(call: Call[None, NewReplay]) -> Replayed:
-    receiver, wanted = call.receiver, call.body
-    planned = await plan(
-        receiver.store,
-        build_router(receiver.settings),
-        BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL,
-        Selection(
-            destination=wanted.to or wanted.destination,
-            state=DeliveryState(wanted.state) if wanted.state else None,
-            source=wanted.source,
-            type=wanted.type,
-            since=millis(wanted.since),
-            until=millis(wanted.until),
-        ),
-        rate=wanted.rate,
-        by=call.holder.name,
-        now=receiver.clock(),
+    wanted = call.body
+    chosen = Selection(
+        destination=wanted.to or wanted.destination,
+        state=DeliveryState(wanted.state) if wanted.state else None,
+        source=wanted.source,
+        type=wanted.type,
+        since=millis(wanted.since),
+        until=millis(wanted.until),
     )
+    return await _begin(call, BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL, chosen)
+
+
+class NewRenormalization(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which events' callbacks to read again."""
+
+    type: str = PARKED
+    """`*` stands for anything."""
+    source: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    rate: Rate | None = None
+    """At most so many in a second."""
+    dry_run: bool = False
+    """Count, and read nothing. The operation is planned: resumed, it reads exactly what was counted."""
+
+
+async def renormalize(call: Call[None, NewRenormalization]) -> Replayed:
+    """Read the callbacks of many events again, or count them."""
+    wanted = call.body
+    since, until = millis(wanted.since), millis(wanted.until)
+    chosen = Selection(source=wanted.source, type=wanted.type, since=since, until=until)
+    return await _begin(call, BulkKind.RENORMALIZE, chosen)
+
+
+async def _begin(
+    call: Call[None, NewReplay] | Call[None, NewRenormalization], kind: BulkKind, chosen: Selection
+) -> Replayed:
+    """Count what is chosen, and run the operation unless it is only to be planned."""
+    receiver, wanted = call.receiver, call.body
+    router, now = build_router(receiver.settings), receiver.clock()
+    planned = await plan(receiver.store, router, kind, chosen, rate=wanted.rate, by=call.holder.name, now=now)
     operation = planned.operation
     if operation.total and not wanted.dry_run:
         operation = await run(receiver, operation.id)

@@ -1,0 +1,104 @@
+"""`renormalize`: today's code reads kept callbacks again; what it reads otherwise becomes an event of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from receiver.cli.options import AsJson, Yes, confirm, given, load, since
+from receiver.cli.output import counted, print_json, warn
+from receiver.cli.replay import carried_on
+from receiver.core.bulk import BulkKind, BulkOperation, BulkState, Selection
+from receiver.core.errors import UsageError
+from receiver.core.explain import PARKED
+from receiver.web.views import view
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+    from receiver.settings.model import Settings
+
+
+def renormalize(
+    ctx: typer.Context,
+    event_id: Annotated[str | None, typer.Argument(help="The event (evt_…).")] = None,
+    parked: Annotated[bool, given("--parked", help="All callbacks that were not understood.")] = False,
+    source: Annotated[str | None, given("--source", help="With --parked: only of this source.")] = None,
+    since_: Annotated[
+        str | None, given("--since", help="With --parked: only since then, 2h (ago) or 2026-11-21T10:00Z.")
+    ] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read kept callbacks again by today's code. What differs becomes a new event, which names the old one."""
+    if parked is (event_id is not None):
+        raise UsageError("name one event, or give --parked")
+    if event_id is not None and (source or since_):
+        raise UsageError("--source and --since go with --parked")
+    settings = load(ctx)
+    if event_id is not None:
+        _one(settings, event_id, as_json=as_json)
+    else:
+        _all(settings, Selection(type=PARKED, source=source, since=since(since_)), yes=yes, as_json=as_json)
+
+
+def _one(settings: Settings, event_id: str, *, as_json: bool) -> None:
+    async def read() -> str | None:
+        async with _opened(settings) as receiver:
+            made = await receiver.renormalizer.again(await receiver.store.event(event_id))
+            return made.event_id if made else None
+
+    new = asyncio.run(read())
+    if as_json:
+        print_json({"replaces": event_id, "event_id": new})
+    elif new:
+        typer.echo(f"{new} says what the callback of {event_id} is read as now")
+    else:
+        warn(f"nothing was made: today's code makes no more of the callback of {event_id}")
+    if new is None:
+        raise typer.Exit(1)
+
+
+def _all(settings: Settings, chosen: Selection, *, yes: bool, as_json: bool) -> None:
+    planned = asyncio.run(_planned(settings, chosen))
+    callbacks = counted(planned.total, "parked callback", "parked callbacks")
+    if planned.total and not yes:
+        confirm(f"{callbacks} would be read again. Go on?", f"{callbacks} would be read again")
+    done = asyncio.run(_done(settings, planned)) if planned.total else planned
+    if as_json:
+        print_json(view(done))
+    else:
+        typer.echo(f"{callbacks} read again, {counted(done.changed, 'event', 'events')} made")
+    if done.state is BulkState.STOPPED:
+        warn(f"{done.id} was stopped after {done.done} of {done.total}")
+
+
+async def _planned(settings: Settings, chosen: Selection) -> BulkOperation:
+    from receiver.app.wiring import build_router
+    from receiver.engine.bulk import plan
+
+    async with _opened(settings) as receiver:
+        router, now = build_router(settings), receiver.lasting.clock()
+        planned = await plan(receiver.store, router, BulkKind.RENORMALIZE, chosen, by="command line", now=now)
+        return planned.operation
+
+
+async def _done(settings: Settings, planned: BulkOperation) -> BulkOperation:
+    async with _opened(settings) as receiver:
+        return await carried_on(receiver.store, receiver.bulk, planned, "Reading")
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Receiver]:
+    from receiver.app.wiring import build, open_receiver
+
+    async with open_receiver(build(settings, observers=[]), intake=False, work=False) as receiver:
+        yield receiver
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(renormalize)
