@@ -35,7 +35,8 @@ def settings(folder: Path, base: str) -> str:
         for name in RECIPES
     )
     deepdub = f'[sources.deepdub]\nprovider = "deepdub"\napi_key = "{KEY}"\nbase_url = "{base}/api/v1"\nsubmit = true\nallow = ["127.0.0.0/8"]\n'
-    names = json.dumps([*RECIPES, "deepdub"])
+    deepdub += f'[sources.playht]\nprovider = "playht"\napi_key = "{KEY}"\nuser_id = "u-1"\nbase_url = "{base}/api/v2"\nsubmit = true\nallow = ["127.0.0.0/8"]\n'
+    names = json.dumps([*RECIPES, "deepdub", "playht"])
     return (
         f'public_url = "{PUBLIC}"\ndata = "{folder}/data"\n{sources}{deepdub}[submit]\nurl = "{HERE}"\nanswer_seconds = 2\n'
         f'[submit.hosts]\n"gladia.internal" = "gladia"\n'
@@ -213,3 +214,22 @@ async def test_deepdubs_answer_becomes_a_pickup_and_leads_back_to_receiver(both:
     read = await up.client.get("/submit/deepdub/api/v1/tts/retroactive/job1", headers=headers("deepdub"))
     assert read.status_code == 200
     assert there.asked[-1].headers["x-api-key"] == KEY
+
+
+async def test_playhts_jobs_are_asked_about_as_json_with_both_of_its_credentials(both: Both) -> None:
+    up, there = both
+    here = f"{there.base}/api/v2/tts/job1"
+    links = [{"rel": rel, "href": here} for rel in ("self", "self")]
+    there.behave = accepted({"id": "job1", "status": "gen", "_links": links}, status=201)
+    sent = {**headers("playht"), "x-user-id": "theirs", "accept": "text/event-stream"}
+    answer = await up.client.post("/submit/playht/api/v2/tts", headers=sent, json={"text": "x"})
+    assert answer.status_code == 201, answer.text
+    assert {link["href"] for link in answer.json()["_links"]} == {f"{HERE}/submit/playht/api/v2/tts/job1"}
+    asked = there.asked[0]
+    assert (json.loads(asked.body), asked.headers["accept"]) == ({"text": "x"}, "application/json")
+    assert (asked.headers["authorization"], asked.headers["x-user-id"]) == (f"Bearer {KEY}", "u-1")
+    [pickup] = await up.receiver.store.pickups(PickupFilter())
+    assert (pickup.kind, pickup.job_id, pickup.ref) == (PickupKind.RESULT, "job1", "ref-playht")
+    read = await up.client.get("/submit/playht/api/v2/tts/job1", headers=headers("playht"))
+    assert read.status_code == 201
+    assert (await up.client.get("/submit/playht/api/v2/tts/job2", headers=sent)).status_code == 404

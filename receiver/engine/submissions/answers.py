@@ -144,6 +144,9 @@ def _at(raw: bytes, place: str, *, most: int = 500) -> str | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     for name in place.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, list) and name.isdecimal():
+            value = dict(enumerate(value)).get(int(name))
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
     good = isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable()
     return value if good else None
