@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import apsw
 import pytest
 
+from receiver.core.event import EventFilter
 from receiver.storage.store import sqlite
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Dialect, Row, Value, migrations, statement, statement_of_rows
@@ -199,4 +201,36 @@ async def test_a_long_log_is_copied_even_under_load(tmp_path: Path, monkeypatch:
         await store.record(recording("app", body=b"x" * 20_000))
     assert path.stat().st_size > 500_000
     assert Path(f"{path}-wal").stat().st_size < 1_000_000
+    await store.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_while_callers_come_another_thread_copies_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The log still ends, since the writer copies the little that is left. A copy that fails costs no callback."""
+    monkeypatch.setattr(sqlite, "FORCED_PAGES", 200)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 40)
+    path = tmp_path / "log.db"
+    real = sqlite._copy_log
+    copied_by: set[str] = set()
+
+    def copy(connection: apsw.Connection) -> int:
+        first = not copied_by
+        copied_by.add(threading.current_thread().name)
+        if fails and first:
+            raise apsw.IOError("IOError: disk I/O error")
+        return real(connection)
+
+    monkeypatch.setattr(sqlite, "_copy_log", copy)
+    store = SqliteStore(str(path))
+    await store.open()
+    await store.migrate()
+    count, grown = 0, False
+    while not {"store-copier", "store-writer"} <= copied_by or not grown:
+        await store.record(recording("app", body=b"x" * 20_000))
+        count += 1
+        grown = path.stat().st_size > 500_000
+    assert Path(f"{path}-wal").stat().st_size < 3_000_000
+    assert len(await store.events(EventFilter(limit=1000))) == count
     await store.close()

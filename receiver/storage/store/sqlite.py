@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,10 +32,10 @@ from receiver.storage.store.writer import Backend, Trouble
 from receiver.system.files import sync_folder
 
 CHECKPOINT_PAGES = 1_000
-"""Idle, with a write-ahead log longer than this, the writer copies it into the database."""
+"""What is in the write-ahead log beyond this is copied into the database at a quiet moment. So little is copied while callers wait."""
 
 FORCED_PAGES = 16_384
-"""64 MiB: from here on it is copied even though callers wait."""
+"""64 MiB: beyond this it is copied even though callers come, by another thread."""
 
 _SENTENCES: tuple[tuple[type[apsw.Error], str], ...] = (
     (apsw.FullError, "the disk that holds the database is full"),
@@ -122,6 +123,7 @@ class SqliteBackend(Backend):
         self._connection: apsw.Connection | None = None
         self._session: SqliteSession | None = None
         self._poisoned = False
+        self._copier: _Copier | None = None
         self._log_pages = 0
         self._copied_pages = 0
 
@@ -173,17 +175,31 @@ class SqliteBackend(Backend):
         )
 
     def housekeeping(self, *, idle: bool) -> None:
-        """Copy the write-ahead log into the database once it is long: commits themselves never do."""
-        limit = CHECKPOINT_PAGES if idle else FORCED_PAGES
-        if self._connection is None or self._log_pages - self._copied_pages <= limit:
+        """Copy the write-ahead log into the database once it is long: commits themselves never do.
+
+        Under load another thread copies it, and then what has come meanwhile, until little is left. That little is copied
+        here: the log begins afresh only when all of it is copied and nobody writes.
+        """
+        if self._connection is None:
             return
         try:
-            _, self._copied_pages = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            limit = CHECKPOINT_PAGES if idle else FORCED_PAGES
+            if self._copier is not None:
+                copied = self._copier.copied(wait=idle)
+                if copied is None:
+                    return
+                self._copier, self._copied_pages, limit = None, copied, 0
+            left = self._log_pages - self._copied_pages
+            if left > limit and (idle or left <= CHECKPOINT_PAGES):
+                self._copied_pages = _copy_log(self._connection)
+            elif left > limit:
+                self._copier = _Copier(self._path, self._vfs)
         except apsw.Error as error:
             self.trouble(error)
 
     def close(self) -> None:
         """Disconnect; closing the last connection of a file also empties its write-ahead log."""
+        self._end_copier()
         connection, self._connection, self._session = self._connection, None, None
         self._files = OpenFiles(self._files.names)
         if connection is not None:
@@ -193,11 +209,18 @@ class SqliteBackend(Backend):
 
     def _give_up(self) -> None:
         """Close a connection that is not to be trusted, leaving the log to the recovery in `_connect`."""
+        self._end_copier()
         connection, self._connection, self._session = self._connection, None, None
         self._poisoned = True
         self._files.closed()
         if connection is not None:
             _drop(connection)
+
+    def _end_copier(self) -> None:
+        copier, self._copier = self._copier, None
+        if copier is not None:
+            with contextlib.suppress(apsw.Error):
+                copier.copied(wait=True)
 
     def _connect(self) -> apsw.Connection:
         if self._writes:
@@ -289,6 +312,44 @@ class SqliteSession(Session):
         except OSError:
             return None
         return self._lock_files.free(named)
+
+
+class _Copier(threading.Thread):
+    """Copies the write-ahead log into the database, over a connection of its own: commits go on meanwhile."""
+
+    def __init__(self, path: str, vfs: str | None) -> None:
+        super().__init__(name="store-copier", daemon=True)
+        self._path, self._vfs = path, vfs
+        self._copied = 0
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Copy what the log holds now."""
+        try:
+            connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READWRITE, vfs=self._vfs)
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                self._copied = _copy_log(connection)
+            finally:
+                _drop(connection)
+        except apsw.Error as error:  # raised where the writer asks
+            self._error = error
+
+    def copied(self, *, wait: bool) -> int | None:
+        """Return how many of the log's pages are copied; None while that is under way. Raises `apsw.Error`."""
+        if wait:
+            self.join()
+        if self.is_alive():
+            return None
+        if self._error is not None:
+            raise self._error
+        return self._copied
+
+
+def _copy_log(connection: apsw.Connection) -> int:
+    """Copy as much of the log as readers allow; return how many of its pages are copied."""
+    return connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[1]
 
 
 def _drop(connection: apsw.Connection) -> None:
