@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import uvicorn
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.tokens import ObjectLinks
+from receiver.core.work import StoreStats
 from receiver.web import server as serving
 from receiver.web.app import create_app
 from receiver.web.console.sessions import sessions_of
@@ -316,6 +318,29 @@ async def test_a_process_without_intake_has_no_journal_to_wait_for(tmp_path: Pat
 
 
 # ---------------------------------------------------------------- metrics
+
+
+async def test_who_asks_for_metrics_again_and_again_shares_few_pages_and_none_is_old(
+    live: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By many connections it took all of the processor's time, and good callbacks waited for it."""
+    made, stats = [], live.receiver.store.stats
+
+    async def counted(now: int) -> StoreStats:
+        made.append(now)
+        return await stats(now)
+
+    monkeypatch.setattr(live.receiver.store, "stats", counted)
+    first = [asyncio.create_task(live.client.get("/metrics")) for _ in range(20)]
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    await _stored(live)
+    then = await asyncio.gather(*first, *(live.client.get("/metrics") for _ in range(20)))
+    assert {answer.status_code for answer in then} == {200}
+    assert all(
+        'receiver_callbacks_total{answer="recorded",source="deepgram"} 1.0' in answer.text
+        for answer in then[20:]
+    )
+    assert len(made) <= 5
 
 
 async def test_metrics_tell_what_happened(tmp_path: Path) -> None:
