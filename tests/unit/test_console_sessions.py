@@ -1,4 +1,4 @@
-"""Logins of the console: how long a session lasts, how many may fail; and that no template switches escaping off."""
+"""Logins of the console: how long a session lasts; and that no template switches escaping off."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ import pytest
 
 from receiver.settings.model import ApiToken
 from receiver.web.console import sessions as logins
-from receiver.web.console.sessions import LoginLimit, Sessions
+from receiver.web.console.sessions import Sessions
 
 ADMIN = "admin-token-of-some-length"
-
-
-def test_logins_are_limited_in_all_and_open_again_after_a_minute() -> None:
-    now = [0.0]
-    limit = LoginLimit(clock=lambda: now[0])
-    for number in range(50):
-        assert not limit.refuses(f"peer-{number}")
-        limit.failed(f"peer-{number}")
-    assert limit.refuses("another")
-    now[0] = 61
-    assert not limit.refuses("another")
 
 
 def test_a_session_ends_with_its_time_its_idleness_its_token_and_a_forged_cookie(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from receiver.core.observe import Repeats
 from receiver.settings.model import ApiScope
 from receiver.storage.store.logins import everywhere
 from receiver.web.console.event import EventPages
@@ -19,7 +20,7 @@ from receiver.web.console.outgoing import Outgoing
 from receiver.web.console.overview import Overview
 from receiver.web.console.rendering import Templates, static
 from receiver.web.console.retention import RetentionPages
-from receiver.web.console.sessions import LoginLimit, Sessions
+from receiver.web.console.sessions import Sessions
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -97,11 +98,15 @@ def _pages(
 
 
 class Doors:
-    """Logging in and out."""
+    """Logging in and out.
+
+    Wrong tokens make nobody wait: a page elsewhere, or a stranger, could keep the right ones out, and the API takes any number
+    of guesses at the same tokens.
+    """
 
     def __init__(self, receiver: Receiver, guard: Guard) -> None:
         self._receiver, self._guard = receiver, guard
-        self._limit = LoginLimit()
+        self._failures = Repeats()
 
     async def home(self, request: Request) -> Response:
         """Lead to the overview."""
@@ -113,9 +118,6 @@ class Doors:
         if request.method == "GET" and not link:
             return await self._form(request.query_params.get("next", ""))
         peer = self._guard.peer(request)
-        if self._limit.refuses(peer):
-            trouble = "Too many logins failed: wait a minute, then try again."
-            return await self._form("", trouble, status=429)
         if link:
             session, wanted = self._by_link(request, link), ""
         else:
@@ -123,8 +125,8 @@ class Doors:
             session = self._guard.sessions.by_token(form.get("token", [""])[0])
             wanted = form.get("next", [""])[0]
         if session is None:
-            self._limit.failed(peer)
-            self._receiver.observer.note("warning", "console.login_failed", peer=peer)
+            if (left_out := self._failures.left_out("login")) is not None:
+                self._receiver.observer.note("warning", "console.login_failed", peer=peer, left_out=left_out)
             trouble = (
                 "That link was used, or is too old." if link else "No token is like that, or it may not read."
             )

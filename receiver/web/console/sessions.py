@@ -6,8 +6,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,10 +26,6 @@ _RENEW_SECONDS = 300
 LINK_SECONDS = 600
 LINK_NAME = "one-time link"
 _SALT = "receiver.console-session"
-_TRIES_OF_A_PEER = 5
-_TRIES = 50
-_WINDOW_SECONDS = 60.0
-_PEERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,31 +139,3 @@ class Sessions:
 def sessions_of(settings: Settings) -> Sessions:
     """Return what logs people in, as the settings have it."""
     return Sessions(settings.api.tokens, made_token_secrets(settings), settings.tokens.signing)
-
-
-class LoginLimit:
-    """Bounds failed logins: five a minute from one address, fifty a minute in all."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._failed: deque[float] = deque(maxlen=_TRIES)
-        self._by_peer: OrderedDict[str, deque[float]] = OrderedDict()
-
-    def refuses(self, peer: str) -> bool:
-        """Tell whether an address has to wait."""
-        since = self._clock() - _WINDOW_SECONDS
-        of_peer = self._by_peer.get(peer, deque())
-        return _full(self._failed, since) or _full(of_peer, since)
-
-    def failed(self, peer: str) -> None:
-        """Count a failed login."""
-        now = self._clock()
-        self._failed.append(now)
-        self._by_peer.setdefault(peer, deque(maxlen=_TRIES_OF_A_PEER)).append(now)
-        self._by_peer.move_to_end(peer)
-        if len(self._by_peer) > _PEERS:
-            self._by_peer.popitem(last=False)
-
-
-def _full(times: deque[float], since: float) -> bool:
-    return len(times) == times.maxlen and times[0] > since
