@@ -215,8 +215,9 @@ class SnsProvider(Adapter):
         message = self._message(body.load(), RejectionKind.MALFORMED)
         region = self._region(message)
         self._check_time(message, admission.head.received_at)
+        head = admission.head
         certificate = self._certificates.at(
-            message.SigningCertURL, f"sns.{region}", admission.head.received_at
+            message.SigningCertURL, f"sns.{region}", head.received_at, head.peer
         )
         if certificate is None:
             raise self._rejection(

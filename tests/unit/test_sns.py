@@ -84,16 +84,18 @@ def source(**options: Any) -> SnsProvider:
     return SnsProvider.create(SourceSettings.model_validate(table), tokens())
 
 
-def proved(made: SnsProvider, body: bytes, now: int = NOW) -> Any:
+def proved(made: SnsProvider, body: bytes, now: int = NOW, peer: str = "203.0.113.7") -> Any:
     lines = (("x-amz-sns-message-type", "Notification"),)
-    head = Head(source="aws", method="POST", headers=lines, received_at=now)
+    head = Head(source="aws", method="POST", headers=lines, received_at=now, peer=peer)
     return made.verify(made.admit(head), MemoryBody(body))
 
 
-async def fetched(made: SnsProvider, body: bytes, answers: Answers, now: int = NOW) -> bool:
+async def fetched(
+    made: SnsProvider, body: bytes, answers: Answers, now: int = NOW, peer: str = "203.0.113.7"
+) -> bool:
     """Have the key fetched that a message needs; return whether it came."""
     with pytest.raises(KeysNeeded) as needed:
-        proved(made, body, now)
+        proved(made, body, now, peer)
     return await needed.value.keys.fetch(answers, now)
 
 
@@ -131,11 +133,18 @@ def test_no_other_certificate_is_fetched(url: str) -> None:
 
 
 async def test_urls_that_strangers_make_up_do_not_make_for_a_storm() -> None:
-    answers = Answers(*[FetchResponse(status=404, headers={})] * 5)
-    made = source()
+    """Who makes them up keeps nobody else's from being fetched; many together cause a fetch a second at most."""
+    good, none = FetchResponse(status=200, headers={}, body=pem()), FetchResponse(status=404, headers={})
+    made, answers = source(), Answers(*[none] * 5, good, *[none] * 54)
     for number in range(20):
         assert not await fetched(made, message(SigningCertURL=f"{HOST}/{number}.pem"), answers)
     assert len(answers.asked) == 5
+    assert await fetched(made, message(), answers, peer="198.51.100.4")
+    assert proved(made, message()).proofs == {"signature"}
+    for number in range(80):
+        made_up = message(SigningCertURL=f"{HOST}/{number}.pem")
+        assert not await fetched(made, made_up, answers, peer=f"203.0.113.{number}")
+    assert len(answers.asked) == 60
 
 
 async def test_urls_that_strangers_make_up_do_not_keep_a_known_certificate_from_being_fetched_again() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -16,8 +16,8 @@ from receiver.providers.public_keys import published
 KEPT_SECONDS = 24 * 3600
 """How long a fetched certificate is used."""
 _KEPT = 8
-_FETCHES, _PAUSE_SECONDS = 5, 60
-"""No more than so many fetches in that time, whatever URLs messages name: of certificates that were fetched before, and of others."""
+_OF_A_PEER, _IN_ALL = 5, 60
+"""Fetches in a minute, whatever URLs messages name. Who makes up URLs uses up his own; a known certificate has its own as well."""
 _HASHES = {"sha1": hashes.SHA1, "sha256": hashes.SHA256}
 
 
@@ -54,32 +54,38 @@ class Certificates:
         self._pinned = Certificate(pinned.encode()) if pinned else None
         self._kept: dict[str, tuple[Certificate, int]] = {}
         """By URL, with the time of the fetch."""
-        self._again: deque[int] = deque(maxlen=_FETCHES)
-        self._first: deque[int] = deque(maxlen=_FETCHES)
-        """Times of fetches, apart: URLs that strangers make up use up none of those that the real messages need."""
+        self._minute = 0
+        self._fetches = Counter[str]()
+        """Of this minute: by the URLs of known certificates, and by the peers that named others."""
 
-    def at(self, url: str, host: str, now: int) -> Certificate | None:
+    def at(self, url: str, host: str, now: int, peer: str | None) -> Certificate | None:
         """Return the certificate at a URL, None for a URL that is not https at `host` or whose certificate is not valid.
 
-        Raises `KeysNeeded` when it has to be fetched.
+        Raises `KeysNeeded` when it has to be fetched; `peer`, who named it, may cause few fetches.
         """
         if not _is_at(url, host):
             return None
         found, fetched_at = (self._pinned, now) if self._pinned else self._kept.get(url, (None, 0))
         if found is None or _is_old(fetched_at, now):
-            raise KeysNeeded(_Wanted(self, url))
+            raise KeysNeeded(_Wanted(self, url, peer or ""))
         return found if found.is_valid(now) else None
 
-    async def fetch(self, url: str, fetch: Fetch, now: int) -> bool:
+    async def fetch(self, url: str, fetch: Fetch, now: int, peer: str) -> bool:
         """Fetch a certificate; return whether it is there now."""
-        fetches = self._again if url in self._kept else self._first
-        recent = len(fetches) == _FETCHES and now - fetches[0] < _PAUSE_SECONDS * 1000
-        if not self._has(url, now) and not recent:
-            fetches.append(now)
+        if not self._has(url, now) and self._may_fetch(url if url in self._kept else peer, now):
             answer = await published(url, fetch)
             if answer is not None:
                 self._keep(url, answer, now)
         return self._has(url, now)
+
+    def _may_fetch(self, who: str, now: int) -> bool:
+        """Tell whether one more fetch may be made, and count it."""
+        if now // 60_000 != self._minute:
+            self._minute, self._fetches = now // 60_000, Counter()
+        if self._fetches[who] >= _OF_A_PEER or self._fetches.total() >= _IN_ALL:
+            return False
+        self._fetches[who] += 1
+        return True
 
     def _has(self, url: str, now: int) -> bool:
         return url in self._kept and not _is_old(self._kept[url][1], now)
@@ -98,11 +104,11 @@ class Certificates:
 class _Wanted:
     """One certificate that is to be fetched."""
 
-    def __init__(self, certificates: Certificates, url: str) -> None:
-        self._certificates, self._url = certificates, url
+    def __init__(self, certificates: Certificates, url: str, peer: str) -> None:
+        self._certificates, self._url, self._peer = certificates, url, peer
 
     async def fetch(self, fetch: Fetch, now: int) -> bool:
-        return await self._certificates.fetch(self._url, fetch, now)
+        return await self._certificates.fetch(self._url, fetch, now, self._peer)
 
 
 def _is_old(fetched_at: int, now: int) -> bool:
