@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 64 * 1024
 """Most bytes of one read, a quarter of asyncio's own: they wait, for each connection, until the disk has taken those before."""
-_SLICE_BYTES = 4 * 1024
-"""Bytes of a read that are parsed at once."""
-_SLICE_PARTS = 200
+_FIRST_SLICE_BYTES = 1024
+"""Bytes of a read that are parsed at once: so many first, and twice as many each time while their parts are few."""
+_SLICE_PARTS = 100
 """Header lines and pieces of a body in one slice from which the connection waits for its turn."""
 _TURN_SECONDS = 0.005
 """Between two turns."""
@@ -235,13 +235,15 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse in slices, and let a connection with too many parts in one of them wait for its turn."""
         self._connections.touch(self)
-        for end in range(_SLICE_BYTES, len(data) + _SLICE_BYTES, _SLICE_BYTES):
+        at, size = 0, _FIRST_SLICE_BYTES
+        while at < len(data):
             self._parts = 0
-            self._take_slice(data[end - _SLICE_BYTES : end])
+            self._take_slice(data[at : at + size])
+            at, size = at + size, 2 * size
             if self.transport.is_closing():
                 return
             if self._parts > _SLICE_PARTS:
-                self._unparsed = data[end:]
+                self._unparsed = data[at:]
                 self.transport.pause_reading()
                 self._turns.add(self)
                 return

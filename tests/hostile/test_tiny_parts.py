@@ -13,7 +13,7 @@ from tests.hostile.attack import Target, client, send, strangers, target
 from tests.support.raw import exchange, head
 from tests.support.senders import transcript
 
-_STRANGERS = 80
+_STRANGERS = 200
 _ONE_BYTE = b"1\r\nx\r\n"
 _CHUNKS = head("/callbacks/deepgram", {"transfer-encoding": "chunked"}) + _ONE_BYTE * 25_000
 _LINES = head("/callbacks/deepgram", [("a", "")] * 12_000)
