@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from receiver.core.event import EVENT_TYPES
 from receiver.web.api.openapi import event_schema, openapi
@@ -56,16 +58,21 @@ def calls(operation: Operation) -> list[tuple[str, Any]]:
     return [*asked, *((plain, body) for body in bodies(operation))]
 
 
-async def test_no_operation_answers_with_a_5xx_or_with_what_is_not_documented(tmp_path: Path) -> None:
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Running]:
     tokens = api_token("all", TOKEN)
     text = settings_text(tmp_path, destination="http://127.0.0.1:9/hooks", extra=tokens)
-    document = openapi()["paths"]
     async with running(tmp_path, text, work=False) as up:
         up.client.headers["authorization"] = f"Bearer {TOKEN}"
-        for operation in OPERATIONS:
-            documented = document[f"/api/v1{operation.path}"][operation.method.lower()]["responses"]
-            for path, body in calls(operation):
-                await insist(up, operation, path, body, documented)
+        yield up
+
+
+async def test_no_operation_answers_with_a_5xx_or_with_what_is_not_documented(api: Running) -> None:
+    document = openapi()["paths"]
+    for operation in OPERATIONS:
+        documented = document[f"/api/v1{operation.path}"][operation.method.lower()]["responses"]
+        for path, body in calls(operation):
+            await insist(api, operation, path, body, documented)
 
 
 async def insist(up: Running, operation: Operation, path: str, body: Any, documented: dict[str, Any]) -> None:
@@ -85,6 +92,17 @@ def json_of(body: Any) -> bytes:
     import json
 
     return json.dumps(body).encode()
+
+
+async def test_a_parameter_that_is_none_is_named_beside_those_that_there_are(api: Running) -> None:
+    for path, said in (
+        ("events?sauce=1", "there is no parameter sauce; did you mean source?"),
+        ("deliveries?colour=red", "there is no parameter colour; there is: destination, state, event_id, "),
+        ("stats?x=1", "there is no parameter x; this operation has none"),
+        ("events?since=1e-3", "since is not a time: write 2026-11-21T10:00:00Z"),
+    ):
+        answer = await api.client.get(f"/api/v1/{path}")
+        assert (answer.status_code, answer.json()["detail"][: len(said)]) == (400, said)
 
 
 async def test_the_documents_are_served_to_anybody(tmp_path: Path) -> None:

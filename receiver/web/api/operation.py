@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from msgspec.structs import fields
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,10 +22,12 @@ from receiver.core.errors import (
     StoreUnavailable,
     UsageError,
 )
+from receiver.settings.load import did_you_mean
 from receiver.settings.model import ApiScope
 from receiver.web.api.access import Access
 from receiver.web.api.acts import Again, new_act, refuse_other
 from receiver.web.api.call import Call, Given
+from receiver.web.api.lists import Moment
 from receiver.web.api.problems import Refused, answer, out, problem
 
 if TYPE_CHECKING:
@@ -189,20 +193,39 @@ async def _read(request: Request) -> bytes:
     return body
 
 
-def _query(request: Request, kind: type[T] | None) -> T | None:
+def _query(request: Request, kind: Any) -> Any:
     """Return the request's query as `kind`. Raises `Refused` naming what is wrong; a parameter that nobody reads is wrong."""
     pairs = request.query_params.multi_items()
     twice = {name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}
     if twice:
         raise Refused(400, f"the query has {min(twice)[:100]} twice")
+    known = _parameters(kind)
+    for name, value in pairs:
+        if name not in known:
+            there = f"there is: {', '.join(known)}" if known else "this operation has none"
+            raise Refused(400, f"there is no parameter {name[:100]}; {did_you_mean(name, known) or there}")
+        if known[name] and _is_number(value):  # it would be taken for seconds since 1970
+            raise Refused(400, f"{name} is not a time: write 2026-11-21T10:00:00Z")
     if kind is None:
-        if pairs:
-            raise Refused(400, f"the query has {pairs[0][0][:100]}: nothing is asked by a query here")
         return None
     try:
         return msgspec.convert(dict(pairs), type=kind, strict=False)
     except msgspec.ValidationError as error:
         raise Refused(400, _plain(error)) from None
+
+
+@cache
+def _parameters(kind: Any) -> Mapping[str, bool]:
+    """Return the parameters of a query, and whether each is a time."""
+    return {} if kind is None else {field.name: field.type == Moment | None for field in fields(kind)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(error: msgspec.ValidationError) -> str:
