@@ -1,4 +1,4 @@
-"""Writes docs/openapi.json, docs/schemas/ and docs/receiver.d.ts: `python -m tests.docs.schemas`."""
+"""Writes docs/openapi.json, docs/asyncapi.json, docs/schemas/ and docs/receiver.d.ts: `python -m tests.docs.schemas`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from receiver.core.event import EVENT_TYPES
+from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.openapi import event_schema, openapi
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -15,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def documents() -> dict[Path, str]:
     """Return what the files hold, by their places."""
-    found: dict[str, Any] = {"openapi.json": openapi()}
+    found: dict[str, Any] = {"openapi.json": openapi(), "asyncapi.json": asyncapi()}
     found |= {f"schemas/{one}.json": event_schema(one) for one in EVENT_TYPES}
     texts = {DOCS / name: json.dumps(one, indent=1, ensure_ascii=False) + "\n" for name, one in found.items()}
     return texts | {DOCS / "receiver.d.ts": typescript()}

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from receiver.core.event import EVENT_TYPES
+from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.openapi import event_schema, openapi
 from receiver.web.api.operation import Operation
 from receiver.web.api.routes import OPERATIONS
@@ -37,7 +38,7 @@ QUERIES = (
     "max_seconds=nan",
     "redirect=maybe",
 )
-VALUES: tuple[Any, ...] = (None, True, 0, -1, 1e308, "", "a", "\ud800", "x" * 9000, [], ["a"], {}, {"a": 1})
+VALUES: tuple[Any, ...] = (-1, 1e308, "\ud800", "x" * 9000, {"a": 1})
 
 
 def bodies(operation: Operation) -> list[Any]:
@@ -108,6 +109,7 @@ async def test_a_parameter_that_is_none_is_named_beside_those_that_there_are(api
 async def test_the_documents_are_served_to_anybody(tmp_path: Path) -> None:
     async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         assert (await up.client.get("/openapi.json")).json() == openapi()
+        assert (await up.client.get("/asyncapi.json")).json() == asyncapi()
         for one in EVENT_TYPES:
             answer: httpx2.Response = await up.client.get(f"/schemas/{one}.json")
             assert answer.json() == event_schema(one)

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from receiver import __version__
 from receiver.core.event import EVENT_TYPES
 from receiver.core.event_document import EventData, EventDocument
+from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.operation import Operation
 from receiver.web.api.problems import TITLES, Problem, answer, problem
 from receiver.web.api.routes import OPERATIONS
@@ -26,11 +27,19 @@ _PARTS = re.compile(r"\{(\w+)\}")
 
 def routes() -> list[Route]:
     """Return the routes of the documents; they hold nothing secret, so anybody may read them."""
-    return [Route("/openapi.json", _openapi), Route("/schemas/{name}", _schema)]
+    return [
+        Route("/openapi.json", _openapi),
+        Route("/asyncapi.json", _asyncapi),
+        Route("/schemas/{name}", _schema),
+    ]
 
 
 async def _openapi(request: Request) -> Response:
     return answer(openapi())
+
+
+async def _asyncapi(request: Request) -> Response:
+    return answer(asyncapi())
 
 
 async def _schema(request: Request) -> Response:
