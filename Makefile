@@ -69,7 +69,7 @@ sdks: $(PARTS) ## Submit a job with each provider's own package, for Python and,
 lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		pyproject.toml --group dev --extra postgres --extra s3 --upgrade -o requirements.lock
+		pyproject.toml --group dev --all-extras --upgrade -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--constraint requirements.lock --group parts --upgrade -o requirements-parts.lock
 

@@ -32,7 +32,7 @@ export type DeliveryWhole = { id: string; state: DeliveryState; destination: str
 
 export type AttemptShown = { number: number; started_at: string; duration_ms: number; outcome: OutcomeKind; status: number | null; detail: string; answer: string };
 
-export type OutcomeKind = "blocked" | "collected" | "delivered" | "gone" | "not_stored" | "not_yet" | "refused" | "timeout" | "unreachable" | "unusable";
+export type OutcomeKind = "blocked" | "collected" | "delivered" | "gone" | "not_stored" | "not_yet" | "refused" | "timeout" | "too_large" | "unreachable" | "unusable";
 
 export type Renormalized = { replaces: string; event_id: string | null };
 

@@ -5,6 +5,7 @@ The codes are stable: scripts and docs/configuration.md may name them. `E…` st
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -13,7 +14,7 @@ import tempfile
 import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ _GENERAL = {
     ),
     "E009": Code("A destination cannot be used", ""),
     "E010": Code("A source's ca_file cannot be used", "name a file with certificates in PEM form"),
-    "E011": Code("What store.url or blobs.url needs is not installed", "install receiver with its extra"),
+    "E011": Code("What a setting needs is not installed", "install receiver with its extra"),
     "E012": Code("PostgreSQL cannot be reached", "start the server, or correct host and port in store.url"),
     "E013": Code("PostgreSQL refuses the user", "correct user and password in store.url"),
     "E014": Code("There is no such database", "create it, or correct its name in store.url"),
@@ -117,6 +118,7 @@ _GENERAL = {
         "Several secrets sign callback URLs or did",
         "take the old ones out once receiver_token_secret_callbacks_total counts nothing by them",
     ),
+    "W025": Code("A destination would take no events", "correct the setting, or what the destination allows"),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
 
@@ -277,6 +279,9 @@ def _destination(settings: Settings, destination: DestinationSettings) -> Iterat
         yield finding("E009", where, error.message)
     else:
         yield from kind.findings(where, own_settings(kind.Settings, destination))
+        if kind.needs is not None and find_spec(kind.needs[0]) is None:
+            package, extra = kind.needs
+            yield _missing(f"{where}.kind", kind.kind, package, extra)
     yield from _filters(settings, destination, where)
 
 
@@ -473,7 +478,7 @@ PATIENCE = 8.0
 
 
 def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[Finding]:
-    """Return what PostgreSQL and S3 say, what stops `serve` first; nothing for embedded parts. Waits `PATIENCE` at most.
+    """Return what PostgreSQL, S3 and queues say, what stops `serve` first; nothing for embedded parts. Waits `PATIENCE` at most.
 
     The settings are to be such that `check` found nothing fatal. S3 is tried with a small object, which is deleted again.
     """
@@ -482,6 +487,10 @@ def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[
         probes.append(_Probe(lambda: _postgres(settings, clock), "store.url", silent="E012", broken="E018"))
     if load.on_s3(settings):
         probes.append(_Probe(lambda: _s3(settings), "blobs.url", silent="W017", broken="E020"))
+    for name, destination in settings.destinations.items():
+        if kind_of(destination).probe is not Kind.probe:
+            ask, where = partial(_taking, destination), f"destinations.{name}"
+            probes.append(_Probe(ask, where, silent="W025", broken="W025"))
     for probe in probes:
         probe.join(PATIENCE)
     return sorted((f for probe in probes for f in probe.findings), key=lambda finding: not finding.fatal)
@@ -515,6 +524,19 @@ def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]
 
     for trouble in probe(load.postgres_url(settings) or "", clock):
         yield finding(trouble.code, "store.url", trouble.message, trouble.fix)
+
+
+def _taking(settings: DestinationSettings) -> Iterator[Finding]:
+    async def ask() -> str | None:
+        destination = kind_of(settings)(settings)
+        await destination.open()
+        try:
+            return await destination.probe()
+        finally:
+            await destination.close()
+
+    if trouble := asyncio.run(ask()):
+        yield finding("W025", f"destinations.{settings.name}", trouble)
 
 
 def _s3(settings: Settings) -> Iterator[Finding]:

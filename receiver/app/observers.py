@@ -277,6 +277,7 @@ _ANSWERS = ("recorded", "duplicate", "late", "parked", "journaled", "not_kept", 
 
 
 _OF_PICKUPS = (OutcomeKind.COLLECTED, OutcomeKind.NOT_YET, OutcomeKind.UNUSABLE, OutcomeKind.NOT_STORED)
+_OF_DELIVERIES = (OutcomeKind.DELIVERED, OutcomeKind.TOO_LARGE)
 _REFUSALS: tuple[type[SenderError], ...] = (*SenderError.__subclasses__(), WrongSource)
 
 
@@ -287,7 +288,9 @@ def _counters(destinations: Iterable[str], sources: Iterable[str]) -> Iterator[t
         yield "receiver_callback_bytes", name
         yield from (("receiver_callbacks", name, answer) for answer in (*_ANSWERS, *refused))
         yield from (
-            ("receiver_pickup_attempts", name, kind.value) for kind in OutcomeKind if kind != "delivered"
+            ("receiver_pickup_attempts", name, kind.value)
+            for kind in OutcomeKind
+            if kind not in _OF_DELIVERIES
         )
         yield from (("receiver_pickups", name, state) for state in ("collected", "gone"))
     for name in destinations:

@@ -85,11 +85,11 @@ def _write_new(path: str, text: str) -> None:
 def check(
     ctx: typer.Context,
     offline: Annotated[
-        bool, option("--offline", help="Check the settings alone: ask no database and no bucket.")
+        bool, option("--offline", help="Check the settings alone: ask no database, bucket or queue.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the settings, PostgreSQL and S3. Status 0 if `serve` would start, 2 if not."""
+    """Check the settings, PostgreSQL, S3 and queues. Status 0 if `serve` would start, 2 if not."""
     from receiver.app.check import check_file
 
     settings, findings = check_file(ctx.obj, os.environ)

@@ -9,19 +9,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from receiver.core.message import about
+
 STRUCTURED_TYPE = "application/cloudevents+json"
 """The content type of structured mode."""
-
-
-class _Data(msgspec.Struct):
-    source: str
-    job_id: str | None = None
-
-
-class _Event(msgspec.Struct):
-    type: str
-    timestamp: str
-    data: msgspec.Raw
 
 
 def structured(body: bytes, event_id: str) -> bytes:
@@ -42,15 +33,14 @@ _PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 
 
 def _taken_apart(body: bytes, event_id: str) -> tuple[dict[str, str], msgspec.Raw]:
-    event = msgspec.json.decode(body, type=_Event)
-    about = msgspec.json.decode(event.data, type=_Data)
+    event = about(body)
     attributes = {
         "specversion": "1.0",
         "id": event_id,
-        "source": f"/sources/{quote(about.source)}",
+        "source": f"/sources/{quote(event.source)}",
         "type": event.type,
-        "time": event.timestamp,
+        "time": event.time,
     }
-    if about.job_id:
-        attributes["subject"] = about.job_id
+    if event.job_id:
+        attributes["subject"] = event.job_id
     return attributes, event.data

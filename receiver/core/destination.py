@@ -74,7 +74,9 @@ class DestinationState(Struct, frozen=True, kw_only=True):
 
 def is_failure(outcome: Outcome) -> bool:
     """Tell whether an outcome speaks against the destination, and not only against the one event."""
-    return outcome.kind is not OutcomeKind.DELIVERED and outcome.status not in _OF_THE_EVENT
+    if outcome.kind in {OutcomeKind.DELIVERED, OutcomeKind.TOO_LARGE}:
+        return False
+    return outcome.status not in _OF_THE_EVENT
 
 
 def asks_for_less(outcome: Outcome) -> bool:
@@ -120,6 +122,8 @@ def reported(
 
     With `recover`, what died while it failed is to be replayed once it works again.
     """
+    if outcome.kind is OutcomeKind.TOO_LARGE:  # it may not even have been sent
+        return state
     if not is_failure(outcome):
         return _worked(state, now, recover=recover)
     if outcome.kind is OutcomeKind.GONE:

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from receiver.core.work import Outcome
+from receiver.core.work import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from tenacity.wait import wait_base
@@ -42,7 +42,7 @@ class RetryPolicy:
         `attempts` counts those made in this round, the one with this `outcome` included. `Retry-After` is a floor, never a
         shortcut, and at most a day.
         """
-        if attempts > len(self.waits):
+        if attempts > len(self.waits) or outcome.kind is OutcomeKind.TOO_LARGE:
             return None
         wait = self.waits[attempts - 1] * random.uniform(1, 1 + self.jitter)
         return max(wait, min(outcome.retry_after or 0.0, RETRY_AFTER_LIMIT))

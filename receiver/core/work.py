@@ -21,7 +21,7 @@ class DeliveryState(StrEnum):
     DELIVERED = "delivered"
     """Acknowledged by the destination; has no `due_at`."""
     DEAD = "dead"
-    """A dead letter: the policy was exhausted or the destination answered 410; has no `due_at`."""
+    """A dead letter: the policy was exhausted, or the event is too large for the destination; has no `due_at`."""
 
 
 class OutcomeKind(StrEnum):
@@ -43,6 +43,8 @@ class OutcomeKind(StrEnum):
     """The address guard or the list of result hosts refused; nothing was sent."""
     UNUSABLE = "unusable"
     """Bytes came and are no result: empty, cut off, a web page, another type."""
+    TOO_LARGE = "too_large"
+    """The event is over what the destination takes: it stays so, and no other attempt is made."""
     NOT_STORED = "not_stored"
     """The result came, and the blob store could not take it."""
 

@@ -1,7 +1,8 @@
 """The one outbound HTTP client: address guard, no redirects, caps in bytes and time.
 
 Names are resolved here, every address is judged, and the judged addresses are the ones connected to; the last look is taken
-at the socket's own address. A pooled connection stays judged for as long as it lives. Nothing of the environment (proxies,
+at the socket's own address. Where a proxy connects, it resolves the names: only addresses in the URL itself are judged, and the proxy's own
+address is not. A pooled connection stays judged for as long as it lives. Nothing of the environment (proxies,
 .netrc) is used, no cookies are kept, and replies are not decompressed.
 
 A POST has one short reply, which `receiver.system.http1` bounds. A GET's body is a stream of any length:
@@ -24,7 +25,8 @@ import aiohappyeyeballs
 from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import OutcomeKind
-from receiver.outbound.guard import Guard, Target, literal, target
+from receiver.outbound.guard import ANYWHERE, Guard, Target, literal, target
+from receiver.outbound.proxy import Proxy, ProxyTrouble
 from receiver.system.http1 import (
     Bounds,
     Connection,
@@ -156,10 +158,11 @@ class Egress:
         connect_seconds: float | None = None,
         answer_seconds: float | None = None,
         client_certificate: str | None = None,
+        proxy: str | None = None,
     ) -> None:
         """`timeout_seconds` covers a whole request, from the name to the headers of the reply; of a POST, `connect_seconds`
         all until it is connected, `answer_seconds` what comes after. `client_certificate` is a PEM file with a certificate
-        and its key.
+        and its key. Only POSTs go through `proxy`.
 
         `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
         """
@@ -173,6 +176,9 @@ class Egress:
         self._client_certificate = client_certificate
         self._limit = connections
         self._guard = Guard(allow)
+        self._proxy = Proxy(proxy) if proxy else None
+        self._first_hop = Guard(ANYWHERE) if proxy else self._guard
+        """Judges what is connected to, which is the proxy where there is one."""
         self._ca_file = ca_file
         self._resolve = resolve
         self._resolver: GuardedResolver | None = None
@@ -190,7 +196,7 @@ class Egress:
             self._ca_file or self._client_certificate
         ):  # the system's authorities are loaded when they are needed
             trust(self._ca_file, self._client_certificate)
-        self._resolver = GuardedResolver(self._guard, self._resolve)
+        self._resolver = GuardedResolver(self._first_hop, self._resolve)
         self._connections = Connections(self._connect, self._limit, IDLE_SECONDS)
 
     async def close(self) -> None:
@@ -223,7 +229,10 @@ class Egress:
             return place
         try:
             whole = {"host": place.url.host_port_subcomponent or "", **headers}
-            head = request_head(method, place.url.raw_path_qs, whole, len(body))
+            asked = place.url.raw_path_qs
+            if self._proxy is not None and not place.secure:
+                asked, whole = str(place.url), whole | self._proxy.headers
+            head = request_head(method, asked, whole, len(body))
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
         try:
@@ -261,10 +270,7 @@ class Egress:
             return await self._connected(place)
 
     async def _connected(self, place: Target) -> Connection:
-        found = await self._addresses(place)
-        sock = await aiohappyeyeballs.start_connection(
-            found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, socket_factory=self._socket
-        )
+        sock = await (self._dialled(place) if self._proxy is None else self._proxied(place, self._proxy))
         _, connection = await asyncio.get_running_loop().create_connection(
             Connection,
             sock=sock,
@@ -272,6 +278,22 @@ class Egress:
             server_hostname=place.host.rstrip(".") if place.secure else None,
         )
         return connection
+
+    async def _dialled(self, place: Target) -> socket.socket:
+        return await aiohappyeyeballs.start_connection(
+            await self._addresses(place),
+            happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS,
+            socket_factory=self._socket,
+        )
+
+    async def _proxied(self, place: Target, proxy: Proxy) -> socket.socket:
+        try:
+            sock = await self._dialled(proxy.place)
+        except OSError as error:
+            raise ProxyTrouble(f"the proxy {failure_of(error, proxy.place.where).detail}") from None
+        if place.secure:
+            await proxy.tunnel(sock, place)
+        return sock
 
     async def _addresses(self, place: Target) -> list[AddrInfo]:
         host, port = place.host, place.url.port or 0
@@ -326,7 +348,7 @@ class Egress:
 
     def _socket(self, info: AddrInfo) -> socket.socket:
         try:
-            self._guard.check(str(info[4][0]))
+            self._first_hop.check(str(info[4][0]))
         except AddressBlocked as error:
             raise _SocketBlocked(error.message) from None
         return socket.socket(info[0], info[1], info[2])
@@ -368,6 +390,8 @@ def failure_of(error: Exception, where: str) -> Failure:
 def _unreachable(cause: Exception, where: str) -> str:
     """Say what went wrong from the error's class and code alone: its text may hold the URL."""
     match cause:
+        case ProxyTrouble():
+            return str(cause)
         case _NoThread():
             return f"{where} was not looked up: this process can start no thread (too many, or too little memory)"
         case socket.gaierror():

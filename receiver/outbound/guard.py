@@ -73,6 +73,8 @@ _SIX_TO_FOUR = IPv6Network("2002::/16")
 _TEREDO = IPv6Network("2001::/32")
 _CARRIERS = (_MAPPED, _COMPATIBLE, _NAT64, _SIX_TO_FOUR, _TEREDO)
 """Prefixes that say nothing but what they carry; ISATAP also has the prefix of its site."""
+ANYWHERE = ("0.0.0.0/0", "::/0")
+"""Permits all: for places that only the operator names, such as a proxy."""
 _WORD = 0xFFFFFFFF
 
 

@@ -109,7 +109,8 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     raw.setdefault("data", Settings.model_fields["data"].default)
     named = [table for section in ("sources", "destinations") for table in raw.get(section, {}).values()]
     places = [(raw, "data"), (raw.get("journal"), "path")]
-    places += [(table, "ca_file") for table in (raw.get("blobs"), *named)]
+    files = ("ca_file", "client_certificate", "credentials_file")
+    places += [(table, key) for table in (raw.get("blobs"), *named) for key in files]
     for table, key in places:
         if isinstance(table, dict) and isinstance(path := table.get(key), str) and path:
             table[key] = str(folder / path)

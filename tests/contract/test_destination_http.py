@@ -61,6 +61,7 @@ async def sink() -> AsyncIterator[Sink]:
 class HttpPlace:
     """A sink, and a destination whose URL carries a password and a key."""
 
+    once = False
     secrets: Sequence[str] = ("hunter2", "k3y", "/hooks")
 
     def __init__(self, sink: Sink) -> None:
@@ -68,20 +69,20 @@ class HttpPlace:
         url = f"http://user:hunter2@127.0.0.1:{sink.port}/hooks?key=k3y"
         self.destination: Destination = HttpDestination(settings(url, timeout_seconds=1.0))
 
-    def arrived(self) -> list[tuple[str, bytes]]:
+    async def arrived(self, count: int) -> list[tuple[str, bytes]]:
         return [(came.headers["webhook-id"], came.body) for came in self.sink.received]
 
-    def refuse(self, reply: bytes) -> None:
-        self.sink.default = Answer(status=500, body=reply)
+    async def refuse(self) -> None:
+        self.sink.default = Answer(status=500)
 
     def hang(self) -> None:
         self.sink.default = Answer(manner="hang")
 
-    async def until(self, count: int) -> None:
-        await self.sink.until(count)
-
     async def vanish(self) -> None:
         await self.sink.stop()
+
+    async def come_back(self) -> None:
+        await self.sink.__aenter__()
 
 
 @pytest.fixture
@@ -94,6 +95,13 @@ async def place(sink: Sink) -> AsyncIterator[Place]:
 
 class TestHttpDestination(DestinationSuite):
     """The shared behaviour over HTTP."""
+
+
+async def test_a_refusals_reply_is_kept_up_to_16_kib(sink: Sink) -> None:
+    sink.default = Answer(status=500, body=b"no such tenant " + b"x" * 100_000)
+    outcome = await send(sink.url)
+    assert outcome.response.startswith(b"no such tenant")
+    assert len(outcome.response) == 16 * 1024
 
 
 # ---------------------------------------------------------------- what is sent

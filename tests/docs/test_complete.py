@@ -248,7 +248,7 @@ OF_PICKUPS_ONLY = {
     OutcomeKind.NOT_STORED,
 }
 OF_DELIVERIES = [kind for kind in OutcomeKind if kind not in OF_PICKUPS_ONLY]
-OF_PICKUPS = [kind for kind in OutcomeKind if kind is not OutcomeKind.DELIVERED]
+OF_PICKUPS = [kind for kind in OutcomeKind if kind not in {OutcomeKind.DELIVERED, OutcomeKind.TOO_LARGE}]
 ANSWERS = (
     "recorded",
     "duplicate",

@@ -34,7 +34,7 @@ OTHER_USES = {
 """Words that the glossary replaces for one thing and that have another, rightful use. Each says which."""
 OTHER_NAMES = {"endpoint_url", "link_endpoint_url"}
 """Names that others gave: S3's setting."""
-WEBHOOK_NAMES = {"webhook", "standard_webhook", "webhook_key", "new_webhook_secret", "webhook_secret"}
+WEBHOOK_NAMES = {"webhook", "webhook_key", "new_webhook_secret", "webhook_secret"}
 """Names that mean Standard Webhooks; and `webhook_secret`, deAPI's own word for what a job takes."""
 
 

@@ -322,3 +322,15 @@ def test_embedded_parts_are_asked_nothing(tmp_path: Path) -> None:
     said = receiver("--config", config(tmp_path), "check", "--json")
     assert (said.status, said.items) == (0, [])
     assert not os.path.exists(tmp_path / "data")
+
+
+def test_a_queue_that_would_take_nothing_is_a_warning() -> None:
+    settings = parse(
+        '[destinations.q]\nkind = "nats"\nurl = "nats://127.0.0.1:1"\nsubject = "speech"\n'
+        '[destinations.app]\nurl = "https://app.example.com"\n',
+        {},
+        str,
+    )
+    [found] = reach(settings)
+    assert (found.code, found.where, found.fatal) == ("W025", "destinations.q", False)
+    assert found.message == "127.0.0.1:1 cannot be reached: connection refused"

@@ -35,6 +35,8 @@ class Received:
     headers: Mapping[str, str]
     body: bytes
     peer: tuple[str, int]
+    url: str = ""
+    """What the request line asked for, made whole."""
     at: float = field(default_factory=time.monotonic)
     """When it was whole, by the monotonic clock."""
 
@@ -97,7 +99,12 @@ class Sink:
             body = await request.read()
             peer = request.transport.get_extra_info("peername")
             came = Received(
-                method=request.method, path=request.path, headers=request.headers, body=body, peer=peer
+                method=request.method,
+                path=request.path,
+                headers=request.headers,
+                body=body,
+                peer=peer,
+                url=str(request.url),
             )
             answer = self.scripts.get(request.path)
             if answer is None:

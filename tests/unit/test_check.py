@@ -186,7 +186,7 @@ def test_each_mistake_has_its_code_and_names_its_setting(code: str, tmp_path: Pa
 
 
 def test_every_code_there_is_has_a_case() -> None:
-    elsewhere = {"E001", "E007", "E011", "W006", "W021", "W023"}
+    elsewhere = {"E001", "E007", "E011", "W006", "W021", "W023", "W025"}
     elsewhere |= ASKED | {
         code for code in all_codes() if code[1] == "9"
     }  # the custom provider's: tests/unit/custom
@@ -233,7 +233,14 @@ def test_a_place_of_many_machines_that_cannot_be_used_is_found(
 
 
 @pytest.mark.parametrize(
-    ("package", "settings", "extra"), [("psycopg", POSTGRES + S3, "postgres"), ("boto3", S3, "s3")]
+    ("package", "settings", "extra"),
+    [
+        ("psycopg", POSTGRES + S3, "postgres"),
+        ("boto3", S3, "s3"),
+        ("botocore", '[destinations.q]\nkind = "sns"\ntopic = "arn:aws:sns:eu-west-3:1:t"\n', "aws"),
+        ("nats", '[destinations.q]\nkind = "nats"\nurl = "nats://n"\nsubject = "s"\n', "nats"),
+        ("aio_pika", '[destinations.q]\nkind = "rabbitmq"\nurl = "amqp://r"\nqueue = "q"\n', "rabbitmq"),
+    ],
 )
 def test_an_extra_that_is_not_installed_is_named(
     package: str, settings: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

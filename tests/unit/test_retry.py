@@ -10,7 +10,8 @@ from receiver.core.retry import RETRY_AFTER_LIMIT, STANDARD_SCHEDULE, RetryPolic
 from receiver.core.work import Outcome, OutcomeKind
 
 REFUSED = Outcome(kind=OutcomeKind.REFUSED, status=500)
-RETRIED = [kind for kind in OutcomeKind if kind not in {OutcomeKind.DELIVERED, OutcomeKind.GONE}]
+ENDS = {OutcomeKind.DELIVERED, OutcomeKind.GONE, OutcomeKind.TOO_LARGE}
+RETRIED = [kind for kind in OutcomeKind if kind not in ENDS]
 
 
 def _delays(retry: RetryPolicy, outcome: Outcome = REFUSED) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from receiver.core.errors import ConfigError
 from receiver.core.findings import Code, Finding
 from receiver.core.work import Outcome
+from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.settings.model import DestinationSettings, Section
 
 
@@ -44,6 +45,8 @@ class Kind(Destination, ABC):
     """The name that `kind = "…"` uses."""
     Settings: ClassVar[type[Section]]
     """The kind's own settings, beside those that every destination has."""
+    needs: ClassVar[tuple[str, str] | None] = None
+    """The module that it imports, and the extra of receiver that brings it."""
     codes: ClassVar[Mapping[str, Code]] = {}
     """What `receiver check` may find about this kind."""
 
@@ -51,10 +54,20 @@ class Kind(Destination, ABC):
         """Raises `ConfigError` when a setting cannot be used."""
         self.name = settings.name
 
+    async def probe(self) -> str | None:
+        """Ask the far side whether it would take events, and give it none; return what is in the way.
+
+        None: nothing is, or only an event could tell. The destination is open.
+        """
+        return None
+
     @classmethod
-    def findings(cls, where: str, options: Any) -> Iterable[Finding]:
+    def findings(cls, where: str, options: Any) -> Iterator[Finding]:
         """Yield what is wrong or doubtful about valid settings; `where` is `destinations.NAME`."""
-        return ()
+        ca_file = getattr(options, "ca_file", None)
+        if ca_file is not None and not holds_certificates(ca_file):
+            fix = "name a file with certificates in PEM form"
+            yield Finding("E009", f"{where}.ca_file", NO_CERTIFICATES, fix)
 
 
 @cache

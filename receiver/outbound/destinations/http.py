@@ -8,11 +8,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.cloud_events import STRUCTURED_TYPE, binary, structured
 from receiver.core.errors import ConfigError
@@ -21,20 +20,18 @@ from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.retry import retry_after
 from receiver.core.urls import http_url, in_clear
-from receiver.core.webhook import SigningKey, webhook_key
-from receiver.core.webhook import sign as standard_webhook
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import (
-    NO_CERTIFICATES,
     USER_AGENT,
     Egress,
     Failure,
     Resolve,
-    holds_certificates,
     trust,
 )
 from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
+from receiver.outbound.proxy import ProxyUrl
+from receiver.outbound.signing import Keys, Secrets
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Networks, Section
 from receiver.system.http1 import Reply
@@ -55,26 +52,12 @@ _LONG_PART = 16
 """Characters in one part of a path: some services give out addresses that are their own proof."""
 
 
-class TimedSecret(BaseModel):
-    """A secret that signs from one time until another."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True)
-
-    secret: SecretStr
-    from_: AwareDatetime | None = Field(default=None, alias="from")
-    until: AwareDatetime | None = None
-
-
-def _timed(value: Any) -> Any:
-    return {"secret": value} if isinstance(value, str | SecretStr) else value
-
-
 class HttpSettings(Section):
     """[destinations.NAME] of kind `http`."""
 
     url: SecretStr
     """Secret since a query or userinfo may carry credentials."""
-    secrets: tuple[Annotated[TimedSecret, BeforeValidator(_timed)], ...] = ()
+    secrets: Secrets = ()
     allow: Networks = ()
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
     ca_file: str | None = None
@@ -89,13 +72,8 @@ class HttpSettings(Section):
     """Longest time from the request to its answer; None is `timeout_seconds`."""
     client_certificate: str | None = None
     """A PEM file with a certificate and its key, shown to a destination that asks for one."""
-
-    @field_validator("secrets")
-    @classmethod
-    def _secrets(cls, value: tuple[TimedSecret, ...]) -> tuple[TimedSecret, ...]:
-        for one in value:
-            webhook_key(one.secret.get_secret_value())
-        return value
+    proxy: ProxyUrl | None = None
+    """The HTTP proxy that connects to the destination."""
 
     @field_validator("success")
     @classmethod
@@ -139,6 +117,7 @@ class HttpDestination(Kind):
             connect_seconds=options.connect_seconds,
             answer_seconds=options.answer_seconds,
             client_certificate=options.client_certificate,
+            proxy=options.proxy.get_secret_value() if options.proxy else None,
         )
 
     @classmethod
@@ -150,9 +129,7 @@ class HttpDestination(Kind):
             except ConfigError as error:
                 fix = "name a file with a certificate and its unencrypted key in PEM form"
                 yield Finding("E009", f"{where}.client_certificate", error.message, fix)
-        if options.ca_file is not None and not holds_certificates(options.ca_file):
-            fix = "name a file with certificates in PEM form"
-            yield Finding("E009", f"{where}.ca_file", NO_CERTIFICATES, fix)
+        yield from super().findings(where, options)
         if not options.secrets:
             unsigned = "its events are sent unsigned, so anybody could forge them"
             yield Finding("W003", f"{where}.secrets", unsigned, cls.codes["W003"].fix)
@@ -180,34 +157,12 @@ class HttpDestination(Kind):
         elif self._format == "cloudevents-binary":
             more, body = binary(body, event_id)
             headers = headers | more
-        keys = self._keys.at(timestamp)
-        headers = headers | standard_webhook(keys, event_id, timestamp // 1000, body)
-        if not keys:
-            del headers["webhook-signature"]  # an empty one would only confuse
+        headers = headers | self._keys.headers(event_id, timestamp, body)
         answer = await self._egress.post(self._url, headers, body, method=self._method)
         if isinstance(answer, Failure):
             return Outcome(kind=answer.kind, detail=answer.detail)
         kept = self._redactor.clean_start(answer.body)
         return _outcome(answer, kept, timestamp, delivered=answer.status in self._success)
-
-
-class Keys:
-    """What a destination's secrets sign with, each within its own time."""
-
-    def __init__(self, secrets: Sequence[TimedSecret]) -> None:
-        self._keys = [(webhook_key(one.secret.get_secret_value()), one.from_, one.until) for one in secrets]
-        self._always = [key for key, start, end in self._keys if start is None and end is None]
-
-    def at(self, timestamp: int) -> list[SigningKey]:
-        """Return the keys that are valid at a time in epoch milliseconds."""
-        if len(self._always) == len(self._keys):
-            return self._always
-        at = datetime.fromtimestamp(timestamp / 1000, UTC)
-        return [
-            key
-            for key, start, end in self._keys
-            if (start is None or start <= at) and (end is None or at < end)
-        ]
 
 
 def _statuses(codes: Sequence[int | str]) -> frozenset[int]:

@@ -7,8 +7,6 @@ boto3 takes a thread and a millisecond of processor time for each put, and its t
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import socket
 import ssl
 import time
@@ -22,6 +20,7 @@ from receiver import __version__
 from receiver.core.callback import Body
 from receiver.storage.blobs.s3_errors import is_outage, unavailable
 from receiver.storage.blobs.s3_options import CONNECT_SECONDS, S3Options
+from receiver.system.aws_signature import Signature
 from receiver.system.http1 import Bounds, Connection, Connections, Unanswered, request_head
 from receiver.system.threads import Threads
 
@@ -58,7 +57,8 @@ class Signer:
         made = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE})
         parts = urlsplit(made)
         query = dict(parse_qsl(parts.query))
-        self._region, service = query.get("X-Amz-Credential", "////").split("/")[-3:-1]
+        region, service = query.get("X-Amz-Credential", "////").split("/")[-3:-1]
+        self._signature = Signature(region, service)
         self._host = parts.netloc.removesuffix(":443" if parts.scheme == "https" else ":80")
         self._path = parts.path.removesuffix(_PROBE)
         self.base = f"{parts.scheme}://{parts.netloc}"
@@ -68,15 +68,14 @@ class Signer:
             and (algorithm, headers, service) == ("AWS4-HMAC-SHA256", "host", "s3")
             and parts.path.endswith(f"/{_PROBE}")
         )
-        self._key_of: tuple[str, str] = ("", "")
-        self._key = b""
 
     def link(self, key: str, about: dict[str, str], seconds: int) -> str:
         """Return a link to `key` that ends in `seconds`; `about` are the `response-…` parameters.
 
         Raises the error of credentials that could not be renewed.
         """
-        credentials, stamp, scope = self._now()
+        credentials = self._usable()
+        stamp, scope = self._signature.now()
         query = about | {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": f"{credentials.access_key}/{scope}",
@@ -91,37 +90,19 @@ class Signer:
         )
         path = self._path + quote(key, safe="/~")
         request = f"GET\n{path}\n{asked}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
-        return f"{self.base}{path}?{asked}&X-Amz-Signature={self._sign(request, stamp, scope)}"
+        signature = self._signature.of(request, stamp, scope, credentials.secret_key)
+        return f"{self.base}{path}?{asked}&X-Amz-Signature={signature}"
 
     def put(self, key: str, headers: dict[str, str], sha256: str) -> tuple[str, dict[str, str]]:
         """Return path and signed headers of a put of a body with this digest. Raises as `link` does."""
-        credentials, stamp, scope = self._now()
-        headers |= {"host": self._host, "x-amz-date": stamp, "x-amz-content-sha256": sha256}
-        if credentials.token:
-            headers["x-amz-security-token"] = credentials.token
-        path, names = self._path + quote(key, safe="/~"), sorted(headers)
-        lines, signed = "".join([f"{name}:{headers[name]}\n" for name in names]), ";".join(names)
-        signature = self._sign(f"PUT\n{path}\n\n{lines}\n{signed}\n{sha256}", stamp, scope)
-        headers["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={signed}, Signature={signature}"
-        )
-        return path, headers
+        credentials, path = self._usable(), self._path + quote(key, safe="/~")
+        headers |= {"host": self._host, "x-amz-content-sha256": sha256}
+        return path, self._signature.headers("PUT", path, headers, sha256, credentials)
 
-    def _now(self) -> tuple[Any, str, str]:
+    def _usable(self) -> Any:
         if isinstance(self.credentials, Exception):
             raise self.credentials
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time()))
-        return self.credentials, stamp, f"{stamp[:8]}/{self._region}/s3/aws4_request"
-
-    def _sign(self, request: str, stamp: str, scope: str) -> str:
-        secret, day = self.credentials.secret_key, stamp[:8]
-        if self._key_of != (secret, day):
-            key = f"AWS4{secret}".encode()
-            for part in scope.split("/"):
-                key = hmac.digest(key, part.encode(), "sha256")
-            self._key_of, self._key = (secret, day), key
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        return hmac.digest(self._key, text.encode(), "sha256").hex()
+        return self.credentials
 
 
 class FirstTries:

@@ -102,6 +102,22 @@ async def test_what_comes_during_an_outage_is_attempted_only_as_a_probe(any_stor
     assert spent == [1, 1, 1, 1, 1, 2, 2, 2]
 
 
+async def test_an_event_that_is_too_large_is_dead_at_once_and_says_nothing_about_its_destination(
+    any_store: Store,
+) -> None:
+    world = World(any_store, limit=2)
+    await record(any_store)
+    await world.at(0)
+    await record(any_store, at=T0 + 1000)
+    world.answer = Outcome(kind=OutcomeKind.TOO_LARGE)
+    assert await world.at(1) == 1
+    newest, oldest = await deliveries(any_store)
+    assert (newest.state, newest.attempts, oldest.state) == (DeliveryState.DEAD, 1, DeliveryState.PENDING)
+    world.answer = DOWN
+    await world.at(30)
+    assert await world.status() is DestinationStatus.FAILING, "the second failure in a row"
+
+
 async def test_an_event_that_a_destination_chokes_on_does_not_keep_the_others_waiting(
     any_store: Store,
 ) -> None:

@@ -1,0 +1,169 @@
+"""A destination that is a stream of NATS JetStream: an event counts as delivered when the stream has stored it.
+
+https://docs.nats.io/nats-concepts/jetstream/headers
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr, field_validator
+
+from receiver.core.message import about
+from receiver.core.work import Outcome, OutcomeKind
+from receiver.outbound.client import failure_of, trust
+from receiver.outbound.destinations import Kind
+from receiver.outbound.queues import TOO_LARGE, Link, attributes, placed, too_large
+from receiver.outbound.signing import Keys, Secrets
+from receiver.settings.load import own_settings
+from receiver.settings.model import DestinationSettings, Section
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+_OTHER_STREAM = 10060
+"""JetStream's error for a message that names another stream than the one that would take it."""
+_OVER_LIMIT = 10054
+"""JetStream's error for a message that is larger than its stream allows."""
+
+
+class NatsSettings(Section):
+    """[destinations.NAME] of kind `nats`."""
+
+    url: SecretStr
+    """`nats://host:4222`, `tls://…`; with `user:password@` or `token@`."""
+    subject: str
+    """The subject of a message; `{type}` and `{source}` are the event's."""
+    credentials_file: str | None = None
+    """A `.creds` file."""
+    ca_file: str | None = None
+    secrets: Secrets = ()
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ValueError("it must begin with nats:// or tls:// and a host")
+        return value
+
+    @field_validator("subject")
+    @classmethod
+    def _subject(cls, value: str) -> str:
+        subject = placed(value, "type", "source")
+        if not subject or not all(subject.split(".")) or any(char in " *>\t\r\n" for char in subject):
+            raise ValueError("write a subject without wildcards: speech.{type}")
+        return value
+
+
+class NatsDestination(Kind):
+    """Publishes each event to a subject that a stream takes."""
+
+    kind = "nats"
+    Settings = NatsSettings
+    needs = ("nats", "nats")
+
+    def __init__(self, settings: DestinationSettings) -> None:
+        super().__init__(settings)
+        self._options = own_settings(NatsSettings, settings)
+        self._seconds = settings.timeout_seconds
+        self._keys = Keys(self._options.secrets)
+        self._where = urlsplit(self._options.url.get_secret_value()).netloc.rpartition("@")[2]
+        self._link = Link(self._connect, _hang_up)
+        self._said: Exception | None = None
+        """What the connection was told last that belongs to no message: why there is none, a permission that is missing."""
+
+    async def open(self) -> None:
+        """Nothing to make ready: the first event connects."""
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._link.close()
+
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Publish the event; JetStream keeps one of several messages with its id."""
+        event = about(body)
+        told = attributes(self._keys, event, event_id, timestamp, body) | {"Nats-Msg-Id": event_id}
+        return await self._publish(placed(self._options.subject, event.type, event.source), body, told)
+
+    async def probe(self) -> str | None:
+        """Ask whether a stream takes the subject, by a message that only a stream of another name may take."""
+        subject = placed(self._options.subject, "speech.completed", "check")
+        outcome = await self._publish(subject, b"", {"Nats-Expected-Stream": "receiver-check"})
+        return None if outcome.status == _OTHER_STREAM else outcome.detail
+
+    async def _publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
+        from nats import errors
+        from nats.js import errors as js_errors
+
+        client = None
+        try:
+            async with asyncio.timeout(self._seconds):
+                client = await self._link.get()
+                size = len(body) + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+                if over := too_large(size + len("NATS/1.0\r\n\r\n"), client.max_payload):
+                    return over
+                await client.jetstream().publish(subject, body, timeout=self._seconds, headers=dict(headers))
+        except js_errors.NoStreamResponseError:
+            return self._refused(f"no stream takes the subject {subject}: make one, or correct the subject")
+        except js_errors.APIError as error:
+            if error.err_code == _OVER_LIMIT:
+                detail = f"the message is larger than its stream allows: {TOO_LARGE}"
+                return Outcome(kind=OutcomeKind.TOO_LARGE, detail=detail)
+            outcome = self._refused(f"JetStream refuses: {(error.description or '')[:200]}")
+            return Outcome(kind=outcome.kind, detail=outcome.detail, status=error.err_code)
+        except (errors.Error, OSError) as error:
+            self._link.drop(client)
+            return self._failed(error)
+        return Outcome(kind=OutcomeKind.DELIVERED)
+
+    def _failed(self, error: Exception) -> Outcome:
+        """Return what it means that nothing connects, the connection broke, or no answer came."""
+        said = str(self._said or error)
+        if "permissions violation" in said.lower():
+            return self._refused(said[:200])
+        if "authorization" in said.lower():
+            return self._refused(f"{self._where} refuses the credentials in url or credentials_file")
+        if isinstance(error, TimeoutError):  # nats-py's is one as well
+            return Outcome(kind=OutcomeKind.TIMEOUT, detail=f"{self._where} did not answer in time")
+        failure = failure_of(self._said if isinstance(self._said, OSError) else error, self._where)
+        return Outcome(kind=failure.kind, detail=failure.detail)
+
+    @staticmethod
+    def _refused(detail: str) -> Outcome:
+        return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
+
+    async def _connect(self) -> Client:
+        from nats.aio.client import Client
+
+        self._said = None
+
+        async def told(error: Exception) -> None:
+            self._said = error
+
+        options: dict[str, Any] = {"user_credentials": self._options.credentials_file}
+        if self._options.ca_file or self._options.url.get_secret_value().startswith("tls://"):
+            options["tls"] = trust(self._options.ca_file)
+        client = Client()
+        try:
+            await client.connect(
+                self._options.url.get_secret_value(),
+                name="receiver",
+                allow_reconnect=False,  # the next attempt connects
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=max(1, round(self._seconds)),
+                error_cb=told,
+                **options,
+            )
+        except BaseException:  # nats-py leaves the connection open
+            self._link.end(client)
+            raise
+        return client
+
+
+async def _hang_up(client: Client) -> None:
+    await client.close()
