@@ -18,7 +18,7 @@ export type EventPage = { items: Array<EventShown>; next: string | null; cursor:
 
 export type EventShown = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData };
 
-export type EventWhole = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData; callback: CallbackShown | null; pickup: PickupShown | null; deliveries: Array<DeliveryWhole> };
+export type EventWhole = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData; callback: CallbackShown | null; pickup: PickupShown | null; deliveries: Array<DeliveryWhole>; routing: Array<DecisionShown> };
 
 export type CallbackShown = { id: string; received_at: string; method: string; content_type: string; body_size: number; body_sha256: string; proofs: string; peer: string | null; secret: number | null; headers: Record<string, string | null>; token_id: string | null; issued_at: string | null; body_ms: number | null; proved_ms: number | null; stored_ms: number | null };
 
@@ -33,6 +33,8 @@ export type DeliveryWhole = { id: string; state: DeliveryState; destination: str
 export type AttemptShown = { number: number; started_at: string; duration_ms: number; outcome: OutcomeKind; status: number | null; detail: string; answer: string };
 
 export type OutcomeKind = "blocked" | "collected" | "delivered" | "gone" | "not_stored" | "not_yet" | "refused" | "timeout" | "too_large" | "unreachable" | "unusable";
+
+export type DecisionShown = { destination: string; sent: boolean; rule: string };
 
 export type Renormalized = { replaces: string; event_id: string | null };
 

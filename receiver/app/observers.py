@@ -49,7 +49,7 @@ from receiver.system.space import free_bytes
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BLANK = ("", None)
-_DIGITS = {"seconds": 6, "waited_seconds": 3}
+_DIGITS = {"seconds": 6, "body_seconds": 6, "proved_seconds": 6, "waited_seconds": 3}
 _ALWAYS = frozenset(("source", "provider", "method", "status", "seconds", "size"))
 """Fields of a callback's line that are written even when they are empty."""
 _NUMBERS = re.compile(r"[0-9]+")
@@ -92,7 +92,7 @@ class LogObserver:
                 return
             left_out = repeated
         fields = _fields(report) | {"left_out": left_out}
-        del fields["answer"]
+        del fields["answer"], fields["began"]
         if report.count == 1:
             del fields["count"]
         line = {name: value for name, value in fields.items() if value or name in _ALWAYS}

@@ -12,6 +12,7 @@ from receiver.core.work import DeliveryFilter
 
 if TYPE_CHECKING:
     from receiver.core.event import Event
+    from receiver.core.routing import Decision
     from receiver.core.work import Delivery
     from receiver.storage.store.store import Store
 
@@ -27,17 +28,19 @@ def route(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show where an event goes, by which rule, and with which of its data. Today's settings decide."""
+    """Show where an event goes, by which rule, and with which of its data. Also what was decided when it was recorded."""
     from receiver.app.wiring import build_router
-    from receiver.web.views import page
+    from receiver.web.views import page, view
 
     settings = load_to_look(ctx)
 
-    async def look(store: Store) -> tuple[Event, list[Delivery]]:
+    async def look(store: Store) -> tuple[Event, list[Delivery], list[Decision]]:
         event = await store.event(event_id)
-        return event, await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
+        deliveries = await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
+        return event, deliveries, await store.routing(event_id)
 
-    event, deliveries = ask(settings, look)
+    event, deliveries, recorded = ask(settings, look)
+    before = {one.destination: one for one in recorded}
     states = {one.destination: one.state.value for one in deliveries}
     decisions = build_router(settings).decisions(event.source, event.type, event.data)
     rows = [
@@ -47,6 +50,7 @@ def route(
             "rule": one.rule,
             "data": settings.destinations[one.destination].data,
             "delivery": states.get(one.destination),
+            "recorded": view(before[one.destination]) if one.destination in before else None,
         }
         for one in decisions
     ]
@@ -56,15 +60,20 @@ def route(
     cells = [
         [
             one.destination,
-            "yes" if one.sent else "no",
+            _yes(one),
+            _yes(before.get(one.destination)),
             states.get(one.destination),
             _told(settings.destinations[one.destination].data),
             one.rule,
         ]
         for one in decisions
     ]
-    names = ("destination", "sent", "delivery", "data", "rule")
+    names = ("destination", "sent", "when recorded", "delivery", "data", "rule")
     print_table(names, cells, empty="no destination is configured", wide=wide)
+
+
+def _yes(one: Decision | None) -> str | None:
+    return None if one is None else "yes" if one.sent else "no"
 
 
 def _told(data: tuple[str, ...] | None) -> str:

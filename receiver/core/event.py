@@ -259,6 +259,8 @@ class Recording(Struct, frozen=True, kw_only=True):
     event: Event
     destinations: tuple[str, ...]
     answered: Answered | None = None
+    routing: bytes | None = None
+    """Of each destination whether the event goes there, and by which rule: `Decision`s as JSON."""
 
 
 class RecordStatus(StrEnum):

@@ -68,8 +68,7 @@ def condition(field: str, wanted: Any) -> Condition:
     return Condition(field, values)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Whether an event goes to a destination, and why."""
 
     destination: str
@@ -123,6 +122,7 @@ class Router:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = tuple(routes)
         self._fitting = lru_cache(maxsize=1024)(self._wanting)
+        self._always = lru_cache(maxsize=1024)(self._decided)
 
     def _wanting(self, source: str, event_type: str) -> tuple[tuple[str, ...], bool]:
         """Return the destinations that want this source and type, and whether any of them has conditions."""
@@ -135,6 +135,15 @@ class Router:
         if not conditional:
             return names
         return tuple(one.destination for one in self.decisions(source, event_type, data) if one.sent)
+
+    def decided(self, source: str, event_type: str, data: bytes) -> tuple[tuple[str, ...], bytes]:
+        """Return the destinations that an event goes to, and all decisions about it as JSON, as they are kept with it."""
+        _, conditional = self._fitting(source, event_type)
+        return self._decided(source, event_type, data) if conditional else self._always(source, event_type)
+
+    def _decided(self, source: str, event_type: str, data: bytes = b"{}") -> tuple[tuple[str, ...], bytes]:
+        decisions = self.decisions(source, event_type, data)
+        return tuple(one.destination for one in decisions if one.sent), msgspec.json.encode(decisions)
 
     def decisions(self, source: str, event_type: str, data: bytes) -> list[Decision]:
         """Return of each destination whether an event goes there, and why."""

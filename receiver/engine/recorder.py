@@ -259,8 +259,10 @@ class Recorder:
             duration_ms=_milliseconds(link),
         )
         row = _row(origin, draft, moment_of(event_id), None if blob else document)
-        destinations = self._router.destinations(origin.source, draft.type, data)
-        return Recording(callback=row, event=event, destinations=destinations, answered=answered)
+        destinations, routing = self._router.decided(origin.source, draft.type, data)
+        return Recording(
+            callback=row, event=event, destinations=destinations, answered=answered, routing=routing
+        )
 
     async def _store_body(
         self, origin: _Origin, draft: EventDraft, now: int

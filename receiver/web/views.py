@@ -15,6 +15,7 @@ from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
 from receiver.core.explain import Cause, Job, Step, explain
+from receiver.core.routing import Decision
 from receiver.core.submission import Submission, SubmissionState
 from receiver.core.work import (
     Attempt,
@@ -211,6 +212,15 @@ class PickupWhole(PickupShown, frozen=True, kw_only=True):
     attempts_made: list[PickupAttemptShown]
 
 
+class DecisionShown(Struct, frozen=True, kw_only=True):
+    """Whether an event goes to a destination, as it was decided when the event was recorded."""
+
+    destination: str
+    sent: bool
+    rule: str
+    """The rule that said so."""
+
+
 class EventWhole(EventShown, frozen=True, kw_only=True):
     """An event with all that belongs to it."""
 
@@ -219,6 +229,8 @@ class EventWhole(EventShown, frozen=True, kw_only=True):
     pickup: PickupShown | None
     """The pickup that it ended, if there was one."""
     deliveries: list[DeliveryWhole]
+    routing: list[DecisionShown]
+    """Empty for progress that came after its job's end, and for events about sources and destinations."""
 
 
 class AudioLink(Struct, frozen=True, kw_only=True):
@@ -409,6 +421,7 @@ class EventPage(Struct, frozen=True, kw_only=True):
 _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Event: EventShown,
     Delivery: DeliveryShown,
+    Decision: DecisionShown,
     Attempt: AttemptShown,
     DestinationState: DestinationHealth,
     Rejection: RejectionShown,

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -23,6 +24,7 @@ from receiver.core.event import (
     new_id,
 )
 from receiver.core.retention import Erasure, Subject, SubjectKind
+from receiver.core.routing import Decision
 from receiver.core.work import (
     Claimed,
     Delivery,
@@ -271,6 +273,20 @@ class RecordSuite:
     async def test_nothing_else_is_late(self, store: Store, first: Recording, then: Recording) -> None:
         await store.record(first)
         assert (await store.record(then)).status is RecordStatus.RECORDED
+
+    async def test_what_was_decided_of_destinations_is_kept_but_for_late_events(self, store: Store) -> None:
+        decided = msgspec.json.encode(
+            [Decision("app", sent=True, rule="a"), Decision("crm", sent=False, rule="b")]
+        )
+        final = replace(recording("app", job_id="j"), routing=decided)
+        late = replace(recording("app", job_id="j", stage=Stage.PROGRESS), routing=decided)
+        await store.record(final)
+        await store.record(late)
+        assert [(one.destination, one.sent) for one in await store.routing(final.event.id)] == [
+            ("app", True),
+            ("crm", False),
+        ]
+        assert await store.routing(late.event.id) == await store.routing("evt_0") == []
 
 
 class ClaimSuite:

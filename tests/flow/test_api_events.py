@@ -54,6 +54,7 @@ async def test_events_are_shown_with_all_that_belongs_to_them(up: Running) -> No
     assert [(one["destination"], one["state"], one["attempts_made"]) for one in whole["deliveries"]] == [
         ("app", "pending", [])
     ]
+    assert whole["routing"] == [{"destination": "app", "sent": True, "rule": "sources and events fit"}]
     body = await up.client.get(f"/api/v1/events/{first['id']}/body")
     assert body.json()["metadata"]["request_id"] == "first"
     assert body.headers["content-disposition"].startswith("attachment")

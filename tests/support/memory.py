@@ -49,6 +49,7 @@ from receiver.core.retention import (
     Traces,
     Walk,
 )
+from receiver.core.routing import Decision
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import (
     Attempt,
@@ -100,6 +101,7 @@ class MemoryStore(Store):
         self._arrivals = itertools.count()
         self._places: dict[str, Place] = {}
         self._acts: dict[str, Act] = {}
+        self._routing: dict[str, bytes | None] = {}
         self._operations: dict[str, BulkOperation] = {}
         self._open = False
 
@@ -136,6 +138,7 @@ class MemoryStore(Store):
         late = event.stage is Stage.PROGRESS and self._has_ended(event)
         self._callbacks[recording.callback.id] = (recording.callback, event.id)
         self._put(event, () if late else recording.destinations)
+        self._routing[event.id] = None if late else recording.routing
         return Recorded(status=RecordStatus.LATE if late else RecordStatus.RECORDED, event_id=event.id)
 
     def _insist_new(self, event: Event) -> None:
@@ -587,6 +590,11 @@ class MemoryStore(Store):
             msg = f"no event has the id {event_id}"
             raise NotFound(msg)
         return self._events[event_id]
+
+    async def routing(self, event_id: str) -> list[Decision]:
+        await self.ping()
+        kept = self._routing.get(event_id) if event_id in self._events else None
+        return msgspec.json.decode(kept, type=list[Decision]) if kept else []
 
     async def body(self, event_id: str) -> bytes | None:
         await self.event(event_id)

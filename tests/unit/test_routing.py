@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from receiver.cli.app import app
 from receiver.core.projection import fields, projected
-from receiver.core.routing import Route, Router, condition
+from receiver.core.routing import Decision, Route, Router, condition
 from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import recording
 from tests.support.running import running, settings_text
@@ -86,7 +88,8 @@ def test_events_about_destinations_go_only_where_they_are_named() -> None:
 async def test_the_command_shows_each_destination_with_its_rule_and_delivery(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "receiver.db"))
     await store.prepare()
-    event_id = (await store.record(recording("app"))).event_id
+    decided = msgspec.json.encode([Decision("app", sent=True, rule="it did")])
+    event_id = (await store.record(replace(recording("app"), routing=decided))).event_id
     await store.close()
     (tmp_path / "receiver.toml").write_text(
         f'data = "{tmp_path}"\n[destinations.app]\nurl = "https://a.example/"\n'
@@ -103,6 +106,7 @@ async def test_the_command_shows_each_destination_with_its_rule_and_delivery(tmp
             "rule": "sources and events fit",
             "data": None,
             "delivery": "pending",
+            "recorded": {"destination": "app", "sent": True, "rule": "it did"},
         },
         {
             "destination": "long",
@@ -110,6 +114,7 @@ async def test_the_command_shows_each_destination_with_its_rule_and_delivery(tmp
             "rule": "where.audio.duration_seconds does not hold",
             "data": ["ref"],
             "delivery": None,
+            "recorded": None,
         },
     ]
 

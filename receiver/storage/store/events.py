@@ -33,6 +33,7 @@ from receiver.core.event import (
     new_id,
 )
 from receiver.core.page import Page
+from receiver.core.routing import Decision
 from receiver.core.work import DeliveryState
 from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Conditions, Listing, page
 from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
@@ -85,7 +86,12 @@ def write_events(session: Session, recordings: Sequence[Recording]) -> set[str]:
     late = _late(session, events)
     if events:
         session.begin_recording()
-    session.run_rows("insert_events", list(map(astuple, events)))
+    routings = (one.routing for one in recordings)
+    rows = [
+        (*astuple(event), None if event.id in late else routing)
+        for event, routing in zip(events, routings, strict=True)
+    ]
+    session.run_rows("insert_events", rows)
     deliveries: list[tuple[Value, ...]] = []
     for recording in recordings:
         event, at = recording.event, recording.event.recorded_at
@@ -164,6 +170,12 @@ def body(session: Session, event_id: str) -> bytes | None:
     if not rows:
         raise NotFound(f"no event has the id {event_id}")
     return None if rows[0][0] is None else bytes(rows[0][0])
+
+
+def routing(session: Session, event_id: str) -> list[Decision]:
+    """Return what was decided of an event's destinations when it was recorded; nothing of one that came late, or that is not there."""
+    rows = session.run("event_routing", {"id": event_id})
+    return msgspec.json.decode(rows[0][0], type=list[Decision]) if rows and rows[0][0] else []
 
 
 def callback(session: Session, event_id: str) -> Callback | None:

@@ -59,10 +59,16 @@ WHERE id >= :first AND id < :beyond AND event_id = :event_id
 ORDER BY received_at, id
 LIMIT 1
 
+-- name: event_routing
+-- What was decided of an event's destinations when it was recorded.
+SELECT routing
+FROM events
+WHERE id = :id
+
 -- name: insert_events
 -- Writes events.
 INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key,
-    size, duration_ms; position={position}}
+    size, duration_ms, routing; position={position}}
 
 -- name: next_position
 -- Makes the position of a transaction's events, in a database where one transaction writes at a time.

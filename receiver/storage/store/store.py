@@ -276,6 +276,7 @@ class Store:
     oldest_position = _reads(event_rows.oldest_position)
     body = _reads(event_rows.body)
     callback = _reads(event_rows.callback)
+    routing = _reads(event_rows.routing)
     has_scope = _reads(event_rows.has_scope)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:

@@ -18,6 +18,7 @@ from receiver.web.api.call import Call
 from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, millis, place_of
 from receiver.web.views import (
     AudioLink,
+    DecisionShown,
     DeliveryWhole,
     EventPage,
     EventShown,
@@ -109,6 +110,7 @@ async def one(call: Call[None, None]) -> EventWhole:
         callback=callback_shown(callback) if callback else None,
         pickup=shown(pickups[0], PickupShown) if pickups else None,
         deliveries=deliveries,
+        routing=[shown(one, DecisionShown) for one in await store.routing(event.id)],
     )
 
 
