@@ -295,6 +295,17 @@ class SubmissionEnd(Struct, frozen=True, kw_only=True):
     now: int
 
 
+class Usage(Struct, frozen=True):
+    """What a process takes of one of an application's limits, for its calls to come."""
+
+    application: str
+    what: str
+    """`calls`, `reads`, `bytes` or `jobs`."""
+    window: int
+    """The number of the window of time."""
+    amount: int
+
+
 class SubmissionFilter(Struct, frozen=True, kw_only=True):
     """Which submissions to list, newest first; `after` is the last id of the page before."""
 

@@ -294,9 +294,11 @@ class SubmitToken(Section):
     sources: tuple[str, ...] = Field(min_length=1)
     may: tuple[Literal["submit", "upload", "read", "cancel"], ...] = ("submit", "upload", "read")
     per_minute: int = Field(default=60, ge=1)
-    """Submissions and uploads; each process counts its own."""
+    """Submissions and uploads. This and the three others are counted over all processes."""
     reads_per_second: int = Field(default=10, ge=1)
+    """Questions about jobs; ten times as many in ten seconds."""
     at_once: int = Field(default=8, ge=1)
+    """Calls under way, in one process."""
     bytes_per_day: int = Field(default=20 * 1024 * MIB, ge=1)
     """Of bodies; each process counts its own, since its start or last reload."""
     jobs_per_day: int = Field(default=5000, ge=1)

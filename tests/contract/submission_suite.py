@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from receiver.core.submission import (
     SubmissionEnd,
     SubmissionFilter,
     SubmissionState,
+    Usage,
 )
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import new_expectation
@@ -76,8 +78,6 @@ class SubmissionSuite:
         assert (row.state, row.status, row.answer) == (SubmissionState.ACCEPTED, 200, b"answer")
         [expected] = await store.pickups(PickupFilter())
         assert (expected.state, expected.job_id, expected.ref) == (PickupState.PENDING, "job-1", "order-1")
-        assert await store.jobs_since("crm", T0) == 1
-        assert await store.jobs_since("crm", T0 + 1) == 0
 
     async def test_where_there_is_no_job_nothing_is_expected(self, store: Store) -> None:
         refused, nothing = new(1, fingerprint="a"), new(2, fingerprint="b")
@@ -115,6 +115,15 @@ class SubmissionSuite:
         assert found is not None
         assert found.job_id == "job-1"
         assert await store.begin_submission(new(4, at=T0 + 2000, idempotency_key="k")) is None
+
+    async def test_what_applications_use_is_one_sum_of_all_processes_in_each_window(
+        self, store: Store
+    ) -> None:
+        calls, other = Usage("crm", "calls", 7, 2), Usage("billing", "calls", 7, 5)
+        told = await asyncio.gather(*(store.count_usage((calls, other)) for _ in range(3)))
+        assert sorted(told) == [(2, 5), (4, 10), (6, 15)]
+        assert await store.count_usage((Usage("crm", "calls", 8, 1), Usage("crm", "jobs", 7, 1))) == (1, 1)
+        assert await store.count_usage((calls,)) == (3,)  # from a process whose clock is behind
 
     async def test_what_is_old_goes_and_what_was_left_open_is_unknown(self, store: Store) -> None:
         left, ended = new(1, fingerprint="a"), new(2, fingerprint="b")

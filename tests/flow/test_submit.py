@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,11 +13,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
+from receiver.core.errors import SubmissionRefused
 from receiver.core.event import EventFilter
-from receiver.core.submission import SubmissionFilter
+from receiver.core.submission import Kind, SubmissionFilter
 from receiver.core.work import PickupFilter
+from receiver.engine.submissions.allowances import Allowance
 from receiver.providers.deapi import signed
+from receiver.settings.model import SubmitToken
 from tests.contract.submission_suite import new
 from tests.support.running import BASIC, DEAPI_SECRET, Running, free_port
 from tests.support.submitting import (
@@ -406,10 +411,12 @@ async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: B
     assert (again.status_code, again.headers.get("x-receiver-replayed")) == (200, None)
 
 
-async def test_bounds_of_calls_at_once_rate_and_bodies(tmp_path: Path) -> None:
-    limits = "max_json_bytes = 100\nmax_body_bytes = 1000\nidle_seconds = 0.3"
-    async with submitting(tmp_path, submit=limits) as (up, api):
-        allowance = up.receiver.submissions.applications.allowances["crm"]
+async def test_bounds_of_bodies_and_of_calls_at_once(tmp_path: Path) -> None:
+    bounds = "max_json_bytes = 100\nmax_body_bytes = 1000\nidle_seconds = 0.3"
+    async with submitting(tmp_path, submit=bounds, limits="jobs_per_day = 1\nbytes_per_day = 9000") as (
+        up,
+        api,
+    ):
         bearer = {"authorization": f"Bearer {TOKEN}"}
         assert (await up.client.post(SPEECH, json={"text": "x" * 200}, headers=bearer)).status_code == 413
         assert (await up.client.post(LISTEN, content=bytes(2000))).status_code == 413
@@ -419,15 +426,51 @@ async def test_bounds_of_calls_at_once_rate_and_bodies(tmp_path: Path) -> None:
             await asyncio.sleep(5)
 
         assert (await up.client.post(LISTEN, content=slow())).status_code == 408
-        allowance.settings = allowance.settings.model_copy(update={"jobs_per_day": 1})
-        assert (await up.client.post(LISTEN, content=b"a")).status_code == 200
+        assert (await up.client.post(LISTEN, content=b"a")).status_code == 200  # none of those was a job
         full = await up.client.post(LISTEN, content=b"a")
         assert (full.status_code, int(full.headers["retry-after"]) > 0) == (429, True)
-        for name, value in (("at_once", 0), ("bytes_per_day", 1)):
-            allowance.settings = allowance.settings.model_copy(update={name: value})
-            assert (await up.client.post(LISTEN, content=b"a")).status_code == 429
+        allowance = up.receiver.submissions.applications.allowances["crm"]
+        allowance.settings = allowance.settings.model_copy(update={"at_once": 0})
+        assert (await up.client.post(LISTEN, content=b"a")).status_code == 429
         assert len(api.asked) == 1
-        assert await up.receiver.store.submissions(SubmissionFilter(limit=5)) != []
+        assert len(await up.receiver.store.submissions(SubmissionFilter(limit=5))) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
+    both: Both, processes: int
+) -> None:
+    token = SubmitToken(
+        name="crm",
+        secrets=(SecretStr(TOKEN),),
+        sources=("deepgram",),
+        per_minute=100,
+        reads_per_second=2,
+        jobs_per_day=70,
+        bytes_per_day=5000,
+    )
+    fleet, store, day = [Allowance(token) for _ in range(processes)], both[0].receiver.store, 86_400_000
+
+    async def admitted(kind: Kind, at: int, size: int = 0) -> int:
+        """Return how many calls go through, each process taking its turn until all are refused."""
+        count, asking = 0, list(fleet)
+        while asking:
+            one = asking.pop(0)
+            with contextlib.suppress(SubmissionRefused):
+                await one.admit("deepgram", kind, store, at)
+                one.add_bytes(size)
+                count += 1
+                asking.append(one)
+        return count
+
+    assert await admitted("upload", 10 * day) == 100
+    assert await admitted("read", 10 * day) == 20
+    assert await admitted("read", 10 * day + 10_000) == 20
+    assert await admitted("submit", 10 * day + 60_000) == 70
+    assert await admitted("submit", 10 * day + 120_000) == 0
+    by_bytes = await admitted("upload", 11 * day, size=1000)
+    assert 5 <= by_bytes <= 5 + processes
+    assert await admitted("upload", 12 * day, size=2000) <= 3 + processes
 
 
 async def test_an_answer_before_the_body_has_ended_is_passed_back(both: Both) -> None:

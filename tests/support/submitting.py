@@ -123,7 +123,14 @@ async def api() -> AsyncIterator[Api]:
 
 
 def settings(
-    folder: Path, base: str, *, submit: str = "", source: str = "", deapi: str = "", extra: str = ""
+    folder: Path,
+    base: str,
+    *,
+    submit: str = "",
+    source: str = "",
+    deapi: str = "",
+    extra: str = "",
+    limits: str = "",
 ) -> str:
     """Return settings with Deepgram and deAPI to be submitted to, and two applications."""
     return f"""
@@ -158,6 +165,7 @@ name = "crm"
 secrets = ["{TOKEN}"]
 sources = ["deepgram", "deapi"]
 per_minute = 1000
+{limits}
 [[submit.tokens]]
 name = "billing"
 secrets = ["{OTHER}"]

@@ -19,7 +19,7 @@ from receiver.core.observe import Observers, SubmissionReport
 from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.core.tokens import CallbackTokens
 from receiver.engine.requests import MAX_REF
-from receiver.engine.submissions.allowances import DAY_MS, Applications
+from receiver.engine.submissions.allowances import Applications
 from receiver.engine.submissions.answers import Answers
 from receiver.engine.submissions.bodies import Stream
 from receiver.engine.submissions.call import Answer, Call, Passing, SubmitSource, refusal
@@ -34,6 +34,8 @@ __all__ = ["Answer", "Call", "Submissions", "SubmitSource"]
 OPEN_SECONDS = 3600
 """After so long no submission is under way any more: its process has ended."""
 _SWEEP_SECONDS = 60.0
+_NO_JOB = frozenset(("refused", "not_sent", "replayed"))
+"""Outcomes of a submission that make no job."""
 
 
 class Submissions:
@@ -102,8 +104,9 @@ class Submissions:
         passing: Passing | None = None
         async with AsyncExitStack() as stack:
             try:
-                passing = self._admitted(call, report, stack)
-                answer = await self._answer(passing)
+                passing = await self._admitted(call, report, stack)
+                submits = passing.rule.kind == "submit"
+                answer = await (self._submit(passing) if submits else self._pass_on(passing))
             except Exception as error:
                 if not isinstance(error, ReceiverError | OSError | MemoryError):
                     self._observer.note("error", "submit.bug", error=type(error).__name__)
@@ -115,11 +118,13 @@ class Submissions:
                 if passing is not None and passing.submission is not None and answer.delivered:
                     with contextlib.suppress(StoreUnavailable):
                         await self._store.deliver_submission(passing.submission.id)
+                if passing is not None and report.outcome in _NO_JOB and passing.rule.kind == "submit":
+                    passing.allowance.no_job()
                 report.seconds = time.perf_counter() - began
                 self._observer.submission(report)
 
-    def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
-        """Return a call that may be passed on, by all that is known before its body. Raises `SubmissionRefused`."""
+    async def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
+        """Return a call that may be passed on, by all that is known before its body. Raises `SubmissionRefused`, `StoreUnavailable`."""
         source = self.sources.get(call.source)
         if source is None:
             raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")
@@ -134,11 +139,11 @@ class Submissions:
         report.application = allowance.application
         if self._under_way >= self.settings.at_once:
             raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
-        allowance.check(call.source, rule.kind, self._clock())
         if call.ref is not None and not (len(call.ref) <= MAX_REF and call.ref.isprintable()):
             raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
         report.ref = call.ref
         stack.enter_context(self._counted())
+        await allowance.admit(call.source, rule.kind, self._store, self._clock())
         stack.enter_context(allowance.under_way())
         return Passing(call, source, rule, names, allowance, report, stack)
 
@@ -149,14 +154,6 @@ class Submissions:
             yield
         finally:
             self._under_way -= 1
-
-    async def _answer(self, passing: Passing) -> Answer:
-        if passing.rule.kind != "submit":
-            return await self._pass_on(passing)
-        since = self._clock() // DAY_MS * DAY_MS
-        jobs = await self._store.jobs_since(passing.allowance.application, since)
-        passing.allowance.check_jobs(jobs, self._clock())
-        return await self._submit(passing)
 
     async def _pass_on(self, passing: Passing) -> Answer:
         """Pass on what makes no job: an upload, or a question about a job of the same application."""

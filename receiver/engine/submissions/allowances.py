@@ -1,77 +1,111 @@
-"""What each application may do: proved by its token, limited in rate, calls at once, bytes and jobs per day."""
+"""What each application may do: proved by its token, limited in calls at once, and over all processes in rate, bytes and jobs."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from receiver.core.errors import SubmissionRefused
-from receiver.core.submission import Kind, ProviderApi
+from receiver.core.submission import Kind, ProviderApi, Usage
 from receiver.settings.model import SubmitToken
+from receiver.storage.store.store import Store
 
-DAY_MS = 86_400_000
+_DAY = 86_400
 
 
-class Bucket:
-    """Lets through so many in a minute, all of them at once if need be."""
+@dataclass(slots=True)
+class _Limit:
+    """So much in a window of time, over all processes: each takes pieces of it from the store, not one for each call."""
 
-    def __init__(self, per_minute: float, burst: float, clock: Callable[[], float]) -> None:
-        self._rate, self._burst, self._clock = per_minute / 60, burst, clock
-        self._left, self._at = burst, clock()
+    what: str
+    setting: str
+    seconds: int
+    pieces: int = 32
+    """In which it is taken: for a day more, since what a process has taken and does not use is lost to the others."""
+    times: int = 1
+    """Of the setting, in one window."""
+    message: str = "too many calls"
+    window: int = -1
+    left: int = 0
+    """What this process has taken and not used; below zero it has used more."""
+    used: int = 0
+    """What all processes have taken, as far as is known."""
 
-    def take(self) -> float:
-        """Take one; return 0, or the seconds after which there is one."""
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            return (1 - self._left) / self._rate
-        self._left -= 1
-        return 0.0
+    def most(self, settings: SubmitToken) -> int:
+        """Return how much a window has."""
+        limit: int = getattr(settings, self.setting)
+        return limit * self.times
+
+    def wanted(self, settings: SubmitToken, now: int) -> int | None:
+        """Return how much to take from the store, None where what is here will do. Raises `SubmissionRefused`."""
+        most, milliseconds = self.most(settings), self.seconds * 1000
+        if (window := now // milliseconds) != self.window:
+            self.window, self.left, self.used = window, min(self.left, 0), 0
+        elif self.left > 0:
+            return None
+        elif self.used >= most:
+            wait = (milliseconds - now % milliseconds) / 1000
+            raise SubmissionRefused(429, self.message, retry_after=max(1, round(wait + 0.5)))
+        return max(1, most // self.pieces, 1 - self.left)
+
+    def took(self, settings: SubmitToken, usage: Usage, used: int) -> None:
+        """Note what the store has counted, which made it `used`; beyond the limit it gives nothing."""
+        if usage.window == self.window:
+            self.used = used
+            self.left += max(0, usage.amount - max(0, used - self.most(settings)))
 
 
 class Allowance:
     """One application's."""
 
-    def __init__(self, settings: SubmitToken, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: SubmitToken) -> None:
         self.settings = settings
         self.application = settings.name
-        self._calls = Bucket(settings.per_minute, settings.per_minute, clock)
-        self._reads = Bucket(settings.reads_per_second * 60, settings.reads_per_second, clock)
+        self._calls = _Limit("calls", "per_minute", 60)
+        self._reads = _Limit("reads", "reads_per_second", 10, times=10)
+        self._bytes = _Limit(
+            "bytes", "bytes_per_day", _DAY, pieces=1024, message="the bytes of the day are used up"
+        )
+        self._jobs = _Limit(
+            "jobs", "jobs_per_day", _DAY, pieces=1024, message="the jobs of the day are used up"
+        )
         self._under_way = 0
-        self._day, self._bytes = 0, 0
 
-    def check(self, source: str, kind: Kind, now: int) -> None:
-        """Count a call, unless it is not allowed: then raise `SubmissionRefused`. `now` in epoch milliseconds."""
+    async def admit(self, source: str, kind: Kind, store: Store, now: int) -> None:
+        """Count a call, unless it is not allowed: then raise `SubmissionRefused`. `now` in epoch milliseconds.
+
+        Raises `StoreUnavailable`.
+        """
         settings = self.settings
         if source not in settings.sources:
             raise SubmissionRefused(403, "this token is not for this source")
         if kind not in settings.may:
             raise SubmissionRefused(403, f"this token may not {kind}")
-        bucket = self._reads if kind in ("read", "cancel") else self._calls
-        wait = bucket.take()
-        if wait:
-            raise _later("too many calls", wait)
         if self._under_way >= settings.at_once:
-            raise _later(f"{settings.at_once} calls are under way", 1)
-        if self._used(now) >= settings.bytes_per_day:
-            raise _later("the bytes of the day are used up", (DAY_MS - now % DAY_MS) / 1000)
-
-    def check_jobs(self, jobs_today: int, now: int) -> None:
-        """Raise `SubmissionRefused` when the jobs of the day are used up."""
-        if jobs_today >= self.settings.jobs_per_day:
-            raise _later("the jobs of the day are used up", (DAY_MS - now % DAY_MS) / 1000)
-
-    def _used(self, now: int) -> int:
-        if now // DAY_MS != self._day:
-            self._day, self._bytes = now // DAY_MS, 0
-        return self._bytes
+            raise SubmissionRefused(429, f"{settings.at_once} calls are under way", retry_after=1)
+        counted = [self._reads if kind in ("read", "cancel") else self._calls]
+        if kind == "submit":
+            counted.append(self._jobs)
+        limits = [*counted, self._bytes]  # bytes are counted as they come
+        while taking := [
+            (one, amount) for one in limits if (amount := one.wanted(settings, now)) is not None
+        ]:
+            usages = tuple(Usage(self.application, one.what, one.window, amount) for one, amount in taking)
+            totals = await store.count_usage(usages)
+            for (one, _), usage, used in zip(taking, usages, totals, strict=True):
+                one.took(settings, usage, used)
+        for one in counted:
+            one.left -= 1
 
     def add_bytes(self, count: int) -> None:
         """Count bytes of a body."""
-        self._bytes += count
+        self._bytes.left -= count
+
+    def no_job(self) -> None:
+        """Take back that a job was counted: none was made."""
+        self._jobs.left += 1
 
     @contextlib.contextmanager
     def under_way(self) -> Iterator[None]:
@@ -83,19 +117,15 @@ class Allowance:
             self._under_way -= 1
 
 
-def _later(message: str, seconds: float) -> SubmissionRefused:
-    return SubmissionRefused(429, message, retry_after=max(1, round(seconds + 0.5)))
-
-
 class Applications:
     """Finds out whose call it is. A token is looked up by its hash, so that the time this takes tells nothing of it."""
 
-    def __init__(self, tokens: Iterable[SubmitToken], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tokens: Iterable[SubmitToken]) -> None:
         self._by_hash: dict[bytes, Allowance] = {}
         self.allowances: dict[str, Allowance] = {}
         """By the application's name."""
         for token in tokens:
-            allowance = self.allowances[token.name] = Allowance(token, clock)
+            allowance = self.allowances[token.name] = Allowance(token)
             for secret in token.secrets:
                 self._by_hash[_hash(secret.get_secret_value())] = allowance
 

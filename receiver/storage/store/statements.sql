@@ -570,11 +570,18 @@ WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
 
--- name: count_submissions
--- How many jobs an application has submitted since a time.
-SELECT count(*)
-FROM submissions
-WHERE application = :application AND created_at >= :since
+-- name: count_usage
+-- Counts what a process takes of an application's limit, anew in each window of time.
+INSERT INTO submission_usage (application, what, time_window, used)
+VALUES (:application, :what, :window, :amount)
+ON CONFLICT (application, what) DO UPDATE SET
+    used = CASE WHEN excluded.time_window > submission_usage.time_window THEN 0 ELSE submission_usage.used END
+        + excluded.used,
+    time_window = CASE
+        WHEN excluded.time_window > submission_usage.time_window THEN excluded.time_window
+        ELSE submission_usage.time_window
+    END
+RETURNING used
 
 -- name: fingerprint_submission
 -- Notes the fingerprint of a submission whose body has ended.

@@ -89,6 +89,7 @@ OPERATIONS: Sequence[Operation] = (
     queue.add,
     pickup_rows.add,
     tokens.add,
+    submission_rows.count,
     submission_rows.delivered,
     submission_rows.end,
     submission_rows.begin,
@@ -414,7 +415,7 @@ class Store:
     end_submission = _writes(submission_rows.end)
     submission = _reads(submission_rows.submission)
     submissions = _reads(submission_rows.submissions)
-    jobs_since = _reads(submission_rows.jobs_since)
+    count_usage = _writes(submission_rows.count)
 
     async def fingerprint_submission(
         self, submission_id: str, application: str, fingerprint: str, *, since: int

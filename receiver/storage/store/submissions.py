@@ -15,6 +15,7 @@ from receiver.core.submission import (
     SubmissionEnd,
     SubmissionFilter,
     SubmissionState,
+    Usage,
 )
 from receiver.storage.store import pickups, tokens
 from receiver.storage.store.events import resolve
@@ -167,9 +168,29 @@ def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
     return Page(found, found[-1].id if len(found) == filter.limit else None)
 
 
-def jobs_since(session: Session, application: str, since: int) -> int:
-    """Return how many jobs an application has submitted since then."""
-    return int(session.run("count_submissions", {"application": application, "since": since})[0][0])
+def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[int, ...]]:
+    """Count what processes take of applications' limits; return what has been taken with it, of each.
+
+    Rows are locked in one order, whoever counts. A window that has ended counts nothing any more.
+    """
+    ordered = sorted(
+        (
+            (usage, number, place)
+            for number, request in enumerate(requests)
+            for place, usage in enumerate(request)
+        ),
+        key=lambda one: (one[0].application, one[0].what),
+    )
+    totals = [[0] * len(request) for request in requests]
+    for usage, number, place in ordered:
+        params: dict[str, Value] = {
+            "application": usage.application,
+            "what": usage.what,
+            "window": usage.window,
+            "amount": usage.amount,
+        }
+        totals[number][place] = int(session.run("count_usage", params)[0][0])
+    return [tuple(one) for one in totals]
 
 
 def _of(row: Row) -> Submission:
