@@ -1,9 +1,10 @@
-"""`secret rotate`: a fresh signing secret for a destination, and the setting with which none of its events goes unchecked."""
+"""`secret rotate`: a fresh signing secret for a destination, in the settings beside the present ones, so that none of its events goes unchecked."""
 
 from __future__ import annotations
 
 import os
-import tomllib
+import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from receiver.cli.options import AsJson, load_to_look, option, seconds
 from receiver.cli.output import print_json
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret, public_key
-from receiver.settings.rotation import rotated
+from receiver.system.files import sync_folder, write_file
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -40,35 +41,175 @@ def rotate(
     pair: Annotated[
         bool, option("--pair", help="Make an Ed25519 key pair: the application needs only the public key.")
     ] = False,
+    only_print: Annotated[
+        bool, option("--print", help="Change no file: print the setting to put in place.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a fresh secret for a destination. Also the setting by which the present ones go on signing for a while; changes nothing."""
+    """Give a destination a fresh secret beside its present ones, which go on signing for a while, and print it.
+
+    The settings file is changed, comments and order kept. Where secrets come from the environment, what to set is printed.
+    """
+    _signing(ctx, destination)
+    fresh = new_webhook_secret(pair=pair)
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds(overlap))
+    rotation = Rotation(_path(ctx), destination, fresh, until)
+    written = rotation.write() if rotation.in_files and not only_print else []
+    given = public_key(fresh) if pair else fresh
+    if as_json:
+        public = given if pair else None
+        changed = {"changed": [str(path) for path in written], "variable": rotation.variable}
+        about = {"secret": fresh, "public_key": public, "until": until.isoformat()}
+        print_json(about | {"setting": rotation.setting} | changed)
+        return
+    if written:
+        places = " and ".join(str(path) for path in written)
+        typer.echo(
+            f"# Changed {places}. Take the change to machines with files of their own; then `receiver reload` on each.\n"
+        )
+    else:
+        typer.echo(f"# In {rotation.place}, on every machine; then `receiver reload` on each:")
+        typer.echo(f"{rotation.setting}\n")
+        if rotation.variable:
+            typer.echo(
+                f"# In receiver's environment, for which it has to be started again:\n{rotation.variable}={fresh}\n"
+            )
+        if "…" in rotation.setting:
+            typer.echo("# Where … stands, leave the secret that the file has.\n")
+    typer.echo(f"# For the application, before {until:%Y-%m-%dT%H:%M:%SZ}:\n{given}")
+
+
+def _signing(ctx: typer.Context, destination: str) -> None:
+    """Raise `NotFound` or `UsageError` unless there is such a destination, and it signs."""
+    from receiver.outbound.destinations import kind_of
+
     settings = load_to_look(ctx)
     if destination not in settings.destinations:
         known = ", ".join(sorted(settings.destinations)) or "none"
         raise NotFound(f"no destination is named {destination}; there is: {known}")
-    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds(overlap))
-    fresh = new_webhook_secret(pair=pair)
-    setting = rotated(_present(ctx, destination), fresh, until)
-    public = public_key(fresh) if pair else None
-    if as_json:
-        print_json({"secret": fresh, "public_key": public, "until": until.isoformat(), "setting": setting})
-        return
-    typer.echo(
-        f"# In [destinations.{destination}], on every machine; then restart one after another:\n{setting}\n"
-    )
-    if "…" in setting:
-        typer.echo("# Where … stands, leave the secret that the file has.\n")
-    typer.echo(f"# For the application, before {until:%Y-%m-%dT%H:%M:%SZ}:\n{public or fresh}")
+    kind = kind_of(settings.destinations[destination])
+    if "secrets" not in kind.Settings.model_fields:
+        raise UsageError(f"a destination of kind {kind.kind} signs nothing")
 
 
-def _present(ctx: typer.Context, destination: str) -> list[Any]:
-    """Return the present entries as the settings file writes them: what stands elsewhere cannot be written for a person."""
-    path = Path(ctx.obj or os.environ.get("RECEIVER_CONFIG") or "receiver.toml")
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))["destinations"][destination]
-    except (OSError, ValueError, KeyError):
-        raise UsageError(
-            f"the destination {destination} is not in {path}: add a secret where it is set"
-        ) from None
-    return list(table.get("secrets", ()))
+def _path(ctx: typer.Context) -> Path:
+    return Path(ctx.obj or os.environ.get("RECEIVER_CONFIG") or "receiver.toml")
+
+
+_DATE = re.compile(r"[-_][0-9]{8}(t[0-9]{12})?$", re.IGNORECASE)
+"""What an earlier rotation ended a name with."""
+
+
+@dataclass
+class Rotation:
+    """One destination's `secrets` with a fresh one: as it stands in the settings file, and as it may be shown."""
+
+    path: Path
+    destination: str
+    fresh: str
+    until: datetime
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` when the destination is not in the file."""
+        import tomlkit
+
+        try:
+            self._document = tomlkit.parse(self.path.read_text("utf-8"))
+            table: Any = self._document["destinations"][self.destination]
+        except (OSError, ValueError, KeyError):
+            raise UsageError(
+                f"the destination {self.destination} is not in {self.path}: add a secret where it is set"
+            ) from None
+        self._anew = "secrets" not in table
+        self._entries: Any = table.setdefault("secrets", tomlkit.array())
+        named = [_secret_of(entry) for entry in self._entries]
+        self._file = next((one for one in reversed(named) if one.startswith("file:")), None)
+        variable = next((one for one in reversed(named) if one.startswith("env:")), None)
+        stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        self.variable = None if variable is None else f"{_DATE.sub('', variable[4:])}_{stamp[:8]}"
+        """The variable that has to hold the fresh secret; None where files can."""
+        if self.variable is not None:
+            self._entry = f"env:{self.variable}"
+        else:
+            self._entry = self.fresh if self._file is None else f"{_DATE.sub('', self._file)}-{stamp}"
+        self._end_present()
+        self._entries.append(self._entry)
+
+    @property
+    def place(self) -> str:
+        """Where the setting is written: a variable of its own goes before the file."""
+        own = f"RECEIVER__DESTINATIONS__{self.destination.upper()}__SECRETS"
+        return own if own in os.environ else f"[destinations.{self.destination}]"
+
+    @property
+    def in_files(self) -> bool:
+        """Whether files can be changed so that receiver finds the fresh secret."""
+        return self.variable is None and self.place.startswith("[")
+
+    @property
+    def setting(self) -> str:
+        """The setting, as a person may see it: a secret that stands in the file, other than the fresh one, is named by its end."""
+        import tomlkit
+
+        lines = []
+        for entry in self._entries:
+            secret, line = _secret_of(entry), tomlkit.item(entry).as_string()
+            kept = secret == self.fresh or secret.startswith(("env:", "file:"))
+            lines.append(f"  {line if kept else line.replace(secret, f'…{secret[-4:]}')},\n")
+        return f"secrets = [\n{''.join(lines)}]"
+
+    def _end_present(self) -> None:
+        """Have each present entry end, and leave out those that have ended."""
+        import tomlkit
+
+        for number in reversed(range(len(self._entries))):
+            entry = self._entries[number]
+            if not isinstance(entry, dict):
+                timed = tomlkit.inline_table()
+                timed.update({"secret": str(entry), "until": self.until})
+                self._entries[number] = timed
+            elif "until" not in entry:
+                entry["until"] = self.until
+            elif datetime.fromisoformat(str(entry["until"])) <= datetime.now(UTC):
+                del self._entries[number]
+
+    def write(self) -> list[Path]:
+        """Put the fresh secret in place and return what was changed. Raises `UsageError` when that cannot be done."""
+        import tomlkit
+
+        from receiver.settings.load import parse
+
+        text, folder = tomlkit.dumps(self._document), self.path.parent
+        if self._anew:  # at the end of its table it would come after what is said of the next one
+            header = re.compile(rf"^\[destinations\.{self.destination}\][^\n]*\n", re.MULTILINE)
+            added = f'secrets = ["{self._entry}"]\n'
+            text = header.sub(lambda found: found[0] + added, self.path.read_text("utf-8"), count=1)
+        made: list[Path] = []
+        try:
+            if self._file is not None:
+                made.append(_beside(folder / self._file[5:], folder / self._entry[5:], f"{self.fresh}\n"))
+            parse(text, os.environ, lambda name: (folder / name).read_text("utf-8"))
+            real = Path(os.path.realpath(self.path))
+            os.replace(_beside(real, real.with_name(f".{real.name}.{os.getpid()}"), text), real)
+            sync_folder(real.parent)
+        except BaseException as error:
+            for path in made:
+                path.unlink()
+            if isinstance(error, OSError):
+                message = f"{self.path} cannot be changed: {error.strerror}; --print tells what to write"
+                raise UsageError(message) from None
+            raise
+        return [self.path, *made]
+
+
+def _secret_of(entry: Any) -> str:
+    return str(entry["secret"] if isinstance(entry, dict) else entry)
+
+
+def _beside(old: Path, new: Path, text: str) -> Path:
+    """Make a file that whoever may read `old` may read. Raises `OSError`."""
+    write_file(new, text.encode())
+    kept = old.stat()
+    os.chown(new, kept.st_uid, kept.st_gid)
+    new.chmod(kept.st_mode & 0o777)
+    return new
