@@ -377,6 +377,7 @@ class _Parts:
             load=self.lasting.load,
             rejections=self.lasting.rejections,
             fetchers=self.ports.fetchers,
+            secrets=made_token_secrets(self.settings),
             timing=self.lasting.timing.intake,
         )
 

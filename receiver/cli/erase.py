@@ -77,6 +77,8 @@ async def _erase(
         found = await eraser.look(subject)
         if not found:
             before = await eraser.erased_before([subject.digest(secret) for secret in secrets])
+            if yes:  # for the journals of other machines
+                await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
             _tell_nothing(before, journal, as_json=as_json)
             _tell_unreadable(found)
             return
@@ -132,7 +134,7 @@ def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> 
     else:
         here = "" if journal is None else f" (here: {journal})"
         warn(
-            "there is nothing of it: look at the spelling, and ask each machine that has a journal of its own"
+            "there is nothing of it: look at the spelling; with --yes other machines drop what their journals have of it"
             f"{here}"
         )
 
@@ -146,7 +148,6 @@ def _tell_erased(removed: Removed, journal: str | None, *, as_json: bool) -> Non
         return
     rows = [(name.replace("_", " "), count) for name, count in counts.items()]
     print_fields([*rows, ("journal", journal or "left out")])
-    warn("each machine has a journal of its own: run the same on every machine that takes callbacks")
 
 
 def _tell_unreadable(found: FoundOf) -> None:

@@ -176,6 +176,8 @@ class Erasure:
     limit: int = 200
     journaled: tuple[CallbackKeys, ...] = ()
     """Callbacks in a journal that go with this batch: they must not be recorded when they are sent again."""
+    noted: bool = False
+    """Whether there is a tombstone also where nothing was found: by it, other processes drop what their journals have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,47 @@ class Removed:
     tombstone: str | None = None
 
 
+async def drop_erased(
+    store: Store, secrets: Sequence[str], callback: VerifiedCallback, draft: EventDraft
+) -> str | None:
+    """Keep nothing but the keys of a journaled callback that came before its subject was erased; return the id of its event.
+
+    So an erasure reaches the journals of all processes, whichever process was asked for it. `secrets` are the token
+    secrets. None for a callback that is to be recorded. Raises `StoreUnavailable`.
+    """
+    came_at, source = callback.head.received_at, callback.source
+    newest = await store.tombstones(None, limit=1)
+    if not newest or newest[0].erased_at < came_at:
+        return None
+    named = (
+        (SubjectKind.REF, draft.ref, None),
+        (SubjectKind.JOB, draft.job_id, None),
+        (SubjectKind.JOB, draft.job_id, source),
+    )
+    subjects = [Subject(kind=kind, key=key, source=of) for kind, key, of in named if key is not None]
+    for digest in (subject.digest(secret) for subject in subjects for secret in secrets):
+        for stone in await store.tombstones(digest, limit=1):
+            if stone.erased_at >= came_at:
+                keys = CallbackKeys(
+                    source=source,
+                    idempotency_key=draft.idempotency_key,
+                    second_key=draft.second_key,
+                    event_id=new_id("evt", came_at),
+                )
+                # Counted by the tombstone there is: a new one would drop what came since.
+                await store.erase(
+                    Erasure(
+                        subject=Subject(kind=SubjectKind.EVENT, key=keys.event_id),
+                        tombstone_id=stone.id,
+                        digest=stone.digest,
+                        now=stone.erased_at,
+                        journaled=(keys,),
+                    )
+                )
+                return keys.event_id
+    return None
+
+
 class Eraser:
     """Finds and removes a subject's data. All its parts must be open; without a journal (None), the journal is left out."""
 
@@ -87,7 +128,7 @@ class Eraser:
         Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of it may be left.
         """
         tombstone_id = new_id("tmb", now)
-        removed = Removed(tombstone=tombstone_id if found else None)
+        removed = Removed()
         journaled = found.journaled
         while True:
             # Objects go first: if that fails, their events still name them, and the erasure can be repeated.
@@ -101,6 +142,7 @@ class Eraser:
                     now=now,
                     limit=_BATCH,
                     journaled=tuple(entry.keys for entry in journaled),
+                    noted=not removed.tombstone,
                 )
             )
             # The keys are kept from now on: neither the journal nor the provider can bring the data back.
@@ -109,15 +151,13 @@ class Eraser:
             # A journaled callback may have been recorded after the batch looked and before it wrote the keys: look again.
             again, journaled = bool(journaled), ()
             await self._delete([key for key in erased.blob_keys if key not in gone])
-            traces = erased.traces
+            traces, removed.tombstone = erased.traces, tombstone_id
             removed.events += len(traces.event_ids)
             removed.callbacks += len(traces.callbacks)
             removed.deliveries += traces.deliveries
             removed.pickups += len(traces.pickup_ids)
             removed.blobs += len(erased.blob_keys)
-            if traces:
-                removed.tombstone = tombstone_id
-            elif not again:
+            if not traces and not again:
                 return removed
 
     async def erased_before(self, digests: Sequence[str]) -> int | None:

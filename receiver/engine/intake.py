@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ from receiver.core.fetch import Failed, Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
 from receiver.core.tokens import CallbackTokens
+from receiver.engine.erasure import drop_erased
 from receiver.engine.overload import LoadShedder, Place
 from receiver.engine.recorder import Recorder, kept_type
 from receiver.engine.rejections import Rejections
@@ -112,6 +113,7 @@ class Intake:
         load: LoadShedder,
         rejections: Rejections,
         fetchers: Mapping[str, Fetch] = {},
+        secrets: Sequence[str] = (),
         timing: IntakeTiming = IntakeTiming(),
     ) -> None:
         self.load = load
@@ -125,6 +127,7 @@ class Intake:
         self._bodies = bodies
         self._observer = observer
         self._fetchers = fetchers
+        self._secrets = secrets
         self._large = asyncio.Semaphore(2)
         self._timing = timing
         self.rejections = rejections
@@ -485,6 +488,10 @@ class Intake:
             draft = _parked(provider, callback, "the settings say now that it is ignored")
         except RuntimeError as error:  # no thread can be started
             raise JournalUnavailable(f"the callback cannot be read for now: {reason_of(error)}") from None
+        erased = await drop_erased(self._store, self._secrets, callback, draft)
+        if erased is not None:
+            self._observer.note("info", "journal.erased", source=callback.source)
+            return Recorded(status=RecordStatus.DUPLICATE, event_id=erased)
         recorded = await self._recorder.record(provider, callback, draft)
         fields = {"status": recorded.status.value, "event_id": recorded.event_id}
         self._observer.note("info", "journal.drained", source=callback.source, **fields)

@@ -332,7 +332,7 @@ class ErasureShown(Struct, frozen=True, kw_only=True):
     pickups: int
     blobs: int
     journal_entries: int
-    """Of the machine that answered: each has a journal of its own."""
+    """Of the machine that answered; the others drop theirs by themselves instead of recording them."""
     unreadable: list[str]
     """A sentence for each entry of that journal that may be the subject's, and cannot be read."""
     dry_run: bool

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from receiver.core.errors import StoreUnavailable
+from receiver.core.event import EventFilter
 from receiver.core.work import DeliveryFilter, DeliveryState
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import transcript
@@ -139,6 +140,46 @@ async def test_a_subject_is_counted_then_erased(up: Running) -> None:
     assert (await up.client.get(f"/api/v1/events/{event_id}")).status_code == 404
     assert (await up.client.get("/api/v1/jobs/gone")).json()["cause"] == "erased"
     assert "one subject" in (await post(up, "erasures", {}, status=422))["detail"]
+
+
+async def test_an_erasure_reaches_the_journal_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before it is dropped and stays away, what comes after it is recorded."""
+    common = f'tokens.secrets = ["a-secret-that-both-of-them-have"]\nstore.url = "sqlite:///{tmp_path}/receiver.db"\n'
+    one, other = (f'journal.path = "{tmp_path}/{name}"\n{common}' for name in ("one", "other"))
+    token, sent = api_token("ops", TOKEN), transcript("gone")
+    async with (
+        running(tmp_path, one + settings_text(tmp_path, extra=token), work=False) as taking,
+        running(tmp_path, other + settings_text(tmp_path, extra=token), work=False) as asked,
+    ):
+        intake = taking.receiver.intake
+
+        async def out(*_: Any) -> None:
+            raise StoreUnavailable("the store does not answer")
+
+        async def journaled(name: str) -> None:
+            with monkeypatch.context() as outage:
+                outage.setattr(intake._recorder, "record", out)
+                answer = await taking.client.post(
+                    sent.path, headers=sent.headers, content=transcript(name).body
+                )
+                assert answer.status_code == 503
+
+        asked.client.headers["authorization"] = f"Bearer {TOKEN}"
+        await journaled("gone")
+        erased = await post(asked, "erasures", {"job_id": "gone"})
+        assert (erased["journal_entries"], erased["events"]) == (0, 0)
+        await intake.drain()
+        again = await taking.client.post(sent.path, headers=sent.headers, content=sent.body)
+        assert again.json()["status"] == "duplicate"
+        assert taking.receiver.journal.depth == 0
+        assert not await taking.receiver.store.events(EventFilter(job_id="gone"))
+        (stone,) = await taking.receiver.store.tombstones()
+        assert stone.journal_entries == 1
+        await journaled("kept")
+        await intake.drain()
+        assert await taking.receiver.store.events(EventFilter(job_id="kept"))
 
 
 async def test_every_act_is_in_the_audit_without_what_may_be_secret(up: Running) -> None:

@@ -1097,7 +1097,7 @@ class MemoryStore(Store):
         for keys in kept:
             self._keep(keys, request.now)
         freed = self._unlinked(key for key in links if key is not None)
-        if found or kept:
+        if found or kept or request.noted:
             self._bury(request, found, freed)
         return Erased(traces=found, blob_keys=freed)
 

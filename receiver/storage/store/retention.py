@@ -228,7 +228,7 @@ def erase(session: Session, request: Erasure) -> Erased:
     if request.subject.kind is SubjectKind.REF:
         session.run("erase_rejections", {"ref": request.subject.key})
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])
-    if traced or request.journaled:
+    if traced or request.journaled or request.noted:
         removed: list[Sized] = [
             gone, callbacks, deliveries, traced.pickup_ids, freed, request.journaled,
         ]  # fmt: skip

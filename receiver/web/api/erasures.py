@@ -1,4 +1,4 @@
-"""Erasing one subject: from the store, the blobs, and the journal of the machine that answers."""
+"""Erasing one subject: from the store and the blobs, and the journals of all processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def make(call: Call[None, NewErasure]) -> ErasureShown:
     traces = found.traces
     counts = (len(traces.event_ids), len(traces.callbacks), traces.deliveries, len(traces.pickup_ids))
     blobs, entries = len(traces.blob_keys), len(found.journaled)
-    if not call.body.dry_run and found:
+    if not call.body.dry_run:
         digest = subject.digest(token_secrets(receiver.settings)[-1])
         removed = await eraser.erase(subject, found, digest=digest, now=receiver.clock())
         counts = (removed.events, removed.callbacks, removed.deliveries, removed.pickups)
