@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 
+from receiver.core.callback import Arrival
 from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventFilter
@@ -21,6 +22,7 @@ from receiver.web.console.events import row_of
 from receiver.web.console.guard import Visit
 from receiver.web.console.rendering import length, size
 from receiver.web.objects import keep_satisfiable
+from receiver.web.views import callback_shown
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
@@ -94,7 +96,7 @@ class EventPages:
             sentence=sentence(deliveries, attempts, await store.destinations(now), now),
             steps=steps,
             began=next((step.at for step in steps if step.at is not None), event.recorded_at),
-            callback=callback,
+            callback=callback and callback_shown(callback),
             deliveries=deliveries,
             destinations=list(self._receiver.settings.destinations),
             sound=await self._sound(event, body),
@@ -288,12 +290,7 @@ def timeline(
     """Return an event's way, first to last; each destination's attempts stand together."""
     steps: list[Step] = []
     if callback is not None and callback.method != "NONE":  # receiver itself makes some
-        kind = callback.content_type or "no content type"
-        what = f"{size(callback.body_size)} of {kind}"
-        title = f"{callback.method} to /callbacks/{callback.source}"
-        steps.append(Step(at=callback.received_at, kind="ok", icon="in", title=title, detail=what))
-        proofs = listed(callback.proofs.split(",")) if callback.proofs else "nothing"
-        steps.append(Step(at=None, kind="ok", icon="proof", title="Verified", detail=f"by {proofs}"))
+        steps += _arrival(callback)
     found, tries = pickup
     if found is not None:
         steps += [_try(attempt, ("collected",)) for attempt in tries]
@@ -324,6 +321,31 @@ def timeline(
         if delivery.due_at is not None and delivery.state is not DeliveryState.DELIVERING:
             steps.append(Step(at=delivery.due_at, kind="wait", icon="wait", title="next attempt"))
     return _with_gaps(steps)
+
+
+def _arrival(callback: Callback) -> Iterator[Step]:
+    """Yield how a callback came: its URL, its body, its proof, its audio."""
+    came, claims = callback.arrival or Arrival(), callback.arrival and callback.arrival.claims
+    if claims and claims.issued_at:
+        yield Step(at=claims.issued_at, kind="none", icon="out", title="Its callback URL was made")
+    yield Step(
+        at=callback.received_at,
+        kind="ok",
+        icon="in",
+        title=f"{callback.method} to /callbacks/{callback.source}",
+        detail=f"{size(callback.body_size)} of {callback.content_type or 'no content type'}"
+        + (f", from {came.peer}" if came.peer else "")
+        + (f", whole after {came.body_ms} ms" if came.body_ms is not None else ""),
+    )
+    proofs = listed(callback.proofs.split(",")) if callback.proofs else "nothing"
+    proved = came.proved_ms
+    yield Step(
+        at=None if proved is None else callback.received_at + proved,
+        kind="ok",
+        icon="proof",
+        title="Verified",
+        detail=f"by {proofs}" + (f", with secret {came.secret} of the setting" if came.secret else ""),
+    )
 
 
 def _try(attempt: Attempt | PickupAttempt, well: Sequence[str]) -> Step:

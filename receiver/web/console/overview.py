@@ -61,6 +61,8 @@ class SourceLine(Struct, frozen=True, kw_only=True):
     name: str
     provider: str
     last: int | None
+    delay: float | None
+    """Seconds from the making of its URL to the last callback."""
     rejected: int
 
 
@@ -102,11 +104,17 @@ class Overview:
         return [one for one in found if one.at > now - _DAY_MS]
 
     async def _source(self, name: str, rejections: list[Rejection]) -> SourceLine:
-        newest = await self._receiver.store.events(EventFilter(source=name, limit=1))
+        store = self._receiver.store
+        newest = await store.events(EventFilter(source=name, limit=1))
+        callback = await store.callback(newest[0].id) if newest else None
+        claims = callback and callback.arrival and callback.arrival.claims
         return SourceLine(
             name=name,
             provider=self._receiver.settings.sources[name].provider,
             last=newest[0].recorded_at if newest else None,
+            delay=(callback.received_at - claims.issued_at) / 1000
+            if callback and claims and claims.issued_at
+            else None,
             rejected=sum(one.source == name for one in rejections),
         )
 
