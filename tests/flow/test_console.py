@@ -271,6 +271,25 @@ async def test_audio_plays_by_ranges_and_has_an_outline_that_is_made_once(up: Ru
     assert await up.receiver.blobs.get(f"{event.blob_key}peaks")
 
 
+async def test_words_are_found_in_short_and_long_transcripts_and_nothing_else_is(up: Running) -> None:
+    await login(up)
+    said = {}
+    for ref, text in {
+        "short": "Please send a REFUND.",
+        "long": "word " * 3000 + "übrigens a refund too",
+        "none": "hello",
+    }.items():
+        words = [{"alternatives": [{"transcript": text, "confidence": 0.9, "words": []}]}]
+        said[ref] = await called(up, ref, metadata={"request_id": f"s-{ref}"}, results={"channels": words})
+    page = (await up.client.get("/console/events?text=refund")).text
+    assert "2 transcripts of" in page
+    assert "Please send a REFUND." in page
+    assert said["long"] in page
+    assert said["none"] not in page
+    assert said["long"] in (await up.client.get("/console/events", params={"text": "ÜBRIGENS a"})).text
+    assert "No transcript of" in (await up.client.get("/console/events?text=nobody-said-it")).text
+
+
 async def test_a_dead_letter_is_replayed_after_it_was_counted(up: Running) -> None:
     await login(up)
     failed = {"err_code": "Bad Request", "err_msg": "no", "request_id": "r-2"}

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from receiver.core.errors import StoreUnavailable, UsageError
 from receiver.core.event import EVENT_TYPES, Event, EventFilter
 from receiver.core.event_json import iso
-from receiver.core.page import Page
 from receiver.web.console.guard import HOME, Visit
+from receiver.web.console.searching import look
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
@@ -104,9 +105,9 @@ def place(event: Event) -> str:
     return f"{event.recorded_at}.{event.id}"
 
 
-def _further(found: Page[Event]) -> str | None:
+def _further(after: tuple[int, str] | None) -> str | None:
     """Return where to look on when a page is short and there is more."""
-    return None if found.after is None else f"{found.after[0]}.{found.after[1]}"
+    return None if after is None else f"{after[0]}.{after[1]}"
 
 
 def _filter(fields: Mapping[str, str], **more: Any) -> EventFilter:
@@ -129,17 +130,34 @@ class Events:
     async def list(self, visit: Visit) -> Response:
         """Show events, those recorded last first."""
         store = self._receiver.store
-        fields = fields_of(visit, _KNOWN)
-        found = await store.events(_filter(fields, after=cursor(fields["after"]), limit=PAGE + 1))
+        fields = fields_of(visit, (*_KNOWN, "text"))
+        wanted = _filter(fields, after=cursor(fields["after"]), limit=PAGE + 1)
+        if fields["text"]:
+            return await self._search(
+                visit, fields, replace(wanted, type=wanted.type or "transcript.completed")
+            )
+        found = await store.events(wanted)
         newest = [] if found else await store.events(EventFilter(limit=1))
-        return await visit.page(
-            "events.html",
-            fields=fields,
-            choices={"source": list(self._receiver.settings.sources), "type": EVENT_TYPES},
+        return await self._page(
+            visit,
+            fields,
             rows=await rows_of(store, found[:PAGE]),
-            after=place(found[PAGE - 1]) if len(found) > PAGE else _further(found),
+            after=place(found[PAGE - 1]) if len(found) > PAGE else _further(found.after),
             newest=newest[0].recorded_at if newest else None,
+            told=None,
         )
+
+    async def _search(self, visit: Visit, fields: Mapping[str, str], wanted: EventFilter) -> Response:
+        """Show transcripts that have some words, each with the text around them."""
+        told = await look(self._receiver, wanted, fields["text"], limit=PAGE)
+        rows = await rows_of(self._receiver.store, told.found)
+        for row in rows:
+            row.text, row.audio, row.error = told.excerpts[row.id], None, None
+        return await self._page(visit, fields, rows=rows, after=_further(told.after), newest=None, told=told)
+
+    async def _page(self, visit: Visit, fields: Mapping[str, str], **data: Any) -> Response:
+        choices = {"source": list(self._receiver.settings.sources), "type": EVENT_TYPES}
+        return await visit.page("events.html", fields=fields, choices=choices, **data)
 
     async def live(self, visit: Visit) -> Response:
         """Send the rows of new events as server-sent events, until the browser goes or asks again."""

@@ -1,0 +1,105 @@
+"""Words found in transcripts: a bounded look through them, newest first. Nothing is indexed, so that no callback pays for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from receiver.core.errors import NotFound
+from receiver.core.event import Event, EventFilter
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+
+_PAGE = 200
+_MOST = 20_000
+"""Transcripts that one look goes through."""
+_SECONDS = 1.0
+_AROUND = 60
+"""Characters of a text that are shown before and after what was found."""
+
+
+class Look(Struct):
+    """What a look found, and how far it came."""
+
+    found: list[Event]
+    excerpts: dict[str, str]
+    """By event: the words around."""
+    looked: int = 0
+    back_to: int | None = None
+    """When the last event that it looked at was recorded."""
+    after: tuple[int, str] | None = None
+    """Where the next look begins; None when there is nothing older."""
+
+
+class _Text(Struct):
+    text: str | None = None
+
+
+class _Data(Struct):
+    transcript: _Text | None = None
+
+
+_decode = msgspec.json.Decoder(_Data).decode
+
+
+async def look(receiver: Receiver, wanted: EventFilter, words: str, *, limit: int) -> Look:
+    """Return events whose transcript has the words, in any case, until `limit` are found or the time is over."""
+    needle, end = words.casefold(), time.monotonic() + _SECONDS
+    told = Look([], {}, after=wanted.after)
+    while told.looked < _MOST and time.monotonic() < end:
+        page = await receiver.store.events(replace(wanted, after=told.after, limit=_PAGE))
+        texts = await asyncio.to_thread(_texts, page)
+        for event, short in zip(page, texts, strict=True):
+            text = await _document(receiver, event) if short is None else short
+            told.looked, told.back_to, told.after = (
+                told.looked + 1,
+                event.recorded_at,
+                (event.recorded_at, event.id),
+            )
+            if (at := text.casefold().find(needle)) >= 0:
+                told.found.append(event)
+                told.excerpts[event.id] = _excerpt(text, at, len(words))
+            if len(told.found) == limit or time.monotonic() > end:
+                return told
+        if page.after is None:
+            told.after = None
+            return told
+        told.after = page.after
+    return told
+
+
+def _texts(events: Sequence[Event]) -> list[str | None]:
+    """Return the text of each transcript; None where it is in the document, being long."""
+    transcripts = [_decode(event.data).transcript for event in events]
+    return ["" if transcript is None else transcript.text for transcript in transcripts]
+
+
+async def _document(receiver: Receiver, event: Event) -> str:
+    """Return the document of a long transcript as text, empty where it is not kept any more."""
+    body = await receiver.store.body(event.id)
+    if body is None and event.blob_key:
+        try:
+            body = await receiver.blobs.get(event.blob_key)
+        except NotFound:
+            return ""
+    return await asyncio.to_thread(_readable, body or b"")
+
+
+def _readable(document: bytes) -> str:
+    try:
+        return json.dumps(msgspec.json.decode(document), ensure_ascii=False)
+    except (msgspec.DecodeError, RecursionError):
+        return document.decode("utf-8", "replace")
+
+
+def _excerpt(text: str, at: int, length: int) -> str:
+    start, end = max(0, at - _AROUND), at + length + _AROUND
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
