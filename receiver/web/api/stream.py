@@ -52,7 +52,7 @@ async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
         raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
     query = call.query
     given = call.request.headers.get("last-event-id") or query.after
-    place = place_of(given) or await _newest(call.receiver)
+    place = place_of(given) or await newest_place(call.receiver)
     search = EventSearch(
         source=query.source,
         provider=query.provider,
@@ -70,7 +70,7 @@ async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
     )
 
 
-async def _newest(receiver: Receiver) -> Place:
+async def newest_place(receiver: Receiver) -> Place:
     """Return the place after which everything is new."""
     found = await receiver.store.search(EventSearch(newest_first=True, limit=1))
     return found[0].place if found else Place(0, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,8 +13,11 @@ from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from receiver.core.errors import StoreUnavailable, UsageError
-from receiver.core.event import EVENT_TYPES, Event, EventFilter
+from receiver.core.event import EVENT_TYPES, Event, EventFilter, EventSearch, Place
 from receiver.core.event_json import iso
+from receiver.web.api.lists import cursor_of, place_of
+from receiver.web.api.problems import Refused
+from receiver.web.api.stream import POLL_SECONDS, newest_place
 from receiver.web.console.guard import HOME, Visit
 from receiver.web.console.searching import look
 
@@ -28,10 +30,6 @@ PAGE = 50
 _KNOWN = ("source", "type", "ref", "job", "after")
 _TEXT = 200
 _OPEN_AT_ONCE = 16
-_POLL_SECONDS = 0.5
-_OVERLAP_MS = 5_000
-"""How long after its recording an event of another process may become visible."""
-_BATCH = 200
 _STREAM_SECONDS = 300.0
 """A stream ends then, and the browser opens another: that asks again who is logged in."""
 _BEAT_SECONDS = 15.0
@@ -125,7 +123,7 @@ class Events:
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._tail = Tail(receiver)
+        self._open: set[object] = set()
 
     async def list(self, visit: Visit) -> Response:
         """Show events, those recorded last first."""
@@ -162,89 +160,48 @@ class Events:
     async def live(self, visit: Visit) -> Response:
         """Send the rows of new events as server-sent events, until the browser goes or asks again."""
         fields = fields_of(visit, _KNOWN)
-        if self._tail.full:
+        if len(self._open) >= _OPEN_AT_ONCE:
             return PlainTextResponse("too many consoles are open\n", 503)
-        since = cursor(visit.request.headers.get("last-event-id", ""))
-        headers = {"x-accel-buffering": "no"}
-        return StreamingResponse(self._lines(fields, since), media_type="text/event-stream", headers=headers)
-
-    async def _lines(self, fields: Mapping[str, str], since: tuple[int, str] | None) -> AsyncIterator[str]:
-        yield "retry: 1000\n\n"
-        async for events in self._tail.follow(since):
-            if events is None:
-                yield "event: gap\ndata: {}\n\n"
-                continue
-            fitting = [event for event in events if _fits(event, fields)]
-            rows = await rows_of(self._receiver.store, fitting) if fitting else []
-            for event, row in zip(fitting, rows, strict=True):
-                data = json.dumps(asdict(row) | {"at": iso(row.recorded_at)})
-                yield f"id: {place(event)}\ndata: {data}\n\n"
-            if not events:
-                yield ": still here\n\n"
-
-
-def _fits(event: Event, fields: Mapping[str, str]) -> bool:
-    values = {"source": event.source, "type": event.type, "ref": event.ref, "job": event.job_id}
-    return all(fields[name] in ("", value) for name, value in values.items())
-
-
-class Tail:
-    """Reads what is recorded, by any process, while somebody looks; one reader feeds all."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
-        self._readers: set[asyncio.Queue[list[Event] | None]] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def full(self) -> bool:
-        """True when as many look as may."""
-        return len(self._readers) >= _OPEN_AT_ONCE
-
-    async def follow(self, since: tuple[int, str] | None) -> AsyncIterator[list[Event] | None]:
-        """Yield events in the order of their recording, an empty list now and then, and None where some are left out."""
-        queue: asyncio.Queue[list[Event] | None] = asyncio.Queue(_BATCH)
-        self._readers.add(queue)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._read())
         try:
-            if since is not None:
-                found = await self._since(since[0])
-                yield [event for event in found if (event.recorded_at, event.id) > since]
-                if len(found) == _BATCH:
-                    yield None
+            given = place_of(visit.request.headers.get("last-event-id"))
+        except Refused:
+            raise UsageError("the browser names no place in the list: load the page again") from None
+        search = EventSearch(
+            source=fields["source"] or None,
+            types=(fields["type"],) if fields["type"] else None,
+            ref=fields["ref"] or None,
+            job_id=fields["job"] or None,
+            after=given or await newest_place(self._receiver),
+            limit=PAGE,
+        )
+        headers = {"x-accel-buffering": "no"}
+        return StreamingResponse(self._lines(search), media_type="text/event-stream", headers=headers)
+
+    async def _lines(self, search: EventSearch) -> AsyncIterator[str]:
+        """Yield the rows in the order of recording: none is missed, but where more come than anybody reads."""
+        store, mark = self._receiver.store, object()
+        self._open.add(mark)
+        try:
+            yield "retry: 1000\n\n"
             began = beat = time.monotonic()
             while not self._receiver.stopping and time.monotonic() < began + _STREAM_SECONDS:
-                try:
-                    yield await asyncio.wait_for(queue.get(), 1)
-                except TimeoutError:
-                    if time.monotonic() > beat + _BEAT_SECONDS:
-                        beat = time.monotonic()
-                        yield []
+                found = await store.search(search)
+                rows = await rows_of(store, [one.event for one in found])
+                for one, row in zip(found, rows, strict=True):
+                    data = json.dumps(asdict(row) | {"at": iso(row.recorded_at)})
+                    yield f"id: {cursor_of(one.place)}\ndata: {data}\n\n"
+                if found.after is not None and found:  # more in half a second than a list shows
+                    yield "event: gap\ndata: {}\n\n"
+                    search = replace(search, after=await newest_place(self._receiver))
+                elif found.after is not None:
+                    search = replace(search, after=Place(*found.after))
+                elif found:
+                    search = replace(search, after=found[-1].place)
+                if time.monotonic() > beat + _BEAT_SECONDS:
+                    beat = time.monotonic()
+                    yield ": still here\n\n"
+                await asyncio.sleep(POLL_SECONDS)
+        except StoreUnavailable:
+            return  # the browser comes again, and goes on where it ended
         finally:
-            self._readers.discard(queue)
-
-    async def _since(self, at: int) -> list[Event]:
-        found = await self._receiver.store.events(EventFilter(since=at, limit=_BATCH))
-        return found[::-1]
-
-    async def _read(self) -> None:
-        last, seen = self._receiver.clock(), set[str]()
-        first = True
-        while self._readers:
-            with contextlib.suppress(StoreUnavailable):
-                found = await self._since(last - _OVERLAP_MS)
-                fresh = [event for event in found if event.id not in seen]
-                if fresh and not first:
-                    self._tell(fresh)
-                    if len(fresh) == _BATCH:
-                        self._tell(None)
-                seen, first = {event.id for event in found}, False
-                last = max([last, *(event.recorded_at for event in fresh)])
-            await asyncio.sleep(_POLL_SECONDS)
-
-    def _tell(self, events: list[Event] | None) -> None:
-        for queue in self._readers:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(events)
+            self._open.discard(mark)
