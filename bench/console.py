@@ -64,7 +64,7 @@ def fill(count: int, began: int, url: str | Path) -> None:
     """Put `count` delivered events into a migrated store that nobody uses."""
     postgres = isinstance(url, str)
     as_bytes = "convert_to({}, 'UTF8')" if postgres else "CAST({} AS BLOB)"
-    words = {"type": _TYPE.format(every=count // RARE)}
+    words: dict[str, str | int] = {"type": _TYPE.format(every=count // RARE)}
     words |= {"rows": _ROWS.format(count=count), "every": count // RARE, "base": BASE, "began": began}
     words |= {
         "bytes_of_data": as_bytes.format(_DATA.format(base=BASE)),
@@ -107,7 +107,7 @@ async def page_seconds(run: Running, count: int, path: str) -> float:
     began = time.perf_counter()
     answer = await run.client.get(f"/console{whole}")
     taken = time.perf_counter() - began
-    assert answer.status_code == 200, f"{path}: {answer.status_code}"
+    assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text[-600:]}"
     return taken
 
 

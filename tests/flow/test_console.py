@@ -310,6 +310,19 @@ async def test_a_dead_letter_is_replayed_after_it_was_counted(up: Running) -> No
     assert path in (await up.client.get("/console/operations")).text
 
 
+async def test_a_parked_callback_is_read_again_one_or_all(up: Running) -> None:
+    await login(up)
+    event_id = await called(up, ref="odd", what="nobody knows")
+    path = f"/console/events/{event_id}/renormalize"
+    form = await form_of(up, f"/console/events/{event_id}", path)
+    answer = await post(up, path, form=form)
+    assert answer.headers["location"] == f"/console/events/{event_id}?done=same"
+    form = await form_of(up, "/console/parked", "/console/operations")
+    counted = await post(up, "/console/operations", form=form, kind="renormalize", type="callback.parked")
+    assert "Renormalize " in counted.text
+    assert (await post(up, "/console/operations", form=form, kind="paint")).status_code == 422
+
+
 async def test_a_test_event_goes_to_one_destination_alone(up: Running) -> None:
     await login(up)
     form = await form_of(up, "/console/destinations/app", "/console/destinations/app/test")

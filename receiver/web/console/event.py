@@ -17,9 +17,10 @@ from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventFilter
 from receiver.core.words import Turn, turns_of
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
+from receiver.engine.renormalizer import kept_body
 from receiver.engine.waveforms import Waveforms
 from receiver.web.console.events import row_of
-from receiver.web.console.guard import Visit
+from receiver.web.console.guard import HOME, Visit
 from receiver.web.console.rendering import length, size
 from receiver.web.objects import keep_satisfiable
 from receiver.web.views import callback_shown
@@ -96,6 +97,7 @@ class EventPages:
             sentence=sentence(deliveries, attempts, await store.destinations(now), now),
             steps=steps,
             began=next((step.at for step in steps if step.at is not None), event.recorded_at),
+            routing=await store.routing(event.id),
             callback=callback and callback_shown(callback),
             deliveries=deliveries,
             destinations=list(self._receiver.settings.destinations),
@@ -105,15 +107,22 @@ class EventPages:
             readable=body is not None and _is_text(body),
         )
 
+    async def renormalize(self, visit: Visit) -> Response:
+        """Have today's code read an event's callback again, and lead to what it became."""
+        event = await self._receiver.store.event(visit.path("event_id"))
+        made = await self._receiver.renormalizer.again(event)
+        where, done = (made.event_id, "read") if made else (event.id, "same")
+        return RedirectResponse(f"{HOME}/events/{where}?done={done}", 303)
+
     async def _body(self, event: Event) -> bytes | None:
         """Return the callback's body as it is kept, or its document; None for audio and where nothing is kept."""
-        body = await self._receiver.store.body(event.id)
-        if body is None and event.blob_key and json.loads(event.data)["document"]:
-            try:
-                return await self._receiver.blobs.get(event.blob_key)
-            except NotFound:
-                return None
-        return body
+        data = json.loads(event.data)
+        if data["audio"] or data["media"]:
+            return None
+        try:
+            return await kept_body(self._receiver.store, self._receiver.blobs, event)
+        except NotFound:
+            return None
 
     async def _pickup(self, event: Event) -> Pickup | None:
         """Return the pickup that ended in this event."""

@@ -46,8 +46,8 @@ class Operations:
     async def plan(self, visit: Visit) -> Response:
         """Count what fits the filters of a list of deliveries or of parked callbacks; nothing is done yet."""
         receiver, given = self._receiver, visit.given
-        if given("state") not in ("", *DeliveryState):
-            raise UsageError("a delivery is pending, delivering, delivered or dead, and nothing else")
+        if given("state") not in ("", *DeliveryState) or given("kind") not in ("", *BulkKind):
+            raise UsageError("the form names a state or an operation that there is not: load its page again")
         chosen = Selection(
             destination=given("destination") or None,
             state=DeliveryState(given("state")) if given("state") else None,

@@ -84,6 +84,7 @@ def _pages(
     }
     acts: dict[str, tuple[ApiScope, Handler]] = {
         "/events/{event_id}/replay": (ApiScope.OPERATE, outgoing.replay_event),
+        "/events/{event_id}/renormalize": (ApiScope.OPERATE, event.renormalize),
         "/operations": (ApiScope.OPERATE, operations.plan),
         "/operations/{operation_id}/{action}": (ApiScope.OPERATE, operations.change),
         "/deliveries/replay-picked": (ApiScope.OPERATE, outgoing.replay_picked),

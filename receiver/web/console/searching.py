@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventFilter
+from receiver.engine.renormalizer import kept_body
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
@@ -84,13 +85,11 @@ def _texts(events: Sequence[Event]) -> list[str | None]:
 
 async def _document(receiver: Receiver, event: Event) -> str:
     """Return the document of a long transcript as text, empty where it is not kept any more."""
-    body = await receiver.store.body(event.id)
-    if body is None and event.blob_key:
-        try:
-            body = await receiver.blobs.get(event.blob_key)
-        except NotFound:
-            return ""
-    return await asyncio.to_thread(_readable, body or b"")
+    try:
+        body = await kept_body(receiver.store, receiver.blobs, event)
+    except NotFound:
+        return ""
+    return await asyncio.to_thread(_readable, body)
 
 
 def _readable(document: bytes) -> str:
