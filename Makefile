@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 PARTS  := $(VENV)/.ready-parts
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench chaos soak sdks lock clean
+.PHONY: help demo serve test check fix bench bench-quick chaos soak sdks lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,8 +51,11 @@ fix: $(READY) ## Format, and mend what the linter can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(PARTS) ## Measure against bare baselines and print the table
+bench: $(PARTS) ## Measure against bare baselines and print the table (load generator in Go where `go` is)
 	@$(BIN)/python -m bench
+
+bench-quick: $(PARTS) ## One short round of the main figures, in about two minutes
+	@$(BIN)/python -m bench --quick
 
 chaos: $(PARTS) ## Every fault under load, three intakes and three workers (about ten minutes)
 	@$(BIN)/python -m chaos --write docs/reliability.md

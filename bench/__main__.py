@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import fleet, growth, measures, overload
+from bench import fleet, growth, history, measures, overload, tool
 from bench.measures import Row
 from bench.store_rates import claim_cost
 
 FLEET = "fleet-in,fleet-out,growth"
+QUICK = "ingest,relay,latency,fleet-in"
+"""What `--quick` measures, in about two minutes."""
 
 
 def claims(folder: Path, many: int) -> list[Row]:
@@ -54,8 +60,39 @@ def machine(folder: Path) -> list[tuple[str, str]]:
         ("Python", platform.python_version()),
         ("SQLite", apsw.sqlite_lib_version()),
         ("4 KiB write and fdatasync", f"{measures.fdatasync_ms(folder):.2f} ms (median of 200)"),
+        ("load generator and destination", tool.about()),
+        (
+            "file system of the data",
+            "a fresh ext4" if folder.name == _DISK else "that of this folder, not a fresh one",
+        ),
         ("making an empty file", f"{measures.creat_us(folder):.0f} µs (median of 200)"),
     ]
+
+
+_DISK = "fresh-disk"
+
+
+@contextlib.contextmanager
+def fresh_disk(folder: Path) -> Iterator[Path]:
+    """Give a fresh ext4, where this user may mount one; else the folder itself.
+
+    On a file system that has seen many files, making one can cost more than all that receiver does with it.
+    """
+    place, image = folder / _DISK, folder / "disk.img"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(4 * 2**30)
+    making = (["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(place)])
+    try:
+        for words in making:
+            subprocess.run(words, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        yield folder
+        return
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def show(rows: list[Row], facts: list[tuple[str, str]]) -> None:
@@ -72,7 +109,7 @@ def show(rows: list[Row], facts: list[tuple[str, str]]) -> None:
         console.print(f"{name}: {value}")
 
 
-def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
+def markdown(rows: list[Row], facts: list[tuple[str, str]], runs: list[dict[str, Any]]) -> str:
     """Return the page docs/benchmarks.md."""
     lines = [
         "# Benchmarks",
@@ -89,6 +126,7 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]]) -> str:
             mark = {None: "", True: "holds", False: "missed"}[row.holds]
             ratio = f"{row.ratio:.2f}" if row.ratio else ""
             lines.append(f"| {row.what} | {row.figure} | {ratio} | {row.goal} | {mark} |")
+    lines += ["", *history.page(runs)]
     lines += [
         "",
         "## The machine",
@@ -125,16 +163,16 @@ NOTES = (
     "  first row's ratio was 0.28 to 0.45 and the second's 0.24 to 0.36, while the processor time of a callback varied by a fifth. The relay made",
     "  2,800 to 3,000 deliveries/s. The deliveries over PostgreSQL were 0.17 to 0.31 of the loop of statements.",
     "- *200 MB PUT* is limited by one core that receives and hashes; `dd` had 307 MB/s on one day and 1,449 MB/s on another.",
-    "- Under a load that never pauses, the write-ahead log is copied into the database about every 64 MiB. Callbacks that come during the copy wait",
-    "  for it. That explains the p99 of the deAPI row, whose two identities touch more of the index.",
 )
 
 
 def main() -> None:
     """Measure, print, perhaps write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round of each")
-    parser.add_argument("--write", metavar="FILE", help="also write the page")
+    parser.add_argument("--quick", action="store_true", help=f"one short round of {QUICK}")
+    parser.add_argument(
+        "--write", metavar="FILE", help="also write the page, and this run into bench/history.json"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures that other programs read")
     parser.add_argument("--rounds", type=int, help="rounds of each (5, with --quick 1)")
     parser.add_argument(
@@ -157,9 +195,13 @@ def main() -> None:
         "overload": lambda f: overload.overload(f, min(rounds, 3), 4.0 if options.quick else 8.0),
     }
     wanted = re.sub(r"\bfleet(?=,|$)", FLEET, options.only).split(",") if options.only else list(parts)
+    if options.quick and not options.only:
+        wanted = QUICK.split(",")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="receiver-bench-", dir=".") as name:
-        folder = Path(name).resolve()
+    with (
+        tempfile.TemporaryDirectory(prefix="receiver-bench-", dir=".") as name,
+        fresh_disk(Path(name).resolve()) as folder,
+    ):
         facts = machine(folder)
         for part in wanted:
             print(f"measuring {part} …", file=sys.stderr)
@@ -169,7 +211,7 @@ def main() -> None:
         numbers = {name: value for row in rows for name, value in row.numbers.items()}
         Path(options.json).write_text(json.dumps(numbers, indent=1))
     if options.write:
-        Path(options.write).write_text(markdown(rows, facts))
+        Path(options.write).write_text(markdown(rows, facts, history.add(rows, facts)))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 
 from bench import processes as p
-from bench.measures import Row, fill, load
-from bench.servers import Servers, cpu, execute, preload, servers
+from bench.measures import Row, cpu, fill, load
+from bench.servers import Servers, execute, preload, servers
 from receiver.storage.store.sqlite import SqliteStore
 
 SECTION = "PostgreSQL and S3"

@@ -25,9 +25,9 @@ import apsw
 import psutil
 
 from bench import processes as p
-from bench.measures import Row
+from bench.measures import Row, cpu
 from bench.open_loop import HUNG_UP
-from bench.servers import Servers, cpu, servers
+from bench.servers import Servers, servers
 
 SECTION = "Overload"
 ABOUT = (

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import tool
 from bench.load import BASIC, SECRET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,15 +62,12 @@ concurrency = 64
 @contextlib.contextmanager
 def process(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run a command until the block ends, then SIGTERM it and wait."""
-    with log.open("a") as out:
-        child = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            stderr=out,
-            text=True,
-            stdout=options.pop("stdout", out),
-            **options,
-        )
+    with (
+        log.open("a") as out,
+        subprocess.Popen(
+            command, cwd=ROOT, stderr=out, text=True, stdout=options.pop("stdout", out), **options
+        ) as child,
+    ):
         try:
             yield child
         finally:
@@ -78,7 +76,6 @@ def process(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Pop
                 child.wait(20)
             except subprocess.TimeoutExpired:
                 child.kill()
-                child.wait()
 
 
 @contextlib.contextmanager
@@ -87,7 +84,7 @@ def receiver(
 ) -> Iterator[tuple[int, int]]:
     """Run `receiver serve` (or `work`); give its port and process id."""
     ready = folder / f"ready-{os.urandom(3).hex()}"
-    start = ["-m", "bench.slow_sync", str(sync_ms)] if sync_ms else ["-m", "receiver"]
+    start = [sys.executable, "-m", *(["bench.slow_sync", str(sync_ms)] if sync_ms else ["receiver"])]
     flags = (
         ["--port", "0", "--ready-file", str(ready)] if command == "serve" else ["--ready-file", str(ready)]
     )
@@ -102,10 +99,10 @@ def receiver(
 
 
 @contextlib.contextmanager
-def bare(folder: Path) -> Iterator[int]:
-    """Run the bare Starlette route; give its port."""
+def bare(folder: Path) -> Iterator[tuple[int, int]]:
+    """Run the bare Starlette route; give its port and process id."""
     port = free_port()
-    with process("-m", "bench.bare", "serve", str(port), log=folder / "log"):
+    with process(sys.executable, "-m", "bench.bare", "serve", str(port), log=folder / "log") as child:
         until = time.monotonic() + 30
         while time.monotonic() < until:
             try:
@@ -116,7 +113,7 @@ def bare(folder: Path) -> Iterator[int]:
                 time.sleep(0.02)
             else:
                 break
-        yield port
+        yield port, child.pid
 
 
 class Sink:
@@ -143,14 +140,14 @@ class Sink:
 @contextlib.contextmanager
 def sink(folder: Path) -> Iterator[Sink]:
     """Run the counting sink."""
-    with process(
-        "-m", "bench.sink", log=folder / "log", stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
+    words = tool.command("sink")
+    with process(*words, log=folder / "log", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         yield Sink(child)
 
 
 def run_json(*command: str) -> dict[str, Any]:
-    """Run a module that prints one JSON line; return it."""
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
+    """Run a program that prints one JSON line, a module of Python's by `-m`; return the line."""
+    words = [sys.executable, *command] if command[0] == "-m" else command
+    done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told

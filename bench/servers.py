@@ -14,6 +14,7 @@ import psutil
 import psycopg
 
 from bench import processes as p
+from bench.measures import cpu
 from receiver.storage.store.postgres import PostgresStore
 from tests.support import postgres
 from tests.support.s3 import BUCKET, Weed, credentials
@@ -56,16 +57,6 @@ region = "us-east-1"
         """Seconds of processor time that the S3 server has used."""
         assert self.weed.child is not None
         return cpu(self.weed.child.pid)
-
-
-def cpu(*pids: int) -> float:
-    """Return the seconds of processor time that these processes have used."""
-    total = 0.0
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = psutil.Process(pid).cpu_times()
-            total += times.user + times.system
-    return total
 
 
 def execute(url: str, *texts: str) -> list[tuple[object, ...]]:

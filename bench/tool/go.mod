@@ -1,0 +1,3 @@
+module receiver/bench
+
+go 1.21
