@@ -128,6 +128,7 @@ export type Event =
   | { type: "media.failed"; timestamp: string; data: EventData }
   | { type: "callback.overdue"; timestamp: string; data: EventData }
   | { type: "callback.parked"; timestamp: string; data: EventData }
+  | { type: "submission.unknown"; timestamp: string; data: EventData }
   | { type: "source.failing"; timestamp: string; data: EventData }
   | { type: "source.recovered"; timestamp: string; data: EventData }
   | { type: "destination.failing"; timestamp: string; data: EventData }

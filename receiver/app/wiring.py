@@ -294,7 +294,7 @@ class _Parts:
                 clock=clock,
                 again=renormalizer.again,
             ),
-            submissions=self._submissions(),
+            submissions=self._submissions(relay),
         )
 
     def _link(self, links: ObjectLinks) -> event_json.Link:
@@ -396,7 +396,7 @@ class _Parts:
             clock=self.lasting.clock,
         )
 
-    def _submissions(self) -> Submissions:
+    def _submissions(self, relay: Relay) -> Submissions:
         sources = {
             name: SubmitSource(
                 settings=self.settings.sources[name],
@@ -415,6 +415,8 @@ class _Parts:
             bodies=self.lasting.bodies,
             observer=self.lasting.observer,
             clock=self.lasting.clock,
+            routed=self.router.destinations,
+            wake=relay.wake,
         )
 
 

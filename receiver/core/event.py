@@ -152,6 +152,7 @@ EVENT_TYPES = (
     "media.failed",
     "callback.overdue",
     "callback.parked",
+    "submission.unknown",
     "source.failing",
     "source.recovered",
     "destination.failing",

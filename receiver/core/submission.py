@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Literal
 from urllib.parse import unquote_plus
 
+import msgspec
 from msgspec import Struct
 
 from receiver.core import callback_urls
@@ -45,6 +46,8 @@ class Rule:
     """The names under which a caller might give a callback of its own."""
     require: Mapping[str, Any] = field(default_factory=dict)
     """Members that a JSON body must have for the call to make a job."""
+    refers: tuple[str, ...] = ()
+    """Members of a JSON body that may name a job; it must be one of the same application."""
     needs_body: bool = False
     """A call without a body is the repetition of one whose body was lost."""
     job: str = ""
@@ -158,6 +161,21 @@ def _matched(pattern: str, path: str) -> Mapping[str, str] | None:
         elif segment != text:
             return None
     return names
+
+
+def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
+    """Return the text at a place of a JSON document, None when there is none that could be a job's id."""
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    for name in place.split("."):
+        if isinstance(value, list) and name.isdecimal():
+            value = dict(enumerate(value)).get(int(name))
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
+    good = isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable()
+    return value if good else None
 
 
 def filled(template: Any, values: Mapping[str, str]) -> Any:
@@ -314,5 +332,7 @@ class SubmissionFilter(Struct, frozen=True, kw_only=True):
     state: SubmissionState | None = None
     job_id: str | None = None
     ref: str | None = None
+    before: int | None = None
+    """Made before this time, in epoch milliseconds."""
     after: str | None = None
     limit: int = 50

@@ -19,6 +19,7 @@ from receiver.core.errors import SubmissionRefused
 from receiver.core.event import EventFilter
 from receiver.core.submission import Kind, SubmissionFilter
 from receiver.core.work import PickupFilter
+from receiver.engine.submissions import OPEN_SECONDS
 from receiver.engine.submissions.allowances import Allowance
 from receiver.providers.deapi import signed
 from receiver.settings.model import SubmitToken
@@ -279,7 +280,8 @@ async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: 
 
     for number, behave in enumerate((hang_up, half, never, away), 1):
         api.behave = behave
-        answer = await up.client.post(LISTEN, content=b"%d" % number)
+        ref = {"x-receiver-ref": f"order-{number}"}
+        answer = await up.client.post(LISTEN, content=b"%d" % number, headers=ref)
         assert answer.status_code == 424, answer.text
         assert answer.json()["status"] == "unknown"
         assert answer.json()["submission"].startswith("sub_")
@@ -288,6 +290,8 @@ async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: 
     assert len(api.asked) == 4
     states = {row.state for row in await up.receiver.store.submissions(SubmissionFilter())}
     assert states == {"unknown"}
+    told = await up.receiver.store.events(EventFilter(type="submission.unknown"))
+    assert sorted(event.ref or "" for event in told) == [f"order-{number}" for number in range(1, 5)]
 
 
 async def test_what_the_provider_refuses_is_passed_back_and_expects_nothing(both: Both) -> None:
@@ -404,8 +408,13 @@ async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: B
     [row] = await store.submissions(SubmissionFilter())
     left = new(1, at=row.created_at, application=row.application, source=row.source, idempotency_key="k")
     assert await store.begin_submission(left) is None
-    ended = await store.sweep_submissions(open_before=row.created_at + 1, answers_before=0)
-    assert ended == [left.submission.id]
+    later = row.created_at + (OPEN_SECONDS + 1) * 1000
+    up.receiver.submissions._clock = lambda: later
+    for _ in range(2):
+        await up.receiver.submissions.sweep()
+    [told] = await store.events(EventFilter(type="submission.unknown"))
+    assert told.ref == left.submission.ref
+    up.receiver.submissions._clock = up.receiver.clock
     async with asyncio.timeout(5):
         again = await up.client.post(LISTEN, content=b"b", headers={"idempotency-key": "k"})
     assert (again.status_code, again.headers.get("x-receiver-replayed")) == (200, None)

@@ -159,6 +159,17 @@ async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> N
     assert there.asked == []
 
 
+async def test_a_job_may_refer_only_to_one_of_the_same_application(both: Both) -> None:
+    up, there = both
+    there.behave = accepted({"id": "resp-1"})
+    told = []
+    for earlier in (None, "resp-1", "resp-of-others"):
+        job = {"model": "m", "background": True, "previous_response_id": earlier}
+        answer = await up.client.post("/submit/openai/v1/responses", headers=headers("openai"), json=job)
+        told.append(answer.status_code)
+    assert (told, len(there.asked)) == ([200, 200, 404], 2)
+
+
 async def test_a_host_name_stands_for_a_source(both: Both) -> None:
     up, there = both
     there.behave = accepted({"id": "j"}, status=201)

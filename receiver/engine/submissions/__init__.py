@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from receiver.core.destination_events import Routed
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
-from receiver.core.submission import SubmissionFilter, SubmissionState
+from receiver.core.submission import SubmissionFilter, SubmissionState, text_at
 from receiver.core.tokens import CallbackTokens
 from receiver.engine.requests import MAX_REF
 from receiver.engine.submissions.allowances import Applications
@@ -52,14 +53,17 @@ class Submissions:
         bodies: BodyBuffer,
         observer: Observers,
         clock: Callable[[], int],
+        routed: Routed,
+        wake: Callable[[Iterable[str]], None],
     ) -> None:
+        """`routed` tells which destinations want an event; `wake` gets those of a new one."""
         self.settings = settings
         self.sources = sources
         self._store, self._observer, self._clock = store, observer, clock
         self.applications = Applications(settings.tokens)
         self._requests = Requests(settings, public_url, tokens, bodies, clock)
         self._repeats = Repeats(settings, store, clock)
-        self._answers = Answers(settings, store, observer, clock)
+        self._answers = Answers(settings, store, observer, clock, routed, wake)
         self._under_way = 0
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -88,10 +92,13 @@ class Submissions:
     async def sweep(self) -> None:
         """Forget answers whose time is up; give up submissions whose process has ended. Raises `StoreUnavailable`."""
         now = self._clock()
-        remember_ms = round(self.settings.remember_seconds * 1000)
-        ended = await self._store.sweep_submissions(
-            open_before=now - OPEN_SECONDS * 1000, answers_before=now - remember_ms
-        )
+        before, remember_ms = now - OPEN_SECONDS * 1000, round(self.settings.remember_seconds * 1000)
+        left = SubmissionFilter(state=SubmissionState.OPEN, before=before, limit=500)
+        for submission in await self._store.submissions(left):
+            source = self.sources.get(submission.source)
+            provider = source.settings.provider if source is not None else submission.source
+            await self._answers.tell(submission, provider)
+        ended = await self._store.sweep_submissions(open_before=before, answers_before=now - remember_ms)
         for submission_id in ended:
             self._observer.note("warning", "submit.abandoned", submission_id=submission_id)
 
@@ -157,20 +164,28 @@ class Submissions:
 
     async def _pass_on(self, passing: Passing) -> Answer:
         """Pass on what makes no job: an upload, or a question about a job of the same application."""
-        job = passing.names.get("job")
-        if job is not None:
-            wanted = SubmissionFilter(
-                application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
-            )
-            if not await self._store.submissions(wanted):
-                raise SubmissionRefused(404, "no job of this application has this id")
+        await self._own(passing, passing.names.get("job"))
         body = await self._requests.stream(passing, self._repeats.ended)
         reply = await exchange(passing, passing.call.query, body, self.settings)
         return self._answers.passed_back(passing, reply)
 
+    async def _own(self, passing: Passing, job: str | None) -> None:
+        """Raise `SubmissionRefused` for a job that is not one of the application's."""
+        if job is None:
+            return
+        wanted = SubmissionFilter(
+            application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
+        )
+        if not await self._store.submissions(wanted):
+            raise SubmissionRefused(404, "no job of this application has this id")
+
     async def _submit(self, passing: Passing) -> Answer:
         """Pass on what makes a job: written first, sent once, and what the answer tells written before it goes back."""
         request = await self._requests.made(passing, self._repeats.ended)
+        if passing.held is not None and passing.rule.refers:
+            said = passing.held.load()
+            for member in passing.rule.refers:
+                await self._own(passing, text_at(said, member))
         earlier = await self._repeats.begin(passing, request.claims, request.fingerprint)
         if earlier is not None:
             if isinstance(request.body, Stream):  # it has the same key: is it the same?

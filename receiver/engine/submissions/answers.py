@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from receiver.core.destination_events import Routed
 from receiver.core.errors import PickupRefused, StoreUnavailable, SubmissionRefused
+from receiver.core.event import RecordStatus
 from receiver.core.observe import Observers
-from receiver.core.submission import SubmissionEnd, SubmissionState
+from receiver.core.submission import Submission, SubmissionEnd, SubmissionState, text_at
+from receiver.core.submission_events import unknown_event
 from receiver.core.work import Pickup
 from receiver.engine.requests import new_pickup
 from receiver.engine.submissions.call import UNKNOWN, Answer, Passing
@@ -30,9 +33,17 @@ class Answers:
     """Passes answers back, and commits what submissions came to."""
 
     def __init__(
-        self, settings: SubmitSettings, store: Store, observer: Observers, clock: Callable[[], int]
+        self,
+        settings: SubmitSettings,
+        store: Store,
+        observer: Observers,
+        clock: Callable[[], int],
+        routed: Routed,
+        wake: Callable[[Iterable[str]], None],
     ) -> None:
+        """`routed` tells which destinations want an event; `wake` gets those of a new one."""
         self._settings, self._store, self._observer, self._clock = settings, store, observer, clock
+        self._routed, self._wake = routed, wake
 
     def passed_back(self, passing: Passing, reply: Incoming, start: bytes = b"") -> Answer:
         """Return a provider's answer, of which `start` was read."""
@@ -49,7 +60,7 @@ class Answers:
         except (ReplyBroken, TimeoutError):
             await self.end(passing, SubmissionState.UNKNOWN, status=424)
             raise SubmissionRefused(424, UNKNOWN) from None
-        job = _at(start, passing.rule.job) if whole else None
+        job = text_at(start, passing.rule.job) if whole else None
         passing.report.job_id = job
         if job is None:
             self._observer.note("warning", "submit.no_job_id", source=passing.call.source)
@@ -87,7 +98,7 @@ class Answers:
         """Return an answer whose URLs of the API lead to receiver: the caller asks there, with its token."""
         base = passing.source.api.base
         for place in passing.rule.rewrite:
-            url = _at(raw, place, most=_MOST_URL)
+            url = text_at(raw, place, most=_MOST_URL)
             if url is not None and url.startswith(f"{base}/"):
                 ours = f"{self._settings.url}/submit/{passing.call.source}{url[len(base) :]}"
                 raw = raw.replace(f'"{url}"'.encode(), f'"{ours}"'.encode())
@@ -120,10 +131,21 @@ class Answers:
         if state is None:
             passing.submission = None
         try:
-            await asyncio.shield(self._store.end_submission(ended))
+            await asyncio.shield(self._ended(passing, submission, ended))
         except StoreUnavailable as error:
             told = {"submission_id": submission.id, "job_id": job, "reason": error.message}
             self._observer.note("error", "submit.not_recorded", **told)
+
+    async def _ended(self, passing: Passing, submission: Submission, ended: SubmissionEnd) -> None:
+        if ended.state is SubmissionState.UNKNOWN:  # its event first: who ends in between leaves an open one
+            await self.tell(submission, passing.source.settings.provider)
+        await self._store.end_submission(ended)
+
+    async def tell(self, submission: Submission, provider: str) -> None:
+        """Record the event that the outcome of a submission is not known; a second one is none. Raises `StoreUnavailable`."""
+        recording = unknown_event(submission, provider, now=self._clock(), routed=self._routed)
+        if (await self._store.record(recording)).status is RecordStatus.RECORDED:
+            self._wake(recording.destinations)
 
     def _pickup(self, passing: Passing, job: str | None) -> Pickup | None:
         """Return the fetching of a job's result, for providers that do not call back."""
@@ -135,18 +157,3 @@ class Answers:
             told = {"source": passing.call.source, "reason": error.message}
             self._observer.note("warning", "submit.no_pickup", **told)
             return None
-
-
-def _at(raw: bytes, place: str, *, most: int = 500) -> str | None:
-    """Return the text at a place of a JSON document, None when there is none that could be a job's id."""
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    for name in place.split("."):
-        if isinstance(value, list) and name.isdecimal():
-            value = dict(enumerate(value)).get(int(name))
-        else:
-            value = value.get(name) if isinstance(value, dict) else None
-    good = isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable()
-    return value if good else None

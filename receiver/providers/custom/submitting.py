@@ -40,6 +40,8 @@ class SubmissionJob(Section):
     """More names under which a caller may give a callback of its own; those of `set` are known."""
     require: Mapping[str, Any] = Field(default_factory=dict)
     """Members that the JSON must have for the request to make a job."""
+    refers: tuple[str, ...] = ()
+    """Members of the JSON that may name a job, which must be one of the same application."""
     needs_body: bool = False
     """Refuse an empty body, where the callback is in the query."""
     job: str
@@ -112,6 +114,7 @@ class Submission(Section):
                 set=job.set,
                 own=(*(name for name in job.set if name not in job.require), *job.own),
                 require=job.require,
+                refers=job.refers,
                 needs_body=job.needs_body,
                 job=job.job,
                 rewrite=job.rewrite,

@@ -162,6 +162,7 @@ def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
         "state = :state": filter.state,
         "job_id = :job_id": filter.job_id,
         "ref = :ref": filter.ref,
+        "created_at < :before": filter.before,
         "id < :after": filter.after,
     }
     found = [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
