@@ -69,6 +69,9 @@ sdks: $(PARTS) ## Submit a job with each provider's own package, for Python and,
 		echo "Without Node.js its packages are left out."
 	@$(BIN)/pytest tests/flow/test_sdks.py -m "soak or not soak" -n 0 -rs
 
+samples: $(PARTS) ## Run the sample applications of docs/samples, each where its toolchain is present
+	@$(BIN)/pytest -m soak -n 0 -rs tests/flow/test_consuming.py
+
 lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

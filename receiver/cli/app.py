@@ -33,6 +33,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "events": "cli.inspect",
         "deliveries": "cli.inspect",
         "pickups": "cli.pickups",
+        "submissions": "cli.submit",
         "rejections": "cli.inspect",
         "operations": "cli.operations",
         "destinations": "cli.destinations",

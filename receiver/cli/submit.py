@@ -1,4 +1,4 @@
-"""`submit-token` and `submit-urls`: what an application needs to submit jobs through receiver."""
+"""`submit-token` and `submit-urls`: what an application needs to submit jobs through receiver; `submissions` lists them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ import string
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
-from receiver.cli.options import AsJson, load, option
-from receiver.cli.output import print_json
+from receiver.cli.options import (
+    AsJson,
+    Chosen,
+    Limit,
+    OfJob,
+    OfRef,
+    OfSource,
+    Wide,
+    ask_each,
+    load,
+    load_to_look,
+    option,
+)
+from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.errors import ConfigError
+from receiver.core.page import filled
+from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.web.views import page
 
 if TYPE_CHECKING:
@@ -21,11 +36,19 @@ _LETTERS = string.ascii_letters + string.digits
 _LENGTH = 43
 """Letters and digits of a token, as hard to guess as 32 random bytes."""
 
+_SUBMISSIONS = Listing(
+    short=("id", "state", "status", "application", "source", "job"),
+    wide=("id", "state", "status", "application", "source", "request", "job", "ref", "created"),
+    fields={"job": "job_id", "created": "created_at"},
+    empty="no submission fits",
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="submit-token")(submit_token)
     app.command(name="submit-urls")(submit_urls)
+    app.command()(submissions)
 
 
 def submit_token(
@@ -58,6 +81,32 @@ def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
         typer.echo(
             "no source takes submissions: set submit = true in [sources.NAME], and add what `receiver submit-token` prints"
         )
+
+
+def submissions(
+    ctx: typer.Context,
+    application: Annotated[
+        str | None, option("--application", help="Only of the application with this token's name.")
+    ] = None,
+    source: OfSource = None,
+    state: Annotated[SubmissionState | None, option("--state", help="Only in this state.")] = None,
+    job: OfJob = None,
+    ref: OfRef = None,
+    limit: Limit = 50,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs that applications submitted through receiver. The status is the provider's answer, or 424 where none is known."""
+    settings = load_to_look(ctx)
+    filters = SubmissionFilter(application=application, state=state, job_id=job, ref=ref, limit=limit)
+    found = ask_each(
+        settings,
+        lambda store, name: filled(store.submissions, replace(filters, source=name), limit),
+        Chosen("source", source, settings.sources),
+        order="id",
+        limit=limit,
+    )
+    print_list(_SUBMISSIONS, found, wide=wide, as_json=as_json)
 
 
 def _row(name: str, url: str, api: ProviderApi) -> dict[str, Any]:

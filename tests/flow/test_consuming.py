@@ -7,10 +7,12 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -18,11 +20,14 @@ import pytest
 from receiver.core.webhook import sign, webhook_key
 from receiver.core.work import DeliveryFilter, DeliveryState
 from tests.contract.store_suite import settlement
-from tests.docs.reading import page
+from tests.docs.reading import ROOT, page
+from tests.support.clients import local_client
 from tests.support.running import APP_SECRET, api_token, free_port, running, settings_text
 from tests.support.senders import transcript
+from tests.support.toolchains import need, npm_packages, python_packages
 
 TOKEN = "a-token-of-some-length"
+SAMPLES = ROOT / "docs" / "samples"
 
 
 def sample(language: str) -> str:
@@ -31,9 +36,9 @@ def sample(language: str) -> str:
     return str(found)
 
 
-async def run(*command: str, env: Mapping[str, str]) -> str:
+async def run(*command: str, env: Mapping[str, str], cwd: Path | None = None) -> str:
     process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **env}, stdout=asyncio.subprocess.PIPE
+        *command, env={**os.environ, **env}, cwd=cwd, stdout=asyncio.subprocess.PIPE
     )
     told, _ = await process.communicate()
     assert process.returncode == 0
@@ -69,29 +74,94 @@ async def test_the_reconciliation_replays_what_the_application_lacks_and_goes_on
         assert await run(sys.executable, str(script), env=env) == ""
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node here")
-async def test_the_node_sample_takes_what_is_signed_once_and_refuses_the_rest(tmp_path: Path) -> None:
-    script, port = tmp_path / "app.mjs", free_port()
-    script.write_text(sample("js"))
+async def refuses_and_takes_once(*command: str, **how: Any) -> None:
+    """Run an application that prints type and ref of each event: it takes one once, and refuses what is not signed."""
+    port, secret = free_port(), {"APP_WEBHOOK_SECRET": APP_SECRET}
     body = b'{"type": "speech.completed", "data": {"ref": "order-1"}}'
-    headers = sign([webhook_key(APP_SECRET)], "evt_1", int(time.time()), body)
+    headers = {"content-type": "application/json"} | sign(
+        [webhook_key(APP_SECRET)], "evt_1", int(time.time()), body
+    )
     process = await asyncio.create_subprocess_exec(
-        "node",
-        str(script),
-        env={**os.environ, "APP_WEBHOOK_SECRET": APP_SECRET, "PORT": str(port)},
+        *(word.replace("{port}", str(port)) for word in command),
+        env={**os.environ, **secret, "PORT": str(port)},
         stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        **how,
     )
     assert process.stdout is not None
     try:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(30):
+        async with local_client(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(60):
             answer = None
             while answer is None:
-                with contextlib.suppress(httpx2.ConnectError):
-                    answer = await client.post("/", content=body, headers=headers)
-            again = await client.post("/", content=body, headers=headers)
-            forged = await client.post("/", content=body + b" ", headers=headers)
+                assert process.returncode is None
+                with contextlib.suppress(httpx2.TransportError):
+                    answer = await client.post("/hooks", content=body, headers=headers)
+            again = await client.post("/hooks", content=body, headers=headers)
+            forged = await client.post("/hooks", content=body + b" ", headers=headers)
             assert (answer.status_code, again.status_code, forged.status_code) == (204, 204, 401)
     finally:
-        process.terminate()
-    assert await process.stdout.read() == b"speech.completed order-1\n"
+        os.killpg(process.pid, signal.SIGTERM)
+    told = [
+        line for line in (await process.stdout.read()).decode().splitlines() if "speech.completed" in line
+    ]
+    assert told == ["speech.completed order-1"]
     await process.wait()
+
+
+async def test_the_node_sample_takes_what_is_signed_once_and_refuses_the_rest(tmp_path: Path) -> None:
+    need("node")
+    script = tmp_path / "app.mjs"
+    script.write_text(sample("js"))
+    await refuses_and_takes_once("node", str(script))
+
+
+def test_no_sample_imports_anything_of_receiver() -> None:
+    for place in filter(Path.is_file, SAMPLES.rglob("*")):
+        assert not re.search(r"(import|from|require).*\breceiver\b(?!')", _code(place)), place
+
+
+def _code(place: Path) -> str:
+    return "\n".join(line for line in place.read_text("utf-8").splitlines() if "receiver's" not in line)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "fastapi_app.py",
+            ["-m", "uvicorn", "--app-dir", str(SAMPLES), "--port", "{port}", "fastapi_app:app"],
+        ),
+        ("django_app.py", [str(SAMPLES / "django_app.py"), "runserver", "{port}", "--noreload"]),
+    ],
+)
+async def test_the_python_samples(name: str, words: list[str]) -> None:
+    python = python_packages(
+        "fastapi==0.128.0", "uvicorn==0.40.0", "django==5.2.9", "standardwebhooks==1.1.0"
+    )
+    await refuses_and_takes_once(str(python), *words)
+
+
+@pytest.mark.soak
+async def test_the_express_sample(tmp_path: Path) -> None:
+    modules = npm_packages("express@5.1.0", "standardwebhooks@1.1.1") / "node_modules"
+    (tmp_path / "node_modules").symlink_to(modules)
+    shutil.copy(SAMPLES / "express.mjs", tmp_path)
+    await refuses_and_takes_once("node", str(tmp_path / "express.mjs"))
+
+
+@pytest.mark.soak
+async def test_the_go_sample(tmp_path: Path) -> None:
+    need("go")
+    built = str(tmp_path / "sample")
+    await run("go", "build", "-o", built, ".", env={"GOFLAGS": "-mod=mod"}, cwd=SAMPLES / "go")
+    await refuses_and_takes_once(built)
+
+
+@pytest.mark.soak
+async def test_the_java_sample(tmp_path: Path) -> None:
+    need("mvn", "java")
+    folder = shutil.copytree(SAMPLES / "java", tmp_path / "java")
+    copied = ["dependency:copy-dependencies", "-DoutputDirectory=target/jars"]
+    await run("mvn", "--quiet", "--batch-mode", "compile", *copied, env={}, cwd=folder)
+    await refuses_and_takes_once("java", "-cp", "target/classes:target/jars/*", "Sample", cwd=folder)

@@ -24,6 +24,7 @@ from receiver.engine.submissions.allowances import Allowance
 from receiver.providers.deapi import signed
 from receiver.settings.model import SubmitToken
 from tests.contract.submission_suite import new
+from tests.support.house import receiver
 from tests.support.running import BASIC, DEAPI_SECRET, Running, free_port
 from tests.support.submitting import (
     DEAPI_KEY,
@@ -55,6 +56,20 @@ def callback_of(asked: Asked) -> str:
     url = parse_qs(urlsplit(asked.target).query)["callback"][0]
     assert f"{BASIC}@hooks.example.com/callbacks/deepgram/" in url
     return urlsplit(url).path
+
+
+async def test_the_command_lists_what_was_submitted(both: Both, tmp_path: Path) -> None:
+    up, _ = both
+    await up.client.post(LISTEN, content=AUDIO, headers={"x-receiver-ref": "order-7"})
+    config = tmp_path / "receiver.toml"
+    config.write_text(f'data = "{up.receiver.settings.data}"\n[sources.deepgram]\nprovider = "deepgram"\n')
+    words = ("--config", config, "submissions")
+    table = await asyncio.to_thread(receiver, *words, "--application", "crm")
+    assert table.out.split()[:6] == ["id", "state", "status", "application", "source", "job"], table.err
+    [row] = (await asyncio.to_thread(receiver, *words, "--source", "deep*", "--json")).items
+    assert (row["state"], row["job_id"], row["ref"]) == ("accepted", "job-1", "order-7")
+    nothing = await asyncio.to_thread(receiver, *words, "--application", "other")
+    assert "no submission fits" in nothing.err
 
 
 async def call_back(up: Running, path: str, job: str) -> str:
