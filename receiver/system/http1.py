@@ -23,6 +23,7 @@ _PIECE = 64 * 1024
 """Bytes of a request's body that are written at once."""
 
 K = TypeVar("K", bound=Hashable)
+Connect = Callable[[K], Awaitable["Connection"]]
 
 
 class Reply(Struct, frozen=True, gc=False):
@@ -100,19 +101,15 @@ class Connection(asyncio.Protocol):
     async def ask(self, head: bytes, body: bytes, bounds: Bounds, deadline: float) -> Reply:
         """Send a request and return its answer; `deadline` (the loop's clock) ends the wait for its head.
 
-        Raises `TimeoutError`, `Unanswered`, `OSError`. Once the head is here the status is the answer,
-        whatever becomes of the body.
+        Raises `TimeoutError`, `Unanswered`, `OSError`. Once the head is here it is answered, however the body ends.
         """
         self._bounds, self._deadline = bounds, deadline
-        self._status, self._interim, self._seen, self._whole = 0, 0, 0, False
+        self._status, self._interim, self._seen, self._whole, self._body = 0, 0, 0, False, b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._body = b""
-        answer: asyncio.Future[Reply] = self._loop.create_future()
-        self._answer = answer
+        self._answer = answer = asyncio.Future[Reply](loop=self._loop)
         if self._resting is not None:
             self._resting.cancel()
-        until = min(deadline, self._loop.time() + bounds.answer_seconds)
-        self._timer = self._loop.call_at(until, self._end, TimeoutError())
+        self._end_at(bounds.answer_seconds, TimeoutError())
         try:
             await self._write(head, body)
             return await answer
@@ -121,12 +118,9 @@ class Connection(asyncio.Protocol):
             raise
 
     async def _write(self, head: bytes, body: bytes) -> None:
-        if len(body) <= _PIECE:
-            self._transport.write(head + body)
-            return
-        self._transport.write(head)
+        self._transport.write(head + body[:_PIECE])
         view = memoryview(body)
-        for start in range(0, len(body), _PIECE):
+        for start in range(_PIECE, len(body), _PIECE):
             if self._room is not None:
                 await self._room
             if self._answer is None:  # the far side did not wait for the whole body
@@ -155,10 +149,9 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Go on writing."""
-        if self._room is not None:
-            if not self._room.done():
-                self._room.set_result(None)
-            self._room = None
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Parse; bytes that belong to no request end the connection."""
@@ -181,8 +174,11 @@ class Connection(asyncio.Protocol):
             self._end(NotHttp())
         elif waiting and self._status:  # from here on the body has its own time
             self._timer.cancel()
-            until = min(self._deadline, self._loop.time() + self._bounds.body_seconds)
-            self._timer = self._loop.call_at(until, self._end)
+            self._end_at(self._bounds.body_seconds)
+
+    def _end_at(self, seconds: float, error: Exception | None = None) -> None:
+        until = min(self._deadline, self._loop.time() + seconds)
+        self._timer = self._loop.call_at(until, self._end, error)
 
     def _feed(self, data: bytes) -> None:
         """Parse. A length that a head says twice (RFC 9112, 6.3) is taken once, where the head came in one piece."""
@@ -253,12 +249,9 @@ class Connection(asyncio.Protocol):
         if answer.done():  # cancelled
             return
         if self._status:
-            headers: dict[str, str] = {}
-            for name, value in self._headers:
-                headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
-            answer.set_result(
-                Reply(self._status, headers, self._body[: self._bounds.body_bytes], self._whole)
-            )
+            headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in reversed(self._headers)}
+            body = self._body[: self._bounds.body_bytes]
+            answer.set_result(Reply(self._status, headers, body, self._whole))
         else:
             answer.set_exception(error or NoAnswer())
             answer.exception()  # a request that is cancelled now will not look at it
@@ -267,12 +260,7 @@ class Connection(asyncio.Protocol):
 class Connections(Generic[K]):
     """Kept connections by the place that they lead to; at most `limit` requests are under way at once."""
 
-    def __init__(
-        self,
-        connect: Callable[[K], Awaitable[Connection]],
-        limit: int,
-        idle_seconds: float,
-    ) -> None:
+    def __init__(self, connect: Connect[K], limit: int, idle_seconds: float) -> None:
         """`idle_seconds` is how long a connection is kept for the next request."""
         self._connect = connect
         self._idle_seconds = idle_seconds
@@ -284,21 +272,22 @@ class Connections(Generic[K]):
         """Send one request to `place` and return its answer. Raises what connecting raises, and as `Connection.ask`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + bounds.seconds
-        if self._slots.locked():
-            async with asyncio.timeout_at(deadline):
-                await self._slots.acquire()
-        else:
-            await self._slots.acquire()  # at once, without a timer
+        async with asyncio.timeout_at(deadline if self._slots.locked() else None):  # mostly without a timer
+            await self._slots.acquire()
         try:
-            connection = self._kept(place)
-            if connection is None:
+            kept = self._idle.setdefault(place, [])
+            while kept and not kept[-1].reusable:
+                kept.pop()
+            if kept:
+                connection = kept.pop()
+            else:
                 async with asyncio.timeout_at(deadline):
                     connection = await self._connect(place)
                 self._all.add(connection)
             answer = await connection.ask(head, body, bounds, deadline)
             if connection.reusable:
                 connection.rest(self._idle_seconds)
-                self._idle.setdefault(place, []).append(connection)
+                kept.append(connection)
             return answer
         finally:
             self._slots.release()
@@ -307,13 +296,4 @@ class Connections(Generic[K]):
         """Hang up, whatever is under way."""
         for connection in self._all:
             connection.close()
-        self._idle.clear()
         await asyncio.sleep(0)  # the transports close their sockets
-
-    def _kept(self, place: K) -> Connection | None:
-        kept = self._idle.get(place)
-        while kept:
-            connection = kept.pop()
-            if connection.reusable:
-                return connection
-        return None
