@@ -67,6 +67,7 @@ def _waits(wait: wait_base, retries: int) -> tuple[float, ...]:
     return tuple(waits)
 
 
+@cache
 def fixed(name: str, retries: int, wait: float) -> RetryPolicy:
     """Return a policy of `retries` retries, `wait` seconds apart."""
     from tenacity import wait_fixed

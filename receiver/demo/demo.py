@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,12 +23,10 @@ from receiver.core.clock import wall_clock
 from receiver.demo import deapi, deepgram
 from receiver.demo.serving import Callback, open_client, sample_audio, send
 from receiver.demo.stage import (
-    TIMEOUT_SECONDS,
     Line,
     NotAsPromised,
     Stage,
     answer_of,
-    clean_environment,
     fresh_folder,
     leave,
     set_stage,
@@ -269,12 +265,7 @@ def _look_further(stage: Stage) -> None:
         command = f"{_command()} --config {_quoted(stage.config)} {' '.join(words)}"
         say(f"\n$ {command}", style="bold")
         sys.stdout.flush()
-        subprocess.run(
-            [sys.executable, "-m", "receiver.cli.app", "--config", stage.config, *words],
-            check=False,
-            env=clean_environment(os.environ),
-            timeout=TIMEOUT_SECONDS,
-        )
+        stage.call(*words)
     audio = stage.run("events", first)["data"]["audio"]["uri"]
     say(f"\nThe audio of the first event is {unquote(urlsplit(audio).path)}. Look further with")
     say(f"  {_command()} --config {_quoted(stage.config)} events {first}")

@@ -167,17 +167,22 @@ class Stage:
 
     def run(self, *words: str, **settings: str) -> Any:
         """Return what a command of receiver's prints as JSON; `settings` are more of its environment."""
-        command = [sys.executable, "-m", "receiver.cli.app", "--config", self.config, *words, "--json"]
-        done = subprocess.run(
-            command,
-            capture_output=True,
+        done = self.call(*words, "--json", capture_output=True, **settings)
+        if done.returncode:
+            raise NotAsPromised(f"receiver {' '.join(words)} failed: {done.stderr.decode().strip()}")
+        return json.loads(done.stdout)
+
+    def call(
+        self, *words: str, capture_output: bool = False, **settings: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command of receiver's on the demo's settings; what it prints is shown, or else returned."""
+        return subprocess.run(
+            [sys.executable, "-m", "receiver.cli.app", "--config", self.config, *words],
+            capture_output=capture_output,
             check=False,
             env=clean_environment(os.environ) | settings,
             timeout=TIMEOUT_SECONDS,
         )
-        if done.returncode:
-            raise NotAsPromised(f"receiver {' '.join(words)} failed: {done.stderr.decode().strip()}")
-        return json.loads(done.stdout)
 
     def close(self) -> None:
         """End both processes."""

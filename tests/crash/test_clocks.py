@@ -17,7 +17,7 @@ from tests.support.sink import Answer, Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 MINUTES = 8
-FIRST, THEN = 30, 30
+FIRST, THEN = 12, 12
 
 
 @pytest.mark.parametrize("place", ["shared"], indirect=True)

@@ -24,7 +24,7 @@ from tests.support.senders import transcript
 from tests.support.sink import Sink
 
 SHARED = pytest.mark.parametrize("place", ["shared"], indirect=True)
-EVENTS = 200
+EVENTS = 120
 CALLERS = 12
 MINUTE = 60_000
 AHEAD = {"right": 0, "early": 5 * MINUTE, "late": -10 * MINUTE}

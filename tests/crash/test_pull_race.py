@@ -22,7 +22,7 @@ from tests.support.pulling import Providers, asked_providers
 from tests.support.running import Running, running
 from tests.support.sink import Sink
 
-PICKUPS = 24
+PICKUPS = 15
 AHEAD = 5 * 60_000
 SPEED = 20
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,40 +14,60 @@ import pytest
 from receiver.core.errors import ReceiverError
 from receiver.demo import demo
 from receiver.demo.stage import STEPS, Child, Stage, clean_environment, fresh_folder, leave
-from tests.support.house import ForkedChild
+from tests.support.forking import ForkedPopen
+from tests.support.house import MAIN, ForkedChild, Said, receiver
 
 
-def test_the_demo_plays_every_step_and_ends_by_itself(tmp_path: Path) -> None:
+def _whole(words: list[str], _: pytest.MonkeyPatch) -> Said:
+    """Run the command as a user does."""
+    done = subprocess.run([*MAIN, *words], capture_output=True, text=True, check=False, timeout=170)
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+def _forked(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Run it here; what it starts are processes, but without the time of their imports."""
+
+    def call(
+        stage: Stage, *words: str, capture_output: bool = False, **settings: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        environ = clean_environment(os.environ) | settings
+        child = ForkedPopen("receiver.cli.app", ["--config", stage.config, *words], environ, errors=2)
+        with child.stdout as out:
+            printed = out.read()
+        return subprocess.CompletedProcess(words, child.wait(60), printed, b"")
+
+    monkeypatch.setattr("receiver.demo.stage.Child", ForkedChild)
+    monkeypatch.setattr(Stage, "call", call)
+    return receiver(*words)
+
+
+@pytest.mark.parametrize("run", [_forked, pytest.param(_whole, marks=pytest.mark.soak)])
+def test_the_demo_plays_every_step_and_ends_by_itself(
+    run: Callable[[list[str], pytest.MonkeyPatch], Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "shown"
-    words = ["--config", str(tmp_path / "elsewhere.toml"), "demo", "--folder", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "receiver", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env=clean_environment(os.environ) | {"RECEIVER__SERVER__PORT": "1", "PORT": "2"},
-        timeout=170,
+    monkeypatch.setenv("RECEIVER__SERVER__PORT", "1")
+    monkeypatch.setenv("PORT", "2")
+    done = run(
+        ["--config", str(tmp_path / "elsewhere.toml"), "demo", "--folder", str(folder), "--no-stay"],
+        monkeypatch,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    assert done.status == 0, done.out + done.err
+    assert done.err == ""
     for step in range(1, STEPS + 1):
-        assert f"\n{step}/{STEPS}  " in done.stdout
-    assert "All of it as promised" in done.stdout
-    assert "the wrong password: refused with 401" in done.stdout
-    assert "SHA-256 as sent" in done.stdout
+        assert f"\n{step}/{STEPS}  " in done.out
+    assert "All of it as promised" in done.out
+    assert "the wrong password: refused with 401" in done.out
+    assert "SHA-256 as sent" in done.out
     config = folder / "receiver.toml"
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
-    listed = subprocess.run(
-        [sys.executable, "-m", "receiver", "--config", config, "deliveries", "--json"],
-        capture_output=True,
-        check=True,
-    )
-    states = [delivery["state"] for delivery in json.loads(listed.stdout)["items"]]
+    monkeypatch.delenv("RECEIVER__SERVER__PORT")
+    listed = receiver("--config", config, "deliveries", "--json").items
+    states = [delivery["state"] for delivery in listed]
     assert set(states) == {"delivered"}
     assert len(states) >= 10
     for provider in ("Deepgram", "deAPI", "Deepdub", "PlayHT"):
-        assert provider in done.stdout
+        assert provider in done.out
     fresh_folder(folder)
     assert [path.name for path in folder.iterdir()] == [".receiver-demo"], "a rerun begins afresh"
 

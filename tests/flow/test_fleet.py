@@ -23,7 +23,7 @@ from tests.support.house import receiver
 from tests.support.postgres import execute
 from tests.support.s3 import Weed
 from tests.support.s3_wire import Wire
-from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
+from tests.support.senders import SPEECH, Sent, deapi, over_in_a_pause, speech, transcript
 from tests.support.sink import Answer, Sink
 
 weed, s3_credentials = s3.weed, s3.s3_credentials
@@ -84,7 +84,7 @@ async def test_a_rolling_deploy_fails_no_callback_though_nobody_tries_again(
     answers: dict[str, str] = {}
 
     async def call_on(balancer: Balancer) -> None:
-        while not over.is_set():
+        while not await over_in_a_pause(over):
             number = next(numbers)
             sent = speech(f"job-{number}", times=20) if number % 3 == 0 else transcript(f"job-{number}")
             answer = await balancer.send(sent)

@@ -265,7 +265,7 @@ def unclaimed(one: Pickup) -> Pickup:
 
 
 PickupMachine.TestCase.settings = settings(
-    max_examples=examples(14), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(8), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPickups = PickupMachine.TestCase
 
@@ -286,6 +286,6 @@ class PostgresPickupMachine(PickupMachine):
 
 
 PostgresPickupMachine.TestCase.settings = settings(
-    PickupMachine.TestCase.settings, max_examples=examples(6), stateful_step_count=30
+    PickupMachine.TestCase.settings, max_examples=examples(3), stateful_step_count=30
 )
 TestPickupsOverPostgres = PostgresPickupMachine.TestCase

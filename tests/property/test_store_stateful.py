@@ -259,7 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=examples(24), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(14), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStore = StoreMachine.TestCase
 
@@ -280,6 +280,6 @@ class PostgresStoreMachine(StoreMachine):
 
 
 PostgresStoreMachine.TestCase.settings = settings(
-    StoreMachine.TestCase.settings, max_examples=examples(8), stateful_step_count=30
+    StoreMachine.TestCase.settings, max_examples=examples(4), stateful_step_count=30
 )
 TestStoreOverPostgres = PostgresStoreMachine.TestCase

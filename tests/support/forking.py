@@ -31,6 +31,7 @@ _LONGEST = 1 << 20
 _IMPORTED = (
     "boto3",
     "psycopg",
+    "tenacity",
     "receiver.storage.blobs.s3",
     "receiver.storage.store.postgres",
     "receiver.cli.app",
@@ -166,10 +167,12 @@ async def start(
 
 
 class ForkedPopen:
-    """One process, used as one of `subprocess`; standard output and errors are in `stdout`."""
+    """One process, used as one of `subprocess`; its errors are in `stdout` too, unless another place is given."""
 
-    def __init__(self, module: str, words: Sequence[str], environ: Mapping[str, str]) -> None:
-        self.pid, out, self._ended = _fork(module, words, environ, Path.cwd(), None)
+    def __init__(
+        self, module: str, words: Sequence[str], environ: Mapping[str, str], errors: int | None = None
+    ) -> None:
+        self.pid, out, self._ended = _fork(module, words, environ, Path.cwd(), errors)
         self.stdout = os.fdopen(out, "rb")
         self.returncode: int | None = None
 

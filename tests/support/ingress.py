@@ -119,7 +119,7 @@ class Ingress:
     https: int = field(default_factory=free_port)
     http: int = field(default_factory=free_port)
     child: Child | None = None
-    trusted: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    trusted: ssl.SSLContext = field(default_factory=lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
     def client(self, scheme: str = "https") -> httpx2.AsyncClient:
         """Return a provider: a connection for each call, no proxy, no address book."""

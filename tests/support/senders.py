@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from pathlib import Path
 from receiver.core.proofs import hmac_sha256_hex
 from tests.support.running import BASIC, DEAPI_SECRET
 
+PAUSE = 0.03
+"""Seconds between the callbacks of one caller where a steady load is wanted, and not all that two cores can give."""
 SPEECH = Path(__file__).resolve().parents[2] / "receiver" / "demo" / "samples" / "speech.mp3"
 
 
@@ -30,6 +34,13 @@ class Sent:
     headers: dict[str, str]
     body: bytes
     method: str = "POST"
+
+
+async def over_in_a_pause(over: asyncio.Event) -> bool:
+    """Wait for a pause between two callbacks; tell whether there is to be no other."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(over.wait(), PAUSE)
+    return over.is_set()
 
 
 def speech(name: str, *, method: str = "PUT", content_type: str = "audio/mpeg", times: int = 1) -> Sent:
