@@ -21,7 +21,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import fleet, growth, history, measures, overload, tool
+from bench import fleet, growth, history, lanes, measures, overload, tool
 from bench.measures import Row
 from bench.store_rates import claim_cost
 
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds of each (5, with --quick 1)")
     parser.add_argument(
         "--only",
-        help="comma-separated: ingest, slow, relay, large, latency, claims, fleet (fleet-in, fleet-out, growth), overload",
+        help="comma-separated: ingest, slow, relay, large, latency, claims, hung, rules, fleet (fleet-in, fleet-out, growth), overload",
     )
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (5, 4.0)
@@ -189,6 +189,8 @@ def main() -> None:
         "large": lambda f: measures.large(f, rounds),
         "latency": lambda f: measures.latency(f, 20 if options.quick else 200),
         "claims": lambda f: claims(f, 20_000 if options.quick else 1_000_000),
+        "hung": lambda f: lanes.hung(f, rounds, 10_000 if options.quick else 100_000),
+        "rules": lambda f: lanes.rules(f, rounds, 3_000 if options.quick else 20_000),
         "fleet-in": lambda f: fleet.ingest(f, rounds, seconds),
         "fleet-out": lambda f: fleet.deliveries(f, rounds, 3_000 if options.quick else 20_000),
         "growth": lambda f: growth.growth(rounds, 20_000 if options.quick else 1_000_000),

@@ -6,6 +6,7 @@ https://www.rabbitmq.com/docs/confirms
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -76,7 +77,8 @@ class RabbitDestination(Kind):
         self._link = Link(self._connect, _hang_up)
 
     async def open(self) -> None:
-        """Nothing to make ready: the first event connects."""
+        """Nothing to make ready: the first event connects. What aiormq would log about it, each outcome says."""
+        logging.getLogger("aiormq").setLevel(logging.CRITICAL + 1)
 
     async def close(self) -> None:
         """Hang up."""
