@@ -88,6 +88,16 @@ export type DestinationStatus = "active" | "disabled" | "failing" | "paused";
 
 export type Stats = { due_deliveries: Record<string, number>; dead_deliveries: Record<string, number>; due_pickups: Record<string, number>; journal: number; oldest_journaled_seconds: number };
 
+export type TalliesShown = { items: Array<TallyShown>; ack: Array<AckShown> };
+
+export type TallyShown = { at: string; kind: string; name: string; outcome: string; count: number };
+
+export type AckShown = { at: string; source: string; count: number; p50_ms: number | null; p99_ms: number | null };
+
+export type PageProcessShown = { items: Array<ProcessShown>; next: string | null };
+
+export type ProcessShown = { id: string; host: string; version: string; role: string; started_at: string; seen_at: string; alive: boolean };
+
 export type NewReplay = { ids?: Array<string> | null; to?: string | null; destination?: string | null; state?: "dead" | "delivered" | null; source?: string | null; type?: string | null; since?: string | null; until?: string | null; rate?: number | null; dry_run?: boolean };
 
 export type Replayed = { found: number; replayed?: number; added?: number; left_alone: number; dry_run: boolean; operation?: OperationShown | null };

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+from receiver import __version__
 from receiver.app.figures import Figures
 from receiver.app.observers import LogObserver, MetricsObserver
 from receiver.core import event_json
@@ -26,6 +27,7 @@ from receiver.core.findings import install
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Router
 from receiver.core.submission import ProviderApi, checked_api
+from receiver.core.tally import Process
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.bulk import BulkWorker
 from receiver.engine.collector import Collector, PullSource
@@ -38,6 +40,7 @@ from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.renormalizer import Renormalizer
 from receiver.engine.submissions import Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
+from receiver.engine.tallies import Tallies
 from receiver.engine.watcher import Watched, Watcher
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
@@ -105,6 +108,7 @@ class Lasting:
     observer: Observers
     metrics: MetricsObserver
     figures: Figures
+    tallies: Tallies
     clock: Callable[[], int]
     timing: Timing
     worker: str
@@ -213,10 +217,12 @@ def build(
     metrics = MetricsObserver()
     if observers is None:
         observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
-    observer = Observers([metrics, *observers])
     tokens, folder = _tokens(settings), journal_folder(settings)
     bodies = BodyBuffer(str(Path(folder, "spool")))
     ports = shape(_ports(settings, tokens, bodies, build_store(settings), build_blobs(settings)))
+    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    tallies = Tallies(ports.store, _process(worker, clock()), clock)
+    observer = Observers([metrics, tallies, *observers])
     lasting = Lasting(
         store=ports.store,
         blobs=ports.blobs,
@@ -227,13 +233,19 @@ def build(
         observer=observer,
         metrics=metrics,
         figures=Figures(metrics, clock),
+        tallies=tallies,
         clock=clock,
         timing=timing,
-        worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        worker=worker,
     )
     receiver = _Parts(settings, lasting, ports, tokens).receiver()
     ports.store.listen(partial(_wake, receiver))
     return receiver
+
+
+def _process(worker: str, now: int) -> Process:
+    host = socket.gethostname()
+    return Process(id=worker, host=host, version=__version__, role="", started_at=now, seen_at=now)
 
 
 def rebuild(receiver: Receiver, settings: Settings) -> Receiver:
@@ -482,6 +494,7 @@ async def open_lasting(receiver: Receiver, *, intake: bool = True) -> AsyncItera
         yield
     finally:
         await receiver.lasting.figures.stop()
+        await receiver.lasting.tallies.stop()
         await receiver.blobs.close()
         await receiver.store.close()
 
@@ -494,6 +507,8 @@ async def begin(receiver: Receiver, *, intake: bool, work: bool) -> None:
         await receiver.submissions.open()
         receiver.intake.start()
     receiver.store.listen(partial(_wake, receiver))
+    if intake or work:
+        receiver.lasting.tallies.start("serve" if intake and work else "intake" if intake else "work")
     if work:
         await receiver.takeover.start()
         receiver.relay.start()

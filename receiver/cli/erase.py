@@ -148,6 +148,7 @@ def _tell_erased(removed: Removed, journal: str | None, *, as_json: bool) -> Non
         return
     rows = [(name.replace("_", " "), count) for name, count in counts.items()]
     print_fields([*rows, ("journal", journal or "left out")])
+    warn("what the journals of other machines have of it is dropped as soon as these are drained")
 
 
 def _tell_unreadable(found: FoundOf) -> None:

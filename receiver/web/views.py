@@ -367,6 +367,50 @@ class Stats(Struct, frozen=True, kw_only=True):
     oldest_journaled_seconds: float
 
 
+class TallyShown(Struct, frozen=True, kw_only=True):
+    """How often something came out so, over all processes."""
+
+    at: Time
+    """When the time that is counted began."""
+    kind: str
+    """`callbacks` of a source by their answer; `deliveries`, each attempt to a destination by its outcome."""
+    name: str
+    outcome: str
+    count: int
+
+
+class AckShown(Struct, frozen=True, kw_only=True):
+    """How long callbacks of a source waited for a 200, over all processes."""
+
+    at: Time
+    source: str
+    count: int
+    p50_ms: int | None
+    """Half of them waited so many milliseconds at most: the upper bound of a range."""
+    p99_ms: int | None
+
+
+class TalliesShown(Struct, frozen=True, kw_only=True):
+    """What was counted."""
+
+    items: list[TallyShown]
+    ack: list[AckShown]
+
+
+class ProcessShown(Struct, frozen=True, kw_only=True):
+    """A process that takes callbacks or works."""
+
+    id: str
+    host: str
+    version: str
+    role: str
+    """`serve`, `intake` or `work`."""
+    started_at: Time
+    seen_at: Time
+    alive: bool
+    """Whether it was seen in the last 30 seconds."""
+
+
 class StepShown(Struct, frozen=True, kw_only=True):
     """One thing that happened to a job."""
 

@@ -70,6 +70,33 @@ async def test_events_are_shown_with_all_that_belongs_to_them(up: Running) -> No
     assert APP_SECRET not in str(destination)
 
 
+async def test_what_came_is_counted_by_the_minute_and_processes_are_listed(up: Running) -> None:
+    await send(up, transcript("first"))
+    await send(up, transcript("first"))
+    await up.client.post("/callbacks/deepgram", content=b"{}", headers={"authorization": ""})
+    await up.receiver.lasting.tallies.tell()
+    for by in ("minute", "hour", "all"):
+        found = await got(up, "tallies", by=by)
+        counts: dict[tuple[str, str, str], int] = {}
+        for one in found["items"]:
+            key = (one["kind"], one["name"], one["outcome"])
+            counts[key] = counts.get(key, 0) + one["count"]
+        assert counts == {
+            ("callbacks", "deepgram", "recorded"): 1,
+            ("callbacks", "deepgram", "duplicate"): 1,
+            ("callbacks", "deepgram", "rejected"): 1,
+        }
+        assert sum(one["count"] for one in found["ack"]) == 2
+        assert all(1 <= one["p50_ms"] <= one["p99_ms"] for one in found["ack"])
+    assert (await got(up, "tallies", until="2026-01-01T00:00:00Z")) == {"items": [], "ack": []}
+    (process,) = (await got(up, "processes"))["items"]
+    assert (process["id"], process["role"], process["alive"]) == (
+        up.receiver.lasting.worker,
+        "intake",
+        True,
+    )
+
+
 async def test_a_job_is_told_with_every_step(up: Running) -> None:
     await send(up, transcript("told"))
     job = await got(up, "jobs/told")

@@ -165,7 +165,7 @@ async def test_what_is_asked_of_erase_is_checked_and_shown_first(tmp_path: Path)
         assert "1 event, 1 callback, 1 stored object would be erased for good: add --yes" in said.err
         assert len(await up.receiver.store.events(EventFilter())) == 1
         said = await _command(tmp_path, "erase", "--event", told["event_id"], "--yes")
-        assert (said.status, "every machine" in said.err) == (0, True)
+        assert (said.status, "other machines" in said.err) == (0, True)
         assert await up.receiver.store.events(EventFilter()) == []
         said = await _command(tmp_path, "erase", "--event", new_id("evt", 1), "--yes")
         assert (said.status, said.out) == (0, "")

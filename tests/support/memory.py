@@ -51,6 +51,7 @@ from receiver.core.retention import (
 )
 from receiver.core.routing import Decision
 from receiver.core.sending import PLAIN, SendingRules
+from receiver.core.tally import Process, Tally, Told
 from receiver.core.work import (
     Attempt,
     Claimed,
@@ -101,6 +102,8 @@ class MemoryStore(Store):
         self._arrivals = itertools.count()
         self._places: dict[str, Place] = {}
         self._acts: dict[str, Act] = {}
+        self._tallies: Counter[tuple[int, str, str, str]] = Counter()
+        self._processes: dict[str, Process] = {}
         self._routing: dict[str, bytes | None] = {}
         self._operations: dict[str, BulkOperation] = {}
         self._open = False
@@ -291,6 +294,24 @@ class MemoryStore(Store):
         found = sorted(self._acts.values(), key=lambda one: one.id, reverse=True)
         found = [one for one in found if token in (None, one.token) and (after is None or one.id < after)]
         return _page(found, limit, lambda one: one.id)
+
+    async def add_tallies(self, told: Told) -> None:
+        await self.ping()
+        for one in told.tallies:
+            self._tallies[one.minute, one.kind, one.name, one.outcome] += one.count
+        self._tallies = Counter({key: n for key, n in self._tallies.items() if key[0] >= told.before})
+        self._processes[told.process.id] = told.process
+        self._processes = {k: one for k, one in self._processes.items() if one.seen_at >= told.before}
+
+    async def tallies(self, since: int, until: int) -> list[Tally]:
+        return [
+            Tally(minute=key[0], kind=key[1], name=key[2], outcome=key[3], count=n)
+            for key, n in sorted(self._tallies.items())
+            if since <= key[0] < until
+        ]
+
+    async def processes(self) -> list[Process]:
+        return sorted(self._processes.values(), key=lambda one: (one.started_at, one.id), reverse=True)
 
     async def begin_operation(self, wanted: BulkOperation) -> None:
         await self.ping()

@@ -769,6 +769,39 @@ WHERE {conditions}
 ORDER BY id DESC
 LIMIT :limit
 
+-- ==================== counts by the minute, and processes ====================
+
+-- name: add_tallies
+-- Adds to counts.
+INSERT INTO tallies {insert: minute, kind, name, outcome, count}
+ON CONFLICT (minute, kind, name, outcome) DO UPDATE SET count = tallies.count + excluded.count
+
+-- name: tallies_between
+-- The counts of minutes that began in a time.
+SELECT minute, kind, name, outcome, count
+FROM tallies
+WHERE minute >= :since AND minute < :until
+ORDER BY minute, kind, name, outcome
+
+-- name: forget_tallies
+-- Removes the counts of minutes that began before a time.
+DELETE FROM tallies WHERE minute < :before
+
+-- name: note_processes
+-- Notes that processes live.
+INSERT INTO processes {insert: id, host, version, role, started_at, seen_at}
+ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_at = excluded.seen_at
+
+-- name: list_processes
+-- The processes, those that began last first.
+SELECT id, host, version, role, started_at, seen_at
+FROM processes
+ORDER BY started_at DESC, id DESC
+
+-- name: forget_processes
+-- Removes processes that were not seen since a time.
+DELETE FROM processes WHERE seen_at < :before
+
 -- ==================== schema and health ====================
 
 -- name: ping

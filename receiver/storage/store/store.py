@@ -26,6 +26,7 @@ from receiver.core.page import Page
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.submission import Submission
+from receiver.core.tally import Told
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
@@ -40,6 +41,7 @@ from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
 from receiver.storage.store import submissions as submission_rows
+from receiver.storage.store import tallies as tally_rows
 from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
@@ -103,6 +105,7 @@ OPERATIONS: Sequence[Operation] = (
     bulk.change,
     bulk.claim,
     bulk.advance,
+    tally_rows.add,
     DELIVERIES.claim,
     PICKUPS.claim,
     event_rows.reject,
@@ -474,6 +477,15 @@ class Store:
         through twice, and none is left out.
         """
         return await self.write(bulk.advance, (claimed, batch, now))
+
+    # ------------------------------------------------------------ counts by the minute, and processes
+
+    tallies = _reads(tally_rows.tallies)
+    processes = _reads(tally_rows.processes)
+
+    async def add_tallies(self, told: Told) -> None:
+        """Add what a process counted, note that it lives, and forget what is old."""
+        await self.write(tally_rows.add, (told,))
 
     # ------------------------------------------------------------ retention
 

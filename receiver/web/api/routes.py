@@ -17,6 +17,7 @@ from receiver.web.api import (
     replays,
     stream,
     submissions,
+    tallies,
 )
 from receiver.web.api.acts import Again
 from receiver.web.api.operation import Operation
@@ -37,12 +38,14 @@ from receiver.web.views import (
     Page,
     PickupShown,
     PickupWhole,
+    ProcessShown,
     RejectionShown,
     Renormalized,
     Replayed,
     SourceShown,
     Stats,
     SubmissionShown,
+    TalliesShown,
 )
 
 _READ, _OPERATE = ApiScope.READ, ApiScope.OPERATE
@@ -196,6 +199,21 @@ _OVERVIEW = (
         gives=Page[DestinationShown],
     ),
     Operation("GET /stats", _READ, "Tells how much waits", overview.stats, gives=Stats),
+    Operation(
+        "GET /tallies",
+        _READ,
+        "Tells what came out how often, by the minute or hour, over all processes",
+        tallies.listed,
+        query=tallies.TallyQuery,
+        gives=TalliesShown,
+    ),
+    Operation(
+        "GET /processes",
+        _READ,
+        "Lists the processes of the last 48 hours, those that began last first",
+        tallies.processes,
+        gives=Page[ProcessShown],
+    ),
 )
 
 _ACTS = (

@@ -1,0 +1,65 @@
+"""Counts by the minute over all processes, and the processes that are alive. Pure data, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from msgspec import Struct
+
+CALLBACKS, DELIVERIES, ACK = "callbacks", "deliveries", "ack"
+"""What is counted: callbacks of a source by their answer; attempts to a destination by outcome; callbacks of a source by how long
+they took, the outcome being the milliseconds that it took at most.
+"""
+MINUTE = 60_000
+BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000)
+"""Milliseconds that acknowledging may take at most, by which it is counted."""
+
+
+class Tally(Struct, frozen=True, kw_only=True):
+    """How often something came out so in a minute."""
+
+    minute: int
+    """When it began, in epoch milliseconds."""
+    kind: str
+    name: str
+    """The source's or the destination's."""
+    outcome: str
+    count: int
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """A process that takes callbacks or works, as it last told."""
+
+    id: str
+    host: str
+    version: str
+    role: str
+    """`serve`, `intake` or `work`."""
+    started_at: int
+    seen_at: int
+
+
+class Told(NamedTuple):
+    """What a process adds at once."""
+
+    process: Process
+    tallies: tuple[Tally, ...]
+    before: int
+    """What is older is forgotten."""
+
+
+def bound_of(seconds: float) -> str:
+    """Return the bound that an acknowledgement is counted by."""
+    return str(next((bound for bound in BOUNDS if seconds * 1000 <= bound), BOUNDS[-1]))
+
+
+def within(tallies: Iterable[Tally], share: float) -> int | None:
+    """Return the milliseconds within which a share of callbacks were answered; None without any."""
+    counts = [(int(one.outcome), one.count) for one in tallies]
+    whole, reached = sum(count for _, count in counts), 0
+    for bound, count in sorted(counts):
+        reached += count
+        if reached >= share * whole:
+            return bound
+    return None

@@ -1,0 +1,101 @@
+"""Tallies: what this process saw is added to the store's counts every ten seconds, and with it that the process lives.
+
+A callback costs an addition in memory. While the store is out, counts wait here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from msgspec.structs import replace
+
+from receiver.core.errors import StoreUnavailable
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
+from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, MINUTE, Process, Tally, Told, bound_of
+from receiver.storage.store.store import Store
+
+EVERY_SECONDS = 10.0
+KEPT_MS = 48 * 3600 * 1000
+"""How long counts are kept, and processes that were not seen any more."""
+_MOST = 10_000
+"""Counts that wait for a store that is out; past that new ones are left out."""
+_LAST_SECONDS = 0.5
+"""How long the last of them may take."""
+
+
+class Tallies:
+    """An observer that counts. One for each process."""
+
+    def __init__(self, store: Store, process: Process, clock: Callable[[], int]) -> None:
+        self._store, self._process, self._clock = store, process, clock
+        self._counts: Counter[tuple[int, str, str, str]] = Counter()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, role: str) -> None:
+        """Tell the store from now on, in a task of the running loop; again: only that the role is another."""
+        self._process = replace(self._process, role=role)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="tallies")
+
+    async def stop(self) -> None:
+        """Tell what was counted last."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.tell(), _LAST_SECONDS)
+
+    async def _run(self) -> None:
+        await asyncio.sleep(EVERY_SECONDS * random.uniform(0.1, 1))  # processes that start together part
+        while True:
+            await self.tell()
+            await asyncio.sleep(EVERY_SECONDS)
+
+    async def tell(self) -> None:
+        """Add what was counted since the last time."""
+        now = self._clock()
+        counts, self._counts = self._counts, Counter()
+        tallies = tuple(
+            Tally(minute=minute, kind=kind, name=name, outcome=outcome, count=count)
+            for (minute, kind, name, outcome), count in sorted(counts.items())
+        )
+        process = replace(self._process, seen_at=now)
+        try:
+            await self._store.add_tallies(Told(process, tallies, now - KEPT_MS))
+        except StoreUnavailable:  # others tell that
+            self._counts.update(counts)
+
+    def _add(self, kind: str, name: str, outcome: str, count: int = 1) -> None:
+        if len(self._counts) < _MOST:
+            self._counts[self._clock() // MINUTE * MINUTE, kind, name, outcome] += count
+
+    # ------------------------------------------------------------ what is reported
+
+    def callback(self, report: CallbackReport) -> None:
+        """Count a callback by its answer, and one that is kept by how long that took."""
+        self._add(CALLBACKS, report.source, report.answer, report.count)
+        if report.status == 200:
+            self._add(ACK, report.source, bound_of(report.seconds))
+
+    def attempt(self, report: AttemptReport) -> None:
+        """Count an attempt by its outcome."""
+        self._add(DELIVERIES, report.destination, report.outcome.kind.value)
+
+    def pickup(self, report: PickupReport) -> None:
+        """Leave it to the metrics."""
+
+    def submission(self, report: SubmissionReport) -> None:
+        """Leave it to the metrics."""
+
+    def journal(self, depth: int, oldest_age_seconds: float) -> None:
+        """Leave it to the metrics."""
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Leave it to the log."""

@@ -1,0 +1,28 @@
+"""Counts by the minute, to which every process adds, and the processes that told of themselves."""
+
+from __future__ import annotations
+
+from msgspec.structs import astuple
+
+from receiver.core.tally import Process, Tally, Told
+from receiver.storage.store.statements import Session, each, value_of
+
+
+@each
+def add(session: Session, told: Told) -> None:
+    """Add what a process counted, note that it lives, and forget what is old."""
+    session.run_rows("add_tallies", [astuple(one) for one in told.tallies])
+    session.run_rows("note_processes", [astuple(told.process)])
+    session.run("forget_tallies", {"before": told.before})
+    session.run("forget_processes", {"before": told.before})
+
+
+def tallies(session: Session, since: int, until: int) -> list[Tally]:
+    """Return the counts of minutes that began in a time, oldest first."""
+    rows = session.run("tallies_between", {"since": since, "until": until})
+    return [value_of(Tally, row) for row in rows]
+
+
+def processes(session: Session) -> list[Process]:
+    """Return the processes, those that began last first."""
+    return [value_of(Process, row) for row in session.run("list_processes", {})]
