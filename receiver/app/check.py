@@ -135,8 +135,8 @@ def all_codes() -> Mapping[str, Code]:
 
 
 def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
-    """Return a finding with the code's own advice, or a closer one."""
-    return Finding(code, where, message, fix or _GENERAL[code].fix)
+    """Return a finding with the code's own advice, or a closer one; `message` may begin with the setting, as those of errors do."""
+    return Finding(code, where, message.removeprefix(f"{where}: "), fix or _GENERAL[code].fix)
 
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
@@ -401,7 +401,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
             parse(url)
         except ConfigError as error:
             fix = None if "cannot be read" in error.message else "correct the parameter, or take it out"
-            yield finding("E008", "store.url", error.message.removeprefix("store.url: "), fix)
+            yield finding("E008", "store.url", error.message, fix)
     if not settings.tokens.secrets:
         message = "other machines would not know the callback URLs that this one hands out"
         yield finding("E019", "tokens.secrets", message)
