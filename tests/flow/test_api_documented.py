@@ -9,11 +9,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.responses import Response
 
 from receiver.core.event import EVENT_TYPES
 from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.openapi import event_schema, openapi
 from receiver.web.api.operation import Operation
+from receiver.web.api.problems import answer
 from receiver.web.api.routes import OPERATIONS
 from tests.support.running import Running, api_token, running, settings_text
 
@@ -111,7 +113,23 @@ async def test_the_documents_are_served_to_anybody(tmp_path: Path) -> None:
         assert (await up.client.get("/openapi.json")).json() == openapi()
         assert (await up.client.get("/asyncapi.json")).json() == asyncapi()
         for one in EVENT_TYPES:
-            answer: httpx2.Response = await up.client.get(f"/schemas/{one}.json")
-            assert answer.json() == event_schema(one)
+            given: httpx2.Response = await up.client.get(f"/schemas/{one}.json")
+            assert given.json() == event_schema(one)
         assert (await up.client.get("/schemas/nothing.json")).status_code == 404
         assert list(itertools.islice(openapi()["paths"], 1)) == ["/api/v1/events"]
+
+
+async def test_whoever_asks_for_a_document_again_and_again_has_it_encoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[object] = []
+
+    def counted(content: object, **more: Any) -> Response:
+        encoded.append(content)
+        return answer(content, **more)
+
+    monkeypatch.setattr("receiver.web.api.openapi.answer", counted)
+    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
+        for path in ("/openapi.json", "/asyncapi.json", "/schemas/speech.completed.json") * 3:
+            assert (await up.client.get(path)).status_code == 200
+    assert len(encoded) <= 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -35,18 +35,24 @@ def routes() -> list[Route]:
 
 
 async def _openapi(request: Request) -> Response:
-    return answer(openapi())
+    return _told(openapi)
 
 
 async def _asyncapi(request: Request) -> Response:
-    return answer(asyncapi())
+    return _told(asyncapi)
 
 
 async def _schema(request: Request) -> Response:
     name = request.path_params["name"].removesuffix(".json")
     if name not in EVENT_TYPES:
         return problem(404, f"there is no schema of {name[:100]}; there is: {', '.join(EVENT_TYPES)}")
-    return answer(event_schema(name), media_type="application/schema+json")
+    return _told(event_schema, name, media_type="application/schema+json")
+
+
+@cache
+def _told(make: Callable[..., dict[str, Any]], *of: str, media_type: str = "application/json") -> Response:
+    """Return the answer with a document; encoded once, since anybody may ask for it again and again."""
+    return answer(make(*of), media_type=media_type)
 
 
 @cache
