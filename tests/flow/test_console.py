@@ -409,7 +409,7 @@ async def test_the_overview_leads_to_why_a_job_never_arrived(up: Running) -> Non
     found = await up.client.get("/console/find?q=order-9")
     page = (await up.client.get(found.headers["location"])).text
     assert "No event yet: 1 callback was refused" in page
-    assert "The failing check" in page
+    assert "See the failing check" in page
     assert "content-length, content-type" in (await up.client.get("/console/rejections")).text
 
 

@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from receiver.core.errors import UsageError
 from receiver.core.event import EventFilter, new_id
-from receiver.core.explain import explain
+from receiver.core.explain import PARKED, Cause, explain
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_REF, issue_callback_url, source_named
 from receiver.providers import adapter_of
@@ -23,6 +23,7 @@ from receiver.web.console.trying import PLAYED, play
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.event import Event, Rejection
+    from receiver.core.explain import Job as Everything
     from receiver.core.work import Pickup, PickupAttempt
     from receiver.settings.model import SourceSettings
 
@@ -47,6 +48,22 @@ _REGISTER_AT = {
     "pubsub": "At the topic: a push subscription with authentication switched on.",
 }
 """Where the callback URL of a built-in provider goes."""
+
+
+_REMEDIES = {
+    Cause.REJECTED: ("See the failing check", "rejections"),
+    Cause.PARKED: ("See why, and read it again", "events"),
+    Cause.NO_ROUTE: ("See by which rules, and send it", "events"),
+    Cause.DEAD: ("See its answers, and replay", "events"),
+    Cause.PICKUP_WAITING: ("See its pickup", "pickups"),
+    Cause.PICKUP_GONE: ("See its pickup", "pickups"),
+    Cause.EXPECTED: ("See what is expected", "pickups"),
+    Cause.OVERDUE: ("See what was expected", "pickups"),
+    Cause.PAUSED: ("See the destination", "destinations"),
+    Cause.HELD: ("See the destination", "destinations"),
+    Cause.RETRYING: ("See the destination", "destinations"),
+}
+"""The words of a job's button, and the page that it leads to, by why the job stands where it stands."""
 
 
 @dataclass(slots=True)
@@ -214,11 +231,24 @@ class Incoming:
             "job.html",
             name=name,
             told=told,
+            remedy=_remedy(told.cause, job),
             steps=[(step, *_LOOKS[step.what]) for step in told.steps],
             rows=(await rows_of(self._receiver.store, job.events))[::-1],
             pickups=job.pickups[::-1],
-            rejections=job.rejections,
         )
+
+
+def _remedy(cause: Cause, job: Everything) -> tuple[str, str] | None:
+    """Return the words and the address of the button that leads from a job to what can be done about it."""
+    words, kind = _REMEDIES.get(cause, ("", ""))
+    waiting = [one.destination for one in job.deliveries if one.due_at is not None]
+    found = {
+        "rejections": [f"?source={one.source}" for one in job.rejections],
+        "events": [f"/{one.id}" for one in job.events if cause is not Cause.PARKED or one.type == PARKED],
+        "pickups": [f"?id={one.id}" for one in job.pickups],
+        "destinations": [f"/{one}" for one in waiting],
+    }.get(kind)
+    return (words, f"{HOME}/{kind}{found[-1]}") if found else None
 
 
 def _register_at(source: SourceSettings) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -15,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from receiver.core.destination import DestinationStatus
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import Event, EventFilter
+from receiver.core.event import EventFilter
 from receiver.core.explain import Cause, explain
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.destinations import standings
@@ -37,22 +36,38 @@ if TYPE_CHECKING:
 _DAY_MS = 86_400_000
 _LATEST = 10
 _LOOKED_AT = 200
+_PART = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Concern:
+_CAUSES = {
+    "stopped": (95, "held", "held", "Open it"),
+    "journal": (90, "wait", "late", "See events"),
+    "refused": (85, "bad", "lock", "See the failing check"),
+    "due": (80, "wait", "wait", "See them"),
+    "parked": (70, "wait", "late", "See them"),
+    "overdue": (65, "wait", "late", "See them"),
+    "gone": (64, "bad", "dead", "See pickups"),
+    "dead": (60, "bad", "dead", "Look and replay"),
+    "paused": (30, "held", "held", "Open it"),
+    "noise": (20, "wait", "lock", "See the failing check"),
+}
+"""What may need a person: how bad it is, its meaning, its icon, and the words of its one button."""
+
+
+class Concern(Struct, frozen=True):
     """One thing that needs a person."""
 
-    weight: int
-    """The worse, the higher."""
-    kind: str
-    icon: str
+    cause: str
+    """One of `_CAUSES`."""
     title: str
     why: str
-    since: int | None
     address: str
-    act: str
-    """The words of its one button."""
+    since: int | None = None
+
+    @property
+    def looks(self) -> tuple[int, str, str, str]:
+        """How bad it is, its meaning, its icon, the words of its button."""
+        return _CAUSES[self.cause]
 
 
 class SourceLine(Struct, frozen=True, kw_only=True):
@@ -84,7 +99,7 @@ class Overview:
         concerns += _of_destinations([one.state for one in destinations], now)
         return await visit.page(
             "overview.html",
-            concerns=sorted(concerns, key=lambda one: -one.weight),
+            concerns=sorted(concerns, key=lambda one: -one.looks[0]),
             sources=sources,
             destinations=destinations,
             settings=receiver.settings.destinations,
@@ -123,69 +138,43 @@ class Overview:
     def _of_work(self, stats: StoreStats, now: int) -> Iterator[Concern]:
         settings, depth = self._receiver.settings, self._receiver.journal.depth
         if depth:
-            yield Concern(
-                weight=90,
-                kind="wait",
-                icon="late",
-                title=f"{depth} callbacks wait in this machine’s journal",
-                why="The store was out. They are recorded as soon as it answers; nothing is lost.",
-                since=None,
-                address=f"{HOME}/events",
-                act="See events",
-            )
+            why = "The store was out. They are recorded as soon as it answers; nothing is lost."
+            yield Concern("journal", f"{depth} callbacks wait in this machine’s journal", why, "/events")
         for name, count in stats.dead.items():
             gone = "" if name in settings.destinations else " (not in the settings any more)"
-            yield Concern(
-                weight=60,
-                kind="bad",
-                icon="dead",
-                title=f"{count} dead letter{'s' if count != 1 else ''} of {name}{gone}",
-                why=f"They were given up. Retention removes each {settings.retention.dead_letters} after it died.",
-                since=None,
-                address=f"{HOME}/deliveries?state=dead&destination={name}",
-                act="Look and replay",
+            title = f"{count} dead letter{'s' if count != 1 else ''} of {name}{gone}"
+            why = (
+                f"They were given up. Retention removes each {settings.retention.dead_letters} after it died."
             )
+            yield Concern("dead", title, why, f"/deliveries?state=dead&destination={name}")
         limit = settings.server.ready_due_age_seconds * 1000
-        for one in (*stats.due, *stats.pickups):
+        late = [(one, f"/deliveries?destination={one.name}") for one in stats.due]
+        late += [(one, f"/pickups?source={one.name}&state=pending") for one in stats.pickups]
+        for one, address in late:
             if now - one.oldest_due_at > limit:
-                yield Concern(
-                    weight=80,
-                    kind="wait",
-                    icon="wait",
-                    title=f"{one.depth} due for {one.name}, the oldest for {length((now - one.oldest_due_at) / 1000)}",
-                    why="Nothing takes them up: is a worker running, and is the name in its settings?",
-                    since=one.oldest_due_at,
-                    address=f"{HOME}/deliveries?destination={one.name}",
-                    act="See them",
-                )
+                title = f"{one.depth} due for {one.name}, the oldest for {length((now - one.oldest_due_at) / 1000)}"
+                why = "Nothing takes them up: is a worker running, and is the name in its settings?"
+                yield Concern("due", title, why, address, one.oldest_due_at)
 
     async def _of_events(self, now: int) -> list[Concern]:
         """Return what the events of the last day say: parked, overdue, gone."""
         found = []
-        for kind, weight, words, why in (
-            ("callback.parked", 70, "parked", "They were verified, but not understood; the bodies are kept."),
-            ("callback.overdue", 65, "overdue", "A callback was expected and did not come in time."),
+        for cause, address, why in (
+            ("parked", "/parked", "They were verified, but not understood; the bodies are kept."),
+            ("overdue", "/events?type=callback.overdue", "A callback was expected and did not come in time."),
         ):
-            events = await self._receiver.store.events(EventFilter(type=kind, since=now - _DAY_MS, limit=50))
+            wanted = EventFilter(type=f"callback.{cause}", since=now - _DAY_MS, limit=_PART)
+            events = await self._receiver.store.events(wanted)
             if events:
-                count = f"{len(events)}{'+' if len(events) == 50 else ''}"
-                address = f"{HOME}/parked" if words == "parked" else f"{HOME}/events?type={kind}"
-                found.append(_concern_of(weight, f"{count} {words} in 24 hours", why, events, address))
-        filters = PickupFilter(state=PickupState.GONE, limit=50)
+                title = f"{len(events)}{'+' if len(events) == _PART else ''} {cause} in 24 hours"
+                found.append(Concern(cause, title, why, address, events[-1].recorded_at))
+        filters = PickupFilter(state=PickupState.GONE, limit=_PART)
         gone = [one for one in await self._receiver.store.pickups(filters) if one.updated_at > now - _DAY_MS]
         if gone:
-            found.append(
-                Concern(
-                    weight=64,
-                    kind="bad",
-                    icon="dead",
-                    title=f"{len(gone)} results could not be fetched in 24 hours",
-                    why=gone[0].last_detail or "The provider does not have them.",
-                    since=min(one.updated_at for one in gone),
-                    address=f"{HOME}/pickups?state=gone",
-                    act="See pickups",
-                )
-            )
+            title = f"{len(gone)} results could not be fetched in 24 hours"
+            why = gone[0].last_detail or "The provider does not have them."
+            since = min(one.updated_at for one in gone)
+            found.append(Concern("gone", title, why, "/pickups?state=gone", since))
         return found
 
     # ------------------------------------------------------------ find
@@ -216,34 +205,14 @@ class Overview:
         return RedirectResponse(f"{HOME}/jobs?ref={quote(wanted, safe='')}", 303)
 
 
-def _concern_of(weight: int, title: str, why: str, events: list[Event], address: str) -> Concern:
-    return Concern(
-        weight=weight,
-        kind="wait",
-        icon="late",
-        title=title,
-        why=why,
-        since=events[-1].recorded_at,
-        address=address,
-        act="See them",
-    )
-
-
 def _of_destinations(states: Sequence[DestinationState], now: int) -> Iterator[Concern]:
     """Yield the destinations to which nothing is sent."""
     for state in states:
         if state.status is not DestinationStatus.ACTIVE:
-            paused = state.status is DestinationStatus.PAUSED
-            yield Concern(
-                weight=30 if paused else 95,
-                kind="held",
-                icon="held",
-                title=f"{state.name} is {state.status.value}",
-                why=condition(state, now),
-                since=state.disabled_at or state.paused_at or state.opened_at,
-                address=f"{HOME}/destinations/{state.name}",
-                act=f"Open {state.name}",
-            )
+            cause = "paused" if state.status is DestinationStatus.PAUSED else "stopped"
+            since = state.disabled_at or state.paused_at or state.opened_at
+            title, address = f"{state.name} is {state.status.value}", f"/destinations/{state.name}"
+            yield Concern(cause, title, condition(state, now), address, since)
 
 
 def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
@@ -252,18 +221,10 @@ def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
     for one in rejections:
         groups.setdefault((one.source, one.kind), []).append(one)
     for (source, kind), group in groups.items():
-        wrong = kind in ("wrong", "stale", "token")
-        count = f"{len(group)} callback{'s' if len(group) != 1 else ''} of {'no known source' if kind == 'unknown_source' else source} rejected in 24 hours"
-        yield Concern(
-            weight=85 if wrong else 20,
-            kind="bad" if wrong else "wait",
-            icon="lock",
-            title=count,
-            why=group[0].reason,
-            since=group[-1].at,
-            address=f"{HOME}/rejections?source={source}",
-            act="See the failing check",
-        )
+        cause = "refused" if kind in ("wrong", "stale", "token") else "noise"
+        of = "no known source" if kind == "unknown_source" else source
+        title = f"{len(group)} callback{'s' if len(group) != 1 else ''} of {of} rejected in 24 hours"
+        yield Concern(cause, title, group[0].reason, f"/rejections?source={source}", group[-1].at)
 
 
 def _free(settings: Settings) -> int | None:
