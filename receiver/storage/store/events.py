@@ -206,6 +206,8 @@ def has_scope(session: Session, source: str, scope: str) -> bool:
 _BY_TIME = Listing("list_events", "place_of_events", "(recorded_at, id)", (8, 0))
 _BACK = Listing("events_back", "place_of_events_back", "(e.position, e.id)", (0, 1))
 _ONWARD = Listing("events_onward", "place_of_events_onward", "(e.position, e.id)", (0, 1), onward=True)
+TROUBLED = ("callback.parked", "callback.overdue")
+"""Types that are rare and that people look for: they have an index of their own."""
 _RECORDING_MS = 600_000
 """Events are in the order of recording and nearly in that of their times: by so much, one may be ahead of another."""
 
@@ -218,7 +220,12 @@ def events(session: Session, filter: EventFilter) -> Page[Event]:
         "recorded_at >= :since": filter.since,
         "recorded_at < :until": filter.until,
     }
-    others: Conditions = {"source || '' = :source": filter.source, "type || '' = :type": filter.type}
+    troubled = filter.type in TROUBLED
+    indexed[f"type IN {TROUBLED} AND type = :type"] = filter.type if troubled else None
+    others: Conditions = {
+        "source || '' = :source": filter.source,
+        "type || '' = :type": None if troubled else filter.type,
+    }
     item, limit = partial(value_of, Event), filter.limit
     return page(session, _BY_TIME, indexed, others, after=filter.after, limit=limit, item=item)
 

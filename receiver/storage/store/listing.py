@@ -76,6 +76,9 @@ def page(
         places = session.run(listing.place, {**params, "looked_at": looked_at}, _all(texts))
         last = tuple(places[0]) if places else None
     if last is not None:
+        # A bound on this side holds for the last place already; beside it, SQLite would walk to that bound instead.
+        bound = f"{listing.key.strip('()').partition(',')[0]} {until[0]}"
+        texts = [text for text in texts if not text.startswith(bound)]
         more.append(_compared(listing, until, "last", last, looked_for))
     rows = session.run(listing.rows, {**looked_for, "limit": limit}, _all([*texts, *more]))
     if len(rows) == limit:

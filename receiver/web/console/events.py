@@ -103,7 +103,7 @@ def place(event: Event) -> str:
     return f"{event.recorded_at}.{event.id}"
 
 
-def _further(after: tuple[int, str] | None) -> str | None:
+def further(after: tuple[int, str] | None) -> str | None:
     """Return where to look on when a page is short and there is more."""
     return None if after is None else f"{after[0]}.{after[1]}"
 
@@ -140,7 +140,7 @@ class Events:
             visit,
             fields,
             rows=await rows_of(store, found[:PAGE]),
-            after=place(found[PAGE - 1]) if len(found) > PAGE else _further(found.after),
+            after=place(found[PAGE - 1]) if len(found) > PAGE else further(found.after),
             newest=newest[0].recorded_at if newest else None,
             told=None,
         )
@@ -151,7 +151,7 @@ class Events:
         rows = await rows_of(self._receiver.store, told.found)
         for row in rows:
             row.text, row.audio, row.error = told.excerpts[row.id], None, None
-        return await self._page(visit, fields, rows=rows, after=_further(told.after), newest=None, told=told)
+        return await self._page(visit, fields, rows=rows, after=further(told.after), newest=None, told=told)
 
     async def _page(self, visit: Visit, fields: Mapping[str, str], **data: Any) -> Response:
         choices = {"source": list(self._receiver.settings.sources), "type": EVENT_TYPES}

@@ -16,7 +16,7 @@ from receiver.providers import adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.web.api.jobs import job_named
 from receiver.web.console.event import listed
-from receiver.web.console.events import PAGE, fields_of, rows_of
+from receiver.web.console.events import PAGE, cursor, fields_of, further, rows_of
 from receiver.web.console.guard import HOME, Visit
 from receiver.web.console.trying import PLAYED, play
 
@@ -177,12 +177,16 @@ class Incoming:
 
     async def parked(self, visit: Visit) -> Response:
         """Show callbacks that were verified and not understood, with what today's code makes of each."""
-        events = await self._receiver.store.events(EventFilter(type="callback.parked", limit=PAGE))
+        store, fields = self._receiver.store, fields_of(visit, ("source", "after"))
+        wanted = EventFilter(type=PARKED, source=fields["source"] or None, after=cursor(fields["after"]))
+        events = await store.events(wanted)
         shown = [
-            {"event": event, "body": await self._receiver.store.body(event.id), "row": row}
-            for event, row in zip(events, await rows_of(self._receiver.store, events), strict=True)
+            {"event": event, "body": await store.body(event.id), "row": row}
+            for event, row in zip(events, await rows_of(store, events), strict=True)
         ]
-        return await visit.page("parked.html", parked=shown)
+        choices = {"source": list(self._receiver.settings.sources)}
+        after = further(events.after)
+        return await visit.page("parked.html", parked=shown, fields=fields, choices=choices, after=after)
 
     # ------------------------------------------------------------ pickups
 
