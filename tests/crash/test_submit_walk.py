@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -11,8 +12,11 @@ import pytest
 
 from receiver.core.event import EventFilter
 from receiver.core.work import PickupFilter, PickupKind, PickupState
+from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
+from receiver.storage.store.store import Store
 from tests.support.clients import local_client
+from tests.support.postgres import database
 from tests.support.processes import Process
 from tests.support.running import BASIC
 from tests.support.submitting import TOKEN, api, settings
@@ -57,17 +61,34 @@ async def _call_back(process: Process, target: str) -> int:
 def _walk() -> Iterator[object]:
     quick = ("store.end_submission", "before")
     for step in STEPS:
-        yield pytest.param(*step, marks=() if step == quick else (pytest.mark.soak,))
+        for kind in ("sqlite", "postgres"):
+            is_quick = (step, kind) == (quick, "sqlite")
+            yield pytest.param(*step, kind, marks=() if is_quick else (pytest.mark.soak,))
 
 
-@pytest.mark.parametrize(("step", "when"), [*_walk()])
+@contextlib.contextmanager
+def _store(kind: str, folder: Path) -> Iterator[tuple[Store, str]]:
+    """Yield the store that will be read, and its settings."""
+    if kind == "sqlite":
+        yield SqliteStore(str(folder / "data" / "receiver.db")), ""
+        return
+    with database() as url:
+        yield PostgresStore(url), f'[store]\nurl = "{url}"'
+
+
+@pytest.mark.parametrize(("step", "when", "kind"), [*_walk()])
 async def test_a_kill_at_this_step_submits_no_job_twice_and_leaves_none_without_its_event(
-    step: str, when: str, tmp_path: Path
+    step: str, when: str, kind: str, tmp_path: Path
 ) -> None:
+    with _store(kind, tmp_path) as (store, text):
+        await _killed(step, when, store, text, tmp_path)
+
+
+async def _killed(step: str, when: str, store: Store, text: str, folder: Path) -> None:
     status, jobs = STEPS[step, when]
-    config = tmp_path / "receiver.toml"
+    config = folder / "receiver.toml"
     async with api() as there:
-        config.write_text(settings(tmp_path, there.base))
+        config.write_text(settings(folder, there.base, extra=text))
         dying = Process(config, step, when, environ=WALL_CLOCK)
         await dying.start()
         await _submit(dying)
@@ -80,7 +101,6 @@ async def test_a_kill_at_this_step_submits_no_job_twice_and_leaves_none_without_
                 assert await _call_back(healthy, asked.target) == 200
         finally:
             await healthy.stop()
-    store = SqliteStore(str(tmp_path / "data" / "receiver.db"))
     await store.open()
     try:
         events = await store.events(EventFilter(type="transcript.completed"))

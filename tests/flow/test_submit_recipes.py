@@ -40,7 +40,7 @@ def settings(folder: Path, base: str) -> str:
     return (
         f'public_url = "{PUBLIC}"\ndata = "{folder}/data"\n{sources}{deepdub}[submit]\nurl = "{HERE}"\nanswer_seconds = 2\n'
         f'[submit.hosts]\n"gladia.internal" = "gladia"\n'
-        f'[[submit.tokens]]\nname = "crm"\nsecrets = ["{TOKEN}"]\nsources = {names}\nmay = ["submit", "upload", "read", "cancel"]\n'
+        f'[[submit.tokens]]\nname = "crm"\nsecrets = ["{TOKEN}"]\nsources = {names}\nmay = ["submit", "upload", "read", "cancel"]\nper_minute = 100000\nat_once = 200\n'
     )
 
 
@@ -209,6 +209,49 @@ async def test_a_callback_without_an_address_of_its_own_is_joined_by_its_jobs_id
     assert pickups[PickupKind.EXPECTED].state == "collected"
     assert pickups[PickupKind.RESULT].ref == "ref-openai"
     assert await up.receiver.store.events(EventFilter()) == []
+
+
+@pytest.mark.parametrize("jobs", [10, pytest.param(300, marks=pytest.mark.soak)])
+async def test_callbacks_that_race_their_answers_have_the_ref(both: Both, jobs: int) -> None:
+    """With a token in the URL they come before, with and after the answer; those joined by the job's id with it and after it."""
+    up, there = both
+    calls: list[asyncio.Task[int]] = []
+
+    async def call_back(asked: Any, job: str) -> int:
+        if asked.target == "/v1/responses":
+            body = json.dumps({"type": "response.completed", "data": {"id": job}}).encode()
+            sent = sign([webhook_key(SECRET)], f"wh-{job}", up.receiver.clock() // 1000, body)
+            return (await up.client.post("/callbacks/openai", content=body, headers=sent)).status_code
+        fields = json.loads(asked.body)
+        proof = {fields["webhook_auth_header_name"]: fields["webhook_auth_header_value"]}
+        path = fields["webhook_url"].removeprefix(PUBLIC)
+        done = {"id": job, "status": "completed"}
+        return (await up.client.post(path, json=done, headers=proof)).status_code
+
+    async def behave(asked: Any, writer: asyncio.StreamWriter) -> None:
+        number = len(there.asked)
+        job = f"job-{number}"
+        calls.append(asyncio.create_task(call_back(asked, job)))
+        if number % 2 and asked.target != "/v1/responses":
+            await calls[-1]
+        await accepted({"id": job}, status=201)(asked, writer)
+
+    there.behave = behave
+
+    async def submit(name: str, path: str, number: int) -> tuple[str, str]:
+        sent = {**headers(name), "x-receiver-ref": f"{name}-{number}"}
+        job = {"model": "m", "background": True}
+        answer = await up.client.post(f"/submit/{name}{path}", headers=sent, json=job)
+        return answer.json()["id"], f"{name}-{number}"
+
+    kinds = (("openai", "/v1/responses"), ("soniox", "/v1/transcriptions"))
+    made = await asyncio.gather(*(submit(*kind, number) for number in range(jobs) for kind in kinds))
+    assert {await call for call in calls} == {200}
+    found = await up.receiver.store.pickups(PickupFilter(limit=4 * jobs + 1))
+    results = {one.job_id: one.ref for one in found if one.kind is PickupKind.RESULT}
+    assert results == dict(made)
+    expected = [one for one in found if one.kind is PickupKind.EXPECTED]
+    assert ({one.state for one in expected}, len(expected)) == ({"collected"}, 2 * jobs)
 
 
 async def test_deepdubs_answer_becomes_a_pickup_and_leads_back_to_receiver(both: Both) -> None:
