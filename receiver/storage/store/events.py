@@ -286,7 +286,9 @@ def _add_owed(
     if few:  # the events are found from the deliveries
         indexed[f"e.id IN (SELECT d.event_id FROM deliveries AS d WHERE {owed})"] = value  # noqa: S608 - fixed texts
     else:
-        others[f"EXISTS (SELECT 1 FROM deliveries AS d WHERE d.event_id = e.id AND {owed})"] = value  # noqa: S608
+        # Not EXISTS, which PostgreSQL may turn into a join that reads all deliveries: this one looks each event up.
+        one = f"SELECT d.event_id FROM deliveries AS d WHERE d.event_id = e.id AND {owed} LIMIT 1"  # noqa: S608 - fixed texts
+        others[f"e.id = ({one})"] = value
 
 
 def oldest_position(session: Session) -> int | None:
