@@ -44,6 +44,7 @@ _EBML = b"\x1a\x45\xdf\xa3\x87\x42\x82\x84webm\x18\x53\x80\x67\x01\xff\xff\xff\x
 _TRACK = (
     b"\x16\x54\xae\x6b\x91\xae\x8f\xd7\x81\x01\x83\x81\x02\x86\x86A_OPUS\x1f\x43\xb6\x75\x01" + b"\xff" * 7
 )
+_FLAC = b"fLaC\x80\0\0\x22\x10\0\x10\0\0\0\0\0\0\0\x0a\xc4\x42\xf0\0\0\0\0" + bytes(16)
 
 HOSTILE: dict[str, tuple[bytes, bytes]] = {
     "MP3 frames that never agree": (b"ID3\x04\0\0\0\0\0\0", b"\xff\xfb\x90\x64"),
@@ -69,7 +70,9 @@ HOSTILE: dict[str, tuple[bytes, bytes]] = {
     "WebM elements": (_EBML + _TRACK, b"\xec\x80"),
     "WebM blocks": (_EBML + _TRACK, b"\xa3\x85\x81\0\0\0\x08"),
     "WebM clusters": (_EBML + _TRACK, b"\x1f\x43\xb6\x75\x80"),
-    "FLAC syncs": (b"fLaC\x80\0\0\x22\x10\0\x10\0\0\0\0\0\0\0\x0a\xc4\x42\xf0\0\0\0\0" + bytes(16), b"\xff\xf8\xc9\x18"),
+    "FLAC syncs": (_FLAC, b"\xff\xf8\xc9\x18"),
+    "FLAC headers": (_FLAC, b"\xff\xf8\xc9\x18\x00\xc2\0\1"),
+    "FLAC syncs behind headers": (_FLAC, b"\xff\xf8\xc9\x18\x00\xc2" + b"\xff\xf8\xc9\x18\x00\0\0" * 140),
     "WAV chunks": (b"RIFF\xff\xff\xff\xffWAVE", b"junk\0\0\0\0"),
     "CAF chunks": (b"caff\0\x01\0\0", b"junk" + bytes(8)),
     "zeros": (b"", bytes(64)),

@@ -96,8 +96,8 @@ def _amr_frame(stream: Stream, data: bytes, place: int) -> Frame | None:
 # ---------------------------------------------------------------- FLAC
 
 _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
-_MOST_ENDS = 4
-"""Places that look like the next header, before what stands here is no whole frame."""
+_MOST_ENDS, _MOST_SYNCS = 4, 32
+"""Headers, and what only begins like one, that are looked at before what stands here is no whole frame."""
 
 
 def _flac_frame(stream: Stream, data: bytes, place: int) -> Frame | None:
@@ -105,14 +105,14 @@ def _flac_frame(stream: Stream, data: bytes, place: int) -> Frame | None:
     if not (samples := _flac_samples(data[place : place + 16])):
         return None
     ends = 0
-    for sync in _FLAC_SYNC.finditer(data, place + 8):
+    for looked, sync in enumerate(_FLAC_SYNC.finditer(data, place + 8)):
         end = sync.start()
         if _flac_samples(data[end : end + 16]):
             if _unchanged(data[place:end]):
                 return end - place, samples, stream
             ends += 1
-            if ends == _MOST_ENDS:
-                return None
+        if ends == _MOST_ENDS or looked == _MOST_SYNCS:
+            return None
     size = len(data) - place
     if _unchanged(data[place:]):
         return size, samples, stream
@@ -177,8 +177,8 @@ def flac(source: Source, place: int, found: Found) -> None:
 # ---------------------------------------------------------------- finding
 
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
-_FEW_PLACES = 256
-"""Places that may look like a header before a search in a prefix gives up: quiet raw samples have very many."""
+_FEW_PLACES, _FLAC_PLACES = 256, 2048
+"""Places that may look like a header before a search gives up, in a prefix (quiet raw samples have very many), and for FLAC."""
 
 
 def id3_size(head: bytes) -> int:
@@ -273,7 +273,7 @@ def _walk(source: Source, start: int, found: Found, kind: FrameAt | None, stream
         broken, skip = True, _tag_size(data)
         if not skip:
             skip = len(data) if len(data) < _WINDOW else _WINDOW - 8192
-            if new := find_frames(data, places=_WINDOW, kind=kind):
+            if new := find_frames(data, places=_FLAC_PLACES if kind else _WINDOW, kind=kind):
                 skip, stream, frame_at = new[0], new[1], kind or _reader(data, new[0])
             counted.lost += skip
         place += skip
