@@ -62,21 +62,24 @@ def rotate(
         about = {"secret": fresh, "public_key": public, "until": until.isoformat()}
         print_json(about | {"setting": rotation.setting} | changed)
         return
+    _tell(rotation, written)
+    typer.echo(f"# For the application, before {until:%Y-%m-%dT%H:%M:%SZ}:\n{given}")
+
+
+def _tell(rotation: Rotation, written: list[Path]) -> None:
+    """Say what was changed, or what a person has to change."""
     if written:
         places = " and ".join(str(path) for path in written)
-        typer.echo(
-            f"# Changed {places}. Take the change to machines with files of their own; then `receiver reload` on each.\n"
-        )
-    else:
-        typer.echo(f"# In {rotation.place}, on every machine; then `receiver reload` on each:")
-        typer.echo(f"{rotation.setting}\n")
-        if rotation.variable:
-            typer.echo(
-                f"# In receiver's environment, for which it has to be started again:\n{rotation.variable}={fresh}\n"
-            )
-        if "…" in rotation.setting:
-            typer.echo("# Where … stands, leave the secret that the file has.\n")
-    typer.echo(f"# For the application, before {until:%Y-%m-%dT%H:%M:%SZ}:\n{given}")
+        then = "Take the change to machines with files of their own; then `receiver reload` on each."
+        typer.echo(f"# Changed {places}. {then}\n")
+        return
+    typer.echo(f"# In {rotation.place}, on every machine; then `receiver reload` on each:")
+    typer.echo(f"{rotation.setting}\n")
+    if rotation.variable:
+        environment = "In receiver's environment, for which it has to be started again"
+        typer.echo(f"# {environment}:\n{rotation.variable}={rotation.fresh}\n")
+    if "…" in rotation.setting:
+        typer.echo("# Where … stands, leave the secret that the file has.\n")
 
 
 def _signing(ctx: typer.Context, destination: str) -> None:

@@ -162,9 +162,7 @@ class Egress:
     ) -> None:
         """`timeout_seconds` covers a whole request, from the name to the headers of the reply; of a POST, `connect_seconds`
         all until it is connected, `answer_seconds` what comes after. `client_certificate` is a PEM file with a certificate
-        and its key. Only POSTs go through `proxy`.
-
-        `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
+        and its key. Only POSTs go through `proxy`. `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
         """
         self._bounds = Bounds(
             seconds=timeout_seconds,
@@ -186,9 +184,8 @@ class Egress:
         """What was looked up in the last `DNS_SECONDS`, and what is being looked up."""
         self._connections: Connections[Target] | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._target = lru_cache(maxsize=64)(
-            self._judged
-        )  # a destination has one URL, and the guard does not change
+        # A destination has one URL, and the guard does not change.
+        self._target = lru_cache(maxsize=64)(self._judged)
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when a certificate cannot be used."""

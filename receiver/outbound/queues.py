@@ -28,6 +28,11 @@ def too_large(size: int, limit: int) -> Outcome | None:
     return Outcome(kind=OutcomeKind.TOO_LARGE, detail=detail)
 
 
+def refused(detail: str) -> Outcome:
+    """Return the outcome of a message that the far side does not take."""
+    return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
+
+
 class Link(Generic[T]):
     """One connection, made when it is needed, and again after it was dropped."""
 

@@ -16,7 +16,7 @@ from receiver.core.message import about
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import failure_of, trust
 from receiver.outbound.destinations import Kind
-from receiver.outbound.queues import TOO_LARGE, Link, attributes, placed, too_large
+from receiver.outbound.queues import TOO_LARGE, Link, attributes, placed, refused, too_large
 from receiver.outbound.signing import Keys, Secrets
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Section
@@ -93,7 +93,7 @@ class NatsDestination(Kind):
         """Ask whether a stream takes the subject, by a message that only a stream of another name may take."""
         subject = placed(self._options.subject, "speech.completed", "check")
         outcome = await self._publish(subject, b"", {"Nats-Expected-Stream": "receiver-check"})
-        return None if outcome.status == _OTHER_STREAM else outcome.detail
+        return None if f"({_OTHER_STREAM})" in outcome.detail else outcome.detail
 
     async def _publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
         from nats import errors
@@ -108,13 +108,12 @@ class NatsDestination(Kind):
                     return over
                 await client.jetstream().publish(subject, body, timeout=self._seconds, headers=dict(headers))
         except js_errors.NoStreamResponseError:
-            return self._refused(f"no stream takes the subject {subject}: make one, or correct the subject")
+            return refused(f"no stream takes the subject {subject}: make one, or correct the subject")
         except js_errors.APIError as error:
             if error.err_code == _OVER_LIMIT:
                 detail = f"the message is larger than its stream allows: {TOO_LARGE}"
                 return Outcome(kind=OutcomeKind.TOO_LARGE, detail=detail)
-            outcome = self._refused(f"JetStream refuses: {(error.description or '')[:200]}")
-            return Outcome(kind=outcome.kind, detail=outcome.detail, status=error.err_code)
+            return refused(f"JetStream refuses ({error.err_code}): {(error.description or '')[:200]}")
         except (errors.Error, OSError) as error:
             self._link.drop(client)
             return self._failed(error)
@@ -124,17 +123,13 @@ class NatsDestination(Kind):
         """Return what it means that nothing connects, the connection broke, or no answer came."""
         said = str(self._said or error)
         if "permissions violation" in said.lower():
-            return self._refused(said[:200])
+            return refused(said[:200])
         if "authorization" in said.lower():
-            return self._refused(f"{self._where} refuses the credentials in url or credentials_file")
+            return refused(f"{self._where} refuses the credentials in url or credentials_file")
         if isinstance(error, TimeoutError):  # nats-py's is one as well
             return Outcome(kind=OutcomeKind.TIMEOUT, detail=f"{self._where} did not answer in time")
         failure = failure_of(self._said if isinstance(self._said, OSError) else error, self._where)
         return Outcome(kind=failure.kind, detail=failure.detail)
-
-    @staticmethod
-    def _refused(detail: str) -> Outcome:
-        return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
 
     async def _connect(self) -> Client:
         from nats.aio.client import Client

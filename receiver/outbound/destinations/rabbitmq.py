@@ -17,7 +17,7 @@ from receiver.core.message import about
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import failure_of, trust
 from receiver.outbound.destinations import Kind
-from receiver.outbound.queues import TOO_LARGE, Link, attributes, placed
+from receiver.outbound.queues import TOO_LARGE, Link, attributes, placed, refused
 from receiver.outbound.signing import Keys, Secrets
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Section
@@ -127,13 +127,11 @@ class RabbitDestination(Kind):
                 link = await self._link.get()
                 await work(link)
         except exceptions.PublishError:
-            return self._refused(
-                "no queue takes the message: bind one to the exchange, or correct routing_key"
-            )
+            return refused("no queue takes the message: bind one to the exchange, or correct routing_key")
         except exceptions.DeliveryError:
-            return self._refused("the broker did not take the message: is the queue full?")
+            return refused("the broker did not take the message: is the queue full?")
         except exceptions.ProbableAuthenticationError:
-            return self._refused(f"{self._where} refuses user or password")
+            return refused(f"{self._where} refuses user or password")
         except TimeoutError:
             self._link.drop(link)
             return Outcome(kind=OutcomeKind.TIMEOUT, detail=f"{self._where} did not answer in time")
@@ -150,13 +148,9 @@ class RabbitDestination(Kind):
             detail = f"the message is larger than the broker takes: {TOO_LARGE}"
             return Outcome(kind=OutcomeKind.TOO_LARGE, detail=detail)
         if isinstance(error, exceptions.AMQPChannelError):
-            return self._refused(f"the broker refuses: {said}")
+            return refused(f"the broker refuses: {said}")
         failure = failure_of(error, self._where)
         return Outcome(kind=failure.kind, detail=failure.detail)
-
-    @staticmethod
-    def _refused(detail: str) -> Outcome:
-        return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
 
     async def _connect(self) -> _Open:
         import aio_pika
