@@ -117,6 +117,7 @@ def markdown(rows: list[Row], facts: list[tuple[str, str]], runs: list[dict[str,
         "`make bench` writes this page. Each figure is the median of interleaved rounds. A ratio compares the figure with the bare baseline of the",
         "same rounds, on the same cores, so it depends less on the machine than the figure does. Load generator, receiver, destination and baseline",
         "share the machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
+        "`make bench-quick` takes two minutes and writes nothing; `python -m bench.soak` sends a million callbacks and draws memory, descriptors and answers.",
     ]
     for section in dict.fromkeys(row.section for row in rows):
         if section:

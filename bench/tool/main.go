@@ -32,13 +32,21 @@ import (
 )
 
 const (
-	basic     = "bench:bench-password"
-	secret    = "bench-secret-0123456789abcdefghijklmnop"
-	sample    = "receiver/demo/samples/speech.mp3"
-	words     = "The order that was placed this morning is ready to be picked up. "
-	perSecond = 12000 // requests that are made ahead for each second of a load
-	patience  = 60 * time.Second
+	basic    = "bench:bench-password"
+	secret   = "bench-secret-0123456789abcdefghijklmnop"
+	sample   = "receiver/demo/samples/speech.mp3"
+	words    = "The order that was placed this morning is ready to be picked up. "
+	patience = 60 * time.Second
 )
+
+// perSecond is how many requests are made ahead for each second of a load.
+var perSecond = map[string]float64{"listen": 12000, "deapi": 12000, "speech": 6000}
+
+var sound = sync.OnceValue(func() []byte {
+	read, err := os.ReadFile(sample)
+	fail(err)
+	return read
+})
 
 // seconds returns the machine's monotonic clock, which Python calls perf_counter.
 func seconds() float64 {
@@ -83,9 +91,7 @@ func body(kind, id string) (string, []byte) {
 			`{"name": "general", "version": "1"}}}, "results": {"channels": [{"alternatives": [{"transcript": "` +
 			strings.Repeat(words, 18) + `", "confidence": 0.99, "words": []}]}]}}`)
 	case "speech":
-		sound, err := os.ReadFile(sample)
-		fail(err)
-		return "content-type: audio/mpeg\r\n" + authorization + "dg-request-id: " + id + "\r\n", sound
+		return "content-type: audio/mpeg\r\n" + authorization + "dg-request-id: " + id + "\r\n", sound()
 	case "deapi":
 		made := []byte(`{"event": "job.completed", "delivery_id": "` + id + `", "timestamp": "2026-11-21T01:02:03.456Z", ` +
 			`"data": {"job_request_id": "` + id + `", "status": "done", "previous_status": "processing", ` +
@@ -167,7 +173,7 @@ func percentile(of []float64, part float64) float64 {
 // ---------------------------------------------------------------- load
 
 func load(ports []string, connections int, duration float64, path, kind string) {
-	made := requests(path, kind, int(duration*perSecond)+connections)
+	made := requests(path, kind, int(duration*perSecond[kind])+connections)
 	took, statuses := make([]float64, len(made)), make([]int, len(made))
 	var next atomic.Int64
 	var all sync.WaitGroup

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from bench import history, measures, tool
 from bench import processes as p
+from bench.soak import Sample, picture
 from receiver.storage.store.sqlite import SqliteStore
 
 
@@ -35,3 +37,10 @@ def test_the_page_compares_the_last_ten_runs(tmp_path: Path, monkeypatch: pytest
     lines = [line for line in history.page(runs) if line.startswith("|")]
     assert len(lines) == 12
     assert "| 1,011 |  | 0.25 |" in lines[2], "the newest first, and what was not measured is left blank"
+
+
+def test_the_long_run_is_drawn_as_three_curves_over_the_callbacks() -> None:
+    drawn = picture([Sample(500, 80.0, 70, 30.0), Sample(1000, 81.0, 70, 60.0)])
+    curves = re.findall(r'<polyline points="([^"]*)"', drawn)
+    ends = [[float(point.partition(",")[0]) for point in curve.split()] for curve in curves]
+    assert ends == [[440.0, 820.0]] * 3
