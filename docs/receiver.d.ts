@@ -66,7 +66,7 @@ export type SubmissionShown = { id: string; state: SubmissionState; application:
 
 export type PageRejectionShown = { items: Array<RejectionShown>; next: string | null };
 
-export type RejectionShown = { id: string; at: string; source: string; status: number; kind: string; reason: string; method: string; peer: string | null; content_type: string; user_agent: string; token_id: string | null; ref: string | null; headers: Array<string> };
+export type RejectionShown = { id: string; at: string; source: string; status: number; kind: string; reason: string; method: string; peer: string | null; content_type: string; user_agent: string; token_id: string | null; ref: string | null; setting: string; headers: Array<string> };
 
 export type JobShown = { name: string; cause: Cause; sentence: string; steps: Array<StepShown>; events: Array<string>; pickups: Array<string> };
 

@@ -301,6 +301,8 @@ class Rejection(Struct, frozen=True, kw_only=True):
     """Of the URL's token where that is one of ours, though the callback was not proved; None for what may be anybody's."""
     ref: str | None = None
     """What that token says the callback is about."""
+    setting: str = ""
+    """The setting that the failing check went by; empty for one that was kept before this was."""
     headers: tuple[str, ...] = ()
     """Names of the request's headers, in lower case; empty for one that was kept before names were."""
 

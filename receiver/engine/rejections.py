@@ -82,6 +82,7 @@ class Rejections:
                 user_agent=(head.all("user-agent") or [""])[0][:200],
                 token_id=claims.token_id if claims else None,
                 ref=claims.ref if claims else None,
+                setting=_setting(source, error),
                 headers=_names(head),
             )
         )
@@ -98,7 +99,7 @@ class Rejections:
                 source=source,
                 kind=error.kind.value,
                 in_a_row=run.count,
-                look_at=error.setting or f"sources.{source}",
+                look_at=_setting(source, error),
             )
 
     async def flush(self) -> None:
@@ -113,6 +114,11 @@ class Rejections:
                 for key, newer in self._unwritten.items():
                     unwritten.setdefault(key, deque(maxlen=KEPT)).extend(newer)
                 self._unwritten = unwritten
+
+
+def _setting(source: str, error: CallbackRejected | UnknownSource) -> str:
+    """Return the setting that the check went by which failed."""
+    return (error.setting if isinstance(error, CallbackRejected) else "") or f"sources.{source}"
 
 
 def _shown(name: str) -> str:

@@ -150,6 +150,8 @@ class RejectionShown(Struct, frozen=True, kw_only=True):
     token_id: str | None
     """Of the URL that receiver issued; null for what may be anybody's."""
     ref: str | None
+    setting: str
+    """The setting that the failing check went by."""
     headers: list[str]
     """Names of the request's headers, in lower case, at most 64; names that may be a token are left out."""
 

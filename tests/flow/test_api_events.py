@@ -149,6 +149,7 @@ async def test_a_job_whose_callbacks_are_refused_is_told_so_by_its_ref(up: Runni
     assert (job["cause"], job["steps"][0]["what"]) == ("rejected", "rejected")
     (kept,) = (await got(up, "rejections", ref="order-7"))["items"]
     assert kept["token_id"]
+    assert kept["setting"] == "sources.deepgram.basic"
     assert token not in str(kept)
 
 

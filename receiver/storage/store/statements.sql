@@ -655,7 +655,7 @@ DELETE FROM submissions WHERE ref = :ref
 -- name: insert_rejections
 -- Writes rejections.
 INSERT INTO rejections {insert: id, source, at, status, kind, reason, method, peer, content_type, user_agent,
-    token_id, ref, headers}
+    token_id, ref, setting, headers}
 
 -- name: trim_rejections
 -- Removes all of a source's rejections of one kind but the newest; {conditions} choose those with a token of ours, or the rest.
@@ -680,7 +680,7 @@ WHERE ref = :ref
 
 -- name: list_rejections
 -- Rejections, newest first.
-SELECT id, source, at, status, kind, reason, method, peer, content_type, user_agent, token_id, ref, headers
+SELECT id, source, at, status, kind, reason, method, peer, content_type, user_agent, token_id, ref, setting, headers
 FROM rejections
 WHERE {conditions}
 ORDER BY id DESC
