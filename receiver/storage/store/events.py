@@ -214,14 +214,14 @@ _RECORDING_MS = 600_000
 
 def events(session: Session, filter: EventFilter) -> Page[Event]:
     """List events, those recorded last first, a page at a time."""
+    troubled = filter.type in TROUBLED
     indexed: Conditions = {
         "job_id = :job_id": filter.job_id,
         "ref = :ref": filter.ref,
         "recorded_at >= :since": filter.since,
         "recorded_at < :until": filter.until,
+        f"type IN {TROUBLED} AND type = :type": filter.type if troubled else None,
     }
-    troubled = filter.type in TROUBLED
-    indexed[f"type IN {TROUBLED} AND type = :type"] = filter.type if troubled else None
     others: Conditions = {
         "source || '' = :source": filter.source,
         "type || '' = :type": None if troubled else filter.type,
