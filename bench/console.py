@@ -19,6 +19,7 @@ import apsw
 import psycopg
 
 from bench.servers import servers
+from receiver.core.event import TIME_CHARS, new_id
 from tests.support.running import Running, api_token, running, settings_text
 
 TOKEN = "admin-token-of-some-length"
@@ -32,19 +33,25 @@ _DATA = """'{{"event_id":"evt_' || ({base} + i) || '","schema":1,"late":false,"a
 'nobody said a thing worth a search, and then said it over and over again ' || i || '","language":null,"confidence":null}},"provider_data":{{}}}}'"""
 _FILL = (
     """INSERT INTO events (id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, position)
-    {rows} SELECT 'evt_' || ({base} + i), {type}, CASE WHEN i % {every} = 2 THEN 'deepgram' ELSE 'speech' END, 'deepgram', 'job-' || i, 'ref-' || i, 'final',
+    {rows} SELECT 'evt_' || {id} || ({base} + i), {type}, CASE WHEN i % {every} = 2 THEN 'deepgram' ELSE 'speech' END, 'deepgram', 'job-' || i, 'ref-' || i, 'final',
     {began} + i, {began} + i, {bytes_of_data}, i FROM n""",
     """INSERT INTO callbacks (id, event_id, source, idempotency_key, method, content_type, received_at, body_size, body_sha256, body, proofs)
-    {rows} SELECT 'cb_' || ({base} + i), 'evt_' || ({base} + i), 'speech', 'key-' || i, 'POST', 'application/json', {began} + i, 2, '00', {bytes_of_body}, 'token' FROM n""",
+    {rows} SELECT 'cb_' || {id} || ({base} + i), 'evt_' || {id} || ({base} + i), 'speech', 'key-' || i, 'POST', 'application/json', {began} + i, 2, '00', {bytes_of_body}, 'token' FROM n""",
     """INSERT INTO deliveries (id, event_id, destination, state, attempts, created_at, updated_at, last_outcome)
-    {rows} SELECT 'dlv_' || ({base} + i), 'evt_' || ({base} + i), 'app', CASE WHEN i % {every} = 3 THEN 'dead' ELSE 'delivered' END, 1, {began} + i, {began} + i, 'delivered' FROM n""",
+    {rows} SELECT 'dlv_' || {id} || ({base} + i), 'evt_' || {id} || ({base} + i), 'app', CASE WHEN i % {every} = 3 THEN 'dead' ELSE 'delivered' END, 1, {began} + i, {began} + i, 'delivered' FROM n""",
     """INSERT INTO attempts (delivery_id, number, started_at, duration_ms, outcome, status, detail, response)
-    {rows} SELECT 'dlv_' || ({base} + i), 1, {began} + i, 5, 'delivered', 200, '', {bytes_of_body} FROM n""",
+    {rows} SELECT 'dlv_' || {id} || ({base} + i), 1, {began} + i, 5, 'delivered', 200, '', {bytes_of_body} FROM n""",
 )
-BASE = 10**14
+BASE = 10**15
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID = " || ".join(
+    f"substr('{_ALPHABET}', CAST(((({{began}} + i) >> {5 * digit}) & 31) + 1 AS INTEGER), 1)"
+    for digit in range(9, -1, -1)
+)
+"""The time in an id, as SQL: what belongs to an event is looked for near its time."""
 PAGES = {
     "overview": "/",
-    "event": "/events/evt_{middle}",
+    "event": "/events/{middle}",
     "events": "/events",
     "events of a rare source": "/events?source=deepgram",
     "events of a rare type": "/events?type=analysis.completed",
@@ -65,7 +72,13 @@ def fill(count: int, began: int, url: str | Path) -> None:
     postgres = isinstance(url, str)
     as_bytes = "convert_to({}, 'UTF8')" if postgres else "CAST({} AS BLOB)"
     words: dict[str, str | int] = {"type": _TYPE.format(every=count // RARE)}
-    words |= {"rows": _ROWS.format(count=count), "every": count // RARE, "base": BASE, "began": began}
+    words |= {
+        "id": _ID.format(began=began),
+        "rows": _ROWS.format(count=count),
+        "every": count // RARE,
+        "base": BASE,
+        "began": began,
+    }
     words |= {
         "bytes_of_data": as_bytes.format(_DATA.format(base=BASE)),
         "bytes_of_body": as_bytes.format("'{}'"),
@@ -96,14 +109,15 @@ async def console(count: int, url: str | None) -> AsyncIterator[Running]:
         async with running(Path(name), text, work=False) as run:
             form = {"token": TOKEN}
             await run.client.post("/console/login", data=form, headers={"origin": run.base})
-            run.headers = {"place": f"{began + count // 2}.evt_{BASE + count // 2}"}
+            half = count // 2
+            middle = f"{new_id('evt', began + half)[: 4 + TIME_CHARS]}{BASE + half}"
+            run.headers = {"middle": middle, "place": f"{began + half}.{middle}"}
             yield run
 
 
 async def page_seconds(run: Running, count: int, path: str) -> float:
     """Return how long a page took."""
-    half = count // 2
-    whole = path.format(half=half, middle=BASE + half, place=run.headers["place"])
+    whole = path.format(half=count // 2, **run.headers)
     began = time.perf_counter()
     answer = await run.client.get(f"/console{whole}")
     taken = time.perf_counter() - began

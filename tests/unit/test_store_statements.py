@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from receiver.core.event import EventFilter
 from receiver.storage.store import sqlite
+from receiver.storage.store.events import events
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Dialect, Row, Value, migrations, statement, statement_of_rows
 from tests.contract.store_suite import recording
@@ -234,3 +236,33 @@ async def test_while_callers_come_another_thread_copies_the_log(
     assert Path(f"{path}-wal").stat().st_size < 3_000_000
     assert len(await store.events(EventFilter(limit=1000))) == count
     await store.close()
+
+
+class _Asked:
+    """A session that keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.texts: list[tuple[str, Any]] = []
+
+    def run(self, name: str, params: Any, conditions: str = "") -> list[tuple[Any, ...]]:
+        self.texts.append((statement(name, conditions), params))
+        return [(5, "evt_5")] if name.startswith("place_") else []
+
+
+def test_parked_callbacks_are_found_without_a_walk_through_other_events(
+    connection: apsw.Connection,
+) -> None:
+    asked = _Asked()
+    events(asked, EventFilter(type="callback.parked", since=1))  # type: ignore[arg-type]
+    ((text, params),) = asked.texts
+    assert "USING INDEX events_troubled" in plan(connection, text, params)
+
+
+def test_events_since_a_time_are_looked_through_as_far_as_others_and_no_further(
+    connection: apsw.Connection,
+) -> None:
+    """With both bounds, SQLite takes the time's and walks through all events since then."""
+    asked = _Asked()
+    events(asked, EventFilter(type="speech.failed", since=1))  # type: ignore[arg-type]
+    text, params = asked.texts[-1]
+    assert "(recorded_at,id)>(?,?)" in plan(connection, text, params)

@@ -29,13 +29,14 @@ from receiver.web.console.rendering import length
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.destination import DestinationState
-    from receiver.core.event import Rejection
+    from receiver.core.event import Event, Rejection
     from receiver.core.work import StoreStats
     from receiver.settings.model import Settings
 
 _DAY_MS = 86_400_000
 _LATEST = 10
 _LOOKED_AT = 200
+"""The newest events and rejections, of which the overview tells."""
 _PART = 50
 
 
@@ -76,6 +77,7 @@ class SourceLine(Struct, frozen=True, kw_only=True):
     name: str
     provider: str
     last: int | None
+    """Of the newest events; None where it has none among them: to look further costs what there is."""
     delay: float | None
     """Seconds from the making of its URL to the last callback."""
     rejected: int
@@ -92,8 +94,11 @@ class Overview:
         receiver, now = self._receiver, self._receiver.clock()
         stats = await receiver.store.stats(now)
         rejections = await self._rejections(now)
-        latest = await receiver.store.events(EventFilter(limit=_LATEST))
-        sources = [await self._source(name, rejections) for name in receiver.settings.sources]
+        latest = await receiver.store.events(EventFilter(limit=_LOOKED_AT))
+        newest = {event.source: event for event in reversed(latest)}
+        sources = [
+            await self._source(name, newest.get(name), rejections) for name in receiver.settings.sources
+        ]
         destinations = await standings(receiver.store, receiver.settings.destinations, now=now)
         concerns = [*self._of_work(stats, now), *_of_rejections(rejections), *await self._of_events(now)]
         concerns += _of_destinations([one.state for one in destinations], now)
@@ -103,7 +108,7 @@ class Overview:
             sources=sources,
             destinations=destinations,
             settings=receiver.settings.destinations,
-            rows=await rows_of(receiver.store, latest),
+            rows=await rows_of(receiver.store, latest[:_LATEST]),
             hour=await asyncio.to_thread(receiver.lasting.figures.hour),
             due=sum(one.depth for one in stats.due),
             oldest=min((one.oldest_due_at for one in stats.due), default=None),
@@ -118,18 +123,15 @@ class Overview:
         found = await self._receiver.store.rejections(None, limit=_LOOKED_AT)
         return [one for one in found if one.at > now - _DAY_MS]
 
-    async def _source(self, name: str, rejections: list[Rejection]) -> SourceLine:
-        store = self._receiver.store
-        newest = await store.events(EventFilter(source=name, limit=1))
-        callback = await store.callback(newest[0].id) if newest else None
+    async def _source(self, name: str, newest: Event | None, rejections: list[Rejection]) -> SourceLine:
+        callback = await self._receiver.store.callback(newest.id) if newest else None
         claims = callback and callback.arrival and callback.arrival.claims
+        made = claims.issued_at if claims else None
         return SourceLine(
             name=name,
             provider=self._receiver.settings.sources[name].provider,
-            last=newest[0].recorded_at if newest else None,
-            delay=(callback.received_at - claims.issued_at) / 1000
-            if callback and claims and claims.issued_at
-            else None,
+            last=newest.recorded_at if newest else None,
+            delay=(callback.received_at - made) / 1000 if callback and made else None,
             rejected=sum(one.source == name for one in rejections),
         )
 
