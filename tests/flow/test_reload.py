@@ -28,7 +28,7 @@ async def _send(up: Running, sent: Sent) -> int:
     return answer.status_code
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.soak)])
 async def test_callbacks_while_reloading_are_neither_refused_nor_lost(tmp_path: Path, count: int) -> None:
     async with Sink() as one, Sink() as other:
         texts = [
