@@ -22,6 +22,8 @@ from tests.support.running import BASIC
 from tests.support.submitting import TOKEN, api, settings
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
+AUDIO = b"RIFF" + bytes(300_000)
+"""Longer than a first piece, so that it is known only at its end whether it repeats another."""
 WALL_CLOCK = {"CRASHING_AHEAD": "0"}
 STEPS = {
     ("store.begin_submission", "before"): (200, 1),
@@ -42,7 +44,7 @@ async def _submit(process: Process) -> int:
     async with local_client(base_url=base) as client:
         try:
             return (
-                await client.post("/submit/deepgram/v1/listen", content=b"RIFF", headers=headers)
+                await client.post("/submit/deepgram/v1/listen", content=AUDIO, headers=headers)
             ).status_code
         except httpx2.TransportError:
             return 0

@@ -43,6 +43,7 @@ LISTEN = "/submit/deepgram/v1/listen"
 SPEECH = "/submit/deapi/api/v2/audio/speech"
 AUDIO = b"RIFF" + bytes(200_000)
 Both = tuple[Running, Api]
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -495,6 +496,54 @@ async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
     by_bytes = await admitted("upload", 11 * day, size=1000)
     assert 5 <= by_bytes <= 5 + processes
     assert await admitted("upload", 12 * day, size=2000) <= 3 + processes
+
+
+@pytest.mark.parametrize("size", [2 * MIB, pytest.param(2048 * MIB, marks=pytest.mark.soak)])
+async def test_an_upload_that_is_cut_off_makes_no_job_and_leaves_nothing(tmp_path: Path, size: int) -> None:
+    """At each tenth: the provider never has the whole of it."""
+    async with submitting(tmp_path) as (up, api):
+        api.keep_bodies = False
+        for tenth in range(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(up.base.rpartition(":")[2]))
+            head = f"POST {LISTEN} HTTP/1.1\r\nHost: a\r\nAuthorization: Token {TOKEN}\r\nContent-Length: {size}\r\n\r\n"
+            writer.write(head.encode())
+            for _ in range(size * tenth // 10 // 65536):
+                writer.write(bytes(65536))
+                await writer.drain()
+            writer.write(b"a")
+            await writer.drain()
+            writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            await up.seen.until(lambda wanted=tenth + 1: len(up.seen.submissions) == wanted)  # type: ignore[misc]
+        assert {report.outcome for report in up.seen.submissions} == {"refused"}
+        assert api.asked == []
+        assert await up.receiver.store.submissions(SubmissionFilter()) == []
+        assert await up.receiver.store.pickups(PickupFilter()) == []
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.soak)])
+async def test_applications_at_their_limits_do_not_take_anothers_share(tmp_path: Path, count: int) -> None:
+    tokens = {f"app-{number}": f"rcvsub{number:040d}" for number in range(count)}
+    extra = "".join(
+        f'[[submit.tokens]]\nname = "{name}"\nsecrets = ["{token}"]\nsources = ["deepgram"]\nper_minute = 2\n'
+        for name, token in tokens.items()
+    )
+    async with submitting(tmp_path, more=extra) as (up, api):
+        now = up.receiver.clock()
+        up.receiver.submissions._clock = lambda: now  # one window for all
+
+        async def calls(name: str) -> list[int]:
+            sent = {"authorization": f"Token {tokens[name]}"}
+            return [
+                (await up.client.post(LISTEN, content=f"{name} {n}".encode(), headers=sent)).status_code
+                for n in range(3)
+            ]
+
+        told = await asyncio.gather(*map(calls, tokens))
+        assert {tuple(one) for one in told} == {(200, 200, 429)}
+        assert len(api.asked) == 2 * count
+        assert (await up.client.post(LISTEN, content=b"RIFF")).status_code == 200
 
 
 async def test_an_answer_before_the_body_has_ended_is_passed_back(both: Both) -> None:

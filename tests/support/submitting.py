@@ -131,6 +131,7 @@ def settings(
     deapi: str = "",
     extra: str = "",
     limits: str = "",
+    more: str = "",
 ) -> str:
     """Return settings with Deepgram and deAPI to be submitted to, and two applications."""
     return f"""
@@ -171,6 +172,7 @@ name = "billing"
 secrets = ["{OTHER}"]
 sources = ["deapi"]
 may = ["read"]
+{more}
 """
 
 

@@ -92,7 +92,8 @@ class Stream(Outgoing):
     ) -> None:
         """`most` in bytes; `count` is told of each piece."""
         super().__init__(length)
-        self._receive, self._most, self._count, self._ended = receive, most, count, ended
+        self._receive, self._most, self._count = receive, most, count
+        self._ended: Callable[[str], Awaitable[None]] | None = ended
         self._first, self._more, self._size = b"", True, 0
         self._digest = hashlib.sha256()
 
@@ -102,6 +103,13 @@ class Stream(Outgoing):
         while self._more and not self._first:
             self._first = await self._next()
         return bool(self._first)
+
+    def whole(self) -> str | None:
+        """Return the hash of a body that was all in its first piece, so that `ended` need not be told; else None."""
+        if self._more:
+            return None
+        self._ended = None
+        return self._digest.hexdigest()
 
     async def drain(self, idle_seconds: float) -> str:
         """Read it to its end, and return its hash."""
@@ -117,8 +125,9 @@ class Stream(Outgoing):
             if piece:
                 yield held
                 held = piece
-        self._set(None)  # what `ended` waits for has a time of its own
-        await self._ended(self._digest.hexdigest())
+        if self._ended is not None:
+            self._set(None)  # what it waits for has a time of its own
+            await self._ended(self._digest.hexdigest())
         yield held
 
     async def _next(self) -> bytes:

@@ -121,7 +121,8 @@ class Requests:
         self, passing: Passing, query: str, claims: TokenClaims | None, ended: Ended
     ) -> Request:
         body = await self.stream(passing, ended)
-        print_ = None if body else fingerprint_of(passing, "")
+        digest = body.whole() if body else ""
+        print_ = None if digest is None else fingerprint_of(passing, digest)
         return Request(query=query, body=body, fingerprint=print_, claims=claims)
 
     async def _read(self, passing: Passing, most: int) -> MemoryBody | FileBody:
