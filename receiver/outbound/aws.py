@@ -38,6 +38,7 @@ _OF_THE_EVENT = re.compile(
     "Invalid(MessageContents|Parameter.*)|MessageAttributesInvalid|Malformed.*|ValidationException"
 )
 """Codes of refusals that are about the one message."""
+_ABSENT = re.compile("NotFound|NonExistent|DoesNotExist")
 _IN_XML = re.compile(rb"<(Code|Message)>([^<]*)</")
 _GROUP = re.compile("[!-~]{1,128}")
 
@@ -137,6 +138,11 @@ class AwsService:
         outcome = await self.call(headers, body, refusal)
         for_what_it_says = outcome.status == 400
         return None if for_what_it_says or outcome.kind is OutcomeKind.DELIVERED else outcome.detail
+
+    async def absent(self, headers: Mapping[str, str], question: bytes) -> str | None:
+        """Ask about what messages are sent to; return the answer when it is not there. What may not be asked may be there."""
+        outcome = await self.call(headers, question, lambda _: None)
+        return outcome.detail if _ABSENT.search(outcome.detail) else None
 
     async def _credentials(self) -> Any:
         """Return credentials that may be signed with, renewed in time; None when there are none."""

@@ -66,9 +66,8 @@ class EventBridgeDestination(OnAws, Kind):
     async def probe(self) -> str | None:
         """Ask whether there is the bus, and whether events may be put to it, by an entry whose detail is no JSON."""
         asked = msgspec.json.encode({"Name": self._about["EventBusName"]})
-        found = await self._service.call(_DESCRIBE, asked, lambda _: None)
-        if "ResourceNotFound" in found.detail:  # one that may not be asked for may be there
-            return found.detail
+        if absent := await self._service.absent(_DESCRIBE, asked):
+            return absent
         wrong = {"DetailType": "receiver check", "Detail": "{"}
         return await self._service.probe(_HEADERS, self._entries(wrong), _refusal)
 

@@ -21,6 +21,7 @@ from receiver.settings.model import DestinationSettings
 LIMIT = 256 * 1024
 """Bytes of a message, after the documentation of Publish."""
 _HEADERS = {"content-type": "application/x-www-form-urlencoded"}
+_VERSION = "2010-03-31"
 _LONGEST_SUBJECT = 100
 
 
@@ -69,13 +70,16 @@ class SnsDestination(OnAws, Kind):
 
     async def probe(self) -> str | None:
         """Ask whether there is the topic and messages may be published, by a message whose subject is too long."""
+        asked = {"Action": "GetTopicAttributes", "Version": _VERSION, "TopicArn": self._topic}
+        if absent := await self._service.absent(_HEADERS, urlencode(asked).encode()):
+            return absent
         fields = self._fields("receiver check") | {"Subject": "x" * (_LONGEST_SUBJECT + 1)}
         if self._topic.endswith(".fifo"):
             fields["MessageGroupId"] = fields["MessageDeduplicationId"] = "receiver-check"
         return await self._service.probe(_HEADERS, urlencode(fields).encode(), _refusal)
 
     def _fields(self, message: str) -> dict[str, str]:
-        return {"Action": "Publish", "Version": "2010-03-31", "TopicArn": self._topic, "Message": message}
+        return {"Action": "Publish", "Version": _VERSION, "TopicArn": self._topic, "Message": message}
 
 
 def _refusal(answer: bytes) -> Refusal | None:

@@ -25,6 +25,7 @@ from receiver.settings.model import DestinationSettings
 LIMIT = 1024 * 1024
 """Bytes of a message: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html."""
 _HEADERS = {"content-type": "application/x-amz-json-1.0", "x-amz-target": "AmazonSQS.SendMessage"}
+_DESCRIBE = _HEADERS | {"x-amz-target": "AmazonSQS.GetQueueAttributes"}
 _REGION = re.compile(r"(?:^|\.)sqs\.([a-z0-9-]+)\.")
 
 
@@ -77,6 +78,9 @@ class SqsDestination(OnAws, Kind):
 
     async def probe(self) -> str | None:
         """Ask whether there is the queue and messages may be sent to it, by a message whose attribute is of no type."""
+        asked = msgspec.json.encode({"QueueUrl": self._url, "AttributeNames": ["QueueArn"]})
+        if absent := await self._service.absent(_DESCRIBE, asked):
+            return absent
         nothing = {"a": {"DataType": "None", "StringValue": "a"}}
         message = {"QueueUrl": self._url, "MessageBody": "receiver check", "MessageAttributes": nothing}
         if self._url.endswith(".fifo"):
