@@ -35,12 +35,22 @@ _SLOW = ("tests/crash/", "tests/flow/")
 """Folders whose tests are handed out one by one."""
 _TOGETHER = {"tests/flow/test_cli_check.py", "tests/flow/test_pull_secrets.py"}
 """Files there whose tests share a fixture that takes seconds."""
+_LONG = (
+    "tests/crash/test_storm.py",
+    "tests/crash/test_takeover.py",
+    "tests/flow/test_demo.py",
+    "tests/flow/test_fleet.py",
+    "tests/flow/test_ingress.py",
+    "tests/crash/",
+)
+"""Of those handed out one by one, the ones that come first: begun last, one of them would keep a single worker busy."""
 
 
 class _ByFile(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types: the base is Any
     """Hands out whole files, so that what a file's tests share is made once; slow tests one by one.
 
-    xdist hands out the units with most tests first: single slow tests come last and even out the ends of the workers.
+    xdist hands out the units with most tests first, and units of one size in the order of the tests: single slow tests come
+    last, the longest first, and even out the ends of the workers.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -52,6 +62,16 @@ class _ByFile(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile:
     """Tell xdist who hands out the tests."""
     return _ByFile(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(_LONG) if item.nodeid.startswith(start)), len(_LONG))
+
+    items.sort(key=rank)
 
 
 _SET_CHILD_SUBREAPER = 36

@@ -29,7 +29,7 @@ from tests.support.processes import Acknowledged, Process, send_once
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
 from tests.support.running import BASIC, DEAPI_SECRET, settings_text
 from tests.support.s3_wire import Wire
-from tests.support.senders import Sent, basic, deapi, speech, transcript
+from tests.support.senders import PAUSE, Sent, basic, deapi, speech, transcript
 from tests.support.sink import Answer, Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
@@ -103,7 +103,7 @@ class Storm:
                 number += 1
                 self._under_way[sender] = self._next(number, sender).name
                 while not await self._taken(client, number, sender):
-                    pass
+                    await asyncio.sleep(PAUSE)  # a provider waits longer
 
     async def _taken(self, client: httpx2.AsyncClient, number: int, sender: int) -> bool:
         """Try one receiver after the other until one answers; tell whether it took the callback."""

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import starlette.routing
 import typer.main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,10 +275,14 @@ def _import() -> None:
     from receiver.app.check import all_codes
     from receiver.cli.app import app
     from receiver.outbound.client import trust
+    from receiver.web.api.operation import PREFIX
+    from receiver.web.api.routes import OPERATIONS
 
     trust(None)  # the system's certificate authorities are read once
     all_codes()  # every provider and kind of destination is imported
     dict(typer.main.get_group(app).commands)  # and every command made
+    for operation in OPERATIONS:
+        starlette.routing.compile_path(f"{PREFIX}v1{operation.path}")  # which `re` keeps
     gc.collect()
     gc.freeze()  # so that collecting garbage does not copy what the processes have in common
 
