@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from receiver.settings.model import SourceSettings
 
 _REJECTIONS = 200
+_LATEST = 200
+"""The newest events, of which the list of sources tells: to look further costs what there is."""
 _LOOKS = {
     "callback": ("ok", "in", "Callback"),
     "recorded": ("ok", "box", "Recorded"),
@@ -99,14 +101,17 @@ class Incoming:
     async def sources(self, visit: Visit) -> Response:
         """Show what is configured to call back, and to be polled."""
         lines = []
+        latest = await self._receiver.store.events(EventFilter(limit=_LATEST))
+        last = {event.source: event for event in reversed(latest)}
         for name, source in self._receiver.settings.sources.items():
-            newest = await self._receiver.store.events(EventFilter(source=name, limit=1))
             adapter = adapter_of(source)
             pulls = name in self._receiver.ports.pulls
             roads = listed(
                 [*(["calls back"] if adapter.calls_back else []), *(["is polled"] if pulls else [])]
             )
-            lines.append({"name": name, "provider": source.provider, "roads": roads, "newest": newest})
+            lines.append(
+                {"name": name, "provider": source.provider, "roads": roads, "newest": last.get(name)}
+            )
         return await visit.page("sources.html", sources=lines)
 
     async def source(self, visit: Visit, *, made: Any = None) -> Response:
