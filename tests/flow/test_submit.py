@@ -498,7 +498,7 @@ async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
     assert await admitted("upload", 12 * day, size=2000) <= 3 + processes
 
 
-@pytest.mark.parametrize("size", [2 * MIB, pytest.param(2048 * MIB, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("size", [2 * MIB, pytest.param(256 * MIB, marks=pytest.mark.soak)])
 async def test_an_upload_that_is_cut_off_makes_no_job_and_leaves_nothing(tmp_path: Path, size: int) -> None:
     """At each tenth: the provider never has the whole of it."""
     async with submitting(tmp_path) as (up, api):

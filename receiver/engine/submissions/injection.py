@@ -131,20 +131,23 @@ def into_form(body: Body, content_type: str, rule: Rule, values: Mapping[str, An
                 raise OwnCallback(name)
             continue
         segments += [mark + head + b"\r\n\r\n", (start, end), b"\r\n"]
-    if rule.part:
-        json_part = f'name="{rule.part}"\r\nContent-Type: application/json'
-        fields = [(json_part, into_json(inner or b"{}", rule, values))]
-    else:
-        fields = [(f'name="{name}"', _text(value)) for name, value in values.items()]
-    ours: list[bytes | tuple[int, int]] = [
+    ours = [
         mark + f"Content-Disposition: form-data; {named}\r\n\r\n".encode() + text + b"\r\n"
-        for named, text in fields
+        for named, text in _fields(rule, values, inner or b"{}")
     ]
     return Form(
         content_type=f"multipart/form-data; boundary={fresh}",
         segments=(*ours, *segments, f"--{fresh}--\r\n".encode()),
         digest=digest.hexdigest(),
     )
+
+
+def _fields(rule: Rule, values: Mapping[str, Any], inner: bytes) -> list[tuple[str, bytes]]:
+    """Return name and text of the parts that hold the callback: one of JSON, which was `inner`, or one for each value."""
+    if not rule.part:
+        return [(f'name="{name}"', _text(value)) for name, value in values.items()]
+    named = f'name="{rule.part}"\r\nContent-Type: application/json'
+    return [(named, into_json(inner, rule, values))]
 
 
 def _text(value: Any) -> bytes:
