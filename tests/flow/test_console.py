@@ -122,13 +122,29 @@ async def test_the_cookie_is_for_this_site_alone_and_behind_https_for_https_alon
     assert "Secure" in secure.headers["set-cookie"].split("; ")
 
 
-async def test_wrong_tokens_and_links_keep_nobody_out(up: Running) -> None:
-    """A page elsewhere can make a browser send them; so can strangers, from anywhere."""
+async def test_after_five_wrong_tokens_an_address_waits_and_no_other(up: Running) -> None:
+    app = create_app(up.receiver)  # its own count
+    for address, tries in (("203.0.113.7", 5), ("203.0.113.8", 0)):
+        transport = httpx2.ASGITransport(app=app, client=(address, 1))
+        origin = {"origin": up.base}
+        async with httpx2.AsyncClient(transport=transport, base_url=up.base, headers=origin) as client:
+            for _ in range(tries):
+                assert (await client.post("/console/login", data={"token": "guess"})).status_code == 401
+            answer = await client.post("/console/login", data={"token": ADMIN})
+            assert answer.status_code == (429 if tries else 303)
+
+
+async def test_a_page_of_another_site_uses_up_nobodys_logins(up: Running) -> None:
+    """It can make a browser follow links of ours and send forms that name its own origin."""
+    noted = len(up.seen.notes)
     for _ in range(10):
-        assert (await post(up, "/console/login", token="guess")).status_code == 401
         assert (await up.client.get("/console/login?once=x")).status_code == 401
+        forged = await up.client.post(
+            "/console/login", data={"token": "guess"}, headers={"origin": "https://elsewhere.example"}
+        )
+        assert forged.status_code == 403
     assert (await post(up, "/console/login", token=ADMIN)).status_code == 303
-    assert [note[1] for note in up.seen.notes].count("console.login_failed") <= Repeats.LINES
+    assert sum(note[1] == "console.login_failed" for note in up.seen.notes[noted:]) <= Repeats.LINES
 
 
 async def test_a_link_logs_in_once_on_this_machine_and_not_by_way_of_a_proxy(tmp_path: Path) -> None:

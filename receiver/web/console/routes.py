@@ -20,7 +20,7 @@ from receiver.web.console.outgoing import Outgoing
 from receiver.web.console.overview import Overview
 from receiver.web.console.rendering import Templates, static
 from receiver.web.console.retention import RetentionPages
-from receiver.web.console.sessions import Sessions
+from receiver.web.console.sessions import LoginLimit, Sessions
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -99,14 +99,11 @@ def _pages(
 
 
 class Doors:
-    """Logging in and out.
-
-    Wrong tokens make nobody wait: a page elsewhere, or a stranger, could keep the right ones out, and the API takes any number
-    of guesses at the same tokens.
-    """
+    """Logging in and out."""
 
     def __init__(self, receiver: Receiver, guard: Guard) -> None:
         self._receiver, self._guard = receiver, guard
+        self._limit = LoginLimit()
         self._failures = Repeats()
 
     async def home(self, request: Request) -> Response:
@@ -121,11 +118,16 @@ class Doors:
         peer = self._guard.peer(request)
         if link:
             session, wanted = self._by_link(request, link), ""
+        elif self._limit.refuses(peer):
+            trouble = "Too many wrong tokens came from your address: wait a minute, then try again."
+            return await self._form("", trouble, status=429)
         else:
             form = await read_form(request)
             session = self._guard.sessions.by_token(form.get("token", [""])[0])
             wanted = form.get("next", [""])[0]
         if session is None:
+            if not link:  # any page elsewhere could make a browser follow such links
+                self._limit.failed(peer)
             if (left_out := self._failures.left_out("login")) is not None:
                 self._receiver.observer.note("warning", "console.login_failed", peer=peer, left_out=left_out)
             trouble = (

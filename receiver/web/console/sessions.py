@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ _RENEW_SECONDS = 300
 LINK_SECONDS = 600
 LINK_NAME = "one-time link"
 _SALT = "receiver.console-session"
+_TRIES = 5
+_WINDOW_SECONDS = 60.0
+_PEERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +143,23 @@ class Sessions:
 def sessions_of(settings: Settings) -> Sessions:
     """Return what logs people in, as the settings have it."""
     return Sessions(settings.api.tokens, made_token_secrets(settings), settings.tokens.signing)
+
+
+class LoginLimit:
+    """Bounds wrong tokens: five a minute from one address. Nobody can use up what another address has."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def refuses(self, peer: str) -> bool:
+        """Tell whether an address has to wait."""
+        times = self._failed.get(peer, deque[float]())
+        return len(times) == _TRIES and times[0] > self._clock() - _WINDOW_SECONDS
+
+    def failed(self, peer: str) -> None:
+        """Count a wrong token."""
+        self._failed.setdefault(peer, deque(maxlen=_TRIES)).append(self._clock())
+        self._failed.move_to_end(peer)
+        if len(self._failed) > _PEERS:
+            self._failed.popitem(last=False)
