@@ -400,6 +400,7 @@ def adapters() -> Mapping[str, type[Adapter]]:
     return {kind.provider: kind for kind in sorted(Adapter.__subclasses__(), key=lambda kind: kind.provider)}
 
 
+@cache
 def adapter_named(provider: str) -> type[Adapter] | None:
     """Return a provider's adapter, None when there is none. Of those whose module has the provider's name, it alone is loaded."""
     if any(module.name == provider for module in pkgutil.iter_modules(__path__)):
