@@ -92,8 +92,8 @@ def try_request(
         if at is not None:
             raise UsageError("--at goes with a request, and not with --rejected")
         one = None if request is None else str(request)
-        told = explain_rejected(settings, _adapter(settings, source), one)
-        (print_json if as_json else print_rejected)(told)
+        explained = explain_rejected(settings, _adapter(settings, source), one)
+        (print_json if as_json else print_rejected)(explained)
         return
     if request is None:
         raise UsageError("name a file with a request, or add --rejected")
@@ -262,8 +262,8 @@ def _print(result: dict[str, Any]) -> None:
         _fields_of(
             {"proof": f"{found['proof']} {verdict}", "why": found["reason"], "signed": found["signed"]}
         )
-    told = {name: result.get(name) for name in ("verdict", "reason", "answer")}
-    _fields_of(told | (result.get("event") or {}))
+    explained = {name: result.get(name) for name in ("verdict", "reason", "answer")}
+    _fields_of(explained | (result.get("event") or {}))
 
 
 def _fields_of(fields: dict[str, Any]) -> None:

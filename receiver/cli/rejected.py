@@ -31,9 +31,9 @@ def explain_rejected(settings: Settings, adapter: PushProvider, one: str | None)
     return {"rejection": view(found[0]), "proofs": list(proofs_wanted(adapter, found[0]))}
 
 
-def print_rejected(told: dict[str, Any]) -> None:
+def print_rejected(explained: dict[str, Any]) -> None:
     """Print what `explain_rejected` returned."""
-    kept = told["rejection"]
+    kept = explained["rejection"]
     print_fields(
         [
             ("rejected", kept["at"]),
@@ -41,7 +41,7 @@ def print_rejected(told: dict[str, Any]) -> None:
             ("answer", f"{kept['status']}, {kept['kind']}"),
             ("reason", kept["reason"]),
             ("came with", ", ".join(kept["headers"]) or "headers whose names are not kept"),
-            *((f"proof {proof['proof']}", _wanted(proof["headers"])) for proof in told["proofs"]),
+            *((f"proof {proof['proof']}", _wanted(proof["headers"])) for proof in explained["proofs"]),
         ]
     )
 

@@ -26,7 +26,7 @@ _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StreamItem:
     """One event of the stream, or a gap in it."""
 
     kind: str
@@ -75,12 +75,12 @@ def tail(
     base = remote or own_base(load_to_look(ctx))
     query = {name: value for name, value in (("source", source), ("type", type_)) if value is not None}
     with httpx2.Client(timeout=_READ_SECONDS, headers={"authorization": f"Bearer {token}"}) as client:
-        for told in follow(client, base.rstrip("/"), query, after=after, warn=warn):
-            if told.kind == "gap":
+        for item in follow(client, base.rstrip("/"), query, after=after, warn=warn):
+            if item.kind == "gap":
                 warn("events may have been removed before they could be read here")
                 continue
-            answer = _forwarded(forward, secret, told) if forward else ""
-            _print(told, answer, as_json=as_json)
+            answer = _forwarded(forward, secret, item) if forward else ""
+            _print(item, answer, as_json=as_json)
 
 
 def _refuse_wrong(secret: str | None) -> None:
@@ -99,7 +99,7 @@ def follow(
     *,
     after: str | None = None,
     warn: Callable[[str], object] = str,
-) -> Iterator[Told]:
+) -> Iterator[StreamItem]:
     """Yield what a receiver's stream tells, for ever; a connection that breaks is made again after the last event.
 
     Raises `UsageError` for what trying again does not mend.
@@ -113,9 +113,9 @@ def follow(
             with client.stream("GET", f"{base}/api/v1/stream", params=query, headers=headers) as answer:
                 if answer.status_code < 500:
                     _insist(answer)
-                    for told in parsed(answer.iter_lines()):
-                        failures, after = 0, told.cursor or after
-                        yield told
+                    for item in parsed(answer.iter_lines()):
+                        failures, after = 0, item.cursor or after
+                        yield item
         except (httpx2.TransportError, httpx2.StreamError) as error:
             if not failures:
                 warn(f"the connection to {base} ended ({type(error).__name__}): connecting again")
@@ -133,7 +133,7 @@ def _insist(answer: httpx2.Response) -> None:
         raise UsageError(f"{answer.status_code}: {detail}")
 
 
-def parsed(lines: Iterator[str]) -> Iterator[Told]:
+def parsed(lines: Iterator[str]) -> Iterator[StreamItem]:
     """Yield the events and gaps of a stream's lines."""
     fields: dict[str, str] = {}
     for line in lines:
@@ -142,31 +142,31 @@ def parsed(lines: Iterator[str]) -> Iterator[Told]:
             fields[name] = value.removeprefix(" ")
             continue
         if "data" in fields:
-            yield Told(fields.get("event", "event"), fields.get("id", ""), fields["data"].encode())
+            yield StreamItem(fields.get("event", "event"), fields.get("id", ""), fields["data"].encode())
         fields = {}
 
 
-def _forwarded(url: str, secret: str | None, told: Told) -> str:
+def _forwarded(url: str, secret: str | None, item: StreamItem) -> str:
     """POST an event as a destination gets it; return how that was answered."""
     import httpx2
 
     from receiver.core.webhook import sign, webhook_key
 
-    event_id = msgspec.json.decode(told.body)["data"]["event_id"]
+    event_id = msgspec.json.decode(item.body)["data"]["event_id"]
     keys = [webhook_key(secret)] if secret else []
-    headers = {"content-type": "application/json"} | sign(keys, event_id, int(time.time()), told.body)
+    headers = {"content-type": "application/json"} | sign(keys, event_id, int(time.time()), item.body)
     try:
-        answer = httpx2.post(url, content=told.body, headers=headers, timeout=_FORWARD_SECONDS)
+        answer = httpx2.post(url, content=item.body, headers=headers, timeout=_FORWARD_SECONDS)
     except httpx2.TransportError as error:
         return f"no answer: {str(error) or type(error).__name__}"
     return str(answer.status_code)
 
 
-def _print(told: Told, answer: str, *, as_json: bool) -> None:
+def _print(item: StreamItem, answer: str, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(told.body.decode() + "\n")
+        sys.stdout.write(item.body.decode() + "\n")
     else:
-        event = msgspec.json.decode(told.body)
+        event = msgspec.json.decode(item.body)
         data = event["data"]
         parts = [event["timestamp"], event["type"], data["source"], data["ref"] or "-", data["event_id"]]
         typer.echo(clean("  ".join([*parts, *([f"→ {answer}"] if answer else [])])))

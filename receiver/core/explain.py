@@ -94,8 +94,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 def explain(job: Job) -> Explanation:
     """Return what became of a job. Every job has exactly one cause: the first whose sentence is not None."""
-    told = ((cause, sentence(job)) for cause, sentence in _SENTENCES.items())
-    cause, sentence = next((cause, text) for cause, text in told if text is not None)
+    sentences = ((cause, sentence(job)) for cause, sentence in _SENTENCES.items())
+    cause, sentence = next((cause, text) for cause, text in sentences if text is not None)
     return Explanation(cause=cause, sentence=sentence, steps=tuple(sorted(_steps(job), key=lambda s: s.at)))
 
 

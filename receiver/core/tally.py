@@ -40,7 +40,7 @@ class Process(Struct, frozen=True, kw_only=True):
     seen_at: int
 
 
-class Told(NamedTuple):
+class TallyBatch(NamedTuple):
     """What a process adds at once."""
 
     process: Process

@@ -181,8 +181,8 @@ class Relay(Lanes[Claimed, Made]):
             return
         sending.gate.learn(changed.after)
         self._note(transition(changed.before, changed.after), changed.after)
-        if changed.told is not None:
-            self.wake(changed.told.destinations)
+        if changed.event is not None:
+            self.wake(changed.event.destinations)
 
     def _note(self, kind: str | None, state: DestinationState) -> None:
         observer = self._context.observer

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
-from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, MINUTE, Process, Tally, Told, bound_of
+from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, MINUTE, Process, Tally, TallyBatch, bound_of
 from receiver.storage.store.store import Store
 
 EVERY_SECONDS = 10.0
@@ -68,7 +68,7 @@ class Tallies:
         )
         process = replace(self._process, seen_at=now)
         try:
-            await self._store.add_tallies(Told(process, tallies, now - KEPT_MS))
+            await self._store.add_tallies(TallyBatch(process, tallies, now - KEPT_MS))
         except StoreUnavailable:  # others tell that
             self._counts.update(counts)
 

@@ -28,7 +28,7 @@ def free_bytes(folder: str) -> int:
 
 def scarce(folders: Mapping[str, str]) -> dict[str, str]:
     """Return, by the folders' names, a sentence for each disk that is nearly full; a disk that several are on is told once."""
-    told: dict[int, tuple[str, str]] = {}
+    troubles: dict[int, tuple[str, str]] = {}
     for name, folder in folders.items():
         try:
             found, disk = os.statvfs(nearest(folder)), os.stat(nearest(folder)).st_dev
@@ -36,5 +36,7 @@ def scarce(folders: Mapping[str, str]) -> dict[str, str]:
             continue  # that it cannot be used is told where it is used
         free, size = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
         if size and free < max(_LEAST, min(size // 20, _MOST)):
-            told.setdefault(disk, (name, f"only {free // _MIB} MiB are free where {nearest(folder)} lies"))
-    return dict(told.values())
+            troubles.setdefault(
+                disk, (name, f"only {free // _MIB} MiB are free where {nearest(folder)} lies")
+            )
+    return dict(troubles.values())

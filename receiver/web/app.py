@@ -67,8 +67,8 @@ def _console(receiver: Receiver, sessions: Sessions, *, intake: bool) -> list[Ro
 async def _not_found(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(PREFIX):
         return problem(404, "nothing is here; docs/api.md lists the operations")
-    told = "callbacks go to /callbacks/{source}; the console needs a token with the scope admin in [[api.tokens]]"
-    return JSONResponse({"status": "not_found", "error": f"nothing is here; {told}"}, status_code=404)
+    hint = "callbacks go to /callbacks/{source}; the console needs a token with the scope admin in [[api.tokens]]"
+    return JSONResponse({"status": "not_found", "error": f"nothing is here; {hint}"}, status_code=404)
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:

@@ -115,7 +115,7 @@ class Serving:
             except ReceiverError as error:
                 observer.note("error", "settings.not_taken", error=error.message)
                 return Reloaded(os.getpid(), error=error.message)
-            observer.note("info", "settings.taken", **told(changes))
+            observer.note("info", "settings.taken", **summary(changes))
             return Reloaded(os.getpid(), changes=changes)
 
     async def _take(self, settings: Settings) -> None:
@@ -149,7 +149,7 @@ class Serving:
         await wiring.end(old.receiver)
 
 
-def told(changes: Changes) -> dict[str, str]:
+def summary(changes: Changes) -> dict[str, str]:
     """Return what a reload changed, by kind, `{"sources_added": "deapi, speech"}`."""
     named = {
         f"{kind}_{how}": getattr(names, how)

@@ -173,13 +173,13 @@ async def _run(receiver: Receiver, settings: Settings, sockets: list[socket.sock
     link = sessions.offer_link() if doing.tell_link else None
     _calm_collector()
     _forward_logging(receiver.observer)
-    told = whereabouts(receiver.settings, console=sessions.on) if sockets else {}
-    with _ready_signal(receiver, told, doing.ready_file) as signalled:
+    address = whereabouts(receiver.settings, console=sessions.on) if sockets else {}
+    with _ready_signal(receiver, address, doing.ready_file) as signalled:
 
         def ready() -> None:
             signalled()
             if doing.tell_link and link:
-                doing.tell_link(f"{told['url']}/console/login?once={link}")
+                doing.tell_link(f"{address['url']}/console/login?once={link}")
             if doing.tell_ready:
                 doing.tell_ready()
 
@@ -347,13 +347,15 @@ def whereabouts(settings: Settings, *, console: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _ready_signal(receiver: Receiver, told: dict[str, Any], path: str | None) -> Iterator[Callable[[], None]]:
+def _ready_signal(
+    receiver: Receiver, address: dict[str, Any], path: str | None
+) -> Iterator[Callable[[], None]]:
     """Yield a function that reports readiness: the log line `receiver.ready`, and the ready file until the process ends."""
 
     def ready() -> None:
         if path:
-            write_ready_file(path, told)
-        receiver.observer.note("info", "receiver.ready", pid=os.getpid(), **told)
+            write_ready_file(path, address)
+        receiver.observer.note("info", "receiver.ready", pid=os.getpid(), **address)
 
     try:
         yield ready
@@ -363,12 +365,12 @@ def _ready_signal(receiver: Receiver, told: dict[str, Any], path: str | None) ->
                 os.unlink(path)
 
 
-def write_ready_file(path: str, told: Mapping[str, Any]) -> None:
+def write_ready_file(path: str, address: Mapping[str, Any]) -> None:
     """Write the ready file, which appears whole or not at all. Raises `ReceiverError`."""
     fresh = f"{path}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with open(fresh, "x", encoding="utf-8") as file:  # never through a link that somebody laid there
-            file.write(json.dumps({"pid": os.getpid(), **told}) + "\n")
+            file.write(json.dumps({"pid": os.getpid(), **address}) + "\n")
         os.replace(fresh, path)
     except OSError as error:
         raise ReceiverError(f"the ready file {path} cannot be written: {error.strerror}") from None

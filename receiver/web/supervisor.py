@@ -128,20 +128,20 @@ class _Supervisor:
         """Wait until a process is due, or something happened to one."""
         due = [slot.due for slot in self._slots if slot.due is not None]
         seconds = max(0.0, min(due) - time.monotonic()) if due else 3600.0
-        told = signal.sigtimedwait(self._signals, seconds)
-        if told is None:
+        received = signal.sigtimedwait(self._signals, seconds)
+        if received is None:
             return
-        if told.si_signo == signal.SIGRTMIN:
-            self._began(told.si_pid)
-        elif told.si_signo == signal.SIGCHLD:
+        if received.si_signo == signal.SIGRTMIN:
+            self._began(received.si_pid)
+        elif received.si_signo == signal.SIGCHLD:
             self._reap()
-        elif told.si_signo == signal.SIGHUP and not self._terminal.closed:
+        elif received.si_signo == signal.SIGHUP and not self._terminal.closed:
             self._pass_on(signal.SIGHUP)  # each reads its settings again
         else:
             self._stopping = True
             for slot in self._slots:
                 slot.due = None
-            self._pass_on(signal.SIGINT if told.si_signo == signal.SIGINT else signal.SIGTERM)
+            self._pass_on(signal.SIGINT if received.si_signo == signal.SIGINT else signal.SIGTERM)
 
     def _pass_on(self, signum: signal.Signals) -> None:
         for slot in self._slots:

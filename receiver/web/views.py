@@ -549,12 +549,12 @@ def issued_url(made: IssuedUrl) -> CallbackUrl:
 
 def job_shown(job: Job) -> JobShown:
     """Return what became of a job as it is shown."""
-    told = explain(job)
+    explained = explain(job)
     return JobShown(
         name=job.name,
-        cause=told.cause,
-        sentence=told.sentence,
-        steps=each(told.steps),
+        cause=explained.cause,
+        sentence=explained.sentence,
+        steps=each(explained.steps),
         events=[event.id for event in job.events],
         pickups=[pickup.id for pickup in job.pickups],
     )

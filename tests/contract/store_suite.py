@@ -25,7 +25,7 @@ from receiver.core.event import (
 )
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.routing import Decision
-from receiver.core.tally import MINUTE, Process, Tally, Told
+from receiver.core.tally import MINUTE, Process, Tally, TallyBatch
 from receiver.core.work import (
     Claimed,
     Delivery,
@@ -294,14 +294,14 @@ class RecordSuite:
         other = replace(first, id="b", role="work", started_at=T0 + 1, seen_at=T0 + MINUTE)
         tally = Tally(minute=T0 // MINUTE * MINUTE, kind="callbacks", name="app", outcome="recorded", count=2)
         parked, later = replace(tally, outcome="parked"), replace(tally, minute=tally.minute + MINUTE)
-        await store.add_tallies(Told(first, (parked, tally), 0))
-        await store.add_tallies(Told(replace(other, role="serve"), (tally, later), 0))
-        await store.add_tallies(Told(other, (), 0))
+        await store.add_tallies(TallyBatch(first, (parked, tally), 0))
+        await store.add_tallies(TallyBatch(replace(other, role="serve"), (tally, later), 0))
+        await store.add_tallies(TallyBatch(other, (), 0))
         end_of = later.minute + 1
         assert await store.tallies(tally.minute, end_of) == [parked, replace(tally, count=4), later]
         assert await store.tallies(tally.minute, later.minute) == [parked, replace(tally, count=4)]
         assert await store.processes() == [other, first]
-        await store.add_tallies(Told(other, (), later.minute))
+        await store.add_tallies(TallyBatch(other, (), later.minute))
         assert await store.tallies(0, end_of) == [later]
         assert await store.processes() == [other]
 

@@ -104,7 +104,7 @@ async def test_a_gap_is_told_when_what_was_read_last_is_gone(up: Running) -> Non
     subject = Subject(kind=SubjectKind.JOB, key="j1")
     await store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=1, limit=9))
 
-    def read() -> list[tail.Told]:
+    def read() -> list[tail.StreamItem]:
         with client() as http:
             after = f"{cursor.position}.{cursor.id}"
             return list(itertools.islice(tail.follow(http, up.base, {}, after=after), 2))
@@ -129,7 +129,7 @@ async def test_what_is_forwarded_has_the_bytes_of_the_stream_and_is_signed(up: R
         writer.close()
 
     secret = new_webhook_secret()
-    told = tail.Told("event", "1.evt_1", b'{"type":"speech.completed","data":{"event_id":"evt_1"}}')
+    told = tail.StreamItem("event", "1.evt_1", b'{"type":"speech.completed","data":{"event_id":"evt_1"}}')
     async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hooks"
         assert await asyncio.to_thread(tail._forwarded, url, secret, told) == "204"

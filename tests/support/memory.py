@@ -51,7 +51,7 @@ from receiver.core.retention import (
 )
 from receiver.core.routing import Decision
 from receiver.core.sending import PLAIN, SendingRules
-from receiver.core.tally import Process, Tally, Told
+from receiver.core.tally import Process, Tally, TallyBatch
 from receiver.core.work import (
     Attempt,
     Claimed,
@@ -295,7 +295,7 @@ class MemoryStore(Store):
         found = [one for one in found if token in (None, one.token) and (after is None or one.id < after)]
         return _page(found, limit, lambda one: one.id)
 
-    async def add_tallies(self, told: Told) -> None:
+    async def add_tallies(self, told: TallyBatch) -> None:
         await self.ping()
         for one in told.tallies:
             self._tallies[one.minute, one.kind, one.name, one.outcome] += one.count

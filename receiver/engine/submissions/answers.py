@@ -133,8 +133,8 @@ class Answers:
         try:
             await asyncio.shield(self._ended(passing, submission, ended))
         except StoreUnavailable as error:
-            told = {"submission_id": submission.id, "job_id": job, "reason": error.message}
-            self._observer.note("error", "submit.not_recorded", **told)
+            facts = {"submission_id": submission.id, "job_id": job, "reason": error.message}
+            self._observer.note("error", "submit.not_recorded", **facts)
 
     async def _ended(self, passing: Passing, submission: Submission, ended: SubmissionEnd) -> None:
         if ended.state is SubmissionState.UNKNOWN:  # its event first: who ends in between leaves an open one
@@ -154,6 +154,6 @@ class Answers:
         try:
             return new_pickup(passing.source.pull, job, ref=passing.call.ref, now=self._clock())
         except PickupRefused as error:
-            told = {"source": passing.call.source, "reason": error.message}
-            self._observer.note("warning", "submit.no_pickup", **told)
+            facts = {"source": passing.call.source, "reason": error.message}
+            self._observer.note("warning", "submit.no_pickup", **facts)
             return None

@@ -80,8 +80,8 @@ class Requests:
         )
         secret = self._tokens.job_secrets(token)[0] if api.job_secrets else api.secret
         url = "" if rule.fetch else api.callback_url(self._public_url, call.source, token)
-        told = {"callback": url, "secret": secret, "token": token, "ref": call.ref or ""}
-        return claims, filled(rule.set, told)
+        values = {"callback": url, "secret": secret, "token": token, "ref": call.ref or ""}
+        return claims, filled(rule.set, values)
 
     async def _with_callback(
         self, passing: Passing, claims: TokenClaims, values: Mapping[str, Any], ended: Ended

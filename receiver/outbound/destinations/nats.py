@@ -86,8 +86,8 @@ class NatsDestination(Kind):
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Publish the event; JetStream keeps one of several messages with its id."""
         event = about(body)
-        told = attributes(self._keys, event, event_id, timestamp, body) | {"Nats-Msg-Id": event_id}
-        return await self._publish(placed(self._options.subject, event.type, event.source), body, told)
+        fields = attributes(self._keys, event, event_id, timestamp, body) | {"Nats-Msg-Id": event_id}
+        return await self._publish(placed(self._options.subject, event.type, event.source), body, fields)
 
     async def probe(self) -> str | None:
         """Ask whether a stream takes the subject, by a message that only a stream of another name may take."""
@@ -136,7 +136,7 @@ class NatsDestination(Kind):
 
         self._said = None
 
-        async def told(error: Exception) -> None:
+        async def on_error(error: Exception) -> None:
             self._said = error
 
         options: dict[str, Any] = {"user_credentials": self._options.credentials_file}
@@ -151,7 +151,7 @@ class NatsDestination(Kind):
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=max(1, round(self._seconds)),
-                error_cb=told,
+                error_cb=on_error,
                 **options,
             )
         except BaseException:  # nats-py leaves the connection open

@@ -168,11 +168,11 @@ class Objects:
         else:
             window = Window(body.path, start, min(size, body.size - start))
         with window:
-            told = self.checksum(hashlib.file_digest(window, "sha256").digest())
+            checksum = self.checksum(hashlib.file_digest(window, "sha256").digest())
             window.seek(0)
-            answer = client.upload_part(**upload, PartNumber=number, Body=window, **told)
-        echoed = {name: answer[name] for name in told if name in answer}
-        if not answer.get("ETag") or echoed not in ({}, told):
+            answer = client.upload_part(**upload, PartNumber=number, Body=window, **checksum)
+        echoed = {name: answer[name] for name in checksum if name in answer}
+        if not answer.get("ETag") or echoed not in ({}, checksum):
             raise BlobsUnavailable(f"a part was changed on its way to {self._options.place}, or not taken")
         return {"PartNumber": number, "ETag": answer["ETag"]} | echoed
 
@@ -182,8 +182,8 @@ class Objects:
         answer = self._create(client, call, upload["Key"], body, MultipartUpload={"Parts": parts})
         digests = b"".join(base64.b64decode(part.get("ChecksumSHA256", "")) for part in parts)
         composite = f"{base64.b64encode(hashlib.sha256(digests).digest()).decode()}-{len(parts)}"
-        told = (answer or {}).get("ChecksumSHA256", composite)
-        if told != composite or not self.is_there(client, upload["Key"], body):
+        checksum = (answer or {}).get("ChecksumSHA256", composite)
+        if checksum != composite or not self.is_there(client, upload["Key"], body):
             raise BlobsUnavailable(f"what {self._options.place} made of the parts is not what was sent")
         return answer is not None
 

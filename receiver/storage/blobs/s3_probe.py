@@ -58,7 +58,7 @@ class _Probe:
         )
         self.objects = Objects(options)
         self.about = self.objects.about(_BODY, "text/plain")
-        self.told = self.objects.checksum(bytes.fromhex(_BODY.sha256))
+        self.checksum_fields = self.objects.checksum(bytes.fromhex(_BODY.sha256))
         self.troubles: list[Trouble] = []
         self.hidden = False
         """True when the store does not tell these credentials whether the bucket is there."""
@@ -81,7 +81,7 @@ class _Probe:
         return True
 
     def put(self) -> None:
-        self.objects.put(self.client, self.place["Key"], _BODY, self.about | self.told)
+        self.objects.put(self.client, self.place["Key"], _BODY, self.about | self.checksum_fields)
 
     def get(self) -> None:
         with closing(self.client.get_object(**self.place)["Body"]) as body:
@@ -156,7 +156,7 @@ class _Probe:
         from botocore.exceptions import ClientError
 
         try:
-            about = self.about | self.told
+            about = self.about | self.checksum_fields
             self.client.put_object(**self.place, Body=_BODY.load(), IfNoneMatch="*", **about)
         except ClientError as error:
             if status_of(error) == 412:

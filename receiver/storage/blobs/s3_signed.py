@@ -169,13 +169,13 @@ class FirstTries:
         answer = await self._connections.ask(self._signer.base, head, body.load(), bounds)
         if not answer.whole:
             raise TimeoutError
-        told = answer.headers
+        headers = answer.headers
         if answer.status == 200:
-            found = {"ETag": told.get("etag"), "ChecksumSHA256": told.get("x-amz-checksum-sha256")}
-            return found | {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": told}}
+            found = {"ETag": headers.get("etag"), "ChecksumSHA256": headers.get("x-amz-checksum-sha256")}
+            return found | {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": headers}}
         from botocore.parsers import create_parser
 
-        response = {"status_code": answer.status, "headers": told, "body": answer.body}
+        response = {"status_code": answer.status, "headers": headers, "body": answer.body}
         parsed: dict[str, Any] = create_parser("rest-xml").parse(response, self._shape)
         return {"Error": {}} | parsed
 

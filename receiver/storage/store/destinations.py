@@ -22,7 +22,7 @@ class Changed(NamedTuple):
 
     before: DestinationState
     after: DestinationState
-    told: Recording | None
+    event: Recording | None
     """The event that was recorded with it."""
 
 
@@ -41,13 +41,13 @@ def change(session: Session, requests: Sequence[ChangeRequest]) -> list[Changed]
     for number in sorted(range(len(requests)), key=lambda number: requests[number].name):
         name, new_state, tell, now = requests[number]
         before = _state(_locked(session, name, now), now)
-        after, told = new_state(before), None
+        after, event = new_state(before), None
         if after != before:
             session.run("update_destination", _params(after, now))
-            told = tell(before, after)
-            if told is not None:
-                record(session, [told])
-        results[number] = Changed(before, after, told)
+            event = tell(before, after)
+            if event is not None:
+                record(session, [event])
+        results[number] = Changed(before, after, event)
     return [results[number] for number in range(len(requests))]
 
 

@@ -26,7 +26,7 @@ from receiver.core.page import Page
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.submission import Submission
-from receiver.core.tally import Told
+from receiver.core.tally import TallyBatch
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
@@ -483,9 +483,9 @@ class Store:
     tallies = _reads(tally_rows.tallies)
     processes = _reads(tally_rows.processes)
 
-    async def add_tallies(self, told: Told) -> None:
-        """Add what a process counted, note that it lives, and forget what is old."""
-        await self.write(tally_rows.add, (told,))
+    async def add_tallies(self, batch: TallyBatch) -> None:
+        """Add what a process batch, note that it lives, and forget what is old."""
+        await self.write(tally_rows.add, (batch,))
 
     # ------------------------------------------------------------ retention
 

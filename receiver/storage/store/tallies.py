@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from msgspec.structs import astuple
 
-from receiver.core.tally import Process, Tally, Told
+from receiver.core.tally import Process, Tally, TallyBatch
 from receiver.storage.store.statements import Session, each, value_of
 
 
 @each
-def add(session: Session, told: Told) -> None:
-    """Add what a process counted, note that it lives, and forget what is old."""
-    session.run_rows("add_tallies", [astuple(one) for one in told.tallies])
-    session.run_rows("note_processes", [astuple(told.process)])
-    session.run("forget_tallies", {"before": told.before})
-    session.run("forget_processes", {"before": told.before})
+def add(session: Session, batch: TallyBatch) -> None:
+    """Add what a process batch, note that it lives, and forget what is old."""
+    session.run_rows("add_tallies", [astuple(one) for one in batch.tallies])
+    session.run_rows("note_processes", [astuple(batch.process)])
+    session.run("forget_tallies", {"before": batch.before})
+    session.run("forget_processes", {"before": batch.before})
 
 
 def tallies(session: Session, since: int, until: int) -> list[Tally]:

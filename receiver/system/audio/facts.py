@@ -55,14 +55,14 @@ def examine(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = 
     except _DAMAGE:
         pass  # what was known before stays
     seconds = found.seconds if found.seconds is not None and found.seconds <= _LONGEST else None
-    told = AudioFacts(
+    facts = AudioFacts(
         duration_seconds=seconds,
         duration_estimated=found.estimated and seconds is not None,
         sample_rate_hz=found.rate or draft.sample_rate_hz,
         channels=found.channels or draft.channels,
         codec=found.codec or draft.codec,
     )
-    return Examined(facts=told, how=found.how)
+    return Examined(facts=facts, how=found.how)
 
 
 def _read(source: Source, draft: AudioDraft, found: Found) -> None:

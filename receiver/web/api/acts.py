@@ -19,7 +19,7 @@ from receiver.web.views import ActShown, Page
 KEY_CHARS = 200
 _UNDER_WAY_MS = 60_000
 """An act that has no answer after so long was ended with its process, and may be done anew."""
-_TOLD = frozenset(("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run"))
+_AUDITED = frozenset(("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run"))
 """What the audit tells of a request's body: nothing that may be secret, or somebody's."""
 
 
@@ -42,14 +42,14 @@ def new_act(action: str, call: Call[Any, Any], raw: bytes) -> Act:
         raise Refused(400, f"Idempotency-Key is longer than {KEY_CHARS} characters")
     path = request.url.path
     fields = {} if call.body is None else msgspec.to_builtins(call.body)
-    told = {name: value for name, value in fields.items() if name in _TOLD and value is not None}
+    details = {name: value for name, value in fields.items() if name in _AUDITED and value is not None}
     return Act(
         id=new_id("act", now),
         at=now,
         token=call.holder.name,
         action=action,
         subject=path,
-        detail=msgspec.json.encode(told).decode(),
+        detail=msgspec.json.encode(details).decode(),
         peer=request.client.host if request.client else None,
         key=key,
         digest=hashlib.sha256(path.encode() + b"\0" + raw).hexdigest(),

@@ -86,8 +86,8 @@ async def _gap(receiver: Receiver, place: Place | None) -> str | None:
     try:
         await receiver.store.event(place.id)
     except NotFound:
-        told = {"after": cursor_of(place), "detail": "events may have been removed before they were read"}
-        return f"event: gap\ndata: {msgspec.json.encode(told).decode()}\n\n"
+        gap = {"after": cursor_of(place), "detail": "events may have been removed before they were read"}
+        return f"event: gap\ndata: {msgspec.json.encode(gap).decode()}\n\n"
     return None
 
 
