@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,25 +57,20 @@ def route(
     ]
     if as_json:
         print_json(page(rows))
-        return
-    cells = [
-        [
-            one.destination,
-            _yes(one),
-            _yes(before.get(one.destination)),
-            states.get(one.destination),
-            _told(settings.destinations[one.destination].data),
-            one.rule,
-        ]
-        for one in decisions
-    ]
-    names = ("destination", "sent", "when recorded", "delivery", "data", "rule")
-    print_table(names, cells, empty="no destination is configured", wide=wide)
+    else:
+        names = ("destination", "sent", "when recorded", "delivery", "data", "rule")
+        print_table(names, map(_cells, rows), empty="no destination is configured", wide=wide)
 
 
-def _yes(one: Decision | None) -> str | None:
-    return None if one is None else "yes" if one.sent else "no"
+def _cells(row: Mapping[str, Any]) -> list[str | None]:
+    was = row["recorded"]
+    sent, then = _yes(row["sent"]), _yes(was["sent"] if was else None)
+    return [row["destination"], sent, then, row["delivery"], _fields(row["data"]), row["rule"]]
 
 
-def _told(data: tuple[str, ...] | None) -> str:
+def _yes(sent: bool | None) -> str | None:
+    return None if sent is None else "yes" if sent else "no"
+
+
+def _fields(data: tuple[str, ...] | None) -> str:
     return "all" if data is None else ", ".join(data) or "ids only"

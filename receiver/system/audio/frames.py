@@ -236,6 +236,13 @@ class _Counted:
     each: float = 0.0  # seconds that one of them lasts
     head: bytes = b""  # the first bytes of the first frame
 
+    def add(self, count: int, seconds: float, *, cut: bool) -> None:
+        """Count so many frames more, of so many seconds; of the last one when it is `cut` only what is lost is noted."""
+        each = seconds / count
+        if cut:
+            self.cut, count = each, count - 1
+        self.frames, self.seconds = self.frames + count, self.seconds + each * count
+
 
 def _walk(source: Source, start: int, found: Found, kind: FrameAt | None, stream: Stream | None) -> _Counted:
     """Count the frames from `start` to the end; after each window an estimate by those so far is noted.
@@ -259,13 +266,7 @@ def _walk(source: Source, start: int, found: Found, kind: FrameAt | None, stream
                 counted.damage += unsure * each * (2 if counted.lost > lost else 1)
             lost, broken = counted.lost, False
             place += at
-            if place > source.size:  # the last frame is cut
-                counted.cut = each
-            whole = count - bool(counted.cut)
-            counted.frames, counted.seconds = (
-                counted.frames + whole,
-                counted.seconds + samples * whole / count / stream.rate,
-            )
+            counted.add(count, samples / stream.rate, cut=place > source.size)
             if place < source.size:
                 seconds = counted.seconds * (source.size - start) / (place - start)
                 found.length(seconds, "estimated by the frames that were read in time", doubt=UNKNOWN)

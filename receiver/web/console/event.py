@@ -286,8 +286,8 @@ def counted(number: int, word: str) -> str:
 
 def answer_of(attempt: Attempt | PickupAttempt) -> str:
     """Return the result of one attempt in words."""
-    told = attempt.detail or attempt.outcome.value.replace("_", " ")
-    return f"{attempt.status}, {told}" if attempt.status and str(attempt.status) not in told else told
+    words = attempt.detail or attempt.outcome.value.replace("_", " ")
+    return f"{attempt.status}, {words}" if attempt.status and str(attempt.status) not in words else words
 
 
 def timeline(
@@ -316,9 +316,9 @@ def timeline(
     )
     for delivery, attempts in deliveries:
         kind = {"delivered": "ok", "dead": "bad"}.get(delivery.state.value, "wait")
-        told = f"{delivery.state.value}, {counted(delivery.attempts, 'attempt')}"
+        words = f"{delivery.state.value}, {counted(delivery.attempts, 'attempt')}"
         steps.append(
-            Step(at=None, kind=kind, icon="out", title=delivery.destination, detail=told, heading=True)
+            Step(at=None, kind=kind, icon="out", title=delivery.destination, detail=words, heading=True)
         )
         shown = [_try(attempt, ("delivered",)) for attempt in attempts]
         if len(shown) > _FOLDED:

@@ -142,16 +142,18 @@ class Events:
             rows=await rows_of(store, found[:PAGE]),
             after=place(found[PAGE - 1]) if len(found) > PAGE else further(found.after),
             newest=newest[0].recorded_at if newest else None,
-            told=None,
+            searched=None,
         )
 
     async def _search(self, visit: Visit, fields: Mapping[str, str], wanted: EventFilter) -> Response:
         """Show transcripts that have some words, each with the text around them."""
-        told = await look(self._receiver, wanted, fields["text"], limit=PAGE)
-        rows = await rows_of(self._receiver.store, told.found)
+        searched = await look(self._receiver, wanted, fields["text"], limit=PAGE)
+        rows = await rows_of(self._receiver.store, searched.found)
         for row in rows:
-            row.text, row.audio, row.error = told.excerpts[row.id], None, None
-        return await self._page(visit, fields, rows=rows, after=further(told.after), newest=None, told=told)
+            row.text, row.audio, row.error = searched.excerpts[row.id], None, None
+        return await self._page(
+            visit, fields, rows=rows, after=further(searched.after), newest=None, searched=searched
+        )
 
     async def _page(self, visit: Visit, fields: Mapping[str, str], **data: Any) -> Response:
         choices = {"source": list(self._receiver.settings.sources), "type": EVENT_TYPES}

@@ -31,7 +31,7 @@ _FORM_BYTES = 64 * 1024
 _BODY_SECONDS = 10.0
 _STORE_SECONDS = 10.0
 _AT_ONCE, _WAITING = 2, 8
-_TOLD = frozenset(("kind", "to", "state", "destination", "source", "type", "until"))
+_AUDITED = frozenset(("kind", "to", "state", "destination", "source", "type", "until"))
 """What the audit tells of a form: nothing that may be secret, or somebody's."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -210,16 +210,16 @@ class Guard:
     async def _noted(self, visit: Visit, handle: Handler) -> Response:
         """Do what a form asks for, noted before it is done, and with its answer after."""
         request, now = visit.request, self._receiver.clock()
-        told = {name: values[0] for name, values in visit.form.items() if name in _TOLD and values[0]}
+        details = {name: values[0] for name, values in visit.form.items() if name in _AUDITED and values[0]}
         if ids := visit.form.get("id"):
-            told["deliveries"] = str(len(ids))
+            details["deliveries"] = str(len(ids))
         act = Act(
             id=new_id("act", now),
             at=now,
             token=visit.session.name,
             action=f"console {request.scope['route'].path.removeprefix(HOME)}",
             subject=request.url.path,
-            detail=msgspec.json.encode(told).decode(),
+            detail=msgspec.json.encode(details).decode(),
             peer=self.peer(request),
             key=None,
             digest="",

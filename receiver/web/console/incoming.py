@@ -235,13 +235,13 @@ class Incoming:
     async def _one_job(self, visit: Visit, fields: dict[str, str]) -> Response:
         name = fields["ref"] or fields["job"]
         job = await job_named(self._receiver, name, fields["source"] or None)
-        told = explain(job)
+        explained = explain(job)
         return await visit.page(
             "job.html",
             name=name,
-            told=told,
-            remedy=_remedy(told.cause, job),
-            steps=[(step, *_LOOKS[step.what]) for step in told.steps],
+            explained=explained,
+            remedy=_remedy(explained.cause, job),
+            steps=[(step, *_LOOKS[step.what]) for step in explained.steps],
             rows=(await rows_of(self._receiver.store, job.events))[::-1],
             pickups=job.pickups[::-1],
         )

@@ -40,7 +40,11 @@ def routes(receiver: Receiver, sessions: Sessions, *, intake: bool) -> list[Rout
         Route(HOME, guard.open(doors.home)),
         Route("/", guard.open(doors.home)),
     ]
-    pages, acts = _pages(receiver, intake=intake)
+    overview, events, event = Overview(receiver), Events(receiver), EventPages(receiver)
+    incoming, outgoing, operations = Incoming(receiver), Outgoing(receiver), Operations(receiver)
+    retention = RetentionPages(receiver, intake=intake)
+    pages = _pages(overview, events, event, incoming, outgoing, operations, retention)
+    acts = _acts(event, incoming, outgoing, operations, retention)
     return [
         *opened,
         *(Route(HOME + path, guard.page(handle), methods=["GET"]) for path, handle in pages.items()),
@@ -49,14 +53,16 @@ def routes(receiver: Receiver, sessions: Sessions, *, intake: bool) -> list[Rout
 
 
 def _pages(
-    receiver: Receiver, *, intake: bool
-) -> tuple[Mapping[str, Handler], Mapping[str, tuple[ApiScope, Handler]]]:
-    """Return what shows something, and what a form does and the scope that it needs, by path."""
-    overview, events, event = Overview(receiver), Events(receiver), EventPages(receiver)
-    incoming, outgoing = Incoming(receiver), Outgoing(receiver)
-    operations = Operations(receiver)
-    retention = RetentionPages(receiver, intake=intake)
-    pages: dict[str, Handler] = {
+    overview: Overview,
+    events: Events,
+    event: EventPages,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    operations: Operations,
+    retention: RetentionPages,
+) -> Mapping[str, Handler]:
+    """Return what shows something, by path."""
+    return {
         "/": overview.show,
         "/find": overview.find,
         "/events": events.list,
@@ -82,7 +88,17 @@ def _pages(
         "/erase": retention.look,
         "/audit": retention.audit,
     }
-    acts: dict[str, tuple[ApiScope, Handler]] = {
+
+
+def _acts(
+    event: EventPages,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    operations: Operations,
+    retention: RetentionPages,
+) -> Mapping[str, tuple[ApiScope, Handler]]:
+    """Return what a form does and the scope that it needs, by path."""
+    return {
         "/events/{event_id}/replay": (ApiScope.OPERATE, outgoing.replay_event),
         "/events/{event_id}/renormalize": (ApiScope.OPERATE, event.renormalize),
         "/operations": (ApiScope.OPERATE, operations.plan),
@@ -95,7 +111,6 @@ def _pages(
         "/sources/{name}/test": (ApiScope.OPERATE, incoming.test),
         "/erase": (ApiScope.ADMIN, retention.erase),
     }
-    return pages, acts
 
 
 class Doors:

@@ -54,27 +54,27 @@ _decode = msgspec.json.Decoder(_Data).decode
 async def look(receiver: Receiver, wanted: EventFilter, words: str, *, limit: int) -> Look:
     """Return events whose transcript has the words, in any case, until `limit` are found or the time is over."""
     needle, end = words.casefold(), time.monotonic() + _SECONDS
-    told = Look([], {}, after=wanted.after)
-    while told.looked < _MOST and time.monotonic() < end:
-        page = await receiver.store.events(replace(wanted, after=told.after, limit=_PAGE))
+    result = Look([], {}, after=wanted.after)
+    while result.looked < _MOST and time.monotonic() < end:
+        page = await receiver.store.events(replace(wanted, after=result.after, limit=_PAGE))
         texts = await asyncio.to_thread(_texts, page)
         for event, short in zip(page, texts, strict=True):
             text = await _document(receiver, event) if short is None else short
-            told.looked, told.back_to, told.after = (
-                told.looked + 1,
+            result.looked, result.back_to, result.after = (
+                result.looked + 1,
                 event.recorded_at,
                 (event.recorded_at, event.id),
             )
             if (at := text.casefold().find(needle)) >= 0:
-                told.found.append(event)
-                told.excerpts[event.id] = _excerpt(text, at, len(words))
-            if len(told.found) == limit or time.monotonic() > end:
-                return told
+                result.found.append(event)
+                result.excerpts[event.id] = _excerpt(text, at, len(words))
+            if len(result.found) == limit or time.monotonic() > end:
+                return result
         if page.after is None:
-            told.after = None
-            return told
-        told.after = page.after
-    return told
+            result.after = None
+            return result
+        result.after = page.after
+    return result
 
 
 def _texts(events: Sequence[Event]) -> list[str | None]:
