@@ -170,6 +170,29 @@ async def test_a_job_may_refer_only_to_one_of_the_same_application(both: Both) -
     assert (told, len(there.asked)) == ([200, 200, 404], 2)
 
 
+async def test_no_spelling_of_the_json_hides_a_job_of_others(both: Both) -> None:
+    """Some JSON is read by one program and refused by another; a form is no JSON at all."""
+    up, there = both
+    base = b'{"model":"m","background":true,"previous_response_id":%b}'
+    other = b'"resp-of-others"'
+    bodies = [
+        base % (other + rb',"user":"\ud800"'),
+        base % (other + b',"top_p":1e999'),
+        base.replace(b"previous_r", b"Previous_R") % other,
+        *(base % odd for odd in (b"7", b'["resp-of-others"]', '"resp-of-others\u200b"'.encode())),
+    ]
+    sent = {**headers("openai"), "content-type": "application/json"}
+    told = [
+        (await up.client.post("/submit/openai/v1/responses", headers=sent, content=body)).status_code
+        for body in bodies
+    ]
+    form = {"model": "m", "background": "true", "previous_response_id": "resp-of-others"}
+    answer = await up.client.post(
+        "/submit/openai/v1/responses", headers=headers("openai"), data=form, files=FILE
+    )
+    assert (told, answer.status_code, there.asked) == ([404, 404, 404, 422, 422, 422], 415, [])
+
+
 async def test_a_host_name_stands_for_a_source(both: Both) -> None:
     up, there = both
     there.behave = accepted({"id": "j"}, status=201)

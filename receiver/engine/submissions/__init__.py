@@ -17,7 +17,7 @@ from dataclasses import replace
 from receiver.core.destination_events import Routed
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
-from receiver.core.submission import SubmissionFilter, SubmissionState, text_at
+from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.core.tokens import CallbackTokens
 from receiver.engine.requests import MAX_REF
 from receiver.engine.submissions.allowances import Applications
@@ -25,6 +25,7 @@ from receiver.engine.submissions.answers import Answers
 from receiver.engine.submissions.bodies import Stream
 from receiver.engine.submissions.call import Answer, Call, Passing, SubmitSource, refusal
 from receiver.engine.submissions.exchange import exchange
+from receiver.engine.submissions.injection import jobs_named
 from receiver.engine.submissions.repeats import Repeated, Repeats, fingerprint_of, remembered
 from receiver.engine.submissions.requests import Requests
 from receiver.settings.model import SubmitSettings
@@ -183,9 +184,8 @@ class Submissions:
         """Pass on what makes a job: written first, sent once, and what the answer tells written before it goes back."""
         request = await self._requests.made(passing, self._repeats.ended)
         if passing.held is not None and passing.rule.refers:
-            said = passing.held.load()
-            for member in passing.rule.refers:
-                await self._own(passing, text_at(said, member))
+            for job in await asyncio.to_thread(jobs_named, passing.held.load(), passing.rule):
+                await self._own(passing, job)
         earlier = await self._repeats.begin(passing, request.claims, request.fingerprint)
         if earlier is not None:
             if isinstance(request.body, Stream):  # it has the same key: is it the same?

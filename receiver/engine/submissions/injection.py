@@ -70,6 +70,20 @@ def into_json(raw: bytes, rule: Rule, values: Mapping[str, Any]) -> bytes:
     return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:-1] + end
 
 
+def jobs_named(raw: bytes, rule: Rule) -> list[str]:
+    """Return the jobs that a JSON object names where it may name one. Raises `SubmissionRefused` for what is no job's id."""
+    places = {name.lower() for name in rule.refers}
+    named = [(name, value) for name, value in _members(raw) if name.lower() in places]
+    jobs = []
+    for name, value in named:
+        if _empty(value, None):
+            continue
+        if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+            raise SubmissionRefused(422, f"{name} is not the id of a job")
+        jobs.append(value)
+    return jobs
+
+
 def _members(raw: bytes) -> list[tuple[str, Any]]:
     seen: list[list[tuple[str, Any]]] = [[]]
 

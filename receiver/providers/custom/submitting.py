@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from receiver.core.submission import Kind, ProviderApi, Rule
 from receiver.settings.model import BaseUrl, Section
@@ -48,6 +48,12 @@ class SubmissionJob(Section):
     """Where the job's id is in the answer: `data.id`."""
     rewrite: tuple[str, ...] = ()
     """Where the answer has URLs of the API that the caller goes on to ask: they are changed to receiver's."""
+
+    @model_validator(mode="after")
+    def _seen(self) -> Self:
+        if self.set_in == "query" and (self.require or self.refers):
+            raise ValueError('require and refers need set_in = "body": with "query", the body is passed on unread')
+        return self
 
 
 class Submission(Section):
