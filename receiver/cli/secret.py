@@ -186,14 +186,17 @@ class Rotation:
         if self._anew:  # at the end of its table it would come after what is said of the next one
             header = re.compile(rf"^\[destinations\.{self.destination}\][^\n]*\n", re.MULTILINE)
             added = f'secrets = ["{self._entry}"]\n'
-            text = header.sub(lambda found: found[0] + added, self.path.read_text("utf-8"), count=1)
+            below, found = header.subn(lambda one: one[0] + added, self.path.read_text("utf-8"), count=1)
+            text = below if found else text
         made: list[Path] = []
         try:
             if self._file is not None:
                 made.append(_beside(folder / self._file[5:], folder / self._entry[5:], f"{self.fresh}\n"))
             parse(text, os.environ, lambda name: (folder / name).read_text("utf-8"))
             real = Path(os.path.realpath(self.path))
-            os.replace(_beside(real, real.with_name(f".{real.name}.{os.getpid()}"), text), real)
+            made.append(_beside(real, real.with_name(f".{real.name}.{os.getpid()}"), text))
+            os.replace(made[-1], real)
+            made.pop()
             sync_folder(real.parent)
         except BaseException as error:
             for path in made:
@@ -211,8 +214,12 @@ def _secret_of(entry: Any) -> str:
 
 def _beside(old: Path, new: Path, text: str) -> Path:
     """Make a file that whoever may read `old` may read. Raises `OSError`."""
-    write_file(new, text.encode())
     kept = old.stat()
-    os.chown(new, kept.st_uid, kept.st_gid)
-    new.chmod(kept.st_mode & 0o777)
+    write_file(new, text.encode())
+    try:
+        os.chown(new, kept.st_uid, kept.st_gid)
+        new.chmod(kept.st_mode & 0o777)
+    except OSError:  # as where another user owns `old`: no secret is left behind
+        new.unlink()
+        raise
     return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,6 +108,34 @@ def test_a_destination_without_secrets_gets_its_first_below_its_heading(tmp_path
     text = (tmp_path / "receiver.toml").read_text()
     assert '# after it\n[destinations.other]\nsecrets = ["whsec_' in text
     assert keys(tmp_path, "other") == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["[ destinations . app ]\n", '[destinations."app"]\n', "[destinations]\napp.", "destinations.app."],
+)
+def test_a_destination_without_secrets_gets_its_first_however_its_heading_is_written(
+    tmp_path: Path, heading: str
+) -> None:
+    (tmp_path / "receiver.toml").write_text(f'{heading}url = "https://app.example.com/hooks"\n')
+    rotate(tmp_path, "app")
+    assert keys(tmp_path) == [1, 1]
+
+
+def test_where_the_owner_cannot_be_kept_no_secret_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app.secret").write_text(OLD)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.chown", refuse)
+    for secret in ('"file:app.secret"', f'"{OLD}"'):
+        (tmp_path / "receiver.toml").unlink(missing_ok=True)
+        with pytest.raises(ReceiverError, match=r"cannot be changed: Operation not permitted; --print tells"):
+            rotate(tmp_path, "app", secret=secret)
+        assert {path.name for path in tmp_path.iterdir()} == {"receiver.toml", "app.secret"}
 
 
 def test_a_variable_that_goes_before_the_file_is_named(tmp_path: Path) -> None:
