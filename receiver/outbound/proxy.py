@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
+from receiver.core.proofs import basic_credentials
 from receiver.outbound.guard import Target, target
 
 _HEAD_LIMIT = 16 * 1024
@@ -48,6 +49,13 @@ class Proxy:
         if credentials:
             pair = base64.b64encode(unquote(credentials).encode()).decode()
             self.headers["proxy-authorization"] = f"Basic {pair}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What an answer that shows the request must not bring into the store."""
+        value = self.headers.get("proxy-authorization", "")
+        pair = basic_credentials(value) or ""
+        return value.partition(" ")[2], pair, pair.partition(":")[2]
 
     async def tunnel(self, sock: socket.socket, place: Target) -> None:
         """Have a connected socket lead to `place`. Raises `OSError`."""

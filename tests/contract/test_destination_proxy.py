@@ -73,6 +73,14 @@ async def test_plain_http_is_the_whole_url_and_the_proxys_credentials() -> None:
     assert came.headers["proxy-authorization"] == f"Basic {base64.b64encode(CREDENTIALS.encode()).decode()}"
 
 
+async def test_an_answer_that_shows_the_request_is_kept_without_the_proxys_credentials() -> None:
+    shown = f"Basic {base64.b64encode(CREDENTIALS.encode()).decode()} {CREDENTIALS} hunter2"
+    async with Sink() as sink:
+        sink.script.append(Answer(status=502, body=shown.encode()))
+        outcome = await send("http://app.test/", f"{CREDENTIALS}@127.0.0.1:{sink.port}")
+    assert outcome.response == b"Basic [redacted] [redacted] [redacted]"
+
+
 async def test_https_is_a_tunnel_whose_end_shows_its_own_certificate(proxy: str, tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

@@ -30,7 +30,7 @@ from receiver.outbound.client import (
 )
 from receiver.outbound.destinations import Kind
 from receiver.outbound.guard import blocked_by_address
-from receiver.outbound.proxy import ProxyUrl
+from receiver.outbound.proxy import Proxy, ProxyUrl
 from receiver.outbound.signing import Keys, Secrets
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Networks, Section
@@ -227,6 +227,8 @@ def _secrets(settings: HttpSettings, url: str, headers: dict[str, str]) -> Itera
         value = headers.get(name, "")
         pair = basic_credentials(value) or ""
         yield from (value, value.partition(" ")[2], pair, pair.partition(":")[2])
+    if settings.proxy is not None:
+        yield from Proxy(settings.proxy.get_secret_value()).secrets
     parts = urlsplit(url)
     yield parts.path
     yield parts.query
