@@ -234,10 +234,15 @@ def is_plain(name: str) -> bool:
     return _HEADER.fullmatch(name) is not None
 
 
+def is_secret_header(head: Head, name: str, value: str, secret: Collection[str]) -> bool:
+    """Tell whether a header's value may not be kept: it proves something, or repeats the URL's token, as a proxy's `x-forwarded-uri`."""
+    return name in secret or name in ALWAYS_SECRET or (head.token is not None and head.token in value)
+
+
 def kept_headers(head: Head, secret: Collection[str]) -> tuple[tuple[str, str | None], ...]:
     """Return the headers of a request that may be kept, without the values of those that hold a secret."""
     return tuple(
-        (name, None if name in secret or name in ALWAYS_SECRET else value[:_VALUE_CHARS])
+        (name, None if is_secret_header(head, name, value, secret) else value[:_VALUE_CHARS])
         for name, value in head.headers
         if is_plain(name)
     )[:HEADERS]

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from receiver.core.callback import ALWAYS_SECRET, Head, TokenClaims, VerifiedCallback
+from receiver.core.callback import Head, TokenClaims, VerifiedCallback, is_secret_header
 from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
 from receiver.core.observe import Observers
 from receiver.system.files import FileBody, keep_body, make_folder, sync_folder, write_file
@@ -414,10 +414,10 @@ class _Commit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _meta(callback: VerifiedCallback, reason: str, secret_headers: frozenset[str]) -> bytes:
-    secret = secret_headers | ALWAYS_SECRET
-    headers = tuple(pair for pair in callback.head.headers if pair[0] not in secret)
+    head = callback.head
+    headers = tuple(pair for pair in head.headers if not is_secret_header(head, *pair, secret_headers))
     commit = _Commit(
-        head=msgspec.structs.replace(callback.head, headers=headers, token=None, url="", claims=None),
+        head=msgspec.structs.replace(head, headers=headers, token=None, url="", claims=None),
         claims=callback.claims,
         proofs=tuple(sorted(callback.proofs)),
         secret=callback.secret,

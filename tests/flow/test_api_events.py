@@ -124,6 +124,7 @@ async def test_how_a_callback_came_is_kept_without_secrets_and_told(tmp_path: Pa
             )
             path = httpx2.URL(made.json()["url"]).path
             headers = sent.headers | {"x-mine": "a-secret-value", "user-agent": "Deepgram/1"}
+            headers["x-forwarded-uri"] = f"{path}?x=1"
             body = transcript(f"told-{short}").body
             answer = await up.client.post(path, headers=headers, content=body)
             shown = (await got(up, f"events/{answer.json()['event_id']}"))["callback"]
@@ -137,6 +138,7 @@ async def test_how_a_callback_came_is_kept_without_secrets_and_told(tmp_path: Pa
             assert "basic,token, secret 2 of its setting, body after" in steps[1]["detail"]
         whole = str(await up.receiver.store.callback(answer.json()["event_id"]))
         assert BASIC not in whole
+        assert path.rpartition("/")[2] not in whole
         assert headers["authorization"] not in whole
 
 
