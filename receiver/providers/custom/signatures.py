@@ -52,7 +52,7 @@ class TimestampSettings(Section):
             return int(text) / (1000 if self.unit == "ms" else 1) if whole else None
         try:
             moment = datetime.fromisoformat(text) if self.unit == "iso" else parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 

@@ -52,7 +52,9 @@ class SubmissionJob(Section):
     @model_validator(mode="after")
     def _seen(self) -> Self:
         if self.set_in == "query" and (self.require or self.refers):
-            raise ValueError('require and refers need set_in = "body": with "query", the body is passed on unread')
+            raise ValueError(
+                'require and refers need set_in = "body": with "query", the body is passed on unread'
+            )
         return self
 
 

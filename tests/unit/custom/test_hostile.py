@@ -50,6 +50,18 @@ def test_a_value_that_is_no_plain_one_is_missing_in_a_message(place: str) -> Non
         assert str(verdict(made, head(("x-signature", signature(message))), body)).startswith("refused: ")
 
 
+@pytest.mark.parametrize(
+    "date", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2020 00:00:00 +99999999999"]
+)
+def test_a_date_beyond_all_calendars_is_no_time(date: str) -> None:
+    stamp = {"from": "header:x-date", "unit": "http"}
+    made = source(
+        proof=[{"kind": "hmac", "header": "x-signature", "message": "{timestamp}{body}", "timestamp": stamp}]
+    )
+    told = verdict(made, head(("x-signature", signature(b"{}")), ("x-date", date)), b"{}")
+    assert str(told).startswith("refused: ")
+
+
 def test_a_header_or_a_field_that_comes_twice_is_refused() -> None:
     made = source(proof=[hmac_of("{header:x-id}{query:n}{body}")])
     body = b'{"id":"1"}'
