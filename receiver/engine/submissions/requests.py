@@ -97,7 +97,9 @@ class Requests:
             changed = await asyncio.to_thread(lambda: injection.into_json(held.load(), rule, values))
             body, digest = Held(held, (changed,)), held.sha256
         elif rule.require or rule.refers:  # what they say of the JSON cannot be seen in another form
-            raise SubmissionRefused(415, "send application/json: what it says decides whether it is passed on")
+            raise SubmissionRefused(
+                415, "send application/json: what it says decides whether it is passed on"
+            )
         elif media_type == "multipart/form-data":
             held = await self._read(passing, self._settings.max_form_bytes)
             form = await asyncio.to_thread(

@@ -62,7 +62,7 @@ class Operations:
     async def change(self, visit: Visit) -> Response:
         """Run an operation, at another rate where one is given, or stop it."""
         receiver, rate = self._receiver, visit.given("rate").strip()
-        if rate and not (rate.isdecimal() and 0 < int(rate) <= _RATE):
+        if rate and not (rate.isdecimal() and len(rate) <= 6 and 0 < int(rate) <= _RATE):
             raise UsageError(f"the rate is a number from 1 to {_RATE}, or nothing for as many as go")
         operation_id = visit.path("operation_id")
         if visit.path("action") == "run":
