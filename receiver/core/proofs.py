@@ -16,7 +16,7 @@ def same(left: str | bytes, right: str | bytes) -> bool:
     return hmac.compare_digest(_bytes(left), _bytes(right))
 
 
-def same_as_any(value: str | bytes, expected: Sequence[str | bytes]) -> int:
+def matching_place(value: str | bytes, expected: Sequence[str | bytes]) -> int:
     """Compare `value` with every expected one, without stopping at a match; return the place of one that is the same.
 
     Places count from 1; 0 is none.

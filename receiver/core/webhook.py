@@ -18,7 +18,7 @@ from typing import cast
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from receiver.core.proofs import same_as_any
+from receiver.core.proofs import matching_place
 
 TOLERANCE_SECONDS = 300
 """How far a signature's time may be from the clock, after the specification."""
@@ -100,7 +100,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) 
         return any(
             _holds(secret, one.removeprefix("v1a,"), signed) for one in given if one.startswith("v1a,")
         )
-    return same_as_any(_signature(webhook_key(secret), signed), given) > 0
+    return matching_place(_signature(webhook_key(secret), signed), given) > 0
 
 
 def _holds(public: str, signature: str, signed: bytes) -> bool:

@@ -190,9 +190,9 @@ def plain(body: bytes) -> bytes:
     return body.replace(b"\xef\xbf\xbe", b"\\ufffe").replace(b"\xef\xbf\xbf", b"\\uffff")
 
 
-def weight(body: bytes, fields: Mapping[str, str]) -> int:
+def weight(body: bytes, labels: Mapping[str, str]) -> int:
     """Return the bytes that SQS and SNS count: the body, and of each attribute name, type and value."""
-    return len(body) + sum(len(name) + len("String") + len(value.encode()) for name, value in fields.items())
+    return len(body) + sum(len(name) + len("String") + len(value.encode()) for name, value in labels.items())
 
 
 class _Error(msgspec.Struct):

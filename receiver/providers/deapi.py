@@ -20,7 +20,7 @@ from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
-from receiver.core.proofs import hmac_sha256_hex, same_as_any
+from receiver.core.proofs import hmac_sha256_hex, matching_place
 from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
@@ -248,7 +248,7 @@ class DeapiProvider(Adapter):
             match = "not the secret made for this job's URL"
         stamp, signature = head.one(STAMP_HEADER) or "", head.one(SIGNATURE_HEADER) or ""
         content = (body.wire or body).load()
-        place = same_as_any(signature, [_signature(secret, stamp, content) for secret in secrets])
+        place = matching_place(signature, [_signature(secret, stamp, content) for secret in secrets])
         if not place:
             raise self._rejection("secrets", f"X-DeAPI-Signature fits {match}")
         secret = place if secrets is self._account_secrets else 0

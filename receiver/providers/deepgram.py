@@ -22,7 +22,7 @@ from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedC
 from receiver.core.errors import MalformedCallback, RejectionKind
 from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.findings import Code, Finding
-from receiver.core.proofs import basic_credentials, same_as_any
+from receiver.core.proofs import basic_credentials, matching_place
 from receiver.core.redaction import Redactor
 from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
@@ -252,7 +252,7 @@ class DeepgramProvider(Adapter):
             raise self._rejection(
                 "basic", "the Authorization header is not Basic credentials", RejectionKind.MALFORMED
             )
-        place = same_as_any(pair, self._basic)
+        place = matching_place(pair, self._basic)
         if not place:
             raise self._rejection("basic", f"the Basic credentials fit no pair in {self._where}.basic")
         return place
@@ -262,7 +262,7 @@ class DeepgramProvider(Adapter):
             raise self._rejection(
                 "dg_token", "no dg-token header came, and require_dg_token is set", RejectionKind.MISSING
             )
-        place = 0 if header is None else same_as_any(header, self._dg_tokens)
+        place = 0 if header is None else matching_place(header, self._dg_tokens)
         if header is not None and not place:
             raise self._rejection("dg_token", f"the dg-token header fits no value in {self._where}.dg_token")
         return place
@@ -291,7 +291,7 @@ class DeepgramProvider(Adapter):
         except MalformedCallback:
             is_document = True
         secrets = echoed_secrets(body.load()) if is_document and body.size <= self._json_limit else []
-        fits = [same_as_any(secret, self._callback_secrets) for secret in secrets]
+        fits = [matching_place(secret, self._callback_secrets) for secret in secrets]
         if not all(fits):
             raise self._rejection(
                 "callback_secrets",

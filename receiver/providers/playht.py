@@ -21,7 +21,7 @@ from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Failed, Fetch, FetchResponse, ServerSentEvent, Stream
 from receiver.core.findings import Code, Finding
-from receiver.core.proofs import same_as_any
+from receiver.core.proofs import matching_place
 from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
@@ -208,7 +208,7 @@ class PlayhtProvider(Adapter):
         proofs, secret = {"token"} if claims else set[str](), 0
         keys = [key for key in (authorization and _bearer(authorization), secret_key) if key is not None]
         if self._keys and keys:
-            secret = min(same_as_any(key, self._keys) for key in keys)
+            secret = min(matching_place(key, self._keys) for key in keys)
             if not secret:
                 fits_none = (
                     f"the key in the callback's header fits no value of {self._where}.{self._key_setting}"

@@ -10,7 +10,7 @@ import time
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from receiver.core.proofs import basic_credentials, hmac_sha256_hex, same, same_as_any
+from receiver.core.proofs import basic_credentials, hmac_sha256_hex, matching_place, same
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.core.webhook import new_webhook_secret, webhook_key
 from receiver.core.webhook import sign as standard_webhook
@@ -28,15 +28,15 @@ def test_same_compares_any_characters() -> None:
     assert not same("", "a")
 
 
-def test_same_as_any_accepts_each_and_nothing_else() -> None:
-    assert [same_as_any(given, ["a", "b"]) for given in ("a", "b", "c", "", "ab")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
+def test_the_place_of_what_matches_is_told_and_0_for_nothing() -> None:
+    assert [matching_place(given, ["a", "b"]) for given in ("a", "b", "c", "", "ab")] == [
+        1,
+        2,
+        0,
+        0,
+        0,
     ]
-    assert not same_as_any("", [])
+    assert not matching_place("", [])
 
 
 # ---------------------------------------------------------------- Basic

@@ -86,8 +86,8 @@ class NatsDestination(Kind):
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Publish the event; JetStream keeps one of several messages with its id."""
         event = about(body)
-        fields = attributes(self._keys, event, event_id, timestamp, body) | {"Nats-Msg-Id": event_id}
-        return await self._publish(placed(self._options.subject, event.type, event.source), body, fields)
+        labels = attributes(self._keys, event, event_id, timestamp, body) | {"Nats-Msg-Id": event_id}
+        return await self._publish(placed(self._options.subject, event.type, event.source), body, labels)
 
     async def probe(self) -> str | None:
         """Ask whether a stream takes the subject, by a message that only a stream of another name may take."""

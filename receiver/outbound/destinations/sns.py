@@ -56,16 +56,16 @@ class SnsDestination(OnAws, Kind):
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Publish the event as one message, with its signature and what it is as attributes."""
         body, event = plain(body), about(body)
-        fields = attributes(self._keys, event, event_id, timestamp, body)
+        labels = attributes(self._keys, event, event_id, timestamp, body)
         fields = self._fields(body.decode()) | fifo(self._topic, event, event_id)
-        for number, (name, value) in enumerate(fields.items(), 1):
+        for number, (name, value) in enumerate(labels.items(), 1):
             entry = f"MessageAttributes.entry.{number}"
             fields |= {
                 f"{entry}.Name": name,
                 f"{entry}.Value.DataType": "String",
                 f"{entry}.Value.StringValue": value,
             }
-        over = too_large(weight(body, fields), LIMIT)
+        over = too_large(weight(body, labels), LIMIT)
         return over or await self._service.call(_HEADERS, urlencode(fields).encode(), _refusal)
 
     async def probe(self) -> str | None:

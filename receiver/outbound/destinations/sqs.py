@@ -65,15 +65,15 @@ class SqsDestination(OnAws, Kind):
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Send the event as one message, with its signature and what it is as attributes."""
         body, event = plain(body), about(body)
-        fields = attributes(self._keys, event, event_id, timestamp, body)
+        labels = attributes(self._keys, event, event_id, timestamp, body)
         message: dict[str, Any] = {
             "QueueUrl": self._url,
             "MessageBody": body.decode(),
             "MessageAttributes": {
-                name: {"DataType": "String", "StringValue": value} for name, value in fields.items()
+                name: {"DataType": "String", "StringValue": value} for name, value in labels.items()
             },
         } | fifo(self._url, event, event_id)
-        over = too_large(weight(body, fields), LIMIT)
+        over = too_large(weight(body, labels), LIMIT)
         return over or await self._service.call(_HEADERS, msgspec.json.encode(message), _refusal)
 
     async def probe(self) -> str | None:

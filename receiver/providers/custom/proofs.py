@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
-from receiver.core.proofs import basic_credentials, same_as_any
+from receiver.core.proofs import basic_credentials, matching_place
 from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
 from receiver.providers.custom.request import (
     At,
@@ -62,7 +62,7 @@ class BasicProof(Proof):
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the credentials."""
         given = basic_credentials(request.head.one("authorization") or "")
-        request.secret = same_as_any(given or "", reveal(self.users) or trust.secrets)
+        request.secret = matching_place(given or "", reveal(self.users) or trust.secrets)
         if given is None or not request.secret:
             raise trust.refusal("the Basic credentials are missing or are none of the configured ones")
 
@@ -98,7 +98,7 @@ class SameProof(Proof):
         value = as_text(self.at.value(request))
         if value is None:
             raise ProofMissing(f"{self.at} is missing: the secret is expected there", setting=trust.shape)
-        request.secret = same_as_any(value[len(self.prefix) :], trust.secrets)
+        request.secret = matching_place(value[len(self.prefix) :], trust.secrets)
         if not value.startswith(self.prefix) or not request.secret:
             raise trust.refusal(f"{self.at} is none of the configured secrets")
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
-from receiver.core.proofs import same_as_any
+from receiver.core.proofs import matching_place
 from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
 from receiver.providers.custom.request import (
     At,
@@ -318,7 +318,7 @@ class HmacProof(SignedProof):
         place = 0
         for number, secret in enumerate(trust.secrets, 1):
             expected = hmac.digest(self.key(secret), message, self.algorithm)
-            place = number if same_as_any(expected, signatures) else place
+            place = number if matching_place(expected, signatures) else place
         request.secret = place
         return place > 0
 
