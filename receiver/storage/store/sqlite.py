@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from receiver.core.errors import StoreUnavailable
+from receiver.core.errors import THREAD_ERRORS, StoreUnavailable
 from receiver.storage.store.lock_files import LockFiles
 from receiver.storage.store.statements import (
     Row,
@@ -185,16 +185,16 @@ class SqliteBackend(Backend):
         try:
             limit = CHECKPOINT_PAGES if idle else FORCED_PAGES
             if self._copier is not None:
-                copied = self._copier.copied(wait=idle)
-                if copied is None:
+                if not idle and self._copier.is_alive():
                     return
-                self._copier, self._copied_pages, limit = None, copied, 0
+                copier, self._copier = self._copier, None
+                self._copied_pages, limit = copier.copied(), 0
             left = self._log_pages - self._copied_pages
             if left > limit and (idle or left <= CHECKPOINT_PAGES):
                 self._copied_pages = _copy_log(self._connection)
             elif left > limit:
                 self._copier = _Copier(self._path, self._vfs)
-        except apsw.Error as error:
+        except (apsw.Error, *THREAD_ERRORS) as error:  # it is tried again after the next commit
             self.trouble(error)
 
     def close(self) -> None:
@@ -220,7 +220,7 @@ class SqliteBackend(Backend):
         copier, self._copier = self._copier, None
         if copier is not None:
             with contextlib.suppress(apsw.Error):
-                copier.copied(wait=True)
+                copier.copied()
 
     def _connect(self) -> apsw.Connection:
         if self._writes:
@@ -336,12 +336,9 @@ class _Copier(threading.Thread):
         except apsw.Error as error:  # raised where the writer asks
             self._error = error
 
-    def copied(self, *, wait: bool) -> int | None:
-        """Return how many of the log's pages are copied; None while that is under way. Raises `apsw.Error`."""
-        if wait:
-            self.join()
-        if self.is_alive():
-            return None
+    def copied(self) -> int:
+        """Return how many of the log's pages are copied, once that is over. Raises `apsw.Error`."""
+        self.join()
         if self._error is not None:
             raise self._error
         return self._copied
