@@ -35,3 +35,9 @@ def test_a_migration_that_takes_something_away_says_for_whom_it_leaves_room() ->
     for name, text in migrations("BYTEA").items():
         if re.search(r"\b(DROP|RENAME|ALTER COLUMN)\b", text):
             assert re.match(r"\d{4}_needs_\d{4}_", name)
+
+
+def test_no_two_migrations_have_one_number() -> None:
+    """An older program takes two of one number for tables that it must not run on."""
+    numbers = [name[:4] for name in migrations("BYTEA")]
+    assert len(set(numbers)) == len(numbers)
