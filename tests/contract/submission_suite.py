@@ -124,6 +124,10 @@ class SubmissionSuite:
         assert sorted(told) == [(2, 5), (4, 10), (6, 15)]
         assert await store.count_usage((Usage("crm", "calls", 8, 1), Usage("crm", "jobs", 7, 1))) == (1, 1)
         assert await store.count_usage((calls,)) == (3,)  # from a process whose clock is behind
+        assert await store.count_usage((Usage("crm", "calls", 9000, 5),)) == (
+            5,
+        )  # by a clock that was far ahead
+        assert await store.count_usage((Usage("crm", "calls", 8, 2),)) == (2,)
 
     async def test_what_is_old_goes_and_what_was_left_open_is_unknown(self, store: Store) -> None:
         left, ended = new(1, fingerprint="a"), new(2, fingerprint="b")

@@ -7,6 +7,8 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -482,7 +484,7 @@ async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
         while asking:
             one = asking.pop(0)
             with contextlib.suppress(SubmissionRefused):
-                await one.admit("deepgram", kind, store, at)
+                await one.admit("deepgram", kind, store, lambda: at)
                 one.add_bytes(size)
                 count += 1
                 asking.append(one)
@@ -496,6 +498,16 @@ async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
     by_bytes = await admitted("upload", 11 * day, size=1000)
     assert 5 <= by_bytes <= 5 + processes
     assert await admitted("upload", 12 * day, size=2000) <= 3 + processes
+
+
+async def test_calls_that_ask_for_room_while_a_window_ends_are_both_admitted(both: Both) -> None:
+    token = SubmitToken(name="crm", secrets=(SecretStr(TOKEN),), sources=("deepgram",), per_minute=32)
+    allowance, store = Allowance(token), both[0].receiver.store
+    calls = [chain([59_999], repeat(60_000)), repeat(60_000)]
+    async with asyncio.timeout(5):
+        await asyncio.gather(
+            *(allowance.admit("deepgram", "upload", store, partial(next, at)) for at in calls)
+        )
 
 
 @pytest.mark.parametrize("size", [2 * MIB, pytest.param(256 * MIB, marks=pytest.mark.soak)])

@@ -151,7 +151,7 @@ class Submissions:
             raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
         report.ref = call.ref
         stack.enter_context(self._counted())
-        await allowance.admit(call.source, rule.kind, self._store, self._clock())
+        await allowance.admit(call.source, rule.kind, self._store, self._clock)
         stack.enter_context(allowance.under_way())
         return Passing(call, source, rule, names, allowance, report, stack)
 

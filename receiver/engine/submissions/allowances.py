@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from receiver.core.errors import SubmissionRefused
@@ -73,8 +73,8 @@ class Allowance:
         )
         self._under_way = 0
 
-    async def admit(self, source: str, kind: Kind, store: Store, now: int) -> None:
-        """Count a call, unless it is not allowed: then raise `SubmissionRefused`. `now` in epoch milliseconds.
+    async def admit(self, source: str, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
+        """Count a call, unless it is not allowed: then raise `SubmissionRefused`. `clock` gives epoch milliseconds.
 
         Raises `StoreUnavailable`.
         """
@@ -89,8 +89,9 @@ class Allowance:
         if kind == "submit":
             counted.append(self._jobs)
         limits = [*counted, self._bytes]  # bytes are counted as they come
+        # Looked at anew each time: two calls that held to two windows would take each other's for ended, without end.
         while taking := [
-            (one, amount) for one in limits if (amount := one.wanted(settings, now)) is not None
+            (one, amount) for one in limits if (amount := one.wanted(settings, clock())) is not None
         ]:
             usages = tuple(Usage(self.application, one.what, one.window, amount) for one, amount in taking)
             totals = await store.count_usage(usages)

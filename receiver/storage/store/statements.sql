@@ -571,15 +571,18 @@ ORDER BY id DESC
 LIMIT :limit
 
 -- name: count_usage
--- Counts what a process takes of an application's limit, anew in each window of time.
+-- Counts what a process takes of an application's limit, anew in each window of time. Who is one window behind counts in the one
+-- that has begun; where the row is further ahead, a clock was wrong.
 INSERT INTO submission_usage (application, what, time_window, used)
 VALUES (:application, :what, :window, :amount)
 ON CONFLICT (application, what) DO UPDATE SET
-    used = CASE WHEN excluded.time_window > submission_usage.time_window THEN 0 ELSE submission_usage.used END
-        + excluded.used,
+    used = CASE
+        WHEN submission_usage.time_window - excluded.time_window IN (0, 1) THEN submission_usage.used
+        ELSE 0
+    END + excluded.used,
     time_window = CASE
-        WHEN excluded.time_window > submission_usage.time_window THEN excluded.time_window
-        ELSE submission_usage.time_window
+        WHEN submission_usage.time_window - excluded.time_window = 1 THEN submission_usage.time_window
+        ELSE excluded.time_window
     END
 RETURNING used
 
