@@ -60,6 +60,8 @@ _FORMAT_FIELDS = ("output_format", "sample_rate")
 _FORMAT_QUERY = re.compile(r"\?format=[a-z-]+$")
 """What PlayHT's own Content-Location adds to a job's URL."""
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,500}")
+_OWN_CALLBACK = ("webHookUrl", "webhook_url", "webhook", "callback_url", "callback")
+"""A service that serves PlayHT's API may take one of these; its callback would carry the account's key to whoever it names."""
 _LINKS = 4
 """Of a job's answer, at most: to itself as JSON, as events, and as audio."""
 _JSON, _EVENTS = "application/json", "text/event-stream"
@@ -181,6 +183,7 @@ class PlayhtProvider(Adapter):
                     path=jobs,
                     kind="submit",
                     set_in="body",
+                    own=_OWN_CALLBACK,
                     job="id",
                     rewrite=tuple(f"_links.{number}.href" for number in range(_LINKS)),
                     fetch=True,

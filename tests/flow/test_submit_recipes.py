@@ -140,6 +140,7 @@ async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> N
         ("replicate", "/v1/predictions", {"json": {"webhook_completed": "https://evil.test"}}),
         ("fal", "/fal-ai/whisper?fal_webhook=https://evil.test", {"json": {}}),
         ("elevenlabs", "/v1/speech-to-text", {"data": {"webhook_id": "w"}, "files": FILE}),
+        ("playht", "/api/v2/tts", {"json": {"text": "x", "webHookUrl": "https://evil.test"}}),
     ]
     for url in (
         "https://fal.run/a/b",

@@ -45,7 +45,7 @@ _LOOKS = {
 _REGISTER_AT = {
     "deepgram": "In each request to /v1/speak, /v1/listen or /v1/read: the query parameter callback, percent-encoded.",
     "deapi": "In each request as webhook_url; or once for the account, in its webhook settings, made with --no-token.",
-    "playht": "In each request of a job, as webHookUrl.",
+    "playht": "In the dashboard, in its settings of webhooks.",
     "sns": "At the topic: a subscription with the protocol HTTPS, without raw message delivery.",
     "pubsub": "At the topic: a push subscription with authentication switched on.",
 }
