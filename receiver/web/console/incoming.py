@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,8 @@ class Incoming:
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        self._playing = asyncio.Lock()
+        """Held while a provider is played: that takes a process of its own."""
 
     # ------------------------------------------------------------ sources
 
@@ -151,11 +154,15 @@ class Incoming:
             raise UsageError(
                 f"{source.provider} proves its callbacks with a key that only it has: have it call"
             )
+        if self._playing.locked():
+            raise UsageError("another test callback is under way: wait for it, then try again")
         host, port = visit.request.scope["server"]
         address = f"[{host}]" if ":" in host else host
         ref = f"test-{new_id('t', self._receiver.clock())[-10:]}"
         url = f"{visit.request.scope['scheme']}://{address}:{port}"
-        if trouble := await play(source.provider, source.name, url=url, ref=ref):
+        async with self._playing:
+            trouble = await play(source.provider, source.name, url=url, ref=ref)
+        if trouble:
             raise UsageError(f"the test callback was not taken: {trouble}")
         return RedirectResponse(f"{HOME}/jobs?ref={ref}", 303)
 
