@@ -201,6 +201,8 @@ _DROPPED = frozenset(
         # Every provider's credentials, so that a program cannot slip in a second pair; and what selects an account.
         *("authorization", "xi-api-key", "x-api-key", "x-gladia-key", "api-subscription-key", "x-user-id"),
         *("openai-organization", "openai-project", "x-fal-target-url"),
+        # What makes another request of it for some frameworks (Laravel, Rails, IIS): one that no rule was asked about.
+        *("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"),
     )
 )
 _DROPPED_BACK = frozenset(

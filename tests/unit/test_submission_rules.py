@@ -59,6 +59,13 @@ def test_no_other_spelling_fits(path: str) -> None:
         API.find("DELETE", "/v1/jobs/a")
 
 
+@pytest.mark.parametrize(
+    "name", ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"]
+)
+def test_no_header_makes_another_request_of_it(name: str) -> None:
+    assert name not in dict(headers_out([(name, "GET"), ("x-mine", "1")], API))
+
+
 def test_no_credentials_of_the_callers_and_none_of_receivers_headers_go_out() -> None:
     given = [
         *(("authorization", "Bearer ours"), ("xi-api-key", "a"), ("x-user-id", "them"), ("cookie", "c")),
