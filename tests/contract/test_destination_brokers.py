@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
@@ -303,6 +304,8 @@ async def test_check_finds_a_queue_or_an_exchange_that_is_not_there(rabbit_place
     ("kind", "fields", "said"),
     [
         ("nats", {"url": "http://x", "subject": "a"}, "it must begin with nats:// or tls:// and a host"),
+        ("nats", {"url": "nats://u:hunter2@x:99999", "subject": "a"}, "Port out of range"),
+        ("rabbitmq", {"url": "amqp://u:hunter2@x:99999", "queue": "q"}, "Port out of range"),
         ("nats", {"url": "nats://x", "subject": "a.>"}, "write a subject without wildcards"),
         ("nats", {"url": "nats://x", "subject": "a.{job}"}, r"write \{type\} or \{source\}"),
         ("rabbitmq", {"url": "http://x", "queue": "q"}, "it must begin with amqps://"),
@@ -323,3 +326,19 @@ async def test_nobody_there_is_unreachable_for_each() -> None:
         outcome = await send(destination)
         assert outcome.kind is OutcomeKind.UNREACHABLE
         assert outcome.detail == "127.0.0.1:1 cannot be reached: connection refused"
+
+
+@pytest.mark.parametrize(
+    "said", [b"INFO []\r\n", b'INFO {"connect_urls": 5}\r\nPONG\r\n', b"INFO " + b"x" * 100_000]
+)
+async def test_a_server_that_does_not_answer_as_nats_does_is_an_outcome(said: bytes) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        outcome = await send(made("nats", url=f"nats://ours:hunter2@{where}", subject="a"))
+    assert outcome.kind is OutcomeKind.REFUSED
+    assert outcome.detail == f"{where} does not answer as NATS does, or credentials_file is none"

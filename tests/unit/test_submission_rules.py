@@ -60,7 +60,8 @@ def test_no_other_spelling_fits(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"]
+    "name",
+    ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"],
 )
 def test_no_header_makes_another_request_of_it(name: str) -> None:
     assert name not in dict(headers_out([(name, "GET"), ("x-mine", "1")], API))

@@ -30,6 +30,10 @@ _OVER_LIMIT = 10054
 """JetStream's error for a message that is larger than its stream allows."""
 
 
+class Unreadable(OSError):
+    """What the server says, or the file of credentials, cannot be read."""
+
+
 class NatsSettings(Section):
     """[destinations.NAME] of kind `nats`."""
 
@@ -46,7 +50,7 @@ class NatsSettings(Section):
     @classmethod
     def _url(cls, value: SecretStr) -> SecretStr:
         parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+        if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.port == 0:
             raise ValueError("it must begin with nats:// or tls:// and a host")
         return value
 
@@ -126,12 +130,15 @@ class NatsDestination(Kind):
             return refused(said[:200])
         if "authorization" in said.lower():
             return refused(f"{self._where} refuses the credentials in url or credentials_file")
+        if isinstance(error, Unreadable):
+            return refused(f"{self._where} does not answer as NATS does, or credentials_file is none")
         if isinstance(error, TimeoutError):  # nats-py's is one as well
             return Outcome(kind=OutcomeKind.TIMEOUT, detail=f"{self._where} did not answer in time")
         failure = failure_of(self._said if isinstance(self._said, OSError) else error, self._where)
         return Outcome(kind=failure.kind, detail=failure.detail)
 
     async def _connect(self) -> Client:
+        from nats import errors
         from nats.aio.client import Client
 
         self._said = None
@@ -154,9 +161,11 @@ class NatsDestination(Kind):
                 error_cb=on_error,
                 **options,
             )
-        except BaseException:  # nats-py leaves the connection open
+        except BaseException as error:  # nats-py leaves the connection open
             self._link.end(client)
-            raise
+            if not isinstance(error, Exception) or isinstance(error, errors.Error | OSError):
+                raise
+            raise Unreadable from None  # whatever nats-py meets in what it reads
         return client
 
 

@@ -43,7 +43,7 @@ class RabbitSettings(Section):
     @classmethod
     def _url(cls, value: SecretStr) -> SecretStr:
         parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.port == 0:
             raise ValueError("it must begin with amqps:// (or amqp://) and a host")
         return value
 
