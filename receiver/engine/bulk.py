@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, BulkState, Selection
-from receiver.core.errors import NotFound, StoreUnavailable, UsageError
+from receiver.core.errors import RESOURCE_ERRORS, NotFound, StoreUnavailable, Unavailable, UsageError
 from receiver.core.event import Event, EventSearch, Place, Recorded, new_id
 from receiver.core.observe import Observer
 from receiver.core.page import pages
@@ -192,8 +192,17 @@ class BulkWorker:
         page = await self._store.search(replace(_events(operation), limit=min(_READ, _size(operation))))
         changed = 0
         for one in page:
-            with suppress(UsageError, NotFound):
+            try:
                 changed += self._again is not None and await self._again(one.event) is not None
+            except (UsageError, NotFound):
+                pass
+            except (Unavailable, *RESOURCE_ERRORS):  # the batch is done again
+                raise
+            except (
+                Exception
+            ) as error:  # a bug that one callback meets must not keep the others from being read
+                fields = {"event_id": one.event.id, "error": type(error).__name__}
+                self._observer.note("error", "operations.event_failed", **fields)
         return _batch(operation, page.after, len(page), changed=changed)
 
 

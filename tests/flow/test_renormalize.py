@@ -91,6 +91,27 @@ async def test_many_are_read_again_as_an_operation(up: Running) -> None:
     assert later not in replaced
 
 
+async def test_a_bug_that_one_callback_meets_does_not_stop_the_others(
+    up: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = [await parked(up, name) for name in ("bad", "good")]
+    counted = await post(up, "renormalizations", {})
+    deepgram = up.receiver.ports.providers["deepgram"]
+    normalize = deepgram.normalize
+
+    def buggy(callback: VerifiedCallback) -> EventDraft:
+        draft = normalize(callback)
+        return {"good": draft}[str(draft.job_id)]
+
+    monkeypatch.setattr(deepgram, "normalize", buggy)
+    while await up.receiver.bulk.step():
+        pass
+    done = (await up.client.get(f"/api/v1/operations/{counted['operation']['id']}")).json()
+    assert (done["state"], done["done"], done["changed"]) == ("done", 2, 1)
+    assert ("error", "operations.event_failed", {"event_id": bad, "error": "KeyError"}) in up.seen.notes
+    assert good
+
+
 async def test_what_is_not_kept_any_more_cannot_be_read_again(tmp_path: Path) -> None:
     async with running(tmp_path, settings_text(tmp_path, extra=api_token("ops", TOKEN)), work=False) as up:
         up.client.headers["authorization"] = f"Bearer {TOKEN}"
