@@ -59,14 +59,25 @@ async def answering(journal: str, answer: Callable[[], Awaitable[bytes]]) -> Asy
         path.unlink(missing_ok=True)
 
 
-def ask_all(journal: str, *, seconds: float) -> list[bytes]:
-    """Return what each running receiver with this journal answers. Raises `Unavailable` when one does not answer in time."""
-    answers = [_ask(path, seconds) for path in sorted(_folder(journal).glob("*.sock"))]
-    return [answer for answer in answers if answer is not None]
+def ask_all(journal: str, *, seconds: float) -> tuple[list[bytes], list[str]]:
+    """Return what each running receiver with this journal answers, and a sentence for each that does not."""
+    answers: list[bytes] = []
+    silent: list[str] = []
+    for path in sorted(_folder(journal).glob("*.sock")):
+        try:
+            answer = _ask(path, seconds)
+        except Unavailable as error:  # the others are asked all the same
+            silent.append(error.message)
+        else:
+            answers += [] if answer is None else [answer]
+    return answers, silent
 
 
 def _ask(path: Path, seconds: float) -> bytes | None:
-    """Return what one answers; None when its process was killed, and only the socket's name is left: it is removed."""
+    """Return what one answers; None when its process was killed, and only the socket's name is left: it is removed.
+
+    Raises `Unavailable` when there is no answer.
+    """
     with socket.socket(socket.AF_UNIX) as asking, _short(path) as short:
         asking.settimeout(seconds)
         try:
@@ -79,5 +90,11 @@ def _ask(path: Path, seconds: float) -> bytes | None:
             return None
         except OSError as error:
             reason = error.strerror or f"it did not answer within {seconds:g} s"
-            raise Unavailable(f"a running receiver cannot be asked ({path}): {reason}") from None
-    return answer or None
+            raise _silent(path, reason) from None
+    if not answer:
+        raise _silent(path, "it ended, or failed, before it answered; look into its log")
+    return answer
+
+
+def _silent(path: Path, reason: str) -> Unavailable:
+    return Unavailable(f"a running receiver cannot be asked ({path}): {reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from receiver.cli.options import AsJson, option
 from receiver.cli.output import print_json
-from receiver.core.errors import SettingsError, UsageError
+from receiver.core.errors import SettingsError, Unavailable, UsageError
 from receiver.core.findings import Problem
 
 if TYPE_CHECKING:
@@ -103,12 +102,15 @@ def reload(ctx: typer.Context, as_json: AsJson = False) -> None:
     if loaded.settings is None:
         raise SettingsError(loaded.problems)
     journal = journal_folder(loaded.settings)
-    found = [json.decode(answer, type=Reloaded) for answer in ask_all(journal, seconds=_RELOAD_SECONDS)]
+    answers, silent = ask_all(journal, seconds=_RELOAD_SECONDS)
+    found = [json.decode(answer, type=Reloaded) for answer in answers]
     if as_json:
         print_json(page(to_builtins(found)))
     else:
         for line in map(_sentence, found):
             typer.echo(line)
+    if silent:
+        raise Unavailable("; ".join(silent))
     if not found:
         raise UsageError(f"no receiver runs on this machine with the journal {journal}")
     if any(one.error for one in found):
@@ -201,8 +203,9 @@ def _run_several(
             return found.model_copy(update={"server": bound.server}) if same else found
 
         doing = Doing(intake=intake, work=work, ready_file=None, read=read_bound, tell_ready=tell_ready)
-        with suppress(SettingsError):  # one that takes the place of another has what was reloaded since
-            bound, _ = taken(bound, read_bound())
+        # One that takes the place of another has what was reloaded since; a file that cannot be used stops it as any start: what
+        # the first ones began with may be long out of date.
+        bound, _ = taken(bound, read_bound())
         run(bound, doing, listen=True)
 
     status = supervise(settings, count, serve, ready_file=ready_file)

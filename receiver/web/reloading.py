@@ -127,7 +127,10 @@ class Serving:
         fresh = wiring.rebuild(old.receiver, settings.model_copy(update=bound))
         try:
             await wiring.begin(fresh, intake=self._intake, work=self._work)
+            if old.receiver.stopping:  # since then: the new one would not know
+                raise ReceiverError("receiver is stopping")
         except BaseException:
+            await wiring.stop_work(fresh)
             await wiring.end(fresh)
             raise
         sessions = old.sessions

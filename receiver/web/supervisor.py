@@ -112,7 +112,8 @@ class _Supervisor:
         for sock in self._reserved:
             sock.close()
         share_metrics(self._metrics, slot.number)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        # A reload that comes before it listens to signals waits until then: else it would end here.
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask | {signal.SIGHUP})
         return lambda: os.kill(self._pid, signal.SIGRTMIN)
 
     def close(self) -> None:

@@ -136,6 +136,25 @@ async def test_all_processes_reload_and_none_outlives_its_supervisor(tmp_path: P
                 await asyncio.sleep(0.02)
 
 
+async def test_one_that_takes_anothers_place_reads_the_settings_as_any_start_and_reloads_as_soon_as_it_can(
+    tmp_path: Path, database: str
+) -> None:
+    """It serves by no settings that are long out of date, and a reload does not end one that is not ready yet."""
+    config = _config(tmp_path, database)
+    text = config.read_text()
+    async with _several(config, 2) as several:
+        config.write_text(text + "[nonsense]\n")
+        os.kill(several.pids[0], signal.SIGKILL)
+        await several.child.said('"status":2')
+        assert "nonsense: no such setting" in "".join(several.child.lines)
+        config.write_text(text)
+        ready = asyncio.create_task(several.child.said('"receiver.ready"', 3))
+        while not ready.done():
+            several.child.process.send_signal(signal.SIGHUP)
+            await asyncio.wait([ready], timeout=0.05)
+        assert not any('"SIGHUP"' in line for line in several.child.lines)
+
+
 def _alive(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)

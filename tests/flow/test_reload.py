@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from receiver.app import wiring
+from receiver.app.control import answering, ask_all
 from receiver.core.event import EventFilter
 from receiver.settings.changes import Changes, Names, taken
 from receiver.settings.load import parse
@@ -122,6 +124,35 @@ async def test_settings_that_cannot_be_used_change_nothing_and_say_why(
     assert up.serving.receiver is before
     assert up.seen.notes[-1][1] == "settings.not_taken"
     assert await _send(up, transcript("job-1")) == 200
+
+
+async def test_a_stop_that_comes_during_a_reload_is_not_forgotten(
+    up: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the reload made would take the process for one that goes on: ready, and with streams that do not end."""
+    begin = wiring.begin
+
+    async def stopped(receiver: wiring.Receiver, **roads: bool) -> None:
+        await begin(receiver, **roads)
+        up.serving.receiver.stopping = True
+
+    monkeypatch.setattr(wiring, "begin", stopped)
+    assert (await up.reload(settings_text(tmp_path, extra=MORE))).error == "receiver is stopping"
+    assert up.serving.receiver.stopping
+
+
+async def test_who_ends_before_it_answers_is_told_and_the_others_are_asked(tmp_path: Path) -> None:
+    async def failing() -> bytes:
+        raise OSError
+
+    async def answer() -> bytes:
+        return b"done"
+
+    journal = str(tmp_path)
+    async with answering(journal, failing), answering(journal, answer), answering(journal, failing):
+        answers, silent = await asyncio.to_thread(ask_all, journal, seconds=5)
+    assert answers == [b"done"]
+    assert ["before it answered" in sentence for sentence in silent] == [True, True]
 
 
 def _settings(text: str) -> Settings:
