@@ -55,7 +55,7 @@ class Tallies:
     async def _run(self) -> None:
         await asyncio.sleep(EVERY_SECONDS * random.uniform(0.1, 1))  # processes that start together part
         while True:
-            await self.tell()
+            await asyncio.shield(self.tell())  # a stop does not take back what is on its way into the store
             await asyncio.sleep(EVERY_SECONDS)
 
     async def tell(self) -> None:
