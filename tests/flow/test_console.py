@@ -273,6 +273,16 @@ async def test_hostile_text_stays_text_on_every_page(up: Running) -> None:
     assert "&lt;img src=x onerror=alert(1)&gt;" in (await up.client.get(f"/console/events/{event_id}")).text
 
 
+async def test_what_is_downloaded_is_the_event_or_the_body_and_no_name_from_the_address(up: Running) -> None:
+    await login(up)
+    path = f"/console/events/{await called(up, what='nobody knows')}/download"
+    told = [
+        (await up.client.get(f"{path}/{what}")).status_code
+        for what in ("event", "x%22;y", "%C4%80", "x%0D%0Aa:b")
+    ]
+    assert told == [200, 404, 404, 404]
+
+
 async def test_audio_plays_by_ranges_and_has_an_outline_that_is_made_once(up: Running) -> None:
     await login(up)
     event_id = await called(up)

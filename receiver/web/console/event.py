@@ -207,6 +207,8 @@ class EventPages:
     async def download(self, visit: Visit) -> Response:
         """Answer the event, or what its callback brought, as a file that no browser runs."""
         event = await self._receiver.store.event(visit.path("event_id"))
+        if visit.path("what") not in ("event", "body"):
+            raise NotFound("an event has an event and a body to download, and nothing else")
         if visit.path("what") == "event":
             content: bytes | None = msgspec.json.encode({"type": event.type, "data": msgspec.Raw(event.data)})
         else:
