@@ -18,7 +18,7 @@ LONG = ["--phases", "coverage,fuzzing,stateful", "--mode", "all", "--max-example
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param(["--phases", "coverage", "--mode", "positive"], id="quick"),
+        pytest.param(["--phases", "fuzzing", "--mode", "positive", "--max-examples", "2"], id="quick"),
         pytest.param(LONG, id="long", marks=pytest.mark.soak),
     ],
 )
@@ -29,6 +29,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path, how: list[str]) -> Non
         for sent in (transcript("a"), speech("b"), deapi("c")):
             await up.client.request(sent.method, sent.path, headers=sent.headers, content=sent.body)
         words = ["run", f"{up.base}/openapi.json", "--header", f"Authorization: Bearer {TOKEN}"]
+        words += ["--exclude-path", "/api/v1/stream"]  # it does not end, and test_tail.py reads it
         words += ["--exclude-checks", "positive_data_acceptance", "--no-color", "--seed", "1", *how]
         program = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
         child = await asyncio.create_subprocess_exec(

@@ -187,5 +187,6 @@ async def running(
             async with local_client(base_url=base, timeout=30) as client:
                 yield Running(receiver, base, client, seen, folder, serving)
         finally:
+            serving.receiver.stopping = True  # streams end
             server.should_exit = True
             await task
