@@ -109,7 +109,10 @@ class Rejections:
             if not unwritten:
                 return
             try:
-                await self._store.reject([one for kept in unwritten.values() for one in kept], keep=KEPT)
+                # Cancelled by a stop or a reload, it is written all the same.
+                await asyncio.shield(
+                    self._store.reject([one for kept in unwritten.values() for one in kept], keep=KEPT)
+                )
             except StoreUnavailable:  # the newest are worth most when there is not room for all
                 for key, newer in self._unwritten.items():
                     unwritten.setdefault(key, deque(maxlen=KEPT)).extend(newer)

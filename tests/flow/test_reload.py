@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,30 @@ async def test_a_stop_that_comes_during_a_reload_is_not_forgotten(
     monkeypatch.setattr(wiring, "begin", stopped)
     assert (await up.reload(settings_text(tmp_path, extra=MORE))).error == "receiver is stopping"
     assert up.serving.receiver.stopping
+
+
+async def test_a_rejection_that_is_being_written_is_kept(
+    up: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, old = up.receiver.store, up.serving.receiver.intake
+    reject, asked, go_on = store.reject, asyncio.Event(), asyncio.Event()
+
+    async def held(*rejections: Any, **how: Any) -> None:
+        asked.set()
+        await go_on.wait()
+        await reject(*rejections, **how)
+
+    monkeypatch.setattr(store, "reject", held)
+    sent = transcript("job-1")
+    async with asyncio.timeout(20):
+        assert (await up.client.post(sent.path, content=sent.body)).status_code == 401
+        await asked.wait()
+        await up.reload(settings_text(tmp_path, extra=MORE))
+        while not all(loop.cancelling() or loop.done() for loop in old._loops):
+            await asyncio.sleep(0)
+        go_on.set()
+        while not await store.rejections("deepgram", limit=5):
+            await asyncio.sleep(0.01)
 
 
 async def test_who_ends_before_it_answers_is_told_and_the_others_are_asked(tmp_path: Path) -> None:
