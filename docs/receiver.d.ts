@@ -66,7 +66,15 @@ export type SubmissionShown = { id: string; state: SubmissionState; application:
 
 export type PageRejectionShown = { items: Array<RejectionShown>; next: string | null };
 
-export type RejectionShown = { id: string; at: string; source: string; status: number; kind: string; reason: string; method: string; peer: string | null; content_type: string; user_agent: string; token_id: string | null; ref: string | null; setting: string; headers: Array<string> };
+export type RejectionShown = { id: string; at: string; source: string; status: number; kind: string; reason: string; method: string; peer: string | null; content_type: string; user_agent: string; token_id: string | null; ref: string | null; setting: string; headers: Array<string>; request_kept: boolean };
+
+export type RejectionJudged = { verdict: string; reason: string; proofs: Array<ProofJudged> };
+
+export type ProofJudged = { proof: string; holds: boolean; reason: string; signed: string | null };
+
+export type Acceptance = { reason: string };
+
+export type RejectionAccepted = { status: string; event_id: string; pickup_id: string | null };
 
 export type JobShown = { name: string; cause: Cause; sentence: string; steps: Array<StepShown>; events: Array<string>; pickups: Array<string> };
 

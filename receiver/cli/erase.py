@@ -118,6 +118,7 @@ def _amounts(found: FoundOf) -> str:
         (traces.deliveries, "delivery", "deliveries"),
         (len(traces.pickup_ids), "pickup", "pickups"),
         (len(traces.blob_keys), "stored object", "stored objects"),
+        (len(traces.requests), "refused request", "refused requests"),
         (len(found.journaled), "entry of this machine's journal", "entries of this machine's journal"),
     )
     return ", ".join(counted(*count) for count in counts if count[0])

@@ -270,7 +270,7 @@ def rejections(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List callbacks that were refused. The last 100 of each source and kind are kept, without bodies."""
+    """List callbacks that were refused. The last 100 of each source and kind are kept; bodies are not shown."""
     settings = load_to_look(ctx)
     found = ask_each(
         settings,

@@ -14,22 +14,12 @@ from receiver.cli.options import AsJson, SourceName, load, option, since, tokens
 from receiver.cli.output import print_fields, print_json, print_table
 from receiver.cli.rejected import explain_rejected, print_rejected
 from receiver.core.clock import wall_clock
-from receiver.core.errors import (
-    CallbackRejected,
-    IgnoredCallback,
-    KeysUnavailable,
-    MalformedCallback,
-    UsageError,
-)
+from receiver.core.errors import KeysUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from receiver.core.callback import Head, MemoryBody
-    from receiver.core.event import EventDraft
+    from receiver.core.callback import Head
     from receiver.providers import PushProvider
     from receiver.settings.model import Settings
-
-_SHOWN = 300
-"""Characters of a signed message that are shown."""
 
 
 def register(app: typer.Typer) -> None:
@@ -170,6 +160,7 @@ def _adapter(settings: Settings, name: str) -> PushProvider:
 
 
 async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[str, Any]:
+    from receiver.app.trial import judged
     from receiver.core.callback import MemoryBody
     from receiver.core.fetch import KeysNeeded
     from receiver.outbound.fetcher import Fetcher
@@ -177,7 +168,7 @@ async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[
 
     adapter, body = _adapter(settings, name), MemoryBody(raw)
     try:
-        return _judged(adapter, head, body)
+        return judged(adapter, head, body)
     except KeysNeeded as needed:
         with tempfile.TemporaryDirectory() as folder:
             fetcher = Fetcher.create(settings.sources[name], BodyBuffer(folder))
@@ -186,74 +177,7 @@ async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[
                 stack.push_async_callback(fetcher.close)
                 if not await needed.keys.fetch(fetcher, head.received_at):
                     raise KeysUnavailable from None
-        return _judged(adapter, head, body)
-
-
-def _judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any]:
-    """Return what each proof says of a request, and what it would become. Raises `KeysNeeded`."""
-    from receiver.providers.custom import CustomProvider
-
-    proofs: list[dict[str, Any]] = []
-    if isinstance(adapter, CustomProvider):
-        proofs = [
-            {
-                "proof": found.proof,
-                "holds": not found.reason,
-                "reason": found.reason,
-                "signed": _shown(adapter, found.signed),
-            }
-            for found in adapter.examine(head, body)
-        ]
-    verdict, reason, event = _event(adapter, head, body)
-    if head.method not in adapter.methods:
-        taken = " or ".join(adapter.methods)
-        verdict, reason, event = "refused", f"a callback of this source comes by {taken}", None
-    reply = adapter.handshake(head, body.load(), proved=verdict != "refused")
-    if reply is not None:
-        return {
-            "verdict": "handshake",
-            "reason": "",
-            "proofs": proofs,
-            "answer": reply.body.decode("utf-8", "replace"),
-        }
-    return {"verdict": verdict, "reason": reason, "proofs": proofs, "event": event}
-
-
-def _shown(adapter: PushProvider, message: bytes | None) -> str | None:
-    return None if message is None else adapter.redact(message).decode("utf-8", "replace")[:_SHOWN]
-
-
-def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, str, dict[str, Any] | None]:
-    try:
-        callback = adapter.verify(adapter.admit(head), body)
-    except CallbackRejected as error:
-        return "refused", error.message, None
-    try:
-        return "accepted", "", _fields(adapter.normalize(callback))
-    except MalformedCallback as error:
-        return "parked", error.message, None
-    except IgnoredCallback:
-        return "ignored", "the settings say to ignore it", None
-
-
-def _fields(draft: EventDraft) -> dict[str, Any]:
-    """Return what the event would say; a result that is fetched later is a URL."""
-    from receiver.core.redaction import REDACTED
-
-    url = draft.remote.url if draft.remote else None
-    bare = None if url is None else url.partition("?")[0] + ("?" + REDACTED.decode() if "?" in url else "")
-    return {
-        "type": draft.type,
-        "job_id": draft.job_id,
-        "ref": draft.ref,
-        "text": draft.transcript.text if draft.transcript else None,
-        "audio": draft.audio.content_type if draft.audio else None,
-        "file": draft.file.content_type if draft.file else None,
-        "fetched_from": bare,
-        "error": draft.error.message if draft.error else None,
-        "idempotency_key": draft.idempotency_key,
-        "provider_data": dict(draft.provider_data),
-    }
+        return judged(adapter, head, body)
 
 
 def _print(result: dict[str, Any]) -> None:

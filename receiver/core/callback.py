@@ -249,7 +249,7 @@ def kept_headers(head: Head, secret: Collection[str]) -> tuple[tuple[str, str | 
 
 
 class VerifiedCallback(Struct, frozen=True, kw_only=True):
-    """A callback that was proved. Only `provider.verify` makes one; `provider.normalize` takes nothing else.
+    """A callback that was proved, or that an operator accepted. Only a provider makes one; its `normalize` takes nothing else.
 
     The journal restores the callbacks that it kept, with the proofs that held when they came.
     """

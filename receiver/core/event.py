@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
-from receiver.core.callback import Arrival
+from receiver.core.callback import Arrival, Head
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
@@ -282,8 +282,15 @@ class Recorded(Struct, frozen=True, kw_only=True):
     """The pickup that brings the event's result home, for a `Deferral`."""
 
 
+class RejectedRequest(Struct, frozen=True, kw_only=True):
+    """A request that was refused, whole: what proves it may be a secret, so nothing shows it."""
+
+    head: Head
+    body: bytes
+
+
 class Rejection(Struct, frozen=True, kw_only=True):
-    """A callback that was not proved, kept without its body."""
+    """A callback that was not proved."""
 
     id: str = ""
     """Given by the store."""
@@ -305,6 +312,10 @@ class Rejection(Struct, frozen=True, kw_only=True):
     """The setting that the failing check went by; empty for one that was kept before this was."""
     headers: tuple[str, ...] = ()
     """Names of the request's headers, in lower case; empty for one that was kept before names were."""
+    request_kept: bool = False
+    """Told by the store: its request is kept, so that it can be verified again or accepted."""
+    request: RejectedRequest | None = None
+    """For the store to keep; never in a list."""
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):

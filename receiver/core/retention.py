@@ -18,6 +18,8 @@ from receiver.core.durations import DAY, duration
 
 KEYS_SECONDS = 30 * DAY
 """How long the keys of erased callbacks are kept, so that they do not come back: longer than any provider retries."""
+REQUESTS_SECONDS = DAY
+"""How long a refused request is kept whole: there may be secrets in it."""
 REPEAT_SECONDS = 2 * DAY
 """Shortest age at which an event and its callback's keys go, so that a provider's retry makes no second event."""
 ORPHAN_SECONDS = 2 * DAY
@@ -71,6 +73,8 @@ class Walk(StrEnum):
     TOKENS = "tokens"
     """What short callback tokens stand for that have expired."""
     SUBMISSIONS = "submissions"
+    REJECTED_REQUESTS = "rejected_requests"
+    """Requests that were refused, kept whole to be verified again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +149,11 @@ class Traces:
     """Objects that these events link to and no others do."""
     jobs: tuple[tuple[str, str], ...] = ()
     """(source, job id) of the events and pickups."""
+    requests: tuple[str, ...] = ()
+    """Rejections whose kept request names the subject."""
 
     def __bool__(self) -> bool:
-        return bool(self.event_ids or self.callbacks or self.pickup_ids)
+        return bool(self.event_ids or self.callbacks or self.pickup_ids or self.requests)
 
 
 class Tombstone(Struct, frozen=True, kw_only=True):

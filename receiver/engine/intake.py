@@ -251,9 +251,9 @@ class Intake:
             if reply is None:
                 raise WrongMethod
             return _greeted(reply, report)
-        head = await self._with_claims(head)
+        head = await self.with_claims(head)
         try:
-            admission = await self._with_keys(provider, head, self._admit, provider, head)
+            admission = await self.with_keys(provider, head, self._admit, provider, head)
         except CallbackRejected:
             reply = await self._handshake(provider, head, receive)
             if reply is None:
@@ -289,7 +289,7 @@ class Intake:
             self._bug("admit", head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
 
-    async def _with_claims(self, head: Head) -> Head:
+    async def with_claims(self, head: Head) -> Head:
         """Return the head with what a short token in its URL stands for.
 
         The token proves itself, so that callbacks are taken while the store is out; its claims are read when it is back.
@@ -309,7 +309,7 @@ class Intake:
         stored = await self._store.token_claims(bare.token_id)
         return stored and replace(stored, job_secret=bare.job_secret, secret=bare.secret)
 
-    async def _with_keys(self, provider: PushProvider, head: Head, check: Callable[..., T], *args: Any) -> T:
+    async def with_keys(self, provider: PushProvider, head: Head, check: Callable[..., T], *args: Any) -> T:
         """Return what a check returns; where it needs the provider's public keys, fetch them first.
 
         Raises what it raises, and `KeysUnavailable`.
@@ -366,10 +366,10 @@ class Intake:
                 proved = await self._proved(provider, admission, body)
             except IgnoredCallback:
                 proved = None
-            except CallbackRejected:
+            except CallbackRejected as error:
                 reply = _asked(provider, admission.head, body, proved=False)
                 if reply is None:
-                    raise
+                    return self._refuse(admission.head, error, report, body)
                 return _greeted(reply, report)
             reply = _asked(provider, admission.head, body, proved=True)
             if reply is not None:
@@ -393,13 +393,13 @@ class Intake:
     ) -> tuple[VerifiedCallback, EventDraft]:
         head = admission.head
         if body.size <= _BIG_JSON:
-            return await self._with_keys(provider, head, self._prove, provider, admission, body)
+            return await self.with_keys(provider, head, self._prove, provider, admission, body)
         turn = self._large if body.size > _LARGE else contextlib.nullcontext()
         try:
             async with turn:
                 return await asyncio.to_thread(self._prove, provider, admission, body)
         except KeysNeeded:
-            return await self._with_keys(provider, head, self._prove, provider, admission, body)
+            return await self.with_keys(provider, head, self._prove, provider, admission, body)
 
     def _prove(
         self, provider: PushProvider, admission: Admission, body: Body
@@ -411,9 +411,10 @@ class Intake:
         except Exception as error:
             self._bug("verify", admission.head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
-        return callback, self._normalize(provider, callback)
+        return callback, self.normalize(provider, callback)
 
-    def _normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
+    def normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
+        """Return what a callback says; what is not understood is parked. Raises `IgnoredCallback`."""
         try:
             draft = provider.normalize(callback)
         except MalformedCallback as error:
@@ -481,9 +482,9 @@ class Intake:
             callback = replace(callback, claims=claims)
         try:
             if callback.body.size <= _BIG_JSON:
-                draft = self._normalize(provider, callback)
+                draft = self.normalize(provider, callback)
             else:
-                draft = await asyncio.to_thread(self._normalize, provider, callback)
+                draft = await asyncio.to_thread(self.normalize, provider, callback)
         except IgnoredCallback:  # by settings that are newer than the callback
             draft = _parked(provider, callback, "the settings say now that it is ignored")
         except RuntimeError as error:  # no thread can be started
@@ -495,6 +496,13 @@ class Intake:
         recorded = await self._recorder.record(provider, callback, draft)
         fields = {"status": recorded.status.value, "event_id": recorded.event_id}
         self._observer.note("info", "journal.drained", source=callback.source, **fields)
+        return recorded
+
+    async def record_accepted(self, provider: PushProvider, callback: VerifiedCallback) -> Recorded:
+        """Record a callback that was refused, and that an operator accepted. Raises `Unavailable`, `IgnoredCallback`."""
+        recorded = await self._recorder.record(provider, callback, self.normalize(provider, callback))
+        fields = {"status": recorded.status.value, "event_id": recorded.event_id}
+        self._observer.note("info", "rejection.accepted", source=callback.source, **fields)
         return recorded
 
     async def drain(self) -> int:
@@ -512,12 +520,14 @@ class Intake:
 
     # ------------------------------------------------------------ refusals and bugs
 
-    def _refuse(self, head: Head, error: SenderError, report: CallbackReport) -> Answer:
+    def _refuse(
+        self, head: Head, error: SenderError, report: CallbackReport, body: Body | None = None
+    ) -> Answer:
         report.answer, report.reason = error.label, error.message
         if isinstance(error, CallbackRejected | UnknownSource):
             claims = self._claims_by_itself(head)
             report.ref = claims.ref if claims else None
-            self.rejections.add(head, error, report, claims)
+            self.rejections.add(head, error, report, claims, body)
         if isinstance(error, CallbackRejected) and error.setting not in error.message:
             report.reason = f"{error.message} (look at {error.setting})"
         headers = {}

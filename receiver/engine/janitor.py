@@ -19,7 +19,15 @@ from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
 from receiver.core.event import EventFilter
 from receiver.core.observe import Observer
-from receiver.core.retention import KEYS_SECONDS, ORPHAN_SECONDS, REPEAT_SECONDS, Prune, Retention, Walk
+from receiver.core.retention import (
+    KEYS_SECONDS,
+    ORPHAN_SECONDS,
+    REPEAT_SECONDS,
+    REQUESTS_SECONDS,
+    Prune,
+    Retention,
+    Walk,
+)
 from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import owner_of, with_outlines
@@ -221,6 +229,7 @@ class Janitor:
             (Walk.KEYS, KEYS_SECONDS),
             (Walk.TOKENS, 0),
             (Walk.SUBMISSIONS, events),
+            (Walk.REJECTED_REQUESTS, REQUESTS_SECONDS),
         ]
         return {
             walk: Prune(

@@ -1,5 +1,7 @@
 """Callbacks that were not proved: kept by kind for a person to look at, and an alarm when they come in a row.
 
+The requests themselves are kept of few: where the URL carried a token of ours, so that no stranger fills the store.
+
 Kinds are apart from each other, and so are URLs that receiver issued from the rest: whatever strangers send, the provider's own callbacks that a wrong secret refuses stay in the list and
 raise the alarm.
 """
@@ -10,14 +12,20 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from receiver.core.callback import HEADERS, Head, TokenClaims, is_plain
+from msgspec.structs import replace
+
+from receiver.core.callback import HEADERS, Body, Head, TokenClaims, is_plain
 from receiver.core.errors import CallbackRejected, RejectionKind, StoreUnavailable, UnknownSource
-from receiver.core.event import Rejection
+from receiver.core.event import RejectedRequest, Rejection
 from receiver.core.observe import CallbackReport, Observers
 from receiver.storage.store.store import Store
 
 KEPT = 100
 """Rejections of one kind that are kept of each source: of URLs that receiver issued, and of the rest."""
+REQUEST_BYTES = 64 * 1024
+"""Longest body of a request that is kept."""
+_REQUESTS = 20
+"""Requests that wait to be written, at most."""
 UNKNOWN = "unknown"
 """The source of rejections whose path names none."""
 _ALERT_AFTER = 3
@@ -56,10 +64,11 @@ class Rejections:
         error: CallbackRejected | UnknownSource,
         report: CallbackReport,
         claims: TokenClaims | None = None,
+        body: Body | None = None,
     ) -> None:
         """Count one rejection, report it if it is one of a row, and keep it until `flush`.
 
-        `claims` are those of the URL's token, where that is one of ours.
+        `claims` are those of the URL's token, where that is one of ours; `body` is there where it was read.
         """
         source, kind, reason = head.source, RejectionKind.UNKNOWN_SOURCE, error.message
         if isinstance(error, CallbackRejected):
@@ -84,8 +93,20 @@ class Rejections:
                 ref=claims.ref if claims else None,
                 setting=_setting(source, error),
                 headers=_names(head),
+                request=self._request(head, claims, body),
             )
         )
+
+    def _request(self, head: Head, claims: TokenClaims | None, body: Body | None) -> RejectedRequest | None:
+        """Return the request where it is to be kept: over a URL of this source's, short, and as it was sent."""
+        if claims is None or claims.source != head.source or body is None:
+            return None
+        if body.size > REQUEST_BYTES or body.wire is not None:
+            return None
+        waiting = sum(one.request is not None for ring in self._unwritten.values() for one in ring)
+        if waiting >= _REQUESTS:
+            return None
+        return RejectedRequest(head=replace(head, claims=None), body=body.load())
 
     def _count(self, source: str, error: CallbackRejected, now: int) -> None:
         run = self._runs.setdefault(source, {}).setdefault(error.kind, _Run())
@@ -114,6 +135,8 @@ class Rejections:
                     self._store.reject([one for kept in unwritten.values() for one in kept], keep=KEPT)
                 )
             except StoreUnavailable:  # the newest are worth most when there is not room for all
+                for ring in unwritten.values():  # however long the outage is, requests take no more memory
+                    ring.extend([replace(ring.popleft(), request=None) for _ in range(len(ring))])
                 for key, newer in self._unwritten.items():
                     unwritten.setdefault(key, deque(maxlen=KEPT)).extend(newer)
                 self._unwritten = unwritten

@@ -64,7 +64,10 @@ class PushProvider(Protocol):
         """
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
-        """Prove the rest with the body; the only maker of `VerifiedCallback`. Raises `CallbackRejected`."""
+        """Prove the rest with the body. Raises `CallbackRejected`."""
+
+    def believed(self, admission: Admission, body: Body) -> VerifiedCallback:
+        """Return the callback with the admission's proofs, checking nothing: for `verify`, and for what a person accepts."""
 
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Turn a proved callback into an event draft.
@@ -81,6 +84,9 @@ class PushProvider(Protocol):
     @property
     def secret_headers(self) -> frozenset[str]:
         """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
+
+    def came_as_proof(self, head: Head, body: bytes) -> list[str]:
+        """Return what came with a request to prove it, right or wrong: nothing may keep or show these values."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -256,12 +262,20 @@ class Adapter:
 
     # ------------------------------------------------------------ callbacks
 
+    def came_as_proof(self, head: Head, body: bytes) -> list[str]:
+        """Return what came with a request to prove it, right or wrong."""
+        return [value for name in self.secret_headers for value in head.all(name)]
+
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the headers with which the provider would prove `body`; `now` in epoch milliseconds."""
         return {}
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Return the proved callback: unless a provider says otherwise, the body proves no more than the headers did."""
+        return self.believed(admission, body)
+
+    def believed(self, admission: Admission, body: Body) -> VerifiedCallback:
+        """Return the callback with the admission's proofs, checking nothing."""
         return VerifiedCallback(
             head=admission.head,
             claims=admission.claims,

@@ -154,6 +154,40 @@ class RejectionShown(Struct, frozen=True, kw_only=True):
     """The setting that the failing check went by."""
     headers: list[str]
     """Names of the request's headers, in lower case, at most 64; names that may be a token are left out."""
+    request_kept: bool
+    """Its request is kept for a day, so that it can be verified again, or accepted once."""
+
+
+class ProofJudged(Struct, frozen=True, kw_only=True):
+    """What one proof says of a request."""
+
+    proof: str
+    holds: bool
+    reason: str
+    """Why it does not hold; empty where it does."""
+    signed: str | None
+    """The beginning of the message that was signed, secrets removed; null where the proof signs none."""
+
+
+class RejectionJudged(Struct, frozen=True, kw_only=True):
+    """What today's settings say of a request that was refused, as of the time when it came. Nothing was recorded."""
+
+    verdict: str
+    """`accepted`, `parked`, `ignored`, `handshake` or `refused`."""
+    reason: str
+    proofs: list[ProofJudged]
+    """Of sources without code, each proof; of others none, as the reason says it."""
+
+
+class RejectionAccepted(Struct, frozen=True, kw_only=True):
+    """A callback that an operator accepted."""
+
+    status: str
+    """`recorded`, `late`, or `duplicate` of what was recorded before."""
+    event_id: str
+    """The event; that of the first where it is a duplicate."""
+    pickup_id: str | None
+    """The pickup that brings the event's result home; null where nothing is fetched."""
 
 
 class PickupShown(Struct, frozen=True, kw_only=True):

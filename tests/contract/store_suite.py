@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from receiver.core.callback import Head
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     CallbackRow,
@@ -19,11 +20,12 @@ from receiver.core.event import (
     PlacedEvent,
     Recording,
     RecordStatus,
+    RejectedRequest,
     Rejection,
     Stage,
     new_id,
 )
-from receiver.core.retention import Erasure, Subject, SubjectKind
+from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.routing import Decision
 from receiver.core.tally import MINUTE, Process, Tally, TallyBatch
 from receiver.core.work import (
@@ -36,6 +38,7 @@ from receiver.core.work import (
     PickupFilter,
     Settlement,
 )
+from receiver.storage.store.events import REQUESTS, REQUESTS_OF_A_SOURCE
 from receiver.storage.store.logins import everywhere
 from receiver.storage.store.store import Store
 
@@ -138,6 +141,13 @@ def rejection(
         content_type="text/plain",
         user_agent="curl",
     )
+
+
+def rejected(source: str, at: int = T0, body: bytes = b"\x00raw", ref: str = "order-1") -> Rejection:
+    """One over a URL of ours, whose request is kept."""
+    head = Head(source=source, method="POST", headers=(("x-key", "\xff"),), token="t", received_at=at)
+    request = RejectedRequest(head=head, body=body)
+    return replace(rejection(source, at), token_id="t1", ref=ref, request=request)
 
 
 def nameless(kept: Sequence[Rejection]) -> list[Rejection]:
@@ -715,6 +725,55 @@ class ReadSuite:
         subject = Subject(kind=SubjectKind.REF, key="order-1")
         await store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=T0, limit=9))
         assert await store.rejections(None, limit=9, ref="order-1") == []
+
+    async def test_requests_of_rejections_are_kept_few_and_for_a_day(self, store: Store) -> None:
+        """The newest of each source, and in all; listings tell of them and never show them."""
+        for at in range(REQUESTS_OF_A_SOURCE + 1):
+            await store.reject([rejected("a", at=T0 + at)], keep=50)
+        *newest, oldest = await store.rejections("a", limit=50)
+        assert [one.request_kept for one in newest] == [True] * REQUESTS_OF_A_SOURCE
+        assert not oldest.request_kept
+        assert {one.request for one in newest} == {None}
+        kept = await store.rejected_request(newest[-1].id)
+        assert kept == rejected("a", at=T0 + 1).request
+        for missing in (oldest.id, "rej_none"):
+            with pytest.raises(NotFound):
+                await store.rejected_request(missing)
+        sources = [f"s{number}" for number in range(REQUESTS // REQUESTS_OF_A_SOURCE)]
+        for name in sources:
+            await store.reject([rejected(name, at=T0 + 99)] * REQUESTS_OF_A_SOURCE, keep=50)
+        assert not any(one.request_kept for one in await store.rejections("a", limit=50))
+        pruned = await store.prune(Prune(walk=Walk.REJECTED_REQUESTS, before=T0 + 99))
+        assert pruned.count == 0
+        pruned = await store.prune(Prune(walk=Walk.REJECTED_REQUESTS, before=T0 + 100))
+        assert pruned.count == REQUESTS
+        assert not any(one.request_kept for one in await store.rejections(None, limit=REQUESTS))
+
+    async def test_a_request_goes_with_its_rejection(self, store: Store) -> None:
+        await store.reject([rejected("a")], keep=1)
+        (first,) = await store.rejections("a", limit=9)
+        await store.reject([replace(rejected("a", at=T0 + 1), request=None)], keep=1)
+        with pytest.raises(NotFound):
+            await store.rejected_request(first.id)
+
+    @pytest.mark.parametrize(
+        ("kind", "key", "body"),
+        [
+            (SubjectKind.REF, "order-1", b"{}"),
+            (SubjectKind.REF, "order-é", '{"of": "order-é"}'.encode()),
+            (SubjectKind.REF, "order-é", b'{"of": "order-\\u00e9"}'),
+            (SubjectKind.JOB, "job-1", b'{"job": "job-1"}'),
+        ],
+    )
+    async def test_an_erasure_takes_the_requests_that_name_its_subject(
+        self, store: Store, kind: SubjectKind, key: str, body: bytes
+    ) -> None:
+        await store.reject([rejected("a", body=body), rejected("b", body=b"other", ref="2")], keep=9)
+        subject = Subject(kind=kind, key=key)
+        await store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=T0, limit=9))
+        kept = {one.source: one.request_kept for one in await store.rejections(None, limit=9)}
+        assert kept.pop("b")
+        assert not any(kept.values())
 
     async def test_rejections_of_one_moment_keep_their_order(self, store: Store) -> None:
         await store.reject([rejection(reason=str(number)) for number in range(4)], keep=3)

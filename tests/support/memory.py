@@ -6,6 +6,7 @@ It shares values with the product and nothing else: how a row is found, kept or 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from receiver.core.event import (
     Recorded,
     Recording,
     RecordStatus,
+    RejectedRequest,
     Rejection,
     Stage,
     new_id,
@@ -74,6 +76,7 @@ from receiver.core.work import (
     TakenOver,
 )
 from receiver.storage.store.destinations import Change, Changed, Tell
+from receiver.storage.store.events import REQUESTS, REQUESTS_OF_A_SOURCE
 from receiver.storage.store.store import Store
 
 Kept = TypeVar("Kept", Act, BulkOperation, Event, PlacedEvent, Delivery, Pickup)
@@ -270,13 +273,31 @@ class MemoryStore(Store):
         await self.ping()
         numbers = [next(self._arrivals) for _ in rejections]
         self._rejections += [
-            (one.at, number, replace(one, id=f"rej_{number}"))
+            (one.at, number, replace(one, id=f"rej_{number}", request_kept=one.request is not None))
             for one, number in zip(rejections, numbers, strict=True)
         ]
         self._rejections.sort(key=lambda row: row[:2], reverse=True)
         for kind in {_ring(one) for one in rejections}:
             dropped = [row for row in self._rejections if _ring(row[2]) == kind][keep:]
             self._rejections = [row for row in self._rejections if row not in dropped]
+        of_source: Counter[str] = Counter()
+        for one in [one for _, _, one in self._rejections if one.request_kept]:
+            of_source[one.source] += 1
+            if of_source[one.source] > REQUESTS_OF_A_SOURCE or of_source.total() > REQUESTS:
+                self._forget_request(one.id)
+
+    def _forget_request(self, row_id: str) -> None:
+        self._rejections = [
+            (at, n, replace(one, request_kept=False, request=None) if one.id == row_id else one)
+            for at, n, one in self._rejections
+        ]
+
+    async def rejected_request(self, row_id: str) -> RejectedRequest:
+        await self.ping()
+        for _, _, one in self._rejections:
+            if one.id == row_id and one.request is not None:
+                return one.request
+        raise NotFound(f"no request of a rejection {row_id} is kept")
 
     async def begin_act(self, act: Act) -> Act:
         await self.ping()
@@ -381,7 +402,7 @@ class MemoryStore(Store):
         self, source: str | None, *, limit: int, ref: str | None = None, one: str | None = None
     ) -> list[Rejection]:
         await self.ping()
-        kept = (row for _, _, row in self._rejections if source in (None, row.source))
+        kept = (replace(row, request=None) for _, _, row in self._rejections if source in (None, row.source))
         return [row for row in kept if ref in (None, row.ref) and one in (None, row.id)][:limit]
 
     # ------------------------------------------------------------ the road out
@@ -939,8 +960,8 @@ class MemoryStore(Store):
         before = request.before
         if request.walk in (Walk.TOKENS, Walk.SUBMISSIONS):  # it keeps none
             return []
-        if request.walk in (Walk.DEAD_LETTERS, Walk.KEYS):
-            ages = self._dead() if request.walk is Walk.DEAD_LETTERS else self._keys()
+        if request.walk in (Walk.DEAD_LETTERS, Walk.KEYS, Walk.REJECTED_REQUESTS):
+            ages = {Walk.DEAD_LETTERS: self._dead, Walk.KEYS: self._keys}.get(request.walk, self._requests)()
             old = sorted((at, one) for one, at in ages if at < before)
             return [(one, True) for _, one in old[: request.limit]]
         rows: dict[Walk, tuple[str, Iterable[str], Callable[[str], bool]]] = {
@@ -961,6 +982,9 @@ class MemoryStore(Store):
 
     def _keys(self) -> list[tuple[str, int]]:
         return [(one, row.received_at) for one, (row, _) in self._callbacks.items() if row.method == ERASED]
+
+    def _requests(self) -> list[tuple[str, int]]:
+        return [(one.id, one.at) for _, _, one in self._rejections if one.request_kept]
 
     def _with_body(self) -> list[str]:
         return [one for one, (row, _) in self._callbacks.items() if row.body is not None]
@@ -1034,6 +1058,8 @@ class MemoryStore(Store):
                 del self._callbacks[one]
             case Walk.PICKUPS:
                 del self._pickups[one], self._pickup_attempts[one]
+            case Walk.REJECTED_REQUESTS:
+                self._forget_request(one)
         return 1, None
 
     def _remove_event(self, event_id: str, *, callbacks: bool = True) -> str | None:
@@ -1077,7 +1103,18 @@ class MemoryStore(Store):
             pickup_ids=tuple(sorted(pickups)),
             blob_keys=tuple(sorted(key for key in links if key is not None)),
             jobs=tuple(sorted(set(jobs))),
+            requests=tuple(sorted(self._naming(subject, {job_id for _, job_id in jobs}))),
         )
+
+    def _naming(self, subject: Subject, job_ids: set[str]) -> Iterable[str]:
+        for _, _, one in self._rejections:
+            if one.request is not None:
+                text = f"{one.request.head} {one.request.body.decode('utf-8', 'replace')}"
+                named = any(
+                    name in text or json.dumps(name)[1:-1] in text for name in job_ids | {subject.key}
+                )
+                if named or (subject.kind is SubjectKind.REF and one.ref == subject.key):
+                    yield one.id
 
     def _callbacks_of(self, events: set[str], pickups: set[str]) -> Mapping[str, CallbackKeys]:
         asked = [self._pickups[one] for one in pickups]
@@ -1105,6 +1142,8 @@ class MemoryStore(Store):
         found = self._traces(request.subject)
         if request.subject.kind is SubjectKind.REF:
             self._rejections = [row for row in self._rejections if row[2].ref != request.subject.key]
+        for row_id in found.requests:
+            self._forget_request(row_id)
         links = [self._remove_event(one, callbacks=False) for one in found.event_ids]
         for one in found.callbacks:
             row, event_id = self._callbacks[one]

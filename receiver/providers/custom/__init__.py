@@ -6,8 +6,11 @@ docs/sources.md describes the language. Recipes that ship with receiver lie in `
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused, ProofMissing
@@ -22,7 +25,7 @@ from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.custom.meaning import Reading, Understood
 from receiver.providers.custom.proof import Proof, Trust
-from receiver.providers.custom.request import Request
+from receiver.providers.custom.request import Request, as_text
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
 
@@ -70,9 +73,9 @@ class CustomProvider(Adapter):
         self.trust = Trust(self.source, self._proof_secrets, _key_sets(options.proof))
         self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]  # the class says it for built-in providers, settings for this one
         self.groups = _groups(options.proof)
-        places = [place for proof in options.proof for place in proof.references]
-        self.secret_headers = frozenset(place.name for place in places if place.kind == "header")
-        self._secret_fields = frozenset(place.name for place in places if place.kind == "query")
+        self._places = [place for proof in options.proof for place in proof.references]
+        self.secret_headers = frozenset(place.name for place in self._places if place.kind == "header")
+        self._secret_fields = frozenset(place.name for place in self._places if place.kind == "query")
         self._needs_body = any(proof.needs_body for proof in options.proof)
         self._token_required = options.token_required
         large = options.body == "multipart" or any(r.from_ == "body" for r in options.result.values())
@@ -163,22 +166,23 @@ class CustomProvider(Adapter):
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Check what the head alone could not decide. Raises `CallbackRejected`, `KeysNeeded`."""
-        head, request = admission.head, admission.read
+        request = admission.read
         if self._needs_body:
             request.body = body.load()
         proofs = {
             _try_each(group, lambda proof: proof.check(request, self.trust)).name for group in self.groups
         }
+        proved = replace(admission, proofs=admission.proofs | proofs, secret=request.secret)
+        return self.believed(proved, body)
+
+    def believed(self, admission: Admission, body: Body) -> VerifiedCallback:
+        """Return the callback with the admission's proofs and without secrets, checking nothing."""
+        head = admission.head
         if self._options.body == "query":
             # The query is what came: what is kept, and what tells two callbacks apart.
-            body = MemoryBody(self._reading.query(request))
-        return VerifiedCallback(
-            head=head.without_secrets(self._secret_fields),
-            claims=admission.claims,
-            proofs=admission.proofs | proofs,
-            secret=request.secret,
-            body=body,
-        )
+            body = MemoryBody(self._reading.query(admission.read or Request(head, None, self._options.body)))
+        bare = replace(admission, head=head.without_secrets(self._secret_fields))
+        return super().believed(bare, body)
 
     def examine(self, head: Head, body: Body) -> Iterator[Verdict]:
         """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
@@ -198,6 +202,15 @@ class CustomProvider(Adapter):
             except CallbackRejected as error:
                 reason = error.message
             yield Verdict(proof=proof.name, reason=reason, signed=message)
+
+    def came_as_proof(self, head: Head, body: bytes) -> list[str]:
+        """Return what came with a request to prove it, right or wrong; from its body as well."""
+        request = Request(head, body, self._options.body)
+        found = super().came_as_proof(head, body)
+        for place in self._places:
+            with suppress(CallbackRejected, MalformedCallback):
+                found += [as_text(place.value(request)) or ""]
+        return found
 
     def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
         """Return the answer to a handshake, None when the request is none."""

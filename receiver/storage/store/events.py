@@ -7,6 +7,7 @@ commits. Those that write take many callers' requests at once: a statement of ma
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from receiver.core.event import (
     Recorded,
     Recording,
     RecordStatus,
+    RejectedRequest,
     Rejection,
     Stage,
     new_id,
@@ -300,15 +302,32 @@ def oldest_position(session: Session) -> int | None:
 # ---------------------------------------------------------------- rejections
 
 _SEQUENCE = itertools.count()
+_OF_ONE_REF = 10_000
+REQUESTS_OF_A_SOURCE = 20
+"""Requests of rejections that are kept of each source, the newest of them."""
+REQUESTS = 200
+"""The same of all sources together: with 64 KiB each, 13 MB."""
 
 
 @each
 def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None:
     """Keep rejections and trim each kind of each source to its newest."""
-    session.run_rows("insert_rejections", [_rejection_row(row) for row in rejections])
+    ids = [rejection_id(row) for row in rejections]
+    session.run_rows("insert_rejections", [_rejection_row(*one) for one in zip(ids, rejections, strict=True)])
+    requests = [
+        (row_id, row.source, row.at, msgspec.msgpack.encode(row.request))
+        for row_id, row in zip(ids, rejections, strict=True)
+        if row.request is not None
+    ]
+    session.run_rows("insert_rejected_requests", requests)
     for source, kind, noise in {(row.source, row.kind, row.token_id is None) for row in rejections}:
         params: dict[str, Value] = {"source": source, "kind": kind, "keep": keep}
         session.run("trim_rejections", params, f"token_id IS {'' if noise else 'NOT '}NULL")
+    for source in {request[1] for request in requests}:
+        params = {"source": source, "keep": REQUESTS_OF_A_SOURCE}
+        session.run("trim_rejected_requests", params, "source = :source")
+    session.run("trim_rejected_requests", {"keep": REQUESTS}, "TRUE")
+    session.run("forget_lone_requests", {})
 
 
 def rejection_id(row: Rejection) -> str:
@@ -316,9 +335,9 @@ def rejection_id(row: Rejection) -> str:
     return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
 
 
-def _rejection_row(row: Rejection) -> tuple[Value, ...]:
-    _, *values, headers = astuple(row)
-    return (rejection_id(row), *values, " ".join(headers))
+def _rejection_row(row_id: str, row: Rejection) -> tuple[Value, ...]:
+    _, *values, headers, _, _ = astuple(row)
+    return (row_id, *values, " ".join(headers))
 
 
 def rejections(
@@ -327,4 +346,30 @@ def rejections(
     """List rejections, newest first; `one` is the id of a single one."""
     conditions: dict[str, Value] = {"source = :source": source, "ref = :ref": ref, "id = :id": one}
     rows: list[Row] = listed(session, "list_rejections", conditions, limit)
-    return [value_of(Rejection, (*row[:-1], row[-1].split())) for row in rows]
+    return [
+        value_of(Rejection, (*values, headers.split(), bool(kept), None)) for *values, headers, kept in rows
+    ]
+
+
+def rejected_request(session: Session, row_id: str) -> RejectedRequest:
+    """Return the request of a rejection. Raises `NotFound`."""
+    found = listed(session, "list_rejected_requests", {"id = :id": row_id}, 1)
+    if not found:
+        raise NotFound(
+            f"no request of a rejection {row_id[:60]} is kept: that is done for a day, of the newest whose URL carried "
+            "a token of ours and whose body was read"
+        )
+    return msgspec.msgpack.decode(found[0][1], type=RejectedRequest)
+
+
+def requests_naming(session: Session, ref: str | None, names: Iterable[str]) -> list[str]:
+    """Return the rejections with a kept request that are of a ref, or in whose request one of the names occurs."""
+    of_ref = [] if ref is None else listed(session, "list_rejections", {"ref = :ref": ref}, _OF_ONE_REF)
+    found = {row[0] for row in of_ref if row[-1]}
+    spelled = {form for name in names if name for form in (name.encode("utf-8", "replace"), _in_json(name))}
+    kept = listed(session, "list_rejected_requests", {}, REQUESTS)
+    return sorted(found | {row[0] for row in kept if any(form in bytes(row[1]) for form in spelled)})
+
+
+def _in_json(name: str) -> bytes:
+    return json.dumps(name)[1:-1].encode()

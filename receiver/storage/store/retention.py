@@ -23,7 +23,7 @@ from receiver.core.retention import (
     Walk,
 )
 from receiver.storage.store import submissions
-from receiver.storage.store.events import callback_ids, moment, write_callbacks
+from receiver.storage.store.events import callback_ids, moment, requests_naming, write_callbacks
 from receiver.storage.store.listing import bound
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
@@ -118,6 +118,7 @@ _WALKS: Mapping[Walk, _Walk] = {
     Walk.KEYS: ("old_keys", None, _rows("forget_callbacks")),
     Walk.TOKENS: ("old_tokens", None, _rows("forget_tokens")),
     Walk.SUBMISSIONS: ("old_submissions", "sub", _rows("forget_submissions")),
+    Walk.REJECTED_REQUESTS: ("old_rejected_requests", None, _rows("forget_rejected_requests")),
 }
 """For each walk: the statement that looks, the prefix of the ids it goes along (None: all that it finds may go), and what
 removes.
@@ -144,6 +145,8 @@ def traces(session: Session, subject: Subject, limit: int) -> Traces:
             condition = "job_id = :job_id AND source = :source AND ref IS NULL"
             events |= _by_id(session.run("list_events", params, condition))
             pickups |= _by_id(session.run("list_pickups", params, condition))
+    names = {subject.key, *(job_id for _, job_id in jobs)}
+    ref = subject.key if subject.kind is SubjectKind.REF else None
     links = Counter(row[10] for row in events.values() if row[10] is not None)
     deliveries = _ids(session, "deliveries_of_events", sorted(events))
     return Traces(
@@ -153,6 +156,7 @@ def traces(session: Session, subject: Subject, limit: int) -> Traces:
         pickup_ids=tuple(sorted(pickups)),
         blob_keys=_own_blobs(session, links),
         jobs=tuple(sorted(jobs)),
+        requests=tuple(requests_naming(session, ref, names)),
     )
 
 
@@ -225,6 +229,7 @@ def erase(session: Session, request: Erasure) -> Erased:
     _end_pickups(session, traced.pickup_ids, request)
     _keep_keys(session, request.journaled, request.now)
     submissions.erase(session, request.subject, traced.jobs)
+    _ids(session, "forget_rejected_requests", traced.requests)
     if request.subject.kind is SubjectKind.REF:
         session.run("erase_rejections", {"ref": request.subject.key})
     freed = _unlinked(session, [row[1] for row in gone if row[1] is not None])

@@ -683,10 +683,50 @@ WHERE ref = :ref
 
 -- name: list_rejections
 -- Rejections, newest first.
-SELECT id, source, at, status, kind, reason, method, peer, content_type, user_agent, token_id, ref, setting, headers
+SELECT id, source, at, status, kind, reason, method, peer, content_type, user_agent, token_id, ref, setting, headers,
+    EXISTS (SELECT 1 FROM rejected_requests AS kept WHERE kept.id = rejections.id)
 FROM rejections
 WHERE {conditions}
 ORDER BY id DESC
+LIMIT :limit
+
+-- name: insert_rejected_requests
+-- Keeps the requests of rejections.
+INSERT INTO rejected_requests {insert: id, source, at, request}
+
+-- name: trim_rejected_requests
+-- Removes all requests of a source, or of all, but the newest.
+DELETE FROM rejected_requests
+WHERE
+    {conditions}
+    AND id <= (
+        SELECT id
+        FROM rejected_requests
+        WHERE {conditions}
+        ORDER BY id DESC
+        LIMIT 1
+        OFFSET :keep
+    )
+
+-- name: forget_lone_requests
+-- Removes requests whose rejection is gone.
+DELETE FROM rejected_requests
+WHERE NOT EXISTS (SELECT 1 FROM rejections WHERE rejections.id = rejected_requests.id)
+
+-- name: list_rejected_requests
+-- Requests of rejections.
+SELECT id, request
+FROM rejected_requests
+WHERE {conditions}
+ORDER BY id
+LIMIT :limit
+
+-- name: old_rejected_requests
+-- Requests whose time is up; all of them go.
+SELECT id, FALSE
+FROM rejected_requests
+WHERE at < :before
+ORDER BY at, id
 LIMIT :limit
 
 -- ==================== acts ====================
@@ -977,6 +1017,7 @@ LIMIT :limit
 -- with: pickups         | pickups         | id          | AND due_at IS NULL | id
 -- with: tokens          | callback_tokens | id          |                    | id
 -- with: submissions     | submissions     | id          | AND state <> 'open' | id
+-- with: rejected_requests | rejected_requests | id      |                    | id
 
 -- name: forget_{what}
 -- Removes rows, and checks again whether they may go: another process may have begun one anew meanwhile.

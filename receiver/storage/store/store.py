@@ -284,7 +284,10 @@ class Store:
     has_scope = _reads(event_rows.has_scope)
 
     async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
-        """Keep these rejections, and only the newest `keep` of each kind and source, with a token of ours and without."""
+        """Keep these rejections, and only the newest `keep` of each kind and source, with a token of ours and without.
+
+        Their requests are kept apart from them, fewer and for a day.
+        """
         await self.write(event_rows.reject, (tuple(rejections), keep))
 
     async def rejections(
@@ -292,6 +295,8 @@ class Store:
     ) -> list[Rejection]:
         """List rejections, newest first; `one` is the id of a single one."""
         return await self.read(event_rows.rejections, source, limit, ref, one)
+
+    rejected_request = _reads(event_rows.rejected_request)
 
     # ------------------------------------------------------------ deliveries
 

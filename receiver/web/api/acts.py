@@ -19,7 +19,9 @@ from receiver.web.views import ActShown, Page
 KEY_CHARS = 200
 _UNDER_WAY_MS = 60_000
 """An act that has no answer after so long was ended with its process, and may be done anew."""
-_AUDITED = frozenset(("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run"))
+_AUDITED = frozenset(
+    ("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run", "reason")
+)
 """What the audit tells of a request's body: nothing that may be secret, or somebody's."""
 
 

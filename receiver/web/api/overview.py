@@ -1,20 +1,10 @@
-"""Sources, rejections, and how much waits."""
+"""Sources, and how much waits."""
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from receiver.core.work import Due
 from receiver.web.api.call import Call
-from receiver.web.api.lists import Limit
-from receiver.web.views import (
-    Page,
-    RejectionShown,
-    SourceShown,
-    Stats,
-    shown,
-    time_of,
-)
+from receiver.web.views import Page, SourceShown, Stats, time_of
 
 
 async def sources(call: Call[None, None]) -> Page[SourceShown]:
@@ -50,19 +40,3 @@ async def stats(call: Call[None, None]) -> Stats:
         journal=receiver.journal.depth,
         oldest_journaled_seconds=receiver.journal.oldest_age_seconds,
     )
-
-
-class RejectionQuery(Struct, forbid_unknown_fields=True, frozen=True):
-    """Which rejections to list, newest first."""
-
-    source: str | None = None
-    ref: str | None = None
-    limit: Limit = 50
-
-
-async def rejections(call: Call[RejectionQuery, None]) -> Page[RejectionShown]:
-    """List callbacks that were refused; the last 100 of each source and kind are kept."""
-    found = await call.receiver.store.rejections(
-        call.query.source, limit=call.query.limit, ref=call.query.ref
-    )
-    return Page(items=[shown(one, RejectionShown) for one in found], next=None)

@@ -31,7 +31,7 @@ _FORM_BYTES = 64 * 1024
 _BODY_SECONDS = 10.0
 _STORE_SECONDS = 10.0
 _AT_ONCE, _WAITING = 2, 8
-_AUDITED = frozenset(("kind", "to", "state", "destination", "source", "type", "until"))
+_AUDITED = frozenset(("kind", "to", "state", "destination", "source", "type", "until", "reason"))
 """What the audit tells of a form: nothing that may be secret, or somebody's."""
 _HEADERS = {
     "x-content-type-options": "nosniff",

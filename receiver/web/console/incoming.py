@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import RedirectResponse, Response
 
+from receiver.app.second_look import accept_once, verify_again
 from receiver.core.errors import UsageError
 from receiver.core.event import EventFilter, new_id
 from receiver.core.explain import PARKED, Cause, explain
@@ -16,6 +17,7 @@ from receiver.engine.requests import MAX_REF, issue_callback_url, source_named
 from receiver.providers import adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.web.api.jobs import job_named
+from receiver.web.api.rejections import MAX_REASON
 from receiver.web.console.event import listed
 from receiver.web.console.events import PAGE, cursor, fields_of, further, rows_of
 from receiver.web.console.guard import HOME, Visit
@@ -23,7 +25,7 @@ from receiver.web.console.trying import PLAYED, play
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
-    from receiver.core.event import Event, Rejection
+    from receiver.core.event import Event, Recorded, Rejection
     from receiver.core.explain import Job as Everything
     from receiver.core.work import Pickup, PickupAttempt
     from receiver.settings.model import SourceSettings
@@ -184,6 +186,27 @@ class Incoming:
             choices={"source": list(self._receiver.settings.sources)},
             groups=sorted(groups.values(), key=lambda group: (group.kind in noise, -group.newest.at)),
         )
+
+    async def verify(self, visit: Visit) -> Response:
+        """Show what today's settings say of a rejected request, with a form that accepts it."""
+        rejection_id = visit.path("rejection_id")
+        judged = await verify_again(self._receiver, rejection_id)
+        return await self._rejection(visit, rejection_id, judged=judged)
+
+    async def accept(self, visit: Visit) -> Response:
+        """Record a rejected request on the word of whoever is logged in, and tell what became of it."""
+        if not 0 < len(visit.given("reason").strip()) <= MAX_REASON:
+            raise UsageError(f"say why, in at most {MAX_REASON} characters: the audit keeps it")
+        rejection_id = visit.path("rejection_id")
+        recorded = await accept_once(self._receiver, rejection_id)
+        return await self._rejection(visit, rejection_id, recorded=recorded)
+
+    async def _rejection(
+        self, visit: Visit, rejection_id: str, *, judged: Any = None, recorded: Recorded | None = None
+    ) -> Response:
+        found = await self._receiver.store.rejections(None, limit=1, one=rejection_id)
+        one = found[0] if found else None
+        return await visit.page("rejection.html", one=one, id=rejection_id, judged=judged, recorded=recorded)
 
     # ------------------------------------------------------------ parked
 

@@ -104,5 +104,6 @@ def _counts(found: FoundOf) -> dict[str, int]:
         "deliveries": traces.deliveries,
         "pickups": len(traces.pickup_ids),
         "stored objects": len(traces.blob_keys),
+        "refused requests": len(traces.requests),
         "entries of this machine’s journal": len(found.journaled),
     }

@@ -107,6 +107,8 @@ def _acts(
         "/destinations/{name}/test": (ApiScope.OPERATE, outgoing.test),
         "/destinations/{name}/rotate": (ApiScope.ADMIN, outgoing.rotate),
         "/destinations/{name}/{action}": (ApiScope.OPERATE, outgoing.act),
+        "/rejections/{rejection_id}/verify": (ApiScope.OPERATE, incoming.verify),
+        "/rejections/{rejection_id}/accept": (ApiScope.ADMIN, incoming.accept),
         "/sources/{name}/url": (ApiScope.OPERATE, incoming.make_url),
         "/sources/{name}/test": (ApiScope.OPERATE, incoming.test),
         "/erase": (ApiScope.ADMIN, retention.erase),

@@ -1,0 +1,84 @@
+"""What a request to a source would become, and what each proof says of it. Nothing is recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from receiver.core.errors import CallbackRejected, IgnoredCallback, MalformedCallback
+from receiver.core.redaction import REDACTED, Redactor
+from receiver.providers.custom import CustomProvider
+
+if TYPE_CHECKING:
+    from receiver.core.callback import Head, MemoryBody
+    from receiver.core.event import EventDraft
+    from receiver.providers import PushProvider
+
+_SHOWN = 300
+"""Characters of a signed message that are shown."""
+
+
+def judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any]:
+    """Return what each proof says of a request, and what it would become. Raises `KeysNeeded`."""
+    came = Redactor(adapter.came_as_proof(head, body.load()))
+    proofs: list[dict[str, Any]] = []
+    if isinstance(adapter, CustomProvider):
+        proofs = [
+            {
+                "proof": found.proof,
+                "holds": not found.reason,
+                "reason": found.reason,
+                "signed": _shown(adapter, came, found.signed),
+            }
+            for found in adapter.examine(head, body)
+        ]
+    verdict, reason, event = _event(adapter, head, body)
+    if head.method not in adapter.methods:
+        taken = " or ".join(adapter.methods)
+        verdict, reason, event = "refused", f"a callback of this source comes by {taken}", None
+    reply = adapter.handshake(head, body.load(), proved=verdict != "refused")
+    if reply is not None:
+        return {
+            "verdict": "handshake",
+            "reason": "",
+            "proofs": proofs,
+            "answer": reply.body.decode("utf-8", "replace"),
+        }
+    return {"verdict": verdict, "reason": reason, "proofs": proofs, "event": event}
+
+
+def _shown(adapter: PushProvider, came: Redactor, message: bytes | None) -> str | None:
+    """Return the beginning of a signed message, without secrets: those of settings, and what came as one."""
+    if message is None:
+        return None
+    return came.clean(adapter.redact(message)).decode("utf-8", "replace")[:_SHOWN]
+
+
+def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, str, dict[str, Any] | None]:
+    try:
+        callback = adapter.verify(adapter.admit(head), body)
+    except CallbackRejected as error:
+        return "refused", error.message, None
+    try:
+        return "accepted", "", _fields(adapter.normalize(callback))
+    except MalformedCallback as error:
+        return "parked", error.message, None
+    except IgnoredCallback:
+        return "ignored", "the settings say to ignore it", None
+
+
+def _fields(draft: EventDraft) -> dict[str, Any]:
+    """Return what the event would say; a result that is fetched later is a URL."""
+    url = draft.remote.url if draft.remote else None
+    bare = None if url is None else url.partition("?")[0] + ("?" + REDACTED.decode() if "?" in url else "")
+    return {
+        "type": draft.type,
+        "job_id": draft.job_id,
+        "ref": draft.ref,
+        "text": draft.transcript.text if draft.transcript else None,
+        "audio": draft.audio.content_type if draft.audio else None,
+        "file": draft.file.content_type if draft.file else None,
+        "fetched_from": bare,
+        "error": draft.error.message if draft.error else None,
+        "idempotency_key": draft.idempotency_key,
+        "provider_data": dict(draft.provider_data),
+    }

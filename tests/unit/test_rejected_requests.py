@@ -1,0 +1,44 @@
+"""How many refused requests wait in memory to be written."""
+
+from __future__ import annotations
+
+from receiver.core.callback import Head, MemoryBody, TokenClaims
+from receiver.core.errors import CallbackRejected
+from receiver.core.observe import CallbackReport, Observers
+from receiver.engine.rejections import REQUEST_BYTES, Rejections
+from tests.support.memory import MemoryStore
+
+HEAD = Head(source="made", method="POST", headers=(), received_at=1)
+OURS = TokenClaims(source="made", token_id="t")
+
+
+def add(rejections: Rejections, claims: TokenClaims | None = OURS, size: int = 1) -> None:
+    body = MemoryBody(b"x" * size)
+    rejections.add(HEAD, CallbackRejected("no"), CallbackReport(method="POST"), claims, body)
+
+
+async def test_few_requests_wait_and_none_while_the_store_is_out() -> None:
+    store = MemoryStore()
+    rejections = Rejections(store, Observers([]))
+    for _ in range(25):
+        add(rejections)
+    await rejections.flush()  # the store is not open
+    for _ in range(25):
+        add(rejections)
+    await store.open()
+    await rejections.flush()
+    kept = await store.rejections("made", limit=100)
+    assert (len(kept), sum(one.request_kept for one in kept)) == (50, 20)
+
+
+async def test_only_short_requests_over_urls_of_this_source_are_kept() -> None:
+    store = MemoryStore()
+    await store.open()
+    rejections = Rejections(store, Observers([]))
+    add(rejections, None)
+    add(rejections, TokenClaims(source="other", token_id="t"))
+    add(rejections, size=REQUEST_BYTES + 1)
+    add(rejections, size=REQUEST_BYTES)
+    await rejections.flush()
+    kept = await store.rejections("made", limit=9)
+    assert sum(one.request_kept for one in kept) == 1
