@@ -207,7 +207,7 @@ class Arrival(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     peer: str | None = None
     headers: tuple[tuple[str, str | None], ...] = ()
-    """As they came; the value of one that may be a secret is None."""
+    """As they came; the value of one that is long, or may be a secret, is None."""
     query: str = ""
     secret: int = 0
     """As of `VerifiedCallback`."""
@@ -225,6 +225,7 @@ HEADERS = 64
 _HEADER = re.compile(r"(?=.{1,64}\Z)[a-z0-9]{1,24}(?:[-_.][a-z0-9]{1,24})*")
 """A name that may be kept: words of at most 24 characters. One with a longer word, or another character, may be a token."""
 _VALUE_CHARS = 200
+"""A longer value is not kept: cut, it might end within a secret that would not be found any more."""
 ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key"))
 """Headers that no provider has to name."""
 
@@ -242,7 +243,7 @@ def is_secret_header(head: Head, name: str, value: str, secret: Collection[str])
 def kept_headers(head: Head, secret: Collection[str]) -> tuple[tuple[str, str | None], ...]:
     """Return the headers of a request that may be kept, without the values of those that hold a secret."""
     return tuple(
-        (name, None if is_secret_header(head, name, value, secret) else value[:_VALUE_CHARS])
+        (name, None if len(value) > _VALUE_CHARS or is_secret_header(head, name, value, secret) else value)
         for name, value in head.headers
         if is_plain(name)
     )[:HEADERS]
