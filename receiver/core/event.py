@@ -262,6 +262,8 @@ class Recording(Struct, frozen=True, kw_only=True):
     answered: Answered | None = None
     routing: bytes | None = None
     """Of each destination whether the event goes there, and by which rule: `Decision`s as JSON."""
+    replaces: str | None = None
+    """An event of the same callback, without which nothing is written: what was erased meanwhile does not come back."""
 
 
 class RecordStatus(StrEnum):
@@ -271,6 +273,8 @@ class RecordStatus(StrEnum):
     DUPLICATE = "duplicate"
     LATE = "late"
     """Recorded without deliveries: the job had already ended."""
+    GONE = "gone"
+    """Not recorded: the event that it replaces, whose id is told, is not there any more."""
 
 
 class Recorded(Struct, frozen=True, kw_only=True):

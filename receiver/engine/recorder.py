@@ -261,7 +261,12 @@ class Recorder:
         row = _row(origin, draft, moment_of(event_id), None if blob else document)
         destinations, routing = self._router.decided(origin.source, draft.type, data)
         return Recording(
-            callback=row, event=event, destinations=destinations, answered=answered, routing=routing
+            callback=row,
+            event=event,
+            destinations=destinations,
+            answered=answered,
+            routing=routing,
+            replaces=draft.replaces,
         )
 
     async def _store_body(

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from receiver.core import event_json
 from receiver.core.callback import Arrival, Head, MemoryBody, TokenClaims, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, MalformedCallback, NotFound, UsageError
-from receiver.core.event import Callback, Event, EventDraft, Recorded
+from receiver.core.event import Callback, Event, EventDraft, Recorded, RecordStatus
 from receiver.core.explain import PARKED
 from receiver.core.scope import scope, scoped
 from receiver.engine.recorder import ASKED, Recorder
@@ -74,7 +74,10 @@ class Renormalizer:
         draft = replace(
             scoped(scope(callback), draft), idempotency_key=key, second_key=None, replaces=event.id
         )
-        return await self._recorder.record(provider, callback, draft)
+        recorded = await self._recorder.record(provider, callback, draft)
+        if recorded.status is RecordStatus.GONE:
+            raise NotFound(f"{event.id} was erased meanwhile")
+        return recorded
 
     async def _callback(self, event: Event) -> VerifiedCallback:
         """Return an event's callback as it was proved. Raises `NotFound`, `UsageError`, `Unavailable`."""

@@ -208,6 +208,17 @@ class RecordSuite:
         assert await store.events(EventFilter()) == [first.event]
         assert len(await store.deliveries(DeliveryFilter())) == 1
 
+    async def test_what_replaces_an_event_that_is_gone_writes_nothing(self, store: Store) -> None:
+        old = recording("app")
+        await store.record(old)
+        again = [replace(recording("app"), replaces=replaced) for replaced in ("evt_gone", old.event.id)]
+        results = await asyncio.gather(*map(store.record, again))
+        assert [(one.status, one.event_id) for one in results] == [
+            (RecordStatus.GONE, "evt_gone"),
+            (RecordStatus.RECORDED, again[1].event.id),
+        ]
+        assert {one.id for one in await store.events(EventFilter())} == {old.event.id, again[1].event.id}
+
     async def test_the_same_second_key_is_a_duplicate(self, store: Store) -> None:
         first, again = recording("app", second_key="s"), recording("app", second_key="s")
         await store.record(first)

@@ -10,8 +10,8 @@ import pytest
 
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
-from receiver.core.event import EventDraft
-from receiver.core.retention import Prune, Walk
+from receiver.core.event import EventDraft, Recorded
+from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import Sent, speech, transcript
 
@@ -110,6 +110,24 @@ async def test_a_bug_that_one_callback_meets_does_not_stop_the_others(
     assert (done["state"], done["done"], done["changed"]) == ("done", 2, 1)
     assert ("error", "operations.event_failed", {"event_id": bad, "error": "KeyError"}) in up.seen.notes
     assert good
+
+
+async def test_what_is_erased_while_it_is_read_again_does_not_come_back(
+    up: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = up.receiver.tokens.issue("deepgram", ref="order-7")
+    old = await parked(up, "first", f"/callbacks/deepgram/{token}")
+    recorder = up.receiver.renormalizer._recorder
+    record = recorder.record
+
+    async def erased(*args: Any) -> Recorded:
+        subject = Subject(kind=SubjectKind.REF, key="order-7")
+        await up.receiver.store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=1))
+        return await record(*args)
+
+    monkeypatch.setattr(recorder, "record", erased)
+    assert "erased" in (await post(up, f"events/{old}/renormalize", status=404))["detail"]
+    assert (await up.client.get("/api/v1/events")).json()["items"] == []
 
 
 async def test_what_is_not_kept_any_more_cannot_be_read_again(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ class MemoryStore(Store):
     async def record(self, recording: Recording) -> Recorded:
         await self.ping()
         event = recording.event
+        if recording.replaces is not None and recording.replaces not in self._events:
+            return Recorded(status=RecordStatus.GONE, event_id=recording.replaces)
         recorded = self._record(recording)
         if recording.answered:
             self._resolve(event.source, recording.answered, recorded.event_id, event.recorded_at)

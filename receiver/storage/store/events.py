@@ -44,7 +44,7 @@ from receiver.storage.store.statements import Row, Session, Value, clean, each, 
 
 
 def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
-    """Write callbacks, events and deliveries, all or none.
+    """Write callbacks, events and deliveries, all or none; of what replaces an event that is gone, nothing.
 
     A callback whose (source, idempotency key) or (source, second key) is known is a `DUPLICATE` and writes nothing. A
     `PROGRESS` event whose (source, job) already has a `FINAL` one, or a deferred one, is `LATE`: recorded, with no
@@ -53,6 +53,18 @@ def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
     With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
     is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
     """
+    replaced = {one.replaces for one in recordings if one.replaces is not None}
+    there = {row[0] for row in session.run_rows("known_events", [(one,) for one in sorted(replaced)])}
+    results = iter(_record(session, [one for one in recordings if one.replaces in {None, *there}]))
+    return [
+        Recorded(status=RecordStatus.GONE, event_id=one.replaces)
+        if one.replaces is not None and one.replaces not in there
+        else next(results)
+        for one in recordings
+    ]
+
+
+def _record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
     unknown = write_callbacks(session, [(one.callback, one.event.id) for one in recordings])
     new = []
     for recording in recordings:
