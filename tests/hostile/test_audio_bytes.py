@@ -81,7 +81,7 @@ UNKNOWN = AudioDraft(content_type="application/octet-stream", extension="mp3")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_body_takes_less_than_half_a_second(name: str, tmp_path: Path) -> None:
+def test_a_hostile_body_takes_less_than_a_second(name: str, tmp_path: Path) -> None:
     """Of processor, for 32 MiB in a file."""
     start, repeated = HOSTILE[name]
     path = tmp_path / "body"
@@ -92,7 +92,7 @@ def test_a_hostile_body_takes_less_than_half_a_second(name: str, tmp_path: Path)
             file.write(piece)
     began = time.thread_time()
     assert isinstance(facts(str(path), UNKNOWN), AudioFacts)
-    assert time.thread_time() - began < 0.5
+    assert time.thread_time() - began < 1
     path.unlink()
 
 

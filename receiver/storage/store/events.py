@@ -54,6 +54,8 @@ def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
     is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
     """
     replaced = {one.replaces for one in recordings if one.replaces is not None}
+    if not replaced:
+        return _record(session, recordings)
     there = {row[0] for row in session.run_rows("known_events", [(one,) for one in sorted(replaced)])}
     results = iter(_record(session, [one for one in recordings if one.replaces in {None, *there}]))
     return [
