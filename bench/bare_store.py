@@ -44,7 +44,21 @@ def record(connection: Connection, number: int) -> None:
     _, body = listen(str(number))
     event_ids = [new_id("evt", now) for _ in range(BATCH)]
     callbacks = [
-        (new_id("cbk", now), "deepgram", one, None, "POST", "", now, len(body), "0" * 64, body, "basic", one)
+        (
+            new_id("cbk", now),
+            "deepgram",
+            one,
+            None,
+            "POST",
+            "",
+            now,
+            len(body),
+            "0" * 64,
+            body,
+            "basic",
+            b"{}",
+            one,
+        )
         for one in event_ids
     ]
     events = [
@@ -59,7 +73,7 @@ def record(connection: Connection, number: int) -> None:
             now,
             now,
             body,
-            *(None, None, None),
+            *(None, None, None, b"[]"),
         )
         for event_id in event_ids
     ]
