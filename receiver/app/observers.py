@@ -310,7 +310,7 @@ def share_metrics(folder: str, number: int) -> None:
     Its successor, by the same number, counts on where it ended.
     """
     os.environ[_SHARED_FOLDER] = folder
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # of prometheus_client, which has types for some of it
 
 
 class _Series(dict[tuple[str, ...], Any]):
@@ -337,7 +337,7 @@ class MetricsObserver:
         self.registry = self.shown = CollectorRegistry()
         if _SHARED_FOLDER in os.environ:
             self.shown = CollectorRegistry()
-            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]
+            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]  # as above
         else:
             ProcessCollector(registry=self.registry)
         self._series = _Series(self.registry)

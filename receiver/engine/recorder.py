@@ -243,21 +243,7 @@ class Recorder:
                 link, short = {"document": blob}, True
         if short:
             data = compose(**link, short=True)
-        event = Event(
-            id=event_id,
-            type=draft.type,
-            source=origin.source,
-            provider=origin.provider,
-            job_id=draft.job_id,
-            ref=draft.ref,
-            stage=draft.stage,
-            occurred_at=draft.occurred_at,
-            recorded_at=now,
-            data=data,
-            blob_key=blob.key if blob else None,
-            size=blob.size if blob else None,
-            duration_ms=_milliseconds(link),
-        )
+        event = _event(origin, draft, event_id, now, data, blob, _milliseconds(link))
         row = _row(origin, draft, moment_of(event_id), None if blob else document)
         destinations, routing = self._router.decided(origin.source, draft.type, data)
         return Recording(
@@ -356,6 +342,32 @@ def _pulled(provider: str, pickup: Pickup, body: Body | None, redact: Callable[[
         proofs=ASKED,
         body=body or MemoryBody(b""),
         redact=redact,
+    )
+
+
+def _event(
+    origin: _Origin,
+    draft: EventDraft,
+    event_id: str,
+    now: int,
+    data: bytes,
+    blob: StoredBlob | None,
+    duration_ms: int | None,
+) -> Event:
+    return Event(
+        id=event_id,
+        type=draft.type,
+        source=origin.source,
+        provider=origin.provider,
+        job_id=draft.job_id,
+        ref=draft.ref,
+        stage=draft.stage,
+        occurred_at=draft.occurred_at,
+        recorded_at=now,
+        data=data,
+        blob_key=blob.key if blob else None,
+        size=blob.size if blob else None,
+        duration_ms=duration_ms,
     )
 
 

@@ -27,9 +27,9 @@ def _event(case: Case) -> dict[str, Any]:
     provider = make(case)
     draft = provider.normalize(prove(provider, case.request, case.received_at))
     part: dict[str, Any] = {}
-    if draft.audio or draft.file:
+    if (kept := draft.audio or draft.file) is not None:
         body = MemoryBody(case.request.body if draft.content is None else draft.content)
-        kind = (draft.audio or draft.file).content_type  # type: ignore[union-attr]
+        kind = kept.content_type
         blob = StoredBlob(key="k", uri="file:///k", content_type=kind, size=body.size, sha256=body.sha256)
         if draft.file:
             part = {draft.file.part: blob}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ BIN = Path(sys.executable).parent
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 
-class Broker:
+class Broker(ABC):
     """One server. A subclass says how it is started."""
 
     program: str
@@ -32,9 +33,9 @@ class Broker:
         (self.port, self.other) = free_ports(2)
         self.child: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return what starts it on `port` with its data in `folder`."""
-        raise NotImplementedError
 
     def environ(self) -> dict[str, str]:
         """Return its environment."""
