@@ -385,30 +385,34 @@ async def _events(folder: Path) -> set[str]:
 
 
 async def test_slow_bodies_of_one_stranger_keep_no_callback_out(tmp_path: Path, kind: str) -> None:
-    """300 heads that look signed, and no body: a proxy has two connections for each that it passes on, and few in all."""
+    """300 heads that look signed, and no body: the proxy keeps them to itself, and nginx takes 200 of one address."""
     head = "".join(
         (
             f"POST /callbacks/deapi HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 1000\r\n",
             f"x-deapi-timestamp: {int(time.time())}\r\nx-deapi-signature: sha256={'0' * 64}\r\n\r\n{{",
         )
     ).encode()
-    async with behind(kind, tmp_path) as (proxy, _):
-        writers: list[asyncio.StreamWriter] = []
+    async with behind(kind, tmp_path) as (proxy, up):
+        opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         some = asyncio.Semaphore(50)
 
         async def begin() -> None:
             with contextlib.suppress(OSError):
                 async with some, asyncio.timeout(5):
-                    _, writer = await asyncio.open_connection(
+                    both = await asyncio.open_connection(
                         "127.0.0.1", proxy.https, ssl=proxy.trusted, server_hostname=HOST
                     )
-                    writers.append(writer)
-                    writer.write(head)
+                    opened.append(both)
+                    both[1].write(head)
 
         await asyncio.gather(*(begin() for _ in range(300)))
+        if kind == "nginx":
+            async with asyncio.timeout(10):
+                assert b" 503 " in await opened[-1][0].readline()
         sent = deapi("job-1")
         async with asyncio.timeout(10):
             answer = await proxy.call("POST", sent.path, sent.headers, sent.body)
-        for writer in writers:
+        assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
+        assert [report.peer for report in up.seen.callbacks] == [CALLER]
+        for _, writer in opened:
             writer.transport.abort()
-    assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
