@@ -24,6 +24,7 @@ from receiver.core.routing import Router, fitting_types
 from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
 from receiver.engine.worker import Clock
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 BATCH = 200
 """Rows in one transaction: callbacks that are recorded meanwhile wait for it."""
@@ -139,17 +140,15 @@ class BulkWorker:
         self._observer, self._clock = observer, clock
         self.look = asyncio.Event()
         """Set when an operation may have begun."""
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def start(self) -> None:
         """Carry on operations from now on, in a task of the running loop."""
-        self._task = asyncio.create_task(self._run(), name="operations")
+        self._background.start(self._run())
 
     async def stop(self) -> None:
         """Stop at once: a batch under way is done whole or not at all."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
 
     async def _run(self) -> None:
         while True:

@@ -53,6 +53,7 @@ from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 from receiver.system.codings import KNOWN, coding
 from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large, wire_limit
 
@@ -133,7 +134,7 @@ class Intake:
         self.rejections = rejections
         self._drain_error = ""
         """Why the last drain stopped, as it was reported."""
-        self._loops: list[asyncio.Task[None]] = []
+        self._background = Background()
 
     # ------------------------------------------------------------ its life
 
@@ -143,13 +144,11 @@ class Intake:
 
     def start(self) -> None:
         """Drain the journal and write rejections from now on, in tasks of the running loop."""
-        self._loops = [asyncio.create_task(self._drain_forever()), asyncio.create_task(self._flush_forever())]
+        self._background.start(self._drain_forever(), self._flush_forever())
 
     async def stop(self) -> None:
         """End both loops, and write the last rejections."""
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._background.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timing.last_flush):
                 await self.rejections.flush()

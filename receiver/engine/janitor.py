@@ -8,7 +8,6 @@ good, so in doubt nothing is: while the time cannot be believed, or the store kn
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import owner_of, with_outlines
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 SKEW_MS = 600_000
 """Clocks that differ by so much: one of them is wrong, and no age is known."""
@@ -98,21 +98,17 @@ class Janitor:
         """Where unfinished walks continue."""
         self._left: list[Walk] = []
         """Walks that an earlier sweep had no time for."""
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     # ------------------------------------------------------------ its life
 
     def start(self) -> None:
         """Sweep from now on, in a task of the running loop."""
-        self._task = asyncio.create_task(self._run())
+        self._background.start(self._run())
 
     async def stop(self) -> None:
         """Stop at once: a batch under way is committed whole or not at all."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._background.stop()
 
     async def _run(self) -> None:
         pause = self._retention.sweep_seconds * random.uniform(0.05, 1.0)  # processes started together part

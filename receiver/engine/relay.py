@@ -34,6 +34,7 @@ from receiver.engine.worker import (
 )
 from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 Made = tuple[Settlement, float]
 """What to settle, and the seconds that the attempt took."""
@@ -103,7 +104,7 @@ class Relay(Lanes[Claimed, Made]):
         """`worker` names this process in claims; no two processes have the same. `routed` is for events about destinations."""
         self._context = LaneContext(observer, StoreWatch(observer, "relay"), clock, worker, timing)
         self._store = store
-        self._looking: asyncio.Task[None] | None = None
+        self._background = Background()
         self._sending = {
             name: Sending(name, terms, store, render, self._context, partial(self._reported, routed=routed))
             for name, terms in lanes.items()
@@ -128,14 +129,12 @@ class Relay(Lanes[Claimed, Made]):
     def start(self) -> None:
         """Begin to claim and attempt, and to look at the destinations' states."""
         super().start()
-        self._looking = asyncio.create_task(self._keep_looking(), name="destinations")
+        self._background.start(self._keep_looking())
 
     async def stop(self, grace_seconds: float) -> None:
         """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; release what was not attempted."""
         await super().stop(grace_seconds)
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._background.stop()
 
     async def step(self, now: int) -> int:
         """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""

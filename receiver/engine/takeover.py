@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.observe import Observer
 from receiver.engine.worker import Clock
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 EVERY_SECONDS = 1.0
 
@@ -28,20 +28,16 @@ class Takeover:
         self._clock = clock
         self._wake = wake
         self._wake_pickups = wake_pickups
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     async def start(self) -> None:
         """Look now, so that claims to come name this process's lock, and from now on in a task of the running loop."""
         await self._look()
-        self._task = asyncio.create_task(self._run())
+        self._background.start(self._run())
 
     async def stop(self) -> None:
         """Stop at once."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._background.stop()
 
     async def _run(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, MINUTE, Process, Tally, TallyBatch, bound_of
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 EVERY_SECONDS = 10.0
 KEPT_MS = 48 * 3600 * 1000
@@ -34,21 +35,19 @@ class Tallies:
     def __init__(self, store: Store, process: Process, clock: Callable[[], int]) -> None:
         self._store, self._process, self._clock = store, process, clock
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def start(self, role: str) -> None:
         """Tell the store from now on, in a task of the running loop; again: only that the role is another."""
         self._process = replace(self._process, role=role)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="tallies")
+        if not self._background.running:
+            self._background.start(self._run())
 
     async def stop(self) -> None:
         """Tell what was counted last."""
-        if self._task is None:
+        if not self._background.running:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
+        await self._background.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.tell(), _LAST_SECONDS)
 

@@ -16,6 +16,7 @@ from receiver.core.source_events import FAILING, RECOVERED, source_event
 from receiver.engine.worker import Clock
 from receiver.providers import Adapter
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 _FIRST_SECONDS = 10.0
 """The first question comes within this time after the start: processes that start together part."""
@@ -47,7 +48,7 @@ class Watcher:
         """`routed` tells which destinations want an event; `wake` gets those of a new one."""
         self._store, self._sources = store, sources
         self._routed, self._wake, self._observer, self._clock = routed, wake, observer, clock
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,13 +57,11 @@ class Watcher:
 
     def start(self) -> None:
         """Ask from now on, in tasks of the running loop."""
-        self._tasks = [asyncio.create_task(self._keep_asking(name)) for name in self._sources]
+        self._background.start(*map(self._keep_asking, self._sources))
 
     async def stop(self) -> None:
         """Stop at once: an event under way is recorded whole or not at all."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
 
     async def _keep_asking(self, name: str) -> None:
         await asyncio.sleep(random.uniform(0.1, 1) * _FIRST_SECONDS)

@@ -159,7 +159,7 @@ async def test_a_rejection_that_is_being_written_is_kept(
         assert (await up.client.post(sent.path, content=sent.body)).status_code == 401
         await asked.wait()
         await up.reload(settings_text(tmp_path, extra=MORE))
-        while not all(loop.cancelling() or loop.done() for loop in old._loops):
+        while old._background.running:
             await asyncio.sleep(0)
         go_on.set()
         while not await store.rejections("deepgram", limit=5):

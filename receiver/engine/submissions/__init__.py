@@ -30,6 +30,7 @@ from receiver.engine.submissions.repeats import Repeated, Repeats, fingerprint_o
 from receiver.engine.submissions.requests import Requests
 from receiver.settings.model import SubmitSettings
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 from receiver.system.files import BodyBuffer
 
 __all__ = ["Answer", "Call", "Submissions", "SubmitSource"]
@@ -66,7 +67,7 @@ class Submissions:
         self._repeats = Repeats(settings, store, clock)
         self._answers = Answers(settings, store, observer, clock, routed, wake)
         self._under_way = 0
-        self._sweeping: asyncio.Task[None] | None = None
+        self._background = Background()
 
     # ------------------------------------------------------------ its life
 
@@ -74,13 +75,12 @@ class Submissions:
         """Make ready to send, and begin to give up what ended processes left."""
         for source in self.sources.values():
             await source.upstream.open()
-        self._sweeping = asyncio.create_task(self._sweep_forever()) if self.sources else None
+        if self.sources:
+            self._background.start(self._sweep_forever())
 
     async def close(self) -> None:
         """Let go of connections."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
+        await self._background.stop()
         for source in self.sources.values():
             await source.upstream.close()
 

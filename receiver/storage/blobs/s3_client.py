@@ -20,6 +20,7 @@ from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
 from receiver.storage.blobs.s3_errors import GaveUp, is_outage, unavailable
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
 from receiver.storage.blobs.s3_signed import FirstTries, Signer, trust_of
+from receiver.system.background import Background
 from receiver.system.threads import Threads
 
 _PAUSES = (0.1, 0.5)
@@ -39,7 +40,7 @@ class Calls:
         self._threads = Threads(options.connections, "s3")
         self._tickets: set[Ticket] = set()
         self._here = _Here()
-        self._keeper: asyncio.Task[None] | None = None
+        self._background = Background()
         self.client: Any = None
         self.links: Any = None
         """The client that signs links."""
@@ -57,15 +58,13 @@ class Calls:
         if trust is not None:
             self.first_tries = FirstTries(self._options, self.client, self.signers[0], trust, self._threads)
         if hasattr(credentials, "refresh_needed"):
-            self._keeper = asyncio.create_task(self._keep(credentials))
+            self._background.start(self._keep(credentials))
 
     async def close(self) -> None:
         """Let no further try begin, wait a moment for the requests under way, and cut those off that go on."""
         for ticket in list(self._tickets):
             ticket.given_up.set()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._background.stop()
         if self.first_tries is not None:
             await self.first_tries.close()
         self._threads.close()
