@@ -36,6 +36,9 @@ PAGES = {
     "all of them": "source=s1&type=speech.*&state=delivered&destination=d1",
     "a job": "job_id=job-77",
     "a source that has nothing": "source=none",
+    "types that nothing has": "type=media.*",
+    "what goes wrong, but never did": "type=*.failed",
+    "a size that nothing has": "min_bytes=1",
     "a destination that has nothing": "destination=none",
 }
 _NUMBERS = {

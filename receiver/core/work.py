@@ -282,7 +282,7 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Created before this time."""
     source: str | None = None
     """Only of this source's events."""
-    event_types: tuple[str, ...] | None = None
+    types: tuple[str, ...] | None = None
     """Of an event of one of these types; None for all."""
     ended_before: int | None = None
     """Only those that ended before this time, and have not begun anew since."""

@@ -262,7 +262,7 @@ def _deliveries(operation: BulkOperation, *, ended: bool) -> DeliveryFilter:
         destination=chosen.destination,
         state=chosen.state,
         source=chosen.source,
-        event_types=None if chosen.type is None else fitting_types(chosen.type),
+        types=None if chosen.type is None else fitting_types(chosen.type),
         since=chosen.since,
         until=_until(operation),
         ended_before=operation.created_at + 1 if ended else None,

@@ -74,7 +74,7 @@ class ListingSuite:
         ):
             found = await filled(store.deliveries, DeliveryFilter(state=state), 50)
             assert [one.state for one in found] == [state] * count
-            of_app = DeliveryFilter(state=state, destination="app", event_types=("speech.failed",))
+            of_app = DeliveryFilter(state=state, destination="app", types=("speech.failed",))
             assert len(await filled(store.deliveries, of_app, 50)) == {
                 DeliveryState.PENDING: 2,
                 DeliveryState.DELIVERED: 0,

@@ -741,7 +741,7 @@ class MemoryStore(Store):
                 and (filter.since is None or one.created_at >= filter.since)
                 and (filter.until is None or one.created_at < filter.until)
                 and filter.source in (None, self._events[one.event_id].source)
-                and (filter.event_types is None or one.event_type in filter.event_types)
+                and (filter.types is None or one.event_type in filter.types)
                 and (filter.after is None or (one.id < filter.after) is not filter.oldest_first)
                 and one.id != filter.after
                 and (

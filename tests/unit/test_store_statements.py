@@ -11,9 +11,9 @@ from typing import Any
 import apsw
 import pytest
 
-from receiver.core.event import EventFilter
+from receiver.core.event import EventFilter, EventSearch
 from receiver.storage.store import sqlite
-from receiver.storage.store.events import events
+from receiver.storage.store.events import TROUBLED, events, search
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Dialect, Row, Value, migrations, statement, statement_of_rows
 from tests.contract.store_suite import recording
@@ -275,13 +275,16 @@ class _Asked:
         return [(5, "evt_5")] if name.startswith("place_") else []
 
 
-def test_parked_callbacks_are_found_without_a_walk_through_other_events(
-    connection: apsw.Connection,
+@pytest.mark.parametrize("type_", TROUBLED)
+def test_what_goes_wrong_is_found_without_a_walk_through_other_events(
+    connection: apsw.Connection, type_: str
 ) -> None:
     asked = _Asked()
-    events(asked, EventFilter(type="callback.parked", since=1))  # type: ignore[arg-type]
-    ((text, params),) = asked.texts
-    assert "USING INDEX events_troubled" in plan(connection, text, params)
+    events(asked, EventFilter(type=type_, since=1))  # type: ignore[arg-type]
+    search(asked, EventSearch(types=(type_, "callback.parked")))  # type: ignore[arg-type]
+    plans = [plan(connection, text, params) for text, params in asked.texts]
+    assert ["USING COVERING INDEX events_troubled" in one for one in plans] == [True, False] * 2
+    assert all("INDEX events_troubled" in one for one in plans)
 
 
 def test_events_since_a_time_are_looked_through_as_far_as_others_and_no_further(
@@ -289,6 +292,6 @@ def test_events_since_a_time_are_looked_through_as_far_as_others_and_no_further(
 ) -> None:
     """With both bounds, SQLite takes the time's and walks through all events since then."""
     asked = _Asked()
-    events(asked, EventFilter(type="speech.failed", since=1))  # type: ignore[arg-type]
+    events(asked, EventFilter(type="speech.completed", since=1))  # type: ignore[arg-type]
     text, params = asked.texts[-1]
     assert "(recorded_at,id)>(?,?)" in plan(connection, text, params)

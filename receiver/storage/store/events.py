@@ -17,6 +17,7 @@ from msgspec.structs import astuple
 
 from receiver.core.errors import NotFound
 from receiver.core.event import (
+    EVENT_TYPES,
     TIME_CHARS,
     Answered,
     Callback,
@@ -222,25 +223,25 @@ def has_scope(session: Session, source: str, scope: str) -> bool:
 _BY_TIME = Listing("list_events", "place_of_events", "(recorded_at, id)", (8, 0))
 _BACK = Listing("events_back", "place_of_events_back", "(e.position, e.id)", (0, 1))
 _ONWARD = Listing("events_onward", "place_of_events_onward", "(e.position, e.id)", (0, 1), onward=True)
-TROUBLED = ("callback.parked", "callback.overdue")
-"""Types that are rare and that people look for: they have an index of their own."""
+TROUBLED = tuple(one for one in EVENT_TYPES if not one.endswith((".completed", ".processing", ".partial")))
+"""Types of what goes wrong, and of operation: rare, and looked for. They have indexes of their own."""
+_TROUBLED = f"type IN {TROUBLED}"
 _RECORDING_MS = 600_000
 """Events are in the order of recording and nearly in that of their times: by so much, one may be ahead of another."""
 
 
 def events(session: Session, filter: EventFilter) -> Page[Event]:
     """List events, those recorded last first, a page at a time."""
-    troubled = filter.type in TROUBLED
     indexed: Conditions = {
         "job_id = :job_id": filter.job_id,
         "ref = :ref": filter.ref,
         "recorded_at >= :since": filter.since,
         "recorded_at < :until": filter.until,
-        f"type IN {TROUBLED} AND type = :type": filter.type if troubled else None,
+        _TROUBLED: "the index" if filter.type in TROUBLED else None,
     }
     others: Conditions = {
         "source || '' = :source": filter.source,
-        "type || '' = :type": None if troubled else filter.type,
+        "type || '' = :type": filter.type,
     }
     item, limit = partial(value_of, Event), filter.limit
     return page(session, _BY_TIME, indexed, others, after=filter.after, limit=limit, item=item)
@@ -260,6 +261,8 @@ def search(session: Session, wanted: EventSearch) -> Page[PlacedEvent]:
         "e.duration_ms >= :min_duration_ms": wanted.min_duration_ms,
         "e.duration_ms <= :max_duration_ms": wanted.max_duration_ms,
     }
+    if wanted.types and set(wanted.types) <= set(TROUBLED):
+        indexed[f"e.{_TROUBLED}"] = "the index"
     if wanted.since is not None:
         indexed["e.position >= :first"] = _position(session, wanted.since - _RECORDING_MS)
     if wanted.until is not None:

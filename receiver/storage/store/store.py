@@ -15,14 +15,11 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-from msgspec.structs import replace
-
 from receiver.core.act import Act
 from receiver.core.bulk import Batch, BulkOperation
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter, EventSearch, Rejection
-from receiver.core.page import Page
+from receiver.core.event import Rejection
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.submission import Submission
@@ -30,8 +27,6 @@ from receiver.core.tally import TallyBatch
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
-    DeliveryFilter,
-    PickupFilter,
     StoreStats,
     TakenOver,
 )
@@ -51,10 +46,7 @@ from receiver.system.threads import OwnThread
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-F = TypeVar("F", EventFilter, EventSearch, DeliveryFilter, PickupFilter)
 Parts = TypeVarTuple("Parts")
-PARTS = 10
-"""Of one page of a listing, at most: what is rare is looked for among so many times the rows that one part looks at."""
 Notified = Callable[[Iterable[str], Iterable[str]], None]
 """Called with destinations and sources for which another process recorded something."""
 
@@ -146,26 +138,6 @@ def _reads(
 
     async def read(store: Store, *args: *Parts) -> R:
         return await store.read(function, *args)
-
-    return read
-
-
-def _lists(
-    function: Callable[[Session, F], Page[R]],
-) -> Callable[[Store, F], Coroutine[Any, Any, Page[R]]]:
-    """Return the method that lists by a function, in several parts where one is short: other readers come in between."""
-
-    async def read(store: Store, wanted: F) -> Page[R]:
-        found = Page[R]([], wanted.after)
-        for _ in range(PARTS):
-            part = await store.read(
-                function, replace(wanted, after=found.after, limit=wanted.limit - len(found))
-            )
-            found += part
-            found.after = part.after
-            if found.after is None or len(found) >= wanted.limit:
-                break
-        return found
 
     return read
 
@@ -275,8 +247,8 @@ class Store:
     record = _writes(event_rows.record)
     defer = _writes(pickup_rows.defer)
     event = _reads(event_rows.event)
-    events = _lists(event_rows.events)
-    search = _lists(event_rows.search)
+    events = _reads(event_rows.events)
+    search = _reads(event_rows.search)
     oldest_position = _reads(event_rows.oldest_position)
     body = _reads(event_rows.body)
     callback = _reads(event_rows.callback)
@@ -303,7 +275,7 @@ class Store:
     settle = _writes(DELIVERIES.settle)
     next_due = _reads(DELIVERIES.next_due)
     delivery = _reads(queue.delivery)
-    deliveries = _lists(queue.deliveries)
+    deliveries = _reads(queue.deliveries)
     deliveries_of = _reads(queue.of_events)
     progress_of = _reads(queue.progress_of)
     attempts = _reads(queue.attempts)
@@ -373,7 +345,7 @@ class Store:
     settle_pickup = _writes(pickup_rows.settle)
     next_due_pickup = _reads(PICKUPS.next_due)
     pickup = _reads(pickup_rows.pickup)
-    pickups = _lists(pickup_rows.pickups)
+    pickups = _reads(pickup_rows.pickups)
     pickup_attempts = _reads(pickup_rows.attempts)
 
     async def claim_pickups(

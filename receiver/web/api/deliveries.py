@@ -38,7 +38,7 @@ async def listed(call: Call[DeliveryQuery, None]) -> Page[DeliveryShown]:
             state=query.state,
             event_id=query.event_id,
             source=query.source,
-            event_types=None if query.type is None else fitting_types(query.type),
+            types=None if query.type is None else fitting_types(query.type),
             since=millis(query.since),
             until=millis(query.until),
             after=query.after,

@@ -204,7 +204,7 @@ def _filter(fields: Mapping[str, str]) -> DeliveryFilter:
         state=state,
         destination=fields["destination"] or None,
         source=fields["source"] or None,
-        event_types=(fields["type"],) if fields["type"] else None,
+        types=(fields["type"],) if fields["type"] else None,
     )
 
 
