@@ -52,6 +52,8 @@ _BLANK = ("", None)
 _DIGITS = {"seconds": 6, "body_seconds": 6, "proved_seconds": 6, "waited_seconds": 3}
 _ALWAYS = frozenset(("source", "provider", "method", "status", "seconds", "size"))
 """Fields of a callback's line that are written even when they are empty."""
+_UNSAID = frozenset(("answer", "began", "count"))
+"""Fields of a report that its line has not, or only in their place."""
 _NUMBERS = re.compile(r"[0-9]+")
 _WAITING_SECONDS = 30.0
 """Least time between two lines `journal.waiting`."""
@@ -91,11 +93,14 @@ class LogObserver:
             if repeated is None:
                 return
             left_out = repeated
-        fields = _fields(report) | {"left_out": left_out}
-        del fields["answer"], fields["began"]
-        if report.count == 1:
-            del fields["count"]
-        line = {name: value for name, value in fields.items() if value or name in _ALWAYS}
+        line: dict[str, Any] = {}
+        for name, value in asdict(report).items():
+            if (value or name in _ALWAYS) and name not in _UNSAID:
+                line[name] = round(value, 6) if name in _DIGITS else value
+        if report.count != 1:
+            line["count"] = report.count
+        if left_out:
+            line["left_out"] = left_out
         self._write(level, f"callback.{report.answer}", line)
 
     def attempt(self, report: AttemptReport) -> None:

@@ -230,6 +230,7 @@ ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-
 """Headers that no provider has to name."""
 
 
+@lru_cache(maxsize=256)
 def is_plain(name: str) -> bool:
     """Tell whether the name of a header is kept: one that may be a token itself is not."""
     return _HEADER.fullmatch(name) is not None
@@ -240,13 +241,19 @@ def is_secret_header(head: Head, name: str, value: str, secret: Collection[str])
     return name in secret or name in ALWAYS_SECRET or (head.token is not None and head.token in value)
 
 
-def kept_headers(head: Head, secret: Collection[str]) -> tuple[tuple[str, str | None], ...]:
+def kept_headers(head: Head, secret: frozenset[str]) -> tuple[tuple[str, str | None], ...]:
     """Return the headers of a request that may be kept, without the values of those that hold a secret."""
+    hidden, token = secret | ALWAYS_SECRET, head.token
     return tuple(
-        (name, None if len(value) > _VALUE_CHARS or is_secret_header(head, name, value, secret) else value)
-        for name, value in head.headers
-        if is_plain(name)
-    )[:HEADERS]
+        [
+            (
+                name,
+                None if len(value) > _VALUE_CHARS or name in hidden or (token and token in value) else value,
+            )
+            for name, value in head.headers
+            if is_plain(name)
+        ][:HEADERS]
+    )
 
 
 class VerifiedCallback(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from msgspec import Struct, field
@@ -26,18 +27,34 @@ _random = random.Random(os.urandom(32))
 os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(32)))
 
 
-def moment_of(made: str) -> int:
-    """Return the epoch milliseconds at which `new_id` made an id."""
-    number = 0
-    for char in made.partition("_")[2][:TIME_CHARS]:
-        number = number << 5 | _ALPHABET.index(char)
-    return number
-
-
 def new_id(prefix: str, now: int) -> str:
     """Return `prefix_` + 26 characters: 48 bits of epoch milliseconds, then 80 random bits (base 32, sortable)."""
-    number = (now & 0xFFFFFFFFFFFF) << 80 | _random.getrandbits(80)
-    return f"{prefix}_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+    return _with_chance(prefix, _of_moment(now))
+
+
+def id_beside(prefix: str, other: str) -> str:
+    """Return a new id with the millisecond of another id."""
+    return _with_chance(prefix, moment(other))
+
+
+def moment(made: str) -> str:
+    """Return the characters of an id that encode its millisecond."""
+    return made.partition("_")[2][:TIME_CHARS]
+
+
+def _with_chance(prefix: str, moment: str) -> str:
+    number = _random.getrandbits(80)
+    return (
+        f"{prefix}_{moment}{_PAIRS[number >> 70]}{_PAIRS[number >> 60 & 1023]}{_PAIRS[number >> 50 & 1023]}"
+        f"{_PAIRS[number >> 40 & 1023]}{_PAIRS[number >> 30 & 1023]}{_PAIRS[number >> 20 & 1023]}"
+        f"{_PAIRS[number >> 10 & 1023]}{_PAIRS[number & 1023]}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _of_moment(now: int) -> str:
+    """Return the characters of a millisecond: all ids of a callback have the same."""
+    return "".join([_PAIRS[(now & 0xFFFFFFFFFFFF) >> shift & 1023] for shift in range(40, -1, -10)])
 
 
 class Stage(StrEnum):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -135,32 +134,34 @@ class Observers:
 
     def callback(self, report: CallbackReport) -> None:
         """Report to every listener."""
-        self._each(lambda listener: listener.callback(report))
+        self._each("callback", report)
 
     def attempt(self, report: AttemptReport) -> None:
         """Report to every listener."""
-        self._each(lambda listener: listener.attempt(report))
+        self._each("attempt", report)
 
     def pickup(self, report: PickupReport) -> None:
         """Report to every listener."""
-        self._each(lambda listener: listener.pickup(report))
+        self._each("pickup", report)
 
     def submission(self, report: SubmissionReport) -> None:
         """Report to every listener."""
-        self._each(lambda listener: listener.submission(report))
+        self._each("submission", report)
 
     def journal(self, depth: int, oldest_age_seconds: float) -> None:
         """Report to every listener."""
-        self._each(lambda listener: listener.journal(depth, oldest_age_seconds))
+        self._each("journal", depth, oldest_age_seconds)
 
     def note(self, level: str, event: str, **fields: Any) -> None:
         """Report to every listener."""
-        self._each(lambda listener: listener.note(level, event, **fields))
+        self._each("note", level, event, **fields)
 
-    def _each(self, report: Callable[[Observer], None]) -> None:
+    def _each(self, method: str, /, *args: Any, **fields: Any) -> None:
         for listener in self._listeners:
-            with suppress(Exception):
-                report(listener)
+            try:
+                getattr(listener, method)(*args, **fields)
+            except Exception:  # noqa: S112 - nobody is left to tell
+                continue
 
 
 class Repeats:

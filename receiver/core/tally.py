@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ they took, the outcome being the milliseconds that it took at most.
 MINUTE = 60_000
 BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000)
 """Milliseconds that acknowledging may take at most, by which it is counted."""
+_NAMES = tuple(map(str, BOUNDS))
 
 
 class Tally(Struct, frozen=True, kw_only=True):
@@ -51,7 +53,7 @@ class TallyBatch(NamedTuple):
 
 def bound_of(seconds: float) -> str:
     """Return the bound that an acknowledgement is counted by."""
-    return str(next((bound for bound in BOUNDS if seconds * 1000 <= bound), BOUNDS[-1]))
+    return _NAMES[bisect_left(BOUNDS, seconds * 1000, hi=len(BOUNDS) - 1)]
 
 
 def within(tallies: Iterable[Tally], share: float) -> int | None:

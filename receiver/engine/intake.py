@@ -186,7 +186,6 @@ class Intake:
             return self.overloaded(head.source, head.method, reason)
         report = CallbackReport(
             method=head.method if head.method in KNOWN_METHODS else "other",
-            content_type=head.media_type()[0][:100],
             peer=head.peer,
             began=began,
         )
@@ -242,6 +241,7 @@ class Intake:
         """Read a callback's body and record it. Raises `SenderError`, `JournalUnavailable`."""
         provider = self._providers.get(head.source)
         if provider is None:
+            report.content_type = head.media_type()[0][:100]
             raise UnknownSource
         report.source, report.provider = head.source, provider.provider
         report.content_type = kept_type(provider.redact, head)
@@ -250,7 +250,8 @@ class Intake:
             if reply is None:
                 raise WrongMethod
             return _greeted(reply, report)
-        head = await self.with_claims(head)
+        if head.token:
+            head = await self.with_claims(head)
         try:
             admission = await self.with_keys(provider, head, self._admit, provider, head)
         except CallbackRejected:
@@ -439,9 +440,8 @@ class Intake:
         report.proofs = ",".join(sorted(callback.proofs))
         report.token_secret = callback.claims.secret if callback.claims else 0
         report.reason = draft.parked or ""
-        storing = self.load.begin_storing()
         try:
-            async with asyncio.timeout(budget):
+            with self.load.store(budget):
                 if callback.claims is not None and callback.claims.unread:
                     raise StoreUnavailable("the store could not tell what the URL's token stands for")
                 recorded = await self._recorder.record(provider, callback, draft, report)
@@ -454,8 +454,6 @@ class Intake:
             report.reason = "an internal error"
         else:
             return _recorded(recorded, draft, report)
-        finally:
-            self.load.end_storing(storing)
         report.answer = "journaled"
         secret = provider.secret_headers
         await self._journal.keep(

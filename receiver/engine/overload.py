@@ -18,6 +18,8 @@ SLOW_SECONDS = 2.0
 """Storing that takes longer is slow: a third of what a source allows for it by default."""
 ALWAYS_STORED = 128
 """Callbacks that may be stored at once however long it takes: during a silent outage these are what reaches the journal."""
+_LOOK_SECONDS = 0.05
+"""Between two looks for callbacks that were stored for too long."""
 _NTH_OLDEST = 16
 """Which of the callbacks being stored is timed: a few that hang are no sign of overload."""
 
@@ -83,6 +85,34 @@ class WaitingRoom:
                 del self._of_peers[place.peer]
 
 
+class Storing:
+    """A callback while it is stored, until the `with` block ends. Leaving raises `TimeoutError` in one that took too long.
+
+    One timer looks at all of them: one for each callback would cost as much as all the rest that is counted here.
+    """
+
+    def __init__(self, load: LoadShedder, began: float, until: float) -> None:
+        self._load, self.began, self.until = load, began, until
+        self._task = asyncio.current_task()
+        self._cancelled_before = self._task.cancelling() if self._task else 0
+        self._overdue = False
+
+    def __enter__(self) -> None:
+        self._load.storing[self] = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        del self._load.storing[self]
+        ended = self._overdue and self._task and self._task.uncancel() <= self._cancelled_before
+        if ended and kind is asyncio.CancelledError:
+            raise TimeoutError from None
+
+    def stop(self) -> None:
+        """End the wait: it took too long."""
+        if self._task and not self._overdue:
+            self._overdue = True
+            self._task.cancel()
+
+
 class LoadShedder:
     """Counts the callbacks of one process, and decides whether one more is admitted."""
 
@@ -93,25 +123,31 @@ class LoadShedder:
         self.under_way = 0
         """Callbacks between their proof and their answer."""
         self._clock = clock
-        self._storing: dict[int, float] = {}
-        self._numbers = itertools.count()
+        self.storing: dict[Storing, None] = {}
+        self._looks = False
 
     def refusal(self) -> str:
         """Return why one callback more is refused, "" when it is not."""
         if self.under_way >= self.limit:
             return f"{self.limit} callbacks are under way (server.max_callbacks)"
-        if len(self._storing) >= ALWAYS_STORED:
-            since = next(itertools.islice(self._storing.values(), _NTH_OLDEST - 1, None))
-            if self._clock() - since > SLOW_SECONDS:
+        if len(self.storing) >= ALWAYS_STORED:
+            nth = next(itertools.islice(self.storing, _NTH_OLDEST - 1, None))
+            if self._clock() - nth.began > SLOW_SECONDS:
                 return f"storing takes more than {SLOW_SECONDS:g} s (store or blobs are slower than callbacks come)"
         return ""
 
-    def begin_storing(self) -> int:
-        """Note that a callback is being stored; return the number that ends it."""
-        number = next(self._numbers)
-        self._storing[number] = self._clock()
-        return number
+    def store(self, seconds: float) -> Storing:
+        """Return what a callback is stored under, for so many seconds at most; within a task."""
+        now = self._clock()
+        if not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+        return Storing(self, now, now + seconds)
 
-    def end_storing(self, number: int) -> None:
-        """Note that a callback was stored, or will not be."""
-        del self._storing[number]
+    def _look(self) -> None:
+        now = self._clock()
+        for one in [one for one in self.storing if one.until <= now]:
+            one.stop()
+        self._looks = bool(self.storing)
+        if self._looks:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)

@@ -28,7 +28,7 @@ from receiver.core.event import (
     RemoteResult,
     Stage,
     StoredBlob,
-    moment_of,
+    id_beside,
     new_id,
 )
 from receiver.core.observe import CallbackReport
@@ -135,7 +135,7 @@ class Recorder:
             provider=provider.provider,
             received_at=head.received_at,
             method=head.method,
-            content_type=kept_type(provider.redact, head),
+            content_type=report.content_type if report else kept_type(provider.redact, head),
             proofs=",".join(sorted(callback.proofs)),
             body=callback.body,
             redact=provider.redact,
@@ -197,7 +197,7 @@ class Recorder:
             created_at=now,
             updated_at=now,
         )
-        row = _row(origin, draft, now, draft.document)
+        row = _row(origin, draft, new_id("cb", now), draft.document)
         recorded = await self._store.defer(Deferral(callback=row, pickup=pickup, answered=answered))
         if recorded.status is RecordStatus.RECORDED:
             self._wake_pickups(origin.source)
@@ -243,8 +243,8 @@ class Recorder:
                 link, short = {"document": blob}, True
         if short:
             data = compose(**link, short=True)
-        event = _event(origin, draft, event_id, now, data, blob, _milliseconds(link))
-        row = _row(origin, draft, moment_of(event_id), None if blob else document)
+        event = _event(origin, draft, event_id, now, data, blob, _milliseconds(link) if link else None)
+        row = _row(origin, draft, id_beside("cb", event_id), None if blob else document)
         destinations, routing = self._router.decided(origin.source, draft.type, data)
         return Recording(
             callback=row,
@@ -371,9 +371,9 @@ def _event(
     )
 
 
-def _row(origin: _Origin, draft: EventDraft, made_at: int, body: bytes | None) -> CallbackRow:
+def _row(origin: _Origin, draft: EventDraft, row_id: str, body: bytes | None) -> CallbackRow:
     return CallbackRow(
-        id=new_id("cb", made_at),
+        id=row_id,
         source=origin.source,
         idempotency_key=draft.idempotency_key,
         second_key=draft.second_key,
@@ -390,18 +390,16 @@ def _row(origin: _Origin, draft: EventDraft, made_at: int, body: bytes | None) -
 
 def _arrival(provider: PushProvider, callback: VerifiedCallback, report: CallbackReport | None) -> bytes:
     """Return what is kept of how a callback came, as JSON; what comes after this is the commit alone."""
-    head = callback.head
+    head, parts = callback.head, {}
+    if report is not None:
+        stored = time.perf_counter() - report.began
+        parts = {"body_ms": report.body_seconds, "proved_ms": report.proved_seconds, "stored_ms": stored}
     arrival = Arrival(
         peer=head.peer,
         headers=kept_headers(head, provider.secret_headers),
         query=head.query,
         secret=callback.secret,
         claims=callback.claims,
+        **{name: int(seconds * 1000) for name, seconds in parts.items()},
     )
-    if report is not None:
-        body, proved = report.body_seconds, report.proved_seconds
-        stored = time.perf_counter() - report.began
-        arrival = replace(
-            arrival, body_ms=int(body * 1000), proved_ms=int(proved * 1000), stored_ms=int(stored * 1000)
-        )
     return provider.redact(msgspec.json.encode(arrival))

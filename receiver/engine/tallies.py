@@ -71,21 +71,25 @@ class Tallies:
         except StoreUnavailable:  # others tell that
             self._counts.update(counts)
 
-    def _add(self, kind: str, name: str, outcome: str, count: int = 1) -> None:
+    def _add(self, *counted: tuple[str, str, str], count: int = 1) -> None:
+        minute = self._clock() // MINUTE * MINUTE
         if len(self._counts) < _MOST:
-            self._counts[self._clock() // MINUTE * MINUTE, kind, name, outcome] += count
+            for one in counted:
+                self._counts[minute, *one] += count
 
     # ------------------------------------------------------------ what is reported
 
     def callback(self, report: CallbackReport) -> None:
         """Count a callback by its answer, and one that is kept by how long that took."""
-        self._add(CALLBACKS, report.source, report.answer, report.count)
+        taken = (CALLBACKS, report.source, report.answer)
         if report.status == 200:
-            self._add(ACK, report.source, bound_of(report.seconds))
+            self._add(taken, (ACK, report.source, bound_of(report.seconds)))
+        else:
+            self._add(taken, count=report.count)
 
     def attempt(self, report: AttemptReport) -> None:
         """Count an attempt by its outcome."""
-        self._add(DELIVERIES, report.destination, report.outcome.kind.value)
+        self._add((DELIVERIES, report.destination, report.outcome.kind.value))
 
     def pickup(self, report: PickupReport) -> None:
         """Leave it to the metrics."""

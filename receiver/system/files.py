@@ -45,6 +45,17 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """ASGI's `receive`."""
 
 
+class WholeBody:
+    """A `Receive` for a body that is all there: nothing has to be waited for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        """Return all of it."""
+        return {"type": "http.request", "body": self.data, "more_body": False}
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and what is missing above it, private, each name durable. Raises `OSError`."""
     if not folder.parent.is_dir():
@@ -194,6 +205,8 @@ class BodyBuffer:
         bytes are not what the coding says; `JournalUnavailable` when the disk cannot take it.
         """
         if not coding:
+            if isinstance(receive, WholeBody) and len(receive.data) <= min(limit, MEMORY_LIMIT):
+                return MemoryBody(receive.data)
             return await self._read(receive, limit, total, idle, piece)
         wire = await self._read(receive, wire_limit(limit), total, idle, piece)
         try:

@@ -12,6 +12,7 @@ import msgspec
 from receiver.core.callback import Head
 from receiver.engine.intake import Answer
 from receiver.settings.load import public_base
+from receiver.system.files import WholeBody
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
 
 PREFIX = "/callbacks/"
+EXCHANGE = "receiver.exchange"
+"""In the scope's state: the `Exchange` of a callback that came over our own kind of connection."""
+Lines = list[tuple[bytes, bytes]]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -61,17 +65,22 @@ class Callbacks:
             query=query,
             url=f"{self._base}{scope['raw_path'].decode('latin-1')}{'?' if query else ''}{query}",
         )
+        exchange = scope.get("state", {}).get(EXCHANGE)
+        whole = None if exchange is None else exchange.body()
         try:
-            answer = await self._accept(head, receive)
+            answer = await self._accept(head, receive if whole is None else WholeBody(whole))
         except asyncio.CancelledError:  # the process ends, and this callback took longer than it could wait
             answer = Answer(503, {"status": "unavailable", "error": "receiver is stopping; send it again"})
         lines, body = lines_and_body(answer)
+        # What a handshake is answered with may hold what its sender wrote: messages are checked.
+        if exchange is not None and answer.reply is None and exchange.answer(answer.status, lines, body):
+            return None
         await send({"type": "http.response.start", "status": answer.status, "headers": lines})
         await send({"type": "http.response.body", "body": body})
         return None
 
 
-def lines_and_body(answer: Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def lines_and_body(answer: Answer) -> tuple[Lines, bytes]:
     """Return an answer's headers and body as HTTP sends them."""
     reply = answer.reply
     body = _encode(answer.payload) if reply is None else reply.body
@@ -95,11 +104,12 @@ class Proxies:
 
     def caller(self, peer: str, headers: Sequence[tuple[str, str]]) -> str:
         """Return the nearest address that is not a trusted proxy; `peer` itself when no trusted proxy names another."""
-        if not (self._all or self._networks) or not self._trusts(peer):
+        hops: list[str] = []
+        for name, value in headers:
+            if name == "x-forwarded-for":
+                hops += map(str.strip, value.split(","))
+        if not hops or not self._trusts(peer):
             return peer
-        hops = [
-            part.strip() for name, value in headers if name == "x-forwarded-for" for part in value.split(",")
-        ]
         for hop in map(_without_port, reversed(hops)):
             try:
                 ipaddress.ip_address(hop)

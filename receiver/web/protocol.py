@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from asyncio import TimerHandle, Transport, get_running_loop
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from httptools import HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from receiver.engine.intake import METHODS, OVERLOADED
-from receiver.web.callbacks import PREFIX, lines_and_body
+from receiver.web.callbacks import EXCHANGE, PREFIX, Lines, lines_and_body
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
+    from receiver.web.reloading import Serving
 
 
 _READ_BYTES = 64 * 1024
@@ -39,6 +39,7 @@ _UNREAD_SECONDS = 30.0
 """How long a peer may leave an answer unread once the buffers between are full."""
 DEFAULT_CONNECTIONS = 10_000
 """Connections that one process holds open at most, where it has file descriptors for so many."""
+_TOO_MANY_LINES = f"The request has more than {HEAD_LINES} header lines."
 _PREFIX = PREFIX.encode()
 _OFFER = (b"upgrade", b"http2-settings")
 _METHODS = tuple(method.encode() for method in METHODS)
@@ -55,29 +56,6 @@ _LATE = (
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\nconnection: close\r\n\r\n"
     b"The request's headers took too long."
 )
-
-
-class Parser(HttpRequestParser):
-    """Reads requests; an offer to change the protocol is ignored, as a server may (RFC 9110, 7.8).
-
-    The parser behind it takes all that follows the head of such a request for the other protocol's bytes. So the request is
-    read anew, without the offer.
-    """
-
-    def __init__(self, connection: Protocol) -> None:
-        super().__init__(connection)
-        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-        self._connection = connection
-
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn feeds bytes alone
-        """Parse. Raises `HttpParserError`."""
-        try:
-            super().feed_data(data)
-        except HttpParserUpgrade as offer:
-            if not self._connection.offered:
-                raise  # CONNECT
-            again, self._connection.parser = self._connection.without_offer(), Parser(self._connection)
-            self._connection.parser.feed_data(again + data[offer.args[0] :])
 
 
 class Connections:
@@ -152,20 +130,49 @@ class Turns:
 
 
 def protocol(
-    receiver: Callable[[], Receiver], *, intake: bool = True, max_connections: int = DEFAULT_CONNECTIONS
+    serving: Serving, *, intake: bool = True, max_connections: int = DEFAULT_CONNECTIONS
 ) -> type[Protocol]:
-    """Return the protocol of a process; with `intake` it takes callbacks. `receiver` returns it as the settings make it now."""
+    """Return the protocol of a process; with `intake` it takes callbacks."""
 
     class ProcessProtocol(Protocol):
         _connections = Connections(max_connections)
         _turns = Turns()
-        head_seconds = receiver().timing.head_seconds
-
-        @staticmethod
-        def _receiver() -> Receiver | None:
-            return receiver() if intake else None
+        _serving = serving if intake else None
+        head_seconds = serving.receiver.timing.head_seconds
 
     return ProcessProtocol
+
+
+class Exchange:
+    """A callback's request and answer past ASGI's messages, each of which takes a wait or a call of the system of its own."""
+
+    def __init__(self, connection: Protocol, cycle: RequestResponseCycle, serving: Serving) -> None:
+        self._connection, self._cycle, self._serving = connection, cycle, serving
+
+    def body(self) -> bytes | None:
+        """Return the body if it came whole with its head, as short ones do; None when it has to be received."""
+        cycle = self._cycle
+        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+
+    def answer(self, status: int, lines: Lines, body: bytes) -> bool:
+        """Send a whole answer; return False while the peer does not read those before."""
+        connection, cycle = self._connection, self._cycle
+        if connection.flow.write_paused:
+            return False
+        if cycle.disconnected:
+            return True
+        cycle.keep_alive = cycle.keep_alive and not self._serving.receiver.stopping
+        content = connection.top(status)
+        for name, value in lines:
+            content += (name, b": ", value, b"\r\n")
+        content += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+        connection.transport.write(b"".join(content))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            connection.transport.close()
+        cycle.on_response()
+        return True
 
 
 class Protocol(HttpToolsProtocol):
@@ -176,6 +183,8 @@ class Protocol(HttpToolsProtocol):
     is read and thrown away: closing the connection before its end may keep the answer from the sender.
     """
 
+    _serving: ClassVar[Serving | None] = None
+    """Has the receiver that takes callbacks, as the settings make it now; None where none are taken."""
     _connections: ClassVar[Connections] = Connections(DEFAULT_CONNECTIONS)
     _turns: ClassVar[Turns] = Turns()
     head_seconds: ClassVar[float] = 15.0
@@ -211,12 +220,8 @@ class Protocol(HttpToolsProtocol):
     """Header lines and pieces of a body in the slice that is parsed."""
     _unparsed: bytes | None = None
     """What waits for the connection's turn, None where nothing waits."""
-    _too_many_lines = False
-
-    @staticmethod
-    def _receiver() -> Receiver | None:
-        """Return what takes callbacks, as the settings make it now; None where none are taken."""
-        return None
+    _idle_since: float | None = None
+    """When the last request was answered, while nothing came since."""
 
     @property
     def waits_for_peer(self) -> bool:
@@ -225,7 +230,6 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # uvicorn narrows the parameter of asyncio's in the same way
         """Wait for the first head to begin, for a while."""
-        self.parser = Parser(self)
         super().connection_made(transport)
         self.flow = _Flow(self, transport)
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's sockets, not of its interface
@@ -263,14 +267,43 @@ class Protocol(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _take_slice(self, data: bytes) -> None:
-        """Parse, and refuse a head that does not end."""
-        self._had_body = False
-        super().data_received(data)
+        """Parse, and refuse what is no request, and a head that does not end or has too many lines."""
+        self._had_body, self._idle_since = False, None
+        try:
+            self._parse(data)
+        except HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(_TOO_MANY_LINES if len(self.headers or ()) > HEAD_LINES else message)
+            return
         self._plain = 0 if self._had_body else self._plain + len(data)
-        if self._plain > HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        lines = len(self.headers) if self._begun else 0
+        self._parts += lines
+        if lines > HEAD_LINES:
+            self.send_400_response(_TOO_MANY_LINES)
+        elif self._plain > HEAD_BYTES:
             self.send_400_response("The request's headers are too long.")
-        if self._late is None and not self.transport.is_closing():
+        elif self._late is None and (self._begun or self._unread or self._is_answered()):
             self._wait_for_more()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse. An offer to change the protocol is ignored, as a server may (RFC 9110, 7.8). Raises `HttpParserError`.
+
+        The parser takes all that follows the head of such a request for the other protocol's bytes. So the request is read
+        anew, without the offer.
+        """
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as offer:
+            if not self.offered:  # CONNECT
+                self._unsupported_upgrade_warning()
+                return
+            again = self._without_offer()
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+            self._parse(again + data[offer.args[0] :])
 
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # annotated as never None, and None until the first request
@@ -279,21 +312,20 @@ class Protocol(HttpToolsProtocol):
         """Set a timer that ends the connection if the request under way does not go on."""
         if self._begun:
             self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
-        elif self._unread or (self._in_body and self._is_answered()):
+        elif self._unread or self._in_body:
             if self._drain is None:
                 seconds = _DRAIN_SECONDS if self._unread else self.timeout_keep_alive
                 self._drain = self.loop.call_later(seconds, self.transport.close)
-        elif self.timeout_keep_alive_task is None and self._is_answered():
-            # uvicorn ends its own timer at any byte: here one of a body that was answered before its end, or an empty line.
+        else:  # what came is the end of a body that was answered before, or an empty line
             self._keep_alive()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
         self._connections.remove(self)
-        for timer in (self._drain, self._late, self._stuck):
+        for timer in (self._drain, self._late, self._stuck, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
-        self._drain = self._late = self._stuck = None
+        self._drain = self._late = self._stuck = self.timeout_keep_alive_task = None
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -317,21 +349,11 @@ class Protocol(HttpToolsProtocol):
             self._late = None
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header line. Raises `ValueError`, which ends the connection, for one too many."""
-        self._parts += 1
-        if len(self.headers) >= HEAD_LINES:
-            self._too_many_lines = True
-            raise ValueError
-        super().on_header(name, value)
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request, or one with too many header lines."""
-        too_many = f"The request has more than {HEAD_LINES} header lines."
-        super().send_400_response(too_many if self._too_many_lines else msg)
-
     def on_headers_complete(self) -> None:
-        """The head ended: begin, or refuse."""
+        """The head ended: begin, or refuse. Raises `ValueError`, which ends the connection, for too many lines."""
+        self._parts += len(self.headers)
+        if len(self.headers) > HEAD_LINES:
+            raise ValueError
         self.offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self.offered:
             return
@@ -340,7 +362,7 @@ class Protocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
-        self._unset_keepalive_if_required()  # set when the request before it in the same piece was refused
+        self._idle_since = None  # set when the request before it in the same piece was refused
         self._in_body = True
         if self.transport.is_closing():
             self._refused = self._closing = True  # it will not be answered: nothing of it is taken
@@ -352,20 +374,28 @@ class Protocol(HttpToolsProtocol):
             self._refused = True
             return
         self._refused = False
-        receiver = self._receiver()
+        serving = self._serving
+        if serving is None or not self.url.startswith(_PREFIX) or self.parser.get_method() not in _METHODS:
+            super().on_headers_complete()
         # A request that came before the last answer was given waits for it; the intake refuses it then, if need be.
-        if (
-            receiver is not None
-            and self._is_answered()
-            and self.url.startswith(_PREFIX)
-            and self.parser.get_method() in _METHODS
-            and (reason := receiver.intake.load.refusal())
-        ):
-            self._refuse(receiver, reason)
+        elif self._is_answered() and (reason := serving.receiver.intake.load.refusal()):
+            self._refuse(serving.receiver, reason)
         else:
             super().on_headers_complete()
+            self.scope["state"][EXCHANGE] = Exchange(self, self.cycle, serving)
 
-    def without_offer(self) -> bytes:
+    def on_response_complete(self) -> None:
+        """Begin the request that waited for this answer, or wait for the next."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._keep_alive()
+
+    def _without_offer(self) -> bytes:
         """Return the head that came last, without its offer to change the protocol."""
         lines = [
             b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
@@ -388,13 +418,14 @@ class Protocol(HttpToolsProtocol):
             or self.parser.get_http_version() == "1.0"
             or not self.parser.should_keep_alive()
         )
-        content = self._top(OVERLOADED.status)
+        content = self.top(OVERLOADED.status)
         if self._closing:
             content.append(b"connection: close\r\n")
         content.append(_REFUSAL)
         self.transport.write(b"".join(content))
 
-    def _top(self, status: int) -> list[bytes]:
+    def top(self, status: int) -> list[bytes]:
+        """Return the first lines of an answer."""
         content = [STATUS_LINE[status]]
         for name, value in self.server_state.default_headers:
             content += (name, b": ", value, b"\r\n")
@@ -409,7 +440,7 @@ class Protocol(HttpToolsProtocol):
             self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
             return
         if self._begun:
-            content = self._top(408)
+            content = self.top(408)
             content.append(_LATE)
             self.transport.write(b"".join(content))
         self.transport.close()
@@ -441,6 +472,20 @@ class Protocol(HttpToolsProtocol):
             self._keep_alive()
 
     def _keep_alive(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        """Wait for the next request. One timer serves the whole connection: making and ending one for each costs too much."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again(self.timeout_keep_alive)
+
+    def _look_again(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that was idle for so long; one that was used meanwhile is looked at again in time."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is not None:
+            left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if left > 0:
+                self._look_again(left)
+            else:
+                self.transport.close()

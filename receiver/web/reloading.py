@@ -67,14 +67,11 @@ class Serving:
         """`receiver` runs with `settings`, which have the port as it was written. `read` reads them again, when asked to."""
         self._intake, self._work, self._read = intake, work, read
         self._settings = settings
+        self.receiver = receiver
+        """The receiver as the settings make it now."""
         self._face = _Face(receiver, sessions, intake=intake)
         self._one = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
-
-    @property
-    def receiver(self) -> Receiver:
-        """The receiver as the settings make it now."""
-        return self._face.receiver
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -137,6 +134,7 @@ class Serving:
         if (settings.api.tokens, settings.tokens) != (self._settings.api.tokens, self._settings.tokens):
             sessions = sessions_of(settings)
         self._face, self._settings = _Face(fresh, sessions, intake=self._intake), settings
+        self.receiver = fresh
         if not old.under_way:
             old.idle.set()
         retiring = asyncio.create_task(self._retire(old))

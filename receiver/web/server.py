@@ -312,7 +312,7 @@ def _config(serving: Serving, *, intake: bool) -> uvicorn.Config:
     connections = _connections(settings.max_connections)
     config = uvicorn.Config(
         serving,
-        http=protocol(lambda: serving.receiver, intake=intake, max_connections=connections),
+        http=protocol(serving, intake=intake, max_connections=connections),
         loop="asyncio",
         ws="none",
         lifespan="off",

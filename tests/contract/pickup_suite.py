@@ -18,7 +18,7 @@ from receiver.core.event import (
     Recording,
     RecordStatus,
     RemoteResult,
-    moment_of,
+    id_beside,
     new_id,
 )
 from receiver.core.work import (
@@ -133,11 +133,11 @@ def result_of(
         event_type=event_type,
         key=identity,
         second_key=identity,
-        at=moment_of(event_id),
+        at=held.pickup.created_at,
         body=b"fetched",
     )
     event = replace(made.event, id=event_id, recorded_at=T0 + 9)
-    return replace(made, event=event)
+    return replace(made, callback=replace(made.callback, id=id_beside("cb", event_id)), event=event)
 
 
 def settlement(

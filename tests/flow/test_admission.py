@@ -192,7 +192,9 @@ async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(
         load = up.receiver.intake.load
         now = [0.0]
         load._clock = lambda: now[0]
-        storing = [load.begin_storing() for _ in range(ALWAYS_STORED)]
+        storing = [load.store(60) for _ in range(ALWAYS_STORED)]
+        for one in storing:
+            one.__enter__()
         sent = speech("early")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200, "many at once are no sign of trouble yet"
@@ -201,20 +203,20 @@ async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert "storing takes more than 2 s" in up.seen.callbacks[-1].reason
-        load.end_storing(storing.pop())
+        storing.pop().__exit__(None, None, None)
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200, (
             "a few are taken however long it lasts: an outage must come to the journal"
         )
 
 
-def test_one_that_hangs_is_no_sign_of_overload() -> None:
+async def test_one_that_hangs_is_no_sign_of_overload() -> None:
     now = [0.0]
     load = LoadShedder(1000, lambda: now[0])
-    load.begin_storing()
+    load.store(60).__enter__()
     now[0] = 5.0
     for _ in range(ALWAYS_STORED):
-        load.begin_storing()
+        load.store(60).__enter__()
     assert load.refusal() == ""
     now[0] += SLOW_SECONDS + 0.1
     assert "slower than callbacks come" in load.refusal()

@@ -166,7 +166,7 @@ async def running(
         config = uvicorn.Config(
             serving,
             port=port,
-            http=protocol(lambda: serving.receiver),
+            http=protocol(serving),
             loop="asyncio",
             ws="none",
             lifespan="off",

@@ -24,7 +24,8 @@ from receiver.core.event import (
     RemoteResult,
     Stage,
     TranscriptDraft,
-    moment_of,
+    moment,
+    new_id,
 )
 from receiver.core.routing import Route, Router
 from receiver.core.work import Deferral, Pickup, PickupKind
@@ -292,7 +293,7 @@ async def test_the_rows_of_a_callback(desk: Desk) -> None:
     assert (row.source, row.idempotency_key, row.second_key) == ("acme", "job:1", "j1:done")
     assert (row.method, row.content_type, row.proofs) == ("PUT", "application/json", "basic,token")
     assert (row.received_at, event.occurred_at, event.recorded_at) == (CAME, CAME, NOW)
-    assert (moment_of(row.id), moment_of(event.id)) == (NOW, NOW)
+    assert moment(row.id) == moment(event.id) == moment(new_id("any", NOW))
     assert (event.type, event.source, event.provider) == ("speech.completed", "acme", "acme")
     assert (event.job_id, event.ref, event.stage) == ("j1", "r1", Stage.FINAL)
     assert (recording.destinations, recording.answered) == (("app",), None)
@@ -306,7 +307,7 @@ async def test_the_rows_of_what_was_picked_up(desk: Desk) -> None:
         row = recording.callback
         assert (row.method, row.proofs, row.received_at, row.content_type) == ("GET", ASKED, CAME, "")
         assert (recording.event.id, recording.event.recorded_at) == (pickup.event_id, NOW)
-        assert moment_of(row.id) == moment_of(pickup.event_id)
+        assert moment(row.id) == moment(pickup.event_id)
         assert row.body_size == (4 if body else 0)
     progress = await desk.recorder.progress(Provider(), pickup, _draft(stage=Stage.PROGRESS))  # type: ignore[arg-type]
     assert progress.event.id != pickup.event_id
@@ -327,7 +328,7 @@ async def test_a_result_at_the_provider_becomes_a_pickup_and_no_event_yet(desk: 
     assert (pickup.job_id, pickup.ref, pickup.format) == ("j1", "r1", {"encoding": "mulaw"})
     assert pickup.draft is not None
     assert (pickup.draft.remote, pickup.draft.document) == (None, None)
-    assert (deferral.callback.body, moment_of(deferral.callback.id)) == (b"{}", moment_of(pickup.event_id))
+    assert (deferral.callback.body, moment(deferral.callback.id)) == (b"{}", moment(pickup.event_id))
     assert (recorded.status, recorded.event_id) == (RecordStatus.RECORDED, pickup.event_id)
     assert desk.store.written == []
 

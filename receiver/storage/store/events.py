@@ -18,7 +18,6 @@ from msgspec.structs import astuple
 from receiver.core.errors import NotFound
 from receiver.core.event import (
     EVENT_TYPES,
-    TIME_CHARS,
     Answered,
     Callback,
     CallbackRow,
@@ -33,6 +32,7 @@ from receiver.core.event import (
     RejectedRequest,
     Rejection,
     Stage,
+    moment,
     new_id,
 )
 from receiver.core.page import Page
@@ -207,11 +207,6 @@ def callback(session: Session, event_id: str) -> Callback | None:
 def callback_ids(first: str, last: str | None = None) -> dict[str, Value]:
     """Return the bounds of the ids that callbacks of these events have: both are made for the same millisecond."""
     return {"first": f"cb_{moment(first)}", "beyond": f"cb_{moment(last or first)}~"}
-
-
-def moment(made: str) -> str:
-    """Return the characters of an id that encode its millisecond."""
-    return made.partition("_")[2][:TIME_CHARS]
 
 
 def has_scope(session: Session, source: str, scope: str) -> bool:

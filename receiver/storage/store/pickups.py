@@ -9,7 +9,16 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple, replace
 
-from receiver.core.event import TIME_CHARS, CallbackRow, Event, EventDraft, Recorded, Recording, RecordStatus
+from receiver.core.event import (
+    CallbackRow,
+    Event,
+    EventDraft,
+    Recorded,
+    Recording,
+    RecordStatus,
+    id_beside,
+    moment,
+)
 from receiver.core.page import Page
 from receiver.core.work import (
     ClaimedPickup,
@@ -24,7 +33,6 @@ from receiver.core.work import (
 from receiver.storage.store.events import (
     callback_ids,
     first_event,
-    moment,
     record,
     resolve,
     write_callbacks,
@@ -130,7 +138,7 @@ def led_to(callback: CallbackRow, event_id: str) -> CallbackRow:
     """Return the callback with an id of the event's millisecond, so that the one leads to the other."""
     if moment(callback.id) == moment(event_id):
         return callback
-    return replace(callback, id=f"cb_{moment(event_id)}{callback.id[3 + TIME_CHARS :]}")
+    return replace(callback, id=id_beside("cb", event_id))
 
 
 def _reschedule(session: Session, pickup_id: str, update: Pickup) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Sized
 
-from receiver.core.event import TIME_CHARS, CallbackRow, new_id
+from receiver.core.event import CallbackRow, id_beside, moment
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -23,7 +23,7 @@ from receiver.core.retention import (
     Walk,
 )
 from receiver.storage.store import submissions
-from receiver.storage.store.events import callback_ids, moment, requests_naming, write_callbacks
+from receiver.storage.store.events import callback_ids, requests_naming, write_callbacks
 from receiver.storage.store.listing import bound
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
@@ -258,7 +258,7 @@ def _keep_keys(session: Session, callbacks: Sequence[CallbackKeys], now: int) ->
     """Write callbacks of which nothing is kept but their keys."""
     rows = [
         CallbackRow(
-            id=f"cb_{moment(keys.event_id)}{new_id('cb', now)[3 + TIME_CHARS :]}",
+            id=id_beside("cb", keys.event_id),
             source=keys.source,
             idempotency_key=keys.idempotency_key,
             second_key=keys.second_key,
