@@ -57,7 +57,9 @@ def proofs_wanted(adapter: PushProvider, kept: Rejection) -> Iterator[dict[str, 
 
     if isinstance(adapter, CustomProvider):
         proofs = [proof for group in adapter.groups for proof in group]
-        named = [(proof.name, list(proof.wanted_headers)) for proof in proofs]
+        named: list[tuple[str, list[tuple[str, ...]]]] = [
+            (proof.kind, list(proof.wanted_headers)) for proof in proofs
+        ]
     else:
         places = tuple(sorted(adapter.secret_headers))
         named = [(adapter.provider, [places] if places else [])]

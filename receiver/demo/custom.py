@@ -131,7 +131,8 @@ class Player:
             else:
                 sent = self._with(sent, where, stamp)
         try:
-            message = proof.message.fill(self._request(sent), timestamp=stamp, elements=elements)
+            request = self._request(sent)
+            message = proof.message.message(request, elements, {"timestamp": stamp, "url": request.head.url})
         except CallbackRejected as error:
             raise UsageError(f"the signature cannot be made: {error.message}") from None
         digest = hmac.digest(proof.key(self._secret), message, proof.algorithm)

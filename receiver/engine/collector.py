@@ -39,7 +39,8 @@ from receiver.engine.worker import (
     LaneWork,
     StoreWatch,
 )
-from receiver.providers import Collected, Gone, NotYet, PullProvider, Result
+from receiver.providers import PullProvider
+from receiver.providers.pickups import Collected, Gone, NotYet, Result
 from receiver.storage.store.store import Store
 
 _FIRST_ASK_SECONDS = 10.0

@@ -15,9 +15,8 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from receiver.core.callback import Admission, Body, Head, HeldBody, Reply, TokenClaims, VerifiedCallback
+from receiver.core.callback import Admission, Body, Head, Reply, TokenClaims, VerifiedCallback
 from receiver.core.errors import (
     CallbackRejected,
     ConfigError,
@@ -26,8 +25,8 @@ from receiver.core.errors import (
     SettingsError,
     WrongSource,
 )
-from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
-from receiver.core.fetch import Failed, Fetch
+from receiver.core.event import EventDraft, RemoteResult
+from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
 from receiver.core.submission import ProviderApi
@@ -35,6 +34,7 @@ from receiver.core.tokens import CallbackTokens
 from receiver.core.words import Word
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
+from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import content_key, redacted, unsigned
 from receiver.settings.load import own_settings
 from receiver.settings.model import MIB, Section, SourceSettings
@@ -98,44 +98,6 @@ class PushProvider(Protocol):
 
     def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
         """Return the answer to such a question, None when the request is none. `proved` tells whether it was proved."""
-
-
-class Lookup(Struct, frozen=True, kw_only=True):
-    """What a person or an application asked to have picked up, understood."""
-
-    key: str
-    """The result's identity: the same for the same job, whichever road it comes by."""
-    job_id: str | None
-    target: str | None = None
-    """The URL to begin with, where one was given."""
-
-
-class Collected(Struct, frozen=True, kw_only=True):
-    """The result is here, or the provider's word that the job failed."""
-
-    draft: EventDraft
-    """Its `idempotency_key` and `second_key` are both the pickup's key."""
-    body: HeldBody | None = None
-    """The bytes of `draft.audio` or `draft.file`. Whoever is given it discards it."""
-
-
-class NotYet(Struct, frozen=True, kw_only=True):
-    """The provider has not finished."""
-
-    retry_in: float
-    """Seconds until it is worth asking again; the engine spreads it a little."""
-    detail: str = ""
-    progress: EventDraft | None = None
-    """A `….processing` event, when there is news of it worth telling."""
-
-
-class Gone(Struct, frozen=True, kw_only=True):
-    """There is no result, and asking again would not change that."""
-
-    error: JobError
-
-
-Result = Collected | NotYet | Gone | Failed
 
 
 class SenderState(Struct, frozen=True, kw_only=True):
@@ -393,17 +355,6 @@ class Adapter:
         """
         deadline = callback.head.received_at + round(self.deadline_seconds * 1000)
         return RemoteResult(key=key, url=url, deadline_at=deadline)
-
-    def _collected_draft(self, pickup: Pickup, now: int, **parts: Any) -> EventDraft:
-        """Return the draft that ends a pickup: what a callback told of the job, if one did, and `parts`."""
-        draft = pickup.draft or EventDraft(
-            type=f"{self.family(pickup)}.completed",
-            idempotency_key=pickup.key,
-            job_id=pickup.job_id,
-            occurred_at=now,
-        )
-        ends = {"idempotency_key": pickup.key, "second_key": pickup.key, "ref": pickup.ref}
-        return replace(draft, **(ends | {"stage": Stage.FINAL, "remote": None} | parts))
 
 
 @cache

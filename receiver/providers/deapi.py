@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from msgspec.structs import replace
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, VerifiedCallback
 from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
-from receiver.core.event import AudioDraft, EventDraft, JobError, RemoteResult, Stage
+from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex, matching_place
@@ -25,7 +25,7 @@ from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import NO_REASON, Adapter, Collected, Gone, Lookup, NotYet, Result, results, toolkit
+from receiver.providers import NO_REASON, Adapter, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -38,7 +38,9 @@ from receiver.providers.documents import (
     table,
     text,
 )
+from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result, collected, collected_draft
 from receiver.providers.toolkit import (
+    Hosts,
     SecretList,
     growing,
     refused,
@@ -63,13 +65,6 @@ _STATES = (
 """By a job's `status`. `error` is documented; older pages of deAPI's say `failed`."""
 _TRANSCRIPTS = re.compile(r"(?:aud|vid|audiofile|videofile|audio|video)2txt|transcri(?:be|pt|ption)")
 """The job types that make one."""
-_RESULTS: dict[str | None, results.ResultKind] = {
-    "speech": "audio",
-    "transcript": "transcript",
-    "media": "media",
-    None: "any",
-}
-"""What a job's result is, by the family of its type."""
 _REFUSALS = {
     401: "the API key is not accepted: check {where}.api_key",
     403: "the API key is not accepted: check {where}.api_key",
@@ -85,7 +80,6 @@ _WAITS = (5.0, 1.5, 60.0)
 """Seconds before the second question, how they grow, and where that ends."""
 _PATHS = ("api/v2/jobs", "api/v1/client/request-status")
 """Of jobs, in both versions of the API; asked is the first."""
-_HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*|[0-9a-f:]+:[0-9a-f:.]*")
 
 
 class DeapiSettings(Section):
@@ -101,17 +95,10 @@ class DeapiSettings(Section):
     """For asking deAPI about a job: a fresh link when one has expired, and jobs that were handed over."""
     api_url: BaseUrl = "https://api.deapi.ai"
     """Where the API is (https://docs.deapi.ai/api/v2/utilities/jobs); the key goes nowhere else."""
-    result_hosts: tuple[str, ...] = ("deapi.ai",)
+    result_hosts: Hosts = Field(("deapi.ai",), min_length=1)
     """Hosts that results may be fetched from, with all below them; `*` is any."""
     deadline_seconds: float = Field(86400, ge=1, le=30 * 86400)
     """How long a result is tried for before that is given up."""
-
-    @field_validator("result_hosts")
-    @classmethod
-    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or any(host != "*" and not _HOST.fullmatch(host) for host in value):
-            raise ValueError('each entry is a host name in lower case, for example "deapi.ai", or "*"')
-        return value
 
 
 class DeapiProvider(Adapter):
@@ -403,22 +390,7 @@ class DeapiProvider(Adapter):
         self, pickup: Pickup, body: HeldBody, content_type: str, data: Document, now: int
     ) -> Collected | Failed:
         family = self._family(pickup, data)
-        kind = _RESULTS[family]
-        result = results.classify(body, content_type=content_type, format=pickup.format, wanted=kind)
-        if isinstance(result, Failed):
-            body.discard()
-            return result
-        if isinstance(result, AudioDraft):
-            parts: dict[str, Any] = {"audio": result}
-        else:
-            parts = {"file": result}
-            family = family or ("transcript" if result.part == "document" else "media")
-            if family == "transcript":
-                parts["transcript"] = results.transcript_of(body, result)
-        draft = self._collected_draft(
-            pickup, now, type=f"{family or 'speech'}.completed", **self._job_data(pickup, data), **parts
-        )
-        return Collected(draft=draft, body=body)
+        return collected(pickup, family, body, content_type, now, **self._job_data(pickup, data))
 
     @staticmethod
     def _job_data(pickup: Pickup, data: Document) -> dict[str, Any]:
@@ -430,10 +402,12 @@ class DeapiProvider(Adapter):
     def _failed(self, pickup: Pickup, data: Document, now: int) -> EventDraft:
         """Return the draft of a failure, with the identity of the callback, which may come as well."""
         key, data = _key(pickup.job_id, "failed"), unsigned(data)
-        return self._collected_draft(
+        family = self._family(pickup, data) or "media"
+        return collected_draft(
             pickup,
+            family,
             now,
-            type=f"{self._family(pickup, data) or 'media'}.failed",
+            type=f"{family}.failed",
             idempotency_key=key,
             second_key=key,
             occurred_at=now,

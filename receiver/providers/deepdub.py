@@ -22,8 +22,9 @@ from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import Pickup
-from receiver.providers import Adapter, Collected, Gone, Lookup, NotYet, Result, results, toolkit
+from receiver.providers import Adapter, results, toolkit
 from receiver.providers.documents import decode_object, first_text, join_key, looks_like_json, printable
+from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result, collected_draft
 from receiver.providers.toolkit import refused, revealed, shown, unusable
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 
@@ -183,7 +184,7 @@ class DeepdubProvider(Adapter):
             body.discard()
             return _invalid_id(message) or (unusable(f"{audio.detail}: {message}", 200) if message else audio)
         kind = shown(self._redactor, content_type, 200) or None
-        draft = self._collected_draft(pickup, now, audio=audio, provider_data={"content_type": kind})
+        draft = collected_draft(pickup, "speech", now, audio=audio, provider_data={"content_type": kind})
         return Collected(draft=draft, body=body)
 
     def _no_audio(self, pickup: Pickup, response: FetchResponse) -> Result:

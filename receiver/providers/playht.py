@@ -26,7 +26,7 @@ from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import NO_REASON, Adapter, Collected, Gone, Lookup, NotYet, Result, results, toolkit
+from receiver.providers import NO_REASON, Adapter, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -40,7 +40,18 @@ from receiver.providers.documents import (
     table,
     text,
 )
-from receiver.providers.toolkit import SecretList, growing, origin, refused, reveal, revealed, shown, unusable
+from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result, collected
+from receiver.providers.toolkit import (
+    Hosts,
+    SecretList,
+    growing,
+    origin,
+    refused,
+    reveal,
+    revealed,
+    shown,
+    unusable,
+)
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 
 JOB_SECONDS = 48 * 3600
@@ -84,7 +95,7 @@ class PlayhtSettings(Section):
     """The API that is asked, up to and without `/tts`."""
     mode: Literal["sse", "json"] = "sse"
     """How a job is asked for: its event stream is followed, or its JSON is asked for again and again."""
-    result_hosts: tuple[str, ...] = Field(default=RESULT_HOSTS, min_length=1)
+    result_hosts: Hosts = Field(default=RESULT_HOSTS, min_length=1)
     """Host names that a result may be downloaded from, with all below them."""
     callback_keys: SecretList = ()
     """The keys that callbacks carry; newest last. Without them, `api_key`."""
@@ -420,14 +431,10 @@ class PlayhtProvider(Adapter):
         given = table(job.document, "input")
         wanted = {name: given[name] for name in _FORMAT_FIELDS if name in given} | dict(pickup.format)
         content_type = found.headers.get("content-type", "")
-        audio = results.classify_audio(found.body, content_type=content_type, format=wanted)
-        if isinstance(audio, Failed):
-            found.body.discard()
-            return audio
         known = pickup.draft.provider_data if pickup.draft else {}
         data = {**known, **self._clean(job.document)}
-        draft = self._collected_draft(pickup, now, audio=audio, provider_data=data, document=None)
-        return Collected(draft=draft, body=found.body)
+        parts: dict[str, Any] = {"provider_data": data, "document": None}
+        return collected(pickup, "speech", found.body, content_type, now, format=wanted, **parts)
 
     def _clean(self, document: Document) -> Document:
         """Return a document without our keys and without what signs its links."""

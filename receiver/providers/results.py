@@ -38,6 +38,14 @@ from receiver.system.audio.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYP
 
 ResultKind = Literal["audio", "transcript", "media", "any"]
 """`any`: the bytes decide."""
+_WANTED: Mapping[str | None, ResultKind] = {
+    "speech": "audio",
+    "transcript": "transcript",
+    "analysis": "transcript",
+    "media": "media",
+    None: "any",
+}
+"""What a job's result is, by the family of its event; None where that is not known."""
 
 _HTML = re.compile(
     rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE | re.DOTALL
@@ -107,6 +115,19 @@ def classify_audio(body: Body, *, content_type: str, format: Mapping[str, Any]) 
     return cast(
         "AudioDraft | Failed", classify(body, content_type=content_type, format=format, wanted="audio")
     )
+
+
+def parts_of(
+    body: Body, *, content_type: str, format: Mapping[str, Any], family: str | None
+) -> dict[str, Any] | Failed:
+    """Return what an event of this family has of a downloaded body: `audio`, or `file` and the `transcript` that it is."""
+    result = classify(body, content_type=content_type, format=format, wanted=_WANTED[family])
+    if isinstance(result, Failed):
+        return result
+    if isinstance(result, AudioDraft):
+        return {"audio": result}
+    is_transcript = family == "transcript" or (family is None and result.part == "document")
+    return {"file": result} | ({"transcript": transcript_of(body, result)} if is_transcript else {})
 
 
 def transcript_of(body: Body, file: FileDraft) -> TranscriptDraft:

@@ -32,12 +32,12 @@ from receiver.core.errors import (
     PickupRefused,
     RejectionKind,
 )
-from receiver.core.event import EventDraft, FileDraft, JobError, Stage, TranscriptDraft
+from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.fetch import Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding, install
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
-from receiver.providers import NO_PROOF, NO_REASON, Adapter, Collected, Gone, Lookup, Result, results
+from receiver.providers import NO_PROOF, NO_REASON, Adapter
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -48,6 +48,7 @@ from receiver.providers.documents import (
     table,
     text,
 )
+from receiver.providers.pickups import Collected, Gone, Lookup, Result, collected
 from receiver.providers.toolkit import refused, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 
@@ -355,35 +356,29 @@ class SnsProvider(Adapter):
 
     async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
         """Read the object once."""
-        found = _S3.fullmatch(pickup.target or "")
-        if found is None or not self._reads_s3:
+        place = _S3.fullmatch(pickup.target or "")
+        if place is None or not self._reads_s3:
             return Gone(
                 error=JobError(
                     code="invalid_id", message="nothing says where in S3 the result lies, or with which key"
                 )
             )
-        url, host = self._signed(found[1], found[2], pickup)
+        url, host = self._signed(place[1], place[2], pickup)
         answer = await fetch.download(url, hosts=[host], limit=self._settings.max_audio_bytes)
         if isinstance(answer, FetchResponse):
             hint = (
-                f": check {self._where}.access_key_id, and that it may read {found[1]}"
+                f": check {self._where}.access_key_id, and that it may read {place[1]}"
                 if answer.status == 403
                 else ""
             )
             return refused(answer, f"S3 answers {answer.status}{hint}")
         if isinstance(answer, Failed):
             return answer
-        family = self.family(pickup)
         kind = answer.headers.get("content-type", "")
-        wanted: results.ResultKind = "transcript" if family == "transcript" else "audio"
-        judged = results.classify(answer.body, content_type=kind, format=pickup.format, wanted=wanted)
-        if isinstance(judged, Failed):
-            answer.body.discard()
-            return judged
-        parts: dict[str, Any] = {"audio": judged}
-        if isinstance(judged, FileDraft):
-            parts = {"file": judged, "transcript": _transcript(answer.body)}
-        return Collected(draft=self._collected_draft(pickup, now, document=None, **parts), body=answer.body)
+        found = collected(pickup, self.family(pickup), answer.body, kind, now, document=None)
+        if isinstance(found, Collected) and found.draft.file:
+            found = replace(found, draft=replace(found.draft, transcript=_transcript(answer.body)))
+        return found
 
     def _signed(self, bucket: str, key: str, pickup: Pickup) -> tuple[str, str]:
         """Return the URL of an object, signed for one attempt, and its host."""

@@ -42,6 +42,17 @@ SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_as_list), AfterVa
 """Secrets, newest last; a single string stands for a list of one."""
 
 
+def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    for host in value:
+        if host != "*" and not re.fullmatch(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*|[0-9a-f:]+:[0-9a-f:.]*", host):
+            raise ValueError(f'{host!r} is no host name in lower case, like "api.example.com"')
+    return value
+
+
+Hosts = Annotated[tuple[str, ...], AfterValidator(_host_names)]
+"""Host names, each with all below it; `*` is any."""
+
+
 def reveal(secrets: Iterable[SecretStr]) -> tuple[str, ...]:
     """Return the values behind the masks."""
     return tuple(secret.get_secret_value() for secret in secrets)

@@ -20,7 +20,7 @@ from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
 from receiver.engine.requests import new_expectation, new_pickup
-from receiver.providers import Gone
+from receiver.providers.pickups import Gone
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, Sent, deapi, speech
 from tests.support.sink import Sink

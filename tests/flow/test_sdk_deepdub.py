@@ -10,7 +10,8 @@ import pytest
 
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
-from receiver.providers import NotYet, deepdub
+from receiver.providers import deepdub
+from receiver.providers.pickups import NotYet
 from tests.support.collecting import NOW, body_of, collected, fetching, pickup_of
 from tests.support.golden import source_settings, tokens
 

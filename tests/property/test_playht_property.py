@@ -17,7 +17,8 @@ from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefu
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.fetch import Downloaded, Failed, FetchResponse, ServerSentEvent, Stream
 from receiver.core.work import OutcomeKind, Pickup, PickupKind
-from receiver.providers import Collected, Gone, NotYet, Result, playht
+from receiver.providers import playht
+from receiver.providers.pickups import Collected, Gone, NotYet, Result
 from tests.support.callbacks import NOW
 from tests.support.examples import examples
 from tests.support.golden import source_settings, tokens

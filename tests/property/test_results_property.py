@@ -16,7 +16,8 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import PickupRefused
 from receiver.core.event import EVENT_TYPES, AudioDraft, FileDraft
 from receiver.core.fetch import Downloaded, Failed, FetchResponse, Stream
-from receiver.providers import Collected, Gone, Lookup, NotYet, Result, deapi, deepdub, results
+from receiver.providers import deapi, deepdub, results
+from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result
 from tests.support.collecting import NOW, pickup_of
 from tests.support.examples import examples
 from tests.support.golden import source_settings, tokens

@@ -14,7 +14,7 @@ from receiver.core.event import EventDraft
 from receiver.core.work import Pickup, PickupKind
 from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import Collected, Result
+from receiver.providers.pickups import Collected, Result
 from receiver.settings.model import SourceSettings
 from receiver.system.files import BodyBuffer
 

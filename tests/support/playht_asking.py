@@ -13,7 +13,8 @@ from receiver.core.work import Pickup, PickupKind
 from receiver.demo.playht import API_KEY, USER_ID, Job, Playht, Step
 from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import Collected, NotYet, Result, playht
+from receiver.providers import playht
+from receiver.providers.pickups import Collected, NotYet, Result
 from receiver.system.files import BodyBuffer
 from tests.support.callbacks import NOW
 from tests.support.golden import source_settings, tokens

@@ -32,7 +32,7 @@ from receiver.core.routing import Route, Router
 from receiver.core.work import OutcomeKind, Pickup, PickupKind, PickupState
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.recorder import Recorder
-from receiver.providers import Collected, Gone, Lookup, NotYet, Result
+from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.sqlite import SqliteStore

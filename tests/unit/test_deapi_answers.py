@@ -13,7 +13,8 @@ from starlette.routing import Route
 
 from receiver.core.fetch import Failed
 from receiver.core.work import OutcomeKind
-from receiver.providers import Collected, NotYet, Result, deapi
+from receiver.providers import deapi
+from receiver.providers.pickups import Collected, NotYet, Result
 from tests.support.callbacks import DEAPI_SECRET
 from tests.support.collecting import NOW, Place, collected, fetching, pickup_of, placed
 from tests.support.golden import source_settings, tokens

@@ -16,7 +16,8 @@ from receiver.core.fetch import Failed
 from receiver.core.work import OutcomeKind, Pickup
 from receiver.demo.deapi import ApiJob, Deapi
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import Gone, NotYet, PullProvider, Result, deapi
+from receiver.providers import PullProvider, deapi
+from receiver.providers.pickups import Gone, NotYet, Result
 from tests.support.callbacks import DEAPI_SECRET, deapi_draft
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
 from tests.support.faulty import FaultyDeapi

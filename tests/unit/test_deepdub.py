@@ -14,7 +14,8 @@ from receiver.core.fetch import Failed
 from receiver.core.work import OutcomeKind, Pickup
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.outbound.fetcher import Fetcher
-from receiver.providers import Gone, NotYet, PullProvider, Result, deepdub
+from receiver.providers import PullProvider, deepdub
+from receiver.providers.pickups import Gone, NotYet, Result
 from tests.support.collecting import NOW, Place, body_of, collected, fetching, pickup_of, placed
 from tests.support.faulty import FaultyDeepdub
 from tests.support.golden import ROOT, source_settings, tokens

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from receiver.core.event import EventDraft, RemoteResult, Stage
 from receiver.core.work import OutcomeKind
 from receiver.demo.playht import API_KEY, USER_ID, error
-from receiver.providers import Gone
+from receiver.providers.pickups import Gone
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
 

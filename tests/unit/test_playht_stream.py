@@ -9,7 +9,7 @@ import pytest
 from receiver.core.event import Stage
 from receiver.core.work import OutcomeKind
 from receiver.demo.playht import API_KEY, COMPLETED, END, PING, SILENCE, WHOLE_STREAM, Step, generating
-from receiver.providers import Gone
+from receiver.providers.pickups import Gone
 from tests.support.callbacks import NOW
 from tests.support.playht_asking import JOB, asking, collected, failed, not_yet
 

@@ -5,27 +5,30 @@ docs/sources.md describes the language. Recipes that ship with receiver lie in `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
-from receiver.core.errors import CallbackRejected, MalformedCallback, PickupRefused, ProofMissing
+from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
-from receiver.providers import NO_PROOF, Adapter, Lookup, Result, SenderState
+from receiver.providers import NO_PROOF, Adapter, SenderState
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.custom.meaning import Reading, Understood
-from receiver.providers.custom.proof import Proof, Trust
-from receiver.providers.custom.request import Request, as_text
+from receiver.providers.custom.proof import Trust
+from receiver.providers.custom.proofs import AnyProof
+from receiver.providers.custom.request import BodyNeeded, Request, as_text
+from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
 
@@ -76,7 +79,6 @@ class CustomProvider(Adapter):
         self._places = [place for proof in options.proof for place in proof.references]
         self.secret_headers = frozenset(place.name for place in self._places if place.kind == "header")
         self._secret_fields = frozenset(place.name for place in self._places if place.kind == "query")
-        self._needs_body = any(proof.needs_body for proof in options.proof)
         self._token_required = options.token_required
         large = options.body == "multipart" or any(r.from_ == "body" for r in options.result.values())
         self._body_limit = settings.max_audio_bytes if large else settings.max_json_bytes
@@ -128,7 +130,7 @@ class CustomProvider(Adapter):
 
     @classmethod
     def _judge_proof(
-        cls, where: str, number: int, proof: Proof, options: CustomSettings
+        cls, where: str, number: int, proof: AnyProof, options: CustomSettings
     ) -> Iterator[Finding]:
         for place in proof.references:
             if place.kind == "header" and "_" in place.name:
@@ -136,7 +138,7 @@ class CustomProvider(Adapter):
                 yield cls._finding("W902", where, f"proof[{number}]", dropped)
         secrets = reveal(options.secrets)
         if proof.needs_secrets and not secrets:
-            lacking = f"the proof {proof.name} has no secret to compare with"
+            lacking = f"the proof {proof.kind} has no secret to compare with"
             yield cls._missing("E902", where, "secrets", lacking)
         if not proof.time_is_signed:
             renewed = "message does not hold {timestamp}, so whoever has one callback can give it a new time"
@@ -150,28 +152,28 @@ class CustomProvider(Adapter):
     def admit(self, head: Head) -> Admission:
         """Check the token and what the head shows of each proof. Raises `CallbackRejected`, `WrongSource`, `KeysNeeded`."""
         claims = self._claims(head, required=self._token_required)
-        request = Request(head, None, self._options.body)
-        held = True
+        request, proofs = Request(head, None, self._options.body), {"token"} if claims else set[str]()
         for group in self.groups:
-            proof = _try_each(group, lambda proof: proof.look(request, self.trust))
-            held = held and not proof.needs_body
+            held = _one_of(group, request, self.trust)
+            if held:
+                proofs.add(held)
+            else:
+                request.undecided.append(group)
         return Admission(
             head=head,
             claims=claims,
-            proofs=frozenset(("token",)) if claims else frozenset[str](),
+            proofs=frozenset(proofs),
             body_limit=self._body_limit,
-            held=held and (bool(self.groups) or claims is not None),
+            held=bool(proofs) and not request.undecided,
             read=request,
         )
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Check what the head alone could not decide. Raises `CallbackRejected`, `KeysNeeded`."""
         request = admission.read
-        if self._needs_body:
-            request.body = body.load()
-        proofs = {
-            _try_each(group, lambda proof: proof.check(request, self.trust)).name for group in self.groups
-        }
+        if request.undecided:
+            request.arrived(body.load(), body.wire and body.wire.load())
+        proofs = {_one_of(group, request, self.trust) for group in request.undecided}
         proved = replace(admission, proofs=admission.proofs | proofs, secret=request.secret)
         return self.believed(proved, body)
 
@@ -188,20 +190,13 @@ class CustomProvider(Adapter):
         """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
         request = Request(head, body.load(), self._options.body)
         if self._token_required or head.token:
-            try:
-                self._claims(head, required=True)
-            except CallbackRejected as error:
-                yield Verdict(proof="token", reason=error.message, signed=None)
-            else:
-                yield Verdict(proof="token", reason="", signed=None)
+            yield Verdict("token", _refusal(lambda: self._claims(head, required=True)), None)
         for proof in self._options.proof:
-            reason, message = "", None
-            try:
+            message = None
+            with suppress(CallbackRejected):
                 message = proof.signed(request, self.trust)
-                proof.check(request, self.trust)
-            except CallbackRejected as error:
-                reason = error.message
-            yield Verdict(proof=proof.name, reason=reason, signed=message)
+            check = partial(proof.check, request, self.trust)
+            yield Verdict(proof.kind, _refusal(check), message)
 
     def came_as_proof(self, head: Head, body: bytes) -> list[str]:
         """Return what came with a request to prove it, right or wrong; from its body as well."""
@@ -250,15 +245,11 @@ class CustomProvider(Adapter):
 
     def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand a job id. Raises `PickupRefused`."""
-        if not self._collecting.asks:
-            raise PickupRefused(
-                f'[sources.{self.source}.result] has no from = "get", so no job can be asked for'
-            )
         return self._collecting.lookup(text)
 
     def can_ask(self, pickup: Pickup) -> bool:
         """Tell whether there is a URL to ask at."""
-        return self._collecting.can_ask(pickup)
+        return self._collecting.url(pickup) is not None
 
     def family(self, pickup: Pickup) -> str:
         """Return `speech`, `transcript`, `analysis` or `media`."""
@@ -269,7 +260,16 @@ class CustomProvider(Adapter):
         return await self._collecting.collect(pickup, fetch, now=now)
 
 
-def _key_sets(proofs: Iterable[Proof]) -> Mapping[str, KeySet]:
+def _refusal(check: Callable[[], object]) -> str:
+    """Return why a check refuses, "" when it does not."""
+    try:
+        check()
+    except CallbackRejected as error:
+        return error.message
+    return ""
+
+
+def _key_sets(proofs: Iterable[AnyProof]) -> Mapping[str, KeySet]:
     urls = {proof.key_url for proof in proofs if proof.key_url}
     if not urls:
         return {}
@@ -278,22 +278,27 @@ def _key_sets(proofs: Iterable[Proof]) -> Mapping[str, KeySet]:
     return {url: KeySet(url) for url in urls}
 
 
-def _groups(proofs: tuple[Proof, ...]) -> tuple[tuple[Proof, ...], ...]:
-    """Return the proofs in groups of which one must hold; the cheap ones that the head decides come first."""
-    groups: dict[str, list[Proof]] = {}
+def _groups(proofs: Iterable[AnyProof]) -> list[list[AnyProof]]:
+    """Return the proofs in groups of which one must hold."""
+    groups: dict[str, list[AnyProof]] = {}
     for number, proof in enumerate(proofs):
         groups.setdefault(proof.alternative or f"\0{number}", []).append(proof)
-    return tuple(sorted((tuple(group) for group in groups.values()), key=lambda group: group[0].needs_body))
+    return [*groups.values()]
 
 
-def _try_each(group: tuple[Proof, ...], attempt: Any) -> Proof:
-    """Return the first proof of a group for which `attempt` raises nothing; else raise what says most."""
+def _one_of(group: Iterable[AnyProof], request: Request, trust: Trust) -> str | None:
+    """Return the kind of the first proof that holds, None where the body may tell. Raises the refusal that says most."""
     errors: list[CallbackRejected] = []
+    undecided = False
     for proof in group:
         try:
-            attempt(proof)
+            proof.check(request, trust)
+        except BodyNeeded:
+            undecided = True
         except CallbackRejected as error:
             errors.append(error)
         else:
-            return proof
+            return proof.kind
+    if undecided:
+        return None
     raise next((error for error in errors if not isinstance(error, ProofMissing)), errors[0])

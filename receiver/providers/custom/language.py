@@ -16,9 +16,9 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from receiver.providers.custom.handshakes import Handshake
 from receiver.providers.custom.proofs import AnyProof
-from receiver.providers.custom.request import At, BodyKind, Hosts, Places, Url, Words
+from receiver.providers.custom.request import At, BodyKind, Places, Url, Words
 from receiver.providers.custom.submitting import Submission
-from receiver.providers.toolkit import SecretList
+from receiver.providers.toolkit import Hosts, SecretList
 from receiver.settings.model import Section
 
 Family = Literal["speech", "transcript", "analysis", "media"]

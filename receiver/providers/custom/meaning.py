@@ -10,40 +10,22 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from receiver.core.callback import Body, Head, MemoryBody, VerifiedCallback
+from receiver.core.callback import Body, MemoryBody, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, MalformedCallback
-from receiver.core.event import (
-    AudioDraft,
-    EventDraft,
-    FileDraft,
-    JobError,
-    RemoteResult,
-    Stage,
-    TranscriptDraft,
-)
+from receiver.core.event import EventDraft, JobError, RemoteResult, Stage, TranscriptDraft
 from receiver.core.fetch import Failed
 from receiver.core.urls import http_url
 from receiver.core.work import Pickup
-from receiver.providers import results
+from receiver.providers import NO_REASON, results
 from receiver.providers.custom.language import CustomSettings, Meaning, ResultSettings, Then
-from receiver.providers.custom.request import Reference, Request, as_text, first, replaced, without
+from receiver.providers.custom.request import Reference, Request, as_text, first, replaced, spelled
 from receiver.providers.documents import Document, decode_object, encode, epoch_ms, join_key, opaque_id
 from receiver.providers.toolkit import content_key
 from receiver.settings.model import SourceSettings
 
-_WANTED: dict[str, results.ResultKind] = {
-    "speech": "audio",
-    "transcript": "transcript",
-    "analysis": "transcript",
-    "media": "media",
-}
 _PLAIN = 200
 """Characters of a plain field that goes to `provider_data` by itself."""
 _PLAIN_FIELDS = 50
-
-
-NO_REQUEST = Request(Head(source="", method="GET", headers=(), received_at=0), b"", "raw")
-"""Stands for the request where an answer of the provider's is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +72,7 @@ class Reading:
         request = Request(callback.head, raw, "json" if kind == "query" else kind)
         document = self._unwrapped(request)
         for steps in self._dropped:
-            document = without(document, steps)
+            document = replaced(document, steps)
         as_sent = request.kind == "json" and document is request.document
         return request, document, raw if as_sent else encode(document)
 
@@ -163,10 +145,8 @@ class Reading:
         return family
 
     def _error(self, event: Meaning, found: Understood) -> JobError:
-        said = found.shown(event.error)
-        words = as_text(said) or (encode(said).decode() if said else "")
         code = _short(found.shown(event.error_code))
-        return JobError(message=words[:2000] or code or "the provider gave no reason", code=code)
+        return JobError(message=spelled(found.shown(event.error))[:2000] or code or NO_REASON, code=code)
 
     def _provider_data(self, event: Meaning, found: Understood) -> dict[str, Any]:
         if event.keep:
@@ -248,40 +228,23 @@ class Reading:
             f"the multipart body has no part named {result.name}" if result.name else "it has no file"
         )
 
+    @staticmethod
     def _of_bytes(
-        self, draft: EventDraft, body: Body, content_type: str, family: str, *, inside: bool = False
+        draft: EventDraft, body: Body, content_type: str, family: str, *, inside: bool = False
     ) -> EventDraft:
-        judged = self.judged(body, content_type, family, {})
-        if isinstance(judged, Failed):
-            raise MalformedCallback(judged.detail)
-        return self.holding(draft, body, judged, family, content=body.load() if inside else None)
-
-    def judged(
-        self, body: Body, content_type: str, family: str, format: Any
-    ) -> AudioDraft | FileDraft | Failed:
-        """Return what bytes are, or why they are no result of this family."""
-        return results.classify(body, content_type=content_type, format=format, wanted=_WANTED[family])
-
-    def holding(
-        self,
-        draft: EventDraft,
-        body: Body,
-        judged: AudioDraft | FileDraft,
-        family: str,
-        content: bytes | None = None,
-    ) -> EventDraft:
-        """Return a draft whose result is a body; `content` are its bytes when it is not the callback's own body."""
-        file = judged if isinstance(judged, FileDraft) else None
-        spoken = results.transcript_of(body, file) if file and family == "transcript" else None
-        audio = judged if isinstance(judged, AudioDraft) else None
-        return replace(draft, audio=audio, file=file, transcript=spoken, content=content, document=None)
+        """Return a draft whose result is a body, which is `inside` the callback's own or is that."""
+        found = results.parts_of(body, content_type=content_type, format={}, family=family)
+        if isinstance(found, Failed):
+            raise MalformedCallback(found.detail)
+        content = body.load() if inside else None
+        return replace(draft, **found, content=content, document=None)
 
     def _remote(self, result: ResultSettings, draft: EventDraft, found: Understood) -> RemoteResult:
         url = as_text(found.first(result.at))
         if result.url is not None:
             event = self._options.event
             job = as_text(found.first(event.job)) if event else draft.job_id  # as the provider spells it
-            url = result.url.fill(found.request, found.document, job)
+            url = result.url.url(found.request, found.document, job)
         place = result.at[0] if result.at and result.url is None else "a value of result.url"
         if url is None:
             raise MalformedCallback(f"there is no link to the result: {place} is missing")

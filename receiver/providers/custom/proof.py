@@ -1,7 +1,7 @@
 """What every proof of a recipe has, what it is checked against, and how its values are spelled.
 
-A proof that the head alone decides is checked before a byte of the body is read. Of the others the head is looked at by then:
-what is missing, malformed or stale is refused early.
+Each is checked when the head is there, and once more with the body where it needs that. So what the head alone shows to be wrong,
+missing or stale is refused before a byte of the body is read.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from receiver.core.errors import CallbackRejected, RejectionKind
-from receiver.providers.custom.request import (
-    Reference,
-    Request,
-)
+from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
+from receiver.providers.custom.request import Reference, Request, as_text
 from receiver.settings.model import Section
 
 Encoding = Literal["hex", "base64", "base64url"]
@@ -34,23 +31,15 @@ class Proof(Section, ABC):
     alternative: str = ""
     """Of the proofs with the same name one must hold; those without a name must all hold."""
 
-    name: ClassVar[str]
-    """What the proof is called in logs and events."""
-
-    @property
-    def needs_body(self) -> bool:
-        """True when the head alone cannot decide it."""
-        return False
-
     @property
     def covers_body(self) -> bool:
         """True when a body that was changed on its way would be refused."""
         return False
 
     @property
-    def references(self) -> Iterator[Reference]:
+    def references(self) -> Sequence[Reference]:
         """The places that hold what proves the caller: nothing may keep these values."""
-        yield from ()
+        return ()
 
     @property
     def wanted_headers(self) -> Iterator[tuple[str, ...]]:
@@ -78,14 +67,9 @@ class Proof(Section, ABC):
         """Return what is wrong with the source's secrets, "" when nothing is."""
         return ""
 
-    def look(self, request: Request, trust: Trust) -> None:
-        """Refuse what the head alone shows to be wrong. Raises `CallbackRejected`."""
-        if not self.needs_body:
-            self.check(request, trust)
-
     @abstractmethod
     def check(self, request: Request, trust: Trust) -> None:
-        """Raise `CallbackRejected` unless the proof holds."""
+        """Raise `CallbackRejected` unless the proof holds, `BodyNeeded` when the head alone cannot decide it."""
 
     def signed(self, request: Request, trust: Trust) -> bytes | None:
         """Return the message that was signed, None for a proof without one. Raises `CallbackRejected`."""
@@ -116,6 +100,18 @@ class Trust:
         """Return the error that refuses a callback."""
         return CallbackRejected(message, setting=self.setting, kind=kind)
 
+    def given(self, places: Sequence[Reference], request: Request, prefix: str, expected: str) -> str:
+        """Return the text at the first place that has one, without its prefix. Raises `CallbackRejected`."""
+        for place in places:
+            text = as_text(place.value(request))
+            if text is not None:
+                break
+        else:
+            raise ProofMissing(f"{places[0]} is missing: {expected}", setting=self.shape)
+        if not text.startswith(prefix):
+            raise self.refusal(f"{places[0]} does not begin with {prefix}", RejectionKind.MALFORMED)
+        return text[len(prefix) :]
+
 
 def decoded(text: str, encodings: Sequence[Encoding], *, any_case: bool) -> Iterator[bytes]:
     """Yield what a text spells in each of these encodings, strictly: nothing for one that it does not fit."""
@@ -125,10 +121,11 @@ def decoded(text: str, encodings: Sequence[Encoding], *, any_case: bool) -> Iter
             if re.fullmatch(digits, text):
                 yield bytes.fromhex(text)
             continue
-        plain = text.replace("-", "+").replace("_", "/") if encoding == "base64url" else text
-        padded = plain + "=" * (-len(plain) % 4) if encoding == "base64url" else plain
-        if text and not (encoding == "base64url" and re.search(r"[+/]", text)):
-            try:
-                yield base64.b64decode(padded, validate=True)
-            except (binascii.Error, ValueError):
-                continue
+        url = encoding == "base64url"
+        if not text or (url and re.search(r"[+/]", text)):
+            continue
+        try:
+            padded = text + "=" * (-len(text) % 4) if url else text
+            yield base64.b64decode(padded, b"-_" if url else None, validate=True)
+        except (binascii.Error, ValueError):
+            continue

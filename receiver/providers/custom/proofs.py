@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
+from receiver.core.errors import CallbackRejected, RejectionKind
 from receiver.core.proofs import basic_credentials, matching_place
 from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
-from receiver.providers.custom.request import (
-    At,
-    Reference,
-    Request,
-    as_text,
-)
+from receiver.providers.custom.request import At, Reference, Request, as_text
 from receiver.providers.custom.signatures import HmacProof, PublicKeyProof
 from receiver.providers.custom.web_tokens import JwtProof
 from receiver.providers.toolkit import SecretList, reveal
@@ -29,7 +24,6 @@ class TokenProof(Proof):
 
     kind: Literal["token"]
     """The kind of the proof."""
-    name = "token"
 
     def check(self, request: Request, trust: Trust) -> None:
         """Refuse a URL without a token; what the token says is checked for every callback that has one."""
@@ -47,7 +41,6 @@ class BasicProof(Proof):
     """The kind of the proof."""
     users: SecretList = ()
     """Each `user:password`; without any, the source's secrets are such pairs."""
-    name = "basic"
 
     @property
     def needs_secrets(self) -> bool:
@@ -55,9 +48,9 @@ class BasicProof(Proof):
         return not self.users
 
     @property
-    def references(self) -> Iterator[Reference]:
+    def references(self) -> Sequence[Reference]:
         """The header."""
-        yield Reference("header", "authorization")
+        return (Reference("header", "authorization"),)
 
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the credentials."""
@@ -76,7 +69,6 @@ class SameProof(Proof):
     """Where the secret is."""
     prefix: str = ""
     """What stands before the secret, like `Bearer `."""
-    name = "same"
 
     @property
     def needs_secrets(self) -> bool:
@@ -84,22 +76,15 @@ class SameProof(Proof):
         return True
 
     @property
-    def needs_body(self) -> bool:
-        """True when the value is in the body."""
-        return self.at.in_body
-
-    @property
-    def references(self) -> Iterator[Reference]:
+    def references(self) -> Sequence[Reference]:
         """Where the secret is."""
-        yield self.at
+        return (self.at,)
 
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the value with every secret."""
-        value = as_text(self.at.value(request))
-        if value is None:
-            raise ProofMissing(f"{self.at} is missing: the secret is expected there", setting=trust.shape)
-        request.secret = matching_place(value[len(self.prefix) :], trust.secrets)
-        if not value.startswith(self.prefix) or not request.secret:
+        value = trust.given(self.references, request, self.prefix, "the secret is expected there")
+        request.secret = matching_place(value, trust.secrets)
+        if not request.secret:
             raise trust.refusal(f"{self.at} is none of the configured secrets")
 
 
@@ -110,7 +95,6 @@ class AddressProof(Proof):
     """The kind of the proof."""
     networks: Networks = Field(min_length=1)
     """Networks in CIDR notation, like `44.238.19.20/32`."""
-    name = "address"
 
     def check(self, request: Request, trust: Trust) -> None:
         """Look the address up in the networks."""
@@ -136,12 +120,6 @@ class DigestProof(Proof):
     """How it is spelled."""
     required: bool = True
     """False: a request without it is accepted."""
-    name = "digest"
-
-    @property
-    def needs_body(self) -> bool:
-        """True: it is the body's."""
-        return True
 
     @property
     def wanted_headers(self) -> Iterator[tuple[str, ...]]:
@@ -159,7 +137,7 @@ class DigestProof(Proof):
         value = as_text(self.at.value(request))
         if value is None and not self.required:
             return
-        digest = hashlib.sha256(request.body or b"").digest()
+        digest = hashlib.sha256(request.signed).digest()
         if value is None or digest not in decoded(value, (self.encoding,), any_case=True):
             raise trust.refusal(f"{self.at} is not the SHA-256 of the body")
 

@@ -9,18 +9,18 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator
 
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
 from receiver.providers.custom.multipart import Part, parts_of
-from receiver.providers.documents import Document, decode_object
+from receiver.providers.documents import Document, decode_object, encode
 
 BodyKind = Literal["json", "form", "multipart", "raw", "query"]
 MAX_FIELDS = 1000
@@ -32,65 +32,92 @@ _NAME = re.compile(r"(?:[^.\[\]\\{}]|\\.)+")
 _KINDS = ("header", "query", "form", "element", "field")
 
 
+Elements = Mapping[str, list[str]]
+"""The entries of a header that is a list, by name."""
+T = TypeVar("T")
+
+
+class BodyNeeded(Exception):
+    """A proof needs the body, which is not read yet."""
+
+
 class Request:
     """One request: its head and, once that was read, its body. Each part is decoded when it is first needed."""
 
-    def __init__(self, head: Head, body: bytes | None, kind: BodyKind) -> None:
-        self.head, self.body, self.kind = head, body, kind
-        self.signatures: dict[int, Any] = {}
-        """What a proof, by its `id`, read of its signature, so that it is read once."""
+    def __init__(self, head: Head, body: bytes | None, kind: BodyKind, sent: bytes | None = None) -> None:
+        """`sent` is the body as it was sent, where its content coding was undone: what is signed."""
+        self.head, self.kind = head, kind
+        self._body, self._sent = body, sent
+        self._read: dict[int, Any] = {}
+        self.undecided: list[Any] = []
+        """The proofs that the head alone did not decide."""
         self.secret = 0
         """The place of the source's secret that held last, counted from 1."""
 
+    @property
+    def body(self) -> bytes:
+        """The body. Raises `BodyNeeded`."""
+        if self._body is None:
+            raise BodyNeeded
+        return self._body
+
+    @property
+    def signed(self) -> bytes:
+        """The body as it was sent. Raises `BodyNeeded`."""
+        return self.body if self._sent is None else self._sent
+
+    def arrived(self, body: bytes, sent: bytes | None) -> None:
+        """Take the body, which was read by now."""
+        self._body, self._sent = body, sent
+
+    def once(self, reader: object, read: Callable[[Request], T]) -> T:
+        """Return what `read` returns of this request; it is called once for each reader, before the body came or after it."""
+        if id(reader) not in self._read:
+            self._read[id(reader)] = read(self)
+        found: T = self._read[id(reader)]
+        return found
+
     @cached_property
-    def query(self) -> Mapping[str, list[str]]:
+    def query(self) -> Elements:
         """The fields of the URL's query."""
         return _fields(self.head.query)
 
     @cached_property
     def parts(self) -> Sequence[Part]:
         """The parts of a multipart body."""
-        return parts_of(self._bytes(), self.head.media_type()[1].get("boundary", ""))
+        return parts_of(self.body, self.head.media_type()[1].get("boundary", ""))
 
     @cached_property
-    def form(self) -> Mapping[str, list[str]]:
+    def form(self) -> Elements:
         """The fields of a form, url-encoded or multipart."""
-        if self.kind == "multipart":
-            fields: dict[str, list[str]] = {}
-            for part in self.parts:
-                if part.is_field:
-                    fields.setdefault(part.name, []).append(part.text())
-            return fields
-        return _fields(self._bytes().decode("latin-1"))
+        if self.kind != "multipart":
+            return _fields(self.body.decode("latin-1"))
+        return by_name((part.name, part.text()) for part in self.parts if part.is_field)
 
     @cached_property
     def document(self) -> Document:
         """The body as a document: JSON, or an object of a form's or the query's fields. Raises `MalformedCallback`."""
-        match self.kind:
-            case "json":
-                return decode_object(self._bytes())
-            case "form" | "multipart":
-                return _single(self.form)
-            case "query":
-                return _single(self.query)
-            case "raw":
-                return {}
-
-    def _bytes(self) -> bytes:
-        if self.body is None:
-            raise ProofMissing("the body is needed for this proof, and is not read yet")
-        return self.body
+        if self.kind == "json":
+            return decode_object(self.body)
+        if self.kind == "raw":
+            return {}
+        fields = self.query if self.kind == "query" else self.form
+        return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
-def _single(fields: Mapping[str, list[str]]) -> Document:
-    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
+NO_REQUEST = Request(Head(source="", method="GET", headers=(), received_at=0), b"", "raw")
+"""Stands for the request where an answer of the provider's is read."""
 
 
-def _fields(encoded: str) -> Mapping[str, list[str]]:
+def _fields(encoded: str) -> Elements:
     try:
-        pairs = parse_qsl(encoded, keep_blank_values=True, max_num_fields=MAX_FIELDS, encoding="utf-8")
+        return by_name(parse_qsl(encoded, keep_blank_values=True, max_num_fields=MAX_FIELDS))
     except ValueError:
         raise CallbackRejected(f"the query or form has more than {MAX_FIELDS} fields") from None
+
+
+def by_name(pairs: Iterable[tuple[str, str]]) -> Elements:
+    """Return the values of each name."""
     fields: dict[str, list[str]] = {}
     for name, value in pairs:
         fields.setdefault(name, []).append(value)
@@ -131,25 +158,19 @@ def follow(document: Any, steps: Iterable[str | int]) -> Any:
     return document
 
 
-def without(document: Any, steps: Sequence[str | int]) -> Any:
-    """Return a document without what stands at a path; the document itself when nothing does."""
-    return replaced(document, steps, remove=True)
-
-
-def replaced(document: Any, steps: Sequence[str | int], value: Any = None, *, remove: bool = False) -> Any:
-    """Return a document with another value at a path that is there."""
+def replaced(document: Any, steps: Sequence[str | int], value: Any = None) -> Any:
+    """Return a document with another value at a path, or without it; the document itself when nothing is there."""
     step, *rest = steps
     inner = follow(document, (step,))
-    if inner is None:
+    new = replaced(inner, rest, value) if rest and inner is not None else value
+    if inner is None or new is inner:
         return document
-    new = replaced(inner, rest, value, remove=remove) if rest else value
-    if isinstance(step, str):
-        if remove and not rest:
-            return {name: item for name, item in document.items() if name != step}
-        return {**document, step: new}
-    if remove and not rest:
-        return [*document[:step], *document[step + 1 :]]
-    return [*document[:step], new, *document[step + 1 :]]
+    changed = document.copy()
+    if new is None:
+        del changed[step]
+    else:
+        changed[step] = new
+    return changed
 
 
 # ---------------------------------------------------------------- references
@@ -157,26 +178,22 @@ def replaced(document: Any, steps: Sequence[str | int], value: Any = None, *, re
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where one value is: `header:NAME`, `query:NAME`, `form:NAME`, `element:NAME`, or `field:PATH` in the document."""
+    """Where one value is: `header:NAME`, `query:NAME`, `form:NAME`, `element:NAME`, or `field:PATH` in the document.
+
+    In a template it may also be a variable without a name, whose kind tells all.
+    """
 
     kind: str
-    name: str
+    name: str = ""
     steps: tuple[str | int, ...] = ()
 
-    @property
-    def in_body(self) -> bool:
-        """True when the body must be read for it."""
-        return self.kind in ("form", "field")
-
     def __str__(self) -> str:
-        return f"{self.kind}:{self.name}"
+        return f"{self.kind}:{self.name}" if self.name else self.kind
 
-    def value(
-        self, request: Request, document: Any = None, elements: Mapping[str, list[str]] | None = None
-    ) -> Any:
+    def value(self, request: Request, document: Any = None, elements: Elements | None = None) -> Any:
         """Return the value, None when it is not there. `document` is read in place of the request's own, if given.
 
-        Raises `CallbackRejected` when a header, a query field or a form field comes twice.
+        Raises `CallbackRejected` when a header, a query field or a form field comes twice, and `BodyNeeded`.
         """
         match self.kind:
             case "header":
@@ -192,7 +209,7 @@ class Reference:
         except MalformedCallback as error:
             raise CallbackRejected(error.message) from None
 
-    def _only(self, fields: Mapping[str, list[str]]) -> str | None:
+    def _only(self, fields: Elements) -> str | None:
         values = fields.get(self.name, [])
         if len(values) > 1:
             raise CallbackRejected(f"{self} came {len(values)} times; it may come once")
@@ -215,15 +232,16 @@ def parse_reference(text: Any) -> Reference:
     return Reference(kind, name.lower() if kind == "header" else name)
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """Take a single value for a list of one."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 At = Annotated[Reference, BeforeValidator(parse_reference)]
 """Where one value is."""
-Places = Annotated[tuple[At, ...], BeforeValidator(_listed)]
+Places = Annotated[tuple[At, ...], BeforeValidator(listed)]
 """Where a value may be: the first place that has it counts."""
-Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Words = Annotated[tuple[str, ...], BeforeValidator(listed)]
 """Texts; a single one stands for a list of one."""
 
 
@@ -245,175 +263,124 @@ def as_text(value: Any) -> str | None:
     return json.dumps(value) if isinstance(value, int | float) else None
 
 
+def spelled(value: Any) -> str:
+    """Return any value as text: a plain one, or an object or list as JSON; "" for what is absent."""
+    return as_text(value) or (encode(value).decode() if value else "")
+
+
 # ---------------------------------------------------------------- templates
+
+
+def _sorted_form(request: Request) -> bytes:
+    pairs = sorted((name, value) for name, values in request.form.items() for value in set(values))
+    return "".join(name + value for name, value in pairs).encode()
+
+
+_VARIABLES: Mapping[str, Callable[[Request], bytes]] = {
+    "body": lambda request: request.signed,
+    "body.sha256": lambda request: hashlib.sha256(request.signed).hexdigest().encode(),
+    "body.sha256.base64": lambda request: base64.b64encode(hashlib.sha256(request.signed).digest()),
+    "body.md5.base64": lambda request: base64.b64encode(
+        hashlib.md5(request.signed, usedforsecurity=False).digest()
+    ),
+    "form.sorted": _sorted_form,
+    "method": lambda request: request.head.method.encode(),
+    "path": lambda request: urlsplit(request.head.url).path.encode("latin-1", "replace"),
+}
+"""Variables of a message that are made of the request."""
+_GIVEN = ("timestamp", "url")
+"""Those that the proof gives."""
+_OF_BODY = ("body", "body.sha256", "body.sha256.base64", "body.md5.base64", "form.sorted")
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """Literal text with `{variable}`; `{{` is a brace. Nothing else is interpreted."""
 
-    parts: tuple[str | Reference | None, ...]
-    """Texts, references, and None where the timestamp stands."""
+    parts: tuple[str | Reference, ...]
+
+    @property
+    def places(self) -> Iterable[Reference]:
+        """Its variables."""
+        return (part for part in self.parts if isinstance(part, Reference))
 
     @property
     def covers_body(self) -> bool:
         """True when it holds the whole body, or all fields of a form."""
-        return any(isinstance(p, Reference) and p.kind in ("body", "form.sorted") for p in self.parts)
+        return any(place.kind in _OF_BODY for place in self.places)
 
-    @property
-    def needs_body(self) -> bool:
-        """True when it cannot be filled in before the body is read."""
-        return any(
-            isinstance(p, Reference) and (p.in_body or p.kind in ("body", "form.sorted")) for p in self.parts
-        )
+    def message(self, request: Request, elements: Elements, given: Mapping[str, str | None]) -> bytes:
+        """Return the signed message, with what the proof gives for `timestamp` and `url`.
 
-    def fill(
-        self,
-        request: Request,
-        *,
-        timestamp: str | None = None,
-        elements: Mapping[str, list[str]] | None = None,
-        url: str | None = None,
-    ) -> bytes:
-        """Return the message. Raises `ProofMissing` for a variable that the request does not have."""
-        return b"".join([self._part(part, request, timestamp, elements, url) for part in self.parts])
+        Raises `ProofMissing` for a variable that the request does not have, and `BodyNeeded`.
+        """
+        made: list[bytes] = []
+        for part in self.parts:
+            if isinstance(part, str):
+                made.append(part.encode())
+            elif part.kind in _VARIABLES:
+                made.append(_VARIABLES[part.kind](request))
+            else:
+                value = (
+                    given[part.kind] if part.kind in given else as_text(part.value(request, None, elements))
+                )
+                if value is None:
+                    raise ProofMissing(f"the request has no {part}, which the signed message holds")
+                made.append(value.encode("latin-1" if part.kind in ("header", "url") else "utf-8", "replace"))
+        return b"".join(made)
 
-    def _part(
-        self,
-        part: str | Reference | None,
-        request: Request,
-        timestamp: str | None,
-        elements: Mapping[str, list[str]] | None,
-        url: str | None,
-    ) -> bytes:
-        if isinstance(part, str):
-            return part.encode()
-        if part is None:
-            value: str | None = timestamp
-        elif part.kind in _COMPUTED:
-            return _computed(part, request, url)
-        else:
-            value = as_text(part.value(request, None, elements))
-        if value is None:
-            raise ProofMissing(f"the request has no {part or 'timestamp'}, which the signed message holds")
-        return value.encode("latin-1" if part is not None and part.kind == "header" else "utf-8", "replace")
-
-
-_COMPUTED = ("body", "method", "url", "path", "form.sorted")
-_DIGESTS = {
-    "body.sha256": ("sha256", "hex"),
-    "body.sha256.base64": ("sha256", "base64"),
-    "body.md5.base64": ("md5", "base64"),
-}
-
-
-def _computed(part: Reference, request: Request, url: str | None) -> bytes:
-    match part.kind:
-        case "body":
-            body = request.body or b""
-            return body if part.name == "body" else _digest(part.name, body)
-        case "method":
-            return request.head.method.encode()
-        case "url":
-            return (url or request.head.url).encode("latin-1", "replace")
-        case "path":
-            return urlsplit(request.head.url).path.encode("latin-1", "replace")
-    pairs = sorted((name, value) for name, values in request.form.items() for value in set(values))
-    return "".join(name + value for name, value in pairs).encode()
-
-
-def _digest(name: str, body: bytes) -> bytes:
-    algorithm, encoding = _DIGESTS[name]
-    digest = hashlib.new(algorithm, body, usedforsecurity=False)
-    return digest.hexdigest().encode() if encoding == "hex" else base64.b64encode(digest.digest())
-
-
-def parse_template(text: Any) -> Template:
-    """Return the template that a text spells. Raises `ValueError` for a brace or a variable that means nothing."""
-    if isinstance(text, Template):
-        return text
-    parts: list[str | Reference | None] = []
-    for piece in re.findall(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+|[{}]", text):
-        if piece in ("{", "}"):
-            raise ValueError(f"a brace in {text!r} is not closed; a brace itself is written twice")
-        if piece[0] not in "{}" or piece in ("{{", "}}"):
-            parts.append(piece[:1] if piece in ("{{", "}}") else piece)
-        else:
-            parts.append(_variable(piece[1:-1]))
-    return Template(tuple(parts))
-
-
-def _variable(name: str) -> Reference | None:
-    if name == "timestamp":
-        return None
-    if name in _DIGESTS:
-        return Reference("body", name)
-    if name in _COMPUTED:
-        return Reference(name, name)
-    if name.partition(":")[0] in _KINDS and ":" in name:
-        return parse_reference(name)
-    known = "body, body.sha256, body.md5.base64, timestamp, method, url, path, form.sorted, header:, query:, field:, form:, element:"
-    raise ValueError(f"{{{name}}} is no variable of a signed message; there are {known}")
-
-
-MessageTemplate = Annotated[Template, BeforeValidator(parse_template)]
-"""The text that was signed."""
-
-
-@dataclass(frozen=True, slots=True)
-class UrlTemplate:
-    """A URL with `{job}` and `{path}` in it, each percent-encoded; a value that it begins with is a URL itself."""
-
-    parts: tuple[str | Reference | None, ...]
-    """Texts, places, and None where the job's id stands."""
-
-    def fill(self, request: Request | None, document: Any, job: str | None) -> str | None:
-        """Return the URL, None when a value is missing. Without a request, places are paths into `document`."""
+    def url(self, request: Request, document: Any, job: str | None) -> str | None:
+        """Return the URL, each value percent-encoded but one that it begins with; None when a value is missing."""
         filled: list[str] = []
         for part in self.parts:
             if isinstance(part, str):
                 filled.append(part)
                 continue
-            value: Any = job
-            if part is not None:
-                value = part.value(request, document) if request else follow(document, part.steps)
-            text = as_text(value)
+            text = as_text(job if part.kind == "job" else part.value(request, document))
             if not text or text in (".", ".."):  # those would lead to another path
                 return None
             filled.append(quote(text, safe="") if filled else text)
         return "".join(filled)
 
 
-def parse_url_template(text: Any) -> UrlTemplate:
-    """Return the template that a text spells. Raises `ValueError`."""
-    if isinstance(text, UrlTemplate):
+def _parsed(text: str, variable: Callable[[str], Reference]) -> Template:
+    parts: list[str | Reference] = []
+    for piece in re.findall(r"\{\{|\}\}|\{[^{}]*\}|[^{}]+|[{}]", text):
+        if piece in ("{", "}"):
+            raise ValueError(f"a brace in {text!r} is not closed; a brace itself is written twice")
+        if piece in ("{{", "}}"):
+            parts.append(piece[0])
+        else:
+            parts.append(variable(piece[1:-1]) if piece[0] == "{" else piece)
+    return Template(tuple(parts))
+
+
+def parse_message(text: Any) -> Template:
+    """Return the template of a message. Raises `ValueError` for a brace or a variable that means nothing."""
+    return text if isinstance(text, Template) else _parsed(text, _variable)
+
+
+def _variable(name: str) -> Reference:
+    if name in _VARIABLES or name in _GIVEN:
+        return Reference(name)
+    if name.partition(":")[0] in _KINDS and ":" in name:
+        return parse_reference(name)
+    known = ", ".join((*_VARIABLES, *_GIVEN, *(f"{kind}:NAME" for kind in _KINDS)))
+    raise ValueError(f"{{{name}}} is no variable of a signed message; there are {known}")
+
+
+def parse_url(text: Any) -> Template:
+    """Return the template of a URL, with `{job}` and places in it. Raises `ValueError`."""
+    if isinstance(text, Template):
         return text
-    if (
-        not isinstance(text, str)
-        or not re.match(r"https?://[^\s/{}]+(?:/|$)|\{", text)
-        or re.search(r"\s", text)
-    ):
+    if not isinstance(text, str) or not re.fullmatch(r"(?:https?://[^\s/{}]+(?:/\S*)?|\{\S*)", text):
         raise ValueError(
             'write it as "https://host/path/{job}", or begin with a value that is a whole URL: "{self}"'
         )
-    parts: list[str | Reference | None] = []
-    for piece in re.findall(r"\{[^{}]*\}|[^{}]+|[{}]", text):
-        if piece in ("{", "}"):
-            raise ValueError(f"a brace in {text!r} is not closed")
-        parts.append(piece if piece[0] != "{" else None if piece == "{job}" else parse_reference(piece[1:-1]))
-    return UrlTemplate(tuple(parts))
+    return _parsed(text, lambda name: Reference(name) if name == "job" else parse_reference(name))
 
 
-Url = Annotated[UrlTemplate, BeforeValidator(parse_url_template)]
-"""A URL with values in it."""
-
-
-def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
-    for host in value:
-        if host != "*" and not re.fullmatch(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*|[0-9a-f:]+:[0-9a-f:.]*", host):
-            raise ValueError(f'{host!r} is no host name in lower case, like "api.example.com"')
-    return value
-
-
-Hosts = Annotated[tuple[str, ...], AfterValidator(_hosts)]
-"""Host names, each with all below it; `*` is any."""
+Message = Annotated[Template, BeforeValidator(parse_message)]
+"""The text that was signed."""
+Url = Annotated[Template, BeforeValidator(parse_url)]
+"""A URL with `{job}` and other values in it."""

@@ -6,10 +6,9 @@ import base64
 import hmac
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -21,11 +20,14 @@ from receiver.core.proofs import matching_place
 from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
 from receiver.providers.custom.request import (
     At,
-    MessageTemplate,
+    Elements,
+    Message,
     Reference,
     Request,
     Words,
     as_text,
+    by_name,
+    listed,
 )
 from receiver.settings.model import Section
 
@@ -45,7 +47,22 @@ class TimestampSettings(Section):
     ahead: float = Field(300, ge=0, le=86400)
     """Seconds that it may lie in the future."""
 
-    def read(self, text: str) -> float | None:
+    def check(self, text: str, now: int, trust: Trust) -> None:
+        """Refuse a text that is no time, or is too far from `now`, in epoch milliseconds. Raises `CallbackRejected`."""
+        moment = self._read(text)
+        if moment is None:
+            raise trust.refusal(f"{self.from_} is no time in {self.unit}", RejectionKind.MALFORMED)
+        age = now / 1000 - moment
+        if not -self.ahead <= age <= self.tolerance:
+            side, allowed = ("old", self.tolerance) if age > 0 else ("ahead", self.ahead)
+            raise CallbackRejected(
+                f"{self.from_} is {abs(age):.0f} s {side}, {allowed:g} s are allowed: check this machine's clock, "
+                "or the callback was replayed",
+                setting=trust.shape,
+                kind=RejectionKind.STALE,
+            )
+
+    def _read(self, text: str) -> float | None:
         """Return seconds since the epoch, None when the text is no time."""
         if self.unit in ("s", "ms"):
             whole = re.fullmatch(r"[0-9]{1,16}", text)
@@ -57,29 +74,23 @@ class TimestampSettings(Section):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def _standard(prefix: str) -> Mapping[str, Any]:
+    return {
+        "header": f"{prefix}-signature",
+        "split": " ",
+        "assign": ",",
+        "element": "v1",
+        "encoding": "base64",
+        "message": f"{{header:{prefix}-id}}.{{timestamp}}.{{body}}",
+        "timestamp": {"from": f"header:{prefix}-timestamp"},
+        "secret_prefix": "whsec_",
+        "secret_encoding": "base64",
+    }
+
+
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "standard-webhooks": {
-        "header": "webhook-signature",
-        "split": " ",
-        "assign": ",",
-        "element": "v1",
-        "encoding": "base64",
-        "message": "{header:webhook-id}.{timestamp}.{body}",
-        "timestamp": {"from": "header:webhook-timestamp"},
-        "secret_prefix": "whsec_",
-        "secret_encoding": "base64",
-    },
-    "svix": {
-        "header": "svix-signature",
-        "split": " ",
-        "assign": ",",
-        "element": "v1",
-        "encoding": "base64",
-        "message": "{header:svix-id}.{timestamp}.{body}",
-        "timestamp": {"from": "header:svix-timestamp"},
-        "secret_prefix": "whsec_",
-        "secret_encoding": "base64",
-    },
+    "standard-webhooks": _standard("webhook"),
+    "svix": _standard("svix"),
     "stripe-like": {
         "split": ",",
         "element": "v1",
@@ -111,13 +122,11 @@ class SignedProof(Proof, ABC):
     """The name of the entries that are signatures: `v1` in `t=1705,v1=abc`. Without it each entry is a signature."""
     assign: str = Field("=", min_length=1, max_length=1)
     """What separates an entry's name from its value."""
-    encoding: Annotated[tuple[Encoding, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = (
-        "hex",
-    )
+    encoding: Annotated[tuple[Encoding, ...], BeforeValidator(listed)] = ("hex",)
     """How the signature is spelled; of several, each is tried."""
     any_case: bool = False
     """Hex may have upper-case letters."""
-    message: MessageTemplate = Field("{body}", validate_default=True)
+    message: Message = Field("{body}", validate_default=True)
     """What was signed; see Messages."""
     timestamp: TimestampSettings | None = None
     """Where the time of signing is, and how old it may be."""
@@ -148,15 +157,6 @@ class SignedProof(Proof, ABC):
             )
         return self
 
-    @cached_property
-    def needs_body(self) -> bool:  # asked for at each callback
-        """True when the message holds something of the body, or the signature is in it."""
-        return self.message.needs_body or self._in_body
-
-    @cached_property
-    def _in_body(self) -> bool:
-        return any(place.in_body for place in self._places)
-
     @property
     def covers_body(self) -> bool:
         """True when the message holds the body."""
@@ -166,125 +166,95 @@ class SignedProof(Proof, ABC):
     def time_is_signed(self) -> bool:
         """True without a time, and where the message holds it: by `{timestamp}`, or by its own place."""
         wanted = self.timestamp
-        return wanted is None or None in self.message.parts or wanted.from_ in self.message.parts
+        return wanted is None or not {Reference("timestamp"), wanted.from_}.isdisjoint(self.message.places)
 
-    @property
-    def references(self) -> Iterator[Reference]:
+    @cached_property
+    def references(self) -> Sequence[Reference]:
         """Where the signature is."""
-        yield from self._places
+        names = (name.lower() for name in (self.header or "", *self.also))
+        return (self.at,) if self.at is not None else tuple(Reference("header", name) for name in names)
 
     @property
     def wanted_headers(self) -> Iterator[tuple[str, ...]]:
         """Those of the signature, of its time, and of what else was signed."""
         yield from super().wanted_headers
-        signed = (part for part in self.message.parts if isinstance(part, Reference))
         times = (self.timestamp.from_,) if self.timestamp else ()
-        yield from dict.fromkeys((place.name,) for place in (*times, *signed) if place.kind == "header")
+        places = (*times, *self.message.places)
+        yield from dict.fromkeys((place.name,) for place in places if place.kind == "header")
 
-    @cached_property
-    def _places(self) -> list[Reference]:
-        if self.at is not None:
-            return [self.at]
-        return [Reference("header", name.lower()) for name in (self.header or "", *self.also)]
-
-    def look(self, request: Request, trust: Trust) -> None:
-        """Refuse a signature that is missing or malformed, and a time that is too far away."""
-        if not self.needs_body:
-            self.check(request, trust)
-        elif not self._in_body:
-            if self.timestamp is None or not self.timestamp.from_.in_body:
-                self._read(request, trust)
-            else:
-                self._signatures(request, trust)
+    def wrong_with(self, secrets: Sequence[str]) -> str:
+        """Return that a secret spells no key."""
+        try:
+            for secret in secrets:
+                self.key(secret)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the signature over the message."""
-        signatures, elements, stamp = self._read(request, trust)
-        for url in _spellings(request.head.url) if self.url_ports == "any" else (None,):
-            message = self.message.fill(request, timestamp=stamp, elements=elements, url=url)
+        signatures, elements, stamp = request.once(self, lambda request: self._read(request, trust))
+        for url in _spellings(request.head.url) if self.url_ports == "any" else (request.head.url,):
+            message = self.message.message(request, elements, {"timestamp": stamp, "url": url})
             if self._fits(signatures, message, request, trust):
                 return
-        raise trust.refusal(f"the signature in {self._places[0]} fits no secret in {trust.setting}")
+        raise trust.refusal(f"the signature in {self.references[0]} fits no secret in {trust.setting}")
 
     def signed(self, request: Request, trust: Trust) -> bytes | None:
-        """Return the message of this request."""
-        _, elements, stamp = self._read(request, trust)
-        return self.message.fill(request, timestamp=stamp, elements=elements)
+        """Return the message of this request, whatever its signature and however old."""
+        _, elements = self._entries(request, trust)
+        stamp = self._stamp(request, elements, trust)
+        return self.message.message(request, elements, {"timestamp": stamp, "url": request.head.url})
 
-    def _read(
-        self, request: Request, trust: Trust
-    ) -> tuple[list[bytes], Mapping[str, list[str]], str | None]:
+    def _read(self, request: Request, trust: Trust) -> tuple[list[bytes], Elements, str | None]:
         """Return the decoded signatures, all entries of their list by name, and the time as it came."""
-        read = request.signatures.get(id(self))
-        if read is None:
-            signatures, elements = self._signatures(request, trust)
-            read = (signatures, elements, self._stamp(request, elements, trust))
-            request.signatures[id(self)] = read
-        return read
-
-    def _signatures(self, request: Request, trust: Trust) -> tuple[list[bytes], Mapping[str, list[str]]]:
-        """Return the decoded signatures, and all entries of their list by name."""
-        places = self._places
-        given = next((v for v in (as_text(place.value(request)) for place in places) if v is not None), None)
-        if given is None:
-            raise ProofMissing(
-                f"{places[0]} is missing: the provider signs every callback", setting=trust.shape
-            )
-        if not given.startswith(self.prefix):
-            raise trust.refusal(f"{places[0]} does not begin with {self.prefix}", RejectionKind.MALFORMED)
-        entries, elements = [given[len(self.prefix) :]], dict[str, list[str]]()
-        if self.split is not None:
-            entries = [entry.strip() for entry in entries[0].split(self.split)]
-            for name, _, value in (entry.partition(self.assign) for entry in entries):
-                elements.setdefault(name, []).append(value)
-            if self.element is not None:
-                entries = elements.get(self.element, [])
-        found = [
-            raw
-            for entry in entries[:_SIGNATURES]
-            for raw in decoded(entry, self.encoding, any_case=self.any_case)
-        ]
+        entries, elements = self._entries(request, trust)
+        tried = entries[:_SIGNATURES]
+        found = [raw for entry in tried for raw in decoded(entry, self.encoding, any_case=self.any_case)]
         if not found:
+            spelling = " or ".join(self.encoding)
             raise trust.refusal(
-                f"{places[0]} holds no signature in {' or '.join(self.encoding)}", RejectionKind.MALFORMED
+                f"{self.references[0]} holds no signature in {spelling}", RejectionKind.MALFORMED
             )
-        return found, elements
+        stamp = self._stamp(request, elements, trust)
+        if self.timestamp is not None and stamp is not None:
+            self.timestamp.check(stamp, request.head.received_at, trust)
+        return found, elements, stamp
 
-    def _stamp(self, request: Request, elements: Mapping[str, list[str]], trust: Trust) -> str | None:
-        """Return the time as it came. Raises `CallbackRejected` when it is missing, no time, or too far away."""
-        wanted = self.timestamp
-        if wanted is None:
+    def _entries(self, request: Request, trust: Trust) -> tuple[list[str], Elements]:
+        """Return the signatures as they came, and all entries of their list by name."""
+        text = trust.given(self.references, request, self.prefix, "the provider signs every callback")
+        if self.split is None:
+            return [text], {}
+        entries = [entry.strip() for entry in text.split(self.split)]
+        pairs = (entry.partition(self.assign) for entry in entries)
+        elements = by_name((name, value) for name, _, value in pairs)
+        return entries if self.element is None else elements.get(self.element, []), elements
+
+    def _stamp(self, request: Request, elements: Elements, trust: Trust) -> str | None:
+        """Return the time of signing as it came, None where the provider sends none. Raises `CallbackRejected`."""
+        if self.timestamp is None:
             return None
-        text = as_text(wanted.from_.value(request, None, elements))
+        place = self.timestamp.from_
+        text = as_text(place.value(request, None, elements))
         if text is None:
-            raise ProofMissing(
-                f"{wanted.from_} is missing: the provider says when it signed", setting=trust.shape
-            )
-        moment = wanted.read(text)
-        if moment is None:
-            raise trust.refusal(f"{wanted.from_} is no time in {wanted.unit}", RejectionKind.MALFORMED)
-        age = request.head.received_at / 1000 - moment
-        if not -wanted.ahead <= age <= wanted.tolerance:
-            side, allowed = ("old", wanted.tolerance) if age > 0 else ("ahead", wanted.ahead)
-            raise CallbackRejected(
-                f"{wanted.from_} is {abs(age):.0f} s {side}, {allowed:g} s are allowed: check this machine's clock, "
-                "or the callback was replayed",
-                setting=trust.shape,
-                kind=RejectionKind.STALE,
-            )
+            raise ProofMissing(f"{place} is missing: the provider says when it signed", setting=trust.shape)
         return text
 
     @abstractmethod
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         """Tell whether one of the signatures is one of the message."""
 
+    @abstractmethod
+    def key(self, secret: str) -> bytes:
+        """Return the key that a secret spells. Raises `ValueError`."""
 
-class SecretEncoding(StrEnum):
-    """How a secret spells the key."""
 
-    TEXT = "utf8"
-    HEX = "hex"
-    BASE64 = "base64"
+_KEYS: Mapping[str, Callable[[str], bytes]] = {
+    "utf8": str.encode,
+    "hex": bytes.fromhex,
+    "base64": lambda text: base64.b64decode(text + "=" * (-len(text) % 4), validate=True),
+}
 
 
 class HmacProof(SignedProof):
@@ -296,23 +266,13 @@ class HmacProof(SignedProof):
     """The hash function."""
     secret_prefix: str = ""
     """What stands before the secret in the provider's console, like `whsec_`; it is no part of the key."""
-    secret_encoding: SecretEncoding = SecretEncoding.TEXT
+    secret_encoding: Literal["utf8", "hex", "base64"] = "utf8"  # noqa: S105  # no secret
     """How a secret spells the key."""
-    name = "hmac"
 
     @property
     def needs_secrets(self) -> bool:
         """True: they are the keys."""
         return True
-
-    def wrong_with(self, secrets: Sequence[str]) -> str:
-        """Return that a secret spells no key."""
-        try:
-            for secret in secrets:
-                self.key(secret)
-        except ValueError:
-            return f"a secret is not {self.secret_encoding}"
-        return ""
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         place = 0
@@ -325,11 +285,10 @@ class HmacProof(SignedProof):
     def key(self, secret: str) -> bytes:
         """Return the key that a secret spells. Raises `ValueError`."""
         text = secret.removeprefix(self.secret_prefix)
-        if self.secret_encoding is SecretEncoding.TEXT:
-            return text.encode()
-        if self.secret_encoding is SecretEncoding.HEX:
-            return bytes.fromhex(text)
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        try:
+            return _KEYS[self.secret_encoding](text)
+        except ValueError:
+            raise ValueError(f"a secret is not {self.secret_encoding}") from None
 
 
 class PublicKeyProof(SignedProof):
@@ -345,7 +304,6 @@ class PublicKeyProof(SignedProof):
     """How a raw key is spelled."""
     jwks: str | None = Field(None, pattern=r"^https://[^\s/]+/\S*$")
     """Where the provider publishes its keys as a JWKS."""
-    name = "public-key"
 
     @property
     def key_url(self) -> str | None:
@@ -359,12 +317,7 @@ class PublicKeyProof(SignedProof):
 
     def wrong_with(self, secrets: Sequence[str]) -> str:
         """Return that a key is none."""
-        try:
-            for key in self.keys or (secrets if self.needs_secrets else ()):
-                self.public_key(key)
-        except StopIteration:
-            return f"a key is neither {self.key_encoding} nor PEM"
-        return ""
+        return super().wrong_with(self.keys or (secrets if self.needs_secrets else ()))
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         from receiver.providers.public_keys.jwks import verify_signature  # loads a cryptography library
@@ -372,17 +325,19 @@ class PublicKeyProof(SignedProof):
         if self.jwks is not None:
             keys = trust.keys[self.jwks].any(request.head.received_at)
         else:
-            keys = [self.public_key(key) for key in self.keys or trust.secrets]
+            keys = [self.key(key) for key in self.keys or trust.secrets]
         return any(verify_signature(self.algorithm, key, s, message) for key in keys for s in signatures)
 
-    def public_key(self, text: str) -> bytes:
+    def key(self, secret: str) -> bytes:
         """Return a key as bytes: raw for ed25519, PEM for the others. Raises `ValueError`."""
-        if text.lstrip().startswith("-----BEGIN"):
-            return text.encode()
-        return next(iter(decoded(text, (self.key_encoding,), any_case=True)))
+        if secret.lstrip().startswith("-----BEGIN"):
+            return secret.encode()
+        for raw in decoded(secret, (self.key_encoding,), any_case=True):
+            return raw
+        raise ValueError(f"a key is neither {self.key_encoding} nor PEM")
 
 
-def _spellings(url: str) -> list[str | None]:
+def _spellings(url: str) -> list[str]:
     """Return a URL as it is, with its default port, and without it."""
     parts = urlsplit(url)
     own = ":443" if parts.scheme == "https" else ":80"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from receiver.core.errors import ProofMissing, RejectionKind
 from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
-from receiver.providers.custom.request import (
-    Reference,
-    Request,
-)
+from receiver.providers.custom.request import Reference, Request
 from receiver.settings.model import Section
 
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"]
@@ -49,7 +45,6 @@ class JwtProof(Proof):
     """The claim that covers the body."""
     leeway: float = Field(60, ge=0, le=3600)
     """Seconds by which the token's times may be off."""
-    name = "jwt"
 
     @model_validator(mode="after")
     def _one_family(self) -> JwtProof:
@@ -61,19 +56,14 @@ class JwtProof(Proof):
         return self
 
     @property
-    def needs_body(self) -> bool:
-        """True when a claim holds a hash of the body."""
-        return self.body_hash is not None
-
-    @property
     def covers_body(self) -> bool:
         """True when a claim holds a hash of the body."""
         return self.body_hash is not None
 
     @property
-    def references(self) -> Iterator[Reference]:
+    def references(self) -> Sequence[Reference]:
         """The header."""
-        yield Reference("header", self.header.lower())
+        return (Reference("header", self.header.lower()),)
 
     @property
     def key_url(self) -> str | None:
@@ -85,16 +75,12 @@ class JwtProof(Proof):
         """True without a JWKS."""
         return self.jwks is None
 
-    def look(self, request: Request, trust: Trust) -> None:
-        """Refuse a token that does not hold by itself, before its body is read."""
-        self._claims(request, trust)
-
     def check(self, request: Request, trust: Trust) -> None:
         """Check the token, its times and its claims, and the hash of the body."""
-        claims = self._claims(request, trust)
+        claims = request.once(self, lambda request: self._claims(request, trust))
         if self.body_hash is not None:
             said = claims.get(self.body_hash.claim)
-            digest = hashlib.sha256(request.body or b"").digest()
+            digest = hashlib.sha256(request.signed).digest()
             if not isinstance(said, str) or digest not in decoded(
                 said, (self.body_hash.encoding,), any_case=True
             ):
@@ -103,18 +89,10 @@ class JwtProof(Proof):
     def _claims(self, request: Request, trust: Trust) -> Mapping[str, Any]:
         from receiver.providers.public_keys.jwks import token_claims  # loads a cryptography library
 
-        value = request.head.one(self.header.lower())
-        if value is None:
-            raise ProofMissing(
-                f"header:{self.header} is missing: a token is expected there", setting=trust.shape
-            )
-        if not value.startswith(self.prefix):
-            raise trust.refusal(
-                f"header:{self.header} does not begin with {self.prefix}", RejectionKind.MALFORMED
-            )
+        token = trust.given(self.references, request, self.prefix, "a token is expected there")
         now = request.head.received_at
         keys = trust.keys[self.jwks] if self.jwks is not None else trust.secrets
-        claims = token_claims(value[len(self.prefix) :], keys, self.algorithms, now=now, leeway=self.leeway)
+        claims = token_claims(token, keys, self.algorithms, now=now, leeway=self.leeway)
         if isinstance(claims, str):
             raise trust.refusal(f"the token in header:{self.header} is refused: {claims}")
         wanted = {**self.claims, **({"aud": self.audience} if self.audience is not None else {})}
