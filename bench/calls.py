@@ -11,17 +11,21 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import receiver
+from receiver.core.clock import wall_clock
 from tests.support.running import APP_SECRET, BASIC, Running, running
 from tests.support.senders import speech
-from tests.support.sink import Answer, Sink
+from tests.support.sink import Sink
 
 PACKAGE = str(Path(receiver.__file__).parent)
 WARM = 3
+TRIES = 5
+"""Deliveries that are counted; of most, some work in the background is counted as well."""
 
 
 class Tracer:
@@ -95,17 +99,26 @@ async def callback(folder: Path, tracer: Tracer) -> None:
 
 
 async def delivery(folder: Path, tracer: Tracer) -> None:
-    """Count one delivery alone: the second attempt of one whose first was refused."""
+    """Count one delivery, from the wake of its lane to the report that it is settled: the least of several."""
     async with Sink() as sink, running(folder, _settings(folder, destination=sink.url)) as up:
         for number in range(WARM):
             await _send(up, f"warm-{number}")
         await up.seen.until(lambda: len(up.seen.attempts) == WARM)
-        sink.script.append(Answer(status=500))
-        await _send(up, "counted")
-        await up.seen.until(lambda: len(up.seen.attempts) == WARM + 1)
-        tracer.on = True
-        await up.seen.until(lambda: len(up.seen.attempts) == WARM + 2)
-        tracer.on = False
+        store, found = up.receiver.store, []
+        for number in range(WARM + 1, WARM + 1 + TRIES):
+            await store.replay([up.seen.attempts[0].delivery_id], now=wall_clock())
+            await asyncio.sleep(0.05)  # what the replay was for is over
+            tracer.calls = Counter()
+            tracer.on = True
+            up.receiver.relay.wake(["app"])
+            await up.seen.until(partial(_settled, up, number))
+            tracer.on = False
+            found.append(tracer.calls)
+        tracer.calls = min(found, key=Counter.total)
+
+
+def _settled(up: Running, count: int) -> bool:
+    return len(up.seen.attempts) == count
 
 
 def main() -> None:

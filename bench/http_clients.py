@@ -124,9 +124,10 @@ async def own(url: str, in_flight: int) -> AsyncIterator[Post]:
     """The client of deliveries, address guard included."""
     client = Egress(timeout_seconds=15, connections=in_flight, allow=["127.0.0.0/8"])
     await client.open()
+    request = client.prepared(url, HEADERS)
 
     async def post() -> int:
-        reply = await client.post(url, HEADERS, BODY)
+        reply = await client.post(request, {}, BODY)
         assert isinstance(reply, Reply), reply
         return reply.status
 

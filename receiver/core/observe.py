@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, Protocol
 
 from msgspec import Struct
 
 from receiver.core.work import Outcome
+
+P = ParamSpec("P")
 
 
 class CallbackReport(Struct, kw_only=True):
@@ -130,38 +132,26 @@ class Observers:
     """Several listeners as one. A listener that fails (a closed stream, a full disk) never fails the engine."""
 
     def __init__(self, listeners: Iterable[Observer]) -> None:
-        self._listeners = tuple(listeners)
+        every = tuple(listeners)
+        self.callback = _all([one.callback for one in every])
+        self.attempt = _all([one.attempt for one in every])
+        self.pickup = _all([one.pickup for one in every])
+        self.submission = _all([one.submission for one in every])
+        self.journal = _all([one.journal for one in every])
+        self.note = _all([one.note for one in every])
 
-    def callback(self, report: CallbackReport) -> None:
-        """Report to every listener."""
-        self._each("callback", report)
 
-    def attempt(self, report: AttemptReport) -> None:
-        """Report to every listener."""
-        self._each("attempt", report)
+def _all(listeners: Sequence[Callable[P, None]]) -> Callable[P, None]:
+    """Return what reports to every listener."""
 
-    def pickup(self, report: PickupReport) -> None:
-        """Report to every listener."""
-        self._each("pickup", report)
-
-    def submission(self, report: SubmissionReport) -> None:
-        """Report to every listener."""
-        self._each("submission", report)
-
-    def journal(self, depth: int, oldest_age_seconds: float) -> None:
-        """Report to every listener."""
-        self._each("journal", depth, oldest_age_seconds)
-
-    def note(self, level: str, event: str, **fields: Any) -> None:
-        """Report to every listener."""
-        self._each("note", level, event, **fields)
-
-    def _each(self, method: str, /, *args: Any, **fields: Any) -> None:
-        for listener in self._listeners:
+    def report(*args: P.args, **fields: P.kwargs) -> None:
+        for listener in listeners:
             try:
-                getattr(listener, method)(*args, **fields)
+                listener(*args, **fields)
             except Exception:  # noqa: S112 - nobody is left to tell
                 continue
+
+    return report
 
 
 class Repeats:

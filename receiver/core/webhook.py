@@ -73,13 +73,12 @@ def _signature(key: SigningKey, signed: bytes) -> str:
 
 
 def sign(keys: Sequence[SigningKey], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the three Standard Webhooks headers of a message; `timestamp` in seconds; one signature for each key."""
-    signed = _signed(message_id, timestamp, body)
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": " ".join([_signature(key, signed) for key in keys]),
-    }
+    """Return the Standard Webhooks headers of a message; `timestamp` in seconds; one signature for each key, if any."""
+    headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
+    if keys:  # an empty signature would only confuse
+        signed = _signed(message_id, timestamp, body)
+        headers["webhook-signature"] = " ".join([_signature(key, signed) for key in keys])
+    return headers
 
 
 def _signed(message_id: str, timestamp: int, body: bytes) -> bytes:

@@ -27,6 +27,7 @@ from receiver.core.work import (
     PickupSettlement,
     PickupState,
 )
+from receiver.engine.gate import Gate
 from receiver.engine.recorder import Recorder
 from receiver.engine.worker import (
     LANE_TIMING,
@@ -114,16 +115,16 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
         self, name: str, source: PullSource, store: Store, recorder: Recorder, context: LaneContext
     ) -> None:
         queue = ClaimPort(store.claim_pickups, store.release_pickups, store.next_due_pickup)
-        super().__init__(name, source, queue, context)
+        super().__init__(name, source, queue, context, Gate(source.concurrency))
         self._source = source
         self._store = store
         self._recorder = recorder
 
     # ------------------------------------------------------------ one attempt
 
-    async def make(self, claim: ClaimedPickup, clock: Clock) -> Made:
+    async def make(self, claim: ClaimedPickup, now: int, clock: Clock) -> Made:
         """Ask the provider once, and store what it gives."""
-        started_at, began = clock(), time.perf_counter()
+        began = time.perf_counter()
         pickup, progress = claim.pickup, list[Recording]()
         try:
             end = await self._end(pickup, clock, progress)
@@ -138,7 +139,7 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
         seconds = time.perf_counter() - began
         settlement = PickupSettlement(
             claim=claim,
-            started_at=started_at,
+            started_at=now,
             duration_ms=int(seconds * 1000),
             outcome=end.outcome,
             state=end.state,

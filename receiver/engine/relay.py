@@ -20,7 +20,7 @@ from receiver.core.projection import Fields
 from receiver.core.retry import RetryPolicy
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
-from receiver.engine.gate import Gate
+from receiver.engine.gate import DestinationGate
 from receiver.engine.worker import (
     LANE_TIMING,
     SLACK_SECONDS,
@@ -152,7 +152,8 @@ class Relay(Lanes[Claimed, Made]):
         states = await self._store.destinations(now)
         for name, sending in self._sending.items():
             state = states.get(name) or DestinationState(name=name)
-            if sending.gate.learn(state):
+            if state != sending.gate.state:
+                sending.gate.learn(state)
                 self.wake([name])
             if sending.recovers(state, now):
                 again_at = now + round(RECOVER_SECONDS * 1000)
@@ -210,6 +211,7 @@ class Sending(LaneWork[Claimed, Made]):
     """The deliveries of one destination."""
 
     part, lane_key, id_key = "relay", "destination", "delivery_id"
+    gate: DestinationGate
 
     def __init__(
         self,
@@ -220,20 +222,13 @@ class Sending(LaneWork[Claimed, Made]):
         context: LaneContext,
         report: Callable[[Sending, Claimed, Outcome, int], Awaitable[None]],
     ) -> None:
-        super().__init__(name, lane, ClaimPort(self._claim, store.release, self._next_due), context)
+        gate = DestinationGate(name, lane.concurrency, ahead=lane.rules.rate is None)
+        queue = ClaimPort(self._claim, store.release, self._next_due)
+        super().__init__(name, lane, queue, context, gate)
         self.lane = lane
-        self.gate = Gate(name, lane.concurrency, ahead=lane.rules.rate is None)
         self._store = store
         self._render = render if lane.data is None else partial(render, wanted=lane.data)
         self._report = report
-
-    def room(self, ahead: int, busy: int) -> int:
-        """Return how many deliveries to claim."""
-        return self.gate.room(ahead, busy)
-
-    def may_attempt(self, claim: Claimed, busy: int, now: int) -> bool:
-        """Tell whether a claimed delivery may be attempted now, beside so many others."""
-        return self.gate.lets(claim, busy, now)
 
     def _claim(self, name: str, *, now: int, **how: Any) -> Awaitable[list[Claimed]]:
         if self.gate.opens_at(now) != now:
@@ -258,14 +253,13 @@ class Sending(LaneWork[Claimed, Made]):
         """Tell whether it is time to replay deliveries that died while the destination failed."""
         return self.lane.recover and state.recover_from is not None and state.recover_at <= now
 
-    async def make(self, claim: Claimed, clock: Clock) -> Made:
+    async def make(self, claim: Claimed, now: int, clock: Clock) -> Made:
         """Send once. Raises `Unavailable` when no link could be made: our own trouble uses up no attempt."""
-        started_at, began = clock(), time.perf_counter()
-        lane = self.lane
+        lane, began = self.lane, time.perf_counter()
         try:
             async with asyncio.timeout(lane.timeout_seconds + self.context.timing.overrun):
                 body = self._render(claim.event)
-                outcome = await lane.destination.send(claim.event.id, body, timestamp=started_at)
+                outcome = await lane.destination.send(claim.event.id, body, timestamp=now)
         except TimeoutError:
             outcome = Outcome(kind=OutcomeKind.TIMEOUT, detail="the destination's own timeout did not hold")
         except Unavailable:
@@ -277,7 +271,7 @@ class Sending(LaneWork[Claimed, Made]):
         state, due_at, spent = self._consequence(claim, outcome, clock())
         settlement = Settlement(
             claim=claim,
-            started_at=started_at,
+            started_at=now,
             duration_ms=int(seconds * 1000),
             outcome=outcome,
             state=state,
@@ -307,9 +301,7 @@ class Sending(LaneWork[Claimed, Made]):
         settlement, seconds = made
         claim, kind = settlement.claim, settlement.outcome.kind
         held = await self.insist(self._store.settle, settlement, claim, kind.value, clock)
-        self.gate.note(settlement.outcome)
-        state = self.gate.state
-        if is_failure(settlement.outcome) or state.failures or state.opened_at is not None:
+        if self.gate.note(settlement.outcome):
             await self._report(self, claim, settlement.outcome, clock())
         self.context.observer.attempt(
             AttemptReport(

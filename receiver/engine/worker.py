@@ -27,6 +27,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import Observer
+from receiver.engine.gate import Gate
 
 SLACK_SECONDS = 15.0
 """What a lease must have left beyond the timeout when an attempt begins: time to settle, clocks that differ."""
@@ -148,15 +149,18 @@ class LaneWork(ABC, Generic[C, M]):
     id_key: ClassVar[str]
     """What the lane's name and the row's id are called in log lines."""
 
-    def __init__(self, name: str, terms: Terms, queue: ClaimPort[C], context: LaneContext) -> None:
+    def __init__(
+        self, name: str, terms: Terms, queue: ClaimPort[C], context: LaneContext, gate: Gate[C]
+    ) -> None:
         self.name = name
         self.terms = terms
         self.queue = queue
         self.context = context
+        self.gate = gate
 
     @abstractmethod
-    async def make(self, claim: C, clock: Clock) -> M:
-        """Make one attempt. Records nothing: cancelled, it never was.
+    async def make(self, claim: C, now: int, clock: Clock) -> M:
+        """Make one attempt, which begins `now`. Records nothing: cancelled, it never was.
 
         Raises `Unavailable` when a part of ours is out and nothing could be attempted: the row is due again when its lease ends.
         """
@@ -164,14 +168,6 @@ class LaneWork(ABC, Generic[C, M]):
     @abstractmethod
     async def settle(self, made: M, clock: Clock) -> int | None:
         """Record the attempt and report it; return when the row is due again, if ever."""
-
-    def room(self, ahead: int, busy: int) -> int:
-        """Return how many rows to claim, where so many wait ahead and so many attempts are under way."""
-        return self.terms.concurrency - ahead
-
-    def may_attempt(self, claim: C, busy: int, now: int) -> bool:
-        """Tell whether a claimed row may be attempted now, beside so many others; else it is released."""
-        return True
 
     async def insist(
         self, call: Callable[[S], Awaitable[T]], settlement: S, claim: C, outcome: str, clock: Clock
@@ -216,6 +212,7 @@ class Lane(Generic[C, M]):
         """Set when there may be something to claim."""
         self._work = work
         self._queue = work.queue
+        self._gate = work.gate
         self._concurrency = work.terms.concurrency
         self._needed_ms = work.terms.needed * 1000
         self._lease_ms = round(work.terms.lease * 1000)
@@ -286,7 +283,7 @@ class Lane(Generic[C, M]):
 
     def expect(self) -> Awaitable[list[C]] | None:
         """Have the transaction of what is recorded next claim for this lane as well, if it has nothing to do."""
-        room = self._work.room(self._ahead.qsize(), len(self._making))
+        room = self._gate.room(self._ahead.qsize(), len(self._making))
         if not self._napping or room <= 0:
             return None
         self._napping = False
@@ -297,7 +294,7 @@ class Lane(Generic[C, M]):
 
     async def _claim_ahead(self) -> float | None:
         """Claim what there is room for; return the seconds until the next poll (None: when there is room again)."""
-        room = self._work.room(self._ahead.qsize(), len(self._making))
+        room = self._gate.room(self._ahead.qsize(), len(self._making))
         self._full = room <= 0
         early, self._early = self._early, None
         if early is not None:
@@ -345,8 +342,8 @@ class Lane(Generic[C, M]):
                 if claim.lease_until - now < self._needed_ms:
                     await self._release([claim])
                     self.poll.set()
-                elif self._work.may_attempt(claim, len(self._making), now):
-                    await self._attempt(number, claim)
+                elif self._gate.lets(claim, len(self._making), now):
+                    await self._attempt(number, claim, now)
                 else:
                     await self._release([claim])
                 if self._full:
@@ -356,10 +353,10 @@ class Lane(Generic[C, M]):
             except Exception as error:  # a bug in a store or an observer must not end the worker
                 self._work.note("error", "worker_failed", error=type(error).__name__)
 
-    async def _attempt(self, number: int, claim: C) -> None:
+    async def _attempt(self, number: int, claim: C, now: int) -> None:
         self._making.add(number)
         try:
-            made = await self._work.make(claim, self._clock)
+            made = await self._work.make(claim, now, self._clock)
         except asyncio.CancelledError:
             self._unmade.append(claim)
             raise
@@ -384,10 +381,10 @@ class Lane(Generic[C, M]):
 
         async def some() -> None:
             for claim in left:
-                if not self._work.may_attempt(claim, 0, now):
+                if not self._gate.lets(claim, 0, now):
                     await self._queue.release([claim], now=now)
                     continue
-                made = await self._work.make(claim, lambda: now)
+                made = await self._work.make(claim, now, lambda: now)
                 await self._work.settle(made, lambda: now)
 
         await asyncio.gather(*(some() for _ in range(min(len(claims), self._concurrency))))

@@ -74,10 +74,8 @@ class AwsService:
                 f'destinations.{settings.name}.region: is missing; write region = "eu-central-1"'
             )
         suffix = ".cn" if region.startswith("cn-") else ""
-        self._url = (options.endpoint_url or f"https://{service}.{region}.amazonaws.com{suffix}").rstrip(
-            "/"
-        ) + "/"
-        self._host, self._path = urlsplit(self._url)[1:3]
+        url = (options.endpoint_url or f"https://{service}.{region}.amazonaws.com{suffix}").rstrip("/") + "/"
+        self._host, self._path = urlsplit(url)[1:3]
         self._signature = Signature(region, service)
         self._egress = Egress(
             timeout_seconds=settings.timeout_seconds,
@@ -86,6 +84,7 @@ class AwsService:
             ca_file=options.ca_file,
             proxy=options.proxy.get_secret_value() if options.proxy else None,
         )
+        self._request = self._egress.prepared(url, {"host": self._host, "user-agent": USER_AGENT})
         self._found: Any = None
         """Credentials as botocore keeps them: it renews them, which may take long."""
         self._frozen: Any = None
@@ -122,7 +121,8 @@ class AwsService:
         named = {"host": self._host, **headers}
         digest = hashlib.sha256(body).hexdigest()
         signed = self._signature.headers("POST", self._path, named, digest, credentials)
-        reply = await self._egress.post(self._url, signed | {"user-agent": USER_AGENT}, body)
+        del signed["host"]  # it is in the prepared request
+        reply = await self._egress.post(self._request, signed, body)
         if isinstance(reply, Failure):
             return Outcome(kind=reply.kind, detail=reply.detail)
         refused = refusal(reply.body) if reply.status == 200 else _refusal(reply)

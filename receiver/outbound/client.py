@@ -18,7 +18,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import aiohappyeyeballs
 
@@ -37,6 +38,7 @@ from receiver.system.http1 import (
     Reply,
     Unanswered,
     request_head,
+    with_headers,
 )
 from receiver.system.threads import Threads
 
@@ -72,6 +74,13 @@ class Failure:
     """`TIMEOUT`, `UNREACHABLE` or `BLOCKED`."""
     detail: str
     """For a person; names host and port, never the rest of the URL."""
+
+
+class Prepared(NamedTuple):
+    """What all requests to one URL have in common."""
+
+    place: Target
+    head: str
 
 
 class ReplyBroken(Exception):
@@ -184,8 +193,6 @@ class Egress:
         """What was looked up in the last `DNS_SECONDS`, and what is being looked up."""
         self._connections: Connections[Target] | None = None
         self._session: aiohttp.ClientSession | None = None
-        # A destination has one URL, and the guard does not change.
-        self._target = lru_cache(maxsize=64)(self._judged)
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when a certificate cannot be used."""
@@ -194,7 +201,7 @@ class Egress:
         ):  # the system's authorities are loaded when they are needed
             trust(self._ca_file, self._client_certificate)
         self._resolver = GuardedResolver(self._first_hop, self._resolve)
-        self._connections = Connections(self._connect, self._limit, IDLE_SECONDS)
+        self._connections = Connections(self._connect, IDLE_SECONDS)
 
     async def close(self) -> None:
         """Let go of connections and threads."""
@@ -211,8 +218,25 @@ class Egress:
             await self._resolver.close()
             self._resolver = None
 
+    def prepared(
+        self, url: str, headers: Mapping[str, str] = MappingProxyType({}), *, method: str = "POST"
+    ) -> Prepared | Failure:
+        """Take a URL apart, judge its host, and prepare what every request to it says; `headers` can be sent."""
+        place = target(url)
+        if isinstance(place, str):
+            return Failure(kind=OutcomeKind.BLOCKED, detail=place)
+        try:
+            self._guard.check_host(place.host)
+        except AddressBlocked as error:
+            return failure_of(error, place.where)
+        whole = {"host": place.url.host_port_subcomponent or "", **headers}
+        asked = place.url.raw_path_qs
+        if self._proxy is not None and not place.secure:
+            asked, whole = str(place.url), whole | self._proxy.headers
+        return Prepared(place, with_headers(f"{method} {asked} HTTP/1.1\r\n", whole))
+
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+        self, prepared: Prepared | Failure, headers: Mapping[str, str], body: bytes
     ) -> Reply | Failure:
         """Send one POST (or PUT, or PATCH), never redirected, and return what came of it.
 
@@ -221,15 +245,11 @@ class Egress:
         """
         if self._connections is None:
             raise RuntimeError("the client is not open")
-        place = self._target(url)
-        if isinstance(place, Failure):
-            return place
+        if isinstance(prepared, Failure):
+            return prepared
+        place = prepared.place
         try:
-            whole = {"host": place.url.host_port_subcomponent or "", **headers}
-            asked = place.url.raw_path_qs
-            if self._proxy is not None and not place.secure:
-                asked, whole = str(place.url), whole | self._proxy.headers
-            head = request_head(method, asked, whole, len(body))
+            head = request_head(prepared.head, headers, len(body))
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
         try:
@@ -249,17 +269,6 @@ class Egress:
             return failure_of(error, place.where)
         except TimeoutError:
             return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
-
-    def _judged(self, url: str) -> Target | Failure:
-        """Take a URL apart and judge its host."""
-        place = target(url)
-        if isinstance(place, str):
-            return Failure(kind=OutcomeKind.BLOCKED, detail=place)
-        try:
-            self._guard.check_host(place.host)
-        except AddressBlocked as error:
-            return failure_of(error, place.where)
-        return place
 
     async def _connect(self, place: Target) -> Connection:
         """Connect to one of the judged addresses of a name. Raises `AddressBlocked`, `OSError`."""

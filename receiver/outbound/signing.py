@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
+from math import inf
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from receiver.core.webhook import SigningKey, sign, webhook_key
+from receiver.core.webhook import sign, webhook_key
 
 
 class TimedSecret(BaseModel):
@@ -39,24 +40,16 @@ class Keys:
     """What a destination's secrets sign with, each within its own time."""
 
     def __init__(self, secrets: Sequence[TimedSecret]) -> None:
-        self._keys = [(webhook_key(one.secret.get_secret_value()), one.from_, one.until) for one in secrets]
-        self._always = [key for key, start, end in self._keys if start is None and end is None]
+        self._keys = [
+            (webhook_key(one.secret.get_secret_value()), _millis(one.from_, -inf), _millis(one.until, inf))
+            for one in secrets
+        ]
 
     def headers(self, event_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         """Return the headers of Standard Webhooks at a time in epoch milliseconds; without a key, there is no signature."""
-        keys = self.at(timestamp)
-        headers = sign(keys, event_id, timestamp // 1000, body)
-        if not keys:
-            del headers["webhook-signature"]  # an empty one would only confuse
-        return headers
+        keys = [key for key, start, end in self._keys if start <= timestamp < end]
+        return sign(keys, event_id, timestamp // 1000, body)
 
-    def at(self, timestamp: int) -> list[SigningKey]:
-        """Return the keys that are valid at a time in epoch milliseconds."""
-        if len(self._always) == len(self._keys):
-            return self._always
-        at = datetime.fromtimestamp(timestamp / 1000, UTC)
-        return [
-            key
-            for key, start, end in self._keys
-            if (start is None or start <= at) and (end is None or at < end)
-        ]
+
+def _millis(time: datetime | None, default: float) -> float:
+    return default if time is None else time.timestamp() * 1000

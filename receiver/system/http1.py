@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from contextlib import suppress
 from typing import Generic, TypeVar, cast
 from weakref import WeakSet
 
@@ -30,12 +31,19 @@ class Reply(Struct, frozen=True, gc=False):
     """The far side answered: its status line and headers arrived."""
 
     status: int
-    headers: dict[str, str]
-    """Names in lower case; of a name that came twice, the first."""
+    lines: list[tuple[bytes, bytes]]
+    """Its headers as they came."""
     body: bytes
     """What came of it within the request's bounds."""
     whole: bool
     """The body came to its end."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Its headers, names in lower case; of a name that came twice, the first."""
+        return {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reversed(self.lines)
+        }
 
 
 class Unanswered(Exception):
@@ -66,16 +74,17 @@ class Bounds(Struct, frozen=True, kw_only=True):
     body_bytes: int
 
 
-def request_head(method: str, place: str, headers: Mapping[str, str], length: int) -> bytes:
-    """Return the head of a request for `place` (path and query) with `length` bytes of body.
-
-    Raises `ValueError`, which may quote a header, when one cannot be sent.
-    """
+def with_headers(start: str, headers: Mapping[str, str]) -> str:
+    """Return the start of a head with more lines. Raises `ValueError`, which may quote a header, when one cannot be sent."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    text = f"{method} {place} HTTP/1.1\r\n{lines}content-length: {length}\r\n\r\n"
-    if not text.count("\r") == text.count("\n") == text.count("\r\n") == len(headers) + 3:
+    if not lines.count("\r") == lines.count("\n") == lines.count("\r\n") == len(headers):
         raise ValueError("a line break")
-    return text.encode()
+    return start + lines
+
+
+def request_head(start: str, headers: Mapping[str, str], length: int) -> bytes:
+    """Return the head of a request with `length` bytes of body. Raises as `with_headers`."""
+    return f"{with_headers(start, headers)}content-length: {length}\r\n\r\n".encode()
 
 
 class Connection(asyncio.Protocol):
@@ -89,7 +98,9 @@ class Connection(asyncio.Protocol):
         """Waits for the far side to take what was written; None while it does."""
         self.reusable = True
         """Another request may be sent."""
-        self._resting: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ends = math.inf
+        """When the wait for what is under way ends, or the rest."""
 
     def _fresh_parser(self) -> httptools.HttpResponseParser:
         parser = httptools.HttpResponseParser(self)
@@ -106,19 +117,19 @@ class Connection(asyncio.Protocol):
         self._bounds, self._deadline = bounds, deadline
         self._status, self._interim, self._seen, self._whole, self._body = 0, 0, 0, False, b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._answer = answer = asyncio.Future[Reply](loop=self._loop)
-        if self._resting is not None:
-            self._resting.cancel()
-        self._end_at(bounds.answer_seconds, TimeoutError())
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._answer = answer
+        self._end_at(min(deadline, self._loop.time() + bounds.answer_seconds))
         try:
-            await self._write(head, body)
+            self._transport.write(head + body[:_PIECE])
+            if len(body) > _PIECE:
+                await self._write_rest(body)
             return await answer
         except BaseException:
             self.close()
             raise
 
-    async def _write(self, head: bytes, body: bytes) -> None:
-        self._transport.write(head + body[:_PIECE])
+    async def _write_rest(self, body: bytes) -> None:
         view = memoryview(body)
         for start in range(_PIECE, len(body), _PIECE):
             if self._room is not None:
@@ -130,7 +141,7 @@ class Connection(asyncio.Protocol):
 
     def rest(self, seconds: float) -> None:
         """Hang up after `seconds` without another request."""
-        self._resting = self._loop.call_later(seconds, self.close)
+        self._end_at(self._loop.time() + seconds)
 
     def close(self) -> None:
         """Hang up, without a word to the far side."""
@@ -161,11 +172,12 @@ class Connection(asyncio.Protocol):
         self._seen += len(data)
         waiting = not self._status
         try:
-            self._feed(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self.reusable = False
-            self._end(NotHttp())
-            return
+            if not self._feed_again(data):
+                self.reusable = False
+                self._end(NotHttp())
+                return
         if self._interim > INTERIM_LIMIT:
             self._end(InterimFlood())
         elif self._whole or len(self._body) >= self._bounds.body_bytes:
@@ -173,25 +185,38 @@ class Connection(asyncio.Protocol):
         elif self._seen > ANSWER_LIMIT:
             self._end(NotHttp())
         elif waiting and self._status:  # from here on the body has its own time
-            self._timer.cancel()
-            self._end_at(self._bounds.body_seconds)
+            self._end_at(min(self._deadline, self._loop.time() + self._bounds.body_seconds))
 
-    def _end_at(self, seconds: float, error: Exception | None = None) -> None:
-        until = min(self._deadline, self._loop.time() + seconds)
-        self._timer = self._loop.call_at(until, self._end, error)
+    def _end_at(self, ends: float) -> None:
+        """Set when the wait ends. The timer is set anew only to fire sooner: one timer serves many requests."""
+        self._ends = ends
+        timer = self._timer
+        if timer is None or ends < timer.when():
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(ends, self._look_at_time)
 
-    def _feed(self, data: bytes) -> None:
-        """Parse. A length that a head says twice (RFC 9112, 6.3) is taken once, where the head came in one piece."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            head, gap, body = data.partition(b"\r\n\r\n")
-            once = b"\r\n".join(dict.fromkeys(head.split(b"\r\n")))
-            if self._status or not gap or len(once) == len(head):
-                raise
-            self._headers.clear()
-            self._parser = self._fresh_parser()
+    def _look_at_time(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._ends:
+            self._end_at(self._ends)
+        elif self._answer is None:
+            self.close()
+        else:
+            self._end(TimeoutError())
+
+    def _feed_again(self, data: bytes) -> bool:
+        """Parse a head that says a length twice (RFC 9112, 6.3) with one of them, where it came in one piece; tell whether that could be."""
+        head, gap, body = data.partition(b"\r\n\r\n")
+        once = b"\r\n".join(dict.fromkeys(head.split(b"\r\n")))
+        if self._status or not gap or len(once) == len(head):
+            return False
+        self._headers.clear()
+        self._parser = self._fresh_parser()
+        with suppress(httptools.HttpParserError):
             self._parser.feed_data(once + gap + body)
+            return True
+        return False
 
     def eof_received(self) -> None:
         """Send nothing more on this connection; the transport closes itself."""
@@ -201,6 +226,8 @@ class Connection(asyncio.Protocol):
         """End the request that is under way."""
         self.reusable = False
         self._end(exc or NoAnswer())
+        if self._timer is not None:
+            self._timer.cancel()
         self.resume_writing()
         del self._parser  # it knows this object
 
@@ -243,54 +270,45 @@ class Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is None:
             return
-        self._timer.cancel()
         if not (self._whole and self.reusable) or self._transport.get_write_buffer_size():
             self.close()
         if answer.done():  # cancelled
             return
         if self._status:
-            headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in reversed(self._headers)}
             body = self._body[: self._bounds.body_bytes]
-            answer.set_result(Reply(self._status, headers, body, self._whole))
+            answer.set_result(Reply(self._status, self._headers, body, self._whole))
         else:
             answer.set_exception(error or NoAnswer())
             answer.exception()  # a request that is cancelled now will not look at it
 
 
 class Connections(Generic[K]):
-    """Kept connections by the place that they lead to; at most `limit` requests are under way at once."""
+    """Kept connections by the place that they lead to. How many requests are under way at once is the caller's to bound."""
 
-    def __init__(self, connect: Connect[K], limit: int, idle_seconds: float) -> None:
+    def __init__(self, connect: Connect[K], idle_seconds: float) -> None:
         """`idle_seconds` is how long a connection is kept for the next request."""
         self._connect = connect
         self._idle_seconds = idle_seconds
-        self._slots = asyncio.Semaphore(limit)
         self._idle: dict[K, list[Connection]] = {}
         self._all: WeakSet[Connection] = WeakSet()
 
     async def ask(self, place: K, head: bytes, body: bytes, bounds: Bounds) -> Reply:
         """Send one request to `place` and return its answer. Raises what connecting raises, and as `Connection.ask`."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + bounds.seconds
-        async with asyncio.timeout_at(deadline if self._slots.locked() else None):  # mostly without a timer
-            await self._slots.acquire()
-        try:
-            kept = self._idle.setdefault(place, [])
-            while kept and not kept[-1].reusable:
-                kept.pop()
-            if kept:
-                connection = kept.pop()
-            else:
-                async with asyncio.timeout_at(deadline):
-                    connection = await self._connect(place)
-                self._all.add(connection)
-            answer = await connection.ask(head, body, bounds, deadline)
-            if connection.reusable:
-                connection.rest(self._idle_seconds)
-                kept.append(connection)
-            return answer
-        finally:
-            self._slots.release()
+        deadline = asyncio.get_running_loop().time() + bounds.seconds
+        kept = self._idle.setdefault(place, [])
+        while kept and not kept[-1].reusable:
+            kept.pop()
+        if kept:
+            connection = kept.pop()
+        else:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._connect(place)
+            self._all.add(connection)
+        answer = await connection.ask(head, body, bounds, deadline)
+        if connection.reusable:
+            connection.rest(self._idle_seconds)
+            kept.append(connection)
+        return answer
 
     async def close(self) -> None:
         """Hang up, whatever is under way."""

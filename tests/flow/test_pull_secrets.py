@@ -14,6 +14,7 @@ import pytest
 from starlette.responses import Response
 
 from receiver.app.observers import LogObserver
+from receiver.core.observe import Observers
 from receiver.core.work import PickupFilter
 from receiver.demo.deapi import ApiJob
 from receiver.engine.requests import new_pickup
@@ -83,7 +84,7 @@ async def _tell(providers: Providers, folder: Path) -> Told:
         running(folder, text.replace("http://127.0.0.1:9/", sink.url)) as up,
     ):
         listener = LogObserver(style="json", level="debug", stream=log)
-        up.receiver.observer._listeners += (listener,)
+        Observers.__init__(up.receiver.observer, [up.seen, listener])
         token = up.receiver.tokens.issue("deapi", ref="order-7")
         good, stale = providers.deapi_job(), providers.deapi_job()
         old = providers.deapi.link(providers.deapi_base, stale)

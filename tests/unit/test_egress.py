@@ -69,7 +69,7 @@ async def post(
     await client.open()
     try:
         for _ in range(times):
-            answer = await client.post(url, {"content-type": "text/plain"}, b"hello")
+            answer = await client.post(client.prepared(url), {"content-type": "text/plain"}, b"hello")
         return answer
     finally:
         await client.close()
@@ -242,7 +242,7 @@ def test_a_lookup_that_never_ends_does_not_hold_the_process() -> None:
         "async def post():\n"
         "    client = Egress(timeout_seconds=0.1, connections=1)\n"
         "    await client.open()\n"
-        "    print((await client.post('http://name.test/', {}, b'')).kind.value)\n"
+        "    print((await client.post(client.prepared('http://name.test/'), {}, b'')).kind.value)\n"
         "    await client.close()\n"
         "asyncio.run(post())\n"
     )

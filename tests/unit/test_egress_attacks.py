@@ -69,7 +69,7 @@ def place(host: ProviderHost) -> Target:
 
 async def send(client: Egress, host: ProviderHost, verb: str) -> Reply | Incoming | Failure:
     if verb == "post":
-        return await client.post(host.url("/"), {}, b"event")
+        return await client.post(client.prepared(host.url("/")), {}, b"event")
     return await client.get(place(host), {}, seconds=10)
 
 
@@ -115,7 +115,7 @@ async def test_a_kept_connection_counts_1xx_answers_anew(client: Egress, host: P
 
     host.scripts["/"] = keep
     for _ in range(3):
-        got = await client.post(host.url("/"), {}, b"event")
+        got = await client.post(client.prepared(host.url("/")), {}, b"event")
         assert isinstance(got, Reply)
     assert len(host.talks) == 1
 
@@ -136,7 +136,7 @@ async def test_a_delivery_waits_for_no_body_without_end(host: ProviderHost, atta
     host.scripts["/"] = BODIES[attack]
     client = Egress(timeout_seconds=0.5, connections=1, allow=["127.0.0.0/8"], body_seconds=0.2)
     await client.open()
-    got = await client.post(host.url("/"), {}, b"event")
+    got = await client.post(client.prepared(host.url("/")), {}, b"event")
     if isinstance(got, Reply):
         assert got.status == 200
         assert len(got.body) <= RESPONSE_LIMIT

@@ -63,9 +63,7 @@ async def ask(client: Connections[int], far: Far, body: bytes = b"event", second
 
 
 @asynccontextmanager
-async def far_side(
-    *scripts: Script, limit: int = 4, idle_seconds: float = 4
-) -> AsyncIterator[tuple[Far, Connections[int]]]:
+async def far_side(*scripts: Script, idle_seconds: float = 4) -> AsyncIterator[tuple[Far, Connections[int]]]:
     far = Far(*scripts)
     server = await asyncio.start_server(far.accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -73,7 +71,7 @@ async def far_side(
     async def connect(_: int) -> Connection:
         return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port))[1]
 
-    client: Connections[int] = Connections(connect, limit, idle_seconds)
+    client: Connections[int] = Connections(connect, idle_seconds)
     try:
         yield far, client
     finally:
@@ -179,20 +177,6 @@ async def test_a_long_body_is_written_as_the_far_side_takes_it_and_an_early_answ
         assert took == len(body)
         await client.close()
         assert (await ask(client, far, body)).status == 413
-
-
-async def test_requests_past_the_limit_wait_for_their_turn_within_their_time() -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
-
-    async with far_side(silent, limit=1) as (far, client):
-        first = asyncio.create_task(ask(client, far, seconds=0.2))
-        await asyncio.sleep(0)
-        with pytest.raises(TimeoutError):
-            await ask(client, far, seconds=0.05)
-        with pytest.raises(TimeoutError):
-            await first
-        assert far.accepted == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import AudioDraft, EventDraft, EventFilter, Rejection
+from receiver.core.observe import Observers
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.running import Seen
 
@@ -125,7 +126,7 @@ async def test_a_listener_that_raises_changes_no_answer(opened: Open) -> None:
             raise OSError(28, "No space left on device")
 
     async with opened(Made()) as up:
-        up.receiver.observer._listeners = (Raising(),)
+        Observers.__init__(up.receiver.observer, [Raising()])
         assert (await up.send()).status == 200
 
 

@@ -103,10 +103,10 @@ class HttpDestination(Kind):
         """`resolve` replaces the system's resolver. Raises `ConfigError` for headers that cannot be sent."""
         super().__init__(settings)
         options = own_settings(HttpSettings, settings)
-        self._url, self._headers = _address(settings.name, options)
-        self._redactor = Redactor(_secrets(options, self._url, self._headers))
+        url, headers = _address(settings.name, options)
+        self._redactor = Redactor(_secrets(options, url, headers))
         self._keys = Keys(options.secrets)
-        self._method, self._format = options.method, options.format
+        self._format = options.format
         self._success = _statuses(options.success)
         self._egress = Egress(
             timeout_seconds=settings.timeout_seconds,
@@ -119,6 +119,9 @@ class HttpDestination(Kind):
             client_certificate=options.client_certificate,
             proxy=options.proxy.get_secret_value() if options.proxy else None,
         )
+        if options.format == "cloudevents":
+            headers["content-type"] = STRUCTURED_TYPE
+        self._request = self._egress.prepared(url, headers, method=options.method)
 
     @classmethod
     def findings(cls, where: str, options: HttpSettings) -> Iterator[Finding]:
@@ -151,14 +154,13 @@ class HttpDestination(Kind):
 
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Make one attempt: send `body`, signed with every secret that is valid at `timestamp` (epoch milliseconds)."""
-        headers = self._headers
+        more: Mapping[str, str] = {}
         if self._format == "cloudevents":
-            body, headers = structured(body, event_id), headers | {"content-type": STRUCTURED_TYPE}
+            body = structured(body, event_id)
         elif self._format == "cloudevents-binary":
             more, body = binary(body, event_id)
-            headers = headers | more
-        headers = headers | self._keys.headers(event_id, timestamp, body)
-        answer = await self._egress.post(self._url, headers, body, method=self._method)
+        headers = {**self._keys.headers(event_id, timestamp, body), **more}
+        answer = await self._egress.post(self._request, headers, body)
         if isinstance(answer, Failure):
             return Outcome(kind=answer.kind, detail=answer.detail)
         kept = self._redactor.clean_start(answer.body)
@@ -202,7 +204,7 @@ def _address(name: str, settings: HttpSettings) -> tuple[str, dict[str, str]]:
 
 def _checked(destination: str, name: str, value: str) -> str:
     where = f"destinations.{destination}.headers.{name}"
-    if name.lower() in _OWN:
+    if name.lower() in _OWN or name.lower().startswith("ce-"):
         raise ConfigError(f"{where}: receiver sets this header itself; remove it")
     if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"{where}: a header's name has letters, digits, - and _")

@@ -118,7 +118,7 @@ class FirstTries:
         self._paused_until = 0.0
         self._trust = trust if isinstance(trust, ssl.SSLContext) else None
         self._threads = threads
-        self._connections = Connections(self._connect, options.connections, _IDLE_SECONDS)
+        self._connections = Connections(self._connect, _IDLE_SECONDS)
 
     async def close(self) -> None:
         """Hang up, whatever is under way."""
@@ -165,7 +165,7 @@ class FirstTries:
         path, headers = self._signer.put(key, headers, body.sha256)
         headers["user-agent"] = f"receiver/{__version__}"
         bounds = Bounds(seconds=seconds, body_seconds=seconds, body_bytes=_ANSWER_LIMIT)
-        head = request_head("PUT", path, headers, body.size)
+        head = request_head(f"PUT {path} HTTP/1.1\r\n", headers, body.size)
         answer = await self._connections.ask(self._signer.base, head, body.load(), bounds)
         if not answer.whole:
             raise TimeoutError

@@ -178,8 +178,9 @@ class Pickups(Queue[ClaimedPickup, PickupSettlement]):
             pickup=_pickup_of(row), claimed_by=request.token, lease_until=request.lease_until
         )
 
-    def _settled_row(self, settlement: PickupSettlement) -> tuple[Value, ...]:
-        return (*super()._settled_row(settlement), settlement.failures, settlement.outcome.detail)
+    def also(self, settlement: PickupSettlement) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+        """The row itself keeps failures in a row, and what was last said."""
+        return (settlement.failures, settlement.outcome.detail), ()
 
 
 PICKUPS = Pickups()

@@ -95,42 +95,29 @@ class Queue(ABC, Generic[C, S]):
         attempts: list[tuple[Value, ...]] = []
         # Of two claims of one row, only the statement knows which is held: so one settlement of each row at a time.
         for batch in partition(settlements, attrgetter("claim.id")):
-            rows = [self._settled_row(settlement) for settlement in batch.values()]
-            ids = {row[0] for row in session.run_rows(f"settle_{self.table}", rows)}
-            for number, settlement in batch.items():
-                if settlement.claim.id in ids:
+            rows = [self._rows(settlement) for settlement in batch.values()]
+            ids = {row[0] for row in session.run_rows(f"settle_{self.table}", [row for row, _ in rows])}
+            for number, (row, attempt) in zip(batch, rows, strict=True):
+                if row[0] in ids:
                     held[number] = True
-                    attempts.append(self._attempt_row(settlement))
+                    attempts.append(attempt)
         session.run_rows(f"log_{self.table}", attempts)
         return held
 
-    def _settled_row(self, settlement: S) -> tuple[Value, ...]:
-        """Return the parameters of `settle_…`."""
+    def _rows(self, settlement: S) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+        """Return the parameters of `settle_…` and those of `log_…`."""
         claim, outcome = settlement.claim, settlement.outcome
-        ended_at = settlement.started_at + settlement.duration_ms
-        return (
-            claim.id,
-            claim.claimed_by,
-            claim.attempts,
-            settlement.state,
-            settlement.due_at,
-            outcome.kind,
-            ended_at,
-        )
+        row_id, attempts, kind = claim.id, claim.attempts, outcome.kind
+        started_at, took = settlement.started_at, settlement.duration_ms
+        to_settle, to_log = self.also(settlement)
+        ended_at = started_at + took
+        settled = (row_id, claim.claimed_by, attempts, settlement.state, settlement.due_at, kind, ended_at)
+        logged = (row_id, attempts + 1, started_at, took, kind, outcome.status, outcome.detail)
+        return settled + to_settle, logged + to_log
 
-    def _attempt_row(self, settlement: S) -> tuple[Value, ...]:
-        """Return the parameters of `log_…`."""
-        claim, outcome = settlement.claim, settlement.outcome
-        number, started_at = claim.attempts + 1, settlement.started_at
-        return (
-            claim.id,
-            number,
-            started_at,
-            settlement.duration_ms,
-            outcome.kind,
-            outcome.status,
-            outcome.detail,
-        )
+    @abstractmethod
+    def also(self, settlement: S) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+        """Return what this table's `settle_…` and `log_…` take besides."""
 
     def release(self, session: Session, requests: Sequence[tuple[Sequence[C], int]]) -> list[int]:
         """Hand claims back, due at the given time; return how many of each request were held."""
@@ -218,11 +205,9 @@ class Deliveries(Queue[Claimed, Settlement]):
             session.run("use_rate", {"name": name, "now": now, "ahead": ahead_us})
         return [self.claimed(row, request) for row in rows]
 
-    def _settled_row(self, settlement: Settlement) -> tuple[Value, ...]:
-        return (*super()._settled_row(settlement), settlement.claim.round_start + (not settlement.spent))
-
-    def _attempt_row(self, settlement: Settlement) -> tuple[Value, ...]:
-        return (*super()._attempt_row(settlement), settlement.outcome.response)
+    def also(self, settlement: Settlement) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+        """A round that an attempt does not count in begins after it; the log keeps the reply."""
+        return (settlement.claim.round_start + (not settlement.spent),), (settlement.outcome.response,)
 
 
 DELIVERIES = Deliveries()

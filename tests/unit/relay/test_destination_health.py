@@ -14,7 +14,7 @@ from receiver.core.retry import fixed, policy
 from receiver.core.routing import Route, Router
 from receiver.core.work import DeliveryFilter, DeliveryState, Outcome, OutcomeKind
 from receiver.engine.destinations import act_on_destination, destination_states
-from receiver.engine.gate import Gate
+from receiver.engine.gate import DestinationGate
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
@@ -259,7 +259,7 @@ def test_what_speaks_against_a_destination(
 
 
 def test_attempts_at_once_are_halved_by_a_busy_answer_and_grow_back_one_by_one() -> None:
-    gate = Gate("app", 16)
+    gate = DestinationGate("app", 16)
     assert gate.room(ahead=4, busy=16) == 12, "a batch ahead"
     for width in (8, 4, 2, 1, 1):
         gate.note(Outcome(kind=OutcomeKind.REFUSED, status=503))
