@@ -58,12 +58,6 @@ export type NewCallbackUrl = { source: string; ref?: string | null; expires_seco
 
 export type CallbackUrl = { url: string; source: string; token: string | null; ref: string | null; webhook_secret: string | null; expect_by: string | null; pickup_id: string | null };
 
-export type SubmissionState = "accepted" | "open" | "refused" | "unknown";
-
-export type PageSubmissionShown = { items: Array<SubmissionShown>; next: string | null };
-
-export type SubmissionShown = { id: string; state: SubmissionState; application: string; source: string; request: string; status: number | null; job_id: string | null; ref: string | null; created_at: string; updated_at: string };
-
 export type PageRejectionShown = { items: Array<RejectionShown>; next: string | null };
 
 export type RejectionShown = { id: string; at: string; source: string; status: number; kind: string; reason: string; method: string; peer: string | null; content_type: string; user_agent: string; token_id: string | null; ref: string | null; setting: string; headers: Array<string>; request_kept: boolean };
@@ -76,6 +70,12 @@ export type Acceptance = { reason: string };
 
 export type RejectionAccepted = { status: string; event_id: string; pickup_id: string | null };
 
+export type SubmissionState = "accepted" | "open" | "refused" | "unknown";
+
+export type PageSubmissionShown = { items: Array<SubmissionShown>; next: string | null };
+
+export type SubmissionShown = { id: string; state: SubmissionState; application: string; source: string; request: string; status: number | null; job_id: string | null; ref: string | null; created_at: string; updated_at: string };
+
 export type JobShown = { name: string; cause: Cause; sentence: string; steps: Array<StepShown>; events: Array<string>; pickups: Array<string> };
 
 export type Cause = "dead" | "delivered" | "erased" | "expected" | "held" | "journaled" | "no_route" | "overdue" | "parked" | "paused" | "pickup_gone" | "pickup_waiting" | "rejected" | "removed" | "retrying" | "sending" | "unknown";
@@ -85,14 +85,6 @@ export type StepShown = { at: string; what: string; detail: string };
 export type PageSourceShown = { items: Array<SourceShown>; next: string | null };
 
 export type SourceShown = { name: string; provider: string; calls_back: boolean; polled: boolean; pickups_due: number; oldest_pickup_due_at: string | null };
-
-export type PageDestinationShown = { items: Array<DestinationShown>; next: string | null };
-
-export type DestinationShown = { name: string; kind: string; sources: Array<string>; events: Array<string>; due: number; oldest_due_at: string | null; dead: number; health: DestinationHealth };
-
-export type DestinationHealth = { name: string; status: DestinationStatus; paused_at: string | null; disabled_at: string | null; failures: number; failing_since: string | null; probes: number; held_until: string | null };
-
-export type DestinationStatus = "active" | "disabled" | "failing" | "paused";
 
 export type Stats = { due_deliveries: Record<string, number>; dead_deliveries: Record<string, number>; due_pickups: Record<string, number>; journal: number; oldest_journaled_seconds: number };
 
@@ -122,9 +114,17 @@ export type NewRenormalization = { type?: string; source?: string | null; since?
 
 export type PageOperationShown = { items: Array<OperationShown>; next: string | null };
 
+export type PageDestinationShown = { items: Array<DestinationShown>; next: string | null };
+
+export type DestinationShown = { name: string; kind: string; sources: Array<string>; events: Array<string>; due: number; oldest_due_at: string | null; dead: number; health: DestinationHealth };
+
+export type DestinationHealth = { name: string; status: DestinationStatus; paused_at: string | null; disabled_at: string | null; failures: number; failing_since: string | null; probes: number; held_until: string | null };
+
+export type DestinationStatus = "active" | "disabled" | "failing" | "paused";
+
 export type NewErasure = { ref?: string | null; job_id?: string | null; event_id?: string | null; source?: string | null; dry_run?: boolean };
 
-export type ErasureShown = { events: number; callbacks: number; deliveries: number; pickups: number; blobs: number; journal_entries: number; unreadable: Array<string>; dry_run: boolean };
+export type ErasureShown = { events: number; callbacks: number; deliveries: number; pickups: number; blobs: number; requests: number; journal_entries: number; unreadable: Array<string>; dry_run: boolean };
 
 export type PageActShown = { items: Array<ActShown>; next: string | null };
 

@@ -31,6 +31,7 @@ from receiver.core.tally import Process
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.bulk import BulkWorker
 from receiver.engine.collector import Collector, PullSource
+from receiver.engine.erasure import Eraser
 from receiver.engine.intake import Intake, IntakeTiming
 from receiver.engine.janitor import Janitor
 from receiver.engine.overload import LoadShedder
@@ -133,6 +134,7 @@ class Receiver:
     janitor: Janitor
     watcher: Watcher
     renormalizer: Renormalizer
+    eraser: Eraser
     bulk: BulkWorker
     submissions: Submissions
     stopping: bool = False
@@ -275,15 +277,15 @@ class _Parts:
 
     def receiver(self) -> Receiver:
         """Return the running parts, not yet started."""
-        links = ObjectLinks(made_token_secrets(self.settings), self.settings.tokens.signing)
+        secrets = made_token_secrets(self.settings)
+        links = ObjectLinks(secrets, self.settings.tokens.signing)
         link = self._link(links)
         relay = self._relay(link)
         recorder = self._recorder(relay, lambda source: collector.wake((source,)))
         collector = self._collector(recorder)
         store, observer, clock = self.lasting.store, self.lasting.observer, self.lasting.clock
-        renormalizer = Renormalizer(
-            store=store, blobs=self.lasting.blobs, recorder=recorder, providers=self.ports.providers
-        )
+        blobs, providers = self.lasting.blobs, self.ports.providers
+        renormalizer = Renormalizer(store=store, blobs=blobs, recorder=recorder, providers=providers)
         return Receiver(
             settings=self.settings,
             lasting=self.lasting,
@@ -295,9 +297,16 @@ class _Parts:
             relay=relay,
             collector=collector,
             takeover=Takeover(store, observer, clock, relay.wake, collector.wake),
-            janitor=Janitor(store, self.lasting.blobs, self.settings.retention.kept, observer, clock),
+            janitor=Janitor(store, blobs, self.settings.retention.kept, observer, clock),
             watcher=self._watcher(relay),
             renormalizer=renormalizer,
+            eraser=Eraser(
+                store=store,
+                blobs=blobs,
+                journal=self.lasting.journal,
+                providers=providers,
+                secrets=secrets,
+            ),
             bulk=BulkWorker(
                 store,
                 self.router,

@@ -23,7 +23,6 @@ from receiver.cli.options import (
 )
 from receiver.cli.output import counted, print_fields, print_json, warn
 from receiver.core.clock import wall_clock
-from receiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from receiver.core.retention import Subject
@@ -45,7 +44,10 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Erase all data of one subject. That is its events, bodies, audio, attempts, dead letters, pickups and journal entries."""
-    subject = _subject(ref, job, event, source)
+    from receiver.core.retention import subject_of
+
+    words = ("--ref", "--job", "--event", "--source")
+    subject = subject_of(ref=ref, job_id=job, event_id=event, source=source, words=words)
     settings = load(ctx)
     journal = None if no_journal else existing_journal(settings, otherwise=_OR_LEAVE_OUT)
     asyncio.run(_erase(settings, subject, journal, yes=yes, as_json=as_json))
@@ -54,38 +56,22 @@ def erase(
 _OR_LEAVE_OUT = "; or add --no-journal to leave it out. Nothing was erased"
 
 
-def _subject(ref: str | None, job: str | None, event: str | None, source: str | None) -> Subject:
-    from receiver.core.retention import Subject, SubjectKind
-
-    named = {SubjectKind.REF: ref, SubjectKind.JOB: job, SubjectKind.EVENT: event}
-    given = [(kind, key) for kind, key in named.items() if key]
-    if len(given) != 1:
-        raise UsageError("name one subject: --ref, --job or --event")
-    kind, key = given[0]
-    if source is not None and kind is not SubjectKind.JOB:
-        raise UsageError("--source goes with --job only")
-    return Subject(kind=kind, key=key, source=source)
-
-
 async def _erase(
     settings: Settings, subject: Subject, journal: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    from receiver.settings.load import token_secrets
-
     async with _opened(settings, journal) as eraser:
-        secrets = token_secrets(settings)
         found = await eraser.look(subject)
         if not found:
-            before = await eraser.erased_before([subject.digest(secret) for secret in secrets])
+            before = await eraser.erased_before(subject)
             if yes:  # for the journals of other machines
-                await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
+                await eraser.erase(subject, found, now=wall_clock())
             _tell_nothing(before, journal, as_json=as_json)
             _tell_unreadable(found)
             return
         if not yes:
             amounts = _amounts(found)
             confirm(f"Erase {amounts} for good?", f"{amounts} would be erased for good")
-        removed = await eraser.erase(subject, found, digest=subject.digest(secrets[-1]), now=wall_clock())
+        removed = await eraser.erase(subject, found, now=wall_clock())
     _tell_erased(removed, journal, as_json=as_json)
     _tell_unreadable(found)
 
@@ -96,6 +82,7 @@ async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Erase
     from receiver.core.observe import Observers
     from receiver.engine.erasure import Eraser
     from receiver.providers import PushProvider
+    from receiver.settings.load import token_secrets
     from receiver.storage.journal import Journal
 
     journal = None
@@ -107,21 +94,15 @@ async def _opened(settings: Settings, folder: str | None) -> AsyncIterator[Erase
             await journal.open()
         adapters = build_providers(settings, tokens_of(settings))
         providers = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, PushProvider)}
-        yield Eraser(store=store, blobs=blobs, journal=journal, providers=providers)
+        secrets = token_secrets(settings)
+        yield Eraser(store=store, blobs=blobs, journal=journal, providers=providers, secrets=secrets)
 
 
 def _amounts(found: FoundOf) -> str:
-    traces = found.traces
-    counts = (
-        (len(traces.event_ids), "event", "events"),
-        (len(traces.callbacks), "callback", "callbacks"),
-        (traces.deliveries, "delivery", "deliveries"),
-        (len(traces.pickup_ids), "pickup", "pickups"),
-        (len(traces.blob_keys), "stored object", "stored objects"),
-        (len(traces.requests), "refused request", "refused requests"),
-        (len(found.journaled), "entry of this machine's journal", "entries of this machine's journal"),
-    )
-    return ", ".join(counted(*count) for count in counts if count[0])
+    from receiver.engine.erasure import WORDS
+
+    counts = ((getattr(found.counts, name), words) for name, words in WORDS.items())
+    return ", ".join(counted(count, *words) for count, words in counts if count)
 
 
 def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from msgspec import to_builtins
@@ -11,11 +11,6 @@ from receiver.cli.options import AsJson, OfSource, ask, load_to_look
 from receiver.cli.output import clean, print_json, print_table
 from receiver.core.clock import wall_clock
 from receiver.web.views import JobShown, job_shown
-
-if TYPE_CHECKING:
-    from receiver.core.explain import Job
-    from receiver.settings.model import Settings
-    from receiver.storage.store.store import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -30,27 +25,15 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Tell what became of a job. From its callback to each attempt, with the time of every step."""
+    from receiver.engine.jobs import gather
+
     settings = load_to_look(ctx)
-    found = job_shown(ask(settings, lambda store: _gathered(settings, store, name, source)))
+    found = job_shown(ask(settings, lambda store: gather(store, settings, name, source, now=wall_clock())))
     if as_json:
         print_json(to_builtins(found))
         return
     typer.echo(clean(found.sentence))
     print_table(("time", "after", "what", "detail"), _rows(found), empty="nothing is known of it", wide=True)
-
-
-async def _gathered(settings: Settings, store: Store, name: str, source: str | None) -> Job:
-    from receiver.engine.jobs import gather
-    from receiver.settings.load import token_secrets
-
-    return await gather(
-        store,
-        name,
-        now=wall_clock(),
-        secrets=token_secrets(settings),
-        allowed={one: destination.policy.attempts for one, destination in settings.destinations.items()},
-        source=source,
-    )
 
 
 def _rows(found: JobShown) -> list[tuple[str, str, str, str]]:

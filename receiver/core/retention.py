@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +15,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from receiver.core.durations import DAY, duration
+from receiver.core.errors import UsageError
 
 KEYS_SECONDS = 30 * DAY
 """How long the keys of erased callbacks are kept, so that they do not come back: longer than any provider retries."""
@@ -124,6 +125,26 @@ class Subject:
         """Return the subject's keyed hash for its tombstone: without the secret nobody can guess the subject from it."""
         name = "\0".join((self.kind.value, self.source or "", self.key))
         return hmac.new(secret.encode(), name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def subject_of(
+    *,
+    ref: str | None,
+    job_id: str | None,
+    event_id: str | None,
+    source: str | None,
+    words: Sequence[str] = (),
+) -> Subject:
+    """Return the one subject that is named. Raises `UsageError` in these words for ref, job, event and source."""
+    of_ref, of_job, of_event, of_source = words or ("ref", "job_id", "event_id", "source")
+    named = {SubjectKind.REF: ref, SubjectKind.JOB: job_id, SubjectKind.EVENT: event_id}
+    given = [(kind, key) for kind, key in named.items() if key]
+    if len(given) != 1:
+        raise UsageError(f"name one subject: {of_ref}, {of_job} or {of_event}")
+    kind, key = given[0]
+    if source is not None and kind is not SubjectKind.JOB:
+        raise UsageError(f"{of_source} goes with {of_job} only")
+    return Subject(kind=kind, key=key, source=source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,43 @@ class Journaled:
     keys: CallbackKeys
 
 
+@dataclass(slots=True, kw_only=True)
+class Removed:
+    """Numbers of what an erasure removed, or would remove."""
+
+    events: int = 0
+    callbacks: int = 0
+    deliveries: int = 0
+    pickups: int = 0
+    blobs: int = 0
+    requests: int = 0
+    """Rejected requests that were kept whole."""
+    journal_entries: int = 0
+    tombstone: str | None = None
+
+    def add(self, traces: Traces, blob_keys: Sequence[str], journaled: int) -> None:
+        """Count what a batch removed."""
+        self.events += len(traces.event_ids)
+        self.callbacks += len(traces.callbacks)
+        self.deliveries += traces.deliveries
+        self.pickups += len(traces.pickup_ids)
+        self.blobs += len(blob_keys)
+        self.requests += len(traces.requests)
+        self.journal_entries += journaled
+
+
+WORDS = {
+    "events": ("event", "events"),
+    "callbacks": ("callback", "callbacks"),
+    "deliveries": ("delivery", "deliveries"),
+    "pickups": ("pickup", "pickups"),
+    "blobs": ("stored object", "stored objects"),
+    "requests": ("refused request", "refused requests"),
+    "journal_entries": ("entry of this machine's journal", "entries of this machine's journal"),
+}
+"""What a person calls one and many of what is counted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOf:
     """A subject's data in the store and in the journal."""
@@ -41,18 +78,12 @@ class FoundOf:
     def __bool__(self) -> bool:
         return bool(self.traces or self.journaled)
 
-
-@dataclass(slots=True, kw_only=True)
-class Removed:
-    """Numbers of what an erasure removed."""
-
-    events: int = 0
-    callbacks: int = 0
-    deliveries: int = 0
-    pickups: int = 0
-    blobs: int = 0
-    journal_entries: int = 0
-    tombstone: str | None = None
+    @property
+    def counts(self) -> Removed:
+        """What an erasure of it would remove."""
+        counts = Removed()
+        counts.add(self.traces, self.traces.blob_keys, len(self.journaled))
+        return counts
 
 
 async def drop_erased(
@@ -100,12 +131,17 @@ class Eraser:
     """Finds and removes a subject's data. All its parts must be open; without a journal (None), the journal is left out."""
 
     def __init__(
-        self, *, store: Store, blobs: Blobs, journal: Journal | None, providers: Mapping[str, PushProvider]
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        journal: Journal | None,
+        providers: Mapping[str, PushProvider],
+        secrets: Sequence[str],
     ) -> None:
-        self._store = store
-        self._blobs = blobs
-        self._journal = journal
-        self._providers = providers
+        """`secrets` are the token secrets, oldest first: by the last of them tombstones name their subjects."""
+        self._store, self._blobs, self._journal = store, blobs, journal
+        self._providers, self._secrets = providers, secrets
 
     async def look(self, subject: Subject) -> FoundOf:
         """Return the data of a subject. Raises `StoreUnavailable`, `JournalUnavailable`."""
@@ -122,12 +158,12 @@ class Eraser:
             await self._journal.read(look_at, unreadable=unreadable.append)
         return FoundOf(traces=traces, journaled=tuple(journaled), unreadable=tuple(unreadable))
 
-    async def erase(self, subject: Subject, found: FoundOf, *, digest: str, now: int) -> Removed:
+    async def erase(self, subject: Subject, found: FoundOf, *, now: int) -> Removed:
         """Remove a subject's data, and what came since `look`; harmless to repeat after a failure.
 
         Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of it may be left.
         """
-        tombstone_id = new_id("tmb", now)
+        tombstone_id, digest = new_id("tmb", now), subject.digest(self._secrets[-1])
         removed = Removed()
         journaled = found.journaled
         while True:
@@ -146,22 +182,20 @@ class Eraser:
                 )
             )
             # The keys are kept from now on: neither the journal nor the provider can bring the data back.
+            dropped = 0
             if self._journal is not None:
-                removed.journal_entries += await self._journal.remove([entry.stem for entry in journaled])
+                dropped = await self._journal.remove([entry.stem for entry in journaled])
             # A journaled callback may have been recorded after the batch looked and before it wrote the keys: look again.
             again, journaled = bool(journaled), ()
             await self._delete([key for key in erased.blob_keys if key not in gone])
-            traces, removed.tombstone = erased.traces, tombstone_id
-            removed.events += len(traces.event_ids)
-            removed.callbacks += len(traces.callbacks)
-            removed.deliveries += traces.deliveries
-            removed.pickups += len(traces.pickup_ids)
-            removed.blobs += len(erased.blob_keys)
-            if not traces and not again:
+            removed.tombstone = tombstone_id
+            removed.add(erased.traces, erased.blob_keys, dropped)
+            if not erased.traces and not again:
                 return removed
 
-    async def erased_before(self, digests: Sequence[str]) -> int | None:
-        """Return when a subject with one of these digests was last erased, None when it never was."""
+    async def erased_before(self, subject: Subject) -> int | None:
+        """Return when a subject was last erased, None when it never was."""
+        digests = [subject.digest(secret) for secret in self._secrets]
         stones = [stone for digest in digests for stone in await self._store.tombstones(digest, limit=1)]
         return max((stone.erased_at for stone in stones), default=None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from msgspec.structs import replace
@@ -13,6 +13,8 @@ from receiver.core.explain import Job
 from receiver.core.retention import Subject, SubjectKind
 from receiver.core.submission import Submission, SubmissionFilter
 from receiver.core.work import DeliveryFilter, Pickup, PickupFilter
+from receiver.settings.load import token_secrets
+from receiver.settings.model import Settings
 from receiver.storage.store.store import Store
 
 _MOST = 200
@@ -20,19 +22,13 @@ _MOST = 200
 
 
 async def gather(
-    store: Store,
-    name: str,
-    *,
-    now: int,
-    secrets: Sequence[str],
-    allowed: Mapping[str, int],
-    journaled: int = 0,
-    source: str | None = None,
+    store: Store, settings: Settings, name: str, source: str | None, *, now: int, journaled: int = 0
 ) -> Job:
-    """Return what the store knows of a ref, a job id or an event's id. Raises `StoreUnavailable`.
+    """Return what the store knows of a ref, a job id or an event's id; `journaled` is what the journal has of it.
 
-    `secrets` are the token secrets, by which a tombstone is found; `journaled` is what the journal has of it.
+    Raises `StoreUnavailable`.
     """
+    secrets = token_secrets(settings)  # by which a tombstone is found
     found, pickups = await _found(store, name, source)
     events = sorted(found.values(), key=lambda one: (one.recorded_at, one.id))
     callbacks = [await store.callback(event.id) for event in events]
@@ -54,7 +50,7 @@ async def gather(
         rejections=tuple(await store.rejections(None, limit=_MOST, ref=name)),
         journaled=journaled,
         erased_at=max((stone.erased_at for stone in stones), default=None),
-        allowed=allowed,
+        allowed={one: destination.policy.attempts for one, destination in settings.destinations.items()},
         destinations=await store.destinations(now),
     )
 

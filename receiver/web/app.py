@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from receiver.web.api import openapi
-from receiver.web.api.operation import PREFIX, routes
 from receiver.web.api.problems import problem
 from receiver.web.api.routes import OPERATIONS
+from receiver.web.api.serving import PREFIX, routes
 from receiver.web.callbacks import Callbacks
 from receiver.web.console.sessions import Sessions, sessions_of
 from receiver.web.health import Health

@@ -158,38 +158,6 @@ class RejectionShown(Struct, frozen=True, kw_only=True):
     """Its request is kept for a day, so that it can be verified again, or accepted once."""
 
 
-class ProofJudged(Struct, frozen=True, kw_only=True):
-    """What one proof says of a request."""
-
-    proof: str
-    holds: bool
-    reason: str
-    """Why it does not hold; empty where it does."""
-    signed: str | None
-    """The beginning of the message that was signed, secrets removed; null where the proof signs none."""
-
-
-class RejectionJudged(Struct, frozen=True, kw_only=True):
-    """What today's settings say of a request that was refused, as of the time when it came. Nothing was recorded."""
-
-    verdict: str
-    """`accepted`, `parked`, `ignored`, `handshake` or `refused`."""
-    reason: str
-    proofs: list[ProofJudged]
-    """Of sources without code, each proof; of others none, as the reason says it."""
-
-
-class RejectionAccepted(Struct, frozen=True, kw_only=True):
-    """A callback that an operator accepted."""
-
-    status: str
-    """`recorded`, `late`, or `duplicate` of what was recorded before."""
-    event_id: str
-    """The event; that of the first where it is a duplicate."""
-    pickup_id: str | None
-    """The pickup that brings the event's result home; null where nothing is fetched."""
-
-
 class PickupShown(Struct, frozen=True, kw_only=True):
     """A result that is being fetched, or was; or a callback that is expected."""
 
@@ -257,51 +225,6 @@ class DecisionShown(Struct, frozen=True, kw_only=True):
     """The rule that said so."""
 
 
-class EventWhole(EventShown, frozen=True, kw_only=True):
-    """An event with all that belongs to it."""
-
-    callback: CallbackShown | None
-    """Null once retention has removed it."""
-    pickup: PickupShown | None
-    """The pickup that it ended, if there was one."""
-    deliveries: list[DeliveryWhole]
-    routing: list[DecisionShown]
-    """Empty for progress that came after its job's end, and for events about sources and destinations."""
-
-
-class AudioLink(Struct, frozen=True, kw_only=True):
-    """A fresh link to what an event has stored."""
-
-    url: str
-    url_expires_at: Time
-    content_type: str
-
-
-class SourceShown(Struct, frozen=True, kw_only=True):
-    """A source of the settings."""
-
-    name: str
-    provider: str
-    calls_back: bool
-    polled: bool
-    pickups_due: int
-    oldest_pickup_due_at: Time | None
-
-
-class DestinationShown(Struct, frozen=True, kw_only=True):
-    """A destination of the settings."""
-
-    name: str
-    kind: str
-    sources: list[str]
-    events: list[str]
-    due: int
-    """Deliveries that are due."""
-    oldest_due_at: Time | None
-    dead: int
-    health: DestinationHealth
-
-
 class SelectionShown(Struct, frozen=True, kw_only=True):
     """What an operation is about."""
 
@@ -333,118 +256,6 @@ class OperationShown(Struct, frozen=True, kw_only=True):
     created_at: Time
     """When it was counted: what came, or ended, later is not touched."""
     updated_at: Time
-
-
-class Replayed(Struct, frozen=True, kw_only=True):
-    """What a replay did, would do, or began to do."""
-
-    found: int
-    """Deliveries that fit and have ended, and those that are to be made."""
-    replayed: int = 0
-    """Done by now; an operation tells itself how far it has come."""
-    added: int = 0
-    left_alone: int
-    """Deliveries that fit and are under way."""
-    dry_run: bool
-    operation: OperationShown | None = None
-    """What replays by filter; null for ids, and where nothing fits."""
-
-
-class Renormalized(Struct, frozen=True, kw_only=True):
-    """What came of reading a callback again."""
-
-    replaces: str
-    """The event that was made of it before; it stays."""
-    event_id: str | None
-    """The event that says what was read now, or will once its result is fetched; null where it is the same, or still not understood."""
-
-
-class ErasureShown(Struct, frozen=True, kw_only=True):
-    """What an erasure removed, or would remove."""
-
-    events: int
-    callbacks: int
-    deliveries: int
-    pickups: int
-    blobs: int
-    journal_entries: int
-    """Of the machine that answered; the others drop theirs by themselves instead of recording them."""
-    unreadable: list[str]
-    """A sentence for each entry of that journal that may be the subject's, and cannot be read."""
-    dry_run: bool
-
-
-class ActShown(Struct, frozen=True, kw_only=True):
-    """One request that changed something."""
-
-    id: str
-    at: Time
-    token: str
-    """The name of the token that it was asked with."""
-    action: str
-    subject: str
-    """The path as it was called."""
-    detail: str
-    """JSON: what was asked for, without what may be secret or somebody's."""
-    peer: str | None
-    status: int | None
-    """How it was answered; null while it is under way, or where the process ended meanwhile."""
-
-
-class Stats(Struct, frozen=True, kw_only=True):
-    """How much waits. The journal is that of the process that answers."""
-
-    due_deliveries: dict[str, int]
-    """By destination."""
-    dead_deliveries: dict[str, int]
-    due_pickups: dict[str, int]
-    """By source."""
-    journal: int
-    oldest_journaled_seconds: float
-
-
-class TallyShown(Struct, frozen=True, kw_only=True):
-    """How often something came out so, over all processes."""
-
-    at: Time
-    """When the time that is counted began."""
-    kind: str
-    """`callbacks` of a source by their answer; `deliveries`, each attempt to a destination by its outcome."""
-    name: str
-    outcome: str
-    count: int
-
-
-class AckShown(Struct, frozen=True, kw_only=True):
-    """How long callbacks of a source waited for a 200, over all processes."""
-
-    at: Time
-    source: str
-    count: int
-    p50_ms: int | None
-    """Half of them waited so many milliseconds at most: the upper bound of a range."""
-    p99_ms: int | None
-
-
-class TalliesShown(Struct, frozen=True, kw_only=True):
-    """What was counted."""
-
-    items: list[TallyShown]
-    ack: list[AckShown]
-
-
-class ProcessShown(Struct, frozen=True, kw_only=True):
-    """A process that takes callbacks or works."""
-
-    id: str
-    host: str
-    version: str
-    role: str
-    """`serve`, `intake` or `work`."""
-    started_at: Time
-    seen_at: Time
-    alive: bool
-    """Whether it was seen in the last 30 seconds."""
 
 
 class StepShown(Struct, frozen=True, kw_only=True):
@@ -486,16 +297,6 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
     items: list[T]
     next: str | None
     """What to ask the next page with as `after`; null at the end."""
-
-
-class EventPage(Struct, frozen=True, kw_only=True):
-    """Some events, in the order of recording."""
-
-    items: list[EventShown]
-    next: str | None
-    """What to ask the next page with as `after`; null at the end."""
-    cursor: str | None
-    """Where to go on later, at the end too: `after` for what is recorded from now on."""
 
 
 _SHOWN: Mapping[type[Struct], type[Struct]] = {
@@ -545,10 +346,9 @@ def callback_shown(callback: Callback) -> CallbackShown:
     )
 
 
-def shown(thing: Struct, kind: type[S], **more: Sequence[Struct]) -> S:
+def shown(thing: Any, kind: type[S], **more: Any) -> S:
     """Return one thing as it is shown, `more` with it: times as ISO 8601 in UTC."""
-    own = {name: _field(thing, name) for name in kind.__struct_fields__ if name not in more}
-    return kind(**own, **{name: each(things) for name, things in more.items()})
+    return kind(**{name: _field(thing, name) for name in kind.__struct_fields__ if name not in more}, **more)
 
 
 def each(things: Sequence[Struct]) -> list[Any]:

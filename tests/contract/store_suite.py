@@ -319,11 +319,16 @@ class RecordSuite:
         await store.add_tallies(TallyBatch(replace(other, role="serve"), (tally, later), 0))
         await store.add_tallies(TallyBatch(other, (), 0))
         end_of = later.minute + 1
-        assert await store.tallies(tally.minute, end_of) == [parked, replace(tally, count=4), later]
-        assert await store.tallies(tally.minute, later.minute) == [parked, replace(tally, count=4)]
+        assert await store.tallies(tally.minute, end_of, MINUTE) == [parked, replace(tally, count=4), later]
+        assert await store.tallies(tally.minute, later.minute, MINUTE) == [parked, replace(tally, count=4)]
+        whole = await store.tallies(tally.minute, end_of, 1 << 62)
+        assert [(one.minute, one.outcome, one.count) for one in whole] == [
+            (0, "parked", 2),
+            (0, "recorded", 6),
+        ]
         assert await store.processes() == [other, first]
         await store.add_tallies(TallyBatch(other, (), later.minute))
-        assert await store.tallies(0, end_of) == [later]
+        assert await store.tallies(0, end_of, MINUTE) == [later]
         assert await store.processes() == [other]
 
 

@@ -136,12 +136,12 @@ async def test_what_a_journal_gives_up_while_its_keys_are_written_is_erased_too(
     found = FoundOf(traces=Traces(), journaled=(Journaled(stem="s", keys=keys),))
     blobs = LocalBlobs(str(tmp_path))
     await blobs.open()
-    eraser = Eraser(store=store, blobs=blobs, journal=None, providers={})
+    eraser = Eraser(store=store, blobs=blobs, journal=None, providers={}, secrets=("s",))
     with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watch:
         other.execute("LOCK TABLE deliveries IN SHARE MODE")
         draining = asyncio.create_task(drain.record(entry))
         await waiting(watch, 1)  # before its delivery, and after its callback
-        erasing = asyncio.create_task(eraser.erase(subject(REF, "r"), found, digest="d", now=LATER))
+        erasing = asyncio.create_task(eraser.erase(subject(REF, "r"), found, now=LATER))
         await waiting(watch, 2)
         other.rollback()
         recorded, removed = await asyncio.gather(draining, erasing)

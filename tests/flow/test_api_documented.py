@@ -99,13 +99,37 @@ def json_of(body: Any) -> bytes:
 
 async def test_a_parameter_that_is_none_is_named_beside_those_that_there_are(api: Running) -> None:
     for path, said in (
-        ("events?sauce=1", "there is no parameter sauce; did you mean source?"),
-        ("deliveries?colour=red", "there is no parameter colour; there is: destination, state, event_id, "),
+        (
+            "events?sauce=1",
+            "there is no parameter sauce; did you mean source? there is: after, limit, source, ",
+        ),
+        ("events?order=up", "order: there is: newest, oldest"),
+        ("events?limit=x", "limit: expected a whole number, got text"),
+        ("deliveries?colour=red", "there is no parameter colour; there is: after, limit, destination, "),
         ("stats?x=1", "there is no parameter x; this operation has none"),
-        ("events?since=1e-3", "since is not a time: write 2026-11-21T10:00:00Z"),
+        ("events?since=1e-3", "since: write a time as 2026-11-21T10:00:00Z"),
     ):
         answer = await api.client.get(f"/api/v1/{path}")
         assert (answer.status_code, answer.json()["detail"][: len(said)]) == (400, said)
+
+
+async def test_what_is_wrong_with_a_body_is_said_in_words(api: Running) -> None:
+    for body, said in (
+        (
+            {"destinaton": "app"},
+            "there is no field destinaton; did you mean destination? there is: ids, to, ",
+        ),
+        ({"colour": "red"}, "there is no field colour; there is: ids, to, destination, state, source, "),
+        ({"state": "red"}, "state: there is: dead, delivered"),
+        ({"rate": "fast"}, "rate: expected a whole number or null, got text"),
+        ({"ids": [1]}, "ids: expected text, got a whole number"),
+        ({"since": "2026-11-21T10:00:00"}, "since: write a time as 2026-11-21T10:00:00Z"),
+        ([], "the body: expected an object, got a list"),
+    ):
+        answer = await api.client.post("/api/v1/replays", json=body)
+        assert (answer.status_code, answer.json()["detail"][: len(said)]) == (422, said)
+    answer = await api.client.post("/api/v1/pickups", json={"source": "deepgram"})
+    assert answer.json()["detail"] == "result is missing"
 
 
 async def test_the_documents_are_served_to_anybody(tmp_path: Path) -> None:

@@ -275,8 +275,8 @@ def _import() -> None:
     from receiver.app.check import all_codes
     from receiver.cli.app import app
     from receiver.outbound.client import trust
-    from receiver.web.api.operation import PREFIX
     from receiver.web.api.routes import OPERATIONS
+    from receiver.web.api.serving import PREFIX
 
     trust(None)  # the system's certificate authorities are read once
     all_codes()  # every provider and kind of destination is imported

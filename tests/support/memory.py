@@ -326,11 +326,14 @@ class MemoryStore(Store):
         self._processes[told.process.id] = told.process
         self._processes = {k: one for k, one in self._processes.items() if one.seen_at >= told.before}
 
-    async def tallies(self, since: int, until: int) -> list[Tally]:
+    async def tallies(self, since: int, until: int, step: int) -> list[Tally]:
+        sums: Counter[tuple[int, str, str, str]] = Counter()
+        for (minute, kind, name, outcome), n in self._tallies.items():
+            if since <= minute < until:
+                sums[minute // step * step, kind, name, outcome] += n
         return [
             Tally(minute=key[0], kind=key[1], name=key[2], outcome=key[3], count=n)
-            for key, n in sorted(self._tallies.items())
-            if since <= key[0] < until
+            for key, n in sorted(sums.items())
         ]
 
     async def processes(self) -> list[Process]:

@@ -41,5 +41,5 @@ async def test_a_stop_loses_no_count_that_is_on_its_way(
     await counting.stop()
     await store.close()  # ends what is on its way
     await store.prepare()
-    assert [one.count for one in await store.tallies(0, 120_000)] == [1]
+    assert [one.count for one in await store.tallies(0, 120_000, 60_000)] == [1]
     await store.close()

@@ -820,11 +820,12 @@ INSERT INTO tallies {insert: minute, kind, name, outcome, count}
 ON CONFLICT (minute, kind, name, outcome) DO UPDATE SET count = tallies.count + excluded.count
 
 -- name: tallies_between
--- The counts of minutes that began in a time.
-SELECT minute, kind, name, outcome, count
+-- The counts of minutes that began in a time, added up by steps of so many milliseconds.
+SELECT minute / :step * :step AS began, kind, name, outcome, CAST(SUM(count) AS BIGINT)
 FROM tallies
 WHERE minute >= :since AND minute < :until
-ORDER BY minute, kind, name, outcome
+GROUP BY began, kind, name, outcome
+ORDER BY began, kind, name, outcome
 
 -- name: forget_tallies
 -- Removes the counts of minutes that began before a time.

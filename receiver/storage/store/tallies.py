@@ -17,9 +17,9 @@ def add(session: Session, batch: TallyBatch) -> None:
     session.run("forget_processes", {"before": batch.before})
 
 
-def tallies(session: Session, since: int, until: int) -> list[Tally]:
-    """Return the counts of minutes that began in a time, oldest first."""
-    rows = session.run("tallies_between", {"since": since, "until": until})
+def tallies(session: Session, since: int, until: int, step: int) -> list[Tally]:
+    """Return the counts of minutes that began in a time, oldest first; added up by steps of so many milliseconds."""
+    rows = session.run("tallies_between", {"since": since, "until": until, "step": step})
     return [value_of(Tally, row) for row in rows]
 
 

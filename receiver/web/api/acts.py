@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -11,10 +10,11 @@ from msgspec import Struct
 
 from receiver.core.act import Act
 from receiver.core.event import new_id
-from receiver.web.api.call import Call
-from receiver.web.api.lists import Limit, page
+from receiver.settings.model import ApiScope
+from receiver.web.api.lists import Paged, page
+from receiver.web.api.operation import Again, Call, operation
 from receiver.web.api.problems import Refused
-from receiver.web.views import ActShown, Page
+from receiver.web.views import Page, Time
 
 KEY_CHARS = 200
 _UNDER_WAY_MS = 60_000
@@ -23,17 +23,6 @@ _AUDITED = frozenset(
     ("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run", "reason")
 )
 """What the audit tells of a request's body: nothing that may be secret, or somebody's."""
-
-
-class Again(StrEnum):
-    """What becomes of a request whose idempotency key was used before."""
-
-    RUNS = "runs"
-    """It is done again, which changes nothing."""
-    ANSWERED = "answered"
-    """It gets the answer of the first."""
-    REFUSED = "refused"
-    """It is refused: the first answer held secrets, and is not kept."""
 
 
 def new_act(action: str, call: Call[Any, Any], raw: bytes) -> Act:
@@ -68,18 +57,32 @@ def refuse_other(noted: Act, act: Act, *, again: Again) -> None:
         raise Refused(409, "it was made before, and its answer is not kept: take a new Idempotency-Key")
 
 
-class ActQuery(Struct, forbid_unknown_fields=True, frozen=True):
+class ActQuery(Paged, frozen=True):
     """Which acts to list, newest first."""
 
     token: str | None = None
     """The name of the token that it was asked with."""
-    after: str | None = None
-    """`next` of the page before."""
-    limit: Limit = 50
 
 
+class ActShown(Struct, frozen=True, kw_only=True):
+    """One request that changed something."""
+
+    id: str
+    at: Time
+    token: str
+    """The name of the token that it was asked with."""
+    action: str
+    subject: str
+    """The path as it was called."""
+    detail: str
+    """JSON: what was asked for, without what may be secret or somebody's."""
+    peer: str | None
+    status: int | None
+    """How it was answered; null while it is under way, or where the process ended meanwhile."""
+
+
+@operation("GET /audit", ApiScope.READ)
 async def listed(call: Call[ActQuery, None]) -> Page[ActShown]:
-    """List what was done over the API."""
+    """List what was done over the API, newest first."""
     query = call.query
-    found = await call.receiver.store.acts(query.token, query.after, query.limit)
-    return page(found, ActShown)
+    return page(await call.receiver.store.acts(query.token, query.after, query.limit), ActShown)

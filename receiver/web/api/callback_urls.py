@@ -7,7 +7,8 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from receiver.engine.requests import MAX_REF, checked_format, issue_callback_url, source_named
-from receiver.web.api.call import Call
+from receiver.settings.model import ApiScope
+from receiver.web.api.operation import Again, Call, operation
 from receiver.web.api.pickups import Seconds
 from receiver.web.views import CallbackUrl, issued_url
 
@@ -25,8 +26,9 @@ class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
     """A token of 40 characters, whose meaning is kept."""
 
 
+@operation("POST /callback-urls", ApiScope.OPERATE, statuses=(201,), again=Again.REFUSED)
 async def make(call: Call[None, NewCallbackUrl]) -> CallbackUrl:
-    """Return a fresh URL; what it needs is stored before."""
+    """Make a callback URL for one job."""
     receiver, wanted = call.receiver, call.body
     source = source_named(receiver.settings, wanted.source)
     made = issue_callback_url(

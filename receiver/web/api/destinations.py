@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from receiver.engine.destinations import act_on_destination, standings
-from receiver.web.api.call import Call
-from receiver.web.views import DestinationHealth, DestinationShown, Page, shown, time_of
+from receiver.settings.model import ApiScope
+from receiver.web.api.operation import Call, operation
+from receiver.web.views import DestinationHealth, Page, Time, shown, time_of
 
 
+class DestinationShown(Struct, frozen=True, kw_only=True):
+    """A destination of the settings."""
+
+    name: str
+    kind: str
+    sources: list[str]
+    events: list[str]
+    due: int
+    """Deliveries that are due."""
+    oldest_due_at: Time | None
+    dead: int
+    health: DestinationHealth
+
+
+@operation("GET /destinations", ApiScope.READ)
 async def listed(call: Call[None, None]) -> Page[DestinationShown]:
-    """List the destinations of the settings."""
+    """List the destinations."""
     settings = call.receiver.settings.destinations
     items = [
         DestinationShown(
@@ -17,7 +35,7 @@ async def listed(call: Call[None, None]) -> Page[DestinationShown]:
             sources=list(settings[one.name].sources),
             events=list(settings[one.name].events),
             due=one.due,
-            oldest_due_at=None if one.oldest_due_at is None else time_of(one.oldest_due_at),
+            oldest_due_at=time_of(one.oldest_due_at),
             dead=one.dead,
             health=shown(one.state, DestinationHealth),
         )
@@ -26,14 +44,27 @@ async def listed(call: Call[None, None]) -> Page[DestinationShown]:
     return Page(items=items, next=None)
 
 
-async def act(call: Call[None, None]) -> DestinationHealth:
-    """Pause, resume or enable a destination, as the path says; every process obeys within a second."""
+@operation("POST /destinations/{name}/pause", ApiScope.OPERATE)
+async def pause(call: Call[None, None]) -> DestinationHealth:
+    """Hold its deliveries; they spend no attempts."""
+    return await _act(call, "pause")
+
+
+@operation("POST /destinations/{name}/resume", ApiScope.OPERATE)
+async def resume(call: Call[None, None]) -> DestinationHealth:
+    """Send a paused destination's deliveries again."""
+    return await _act(call, "resume")
+
+
+@operation("POST /destinations/{name}/enable", ApiScope.OPERATE)
+async def enable(call: Call[None, None]) -> DestinationHealth:
+    """Send again to one that answered 410 or fails: its failures are forgotten."""
+    return await _act(call, "enable")
+
+
+async def _act(call: Call[None, None], action: str) -> DestinationHealth:
+    """Every process obeys within a second."""
     receiver = call.receiver
-    state = await act_on_destination(
-        receiver.store,
-        receiver.settings.destinations,
-        call.path["name"],
-        call.request.url.path.rpartition("/")[2],
-        now=receiver.clock(),
-    )
+    names, now = receiver.settings.destinations, receiver.clock()
+    state = await act_on_destination(receiver.store, names, call.path["name"], action, now=now)
     return shown(state, DestinationHealth)

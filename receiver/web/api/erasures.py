@@ -6,12 +6,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from receiver.core.errors import UsageError
-from receiver.core.retention import Subject, SubjectKind
-from receiver.engine.erasure import Eraser
-from receiver.settings.load import token_secrets
-from receiver.web.api.call import Call
-from receiver.web.views import ErasureShown
+from receiver.core.retention import subject_of
+from receiver.settings.model import ApiScope
+from receiver.web.api.operation import Call, operation
+from receiver.web.views import shown
 
 Name = Annotated[str, Meta(min_length=1, max_length=500)]
 
@@ -28,42 +26,28 @@ class NewErasure(Struct, forbid_unknown_fields=True, frozen=True):
     """Count, and erase nothing."""
 
 
+class ErasureShown(Struct, frozen=True, kw_only=True):
+    """What an erasure removed, or would remove."""
+
+    events: int
+    callbacks: int
+    deliveries: int
+    pickups: int
+    blobs: int
+    requests: int
+    """Refused requests that were kept whole."""
+    journal_entries: int
+    """Of the machine that answered; the others drop theirs by themselves instead of recording them."""
+    unreadable: list[str]
+    """A sentence for each entry of that journal that may be the subject's, and cannot be read."""
+    dry_run: bool
+
+
+@operation("POST /erasures", ApiScope.ADMIN)
 async def make(call: Call[None, NewErasure]) -> ErasureShown:
-    """Erase, or count what would be."""
-    receiver, subject = call.receiver, _subject(call.body)
-    eraser = Eraser(
-        store=receiver.store,
-        blobs=receiver.blobs,
-        journal=receiver.journal,
-        providers=receiver.ports.providers,
-    )
+    """Erase all data of one subject, or count it."""
+    wanted, eraser = call.body, call.receiver.eraser
+    subject = subject_of(ref=wanted.ref, job_id=wanted.job_id, event_id=wanted.event_id, source=wanted.source)
     found = await eraser.look(subject)
-    traces = found.traces
-    counts = (len(traces.event_ids), len(traces.callbacks), traces.deliveries, len(traces.pickup_ids))
-    blobs, entries = len(traces.blob_keys), len(found.journaled)
-    if not call.body.dry_run:
-        digest = subject.digest(token_secrets(receiver.settings)[-1])
-        removed = await eraser.erase(subject, found, digest=digest, now=receiver.clock())
-        counts = (removed.events, removed.callbacks, removed.deliveries, removed.pickups)
-        blobs, entries = removed.blobs, removed.journal_entries
-    return ErasureShown(
-        events=counts[0],
-        callbacks=counts[1],
-        deliveries=counts[2],
-        pickups=counts[3],
-        blobs=blobs,
-        journal_entries=entries,
-        unreadable=list(found.unreadable),
-        dry_run=call.body.dry_run,
-    )
-
-
-def _subject(wanted: NewErasure) -> Subject:
-    named = {SubjectKind.REF: wanted.ref, SubjectKind.JOB: wanted.job_id, SubjectKind.EVENT: wanted.event_id}
-    given = [(kind, key) for kind, key in named.items() if key is not None]
-    if len(given) != 1:
-        raise UsageError("name one subject: ref, job_id or event_id")
-    kind, key = given[0]
-    if wanted.source is not None and kind is not SubjectKind.JOB:
-        raise UsageError("source goes with job_id only")
-    return Subject(kind=kind, key=key, source=wanted.source)
+    counts = found.counts if wanted.dry_run else await eraser.erase(subject, found, now=call.receiver.clock())
+    return shown(counts, ErasureShown, unreadable=list(found.unreadable), dry_run=wanted.dry_run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
@@ -11,21 +11,20 @@ from starlette.responses import RedirectResponse, Response
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch, Place
 from receiver.core.event_json import LINKED, iso
-from receiver.core.routing import fitting_types
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
 from receiver.engine.renormalizer import kept_body
-from receiver.web.api.call import Call
-from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, millis, place_of
+from receiver.settings.model import ApiScope
+from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filter_of, place_of
+from receiver.web.api.operation import Call, operation
 from receiver.web.views import (
-    AudioLink,
+    CallbackShown,
     DecisionShown,
     DeliveryWhole,
-    EventPage,
     EventShown,
-    EventWhole,
     PickupShown,
-    Renormalized,
+    Time,
     callback_shown,
+    each,
     shown,
 )
 
@@ -33,7 +32,7 @@ _DELIVERIES = 1000
 """Deliveries that are shown of one event."""
 
 
-class EventQuery(Struct, forbid_unknown_fields=True, frozen=True):
+class EventQuery(Paged, frozen=True):
     """Which events to list."""
 
     source: str | None = None
@@ -58,64 +57,97 @@ class EventQuery(Struct, forbid_unknown_fields=True, frozen=True):
     max_seconds: Length | None = None
     order: Literal["newest", "oldest"] = "newest"
     """`oldest` lists in the order of recording, and misses nothing of what is recorded meanwhile."""
-    after: str | None = None
-    """`next` or `cursor` of a page before."""
-    limit: Limit = 50
 
 
+class EventPage(Struct, frozen=True, kw_only=True):
+    """Some events, in the order of recording."""
+
+    items: list[EventShown]
+    next: str | None
+    """What to ask the next page with as `after`; null at the end."""
+    cursor: str | None
+    """Where to go on later, at the end too: `after` for what is recorded from now on."""
+
+
+class EventWhole(EventShown, frozen=True, kw_only=True):
+    """An event with all that belongs to it."""
+
+    callback: CallbackShown | None
+    """Null once retention has removed it."""
+    pickup: PickupShown | None
+    """The pickup that it ended, if there was one."""
+    deliveries: list[DeliveryWhole]
+    routing: list[DecisionShown]
+    """Empty for progress that came after its job's end, and for events about sources and destinations."""
+
+
+class Renormalized(Struct, frozen=True, kw_only=True):
+    """What came of reading a callback again."""
+
+    replaces: str
+    """The event that was made of it before; it stays."""
+    event_id: str | None
+    """The event that says what was read now, or will once its result is fetched; null where it is the same, or still not understood."""
+
+
+class LinkQuery(Struct, forbid_unknown_fields=True, frozen=True):
+    """How to be told the link."""
+
+    redirect: bool = True
+    """False: as JSON."""
+
+
+class AudioLink(Struct, frozen=True, kw_only=True):
+    """A fresh link to what an event has stored."""
+
+    url: str
+    url_expires_at: Time
+    content_type: str
+
+
+@operation("GET /events", ApiScope.READ)
 async def listed(call: Call[EventQuery, None]) -> EventPage:
-    """List events."""
-    wanted = search_of(call.query)
+    """List events, newest first or in the order of recording."""
+    query = call.query
+    wanted = filter_of(
+        query,
+        EventSearch,
+        min_duration_ms=_milliseconds(query.min_seconds),
+        max_duration_ms=_milliseconds(query.max_seconds),
+        after=place_of(query.after),
+        newest_first=query.order == "newest",
+    )
     found = await call.receiver.store.search(wanted)
     after = None if found.after is None else cursor_of(Place(*found.after))
-    last = cursor_of(found[-1].place) if found else call.query.after
+    last = cursor_of(found[-1].place) if found else query.after
     return EventPage(items=[shown(one.event, EventShown) for one in found], next=after, cursor=after or last)
 
 
-def search_of(query: EventQuery) -> EventSearch:
-    """Return the search that a query asks for. Raises `Refused`."""
-    return EventSearch(
-        source=query.source,
-        provider=query.provider,
-        types=None if query.type is None else fitting_types(query.type),
-        state=query.state,
-        destination=query.destination,
-        job_id=query.job_id,
-        ref=query.ref,
-        since=millis(query.since),
-        until=millis(query.until),
-        min_bytes=query.min_bytes,
-        max_bytes=query.max_bytes,
-        min_duration_ms=None if query.min_seconds is None else int(query.min_seconds * 1000),
-        max_duration_ms=None if query.max_seconds is None else int(query.max_seconds * 1000),
-        after=place_of(query.after),
-        newest_first=query.order == "newest",
-        limit=query.limit,
-    )
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
+@operation("GET /events/{event_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> EventWhole:
-    """Show an event with its callback, its pickup, its deliveries and their attempts."""
+    """Show an event with its callback, pickup, deliveries and attempts."""
     store = call.receiver.store
     event = await store.event(call.path["event_id"])
     callback = await store.callback(event.id)
     pickups = await store.pickups(PickupFilter(event_id=event.id, limit=1))
     owed = await store.deliveries(DeliveryFilter(event_id=event.id, limit=_DELIVERIES))
-    deliveries = [shown(d, DeliveryWhole, attempts_made=await store.attempts(d.id)) for d in owed]
-    whole: dict[str, Any] = {
-        name: getattr(shown(event, EventShown), name) for name in EventShown.__struct_fields__
-    }
-    return EventWhole(
-        **whole,
+    return shown(
+        event,
+        EventWhole,
         callback=callback_shown(callback) if callback else None,
         pickup=shown(pickups[0], PickupShown) if pickups else None,
-        deliveries=deliveries,
-        routing=[shown(one, DecisionShown) for one in await store.routing(event.id)],
+        deliveries=[shown(d, DeliveryWhole, attempts_made=each(await store.attempts(d.id))) for d in owed],
+        routing=each(await store.routing(event.id)),
     )
 
 
+@operation("GET /events/{event_id}/body", ApiScope.READ, gives="application/octet-stream")
 async def body(call: Call[None, None]) -> Response:
-    """Return the kept body of an event's callback, byte by byte."""
+    """Return the kept body of its callback, secrets removed."""
     event = await call.receiver.store.event(call.path["event_id"])
     return Response(
         await kept_body(call.receiver.store, call.receiver.blobs, event),
@@ -128,22 +160,17 @@ async def body(call: Call[None, None]) -> Response:
     )
 
 
+@operation("POST /events/{event_id}/renormalize", ApiScope.OPERATE)
 async def renormalize(call: Call[None, None]) -> Renormalized:
-    """Have today's code read an event's callback again."""
+    """Have today's code read its callback again; what differs becomes an event of its own."""
     event = await call.receiver.store.event(call.path["event_id"])
     made = await call.receiver.renormalizer.again(event)
     return Renormalized(replaces=event.id, event_id=made.event_id if made else None)
 
 
-class LinkQuery(Struct, forbid_unknown_fields=True, frozen=True):
-    """How to be told the link."""
-
-    redirect: bool = True
-    """False: as JSON."""
-
-
+@operation("GET /events/{event_id}/audio", ApiScope.READ, gives=AudioLink, statuses=(200, 302))
 async def audio(call: Call[LinkQuery, None]) -> Response | AudioLink:
-    """Lead to what an event has stored by a fresh link."""
+    """Lead to its audio by a fresh link, or tell the link."""
     event = await call.receiver.store.event(call.path["event_id"])
     content_type = _linked_type(event)
     if event.blob_key is None or content_type is None:

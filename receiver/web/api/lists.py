@@ -1,15 +1,16 @@
-"""What the lists of the API have in common: times, patterns, cursors, pages."""
+"""What the lists of the API have in common: what they take, cursors, pages."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
 from receiver.core.event import Place
 from receiver.core.page import Page as Found
+from receiver.core.routing import fitting_types
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page, shown
 
@@ -23,6 +24,26 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Length = Annotated[float, Meta(ge=0, le=10**9)]
 """Seconds."""
 _PLACE = re.compile(r"(\d{1,18})\.(evt_[a-z0-9]{1,64})")
+
+
+class Paged(Struct, forbid_unknown_fields=True, frozen=True):
+    """What every list takes."""
+
+    after: str | None = None
+    """`next` of the page before."""
+    limit: Limit = 50
+
+
+def filter_of(query: Struct, kind: type[S], **made: Any) -> S:
+    """Return the filter that a query asks for by fields of the same names: times in milliseconds, and the types that fit `type`.
+
+    `made` are fields whose values are made otherwise.
+    """
+    values = {name: getattr(query, name, None) for name in kind.__struct_fields__}
+    if "types" in values and (pattern := getattr(query, "type", None)) is not None:
+        values["types"] = fitting_types(pattern)
+    given = {name: millis(value) if isinstance(value, datetime) else value for name, value in values.items()}
+    return kind(**{name: value for name, value in given.items() if value is not None} | made)
 
 
 def millis(moment: datetime | None) -> int | None:

@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct
 
 from receiver.core.bulk import BulkOperation
-from receiver.web.api.call import Call
-from receiver.web.api.lists import Limit, page
+from receiver.settings.model import ApiScope
+from receiver.web.api.lists import Paged, page
+from receiver.web.api.operation import Call, operation
 from receiver.web.views import OperationShown, Page, shown
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
 
 Rate = Annotated[int, Meta(ge=1, le=100_000)]
-
-
-class OperationQuery(Struct, forbid_unknown_fields=True, frozen=True):
-    """Which operations to list, newest first."""
-
-    after: str | None = None
-    """`next` of the page before."""
-    limit: Limit = 50
 
 
 class RunQuery(Struct, forbid_unknown_fields=True, frozen=True):
@@ -32,25 +25,29 @@ class RunQuery(Struct, forbid_unknown_fields=True, frozen=True):
     """At most so many rows in a second; without, as it was."""
 
 
-async def listed(call: Call[OperationQuery, None]) -> Page[OperationShown]:
-    """List operations."""
+@operation("GET /operations", ApiScope.READ)
+async def listed(call: Call[Paged, None]) -> Page[OperationShown]:
+    """List operations on many rows and how far each has come, newest first."""
     found = await call.receiver.store.operations(call.query.after, call.query.limit)
     return page(found, OperationShown)
 
 
+@operation("GET /operations/{operation_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> OperationShown:
-    """Show an operation and how far it has come."""
+    """Show one."""
     return shown(await call.receiver.store.operation(call.path["operation_id"]), OperationShown)
 
 
+@operation("POST /operations/{operation_id}/resume", ApiScope.OPERATE)
 async def resume(call: Call[RunQuery, None]) -> OperationShown:
-    """Run an operation that was planned or stopped, or one that runs at another rate."""
+    """Run one that was planned or stopped; or at another rate."""
     made = await run(call.receiver, call.path["operation_id"], rate=call.query.rate)
     return shown(made, OperationShown)
 
 
+@operation("POST /operations/{operation_id}/stop", ApiScope.OPERATE)
 async def stop(call: Call[None, None]) -> OperationShown:
-    """Stop an operation: what it has done stays done."""
+    """Stop one; what it has done stays done."""
     receiver = call.receiver
     stopped = await receiver.store.change_operation(
         call.path["operation_id"], running=False, now=receiver.clock()

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from receiver.core.work import Due
-from receiver.web.api.call import Call
-from receiver.web.views import Page, SourceShown, Stats, time_of
+from msgspec import Struct
+
+from receiver.settings.model import ApiScope
+from receiver.web.api.operation import Call, operation
+from receiver.web.views import Page, Time, time_of
 
 
+class SourceShown(Struct, frozen=True, kw_only=True):
+    """A source of the settings."""
+
+    name: str
+    provider: str
+    calls_back: bool
+    polled: bool
+    pickups_due: int
+    oldest_pickup_due_at: Time | None
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """How much waits. The journal is that of the process that answers."""
+
+    due_deliveries: dict[str, int]
+    """By destination."""
+    dead_deliveries: dict[str, int]
+    due_pickups: dict[str, int]
+    """By source."""
+    journal: int
+    oldest_journaled_seconds: float
+
+
+@operation("GET /sources", ApiScope.READ)
 async def sources(call: Call[None, None]) -> Page[SourceShown]:
-    """List the sources of the settings."""
+    """List the sources."""
     receiver = call.receiver
-    due = _by_name((await receiver.store.stats(receiver.clock())).pickups)
+    due = {one.name: one for one in (await receiver.store.stats(receiver.clock())).pickups}
     items = [
         SourceShown(
             name=name,
@@ -25,10 +51,7 @@ async def sources(call: Call[None, None]) -> Page[SourceShown]:
     return Page(items=items, next=None)
 
 
-def _by_name(due: tuple[Due, ...]) -> dict[str, Due]:
-    return {one.name: one for one in due}
-
-
+@operation("GET /stats", ApiScope.READ)
 async def stats(call: Call[None, None]) -> Stats:
     """Tell how much waits."""
     receiver = call.receiver

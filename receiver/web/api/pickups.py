@@ -8,9 +8,10 @@ from msgspec import Meta, Struct, field
 
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_SECONDS, checked_format, new_pickup, pollable, source_named
-from receiver.web.api.call import Call, Given
-from receiver.web.api.lists import Limit, page
-from receiver.web.views import Page, PickupShown, PickupWhole, shown
+from receiver.settings.model import ApiScope
+from receiver.web.api.lists import Paged, filter_of, page
+from receiver.web.api.operation import Call, Given, operation
+from receiver.web.views import Page, PickupShown, PickupWhole, each, shown
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
 
@@ -28,20 +29,24 @@ class NewPickup(Struct, forbid_unknown_fields=True, frozen=True):
     format: dict[str, str | int] = field(default_factory=dict)
 
 
-class PickupQuery(Struct, forbid_unknown_fields=True, frozen=True):
+class PickupQuery(Paged, frozen=True):
     """Which pickups to list, newest first."""
 
     source: str | None = None
     state: PickupState | None = None
     job_id: str | None = None
     ref: str | None = None
-    after: str | None = None
-    """`next` of the page before."""
-    limit: Limit = 50
 
 
-async def add(call: Call[None, NewPickup]) -> Given:
-    """Add a pickup, or show the one that the same result has."""
+@operation("GET /pickups", ApiScope.READ)
+async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
+    """List pickups, newest first."""
+    return page(await call.receiver.store.pickups(filter_of(call.query, PickupFilter)), PickupShown)
+
+
+@operation("POST /pickups", ApiScope.OPERATE, statuses=(201, 200))
+async def add(call: Call[None, NewPickup]) -> Given[PickupShown]:
+    """Hand over a result that is to be fetched; 200 shows the pickup that it has already."""
     receiver, wanted = call.receiver, call.body
     source = source_named(receiver.settings, wanted.source)
     made = new_pickup(
@@ -59,24 +64,9 @@ async def add(call: Call[None, NewPickup]) -> Given:
     return Given(shown(pickup, PickupShown), 201 if new else 200, place)
 
 
-async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
-    """List pickups."""
-    query = call.query
-    found = await call.receiver.store.pickups(
-        PickupFilter(
-            source=query.source,
-            state=query.state,
-            job_id=query.job_id,
-            ref=query.ref,
-            after=query.after,
-            limit=query.limit,
-        )
-    )
-    return page(found, PickupShown)
-
-
+@operation("GET /pickups/{pickup_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> PickupWhole:
     """Show a pickup with its attempts."""
     store = call.receiver.store
     found = await store.pickup(call.path["pickup_id"])
-    return shown(found, PickupWhole, attempts_made=await store.pickup_attempts(found.id))
+    return shown(found, PickupWhole, attempts_made=each(await store.pickup_attempts(found.id)))

@@ -8,9 +8,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from receiver.app.second_look import accept_once, verify_again
-from receiver.web.api.call import Call
+from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Limit
-from receiver.web.views import Page, RejectionAccepted, RejectionJudged, RejectionShown, shown
+from receiver.web.api.operation import Call, operation
+from receiver.web.views import Page, RejectionShown, each
 
 MAX_REASON = 500
 
@@ -30,21 +31,55 @@ class Acceptance(Struct, forbid_unknown_fields=True, frozen=True):
     """For the audit."""
 
 
+class ProofJudged(Struct, frozen=True, kw_only=True):
+    """What one proof says of a request."""
+
+    proof: str
+    holds: bool
+    reason: str
+    """Why it does not hold; empty where it does."""
+    signed: str | None
+    """The beginning of the message that was signed, secrets removed; null where the proof signs none."""
+
+
+class RejectionJudged(Struct, frozen=True, kw_only=True):
+    """What today's settings say of a request that was refused, as of the time when it came. Nothing was recorded."""
+
+    verdict: str
+    """`accepted`, `parked`, `ignored`, `handshake` or `refused`."""
+    reason: str
+    proofs: list[ProofJudged]
+    """Of sources without code, each proof; of others none, as the reason says it."""
+
+
+class RejectionAccepted(Struct, frozen=True, kw_only=True):
+    """A callback that an operator accepted."""
+
+    status: str
+    """`recorded`, `late`, or `duplicate` of what was recorded before."""
+    event_id: str
+    """The event; that of the first where it is a duplicate."""
+    pickup_id: str | None
+    """The pickup that brings the event's result home; null where nothing is fetched."""
+
+
+@operation("GET /rejections", ApiScope.READ)
 async def listed(call: Call[RejectionQuery, None]) -> Page[RejectionShown]:
-    """List callbacks that were refused; the last 100 of each source and kind are kept."""
-    found = await call.receiver.store.rejections(
-        call.query.source, limit=call.query.limit, ref=call.query.ref
-    )
-    return Page(items=[shown(one, RejectionShown) for one in found], next=None)
+    """List callbacks that were refused, newest first."""
+    query = call.query
+    found = await call.receiver.store.rejections(query.source, limit=query.limit, ref=query.ref)
+    return Page(items=each(found), next=None)
 
 
+@operation("POST /rejections/{rejection_id}/verify", ApiScope.OPERATE)
 async def verify(call: Call[None, None]) -> RejectionJudged:
-    """Verify a request again by today's settings; nothing is recorded."""
+    """Verify a kept request again, by today's settings and as of its arrival; record nothing."""
     return msgspec.convert(await verify_again(call.receiver, call.path["rejection_id"]), RejectionJudged)
 
 
+@operation("POST /rejections/{rejection_id}/accept", ApiScope.ADMIN)
 async def accept(call: Call[None, Acceptance]) -> RejectionAccepted:
-    """Record a callback on the word of whoever asks."""
+    """Record a kept request that nothing proves, for a reason that the audit keeps; once more, it is a duplicate."""
     recorded = await accept_once(call.receiver, call.path["rejection_id"])
     return RejectionAccepted(
         status=recorded.status.value, event_id=recorded.event_id, pickup_id=recorded.pickup_id

@@ -13,11 +13,11 @@ from receiver.core.explain import PARKED
 from receiver.core.work import DeliveryState
 from receiver.engine.bulk import plan
 from receiver.engine.replays import find_named, replay
-from receiver.settings.model import Settings
-from receiver.web.api.call import Call
-from receiver.web.api.lists import Moment, millis
+from receiver.settings.model import ApiScope, Settings
+from receiver.web.api.lists import Moment, filter_of
+from receiver.web.api.operation import Again, Call, operation
 from receiver.web.api.operations import Rate, run
-from receiver.web.views import OperationShown, Replayed, shown
+from receiver.web.views import OperationShown, shown
 
 Ids = Annotated[list[str], Meta(max_length=500)]
 
@@ -43,8 +43,24 @@ class NewReplay(Struct, forbid_unknown_fields=True, frozen=True):
     """Count, and replay nothing. Without ids, the operation is planned: resumed, it replays exactly what was counted."""
 
 
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What a replay did, would do, or began to do."""
+
+    found: int
+    """Deliveries that fit and have ended, and those that are to be made."""
+    replayed: int = 0
+    """Done by now; an operation tells itself how far it has come."""
+    added: int = 0
+    left_alone: int
+    """Deliveries that fit and are under way."""
+    dry_run: bool
+    operation: OperationShown | None = None
+    """What replays by filter; null for ids, and where nothing fits."""
+
+
+@operation("POST /replays", ApiScope.OPERATE, again=Again.ANSWERED)
 async def make(call: Call[None, NewReplay]) -> Replayed:
-    """Replay, or count what would be."""
+    """Send events again, or for the first time to a destination that never got them; or count them."""
     wanted = call.body
     _refuse_contradictions(wanted, call.receiver.settings)
     return await (_all(call) if wanted.ids is None else _named(call, wanted.ids))
@@ -64,14 +80,8 @@ async def _named(call: Call[None, NewReplay], ids: list[str]) -> Replayed:
 
 async def _all(call: Call[None, NewReplay]) -> Replayed:
     wanted = call.body
-    chosen = Selection(
-        destination=wanted.to or wanted.destination,
-        state=DeliveryState(wanted.state) if wanted.state else None,
-        source=wanted.source,
-        type=wanted.type,
-        since=millis(wanted.since),
-        until=millis(wanted.until),
-    )
+    state = DeliveryState(wanted.state) if wanted.state else None
+    chosen = filter_of(wanted, Selection, destination=wanted.to or wanted.destination, state=state)
     return await _begin(call, BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL, chosen)
 
 
@@ -89,12 +99,10 @@ class NewRenormalization(Struct, forbid_unknown_fields=True, frozen=True):
     """Count, and read nothing. The operation is planned: resumed, it reads exactly what was counted."""
 
 
+@operation("POST /renormalizations", ApiScope.OPERATE, again=Again.ANSWERED)
 async def renormalize(call: Call[None, NewRenormalization]) -> Replayed:
-    """Read the callbacks of many events again, or count them."""
-    wanted = call.body
-    since, until = millis(wanted.since), millis(wanted.until)
-    chosen = Selection(source=wanted.source, type=wanted.type, since=since, until=until)
-    return await _begin(call, BulkKind.RENORMALIZE, chosen)
+    """Have today's code read many callbacks again, as an operation; or count them."""
+    return await _begin(call, BulkKind.RENORMALIZE, filter_of(call.body, Selection))
 
 
 async def _begin(

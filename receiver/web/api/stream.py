@@ -15,9 +15,9 @@ from starlette.responses import StreamingResponse
 from receiver.core import event_json
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import EventSearch, Place
-from receiver.core.routing import fitting_types
-from receiver.web.api.call import Call
-from receiver.web.api.lists import cursor_of, place_of
+from receiver.settings.model import ApiScope
+from receiver.web.api.lists import cursor_of, filter_of, place_of
+from receiver.web.api.operation import Call, operation
 from receiver.web.api.problems import Refused
 
 if TYPE_CHECKING:
@@ -46,22 +46,15 @@ class StreamQuery(Struct, forbid_unknown_fields=True, frozen=True):
     """A `cursor`, or the id of the last event that was read; without it, what is recorded from now on."""
 
 
+@operation("GET /stream", ApiScope.READ, gives="text/event-stream")
 async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
-    """Stream events in the order of recording."""
+    """Stream events as they are recorded, as server-sent events."""
     if len(_open) >= MOST:
         raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
     query = call.query
     given = call.request.headers.get("last-event-id") or query.after
     place = place_of(given) or await newest_place(call.receiver)
-    search = EventSearch(
-        source=query.source,
-        provider=query.provider,
-        types=None if query.type is None else fitting_types(query.type),
-        job_id=query.job_id,
-        ref=query.ref,
-        after=place,
-        limit=_PAGE,
-    )
+    search = filter_of(query, EventSearch, after=place, limit=_PAGE)
     gap = await _gap(call.receiver, place) if given else None
     return StreamingResponse(
         _streamed(call.receiver, search, gap),

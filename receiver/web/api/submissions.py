@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from msgspec import Struct, to_builtins
-
 from receiver.core.submission import SubmissionFilter, SubmissionState
-from receiver.web.api.call import Call
-from receiver.web.api.lists import Limit, page
+from receiver.settings.model import ApiScope
+from receiver.web.api.lists import Paged, filter_of, page
+from receiver.web.api.operation import Call, operation
 from receiver.web.views import Page, SubmissionShown
 
 
-class SubmissionQuery(Struct, forbid_unknown_fields=True, frozen=True):
+class SubmissionQuery(Paged, frozen=True):
     """Which submissions to list, newest first."""
 
     application: str | None = None
@@ -18,12 +17,11 @@ class SubmissionQuery(Struct, forbid_unknown_fields=True, frozen=True):
     state: SubmissionState | None = None
     job_id: str | None = None
     ref: str | None = None
-    after: str | None = None
-    """`next` of the page before."""
-    limit: Limit = 50
 
 
+@operation("GET /submissions", ApiScope.READ)
 async def listed(call: Call[SubmissionQuery, None]) -> Page[SubmissionShown]:
-    """List submissions."""
-    found = await call.receiver.store.submissions(SubmissionFilter(**to_builtins(call.query)))
-    return page(found, SubmissionShown)
+    """List jobs that applications submitted, newest first."""
+    return page(
+        await call.receiver.store.submissions(filter_of(call.query, SubmissionFilter)), SubmissionShown
+    )

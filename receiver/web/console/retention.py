@@ -9,14 +9,12 @@ from starlette.responses import RedirectResponse, Response
 
 from receiver.core.errors import UsageError
 from receiver.core.retention import Subject, SubjectKind
-from receiver.engine.erasure import Eraser
-from receiver.settings.load import made_token_secrets
+from receiver.engine.erasure import WORDS
 from receiver.web.console.events import PAGE, fields_of
 from receiver.web.console.guard import HOME, Visit
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
-    from receiver.engine.erasure import FoundOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +38,8 @@ _CLASSES = (
 class RetentionPages:
     """The pages, and the form that erases."""
 
-    def __init__(self, receiver: Receiver, *, intake: bool) -> None:
+    def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._journal = receiver.journal if intake else None
 
     async def show(self, visit: Visit) -> Response:
         """Show how long each class is kept, and the tombstones of what was erased."""
@@ -57,18 +54,18 @@ class RetentionPages:
     async def look(self, visit: Visit) -> Response:
         """Count what there is of a subject, before anybody erases it."""
         subject = self._subject(visit)
-        found = await self._eraser().look(subject)
-        return await visit.page("erase.html", subject=subject, found=found, counts=_counts(found))
+        found = await self._receiver.eraser.look(subject)
+        counts = {many: getattr(found.counts, name) for name, (_, many) in WORDS.items()}
+        return await visit.page("erase.html", subject=subject, found=found, counts=counts)
 
     async def erase(self, visit: Visit) -> Response:
         """Erase a subject whose name was typed once more."""
         subject = self._subject(visit)
         if visit.given("typed") != subject.key:
             raise UsageError("what was typed is not the subject’s name: nothing was erased")
-        secrets = made_token_secrets(self._receiver.settings)
-        eraser, digest = self._eraser(), subject.digest(secrets[-1])
+        eraser = self._receiver.eraser
         found = await eraser.look(subject)
-        removed = await eraser.erase(subject, found, digest=digest, now=self._receiver.clock())
+        removed = await eraser.erase(subject, found, now=self._receiver.clock())
         return RedirectResponse(f"{HOME}/retention?done=erased.{removed.events}", 303)
 
     async def audit(self, visit: Visit) -> Response:
@@ -80,30 +77,8 @@ class RetentionPages:
         choices = {"token": names}
         return await visit.page("audit.html", fields=fields, choices=choices, acts=found[:PAGE], after=after)
 
-    def _eraser(self) -> Eraser:
-        receiver = self._receiver
-        return Eraser(
-            store=receiver.store,
-            blobs=receiver.blobs,
-            journal=self._journal,
-            providers=receiver.ports.providers,
-        )
-
     def _subject(self, visit: Visit) -> Subject:
         kind, key = visit.given("kind"), visit.given("key")
         if kind not in SubjectKind.__members__.values() or not key:
             raise UsageError("name a ref, a job or an event")
         return Subject(kind=SubjectKind(kind), key=key)
-
-
-def _counts(found: FoundOf) -> dict[str, int]:
-    traces = found.traces
-    return {
-        "events": len(traces.event_ids),
-        "callbacks": len(traces.callbacks),
-        "deliveries": traces.deliveries,
-        "pickups": len(traces.pickup_ids),
-        "stored objects": len(traces.blob_keys),
-        "refused requests": len(traces.requests),
-        "entries of this machine’s journal": len(found.journaled),
-    }

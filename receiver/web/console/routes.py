@@ -42,7 +42,7 @@ def routes(receiver: Receiver, sessions: Sessions, *, intake: bool) -> list[Rout
     ]
     overview, events, event = Overview(receiver), Events(receiver), EventPages(receiver)
     incoming, outgoing, operations = Incoming(receiver), Outgoing(receiver), Operations(receiver)
-    retention = RetentionPages(receiver, intake=intake)
+    retention = RetentionPages(receiver)
     pages = _pages(overview, events, event, incoming, outgoing, operations, retention)
     acts = _acts(event, incoming, outgoing, operations, retention)
     return [

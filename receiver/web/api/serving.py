@@ -1,0 +1,131 @@
+"""How a request of the API becomes a call of its operation, and the result an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.core.errors import (
+    BlobsUnavailable,
+    ConfigError,
+    JournalUnavailable,
+    NotFound,
+    StoreUnavailable,
+    UsageError,
+)
+from receiver.web.api.access import Access
+from receiver.web.api.acts import new_act, refuse_other
+from receiver.web.api.operation import Again, Call, Given, Operation
+from receiver.web.api.problems import Refused, answer, out, problem
+from receiver.web.api.reading import BODY_BYTES, read_body, read_query
+
+if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
+
+PREFIX = "/api/"
+_BODY_SECONDS = 10.0
+_STORE_SECONDS = 10.0
+
+
+def routes(receiver: Receiver, operations: Sequence[Operation]) -> list[Route]:
+    """Return a route for each path; methods that a path lacks are answered 405 with those that it has."""
+    server = _Server(receiver)
+    paths = dict.fromkeys(operation.path for operation in operations)
+    return [server.route(path, [one for one in operations if one.path == path]) for path in paths]
+
+
+class _Server:
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._access = Access(receiver.settings.api.tokens)
+
+    def route(self, path: str, operations: Sequence[Operation]) -> Route:
+        by_method = {operation.method: operation for operation in operations}
+
+        async def serve(request: Request) -> Response:
+            operation = by_method["GET" if request.method == "HEAD" else request.method]
+            return await self._told(self._served(operation, request))
+
+        return Route(f"{PREFIX}v1{path}", serve, methods=list(by_method))
+
+    async def _told(self, answering: Awaitable[Response]) -> Response:
+        """Answer; whatever goes wrong becomes a problem."""
+        try:
+            async with asyncio.timeout(_BODY_SECONDS + _STORE_SECONDS):
+                return await answering
+        except Refused as refused:
+            return problem(refused.status, refused.detail, refused.headers)
+        except NotFound as error:
+            return problem(404, error.message)
+        except (UsageError, ConfigError) as error:
+            return problem(422, error.message)
+        except (StoreUnavailable, BlobsUnavailable, JournalUnavailable) as error:
+            return out(error.message)
+        except TimeoutError:
+            return out(f"the store did not answer within {_STORE_SECONDS:g} s")
+        except ClientDisconnect:
+            return problem(400, "the connection ended before the body did")
+        except Exception as error:  # a fault of ours is told to operators, never to whoever asks
+            self._receiver.observer.note("error", "api.internal_error", error=type(error).__name__)
+            return problem(500, "an internal error; the log says more")
+
+    async def _served(self, operation: Operation, request: Request) -> Response:
+        """Serve a request. Nothing of its body is read before its token was found right."""
+        holder = self._access.admit(request.headers.getlist("authorization"), operation.scope)
+        query = read_query(request, operation.query)
+        raw = b"" if operation.body is None else await _received(request)
+        call: Call[Any, Any] = Call(
+            receiver=self._receiver,
+            holder=holder,
+            query=query,
+            body=None if operation.body is None else read_body(raw, operation.body),
+            path=request.path_params,
+            request=request,
+        )
+        if operation.method == "GET":
+            return await _run(operation, call)
+        return await self._act(operation, call, raw)
+
+    async def _act(self, operation: Operation, call: Call[Any, Any], raw: bytes) -> Response:
+        """Note who does what, then do it; what has the key of an earlier request is not done twice."""
+        store, act = self._receiver.store, new_act(operation.name, call, raw)
+        noted = await store.begin_act(act)
+        if noted.id != act.id:
+            refuse_other(noted, act, again=operation.again)
+            if noted.answer is not None:
+                return answer(msgspec.Raw(noted.answer), status=noted.status or 200)
+        response = await self._told(_run(operation, call))
+        # What failed by a fault of ours is not an answer: whoever asks again with the key has it done.
+        settled = operation.again is Again.ANSWERED and response.status_code < 500
+        kept = bytes(response.body) if settled else None
+        await store.end_act(noted.id, status=response.status_code, answer=kept)
+        return response
+
+
+async def _run(operation: Operation, call: Call[Any, Any]) -> Response:
+    result = await operation.handle(call)
+    if isinstance(result, Response):
+        return result
+    if isinstance(result, Given):
+        return answer(result.content, status=result.status, headers=result.headers)
+    return answer(result, status=operation.statuses[0])
+
+
+async def _received(request: Request) -> bytes:
+    """Return the request's body. Raises `Refused` when it is too large or too slow."""
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > BODY_BYTES:
+                    raise Refused(413, f"the body is larger than {BODY_BYTES} bytes")
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {_BODY_SECONDS:g} s") from None
+    return body
