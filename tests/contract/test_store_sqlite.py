@@ -32,6 +32,7 @@ from tests.contract.store_suite import T0, StoreSuite, claim, one_delivery, reco
 from tests.contract.submission_suite import SubmissionSuite
 from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
+from tests.support.embedded import migrated
 
 
 @pytest.fixture
@@ -41,8 +42,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(path: str) -> AsyncIterator[Store]:
-    made = SqliteStore(path)
-    await made.migrate()
+    made = SqliteStore(migrated(path))
     await made.open()
     yield made
     await made.close()

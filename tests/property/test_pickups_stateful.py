@@ -30,6 +30,7 @@ from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import draft_of, pickup, result_of, settlement
 from tests.contract.store_suite import LEASE, T0, recording
+from tests.support.embedded import migrated
 from tests.support.examples import examples
 from tests.support.memory import MemoryStore
 from tests.support.postgres import database
@@ -67,7 +68,7 @@ class PickupMachine(RuleBasedStateMachine):
             self.run(store.migrate())
 
     def made(self) -> Store:
-        return SqliteStore(str(Path(self.folder.name) / "receiver.db"))
+        return SqliteStore(migrated(Path(self.folder.name) / "receiver.db"))
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(call)

@@ -30,6 +30,7 @@ from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import draft_of, pickup, result_of
 from tests.contract.pickup_suite import settlement as pickup_settlement
 from tests.contract.store_suite import LEASE, T0, recording, settlement
+from tests.support.embedded import migrated
 from tests.support.examples import examples
 from tests.support.memory import MemoryStore
 
@@ -65,7 +66,7 @@ class RetentionMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.real: Store = SqliteStore(str(Path(self.folder.name) / "receiver.db"))
+        self.real: Store = SqliteStore(migrated(Path(self.folder.name) / "receiver.db"))
         self.model: Store = MemoryStore()
         for store in (self.real, self.model):
             self.run(store.open())

@@ -23,6 +23,7 @@ from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import LEASE, T0, recording, settlement
+from tests.support.embedded import migrated
 from tests.support.examples import examples
 from tests.support.memory import MemoryStore
 from tests.support.postgres import database
@@ -87,7 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.run(store.migrate())
 
     def made(self) -> Store:
-        return SqliteStore(str(Path(self.folder.name) / "receiver.db"))
+        return SqliteStore(migrated(Path(self.folder.name) / "receiver.db"))
 
     def run(self, call: Awaitable[T]) -> T:
         return self.loop.run_until_complete(call)

@@ -73,6 +73,10 @@ def _start(kind: str, log: Path) -> str:
     return line
 
 
+_POSTGRES = ("max_connections=200", "autovacuum=off", "jit=off", "wal_level=minimal", "max_wal_senders=0")
+"""Settings of a server that lives for minutes, without what pays off in days."""
+
+
 def _keep(kind: str, owner: int, folder: Path) -> None:
     """Run a server until `owner` is gone; the last one out removes the run's folder."""
     from tests.support import postgres, s3
@@ -81,7 +85,7 @@ def _keep(kind: str, owner: int, folder: Path) -> None:
         gone = os.pidfd_open(owner)
         stack.callback(_remove, kind, folder)
         if kind == "postgres":
-            running = stack.enter_context(postgres.server("max_connections=200"))
+            running = stack.enter_context(postgres.server(*_POSTGRES))
             note: dict[str, Any] = {"port": running.port, "folder": str(running.folder)}
         else:
             weed = s3.Weed()

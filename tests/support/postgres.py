@@ -27,7 +27,6 @@ from pathlib import Path
 
 import psutil
 import psycopg
-from psycopg.sql import SQL, Identifier
 
 from receiver.storage.store.postgres import PostgresStore
 from tests.support import keeper
@@ -266,8 +265,22 @@ def _template() -> str:
         return note.read_text("utf-8")
 
 
-_spare: list[str] = []
-_FILLED = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT IN ('migrations', 'pings', 'event_positions')"
+_spare: list[tuple[str, psycopg.Connection]] = []
+"""Databases without rows, each with the connection that empties it: every new one reads the catalogue first."""
+_EMPTY = b"""
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$ DECLARE name text; BEGIN
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public'
+        AND tablename NOT IN ('migrations', 'pings', 'event_positions')
+    LOOP EXECUTE format('DELETE FROM %I', name); END LOOP;
+END $$
+"""
+
+
+def _emptying(url: str) -> psycopg.Connection:
+    connection = psycopg.connect(url, autocommit=True)
+    atexit.register(connection.close)
+    return connection
 
 
 @contextlib.contextmanager
@@ -276,16 +289,18 @@ def database() -> Iterator[str]:
 
     It is emptied and used again (a tenth of the time that making one takes), so its tables are to stay as they are.
     """
-    name = _spare.pop() if _spare else shared().new_database(_template())
+    if _spare:
+        name, connection = _spare.pop()
+    else:
+        name = shared().new_database(_template())
+        connection = _emptying(shared().url(name))
     yield shared().url(name)
-    with psycopg.connect(shared().url(name), autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        for (table,) in connection.execute(_FILLED).fetchall():
-            connection.execute(SQL("DELETE FROM {}").format(Identifier(table)))
-    _spare.append(name)
+    try:
+        connection.execute(_EMPTY)
+    except psycopg.OperationalError:  # the test ended all sessions
+        connection = _emptying(shared().url(name))
+        connection.execute(_EMPTY)
+    _spare.append((name, connection))
 
 
 @contextlib.contextmanager

@@ -16,12 +16,13 @@ import uvicorn
 from receiver.app.wiring import Ports, Receiver, Timing, build, open_lasting
 from receiver.core.clock import wall_clock
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
-from receiver.settings.load import parse
+from receiver.settings.load import parse, postgres_url, sqlite_path
 from receiver.settings.model import Settings
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
 from receiver.web.reloading import Reloaded, Serving
 from tests.support.clients import local_client
+from tests.support.embedded import migrated
 
 BASIC = "deepgram:correct-horse-battery"
 DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"
@@ -157,6 +158,8 @@ async def running(
     """Run a receiver with the settings `text` until the block ends, then stop it gracefully."""
     port = port or free_port()
     settings = _parsed(text or settings_text(folder), port)
+    if postgres_url(settings) is None:
+        migrated(sqlite_path(settings))
     seen = Seen()
     receiver = build(settings, observers=[seen], clock=clock, shape=shape, timing=timing or Timing())
     serving = Serving(

@@ -215,7 +215,8 @@ ADVICE = "run `receiver migrate`"
 _MIGRATION = re.compile(r"(\d{4})_(?:needs_(\d{4})_)?")
 
 
-def migrations(blob: str) -> dict[str, str]:
+@cache
+def migrations(blob: str) -> Mapping[str, str]:
     """Return the migrations in their order, name to text; `blob` is the database's type for bytes."""
     folder = files("receiver.storage.store").joinpath("migrations")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))

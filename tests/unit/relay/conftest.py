@@ -13,6 +13,7 @@ from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
+from tests.support.embedded import migrated
 from tests.support.postgres import database
 from tests.support.relaying import FaultyStore, Heard, Now
 from tests.support.sink import Sink
@@ -41,7 +42,7 @@ async def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         if request.param == "postgres":
             made = PostgresStore(stack.enter_context(database()))
         elif request.param == "sqlite":
-            made = SqliteStore(str(tmp_path / "r.db"))
+            made = SqliteStore(migrated(tmp_path / "r.db"))
         else:
             made = FaultyStore()
         await made.open()
