@@ -58,6 +58,7 @@ def record(connection: Connection, number: int) -> None:
             "basic",
             b"{}",
             one,
+            0,
         )
         for one in event_ids
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Sequence
 
 import msgspec
@@ -166,6 +167,15 @@ class RecordSuite:
         assert [await store.body(one.event.id) for one in kept] == [b"one", None, b"three", b"\x00raw"]
         with pytest.raises(NotFound):
             await store.body("evt_00000000000000000000000000")
+
+    async def test_a_body_that_its_event_holds_as_well_is_had_back_byte_by_byte(self, store: Store) -> None:
+        spoken = {"text": "The order is ready. " * 40, "words": list(range(300)), "more": "ä\U0001f600"}
+        bodies = [json.dumps(spoken, indent=2).encode(), b" " + msgspec.json.encode(spoken), b"{}", b""]
+        for body in bodies:
+            made = recording(body=body)
+            event = replace(made.event, data=msgspec.json.encode({"provider_data": spoken}))
+            await store.record(replace(made, event=event))
+            assert await store.body(event.id) == body
 
     async def test_a_recording_writes_the_event_as_it_was_given(self, store: Store) -> None:
         wanted = recording("app", job_id="job", ref="ref-é")

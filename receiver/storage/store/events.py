@@ -38,6 +38,7 @@ from receiver.core.event import (
 from receiver.core.page import Page
 from receiver.core.routing import Decision
 from receiver.core.work import DeliveryState
+from receiver.storage.store.bodies import difference, whole
 from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Conditions, Listing, page
 from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
 
@@ -68,7 +69,7 @@ def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
 
 
 def _record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
-    unknown = write_callbacks(session, [(one.callback, one.event.id) for one in recordings])
+    unknown = write_callbacks(session, [(one.callback, one.event.id, one.event.data) for one in recordings])
     new = []
     for recording in recordings:
         new.append(recording.callback.id in unknown)
@@ -91,9 +92,16 @@ def _record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]
     return results
 
 
-def write_callbacks(session: Session, callbacks: Iterable[tuple[CallbackRow, str]]) -> set[str]:
-    """Write callbacks, each with the id of the event that it leads to; return the ids of those that were not known."""
-    rows = [(*astuple(callback), event_id) for callback, event_id in callbacks]
+def write_callbacks(session: Session, callbacks: Iterable[tuple[CallbackRow, str, bytes]]) -> set[str]:
+    """Write callbacks, each with the id of the event that it leads to and its data; return the ids of those that were not known.
+
+    The data is empty where the event comes later, or is not there.
+    """
+    rows = []
+    for callback, event_id, data in callbacks:
+        *before, body, proofs, arrival = astuple(callback)
+        kept, differs = difference(body, data)
+        rows.append((*before, kept, proofs, arrival, event_id, differs))
     return {row[0] for row in session.run_rows("insert_callbacks", rows)}
 
 
@@ -186,7 +194,8 @@ def body(session: Session, event_id: str) -> bytes | None:
     rows = session.run("callback_body", {**callback_ids(event_id), "event_id": event_id})
     if not rows:
         raise NotFound(f"no event has the id {event_id}")
-    return None if rows[0][0] is None else bytes(rows[0][0])
+    kept, differs, data = rows[0]
+    return None if kept is None else whole(bytes(kept), differs, bytes(data))
 
 
 def routing(session: Session, event_id: str) -> list[Decision]:

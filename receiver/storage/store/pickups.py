@@ -104,7 +104,7 @@ def _defer(session: Session, batch: Mapping[int, Deferral]) -> dict[int, Recorde
     new = _write(session, [deferral.pickup for deferral in batch.values()])
     leads = _leads(session, batch, new)
     callbacks = {number: led_to(deferral.callback, leads[number][1]) for number, deferral in batch.items()}
-    unknown = write_callbacks(session, [(callbacks[number], leads[number][1]) for number in batch])
+    unknown = write_callbacks(session, [(callbacks[number], leads[number][1], b"") for number in batch])
     results: dict[int, Recorded] = {}
     unwanted: list[tuple[Value]] = []
     for number, deferral in batch.items():
@@ -258,7 +258,7 @@ def _lead(
     A pickup that met its own failure stays gone: a collected one would prevent a later success, and a later request.
     """
     event_id, callback = recording.event.id, recording.callback
-    if write_callbacks(session, [(callback, event_id)]):
+    if write_callbacks(session, [(callback, event_id, recording.event.data)]):
         return None
     first = first_event(session, callback)
     if _has_result(session, first, event_id, coming):
@@ -268,7 +268,7 @@ def _lead(
     if first != event_id:
         # The keys stay with what was recorded before, a failure or nothing; this row has its own.
         own_row = replace(callback, idempotency_key=f"pickup:{pickup_id}", second_key=None)
-        write_callbacks(session, [(own_row, event_id)])
+        write_callbacks(session, [(own_row, event_id, recording.event.data)])
     return None
 
 

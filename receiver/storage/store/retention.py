@@ -272,7 +272,7 @@ def _keep_keys(session: Session, callbacks: Sequence[CallbackKeys], now: int) ->
         )
         for keys in callbacks
     ]
-    write_callbacks(session, zip(rows, (keys.event_id for keys in callbacks), strict=True))
+    write_callbacks(session, [(row, keys.event_id, b"") for row, keys in zip(rows, callbacks, strict=True)])
 
 
 def tombstones(session: Session, digest: str | None, limit: int) -> list[Tombstone]:

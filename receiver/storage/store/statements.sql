@@ -19,7 +19,7 @@
 -- name: insert_callbacks
 -- Writes callbacks, and returns those that were not known by one of their keys.
 INSERT INTO callbacks {insert: id, source, idempotency_key, second_key, method, content_type, received_at, body_size,
-    body_sha256, body, proofs, arrival, event_id}
+    body_sha256, body, proofs, arrival, event_id, differs}
 ON CONFLICT DO NOTHING
 RETURNING id
 
@@ -40,14 +40,11 @@ LIMIT 1
 
 -- name: callback_body
 -- The body kept with the callback behind an event. Both have one millisecond, which bounds the search by id.
-SELECT body
-FROM callbacks
-WHERE
-    id >= :first
-    AND id < :beyond
-    AND event_id = :event_id
-    AND EXISTS (SELECT 1 FROM events WHERE events.id = :event_id)
-ORDER BY body IS NULL, received_at, id
+SELECT c.body, c.differs, e.data
+FROM callbacks AS c
+JOIN events AS e ON e.id = c.event_id
+WHERE c.id >= :first AND c.id < :beyond AND c.event_id = :event_id
+ORDER BY c.body IS NULL, c.received_at, c.id
 LIMIT 1
 
 -- name: callback_of_event
