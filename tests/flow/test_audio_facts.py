@@ -33,7 +33,7 @@ RAW = {
     "raw.alaw": "audio/alaw;rate=8000",
     "raw.l16": "audio/l16;rate=8000",
 }
-FETCHED = sorted({name.rpartition(".")[2]: name for name in corpus.names()}.values())
+KINDS = sorted({name.rpartition(".")[2]: name for name in corpus.names()}.values())
 """One file of each kind, the last in the list: a joined, cut or chained one where there is one."""
 
 
@@ -64,11 +64,14 @@ async def _errors(up: Running, event_id: str, name: str) -> list[str]:
 
 
 @pytest.mark.timeout(180)
-async def test_callbacks(shape: Callable[[Ports], Ports], tmp_path: Path) -> None:
-    """Whatever type the sender names; all files of the corpus."""
+@pytest.mark.parametrize(
+    "names", [KINDS, pytest.param(corpus.names(), marks=pytest.mark.soak)], ids=["kinds", "all"]
+)
+async def test_callbacks(shape: Callable[[Ports], Ports], names: list[str], tmp_path: Path) -> None:
+    """Whatever type the sender names; all files of the corpus in the soak."""
     async with running(tmp_path, shape=shape, work=False) as up:
         wrong = {}
-        for name in corpus.names():
+        for name in names:
             sent = speech(name, content_type=RAW.get(name, "audio/mpeg"))
             answer = await up.client.put(sent.path, headers=sent.headers, content=corpus.content(name))
             assert answer.status_code == 200, name
@@ -86,7 +89,7 @@ async def test_fetched_results(shape: Callable[[Ports], Ports], tmp_path: Path) 
         source = f'[sources.deepdub]\nprovider = "deepdub"\napi_key = "{KEY}"\nbase_url = "{base}{BASE_PATH}"\nallow = ["127.0.0.0/8"]\n'
         async with running(tmp_path, settings_text(tmp_path, extra=source), shape=shape) as up:
             wrong = {}
-            for number, name in enumerate(FETCHED, start=1):
+            for number, name in enumerate(KINDS, start=1):
                 deepdub.audio = corpus.content(name)
                 deepdub.content_type = RAW.get(name)
                 url = f"{base}{BASE_PATH}/tts/retroactive/{deepdub.submit()}"

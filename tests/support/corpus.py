@@ -41,6 +41,7 @@ _SAY = (
     ("six.wav", "ffmpeg -f lavfi -i sine=f=300:r=8000:d=0.7 -ac 6 $o"),
     # Speech with long silences: what a variable bit rate makes most of.
     ("vary.wav", "sox mono.wav $o pad 1.2 2.4"),
+    ("m16.raw", "ffmpeg -i m16.wav -f s16le $o"),
     ("cover.png", "ffmpeg -f lavfi -i testsrc=size=160x120 -frames:v 1 $o"),
 )
 """What is encoded; not part of the corpus."""
@@ -448,8 +449,13 @@ def missing_tools() -> list[str]:
 
 def make(folder: Path, recipes: Mapping[str, str] = RECIPES) -> list[str]:
     """Make files in `folder`; return the names of those that this machine's encoders cannot make."""
-    failed = []
-    for name, command in (*_SAY, ("m16.raw", "ffmpeg -i m16.wav -f s16le $o"), *recipes.items()):
+    failed, needed = [], " ".join(recipes.values())
+    said: list[tuple[str, str]] = []
+    for name, command in reversed(_SAY):
+        if name in needed:
+            said.insert(0, (name, command))
+            needed += command
+    for name, command in (*said, *recipes.items()):
         line = command.replace("$o", name).replace("ffmpeg ", "ffmpeg -nostdin -v error -y ")
         done = subprocess.run(  # noqa: S602 - pipes, as people write them
             line, shell=True, cwd=folder, capture_output=True, check=False

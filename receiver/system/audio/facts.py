@@ -5,47 +5,27 @@ from __future__ import annotations
 import struct
 import time
 
-from msgspec import Struct
-
 from receiver.core.event import AudioDraft, AudioFacts
-from receiver.system.audio.chunked import aiff, au, caf, wav
 from receiver.system.audio.formats import BY_EXTENSION, sniff
-from receiver.system.audio.frames import amr, flac, frames, id3_size
-from receiver.system.audio.matroska import matroska
-from receiver.system.audio.mp4 import mp4
-from receiver.system.audio.ogg import ogg
+from receiver.system.audio.frames import id3_size
 from receiver.system.audio.reading import Found, OutOfTime, Source
 
-_WALKS = {walk.__name__: walk for walk in (wav, aiff, au, caf, frames, amr, flac, mp4, matroska, ogg)}
 _PREFIX = 4096
-_LONGEST = 7 * 86400.0
-"""A length past a week is damage."""
+_LONGEST = 7 * 86400.0  # a length past a week is damage
 _DAMAGE = (OutOfTime, OSError, struct.error, LookupError, ValueError, OverflowError, ZeroDivisionError)
-"""What reading a damaged file may end with."""
 SECONDS = 0.5
 """How long reading may take; what is known by then is told."""
 
 
-class Examined(Struct, frozen=True, kw_only=True):
-    """What was found out, and how."""
-
-    facts: AudioFacts
-    how: str
-    """How the length was had."""
-
-
-def facts(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = SECONDS) -> AudioFacts:
+def facts(
+    audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = SECONDS, found: Found | None = None
+) -> AudioFacts:
     """Return the audio's length, rate, channels and codec, from a file's path or from its bytes.
 
-    `draft` has the rate and codec of raw samples. Reads for `deadline_seconds` at most and never raises: a fact that cannot
-    be read is None. Blocks; meant for a thread.
+    `draft` has the rate and codec of raw samples; `found` is told how the length was had. Reads for `deadline_seconds` at most
+    and never raises: a fact that cannot be read is None. Blocks; meant for a thread.
     """
-    return examine(audio, draft, deadline_seconds=deadline_seconds).facts
-
-
-def examine(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = SECONDS) -> Examined:
-    """Do the same, and tell how the length was had."""
-    deadline, found = time.monotonic() + deadline_seconds, Found()
+    deadline, found = time.monotonic() + deadline_seconds, found or Found()
     try:
         if isinstance(audio, bytes):
             _read(Source(audio, deadline), draft, found)
@@ -55,14 +35,13 @@ def examine(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = 
     except _DAMAGE:
         pass  # what was known before stays
     seconds = found.seconds if found.seconds is not None and found.seconds <= _LONGEST else None
-    facts = AudioFacts(
+    return AudioFacts(
         duration_seconds=seconds,
         duration_estimated=found.estimated and seconds is not None,
         sample_rate_hz=found.rate or draft.sample_rate_hz,
         channels=found.channels or draft.channels,
         codec=found.codec or draft.codec,
     )
-    return Examined(facts=facts, how=found.how)
 
 
 def _read(source: Source, draft: AudioDraft, found: Found) -> None:
@@ -78,4 +57,4 @@ def _read(source: Source, draft: AudioDraft, found: Found) -> None:
     if form is not None:
         found.codec = form.codec
         if form.walk:
-            _WALKS[form.walk](source, start, found)
+            form.walk(source, start, found)

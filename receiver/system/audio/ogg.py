@@ -1,125 +1,76 @@
-"""Ogg pages: Opus, Vorbis, FLAC and Speex, also when several streams are chained, begin late, or are cut short."""
+"""Ogg pages: Opus, Vorbis and FLAC, also when several streams are chained, begin late, or are cut short."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from receiver.system.audio.reading import Found, Source
+from receiver.system.audio.reading import UNKNOWN, Found, Source
 
-_HEAD = 27 + 255
-_SEARCHED = 65_536
-"""Bytes that are searched for the next page after damage; no page is longer."""
-_HOLE = 1.0
-"""Seconds of doubt that damage brings."""
+_OPUS_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
 
-@dataclass(slots=True)
-class _Link:
+class _Stream(NamedTuple):
     """One logical stream, of those that are chained."""
 
     codec: str
     rate: int
     channels: int
-    per_packet: int = 0
-    """Samples of a packet: exactly for Speex, at most for others, 0 for Opus, whose packets tell."""
-    skip: int = 0  # samples at the beginning that are not played
-    serial: bytes = b""
-    packets: int = 0
-    first: int = 0  # samples before what is there, and those of pages that are missing in between
-    last: int = 0  # the position at the end of the last page
-    sequence: int = -1
+    skip: int  # samples at the beginning that are not played
+    most: int  # samples of a packet at most; 0 for Opus, whose packets tell
+    serial: bytes
 
 
 def ogg(source: Source, place: int, found: Found) -> None:
-    """Walk from page to page, to the last that is whole."""
-    links: list[_Link] = []
-    doubt = 0.0
-    while len(head := source.at(place, _HEAD)) >= 27:
-        if head[:4] != b"OggS":
-            skip = source.at(place, _SEARCHED).find(b"OggS")
-            if skip < 0:
-                break
-            place, doubt = place + skip, doubt + _HOLE
-            continue
+    """Add up the positions from page to page, to the last that is whole. Where one is missing or damaged, no length is told."""
+    stream: _Stream | None = None
+    seconds = doubt = damage = 0.0
+    last: int | None = None
+    number = 0
+    while len(head := source.at(place, 282)) >= 27:
         flags, position, serial, sequence = struct.unpack_from("<xBq4sI", head, 4)
         lacing = head[27 : 27 + head[26]]
-        body = place + 27 + head[26]
+        body = place + 27 + len(lacing)
         place = body + sum(lacing)
-        if place > source.size:
+        if head[:4] != b"OggS":
+            damage = UNKNOWN
+        if damage or place > source.size:
             break
-        if flags & 2:
-            link = _link(source.at(body, 128))
-            if link and not (links and links[-1].last == 0):
-                link.serial = serial
-                links.append(link)
-                found.codec, found.rate, found.channels = link.codec, link.rate or None, link.channels or None
-        elif links and serial == links[-1].serial:
-            doubt += _page(source, links[-1], position, sequence, lacing, body)
-    seconds = 0.0
-    for link in links:
-        played = link.last - link.first - link.skip
-        seconds += max(0, played) / link.rate
-        if link.codec == "speex":
-            doubt += abs(link.packets * link.per_packet - played) / link.rate
+        if flags & 2 and (stream is None or last) and (new := _stream(source.at(body, 64), serial)):
+            doubt += new.most / (new.rate or 1) if stream else 0.0  # decoders play a packet more, or none
+            stream, last = new, None
+            found.codec, found.rate, found.channels = new.codec, new.rate or None, new.channels or None
+        elif stream and serial == stream.serial:
+            damage = 0.0 if sequence == number + 1 else UNKNOWN
+            if position > 0:  # it is -1 where no packet ends on a page, and 0 for headers
+                if last is None:
+                    each = stream.most or opus_samples(source.at(body, 2))
+                    last = stream.skip + max(0, position - each * (len(lacing) - lacing.count(255)))
+                    damage += UNKNOWN if last and stream.most else 0.0
+                seconds += max(0, position - last) / (stream.rate or 1)
+                last = max(last, position)
+        if stream and serial == stream.serial:
+            number = sequence
     if seconds:
-        found.length(seconds, f"the positions of the pages, of {len(links)} stream(s)", doubt=doubt)
+        found.length(seconds, "the positions of the pages", doubt=doubt, damage=damage)
 
 
-def _page(source: Source, link: _Link, position: int, sequence: int, lacing: bytes, body: int) -> float:
-    """Take a page of a link in; return the seconds of doubt that it brings."""
-    packets = len(lacing) - lacing.count(255)
-    hole = link.sequence >= 0 and sequence != link.sequence + 1
-    doubt, link.sequence = _HOLE * hole, sequence
-    if position <= 0:  # -1 is the position of a page in which no packet ends, 0 that of pages of headers
-        return doubt
-    link.packets += packets
-    if hole or not link.last:
-        most = packets * link.per_packet or _on_page(source.at(body, _SEARCHED), lacing)
-        link.first += max(0, position - most - link.last)
-        if link.first and link.codec != "opus":
-            doubt += most / link.rate
-    link.last = max(link.last, position)
-    return doubt
-
-
-def _link(head: bytes) -> _Link | None:
+def _stream(head: bytes, serial: bytes) -> _Stream | None:
     """Read a stream's first packet. Positions of Opus count 48,000 a second, whatever was encoded (RFC 7845)."""
     if head[:8] == b"OpusHead":
-        return _Link("opus", 48_000, head[9], skip=int.from_bytes(head[10:12], "little"))
+        return _Stream("opus", 48_000, head[9], int.from_bytes(head[10:12], "little"), 0, serial)
     if head[:7] == b"\x01vorbis":
         channels, rate = struct.unpack_from("<BI", head, 11)
-        return _Link("vorbis", rate or 1, channels, 1 << (head[28] >> 4))
+        return _Stream("vorbis", rate, channels, 0, 1 << (head[28] >> 4), serial)
     if head[:5] == b"\x7fFLAC":
         block, packed = struct.unpack_from(">H6xQ", head, 19)
-        return _Link("flac", packed >> 44 or 1, (packed >> 41 & 7) + 1, block)
-    if head[:8] == b"Speex   ":
-        rate, channels, size, count = struct.unpack_from("<I8xI4xI4xI", head, 36)
-        return _Link("speex", rate or 1, channels, size * max(1, count))
+        return _Stream("flac", packed >> 44, (packed >> 41 & 7) + 1, 0, block, serial)
     return None
-
-
-def _on_page(data: bytes, lacing: bytes) -> int:
-    """Return the samples of the Opus packets that end on a page."""
-    samples = place = begin = 0
-    for size in lacing:
-        place += size
-        if size < 255:
-            samples += opus_samples(data[begin : begin + 2])
-            begin = place
-    return samples
 
 
 def opus_samples(packet: bytes) -> int:
     """Return the samples of an Opus packet at 48,000 Hz, by its first two bytes (RFC 6716, section 3.1)."""
     if not packet:
         return 0
-    mode, code = packet[0] >> 3, packet[0] & 3
-    size = (
-        120 << (mode & 3)
-        if mode >= 16
-        else (480, 960)[mode & 1]
-        if mode >= 12
-        else (480, 960, 1920, 2880)[mode & 3]
-    )
-    return size * (packet[1] & 63 if code == 3 and len(packet) > 1 else (1, 2, 2, 1)[code])
+    frames = packet[1] & 63 if packet[0] & 3 == 3 and len(packet) > 1 else (1, 2, 2, 1)[packet[0] & 3]
+    return _OPUS_SAMPLES[packet[0] >> 3] * frames

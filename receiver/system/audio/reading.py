@@ -7,14 +7,10 @@ import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
-_MOST = 4 * 1024 * 1024
-"""Bytes that one read returns at most, whatever size a file states."""
-_LOOK = 4096
-"""Bytes that are read between two looks at the clock."""
-_CLOSE, _FAR = 0.01, 0.05
-"""Shares of a length by which it may be wrong before it is an estimate, and before it is not told."""
-UNKNOWN = float("inf")
-"""A doubt of which nothing is known."""
+_MOST = 4 * 1024 * 1024  # bytes that one read returns, whatever size a file states
+_LOOK = 4096  # bytes between two looks at the clock, which cost as much as a small read
+_CLOSE, _FAR = 0.01, 0.05  # shares by which a length may be wrong and certain, or an estimate
+UNKNOWN = float("inf")  # a doubt of which nothing is known
 
 
 class OutOfTime(Exception):
@@ -32,7 +28,7 @@ class Source:
     def at(self, place: int, size: int) -> bytes:
         """Return up to `size` bytes from `place` on, 4 MiB at most. Raises `OutOfTime`, `OSError`."""
         self._until_look -= size
-        if self._until_look < 0:  # a look at the clock costs as much as a small read
+        if self._until_look < 0:
             self._until_look = _LOOK
             if time.monotonic() > self._deadline:
                 raise OutOfTime
@@ -44,8 +40,6 @@ class Source:
 
 Head = tuple[bytes, int, int]
 """A chunk's name, the length of its head, and that of its content, negative when it goes on to the end."""
-Chunk = tuple[bytes, int, int]
-"""A chunk's name, and where its content begins and ends, by what it states."""
 
 
 def chunks(
@@ -53,16 +47,17 @@ def chunks(
     place: int,
     head: Callable[[bytes], Head | None],
     *,
-    end: int | None = None,
     pad: int = 1,
     into: Container[bytes] = (),
-) -> Iterator[Chunk]:
-    """Yield the chunks from `place` on: one behind the other, and those within the ones that `into` names."""
-    end = source.size if end is None else min(end, source.size)
-    while place < end and (read := head(source.at(place, 28))):
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the chunks from `place` on: one behind the other, and those within the ones that `into` names.
+
+    Of each its name, and where its content begins and ends, by what it states.
+    """
+    while place < source.size and (read := head(source.at(place, 28))):
         name, skip, size = read
         start = place + skip
-        stop = start + size if size >= 0 else end
+        stop = start + size if size >= 0 else source.size
         yield name, start, stop
         place = start if name in into else stop + -size % pad
 
