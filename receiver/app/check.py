@@ -27,7 +27,6 @@ from receiver.core.event import EVENT_TYPES
 from receiver.core.findings import Code, Finding, install
 from receiver.core.projection import PLACES, may_be_there
 from receiver.core.routing import Route
-from receiver.core.submission import checked_api
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
@@ -44,6 +43,7 @@ from receiver.settings.model import (
     SourceSettings,
     TokenSettings,
 )
+from receiver.settings.submitting import checked_api
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
 from receiver.system.space import nearest, scarce
@@ -221,7 +221,7 @@ def _submit(settings: Settings) -> Iterator[Finding]:
             except ConfigError:  # told by the provider's own findings
                 continue
             try:
-                checked_api(settings.public_url, settings.submit.url, name, adapter.submit_api())
+                checked_api(settings.public_url, settings.submit.url, source, adapter.submit_api())
             except ConfigError as error:
                 yield finding("E023", f"sources.{name}.submit", error.message)
     if not settings.submit.listen:

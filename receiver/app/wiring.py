@@ -26,7 +26,6 @@ from receiver.core.errors import ConfigError
 from receiver.core.findings import install
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Router
-from receiver.core.submission import ProviderApi, checked_api
 from receiver.core.tally import Process
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.bulk import BulkWorker
@@ -39,7 +38,7 @@ from receiver.engine.recorder import Recorder
 from receiver.engine.rejections import Rejections
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.renormalizer import Renormalizer
-from receiver.engine.submissions import Submissions, SubmitSource
+from receiver.engine.submissions import Parts, Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.tallies import Tallies
 from receiver.engine.watcher import Watched, Watcher
@@ -57,6 +56,7 @@ from receiver.settings.load import (
     sqlite_path,
 )
 from receiver.settings.model import Settings
+from receiver.settings.submitting import ProviderApi, checked_api
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -358,7 +358,7 @@ class _Parts:
             bodies=self.lasting.bodies,
             router=self.router,
             keys=KeyTemplate(self.settings.blobs.key),
-            by_job={name for name, api in self.ports.submit_apis.items() if api.by_job},
+            by_job={name for name, api in self.ports.submit_apis.items() if api.table.by_job},
             clock=self.lasting.clock,
             expect=relay.expect,
             wake=relay.wake,
@@ -427,9 +427,8 @@ class _Parts:
             )
             for name, api in self.ports.submit_apis.items()
         }
-        return Submissions(
+        parts = Parts(
             settings=self.settings.submit,
-            sources=sources,
             public_url=self.settings.public_url,
             store=self.lasting.store,
             tokens=self.tokens,
@@ -439,6 +438,7 @@ class _Parts:
             routed=self.router.destinations,
             wake=relay.wake,
         )
+        return Submissions(parts, sources)
 
 
 def _ports(
@@ -466,9 +466,8 @@ def _submit_apis(settings: Settings, adapters: Mapping[str, Adapter]) -> dict[st
     found = {}
     for name, source in settings.sources.items():
         if source.submit and settings.submit.tokens:
-            found[name] = checked_api(
-                settings.public_url, settings.submit.url, name, adapters[name].submit_api()
-            )
+            api = adapters[name].submit_api()
+            found[name] = checked_api(settings.public_url, settings.submit.url, source, api)
     return found
 
 

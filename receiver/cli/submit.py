@@ -29,8 +29,8 @@ from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.web.views import page
 
 if TYPE_CHECKING:
-    from receiver.core.submission import ProviderApi
     from receiver.settings.model import Settings
+    from receiver.settings.submitting import Submission
 
 _LETTERS = string.ascii_letters + string.digits
 _LENGTH = 43
@@ -67,16 +67,16 @@ def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Print the base URLs that applications set. One for each source with `submit = true`, with the line to write for each of the provider's packages."""
     settings = load(ctx)
     base = settings.submit.url or f"http://{settings.submit.listen or _address(settings)}"
-    found = [(name, f"{base}/submit/{name}", api) for name, api in _apis(settings).items()]
+    found = [_row(name, f"{base}/submit/{name}", table) for name, table in _tables(settings).items()]
     if as_json:
-        print_json(page([_row(*one) for one in found]))
+        print_json(page(found))
         return
-    for name, url, api in found:
-        typer.echo(f"{name}: {url}   (the token in the header {api.header})")
-        if api.experimental:
-            typer.echo(f"  experimental: {api.experimental}")
-        for package, text in api.programs.items():
-            typer.echo(f"  {package}: {text.replace('{url}', url)}")
+    for row in found:
+        typer.echo(f"{row['source']}: {row['url']}   (the token in the header {row['header']})")
+        if row["experimental"]:
+            typer.echo(f"  experimental: {row['experimental']}")
+        for package, text in row["packages"].items():
+            typer.echo(f"  {package}: {text}")
     if not found:
         typer.echo(
             "no source takes submissions: set submit = true in [sources.NAME], and add what `receiver submit-token` prints"
@@ -109,13 +109,16 @@ def submissions(
     print_list(_SUBMISSIONS, found, wide=wide, as_json=as_json)
 
 
-def _row(name: str, url: str, api: ProviderApi) -> dict[str, Any]:
-    packages = {package: text.replace("{url}", url) for package, text in api.programs.items()}
+def _row(name: str, url: str, table: Submission) -> dict[str, Any]:
+    packages = {
+        package: text.replace("{url}", url).replace("{path}", table.folder)
+        for package, text in table.packages.items()
+    }
     return {
         "source": name,
         "url": url,
-        "header": api.header,
-        "experimental": api.experimental or None,
+        "header": table.header,
+        "experimental": table.experimental or None,
         "packages": packages,
     }
 
@@ -124,7 +127,7 @@ def _address(settings: Settings) -> str:
     return f"{settings.server.host}:{settings.server.port}"
 
 
-def _apis(settings: Settings) -> dict[str, ProviderApi]:
+def _tables(settings: Settings) -> dict[str, Submission]:
     from receiver.core.tokens import CallbackTokens
     from receiver.providers import adapter_of
 
@@ -134,5 +137,5 @@ def _apis(settings: Settings) -> dict[str, ProviderApi]:
             api = adapter_of(source).create(source, CallbackTokens(["a" * 16])).submit_api()
             if api is None:
                 raise ConfigError(f"sources.{name}.submit: nothing may be submitted to {source.provider}")
-            found[name] = api
+            found[name] = api.table
     return found

@@ -1,166 +1,18 @@
-"""Submissions: what of a provider's API an application may call through receiver, and what becomes of a call. Pure, no I/O."""
+"""Submissions: what of an application's call is passed on to a provider, and what becomes of it. Pure, no I/O."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote_plus
 
 import msgspec
 from msgspec import Struct
 
-from receiver.core import callback_urls
 from receiver.core.callback import TokenClaims
-from receiver.core.errors import ConfigError, SubmissionRefused
-from receiver.core.tokens import SHORT_CHARS
 from receiver.core.work import Pickup
-
-Kind = Literal["submit", "upload", "read", "cancel"]
-MAX_PATH, MAX_QUERY = 2048, 8192
-"""Characters of what follows the source in a path, and of a query."""
-_UNSAFE = re.compile(r"[^!-~]|[%\\]|//|(?:^|/)\.{1,2}(?:/|$)")
-_SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_REST = 6
-"""Segments that `{rest}` may stand for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One kind of request that is passed on."""
-
-    method: str
-    path: str
-    """Segments that are as written, `{job}`, another `{name}`, or at the end `{rest}`."""
-    kind: Kind
-    """`submit` makes a job, `upload` makes none, `read` and `cancel` are about a job of the same application."""
-    set_in: Literal["query", "body"] = "query"
-    """Where the callback goes; a body is a JSON object, or a multipart form with fields of these names."""
-    part: str = ""
-    """The part of a multipart form that is a JSON object, and holds the callback in place of fields."""
-    set: Mapping[str, Any] = field(default_factory=dict)
-    """What is put in; `{callback}`, `{secret}` and `{token}` in its texts stand for the job's own."""
-    own: tuple[str, ...] = ()
-    """The names under which a caller might give a callback of its own."""
-    require: Mapping[str, Any] = field(default_factory=dict)
-    """Members that a JSON body must have for the call to make a job."""
-    refers: tuple[str, ...] = ()
-    """Members of a JSON body that may name a job; it must be one of the same application."""
-    needs_body: bool = False
-    """A call without a body is the repetition of one whose body was lost."""
-    job: str = ""
-    """Where the job's id is in the answer: `data.request_id`."""
-    format: Mapping[str, str] = field(default_factory=dict)
-    """What is known of the job's format; `{name}` stands for that segment of the path."""
-    rewrite: tuple[str, ...] = ()
-    """Where the answer has URLs of the API that the caller's program goes on to ask."""
-    fetch: bool = False
-    """The provider does not call back: its result is fetched, beginning with what stands at `job`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderApi:
-    """What of a provider's API applications may call."""
-
-    base: str
-    """The API's address without a path: `https://api.example.com`."""
-    header: str = "authorization"
-    """Where an application's token stands, as the provider's own programs send their key; lower case."""
-    prefixes: tuple[str, ...] = ("Bearer ",)
-    """What may stand before it there, without regard to case."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What proves us to the provider; none while a key is missing."""
-    rules: tuple[Rule, ...]
-    expect_seconds: float
-    """How long a job's callback may take before it is overdue."""
-    basic: str | None = field(default=None, repr=False)
-    """`user:password` for the callback URL."""
-    job_secrets: bool = False
-    """The callback is signed with a secret that is given with the job."""
-    secret: str = field(default="", repr=False)
-    """What else the callback shall carry as a proof; the job's own secret in its place with `job_secrets`."""
-    by_job: bool = False
-    """Callbacks have no URL of their job's own, and are told apart by its id."""
-    https_only: bool = False
-    max_url: int = 2048
-    """The most characters that the provider takes for a callback URL."""
-    target_header: str = ""
-    """Where requests to `/_target` name a URL in place of a path, as fal's package does behind a proxy; lower case."""
-    target_base: str = ""
-    """What such URLs must begin with: the address that is written into the package."""
-    experimental: str = ""
-    """What of it was not seen at the provider; "" when nothing."""
-    programs: Mapping[str, str] = field(default_factory=dict)
-    """What to set in the provider's own packages, by package; `{url}` stands for receiver's address."""
-
-    def place(self, path: str, query: str, target: str) -> tuple[str, str]:
-        """Return path and query of a request; `target` is its URL in `target_header`. Raises `SubmissionRefused` for one elsewhere."""
-        if self.target_header and path == "/_target":
-            if not target.startswith(f"{self.target_base}/"):
-                raise SubmissionRefused(404, f"{self.target_header} is to begin with {self.target_base}/")
-            path, _, query = target[len(self.target_base) :].partition("?")
-        if len(query) > MAX_QUERY or "#" in query or not query.isascii() or not query.isprintable():
-            raise SubmissionRefused(404, "a query like this is not passed on")
-        return path, query
-
-    def find(self, method: str, path: str) -> tuple[Rule, Mapping[str, str]]:
-        """Return the rule for a request, and the named segments of its path. Raises `SubmissionRefused` when none fits."""
-        if len(path) <= MAX_PATH and not _UNSAFE.search(path):
-            for rule in self.rules:
-                names = _matched(rule.path, path) if rule.method == method else None
-                if names is not None:
-                    return rule, names
-        shown = path[:100] if path.isascii() and path.isprintable() else "this path"
-        raise SubmissionRefused(404, f"{method[:20]} {shown} is not passed on")
-
-    def callback_url(self, public_url: str | None, source: str, token: str) -> str:
-        """Return the URL for a job's callback. Raises `ConfigError` when the provider could not call it."""
-        url = callback_urls.callback_url(
-            public_url, source, https_only=self.https_only, token=token, basic=self.basic
-        )
-        if len(url) > self.max_url:
-            raise ConfigError(
-                f"public_url: {source} takes callback URLs of {self.max_url} characters at most"
-            )
-        return url
-
-
-def checked_api(public_url: str | None, url: str | None, source: str, api: ProviderApi | None) -> ProviderApi:
-    """Return what applications may call of a source. Raises `ConfigError` when nothing could be submitted to it."""
-    if api is None:
-        raise ConfigError("receiver does not know what may be passed on to this provider: leave submit out")
-    if not api.headers:
-        raise ConfigError(f"submissions need the provider's key: set sources.{source}.api_key")
-    if url is None and any(rule.rewrite for rule in api.rules):
-        raise ConfigError(
-            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
-        )
-    if any(rule.kind == "submit" and not rule.fetch for rule in api.rules):
-        api.callback_url(public_url, source, "a" * SHORT_CHARS)
-    return api
-
-
-def _matched(pattern: str, path: str) -> Mapping[str, str] | None:
-    wanted, given = pattern.split("/"), path.split("/")
-    if wanted[-1] == "{rest}":
-        wanted = wanted[:-1]
-        rest = given[len(wanted) :]
-        if not 0 < len(rest) <= _REST or not all(map(_SEGMENT.fullmatch, rest)):
-            return None
-        given = given[: len(wanted)]
-    if len(wanted) != len(given):
-        return None
-    names = {}
-    for segment, text in zip(wanted, given, strict=True):
-        if segment.startswith("{"):
-            if not _SEGMENT.fullmatch(text):
-                return None
-            names[segment[1:-1]] = text
-        elif segment != text:
-            return None
-    return names
 
 
 def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
@@ -205,6 +57,10 @@ _DROPPED = frozenset(
         *("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"),
     )
 )
+METHOD_FIELDS = frozenset(
+    ("_method", "_httpmethod", "$httpmethod", "x-http-method", "x-http-method-override", "x-method-override")
+)
+"""The same as fields of a query, of JSON or of a form, in lower case."""
 _DROPPED_BACK = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "trailer", "transfer-encoding", "upgrade"),
@@ -214,18 +70,20 @@ _DROPPED_BACK = frozenset(
 )
 
 
-def headers_out(headers: Sequence[tuple[str, str]], api: ProviderApi) -> list[tuple[str, str]]:
-    """Return the headers of a request as they are passed on, with what proves us."""
+def headers_out(
+    headers: Sequence[tuple[str, str]], token_header: str, ours: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Return the headers of a request as they are passed on, with `ours` and without the application's token."""
     kept = [
         (name, value)
         for name, value in headers
         if name not in _DROPPED
-        and name != api.header
+        and name != token_header
         and not name.startswith(("x-receiver-", "x-forwarded-"))
-        and name not in api.headers
+        and name not in ours
         and value.isascii()
     ]
-    return [*kept, *api.headers.items(), ("accept-encoding", "identity")]
+    return [*kept, *ours.items(), ("accept-encoding", "identity")]
 
 
 def headers_back(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import pkgutil
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import import_module
+from importlib import import_module, resources
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
@@ -29,7 +30,6 @@ from receiver.core.event import EventDraft, RemoteResult
 from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
-from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
 from receiver.core.words import Word
 from receiver.core.work import Pickup
@@ -38,6 +38,7 @@ from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import content_key, redacted, unsigned
 from receiver.settings.load import own_settings
 from receiver.settings.model import MIB, Section, SourceSettings
+from receiver.settings.submitting import ProviderApi, Submission
 
 NO_PROOF = "no proof is configured, so anybody's callback would be believed"
 NO_REASON = "the provider gave no reason"
@@ -321,6 +322,25 @@ class Adapter:
     def submit_api(self) -> ProviderApi | None:
         """Return what of the provider's API applications may call through receiver; None where that is not known."""
         return None
+
+    def _submission(self, base: str) -> Submission:
+        """Return the provider's table in `submissions`."""
+        text = (resources.files(__package__) / "submissions" / f"{self.provider}.toml").read_text("utf-8")
+        return Submission.model_validate({"base": base, **tomllib.loads(text)})
+
+    def _submit_api(
+        self, table: Submission, headers: Mapping[str, str], *, secret: str = "", basic: str | None = None
+    ) -> ProviderApi:
+        """Return what a table says, with the `headers` that prove us; none while a key is missing."""
+        ours = {name.lower(): value for name, value in headers.items()}
+        return ProviderApi(
+            table=table,
+            headers={**ours, **table.headers} if ours else {},
+            basic=basic,
+            secret=secret,
+            job_secrets=self.job_secrets,
+            https_only=self.https_only,
+        )
 
     async def sender_state(self, fetch: Fetch) -> SenderState | None:
         """Ask the provider what became of the webhook that calls us; None when it does not say."""

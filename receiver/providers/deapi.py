@@ -21,7 +21,6 @@ from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex, matching_place
-from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
@@ -51,6 +50,7 @@ from receiver.providers.toolkit import (
     unusable,
 )
 from receiver.settings.model import BaseUrl, Section, SourceSettings
+from receiver.settings.submitting import ProviderApi
 
 STAMP_HEADER, SIGNATURE_HEADER = "x-deapi-timestamp", "x-deapi-signature"
 _STAMP = re.compile(r"[0-9]{1,12}")
@@ -151,30 +151,9 @@ class DeapiProvider(Adapter):
     # ------------------------------------------------------------ submissions
 
     def submit_api(self) -> ProviderApi:
-        """Return jobs of both versions of the API, and the questions about them (https://docs.deapi.ai)."""
-        callback = {"webhook_url": "{callback}", "webhook_secret": "{secret}"}
-        jobs = [
-            Rule(
-                method="POST",
-                path=path,
-                kind="submit",
-                set_in="body",
-                set=callback,
-                own=tuple(callback),
-                job="data.request_id",
-                format={"product": product},
-            )
-            for path, product in (("/api/v1/client/{kind}", "{kind}"), ("/api/v2/audio/{kind}", "{kind}"))
-        ]
-        reads = [Rule(method="GET", path=f"/{path}/{{job}}", kind="read") for path in _PATHS]
-        return ProviderApi(
-            base=self._options.api_url,
-            headers={"authorization": f"Bearer {self._key}"} if self._key else {},
-            rules=(*jobs, *reads),
-            expect_seconds=60 * 60,
-            job_secrets=True,
-            https_only=True,
-        )
+        """Return jobs of both versions of the API, and the questions about them."""
+        key = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        return self._submit_api(self._submission(self._options.api_url), key)
 
     # ------------------------------------------------------------ callbacks
 

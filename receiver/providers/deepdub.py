@@ -18,7 +18,6 @@ from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import JobError
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
-from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import Pickup
@@ -27,6 +26,7 @@ from receiver.providers.documents import decode_object, first_text, join_key, lo
 from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result, collected_draft
 from receiver.providers.toolkit import refused, revealed, shown, unusable
 from receiver.settings.model import BaseUrl, Section, SourceSettings
+from receiver.settings.submitting import ProviderApi
 
 REGIONS = {
     "us": "https://restapi.deepdub.ai/api/v1",
@@ -100,29 +100,7 @@ class DeepdubProvider(Adapter):
 
     def submit_api(self) -> ProviderApi:
         """Return retroactive speech, whose answer is the URL at which its audio will be."""
-        parts = urlsplit(self._folder)
-        return ProviderApi(
-            base=f"{parts.scheme}://{parts.netloc}",
-            header="x-api-key",
-            prefixes=("",),
-            headers=self._api_headers(),
-            rules=(
-                Rule(
-                    method="POST",
-                    path=parts.path,
-                    kind="submit",
-                    set_in="body",
-                    job="url",
-                    rewrite=("url",),
-                    fetch=True,
-                ),
-                Rule(method="GET", path=f"{parts.path}/{{job}}", kind="read"),
-            ),
-            expect_seconds=60 * 60,
-            programs={
-                "deepdub (Python)": f'DeepdubClient(api_key=TOKEN, base_url="{{url}}{parts.path.removesuffix("/tts/retroactive")}")'
-            },
-        )
+        return self._submit_api(self._submission(self._options.base), self._api_headers())
 
     def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand the URL that Deepdub answered with, or the id at its end.

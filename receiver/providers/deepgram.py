@@ -24,7 +24,6 @@ from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials, matching_place
 from receiver.core.redaction import Redactor
-from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.words import Word
 from receiver.providers import NO_PROOF, NO_REASON, Adapter, toolkit
@@ -45,6 +44,7 @@ from receiver.providers.documents import (
 )
 from receiver.providers.toolkit import SecretList, content_key, reveal, revealed, ten_minutes
 from receiver.settings.model import BaseUrl, Section, SourceSettings
+from receiver.settings.submitting import ProviderApi
 from receiver.system.audio.formats import MEDIA_TYPES, beginning
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
@@ -67,8 +67,6 @@ _FAILURE_FIELDS = ("err_code", "err_msg", "category", "error")
 """What only failures have."""
 _ERROR_MESSAGE = ("err_msg", "message", "error", "description")
 _ERROR_CODE = ("err_code", "category", "code")
-_SUBMITTED = {"/v1/listen": "listen", "/v1/speak": "speak", "/v2/speak": "speak", "/v1/read": "read"}
-"""By the path of a job, its product."""
 _DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}
 """What Deepgram makes when an encoding was asked for without a rate."""
 _ECHO = "callback_secret"
@@ -180,36 +178,12 @@ class DeepgramProvider(Adapter):
     # ------------------------------------------------------------ submissions
 
     def submit_api(self) -> ProviderApi:
-        """Return what makes a job: speech, transcripts and analyses with a callback (https://developers.deepgram.com/docs/callback)."""
-        options = self._options
-        callback = {"callback": "{callback}"}
-        proved = {"extra": f"{_ECHO}:{self._callback_secrets[-1]}"} if self._callback_secrets else {}
-        return ProviderApi(
-            base=options.base_url,
-            prefixes=("Token ", "Bearer "),
-            headers={"authorization": f"Token {self._api_key}"} if self._api_key else {},
-            rules=tuple(
-                Rule(
-                    method="POST",
-                    path=path,
-                    kind="submit",
-                    set=callback | proved if product == "listen" else callback,
-                    own=("callback", "callback_method"),
-                    needs_body=True,
-                    job="request_id",
-                    format={"product": product},
-                )
-                for path, product in _SUBMITTED.items()
-            ),
-            expect_seconds=15 * 60,
+        """Return what makes a job: speech, transcripts and analyses with a callback."""
+        return self._submit_api(
+            self._submission(self._options.base_url),
+            {"authorization": f"Token {self._api_key}"} if self._api_key else {},
+            secret=self._callback_secrets[-1] if self._callback_secrets else "",
             basic=self._basic[-1] if self._basic else None,
-            programs={
-                "deepgram-sdk (Python)": (
-                    'DeepgramClient(api_key=TOKEN, environment=DeepgramClientEnvironment(base="{url}", '
-                    'production="{url}", agent="{url}", agent_rest="{url}"))'
-                ),
-                "@deepgram/sdk (Node.js)": 'new DeepgramClient({ apiKey: TOKEN, baseUrl: "{url}" })',
-            },
         )
 
     # ------------------------------------------------------------ proofs

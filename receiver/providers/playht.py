@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from msgspec import Struct
 from pydantic import Field, SecretStr, field_validator
@@ -22,7 +22,6 @@ from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Failed, Fetch, FetchResponse, ServerSentEvent, Stream
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import matching_place
-from receiver.core.submission import ProviderApi, Rule
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
@@ -53,6 +52,7 @@ from receiver.providers.toolkit import (
     unusable,
 )
 from receiver.settings.model import BaseUrl, Section, SourceSettings
+from receiver.settings.submitting import ProviderApi
 
 JOB_SECONDS = 48 * 3600
 """PlayHT deletes a job after 48 hours (https://docs.play.ht/reference/api-generate-tts-audio-stream)."""
@@ -71,10 +71,6 @@ _FORMAT_FIELDS = ("output_format", "sample_rate")
 _FORMAT_QUERY = re.compile(r"\?format=[a-z-]+$")
 """What PlayHT's own Content-Location adds to a job's URL."""
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,500}")
-_OWN_CALLBACK = ("webHookUrl", "webhook_url", "webhook", "callback_url", "callback")
-"""A service that serves PlayHT's API may take one of these; its callback would carry the account's key to whoever it names."""
-_LINKS = 4
-"""Of a job's answer, at most: to itself as JSON, as events, and as audio."""
 _JSON, _EVENTS = "application/json", "text/event-stream"
 _POLL_WAITS = (2.0, 1.5, 30.0)
 """Seconds before the second question, how they grow, and where that ends."""
@@ -178,32 +174,8 @@ class PlayhtProvider(Adapter):
             yield cls._finding("W403", where, "result_hosts", any_host)
 
     def submit_api(self) -> ProviderApi:
-        """Return jobs of speech. Their result is asked for: which callbacks come is a setting of the dashboard's.
-
-        The answer is asked for as JSON, since PlayHT would else stream its events.
-        """
-        parts = urlsplit(self._options.base_url)
-        jobs, ours = f"{parts.path}/tts", self._api_headers()
-        headers = {name.lower(): value for name, value in ours.items()} | {"accept": _JSON} if ours else {}
-        return ProviderApi(
-            base=f"{parts.scheme}://{parts.netloc}",
-            headers=headers,
-            rules=(
-                Rule(
-                    method="POST",
-                    path=jobs,
-                    kind="submit",
-                    set_in="body",
-                    own=_OWN_CALLBACK,
-                    job="id",
-                    rewrite=tuple(f"_links.{number}.href" for number in range(_LINKS)),
-                    fetch=True,
-                ),
-                Rule(method="GET", path=f"{jobs}/{{job}}", kind="read"),
-            ),
-            expect_seconds=self._options.deadline_seconds,
-            experimental="the service is closed; a stand-in by its pages was tried",
-        )
+        """Return jobs of speech. Their result is asked for: which callbacks come is a setting of the dashboard's."""
+        return self._submit_api(self._submission(self._options.base_url), self._api_headers())
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the account's key as version 2's callbacks carry it."""

@@ -99,8 +99,11 @@ async def _send(answer: Answer, send: Send, caller: _Caller) -> None:
         (name.encode("latin-1"), value.encode("utf-8", "surrogateescape")) for name, value in answer.headers
     ]
     await send({"type": "http.response.start", "status": answer.status, "headers": lines})
+    last = b""
     async for piece in answer.body:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        if last:
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        last = piece
     caller.stop()
     answer.delivered = not caller.gone
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": last})

@@ -24,10 +24,10 @@ from receiver.providers.custom import (
     proof,
     proofs,
     signatures,
-    submitting,
     web_tokens,
 )
 from receiver.providers.custom.request import Template
+from receiver.settings import submitting
 from receiver.settings.model import Section
 
 

@@ -19,12 +19,14 @@ from pydantic import SecretStr
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.event import EventFilter
-from receiver.core.submission import Kind, SubmissionFilter
+from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
 from receiver.engine.submissions import OPEN_SECONDS
 from receiver.engine.submissions.allowances import Allowance
+from receiver.engine.submissions.bodies import Pace
 from receiver.providers.deapi import signed
 from receiver.settings.model import SubmitToken
+from receiver.settings.submitting import Kind
 from tests.contract.submission_suite import new
 from tests.support.house import receiver
 from tests.support.running import BASIC, DEAPI_SECRET, Running, free_port
@@ -36,6 +38,7 @@ from tests.support.submitting import (
     TOKEN,
     Api,
     Asked,
+    Behave,
     accepted,
     response,
     submitting,
@@ -175,6 +178,11 @@ REFUSED: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", f"{LISTEN}?Callback=https://evil.test", JSON, b"{}", 422),
     ("POST", f"{LISTEN}?a=1;callback=https://evil.test", JSON, b"{}", 422),
     ("POST", f"{LISTEN}?callback_method=put", JSON, b"{}", 422),
+    ("POST", f"{LISTEN}?_method=DELETE", {}, b"x", 422),
+    ("POST", f"{LISTEN}?a=1;X-HTTP-%4dethod-Override=GET", {}, b"x", 422),
+    ("GET", "/submit/deapi/api/v2/jobs/job-1?_method=DELETE", {}, b"", 422),
+    ("POST", SPEECH, JSON, b'{"text": "x", "_Method": "DELETE"}', 422),
+    ("POST", SPEECH, FORM, FIELD % b"_method", 422),
     ("POST", LISTEN, {}, b"", 422),
     ("POST", "/submit/deepgram/ref:a%0d%0ax-evil:%201/v1/listen", {}, b"x", 422),
     ("POST", f"/submit/deepgram/ref:{'a' * 501}/v1/listen", {}, b"x", 422),
@@ -312,6 +320,49 @@ async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: 
     assert sorted(event.ref or "" for event in told) == [f"order-{number}" for number in range(1, 5)]
 
 
+async def test_an_answer_that_never_ends_is_bounded_in_time_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it: a start that does not come is an unknown outcome, a rest that does not end is broken off."""
+    monkeypatch.setattr(Pace, "SECONDS", 0.3)
+    body = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+
+    def endless(head: bytes, piece: bytes, seconds: float) -> Behave:
+        async def behave(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            writer.write(head)
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(seconds)
+
+        return behave
+
+    async with submitting(tmp_path, submit="max_body_bytes = 1_000_000") as (up, api):
+        told = []
+        for number, behave in enumerate(
+            (
+                endless(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", 0),
+                endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0),
+                endless(body, b" ", 0.05),
+                endless(body, bytes(60_000), 0),
+                endless(body + bytes(70_000), b" ", 0.05),
+            )
+        ):
+            api.behave = behave
+            try:
+                told.append((await up.client.post(LISTEN, content=b"%d" % number)).status_code)
+            except httpx2.TransportError:
+                told.append(0)
+        assert told == [424, 424, 424, 0, 0]
+        again = await up.client.post(LISTEN, content=b"4")  # as an SDK does whose answer was broken off
+        assert (again.status_code, len(api.asked)) == (424, 5)
+        rows = await up.receiver.store.submissions(SubmissionFilter())
+        assert [row.state for row in rows] == ["accepted"] * 2 + ["unknown"] * 3
+        sizes = [report.bytes_out for report in up.seen.submissions]
+        assert 0 < max(sizes) <= 1_000_000
+
+
 async def test_what_the_provider_refuses_is_passed_back_and_expects_nothing(both: Both) -> None:
     up, api = both
     api.behave = accepted({"err_code": "INVALID_MODEL"}, status=400)
@@ -323,8 +374,9 @@ async def test_what_the_provider_refuses_is_passed_back_and_expects_nothing(both
 async def test_while_nothing_can_be_sent_a_repetition_is_asked_for_and_nothing_is_kept(both: Both) -> None:
     up, _ = both
     submissions, sources = up.receiver.submissions, up.receiver.submissions.sources
-    away = replace(sources["deepgram"].api, base=f"http://127.0.0.1:{free_port()}")
-    submissions.sources = {"deepgram": replace(sources["deepgram"], api=away)}
+    api = sources["deepgram"].api
+    away = api.table.model_copy(update={"base": f"http://127.0.0.1:{free_port()}"})
+    submissions.sources = {"deepgram": replace(sources["deepgram"], api=replace(api, table=away))}
     answer = await up.client.post(LISTEN, content=AUDIO)
     submissions.sources = sources
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -427,12 +479,12 @@ async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: B
     left = new(1, at=row.created_at, application=row.application, source=row.source, idempotency_key="k")
     assert await store.begin_submission(left) is None
     later = row.created_at + (OPEN_SECONDS + 1) * 1000
-    up.receiver.submissions._clock = lambda: later
+    up.receiver.submissions.parts.clock = lambda: later
     for _ in range(2):
         await up.receiver.submissions.sweep()
     [told] = await store.events(EventFilter(type="submission.unknown"))
     assert told.ref == left.submission.ref
-    up.receiver.submissions._clock = up.receiver.clock
+    up.receiver.submissions.parts.clock = up.receiver.clock
     async with asyncio.timeout(5):
         again = await up.client.post(LISTEN, content=b"b", headers={"idempotency-key": "k"})
     assert (again.status_code, again.headers.get("x-receiver-replayed")) == (200, None)
@@ -543,7 +595,7 @@ async def test_applications_at_their_limits_do_not_take_anothers_share(tmp_path:
     )
     async with submitting(tmp_path, more=extra) as (up, api):
         now = up.receiver.clock()
-        up.receiver.submissions._clock = lambda: now  # one window for all
+        up.receiver.submissions.parts.clock = lambda: now  # one window for all
 
         async def calls(name: str) -> list[int]:
             sent = {"authorization": f"Token {tokens[name]}"}

@@ -180,6 +180,8 @@ async def test_no_spelling_of_the_json_hides_a_job_of_others(both: Both) -> None
         base % (other + rb',"user":"\ud800"'),
         base % (other + b',"top_p":1e999'),
         base.replace(b"previous_r", b"Previous_R") % other,
+        base.replace(b"previous_response_id", b"conversation") % b'"conv-of-others"',
+        base.replace(b"previous_response_id", b"conversation") % b'{"id":"conv-of-others"}',
         *(base % odd for odd in (b"7", b'["resp-of-others"]', '"resp-of-others\u200b"'.encode())),
     ]
     sent = {**headers("openai"), "content-type": "application/json"}
@@ -191,7 +193,7 @@ async def test_no_spelling_of_the_json_hides_a_job_of_others(both: Both) -> None
     answer = await up.client.post(
         "/submit/openai/v1/responses", headers=headers("openai"), data=form, files=FILE
     )
-    assert (told, answer.status_code, there.asked) == ([404, 404, 404, 422, 422, 422], 415, [])
+    assert (told, answer.status_code, there.asked) == ([404, 404, 404, 404, 422, 422, 422, 422], 415, [])
 
 
 async def test_a_host_name_stands_for_a_source(both: Both) -> None:

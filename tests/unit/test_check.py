@@ -409,6 +409,15 @@ def test_secrets_that_others_can_read_are_found(
     assert [finding.code for finding in found] == expected
 
 
+def test_a_key_that_callbacks_carry_goes_to_no_url_of_the_callers(tmp_path: Path) -> None:
+    file = tmp_path / "receiver.toml"
+    passing = PLAYHT + 'submit = true\nown_callback = "pass"\n'
+    file.write_text(GOOD + passing + SUBMIT.replace("[submit]", '[submit]\nurl = "http://r.internal"'))
+    told = [(one.where, one.message) for one in check_file(str(file), {})[1] if one.code == "E023"]
+    assert [where for where, _ in told] == ["sources.playht.submit"]
+    assert "carry the account's key" in told[0][1]
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.core.submission import Rule
 from receiver.engine.submissions.injection import into_query
+from receiver.settings.submitting import SubmissionJob
 
-RULE = Rule(method="POST", path="/v1/listen", kind="submit", own=("callback",))
+JOB = SubmissionJob(request=("POST /v1/listen",), set_in="query", own=("callback",), job="id")
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,4 @@ RULE = Rule(method="POST", path="/v1/listen", kind="submit", own=("callback",))
     ],
 )
 def test_a_query_keeps_its_fields_and_gets_the_callback(query: str, kept: str) -> None:
-    assert into_query(query, RULE, {"callback": "https://h/c"}) == f"{kept}callback=https%3A%2F%2Fh%2Fc"
+    assert into_query(query, JOB, {"callback": "https://h/c"}) == f"{kept}callback=https%3A%2F%2Fh%2Fc"

@@ -10,30 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from receiver.core.destination_events import Routed
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
-from receiver.core.observe import Observers, SubmissionReport
-from receiver.core.submission import SubmissionFilter, SubmissionState
-from receiver.core.tokens import CallbackTokens
+from receiver.core.observe import SubmissionReport
+from receiver.core.submission import METHOD_FIELDS, SubmissionFilter, SubmissionState, names_in
 from receiver.engine.requests import MAX_REF
 from receiver.engine.submissions.allowances import Applications
-from receiver.engine.submissions.answers import Answers
+from receiver.engine.submissions.answers import end, learned, passed_back, tell
 from receiver.engine.submissions.bodies import Stream
-from receiver.engine.submissions.call import Answer, Call, Passing, SubmitSource, refusal
-from receiver.engine.submissions.exchange import exchange
+from receiver.engine.submissions.call import Answer, Call, Parts, Passing, SubmitSource, refusal
 from receiver.engine.submissions.injection import jobs_named
-from receiver.engine.submissions.repeats import Repeated, Repeats, fingerprint_of, remembered
-from receiver.engine.submissions.requests import Requests
-from receiver.settings.model import SubmitSettings
-from receiver.storage.store.store import Store
+from receiver.engine.submissions.repeats import Repeated, begin, fingerprint_of, remembered
+from receiver.engine.submissions.sending import exchange, looked_through, make, stream
+from receiver.settings.submitting import SubmissionJob
 from receiver.system.background import Background
-from receiver.system.files import BodyBuffer
 
-__all__ = ["Answer", "Call", "Submissions", "SubmitSource"]
+__all__ = ["Answer", "Call", "Parts", "Submissions", "SubmitSource"]
 OPEN_SECONDS = 3600
 """After so long no submission is under way any more: its process has ended."""
 _SWEEP_SECONDS = 60.0
@@ -44,28 +39,10 @@ _NO_JOB = frozenset(("refused", "not_sent", "replayed"))
 class Submissions:
     """All applications' calls of one process."""
 
-    def __init__(
-        self,
-        *,
-        settings: SubmitSettings,
-        sources: Mapping[str, SubmitSource],
-        public_url: str | None,
-        store: Store,
-        tokens: CallbackTokens,
-        bodies: BodyBuffer,
-        observer: Observers,
-        clock: Callable[[], int],
-        routed: Routed,
-        wake: Callable[[Iterable[str]], None],
-    ) -> None:
-        """`routed` tells which destinations want an event; `wake` gets those of a new one."""
-        self.settings = settings
-        self.sources = sources
-        self._store, self._observer, self._clock = store, observer, clock
-        self.applications = Applications(settings.tokens)
-        self._requests = Requests(settings, public_url, tokens, bodies, clock)
-        self._repeats = Repeats(settings, store, clock)
-        self._answers = Answers(settings, store, observer, clock, routed, wake)
+    def __init__(self, parts: Parts, sources: Mapping[str, SubmitSource]) -> None:
+        """`sources` are those that may be submitted to, by name."""
+        self.parts, self.sources = parts, sources
+        self.applications = Applications(parts.settings.tokens)
         self._under_way = 0
         self._background = Background()
 
@@ -92,68 +69,74 @@ class Submissions:
 
     async def sweep(self) -> None:
         """Forget answers whose time is up; give up submissions whose process has ended. Raises `StoreUnavailable`."""
-        now = self._clock()
-        before, remember_ms = now - OPEN_SECONDS * 1000, round(self.settings.remember_seconds * 1000)
+        parts, now = self.parts, self.parts.clock()
+        before, remember_ms = now - OPEN_SECONDS * 1000, round(parts.settings.remember_seconds * 1000)
         left = SubmissionFilter(state=SubmissionState.OPEN, before=before, limit=500)
-        for submission in await self._store.submissions(left):
+        for submission in await parts.store.submissions(left):
             source = self.sources.get(submission.source)
-            provider = source.settings.provider if source is not None else submission.source
-            await self._answers.tell(submission, provider)
-        ended = await self._store.sweep_submissions(open_before=before, answers_before=now - remember_ms)
+            await tell(parts, submission, source.settings.provider if source else submission.source)
+        ended = await parts.store.sweep_submissions(open_before=before, answers_before=now - remember_ms)
         for submission_id in ended:
-            self._observer.note("warning", "submit.abandoned", submission_id=submission_id)
+            parts.observer.note("warning", "submit.abandoned", submission_id=submission_id)
 
     # ------------------------------------------------------------ one call
 
     @contextlib.asynccontextmanager
     async def passing(self, call: Call) -> AsyncGenerator[Answer]:
         """Yield the answer to a call. Whoever sends it sets `delivered`; what belongs to it ends with the block."""
-        began, report = time.perf_counter(), SubmissionReport()
+        began, report, observer = time.perf_counter(), SubmissionReport(), self.parts.observer
         passing: Passing | None = None
         async with AsyncExitStack() as stack:
             try:
                 passing = await self._admitted(call, report, stack)
-                submits = passing.rule.kind == "submit"
-                answer = await (self._submit(passing) if submits else self._pass_on(passing))
+                job = passing.rule.job
+                answer = await (self._pass_on(passing) if job is None else self._submit(passing, job))
             except Exception as error:
                 if not isinstance(error, ReceiverError | OSError | MemoryError):
-                    self._observer.note("error", "submit.bug", error=type(error).__name__)
+                    observer.note("error", "submit.bug", error=type(error).__name__)
                 answer = refusal(error, report, passing)
             report.status = answer.status
             try:
                 yield answer
             finally:
-                if passing is not None and passing.submission is not None and answer.delivered:
-                    with contextlib.suppress(StoreUnavailable):
-                        await self._store.deliver_submission(passing.submission.id)
-                if passing is not None and report.outcome in _NO_JOB and passing.rule.kind == "submit":
-                    passing.allowance.no_job()
+                if passing is not None and passing.rule.job is not None:
+                    await self._answered(passing, answer)
                 report.seconds = time.perf_counter() - began
-                self._observer.submission(report)
+                observer.submission(report)
+
+    async def _answered(self, passing: Passing, answer: Answer) -> None:
+        """Note what became of a submission's answer."""
+        if passing.submission is not None and answer.delivered:
+            with contextlib.suppress(StoreUnavailable):
+                await self.parts.store.deliver_submission(passing.submission.id)
+        if passing.report.outcome in _NO_JOB:
+            passing.allowance.no_job()
 
     async def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
         """Return a call that may be passed on, by all that is known before its body. Raises `SubmissionRefused`, `StoreUnavailable`."""
         source = self.sources.get(call.source)
         if source is None:
             raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")
-        report.source = call.source
-        path, query = source.api.place(call.path, call.query, call.header(source.api.target_header))
+        report.source, table = call.source, source.api.table
+        path, query = table.place(call.path, call.query, call.header(table.target_header))
         call = replace(call, path=path, query=query)
-        rule, names = source.api.find(call.method, call.path)
-        report.request = f"{rule.method} {rule.path}"
+        rule = table.find(call.method, path)
+        report.request = rule.request
         if any(name.startswith("sec-websocket") for name, _ in call.headers):
             raise SubmissionRefused(404, "a WebSocket is not passed on")
-        allowance = self.applications.prove(call.headers, source.api)
+        if not METHOD_FIELDS.isdisjoint(name.lower() for name, _ in names_in(query)):
+            raise SubmissionRefused(422, "the query would make another request of it")
+        allowance = self.applications.prove(call.headers, table)
         report.application = allowance.application
-        if self._under_way >= self.settings.at_once:
+        if self._under_way >= self.parts.settings.at_once:
             raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
         if call.ref is not None and not (len(call.ref) <= MAX_REF and call.ref.isprintable()):
             raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
         report.ref = call.ref
         stack.enter_context(self._counted())
-        await allowance.admit(call.source, rule.kind, self._store, self._clock)
+        await allowance.admit(call.source, rule.kind, self.parts.store, self.parts.clock)
         stack.enter_context(allowance.under_way())
-        return Passing(call, source, rule, names, allowance, report, stack)
+        return Passing(self.parts, call, source, rule, allowance, report, stack, query)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -165,10 +148,9 @@ class Submissions:
 
     async def _pass_on(self, passing: Passing) -> Answer:
         """Pass on what makes no job: an upload, or a question about a job of the same application."""
-        await self._own(passing, passing.names.get("job"))
-        body = await self._requests.stream(passing, self._repeats.ended)
-        reply = await exchange(passing, passing.call.query, body, self.settings)
-        return self._answers.passed_back(passing, reply)
+        await self._own(passing, passing.rule.names.get("job"))
+        await stream(passing, needed=passing.rule.kind == "upload")
+        return passed_back(passing, await exchange(passing))
 
     async def _own(self, passing: Passing, job: str | None) -> None:
         """Raise `SubmissionRefused` for a job that is not one of the application's."""
@@ -177,30 +159,29 @@ class Submissions:
         wanted = SubmissionFilter(
             application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
         )
-        if not await self._store.submissions(wanted):
+        if not await self.parts.store.submissions(wanted):
             raise SubmissionRefused(404, "no job of this application has this id")
 
-    async def _submit(self, passing: Passing) -> Answer:
+    async def _submit(self, passing: Passing, job: SubmissionJob) -> Answer:
         """Pass on what makes a job: written first, sent once, and what the answer tells written before it goes back."""
-        request = await self._requests.made(passing, self._repeats.ended)
-        if passing.held is not None and passing.rule.refers:
-            for job in await asyncio.to_thread(jobs_named, passing.held.load(), passing.rule):
-                await self._own(passing, job)
-        earlier = await self._repeats.begin(passing, request.claims, request.fingerprint)
+        await make(passing, job)
+        held, body = passing.held, passing.body
+        if held is not None and job.refers:
+            for named in await looked_through(held, lambda: jobs_named(held.load(), job)):
+                await self._own(passing, named)
+        earlier = await begin(passing, fetch=job.fetch)
         if earlier is not None:
-            if isinstance(request.body, Stream):  # it has the same key: is it the same?
-                digest = await request.body.drain(self.settings.idle_seconds)
-                request.fingerprint = fingerprint_of(passing, digest)
-            if earlier.fingerprint != request.fingerprint:
+            if isinstance(body, Stream):  # it has the same key: is it the same?
+                passing.fingerprint = fingerprint_of(passing, await body.digest())
+            if earlier.fingerprint != passing.fingerprint:
                 raise SubmissionRefused(422, "this Idempotency-Key came with another request")
             return remembered(passing, earlier)
         try:
-            reply = await exchange(passing, request.query, request.body, self.settings)
+            reply = await exchange(passing)
         except Repeated as repeated:
-            await self._answers.end(passing, None)
+            await end(passing, None)
             return remembered(passing, repeated.earlier)
         except BaseException:
-            state = SubmissionState.UNKNOWN if passing.began else None
-            await self._answers.end(passing, state, status=424)
+            await end(passing, SubmissionState.UNKNOWN if passing.began else None, status=424)
             raise
-        return await self._answers.learned(passing, reply)
+        return await learned(passing, job, reply)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from receiver.core.errors import SubmissionRefused
-from receiver.core.submission import Kind, ProviderApi, Usage
+from receiver.core.submission import Usage
 from receiver.settings.model import SubmitToken
+from receiver.settings.submitting import Kind, Submission
 from receiver.storage.store.store import Store
 
 _DAY = 86_400
@@ -130,18 +131,16 @@ class Applications:
             for secret in token.secrets:
                 self._by_hash[_hash(secret.get_secret_value())] = allowance
 
-    def prove(self, headers: Sequence[tuple[str, str]], api: ProviderApi) -> Allowance:
+    def prove(self, headers: Sequence[tuple[str, str]], table: Submission) -> Allowance:
         """Return the allowance of the caller. Raises `SubmissionRefused` unless exactly one token is there, and is one of ours."""
-        given = [value.strip() for name, value in headers if name == api.header]
-        allowance = None
-        if len(given) == 1:
-            lower = given[0].lower()
-            prefix = next((p for p in api.prefixes if lower.startswith(p.lower())), None)
-            if prefix is not None:
-                allowance = self._by_hash.get(_hash(given[0][len(prefix) :].strip()))
+        given = [value.strip() for name, value in headers if name == table.header]
+        lower = given[0].lower() if len(given) == 1 else ""
+        prefix = max((p for p in table.prefixes if lower.startswith(p.lower())), key=len, default=None)
+        token = "" if prefix is None else given[0][len(prefix) :].strip()
+        allowance = self._by_hash.get(_hash(token)) if token else None
         if allowance is None:
             raise SubmissionRefused(
-                401, f"send one token of receiver's in {api.header}, as the provider's key is sent"
+                401, f"send one token of receiver's in {table.header}, as the provider's key is sent"
             )
         return allowance
 

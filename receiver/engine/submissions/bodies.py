@@ -4,78 +4,101 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from receiver.core.callback import Body
 from receiver.core.errors import BodyCutOff, BodyTooSlow
-from receiver.engine.submissions.injection import read_piece
 from receiver.system.files import Receive, too_large
 
-_PIECE = 256 * 1024
+PIECE = 256 * 1024
+"""The most bytes of a held body that are read at once."""
+Segment = bytes | tuple[int, int]
+"""Bytes, or from where to where a held body has them."""
+
+
+class Pace:
+    """Times a body: each piece within `idle_seconds`, all of it within half an hour, and longer only at more than 64 KiB a second."""
+
+    SECONDS, BYTES_PER_SECOND = 1800.0, 64 * 1024
+
+    def __init__(self, idle_seconds: float) -> None:
+        self._idle_seconds, self._until = idle_seconds, time.monotonic() + self.SECONDS
+
+    def next(self) -> asyncio.Timeout:
+        """Return the time limit of the next piece."""
+        return asyncio.timeout(min(self._idle_seconds, self._until - time.monotonic()))
+
+    def came(self, piece: bytes) -> None:
+        """Note a piece."""
+        self._until += len(piece) / self.BYTES_PER_SECOND
 
 
 class Outgoing:
-    """A body that is sent. `limit` is the time of the whole request: it runs anew with each piece, and after the last one."""
+    """The body of a request; this one is empty. `limit` is the time of the whole request, and runs anew with each piece."""
 
-    def __init__(self, length: int | None, content_type: str | None = None) -> None:
-        """`content_type` replaces the caller's."""
+    def __init__(self, length: int | None = None, content_type: str | None = None) -> None:
+        """Without a `length` in bytes it is sent in chunks; `content_type` stands in place of the caller's."""
         self.length, self.content_type = length, content_type
-        self.limit = asyncio.timeout(None)
-        self.idle_seconds = self.answer_seconds = 0.0
-        self.waits_for_caller = False
+        self.content: AsyncIterator[bytes] | None = None
+        self.limit = asyncio.Timeout(None)  # made in a thread, where there is no loop
         self.answered = False
         self.error: Exception | None = None
         """What ended it early."""
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield it piece by piece."""
+    async def timed(
+        self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
+    ) -> AsyncIterator[bytes]:
+        """Yield it: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
         try:
-            self.wait(self.idle_seconds)
-            async for piece in self._content():
-                self.wait(self.idle_seconds)
+            self.wait(None)
+            async for piece in content:
+                self.wait(idle_seconds)
                 yield piece
-            self.wait(self.answer_seconds)
+                self.wait(None)  # the next piece has a time of its own
+            self.wait(answer_seconds)
         except Exception as error:
             self.error = error
             raise
 
-    async def _content(self) -> AsyncIterator[bytes]:
-        """Yield the body, untimed. This one, of a request without a body, is empty."""
-        nothing: tuple[bytes, ...] = ()
-        for piece in nothing:
-            yield piece
-
-    def wait(self, seconds: float) -> None:
-        """Give the request so many seconds from now on."""
-        self._set(asyncio.get_running_loop().time() + seconds)
-
-    def _set(self, when: float | None) -> None:
+    def wait(self, seconds: float | None) -> None:
+        """Give the request so many seconds from now on; None is any time."""
         # A provider may answer before it has read all: then the answer is here, and the body still goes out.
         if not self.answered and not self.limit.expired():
-            self.limit.reschedule(when)
+            self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
 class Held(Outgoing):
     """A body that is here already: bytes, and stretches of a body that was read."""
 
-    def __init__(
-        self, body: Body, segments: tuple[bytes | tuple[int, int], ...], content_type: str | None = None
-    ) -> None:
+    def __init__(self, body: Body, segments: Sequence[Segment], content_type: str | None = None) -> None:
         super().__init__(sum(len(s) if isinstance(s, bytes) else s[1] - s[0] for s in segments), content_type)
-        self._body, self._segments = body, segments
-        self._data = b"" if body.path else body.load()
+        self.content = self._pieces(body, segments)
 
-    async def _content(self) -> AsyncIterator[bytes]:
-        for segment in self._segments:
+    async def _pieces(self, body: Body, segments: Sequence[Segment]) -> AsyncIterator[bytes]:
+        for segment in segments:
             if isinstance(segment, bytes):
                 yield segment
                 continue
-            for at in range(segment[0], segment[1], _PIECE):
-                size = min(_PIECE, segment[1] - at)
-                if self._body.path is None:
-                    yield self._data[at : at + size]
-                else:
-                    yield await asyncio.to_thread(read_piece, self._body, at, size)
+            for at in range(*segment, PIECE):
+                size = min(PIECE, segment[1] - at)
+                yield (
+                    read_piece(body, at, size)
+                    if body.path is None
+                    else await asyncio.to_thread(read_piece, body, at, size)
+                )
+
+
+def read_piece(body: Body, at: int, size: int) -> bytes:
+    """Return some bytes of a body. Raises `OSError`."""
+    if body.path is None:
+        return body.load()[at : at + size]
+    fd = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size, at)
+    finally:
+        os.close(fd)
 
 
 class Stream(Outgoing):
@@ -87,64 +110,57 @@ class Stream(Outgoing):
         length: int | None,
         *,
         most: int,
+        idle_seconds: float,
         count: Callable[[int], None],
-        ended: Callable[[str], Awaitable[None]],
     ) -> None:
         """`most` in bytes; `count` is told of each piece."""
         super().__init__(length)
+        self.content = self._pieces()
         self._receive, self._most, self._count = receive, most, count
-        self._ended: Callable[[str], Awaitable[None]] | None = ended
-        self._first, self._more, self._size = b"", True, 0
+        self._pace = Pace(idle_seconds)
+        self._first, self._size = b"", 0
         self._digest = hashlib.sha256()
+        self.ended: Callable[[str], Awaitable[None]] | None = None
+        self.more = True
+        """There may be more of it than has come."""
 
-    async def begin(self, idle_seconds: float) -> bool:
+    async def begin(self) -> bool:
         """Wait for the first piece; return False when the body is empty."""
-        self.idle_seconds = idle_seconds
-        while self._more and not self._first:
+        while self.more and not self._first:
             self._first = await self._next()
         return bool(self._first)
 
-    def whole(self) -> str | None:
-        """Return the hash of a body that was all in its first piece, so that `ended` need not be told; else None."""
-        if self._more:
-            return None
-        self._ended = None
-        return self._digest.hexdigest()
-
-    async def drain(self, idle_seconds: float) -> str:
-        """Read it to its end, and return its hash."""
-        self.idle_seconds = idle_seconds
-        while self._more:
+    async def digest(self) -> str:
+        """Return its hash: it is read to its end, and not sent any more, unless its first piece is all of it."""
+        while self.more:
             await self._next()
         return self._digest.hexdigest()
 
-    async def _content(self) -> AsyncIterator[bytes]:
+    async def _pieces(self) -> AsyncIterator[bytes]:
         held = self._first
-        while self._more:
+        while self.more:
             piece = await self._next()
             if piece:
                 yield held
                 held = piece
-        if self._ended is not None:
-            self._set(None)  # what it waits for has a time of its own
-            await self._ended(self._digest.hexdigest())
+        if self.ended is not None:
+            await self.ended(self._digest.hexdigest())
         yield held
 
     async def _next(self) -> bytes:
-        self.waits_for_caller = True
         try:
-            async with asyncio.timeout(self.idle_seconds):
+            async with self._pace.next():
                 message = await self._receive()
         except TimeoutError:
             raise BodyTooSlow from None
-        self.waits_for_caller = False
         if message["type"] == "http.disconnect":
             raise BodyCutOff
         piece: bytes = message.get("body", b"")
-        self._more = message.get("more_body", False)
+        self.more = message.get("more_body", False)
         self._size += len(piece)
         if self._size > self._most:
             raise too_large(self._most)
         self._digest.update(piece)
+        self._pace.came(piece)
         self._count(len(piece))
         return piece

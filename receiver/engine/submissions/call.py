@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
-from receiver.core.callback import Body
+from receiver.core.callback import Body, TokenClaims
+from receiver.core.destination_events import Routed
 from receiver.core.errors import JournalUnavailable, SenderError, StoreUnavailable, SubmissionRefused
-from receiver.core.observe import SubmissionReport
-from receiver.core.submission import ProviderApi, Rule, Submission, headers_back
+from receiver.core.observe import Observers, SubmissionReport
+from receiver.core.submission import Submission
+from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.engine.submissions.allowances import Allowance
+from receiver.engine.submissions.bodies import Outgoing
 from receiver.outbound.upstream import Upstream
 from receiver.providers import PullProvider
-from receiver.settings.model import SourceSettings
-from receiver.system.files import Receive
+from receiver.settings.model import SourceSettings, SubmitSettings
+from receiver.settings.submitting import ProviderApi, Rule
+from receiver.storage.store.store import Store
+from receiver.system.files import BodyBuffer, Receive
 
 UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
 
@@ -61,48 +66,64 @@ class SubmitSource:
     pull: PullProvider | None
 
 
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What all calls of a process need."""
+
+    settings: SubmitSettings
+    public_url: str | None
+    store: Store
+    tokens: CallbackTokens
+    bodies: BodyBuffer
+    observer: Observers
+    clock: Callable[[], int]
+    routed: Routed
+    """Tells which destinations want an event."""
+    wake: Callable[[Iterable[str]], None]
+    """Gets those of a new one."""
+
+
 @dataclass(slots=True)
 class Passing:
     """One call on its way."""
 
+    parts: Parts
     call: Call
     source: SubmitSource
     rule: Rule
-    names: Mapping[str, str]
     allowance: Allowance
     report: SubmissionReport
     stack: AsyncExitStack
     """What goes with the call."""
-    began: bool = False
-    """The provider may have some of it."""
+    query: str
+    """As it is sent, with the callback where that belongs."""
+    body: Outgoing = field(default_factory=Outgoing)
+    """As it is sent."""
+    held: Body | None = None
+    """The caller's body, where all of it was read."""
+    fingerprint: str | None = None
+    """Of the whole call; None until a streamed body has ended."""
+    claims: TokenClaims | None = None
+    """Of the token in the callback; None when that is the caller's own."""
     submission: Submission | None = None
     expectation: Pickup | None = None
-    held: Body | None = None
-    """The body, where all of it was read."""
+    began: bool = False
+    """The provider may have some of it."""
 
     def count(self, size: int) -> None:
         """Count bytes of the caller's body."""
         self.report.bytes_in += size
         self.allowance.add_bytes(size)
 
-    def answer(self, status: int, headers: Mapping[str, str], body: AsyncIterator[bytes]) -> Answer:
-        """Return what a provider answered."""
-        lines = headers_back(headers)
-        if self.submission is not None:
-            lines.append(("x-receiver-submission", self.submission.id))
-        return Answer(status=status, headers=lines, body=body)
-
 
 def refusal(error: Exception, report: SubmissionReport, passing: Passing | None) -> Answer:
     """Return the answer to what went wrong. Whatever the provider may have of the call decides."""
     headers: list[tuple[str, str]] = []
     match error:
-        case SubmissionRefused():
+        case SubmissionRefused() | SenderError():
             status, message = error.status, error.message
-            if error.retry_after is not None:
+            if isinstance(error, SubmissionRefused) and error.retry_after is not None:
                 headers.append(("retry-after", str(error.retry_after)))
-        case SenderError():
-            status, message = error.status, error.message
         case StoreUnavailable() | JournalUnavailable() | OSError() | MemoryError():
             status, message = 503, "nothing was sent: receiver cannot keep the job now; send it again"
             headers.append(("retry-after", "5"))

@@ -8,61 +8,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from receiver.core.callback import Body, split_media_type
 from receiver.core.errors import OwnCallback, SubmissionRefused
-from receiver.core.submission import Rule, names_in
+from receiver.core.submission import METHOD_FIELDS, names_in
+from receiver.engine.submissions.bodies import PIECE, Held, Segment, read_piece
+from receiver.settings.submitting import SubmissionJob
 
 _PARTS, _PART_HEAD = 1000, 8192
 """Parts of a form, and bytes of the head of one."""
-_PIECE = 256 * 1024
 _NAME = re.compile(r'form-data\s*;(?:.*;)?\s*name="([^"\\\r\n]{1,200})"\s*(?:;|$)', re.IGNORECASE)
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
-def _empty(value: Any, ours: Any) -> bool:
-    """Whether a value under one of the own names contradicts nothing: programs send those that were not set as null."""
-    return value is None or value in ("", "null") or value == ours
+def _left_out(
+    fields: Iterable[tuple[str, Any]], job: SubmissionJob, values: Mapping[str, Any]
+) -> Collection[str]:
+    """Return the names of those of a caller's fields in whose place receiver's stand.
+
+    Raises `SubmissionRefused` for a callback of the caller's own, and for what makes another request of it. A null, an empty
+    text and receiver's own value contradict nothing: programs send those that were not set as null.
+    """
+    known, found = job.callback_names, set()
+    for name, value in fields:
+        plain = name.lower().partition("[")[0]
+        if plain in METHOD_FIELDS:
+            raise SubmissionRefused(422, f"{plain} would make another request of it: leave it out")
+        if plain in known:
+            if not (value is None or value in ("", "null") or value == values.get(name)):
+                raise OwnCallback(name)
+            found.add(name)
+    return found
 
 
-def into_query(query: str, rule: Rule, values: Mapping[str, Any]) -> str:
+def into_query(query: str, job: SubmissionJob, values: Mapping[str, Any]) -> str:
     """Return a query with the callback in it. Raises `SubmissionRefused` for one of the caller's own."""
-    own = {name.lower() for name in rule.own}
-    for name, value in names_in(query):
-        if name.lower() in own and not _empty(value, values.get(name)):
-            raise OwnCallback(name)
+    left_out = _left_out(names_in(query), job, values)
     fields = [field for field in query.split("&") if field.strip(";")]
-    kept = [field for field in fields if names_in(field)[0][0].lower() not in own]
+    kept = [field for field in fields if names_in(field)[0][0] not in left_out]
     added = [f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in values.items()]
     return "&".join([*kept, *added])
 
 
-def into_json(raw: bytes, rule: Rule, values: Mapping[str, Any]) -> bytes:
+def into_json(raw: bytes, job: SubmissionJob, values: Mapping[str, Any]) -> bytes:
     """Return a JSON object with the callback in it. Raises `SubmissionRefused`."""
     pairs = _members(raw)
     members = dict(pairs)
     if len(members) != len(pairs):
         raise SubmissionRefused(422, "the JSON names a field twice")
-    for name, wanted in rule.require.items():
+    for name, wanted in job.require.items():
         if members.get(name) != wanted:
             raise SubmissionRefused(422, f"only jobs are passed on: set {name} to {json.dumps(wanted)}")
-    own = {name.lower() for name in rule.own}
-    replaced = [name for name in members if name.lower() in own or name in values]
-    for name in replaced:
-        if name.lower() in own and not _empty(members[name], values.get(name)):
-            raise OwnCallback(name)
-    if replaced:
-        kept = {name: value for name, value in members.items() if name not in replaced}
-        return json.dumps(kept | dict(values), ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "surrogatepass"
-        )
+    left_out = _left_out(pairs, job, values)
+    if left_out:
+        kept = {name: value for name, value in pairs if name not in left_out}
+        whole = json.dumps(kept | dict(values), ensure_ascii=False, separators=(",", ":"))
+        return whole.encode("utf-8", "surrogatepass")
     if not values:
         return raw
     start, end = raw.rstrip()[:-1].rstrip(), b"}"
@@ -70,18 +76,16 @@ def into_json(raw: bytes, rule: Rule, values: Mapping[str, Any]) -> bytes:
     return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:-1] + end
 
 
-def jobs_named(raw: bytes, rule: Rule) -> list[str]:
+def jobs_named(raw: bytes, job: SubmissionJob) -> list[str]:
     """Return the jobs that a JSON object names where it may name one. Raises `SubmissionRefused` for what is no job's id."""
-    places = {name.lower() for name in rule.refers}
-    named = [(name, value) for name, value in _members(raw) if name.lower() in places]
-    jobs = []
+    places = {name.lower() for name in job.refers}
+    named = [
+        (n, value) for n, value in _members(raw) if n.lower() in places and value not in (None, "", "null")
+    ]
     for name, value in named:
-        if _empty(value, None):
-            continue
         if not (isinstance(value, str) and value.isascii() and value.isprintable()):
             raise SubmissionRefused(422, f"{name} is not the id of a job")
-        jobs.append(value)
-    return jobs
+    return [value for _, value in named]
 
 
 def _members(raw: bytes) -> list[tuple[str, Any]]:
@@ -107,61 +111,47 @@ def _no_number(text: str) -> Any:
 # ---------------------------------------------------------------- multipart
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A multipart form with the callback in it."""
+def into_form(
+    body: Body, content_type: str, job: SubmissionJob, values: Mapping[str, Any]
+) -> tuple[Held, str]:
+    """Return a multipart form with the callback in it, as fields or in the part that is JSON; and the hash of the caller's parts, whatever parts them.
 
-    content_type: str
-    segments: tuple[bytes | tuple[int, int], ...]
-    """Bytes, and stretches of the caller's body."""
-    digest: str
-    """Of the caller's parts, whatever parts them."""
-
-
-def into_form(body: Body, content_type: str, rule: Rule, values: Mapping[str, Any]) -> Form:
-    """Return a multipart form with the callback in it, as fields or in the part that is JSON. Raises `SubmissionRefused`."""
+    Raises `SubmissionRefused`.
+    """
     boundary = split_media_type(content_type)[1].get("boundary", "")
     if not _BOUNDARY.fullmatch(boundary):
         raise SubmissionRefused(422, "the Content-Type names no multipart boundary")
-    own = {name.lower() for name in rule.own} | {name.lower() for name in values if not rule.part}
     fresh = secrets.token_hex(20)
     mark = f"--{fresh}\r\n".encode()
-    segments: list[bytes | tuple[int, int]] = []
+    segments: list[Segment] = []
     digest, inner = hashlib.sha256(), b""
     for head, start, end in _parts(body, boundary.encode()):
         name = _name(head)
         digest.update(b"%d %b %d " % (len(head), head, end - start))
-        for at in range(start, end, _PIECE):
-            digest.update(read_piece(body, at, min(_PIECE, end - at)))
-        if name == rule.part and rule.part:
+        for at in range(start, end, PIECE):
+            digest.update(read_piece(body, at, min(PIECE, end - at)))
+        if name == job.part and job.part:
             if inner:
                 raise SubmissionRefused(422, f"the form has {name} twice")
-            inner = read_piece(body, start, min(end - start, _PIECE)) or b"{}"
-            continue
-        plain = name.lower().partition("[")[0]
-        if plain in own:
-            said = read_piece(body, start, min(end - start, 4096)).decode("utf-8", "replace")
-            if plain in {n.lower() for n in rule.own} and not _empty(said, values.get(name)):
-                raise OwnCallback(name)
-            continue
-        segments += [mark + head + b"\r\n\r\n", (start, end), b"\r\n"]
+            inner = read_piece(body, start, min(end - start, PIECE)) or b"{}"
+        elif not _left_out([(name, _said(body, start, end))], job, values):
+            segments += [mark + head + b"\r\n\r\n", (start, end), b"\r\n"]
+    if job.part:
+        named = f'name="{job.part}"\r\nContent-Type: application/json'
+        fields = [(named, into_json(inner or b"{}", job, values))]
+    else:
+        fields = [(f'name="{name}"', _text(value)) for name, value in values.items()]
     ours = [
         mark + f"Content-Disposition: form-data; {named}\r\n\r\n".encode() + text + b"\r\n"
-        for named, text in _fields(rule, values, inner or b"{}")
+        for named, text in fields
     ]
-    return Form(
-        content_type=f"multipart/form-data; boundary={fresh}",
-        segments=(*ours, *segments, f"--{fresh}--\r\n".encode()),
-        digest=digest.hexdigest(),
-    )
+    segments = [*ours, *segments, f"--{fresh}--\r\n".encode()]
+    return Held(body, segments, f"multipart/form-data; boundary={fresh}"), digest.hexdigest()
 
 
-def _fields(rule: Rule, values: Mapping[str, Any], inner: bytes) -> list[tuple[str, bytes]]:
-    """Return name and text of the parts that hold the callback: one of JSON, which was `inner`, or one for each value."""
-    if not rule.part:
-        return [(f'name="{name}"', _text(value)) for name, value in values.items()]
-    named = f'name="{rule.part}"\r\nContent-Type: application/json'
-    return [(named, into_json(inner, rule, values))]
+def _said(body: Body, start: int, end: int) -> str:
+    """Return the beginning of a part as text."""
+    return read_piece(body, start, min(end - start, 4096)).decode("utf-8", "replace")
 
 
 def _text(value: Any) -> bytes:
@@ -202,20 +192,9 @@ def _parts(body: Body, boundary: bytes) -> Iterable[tuple[bytes, int, int]]:
 def _find(body: Body, mark: bytes, at: int) -> int:
     """Return where `mark` is next, -1 where it is not."""
     while at < body.size:
-        piece = read_piece(body, at, _PIECE + len(mark))
+        piece = read_piece(body, at, PIECE + len(mark))
         found = piece.find(mark)
         if found >= 0:
             return at + found
-        at += _PIECE
+        at += PIECE
     return -1
-
-
-def read_piece(body: Body, at: int, size: int) -> bytes:
-    """Return some bytes of a body. Raises `OSError`."""
-    if body.path is None:
-        return body.load()[at : at + size]
-    fd = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, size, at)
-    finally:
-        os.close(fd)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
 
 import msgspec
 from msgspec.structs import replace
 
-from receiver.core.callback import TokenClaims
 from receiver.core.errors import SubmissionRefused
 from receiver.core.event import new_id
 from receiver.core.submission import NewSubmission, Submission, SubmissionState
 from receiver.engine.requests import new_expectation
 from receiver.engine.submissions.call import UNKNOWN, Answer, Passing, once
-from receiver.settings.model import SubmitSettings
-from receiver.storage.store.store import Store
 
 REPEAT_SECONDS = 600
 """How long an identical submission is taken for the repetition of one whose answer was lost."""
@@ -32,85 +28,76 @@ class Repeated(Exception):
         self.earlier = earlier
 
 
-class Repeats:
-    """Writes each submission before anything of it is sent, and tells those that repeat an earlier one."""
+async def begin(passing: Passing, *, fetch: bool) -> Submission | None:
+    """Commit what is to be known of a job before it is sent; or return the earlier submission that this one repeats.
 
-    def __init__(self, settings: SubmitSettings, store: Store, clock: Callable[[], int]) -> None:
-        self._settings, self._store, self._clock = settings, store, clock
-
-    async def begin(
-        self, passing: Passing, claims: TokenClaims | None, fingerprint: str | None
-    ) -> Submission | None:
-        """Commit what is to be known of a job before it is sent; or return the earlier submission that this one repeats.
-
-        Without claims no callback is expected. Raises `StoreUnavailable`, `SubmissionRefused`.
-        """
-        new = self._new(passing, claims, fingerprint)
-        key = new.submission.idempotency_key
-        while (earlier := await self._store.begin_submission(new)) is not None:
-            settled = await self._settled(earlier)
-            if key is not None and earlier.idempotency_key == key:
-                if settled.state is SubmissionState.ACCEPTED:
-                    return settled
-            elif _stands(settled):
+    With `fetch` no callback comes. Raises `StoreUnavailable`, `SubmissionRefused`.
+    """
+    new = _new(passing, fetch=fetch)
+    key = new.submission.idempotency_key
+    while (earlier := await passing.parts.store.begin_submission(new)) is not None:
+        settled = await _settled(passing, earlier)
+        if key is not None and earlier.idempotency_key == key:
+            if settled.state is SubmissionState.ACCEPTED:
                 return settled
-        passing.submission, passing.expectation = new.submission, new.expectation
-        passing.report.submission_id = new.submission.id
-        return None
+        elif _stands(settled):
+            return settled
+    passing.submission, passing.expectation = new.submission, new.expectation
+    passing.report.submission_id = new.submission.id
+    return None
 
-    def _new(self, passing: Passing, claims: TokenClaims | None, fingerprint: str | None) -> NewSubmission:
-        call, now = passing.call, self._clock()
-        key = call.header("idempotency-key") or None
-        if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
-            raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
-        submission = Submission(
-            id=new_id("sub", now),
-            application=passing.allowance.application,
-            source=call.source,
-            request=passing.report.request,
-            token_id=claims.token_id if claims else None,
-            ref=call.ref,
-            idempotency_key=key,
-            fingerprint=fingerprint,
-            created_at=now,
-            updated_at=now,
-        )
-        return NewSubmission(
-            submission=submission,
-            claims=None if passing.rule.fetch else claims,
-            expectation=new_expectation(call.source, claims, passing.source.pull, now=now)
-            if claims
-            else None,
-            repeats_since=now - REPEAT_SECONDS * 1000,
-            remembered_since=now - round(self._settings.remember_seconds * 1000),
-        )
 
-    async def ended(self, passing: Passing, digest: str) -> None:
-        """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
-        submission = passing.submission
-        if submission is None:
+def _new(passing: Passing, *, fetch: bool) -> NewSubmission:
+    call, claims, now = passing.call, passing.claims, passing.parts.clock()
+    key = call.header("idempotency-key") or None
+    if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
+    submission = Submission(
+        id=new_id("sub", now),
+        application=passing.allowance.application,
+        source=call.source,
+        request=passing.rule.request,
+        token_id=claims.token_id if claims else None,
+        ref=call.ref,
+        idempotency_key=key,
+        fingerprint=passing.fingerprint,
+        created_at=now,
+        updated_at=now,
+    )
+    return NewSubmission(
+        submission=submission,
+        claims=None if fetch else claims,
+        expectation=new_expectation(call.source, claims, passing.source.pull, now=now) if claims else None,
+        repeats_since=now - REPEAT_SECONDS * 1000,
+        remembered_since=now - round(passing.parts.settings.remember_seconds * 1000),
+    )
+
+
+async def ended(passing: Passing, digest: str) -> None:
+    """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
+    submission, since = passing.submission, passing.parts.clock() - REPEAT_SECONDS * 1000
+    print_ = fingerprint_of(passing, digest)
+    while submission is not None:
+        earlier = await passing.parts.store.fingerprint_submission(
+            submission.id, submission.application, print_, since=since
+        )
+        if earlier is None:
             return
-        since, print_ = self._clock() - REPEAT_SECONDS * 1000, fingerprint_of(passing, digest)
-        while True:
-            earlier = await self._store.fingerprint_submission(
-                submission.id, submission.application, print_, since=since
-            )
-            if earlier is None:
-                return
-            settled = await self._settled(earlier)
-            if _stands(settled):
-                raise Repeated(settled)
+        settled = await _settled(passing, earlier)
+        if _stands(settled):
+            raise Repeated(settled)
 
-    async def _settled(self, earlier: Submission) -> Submission:
-        """Wait until an earlier submission has its answer. Raises `SubmissionRefused` with 424 when that takes too long."""
-        until = time.monotonic() + self._settings.answer_seconds
-        while earlier.state is SubmissionState.OPEN:
-            if time.monotonic() > until:
-                raise SubmissionRefused(424, "the same submission is under way, and has no answer yet")
-            await asyncio.sleep(_LOOK_SECONDS)
-            found = await self._store.submission(earlier.id)
-            earlier = found or replace(earlier, state=SubmissionState.REFUSED)
-        return earlier
+
+async def _settled(passing: Passing, earlier: Submission) -> Submission:
+    """Wait until an earlier submission has its answer. Raises `SubmissionRefused` with 424 when that takes too long."""
+    until = time.monotonic() + passing.parts.settings.answer_seconds
+    while earlier.state is SubmissionState.OPEN:
+        if time.monotonic() > until:
+            raise SubmissionRefused(424, "the same submission is under way, and has no answer yet")
+        await asyncio.sleep(_LOOK_SECONDS)
+        found = await passing.parts.store.submission(earlier.id)
+        earlier = found or replace(earlier, state=SubmissionState.REFUSED)
+    return earlier
 
 
 def _stands(settled: Submission) -> bool:

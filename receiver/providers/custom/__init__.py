@@ -5,6 +5,7 @@ docs/sources.md describes the language. Recipes that ship with receiver lie in `
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissi
 from receiver.core.event import EventDraft
 from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
-from receiver.core.submission import ProviderApi
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers import NO_PROOF, Adapter, SenderState
@@ -31,6 +31,7 @@ from receiver.providers.custom.request import BodyNeeded, Request, as_text
 from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
+from receiver.settings.submitting import ProviderApi
 
 if TYPE_CHECKING:
     from receiver.providers.public_keys.jwks import KeySet
@@ -223,8 +224,15 @@ class CustomProvider(Adapter):
     def submit_api(self) -> ProviderApi | None:
         """Return what `[submission]` says; None without it."""
         table = self._options.submission
-        secret = self._proof_secrets[-1] if self._proof_secrets else ""
-        return None if table is None else table.api(self._api_key, secret)
+        if table is None:
+            return None
+        prefix, key = table.prefixes[0], self._api_key
+        value = base64.b64encode(key.encode()).decode() if prefix == "Basic " else key
+        return self._submit_api(
+            table,
+            {table.header: f"{prefix}{value}"} if key else {},
+            secret=self._proof_secrets[-1] if self._proof_secrets else "",
+        )
 
     async def sender_state(self, fetch: Fetch) -> SenderState | None:
         """Ask for the state of the webhooks that call this source; None when the provider does not say."""

@@ -17,9 +17,9 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from receiver.providers.custom.handshakes import Handshake
 from receiver.providers.custom.proofs import AnyProof
 from receiver.providers.custom.request import At, BodyKind, Places, Url, Words
-from receiver.providers.custom.submitting import Submission
 from receiver.providers.toolkit import Hosts, SecretList
 from receiver.settings.model import Section
+from receiver.settings.submitting import Submission
 
 Family = Literal["speech", "transcript", "analysis", "media"]
 FAMILIES: tuple[Family, ...] = ("speech", "transcript", "analysis", "media")

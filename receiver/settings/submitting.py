@@ -1,0 +1,228 @@
+"""`[submission]` of a provider: what of its API applications may call through receiver, and where the callback is put in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from receiver.core import callback_urls
+from receiver.core.errors import ConfigError, SubmissionRefused
+from receiver.core.tokens import SHORT_CHARS
+from receiver.settings.model import BaseUrl, Section, SourceSettings
+
+Kind = Literal["submit", "upload", "read", "cancel"]
+_REQUEST = re.compile(r"(GET|POST|PUT|DELETE) (/[A-Za-z0-9._{}/-]*)")
+MAX_PATH, MAX_QUERY = 2048, 8192
+"""Characters of what follows the source in a path, and of a query."""
+_UNSAFE = re.compile(r"[^!-~]|[%\\]|//|(?:^|/)\.{1,2}(?:/|$)")
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REST = 6
+"""Segments that `{rest}` may stand for."""
+
+
+def _request(value: str) -> str:
+    if not _REQUEST.fullmatch(value):
+        raise ValueError('write method and path: "POST /v1/jobs", "GET /v1/jobs/{job}"')
+    return value
+
+
+Request = Annotated[str, AfterValidator(_request)]
+"""A method and a path, whose segments may be `{job}`, another `{name}`, or `{rest}` at the end."""
+Requests = Annotated[
+    tuple[Request, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+HeaderName = Annotated[str, AfterValidator(str.lower)]
+
+
+class SubmissionJob(Section):
+    """`[[submission.jobs]]`: a request that makes a job."""
+
+    request: Requests = Field(min_length=1)
+    """Method and path; a list of those that are alike."""
+    set_in: Literal["query", "body"] = "body"
+    """Where the callback is put: the query, or the body: JSON, or the fields of a multipart form."""
+    part: str = ""
+    """Of a multipart form: the part that is JSON and holds the callback, in place of fields."""
+    set: Mapping[str, Any] = Field(default_factory=dict)
+    """What is put in. `{callback}` is the URL, `{secret}` the newest of `secrets`, `{token}` the URL's token, `{ref}` the ref. A field with `{secret}` is left out where there is none."""
+    beside: tuple[str, ...] = ()
+    """Names of `set` that a query may have several times, so that the caller's stay beside receiver's."""
+    own: tuple[str, ...] = ()
+    """More names under which a caller may give a callback of its own; those of `set` are known."""
+    require: Mapping[str, Any] = Field(default_factory=dict)
+    """Members that the JSON must have for the request to make a job."""
+    refers: tuple[str, ...] = ()
+    """Members of the JSON that may name a job, which must be one of the same application."""
+    needs_body: bool = False
+    """Refuse an empty body, where the callback is in the query."""
+    job: str
+    """Where the job's id is in the answer: `data.id`."""
+    rewrite: tuple[str, ...] = ()
+    """Where the answer has URLs of the API that the caller goes on to ask: they are changed to receiver's."""
+    fetch: bool = False
+    """True: nobody calls back, so the result is fetched, beginning with what stands at `job`."""
+    format: Mapping[str, str] = Field(default_factory=dict)
+    """What is known of the job's format: `product`, `encoding` …; `{name}` stands for that segment of the path."""
+
+    @model_validator(mode="after")
+    def _seen(self) -> Self:
+        if self.set_in == "query" and (self.require or self.refers):
+            raise ValueError(
+                'require and refers need set_in = "body": with "query", the body is passed on unread'
+            )
+        return self
+
+    @property
+    def callback_names(self) -> frozenset[str]:
+        """The names under which a caller might give a callback of its own, in lower case."""
+        known = {*self.set, *self.own} - {*self.beside}
+        return frozenset(name.lower() for name in known)
+
+
+class Submission(Section):
+    """`[submission]`: applications may submit jobs through receiver, where the source has `submit = true`."""
+
+    base: BaseUrl
+    """The API's address; requests are below it. Another region: `[sources.NAME.submission] base = "…"`."""
+    header: HeaderName = "authorization"
+    """Where the provider's own packages send the key, and applications their token."""
+    prefixes: tuple[str, ...] = ("Bearer ",)
+    """What stands before it."""
+    headers: Mapping[HeaderName, str] = Field(default_factory=dict)
+    """Headers that every request has, in place of the caller's."""
+    expect_seconds: float = Field(6 * 3600, gt=0)
+    """How long a callback may take before it is overdue."""
+    max_url: int = Field(2048, ge=64)
+    """The most characters that the provider takes for a callback URL."""
+    target_header: HeaderName = ""
+    """A header that names the URL in requests to `/_target`, as packages send them that know proxies only so."""
+    target_base: BaseUrl | None = None
+    """What such URLs must begin with; without it, `base`."""
+    by_job: bool = False
+    """True: callbacks go to an address that is registered once, so they are told apart by the job's id alone."""
+    callbacks_have_key: bool = False
+    """True: callbacks carry the account's key, so none may go to a URL of the caller's."""
+    jobs: tuple[SubmissionJob, ...] = Field(min_length=1)
+    """The requests that make jobs, each a table of its own."""
+    uploads: tuple[Request, ...] = ()
+    """Requests that are passed on with their body."""
+    reads: tuple[Request, ...] = ()
+    """Requests about a job; those with `{job}` only about one of the same application."""
+    cancels: tuple[Request, ...] = ()
+    """Requests that end a job, for tokens with the right `cancel`."""
+    experimental: str = ""
+    """What of it was not seen at the provider; "" when nothing."""
+    packages: Mapping[str, str] = Field(default_factory=dict)
+    """What to set in the provider's packages, by package; `{url}` stands for receiver's address, `{path}` for the path of `base`."""
+
+    @property
+    def folder(self) -> str:
+        """The path of the API's address, "" mostly."""
+        return urlsplit(self.base).path
+
+    def place(self, path: str, query: str, target: str) -> tuple[str, str]:
+        """Return path below `base` and query of a request; `target` is its URL in `target_header`. Raises `SubmissionRefused` for one elsewhere."""
+        within, path_below = self.folder, path
+        if self.target_header and path == "/_target":
+            within, (path_below, _, query) = self.target_base or self.base, target.partition("?")
+        if not path_below.startswith(f"{within}/"):
+            raise SubmissionRefused(404, f"what is passed on begins with {within}/")
+        if len(query) > MAX_QUERY or "#" in query or not query.isascii() or not query.isprintable():
+            raise SubmissionRefused(404, "a query like this is not passed on")
+        return path_below[len(within) :], query
+
+    def find(self, method: str, path: str) -> Rule:
+        """Return what a request may do. Raises `SubmissionRefused` when it is not passed on."""
+        if len(path) <= MAX_PATH and not _UNSAFE.search(path):
+            for request, kind, job in self._allowed():
+                wanted, _, pattern = request.partition(" ")
+                names = _matched(pattern, path) if wanted == method else None
+                if names is not None:
+                    return Rule(request, kind, names, job)
+        shown = path[:100] if path.isascii() and path.isprintable() else "this path"
+        raise SubmissionRefused(404, f"{method[:20]} {shown} is not passed on")
+
+    def _allowed(self) -> Iterator[tuple[str, Kind, SubmissionJob | None]]:
+        for job in self.jobs:
+            yield from ((request, "submit", job) for request in job.request)
+        yield from ((request, "upload", None) for request in self.uploads)
+        yield from ((request, "read", None) for request in self.reads)
+        yield from ((request, "cancel", None) for request in self.cancels)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a request may do."""
+
+    request: str
+    """Method and path, as the table has them."""
+    kind: Kind
+    """`submit` makes a job, `upload` makes none, `read` and `cancel` are about a job of the same application."""
+    names: Mapping[str, str]
+    """The named segments of its path."""
+    job: SubmissionJob | None
+    """How the callback is set, for `submit`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderApi:
+    """What of one source's API applications may call, and what receiver adds."""
+
+    table: Submission
+    headers: Mapping[str, str] = field(repr=False)
+    """What proves us to the provider; none while a key is missing."""
+    basic: str | None = field(default=None, repr=False)
+    """`user:password` for the callback URL."""
+    secret: str = field(default="", repr=False)
+    """What else the callback shall carry as a proof; the job's own secret in its place with `job_secrets`."""
+    job_secrets: bool = False
+    """The callback is signed with a secret that is given with the job."""
+    https_only: bool = False
+
+    def callback_url(self, public_url: str | None, source: str, token: str) -> str:
+        """Return the URL for a job's callback. Raises `ConfigError` when the provider could not call it."""
+        url = callback_urls.callback_url(
+            public_url, source, https_only=self.https_only, token=token, basic=self.basic
+        )
+        if len(url) > self.table.max_url:
+            raise ConfigError(
+                f"public_url: {source} takes callback URLs of {self.table.max_url} characters at most"
+            )
+        return url
+
+
+def checked_api(
+    public_url: str | None, url: str | None, source: SourceSettings, api: ProviderApi | None
+) -> ProviderApi:
+    """Return what applications may call of a source. Raises `ConfigError` when nothing could be submitted to it."""
+    if api is None:
+        raise ConfigError("receiver does not know what may be passed on to this provider: leave submit out")
+    if not api.headers:
+        raise ConfigError(f"submissions need the provider's key: set sources.{source.name}.api_key")
+    if source.own_callback == "pass" and api.table.callbacks_have_key:
+        raise ConfigError('callbacks carry the account\'s key: leave own_callback = "pass" out')
+    if url is None and any(job.rewrite for job in api.table.jobs):
+        raise ConfigError(
+            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
+        )
+    if any(not job.fetch for job in api.table.jobs):
+        api.callback_url(public_url, source.name, "a" * SHORT_CHARS)
+    return api
+
+
+def _matched(pattern: str, path: str) -> Mapping[str, str] | None:
+    wanted, given = pattern.split("/"), path.split("/")
+    if wanted[-1] == "{rest}" and 0 <= len(given) - len(wanted) < _REST:
+        wanted[-1:] = ["{rest}"] * (len(given) - len(wanted) + 1)
+    names = {}
+    for segment, text in zip(wanted, given, strict=False):
+        if segment.startswith("{"):
+            names[segment[1:-1]] = text
+        if not (_SEGMENT.fullmatch(text) if segment.startswith("{") else segment == text):
+            return None
+    return names if len(wanted) == len(given) else None
