@@ -18,7 +18,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from receiver import __version__
-from receiver.app.figures import Figures
 from receiver.app.observers import LogObserver, MetricsObserver
 from receiver.core import event_json
 from receiver.core.clock import wall_clock
@@ -108,7 +107,6 @@ class Lasting:
     rejections: Rejections
     observer: Observers
     metrics: MetricsObserver
-    figures: Figures
     tallies: Tallies
     clock: Callable[[], int]
     timing: Timing
@@ -234,7 +232,6 @@ def build(
         rejections=Rejections(ports.store, observer),
         observer=observer,
         metrics=metrics,
-        figures=Figures(metrics, clock),
         tallies=tallies,
         clock=clock,
         timing=timing,
@@ -498,10 +495,8 @@ async def open_lasting(receiver: Receiver, *, intake: bool = True) -> AsyncItera
             # Before the folder for temporary files, which lies in the journal's: its error names the path.
             await receiver.journal.open()
         receiver.intake.open()
-        receiver.lasting.figures.start()
         yield
     finally:
-        await receiver.lasting.figures.stop()
         await receiver.lasting.tallies.stop()
         await receiver.blobs.close()
         await receiver.store.close()

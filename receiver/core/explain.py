@@ -82,6 +82,12 @@ class Step(Struct, frozen=True, kw_only=True):
     what: str
     """`issued`, `submitted`, `callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
     detail: str
+    to: str = ""
+    """Of what was sent, or is to be: its destination, with the event's type where the job has several events."""
+    outcome: str = ""
+    """Of an attempt."""
+    answer: str = ""
+    """What a destination answered, as text."""
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
@@ -96,6 +102,9 @@ def explain(job: Job) -> Explanation:
     """Return what became of a job. Every job has exactly one cause: the first whose sentence is not None."""
     sentences = ((cause, sentence(job)) for cause, sentence in _SENTENCES.items())
     cause, sentence = next((cause, text) for cause, text in sentences if text is not None)
+    done = {d.destination for d in job.deliveries if d.state is DeliveryState.DELIVERED}
+    if cause in _UNDELIVERED and done:
+        sentence = f"Delivered to {_names(done)}. {sentence}"
     return Explanation(cause=cause, sentence=sentence, steps=tuple(sorted(_steps(job), key=lambda s: s.at)))
 
 
@@ -231,7 +240,9 @@ def _dead(job: Job) -> str | None:
     if not dead:
         return None
     one = dead[-1]
-    return f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {one.last_outcome}."
+    last = next((a for a in reversed(job.attempts) if a.delivery_id == one.id), None)
+    said = " ".join(str(part) for part in (last.status, last.detail) if part) if last else ""
+    return f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {said or one.last_outcome}."
 
 
 def _delivered(job: Job) -> str | None:
@@ -264,6 +275,8 @@ _SENTENCES: Mapping[Cause, Callable[[Job], str | None]] = {
     Cause.REMOVED: _removed,
 }
 
+_UNDELIVERED = (Cause.PAUSED, Cause.HELD, Cause.RETRYING, Cause.SENDING, Cause.DEAD)
+
 
 def _times(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
@@ -294,17 +307,32 @@ def _steps(job: Job) -> Iterator[Step]:
         if pickup.due_at is not None:
             yield Step(at=pickup.due_at, what="next", detail=f"{pickup.id} is due")
     for fetched in job.pickup_attempts:
-        yield Step(at=fetched.started_at, what="fetched", detail=_attempt(fetched))
-    to = {delivery.id: delivery.destination for delivery in job.deliveries}
+        yield Step(
+            at=fetched.started_at, what="fetched", detail=_attempt(fetched), outcome=fetched.outcome.value
+        )
+    yield from _sent(job)
+
+
+def _sent(job: Job) -> Iterator[Step]:
+    """Yield the attempts of deliveries, and the next of each."""
+    several = len({delivery.event_id for delivery in job.deliveries}) > 1
+    to = {d.id: f"{d.destination}, {d.event_type}" if several else d.destination for d in job.deliveries}
+    name = {delivery.id: delivery.destination for delivery in job.deliveries}
     for attempt in job.attempts:
-        detail = f"to {to[attempt.delivery_id]}: {_attempt(attempt)}"
-        yield Step(at=attempt.started_at, what="sent", detail=detail)
+        yield Step(
+            at=attempt.started_at,
+            what="sent",
+            detail=f"to {name[attempt.delivery_id]}: {_attempt(attempt)}",
+            to=to[attempt.delivery_id],
+            outcome=attempt.outcome.value,
+            answer=attempt.response.decode("utf-8", "replace"),
+        )
     for delivery in job.deliveries:
         known = job.destinations.get(delivery.destination)
         held = known is not None and known.status is not DestinationStatus.ACTIVE
         if delivery.due_at is not None and not held:  # the sentence says until when it is held
             detail = f"attempt {delivery.attempts + 1} to {delivery.destination}"
-            yield Step(at=delivery.due_at, what="next", detail=detail)
+            yield Step(at=delivery.due_at, what="next", detail=detail, to=to[delivery.id])
 
 
 def _arrived(callback: Callback, *, submitted: bool) -> Iterator[Step]:

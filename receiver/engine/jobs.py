@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from msgspec.structs import replace
@@ -31,25 +31,35 @@ async def gather(
     secrets = token_secrets(settings)  # by which a tombstone is found
     found, pickups = await _found(store, name, source)
     events = sorted(found.values(), key=lambda one: (one.recorded_at, one.id))
+    digests = [subject.digest(secret) for subject in _subjects(name, source) for secret in secrets]
+    stones = [stone for digest in digests for stone in await store.tombstones(digest, limit=1)]
+    return replace(
+        await gather_events(store, settings, events, pickups, now=now),
+        name=name,
+        submissions=await _submitted(store, name, source, events),
+        rejections=tuple(await store.rejections(None, limit=_MOST, ref=name)),
+        journaled=journaled,
+        erased_at=max((stone.erased_at for stone in stones), default=None),
+    )
+
+
+async def gather_events(
+    store: Store, settings: Settings, events: Sequence[Event], pickups: Mapping[str, Pickup], *, now: int
+) -> Job:
+    """Return what became of these events and pickups, and of nothing else. Raises `StoreUnavailable`."""
     callbacks = [await store.callback(event.id) for event in events]
     owed = [
         d for event in events for d in await store.deliveries(DeliveryFilter(event_id=event.id, limit=_MOST))
     ]
-    digests = [subject.digest(secret) for subject in _subjects(name, source) for secret in secrets]
-    stones = [stone for digest in digests for stone in await store.tombstones(digest, limit=1)]
     return Job(
-        name=name,
+        name=events[0].id if events else "",
         now=now,
         events=tuple(events),
         callbacks=tuple(one for one in callbacks if one is not None),
         pickups=tuple(pickups[key] for key in sorted(pickups)),
-        submissions=await _submitted(store, name, source, events),
         pickup_attempts=tuple([a for key in sorted(pickups) for a in await store.pickup_attempts(key)]),
         deliveries=tuple(owed),
         attempts=tuple([attempt for d in owed for attempt in await store.attempts(d.id)]),
-        rejections=tuple(await store.rejections(None, limit=_MOST, ref=name)),
-        journaled=journaled,
-        erased_at=max((stone.erased_at for stone in stones), default=None),
         allowed={one: destination.policy.attempts for one, destination in settings.destinations.items()},
         destinations=await store.destinations(now),
     )

@@ -40,7 +40,7 @@ def create_app(receiver: Receiver, *, intake: bool = True, sessions: Sessions | 
             objects.route(),
             *routes(receiver, OPERATIONS),
             *openapi.routes(),
-            *_console(receiver, sessions or sessions_of(receiver.settings), intake=intake),
+            *_console(receiver, sessions or sessions_of(receiver.settings)),
         ],
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
@@ -55,13 +55,13 @@ def create_submit_app(receiver: Receiver) -> ASGIApp:
     return Submit(receiver, Starlette(exception_handlers={404: _not_found}))
 
 
-def _console(receiver: Receiver, sessions: Sessions, *, intake: bool) -> list[Route]:
+def _console(receiver: Receiver, sessions: Sessions) -> list[Route]:
     """Return the console's routes; what it is made of is loaded only where somebody could log in."""
     if not sessions.on:
         return []
     from receiver.web.console.routes import routes as console_routes
 
-    return console_routes(receiver, sessions, intake=intake)
+    return console_routes(receiver, sessions)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -108,8 +108,15 @@ class AudioLink(Struct, frozen=True, kw_only=True):
 @operation("GET /events", ApiScope.READ)
 async def listed(call: Call[EventQuery, None]) -> EventPage:
     """List events, newest first or in the order of recording."""
-    query = call.query
-    wanted = filter_of(
+    found = await call.receiver.store.search(search_of(call.query))
+    after = None if found.after is None else cursor_of(Place(*found.after))
+    last = cursor_of(found[-1].place) if found else call.query.after
+    return EventPage(items=[shown(one.event, EventShown) for one in found], next=after, cursor=after or last)
+
+
+def search_of(query: EventQuery) -> EventSearch:
+    """Return the search that a query asks for. Raises `Refused`."""
+    return filter_of(
         query,
         EventSearch,
         min_duration_ms=_milliseconds(query.min_seconds),
@@ -117,10 +124,6 @@ async def listed(call: Call[EventQuery, None]) -> EventPage:
         after=place_of(query.after),
         newest_first=query.order == "newest",
     )
-    found = await call.receiver.store.search(wanted)
-    after = None if found.after is None else cursor_of(Place(*found.after))
-    last = cursor_of(found[-1].place) if found else query.after
-    return EventPage(items=[shown(one.event, EventShown) for one in found], next=after, cursor=after or last)
 
 
 def _milliseconds(seconds: float | None) -> int | None:

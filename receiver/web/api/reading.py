@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import EnumMeta
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec.structs import fields
-from starlette.requests import Request
 
 from receiver.settings.load import did_you_mean
 from receiver.web.api.lists import Moment
@@ -32,9 +31,8 @@ _PLACE = re.compile(r" - at `\$\.?(\w*).*")
 _TIME = "write a time as 2026-11-21T10:00:00Z"
 
 
-def read_query(request: Request, kind: Any) -> Any:
-    """Return the request's query as `kind`. Raises `Refused` naming what is wrong; a parameter that nobody reads is wrong."""
-    pairs = request.query_params.multi_items()
+def read_query(pairs: Sequence[tuple[str, str]], kind: Any) -> Any:
+    """Return a query as `kind`. Raises `Refused` naming what is wrong; a parameter that nobody reads is wrong."""
     twice = {name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}
     if twice:
         raise Refused(400, f"the query has {min(twice)[:100]} twice")

@@ -78,8 +78,8 @@ class _Server:
     async def _served(self, operation: Operation, request: Request) -> Response:
         """Serve a request. Nothing of its body is read before its token was found right."""
         holder = self._access.admit(request.headers.getlist("authorization"), operation.scope)
-        query = read_query(request, operation.query)
-        raw = b"" if operation.body is None else await _received(request)
+        query = read_query(request.query_params.multi_items(), operation.query)
+        raw = b"" if operation.body is None else await received(request)
         call: Call[Any, Any] = Call(
             receiver=self._receiver,
             holder=holder,
@@ -117,7 +117,7 @@ async def _run(operation: Operation, call: Call[Any, Any]) -> Response:
     return answer(result, status=operation.statuses[0])
 
 
-async def _received(request: Request) -> bytes:
+async def received(request: Request) -> bytes:
     """Return the request's body. Raises `Refused` when it is too large or too slow."""
     body = b""
     try:

@@ -1,58 +1,39 @@
-"""One event: where it stands, what it sounds like, its way step by step, and its data."""
+"""One event: where it stands, what it sounds like, its way step by step, its data, and what can be done with it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
-from receiver.core.callback import Arrival
-from receiver.core.destination import DestinationState, DestinationStatus
-from receiver.core.errors import NotFound
-from receiver.core.event import Event, EventFilter
+from receiver.app.wiring import build_router
+from receiver.core.errors import NotFound, UsageError
+from receiver.core.event import Event, EventSearch
+from receiver.core.explain import explain
 from receiver.core.words import Turn, turns_of
-from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
+from receiver.core.work import PickupFilter
+from receiver.engine.jobs import gather_events
 from receiver.engine.renormalizer import kept_body
-from receiver.engine.waveforms import Waveforms
+from receiver.engine.replays import find_named, replay
+from receiver.web.api import events as api
 from receiver.web.console.events import row_of
-from receiver.web.console.guard import HOME, Visit
-from receiver.web.console.rendering import length, size
+from receiver.web.console.visit import HOME, Visit
 from receiver.web.objects import keep_satisfiable
 from receiver.web.views import callback_shown
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
-    from receiver.core.event import Callback
-    from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
 
 _WORDS = 20_000
 _PART = 50
-_FOLDED = 12
 _LINK_MS = 6 * 3600 * 1000
 _PLAYED = ("audio/", "video/")
 _SANDBOX = {"content-security-policy": "sandbox; default-src 'none'"}
-
-
-@dataclass(slots=True, kw_only=True)
-class Step:
-    """One thing that happened on an event's way."""
-
-    at: int | None
-    kind: str
-    """`ok`, `bad`, `wait`, `held` or `none`."""
-    icon: str
-    title: str
-    detail: str = ""
-    answer: str = ""
-    """What the other side said, as text."""
-    gap: str = ""
-    """How long nothing happened before it, where that is long."""
-    heading: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,166 +43,39 @@ class Sound:
     audio: Event | None = None
     words: Event | None = None
     turns: list[Turn] = field(default_factory=list)
-    left_out: int = 0
-    """Words past those that a page shows."""
     count: int = 0
     """Words that are shown."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the audio."""
+    left_out: int = 0
+    """Words past those."""
 
 
-class EventPages:
-    """The page of an event, its audio, its outline and its downloads."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
-        self._waveforms = Waveforms(receiver.blobs)
-
-    async def show(self, visit: Visit) -> Response:
-        """Show the page."""
-        store = self._receiver.store
-        event = await store.event(visit.path("event_id"))
-        deliveries = (await store.deliveries(DeliveryFilter(event_id=event.id, limit=_PART)))[::-1]
-        attempts = {one.id: await store.attempts(one.id) for one in deliveries}
-        callback = await store.callback(event.id)
-        body = await self._body(event)
-        pickup = await self._pickup(event)
-        tries = await store.pickup_attempts(pickup.id) if pickup else []
-        now = self._receiver.clock()
-        steps = timeline(event, callback, (pickup, tries), [(one, attempts[one.id]) for one in deliveries])
-        return await visit.page(
-            "event.html",
-            event=event,
-            row=row_of(event),
-            data=json.loads(event.data),
-            sentence=sentence(deliveries, attempts, await store.destinations(now), now),
-            steps=steps,
-            began=next((step.at for step in steps if step.at is not None), event.recorded_at),
-            routing=await store.routing(event.id),
-            callback=callback and callback_shown(callback),
-            deliveries=deliveries,
-            destinations=list(self._receiver.settings.destinations),
-            sound=await self._sound(event, body),
-            event_json=msgspec.json.encode({"type": event.type, "data": msgspec.Raw(event.data)}),
-            body=body,
-            readable=body is not None and _is_text(body),
-        )
-
-    async def renormalize(self, visit: Visit) -> Response:
-        """Have today's code read an event's callback again, and lead to what it became."""
-        event = await self._receiver.store.event(visit.path("event_id"))
-        made = await self._receiver.renormalizer.again(event)
-        where, done = (made.event_id, "read") if made else (event.id, "same")
-        return RedirectResponse(f"{HOME}/events/{where}?done={done}", 303)
-
-    async def _body(self, event: Event) -> bytes | None:
-        """Return the callback's body as it is kept, or its document; None for audio and where nothing is kept."""
-        data = json.loads(event.data)
-        if data["audio"] or data["media"]:
-            return None
-        try:
-            return await kept_body(self._receiver.store, self._receiver.blobs, event)
-        except NotFound:
-            return None
-
-    async def _pickup(self, event: Event) -> Pickup | None:
-        """Return the pickup that ended in this event."""
-        found = await self._receiver.store.pickups(PickupFilter(event_id=event.id, limit=1))
-        return found[0] if found else None
-
-    # ------------------------------------------------------------ sound and words
-
-    async def _sound(self, event: Event, body: bytes | None) -> Sound:
-        """Pair audio and words: of the event itself, else of its job, else of its ref, the nearest in time."""
-        others = await self._related(event)
-        sound = Sound(audio=next(filter(_has_audio, [event, *others]), None))
-        for one in [event, *others]:
-            document = body if one is event else None
-            if one.type.startswith("transcript.") and (words := await self._words(one, document)):
-                shown = words[:_WORDS]
-                sound.words, sound.turns = one, turns_of(shown)
-                sound.count, sound.left_out = len(shown), len(words) - len(shown)
-                break
-        if sound.audio is not None:
-            sound.facts = json.loads(sound.audio.data)["audio"]
-        return sound
-
-    async def _related(self, event: Event) -> list[Event]:
-        store = self._receiver.store
-        found: dict[str, Event] = {}
-        for one in (
-            EventFilter(source=event.source, job_id=event.job_id, limit=_PART) if event.job_id else None,
-            EventFilter(ref=event.ref, limit=_PART) if event.ref else None,
-        ):
-            near = sorted(
-                await store.events(one) if one else (),
-                key=lambda other: abs(other.recorded_at - event.recorded_at),
-            )
-            for other in near:
-                found.setdefault(other.id, other)
-        found.pop(event.id, None)
-        return list(found.values())
-
-    async def _words(self, event: Event, body: bytes | None) -> Sequence[Any]:
-        ports, source = self._receiver.ports, event.source
-        provider: Any = ports.providers.get(source) or ports.pulls.get(source)
-        document = body if body is not None else await self._body(event)
-        if provider is None or document is None:
-            return ()
-        found: Sequence[Any] = await asyncio.to_thread(provider.words, document)
-        return found
-
-    # ------------------------------------------------------------ files
-
-    async def audio(self, visit: Visit) -> Response:
-        """Answer the audio, in parts as the player asks for them."""
-        event = await self._receiver.store.event(visit.path("event_id"))
-        if not _has_audio(event) or event.blob_key is None:
-            raise NotFound("this event has no audio")
-        content_type = json.loads(event.data)["audio"]["content_type"]
-        if not content_type.lower().startswith(_PLAYED):
-            content_type = "application/octet-stream"
-        return await self._stored(visit, event.blob_key, content_type, download=bool(visit.given("download")))
-
-    async def _stored(self, visit: Visit, key: str, content_type: str, *, download: bool) -> Response:
-        expires = self._receiver.clock() + _LINK_MS
-        if link := self._receiver.blobs.presign(key, content_type=content_type, expires_at=expires):
-            return RedirectResponse(link, 302)
-        found = await asyncio.to_thread(self._receiver.blobs.local, key)
-        if found is None:
-            raise NotFound("the object is not here any more")
-        keep_satisfiable(visit.request, found.size)
-        name = key.rpartition("/")[2]
-        kind = "attachment" if download or content_type == "application/octet-stream" else "inline"
-        headers = _SANDBOX | {"content-disposition": f'{kind}; filename="{name}"'}
-        return FileResponse(found.path, media_type=content_type, headers=headers)
-
-    async def peaks(self, visit: Visit) -> Response:
-        """Answer the outline of the audio as JSON."""
-        event = await self._receiver.store.event(visit.path("event_id"))
-        if not _has_audio(event) or event.blob_key is None:
-            raise NotFound("this event has no audio")
-        outline = await self._waveforms.of(event.blob_key, size=json.loads(event.data)["audio"]["bytes"])
-        return Response(msgspec.json.encode(outline), media_type="application/json")
-
-    async def download(self, visit: Visit) -> Response:
-        """Answer the event, or what its callback brought, as a file that no browser runs."""
-        event = await self._receiver.store.event(visit.path("event_id"))
-        if visit.path("what") not in ("event", "body"):
-            raise NotFound("an event has an event and a body to download, and nothing else")
-        if visit.path("what") == "event":
-            content: bytes | None = msgspec.json.encode({"type": event.type, "data": msgspec.Raw(event.data)})
-        else:
-            content = await self._body(event)
-        if content is None:
-            return PlainTextResponse("The body is not kept any more.\n", 404)
-        name = f"{event.id}-{visit.path('what')}.json"
-        headers = _SANDBOX | {"content-disposition": f'attachment; filename="{name}"'}
-        return Response(content, media_type="application/octet-stream", headers=headers)
+async def show(visit: Visit) -> Response:
+    """Show the page."""
+    receiver, store = visit.receiver, visit.receiver.store
+    event = await store.event(visit.path("event_id"))
+    pickups = {one.id: one for one in await store.pickups(PickupFilter(event_id=event.id))}
+    job = await gather_events(store, receiver.settings, [event], pickups, now=receiver.clock())
+    body = await _body(receiver, event)
+    sound = await _sound(receiver, event, body)
+    return await visit.page(
+        "event.html",
+        event=event,
+        row=row_of(event),
+        data=json.loads(event.data),
+        explained=explain(job),
+        routing=await store.routing(event.id),
+        callback=callback_shown(job.callbacks[0]) if job.callbacks else None,
+        destinations=list(receiver.settings.destinations),
+        sound=sound,
+        facts=json.loads(sound.audio.data)["audio"] if sound.audio else None,
+        event_json=_document(event),
+        body=body,
+        readable=body is not None and _is_text(body),
+    )
 
 
-def _has_audio(event: Event) -> bool:
-    return event.blob_key is not None and json.loads(event.data)["audio"] is not None
+def _document(event: Event) -> bytes:
+    return msgspec.json.encode({"type": event.type, "data": msgspec.Raw(event.data)})
 
 
 def _is_text(body: bytes) -> bool:
@@ -232,156 +86,125 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- words about it
+async def _body(receiver: Receiver, event: Event) -> bytes | None:
+    """Return the callback's body as it is kept, or its document; None for audio and where nothing is kept."""
+    data = json.loads(event.data)
+    if data["audio"] or data["media"]:
+        return None
+    try:
+        return await kept_body(receiver.store, receiver.blobs, event)
+    except NotFound:
+        return None
 
 
-def sentence(
-    deliveries: Sequence[Delivery],
-    attempts: Mapping[str, Sequence[Attempt]],
-    destinations: Mapping[str, DestinationState],
-    now: int,
-) -> str:
-    """Return where an event stands, in a sentence or two."""
-    done = [one.destination for one in deliveries if one.state is DeliveryState.DELIVERED]
-    parts = [f"Delivered to {listed(done)}."] if done else []
-    for one in deliveries:
-        made = attempts[one.id]
-        last = f" Its last answer: {answer_of(made[-1])}." if made else ""
-        if one.state is DeliveryState.DEAD:
-            parts.append(f"{one.destination} was given up after {counted(one.attempts, 'attempt')}.{last}")
-        elif one.state is not DeliveryState.DELIVERED and (held := _held(destinations.get(one.destination))):
-            parts.append(f"{one.destination} waits: the destination {held}.{last}")
-        elif one.state is DeliveryState.DELIVERING:
-            parts.append(f"{one.destination} is being sent it now.{last}")
-        elif one.state is not DeliveryState.DELIVERED:
-            due = (
-                f" Due in {length((one.due_at - now) / 1000)}."
-                if one.due_at and one.due_at > now
-                else " Due now."
-            )
-            word = f"{counted(one.attempts, 'attempt')} failed" if one.attempts else "not tried yet"
-            parts.append(f"{one.destination} waits: {word}.{due}{last}")
-    return (
-        " ".join(parts)
-        or "Recorded, but not sent: no destination takes it, or its deliveries are gone by retention."
-    )
+# ---------------------------------------------------------------- sound and words
 
 
-def _held(state: DestinationState | None) -> str:
-    """Return why nothing is sent to a destination; empty where something is."""
-    if state is None or state.status is DestinationStatus.ACTIVE:
-        return ""
-    if state.status is DestinationStatus.FAILING:
-        return f"is held after {state.failures} failed attempts in a row"
-    return f"is {state.status.value}"
+async def _sound(receiver: Receiver, event: Event, body: bytes | None) -> Sound:
+    """Pair audio and words: of the event itself, else of its job, else of its ref, the nearest in time."""
+    related = [event, *await _related(receiver, event)]
+    sound = Sound(audio=next(filter(_has_audio, related), None))
+    for one in related:
+        if one.type.startswith("transcript."):
+            words = await _words(receiver, one, body if one is event else await _body(receiver, one))
+            if words:
+                sound.words, sound.turns = one, turns_of(words[:_WORDS])
+                sound.count, sound.left_out = min(len(words), _WORDS), max(0, len(words) - _WORDS)
+                break
+    return sound
 
 
-def listed(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+async def _related(receiver: Receiver, event: Event) -> list[Event]:
+    searches = [EventSearch(source=event.source, job_id=event.job_id)] if event.job_id else []
+    searches += [EventSearch(ref=event.ref)] if event.ref else []
+    found: dict[str, Event] = {}
+    for search in searches:
+        page = await receiver.store.search(msgspec.structs.replace(search, newest_first=True, limit=_PART))
+        for one in sorted(page, key=lambda one: abs(one.event.recorded_at - event.recorded_at)):
+            found.setdefault(one.event.id, one.event)
+    found.pop(event.id, None)
+    return list(found.values())
 
 
-def counted(number: int, word: str) -> str:
-    """Return a number and its word."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
+async def _words(receiver: Receiver, event: Event, body: bytes | None) -> Sequence[Any]:
+    provider: Any = receiver.ports.providers.get(event.source) or receiver.ports.pulls.get(event.source)
+    if provider is None or body is None:
+        return ()
+    found: Sequence[Any] = await asyncio.to_thread(provider.words, body)
+    return found
 
 
-def answer_of(attempt: Attempt | PickupAttempt) -> str:
-    """Return the result of one attempt in words."""
-    words = attempt.detail or attempt.outcome.value.replace("_", " ")
-    return f"{attempt.status}, {words}" if attempt.status and str(attempt.status) not in words else words
+def _has_audio(event: Event) -> bool:
+    return event.blob_key is not None and json.loads(event.data)["audio"] is not None
 
 
-def timeline(
-    event: Event,
-    callback: Callback | None,
-    pickup: tuple[Pickup | None, Sequence[PickupAttempt]],
-    deliveries: Sequence[tuple[Delivery, Sequence[Attempt]]],
-) -> list[Step]:
-    """Return an event's way, first to last; each destination's attempts stand together."""
-    steps: list[Step] = []
-    if callback is not None and callback.method != "NONE":  # receiver itself makes some
-        steps += _arrival(callback)
-    found, tries = pickup
-    if found is not None:
-        steps += [_try(attempt, ("collected",)) for attempt in tries]
-    late = f"the provider’s time is {event.occurred_at}" if event.occurred_at > event.recorded_at else ""
-    where = f"with {counted(len(deliveries), 'delivery')}".replace("deliverys", "deliveries")
-    steps.append(
-        Step(
-            at=event.recorded_at,
-            kind="ok",
-            icon="box",
-            title=f"Recorded as {event.type}",
-            detail=late or where,
-        )
-    )
-    for delivery, attempts in deliveries:
-        kind = {"delivered": "ok", "dead": "bad"}.get(delivery.state.value, "wait")
-        words = f"{delivery.state.value}, {counted(delivery.attempts, 'attempt')}"
-        steps.append(
-            Step(at=None, kind=kind, icon="out", title=delivery.destination, detail=words, heading=True)
-        )
-        shown = [_try(attempt, ("delivered",)) for attempt in attempts]
-        if len(shown) > _FOLDED:
-            left = len(shown) - _FOLDED
-            shown[_FOLDED // 2 : -_FOLDED // 2] = [
-                Step(at=None, kind="none", icon="none", title=f"{counted(left, 'attempt')} between")
-            ]
-        steps += shown
-        if delivery.due_at is not None and delivery.state is not DeliveryState.DELIVERING:
-            steps.append(Step(at=delivery.due_at, kind="wait", icon="wait", title="next attempt"))
-    return _with_gaps(steps)
+# ---------------------------------------------------------------- files
 
 
-def _arrival(callback: Callback) -> Iterator[Step]:
-    """Yield how a callback came: its URL, its body, its proof, its audio."""
-    came, claims = callback.arrival or Arrival(), callback.arrival and callback.arrival.claims
-    if claims and claims.issued_at:
-        yield Step(at=claims.issued_at, kind="none", icon="out", title="Its callback URL was made")
-    yield Step(
-        at=callback.received_at,
-        kind="ok",
-        icon="in",
-        title=f"{callback.method} to /callbacks/{callback.source}",
-        detail=f"{size(callback.body_size)} of {callback.content_type or 'no content type'}"
-        + (f", from {came.peer}" if came.peer else "")
-        + (f", whole after {came.body_ms} ms" if came.body_ms is not None else ""),
-    )
-    proofs = listed(callback.proofs.split(",")) if callback.proofs else "nothing"
-    proved = came.proved_ms
-    yield Step(
-        at=None if proved is None else callback.received_at + proved,
-        kind="ok",
-        icon="proof",
-        title="Verified",
-        detail=f"by {proofs}" + (f", with secret {came.secret} of the setting" if came.secret else ""),
-    )
+async def _audio_of(visit: Visit) -> tuple[str, dict[str, Any]]:
+    """Return the key of an event's audio, and what is known of it. Raises `NotFound`."""
+    event = await visit.receiver.store.event(visit.path("event_id"))
+    if not _has_audio(event) or event.blob_key is None:
+        raise NotFound("this event has no audio (any more)")
+    return event.blob_key, json.loads(event.data)["audio"]
 
 
-def _try(attempt: Attempt | PickupAttempt, well: Sequence[str]) -> Step:
-    good = attempt.outcome.value in well
-    kind, icon = (
-        ("ok", "ok") if good else ("wait", "again") if attempt.outcome.value == "not_yet" else ("bad", "dead")
-    )
-    response: bytes = getattr(attempt, "response", b"")
-    return Step(
-        at=attempt.started_at,
-        kind=kind,
-        icon=icon,
-        title=f"attempt {attempt.number}: {answer_of(attempt)}",
-        detail=f"in {length(attempt.duration_ms / 1000)}",
-        answer=response.decode("utf-8", "replace"),
-    )
+async def audio(visit: Visit) -> Response:
+    """Answer the audio, in parts as the player asks for them."""
+    blobs, (key, facts) = visit.receiver.blobs, await _audio_of(visit)
+    played = facts["content_type"].lower().startswith(_PLAYED)
+    content_type = facts["content_type"] if played else "application/octet-stream"
+    expires = visit.receiver.clock() + _LINK_MS
+    if link := blobs.presign(key, content_type=content_type, expires_at=expires):
+        return RedirectResponse(link, 302)
+    found = await asyncio.to_thread(blobs.local, key)
+    if found is None:
+        raise NotFound("the object is not here any more")
+    keep_satisfiable(visit.request, found.size)
+    kind = "attachment" if visit.given("download") or not played else "inline"
+    headers = _SANDBOX | {"content-disposition": f'{kind}; filename="{key.rpartition("/")[2]}"'}
+    return FileResponse(found.path, media_type=content_type, headers=headers)
 
 
-def _with_gaps(steps: list[Step]) -> list[Step]:
-    before: int | None = None
-    for step in steps:
-        if step.heading:
-            before = None
-        if step.at is not None:
-            if before is not None and step.at - before > 1000:
-                step.gap = length((step.at - before) / 1000)
-            before = step.at
-    return steps
+async def peaks(visit: Visit) -> Response:
+    """Answer the outline of the audio as JSON."""
+    key, facts = await _audio_of(visit)
+    outline = await visit.console.waveforms.of(key, size=facts["bytes"])
+    return Response(msgspec.json.encode(outline), media_type="application/json")
+
+
+async def download(visit: Visit) -> Response:
+    """Answer the event, as it is sent, as a file that no browser runs."""
+    event = await visit.receiver.store.event(visit.path("event_id"))
+    headers = _SANDBOX | {"content-disposition": f'attachment; filename="{event.id}-event.json"'}
+    return Response(_document(event), media_type="application/octet-stream", headers=headers)
+
+
+async def download_body(visit: Visit) -> Response:
+    """Answer what the callback brought, as a file that no browser runs."""
+    answer: Response = await api.body.handle(visit.call())
+    return answer
+
+
+# ---------------------------------------------------------------- what can be done
+
+
+async def renormalize(visit: Visit) -> Response:
+    """Have today's code read an event's callback again, and lead to what it became."""
+    made = await api.renormalize.handle(visit.call())
+    where = f"{made.event_id}?done=read" if made.event_id else f"{made.replaces}?done=same"
+    return RedirectResponse(f"{HOME}/events/{where}", 303)
+
+
+async def send(visit: Visit) -> Response:
+    """Send an event again to a destination, or for the first time to one that it never went to, whatever the rules say."""
+    receiver, event_id, to = visit.receiver, visit.path("event_id"), visit.given("to")
+    if to not in receiver.settings.destinations:
+        raise UsageError("there is no such destination")
+    found = await find_named(receiver.store, build_router(receiver.settings), [event_id], to)
+    if not found and not found.busy:
+        found.missing = [(event_id, to)]
+    count = sum(await replay(receiver.store, found, now=receiver.clock()))
+    receiver.relay.wake([to])
+    done = f"replayed.{count}" if count else "nothing"
+    return RedirectResponse(f"{HOME}/events/{event_id}?done={done}", 303)

@@ -1,45 +1,41 @@
-"""The overview: is anything wrong, what came in lately, and where does a job stand."""
+"""The overview: is anything wrong, what came in lately, and what there is."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from msgspec import Struct
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from receiver.core.destination import DestinationStatus
-from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import EventFilter
-from receiver.core.explain import Cause, explain
+from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.event import EventSearch
+from receiver.core.explain import OVERDUE, PARKED
+from receiver.core.tally import ACK, MINUTE, Tally, within
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.destinations import standings
 from receiver.settings.load import local_folders
 from receiver.system.space import free_bytes
-from receiver.web.api.jobs import job_named
-from receiver.web.console.events import rows_of
-from receiver.web.console.guard import HOME, Visit
-from receiver.web.console.outgoing import condition
+from receiver.web.console.destinations import condition
+from receiver.web.console.events import latest, rows_of
 from receiver.web.console.rendering import length
+from receiver.web.console.visit import Visit
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
-    from receiver.core.destination import DestinationState
     from receiver.core.event import Event, Rejection
     from receiver.core.work import StoreStats
     from receiver.settings.model import Settings
 
 _DAY_MS = 86_400_000
-_LATEST = 10
+_HOUR_MS = 60 * MINUTE
+_ROWS = 10
 _LOOKED_AT = 200
 """The newest events and rejections, of which the overview tells."""
 _PART = 50
-
-
 _CAUSES = {
     "stopped": (95, "held", "held", "Open it"),
     "journal": (90, "wait", "late", "See events"),
@@ -83,138 +79,143 @@ class SourceLine(Struct, frozen=True, kw_only=True):
     rejected: int
 
 
-class Overview:
-    """The first page, and the field that finds things."""
+class Hour:
+    """What was counted in the last hour, over all processes."""
 
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
+    def __init__(self, tallies: Iterable[Tally], now: int) -> None:
+        self._tallies, self._first = list(tallies), now // MINUTE - 59
 
-    async def show(self, visit: Visit) -> Response:
-        """Show the page."""
-        receiver, now = self._receiver, self._receiver.clock()
-        stats = await receiver.store.stats(now)
-        rejections = await self._rejections(now)
-        latest = await receiver.store.events(EventFilter(limit=_LOOKED_AT))
-        newest = {event.source: event for event in reversed(latest)}
-        sources = [
-            await self._source(name, newest.get(name), rejections) for name in receiver.settings.sources
-        ]
-        destinations = await standings(receiver.store, receiver.settings.destinations, now=now)
-        concerns = [*self._of_work(stats, now), *_of_rejections(rejections), *await self._of_events(now)]
-        concerns += _of_destinations([one.state for one in destinations], now)
-        return await visit.page(
-            "overview.html",
-            concerns=sorted(concerns, key=lambda one: -one.looks[0]),
-            sources=sources,
-            destinations=destinations,
-            settings=receiver.settings.destinations,
-            rows=await rows_of(receiver.store, latest[:_LATEST]),
-            hour=await asyncio.to_thread(receiver.lasting.figures.hour),
-            due=sum(one.depth for one in stats.due),
-            oldest=min((one.oldest_due_at for one in stats.due), default=None),
-            dead=sum(stats.dead.values()),
-            journal=receiver.journal.depth,
-            free=await asyncio.to_thread(_free, receiver.settings),
-            rejected_kinds=Counter(one.kind for one in rejections).most_common(),
-            first_run=not latest,
-        )
-
-    async def _rejections(self, now: int) -> list[Rejection]:
-        found = await self._receiver.store.rejections(None, limit=_LOOKED_AT)
-        return [one for one in found if one.at > now - _DAY_MS]
-
-    async def _source(self, name: str, newest: Event | None, rejections: list[Rejection]) -> SourceLine:
-        callback = await self._receiver.store.callback(newest.id) if newest else None
-        claims = callback and callback.arrival and callback.arrival.claims
-        made = claims.issued_at if claims else None
-        return SourceLine(
-            name=name,
-            provider=self._receiver.settings.sources[name].provider,
-            last=newest.recorded_at if newest else None,
-            delay=(callback.received_at - made) / 1000 if callback and made else None,
-            rejected=sum(one.source == name for one in rejections),
-        )
-
-    # ------------------------------------------------------------ what needs a person
-
-    def _of_work(self, stats: StoreStats, now: int) -> Iterator[Concern]:
-        settings, depth = self._receiver.settings, self._receiver.journal.depth
-        if depth:
-            why = "The store was out. They are recorded as soon as it answers; nothing is lost."
-            yield Concern("journal", f"{depth} callbacks wait in this machine’s journal", why, "/events")
-        for name, count in stats.dead.items():
-            gone = "" if name in settings.destinations else " (not in the settings any more)"
-            title = f"{count} dead letter{'s' if count != 1 else ''} of {name}{gone}"
-            why = (
-                f"They were given up. Retention removes each {settings.retention.dead_letters} after it died."
+    def line(self, kind: str, outcome: str | None = None) -> list[int]:
+        """Return the counts of each minute, of one outcome or of all."""
+        counts: Counter[int] = Counter()
+        for one in self._tallies:
+            counts[one.minute // MINUTE] += (
+                one.count if (one.kind, outcome or one.outcome) == (kind, one.outcome) else 0
             )
-            yield Concern("dead", title, why, f"/deliveries?state=dead&destination={name}")
-        limit = settings.server.ready_due_age_seconds * 1000
-        late = [(one, f"/deliveries?destination={one.name}") for one in stats.due]
-        late += [(one, f"/pickups?source={one.name}&state=pending") for one in stats.pickups]
-        for one, address in late:
-            if now - one.oldest_due_at > limit:
-                title = f"{one.depth} due for {one.name}, the oldest for {length((now - one.oldest_due_at) / 1000)}"
-                why = "Nothing takes them up: is a worker running, and is the name in its settings?"
-                yield Concern("due", title, why, address, one.oldest_due_at)
+        return [counts[self._first + number] for number in range(60)]
 
-    async def _of_events(self, now: int) -> list[Concern]:
-        """Return what the events of the last day say: parked, overdue, gone."""
-        found = []
-        for cause, address, why in (
-            ("parked", "/parked", "They were verified, but not understood; the bodies are kept."),
-            ("overdue", "/events?type=callback.overdue", "A callback was expected and did not come in time."),
-        ):
-            wanted = EventFilter(type=f"callback.{cause}", since=now - _DAY_MS, limit=_PART)
-            events = await self._receiver.store.events(wanted)
-            if events:
-                title = f"{len(events)}{'+' if len(events) == _PART else ''} {cause} in 24 hours"
-                found.append(Concern(cause, title, why, address, events[-1].recorded_at))
-        filters = PickupFilter(state=PickupState.GONE, limit=_PART)
-        gone = [one for one in await self._receiver.store.pickups(filters) if one.updated_at > now - _DAY_MS]
-        if gone:
-            title = f"{len(gone)} results could not be fetched in 24 hours"
-            why = gone[0].last_detail or "The provider does not have them."
-            since = min(one.updated_at for one in gone)
-            found.append(Concern("gone", title, why, "/pickups?state=gone", since))
-        return found
+    def outcomes(self, kind: str) -> dict[str, int]:
+        """Return the counts by outcome, the highest first."""
+        counts: Counter[str] = Counter()
+        for one in self._tallies:
+            counts[one.outcome] += one.count if one.kind == kind else 0
+        return {outcome: count for outcome, count in counts.most_common() if count}
 
-    # ------------------------------------------------------------ find
-
-    async def find(self, visit: Visit) -> Response:
-        """Lead to what a text names: an event, a delivery, a pickup, a ref, a job, or the job of a callback URL."""
-        wanted = visit.given("q")[:2000]
-        if not wanted:
-            raise UsageError(
-                "write a ref, the provider’s job id, an event, delivery or pickup id, or a callback URL"
-            )
-        store = self._receiver.store
-        try:
-            if wanted.startswith("evt_"):
-                return RedirectResponse(f"{HOME}/events/{(await store.event(wanted)).id}", 303)
-            if wanted.startswith("dlv_"):
-                return RedirectResponse(f"{HOME}/events/{(await store.delivery(wanted)).event_id}", 303)
-            if wanted.startswith("pku_"):
-                return RedirectResponse(f"{HOME}/pickups?id={(await store.pickup(wanted)).id}", 303)
-        except NotFound:
-            return await visit.page("find.html", wanted=wanted, status=404)
-        if "/callbacks/" in wanted:
-            claims = self._receiver.tokens.read(wanted.rstrip("/").rpartition("/")[2])
-            wanted = claims.ref if claims and claims.ref else wanted
-        job = await job_named(self._receiver, wanted, None)
-        if explain(job).cause is Cause.UNKNOWN:
-            return await visit.page("find.html", wanted=wanted, status=404)
-        return RedirectResponse(f"{HOME}/jobs?ref={quote(wanted, safe='')}", 303)
+    def acknowledged(self, share: float) -> float | None:
+        """Return the seconds within which a share of callbacks were answered: the upper bound of a range."""
+        millis = within((one for one in self._tallies if one.kind == ACK), share)
+        return None if millis is None else millis / 1000
 
 
-def _of_destinations(states: Sequence[DestinationState], now: int) -> Iterator[Concern]:
-    """Yield the destinations to which nothing is sent."""
-    for state in states:
-        if state.status is not DestinationStatus.ACTIVE:
-            cause = "paused" if state.status is DestinationStatus.PAUSED else "stopped"
-            since = state.disabled_at or state.paused_at or state.opened_at
-            title, address = f"{state.name} is {state.status.value}", f"/destinations/{state.name}"
-            yield Concern(cause, title, condition(state, now), address, since)
+async def show(visit: Visit) -> Response:
+    """Show the page."""
+    receiver, store, now = visit.receiver, visit.receiver.store, visit.receiver.clock()
+    stats = await store.stats(now)
+    found = await store.rejections(None, limit=_LOOKED_AT)
+    rejections = [one for one in found if one.at > now - _DAY_MS]
+    events = await latest(store, _LOOKED_AT)
+    newest = {event.source: event for event in reversed(events)}
+    destinations = await standings(store, receiver.settings.destinations, now=now)
+    concerns = [
+        *_of_work(receiver, stats, now),
+        *_of_rejections(rejections),
+        *await _of_events(receiver, now),
+    ]
+    concerns += [concern for one in destinations for concern in _of_destination(one.state, now)]
+    return await visit.page(
+        "overview.html",
+        concerns=sorted(concerns, key=lambda one: -one.looks[0]),
+        sources=[await _source(receiver, name, newest, rejections) for name in receiver.settings.sources],
+        destinations=destinations,
+        settings=receiver.settings.destinations,
+        rows=await rows_of(store, events[:_ROWS]),
+        hour=Hour(await store.tallies(now - _HOUR_MS, now, MINUTE), now),
+        due=sum(one.depth for one in stats.due),
+        oldest=min((one.oldest_due_at for one in stats.due), default=None),
+        dead=sum(stats.dead.values()),
+        journal=receiver.journal.depth,
+        free=await asyncio.to_thread(_free, receiver.settings),
+        rejected_kinds=Counter(one.kind for one in rejections).most_common(),
+        first_run=not events,
+    )
+
+
+async def _source(
+    receiver: Receiver, name: str, newest: dict[str, Event], rejections: list[Rejection]
+) -> SourceLine:
+    last = newest.get(name)
+    callback = await receiver.store.callback(last.id) if last else None
+    claims = callback and callback.arrival and callback.arrival.claims
+    made = claims.issued_at if claims else None
+    return SourceLine(
+        name=name,
+        provider=receiver.settings.sources[name].provider,
+        last=last.recorded_at if last else None,
+        delay=(callback.received_at - made) / 1000 if callback and made else None,
+        rejected=sum(one.source == name for one in rejections),
+    )
+
+
+def _free(settings: Settings) -> int | None:
+    """Return the bytes that are free on the fullest disk of this machine that holds anything of ours."""
+    found = []
+    for folder in local_folders(settings).values():
+        with contextlib.suppress(OSError):
+            found.append(free_bytes(folder))
+    return min(found, default=None)
+
+
+# ---------------------------------------------------------------- what needs a person
+
+
+def _of_work(receiver: Receiver, stats: StoreStats, now: int) -> Iterator[Concern]:
+    """Yield what waits: in the journal, given up, and due for long."""
+    settings, depth = receiver.settings, receiver.journal.depth
+    if depth:
+        why = "The store was out. They are recorded as soon as it answers; nothing is lost."
+        yield Concern("journal", f"{depth} callbacks wait in this machine’s journal", why, "/events")
+    for name, count in stats.dead.items():
+        gone = "" if name in settings.destinations else " (not in the settings any more)"
+        title = f"{count} dead letter{'s' if count != 1 else ''} of {name}{gone}"
+        why = f"They were given up. Retention removes each {settings.retention.dead_letters} after it died."
+        yield Concern("dead", title, why, f"/deliveries?state=dead&destination={name}")
+    late = [(one, f"/deliveries?destination={one.name}") for one in stats.due]
+    late += [(one, f"/pickups?source={one.name}&state=pending") for one in stats.pickups]
+    for one, address in late:
+        seconds = (now - one.oldest_due_at) / 1000
+        if seconds > settings.server.ready_due_age_seconds:
+            title = f"{one.depth} due for {one.name}, the oldest for {length(seconds)}"
+            why = "Nothing takes them up: is a worker running, and is the name in its settings?"
+            yield Concern("due", title, why, address, one.oldest_due_at)
+
+
+async def _of_events(receiver: Receiver, now: int) -> list[Concern]:
+    """Return what the events of the last day say: parked, overdue, gone."""
+    found = []
+    for cause, kind, address, why in (
+        ("parked", PARKED, "/parked", "They were verified, but not understood; the bodies are kept."),
+        ("overdue", OVERDUE, f"/events?type={OVERDUE}", "A callback was expected and did not come in time."),
+    ):
+        wanted = EventSearch(types=(kind,), since=now - _DAY_MS, newest_first=True, limit=_PART)
+        if events := await receiver.store.search(wanted):
+            title = f"{len(events)}{'+' if len(events) == _PART else ''} {cause} in 24 hours"
+            found.append(Concern(cause, title, why, address, events[-1].event.recorded_at))
+    pickups = await receiver.store.pickups(PickupFilter(state=PickupState.GONE, limit=_PART))
+    if gone := [one for one in pickups if one.updated_at > now - _DAY_MS]:
+        title = f"{len(gone)} results could not be fetched in 24 hours"
+        why = gone[0].last_detail or "The provider does not have them."
+        since = min(one.updated_at for one in gone)
+        found.append(Concern("gone", title, why, "/pickups?state=gone", since))
+    return found
+
+
+def _of_destination(state: DestinationState, now: int) -> Iterator[Concern]:
+    """Yield why nothing is sent to a destination, where that is so."""
+    if state.status is not DestinationStatus.ACTIVE:
+        cause = "paused" if state.status is DestinationStatus.PAUSED else "stopped"
+        since = state.disabled_at or state.paused_at or state.opened_at
+        title, address = f"{state.name} is {state.status.value}", f"/destinations/{state.name}"
+        yield Concern(cause, title, condition(state, now), address, since)
 
 
 def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
@@ -227,12 +228,3 @@ def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:
         of = "no known source" if kind == "unknown_source" else source
         title = f"{len(group)} callback{'s' if len(group) != 1 else ''} of {of} rejected in 24 hours"
         yield Concern(cause, title, group[0].reason, f"/rejections?source={source}", group[-1].at)
-
-
-def _free(settings: Settings) -> int | None:
-    """Return the bytes that are free on the fullest disk of this machine that holds anything of ours."""
-    found = []
-    for folder in local_folders(settings).values():
-        with contextlib.suppress(OSError):
-            found.append(free_bytes(folder))
-    return min(found, default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mimetypes
 import re
 import time
 import unicodedata
@@ -20,13 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.responses import Response
 
+from receiver.core.errors import NotFound
 from receiver.core.event_json import iso
-from receiver.web.console.guard import HOME, Misplaced
+from receiver.web.console.timeline import timeline
+from receiver.web.console.visit import HOME
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from receiver.web.console.guard import Visit
+    from receiver.web.console.visit import Visit
 
 _HERE = Path(__file__).parent
 _SHOWN = 2000
@@ -64,17 +65,19 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = {
+        self._env.filters |= {
             "shown": shown,
             "plain": plain,
             "timed": timed,
+            "iso": iso,
             "time": moment,
+            "timeline": timeline,
             "size": size,
             "duration": length,
             "ago": ago,
             "json": pretty,
+            "query": query,
         }
-        self._env.filters |= filters | {"query": query}
         self._env.globals |= {"home": HOME, "static": f"{HOME}/static/{digest()}", "states": STATES}
 
     def render(self, template: str, visit: Visit | None, data: Mapping[str, Any]) -> str:
@@ -82,7 +85,7 @@ class Templates:
 
         def form_token(action: str) -> str:
             assert visit is not None  # noqa: S101  # forms of others stand on the login page, which has no token
-            return visit.guard.sessions.form_token(visit.session, action)
+            return visit.console.sessions.form_token(visit.session, action)
 
         session = visit.session if visit else None
         path = visit.request.url.path if visit else ""
@@ -116,11 +119,14 @@ def _is_odd(char: str) -> bool:
     return char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
-def moment(millis: int | None, form: str = "") -> Markup:
-    """Return a time: in UTC, which a script of ours turns into the reader's own zone. `day` has its date as well."""
-    if millis is None:
+def moment(at: int | str | None, form: str = "") -> Markup:
+    """Return a time, in epoch milliseconds or ISO 8601: in UTC, which a script of ours turns into the reader's own zone.
+
+    `day` has its date as well.
+    """
+    if at is None:
         return Markup('<span class="empty">–</span>')
-    text = iso(millis)
+    text = at if isinstance(at, str) else iso(at)
     words = f"{text[:10]} {text[11:19]}" if form == "day" else text[11:19]
     day = Markup(" data-day") if form == "day" else ""
     return Markup('<time datetime="{}" title="{} {} UTC"{}>{}</time>').format(
@@ -134,16 +140,15 @@ _ISO = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)")
 def timed(text: str) -> Markup:
     """Return a sentence of ours with its times as a reader wants them."""
     parts = _ISO.split(text)
-    shown_parts = [
-        moment(round(datetime.fromisoformat(part).timestamp() * 1000), "day") if number % 2 else shown(part)
-        for number, part in enumerate(parts)
-    ]
-    return Markup().join(shown_parts)
+    return Markup().join(
+        moment(part, "day") if number % 2 else shown(part) for number, part in enumerate(parts)
+    )
 
 
-def ago(millis: int) -> str:
-    """Return how long ago something was."""
-    return length(max(0.0, time.time() - millis / 1000))
+def ago(at: int | str) -> str:
+    """Return how long ago a time was, in epoch milliseconds or ISO 8601."""
+    then = datetime.fromisoformat(at).timestamp() if isinstance(at, str) else at / 1000
+    return length(max(0.0, time.time() - then))
 
 
 def length(seconds: float | None) -> str:
@@ -154,16 +159,14 @@ def length(seconds: float | None) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    for unit, step, below, rest in (
-        ("min", 60, 3600, "s"),
-        ("h", 3600, 86400, "min"),
-        ("d", 86400, 1e18, "h"),
-    ):
-        if seconds < below:
-            whole, left = divmod(seconds, step)
-            part = int(left // {"s": 1, "min": 60, "h": 3600}[rest])
-            return f"{whole:.0f} {unit} {part} {rest}" if part else f"{whole:.0f} {unit}"
-    return ""
+    unit, step, rest, of_rest = next(one for one in _UNITS if seconds < 60 * one[1] or one[0] == "d")
+    whole, left = divmod(int(seconds), step)
+    part = left // of_rest
+    return f"{whole} {unit} {part} {rest}" if part else f"{whole} {unit}"
+
+
+_UNITS = (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600))
+"""Each unit and its seconds, and the unit of what is left."""
 
 
 def size(count: float | None) -> str:
@@ -195,15 +198,14 @@ def query(fields: Mapping[str, Any], **changes: Any) -> str:
 # ---------------------------------------------------------------- files
 
 
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
 @cache
 def _files() -> Mapping[str, tuple[bytes, str]]:
     """Return the files that pages use, by name, with their types."""
-    kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-    return {
-        path.name: (path.read_bytes(), kinds.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "")
-        for path in sorted((_HERE / "static").iterdir())
-        if path.suffix in kinds
-    }
+    paths = sorted(path for path in (_HERE / "static").iterdir() if path.suffix in _KINDS)
+    return {path.name: (path.read_bytes(), _KINDS[path.suffix]) for path in paths}
 
 
 @cache
@@ -219,6 +221,6 @@ async def static(request: Request) -> Response:
     """Answer one of the files."""
     found = _files().get(request.path_params["name"])
     if found is None or request.path_params["digest"] != digest():
-        raise Misplaced(404, "there is no such file")
+        raise NotFound("there is no such file")
     headers = {"cache-control": "public, max-age=31536000, immutable"}
     return Response(found[0], media_type=found[1], headers=headers)

@@ -13,7 +13,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
-from receiver.core.event import Event, EventFilter
+from receiver.core.event import Event, EventSearch, Place, PlacedEvent
+from receiver.core.page import pages
 from receiver.engine.renormalizer import kept_body
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Look(Struct):
     looked: int = 0
     back_to: int | None = None
     """When the last event that it looked at was recorded."""
-    after: tuple[int, str] | None = None
+    after: Place | None = None
     """Where the next look begins; None when there is nothing older."""
 
 
@@ -51,35 +52,30 @@ class _Data(Struct):
 _decode = msgspec.json.Decoder(_Data).decode
 
 
-async def look(receiver: Receiver, wanted: EventFilter, words: str, *, limit: int) -> Look:
-    """Return events whose transcript has the words, in any case, until `limit` are found or the time is over."""
+async def look(receiver: Receiver, wanted: EventSearch, words: str) -> Look:
+    """Return events whose transcript has the words, in any case, until a page is full or the time is over."""
     needle, end = words.casefold(), time.monotonic() + _SECONDS
-    result = Look([], {}, after=wanted.after)
-    while result.looked < _MOST and time.monotonic() < end:
-        page = await receiver.store.events(replace(wanted, after=result.after, limit=_PAGE))
+    result = Look([], {})
+    types = wanted.types or ("transcript.completed",)
+    async for page in pages(receiver.store.search, replace(wanted, types=types, limit=_PAGE)):
         texts = await asyncio.to_thread(_texts, page)
-        for event, short in zip(page, texts, strict=True):
+        for (place, event), short in zip(page, texts, strict=True):
             text = await _document(receiver, event) if short is None else short
-            result.looked, result.back_to, result.after = (
-                result.looked + 1,
-                event.recorded_at,
-                (event.recorded_at, event.id),
-            )
+            result.looked, result.back_to, result.after = result.looked + 1, event.recorded_at, place
             if (at := text.casefold().find(needle)) >= 0:
                 result.found.append(event)
                 result.excerpts[event.id] = _excerpt(text, at, len(words))
-            if len(result.found) == limit or time.monotonic() > end:
+            if len(result.found) == wanted.limit or time.monotonic() > end:
                 return result
-        if page.after is None:
-            result.after = None
+        result.after = None if page.after is None else Place(*page.after)
+        if result.looked >= _MOST or time.monotonic() > end:
             return result
-        result.after = page.after
     return result
 
 
-def _texts(events: Sequence[Event]) -> list[str | None]:
+def _texts(page: Sequence[PlacedEvent]) -> list[str | None]:
     """Return the text of each transcript; None where it is in the document, being long."""
-    transcripts = [_decode(event.data).transcript for event in events]
+    transcripts = [_decode(one.event.data).transcript for one in page]
     return ["" if transcript is None else transcript.text for transcript in transcripts]
 
 

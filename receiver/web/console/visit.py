@@ -1,0 +1,111 @@
+"""One request of somebody who is logged in, and what all pages share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
+from starlette.responses import PlainTextResponse, Response
+
+from receiver.engine.waveforms import Waveforms
+from receiver.web.api.access import Holder
+from receiver.web.api.operation import Call
+from receiver.web.api.reading import read_query
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from receiver.app.wiring import Receiver
+    from receiver.web.console.rendering import Templates
+    from receiver.web.console.sessions import Session, Sessions
+
+HOME = "/console"
+_AT_ONCE, _WAITING = 2, 8
+S = TypeVar("S", bound=Struct)
+
+
+class Console:
+    """What all pages share."""
+
+    def __init__(self, receiver: Receiver, sessions: Sessions, templates: Templates) -> None:
+        self.receiver, self.sessions = receiver, sessions
+        self.waveforms = Waveforms(receiver.blobs)
+        self.streams: set[object] = set()
+        """The lists that follow what is recorded."""
+        self.playing = asyncio.Lock()
+        """Held while a provider is played: that takes a process of its own."""
+        self._templates = templates
+        self._rendering = asyncio.Semaphore(_AT_ONCE)
+        self._waiting = 0
+
+    async def render(self, template: str, visit: Visit | None, *, status: int = 200, **data: Any) -> Response:
+        """Return a page; rendered in a thread, a few at once, so that callbacks never wait for one."""
+        if self._waiting >= _WAITING:
+            busy = "The console is busy: try again in a moment.\n"
+            return PlainTextResponse(busy, 503, {"retry-after": "2"})
+        self._waiting += 1
+        try:
+            async with self._rendering:
+                text = await asyncio.to_thread(self._templates.render, template, visit, data)
+        finally:
+            self._waiting -= 1
+        return Response(text, status, media_type="text/html")
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request of somebody who is logged in."""
+
+    request: Request
+    session: Session
+    console: Console
+    form: Mapping[str, list[str]] = field(default_factory=dict)
+    """The fields of a form that was sent; empty for a page."""
+
+    @property
+    def receiver(self) -> Receiver:
+        """The parts that run."""
+        return self.console.receiver
+
+    def given(self, name: str) -> str:
+        """Return a field of the form, or of the address for a page; empty when it is not there."""
+        if self.form:
+            return self.form.get(name, [""])[0].strip()
+        return self.request.query_params.get(name, "").strip()
+
+    def path(self, name: str) -> str:
+        """Return a part of the path."""
+        return str(self.request.path_params[name])
+
+    def query(self, kind: type[S] | None) -> S:
+        """Return the filters in the address. Raises `Refused` for those that the list does not have."""
+        pairs = [(name, value.strip()) for name, value in self.request.query_params.multi_items()]
+        query: S = read_query([(name, value) for name, value in pairs if value and name != "done"], kind)
+        return query
+
+    def sent(self, kind: type[S], **more: str) -> S:
+        """Return what the form says as the body of an operation of the API, `more` with it. Raises `Refused`."""
+        given = {name: self.given(name) for name in kind.__struct_fields__ if self.given(name)} | more
+        body: S = read_query(list(given.items()), kind)
+        return body
+
+    def call(self, query: Any = None, body: Any = None) -> Call[Any, Any]:
+        """Return this request as one of the API."""
+        return Call(
+            receiver=self.receiver,
+            holder=Holder(self.session.name, self.session.scopes),
+            query=query,
+            body=body,
+            path=self.request.path_params,
+            request=self.request,
+        )
+
+    async def page(self, template: str, *, status: int = 200, **data: Any) -> Response:
+        """Return a page."""
+        return await self.console.render(template, self, status=status, **data)
+
+
+Handler = Callable[[Visit], Awaitable[Response]]
