@@ -133,8 +133,9 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
         values = self._values.get("content-type")
         return values[0] if values else ""
 
+    @cached_property
     def media_type(self) -> tuple[str, Mapping[str, str]]:
-        """Return the lower-case media type without parameters ("" when absent) and its parameters, leniently."""
+        """The lower-case media type without parameters ("" when absent) and its parameters, leniently."""
         values = self._values.get("content-type")
         return split_media_type(values[0]) if values else ("", {})
 

@@ -34,7 +34,7 @@ def new_id(prefix: str, now: int) -> str:
 
 def id_beside(prefix: str, other: str) -> str:
     """Return a new id with the millisecond of another id."""
-    return _with_chance(prefix, moment(other))
+    return _with_chance(prefix, other.partition("_")[2][:TIME_CHARS])
 
 
 def moment(made: str) -> str:

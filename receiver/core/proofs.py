@@ -21,9 +21,9 @@ def matching_place(value: str | bytes, expected: Sequence[str | bytes]) -> int:
 
     Places count from 1; 0 is none.
     """
-    place = 0
+    given, place = _bytes(value), 0
     for number, candidate in enumerate(expected, 1):
-        place = number if same(value, candidate) else place
+        place = number if hmac.compare_digest(given, _bytes(candidate)) else place
     return place
 
 

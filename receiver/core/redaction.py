@@ -82,7 +82,10 @@ class Redactor:
     def _may_be_in(self, raw: bytes, secrets: tuple[bytes, ...]) -> bool:
         if not secrets:
             return False
-        return any(secret in raw for secret in secrets) or (b"%" in raw and _PERCENT.search(raw) is not None)
+        for secret in secrets:
+            if secret in raw:
+                return True
+        return b"%" in raw and _PERCENT.search(raw) is not None
 
 
 def _spellings(secret: str) -> bytes:
@@ -120,4 +123,5 @@ def _token() -> re.Pattern[bytes]:
 
 
 def _begins_a_token(raw: bytes) -> bool:
-    return any(start in raw for start in _TOKEN_STARTS)
+    lower, upper = _TOKEN_STARTS
+    return lower in raw or upper in raw

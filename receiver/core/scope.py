@@ -22,8 +22,8 @@ def scope(callback: VerifiedCallback) -> str:
 
     So a job's URL never takes the identity of another job, and the account's callback about a job is no duplicate of it.
     """
-    own = callback.claims is not None and callback.proofs <= _OF_A_JOB
-    return own_scope(callback.claims) if own and callback.claims else ""
+    claims = callback.claims
+    return own_scope(claims) if claims is not None and callback.proofs <= _OF_A_JOB else ""
 
 
 def own_scope(claims: TokenClaims) -> str:

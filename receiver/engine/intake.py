@@ -46,7 +46,7 @@ from receiver.core.observe import CallbackReport, Observers
 from receiver.core.scope import scope, scoped
 from receiver.core.tokens import CallbackTokens
 from receiver.engine.erasure import drop_erased
-from receiver.engine.overload import LoadShedder, Place
+from receiver.engine.overload import LoadShedder, Place, Storing
 from receiver.engine.recorder import Recorder, kept_type
 from receiver.engine.rejections import Rejections
 from receiver.providers import PushProvider
@@ -241,7 +241,7 @@ class Intake:
         """Read a callback's body and record it. Raises `SenderError`, `JournalUnavailable`."""
         provider = self._providers.get(head.source)
         if provider is None:
-            report.content_type = head.media_type()[0][:100]
+            report.content_type = head.media_type[0][:100]
             raise UnknownSource
         report.source, report.provider = head.source, provider.provider
         report.content_type = kept_type(provider.redact, head)
@@ -253,7 +253,10 @@ class Intake:
         if head.token:
             head = await self.with_claims(head)
         try:
-            admission = await self.with_keys(provider, head, self._admit, provider, head)
+            try:
+                admission = self._admit(provider, head)
+            except KeysNeeded:
+                admission = await self.with_keys(provider, head, self._admit, provider, head)
         except CallbackRejected:
             reply = await self._handshake(provider, head, receive)
             if reply is None:
@@ -391,15 +394,13 @@ class Intake:
     async def _proved(
         self, provider: PushProvider, admission: Admission, body: MemoryBody | FileBody
     ) -> tuple[VerifiedCallback, EventDraft]:
-        head = admission.head
-        if body.size <= _BIG_JSON:
-            return await self.with_keys(provider, head, self._prove, provider, admission, body)
-        turn = self._large if body.size > _LARGE else contextlib.nullcontext()
         try:
-            async with turn:
+            if body.size <= _BIG_JSON:
+                return self._prove(provider, admission, body)
+            async with self._large if body.size > _LARGE else contextlib.nullcontext():
                 return await asyncio.to_thread(self._prove, provider, admission, body)
         except KeysNeeded:
-            return await self.with_keys(provider, head, self._prove, provider, admission, body)
+            return await self.with_keys(provider, admission.head, self._prove, provider, admission, body)
 
     def _prove(
         self, provider: PushProvider, admission: Admission, body: Body
@@ -424,7 +425,7 @@ class Intake:
         except Exception as error:  # proved, so it is kept whatever our own code makes of it
             self._bug("normalize", callback.source, error)
             draft = _parked(provider, callback, "receiver could not read it (an internal error)")
-        return scoped(scope(callback), draft)
+        return draft if callback.claims is None else scoped(scope(callback), draft)
 
     async def _record(
         self,
@@ -441,7 +442,7 @@ class Intake:
         report.token_secret = callback.claims.secret if callback.claims else 0
         report.reason = draft.parked or ""
         try:
-            with self.load.store(budget):
+            with Storing(self.load, budget):
                 if callback.claims is not None and callback.claims.unread:
                     raise StoreUnavailable("the store could not tell what the URL's token stands for")
                 recorded = await self._recorder.record(provider, callback, draft, report)
@@ -548,7 +549,8 @@ class Intake:
 
 def _coding(head: Head, limit: int) -> str:
     """Return the content coding of a body, "" for none. Raises `UnknownCoding`, and `BodyTooLarge` by its length."""
-    found = coding(", ".join(head.all("content-encoding")))
+    codings = head.all("content-encoding")
+    found = coding(", ".join(codings)) if codings else ""
     if found is None:  # which one is left out: a stranger who invents another each time would fill the log
         raise UnknownCoding(
             f"the body's Content-Encoding is not understood: send it with {KNOWN}, or without"
@@ -603,6 +605,6 @@ def _parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> Eve
         occurred_at=callback.head.received_at,
         stage=Stage.OPEN,
         parked=why,
-        provider_data={"content_type": callback.head.media_type()[0], "bytes": callback.body.size},
+        provider_data={"content_type": callback.head.media_type[0], "bytes": callback.body.size},
         document=provider.redact(callback.body.load()) if small else None,
     )

@@ -91,14 +91,18 @@ class Storing:
     One timer looks at all of them: one for each callback would cost as much as all the rest that is counted here.
     """
 
-    def __init__(self, load: LoadShedder, began: float, until: float) -> None:
-        self._load, self.began, self.until = load, began, until
+    def __init__(self, load: LoadShedder, seconds: float) -> None:
+        """It may take so many seconds. Made within a task."""
+        self._load, self.began = load, load.clock()
+        self.until = self.began + seconds
         self._task = asyncio.current_task()
         self._cancelled_before = self._task.cancelling() if self._task else 0
         self._overdue = False
 
     def __enter__(self) -> None:
         self._load.storing[self] = None
+        if len(self._load.storing) == 1:
+            self._load.watch()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         del self._load.storing[self]
@@ -122,9 +126,9 @@ class LoadShedder:
         self.waiting_room = WaitingRoom()
         self.under_way = 0
         """Callbacks between their proof and their answer."""
-        self._clock = clock
+        self.clock = clock
         self.storing: dict[Storing, None] = {}
-        self._looks = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def refusal(self) -> str:
         """Return why one callback more is refused, "" when it is not."""
@@ -132,22 +136,19 @@ class LoadShedder:
             return f"{self.limit} callbacks are under way (server.max_callbacks)"
         if len(self.storing) >= ALWAYS_STORED:
             nth = next(itertools.islice(self.storing, _NTH_OLDEST - 1, None))
-            if self._clock() - nth.began > SLOW_SECONDS:
+            if self.clock() - nth.began > SLOW_SECONDS:
                 return f"storing takes more than {SLOW_SECONDS:g} s (store or blobs are slower than callbacks come)"
         return ""
 
-    def store(self, seconds: float) -> Storing:
-        """Return what a callback is stored under, for so many seconds at most; within a task."""
-        now = self._clock()
-        if not self._looks:
-            self._looks = True
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
-        return Storing(self, now, now + seconds)
+    def watch(self) -> None:
+        """Look, from now until none is left, for callbacks that are stored for too long."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
-        now = self._clock()
-        for one in [one for one in self.storing if one.until <= now]:
-            one.stop()
-        self._looks = bool(self.storing)
-        if self._looks:
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+        self._timer, now = None, self.clock()
+        for one in self.storing:
+            if one.until <= now:
+                one.stop()
+        if self.storing:
+            self.watch()

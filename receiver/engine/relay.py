@@ -116,8 +116,8 @@ class Relay(Lanes[Claimed, Made]):
 
         Call what is returned with the event's id once it is recorded: it wakes the lanes that did not get it.
         """
-        lanes = [lane for lane in map(self._lanes.get, destinations) if lane is not None]
-        claims = [(lane, lane.expect()) for lane in lanes]
+        known = self._lanes
+        claims = [(lane, lane.expect()) for name in destinations if (lane := known.get(name)) is not None]
 
         def recorded(event_id: str) -> None:
             for lane, claim in claims:

@@ -11,6 +11,7 @@ import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -203,7 +204,7 @@ class DeepgramProvider(Adapter):
         if self._dg_tokens and (place := self._check_dg_token(dg_token)):
             secret = secret or place
             proofs.add("dg-token")
-        held, (media_type, _) = self._held(proofs), head.media_type()
+        held, (media_type, _) = self._held(proofs), head.media_type
         is_document = is_json_type(media_type) or media_type.startswith("text/")
         return Admission(
             head=head,
@@ -301,7 +302,7 @@ class DeepgramProvider(Adapter):
         return heard_words(document)
 
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
-        head, (media_type, parameters) = callback.head, callback.head.media_type()
+        head, (media_type, parameters) = callback.head, callback.head.media_type
         shown = {name: self._shown_header(name, head.all(name)[0]) for name in KEPT_HEADERS if head.all(name)}
         request_id = opaque_id(next(iter(head.all("dg-request-id")), None))
         return EventDraft(
@@ -337,7 +338,8 @@ class DeepgramProvider(Adapter):
     def _json(self, callback: VerifiedCallback) -> Payload:
         """Return a document and the bytes to keep, secrets removed; the bytes as they came where none were in it."""
         document, kept = self._load(callback.body)
-        if without_secrets(document):
+        # A name that is not in the bytes can only be in them with an escape.
+        if (_ECHO.encode() in kept or b"\\" in kept) and without_secrets(document):
             kept = encode(document)
         redactor = self._redactor if is_failure(document) else self._echo_redactor
         return Payload(callback, *self._without_secrets(document, kept, redactor))
@@ -357,7 +359,7 @@ def body_kind(head: Head, prefix: bytes, claims: TokenClaims | None) -> BodyKind
     Audio under any type is audio; JSON under any type is JSON, since Deepgram's errors may come on the audio path.
     Raises `MalformedCallback` for a type that is neither audio nor text, unless bytes or token speak for audio.
     """
-    (media_type, _), requested = head.media_type(), _requested_format(claims)
+    (media_type, _), requested = head.media_type, _requested_format(claims)
     if toolkit.magic(media_type, prefix, requested):
         return "audio"
     if is_json_type(media_type) or looks_like_json(prefix):
@@ -438,7 +440,7 @@ def is_failure(document: Document) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Payload:
     """A document of Deepgram's, and the proved callback that brought it."""
 
@@ -477,7 +479,7 @@ class Payload:
             **parts,
         )
 
-    @property
+    @cached_property
     def _metadata(self) -> Document:
         """The metadata; text intelligence nests it twice in the API description, once in the docs."""
         outer = table(self.document, "metadata")
@@ -500,15 +502,20 @@ class Payload:
         return self._draft(f"{family}.completed", key, request_id, transcript=transcript)
 
     def _transcript(self, channels: list[Any]) -> TranscriptDraft:
-        channels_heard = [channel for channel in channels if isinstance(channel, dict)]
-        best = [_first_alternative(channel) for channel in channels_heard]
-        shares = [share for one in best if (share := number(one, "confidence")) is not None]
-        languages = (text(channel, "detected_language", 50) for channel in channels_heard)
+        said, shares, language = [], [], None
+        for channel in channels:
+            if isinstance(channel, dict):
+                best = _first_alternative(channel)
+                if words := _words(best):
+                    said.append(words)
+                if (share := number(best, "confidence")) is not None:
+                    shares.append(share)
+                language = language or text(channel, "detected_language", 50)
         count = number(self._metadata, "channels")
         return TranscriptDraft(
-            text="\n".join(words for one in best if (words := _words(one))),
+            text="\n".join(said),
             confidence=sum(shares) / len(shares) if shares else None,
-            language=next(filter(None, languages), None),
+            language=language,
             duration_seconds=number(self._metadata, "duration"),
             channels=int(count) if count else len(channels) or None,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder
+from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder, Storing
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
 
@@ -191,8 +191,8 @@ async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(
     async with running(tmp_path) as up:
         load = up.receiver.intake.load
         now = [0.0]
-        load._clock = lambda: now[0]
-        storing = [load.store(60) for _ in range(ALWAYS_STORED)]
+        load.clock = lambda: now[0]
+        storing = [Storing(load, 60) for _ in range(ALWAYS_STORED)]
         for one in storing:
             one.__enter__()
         sent = speech("early")
@@ -213,10 +213,10 @@ async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(
 async def test_one_that_hangs_is_no_sign_of_overload() -> None:
     now = [0.0]
     load = LoadShedder(1000, lambda: now[0])
-    load.store(60).__enter__()
+    Storing(load, 60).__enter__()
     now[0] = 5.0
     for _ in range(ALWAYS_STORED):
-        load.store(60).__enter__()
+        Storing(load, 60).__enter__()
     assert load.refusal() == ""
     now[0] += SLOW_SECONDS + 0.1
     assert "slower than callbacks come" in load.refusal()

@@ -85,7 +85,7 @@ class Request:
     @cached_property
     def parts(self) -> Sequence[Part]:
         """The parts of a multipart body."""
-        return parts_of(self.body, self.head.media_type()[1].get("boundary", ""))
+        return parts_of(self.body, self.head.media_type[1].get("boundary", ""))
 
     @cached_property
     def form(self) -> Elements:

@@ -126,7 +126,7 @@ def _writes(
     """Return the method that has the writer do an operation for one request."""
 
     async def write(store: Store, request: Q) -> R:
-        return await store.write(operation, request)
+        return await store.enqueue(operation, request)
 
     return write
 
@@ -298,10 +298,8 @@ class Store:
         Queued by the call itself, not by waiting for it: what is recorded right after it comes in the same transaction, and
         is seen.
         """
-        if self._writer is None:
-            raise StoreUnavailable("the store is not open")
         request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until, rules)
-        return self._writer.submit(DELIVERIES.claim, request)
+        return self.enqueue(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
@@ -506,9 +504,13 @@ class Store:
 
     async def write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
         """Have the writer do an operation for one request; return its result after the commit."""
+        return await self.enqueue(operation, request)
+
+    def enqueue(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> Awaitable[R]:
+        """Queue an operation for the next transaction; its result comes after the commit. Raises `StoreUnavailable`."""
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
-        return await self._writer.submit(operation, request)
+        return self._writer.submit(operation, request)
 
     async def read(self, function: Callable[[Session, Unpack[Parts]], R], *args: *Parts) -> R:
         """Call a function in the thread that reads; return its result."""

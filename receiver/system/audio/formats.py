@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from receiver.core.callback import Body
@@ -105,8 +106,12 @@ def beginning(body: Body) -> bytes:
         return file.read(len(prefix))
 
 
+@lru_cache(maxsize=16)
 def sniff(prefix: bytes) -> Format | None:
-    """Return the format that the first bytes (4096 are plenty) show, None when they show none."""
+    """Return the format that the first bytes (4096 are plenty) show, None when they show none.
+
+    A callback's body is asked about several times: by what proves it, by what names its type, and by what reads its length.
+    """
     if match := _MAGIC.match(prefix):
         return _FORMATS[(match.lastindex or 1) - 1]
     if size := id3_size(prefix):
