@@ -372,6 +372,11 @@ class PlacedEvent(NamedTuple):
     event: Event
 
 
+def again_key(event_id: str, reading: str = "") -> str:
+    """Return the idempotency key of an event's callback that was read again; without the reading, what all of them begin with."""
+    return f"again:{event_id}:{reading}"
+
+
 class EventSearch(Struct, frozen=True, kw_only=True):
     """Which events to list in the order of recording.
 

@@ -74,6 +74,8 @@ class Walk(StrEnum):
     TOKENS = "tokens"
     """What short callback tokens stand for that have expired."""
     SUBMISSIONS = "submissions"
+    OPERATIONS = "operations"
+    """Bulk operations that are done, stopped, or were never run."""
     REJECTED_REQUESTS = "rejected_requests"
     """Requests that were refused, kept whole to be verified again."""
 
@@ -110,6 +112,9 @@ class SubjectKind(StrEnum):
     """All events and pickups with this ref, and those of the same jobs that have none."""
     JOB = "job"
     EVENT = "event"
+    """One event, and what was made of its callback when that was read again."""
+    JOB_OF_REF = "job_of_ref"
+    """A job of one source that had callbacks with an erased ref: those of it that have none. Nobody asks for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +208,8 @@ class Erasure:
     limit: int = 200
     journaled: tuple[CallbackKeys, ...] = ()
     """Callbacks in a journal that go with this batch: they must not be recorded when they are sent again."""
+    of_jobs: tuple[str, ...] = ()
+    """Digests of the jobs whose callbacks without a ref go with the subject: by them, other processes find these in their journals."""
     noted: bool = False
     """Whether there is a tombstone also where nothing was found: by it, other processes drop what their journals have."""
 

@@ -102,6 +102,7 @@ async def drop_erased(
         (SubjectKind.REF, draft.ref, None),
         (SubjectKind.JOB, draft.job_id, None),
         (SubjectKind.JOB, draft.job_id, source),
+        (SubjectKind.JOB_OF_REF, draft.job_id if draft.ref is None else None, source),
     )
     subjects = [Subject(kind=kind, key=key, source=of) for kind, key, of in named if key is not None]
     for digest in (subject.digest(secret) for subject in subjects for secret in secrets):
@@ -117,7 +118,7 @@ async def drop_erased(
                 await store.erase(
                     Erasure(
                         subject=Subject(kind=SubjectKind.EVENT, key=keys.event_id),
-                        tombstone_id=stone.id,
+                        tombstone_id=stone.id.partition(".")[0],
                         digest=stone.digest,
                         now=stone.erased_at,
                         journaled=(keys,),
@@ -168,7 +169,8 @@ class Eraser:
         journaled = found.journaled
         while True:
             # Objects go first: if that fails, their events still name them, and the erasure can be repeated.
-            gone = (await self._store.traces(subject, limit=_BATCH)).blob_keys
+            before = await self._store.traces(subject, limit=_BATCH)
+            gone = before.blob_keys
             await self._delete(gone)
             erased = await self._store.erase(
                 Erasure(
@@ -178,6 +180,7 @@ class Eraser:
                     now=now,
                     limit=_BATCH,
                     journaled=tuple(entry.keys for entry in journaled),
+                    of_jobs=self._of_jobs(subject, before),
                     noted=not removed.tombstone,
                 )
             )
@@ -192,6 +195,12 @@ class Eraser:
             removed.add(erased.traces, erased.blob_keys, dropped)
             if not erased.traces and not again:
                 return removed
+
+    def _of_jobs(self, subject: Subject, traces: Traces) -> tuple[str, ...]:
+        if subject.kind is not SubjectKind.REF:
+            return ()
+        jobs = (Subject(kind=SubjectKind.JOB_OF_REF, key=job, source=of) for of, job in traces.jobs)
+        return tuple(job.digest(self._secrets[-1]) for job in jobs)
 
     async def erased_before(self, subject: Subject) -> int | None:
         """Return when a subject was last erased, None when it never was."""
@@ -250,5 +259,5 @@ def _is_of(subject: Subject, traces: Traces, source: str, draft: EventDraft) -> 
             return draft.ref == subject.key or (draft.ref is None and (source, draft.job_id) in traces.jobs)
         case SubjectKind.JOB:
             return draft.job_id == subject.key and subject.source in (None, source)
-        case SubjectKind.EVENT:
+        case SubjectKind.EVENT | SubjectKind.JOB_OF_REF:
             return False

@@ -225,6 +225,7 @@ class Janitor:
             (Walk.KEYS, KEYS_SECONDS),
             (Walk.TOKENS, 0),
             (Walk.SUBMISSIONS, events),
+            (Walk.OPERATIONS, events),
             (Walk.REJECTED_REQUESTS, REQUESTS_SECONDS),
         ]
         return {

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from receiver.core import event_json
 from receiver.core.callback import Arrival, Head, MemoryBody, TokenClaims, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, MalformedCallback, NotFound, UsageError
-from receiver.core.event import Callback, Event, EventDraft, Recorded, RecordStatus
+from receiver.core.event import Callback, Event, EventDraft, Recorded, RecordStatus, again_key
 from receiver.core.explain import PARKED
 from receiver.core.scope import scope, scoped
 from receiver.engine.recorder import ASKED, Recorder
@@ -70,7 +70,7 @@ class Renormalizer:
         read = _read(draft, event, provider.provider)
         if read is None:
             return None
-        key = f"again:{event.id}:{hashlib.sha256(read).hexdigest()[:16]}"
+        key = again_key(event.id, hashlib.sha256(read).hexdigest()[:16])
         draft = replace(
             scoped(scope(callback), draft), idempotency_key=key, second_key=None, replaces=event.id
         )

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from receiver.core.bulk import Batch, BulkKind, BulkOperation, BulkState, Selection
 from receiver.core.errors import NotFound
 from receiver.core.observe import Observers
+from receiver.core.retention import Prune, Walk
 from receiver.core.routing import Route, Router
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine import bulk
@@ -154,6 +155,15 @@ class BulkSuite:
         assert await store.operation(second.id) == second
         with pytest.raises(NotFound):
             await store.operation("op_nothing")
+
+    async def test_what_is_done_is_forgotten_in_time_and_what_runs_is_not(self, store: Store) -> None:
+        await deaths(store, 2)
+        done, running = await planned(store), await planned(store)
+        await carry_on(store, done.operation)
+        await store.change_operation(running.operation.id, running=True, now=NOW)
+        for before, gone in ((NOW + 10, 0), (NOW + 11, 1), (NOW + 99, 0)):
+            assert (await store.prune(Prune(walk=Walk.OPERATIONS, before=before))).count == gone
+        assert [one.id for one in await store.operations(None, 9)] == [running.operation.id]
 
     async def test_where_nothing_fits_nothing_is_written(self, store: Store) -> None:
         assert (await planned(store)).operation.total == 0

@@ -142,8 +142,9 @@ async def test_a_subject_is_counted_then_erased(up: Running) -> None:
     assert "one subject" in (await post(up, "erasures", {}, status=422))["detail"]
 
 
+@pytest.mark.parametrize("subject", [{"job_id": "gone"}, {"ref": "order-7"}], ids=["job", "ref"])
 async def test_an_erasure_reaches_the_journal_of_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: dict[str, str]
 ) -> None:
     """What came before it is dropped and stays away, what comes after it is recorded."""
     common = f'tokens.secrets = ["a-secret-that-both-of-them-have"]\nstore.url = "sqlite:///{tmp_path}/receiver.db"\n'
@@ -167,9 +168,11 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
                 assert answer.status_code == 503
 
         asked.client.headers["authorization"] = f"Bearer {TOKEN}"
-        await journaled("gone")
-        erased = await post(asked, "erasures", {"job_id": "gone"})
-        assert (erased["journal_entries"], erased["events"]) == (0, 0)
+        url = f"/callbacks/deepgram/{asked.receiver.tokens.issue('deepgram', ref='order-7')}"
+        first = await asked.client.post(url, headers=sent.headers, content=sent.body)
+        await journaled("gone")  # the same job's, without the ref
+        erased = await post(asked, "erasures", subject)
+        assert (erased["journal_entries"], erased["events"]) == (0, 1), first.text
         await intake.drain()
         again = await taking.client.post(sent.path, headers=sent.headers, content=sent.body)
         assert again.json()["status"] == "duplicate"

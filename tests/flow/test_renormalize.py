@@ -13,9 +13,10 @@ from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft, Recorded
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from tests.support.running import Running, api_token, running, settings_text
-from tests.support.senders import Sent, speech, transcript
+from tests.support.senders import Sent, deapi, speech, transcript
 
 TOKEN = "a-token-of-some-length"
+RESULT = "https://results.example.com/first.mp3"
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ async def post(up: Running, path: str, body: Any = None, status: int = 200) -> A
     return answer.json()
 
 
-async def parked(up: Running, name: str, path: str = "") -> str:
-    """Send a callback to a version that does not understand it."""
+async def parked(up: Running, sent: Sent | str, path: str = "") -> str:
+    """Send a callback to a version that does not understand it; a transcript, where it is only named."""
 
     def malformed(callback: VerifiedCallback) -> EventDraft:
         raise MalformedCallback("this version does not know it")
@@ -48,7 +49,7 @@ async def parked(up: Running, name: str, path: str = "") -> str:
     with pytest.MonkeyPatch.context() as older:
         for provider in up.receiver.ports.providers.values():
             older.setattr(provider, "normalize", malformed)
-        return await taken(up, transcript(name), path)
+        return await taken(up, transcript(sent) if isinstance(sent, str) else sent, path)
 
 
 async def test_a_parked_callback_that_is_understood_now_becomes_an_event_once(up: Running) -> None:
@@ -112,22 +113,39 @@ async def test_a_bug_that_one_callback_meets_does_not_stop_the_others(
     assert good
 
 
+@pytest.mark.parametrize(
+    "sent", [transcript("first"), deapi("first", result_url=RESULT)], ids=["transcript", "fetched"]
+)
 async def test_what_is_erased_while_it_is_read_again_does_not_come_back(
-    up: Running, monkeypatch: pytest.MonkeyPatch
+    up: Running, monkeypatch: pytest.MonkeyPatch, sent: Sent
 ) -> None:
-    token = up.receiver.tokens.issue("deepgram", ref="order-7")
-    old = await parked(up, "first", f"/callbacks/deepgram/{token}")
+    old = await parked(up, sent)
     recorder = up.receiver.renormalizer._recorder
     record = recorder.record
 
     async def erased(*args: Any) -> Recorded:
-        subject = Subject(kind=SubjectKind.REF, key="order-7")
+        subject = Subject(kind=SubjectKind.EVENT, key=old)
         await up.receiver.store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=1))
         return await record(*args)
 
     monkeypatch.setattr(recorder, "record", erased)
     assert "erased" in (await post(up, f"events/{old}/renormalize", status=404))["detail"]
-    assert (await up.client.get("/api/v1/events")).json()["items"] == []
+    for listed in ("events", "pickups"):
+        assert (await up.client.get(f"/api/v1/{listed}")).json()["items"] == []
+
+
+async def test_an_erased_event_takes_with_it_what_was_read_from_its_callback(up: Running) -> None:
+    for sent, found in (
+        (transcript("text"), {"events": 2, "callbacks": 2, "pickups": 0}),
+        (deapi("sound", result_url=RESULT), {"events": 1, "callbacks": 2, "pickups": 1}),
+    ):
+        old = await parked(up, sent)
+        made = await post(up, f"events/{old}/renormalize")
+        assert made["event_id"]
+        erased = await post(up, "erasures", {"event_id": old})
+        assert {name: erased[name] for name in found} == found
+    for listed in ("events", "pickups"):
+        assert (await up.client.get(f"/api/v1/{listed}")).json()["items"] == []
 
 
 async def test_what_is_not_kept_any_more_cannot_be_read_again(tmp_path: Path) -> None:

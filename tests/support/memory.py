@@ -965,8 +965,14 @@ class MemoryStore(Store):
         before = request.before
         if request.walk in (Walk.TOKENS, Walk.SUBMISSIONS):  # it keeps none
             return []
-        if request.walk in (Walk.DEAD_LETTERS, Walk.KEYS, Walk.REJECTED_REQUESTS):
-            ages = {Walk.DEAD_LETTERS: self._dead, Walk.KEYS: self._keys}.get(request.walk, self._requests)()
+        listed = {
+            Walk.DEAD_LETTERS: self._dead,
+            Walk.KEYS: self._keys,
+            Walk.REJECTED_REQUESTS: self._requests,
+            Walk.OPERATIONS: self._idle_operations,
+        }
+        if request.walk in listed:
+            ages = listed[request.walk]()
             old = sorted((at, one) for one, at in ages if at < before)
             return [(one, True) for _, one in old[: request.limit]]
         rows: dict[Walk, tuple[str, Iterable[str], Callable[[str], bool]]] = {
@@ -990,6 +996,9 @@ class MemoryStore(Store):
 
     def _requests(self) -> list[tuple[str, int]]:
         return [(one.id, one.at) for _, _, one in self._rejections if one.request_kept]
+
+    def _idle_operations(self) -> list[tuple[str, int]]:
+        return [(one.id, one.updated_at) for one in self._operations.values() if one.due_at is None]
 
     def _with_body(self) -> list[str]:
         return [one for one, (row, _) in self._callbacks.items() if row.body is not None]
@@ -1063,6 +1072,8 @@ class MemoryStore(Store):
                 del self._callbacks[one]
             case Walk.PICKUPS:
                 del self._pickups[one], self._pickup_attempts[one]
+            case Walk.OPERATIONS:
+                del self._operations[one]
             case Walk.REJECTED_REQUESTS:
                 self._forget_request(one)
         return 1, None

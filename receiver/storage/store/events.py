@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import astuple
@@ -42,6 +43,8 @@ from receiver.storage.store.bodies import difference, whole
 from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Conditions, Listing, page
 from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
 
+R = TypeVar("R")
+
 # ---------------------------------------------------------------- recorded
 
 
@@ -55,16 +58,25 @@ def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
     With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
     is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
     """
-    replaced = {one.replaces for one in recordings if one.replaces is not None}
-    if not replaced:
-        return _record(session, recordings)
-    there = {row[0] for row in session.run_rows("known_events", [(one,) for one in sorted(replaced)])}
-    results = iter(_record(session, [one for one in recordings if one.replaces in {None, *there}]))
+    return unless_gone(session, [one.replaces for one in recordings], recordings, _record)
+
+
+def unless_gone(
+    session: Session,
+    replaced: Sequence[str | None],
+    requests: Sequence[R],
+    write: Callable[[Session, Sequence[R]], list[Recorded]],
+) -> list[Recorded]:
+    """Write requests, but nothing of one that replaces an event that is gone: that was erased meanwhile."""
+    wanted = sorted({one for one in replaced if one is not None})
+    if not wanted:
+        return write(session, requests)
+    there = {None, *(row[0] for row in session.run_rows("lock_events", [(one,) for one in wanted]))}
+    fitting = [request for request, one in zip(requests, replaced, strict=True) if one in there]
+    results = iter(write(session, fitting) if fitting else ())
     return [
-        Recorded(status=RecordStatus.GONE, event_id=one.replaces)
-        if one.replaces is not None and one.replaces not in there
-        else next(results)
-        for one in recordings
+        Recorded(status=RecordStatus.GONE, event_id=one) if one and one not in there else next(results)
+        for one in replaced
     ]
 
 

@@ -35,6 +35,7 @@ from receiver.storage.store.events import (
     first_event,
     record,
     resolve,
+    unless_gone,
     write_callbacks,
     write_events,
 )
@@ -81,8 +82,13 @@ def defer(session: Session, deferrals: Sequence[Deferral]) -> list[Recorded]:
     A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key exists already and is not
     `gone`, no other is made: the callback gets that one's event, and unless it is `collected` it takes over target, draft,
     a missing job id and a later deadline, and is `pending`, due at once: an attempt under way knows nothing of them, so its
-    claim ends. `answered` does as in `record`.
+    claim ends. `answered` does as in `record`, and so does a draft that replaces an event.
     """
+    drafts = [one.pickup.draft for one in deferrals]
+    return unless_gone(session, [draft.replaces if draft else None for draft in drafts], deferrals, _deferred)
+
+
+def _deferred(session: Session, deferrals: Sequence[Deferral]) -> list[Recorded]:
     by_number: dict[int, Recorded] = {}
     for batch in partition(deferrals, lambda deferral: _identity(deferral.pickup)):
         by_number |= _defer(session, batch)

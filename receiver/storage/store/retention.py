@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Sized
 
-from receiver.core.event import CallbackRow, id_beside, moment
+from receiver.core.event import CallbackRow, again_key, id_beside, moment
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -118,6 +118,7 @@ _WALKS: Mapping[Walk, _Walk] = {
     Walk.KEYS: ("old_keys", None, _rows("forget_callbacks")),
     Walk.TOKENS: ("old_tokens", None, _rows("forget_tokens")),
     Walk.SUBMISSIONS: ("old_submissions", "sub", _rows("forget_submissions")),
+    Walk.OPERATIONS: ("old_operations", None, _rows("forget_operations")),
     Walk.REJECTED_REQUESTS: ("old_rejected_requests", None, _rows("forget_rejected_requests")),
 }
 """For each walk: the statement that looks, the prefix of the ids it goes along (None: all that it finds may go), and what
@@ -145,6 +146,7 @@ def traces(session: Session, subject: Subject, limit: int) -> Traces:
             condition = "job_id = :job_id AND source = :source AND ref IS NULL"
             events |= _by_id(session.run("list_events", params, condition))
             pickups |= _by_id(session.run("list_pickups", params, condition))
+    _add_read_again(session, events, pickups, limit)
     names = {subject.key, *(job_id for _, job_id in jobs)}
     ref = subject.key if subject.kind is SubjectKind.REF else None
     links = Counter(row[10] for row in events.values() if row[10] is not None)
@@ -201,6 +203,19 @@ def _of_event(session: Session, event_id: str, limit: int) -> tuple[_Rows, _Rows
     return events, pickups
 
 
+def _add_read_again(session: Session, events: _Rows, pickups: _Rows, limit: int) -> None:
+    """Add what was made of these events' callbacks when they were read again, and of that in its turn."""
+    new = events
+    while new:
+        keys = [(row[2], again_key(event_id), again_key(event_id, "~")) for event_id, row in new.items()]
+        made = {row[0] for row in session.run_rows("read_again", keys)} - events.keys()
+        found = [_of_event(session, event_id, limit) for event_id in sorted(made)]
+        new = {event_id: row for some, _ in found for event_id, row in some.items()}
+        events |= new
+        for _, some in found:
+            pickups |= some
+
+
 def _callbacks(session: Session, events: _Rows, pickups: _Rows) -> dict[str, CallbackKeys]:
     """Return the callbacks that lead to these events, or that these pickups were made by."""
     rows: _Rows = {}
@@ -237,9 +252,16 @@ def erase(session: Session, request: Erasure) -> Erased:
         removed: list[Sized] = [
             gone, callbacks, deliveries, traced.pickup_ids, freed, request.journaled,
         ]  # fmt: skip
-        row = (request.tombstone_id, request.subject.kind, request.digest, request.now)
-        session.run_rows("add_tombstone", [(*row, *map(len, removed))])
+        named: tuple[Value, ...] = (request.tombstone_id, request.subject.kind, request.digest, request.now)
+        session.run_rows("add_tombstone", [(*named, *map(len, removed)), *_of_jobs(request)])
     return Erased(traces=traced, blob_keys=freed)
+
+
+def _of_jobs(request: Erasure) -> list[tuple[Value, ...]]:
+    return [
+        (f"{request.tombstone_id}.{one}", SubjectKind.JOB_OF_REF, one, request.now, 0, 0, 0, 0, 0, 0)
+        for one in request.of_jobs
+    ]
 
 
 def _end_pickups(session: Session, ids: Sequence[str], request: Erasure) -> None:
@@ -276,6 +298,7 @@ def _keep_keys(session: Session, callbacks: Sequence[CallbackKeys], now: int) ->
 
 
 def tombstones(session: Session, digest: str | None, limit: int) -> list[Tombstone]:
-    """Return tombstones, newest first; those of one digest, or all."""
-    rows = listed(session, "list_tombstones", {"digest = :digest": digest}, limit)
+    """Return tombstones, newest first; those of one digest, or all that a person asked for."""
+    asked_for = "TRUE" if digest else f"kind <> '{SubjectKind.JOB_OF_REF}'"
+    rows = listed(session, "list_tombstones", {"digest = :digest": digest}, limit, asked_for)
     return [value_of(Tombstone, row) for row in rows]

@@ -38,6 +38,14 @@ FROM callbacks
 WHERE source = :source AND idempotency_key >= :first AND idempotency_key < :beyond
 LIMIT 1
 
+-- name: read_again
+-- The events that were made of these events' callbacks when they were read again, or will be once their result is there.
+WITH wanted {rows: source, first, beyond}
+SELECT callbacks.event_id
+FROM wanted
+JOIN callbacks ON callbacks.source = wanted.source
+    AND callbacks.idempotency_key >= wanted.first AND callbacks.idempotency_key < wanted.beyond
+
 -- name: callback_body
 -- The body kept with the callback behind an event. Both have one millisecond, which bounds the search by id.
 SELECT c.body, c.differs, e.data
@@ -528,6 +536,14 @@ SELECT source, ref, format, expires_at, expect_by, issued_at
 FROM callback_tokens
 WHERE id = :id
 
+-- name: old_operations
+-- Operations that nothing carries on; all of them go.
+SELECT id, FALSE
+FROM operations
+WHERE updated_at < :before AND due_at IS NULL
+ORDER BY updated_at, id
+LIMIT :limit
+
 -- name: old_tokens
 -- Short tokens that have expired; all of them go.
 SELECT id, FALSE
@@ -1016,6 +1032,7 @@ LIMIT :limit
 -- with: tokens          | callback_tokens | id          |                    | id
 -- with: submissions     | submissions     | id          | AND state <> 'open' | id
 -- with: rejected_requests | rejected_requests | id      |                    | id
+-- with: operations      | operations      | id          | AND due_at IS NULL | id
 
 -- name: forget_{what}
 -- Removes rows, and checks again whether they may go: another process may have begun one anew meanwhile.
