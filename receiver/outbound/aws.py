@@ -1,4 +1,4 @@
-"""Signed calls to services of AWS by the client of all deliveries, with the credentials that botocore finds.
+"""The frame of destinations on AWS: signed calls by the client of all deliveries, with the credentials that botocore finds.
 
 One call is one POST; botocore's own client would take a thread and a millisecond of processor time for each.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import abstractmethod
 from asyncio import Lock, wrap_future
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -16,30 +16,28 @@ import msgspec
 from pydantic import field_validator
 
 from receiver.core.errors import ConfigError
-from receiver.core.message import About
 from receiver.core.redaction import Redactor
 from receiver.core.urls import http_url
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import USER_AGENT, Egress, Failure
 from receiver.outbound.guard import ANYWHERE
 from receiver.outbound.proxy import ProxyUrl
-from receiver.outbound.queues import TOO_LARGE
+from receiver.outbound.queues import TOO_LARGE, Message, Queue, too_large
 from receiver.settings.model import DestinationSettings, Section
 from receiver.system.aws_signature import Signature
 from receiver.system.http1 import Reply
 from receiver.system.threads import NoThread, Threads
 
-Refusal = tuple[str, str]
-"""A code of AWS, and its words."""
-
 _THROTTLED = re.compile("Throttl|TooManyRequests|RequestLimit|OverLimit|SlowDown")
 _OVER_LIMIT = re.compile("must be shorter than|too long|over the limit")
 _OF_THE_EVENT = re.compile(
-    "Invalid(MessageContents|Parameter.*)|MessageAttributesInvalid|Malformed.*|ValidationException"
+    "(^|#)(Invalid(MessageContents|Parameter.*)|MessageAttributesInvalid|Malformed.*|ValidationException)$"
 )
 """Codes of refusals that are about the one message."""
 _ABSENT = re.compile("NotFound|NonExistent|DoesNotExist")
-_IN_XML = re.compile(rb"<(Code|Message)>([^<]*)</")
+_CODE = re.compile(rb'<Code>([^<]*)<|"(?:__type|ErrorCode)" *: *"([^"]*)"')
+_WORDS = re.compile(rb'<Message>([^<]*)<|"(?:[Mm]essage|ErrorMessage)" *: *"([^"]*)"')
+"""The code and the words of an error, which is XML or JSON by the service."""
 _GROUP = re.compile("[!-~]{1,128}")
 
 
@@ -61,22 +59,36 @@ class AwsSettings(Section):
         return value
 
 
-class AwsService:
-    """One service in one region, as a destination calls it."""
+class Aws(Queue):
+    """One queue, topic or bus of a service of AWS in one region."""
 
-    def __init__(
-        self, settings: DestinationSettings, options: AwsSettings, service: str, region: str | None
-    ) -> None:
-        """`region` is what an ARN or URL names. Raises `ConfigError` when nothing names one."""
+    needs = ("botocore", "aws")
+    service: ClassVar[str]
+    content_type: ClassVar[str]
+    target: ClassVar[str]
+    """The service's name in calls with JSON."""
+    actions: ClassVar[tuple[str, str]]
+    """What sends a message, and what asks about the place that it goes to."""
+    limit: ClassVar[int]
+    """Bytes of a message."""
+    taken: ClassVar[bytes]
+    """What the answer has when the message was taken."""
+
+    def __init__(self, settings: DestinationSettings) -> None:
+        """Raises `ConfigError` when nothing names the region."""
+        super().__init__(settings)
+        options = self._options
+        region, address = self._place()
         region = options.region or region
         if not region:
             raise ConfigError(
                 f'destinations.{settings.name}.region: is missing; write region = "eu-central-1"'
             )
         suffix = ".cn" if region.startswith("cn-") else ""
-        url = (options.endpoint_url or f"https://{service}.{region}.amazonaws.com{suffix}").rstrip("/") + "/"
+        address = options.endpoint_url or address or f"https://{self.service}.{region}.amazonaws.com{suffix}"
+        url = address.rstrip("/") + "/"
         self._host, self._path = urlsplit(url)[1:3]
-        self._signature = Signature(region, service)
+        self._signature = Signature(region, self.service)
         self._egress = Egress(
             timeout_seconds=settings.timeout_seconds,
             connections=settings.concurrency,
@@ -92,6 +104,28 @@ class AwsService:
         self._threads = Threads(1, "aws-credentials")
         self._redactor = Redactor(())
 
+    @abstractmethod
+    def _place(self) -> tuple[str | None, str | None]:
+        """Return the region and the address that the settings name beside `region` and `endpoint_url`."""
+
+    @abstractmethod
+    def _fields(self, message: Message) -> dict[str, Any]:
+        """Return what the call says that sends a message."""
+
+    @abstractmethod
+    def _probes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what the call says that asks, and one with a message that has to be refused for what it says."""
+
+    def _size(self, message: Message) -> int:
+        """Return the bytes that SQS and SNS count: the body, and of each attribute name, type and value."""
+        labels = message.labels.items()
+        return len(message.body) + sum(
+            len(name) + len("String") + len(value.encode()) for name, value in labels
+        )
+
+    def _encoded(self, action: str, fields: dict[str, Any]) -> bytes:
+        return msgspec.json.encode(fields)
+
     async def open(self) -> None:
         """Make ready. Raises `ConfigError` when a certificate cannot be used."""
         self._threads = Threads(1, "aws-credentials")
@@ -102,10 +136,28 @@ class AwsService:
         self._threads.close()
         await self._egress.close()
 
-    async def call(
-        self, headers: Mapping[str, str], body: bytes, refusal: Callable[[bytes], Refusal | None]
-    ) -> Outcome:
-        """Make one call; `refusal` reads what the body of a 200 says, and None is that the message was taken."""
+    async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+        """Send the same JSON without the two characters that JSON takes as they are and SQS and SNS refuse."""
+        body = body.replace(b"\xef\xbf\xbe", b"\\ufffe").replace(b"\xef\xbf\xbf", b"\\uffff")
+        return await super().send(event_id, body, timestamp=timestamp)
+
+    async def _put(self, message: Message) -> Outcome:
+        over = too_large(self._size(message), self.limit)
+        return over or await self._call(self.actions[0], self._fields(message))
+
+    async def probe(self) -> str | None:
+        """Ask whether it is there, and whether messages may be sent to it, by one that has to be refused for what it says.
+
+        What may not be asked about may be there.
+        """
+        question, wrong = self._probes()
+        outcome = await self._call(self.actions[1], question)
+        if _ABSENT.search(outcome.detail):
+            return outcome.detail
+        outcome = await self._call(self.actions[0], wrong)
+        return None if outcome.status == 400 or outcome.kind is OutcomeKind.DELIVERED else outcome.detail
+
+    async def _call(self, action: str, fields: dict[str, Any]) -> Outcome:
         try:
             credentials = await self._credentials()
         except NoThread:
@@ -118,31 +170,19 @@ class AwsService:
         if credentials is None:
             detail = "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
             return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
-        named = {"host": self._host, **headers}
+        body, named = self._encoded(action, fields), {"host": self._host, "content-type": self.content_type}
+        if self.target:
+            named["x-amz-target"] = f"{self.target}.{action}"
         digest = hashlib.sha256(body).hexdigest()
         signed = self._signature.headers("POST", self._path, named, digest, credentials)
         del signed["host"]  # it is in the prepared request
         reply = await self._egress.post(self._request, signed, body)
         if isinstance(reply, Failure):
             return Outcome(kind=reply.kind, detail=reply.detail)
-        refused = refusal(reply.body) if reply.status == 200 else _refusal(reply)
         kept = self._redactor.clean_start(reply.body)
-        if refused is None:
+        if reply.status == 200 and self.taken in reply.body:
             return Outcome(kind=OutcomeKind.DELIVERED, status=reply.status, response=kept)
-        return _refused(refused, reply.status, kept)
-
-    async def probe(
-        self, headers: Mapping[str, str], body: bytes, refusal: Callable[[bytes], Refusal | None]
-    ) -> str | None:
-        """Send a message that has to be refused for what it says; return what else is in the way of any message."""
-        outcome = await self.call(headers, body, refusal)
-        for_what_it_says = outcome.status == 400
-        return None if for_what_it_says or outcome.kind is OutcomeKind.DELIVERED else outcome.detail
-
-    async def absent(self, headers: Mapping[str, str], question: bytes) -> str | None:
-        """Ask about what messages are sent to; return the answer when it is not there. What may not be asked may be there."""
-        outcome = await self.call(headers, question, lambda _: None)
-        return outcome.detail if _ABSENT.search(outcome.detail) else None
+        return _refused(reply, kept)
 
     async def _credentials(self) -> Any:
         """Return credentials that may be signed with, renewed in time; None when there are none."""
@@ -160,70 +200,31 @@ class AwsService:
         return found, None if found is None else found.get_frozen_credentials()
 
 
-class OnAws:
-    """What destinations on AWS do alike."""
-
-    needs: ClassVar[tuple[str, str] | None] = ("botocore", "aws")
-    _service: AwsService
-
-    async def open(self) -> None:
-        """Make ready. Raises `ConfigError` when a certificate cannot be used."""
-        await self._service.open()
-
-    async def close(self) -> None:
-        """Let go of connections."""
-        await self._service.close()
-
-
-def fifo(name: str, event: About, event_id: str) -> dict[str, str]:
+def fifo(name: str, job_id: str | None, message_id: str) -> dict[str, str]:
     """Return what a message to a FIFO queue or topic needs: the events of one job in order, each event once."""
     if not name.endswith(".fifo"):
         return {}
-    group = event.job_id or event_id
+    group = job_id or message_id
     if not _GROUP.fullmatch(group):
         group = hashlib.sha256(group.encode()).hexdigest()
-    return {"MessageGroupId": group, "MessageDeduplicationId": event_id}
+    return {"MessageGroupId": group, "MessageDeduplicationId": message_id}
 
 
-def plain(body: bytes) -> bytes:
-    """Return the same JSON without the two characters that JSON takes as they are and SQS refuses."""
-    return body.replace(b"\xef\xbf\xbe", b"\\ufffe").replace(b"\xef\xbf\xbf", b"\\uffff")
-
-
-def weight(body: bytes, labels: Mapping[str, str]) -> int:
-    """Return the bytes that SQS and SNS count: the body, and of each attribute name, type and value."""
-    return len(body) + sum(len(name) + len("String") + len(value.encode()) for name, value in labels.items())
-
-
-class _Error(msgspec.Struct):
-    kind: str = msgspec.field(default="", name="__type")
-    message: str = ""
-    upper: str = msgspec.field(default="", name="Message")
-
-
-def _refusal(reply: Reply) -> Refusal:
-    """Return the code and the words of an error, which is JSON or XML by the service."""
-    if found := dict(_IN_XML.findall(reply.body)):
-        return found.get(b"Code", b"").decode("utf-8", "replace"), found.get(b"Message", b"").decode(
-            "utf-8", "replace"
-        )
-    try:
-        error = msgspec.json.decode(reply.body, type=_Error)
-    except ValueError:
-        return "", ""
-    return error.kind.rpartition("#")[2], error.message or error.upper
-
-
-def _refused(refusal: Refusal, status: int, response: bytes) -> Outcome:
+def _refused(reply: Reply, response: bytes) -> Outcome:
     """Return what a refusal means: AWS answers 400 to nearly all, be it the message's fault or not."""
-    code, words = refusal
-    said = f"answered {status} {code[:100]}".rstrip()
+    code, words, status = _found(_CODE, reply), _found(_WORDS, reply), reply.status
+    said = f"answered {status} {code.rpartition('#')[2][:100]}".rstrip()
     if _OVER_LIMIT.search(words):
         kind, detail = OutcomeKind.TOO_LARGE, f"{said}, the event is too large: {TOO_LARGE}"
         return Outcome(kind=kind, status=status, detail=detail, response=response)
     known = status if status >= 500 else None
     if _THROTTLED.search(code):
         known = 429
-    elif _OF_THE_EVENT.fullmatch(code):
+    elif _OF_THE_EVENT.search(code):
         known = 400
     return Outcome(kind=OutcomeKind.REFUSED, status=known, detail=said, response=response)
+
+
+def _found(pattern: re.Pattern[bytes], reply: Reply) -> str:
+    found = pattern.search(reply.body)
+    return (found[1] or found[2] or b"").decode("utf-8", "replace") if found else ""

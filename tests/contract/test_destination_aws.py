@@ -313,7 +313,7 @@ def test_a_region_and_a_host_are_read_from_urls_and_arns() -> None:
         made("sns", region=None, topic="arn:aws-cn:sns:cn-north-1:1:t"),
         made("eventbridge", region=None, bus="arn:aws:events:eu-west-3:1:event-bus/b"),
     ]
-    assert [one._service._host for one in known] == [
+    assert [one._host for one in known] == [
         "sqs.eu-west-3.amazonaws.com",
         "vpce-1.sqs.eu-west-3.vpce.amazonaws.com",
         "sns.cn-north-1.amazonaws.com.cn",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
@@ -54,6 +54,12 @@ class Kind(Destination, ABC):
         """Raises `ConfigError` when a setting cannot be used."""
         self.name = settings.name
 
+    async def open(self) -> None:
+        """Make ready to send, where there is something to make ready."""
+
+    async def close(self) -> None:
+        """Let go of connections, where there are any."""
+
     async def probe(self) -> str | None:
         """Ask the far side whether it would take events, and give it none; return what is in the way.
 
@@ -75,7 +81,15 @@ def kinds() -> Mapping[str, type[Kind]]:
     """Return every kind of destination by the name that `kind = "…"` uses. A kind is found by its module."""
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
-    return {kind.kind: kind for kind in sorted(Kind.__subclasses__(), key=lambda kind: kind.kind)}
+    return {kind.kind: kind for kind in sorted(_named(Kind.__subclasses__()), key=lambda kind: kind.kind)}
+
+
+def _named(classes: Iterable[type[Kind]]) -> Iterator[type[Kind]]:
+    """Yield those of these classes and below them that have a name: the others are frames of several kinds."""
+    for kind in classes:
+        if "kind" in vars(kind):
+            yield kind
+        yield from _named(kind.__subclasses__())
 
 
 def kind_of(settings: DestinationSettings) -> type[Kind]:

@@ -58,9 +58,6 @@ class FileDestination(Kind):
         if self._path.is_dir():
             raise ConfigError(f"destinations.{self.name}.url: {self._path} is a folder; name a file")
 
-    async def close(self) -> None:
-        """Nothing is kept open."""
-
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Append the event as one line, on disk before it counts as delivered."""
         try:

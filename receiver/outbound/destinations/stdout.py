@@ -33,12 +33,6 @@ class StdoutDestination(Kind):
         self._cut = False
         """A line was begun and not ended: the next event begins on a new one."""
 
-    async def open(self) -> None:
-        """Nothing to make ready."""
-
-    async def close(self) -> None:
-        """Standard output stays open: it is not ours alone."""
-
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Write the event as one line. A reader that takes nothing for the whole timeout is a `TIMEOUT`."""
         async with self._one:

@@ -18,7 +18,6 @@ from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.bulk import plan as planned
 from receiver.engine.destinations import act_on_destination, standings
-from receiver.settings.rotation import rotated
 from receiver.web.api import operations, replays
 from receiver.web.api.lists import filter_of
 from receiver.web.console.guard import is_inside
@@ -109,7 +108,9 @@ async def rotate(visit: Visit) -> Response:
     if not present:
         raise UsageError(f"{name} signs nothing: it has no secrets")
     fresh, until = new_webhook_secret(), now + timedelta(seconds=_OVERLAP_SECONDS)
-    return await show(visit, made=Rotated(fresh, rotated([""] * len(present), fresh, until), until))
+    present_lines = [f'  {{secret = "…", until = {until:%Y-%m-%dT%H:%M:%SZ}}},'] * len(present)
+    setting = "\n".join(["secrets = [", *present_lines, f'  "{fresh}",', "]"])
+    return await show(visit, made=Rotated(fresh, setting, until))
 
 
 # ---------------------------------------------------------------- replays and operations
