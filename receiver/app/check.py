@@ -32,7 +32,7 @@ from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
-from receiver.providers import Adapter, adapter_named, adapters
+from receiver.providers import Adapter, adapter_named, adapters, instead_of
 from receiver.settings import load
 from receiver.settings.load import own_settings
 from receiver.settings.model import (
@@ -193,10 +193,7 @@ def _sources(settings: Settings) -> Iterator[Finding]:
         where, adapter = f"sources.{name}", adapter_named(source.provider)
         if adapter is None:
             unknown = f"there is no provider {source.provider!r}"
-            near = load.did_you_mean(source.provider, adapters())
-            yield finding(
-                "E002", f"{where}.provider", unknown, near or f"write one of {', '.join(adapters())}"
-            )
+            yield finding("E002", f"{where}.provider", unknown, instead_of(source.provider))
             continue
         yield from adapter.findings(source)
         yield from _asking(where, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from receiver.core.errors import CallbackRejected, IgnoredCallback, MalformedCallback
+from receiver.core.errors import CallbackRejected, IgnoredCallback, MalformedCallback, RejectionKind
 from receiver.core.redaction import REDACTED, Redactor
 from receiver.providers.custom import CustomProvider
 
@@ -57,7 +57,10 @@ def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, st
     try:
         callback = adapter.verify(adapter.admit(head), body)
     except CallbackRejected as error:
-        return "refused", error.message, None
+        reason = error.message
+        if error.kind is RejectionKind.STALE:
+            reason += "; to try it as of the time when it came, add --at"
+        return "refused", reason, None
     try:
         return "accepted", "", _fields(adapter.normalize(callback))
     except MalformedCallback as error:

@@ -113,7 +113,7 @@ class RequestText(NamedTuple):
 
     @classmethod
     def of(cls, raw: bytes, source: str) -> RequestText:
-        """Take a request apart; line feeds alone may end its lines. Raises `UsageError`."""
+        """Take a request apart; line feeds alone may end its lines, and one may follow the body. Raises `UsageError`."""
         ending = b"\r\n" if b"\r\n" in raw.partition(b"\n\n")[0] else b"\n"
         top, _, body = raw.partition(ending * 2)
         first, *lines = top.decode("latin-1").split(ending.decode())
@@ -122,6 +122,9 @@ class RequestText(NamedTuple):
             raise UsageError(f"the file begins with a request line: POST /callbacks/{source} HTTP/1.1")
         pairs = (line.partition(":") for line in lines)
         headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
+        length = dict(headers).get("content-length", "")
+        if length.isdecimal() and body[int(length) :] in (b"\n", b"\r\n"):  # an editor ended the file so
+            body = body[: int(length)]
         return cls(words[0].upper(), words[1], headers, body)
 
 
@@ -134,7 +137,8 @@ def _head(settings: Settings, source: str, request: RequestText, now: int) -> He
     parts = path.rstrip("/").split("/")
     if parts[1:3] != ["callbacks", source]:
         raise UsageError(
-            f"the request goes to {path[:100]}, and callbacks of this source to /callbacks/{source}"
+            f"the request goes to {path[:100]}, and callbacks of this source to /callbacks/{source}: "
+            "correct the first line of the file"
         )
     return Head(
         source=source,

@@ -193,7 +193,7 @@ class Adapter:
         try:
             options = own_settings(cls.Settings, settings)
         except SettingsError as error:
-            code, fix = next(iter(cls.codes)), "correct the setting; see docs/configuration.md"
+            code, fix = next(iter(cls.codes)), f"correct the setting; see {cls.Settings.manual}"
             return [
                 Finding(code, problem.where, problem.message, problem.fix or fix)
                 for problem in error.problems
@@ -400,6 +400,17 @@ def adapter_of(source: SourceSettings) -> type[Adapter]:
     """Return the adapter of a source's provider. Raises `ConfigError` when there is no such provider."""
     found = adapter_named(source.provider)
     if found is None:
-        message = f"there is no provider {source.provider!r}; write one of {', '.join(adapters())}"
+        message = f"there is no provider {source.provider!r}; {instead_of(source.provider)}"
         raise ConfigError(f"sources.{source.name}.provider: {message}")
     return found
+
+
+def instead_of(provider: str) -> str:
+    """Return what to write in place of a provider that there is not."""
+    from receiver.providers.custom.language import recipes
+    from receiver.settings.load import did_you_mean
+
+    if provider in recipes():
+        return f'write recipe = "{provider}"'
+    known = f'write one of {", ".join(adapters())}; "custom" takes any other provider (docs/sources.md)'
+    return did_you_mean(provider, adapters()) or known

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -283,19 +283,60 @@ def _name_sections(raw: dict[str, Any], problems: list[Problem]) -> None:
 def _problems(error: ValidationError, model: type[Section], above: str = "") -> list[Problem]:
     found = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        place = [str(part) for part in item["loc"] if isinstance(part, str)]
-        where = above + ".".join(place)
+        place, holders, inner = _place_of(model, item["loc"])
+        where = f"{above}{place}".strip(".")
         message, fix = item["msg"].removeprefix("Value error, "), ""
         if item["type"] == "extra_forbidden":
-            known = model if above else _model_of(place[:-1])
             message = "no such setting"
-            fix = did_you_mean(place[-1], known.model_fields if known else ()) or "see docs/configuration.md"
+            fields = (pair for holder in holders for pair in holder.model_fields.items())
+            known = (field.alias or name for name, field in fields)
+            fix = did_you_mean(place.rpartition(".")[2], known) or f"see {model.manual}"
         elif item["type"] == "missing":
             message = "is missing"
+        elif item["type"].startswith("union_tag_"):
+            message = "kind is missing, or none that there is"
+            fix = "write one of " + ", ".join(sorted(_kinds(inner)))
         elif item["type"] == "string_type" and where.startswith("retention."):
             message = 'write it as "90d": a number and a unit, in quotes'
         found.append(Problem(where, message, fix))
     return found
+
+
+Models = tuple[type[Section], ...]
+
+
+def _place_of(model: type[Section], loc: Sequence[str | int]) -> tuple[str, Models, Models]:
+    """Return a place as a person writes it, `.proof[0].header`, and the models of the table that it is in, and of its own."""
+    text = ""
+    holders: Models = (model,)
+    inner = holders
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]" * bool(inner)
+            continue
+        kinds = tuple(each for each in inner if part in _kinds((each,)))
+        if kinds and len(inner) > 1:  # pydantic names the table's kind as a step of its own
+            inner = kinds
+        elif part != "*":  # stands for the whole table
+            text, holders = f"{text}.{part}", inner
+            found = tuple(kind for each in inner for kind in _sections(_kind_of(each, part)))
+            inner = found or (inner if not any(_kind_of(each, part) for each in inner) else ())
+    return text, holders, inner
+
+
+def _kinds(models: Models) -> set[str]:
+    return {word for each in models for word in get_args(_kind_of(each, "kind"))}
+
+
+def _kind_of(model: type[Section], name: str) -> Any:
+    fields = model.model_fields.items()
+    return next((field.annotation for own, field in fields if name in (own, field.alias)), None)
+
+
+def _sections(kind: Any) -> Iterable[type[Section]]:
+    if isinstance(kind, type):
+        return (kind,) if issubclass(kind, Section) else ()
+    return (found for part in get_args(kind) for found in _sections(part))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -352,7 +393,7 @@ def own_settings(model: type[T], section: SourceSettings | DestinationSettings) 
     try:
         return model.model_validate(dict(section.options))
     except ValidationError as error:
-        raise SettingsError(_problems(error, model, f"{where}.{section.name}.")) from None
+        raise SettingsError(_problems(error, model, f"{where}.{section.name}")) from None
 
 
 # ---------------------------------------------------------------- places

@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,8 @@ class Section(BaseModel):
     """A frozen section that knows its settings and refuses others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    manual: ClassVar[str] = "docs/configuration.md"
+    """The page that tells of its settings."""
 
 
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from pydantic import BaseModel
 
 from receiver.providers.custom import CustomProvider
-from receiver.providers.custom.language import recipe, recipes
+from receiver.providers.custom.language import About, recipe, recipes
 from receiver.settings.load import parse
 from tests.docs.reading import page, quoted, rows
-from tests.docs.sources import MARK, models, reference, said_of
+from tests.docs.sources import MARK, models, own_fields, reference, said_of
 from tests.support.golden import cases, tokens
 
 SOURCES = page("docs/sources.md")
@@ -23,6 +26,14 @@ def test_the_reference_is_the_models() -> None:
 @pytest.mark.parametrize("model", [*models()], ids=lambda model: model.__name__)
 def test_each_setting_is_explained(model: type) -> None:
     assert all(said_of(model).values())
+
+
+@pytest.mark.parametrize("model", [*models()], ids=lambda model: model.__name__)
+def test_each_setting_stands_in_an_example(model: type[BaseModel]) -> None:
+    """Those of `[about]` are for recipes that ship."""
+    names = [field.alias or name for name, field in own_fields(model).items() if model is not About]
+    written = "\n".join(EXAMPLES)
+    assert [name for name in names if not re.search(rf"(?<![\w-]){name} = |\.{name}\]", written)] == []
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))

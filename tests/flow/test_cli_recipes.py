@@ -162,3 +162,19 @@ event = {{family = "transcript", id = "id", job = "id"}}
     ]:
         (proof,) = proofs_wanted(adapter, replace(bare, headers=headers))
         assert [wanted["came"] for wanted in proof["headers"]] == came
+
+
+@pytest.mark.parametrize(("ending", "verdict"), [("", "accepted"), ("\n", "accepted"), ("\n\n", "refused")])
+def test_a_line_feed_that_an_editor_put_behind_the_body_is_none_of_it(
+    config: Path, tmp_path: Path, ending: str, verdict: str
+) -> None:
+    own = recipe_example("elevenlabs")
+    head, _, body = own.partition(b"\r\n\r\n" if b"\r\n\r\n" in own else b"\n\n")
+    request = tmp_path / "request.http"
+    request.write_bytes(
+        b"%b\nContent-Length: %d\n\n%b" % (head.replace(b"\r\n", b"\n"), len(body), body + ending.encode())
+    )
+    said = receiver("--config", config, "try", "elevenlabs", request, "--at", AT, "--json")
+    assert said.json["verdict"] == verdict
+    said = receiver("--config", config, "try", "elevenlabs", request, "--json")
+    assert said.json["reason"].endswith("; to try it as of the time when it came, add --at")

@@ -257,7 +257,7 @@ def test_an_environment_name_below_a_plain_value_is_refused() -> None:
 def test_a_provider_that_is_not_there_is_answered_with_those_that_are() -> None:
     settings = _parse("[sources.dg]\nprovider = 'deapgram'\n")
     with pytest.raises(
-        ConfigError, match=r"sources\.dg\.provider: there is no provider 'deapgram'; write one of custom, "
+        ConfigError, match=r"sources\.dg\.provider: there is no provider 'deapgram'; did you mean deepgram"
     ):
         build_providers(settings, tokens())
 
@@ -461,7 +461,7 @@ def test_a_file_named_by_a_setting_that_is_no_secret_is_not_read(setting: str) -
 @pytest.mark.parametrize(
     ("token", "told"),
     [
-        ("secret = 'a-token-of-some-length'", "api.tokens.name: is missing"),
+        ("secret = 'a-token-of-some-length'", "api.tokens[0].name: is missing"),
         ("name = 'app'", "give secret or sha256"),
         (f"name = 'app'\nsecret = 'a'\nsha256 = '{'0' * 64}'", "give secret or sha256"),
         ("name = 'app'\nsha256 = 'abc'", "64 hexadecimal digits"),

@@ -10,14 +10,15 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from receiver.providers.custom.handshakes import Handshake
 from receiver.providers.custom.proofs import AnyProof
-from receiver.providers.custom.request import At, BodyKind, Places, Url, Words
+from receiver.providers.custom.request import At, BodyKind, Places, Url, Words, listed
 from receiver.providers.toolkit import Hosts, SecretList
+from receiver.settings.load import did_you_mean
 from receiver.settings.model import Section
 from receiver.settings.submitting import Submission
 
@@ -215,6 +216,8 @@ _WHOLE_DOCUMENT = ResultSettings.model_validate({})
 class CustomSettings(Section):
     """[sources.NAME] of provider `custom`."""
 
+    manual: ClassVar[str] = "docs/sources.md"
+
     recipe: str | None = None
     """One that ships with receiver: `receiver recipes` lists them. What stands beside it counts more."""
     secrets: SecretList = ()
@@ -228,9 +231,9 @@ class CustomSettings(Section):
     body: BodyKind = "json"
     require_token: bool | None = None
     """Refuse a callback whose URL has no token of ours; by default, where no proof covers the body."""
-    proof: tuple[AnyProof, ...] = ()
-    handshake: tuple[Handshake, ...] = ()
-    unwrap: tuple[Unwrap, ...] = ()
+    proof: Annotated[tuple[AnyProof, ...], BeforeValidator(listed)] = ()
+    handshake: Annotated[tuple[Handshake, ...], BeforeValidator(listed)] = ()
+    unwrap: Annotated[tuple[Unwrap, ...], BeforeValidator(listed)] = ()
     event: Meaning | None = None
     result: Mapping[str, ResultSettings] = Field(default_factory=dict)
     """By family; one for all stands under `*`."""
@@ -246,7 +249,8 @@ class CustomSettings(Section):
         name = value.get("recipe")
         if isinstance(name, str):
             if name not in recipes():
-                raise ValueError(f"recipe: there is none named {name!r}; `receiver recipes` lists them")
+                near = did_you_mean(name, recipes()) or "`receiver recipes` lists them"
+                raise ValueError(f"there is no recipe {name!r}; {near}")
             value = _merged(recipe(name), value)
         return value
 

@@ -74,6 +74,10 @@ class TimestampSettings(Section):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def _time_at(value: Any) -> Any:
+    return {"from": value} if isinstance(value, str) else value
+
+
 def _standard(prefix: str) -> Mapping[str, Any]:
     return {
         "header": f"{prefix}-signature",
@@ -128,8 +132,8 @@ class SignedProof(Proof, ABC):
     """Hex may have upper-case letters."""
     message: Message = Field("{body}", validate_default=True)
     """What was signed; see Messages."""
-    timestamp: TimestampSettings | None = None
-    """Where the time of signing is, and how old it may be."""
+    timestamp: Annotated[TimestampSettings | None, BeforeValidator(_time_at)] = None
+    """Where the time of signing is, and how old it may be; its place alone where the rest is as usual."""
     no_clock: bool = False
     """True: the provider signs no time, and you accept that a captured request can be sent again for ever."""
     url_ports: Literal["as-it-is", "any"] = "as-it-is"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hmac
+import json
 from typing import Any
 
 import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import CallbackRejected
-from tests.support.sources import NOW, SECRET, head, source
+from receiver.core.event import EventDraft
+from receiver.providers.custom import CustomProvider
+from receiver.settings.model import SourceSettings
+from tests.support.golden import tokens
+from tests.support.sources import NOW, SECRET, head, source, verdict
 
 SIGNED: dict[str, Any] = {
     "kind": "hmac",
@@ -61,3 +67,20 @@ def test_a_proof_by_the_head_alone_is_decided_before_the_body() -> None:
     assert made.admit(head()).held
     assert made.verify(made.admit(head()), MemoryBody(BODY)).proofs == {"same"}
     assert not source(proof=[by_head, SIGNED]).admit(head(*signed(BODY))).held
+
+
+@pytest.mark.parametrize("name", ["task_id", "taskId"])
+def test_a_task_of_kie_is_signed_by_either_of_its_names(name: str) -> None:
+    """https://docs.kie.ai/common-api/webhook-verification: models differ in how they spell it."""
+    stamp = str(NOW // 1000)
+    digest = hmac.digest(SECRET.encode(), f"t1.{stamp}".encode(), "sha256")
+    lines = ("x-webhook-signature", base64.b64encode(digest).decode()), ("x-webhook-timestamp", stamp)
+    made = CustomProvider.create(
+        SourceSettings.model_validate(
+            {"name": "x", "recipe": "kie", "secrets": [SECRET], "require_token": False}
+        ),
+        tokens(),
+    )
+    body = json.dumps({"data": {name: "t1", "callbackType": "text"}}).encode()
+    assert isinstance(verdict(made, head(*lines), body), EventDraft)
+    assert str(verdict(made, head(*lines), body.replace(b"t1", b"t2"))).startswith("refused: ")
