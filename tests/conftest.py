@@ -26,15 +26,26 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # The same examples in every run, so that a red build is about the change; HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("steady", derandomize=True, database=None)
+settings.register_profile("steady", max_examples=40, derandomize=True, database=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 _SLOW = ("tests/crash/", "tests/flow/")
 """Folders whose tests are handed out one by one."""
-_TOGETHER = {"tests/flow/test_cli_check.py", "tests/flow/test_pull_secrets.py"}
-"""Files there whose tests share a fixture that takes seconds."""
+_TOGETHER = {
+    f"tests/{name}.py"
+    for name in (
+        "crash/test_pull_walk",
+        "flow/test_cli_check",
+        "flow/test_console",
+        "flow/test_console_browser",
+        "flow/test_postgres_silence",
+        "flow/test_pull_secrets",
+        "flow/test_second_look",
+    )
+}
+"""Files there whose tests share what takes long to start: a receiver, a browser, a server."""
 _LONG = (
     "tests/crash/test_storm.py",
     "tests/crash/test_takeover.py",

@@ -45,8 +45,8 @@ class BlobSuite:
     async def test_ping_leaves_nothing_behind(self, blobs: Blobs) -> None:
         await blobs.ping()
 
-    @pytest.mark.parametrize("key", ["../up", "a/../../up", "/etc/passwd", "a//b", "", "a/./b", "a/\0"])
-    async def test_a_key_never_leaves_its_place(self, blobs: Blobs, body: MakeBody, key: str) -> None:
-        with pytest.raises(BlobsUnavailable):
-            await blobs.put(key, body(b"x"), content_type="audio/mpeg")
-        assert blobs.local(key) is None
+    async def test_a_key_never_leaves_its_place(self, blobs: Blobs, body: MakeBody) -> None:
+        for key in ("../up", "a/../../up", "/etc/passwd", "a//b", "", "a/./b", "a/\0"):
+            with pytest.raises(BlobsUnavailable):
+                await blobs.put(key, body(b"x"), content_type="audio/mpeg")
+            assert blobs.local(key) is None

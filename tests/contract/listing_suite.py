@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
-
-import pytest
 
 from receiver.core.page import Page, filled, pages
 from receiver.core.work import DeliveryFilter, DeliveryState
@@ -29,21 +28,19 @@ async def fill(store: Store) -> None:
 class ListingSuite:
     """The promises."""
 
-    @pytest.mark.parametrize("limit", [1, 2, 50])
-    @pytest.mark.parametrize(
-        ("listing", "condition", "at"),
-        [
+    async def test_short_pages_lead_to_all_that_is_there(self, store: Store) -> None:
+        await fill(store)
+        listings: tuple[tuple[Listing, str, int], ...] = (
             (events._BY_TIME, "type || '' = 'speech.failed'", 8),
             (events._BACK, "e.type || '' = 'speech.failed'", 9),
             (events._ONWARD, "e.source || '' = 'a'", 9),
             (queue._BACK, "d.destination || '' = 'app'", 9),
-        ],
-    )
-    async def test_short_pages_lead_to_all_that_is_there(
-        self, store: Store, listing: Listing, condition: str, at: int, limit: int
-    ) -> None:
-        await fill(store)
+        )
+        for (listing, condition, at), limit in itertools.product(listings, (1, 2, 50)):
+            found = await self._walked(store, listing, condition, at, limit)
+            assert found == sorted(RARE, reverse=not listing.onward), (condition, limit)
 
+    async def _walked(self, store: Store, listing: Listing, condition: str, at: int, limit: int) -> list[int]:
         def ask(session: Session, after: tuple[Any, ...] | None) -> Page[Any]:
             others = {condition: "given"}
             return page(
@@ -57,8 +54,7 @@ class ListingSuite:
             found += [row[at] - T0 for row in one]
             after = one.after
             if after is None:
-                break
-        assert found == sorted(RARE, reverse=not listing.onward)
+                return found
 
     async def test_deliveries_of_each_state_are_listed(self, store: Store) -> None:
         await fill(store)

@@ -57,7 +57,7 @@ def calls(operation: Operation) -> list[tuple[str, Any]]:
     paths = [path.replace("{" + path.partition("{")[2], "") + word + path.partition("}")[2] for word in WORDS]
     plain = paths[0] if "{" in path else path
     asked: list[tuple[str, Any]] = [(one, None) for one in paths] if "{" in path else []
-    asked += [(f"{plain}?{query}", None) for query in QUERIES]
+    asked += [(f"{plain}?{query}", None) for query in (QUERIES if operation.query else QUERIES[:2])]
     return [*asked, *((plain, body) for body in bodies(operation))]
 
 

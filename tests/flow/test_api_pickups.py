@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -20,7 +21,6 @@ from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
 from receiver.settings.model import ApiScope
 from receiver.storage.store.store import Store
-from receiver.web.api.operation import Operation
 from receiver.web.api.routes import OPERATIONS
 from receiver.web.app import create_app
 from tests.support.running import Running, api_token, running, settings_text
@@ -116,10 +116,9 @@ async def test_any_of_the_tokens_is_taken(up: Running, token: str) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
-async def test_each_operation_refuses_without_its_scope(up: Running, operation: Operation) -> None:
+async def test_each_operation_refuses_without_its_scope(up: Running) -> None:
     """Each before its body is read."""
-    for scope in ApiScope:
+    for operation, scope in itertools.product(OPERATIONS, ApiScope):
         request = up.client.stream(
             operation.method,
             "/api/v1" + operation.path.replace("{", "").replace("}", ""),
@@ -128,7 +127,7 @@ async def test_each_operation_refuses_without_its_scope(up: Running, operation: 
         )
         async with request as answer:  # not read to its end: a stream has none
             if scope is operation.scope:
-                assert answer.status_code not in (401, 403)
+                assert answer.status_code not in (401, 403), operation.name
             else:
                 await answer.aread()
                 assert f'"{operation.scope}"' in is_problem(answer, 403)

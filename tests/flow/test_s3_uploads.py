@@ -36,9 +36,9 @@ def prefix() -> str:
 
 @pytest.fixture
 def large(tmp_path: Path) -> FileBody:
-    """20 MiB, which no two parts of are alike."""
+    """17 MiB, in three parts that are not alike."""
     path = tmp_path / "large"
-    path.write_bytes(b"".join(hashlib.sha256(b"%d" % n).digest() * 32 for n in range(20 * 1024)))
+    path.write_bytes(b"".join(hashlib.sha256(b"%d" % n).digest() * 32 for n in range(17 * 1024)))
     return FileBody.read(str(path))
 
 
@@ -99,10 +99,10 @@ async def test_what_is_there_is_not_sent_again(weed: Weed, wire: Wire, prefix: s
 
 
 async def test_memory_stays_flat_whatever_the_size(weed: Weed, prefix: str, tmp_path: Path) -> None:
-    """A process of its own puts 96 MiB; its greatest memory grows by a small part of that."""
+    """A process of its own puts 64 MiB; its greatest memory grows by a small part of that."""
     path = tmp_path / "huge"
     with path.open("wb") as file:
-        for number in range(96):
+        for number in range(64):
             file.write(bytes([number]) * MIB)
     code = (
         "import asyncio, resource, sys\n"

@@ -13,7 +13,7 @@ _LENGTH = 1024 * 1024
 
 async def test_unproved_bodies_that_are_nearly_whole_do_not_fill_the_memory(tmp_path: Path) -> None:
     with target(tmp_path) as process, Growth(process) as growth:
-        async with strangers(process, 300, unproved(_LENGTH) + b" " * (_LENGTH - 76)):
+        async with strangers(process, 240, unproved(_LENGTH) + b" " * (_LENGTH - 76)):
             statuses = await send_good(process)
     assert growth.bytes < MOST_GROWTH
     assert only_200(statuses), statuses
@@ -26,7 +26,7 @@ async def test_proved_bodies_that_are_nearly_whole_share_one_budget(tmp_path: Pa
         {"authorization": basic(), "content-type": "audio/mpeg", "content-length": str(_LENGTH)},
     )
     with target(tmp_path) as process, Growth(process) as growth:
-        async with strangers(process, 400, says + b" " * (_LENGTH - 76)):
-            statuses = await send_good(process, 3, seconds=30)  # behind 400 MB of the same sender's
+        async with strangers(process, 240, says + b" " * (_LENGTH - 76)):
+            statuses = await send_good(process, 3, seconds=30)  # behind 240 MB of the same sender's
     assert growth.bytes < MOST_GROWTH
     assert only_200(statuses), statuses

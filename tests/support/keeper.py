@@ -85,8 +85,13 @@ def _keep(kind: str, owner: int, folder: Path) -> None:
         gone = os.pidfd_open(owner)
         stack.callback(_remove, kind, folder)
         if kind == "postgres":
-            running = stack.enter_context(postgres.server(*_POSTGRES))
-            note: dict[str, Any] = {"port": running.port, "folder": str(running.folder)}
+            begun_with = folder / "postgres.tar"
+            running = stack.enter_context(postgres.server(*_POSTGRES, keep=begun_with))
+            note: dict[str, Any] = {
+                "port": running.port,
+                "folder": str(running.folder),
+                "begun_with": str(begun_with),
+            }
         else:
             weed = s3.Weed()
             stack.callback(weed.close)

@@ -35,12 +35,18 @@ def running() -> Iterator[Server]:
         yield made
 
 
-@pytest.fixture
-async def url(running: Server) -> AsyncIterator[str]:
+@pytest.fixture(scope="module")
+def template(running: Server) -> str:
+    """A migrated database without rows."""
     name = running.new_database()
-    made = running.url(name, more="?connect_timeout=2")
-    await PostgresStore(made).migrate()
-    yield made
+    asyncio.run(PostgresStore(running.url(name)).migrate())
+    return name
+
+
+@pytest.fixture
+def url(running: Server, template: str) -> Iterator[str]:
+    name = running.new_database(template)
+    yield running.url(name, more="?connect_timeout=2")
     running.drop_database(name)
 
 

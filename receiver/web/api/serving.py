@@ -36,8 +36,10 @@ _STORE_SECONDS = 10.0
 def routes(receiver: Receiver, operations: Sequence[Operation]) -> list[Route]:
     """Return a route for each path; methods that a path lacks are answered 405 with those that it has."""
     server = _Server(receiver)
-    paths = dict.fromkeys(operation.path for operation in operations)
-    return [server.route(path, [one for one in operations if one.path == path]) for path in paths]
+    by_path: dict[str, list[Operation]] = {}
+    for operation in operations:
+        by_path.setdefault(operation.path, []).append(operation)
+    return [server.route(path, of_path) for path, of_path in by_path.items()]
 
 
 class _Server:
