@@ -36,7 +36,7 @@ from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
 from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import content_key, redacted, unsigned
-from receiver.settings.load import own_settings
+from receiver.settings.load import did_you_mean, own_settings
 from receiver.settings.model import MIB, Section, SourceSettings
 from receiver.settings.submitting import ProviderApi, Submission
 
@@ -199,6 +199,11 @@ class Adapter:
                 for problem in error.problems
             ]
         return list(cls._judge(f"sources.{settings.name}", options))
+
+    @classmethod
+    def written_as(cls, provider: str) -> str:
+        """Return how this adapter's sources are written for a provider that it knows by another name, "" for others."""
+        return ""
 
     @classmethod
     def _judge(cls, where: str, options: Any) -> Iterable[Finding]:
@@ -407,10 +412,6 @@ def adapter_of(source: SourceSettings) -> type[Adapter]:
 
 def instead_of(provider: str) -> str:
     """Return what to write in place of a provider that there is not."""
-    from receiver.providers.custom.language import recipes
-    from receiver.settings.load import did_you_mean
-
-    if provider in recipes():
-        return f'write recipe = "{provider}"'
     known = f'write one of {", ".join(adapters())}; "custom" takes any other provider (docs/sources.md)'
-    return did_you_mean(provider, adapters()) or known
+    written = (kind.written_as(provider) for kind in adapters().values())
+    return next(filter(None, written), "") or did_you_mean(provider, adapters()) or known

@@ -23,7 +23,7 @@ from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers import NO_PROOF, Adapter, SenderState
 from receiver.providers.custom.collecting import Collecting
-from receiver.providers.custom.language import CustomSettings
+from receiver.providers.custom.language import CustomSettings, recipes
 from receiver.providers.custom.meaning import Reading, Understood
 from receiver.providers.custom.proof import Trust
 from receiver.providers.custom.proofs import AnyProof
@@ -103,6 +103,11 @@ class CustomProvider(Adapter):
     def deadline_seconds(self) -> float:
         """How long a result is tried for before it is given up."""
         return max((result.deadline for result in self._options.result.values()), default=86400.0)
+
+    @classmethod
+    def written_as(cls, provider: str) -> str:
+        """Return how a source with a recipe of this name is written."""
+        return f'write recipe = "{provider}"' if provider in recipes() else ""
 
     @classmethod
     def _judge(cls, where: str, options: CustomSettings) -> Iterator[Finding]:
