@@ -33,7 +33,7 @@ MIB = 1024 * 1024
 class Section(BaseModel):
     """A frozen section that knows its settings and refuses others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
     manual: ClassVar[str] = "docs/configuration.md"
     """The page that tells of its settings."""
 
@@ -471,20 +471,24 @@ class DestinationSettings(Section):
         return policy(self.retry)
 
 
+_LEFT_OUT: Any = Field(default={}, validate_default=True)
+"""A section that is left out. The model of all settings makes its defaults, so that no section needs a validator of its own."""
+
+
 class Settings(Section):
     """All settings."""
 
     public_url: str | None = None
     data: str = "receiver-data"
     """The data folder: store, audio, journal and the token secret lie there unless settings say otherwise."""
-    server: ServerSettings = ServerSettings()
-    store: StoreSettings = StoreSettings()
-    blobs: BlobSettings = BlobSettings()
-    journal: JournalSettings = JournalSettings()
-    retention: RetentionSettings = RetentionSettings()
-    tokens: TokenSettings = TokenSettings()
-    api: ApiSettings = ApiSettings()
-    submit: SubmitSettings = SubmitSettings()
-    console: ConsoleSettings = ConsoleSettings()
+    server: ServerSettings = _LEFT_OUT
+    store: StoreSettings = _LEFT_OUT
+    blobs: BlobSettings = _LEFT_OUT
+    journal: JournalSettings = _LEFT_OUT
+    retention: RetentionSettings = _LEFT_OUT
+    tokens: TokenSettings = _LEFT_OUT
+    api: ApiSettings = _LEFT_OUT
+    submit: SubmitSettings = _LEFT_OUT
+    console: ConsoleSettings = _LEFT_OUT
     sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
     destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)
