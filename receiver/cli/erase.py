@@ -122,7 +122,7 @@ def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> 
 
 
 def _tell_erased(removed: Removed, journal: str | None, *, as_json: bool) -> None:
-    from dataclasses import asdict
+    from msgspec.structs import asdict
 
     counts = asdict(removed)
     if as_json:

@@ -7,10 +7,10 @@ import os
 import pwd
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct
 
 from receiver.cli.options import AsJson, Wide, existing_journal, load, load_to_look, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
@@ -136,8 +136,7 @@ def _closed(folder: str, what: str) -> JournalUnavailable:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Drained:
+class _Drained(Struct, frozen=True):
     recorded: int
     """New events, and pickups."""
     known: int

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct
 
 from receiver.cli.options import AsJson, Chosen, Yes, confirm, given, load, opened_store, since
 from receiver.cli.output import counted, print_json, warn
@@ -67,8 +67,7 @@ def replay(
     _tell(done, dry_run=dry_run, as_json=as_json)
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     """What is to be sent again: ids, or filters."""
 
     ids: Sequence[str]
@@ -120,8 +119,7 @@ class _Wanted:
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Done:
+class _Done(Struct, frozen=True, kw_only=True):
     """What was found and done, or would be."""
 
     found: int

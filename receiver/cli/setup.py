@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from receiver.cli.options import AsJson, load, option
 from receiver.cli.output import counted, print_json, print_table
@@ -140,8 +141,7 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"
 APP_URL = "http://127.0.0.1:3000/hooks"
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(Struct, frozen=True):
     """Secrets made for one file."""
 
     basic: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
+from msgspec import Struct
 
 from receiver.cli.options import AsJson, OfSource, OfType, load_to_look, option
 from receiver.cli.output import clean, warn
@@ -25,8 +25,7 @@ _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Between attempts to connect again; the last for good."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamItem:
+class StreamItem(Struct, frozen=True):
     """One event of the stream, or a gap in it."""
 
     kind: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urlsplit
+
+from msgspec import Struct
 
 from receiver.core.errors import ConfigError
 from receiver.core.urls import http_url
@@ -14,8 +15,7 @@ MAX_LENGTH = 2048
 """The most characters that deAPI takes for `webhook_url` (https://docs.deapi.ai); kept for every provider."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One reason why providers cannot call a public URL."""
 
     kind: str

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(Struct, frozen=True):
     """What one code of `receiver check` stands for."""
 
     title: str
@@ -14,8 +13,7 @@ class Code:
     """What to do about it, in general; a finding may say it more closely. Empty where only its message can."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One numbered result of `receiver check`; documented by its code in docs/configuration.md."""
 
     code: str
@@ -31,8 +29,7 @@ class Finding:
         return self.code.startswith("E")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """Why a setting cannot be used."""
 
     where: str

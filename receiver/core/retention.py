@@ -9,7 +9,6 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from msgspec import Struct
@@ -39,8 +38,7 @@ def age(text: str) -> int | None:
     return round(seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
+class Retention(Struct, frozen=True, kw_only=True):
     """Seconds for which each class is kept; None is for ever. The defaults are those of the settings' `[retention]`."""
 
     bodies: int | None = 30 * DAY
@@ -80,8 +78,7 @@ class Walk(StrEnum):
     """Requests that were refused, kept whole to be verified again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prune:
+class Prune(Struct, frozen=True, kw_only=True):
     """One batch: look at up to `limit` rows that follow `after` and remove those that may go."""
 
     walk: Walk
@@ -94,8 +91,7 @@ class Prune:
     """For `EVENTS`: an event stays while it has a dead letter that is younger than this."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
+class Pruned(Struct, frozen=True, kw_only=True):
     """The result of one batch."""
 
     count: int
@@ -117,8 +113,7 @@ class SubjectKind(StrEnum):
     """A job of one source that had callbacks with an erased ref: those of it that have none. Nobody asks for it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class Subject(Struct, frozen=True, kw_only=True):
     """Whose data is to be erased."""
 
     kind: SubjectKind
@@ -152,8 +147,7 @@ def subject_of(
     return Subject(kind=kind, key=key, source=source)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackKeys:
+class CallbackKeys(Struct, frozen=True, kw_only=True):
     """The identity of one callback."""
 
     source: str
@@ -162,12 +156,11 @@ class CallbackKeys:
     event_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traces:
+class Traces(Struct, frozen=True, kw_only=True):
     """The subject's rows in the store, up to a limit."""
 
     event_ids: tuple[str, ...] = ()
-    callbacks: Mapping[str, CallbackKeys] = field(default_factory=dict)
+    callbacks: Mapping[str, CallbackKeys] = {}
     """By id."""
     deliveries: int = 0
     pickup_ids: tuple[str, ...] = ()
@@ -197,8 +190,7 @@ class Tombstone(Struct, frozen=True, kw_only=True):
     journal_entries: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Erasure:
+class Erasure(Struct, frozen=True, kw_only=True):
     """One batch of an erasure; the batches of one erasure share a tombstone, which adds up their counts."""
 
     subject: Subject
@@ -214,8 +206,7 @@ class Erasure:
     """Whether there is a tombstone also where nothing was found: by it, other processes drop what their journals have."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Erased:
+class Erased(Struct, frozen=True, kw_only=True):
     """What one batch removed; empty when nothing of the subject is left."""
 
     traces: Traces

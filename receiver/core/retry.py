@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from receiver.core.work import Outcome, OutcomeKind
 
@@ -21,8 +22,7 @@ STANDARD_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Seconds between attempts, from the Standard Webhooks specification's example (about 75.6 hours in all)."""
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True):
     """How many attempts a round has, and the seconds between them."""
 
     name: str

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from receiver.core.event import EVENT_TYPES
 
@@ -16,8 +16,7 @@ ABOUT_DESTINATIONS = "destination."
 """How the types of events begin that are about destinations."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """What one field of an event's data has to be."""
 
     field: str
@@ -76,8 +75,7 @@ class Decision(msgspec.Struct, frozen=True):
     rule: str
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """Which sources and event types one destination gets; `*` stands for anything, as in `speech.*`."""
 
     destination: str

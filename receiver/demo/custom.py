@@ -8,11 +8,13 @@ import hmac
 import json
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver.cli.recipes import RequestText
 from receiver.core.callback import Head
@@ -29,8 +31,7 @@ _OF_THE_CLIENT = ("host", "content-length", "transfer-encoding")
 """Headers that the client makes itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """A request on its way to a source."""
 
     method: str

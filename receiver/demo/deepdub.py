@@ -10,8 +10,8 @@ import json
 import re
 import threading
 import uuid
-from dataclasses import dataclass
 
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,8 +24,7 @@ _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TYPES = {"mp3": "audio/mpeg", "opus": "audio/ogg", "mulaw": "audio/mulaw", "headerless-wav": None}
 
 
-@dataclass(slots=True)
-class _Job:
+class _Job(Struct):
     left: int
     """404s still to be answered."""
     format: str

@@ -8,12 +8,12 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import typer
+from msgspec import Struct
 
 from receiver.cli.options import (
     load,
@@ -46,15 +46,14 @@ _NEVER_SECONDS = 5.0
 _NO_EVENT = "no event came: is `receiver serve` or `receiver work` running, with these settings?"
 
 
-@dataclass
-class Simulation:
+class Simulation(Struct):
     """One run of `simulate`: which source is played, how long, and how it is printed."""
 
     settings: Settings
     source: SourceSettings
     timeout: float
     as_json: bool
-    requests: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = []
     """The printed requests: method, path and status; never a query or a header."""
 
     @classmethod

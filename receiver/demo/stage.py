@@ -13,11 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
 import httpx2
+from msgspec import Struct
 from rich.console import Console
 
 from receiver.cli.setup import fresh
@@ -39,8 +39,7 @@ class NotAsPromised(ReceiverError):
     """Something did not happen as it should."""
 
 
-@dataclass(frozen=True)
-class Providers:
+class Providers(Struct, frozen=True):
     """The simulated providers that receiver polls, each with the address where this process serves it."""
 
     deapi: Deapi
@@ -54,8 +53,7 @@ class Providers:
     user_id: str
 
 
-@dataclass
-class Stage:
+class Stage(Struct):
     """What the steps share."""
 
     folder: Path
@@ -69,12 +67,12 @@ class Stage:
     console_token: str
     tokens: CallbackTokens
     providers: Providers
-    events: dict[str, str] = field(default_factory=dict)
+    events: dict[str, str] = {}
     """Event id to type, of everything that receiver answered for."""
-    delivered: dict[str, int] = field(default_factory=dict)
+    delivered: dict[str, int] = {}
     """Event id to the number of times the application got it."""
     step: int = 0
-    processes: dict[str, Child] = field(default_factory=dict)
+    processes: dict[str, Child] = {}
     """By module, the last one started of each."""
 
     @property

@@ -10,9 +10,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, BulkState, Selection
@@ -37,8 +37,7 @@ _LOOK_SECONDS = 1.0
 """How often a process looks whether another, or a person, began an operation."""
 
 
-@dataclass(kw_only=True)
-class Plan:
+class Plan(Struct, kw_only=True):
     """What an operation is about to do."""
 
     operation: BulkOperation

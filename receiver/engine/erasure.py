@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
@@ -21,16 +22,14 @@ LOOKED_AT = 1000
 _BATCH = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Journaled:
+class Journaled(Struct, frozen=True, kw_only=True):
     """A callback of the subject in the journal."""
 
     stem: str
     keys: CallbackKeys
 
 
-@dataclass(slots=True, kw_only=True)
-class Removed:
+class Removed(Struct, kw_only=True):
     """Numbers of what an erasure removed, or would remove."""
 
     events: int = 0
@@ -66,8 +65,7 @@ WORDS = {
 """What a person calls one and many of what is counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundOf:
+class FoundOf(Struct, frozen=True, kw_only=True):
     """A subject's data in the store and in the journal."""
 
     traces: Traces

@@ -12,7 +12,9 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
@@ -38,8 +40,7 @@ SKEW_MS = 600_000
 ORPHANS, UPLOADS = "orphans", "uploads"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """How much one sweep does."""
 
     batch: int = 200
@@ -55,6 +56,9 @@ class Limits:
     """Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
     many: int = 100
     """With more orphans than this in a page, and more orphans than known objects, the store is new or another one's."""
+
+
+_LIMITS = Limits()
 
 
 Rest = Callable[[float], Awaitable[None]]
@@ -77,7 +81,7 @@ class Janitor:
         observer: Observer,
         clock: Clock,
         *,
-        limits: Limits = Limits(),
+        limits: Limits = _LIMITS,
         rest: Rest = asyncio.sleep,
         uptime: Callable[[], float] = uptime,
     ) -> None:

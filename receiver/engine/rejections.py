@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import HEADERS, Body, Head, TokenClaims, is_plain
@@ -35,8 +35,7 @@ _ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
 """What a real provider sends whose secret or clock does not fit: reported as an error, other kinds as a warning."""
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct):
     """Rejections of one kind since the source's last proved callback."""
 
     count: int = 0

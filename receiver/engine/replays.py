@@ -7,7 +7,8 @@ What is replayed by filter is in engine/bulk.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from receiver.core.page import pages
 from receiver.core.routing import Router
@@ -17,13 +18,12 @@ from receiver.storage.store.store import Store
 _PAGE = 500
 
 
-@dataclass
-class Replayable:
+class Replayable(Struct):
     """What there is of the deliveries and events named."""
 
-    ended: list[str] = field(default_factory=list)
+    ended: list[str] = []
     """Deliveries that have ended: they get another round."""
-    missing: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[tuple[str, str]] = []
     """Events and the destinations that they have no delivery to: these are made."""
     busy: int = 0
     """Deliveries under way: they are left alone."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from receiver.core.destination_events import Routed
 from receiver.core.errors import Unavailable
@@ -22,8 +23,7 @@ _FIRST_SECONDS = 10.0
 """The first question comes within this time after the start: processes that start together part."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class Watched(Struct, frozen=True, kw_only=True):
     """One source whose provider can be asked."""
 
     adapter: Adapter

@@ -22,8 +22,9 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
+
+from msgspec import Struct
 
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import Observer
@@ -36,8 +37,7 @@ Clock = Callable[[], int]
 """Gives the time in epoch milliseconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneTiming:
+class LaneTiming(Struct, frozen=True, kw_only=True):
     """How long a lane waits, in seconds."""
 
     poll: float = 1.0
@@ -120,8 +120,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimPort(Generic[C]):
+class ClaimPort(Struct, Generic[C], frozen=True):
     """The store's methods for one kind of work."""
 
     claim: Callable[..., Awaitable[list[C]]]
@@ -129,8 +128,7 @@ class ClaimPort(Generic[C]):
     next_due: Callable[[str], Awaitable[int | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class LaneContext:
+class LaneContext(Struct, frozen=True):
     """What all lanes of one kind share; `worker` names this process in claims, and no two processes have the same."""
 
     observer: Observer

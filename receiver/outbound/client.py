@@ -16,12 +16,12 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import aiohappyeyeballs
+from msgspec import Struct
 
 from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
@@ -66,8 +66,7 @@ Resolve = Callable[[str, int, int], Awaitable[Sequence[AddrInfo]]]
 """Resolves (host, port, family); raises `OSError`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(Struct, frozen=True, kw_only=True):
     """No answer came."""
 
     kind: OutcomeKind

@@ -15,7 +15,9 @@ from receiver.core.webhook import sign, webhook_key
 class TimedSecret(BaseModel):
     """A secret that signs from one time until another."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True, populate_by_name=True
+    )
 
     secret: SecretStr
     from_: AwareDatetime | None = Field(default=None, alias="from")

@@ -7,7 +7,6 @@ before or after it had read a job.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from receiver.core.errors import AddressBlocked
@@ -24,8 +23,7 @@ CONNECT_SECONDS = 5.0
 """How long connecting may take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotSent(Failure):
+class NotSent(Failure, frozen=True, kw_only=True):
     """There was no connection, so the far side has nothing of the request."""
 
 

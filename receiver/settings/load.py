@@ -8,11 +8,11 @@ import re
 import secrets
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from msgspec import Struct
 from pydantic import ValidationError
 
 from receiver.core.errors import ConfigError, SettingsError
@@ -30,14 +30,13 @@ _DEFAULT_SOURCES: Mapping[str, Any] = {"deepgram": {"provider": "deepgram", "req
 """With no file at all: Deepgram, proved by the callback tokens that `receiver callback-url` hands out."""
 
 
-@dataclass(slots=True)
-class Loaded:
+class Loaded(Struct):
     """What was read: the settings, and what is wrong with them."""
 
     settings: Settings | None = None
     """All that can be understood; None when nothing could be made of it."""
-    problems: list[Problem] = field(default_factory=list)
-    quoted: list[str] = field(default_factory=list)
+    problems: list[Problem] = []
+    quoted: list[str] = []
     """The settings whose value from a variable or file stands in quotes."""
 
 
@@ -176,8 +175,7 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-@dataclass(frozen=True, slots=True)
-class _Outside:
+class _Outside(Struct, frozen=True):
     """Where values come from that are not written in the settings themselves."""
 
     environ: Mapping[str, str]

@@ -17,12 +17,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback, is_secret_header
 from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
@@ -445,8 +445,7 @@ UNREADABLE = "unreadable: "
 _ADVICE = "; make it writable, or name another with data or journal.path"
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """One kept callback, as the folder shows it."""
 
     stem: str

@@ -15,11 +15,11 @@ import signal
 import socket
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
+from msgspec import Struct
 
 from receiver.app.control import answering
 from receiver.app.wiring import Receiver, build, open_lasting
@@ -43,8 +43,7 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that load balancers keep an idle connection, so that receiver is never the first to close it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Doing:
+class Doing(Struct, frozen=True, kw_only=True):
     """What a process does, and how it tells of it."""
 
     intake: bool

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from receiver.app.observers import LogObserver, MetricsObserver, share_metrics
 from receiver.core.errors import ReceiverError
@@ -38,8 +39,7 @@ SETTLED_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass
-class _Slot:
+class _Slot(Struct):
     """One of the processes, and those that take its place later."""
 
     number: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from receiver.core.callback import Body
 from receiver.core.event import StoredBlob
@@ -20,8 +21,7 @@ def disposition(key: str, content_type: str) -> str:
     return f'{"inline" if _SHOWN.match(content_type.lower()) else "attachment"}; filename="{name}"'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalObject:
+class LocalObject(Struct, frozen=True, kw_only=True):
     """A stored object that this process can serve itself."""
 
     path: str
@@ -30,8 +30,7 @@ class LocalObject:
     """Epoch milliseconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlobEntry:
+class BlobEntry(Struct, frozen=True, kw_only=True):
     """One line of a listing."""
 
     key: str

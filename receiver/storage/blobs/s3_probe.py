@@ -9,8 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
@@ -29,8 +30,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """Names that a bucket may have; of others no store says well in its answer to HEAD what is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(Struct, frozen=True):
     """One thing that does not work, or not as it should."""
 
     message: str

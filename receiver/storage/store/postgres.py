@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import msgspec
 import psycopg
+from msgspec import Struct
 from psycopg import errors
 from psycopg.pq import PipelineStatus, TransactionStatus
 
@@ -45,8 +45,7 @@ from receiver.storage.store.store import Notified, Store
 from receiver.storage.store.writer import WAITS, Backend, Trouble, Waits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pauses:
+class Pauses(Struct, frozen=True, kw_only=True):
     """Seconds in which no other connection is tried; each doubles from its first value to its last."""
 
     first: float = 0.05

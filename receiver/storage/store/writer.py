@@ -14,8 +14,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from receiver.core.errors import ReceiverError, StoreUnavailable
 from receiver.storage.store.statements import Session
@@ -75,8 +76,7 @@ class Backend(ABC):
         """Have what is under way in the backend's own thread fail soon, and nothing begin. Called from another thread."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waits:
+class Waits(Struct, frozen=True, kw_only=True):
     """How long the writer waits for locks that other processes hold, in seconds."""
 
     contended: float = 0.5
@@ -96,8 +96,7 @@ Operation = Callable[[Session, Sequence[Any]], Sequence[Any]]
 """Does in one transaction what several callers request; returns a result for each request."""
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(Struct):
     operation: Operation
     request: Any
     future: asyncio.Future[Any]
