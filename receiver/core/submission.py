@@ -173,7 +173,7 @@ class SubmissionEnd(Struct, frozen=True, kw_only=True):
     now: int
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, order=True):
     """What a process takes of one of an application's limits, for its calls to come."""
 
     application: str

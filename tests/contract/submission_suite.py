@@ -97,7 +97,8 @@ class SubmissionSuite:
         stream = new(3, fingerprint=None)
         await store.begin_submission(stream)
         for application, since, known in (("crm", T0, True), ("crm", T0 + 1, False), ("other", T0, False)):
-            repeated = await store.fingerprint_submission(stream.submission.id, application, "f", since=since)
+            wanted = replace(stream.submission, application=application, fingerprint="f")
+            repeated = await store.fingerprint_submission(wanted, since=since)
             assert bool(repeated) is known
         await store.end_submission(end(stream, None))
         await store.deliver_submission(first.submission.id)

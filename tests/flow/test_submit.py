@@ -593,16 +593,19 @@ async def test_applications_at_their_limits_do_not_take_anothers_share(tmp_path:
         f'[[submit.tokens]]\nname = "{name}"\nsecrets = ["{token}"]\nsources = ["deepgram"]\nper_minute = 2\n'
         for name, token in tokens.items()
     )
-    async with submitting(tmp_path, more=extra) as (up, api):
+    async with submitting(tmp_path, more=extra, answer_seconds="60") as (up, api):
         now = up.receiver.clock()
         up.receiver.submissions.parts.clock = lambda: now  # one window for all
 
+        at_once = asyncio.Semaphore(50)
+
         async def calls(name: str) -> list[int]:
             sent = {"authorization": f"Token {tokens[name]}"}
-            return [
-                (await up.client.post(LISTEN, content=f"{name} {n}".encode(), headers=sent)).status_code
-                for n in range(3)
-            ]
+            async with at_once:  # the client waits no longer than that for a connection
+                return [
+                    (await up.client.post(LISTEN, content=f"{name} {n}".encode(), headers=sent)).status_code
+                    for n in range(3)
+                ]
 
         told = await asyncio.gather(*map(calls, tokens))
         assert {tuple(one) for one in told} == {(200, 200, 429)}

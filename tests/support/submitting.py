@@ -127,6 +127,7 @@ def settings(
     base: str,
     *,
     submit: str = "",
+    answer_seconds: str = "1.5",
     source: str = "",
     deapi: str = "",
     extra: str = "",
@@ -156,7 +157,7 @@ allow = ["127.0.0.0/8"]
 {deapi}
 {extra}
 [submit]
-answer_seconds = 1.5
+answer_seconds = {answer_seconds}
 {submit}
 [[api.tokens]]
 name = "console"

@@ -75,14 +75,11 @@ def _new(passing: Passing, *, fetch: bool) -> NewSubmission:
 
 async def ended(passing: Passing, digest: str) -> None:
     """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
-    submission, since = passing.submission, passing.parts.clock() - REPEAT_SECONDS * 1000
-    print_ = fingerprint_of(passing, digest)
-    while submission is not None:
-        earlier = await passing.parts.store.fingerprint_submission(
-            submission.id, submission.application, print_, since=since
-        )
-        if earlier is None:
-            return
+    if passing.submission is None:
+        return
+    since = passing.parts.clock() - REPEAT_SECONDS * 1000
+    wanted = replace(passing.submission, fingerprint=fingerprint_of(passing, digest))
+    while (earlier := await passing.parts.store.fingerprint_submission(wanted, since=since)) is not None:
         settled = await _settled(passing, earlier)
         if _stands(settled):
             raise Repeated(settled)

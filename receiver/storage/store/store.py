@@ -22,7 +22,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Rejection
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.sending import PLAIN, SendingRules
-from receiver.core.submission import Submission
+from receiver.core.submission import Submission, SubmissionEnd
 from receiver.core.tally import TallyBatch
 from receiver.core.work import (
     Claimed,
@@ -390,17 +390,17 @@ class Store:
     # ------------------------------------------------------------ submissions
 
     begin_submission = _writes(submission_rows.begin)
-    end_submission = _writes(submission_rows.end)
     submission = _reads(submission_rows.submission)
     submissions = _reads(submission_rows.submissions)
     count_usage = _writes(submission_rows.count)
 
-    async def fingerprint_submission(
-        self, submission_id: str, application: str, fingerprint: str, *, since: int
-    ) -> Submission | None:
+    async def fingerprint_submission(self, wanted: Submission, *, since: int) -> Submission | None:
         """Note the fingerprint of a submission; return the earlier one that it repeats."""
-        request = (submission_id, application, fingerprint, since)
-        return await self.write(submission_rows.fingerprinted, request)
+        return await self.write(submission_rows.fingerprinted, (wanted, since))
+
+    async def end_submission(self, ended: SubmissionEnd) -> None:
+        """Write what a submission came to."""
+        await self.write(submission_rows.end, (ended,))
 
     async def deliver_submission(self, submission_id: str) -> None:
         """Note that the caller has its answer."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
-from msgspec.structs import astuple
+from msgspec.structs import asdict, astuple
 
 from receiver.core.event import Answered
 from receiver.core.page import Page
@@ -31,14 +32,10 @@ def begin(session: Session, requests: Sequence[NewSubmission]) -> list[Submissio
 
 
 def _begin(session: Session, new: NewSubmission) -> Submission | None:
-    wanted = new.submission
-    earlier = _with_key(session, new) or (
-        wanted.fingerprint
-        and _repeated(session, wanted.id, wanted.application, wanted.fingerprint, new.repeats_since)
-    )
+    earlier = _with_key(session, new) or _repeated(session, new.submission, new.repeats_since)
     if earlier:
         return earlier
-    row = astuple(wanted)
+    row = astuple(new.submission)
     stored = session.run_rows("insert_submissions", [(*row[:11], int(row[11]), *row[12:])])
     if not stored:  # another process wrote one with the key a moment ago
         return _with_key(session, new)
@@ -53,67 +50,45 @@ def _with_key(session: Session, new: NewSubmission) -> Submission | None:
     wanted = new.submission
     if wanted.idempotency_key is None:
         return None
-    params: dict[str, Value] = {
-        "application": wanted.application,
-        "source": wanted.source,
-        "key": wanted.idempotency_key,
-        "limit": 1,
-    }
-    condition = "application = :application AND source = :source AND idempotency_key = :key"
-    rows = session.run("list_submissions", params, condition)
-    if rows and _of(rows[0]).created_at < new.remembered_since:
-        session.run("forget_submission_key", {"id": rows[0][0]})
+    condition = "application = :application AND source = :source AND idempotency_key = :idempotency_key"
+    found = _first(session, condition, asdict(wanted))
+    if found is not None and found.created_at < new.remembered_since:
+        session.run("forget_submission_key", {"id": found.id})
         return None
-    return _of(rows[0]) if rows else None
+    return found
 
 
-def _repeated(
-    session: Session, own_id: str, application: str, fingerprint: str, since: int
-) -> Submission | None:
-    params: dict[str, Value] = {
-        "id": own_id,
-        "application": application,
-        "fingerprint": fingerprint,
-        "since": since,
-        "limit": 1,
-    }
+def _repeated(session: Session, wanted: Submission, since: int) -> Submission | None:
+    if wanted.fingerprint is None:
+        return None
     condition = (
         "application = :application AND fingerprint = :fingerprint AND delivered = 0 "
         "AND created_at >= :since AND id <> :id AND state <> 'refused'"
     )
-    rows = session.run("list_submissions", params, condition)
+    return _first(session, condition, {**asdict(wanted), "since": since})
+
+
+def _first(session: Session, condition: str, params: Mapping[str, Value]) -> Submission | None:
+    named = {name: params[name] for name in re.findall(r":(\w+)", condition)}
+    rows = session.run("list_submissions", {**named, "limit": 1}, condition)
     return _of(rows[0]) if rows else None
 
 
 @each
-def fingerprinted(
-    session: Session, submission_id: str, application: str, fingerprint: str, since: int
-) -> Submission | None:
+def fingerprinted(session: Session, wanted: Submission, since: int) -> Submission | None:
     """Note the fingerprint of a submission whose body has ended; return the earlier one that it repeats."""
-    session.run("fingerprint_submission", {"id": submission_id, "fingerprint": fingerprint})
-    return _repeated(session, submission_id, application, fingerprint, since)
+    session.run("fingerprint_submission", {"id": wanted.id, "fingerprint": wanted.fingerprint})
+    return _repeated(session, wanted, since)
 
 
-def end(session: Session, requests: Sequence[SubmissionEnd]) -> list[None]:
-    """Write what submissions came to: an expectation learns of its job, or goes where there is none."""
-    for ended in requests:
-        _end(session, ended)
-    return [None] * len(requests)
-
-
-def _end(session: Session, ended: SubmissionEnd) -> None:
+@each
+def end(session: Session, ended: SubmissionEnd) -> None:
+    """Write what a submission came to: its expectation learns of the job, or goes where there is none."""
     if ended.state is None:
         session.run("drop_submission", {"id": ended.id})
     else:
-        params: dict[str, Value] = {
-            "id": ended.id,
-            "state": ended.state.value,
-            "status": ended.status,
-            "job_id": ended.job_id,
-            "answer": ended.answer,
-            "now": ended.now,
-        }
-        session.run("end_submission", params)
+        written = ("id", "state", "status", "job_id", "answer", "now")
+        session.run("end_submission", {name: getattr(ended, name) for name in written})
     if ended.expectation is not None:
         source, key = ended.expectation
         if ended.state in (None, SubmissionState.REFUSED) or ended.pickup is not None:
@@ -156,15 +131,9 @@ def submission(session: Session, submission_id: str) -> Submission | None:
 
 def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
     """List submissions, newest first."""
-    conditions: dict[str, Value] = {
-        "application = :application": filter.application,
-        "source = :source": filter.source,
-        "state = :state": filter.state,
-        "job_id = :job_id": filter.job_id,
-        "ref = :ref": filter.ref,
-        "created_at < :before": filter.before,
-        "id < :after": filter.after,
-    }
+    same = ("application", "source", "state", "job_id", "ref")
+    conditions: dict[str, Value] = {f"{name} = :{name}": getattr(filter, name) for name in same}
+    conditions |= {"created_at < :before": filter.before, "id < :after": filter.after}
     found = [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
     return Page(found, found[-1].id if len(found) == filter.limit else None)
 
@@ -174,23 +143,11 @@ def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[i
 
     Rows are locked in one order, whoever counts. A window that has ended counts nothing any more.
     """
-    ordered = sorted(
-        (
-            (usage, number, place)
-            for number, request in enumerate(requests)
-            for place, usage in enumerate(request)
-        ),
-        key=lambda one: (one[0].application, one[0].what),
-    )
+    places = [(number, place) for number, one in enumerate(requests) for place in range(len(one))]
     totals = [[0] * len(request) for request in requests]
-    for usage, number, place in ordered:
-        params: dict[str, Value] = {
-            "application": usage.application,
-            "what": usage.what,
-            "window": usage.window,
-            "amount": usage.amount,
-        }
-        totals[number][place] = int(session.run("count_usage", params)[0][0])
+    for number, place in sorted(places, key=lambda at: requests[at[0]][at[1]]):
+        usage = requests[number][place]
+        totals[number][place] = int(session.run("count_usage", asdict(usage))[0][0])
     return [tuple(one) for one in totals]
 
 
