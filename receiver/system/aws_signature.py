@@ -13,13 +13,17 @@ class Signature:
 
     def __init__(self, region: str, service: str) -> None:
         self._place = f"{region}/{service}/aws4_request"
+        self._moment = (0, "", "")
         self._key_of: tuple[str, str] = ("", "")
         self._key = b""
 
     def now(self) -> tuple[str, str]:
         """Return the time of a signature that is made now, and the scope of its key."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time()))
-        return stamp, f"{stamp[:8]}/{self._place}"
+        second = int(time.time())
+        if self._moment[0] != second:
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+            self._moment = second, stamp, f"{stamp[:8]}/{self._place}"
+        return self._moment[1:]
 
     def of(self, request: str, stamp: str, scope: str, secret: str) -> str:
         """Return the signature of a canonical request by a secret key."""

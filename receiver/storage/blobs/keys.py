@@ -6,12 +6,14 @@ import re
 import string
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 
 from receiver.core.errors import ConfigError
 
 DEFAULT = "{source}/{year}/{month}/{day}/{name}"
 KEY_BYTES = 1024
 """What S3 takes at most."""
+_HOUR = 3_600_000
 _NAME = r"[0-9a-f]{32}\.[A-Za-z0-9]{1,16}"
 _OURS = re.compile(rf"(?:.*/)?{_NAME}", re.DOTALL)
 _LONGEST = {"source": 63, "year": 4, "month": 2, "day": 2, "hour": 2, "name": 49}
@@ -49,7 +51,7 @@ class KeyTemplate:
             raise _refused("it ends with {name}, and has it once")
         if any(part in ("", ".", "..") for part in template.split("/")) or not template.isprintable():
             raise _refused("it has plain parts between its slashes")
-        self._template = template
+        self._folder = lru_cache(64)(partial(_folder, template.removesuffix("{name}")))
         self._form = re.compile(
             "".join(re.escape(text) + _FORMS.get(name or "", "") for text, name, *_ in pieces)
         )
@@ -60,19 +62,17 @@ class KeyTemplate:
 
     def key(self, *, source: str, received_at: int, name: str) -> str:
         """Return the key of the object `name` (with its extension), which came at `received_at` (epoch ms)."""
-        at = datetime.fromtimestamp(received_at / 1000, UTC)
-        return self._template.format(
-            source=source,
-            year=f"{at:%Y}",
-            month=f"{at:%m}",
-            day=f"{at:%d}",
-            hour=f"{at:%H}",
-            name=name,
-        )
+        return self._folder(source, received_at // _HOUR) + name
 
     def is_ours(self, key: str) -> bool:
         """Tell whether this template makes such keys, from the first character to the last: others' objects are not ours to remove."""
         return self._form.fullmatch(key) is not None
+
+
+def _folder(template: str, source: str, hour: int) -> str:
+    """Return what stands before the name in keys of a source and an hour (since the epoch)."""
+    at = datetime.fromtimestamp(hour * 3600, UTC)
+    return template.format(source=source, year=f"{at:%Y}", month=f"{at:%m}", day=f"{at:%d}", hour=f"{at:%H}")
 
 
 def has_our_name(key: str) -> bool:

@@ -58,19 +58,19 @@ class Objects:
 
     def __init__(self, options: S3Options) -> None:
         self._options = options
+        kept_as = {
+            "ServerSideEncryption": options.sse,
+            "SSEKMSKeyId": options.sse_kms_key_id,
+            "StorageClass": options.storage_class,
+        }
+        self._kept_as = {name: value for name, value in kept_as.items() if value}
         self.checksums = options.checksums == "when_supported"
         self.conditional = True
         """False once the store said that it does not know `If-None-Match` on a put; keys are derived from content."""
 
     def about(self, body: Body, content_type: str) -> dict[str, Any]:
         """Return what a new object is stored with."""
-        known = {
-            "ServerSideEncryption": self._options.sse,
-            "SSEKMSKeyId": self._options.sse_kms_key_id,
-            "StorageClass": self._options.storage_class,
-        }
-        said = {"ContentType": content_type, "Metadata": {"sha256": body.sha256}}
-        return said | {name: value for name, value in known.items() if value}
+        return {"ContentType": content_type, "Metadata": {"sha256": body.sha256}} | self._kept_as
 
     def checksum(self, digest: bytes) -> dict[str, str]:
         """Return the argument that tells a body's SHA-256, unless the store is one that knows none."""

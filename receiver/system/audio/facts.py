@@ -53,7 +53,9 @@ def _read(source: Source, draft: AudioDraft, found: Found) -> None:
     start = 0
     while size := id3_size(source.at(start, 10)):
         start += size
-    form = sniff(source.at(start, _PREFIX)) or BY_EXTENSION.get(draft.extension)
+    form = sniff(source.at(0 if start + 16 <= _PREFIX else start, _PREFIX)) or BY_EXTENSION.get(
+        draft.extension
+    )
     if form is not None:
         found.codec = form.codec
         if form.walk:
