@@ -303,7 +303,9 @@ class DeepgramProvider(Adapter):
 
     def _audio(self, callback: VerifiedCallback) -> EventDraft:
         head, (media_type, parameters) = callback.head, callback.head.media_type
-        shown = {name: self._shown_header(name, head.all(name)[0]) for name in KEPT_HEADERS if head.all(name)}
+        shown = {
+            name: self._shown_header(name, values[0]) for name in KEPT_HEADERS if (values := head.all(name))
+        }
         request_id = opaque_id(next(iter(head.all("dg-request-id")), None))
         return EventDraft(
             type="speech.completed",

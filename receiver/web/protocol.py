@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 64 * 1024
 """Most bytes of one read, a quarter of asyncio's own: they wait, for each connection, until the disk has taken those before."""
-_FIRST_SLICE_BYTES = 1024
-"""Bytes of a read that are parsed at once: so many first, and twice as many each time while their parts are few."""
+_FIRST_SLICE_BYTES, _NEXT_SLICE_BYTES = 4096, 1024
+"""Bytes that are parsed at once: so many of a read, or of what waited for its turn, and twice as many each time while their parts are few."""
 _SLICE_PARTS = 100
 """Header lines and pieces of a body in one slice from which the connection waits for its turn."""
 _TURN_SECONDS = 0.005
@@ -237,9 +237,13 @@ class Protocol(HttpToolsProtocol):
         self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
-        """Parse in slices, and let a connection with too many parts in one of them wait for its turn."""
+        """Take what came."""
         self._connections.touch(self)
-        at, size = 0, _FIRST_SLICE_BYTES
+        self._take(data, _FIRST_SLICE_BYTES)
+
+    def _take(self, data: bytes, size: int) -> None:
+        """Parse in slices, the first of this size, and let a connection with too many parts in one of them wait for its turn."""
+        at = 0
         while at < len(data):
             self._parts = 0
             self._take_slice(data[at : at + size])
@@ -262,7 +266,7 @@ class Protocol(HttpToolsProtocol):
         waited, self._unparsed = self._unparsed or b"", None
         if self.transport.is_closing():
             return
-        self.data_received(waited)
+        self._take(waited, _NEXT_SLICE_BYTES)
         if not (self.waits_for_turn or self.flow.read_paused):
             self.transport.resume_reading()
 

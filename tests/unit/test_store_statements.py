@@ -180,6 +180,8 @@ async def test_commits_do_not_copy_the_log_and_idleness_does(
     def housekeeping(self: sqlite.SqliteBackend, *, idle: bool) -> None:
         real(self, idle=idle)
         if idle:
+            if self._copier is not None:
+                self._copier.join()
             loop.call_soon_threadsafe(done.set)
 
     monkeypatch.setattr(sqlite.SqliteBackend, "housekeeping", housekeeping)

@@ -32,10 +32,13 @@ from receiver.storage.store.writer import Backend, Trouble
 from receiver.system.files import sync_folder
 
 CHECKPOINT_PAGES = 1_000
-"""What is in the write-ahead log beyond this is copied into the database at a quiet moment. So little is copied while callers wait."""
+"""What is in the write-ahead log beyond this is copied into the database at a quiet moment."""
 
 FORCED_PAGES = 16_384
-"""64 MiB: beyond this it is copied even though callers come, by another thread."""
+"""64 MiB: beyond this it is copied even though callers come."""
+
+_LAST_PAGES = 128
+"""So little is copied while callers wait, and twice as much after each copy that left more."""
 
 _SENTENCES: tuple[tuple[type[apsw.Error], str], ...] = (
     (apsw.FullError, "the disk that holds the database is full"),
@@ -124,6 +127,8 @@ class SqliteBackend(Backend):
         self._session: SqliteSession | None = None
         self._poisoned = False
         self._copier: _Copier | None = None
+        self._copies = 0
+        """Those by the other thread since the log was last short."""
         self._log_pages = 0
         self._copied_pages = 0
 
@@ -177,22 +182,25 @@ class SqliteBackend(Backend):
     def housekeeping(self, *, idle: bool) -> None:
         """Copy the write-ahead log into the database once it is long: commits themselves never do.
 
-        Under load another thread copies it, and then what has come meanwhile, until little is left. That little is copied
-        here: the log begins afresh only when all of it is copied and nobody writes.
+        Another thread copies it, and then what has come meanwhile, until little is left. That little is copied here: the log
+        begins afresh only when all of it is copied and nobody writes.
         """
         if self._connection is None:
             return
         try:
             limit = CHECKPOINT_PAGES if idle else FORCED_PAGES
             if self._copier is not None:
-                if not idle and self._copier.is_alive():
+                if self._copier.is_alive():
                     return
                 copier, self._copier = self._copier, None
                 self._copied_pages, limit = copier.copied(), 0
+                self._copies += 1
             left = self._log_pages - self._copied_pages
-            if left > limit and (idle or left <= CHECKPOINT_PAGES):
+            if left <= limit:
+                self._copies = 0
+            elif self._copies and left <= _LAST_PAGES << self._copies:
                 self._copied_pages = _copy_log(self._connection)
-            elif left > limit:
+            else:
                 self._copier = _Copier(self._path, self._vfs)
         except (apsw.Error, *THREAD_ERRORS) as error:  # it is tried again after the next commit
             self.trouble(error)
