@@ -111,7 +111,7 @@ async def console(count: int, url: str | None) -> AsyncIterator[Running]:
             await run.client.post("/console/login", data=form, headers={"origin": run.base})
             half = count // 2
             middle = f"{new_id('evt', began + half)[: 4 + TIME_CHARS]}{BASE + half}"
-            run.headers = {"middle": middle, "place": f"{began + half}.{middle}"}
+            run.headers = {"middle": middle, "place": f"{half}.{middle}"}
             yield run
 
 

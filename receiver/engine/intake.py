@@ -70,8 +70,8 @@ _BIG_PARKED = 4 * 1024 * 1024
 """Bytes from which a body that was not understood is kept from file to file, not through memory."""
 _LOOK_SECONDS = 2.0
 """How long a callback waits for the store to tell what its short token stands for."""
-_HANDSHAKE_BYTES = 64 * 1024
-"""Longest body of a handshake."""
+_UNPROVED_BYTES = 64 * 1024
+"""Longest body that is read of what its head does not prove: a handshake, or a request that is kept for a second look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +246,7 @@ class Intake:
         report.source, report.provider = head.source, provider.provider
         report.content_type = kept_type(provider.redact, head)
         if head.method not in provider.methods:
-            reply = await self._handshake(provider, head, receive)
-            if reply is None:
-                raise WrongMethod
-            return _greeted(reply, report)
+            return await self._take_unproved(provider, head, receive, report, WrongMethod())
         if head.token:
             head = await self.with_claims(head)
         try:
@@ -257,11 +254,8 @@ class Intake:
                 admission = self._admit(provider, head)
             except KeysNeeded:
                 admission = await self.with_keys(provider, head, self._admit, provider, head)
-        except CallbackRejected:
-            reply = await self._handshake(provider, head, receive)
-            if reply is None:
-                raise
-            return _greeted(reply, report)
+        except CallbackRejected as error:
+            return await self._take_unproved(provider, head, receive, report, error)
         settings = self._sources[head.source]
         read = partial(
             self._bodies.read,
@@ -328,17 +322,29 @@ class Intake:
         except KeysNeeded:
             raise KeysUnavailable from None
 
-    async def _handshake(self, provider: PushProvider, head: Head, receive: Receive) -> Reply | None:
-        """Return the answer to a handshake that nothing proves, None when the request is none."""
-        if head.method not in provider.handshake_methods:
-            return None
+    async def _take_unproved(
+        self, provider: PushProvider, head: Head, receive: Receive, report: CallbackReport, error: SenderError
+    ) -> Answer:
+        """Answer what the head alone refuses, `error`. Its body is read where it may be a handshake, which nothing proves, or is to
+        be kept for a second look: then its sender may be the provider.
+        """
+        greets = head.method in provider.handshake_methods
+        claims = self._claims_by_itself(head)
+        if not greets and (isinstance(error, WrongMethod) or claims is None or claims.source != head.source):
+            raise error
         room = self.load.waiting_room
-        with Place(room, head.peer):
-            body = await self._bodies.read(
-                receive, limit=_HANDSHAKE_BYTES, total=room.SECONDS, idle=room.SECONDS, piece=MEMORY_LIMIT
-            )
         try:
-            return provider.handshake(head, body.load(), proved=False)
+            with Place(room, head.peer):
+                body = await self._bodies.read(
+                    receive, limit=_UNPROVED_BYTES, total=room.SECONDS, idle=room.SECONDS, piece=MEMORY_LIMIT
+                )
+        except SenderError:
+            if greets:
+                raise
+            raise error from None
+        try:
+            reply = provider.handshake(head, body.load(), proved=False) if greets else None
+            return _greeted(reply, report) if reply else self._refuse(head, error, report, body)
         finally:
             body.discard()
 
@@ -563,7 +569,7 @@ def _coding(head: Head, limit: int) -> str:
 
 def _asked(provider: PushProvider, head: Head, body: MemoryBody | FileBody, *, proved: bool) -> Reply | None:
     """Return the answer if a request whose body is read is a handshake."""
-    if head.method not in provider.handshake_methods or body.size > _HANDSHAKE_BYTES:
+    if head.method not in provider.handshake_methods or body.size > _UNPROVED_BYTES:
         return None
     return provider.handshake(head, body.load(), proved=proved)
 

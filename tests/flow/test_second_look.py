@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from receiver.core.event import EventFilter, Rejection
 from receiver.core.work import DeliveryFilter
-from tests.support.running import DEAPI_SECRET, Running, api_token, running, settings_text
+from tests.support.running import BASIC, DEAPI_SECRET, Running, api_token, running, settings_text
 from tests.support.senders import deapi
 
 ADMIN, OPERATOR = "admin-token-of-some-length", "operator-token-of-some-length"
@@ -73,6 +73,26 @@ async def test_a_mended_secret_is_confirmed_by_the_callback_it_refused(up: Runni
     finally:
         await up.reload(text)
     assert await up.receiver.store.events(EventFilter(job_id="mended")) == []
+
+
+async def test_what_its_head_alone_refuses_is_kept_over_a_url_of_ours_as_well(up: Running) -> None:
+    document = {"err_code": "Bad Request", "err_msg": "corrupt audio", "request_id": "by-head"}
+    for path, kept in ((f"/{up.receiver.tokens.issue('deepgram', ref='by-head')}", True), ("", False)):
+        answer = await up.client.post(f"/callbacks/deepgram{path}", json=document, auth=("deepgram", "old"))
+        assert answer.status_code == 401
+        await up.serving.receiver.intake.rejections.flush()
+        one = (await up.receiver.store.rejections("deepgram", limit=1))[0]
+        assert one.request_kept is kept
+    one = (await up.receiver.store.rejections("deepgram", limit=2))[1]
+    assert (await post(up, f"{one.id}/verify"))["verdict"] == "refused"
+    text = up.headers["text"]
+    try:
+        await up.reload(text.replace(BASIC, "deepgram:old"))
+        assert (await post(up, f"{one.id}/verify"))["verdict"] == "accepted"
+    finally:
+        await up.reload(text)
+    done = await post(up, f"{one.id}/accept", {"reason": "known"})
+    assert (await up.receiver.store.event(done["event_id"])).ref == "by-head"
 
 
 async def test_a_callback_is_accepted_once_by_an_admin_who_says_why(up: Running) -> None:

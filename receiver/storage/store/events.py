@@ -390,7 +390,7 @@ def rejected_request(session: Session, row_id: str) -> RejectedRequest:
     if not found:
         raise NotFound(
             f"no request of a rejection {row_id[:60]} is kept: that is done for a day, of the newest whose URL carried "
-            "a token of ours and whose body was read"
+            "a token of ours and whose body is short"
         )
     return msgspec.msgpack.decode(found[0][1], type=RejectedRequest)
 
