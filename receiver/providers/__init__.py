@@ -10,7 +10,7 @@ import pkgutil
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module, resources
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -29,6 +29,7 @@ from receiver.core.errors import (
 from receiver.core.event import EventDraft, RemoteResult
 from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
+from receiver.core.proofs import matching_place
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.core.words import Word
@@ -299,6 +300,13 @@ class Adapter:
     ) -> CallbackRejected:
         """Return the refusal that tells which of the source's settings to look at."""
         return CallbackRejected(message, setting=f"{self._where}.{setting}", kind=kind)
+
+    def _place_of(self, value: str, expected: Sequence[str], setting: str, wrong: str) -> int:
+        """Return the place of the secret of a setting that a value is. Raises `CallbackRejected`, `wrong` in words."""
+        place = matching_place(value, expected)
+        if not place:
+            raise self._rejection(setting, f"{wrong} in {self._where}.{setting}")
+        return place
 
     def _load(self, body: Body) -> tuple[Document, bytes]:
         """Return a JSON body, decoded and as bytes. Raises `MalformedCallback`."""

@@ -21,7 +21,6 @@ from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Failed, Fetch, FetchResponse, ServerSentEvent, Stream
 from receiver.core.findings import Code, Finding
-from receiver.core.proofs import matching_place
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
@@ -194,12 +193,8 @@ class PlayhtProvider(Adapter):
         proofs, secret = {"token"} if claims else set[str](), 0
         keys = [key for key in (authorization and _bearer(authorization), secret_key) if key is not None]
         if self._keys and keys:
-            secret = min(matching_place(key, self._keys) for key in keys)
-            if not secret:
-                fits_none = (
-                    f"the key in the callback's header fits no value of {self._where}.{self._key_setting}"
-                )
-                raise self._rejection(self._key_setting, fits_none)
+            wrong = "the key in the callback's header fits no value"
+            secret = min(self._place_of(key, self._keys, self._key_setting, wrong) for key in keys)
             proofs.add("key")
         elif not (self._options.require_token and claims):
             raise self._rejection(

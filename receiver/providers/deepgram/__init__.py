@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -21,58 +19,42 @@ from pydantic import SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
 from receiver.core.errors import MalformedCallback, RejectionKind
-from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
+from receiver.core.event import EventDraft, JobError
 from receiver.core.findings import Code, Finding
-from receiver.core.proofs import basic_credentials, matching_place
+from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.core.words import Word
 from receiver.providers import NO_PROOF, NO_REASON, Adapter, toolkit
+from receiver.providers.deepgram.documents import Payload, heard_words, is_failure, requested_format
 from receiver.providers.documents import (
     BOM,
     Document,
     encode,
-    epoch_ms,
     is_json_type,
     is_text,
     join_key,
     looks_like_json,
-    number,
     opaque_id,
     printable,
     table,
-    text,
 )
-from receiver.providers.toolkit import SecretList, content_key, reveal, revealed, ten_minutes
+from receiver.providers.toolkit import SecretList, content_key, reveal, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 from receiver.settings.submitting import ProviderApi
 from receiver.system.audio.formats import MEDIA_TYPES, beginning
 
 KEPT_HEADERS = ("dg-model-name", "dg-model-uuid", "dg-char-count", "dg-request-id", "dg-error", "dg-warnings")
 """The headers that an audio event holds; `dg-project-id` and `dg-token` name the account and are left out."""
-_FAMILIES = {"listen": "transcript", "read": "analysis", "speak": "speech"}
-"""The first part of an event's type, by Deepgram's product."""
-_PRODUCTS = {family: product for product, family in _FAMILIES.items()}
-_MESSAGE_IDENTITY = {
-    "Results": (("start", "duration"), ("channel_index", "is_final", "speech_final", "from_finalize")),
-    "UtteranceEnd": (("last_word_end",), ("channel",)),
-    "SpeechStarted": (("timestamp",), ("channel",)),
-    "Metadata": (("created", "duration"), ()),
-}
-"""For each streaming message: the fields that must be there to tell it from others, and those that also take part."""
-_ANALYSES = frozenset(("summary", "topics", "intents", "sentiments"))
-"""What `results` of text intelligence have."""
-_LISTEN_METADATA = frozenset(("sha256", "duration", "channels", "models", "model_info"))
-"""What only a transcript's metadata have."""
-_FAILURE_FIELDS = ("err_code", "err_msg", "category", "error")
-"""What only failures have."""
-_ERROR_MESSAGE = ("err_msg", "message", "error", "description")
-_ERROR_CODE = ("err_code", "category", "code")
 _DEFAULT_HERTZ = {"linear16": 24000, "mulaw": 8000, "alaw": 8000}
 """What Deepgram makes when an encoding was asked for without a rate."""
 _ECHO = "callback_secret"
 _SECRET_VALUE = re.compile(rb'("callback_secret"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL)
 _ADD_BASIC = 'add basic = ["user:env:DEEPGRAM_CALLBACK_PASSWORD"]'
+_UNSET = "require_callback_secret is set, but no callback_secrets"
+_RETIRED = "dg_token is the only proof; Deepgram retired it as a proof on 2026-10-27 and may stop sending it"
+_PARTLY = "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
+_UNDERSCORE = "a pair holds an underscore; Deepgram is known to refuse callback URLs with one"
 BodyKind = Literal["audio", "json", "text"]
 T = TypeVar("T")
 
@@ -141,31 +123,30 @@ class DeepgramProvider(Adapter):
 
     @classmethod
     def _judge(cls, where: str, options: DeepgramSettings) -> Iterator[Finding]:
+        own = options.basic or options.require_token
+        tokens, secrets = bool(options.dg_token), bool(options.callback_secrets)
+        required = options.require_dg_token, options.require_callback_secret
         to_where = f"{_ADD_BASIC} to [{where}], and user:password@ to the callback URL"
-        if options.require_dg_token and not options.dg_token:
-            yield cls._finding("E102", where, "dg_token", "require_dg_token is set, but no dg_token")
-        if options.require_callback_secret and not options.callback_secrets:
-            unset = "require_callback_secret is set, but no callback_secrets"
-            yield cls._finding("E103", where, "callback_secrets", unset)
-        if not (options.basic or options.require_token):
-            yield from cls._judge_weak_proofs(where, options, to_where)
-        if any("_" in pair for pair in reveal(options.basic)):
-            underscore = "a pair holds an underscore; Deepgram is known to refuse callback URLs with one"
-            yield cls._finding("W103", where, "basic", underscore)
-
-    @classmethod
-    def _judge_weak_proofs(cls, where: str, options: DeepgramSettings, to_where: str) -> Iterator[Finding]:
-        """Yield the finding of a source that has neither Basic credentials nor tokens."""
-        match options.require_dg_token, bool(options.dg_token), bool(options.callback_secrets):
-            case True, True, False:
-                retired = "dg_token is the only proof; Deepgram retired it as a proof on 2026-10-27 and may stop sending it"
-                yield cls._finding("W101", where, "dg_token", retired, to_where)
-            case (False, _, True) | (_, False, True):
-                partly = "callback_secrets prove transcripts only: audio, text intelligence and errors will be refused"
-                yield cls._finding("W102", where, "callback_secrets", partly, to_where)
-            case False, _, False if not options.require_callback_secret:
-                fix = f"{to_where}; or set require_token = true"
-                yield cls._finding("E101", where, "basic", NO_PROOF, fix)
+        found = (
+            (required[0] and not tokens, "E102", "dg_token", "require_dg_token is set, but no dg_token", ""),
+            (required[1] and not secrets, "E103", "callback_secrets", _UNSET, ""),
+            (not own and required[0] and tokens and not secrets, "W101", "dg_token", _RETIRED, to_where),
+            (
+                not own and secrets and not (required[0] and tokens),
+                "W102",
+                "callback_secrets",
+                _PARTLY,
+                to_where,
+            ),
+            (
+                *(not (own or any(required) or secrets), "E101", "basic", NO_PROOF),
+                f"{to_where}; or set require_token = true",
+            ),
+            (any("_" in pair for pair in reveal(options.basic)), "W103", "basic", _UNDERSCORE, ""),
+        )
+        for applies, code, setting, message, fix in found:
+            if applies:
+                yield cls._finding(code, where, setting, message, fix)
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the newest Basic credentials, and the newest `dg-token`, as far as they are configured."""
@@ -227,20 +208,16 @@ class DeepgramProvider(Adapter):
             raise self._rejection(
                 "basic", "the Authorization header is not Basic credentials", RejectionKind.MALFORMED
             )
-        place = matching_place(pair, self._basic)
-        if not place:
-            raise self._rejection("basic", f"the Basic credentials fit no pair in {self._where}.basic")
-        return place
+        return self._place_of(pair, self._basic, "basic", "the Basic credentials fit no pair")
 
     def _check_dg_token(self, header: str | None) -> int:
         if header is None and self._options.require_dg_token:
             raise self._rejection(
                 "dg_token", "no dg-token header came, and require_dg_token is set", RejectionKind.MISSING
             )
-        place = 0 if header is None else matching_place(header, self._dg_tokens)
-        if header is not None and not place:
-            raise self._rejection("dg_token", f"the dg-token header fits no value in {self._where}.dg_token")
-        return place
+        if header is None:
+            return 0
+        return self._place_of(header, self._dg_tokens, "dg_token", "the dg-token header fits no value")
 
     def _held(self, proofs: Iterable[str]) -> bool:
         """Tell whether one of the proofs is enough by itself; a dg-token is so only where it is required."""
@@ -266,12 +243,8 @@ class DeepgramProvider(Adapter):
         except MalformedCallback:
             is_document = True
         secrets = echoed_secrets(body.load()) if is_document and body.size <= self._json_limit else []
-        fits = [matching_place(secret, self._callback_secrets) for secret in secrets]
-        if not all(fits):
-            raise self._rejection(
-                "callback_secrets",
-                f"the document's callback_secret fits no value in {self._where}.callback_secrets",
-            )
+        wrong = "the document's callback_secret fits no value"
+        fits = [self._place_of(one, self._callback_secrets, "callback_secrets", wrong) for one in secrets]
         if is_document and not secrets and self._options.require_callback_secret:
             raise self._rejection(
                 "callback_secrets",
@@ -317,7 +290,7 @@ class DeepgramProvider(Adapter):
                 media_type,
                 parameters,
                 beginning(callback.body),
-                _requested_format(callback.claims),
+                requested_format(callback.claims),
                 default_hertz=_DEFAULT_HERTZ,
             ),
             provider_data=shown,
@@ -361,7 +334,7 @@ def body_kind(head: Head, prefix: bytes, claims: TokenClaims | None) -> BodyKind
     Audio under any type is audio; JSON under any type is JSON, since Deepgram's errors may come on the audio path.
     Raises `MalformedCallback` for a type that is neither audio nor text, unless bytes or token speak for audio.
     """
-    (media_type, _), requested = head.media_type, _requested_format(claims)
+    (media_type, _), requested = head.media_type, requested_format(claims)
     if toolkit.magic(media_type, prefix, requested):
         return "audio"
     if is_json_type(media_type) or looks_like_json(prefix):
@@ -377,10 +350,6 @@ def body_kind(head: Head, prefix: bytes, claims: TokenClaims | None) -> BodyKind
     raise MalformedCallback(
         "the body's content type is neither audio nor JSON, and its bytes are of no known format"
     )
-
-
-def _requested_format(claims: TokenClaims | None) -> Mapping[str, Any]:
-    return claims.format if claims else {}
 
 
 # ---------------------------------------------------------------- callback secrets
@@ -428,236 +397,3 @@ def without_secrets(document: Document) -> bool:
     for extra in extras:
         del extra[_ECHO]
     return bool(extras)
-
-
-# ---------------------------------------------------------------- documents
-
-
-def is_failure(document: Document) -> bool:
-    """Tell whether a document is one of Deepgram's error forms: no `results`, and a field that only errors have."""
-    return (
-        "results" not in document
-        and text(document, "type") not in _MESSAGE_IDENTITY
-        and any(document.get(name) is not None for name in _FAILURE_FIELDS)
-    )
-
-
-@dataclass(frozen=True)
-class Payload:
-    """A document of Deepgram's, and the proved callback that brought it."""
-
-    callback: VerifiedCallback
-    document: Document
-    raw: bytes
-    """The document as it is kept, secrets removed."""
-
-    def draft(self) -> EventDraft:
-        """Return the event draft of a JSON document. Raises `MalformedCallback` for a shape that is not known."""
-        if text(self.document, "type") in _MESSAGE_IDENTITY:
-            return self._message()
-        if is_failure(self.document):
-            return self.failure(self._error())
-        results = self.document.get("results")
-        if isinstance(results, str):
-            raise MalformedCallback(
-                "results is a string: the form that only Deepgram's API description of 2025 shows"
-            )
-        if isinstance(results, dict):
-            if isinstance(results.get("channels"), list):
-                return self._result("transcript", self._transcript(results["channels"]))
-            if not _ANALYSES.isdisjoint(results):
-                return self._result("analysis")
-        raise MalformedCallback("a JSON object of a shape that no Deepgram product is known to send")
-
-    def _draft(self, type: str, key: str, request_id: Any, created: Any = None, **parts: Any) -> EventDraft:
-        return EventDraft(
-            type=type,
-            idempotency_key=key,
-            job_id=opaque_id(request_id),
-            ref=self.callback.ref,
-            occurred_at=epoch_ms(self._metadata.get("created") or created) or self.callback.head.received_at,
-            provider_data=self.document,
-            document=self.raw,
-            **parts,
-        )
-
-    @cached_property
-    def _metadata(self) -> Document:
-        """The metadata; text intelligence nests it twice in the API description, once in the docs."""
-        outer = table(self.document, "metadata")
-        return table(outer, "metadata") or outer
-
-    @property
-    def _request_id(self) -> Any:
-        """The job; `dg-request-id` is documented for direct replies only."""
-        in_header = next(iter(self.callback.head.all("dg-request-id")), "")
-        return self._metadata.get("request_id") or in_header or self.document.get("request_id")
-
-    # ------------------------------------------------------------ results
-
-    def _result(self, family: str, transcript: TranscriptDraft | None = None) -> EventDraft:
-        request_id = self._request_id
-        if opaque_id(request_id) is None:
-            key = content_key(self.callback)
-        else:
-            key = join_key(_PRODUCTS[family], request_id, "result")
-        return self._draft(f"{family}.completed", key, request_id, transcript=transcript)
-
-    def _transcript(self, channels: list[Any]) -> TranscriptDraft:
-        said, shares, language = [], [], None
-        for channel in channels:
-            if isinstance(channel, dict):
-                best = _first_alternative(channel)
-                if words := _words(best):
-                    said.append(words)
-                if (share := number(best, "confidence")) is not None:
-                    shares.append(share)
-                language = language or text(channel, "detected_language", 50)
-        count = number(self._metadata, "channels")
-        return TranscriptDraft(
-            text="\n".join(said),
-            confidence=sum(shares) / len(shares) if shares else None,
-            language=language,
-            duration_seconds=number(self._metadata, "duration"),
-            channels=int(count) if count else len(channels) or None,
-        )
-
-    # ------------------------------------------------------------ streaming messages
-
-    def _message(self) -> EventDraft:
-        transcript = None
-        if self.document["type"] == "Results":
-            best = _first_alternative(table(self.document, "channel"))
-            transcript = TranscriptDraft(
-                text=_words(best),
-                confidence=number(best, "confidence"),
-                duration_seconds=number(self.document, "duration"),
-            )
-        key, created = self._message_key(), self.document.get("created")
-        return self._draft(
-            "transcript.partial", key, self._request_id, created, stage=Stage.OPEN, transcript=transcript
-        )
-
-    def _message_key(self) -> str:
-        """Return a streaming message's identity: the session, then what the message is about, or else its bytes.
-
-        The session is the token and the request id, as far as they are known: a token may have been handed out for more
-        than one session, and two kinds of message carry no request id at all. Without either, the time tells sessions apart.
-        """
-        claims, document = self.callback.claims, self.document
-        session = (claims.token_id if claims else "", opaque_id(self._request_id) or "")
-        if not any(session):
-            session = ("", ten_minutes(self.callback))
-        needed, others = _MESSAGE_IDENTITY[document["type"]]
-        if any(document.get(name) is None for name in needed):
-            return join_key("stream", *session, document["type"], self.callback.body.sha256)
-        values = (document.get(name) for name in (*needed, *others))
-        spelled = ("" if value is None else encode(value).decode() for value in values)
-        return join_key("stream", *session, document["type"], *spelled)
-
-    # ------------------------------------------------------------ failures
-
-    def failure(self, error: JobError) -> EventDraft:
-        """Return the draft of a failure.
-
-        Two jobs that fail alike say so in the same words, where two results differ: without an id or a token, the time
-        tells them apart.
-        """
-        family, callback = self._failed_family(), self.callback
-        request_id = self._request_id or table(self.document, "error").get("request_id")
-        if opaque_id(request_id) is not None:
-            key = join_key(_PRODUCTS[family], request_id, "error")
-        else:
-            key = content_key(callback, lasting=False)
-        return self._draft(f"{family}.failed", key, request_id, error=error)
-
-    def _failed_family(self) -> str:
-        """Return which family failed: the token knows; else metadata that only transcripts have.
-
-        Otherwise it is speech. An error document does not say which product it is about, and only a speech job has no
-        other way to tell: a transcript's error usually names its request, which the application can look up.
-        """
-        product = _requested_format(self.callback.claims).get("product")
-        if isinstance(product, str) and product in _FAMILIES:
-            return _FAMILIES[product]
-        return "speech" if _LISTEN_METADATA.isdisjoint(self._metadata) else "transcript"
-
-    def _error(self) -> JobError:
-        inner = table(self.document, "error")
-        code = _first(_ERROR_CODE, self.document, inner)
-        details = self.document.get("details")
-        details = inner.get("details") if details is None else details
-        return JobError(
-            message=_first(_ERROR_MESSAGE, self.document, inner) or code or NO_REASON,
-            code=code[:200] if code else None,
-            details=None if details is None else _spelled(details),
-        )
-
-
-def _first_alternative(channel: Document) -> Document:
-    alternatives = channel.get("alternatives")
-    if isinstance(alternatives, list) and alternatives and isinstance(alternatives[0], dict):
-        return alternatives[0]
-    return {}
-
-
-def _words(alternative: Document) -> str | None:
-    words = alternative.get("transcript")
-    return words if isinstance(words, str) else None
-
-
-def _first(names: Iterable[str], *places: Document) -> str | None:
-    """Return the first text or number under one of `names`."""
-    for value in (place.get(name) for name in names for place in places):
-        if (isinstance(value, str) and value) or (isinstance(value, int) and not isinstance(value, bool)):
-            return _spelled(value)
-    return None
-
-
-def _spelled(value: Any) -> str:
-    return (value if isinstance(value, str) else encode(value).decode())[:2000]
-
-
-# ---------------------------------------------------------------- words
-
-
-class _Word(Struct, frozen=True):
-    """A word as Deepgram has it."""
-
-    word: str
-    start: float
-    end: float
-    punctuated_word: str | None = None
-    confidence: float | None = None
-    speaker: int | None = None
-
-
-class _Alternative(Struct, frozen=True):
-    words: tuple[_Word, ...] = ()
-
-
-class _Channel(Struct, frozen=True):
-    alternatives: tuple[_Alternative, ...] = ()
-
-
-class _Results(Struct, frozen=True):
-    channels: tuple[_Channel, ...] = ()
-
-
-class _Heard(Struct, frozen=True):
-    """A transcript, as far as it has words with times."""
-
-    results: _Results = _Results()
-
-
-def heard_words(document: bytes) -> list[Word]:
-    """Return the words of a transcript, each with the speaker or, where there are several, the channel that it is of."""
-    channels = _part(document.removeprefix(BOM), _Heard).results.channels
-    words = []
-    for place, channel in enumerate(channels, 1):
-        label = f"channel {place}" if len(channels) > 1 else None
-        for one in channel.alternatives[0].words if channel.alternatives else ():
-            speaker = label if one.speaker is None else f"speaker {one.speaker + 1}"
-            text = one.punctuated_word or one.word
-            words.append(Word(text, one.start, one.end, one.confidence, speaker))
-    return words
