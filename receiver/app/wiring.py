@@ -55,7 +55,7 @@ from receiver.settings.load import (
     sqlite_path,
 )
 from receiver.settings.model import Settings
-from receiver.settings.submitting import ProviderApi, checked_api
+from receiver.settings.submitting import checked_api
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -91,8 +91,8 @@ class Ports:
     """The sources that can be polled; many call back as well."""
     fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
     """The HTTP client of each source that can be polled, or whose keys are fetched."""
-    submit_apis: Mapping[str, ProviderApi] = field(default_factory=dict)
-    """What applications may call of the sources that may be submitted to."""
+    submit_sources: Mapping[str, SubmitSource] = field(default_factory=dict)
+    """Those that may be submitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +355,7 @@ class _Parts:
             bodies=self.lasting.bodies,
             router=self.router,
             keys=KeyTemplate(self.settings.blobs.key),
-            by_job={name for name, api in self.ports.submit_apis.items() if api.table.by_job},
+            by_job={name for name, one in self.ports.submit_sources.items() if one.api.table.by_job},
             clock=self.lasting.clock,
             expect=relay.expect,
             wake=relay.wake,
@@ -415,18 +415,9 @@ class _Parts:
         )
 
     def _submissions(self, relay: Relay) -> Submissions:
-        sources = {
-            name: SubmitSource(
-                settings=self.settings.sources[name],
-                api=api,
-                upstream=Upstream(self.settings.sources[name]),
-                pull=self.ports.pulls.get(name),
-            )
-            for name, api in self.ports.submit_apis.items()
-        }
         parts = Parts(
             settings=self.settings.submit,
-            public_url=self.settings.public_url,
+            public_url=self.settings.public_url or "",
             store=self.lasting.store,
             tokens=self.tokens,
             bodies=self.lasting.bodies,
@@ -435,7 +426,7 @@ class _Parts:
             routed=self.router.destinations,
             wake=relay.wake,
         )
-        return Submissions(parts, sources)
+        return Submissions(parts, self.ports.submit_sources)
 
 
 def _ports(
@@ -449,7 +440,7 @@ def _ports(
         providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
         destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
-        submit_apis=_submit_apis(settings, adapters),
+        submit_sources=_submit_sources(settings, adapters, pulls),
         fetchers={
             n: Fetcher.create(settings.sources[n], bodies)
             for n, adapter in adapters.items()
@@ -458,13 +449,17 @@ def _ports(
     )
 
 
-def _submit_apis(settings: Settings, adapters: Mapping[str, Adapter]) -> dict[str, ProviderApi]:
-    """Return what applications may call of each source with `submit = true`. Raises `ConfigError`."""
+def _submit_sources(
+    settings: Settings, adapters: Mapping[str, Adapter], pulls: Mapping[str, PullProvider]
+) -> dict[str, SubmitSource]:
+    """Return each source with `submit = true`. Raises `ConfigError`."""
     found = {}
     for name, source in settings.sources.items():
         if source.submit and settings.submit.tokens:
-            api = adapters[name].submit_api()
-            found[name] = checked_api(settings.public_url, settings.submit.url, source, api)
+            api = checked_api(settings.public_url, settings.submit.url, source, adapters[name].submit_api())
+            found[name] = SubmitSource(
+                settings=source, api=api, upstream=Upstream(source), pull=pulls.get(name)
+            )
     return found
 
 

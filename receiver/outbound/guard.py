@@ -170,6 +170,7 @@ def _network(address: Address) -> str:
     return f"{address}/{address.max_prefixlen}"
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"[!-~]+")
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 _MAX_LENGTH = 16 * 1024
@@ -198,7 +199,7 @@ def target(text: str) -> Target | str:
     """
     if len(text) > _MAX_LENGTH:
         return f"the URL is longer than {_MAX_LENGTH} characters"
-    if any(char < " " or char == "\x7f" for char in text):
+    if _CONTROL.search(text):
         return "the URL holds a control character"
     try:
         text.encode()  # not with halves of characters, as a header's stray bytes become

@@ -302,7 +302,7 @@ class SubmitToken(Section):
     at_once: int = Field(default=8, ge=1)
     """Calls under way, in one process."""
     bytes_per_day: int = Field(default=20 * 1024 * MIB, ge=1)
-    """Of bodies; each process counts its own, since its start or last reload."""
+    """Of bodies."""
     jobs_per_day: int = Field(default=5000, ge=1)
 
     @field_validator("secrets")

@@ -184,17 +184,6 @@ class ProviderApi:
     """The callback is signed with a secret that is given with the job."""
     https_only: bool = False
 
-    def callback_url(self, public_url: str | None, source: str, token: str) -> str:
-        """Return the URL for a job's callback. Raises `ConfigError` when the provider could not call it."""
-        url = callback_urls.callback_url(
-            public_url, source, https_only=self.https_only, token=token, basic=self.basic
-        )
-        if len(url) > self.table.max_url:
-            raise ConfigError(
-                f"public_url: {source} takes callback URLs of {self.table.max_url} characters at most"
-            )
-        return url
-
 
 def checked_api(
     public_url: str | None, url: str | None, source: SourceSettings, api: ProviderApi | None
@@ -211,7 +200,17 @@ def checked_api(
             "answers of this provider have URLs that are to lead back to receiver: set submit.url"
         )
     if any(not job.fetch for job in api.table.jobs):
-        api.callback_url(public_url, source.name, "a" * SHORT_CHARS)
+        url = callback_urls.callback_url(
+            public_url,
+            source.name,
+            https_only=api.https_only,
+            token="a" * SHORT_CHARS,
+            basic=api.basic,
+        )
+        if len(url) > api.table.max_url:
+            raise ConfigError(
+                f"public_url: {source.name} takes callback URLs of {api.table.max_url} characters at most"
+            )
     return api
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefu
 from receiver.core.observe import SubmissionReport
 from receiver.core.submission import METHOD_FIELDS, SubmissionFilter, SubmissionState, names_in
 from receiver.engine.requests import MAX_REF
-from receiver.engine.submissions.allowances import Applications
+from receiver.engine.submissions.allowances import Applications, UnderWay
 from receiver.engine.submissions.answers import end, learned, passed_back, tell
 from receiver.engine.submissions.bodies import Stream
 from receiver.engine.submissions.call import Answer, Call, Parts, Passing, SubmitSource, refusal
@@ -43,7 +43,7 @@ class Submissions:
         """`sources` are those that may be submitted to, by name."""
         self.parts, self.sources = parts, sources
         self.applications = Applications(parts.settings.tokens)
-        self._under_way = 0
+        self._under_way = UnderWay()
         self._background = Background()
 
     # ------------------------------------------------------------ its life
@@ -128,23 +128,15 @@ class Submissions:
             raise SubmissionRefused(422, "the query would make another request of it")
         allowance = self.applications.prove(call.headers, table)
         report.application = allowance.application
-        if self._under_way >= self.parts.settings.at_once:
+        if self._under_way.count >= self.parts.settings.at_once:
             raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
         if call.ref is not None and not (len(call.ref) <= MAX_REF and call.ref.isprintable()):
             raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
         report.ref = call.ref
-        stack.enter_context(self._counted())
+        stack.enter_context(self._under_way)
         await allowance.admit(call.source, rule.kind, self.parts.store, self.parts.clock)
-        stack.enter_context(allowance.under_way())
+        stack.enter_context(allowance.under_way)
         return Passing(self.parts, call, source, rule, allowance, report, stack, query)
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
     async def _pass_on(self, passing: Passing) -> Answer:
         """Pass on what makes no job: an upload, or a question about a job of the same application."""

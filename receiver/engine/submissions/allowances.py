@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from receiver.core.errors import SubmissionRefused
@@ -58,6 +57,19 @@ class _Limit:
             self.left += max(0, usage.amount - max(0, used - self.most(settings)))
 
 
+class UnderWay:
+    """Counts the blocks that are under way."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *ended: object) -> None:
+        self.count -= 1
+
+
 class Allowance:
     """One application's."""
 
@@ -72,7 +84,7 @@ class Allowance:
         self._jobs = _Limit(
             "jobs", "jobs_per_day", _DAY, pieces=1024, message="the jobs of the day are used up"
         )
-        self._under_way = 0
+        self.under_way = UnderWay()
 
     async def admit(self, source: str, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
         """Count a call, unless it is not allowed: then raise `SubmissionRefused`. `clock` gives epoch milliseconds.
@@ -84,7 +96,7 @@ class Allowance:
             raise SubmissionRefused(403, "this token is not for this source")
         if kind not in settings.may:
             raise SubmissionRefused(403, f"this token may not {kind}")
-        if self._under_way >= settings.at_once:
+        if self.under_way.count >= settings.at_once:
             raise SubmissionRefused(429, f"{settings.at_once} calls are under way", retry_after=1)
         counted = [self._reads if kind in ("read", "cancel") else self._calls]
         if kind == "submit":
@@ -108,15 +120,6 @@ class Allowance:
     def no_job(self) -> None:
         """Take back that a job was counted: none was made."""
         self._jobs.left += 1
-
-    @contextlib.contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Count a call while it is under way."""
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
 
 class Applications:

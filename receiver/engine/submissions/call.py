@@ -71,7 +71,8 @@ class Parts:
     """What all calls of a process need."""
 
     settings: SubmitSettings
-    public_url: str | None
+    public_url: str
+    """"" where no job has a callback."""
     store: Store
     tokens: CallbackTokens
     bodies: BodyBuffer

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from receiver.core.callback import Body, TokenClaims, split_media_type
+from receiver.core.callback_urls import compose
 from receiver.core.errors import OwnCallback, SubmissionRefused
 from receiver.core.submission import filled, headers_out, names_in
 from receiver.engine.requests import FORMAT_KEYS
@@ -69,7 +70,7 @@ def _issued(passing: Passing, job: SubmissionJob) -> tuple[TokenClaims, Mapping[
         expect_by=now + round(seconds * 1000),
     )
     secret = passing.parts.tokens.job_secrets(token)[0] if api.job_secrets else api.secret
-    url = "" if job.fetch else api.callback_url(passing.parts.public_url, call.source, token)
+    url = compose(passing.parts.public_url, call.source, token=token, basic=api.basic)
     known = {"callback": url, "secret": secret, "token": token, "ref": call.ref or ""}
     wanted = {name: text for name, text in job.set.items() if secret or "{secret}" not in str(text)}
     return claims, filled(wanted, known)
