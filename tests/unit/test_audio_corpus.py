@@ -117,3 +117,12 @@ def test_bytes_missing_within_one_frame_of_flac_leave_no_certain_length(name: st
     for begin in range(len(whole) // 2, len(whole) - 100, len(whole) // 16):
         found = facts(whole[:begin] + whole[begin + 7 :], UNKNOWN)
         assert found.duration_seconds is None or found.duration_estimated
+
+
+def test_an_mp4_whose_edit_is_not_as_long_as_its_samples_has_no_certain_length() -> None:
+    """Players differ about what an edit adds or leaves out."""
+    whole = bytearray(corpus.content("ffmpeg-alac.m4a"))
+    place = whole.index(b"tkhd") + 4 + 20
+    whole[place : place + 4] = (2 * int.from_bytes(whole[place : place + 4])).to_bytes(4)
+    found = facts(bytes(whole), UNKNOWN)
+    assert found.duration_seconds is None or found.duration_estimated

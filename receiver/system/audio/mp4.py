@@ -65,14 +65,13 @@ def mp4(source: Source, place: int, found: Found) -> None:
 
 def _tell(boxes: dict[bytes, bytes], in_fragments: int, found: Found) -> None:
     scale, lasting = _stated(boxes[b"mdhd"])
-    seconds = _stated(boxes[b"tkhd"], 4)[1] / _stated(boxes[b"mvhd"])[0]  # as edited: what is played
-    if in_fragments:
-        seconds = 0.0 if lasting else in_fragments / scale
-    exact = (found.codec or "").startswith(_EXACT)
-    if seconds:
-        found.length(
-            seconds, "the lengths of the samples", doubt=0.0 if exact else _PADDING / (found.rate or 1)
-        )
+    edited = _stated(boxes[b"tkhd"], 4)[1] / _stated(boxes[b"mvhd"])[0]  # without what is not played
+    padding = 0.0 if (found.codec or "").startswith(_EXACT) else _PADDING / (found.rate or 1)
+    if in_fragments and not lasting:
+        found.length(in_fragments / scale, "the lengths of all fragments", doubt=padding)
+    elif edited and not in_fragments:
+        doubt = max(padding, abs(lasting / scale - edited))
+        found.length(edited, "stated, and no box is cut", doubt=doubt)
 
 
 def _long(data: bytes, place: int) -> int:
