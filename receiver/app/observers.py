@@ -44,7 +44,7 @@ from receiver.core.observe import (
     harmless,
     no_secrets,
 )
-from receiver.core.work import Due, OutcomeKind, StoreStats
+from receiver.core.work import Due, Outcome, OutcomeKind, StoreStats
 from receiver.system.space import free_bytes
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -154,7 +154,7 @@ def _fields(report: CallbackReport | AttemptReport | PickupReport | SubmissionRe
     """Return a report's fields as a line shows them: times rounded, an outcome as its status and detail."""
     fields: dict[str, Any] = {}
     for name, value in asdict(report).items():
-        if name == "outcome":
+        if isinstance(value, Outcome):
             fields |= {"status": value.status, "detail": value.detail}
         elif name in _DIGITS:
             fields[name] = round(value, _DIGITS[name])

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from receiver.app.observers import LogObserver, MetricsObserver
-from receiver.core.observe import AttemptReport, CallbackReport, Observers, no_secrets
+from receiver.core.observe import AttemptReport, CallbackReport, Observers, SubmissionReport, no_secrets
 from receiver.core.work import Due, Outcome, OutcomeKind, StoreStats
 
 
@@ -40,6 +40,17 @@ def _attempt(**fields: Any) -> AttemptReport:
 def _log(style: str = "json", level: str = "info") -> tuple[LogObserver, io.StringIO]:
     stream = io.StringIO()
     return LogObserver(style=style, level=level, stream=stream), stream
+
+
+@pytest.mark.parametrize(("outcome", "level"), [("forwarded", "info"), ("refused", "warning")])
+def test_a_submission_is_one_json_line(outcome: str, level: str) -> None:
+    log, stream = _log()
+    report = SubmissionReport(application="crm", source="dg", request="POST /v1/listen", outcome=outcome)
+    report.status, report.bytes_in, report.job_id, report.ref = 200, 7, "job-1", "order-7"
+    log.submission(report)
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["level"], line["application"]) == (f"submit.{outcome}", level, "crm")
+    assert (line["request"], line["job_id"], line["ref"]) == ("POST /v1/listen", "job-1", "order-7")
 
 
 def test_a_callback_is_one_json_line_without_what_is_empty() -> None:
@@ -181,7 +192,10 @@ class _Broken:
     """A listener with a bug."""
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(name)
+        def report(*args: Any, **fields: Any) -> None:
+            raise RuntimeError(name)
+
+        return report
 
 
 @pytest.mark.parametrize("style", ["json", "console"])

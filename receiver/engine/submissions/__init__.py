@@ -16,13 +16,13 @@ from dataclasses import replace
 
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import SubmissionReport
-from receiver.core.submission import METHOD_FIELDS, SubmissionFilter, SubmissionState, names_in
+from receiver.core.submission import SubmissionFilter, SubmissionState, names_in
 from receiver.engine.requests import MAX_REF
 from receiver.engine.submissions.allowances import Applications, UnderWay
 from receiver.engine.submissions.answers import end, learned, passed_back, tell
 from receiver.engine.submissions.bodies import Stream
 from receiver.engine.submissions.call import Answer, Call, Parts, Passing, SubmitSource, refusal
-from receiver.engine.submissions.injection import jobs_named
+from receiver.engine.submissions.injection import jobs_named, refuse_method_fields
 from receiver.engine.submissions.repeats import Repeated, begin, fingerprint_of, remembered
 from receiver.engine.submissions.sending import exchange, looked_through, make, stream
 from receiver.settings.submitting import SubmissionJob
@@ -124,8 +124,7 @@ class Submissions:
         report.request = rule.request
         if any(name.startswith("sec-websocket") for name, _ in call.headers):
             raise SubmissionRefused(404, "a WebSocket is not passed on")
-        if not METHOD_FIELDS.isdisjoint(name.lower() for name, _ in names_in(query)):
-            raise SubmissionRefused(422, "the query would make another request of it")
+        refuse_method_fields(name for name, _ in names_in(query))
         allowance = self.applications.prove(call.headers, table)
         report.application = allowance.application
         if self._under_way.count >= self.parts.settings.at_once:
@@ -140,27 +139,26 @@ class Submissions:
 
     async def _pass_on(self, passing: Passing) -> Answer:
         """Pass on what makes no job: an upload, or a question about a job of the same application."""
-        await self._own(passing, passing.rule.names.get("job"))
+        if (job := passing.rule.names.get("job")) is not None:
+            await self._own(passing, job)
         await stream(passing, needed=passing.rule.kind == "upload")
         return passed_back(passing, await exchange(passing))
 
-    async def _own(self, passing: Passing, job: str | None) -> None:
+    async def _own(self, passing: Passing, job: str, where: str = "") -> None:
         """Raise `SubmissionRefused` for a job that is not one of the application's."""
-        if job is None:
-            return
         wanted = SubmissionFilter(
             application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
         )
         if not await self.parts.store.submissions(wanted):
-            raise SubmissionRefused(404, "no job of this application has this id")
+            raise SubmissionRefused(404, f"{where}no job of this application has this id")
 
     async def _submit(self, passing: Passing, job: SubmissionJob) -> Answer:
         """Pass on what makes a job: written first, sent once, and what the answer tells written before it goes back."""
         await make(passing, job)
         held, body = passing.held, passing.body
         if held is not None and job.refers:
-            for named in await looked_through(held, lambda: jobs_named(held.load(), job)):
-                await self._own(passing, named)
+            for name, named in await looked_through(held, lambda: jobs_named(held.load(), job)):
+                await self._own(passing, named, f"{name}: ")
         earlier = await begin(passing, fetch=job.fetch)
         if earlier is not None:
             if isinstance(body, Stream):  # it has the same key: is it the same?

@@ -26,6 +26,13 @@ _NAME = re.compile(r'form-data\s*;(?:.*;)?\s*name="([^"\\\r\n]{1,200})"\s*(?:;|$
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
+def refuse_method_fields(names: Iterable[str]) -> None:
+    """Raise `SubmissionRefused` for a field that some servers make another request of."""
+    for name in names:
+        if name.lower() in METHOD_FIELDS:
+            raise SubmissionRefused(422, f"{name} would make another request of it: leave it out")
+
+
 def _left_out(
     fields: Iterable[tuple[str, Any]], job: SubmissionJob, values: Mapping[str, Any]
 ) -> Collection[str]:
@@ -36,10 +43,8 @@ def _left_out(
     """
     known, found = job.callback_names, set()
     for name, value in fields:
-        plain = name.lower().partition("[")[0]
-        if plain in METHOD_FIELDS:
-            raise SubmissionRefused(422, f"{plain} would make another request of it: leave it out")
-        if plain in known:
+        refuse_method_fields([name])
+        if name.lower().partition("[")[0] in known:
             if not (value is None or value in ("", "null") or value == values.get(name)):
                 raise OwnCallback(name)
             found.add(name)
@@ -76,8 +81,8 @@ def into_json(raw: bytes, job: SubmissionJob, values: Mapping[str, Any]) -> byte
     return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:-1] + end
 
 
-def jobs_named(raw: bytes, job: SubmissionJob) -> list[str]:
-    """Return the jobs that a JSON object names where it may name one. Raises `SubmissionRefused` for what is no job's id."""
+def jobs_named(raw: bytes, job: SubmissionJob) -> list[tuple[str, str]]:
+    """Return where a JSON object names a job, and which. Raises `SubmissionRefused` for what is no job's id."""
     places = {name.lower() for name in job.refers}
     named = [
         (n, value) for n, value in _members(raw) if n.lower() in places and value not in (None, "", "null")
@@ -85,7 +90,7 @@ def jobs_named(raw: bytes, job: SubmissionJob) -> list[str]:
     for name, value in named:
         if not (isinstance(value, str) and value.isascii() and value.isprintable()):
             raise SubmissionRefused(422, f"{name} is not the id of a job")
-    return [value for _, value in named]
+    return named
 
 
 def _members(raw: bytes) -> list[tuple[str, Any]]:
