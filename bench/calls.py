@@ -1,7 +1,8 @@
 """`python -m bench.calls [-v]`: how many calls, functions and files of receiver one callback takes, and one delivery.
 
 A count, not a time: it tells how much of the code somebody has to know who follows a callback or a delivery. The callback is one
-speech of Deepgram's with its audio in the body, on SQLite and a folder; the delivery is one event to one HTTP destination.
+speech of Deepgram's with its audio in the body, on SQLite and a folder, then a transcript; the delivery is one event to one HTTP
+destination.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,7 +21,7 @@ from typing import Any
 import receiver
 from receiver.core.clock import wall_clock
 from tests.support.running import APP_SECRET, BASIC, Running, running
-from tests.support.senders import speech
+from tests.support.senders import Sent, speech, transcript
 from tests.support.sink import Sink
 
 PACKAGE = str(Path(receiver.__file__).parent)
@@ -80,29 +82,33 @@ allow = ["127.0.0.0/8"]
     return text
 
 
-async def _send(up: Running, name: str) -> None:
-    request = speech(name)
+async def _send(up: Running, request: Sent) -> None:
     answer = await up.client.request(
         request.method, request.path, content=request.body, headers=request.headers
     )
     assert answer.status_code == 200, answer.text
 
 
-async def callback(folder: Path, tracer: Tracer) -> None:
+async def callback(folder: Path, tracer: Tracer, make: Callable[[str], Sent] = speech) -> None:
     """Count one callback while nothing is delivered."""
     async with running(folder, _settings(folder), work=False) as up:
         for number in range(WARM):
-            await _send(up, f"warm-{number}")
+            await _send(up, make(f"warm-{number}"))
         tracer.on = True
-        await _send(up, "counted")
+        await _send(up, make("counted"))
         tracer.on = False
+
+
+async def json(folder: Path, tracer: Tracer) -> None:
+    """Count one callback that is a transcript."""
+    await callback(folder, tracer, transcript)
 
 
 async def delivery(folder: Path, tracer: Tracer) -> None:
     """Count one delivery, from the wake of its lane to the report that it is settled: the least of several."""
     async with Sink() as sink, running(folder, _settings(folder, destination=sink.url)) as up:
         for number in range(WARM):
-            await _send(up, f"warm-{number}")
+            await _send(up, speech(f"warm-{number}"))
         await up.seen.until(lambda: len(up.seen.attempts) == WARM)
         store, found = up.receiver.store, []
         for number in range(WARM + 1, WARM + 1 + TRIES):
@@ -122,8 +128,8 @@ def _settled(up: Running, count: int) -> bool:
 
 
 def main() -> None:
-    """Print both counts, and those of each function with `-v`."""
-    for what in (callback, delivery):
+    """Print these counts, and those of each function with `-v`."""
+    for what in (callback, json, delivery):
         tracer = Tracer()
         tracer.install()
         with tempfile.TemporaryDirectory() as folder:

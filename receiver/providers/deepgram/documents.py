@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -62,8 +61,7 @@ def is_failure(document: Document) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(Struct, frozen=True, dict=True):
     """A document of Deepgram's, and the proved callback that brought it."""
 
     callback: VerifiedCallback

@@ -87,8 +87,7 @@ def _record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]
         new.append(recording.callback.id in unknown)
         unknown.discard(recording.callback.id)  # the same callback twice in one batch counts once
     late = write_events(session, list(itertools.compress(recordings, new)))
-    results = []
-    answers = []
+    results, answers = [], []
     for recording, is_new in zip(recordings, new, strict=True):
         if is_new:
             event_id = recording.event.id
@@ -123,17 +122,14 @@ def write_events(session: Session, recordings: Sequence[Recording]) -> set[str]:
     late = _late(session, events)
     if events:
         session.begin_recording()
-    routings = (one.routing for one in recordings)
-    rows = [
-        (*astuple(event), None if event.id in late else routing)
-        for event, routing in zip(events, routings, strict=True)
-    ]
-    session.run_rows("insert_events", rows)
+    rows: list[tuple[Value, ...]] = []
     deliveries: list[tuple[Value, ...]] = []
     for recording in recordings:
-        event, at = recording.event, recording.event.recorded_at
-        if event.id not in late:
+        event, at, is_late = recording.event, recording.event.recorded_at, recording.event.id in late
+        rows.append((*astuple(event), None if is_late else recording.routing))
+        if recording.destinations and not is_late:
             deliveries += [(new_id("dlv", at), event.id, to, at, at, at) for to in recording.destinations]
+    session.run_rows("insert_events", rows)
     session.run_rows("insert_deliveries", deliveries)
     return late
 
