@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import os
 import sys
@@ -115,6 +116,16 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     yield
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Let one worker compile a module and the others read what it wrote: all would compile all at the same time."""
+    if not isinstance(collector, pytest.Module) or "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with collector.path.open("rb") as source:
+        fcntl.flock(source, fcntl.LOCK_EX)
+        return (yield)
 
 
 _BUDGETS = {"unit": 40, "contract": 50, "flow": 70, "crash": 50, "property": 10, "hostile": 5, "docs": 10}
