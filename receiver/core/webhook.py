@@ -76,13 +76,9 @@ def sign(keys: Sequence[SigningKey], message_id: str, timestamp: int, body: byte
     """Return the Standard Webhooks headers of a message; `timestamp` in seconds; one signature for each key, if any."""
     headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
     if keys:  # an empty signature would only confuse
-        signed = _signed(message_id, timestamp, body)
+        signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
         headers["webhook-signature"] = " ".join([_signature(key, signed) for key in keys])
     return headers
-
-
-def _signed(message_id: str, timestamp: int, body: bytes) -> bytes:
-    return b"%b.%d.%b" % (message_id.encode(), timestamp, body)
 
 
 def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) -> bool:
@@ -94,7 +90,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) 
     if not (message_id and stamp.isascii() and stamp.isdigit()) or abs(now - int(stamp)) > TOLERANCE_SECONDS:
         return False
     given = headers.get("webhook-signature", "").split()
-    signed = _signed(message_id, int(stamp), body)
+    signed = b"%b.%d.%b" % (message_id.encode(), int(stamp), body)
     if secret.startswith("whpk_"):
         return any(
             _holds(secret, one.removeprefix("v1a,"), signed) for one in given if one.startswith("v1a,")

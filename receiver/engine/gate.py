@@ -42,7 +42,8 @@ class DestinationGate(Gate[Claimed]):
     def learn(self, state: DestinationState) -> None:
         """Take over what the store says."""
         self.state = state
-        self._closed = state.stopped or state.opened_at is not None
+        self._stopped = state.stopped
+        self._closed = self._stopped or state.opened_at is not None
         self._troubled = state.failures > 0 or state.opened_at is not None
 
     def note(self, outcome: Outcome) -> bool:
@@ -63,9 +64,9 @@ class DestinationGate(Gate[Claimed]):
     def lets(self, claim: Claimed, busy: int, now: int) -> bool:
         """Tell whether a claimed delivery may be attempted, beside so many others."""
         if claim.probe:
-            return not self.state.stopped
+            return not self._stopped
         return busy < self.width and not self._closed and self.state.held_until <= now
 
     def opens_at(self, due_at: int) -> int | None:
         """Return when something due at that time may be claimed; None when only a person can tell."""
-        return None if self.state.stopped else max(due_at, self.state.held_until)
+        return None if self._stopped else max(due_at, self.state.held_until)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from receiver.core.destination import DestinationState, is_failure, probe_wait, reported
 from receiver.core.destination_events import Routed, destination_event, transition
-from receiver.core.errors import ConfigError, StoreUnavailable, Unavailable
+from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.projection import Fields
 from receiver.core.retry import RetryPolicy
@@ -46,10 +46,6 @@ RECOVER_AT_ONCE, RECOVER_SECONDS = 100, 1.0
 """How many dead letters of an outage are replayed at once, and how long after these the next ones."""
 
 
-def _nobody(source: str, event_type: str) -> tuple[str, ...]:
-    return ()
-
-
 @dataclass(frozen=True, slots=True)
 class DeliveryTerms:
     """How one destination is served, apart from all others."""
@@ -59,8 +55,6 @@ class DeliveryTerms:
     concurrency: int
     timeout_seconds: float
     """The longest that `destination.send` takes."""
-    lease_seconds: float | None = None
-    """How long a claim holds; None for twice the timeout and 30 s."""
     breaker_failures: int = 0
     """Failures in a row after which deliveries are held; 0 is never."""
     recover: bool = False
@@ -69,17 +63,10 @@ class DeliveryTerms:
     data: Fields | None = None
     """The fields of an event's data that are sent; None is all."""
 
-    def __post_init__(self) -> None:
-        if self.lease <= self.needed:
-            raise ConfigError(
-                f"destinations.{self.destination.name}: a lease of {self.lease:g} s does not cover the timeout "
-                f"and {SLACK_SECONDS:g} s; lower timeout_seconds"
-            )
-
     @property
     def lease(self) -> float:
-        """Seconds that a claim holds."""
-        return 2 * self.timeout_seconds + 30 if self.lease_seconds is None else self.lease_seconds
+        """Seconds that a claim holds: it may wait as long as an attempt takes until one begins."""
+        return 2 * self.needed
 
     @property
     def needed(self) -> float:
@@ -99,14 +86,14 @@ class Relay(Lanes[Claimed, Made]):
         clock: Clock,
         worker: str,
         timing: LaneTiming = LANE_TIMING,
-        routed: Routed = _nobody,
+        routed: Routed = lambda *_: (),
     ) -> None:
         """`worker` names this process in claims; no two processes have the same. `routed` is for events about destinations."""
         self._context = LaneContext(observer, StoreWatch(observer, "relay"), clock, worker, timing)
-        self._store = store
+        self._store, self._routed = store, routed
         self._background = Background()
         self._sending = {
-            name: Sending(name, terms, store, render, self._context, partial(self._reported, routed=routed))
+            name: Sending(name, terms, store, render, self._context, self._reported)
             for name, terms in lanes.items()
         }
         super().__init__(self._sending.values())
@@ -160,9 +147,7 @@ class Relay(Lanes[Claimed, Made]):
                 if await self._store.recover(name, limit=RECOVER_AT_ONCE, now=now, again_at=again_at):
                     self.wake([name])
 
-    async def _reported(
-        self, sending: Sending, claim: Claimed, outcome: Outcome, now: int, *, routed: Routed
-    ) -> None:
+    async def _reported(self, sending: Sending, claim: Claimed, outcome: Outcome, now: int) -> None:
         """Note in the store what an attempt says about its destination, and tell what becomes of that."""
         terms = sending.lane
         change = partial(
@@ -173,7 +158,7 @@ class Relay(Lanes[Claimed, Made]):
             probe=claim.probe,
             recover=terms.recover,
         )
-        tell = partial(destination_event, now=now, routed=routed)
+        tell = partial(destination_event, now=now, routed=self._routed)
         try:
             changed = await self._store.change_destination(sending.name, change, now=now, tell=tell)
         except StoreUnavailable as error:  # the next attempt says it again
@@ -268,7 +253,7 @@ class Sending(LaneWork[Claimed, Made]):
             self.note_bug(claim, error)
             outcome = Outcome(kind=OutcomeKind.UNREACHABLE, detail="internal error")
         seconds = time.perf_counter() - began
-        state, due_at, spent = self._consequence(claim, outcome, clock())
+        state, due_at, spent = self._consequence(claim, outcome, clock)
         settlement = Settlement(
             claim=claim,
             started_at=now,
@@ -281,11 +266,12 @@ class Sending(LaneWork[Claimed, Made]):
         return settlement, seconds
 
     def _consequence(
-        self, claim: Claimed, outcome: Outcome, now: int
+        self, claim: Claimed, outcome: Outcome, clock: Clock
     ) -> tuple[DeliveryState, int | None, bool]:
         """Return the delivery's state, when it is due again, and whether the attempt is spent."""
         if outcome.kind is OutcomeKind.DELIVERED:
             return DeliveryState.DELIVERED, None, True
+        now = clock()
         if outcome.kind is OutcomeKind.GONE:
             return DeliveryState.PENDING, now, False
         if claim.probe and is_failure(outcome):

@@ -163,7 +163,8 @@ class Store:
         self._notified: Notified | None = None
         self._lock = secrets.token_hex(4)
         """Names the lock that this process holds for as long as it lives."""
-        self._lock_held = False
+        self._claim_lock: str | None = None
+        """The same while it is held: claims name it."""
         self._free_since: dict[str, float] = {}
         """Locks of others that were seen free, and since when."""
         self._ping_number = int.from_bytes(os.urandom(2))
@@ -298,7 +299,9 @@ class Store:
         Queued by the call itself, not by waiting for it: what is recorded right after it comes in the same transaction, and
         is seen.
         """
-        request = ClaimRequest(destination, self._claim_token(worker), limit, now, lease_until, rules)
+        request = ClaimRequest(
+            destination, queue.token(worker, self._claim_lock), limit, now, lease_until, rules
+        )
         return self.enqueue(DELIVERIES.claim, request)
 
     async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
@@ -350,7 +353,7 @@ class Store:
         self, source: str, *, worker: str, limit: int, now: int, lease_until: int
     ) -> list[ClaimedPickup]:
         """Take up to `limit` pickups of `source` that are due (`due_at <= now`), oldest first, until `lease_until`."""
-        request = ClaimRequest(source, self._claim_token(worker), limit, now, lease_until)
+        request = ClaimRequest(source, queue.token(worker, self._claim_lock), limit, now, lease_until)
         return await self.write(PICKUPS.claim, request)
 
     async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
@@ -364,9 +367,6 @@ class Store:
 
     # ------------------------------------------------------------ claims of processes that have ended
 
-    def _claim_token(self, worker: str) -> str:
-        return queue.token(worker, self._lock if self._lock_held else None)
-
     async def take_over(self, *, now: int) -> TakenOver:
         """Hand back what processes that have ended had claimed, due at once; to be called again and again.
 
@@ -377,9 +377,9 @@ class Store:
         try:
             free = await self.read(_free_locks, self._lock)
         except StoreUnavailable:
-            self._lock_held = False
+            self._claim_lock = None
             raise
-        self._lock_held = free is not None
+        self._claim_lock = None if free is None else self._lock
         at = time.monotonic()
         self._free_since = {lock: before.get(lock, at) for lock in free or ()}
         ended = frozenset(

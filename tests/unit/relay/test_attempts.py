@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from receiver.core.errors import BlobsUnavailable, ConfigError
+from receiver.core.errors import BlobsUnavailable
 from receiver.core.event import Event
 from receiver.core.retry import fixed, policy
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming
-from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 from tests.support.relaying import (
@@ -197,11 +196,3 @@ async def test_a_destination_that_ignores_its_timeout_is_stopped(
         lane = DeliveryTerms(patient.destination, patient.policy, 1, 0.1)
         await Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(overrun=0.0)).step(T0)
     assert heard.attempts[0].outcome.kind is OutcomeKind.TIMEOUT
-
-
-def test_a_lease_that_does_not_cover_an_attempt_is_refused_at_the_start() -> None:
-    destination: Destination = Scripted(lambda: Outcome(kind=OutcomeKind.DELIVERED))
-    with pytest.raises(ConfigError, match=r"destinations\.app: a lease of 30 s does not cover the timeout"):
-        DeliveryTerms(destination, policy("deepgram"), 1, 15, lease_seconds=30)
-    assert DeliveryTerms(destination, policy("deepgram"), 1, 15).lease == 60
-    assert DeliveryTerms(destination, policy("deepgram"), 1, 120).lease == 270
