@@ -23,7 +23,8 @@ import aiohttp
 
 from bench.load import listen
 from receiver.core.event import new_id
-from receiver.storage.store.postgres_connection import Connection, connect, named, numbered, parse
+from receiver.storage.store.postgres_connection import Connection, connect, parse
+from receiver.storage.store.postgres_session import named, numbered
 
 BATCH = 64
 LEASE_MS = 60_000

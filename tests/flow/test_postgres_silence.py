@@ -15,7 +15,7 @@ import pytest
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter
 from receiver.storage.store.postgres import Pauses, PostgresStore
-from receiver.storage.store.postgres_connection import _MIGRATING
+from receiver.storage.store.postgres_session import _MIGRATING
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
 from tests.support.postgres import Server, execute, own_database, server

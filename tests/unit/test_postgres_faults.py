@@ -17,7 +17,7 @@ from receiver.core.errors import ConfigError, StoreUnavailable
 from receiver.core.event import EventFilter, RecordStatus
 from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
-from receiver.storage.store.postgres_connection import PostgresSession
+from receiver.storage.store.postgres_session import PostgresSession
 from tests.contract import pickup_suite
 from tests.contract.store_suite import T0, claim, one_delivery, recording, settlement
 from tests.support.postgres import Server, execute, server

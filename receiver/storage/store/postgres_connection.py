@@ -1,43 +1,26 @@
-"""A connection to PostgreSQL, its troubles in words, the statements over it, and how far its clock is from ours.
+"""A connection to PostgreSQL: what `store.url` says, and the session that it is prepared for.
 
 No wait is endless: a server that is stopped, or cut off, is noticed in seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import itertools
 import re
-import socket
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from operator import itemgetter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import RawCursor, errors
+from psycopg import RawCursor
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Conninfo, Format
+from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 
-from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
-from receiver.storage.store.statements import (
-    ADVICE,
-    Dialect,
-    Row,
-    Session,
-    Value,
-    due_column,
-    returns_rows,
-    statement,
-    statement_of_rows,
-    storable,
-)
+from receiver.core.errors import ConfigError
+from receiver.storage.store.postgres_troubles import OWN, PARAMETER, Starved, Unreached, starved
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
+
 
 T = TypeVar("T")
 
@@ -76,108 +59,6 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 # whose backlog has just begun to grow, must not talk it into reading all of it, nor into keeping such a plan.
 _WRITING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 
-_OWN = "give receiver a database or a schema of its own"
-_GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO the user of store.url"
-_PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
-_ENDED = "the database server ended the connection"
-POOLER = (
-    "a pooler that lends connections for one transaction (PgBouncer's pool_mode = transaction) stands before the "
-    "database server: connect to the server itself, or set pool_mode = session"
-)
-_BROKE = "the connection to the database server broke"
-_NO_ANSWER = "the database server does not answer"
-# SQLSTATE or the beginning of one; what libpq says in its place when a connection cannot be made; what we say. The first
-# row that fits counts. The server's own words hold values and are never shown, except for the name of a parameter.
-_TROUBLES: tuple[tuple[str, str, str], ...] = (
-    (
-        "F0",
-        r'connection option "(\w+)"|invalid (\w+) (?:value|number): |bad value for (\w+)|parameter "([\w.]+)"',
-        _PARAMETER,
-    ),
-    ("F0", r"definition of service|service file", _PARAMETER.format("service")),
-    ("F0", r"GSSAPI encryption required|gssencmode value", _PARAMETER.format("gssencmode")),
-    ("F0", r'method (?:"[^"]*" )?requirement', _PARAMETER.format("require_auth")),
-    ("F0", r"channel binding required", _PARAMETER.format("channel_binding")),
-    ("F0", r"not in hot standby|session is not read-only", _PARAMETER.format("target_session_attrs")),
-    (
-        "53300",
-        r"too many c|connection slots",
-        "the server has no connection left: raise its max_connections, or run fewer processes",
-    ),
-    (
-        "28",
-        r"password|pg_hba.conf|role .* does not exist|not permitted to log in|no such user",
-        "the server refused the user or the password of store.url",
-    ),
-    (
-        "3D000",
-        r"database .* does not exist|no such database",
-        "the server has no database of the name that store.url gives",
-    ),
-    (
-        "57P03",
-        r"starting up|shutting down|recovery mode|not yet accepting",
-        "the database server is starting or stopping",
-    ),
-    ("25006", r"read-only|in recovery|standby", "the server takes no writes (a standby, or made read-only)"),
-    (
-        "F0TLS",
-        r"does not support SSL|certificate file|private key file",
-        "the connection to the database server could not be secured: compare sslmode and sslrootcert in store.url with what the server offers",
-    ),
-    (
-        "08NAME",
-        r"does not match host name",
-        "the database server's certificate is for another host name than the one in store.url",
-    ),
-    (
-        "08TLS",
-        r"certificate",
-        "the connection to the database server could not be secured: its certificate and ours, and sslrootcert in store.url, do not fit",
-    ),
-    (
-        "42501",
-        "",
-        f"the database's user lacks a right: the owner of the tables runs {_GRANT} (`receiver migrate` itself is for the owner)",
-    ),
-    ("42P05", "", POOLER),
-    ("26", "", POOLER),
-    ("42P07", "", f"another program's tables have these names: {_OWN}"),
-    (
-        "42703",
-        "",
-        f"a table has other columns than this program's: {ADVICE}; or, if it is another program's, {_OWN}",
-    ),
-    ("42", "", f"the database's tables are not those of this program: {ADVICE}"),
-    ("3F", "", "there is no schema to create tables in: look at search_path"),
-    ("22", "", "the database refused a value"),
-    ("23", "", "the database refused a row: its id is already there"),
-    ("40", "", "the transaction met others again and again, and was given up"),
-    ("53100", "", "the disk of the database server is full"),
-    ("53", "", "the database server is short of memory or other means"),
-    ("55P03", "", "another session has kept a row locked for too long"),
-    ("57014", "", "a statement took too long and was stopped"),
-    ("57", "", _ENDED),
-    ("25P", "", _ENDED),
-    ("08", "", _BROKE),
-    ("58", "", "the database server's disk reports an error"),
-    ("XX", "", "the database server reports damage or a fault of its own"),
-    ("XXFATAL", r"FATAL:", "the database server refused the connection: its log says why"),
-)
-_LASTING = ("26", "28", "3D", "3F", "42", "F0")
-"""States that no waiting mends. Class F0 is SQL's for settings that are wrong; here it is for ours as well."""
-
-_STARVED = {
-    errno.EMFILE: "this process has no file descriptor left: raise its limit",
-    errno.ENFILE: "this machine has no file descriptor left: raise its limit",
-}
-_NO_MEMORY = "this process has no memory left"
-OWN = (OSError, MemoryError)
-"""What psycopg passes on as it is when we are short of something: to wait for a connection it opens a file descriptor more."""
-FAILURES = (psycopg.Error, *OWN)
-
-_LOST_STATES = ("08", "57P", "25006", "25P03", "25P04", "XX", "58")
-
 
 class Connection(psycopg.Connection[Any]):
     """A connection on which no wait is endless: a server that is stopped, or cut off, may never close it."""
@@ -190,28 +71,6 @@ class Connection(psycopg.Connection[Any]):
             return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
         except OWN as error:  # it may be on its way all the same: as when the connection breaks
             raise Starved(error) from None
-
-
-class Starved(psycopg.OperationalError):
-    """We are short of something, this process or its machine: the server has no part in it."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(_short_of(error))
-
-
-def _starved() -> Starved | None:
-    """Return the error if no socket can be had: libpq does not say so."""
-    try:
-        socket.socket().close()
-    except OWN as error:
-        return Starved(error)
-    return None
-
-
-def _short_of(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return _NO_MEMORY
-    return _STARVED.get(error.errno or 0) or f"{_BROKE}: {error.strerror or type(error).__name__}"
 
 
 class _Bytes(BytesBinaryDumper):
@@ -238,7 +97,7 @@ def parse(url: str) -> dict[str, Any]:
     if _unescaped(url, parts):
         raise ConfigError("store.url cannot be read: @ and / in the password are written %40 and %2F")
     if "replication" in parts:
-        raise ConfigError(f"store.url: {_PARAMETER.format('replication')}")
+        raise ConfigError(f"store.url: {PARAMETER.format('replication')}")
     # Whatever the URL says of it: text is sent as UTF-8, which the server is to know.
     defaults = _DEFAULTS | {"connect_timeout": int(CONNECT_SECONDS)}
     return defaults | parts | {"client_encoding": _DEFAULTS["client_encoding"]}
@@ -281,7 +140,7 @@ def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWE
     except OWN as error:
         raise Starved(error) from None
     except psycopg.OperationalError as error:
-        raise _starved() or Unreached(error, info) from None
+        raise starved() or Unreached(error, info) from None
     try:
         connection.answer_seconds = answer_seconds
         connection.prepared_max = 1000
@@ -301,322 +160,3 @@ def connect(info: dict[str, Any], *, writes: bool, answer_seconds: float = ANSWE
         connection.close()
         raise
     return connection
-
-
-# ---------------------------------------------------------------- troubles in words
-
-
-def lost(error: Exception) -> bool:
-    """Whether the connection is not to be used again after this error."""
-    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
-        return False
-    return error.sqlstate is None or error.sqlstate.startswith(_LOST_STATES)
-
-
-def silent(error: BaseException | None) -> bool:
-    """Whether we gave up waiting for an answer. The server speaks of timeouts, too, and not always with a SQLSTATE."""
-    return getattr(error, "sqlstate", None) is None and "timeout expired" in str(error)
-
-
-def unavailable(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
-    """Return the error for callers: what is wrong and where to look, without the server's own words, which hold values."""
-    if isinstance(error, OWN):
-        error = Starved(error)
-    if isinstance(error, Starved):
-        return StoreUnavailable(f"store: {error}")
-    lasting = (state_of(error) or "").startswith(_LASTING)
-    return (StoreUnusable if lasting else StoreUnavailable)(f"store: {_sentence(error)}")
-
-
-def state_of(error: psycopg.Error) -> str | None:
-    """Return the server's SQLSTATE, or the beginning of one that its words mean; None when no server said anything."""
-    if error.sqlstate is not None:
-        return error.sqlstate
-    text = str(error)
-    return next((state for state, words, _ in _TROUBLES if words and re.search(words, text)), None)
-
-
-def _sentence(error: psycopg.Error) -> str:
-    state, text = error.sqlstate, str(error)
-    for prefix, words, sentence in _TROUBLES:
-        match = re.search(words, text) if words and state is None else None
-        if match is not None:
-            return sentence.format(next(filter(None, match.groups()), "")) + _whom(error, prefix)
-        if state is not None and state.startswith(prefix) and sentence != _PARAMETER:
-            return sentence + _whom(error, prefix)
-    if state is not None:
-        return f"the database cannot be used ({state})"
-    if isinstance(error, errors.ConnectionTimeout) or silent(error):
-        return f"{_NO_ANSWER} at {error.place}" if isinstance(error, Unreached) else _NO_ANSWER
-    return error.sentence if isinstance(error, Unreached) else _BROKE
-
-
-def _whom(error: psycopg.Error, state: str) -> str:
-    if not isinstance(error, Unreached) or state not in {"28", "3D000"}:
-        return ""
-    return f' (user "{error.user}", database "{error.database}")'
-
-
-class Unreached(psycopg.OperationalError):
-    """No connection could be made: what libpq said, and the user, database and place it tried."""
-
-    def __init__(self, error: psycopg.OperationalError, info: Mapping[str, Any]) -> None:
-        super().__init__(str(error))
-        self.sqlstate = error.sqlstate
-        used = _defaults() | {name: str(value) for name, value in info.items() if value}
-        self.hosts = (used.get("host") or used.get("hostaddr") or "").split(",")
-        ports = (used.get("port") or "5432").split(",")
-        ports = ports if len(ports) == len(self.hosts) else ports[:1] * len(self.hosts)
-        self.place = ", ".join(_shown(host, port) for host, port in zip(self.hosts, ports, strict=True))
-        self.user = used.get("user") or ""
-        self.database = used.get("dbname") or self.user
-
-    @property
-    def sentence(self) -> str:
-        """What is wrong when no server said anything."""
-        text = str(self)
-        if "refused" in text:
-            return f"the database server cannot be reached: nothing listens at {self.place}"
-        if re.search(r"translate host name|resolve", text):
-            return f"the database server cannot be reached: there is no host {' or '.join(self.hosts)}"
-        return f"the database server cannot be reached at {self.place}"
-
-
-def _defaults() -> dict[str, str]:
-    """Return what libpq takes where the URL is silent: PG… variables, and its own."""
-    known = {option.keyword.decode(): option.val for option in Conninfo.get_defaults()}
-    return {name: value.decode("utf-8", "replace") for name, value in known.items() if value}
-
-
-def _shown(host: str, port: str) -> str:
-    if not host or host.startswith(("/", "@")):
-        return f"the socket in {host}" if host else "the socket of this machine"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-# ---------------------------------------------------------------- statements
-
-UNBOUNDED_SECONDS = 30 * 86_400.0
-"""A migration may be under way for as long as it takes; that the server is gone is noticed all the same."""
-_MIGRATING = 0x72656376
-"""The advisory lock that one process at a time migrates under: `recv` in letters."""
-
-_LOCK_ORDER: Mapping[str, Callable[[Sequence[Value]], Any]] = {
-    "insert_callbacks": itemgetter(1, 2),
-    "insert_pickups": itemgetter(1, 3),
-    "resolve_pickups": itemgetter(0, 1),
-    "resolve_gone_pickups": itemgetter(0, 1),
-}
-_BY_ID = ("settle_", "release_", "replay_", "drop_", "forget_", "erase_")
-"""Statements that may wait for another process's rows take them in one order, so that two do not wait for each other."""
-
-_ALONG_THE_INDEX = frozenset(
-    {"due_deliveries", "due_deliveries_by_job", "due_deliveries_by_ref", "due_pickups"}
-)
-_PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
-
-
-_LIVING = 0x72656376
-"""The class of the advisory locks that processes hold for as long as they live: `recv` in letters."""
-_HELD = """
-SELECT objid::bigint, pid = pg_backend_pid()
-FROM pg_locks
-WHERE
-    locktype = 'advisory'
-    AND classid = $1
-    AND objsubid = 2
-    AND granted
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-_OFFSET = "(SELECT last FROM event_positions)"
-_DIALECT = Dialect(
-    lock="FOR UPDATE OF d SKIP LOCKED",
-    position=f"{_OFFSET} + CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)",
-    horizon=f"{_OFFSET} + CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)",
-)
-"""Transactions commit in another order than they begin, but none below the snapshot's `xmin` is still under way."""
-
-
-@cache
-def named(name: str, conditions: str = "") -> tuple[str, tuple[str, ...]]:
-    """Return a statement with numbered parameters, and their names in this order."""
-    names: dict[str, str] = {}
-    text = re.sub(
-        r":(\w+)",
-        lambda match: names.setdefault(match[1], f"${len(names) + 1}"),
-        statement(name, conditions, _DIALECT),
-    )
-    return text, tuple(names)
-
-
-@cache
-def numbered(name: str, count: int) -> str:
-    """Return a statement for `count` rows of parameters, which are numbered."""
-    numbers = itertools.count(1)
-    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement_of_rows(name, count, _DIALECT))
-
-
-class PostgresSession(Session):
-    """The statements over one connection, inside a transaction that the backend began.
-
-    `shift` are the milliseconds by which the database's clock is ahead of ours: what decides when a row is due is kept in
-    the database's time, for all processes alike.
-    """
-
-    rows_at_once = 128
-
-    def __init__(self, connection: Connection, shift: int = 0) -> None:
-        self._connection = connection
-        self._shift = shift
-        self.changes: set[tuple[str, str]] = set()
-        """For which `destination` or `source` something was recorded: what other processes are notified of."""
-
-    def run(self, name: str, params: Mapping[str, Value], conditions: str = "") -> list[Row]:
-        """Run a statement and return its rows."""
-        if name == "create_migrations" and self._migrated_before():
-            return []  # creating, even if it is there, takes a right that the user may do without
-        text, names = named(name, conditions)
-        if self._shift and "now" in params:
-            params = {**params, "now": self._there(params["now"])}
-        values = storable(params[parameter] for parameter in names)
-        try:
-            with self._in_order(name):
-                return self._execute(name, text, values)
-        except errors.UndefinedTable:
-            if name == "list_migrations":
-                raise ConfigError(f"store.url: the database has no tables yet: {ADVICE}") from None
-            raise
-
-    def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
-        """Run a statement that takes rows of parameters; those that others may hold too are taken in one order."""
-        order = _LOCK_ORDER.get(name) or (itemgetter(0) if name.startswith(_BY_ID) else None)
-        if order is not None:
-            rows = sorted(rows, key=order)
-        due = due_column(name)
-        if self._shift and due is not None:
-            rows = [(*row[:due], self._there(row[due]), *row[due + 1 :]) for row in rows]
-        if name == "insert_deliveries":
-            self.changes |= {("destination", str(row[2])) for row in rows}
-        elif name == "insert_pickups":
-            self.changes |= {("source", str(row[1])) for row in rows}
-        return super().run_rows(name, rows)
-
-    def _run_piece(self, name: str, size: int, values: list[Value]) -> Iterable[Row]:
-        return self._execute(name, numbered(name, size), values)
-
-    def begin_recording(self) -> None:
-        """Do nothing: the database numbers its transactions itself."""
-
-    def script(self, text: str) -> None:
-        """Run a migration. Text sorts by its bytes, as it does in SQLite, whatever the database's own order."""
-        text = re.sub(r"\bTEXT\b", 'TEXT COLLATE "C"', text)
-        for part in re.split(r";\s*(?:\n|$)", text):
-            if re.sub(r"--.*", "", part).strip():
-                self._connection.execute(part, prepare=False)
-
-    def lock_migrations(self) -> None:
-        """Keep other processes from migrating until the transaction ends."""
-        # Building an index may take longer than any statement of ours; waiting for a lock would hold up everybody else.
-        self._connection.execute("SET LOCAL statement_timeout = 0", prepare=False)
-        self._connection.execute("SET LOCAL lock_timeout = 0", prepare=False)
-        self._connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATING})", prepare=False)
-        self._connection.execute("SET LOCAL lock_timeout = '4s'", prepare=False)
-        self._connection.answer_seconds = UNBOUNDED_SECONDS
-
-    def free_locks(self, own: str, named: Collection[str]) -> set[str]:
-        """Hold a lock, and return those of others that no session holds; none where this session has not held its own before.
-
-        Sessions share a lock: one that broke may hold it on the server for a while beside the one that came after it.
-        """
-        rows = self._connection.execute(_HELD, [str(_LIVING)], binary=True).fetchall()
-        number = int(own, 16)
-        if (number, True) not in rows:
-            signed = number - (number >> 31 << 32)
-            self._connection.execute(f"SELECT pg_advisory_lock_shared({_LIVING}, {signed})", prepare=False)
-            return set()
-        held = {row[0] for row in rows}
-        return {name for name in named if int(name, 16) not in held}
-
-    def _execute(self, name: str, text: str, values: list[Value]) -> list[Row]:
-        # Numbers go as text, and the server reads them as what the column is: each statement has one form only.
-        values = [str(value) if isinstance(value, int) else value for value in values]
-        cursor = self._connection.execute(text, values, binary=True)
-        if not returns_rows(name):
-            return []  # not waited for: the next statement that answers, or the commit, raises if it failed
-        results = cursor.fetchall()
-        return self._here(results, cursor.description) if self._shift else results
-
-    @contextlib.contextmanager
-    def _in_order(self, name: str) -> Iterator[None]:
-        """Have a claim walk along the index and stop at its limit, whatever the planner thinks of the number of rows due.
-
-        Sorting all that is due would make each claim cost as much as the whole backlog.
-        """
-        if name not in _ALONG_THE_INDEX:
-            yield
-            return
-        self._connection.execute(_PLANNER, ["off"])
-        yield
-        self._connection.execute(_PLANNER, ["on"])
-
-    def _migrated_before(self) -> bool:
-        row = self._connection.execute("SELECT to_regclass('migrations')::text", prepare=False).fetchone()
-        return bool(row and row[0])
-
-    # ------------------------------------------------------------ the database's time
-
-    def _there(self, value: Value) -> Value:
-        return value + self._shift if isinstance(value, int) else value
-
-    def _here(self, rows: list[Row], columns: Sequence[Any] | None) -> list[Row]:
-        """Return rows with the times at which something is due in our own time (`min` is of such times only)."""
-        due = next((n for n, column in enumerate(columns or ()) if column.name in {"due_at", "min"}), None)
-        if due is None:
-            return rows
-        return [
-            row if row[due] is None else (*row[:due], row[due] - self._shift, *row[due + 1 :]) for row in rows
-        ]
-
-
-# ---------------------------------------------------------------- the database's clock
-
-EVERY_SECONDS = 60.0
-"""How often the difference is measured; and whenever our clock is seen to have been set."""
-BAND_MS = 2_000
-"""Clocks that differ by less count as the same: a lease has slack for that, and measuring is not exact."""
-_STEP_MS = 500
-_EXACT_MS = 1_000
-_NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-
-
-class Skew:
-    """How far the database's clock is ahead of ours, in milliseconds; shared by the connections of one store."""
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self._measured_at: float | None = None
-        self._set_to = 0
-        self.shift = 0
-        """What to add to our time; 0 while the clocks count as the same."""
-
-    def forget(self) -> None:
-        """Measure at the next occasion: another server may have another clock."""
-        self._measured_at = None
-
-    def measure(self, connection: Connection) -> None:
-        """Measure, when it is time for that."""
-        before, at = self._clock(), time.monotonic()
-        stepped = abs(before - int(at * 1000) - self._set_to) > _STEP_MS
-        if self._measured_at is not None and not stepped and at - self._measured_at < EVERY_SECONDS:
-            return
-        row = connection.execute(_NOW).fetchone()
-        after = self._clock()
-        if row is None or after - before > _EXACT_MS:
-            return  # too slow to be exact; the next transaction tries again
-        ahead = int(row[0]) - (before + after) // 2
-        if abs(ahead) < BAND_MS:
-            self.shift = 0
-        elif abs(ahead - self.shift) > _STEP_MS:
-            # A smaller difference is the one that is known: what was written by it must be read by it.
-            self.shift = ahead
-        self._measured_at, self._set_to = at, before - int(at * 1000)
