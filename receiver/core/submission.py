@@ -91,7 +91,11 @@ def headers_back(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     return [
         (name, value)
         for name, value in headers.items()
-        if name not in _DROPPED_BACK and not name.startswith("access-control-")
+        if name not in _DROPPED_BACK
+        and not name.startswith("access-control-")
+        # Bytes that are no text could neither be kept nor be sent as they came.
+        and value.isascii()
+        and value.isprintable()
     ]
 
 

@@ -304,7 +304,11 @@ async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: 
     async def away(asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 307 X\r\nlocation: https://evil.test/\r\ncontent-length: 0\r\n\r\n")
 
-    for number, behave in enumerate((hang_up, half, never, away), 1):
+    async def switched(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 101 X\r\nupgrade: x\r\n\r\n")
+
+    ways = (hang_up, half, never, away, switched)
+    for number, behave in enumerate(ways, 1):
         api.behave = behave
         ref = {"x-receiver-ref": f"order-{number}"}
         answer = await up.client.post(LISTEN, content=b"%d" % number, headers=ref)
@@ -313,11 +317,11 @@ async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: 
         assert answer.json()["submission"].startswith("sub_")
         assert "location" not in answer.headers
         assert await call_back(up, callback_of(api.asked[-1]), f"job-{number}") == "recorded"
-    assert len(api.asked) == 4
+    assert len(api.asked) == len(ways)
     states = {row.state for row in await up.receiver.store.submissions(SubmissionFilter())}
     assert states == {"unknown"}
     told = await up.receiver.store.events(EventFilter(type="submission.unknown"))
-    assert sorted(event.ref or "" for event in told) == [f"order-{number}" for number in range(1, 5)]
+    assert sorted(event.ref or "" for event in told) == [f"order-{number}" for number in range(1, 6)]
 
 
 async def test_an_answer_that_never_ends_is_bounded_in_time_and_bytes(
@@ -369,6 +373,23 @@ async def test_what_the_provider_refuses_is_passed_back_and_expects_nothing(both
     answer = await up.client.post(LISTEN, content=AUDIO)
     assert (answer.status_code, answer.json()) == (400, {"err_code": "INVALID_MODEL"})
     assert await up.receiver.store.pickups(PickupFilter()) == []
+
+
+async def test_odd_answers_are_passed_back_and_say_no_job(both: Both) -> None:
+    """The job is known by its callback alone: its id is none, or its header is no text."""
+    up, api = both
+    for number, body in enumerate((b'{"request_id": ["a"]}', b'{"request_id": "a\\nb"}', b"no JSON")):
+
+        async def behave(asked: Asked, writer: asyncio.StreamWriter, body: bytes = body) -> None:
+            head = response(200, body, "x-odd: ?", "set-cookie: a=b").replace(b"?", b"\xff\x01")
+            writer.write(head)
+
+        api.behave = behave
+        answer = await up.client.post(LISTEN, content=b"%d" % number)
+        assert (answer.status_code, answer.content) == (200, body)
+        assert not {"x-odd", "set-cookie"} & set(answer.headers)
+    rows = await up.receiver.store.submissions(SubmissionFilter())
+    assert [(row.state, row.job_id) for row in rows] == [("accepted", None)] * 3
 
 
 async def test_while_nothing_can_be_sent_a_repetition_is_asked_for_and_nothing_is_kept(both: Both) -> None:

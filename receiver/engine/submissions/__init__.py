@@ -167,11 +167,10 @@ class Submissions:
                 raise SubmissionRefused(422, "this Idempotency-Key came with another request")
             return remembered(passing, earlier)
         try:
-            reply = await exchange(passing)
+            return await learned(passing, job, await exchange(passing))
         except Repeated as repeated:
             await end(passing, None)
             return remembered(passing, repeated.earlier)
         except BaseException:
             await end(passing, SubmissionState.UNKNOWN if passing.began else None, status=424)
             raise
-        return await learned(passing, job, reply)

@@ -37,7 +37,7 @@ def passed_back(passing: Passing, reply: Incoming, start: bytes = b"") -> Answer
 
 
 async def learned(passing: Passing, job: SubmissionJob, reply: Incoming) -> Answer:
-    """Commit what the provider's answer says of the job, and pass it back."""
+    """Commit what the provider's answer says of the job, and pass it back. Raises `SubmissionRefused` when it does not come whole."""
     if not 200 <= reply.status < 300:
         await end(passing, SubmissionState.REFUSED, status=reply.status)
         return passed_back(passing, reply)
@@ -45,7 +45,6 @@ async def learned(passing: Passing, job: SubmissionJob, reply: Incoming) -> Answ
         async with asyncio.timeout(passing.parts.settings.answer_seconds):
             start, whole = await _start(reply)
     except (ReplyBroken, TimeoutError):
-        await end(passing, SubmissionState.UNKNOWN, status=424)
         raise SubmissionRefused(424, UNKNOWN) from None
     job_id = text_at(start, job.job) if whole else None
     passing.report.job_id = job_id

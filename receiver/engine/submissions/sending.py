@@ -161,8 +161,8 @@ async def exchange(passing: Passing) -> Incoming:
             raise SubmissionRefused(503, f"nothing was sent: {reply.detail}", retry_after=5)
         raise SubmissionRefused(424, UNKNOWN)
     passing.stack.callback(reply.close)
-    if 300 <= reply.status < 400 and reply.status != 304:
-        raise SubmissionRefused(424, f"the provider answers {reply.status}, and redirects are not followed")
+    if reply.status < 200 or (300 <= reply.status < 400 and reply.status != 304):
+        raise SubmissionRefused(424, f"the provider answers {reply.status}, which is followed nowhere")
     return reply
 
 
