@@ -28,6 +28,11 @@ _FLAGS = (
 PICTURES = os.environ.get("CONSOLEPICTURES")
 """A folder for pictures of the pages; none are made without it."""
 _WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
+_PUT = """async path => {
+  const page = new DOMParser().parseFromString(await (await fetch(path)).text(), "text/html");
+  document.title = page.title;
+  document.body.replaceWith(document.adoptNode(page.body));
+}"""
 _PHONE, _DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -71,47 +76,65 @@ class Watched:
         async with asyncio.timeout(20):
             await self.page.evaluate(f"new Promise(done => {{ const look = {look}; look(); }})")
 
-    async def offences(self, rules: Sequence[str] = ()) -> list[str]:
-        """Return what axe-core finds that is serious: by WCAG 2.0 to 2.2, A and AA, or by these rules alone."""
+    async def offences(self, rules: Sequence[str] = (), *, without: Sequence[str] = ()) -> list[str]:
+        """Return what axe-core finds that is serious: by WCAG 2.0 to 2.2, A and AA, or by these rules alone.
+
+        `without` are selectors of what is not looked at.
+        """
         if not await self.page.evaluate("'axe' in window"):
             await self.page.evaluate(_axe())
         only = {"type": "rule", "values": list(rules)} if rules else {"type": "tag", "values": list(_WCAG)}
         found = await self.page.evaluate(
-            "only => axe.run({ runOnly: only, resultTypes: ['violations'] })", only
+            "([only, exclude]) => axe.run({ exclude }, { runOnly: only, resultTypes: ['violations'], elementRef: false })",
+            [only, [[selector] for selector in without]],
         )
         return [
-            f"{self.page.url}: {one['id']}: {one['nodes'][0]['html'][:200]}: {one['nodes'][0].get('failureSummary', '')[:300]}"
+            f"{one['id']}: {one['nodes'][0]['html'][:200]}: {one['nodes'][0].get('failureSummary', '')[:300]}"
             for one in found["violations"]
             if one["impact"] in ("serious", "critical")
         ]
 
-    async def judge(self) -> None:
-        """Give each page that is opened from now on what `looked_at` needs: dear for pages that nobody looks at so."""
-        await self.page.add_init_script(_axe())
+    @contextlib.asynccontextmanager
+    async def unguarded(self) -> AsyncIterator[Watched]:
+        """Yield another page of the same login, on which a test may put what the policy of ours would refuse."""
+        context = self.page.context
+        assert context.browser is not None
+        other = await context.browser.new_context(
+            storage_state=await context.storage_state(), bypass_csp=True, reduced_motion="reduce"
+        )
+        try:
+            watched = Watched(await other.new_page(), self.base)
+            await watched.page.set_viewport_size(_DESK)  # type: ignore[arg-type]  # a TypedDict that the library does not export
+            yield watched
+        finally:
+            await other.close()
 
-    async def looked_at(self, name: str) -> list[str]:
+    async def put(self, path: str) -> None:
+        """Put the content of a page of the console in place of this one's: cheaper than to open it, for those who only look."""
+        await self.page.evaluate(_PUT, f"{self.base}/console{path}")
+
+    async def looked_at(self, name: str, *, without: Sequence[str] = ()) -> list[str]:
         """Return what is wrong with the page in light, in dark and on a phone, and keep pictures where they are wanted.
 
         All rules are tried in light; in dark those that colours can break, on a phone those that places can.
         """
-        wrong = await self.offences()
+        wrong = await self.offences(without=without)
         await self._picture(f"{name}-light")
         await self.page.emulate_media(color_scheme="dark")
-        wrong += [f"dark: {one}" for one in await self.offences(["color-contrast"])]
+        wrong += [f"dark: {one}" for one in await self.offences(["color-contrast"], without=without)]
         await self._picture(f"{name}-dark")
         await self.page.emulate_media(color_scheme="light")
-        await self.page.set_viewport_size(_PHONE)  # type: ignore[arg-type]  # a TypedDict that the library does not export
+        await self.page.set_viewport_size(_PHONE)  # type: ignore[arg-type]  # as above
         await self.page.evaluate(
             "for (const menu of document.querySelectorAll('details.menu')) menu.open = false"
         )
-        wrong += [
-            f"phone: {one}" for one in await self.offences(["target-size", "scrollable-region-focusable"])
-        ]
+        rules = ["target-size", "scrollable-region-focusable"]
+        wrong += [f"phone: {one}" for one in await self.offences(rules, without=without)]
         wide = await self.page.evaluate("document.documentElement.scrollWidth")
-        wrong += [f"{self.page.url} is {wide} wide on a phone"] if wide > _PHONE["width"] else []
+        wrong += [f"{wide} wide on a phone"] if wide > _PHONE["width"] else []
         await self._picture(f"{name}-phone")
         await self.page.set_viewport_size(_DESK)  # type: ignore[arg-type]  # as above
-        return wrong
+        return [f"{name}: {one}" for one in wrong]
 
     async def _picture(self, name: str) -> None:
         if PICTURES:
