@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec import to_builtins
 
+from receiver.cli.acting import acting
 from receiver.cli.options import (
     AsJson,
     ExpectWithin,
@@ -136,7 +137,7 @@ def _print_issued(made: IssuedUrl) -> None:
 
 
 async def _keep(settings: Settings, made: IssuedUrl) -> None:
-    async with made_store(settings) as store:
+    async with made_store(settings) as store, acting(store, "callback-url", source=made.source):
         if made.claims is not None:
             await store.add_token(made.claims)
         if made.expectation is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from receiver.cli.acting import acting
 from receiver.cli.options import AsJson, Wide, ask, load_to_look, made_store
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.clock import wall_clock
@@ -92,5 +93,5 @@ def _act(ctx: typer.Context, name: str, action: str, *, as_json: bool) -> None:
 async def _done(settings: Settings, name: str, action: str) -> DestinationState:
     from receiver.engine.destinations import act_on_destination
 
-    async with made_store(settings) as store:
+    async with made_store(settings) as store, acting(store, f"destinations {action}", name):
         return await act_on_destination(store, settings.destinations, name, action, now=wall_clock())

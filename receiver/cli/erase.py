@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from receiver.cli.acting import acting
 from receiver.cli.options import (
     AsJson,
     Yes,
@@ -64,14 +65,16 @@ async def _erase(
         if not found:
             before = await eraser.erased_before(subject)
             if yes:  # for the journals of other machines
-                await eraser.erase(subject, found, now=wall_clock())
+                async with acting(eraser.store, "erase", kind=subject.kind, source=subject.source):
+                    await eraser.erase(subject, found, now=wall_clock())
             _tell_nothing(before, journal, as_json=as_json)
             _tell_unreadable(found)
             return
         if not yes:
             amounts = _amounts(found)
             confirm(f"Erase {amounts} for good?", f"{amounts} would be erased for good")
-        removed = await eraser.erase(subject, found, now=wall_clock())
+        async with acting(eraser.store, "erase", kind=subject.kind, source=subject.source):
+            removed = await eraser.erase(subject, found, now=wall_clock())
     _tell_erased(removed, journal, as_json=as_json)
     _tell_unreadable(found)
 

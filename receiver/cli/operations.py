@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from receiver.cli.acting import acting
 from receiver.cli.options import AsJson, Limit, Wide, ask, load_to_look, opened_store, option
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.bulk import BulkOperation
@@ -62,5 +63,6 @@ def _act(ctx: typer.Context, operation: str, *, running: bool, rate: int | None,
 
 
 async def _changed(settings: Settings, operation: str, *, running: bool, rate: int | None) -> BulkOperation:
-    async with opened_store(settings) as store:
+    command = f"operations {'resume' if running else 'stop'}"
+    async with opened_store(settings) as store, acting(store, command, operation, rate=rate):
         return await store.change_operation(operation, running=running, rate=rate, now=wall_clock())

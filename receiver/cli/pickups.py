@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from msgspec.structs import replace as changed
 
+from receiver.cli.acting import acting
 from receiver.cli.options import (
     AsJson,
     Chosen,
@@ -132,7 +133,8 @@ def ordered(
 async def _add(settings: Settings, made: Pickup, *, wait: bool) -> tuple[Pickup, bool, str | None]:
     """Add a pickup; return the active pickup of the job, whether it is new, and the type of its event where there is one."""
     async with made_store(settings) as store:
-        added, new = await store.add_pickup(made)
+        async with acting(store, "pickup", source=made.source):
+            added, new = await store.add_pickup(made)
         if wait:
             patience = 2 * settings.sources[made.source].attempt_seconds
             added = await _until_ended(store, added, patience)

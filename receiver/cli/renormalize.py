@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import to_builtins
 
+from receiver.cli.acting import acting
 from receiver.cli.options import AsJson, Yes, confirm, given, load, since
 from receiver.cli.output import counted, print_json, warn
 from receiver.cli.replay import carried_on
+from receiver.core.act import COMMAND_LINE
 from receiver.core.bulk import BulkKind, BulkOperation, BulkState, Selection
 from receiver.core.errors import UsageError
 from receiver.core.explain import PARKED
@@ -47,7 +50,7 @@ def renormalize(
 
 def _one(settings: Settings, event_id: str, *, as_json: bool) -> None:
     async def read() -> str | None:
-        async with _opened(settings) as receiver:
+        async with _opened(settings) as receiver, acting(receiver.store, "renormalize", event_id):
             made = await receiver.renormalizer.again(await receiver.store.event(event_id))
             return made.event_id if made else None
 
@@ -82,12 +85,13 @@ async def _planned(settings: Settings, chosen: Selection) -> BulkOperation:
 
     async with _opened(settings) as receiver:
         router, now = build_router(settings), receiver.lasting.clock()
-        planned = await plan(receiver.store, router, BulkKind.RENORMALIZE, chosen, by="command line", now=now)
+        planned = await plan(receiver.store, router, BulkKind.RENORMALIZE, chosen, by=COMMAND_LINE, now=now)
         return planned.operation
 
 
 async def _done(settings: Settings, planned: BulkOperation) -> BulkOperation:
-    async with _opened(settings) as receiver:
+    about = to_builtins(planned.selection)
+    async with _opened(settings) as receiver, acting(receiver.store, "renormalize", planned.id, **about):
         return await carried_on(receiver.store, receiver.bulk, planned, "Reading")
 
 

@@ -8,10 +8,12 @@ from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
+from receiver.cli.acting import acting
 from receiver.cli.options import AsJson, Chosen, Yes, confirm, given, load, opened_store, since
 from receiver.cli.output import counted, print_json, warn
+from receiver.core.act import COMMAND_LINE
 from receiver.core.bulk import BulkKind, BulkOperation, BulkState, Selection
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
@@ -146,7 +148,10 @@ async def _replay_named(settings: Settings, wanted: _Wanted, dry_run: bool) -> t
 
     async with opened_store(settings) as store:
         found = await find_named(store, build_router(settings), wanted.ids, wanted.to)
-        return found, *((0, 0) if dry_run else await replay(store, found, now=wall_clock()))
+        if dry_run:
+            return found, 0, 0
+        async with acting(store, "replay", to=wanted.to, deliveries=str(len(found))):
+            return found, *await replay(store, found, now=wall_clock())
 
 
 # ---------------------------------------------------------------- all that fits
@@ -185,7 +190,7 @@ async def _plan(settings: Settings, wanted: _Wanted) -> list[Plan]:
     from receiver.engine.bulk import plan
 
     kind = BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL
-    router, by, now = build_router(settings), "command line", wall_clock()
+    router, by, now = build_router(settings), COMMAND_LINE, wall_clock()
     async with opened_store(settings) as store:
         return [
             await plan(store, router, kind, selection, rate=wanted.rate, by=by, now=now)
@@ -201,7 +206,11 @@ async def _replay_all(settings: Settings, operations: Sequence[BulkOperation]) -
     async with opened_store(settings) as store:
         router, observer = build_router(settings), Observers([])
         worker = BulkWorker(store, router, wake=frozenset, observer=observer, clock=wall_clock)
-        return [await carried_on(store, worker, one, "Replaying") for one in operations]
+        done = []
+        for one in operations:
+            async with acting(store, "replay", one.id, **to_builtins(one.selection)):
+                done.append(await carried_on(store, worker, one, "Replaying"))
+        return done
 
 
 async def carried_on(store: Store, worker: BulkWorker, planned: BulkOperation, doing: str) -> BulkOperation:

@@ -139,12 +139,12 @@ class Eraser:
         secrets: Sequence[str],
     ) -> None:
         """`secrets` are the token secrets, oldest first: by the last of them tombstones name their subjects."""
-        self._store, self._blobs, self._journal = store, blobs, journal
+        self.store, self._blobs, self._journal = store, blobs, journal
         self._providers, self._secrets = providers, secrets
 
     async def look(self, subject: Subject) -> FoundOf:
         """Return the data of a subject. Raises `StoreUnavailable`, `JournalUnavailable`."""
-        traces = await self._store.traces(subject, limit=LOOKED_AT)
+        traces = await self.store.traces(subject, limit=LOOKED_AT)
         journaled: list[Journaled] = []
         unreadable: list[str] = []
 
@@ -167,10 +167,10 @@ class Eraser:
         journaled = found.journaled
         while True:
             # Objects go first: if that fails, their events still name them, and the erasure can be repeated.
-            before = await self._store.traces(subject, limit=_BATCH)
+            before = await self.store.traces(subject, limit=_BATCH)
             gone = before.blob_keys
             await self._delete(gone)
-            erased = await self._store.erase(
+            erased = await self.store.erase(
                 Erasure(
                     subject=subject,
                     tombstone_id=tombstone_id,
@@ -203,7 +203,7 @@ class Eraser:
     async def erased_before(self, subject: Subject) -> int | None:
         """Return when a subject was last erased, None when it never was."""
         digests = [subject.digest(secret) for secret in self._secrets]
-        stones = [stone for digest in digests for stone in await self._store.tombstones(digest, limit=1)]
+        stones = [stone for digest in digests for stone in await self.store.tombstones(digest, limit=1)]
         return max((stone.erased_at for stone in stones), default=None)
 
     async def _delete(self, keys: Sequence[str]) -> None:

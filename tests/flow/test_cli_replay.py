@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from receiver.cli.options import ask
+from receiver.core.act import COMMAND_LINE
 from receiver.demo.stage import clean_environment
+from receiver.settings.load import parse
 from tests.support.house import House, build_house
 
 
@@ -99,6 +102,16 @@ def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwan
     assert resumed.out == f"{operation} is running, 0 of 2 done\n"
     assert house.run("operations", "stop", operation, "--json").json["state"] == "stopped"
     assert "no operation has the id op_1" in house.run("operations", "stop", "op_1").err
+    settings = parse(Path(house.config).read_text(), os.environ, lambda name: "")
+    acts = ask(settings, lambda store: store.acts(COMMAND_LINE, None, 9))
+    assert [(one.action, one.status) for one in reversed(acts)] == [
+        ("receiver replay", 200),  # of nothing
+        ("receiver replay", 200),
+        ("receiver operations resume", 200),
+        ("receiver operations stop", 200),
+        ("receiver operations stop", 422),
+    ]
+    assert '"destination":"app"' in acts[-2].detail
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from receiver.core.act import Act
-from receiver.core.event import new_id
+from receiver.core.act import Act, new_act
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, page
 from receiver.web.api.operation import Again, Call, operation
@@ -19,28 +18,21 @@ from receiver.web.views import Page, Time
 KEY_CHARS = 200
 _UNDER_WAY_MS = 60_000
 """An act that has no answer after so long was ended with its process, and may be done anew."""
-_AUDITED = frozenset(
-    ("source", "destination", "to", "state", "type", "since", "until", "rate", "dry_run", "reason")
-)
-"""What the audit tells of a request's body: nothing that may be secret, or somebody's."""
 
 
-def new_act(action: str, call: Call[Any, Any], raw: bytes) -> Act:
+def act_of(action: str, call: Call[Any, Any], raw: bytes) -> Act:
     """Return the act that a request is. Raises `Refused` for a key that is too long."""
-    request, now = call.request, call.receiver.clock()
+    request = call.request
     key = request.headers.get("idempotency-key") or None
     if key is not None and len(key) > KEY_CHARS:
         raise Refused(400, f"Idempotency-Key is longer than {KEY_CHARS} characters")
     path = request.url.path
-    fields = {} if call.body is None else msgspec.to_builtins(call.body)
-    details = {name: value for name, value in fields.items() if name in _AUDITED and value is not None}
-    return Act(
-        id=new_id("act", now),
-        at=now,
-        token=call.holder.name,
-        action=action,
+    return new_act(
+        action,
+        call.holder.name,
+        at=call.receiver.clock(),
         subject=path,
-        detail=msgspec.json.encode(details).decode(),
+        details={} if call.body is None else msgspec.to_builtins(call.body),
         peer=request.client.host if request.client else None,
         key=key,
         digest=hashlib.sha256(path.encode() + b"\0" + raw).hexdigest(),
@@ -73,7 +65,7 @@ class ActShown(Struct, frozen=True, kw_only=True):
     """The name of the token that it was asked with."""
     action: str
     subject: str
-    """The path as it was called."""
+    """The path as it was called; what a command was about."""
     detail: str
     """JSON: what was asked for, without what may be secret or somebody's."""
     peer: str | None
@@ -83,6 +75,6 @@ class ActShown(Struct, frozen=True, kw_only=True):
 
 @operation("GET /audit", ApiScope.READ)
 async def listed(call: Call[ActQuery, None]) -> Page[ActShown]:
-    """List what was done over the API, newest first."""
+    """List what was done over the API, in the console and by commands, newest first."""
     query = call.query
     return page(await call.receiver.store.acts(query.token, query.after, query.limit), ActShown)

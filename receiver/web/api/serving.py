@@ -20,7 +20,7 @@ from receiver.core.errors import (
     UsageError,
 )
 from receiver.web.api.access import Access
-from receiver.web.api.acts import new_act, refuse_other
+from receiver.web.api.acts import act_of, refuse_other
 from receiver.web.api.operation import Again, Call, Given, Operation
 from receiver.web.api.problems import Refused, answer, out, problem
 from receiver.web.api.reading import BODY_BYTES, read_body, read_query
@@ -96,7 +96,7 @@ class _Server:
 
     async def _act(self, operation: Operation, call: Call[Any, Any], raw: bytes) -> Response:
         """Note who does what, then do it; what has the key of an earlier request is not done twice."""
-        store, act = self._receiver.store, new_act(operation.name, call, raw)
+        store, act = self._receiver.store, act_of(operation.name, call, raw)
         noted = await store.begin_act(act)
         if noted.id != act.id:
             refuse_other(noted, act, again=operation.again)

@@ -9,13 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
-import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from receiver.core.act import Act
+from receiver.core.act import new_act
 from receiver.core.errors import ConfigError, NotFound, Unavailable, UsageError
-from receiver.core.event import new_id
 from receiver.web.api.problems import TITLES, Refused
 from receiver.web.api.serving import received
 from receiver.web.callbacks import Proxies
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 _SECONDS = 20.0
 """How long a request may take, its body and the store together."""
-_AUDITED = frozenset(("kind", "to", "state", "destination", "source", "type", "until", "reason"))
-"""What the audit tells of a form: nothing that may be secret, or somebody's."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -177,20 +173,16 @@ class Guard:
 
     async def _noted(self, visit: Visit, handle: Handler) -> Response:
         """Do what a form asks for, noted before it is done, and with its answer after."""
-        request, now = visit.request, self._receiver.clock()
-        details = {name: visit.given(name) for name in visit.form if name in _AUDITED and visit.given(name)}
-        if ids := visit.form.get("id"):
-            details["deliveries"] = str(len(ids))
-        act = Act(
-            id=new_id("act", now),
-            at=now,
-            token=visit.session.name,
-            action=f"console {request.scope['route'].path.removeprefix(HOME)}",
+        request = visit.request
+        ids = visit.form.get("id")
+        act = new_act(
+            f"console {request.scope['route'].path.removeprefix(HOME)}",
+            visit.session.name,
+            at=self._receiver.clock(),
             subject=request.url.path,
-            detail=msgspec.json.encode(details).decode(),
+            details={name: visit.given(name) for name in visit.form}
+            | {"deliveries": str(len(ids)) if ids else None},
             peer=self.peer(request),
-            key=None,
-            digest="",
         )
         await self._receiver.store.begin_act(act)
         response = await self._told(request, handle(visit))
