@@ -392,14 +392,17 @@ def _arrival(provider: PushProvider, callback: VerifiedCallback, report: Callbac
     """Return what is kept of how a callback came, as JSON; what comes after this is the commit alone."""
     head, parts = callback.head, {}
     if report is not None:
-        stored = time.perf_counter() - report.began
-        parts = {"body_ms": report.body_seconds, "proved_ms": report.proved_seconds, "stored_ms": stored}
+        parts = {
+            "body_ms": int(report.body_seconds * 1000),
+            "proved_ms": int(report.proved_seconds * 1000),
+            "stored_ms": int((time.perf_counter() - report.began) * 1000),
+        }
     arrival = Arrival(
         peer=head.peer,
         headers=kept_headers(head, provider.secret_headers),
         query=head.query,
         secret=callback.secret,
         claims=callback.claims,
-        **{name: int(seconds * 1000) for name, seconds in parts.items()},
+        **parts,
     )
     return provider.redact(msgspec.json.encode(arrival))

@@ -274,7 +274,10 @@ class Protocol(HttpToolsProtocol):
         """Parse, and refuse what is no request, and a head that does not end or has too many lines."""
         self._had_body, self._idle_since = False, None
         try:
-            self._parse(data)
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                self._ignore_offer(data[offer.args[0] :])
         except HttpParserError:
             message = "Invalid HTTP request received."
             self.logger.warning(message)
@@ -292,22 +295,22 @@ class Protocol(HttpToolsProtocol):
         elif self._late is None and (self._begun or self._unread or self._is_answered()):
             self._wait_for_more()
 
-    def _parse(self, data: bytes) -> None:
-        """Parse. An offer to change the protocol is ignored, as a server may (RFC 9110, 7.8). Raises `HttpParserError`.
+    def _ignore_offer(self, rest: bytes) -> None:
+        """Ignore an offer to change the protocol, as a server may (RFC 9110, 7.8), and parse the rest. Raises `HttpParserError`.
 
         The parser takes all that follows the head of such a request for the other protocol's bytes. So the request is read
         anew, without the offer.
         """
+        if not self.offered:  # CONNECT
+            self._unsupported_upgrade_warning()
+            return
+        again = self._without_offer()
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
         try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade as offer:
-            if not self.offered:  # CONNECT
-                self._unsupported_upgrade_warning()
-                return
-            again = self._without_offer()
-            self.parser = HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-            self._parse(again + data[offer.args[0] :])
+            self.parser.feed_data(again + rest)
+        except HttpParserUpgrade as offer:  # of a later request in the same slice
+            self._ignore_offer((again + rest)[offer.args[0] :])
 
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # annotated as never None, and None until the first request

@@ -229,7 +229,7 @@ class DeepgramProvider(Adapter):
         if self._callback_secrets and (place := self._check_secret(admission, body)):
             proofs = admission.proofs | {"callback_secret"}
             admission = replace(admission, proofs=proofs, secret=admission.secret or place)
-        if not self._held(admission.proofs):
+        if not (admission.held or self._held(admission.proofs)):
             raise self._rejection(
                 "callback_secrets",
                 "nothing in this callback proves who sent it: only a transcript can carry a callback secret",
