@@ -15,7 +15,7 @@ class Signature:
         self._place = f"{region}/{service}/aws4_request"
         self._moment = (0, "", "")
         self._key_of: tuple[str, str] = ("", "")
-        self._key = b""
+        self._keyed = hmac.new(b"", digestmod="sha256")
 
     def now(self) -> tuple[str, str]:
         """Return the time of a signature that is made now, and the scope of its key."""
@@ -31,9 +31,11 @@ class Signature:
             key = f"AWS4{secret}".encode()
             for part in scope.split("/"):
                 key = hmac.digest(key, part.encode(), "sha256")
-            self._key_of, self._key = (secret, scope), key
+            self._key_of, self._keyed = (secret, scope), hmac.new(key, digestmod="sha256")
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        return hmac.digest(self._key, text.encode(), "sha256").hex()
+        keyed = self._keyed.copy()
+        keyed.update(text.encode())
+        return keyed.hexdigest()
 
     def headers(
         self, method: str, path: str, headers: dict[str, str], sha256: str, credentials: Any
