@@ -38,8 +38,8 @@ def test_few_facts_are_unknown_and_few_lengths_are_estimates() -> None:
         facts(corpus.content(name), corpus.draft(name)) for name in corpus.names() if DECODED[name]["codec"]
     ]
     assert len(said) > 220
-    assert sum(each.codec is None or each.duration_seconds is None for each in said) <= 66
-    assert sum(each.duration_estimated for each in said) <= 31
+    assert sum(each.codec is None or each.duration_seconds is None for each in said) <= 77
+    assert sum(each.duration_estimated for each in said) <= 30
 
 
 _EXTENSIONS = {

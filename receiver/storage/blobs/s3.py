@@ -217,7 +217,7 @@ class S3Blobs:
     def _whole(self, key: str) -> str:
         parts = key.split("/")
         whole = self._options.prefix + key
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key:
             raise BlobsUnavailable("an object key has plain parts between its slashes")
         return whole
 
