@@ -15,9 +15,7 @@ from receiver.web.views import page, view
 
 if TYPE_CHECKING:
     from receiver.core.destination import DestinationState
-    from receiver.core.work import StoreStats
     from receiver.settings.model import Settings
-    from receiver.storage.store.store import Store
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, typer.Argument(help="Name of the destination, as in [destinations.NAME].")]
@@ -44,27 +42,16 @@ def register(app: typer.Typer) -> None:
 
 def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> None:
     """List the destinations with their state. Also the failed attempts in a row, and the deliveries that are due or dead."""
-    from receiver.engine.destinations import destination_states
+    from receiver.engine.destinations import standings
 
-    settings, now = load_to_look(ctx), wall_clock()
-
-    async def look(store: Store) -> tuple[list[DestinationState], StoreStats]:
-        return await destination_states(store, settings.destinations, now=now), await store.stats(now)
-
-    states, stats = ask(settings, look)
-    due = {row.name: row.depth for row in stats.due}
+    settings = load_to_look(ctx)
+    found = ask(settings, lambda store: standings(store, settings.destinations, now=wall_clock()))
     if as_json:
-        print_json(
-            page(
-                [
-                    view(one) | {"due": due.get(one.name, 0), "dead": stats.dead.get(one.name, 0)}
-                    for one in states
-                ]
-            )
-        )
+        print_json(page([view(one.state) | {"due": one.due, "dead": one.dead} for one in found]))
         return
-    counts = {"due": lambda one: due.get(one.name, 0), "dead": lambda one: stats.dead.get(one.name, 0)}
-    print_list(_DESTINATIONS, states, wide=wide, as_json=False, more=counts)
+    by_name = {one.name: one for one in found}
+    counts = {"due": lambda state: by_name[state.name].due, "dead": lambda state: by_name[state.name].dead}
+    print_list(_DESTINATIONS, [one.state for one in found], wide=wide, as_json=False, more=counts)
 
 
 def pause(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:

@@ -119,27 +119,23 @@ class Router:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = tuple(routes)
-        self._fitting = lru_cache(maxsize=1024)(self._wanting)
-        self._always = lru_cache(maxsize=1024)(self._decided)
-
-    def _wanting(self, source: str, event_type: str) -> tuple[tuple[str, ...], bool]:
-        """Return the destinations that want this source and type, and whether any of them has conditions."""
-        fit = [route for route in self._routes if route.wants(source, event_type)]
-        return tuple(route.destination for route in fit), any(route.where for route in fit)
+        self._always = lru_cache(maxsize=1024)(self._whatever_the_data)
 
     def destinations(self, source: str, event_type: str, data: bytes = b"{}") -> tuple[str, ...]:
         """Return the destinations that an event goes to; `data` is its data as JSON."""
-        names, conditional = self._fitting(source, event_type)
-        if not conditional:
-            return names
-        return tuple(one.destination for one in self.decisions(source, event_type, data) if one.sent)
+        return self.decided(source, event_type, data)[0]
 
     def decided(self, source: str, event_type: str, data: bytes) -> tuple[tuple[str, ...], bytes]:
         """Return the destinations that an event goes to, and all decisions about it as JSON, as they are kept with it."""
-        _, conditional = self._fitting(source, event_type)
-        return self._decided(source, event_type, data) if conditional else self._always(source, event_type)
+        return self._always(source, event_type) or self._decided(source, event_type, data)
 
-    def _decided(self, source: str, event_type: str, data: bytes = b"{}") -> tuple[tuple[str, ...], bytes]:
+    def _whatever_the_data(self, source: str, event_type: str) -> tuple[tuple[str, ...], bytes] | None:
+        """Return what is decided of a source and type; None where a condition on the data is looked at."""
+        if any(route.where and route.wants(source, event_type) for route in self._routes):
+            return None
+        return self._decided(source, event_type, b"{}")
+
+    def _decided(self, source: str, event_type: str, data: bytes) -> tuple[tuple[str, ...], bytes]:
         decisions = self.decisions(source, event_type, data)
         return tuple(one.destination for one in decisions if one.sent), msgspec.json.encode(decisions)
 
