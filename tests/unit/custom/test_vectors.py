@@ -1,5 +1,7 @@
 """Requests with a secret, a clock and a verdict, made by the providers' own libraries or published by them.
 
+`python -m tests.sdks.oracles` has nine of those libraries judge them anew, and the golden examples of their recipes as well.
+
 Sources: OpenAI's, Replicate's, Retell's, Telnyx's, Twilio's, Plivo's, LiveKit's and Vonage's public libraries, ElevenLabs' library,
 the Standard Webhooks specification's tests, Slack's and GitHub's documentation; the others are our own, after the providers' pages.
 """
