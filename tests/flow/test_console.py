@@ -14,9 +14,10 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from receiver.core.event import EventFilter
+from receiver.core.destination import DestinationState
+from receiver.core.event import EventFilter, new_id
 from receiver.core.observe import Repeats
-from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.core.work import DeliveryFilter, DeliveryState, Pickup, PickupKind
 from receiver.demo.serving import sample_audio
 from receiver.web.app import create_app
 from receiver.web.console.sessions import sessions_of
@@ -437,17 +438,51 @@ async def test_what_a_job_is_called_by_leads_to_it(up: Running) -> None:
     assert answer.headers["location"] == f"/console/events/{event_id}"
 
 
-async def test_the_overview_leads_to_why_a_job_never_arrived(up: Running) -> None:
-    """In one step: its page begins with the cause, here a callback that was refused."""
-    await login(up)
-    url = f"/callbacks/deapi/{up.receiver.tokens.issue('deapi', ref='order-9')}"
-    assert (await up.client.post(url, json={"event": "job.completed"})).status_code == 401
-    await up.receiver.intake.rejections.flush()
-    found = await up.client.get("/console/find?q=order-9")
-    page = (await up.client.get(found.headers["location"])).text
-    assert "No event yet: 1 callback was refused" in page
-    assert "See the failing check" in page
-    assert "content-length, content-type" in (await up.client.get("/console/rejections")).text
+async def test_the_overview_leads_to_why_a_job_never_arrived(tmp_path: Path) -> None:
+    """In one step, for five causes: the job's page begins with the cause, and has a button to what can be done."""
+    text = settings_text(tmp_path, destination="http://127.0.0.1:9/hooks", extra=api_token("ops", ADMIN))
+    async with running(
+        tmp_path,
+        text.replace("[destinations.app]", '[destinations.app]\nevents = ["speech.failed"]'),
+        work=False,
+    ) as run:
+        store, now = run.receiver.store, run.receiver.clock()
+        await login(run)
+        url = f"/callbacks/deapi/{run.receiver.tokens.issue('deapi', ref='rejected')}"
+        assert (await run.client.post(url, json={"event": "job.completed"})).status_code == 401
+        await run.receiver.intake.rejections.flush()
+        await called(run, ref="parked", what="nobody knows")
+        await called(run, ref="unrouted")
+        await called(run, ref="held", err_code="Bad Request", err_msg="no", request_id="r-9")
+        opened = DestinationState(name="app", opened_at=now, failing_since=now, failures=5)
+        await store.change_destination("app", lambda _: opened, now=now, tell=lambda before, after: None)
+        waiting = Pickup(
+            id=new_id("pku", now),
+            source="deepdub",
+            kind=PickupKind.RESULT,
+            key="k",
+            ref="waiting",
+            event_id=new_id("evt", now),
+            deadline_at=now + 60_000,
+            due_at=now + 30_000,
+            created_at=now,
+            updated_at=now,
+        )
+        await store.add_pickup(waiting)
+        for ref, sentence, button in (
+            ("rejected", "No event yet: 1 callback was refused", "See the failing check"),
+            ("parked", "Arrived and was proved, but not understood", "See why, and read it again"),
+            ("waiting", "The result is being fetched from deepdub", "See its pickup"),
+            ("held", "app has been failing since", "See the destination"),
+            ("unrouted", "no destination took it", "See by which rules, and send it"),
+        ):
+            found = await run.client.get(f"/console/find?q={ref}")
+            page = (await run.client.get(found.headers["location"])).text
+            assert sentence in page
+            led = re.search(rf'href="([^"]+)">{button}', page)
+            assert led, ref
+            assert (await run.client.get(html.unescape(led[1]))).status_code == 200
+        assert "content-length, content-type" in (await run.client.get("/console/rejections")).text
 
 
 async def test_new_events_come_as_server_sent_events(up: Running) -> None:
