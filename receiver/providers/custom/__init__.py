@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from receiver.providers.public_keys.jwks import KeySet
 
 
+_OPEN_BODY = "the proof does not cover the body: whoever sees one callback can change the next"
+_NO_KEY = "results are fetched with a key, and none is set"
+_SILENT = "nothing says where the audio is, so speech.completed comes without any"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What one proof says of a request."""
@@ -118,21 +123,21 @@ class CustomProvider(Adapter):
                 "E901", where, "recipe", empty, 'add recipe = "NAME", or [[proof]] and [event]'
             )
             return
-        if options.event is not None and not options.proof and not options.token_required:
-            yield cls._finding("E901", where, "proof", NO_PROOF)
         for number, proof in enumerate(options.proof):
             yield from cls._judge_proof(where, number, proof, options)
-        if options.event is not None and not options.covered and {p.kind for p in options.proof} - {"token"}:
-            open_body = "the proof does not cover the body: whoever sees one callback can change the next"
-            yield cls._finding("W901", where, "proof", open_body)
-        if options.api_key is None and options.needs_api_key:
-            yield cls._finding("W903", where, "api_key", "results are fetched with a key, and none is set")
-        speech = options.event is not None and options.event.family == "speech"
-        if speech and options.result_of("speech").from_ in ("document", "text", "none"):
-            silent = "nothing says where the audio is, so speech.completed comes without any"
-            yield cls._finding("W906", where, "result", silent)
-        if options.about is not None and options.about.experimental:
-            yield cls._finding("W904", where, "recipe", options.about.experimental)
+        event, uncovered = options.event, not options.covered and {p.kind for p in options.proof} - {"token"}
+        silent = options.result_of("speech").from_ in ("document", "text", "none")
+        said = options.about.experimental if options.about else ""
+        found = (
+            (event and not (options.proof or options.token_required), "E901", "proof", NO_PROOF),
+            (event and uncovered, "W901", "proof", _OPEN_BODY),
+            (options.api_key is None and options.needs_api_key, "W903", "api_key", _NO_KEY),
+            (event and event.family == "speech" and silent, "W906", "result", _SILENT),
+            (said, "W904", "recipe", said),
+        )
+        for applies, code, setting, message in found:
+            if applies:
+                yield cls._finding(code, where, setting, message)
 
     @classmethod
     def _judge_proof(

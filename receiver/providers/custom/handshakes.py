@@ -23,6 +23,14 @@ _OK = Reply(body=b'{"status":"ok"}', content_type="application/json")
 Method = Literal["GET", "POST", "PUT", "OPTIONS"]
 
 
+_NEEDED = {
+    "echo": ("value",),
+    "hmac-echo": ("value",),
+    "confirm-get": ("value", "hosts"),
+    "ping": ("when",),
+}
+
+
 class When(Section):
     """`when`: which requests are handshakes."""
 
@@ -60,12 +68,9 @@ class Handshake(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Handshake:
-        if self.kind in ("echo", "hmac-echo", "confirm-get") and self.value is None:
-            raise ValueError("value is missing: it says what is echoed, or fetched")
-        if self.kind == "confirm-get" and not self.hosts:
-            raise ValueError("hosts are missing: the names that may be fetched from")
-        if self.kind == "ping" and self.when is None:
-            raise ValueError("when is missing: it says which requests are pings")
+        for name in _NEEDED.get(self.kind, ()):
+            if not getattr(self, name):
+                raise ValueError(f'kind = "{self.kind}" needs {name}')
         return self
 
     @property
