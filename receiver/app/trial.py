@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from receiver.core.callback import Admission
 from receiver.core.errors import CallbackRejected, IgnoredCallback, MalformedCallback, RejectionKind
 from receiver.core.redaction import REDACTED, Redactor
 from receiver.providers.custom import CustomProvider
 
 if TYPE_CHECKING:
-    from receiver.core.callback import Head, MemoryBody
+    from receiver.core.callback import Head, MemoryBody, VerifiedCallback
     from receiver.core.event import EventDraft
     from receiver.providers import PushProvider
 
@@ -32,6 +33,10 @@ def judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any
             for found in adapter.examine(head, body)
         ]
     verdict, reason, event = _event(adapter, head, body)
+    if [found["proof"] for found in proofs if not found["holds"]] == ["token"] and not head.token:
+        bare = Admission(head=head, claims=None, proofs=frozenset(), body_limit=body.size)
+        otherwise, why, event = _meant(adapter, adapter.believed(bare, body))
+        reason += f"; with one it would be {otherwise}{why and ': '}{why}"
     if head.method not in adapter.methods:
         taken = " or ".join(adapter.methods)
         verdict, reason, event = "refused", f"a callback of this source comes by {taken}", None
@@ -61,6 +66,10 @@ def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, st
         if error.kind is RejectionKind.STALE:
             reason += "; to try it as of the time when it came, add --at"
         return "refused", reason, None
+    return _meant(adapter, callback)
+
+
+def _meant(adapter: PushProvider, callback: VerifiedCallback) -> tuple[str, str, dict[str, Any] | None]:
     try:
         return "accepted", "", _fields(adapter.normalize(callback))
     except MalformedCallback as error:

@@ -178,3 +178,17 @@ def test_a_line_feed_that_an_editor_put_behind_the_body_is_none_of_it(
     assert said.json["verdict"] == verdict
     said = receiver("--config", config, "try", "elevenlabs", request, "--json")
     assert said.json["reason"].endswith("; to try it as of the time when it came, add --at")
+
+
+def test_a_request_that_lacks_the_token_alone_is_shown_as_it_would_be_with_one(tmp_path: Path) -> None:
+    """Who describes a provider without signatures sees the event before there is a URL for it."""
+    path, request = tmp_path / "receiver.toml", tmp_path / "request.http"
+    path.write_text('[tokens]\nsecrets = ["token-secret-0123456789"]\n[sources.gladia]\nrecipe = "gladia"\n')
+    _, _, rest = recipe_example("gladia").partition(b"\r\n")
+    request.write_bytes(b"POST /callbacks/gladia HTTP/1.1\r\n" + rest)
+    said = receiver("--config", path, "try", "gladia", request, "--json")
+    assert (said.status, said.json["verdict"]) == (1, "refused")
+    assert said.json["reason"].endswith(
+        "make one with `receiver callback-url`; with one it would be accepted"
+    )
+    assert said.json["event"]["type"] == "transcript.completed"
