@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,17 +28,11 @@ _LATEST = 20
 _TRIES = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Rotated:
-    """A fresh secret of a destination, on its way to the settings."""
+async def show(visit: Visit, *, made: tuple[str, str, datetime] | None = None) -> Response:
+    """Show one destination: what it takes, how it is doing, its latest deliveries and answers.
 
-    secret: str
-    setting: str
-    until: datetime
-
-
-async def show(visit: Visit, *, made: Rotated | None = None) -> Response:
-    """Show one destination: what it takes, how it is doing, its latest deliveries and answers."""
+    `made` is a fresh secret, the setting that has it, and when the present ones end.
+    """
     name, receiver, now = _named(visit), visit.receiver, visit.receiver.clock()
     latest = await receiver.store.deliveries(DeliveryFilter(destination=name, limit=_LATEST))
     tries = {one.id: await receiver.store.attempts(one.id) if one.attempts else [] for one in latest}
@@ -110,7 +103,7 @@ async def rotate(visit: Visit) -> Response:
     fresh, until = new_webhook_secret(), now + timedelta(seconds=_OVERLAP_SECONDS)
     present_lines = [f'  {{secret = "…", until = {until:%Y-%m-%dT%H:%M:%SZ}}},'] * len(present)
     setting = "\n".join(["secrets = [", *present_lines, f'  "{fresh}",', "]"])
-    return await show(visit, made=Rotated(fresh, setting, until))
+    return await show(visit, made=(fresh, setting, until))
 
 
 # ---------------------------------------------------------------- replays and operations

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from receiver.core.event import Event, Rejection
     from receiver.core.work import StoreStats
     from receiver.settings.model import Settings
+    from receiver.storage.store.store import Store
 
 _DAY_MS = 86_400_000
 _HOUR_MS = 60 * MINUTE
@@ -60,23 +61,6 @@ class Concern(Struct, frozen=True):
     why: str
     address: str
     since: int | None = None
-
-    @property
-    def looks(self) -> tuple[int, str, str, str]:
-        """How bad it is, its meaning, its icon, the words of its button."""
-        return _CAUSES[self.cause]
-
-
-class SourceLine(Struct, frozen=True, kw_only=True):
-    """One source, as the overview shows it."""
-
-    name: str
-    provider: str
-    last: int | None
-    """Of the newest events; None where it has none among them: to look further costs what there is."""
-    delay: float | None
-    """Seconds from the making of its URL to the last callback."""
-    rejected: int
 
 
 class Hour:
@@ -124,8 +108,12 @@ async def show(visit: Visit) -> Response:
     concerns += [concern for one in destinations for concern in _of_destination(one.state, now)]
     return await visit.page(
         "overview.html",
-        concerns=sorted(concerns, key=lambda one: -one.looks[0]),
-        sources=[await _source(receiver, name, newest, rejections) for name in receiver.settings.sources],
+        concerns=sorted(concerns, key=lambda one: -_CAUSES[one.cause][0]),
+        causes=_CAUSES,
+        sources=receiver.settings.sources,
+        newest=newest,
+        delays={name: await _delay(store, event) for name, event in newest.items()},
+        rejected=Counter(one.source for one in rejections),
         destinations=destinations,
         settings=receiver.settings.destinations,
         rows=await rows_of(store, events[:_ROWS]),
@@ -140,20 +128,11 @@ async def show(visit: Visit) -> Response:
     )
 
 
-async def _source(
-    receiver: Receiver, name: str, newest: dict[str, Event], rejections: list[Rejection]
-) -> SourceLine:
-    last = newest.get(name)
-    callback = await receiver.store.callback(last.id) if last else None
-    claims = callback and callback.arrival and callback.arrival.claims
-    made = claims.issued_at if claims else None
-    return SourceLine(
-        name=name,
-        provider=receiver.settings.sources[name].provider,
-        last=last.recorded_at if last else None,
-        delay=(callback.received_at - made) / 1000 if callback and made else None,
-        rejected=sum(one.source == name for one in rejections),
-    )
+async def _delay(store: Store, newest: Event) -> float | None:
+    """Return the seconds from the making of its URL to the callback of an event; None where they are not known."""
+    callback = await store.callback(newest.id)
+    made = callback and callback.arrival and callback.arrival.claims and callback.arrival.claims.issued_at
+    return (callback.received_at - made) / 1000 if callback and made else None
 
 
 def _free(settings: Settings) -> int | None:

@@ -41,17 +41,6 @@ class Look(Struct):
     """Where the next look begins; None when there is nothing older."""
 
 
-class _Text(Struct):
-    text: str | None = None
-
-
-class _Data(Struct):
-    transcript: _Text | None = None
-
-
-_decode = msgspec.json.Decoder(_Data).decode
-
-
 async def look(receiver: Receiver, wanted: EventSearch, words: str) -> Look:
     """Return events whose transcript has the words, in any case, until a page is full or the time is over."""
     needle, end = words.casefold(), time.monotonic() + _SECONDS
@@ -75,8 +64,8 @@ async def look(receiver: Receiver, wanted: EventSearch, words: str) -> Look:
 
 def _texts(page: Sequence[PlacedEvent]) -> list[str | None]:
     """Return the text of each transcript; None where it is in the document, being long."""
-    transcripts = [_decode(one.event.data).transcript for one in page]
-    return ["" if transcript is None else transcript.text for transcript in transcripts]
+    transcripts = [json.loads(one.event.data)["transcript"] for one in page]
+    return ["" if transcript is None else transcript["text"] for transcript in transcripts]
 
 
 async def _document(receiver: Receiver, event: Event) -> str:
