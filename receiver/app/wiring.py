@@ -41,9 +41,9 @@ from receiver.engine.submissions import Parts, Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.tallies import Tallies
 from receiver.engine.watcher import Watched, Watcher
+from receiver.outbound.client import CONNECT_SECONDS, Egress
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
-from receiver.outbound.upstream import Upstream
 from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
 from receiver.settings.load import (
     blob_folder,
@@ -457,9 +457,14 @@ def _submit_sources(
     for name, source in settings.sources.items():
         if source.submit and settings.submit.tokens:
             api = checked_api(settings.public_url, settings.submit.url, source, adapters[name].submit_api())
-            found[name] = SubmitSource(
-                settings=source, api=api, upstream=Upstream(source), pull=pulls.get(name)
+            upstream = Egress(
+                timeout_seconds=CONNECT_SECONDS,
+                connections=0,  # submissions at once have a limit of their own
+                allow=source.allow,
+                ca_file=source.ca_file,
+                fresh=True,
             )
+            found[name] = SubmitSource(settings=source, api=api, upstream=upstream, pull=pulls.get(name))
     return found
 
 

@@ -29,8 +29,7 @@ from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.web.views import page
 
 if TYPE_CHECKING:
-    from receiver.settings.model import Settings
-    from receiver.settings.submitting import Submission
+    from receiver.settings.model import SourceSettings
 
 _LETTERS = string.ascii_letters + string.digits
 _LENGTH = 43
@@ -66,8 +65,9 @@ def submit_token(
 def submit_urls(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Print the base URLs that applications set. One for each source with `submit = true`, with the line to write for each of the provider's packages."""
     settings = load(ctx)
-    base = settings.submit.url or f"http://{settings.submit.listen or _address(settings)}"
-    found = [_row(name, f"{base}/submit/{name}", table) for name, table in _tables(settings).items()]
+    server, submit = settings.server, settings.submit
+    base = submit.url or f"http://{submit.listen or f'{server.host}:{server.port}'}"
+    found = [_row(f"{base}/submit/{one.name}", one) for one in settings.sources.values() if one.submit]
     if as_json:
         print_json(page(found))
         return
@@ -109,33 +109,21 @@ def submissions(
     print_list(_SUBMISSIONS, found, wide=wide, as_json=as_json)
 
 
-def _row(name: str, url: str, table: Submission) -> dict[str, Any]:
-    packages = {
-        package: text.replace("{url}", url).replace("{path}", table.folder)
-        for package, text in table.packages.items()
-    }
-    return {
-        "source": name,
-        "url": url,
-        "header": table.header,
-        "experimental": table.experimental or None,
-        "packages": packages,
-    }
-
-
-def _address(settings: Settings) -> str:
-    return f"{settings.server.host}:{settings.server.port}"
-
-
-def _tables(settings: Settings) -> dict[str, Submission]:
+def _row(url: str, source: SourceSettings) -> dict[str, Any]:
     from receiver.core.tokens import CallbackTokens
     from receiver.providers import adapter_of
 
-    found = {}
-    for name, source in settings.sources.items():
-        if source.submit:
-            api = adapter_of(source).create(source, CallbackTokens(["a" * 16])).submit_api()
-            if api is None:
-                raise ConfigError(f"sources.{name}.submit: nothing may be submitted to {source.provider}")
-            found[name] = api.table
-    return found
+    api = adapter_of(source).create(source, CallbackTokens(["a" * 16])).submit_api()
+    if api is None:
+        raise ConfigError(f"sources.{source.name}.submit: nothing may be submitted to {source.provider}")
+    table = api.table
+    return {
+        "source": source.name,
+        "url": url,
+        "header": table.header,
+        "experimental": table.experimental or None,
+        "packages": {
+            package: text.replace("{url}", url).replace("{path}", table.folder)
+            for package, text in table.packages.items()
+        },
+    }

@@ -15,13 +15,14 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import aiohappyeyeballs
 from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
@@ -57,6 +58,8 @@ DNS_SECONDS = 10
 """How long a resolved and judged name is remembered."""
 IDLE_SECONDS = 4.0
 """How long a connection is kept for the next request: just under the 5 s after which uvicorn and Node.js hang up."""
+CONNECT_SECONDS = 5.0
+"""How long connecting may take for a submission."""
 _NEXT_ADDRESS_SECONDS = 0.25
 """How long one address of a name is waited for before the next one is tried beside it (RFC 8305)."""
 
@@ -73,6 +76,8 @@ class Failure(Struct, frozen=True, kw_only=True):
     """`TIMEOUT`, `UNREACHABLE` or `BLOCKED`."""
     detail: str
     """For a person; names host and port, never the rest of the URL."""
+    sent: bool = True
+    """False: there was no connection, so the far side has nothing of a request of `exchange`."""
 
 
 class Prepared(NamedTuple):
@@ -167,10 +172,13 @@ class Egress:
         answer_seconds: float | None = None,
         client_certificate: str | None = None,
         proxy: str | None = None,
+        fresh: bool = False,
     ) -> None:
         """`timeout_seconds` covers a whole request, from the name to the headers of the reply; of a POST, `connect_seconds`
         all until it is connected, `answer_seconds` what comes after. `client_certificate` is a PEM file with a certificate
         and its key. Only POSTs go through `proxy`. `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
+        `fresh`: each request of `exchange` has a connection of its own, made within `connect_seconds`. Of one that was kept,
+        nobody can tell, when the far side hangs up, whether it did so before or after it had read a request.
         """
         self._bounds = Bounds(
             seconds=timeout_seconds,
@@ -192,6 +200,7 @@ class Egress:
         """What was looked up in the last `DNS_SECONDS`, and what is being looked up."""
         self._connections: Connections[Target] | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._fresh = fresh
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when a certificate cannot be used."""
@@ -261,13 +270,35 @@ class Egress:
     ) -> streams.Incoming | Failure:
         """Send one GET, never redirected; `seconds` is the longest wait for the head of the reply."""
         try:
-            self._guard.check_host(place.host)
             async with asyncio.timeout(seconds):
-                return await self._begin(place, headers)
-        except AddressBlocked as error:
-            return failure_of(error, place.where)
+                return await self.exchange("GET", place, headers)
         except TimeoutError:
             return Failure(kind=OutcomeKind.TIMEOUT, detail=f"{place.where} did not answer in time")
+
+    async def exchange(
+        self,
+        method: str,
+        place: Target,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]],
+        body: AsyncIterator[bytes] | None = None,
+    ) -> streams.Incoming | Failure:
+        """Send a request, never redirected; return its answer as soon as the head of that is here. Only connecting is timed."""
+        from receiver.outbound import streams  # with aiohttp, which most processes never need
+
+        if self._session is None:
+            self._session = self._new_session()
+        try:
+            self._guard.check_host(place.host)
+            response = await self._session.request(
+                method, place.url, headers=headers, data=body, allow_redirects=False
+            )
+        except (streams.ClientError, OSError, Unanswered, AddressBlocked) as error:
+            failure = failure_of(streams.translated(error), place.where)
+            return replace(failure, sent=not isinstance(error, (AddressBlocked, *streams.UNCONNECTED)))
+        except ValueError:  # its text holds the header
+            detail = "a header cannot be sent: it holds a line break"
+            return Failure(kind=OutcomeKind.BLOCKED, detail=detail, sent=False)
+        return streams.Incoming(response, place.where)
 
     async def _connect(self, place: Target) -> Connection:
         """Connect to one of the judged addresses of a name. Raises `AddressBlocked`, `OSError`."""
@@ -322,25 +353,12 @@ class Egress:
         else:
             asyncio.get_running_loop().call_later(DNS_SECONDS, self._names.pop, name, None)
 
-    async def _begin(self, place: Target, headers: Mapping[str, str]) -> streams.Incoming | Failure:
-        from receiver.outbound import streams  # with aiohttp, which most processes never need
-
-        if self._session is None:
-            self._session = self._new_session()
-        try:
-            response = await self._session.get(place.url, headers=headers, allow_redirects=False)
-        except (streams.ClientError, OSError, Unanswered, AddressBlocked) as error:
-            return failure_of(streams.translated(error), place.where)
-        except ValueError:  # its text holds the header
-            return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
-        return streams.Incoming(response, place.where)
-
     def _opened(self) -> GuardedResolver:
         if self._resolver is None:
             raise RuntimeError("the client is not open")
         return self._resolver
 
-    def _new_session(self, *, force_close: bool = False) -> aiohttp.ClientSession:
+    def _new_session(self) -> aiohttp.ClientSession:
         from receiver.outbound import streams
 
         return streams.new_session(
@@ -348,7 +366,8 @@ class Egress:
             limit=self._limit,
             socket_factory=self._socket,
             trust=trust(self._ca_file),
-            idle_seconds=None if force_close else IDLE_SECONDS,
+            idle_seconds=None if self._fresh else IDLE_SECONDS,
+            connect_seconds=self._connect_seconds if self._fresh else None,
         )
 
     def _socket(self, info: AddrInfo) -> socket.socket:

@@ -19,7 +19,10 @@ from aiohttp.connector import Connection
 from receiver.outbound.client import DNS_SECONDS, PIECE, AddrInfo, ReplyBroken
 from receiver.system.http1 import INTERIM_LIMIT, InterimFlood, NoAnswer, NotHttp
 
-__all__ = ["ClientError", "Incoming", "new_session", "translated"]
+__all__ = ["UNCONNECTED", "ClientError", "Incoming", "new_session", "translated"]
+
+UNCONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""Errors of requests that had no connection."""
 
 
 class Incoming:
@@ -100,8 +103,9 @@ def new_session(
     socket_factory: Callable[[AddrInfo], socket.socket],
     trust: ssl.SSLContext,
     idle_seconds: float | None,
+    connect_seconds: float | None,
 ) -> aiohttp.ClientSession:
-    """Return a session without cookies, redirects, time limits and the environment's proxies.
+    """Return a session without cookies, redirects, the environment's proxies, and time limits but that of connecting.
 
     `idle_seconds` is how long a connection is kept for the next request; with None it is for one.
     """
@@ -116,7 +120,9 @@ def new_session(
     )
     return aiohttp.ClientSession(
         connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # timed from outside, piece by piece
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=connect_seconds
+        ),  # timed from outside, piece by piece
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,

@@ -17,7 +17,7 @@ from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import Outgoing
-from receiver.outbound.upstream import Upstream
+from receiver.outbound.client import Egress
 from receiver.providers import PullProvider
 from receiver.settings.model import SourceSettings, SubmitSettings
 from receiver.settings.submitting import ProviderApi, Rule
@@ -62,7 +62,7 @@ class SubmitSource:
 
     settings: SourceSettings
     api: ProviderApi
-    upstream: Upstream
+    upstream: Egress
     pull: PullProvider | None
 
 

@@ -16,9 +16,8 @@ from receiver.engine.submissions.bodies import Held, Stream
 from receiver.engine.submissions.call import UNKNOWN, Passing
 from receiver.engine.submissions.injection import into_form, into_json, into_query
 from receiver.engine.submissions.repeats import ended, fingerprint_of
-from receiver.outbound.client import Failure
+from receiver.outbound.client import CONNECT_SECONDS, Failure
 from receiver.outbound.guard import Target, target
-from receiver.outbound.upstream import CONNECT_SECONDS, NotSent
 from receiver.settings.submitting import SubmissionJob
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ async def exchange(passing: Passing) -> Incoming:
         if body.error is not None:  # the last piece was not sent: the provider has no whole request
             passing.began = False
             raise body.error
-        if isinstance(reply, NotSent):
+        if not reply.sent:
             passing.began = False
             raise SubmissionRefused(503, f"nothing was sent: {reply.detail}", retry_after=5)
         raise SubmissionRefused(424, UNKNOWN)
