@@ -29,7 +29,7 @@ from receiver.cli.options import (
 )
 from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch, Place
+from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch
 from receiver.core.observe import harmless
 from receiver.core.page import filled
 from receiver.core.routing import fitting_types
@@ -127,34 +127,23 @@ async def _follow(
     as_json: bool,
 ) -> None:
     """Print what is recorded from now on, for ever."""
+    from receiver.engine.following import followed, newest_place
+
     async with opened_store(settings) as store:
-        newest = await store.search(EventSearch(newest_first=True, limit=1))
         search = EventSearch(
             source=source,
             types=None if type_ is None else fitting_types(type_),
             ref=ref,
             job_id=job,
-            after=newest[0].place if newest else None,
+            after=await newest_place(store),
         )
-        while True:
-            found = await store.search(search)
+        async for found in followed(store, search, seconds=_FOLLOW_SECONDS):
             for one in found:
-                fields = view(one.event)
-                line = (
-                    fields["recorded_at"],
-                    one.event.type,
-                    one.event.source,
-                    one.event.ref or "-",
-                    one.event.id,
-                )
+                fields, event = view(one.event), one.event
+                line = (fields["recorded_at"], event.type, event.source, event.ref or "-", event.id)
                 text = harmless(json.dumps(fields, ensure_ascii=False)) if as_json else clean("  ".join(line))
                 sys.stdout.write(text + "\n")
-                search = changed(search, after=one.place)
             sys.stdout.flush()
-            if found.after is not None:
-                search = changed(search, after=Place(*found.after))
-            else:
-                await asyncio.sleep(_FOLLOW_SECONDS)
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:

@@ -346,7 +346,7 @@ def callback_shown(callback: Callback) -> CallbackShown:
     )
 
 
-def shown(thing: Any, kind: type[S], **more: Any) -> S:
+def shown(thing: Any, kind: type[S], /, **more: Any) -> S:
     """Return one thing as it is shown, `more` with it: times as ISO 8601 in UTC."""
     return kind(**{name: _field(thing, name) for name in kind.__struct_fields__ if name not in more}, **more)
 
@@ -370,12 +370,9 @@ def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:
 def issued_url(made: IssuedUrl) -> CallbackUrl:
     """Return a callback URL as it is shown."""
     expected = made.expectation
-    return CallbackUrl(
-        url=made.url,
-        source=made.source,
-        token=made.token,
-        ref=made.ref,
-        webhook_secret=made.webhook_secret,
+    return shown(
+        made,
+        CallbackUrl,
         expect_by=time_of(expected.due_at) if expected else None,
         pickup_id=expected.id if expected else None,
     )
@@ -403,19 +400,7 @@ def _field(thing: Any, name: str) -> Any:
     if name in _MADE:
         return _MADE[name](thing)
     value = getattr(thing, name)
-    return time_of(value) if name == "at" or name.endswith(("_at", "_since")) else value
-
-
-def _selection(operation: BulkOperation) -> SelectionShown:
-    chosen = operation.selection
-    return SelectionShown(
-        destination=chosen.destination,
-        state=chosen.state,
-        source=chosen.source,
-        type=chosen.type,
-        since=time_of(chosen.since),
-        until=time_of(chosen.until),
-    )
+    return time_of(value) if name in _TIMES or name.endswith(("_at", "_since")) else value
 
 
 def _host(url: str | None) -> str | None:
@@ -425,11 +410,12 @@ def _host(url: str | None) -> str | None:
         return None
 
 
+_TIMES = ("at", "since", "until")
 _MADE: Mapping[str, Callable[[Any], Any]] = {
     "data": lambda event: Raw(event.data),
     "answer": lambda attempt: attempt.response.decode("utf-8", "replace"),
     "host": lambda pickup: _host(pickup.target),
-    "selection": _selection,
+    "selection": lambda operation: shown(operation.selection, SelectionShown),
     "held_until": lambda state: time_of(state.held_until or None),
 }
 """The fields that no attribute holds."""

@@ -7,7 +7,7 @@ from msgspec import Struct
 from receiver.engine.destinations import act_on_destination, standings
 from receiver.settings.model import ApiScope
 from receiver.web.api.operation import Call, operation
-from receiver.web.views import DestinationHealth, Page, Time, shown, time_of
+from receiver.web.views import DestinationHealth, Page, Time, shown
 
 
 class DestinationShown(Struct, frozen=True, kw_only=True):
@@ -29,14 +29,12 @@ async def listed(call: Call[None, None]) -> Page[DestinationShown]:
     """List the destinations."""
     settings = call.receiver.settings.destinations
     items = [
-        DestinationShown(
-            name=one.name,
+        shown(
+            one,
+            DestinationShown,
             kind=settings[one.name].kind,
             sources=list(settings[one.name].sources),
             events=list(settings[one.name].events),
-            due=one.due,
-            oldest_due_at=time_of(one.oldest_due_at),
-            dead=one.dead,
             health=shown(one.state, DestinationHealth),
         )
         for one in await standings(call.receiver.store, settings, now=call.receiver.clock())

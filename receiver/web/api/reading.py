@@ -86,7 +86,7 @@ def _plain(error: msgspec.ValidationError, known: Mapping[str, Any]) -> str:
     if "datetime" in text:
         text = _TIME
     elif text.startswith("Invalid enum value"):
-        text = f"there is: {', '.join(_choices(known[name]))}"
+        text = f"one of {', '.join(_choices(known[name]))}"
     else:
         text = _QUOTED.sub(
             lambda found: " or ".join(_KINDS.get(one, one) for one in found[1].split(" | ")), text

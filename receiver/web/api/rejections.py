@@ -11,7 +11,7 @@ from receiver.app.second_look import accept_once, verify_again
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Limit
 from receiver.web.api.operation import Call, operation
-from receiver.web.views import Page, RejectionShown, each
+from receiver.web.views import Page, RejectionShown, each, shown
 
 MAX_REASON = 500
 
@@ -80,7 +80,4 @@ async def verify(call: Call[None, None]) -> RejectionJudged:
 @operation("POST /rejections/{rejection_id}/accept", ApiScope.ADMIN)
 async def accept(call: Call[None, Acceptance]) -> RejectionAccepted:
     """Record a kept request that nothing proves, for a reason that the audit keeps; once more, it is a duplicate."""
-    recorded = await accept_once(call.receiver, call.path["rejection_id"])
-    return RejectionAccepted(
-        status=recorded.status.value, event_id=recorded.event_id, pickup_id=recorded.pickup_id
-    )
+    return shown(await accept_once(call.receiver, call.path["rejection_id"]), RejectionAccepted)

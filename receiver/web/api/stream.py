@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 from starlette.responses import StreamingResponse
 
 from receiver.core import event_json
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import EventSearch, Place
+from receiver.engine.following import followed, newest_place
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import cursor_of, filter_of, place_of
 from receiver.web.api.operation import Call, operation
@@ -53,7 +53,7 @@ async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
         raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
     query = call.query
     given = call.request.headers.get("last-event-id") or query.after
-    place = place_of(given) or await newest_place(call.receiver)
+    place = place_of(given) or await newest_place(call.receiver.store)
     search = filter_of(query, EventSearch, after=place, limit=_PAGE)
     gap = await _gap(call.receiver, place) if given else None
     return StreamingResponse(
@@ -61,12 +61,6 @@ async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
-
-
-async def newest_place(receiver: Receiver) -> Place:
-    """Return the place after which everything is new."""
-    found = await receiver.store.search(EventSearch(newest_first=True, limit=1))
-    return found[0].place if found else Place(0, "")
 
 
 async def _gap(receiver: Receiver, place: Place | None) -> str | None:
@@ -90,20 +84,16 @@ async def _streamed(receiver: Receiver, search: EventSearch, gap: str | None) ->
     try:
         yield gap or ": the stream begins\n\n"
         told_at = time.monotonic()
-        while not receiver.stopping:
-            found = await receiver.store.search(search)
+        async for found in followed(receiver.store, search, seconds=POLL_SECONDS):
             for one in found:
                 body = event_json.render(one.event, receiver.link).decode()
                 yield f"id: {cursor_of(one.place)}\nevent: event\ndata: {body}\n\n"
-            if found:
-                search, told_at = replace(search, after=found[-1].place), time.monotonic()
-            if found.after is not None:
-                search = replace(search, after=Place(*found.after))
-            else:
-                await asyncio.sleep(POLL_SECONDS)
-            if time.monotonic() - told_at >= HEARTBEAT_SECONDS:
+            now = time.monotonic()
+            if not found and now - told_at >= HEARTBEAT_SECONDS:
                 yield ": heartbeat\n\n"
-                told_at = time.monotonic()
+            told_at = now if found or now - told_at >= HEARTBEAT_SECONDS else told_at
+            if receiver.stopping:
+                return
     except (StoreUnavailable, asyncio.CancelledError):
         return  # the reader comes again, and goes on where it ended
     except Exception as error:  # a fault of ours is told to operators

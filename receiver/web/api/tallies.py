@@ -16,7 +16,7 @@ from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, millis
 from receiver.web.api.operation import Call, operation
 from receiver.web.api.problems import Refused
-from receiver.web.views import Page, Time
+from receiver.web.views import Page, Time, shown
 
 _HOUR = 60 * MINUTE
 _STEPS = {"minute": MINUTE, "hour": _HOUR, "all": 1 << 62}
@@ -116,15 +116,7 @@ async def processes(call: Call[None, None]) -> Page[ProcessShown]:
     """List the processes of the last 48 hours, those that began last first."""
     now = call.receiver.clock()
     items = [
-        ProcessShown(
-            id=one.id,
-            host=one.host,
-            version=one.version,
-            role=one.role,
-            started_at=iso(one.started_at),
-            seen_at=iso(one.seen_at),
-            alive=now - one.seen_at < 3 * EVERY_SECONDS * 1000,
-        )
+        shown(one, ProcessShown, host=one.host, alive=now - one.seen_at < 3 * EVERY_SECONDS * 1000)
         for one in await call.receiver.store.processes()
     ]
     return Page(items=items, next=None)

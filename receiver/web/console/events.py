@@ -16,9 +16,9 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event, EventSearch, Place, PlacedEvent
 from receiver.core.event_json import iso
 from receiver.core.explain import PARKED
+from receiver.engine.following import newest_place
 from receiver.web.api.events import EventQuery, search_of
 from receiver.web.api.lists import cursor_of, place_of
-from receiver.web.api.stream import newest_place
 from receiver.web.console.lists import filters
 from receiver.web.console.searching import look
 from receiver.web.console.visit import HOME, Visit
@@ -138,7 +138,7 @@ async def live(visit: Visit) -> Response:
     search = replace(
         search_of(visit.query(EventQuery)),
         newest_first=False,
-        after=given or await newest_place(visit.receiver),
+        after=given or await newest_place(visit.receiver.store),
         limit=_ROWS,
     )
     headers = {"x-accel-buffering": "no"}
@@ -158,7 +158,7 @@ async def _lines(visit: Visit, search: EventSearch) -> AsyncIterator[str]:
             yield "".join(map(_line, found, rows))
             if found.after is not None and found:
                 yield "event: gap\ndata: {}\n\n"
-                search = replace(search, after=await newest_place(receiver))
+                search = replace(search, after=await newest_place(receiver.store))
             elif found or found.after is not None:
                 search = replace(search, after=Place(*found.after) if found.after else found[-1].place)
             if time.monotonic() > beat + _BEAT_SECONDS:
