@@ -263,6 +263,7 @@ def test_what_is_no_status_is_named(success: list[Any]) -> None:
     [
         ({"webhook-id": "x"}, "sets this header itself"),
         ({"Content-Length": "1"}, "sets this header itself"),
+        ({"CE-Type": "x"}, "sets this header itself"),
         ({"x-a": "one\r\nx-b: two"}, "one line"),
         ({"x a": "1"}, "letters, digits"),
         ({"": "1"}, "letters, digits"),

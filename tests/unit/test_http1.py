@@ -158,6 +158,25 @@ async def test_idle_connections_are_hung_up_on() -> None:
         await far.left.wait()
 
 
+async def test_a_kept_connections_next_request_has_its_own_time() -> None:
+    """Neither the rest before it ends it, nor does it go on for longer than it may."""
+
+    async def slow_then_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(OK)
+        await request(reader)
+        await asyncio.sleep(0.1)
+        writer.write(OK)
+        await request(reader)
+
+    async with far_side(slow_then_silent, idle_seconds=0.05) as (far, client):
+        await ask(client, far)
+        assert (await ask(client, far)).status == 200
+        with pytest.raises(TimeoutError):
+            await ask(client, far, seconds=0.1)
+        assert far.accepted == 1
+
+
 async def test_a_long_body_is_written_as_the_far_side_takes_it_and_an_early_answer_ends_it() -> None:
     body = b"x" * 20_000_000
     took = 0
