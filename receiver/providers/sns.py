@@ -53,14 +53,11 @@ from receiver.providers.toolkit import refused, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 
 _ARN = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{3,30}):\d{12}:[\w.-]{1,256}", re.ASCII)
-_FIELDS: Mapping[str, tuple[str, ...]] = {
+_CONFIRMATION = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
+_FIELDS = {
     "Notification": ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"),
-    "SubscriptionConfirmation": (
-        *("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"),
-    ),
-    "UnsubscribeConfirmation": (
-        *("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"),
-    ),
+    "SubscriptionConfirmation": _CONFIRMATION,
+    "UnsubscribeConfirmation": _CONFIRMATION,
 }
 """What is signed, by the type of the message, in this order; a `Subject` only where there is one."""
 _HASHES = {"1": "sha1", "2": "sha256"}
@@ -74,14 +71,9 @@ _MAX_TEXT = 1024 * 1024
 """Bytes of a transcript whose text goes to the event; that of a longer one stays in its file."""
 _LINK_SECONDS = 900
 """How long a signed request to S3 is good: one attempt."""
-_STAGES = {
-    "completed": "completed",
-    "failed": "failed",
-    "in_progress": "processing",
-    "inprogress": "processing",
-    "queued": "processing",
-    "scheduled": "processing",
-}
+_STAGES = {"completed": "completed", "failed": "failed"} | dict.fromkeys(
+    ("in_progress", "inprogress", "queued", "scheduled"), "processing"
+)
 """Transcribe's and Polly's words for how a job stands."""
 
 
@@ -194,15 +186,12 @@ class SnsProvider(Adapter):
         """Check the URL's token and that the head names a topic of ours. Raises `CallbackRejected`, `WrongSource`."""
         claims = self._claims(head, required=self._options.require_token)
         if head.one("x-amz-sns-message-type") is None:
-            raise self._rejection(
-                "topics",
+            raise self._refusal(
                 "the header x-amz-sns-message-type is missing: this is no message of SNS",
                 RejectionKind.MISSING,
             )
         if head.one("x-amz-sns-rawdelivery") is not None:
-            raise self._rejection(
-                "topics", "raw message delivery sends no signature: switch it off at the subscription"
-            )
+            raise self._refusal("raw message delivery sends no signature: switch it off at the subscription")
         return Admission(
             head=head,
             claims=claims,
@@ -213,7 +202,7 @@ class SnsProvider(Adapter):
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Check the signature. Raises `CallbackRejected`, `KeysNeeded`."""
-        message = self._message(body.load(), RejectionKind.MALFORMED)
+        message = self._message(body.load())
         region = self._region(message)
         self._check_time(message, admission.head.received_at)
         head = admission.head
@@ -221,42 +210,42 @@ class SnsProvider(Adapter):
             message.SigningCertURL, f"sns.{region}", head.received_at, head.peer
         )
         if certificate is None:
-            raise self._rejection(
-                "topics", "SigningCertURL is no certificate of the topic's region's own host"
-            )
+            raise self._refusal("SigningCertURL is no certificate of the topic's region's own host")
         try:
             signature = base64.b64decode(message.Signature, validate=True)
         except (binascii.Error, ValueError):
-            raise self._rejection("topics", "the signature is no base64", RejectionKind.MALFORMED) from None
+            raise self._refusal("the signature is no base64", RejectionKind.MALFORMED) from None
         if not certificate.verifies(signature, message.signed(), _HASHES[message.SignatureVersion]):
-            raise self._rejection("topics", "the signature is not one of this message")
+            raise self._refusal("the signature is not one of this message")
         return replace(super().verify(admission, body), proofs=admission.proofs | {"signature"})
 
-    def _message(self, raw: bytes, kind: RejectionKind) -> Message:
+    def _refusal(self, message: str, kind: RejectionKind = RejectionKind.WRONG) -> CallbackRejected:
+        return self._rejection("topics", message, kind)
+
+    def _message(self, raw: bytes) -> Message:
         try:
             message = msgspec.json.decode(raw, type=Message)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise self._rejection("topics", "the body is no message of SNS", kind) from None
+            raise self._refusal("the body is no message of SNS", RejectionKind.MALFORMED) from None
         if message.Type not in _FIELDS or message.SignatureVersion not in _HASHES:
-            raise self._rejection(
-                "topics", "the message has a type or a SignatureVersion that is not known", kind
+            raise self._refusal(
+                "the message has a type or a SignatureVersion that is not known", RejectionKind.MALFORMED
             )
         return message
 
     def _region(self, message: Message) -> str:
         found = _ARN.fullmatch(message.TopicArn)
         if found is None or message.TopicArn not in self._options.topics:
-            raise self._rejection("topics", "the message is of a topic that is not configured")
+            raise self._refusal("the message is of a topic that is not configured")
         return f"{found[2]}.amazonaws.com{'.cn' if found[1] == 'aws-cn' else ''}"
 
     def _check_time(self, message: Message, now: int) -> None:
         signed_at = epoch_ms(message.Timestamp)
         if signed_at is None:
-            raise self._rejection("topics", "the message's Timestamp is no time", RejectionKind.MALFORMED)
+            raise self._refusal("the message's Timestamp is no time", RejectionKind.MALFORMED)
         age = (now - signed_at) / 1000
         if not -_AHEAD_SECONDS <= age <= _OLDEST_SECONDS:
-            raise self._rejection(
-                "topics",
+            raise self._refusal(
                 f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}: check this machine's clock, or it was replayed",
                 RejectionKind.STALE,
             )
@@ -265,7 +254,7 @@ class SnsProvider(Adapter):
         """Return the answer that confirms a subscription, once its URL was fetched; only for a message that was proved."""
         if not proved:
             return None
-        message = self._message(body, RejectionKind.MALFORMED)
+        message = self._message(body)
         if message.Type != "SubscriptionConfirmation":
             return None
         parts, host = urlsplit(message.SubscribeURL or ""), f"sns.{self._region(message)}"
@@ -280,7 +269,7 @@ class SnsProvider(Adapter):
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Return the draft of what a service says of a job. Raises `MalformedCallback`, `IgnoredCallback`."""
         try:
-            message = self._message(callback.body.load(), RejectionKind.MALFORMED)
+            message = self._message(callback.body.load())
         except CallbackRejected as error:
             raise MalformedCallback(error.message) from None
         if message.Type != "Notification":
