@@ -165,20 +165,22 @@ class _Server(uvicorn.Server):
 
 async def _run(receiver: Receiver, settings: Settings, sockets: list[socket.socket], doing: Doing) -> None:
     sessions = sessions_of(receiver.settings)
+    link = (
+        sessions.offer_link() if doing.tell_link else None
+    )  # before the pages: they are there for who can log in
     roads = {"intake": doing.intake, "work": doing.work}
     serving = Serving(receiver, sessions, settings=settings, read=doing.read, **roads)
     stop = _Stop()
     _listen_to_signals(stop, serving)
-    link = sessions.offer_link() if doing.tell_link else None
     _calm_collector()
     _forward_logging(receiver.observer)
     address = whereabouts(receiver.settings, console=sessions.on) if sockets else {}
     with _ready_signal(receiver, address, doing.ready_file) as signalled:
 
         def ready() -> None:
-            signalled()
             if doing.tell_link and link:
                 doing.tell_link(f"{address['url']}/console/login?once={link}")
+            signalled()
             if doing.tell_ready:
                 doing.tell_ready()
 

@@ -28,7 +28,7 @@ from receiver.cli.app import GROUPS
 from receiver.core.tokens import CallbackTokens
 from receiver.demo.stage import Child, clean_environment
 from tests.support.clients import NO_AUTHORITIES
-from tests.support.house import MAIN, PUBLIC, House, build_house, free_port, receiver
+from tests.support.house import MAIN, PUBLIC, ForkedChild, House, build_house, free_port, receiver
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +187,19 @@ def test_a_printed_callback_url_is_one_that_receiver_takes(house: House) -> None
 
 
 # ---------------------------------------------------------------- serve
+
+
+def test_the_link_that_serve_prints_in_an_empty_folder_opens_the_console_once(tmp_path: Path) -> None:
+    log, words = tmp_path / "receiver.log", ["serve", "--port", "0"]
+    child = ForkedChild("receiver", words, log=str(log), env=clean_environment(os.environ))
+    try:
+        assert child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=60), log.read_text()
+        (link,) = re.findall(r"http://\S+once=\S+", log.read_text())
+        for told in ("Your first event", "That link was used"):
+            with httpx2.Client(verify=NO_AUTHORITIES, trust_env=False, follow_redirects=True) as client:
+                assert told in client.get(link).text
+    finally:
+        child.stop()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -34,6 +34,8 @@ _STREAM_SECONDS = 300.0
 """A stream ends then, and the browser opens another: that asks again who is logged in."""
 _BEAT_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
+_PARKED = 20
+"""Parked callbacks on a page: each with its body."""
 _ROWS = 20
 """Rows of one look: nobody reads more in a second, and callbacks are not to wait for them."""
 
@@ -125,7 +127,8 @@ async def events(visit: Visit) -> Response:
 async def parked(visit: Visit) -> Response:
     """Show callbacks that were verified and not understood."""
     store = visit.receiver.store
-    found = await store.search(replace(search_of(visit.query(EventQuery)), types=(PARKED,)))
+    wanted = replace(search_of(visit.query(EventQuery)), types=(PARKED,), limit=_PARKED)
+    found = await store.search(wanted)
     shown = [(one.event, row_of(one.event), await store.body(one.event.id)) for one in found]
     return await visit.page("parked.html", items=shown, after=older(found), **filters(visit, EventQuery))
 
