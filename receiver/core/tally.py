@@ -13,6 +13,7 @@ CALLBACKS, DELIVERIES, ACK = "callbacks", "deliveries", "ack"
 they took, the outcome being the milliseconds that it took at most.
 """
 MINUTE = 60_000
+HOUR = 60 * MINUTE
 BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000)
 """Milliseconds that acknowledging may take at most, by which it is counted."""
 _NAMES = tuple(map(str, BOUNDS))
@@ -48,7 +49,9 @@ class TallyBatch(NamedTuple):
     process: Process
     tallies: tuple[Tally, ...]
     before: int
-    """What is older is forgotten."""
+    """Minutes that are older are added to their hours; processes that were not seen since are forgotten."""
+    hours_before: int = 0
+    """Hours that are older are forgotten."""
 
 
 def bound_of(seconds: float) -> str:

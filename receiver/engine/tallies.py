@@ -16,13 +16,15 @@ from msgspec.structs import replace
 
 from receiver.core.errors import StoreUnavailable
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
-from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, MINUTE, Process, Tally, TallyBatch, bound_of
+from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, HOUR, MINUTE, Process, Tally, TallyBatch, bound_of
 from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
 EVERY_SECONDS = 10.0
-KEPT_MS = 48 * 3600 * 1000
-"""How long counts are kept, and processes that were not seen any more."""
+KEPT_MS = 48 * HOUR
+"""How long counts are kept by the minute, and processes that were not seen any more."""
+HOURS_KEPT_MS = 90 * 24 * HOUR
+"""How long they are kept by the hour."""
 _MOST = 10_000
 """Counts that wait for a store that is out; past that new ones are left out."""
 _LAST_SECONDS = 0.5
@@ -67,7 +69,7 @@ class Tallies:
         )
         process = replace(self._process, seen_at=now)
         try:
-            await self._store.add_tallies(TallyBatch(process, tallies, now - KEPT_MS))
+            await self._store.add_tallies(TallyBatch(process, tallies, now - KEPT_MS, now - HOURS_KEPT_MS))
         except StoreUnavailable:  # others tell that
             self._counts.update(counts)
 

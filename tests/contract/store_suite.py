@@ -28,7 +28,7 @@ from receiver.core.event import (
 )
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.routing import Decision
-from receiver.core.tally import MINUTE, Process, Tally, TallyBatch
+from receiver.core.tally import HOUR, MINUTE, Process, Tally, TallyBatch
 from receiver.core.work import (
     Claimed,
     Delivery,
@@ -337,7 +337,15 @@ class RecordSuite:
             (0, "recorded", 6),
         ]
         assert await store.processes() == [other, first]
-        await store.add_tallies(TallyBatch(other, (), later.minute))
+        hour = T0 // HOUR * HOUR
+        for _ in range(2):  # what was added to its hour is not added again
+            await store.add_tallies(TallyBatch(other, (), later.minute))
+            assert await store.tallies(0, end_of, MINUTE) == [
+                replace(parked, minute=hour),
+                replace(tally, minute=hour, count=4),
+                later,
+            ]
+        await store.add_tallies(TallyBatch(other, (), later.minute, later.minute))
         assert await store.tallies(0, end_of, MINUTE) == [later]
         assert await store.processes() == [other]
 

@@ -53,7 +53,7 @@ from receiver.core.retention import (
 )
 from receiver.core.routing import Decision
 from receiver.core.sending import PLAIN, SendingRules
-from receiver.core.tally import Process, Tally, TallyBatch
+from receiver.core.tally import HOUR, Process, Tally, TallyBatch
 from receiver.core.work import (
     Attempt,
     Claimed,
@@ -106,6 +106,7 @@ class MemoryStore(Store):
         self._places: dict[str, Place] = {}
         self._acts: dict[str, Act] = {}
         self._tallies: Counter[tuple[int, str, str, str]] = Counter()
+        self._hours: Counter[tuple[int, str, str, str]] = Counter()
         self._processes: dict[str, Process] = {}
         self._routing: dict[str, bytes | None] = {}
         self._operations: dict[str, BulkOperation] = {}
@@ -322,13 +323,16 @@ class MemoryStore(Store):
         await self.ping()
         for one in told.tallies:
             self._tallies[one.minute, one.kind, one.name, one.outcome] += one.count
-        self._tallies = Counter({key: n for key, n in self._tallies.items() if key[0] >= told.before})
+        for key in [key for key in self._tallies if key[0] < told.before]:
+            self._hours[key[0] // HOUR * HOUR, *key[1:]] += self._tallies.pop(key)
+        self._hours = Counter({key: n for key, n in self._hours.items() if key[0] >= told.hours_before})
         self._processes[told.process.id] = told.process
         self._processes = {k: one for k, one in self._processes.items() if one.seen_at >= told.before}
 
     async def tallies(self, since: int, until: int, step: int) -> list[Tally]:
         sums: Counter[tuple[int, str, str, str]] = Counter()
-        for (minute, kind, name, outcome), n in self._tallies.items():
+        counted = [*self._tallies.items(), *self._hours.items()]
+        for (minute, kind, name, outcome), n in counted:
             if since <= minute < until:
                 sums[minute // step * step, kind, name, outcome] += n
         return [

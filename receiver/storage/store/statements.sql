@@ -833,16 +833,32 @@ INSERT INTO tallies {insert: minute, kind, name, outcome, count}
 ON CONFLICT (minute, kind, name, outcome) DO UPDATE SET count = tallies.count + excluded.count
 
 -- name: tallies_between
--- The counts of minutes that began in a time, added up by steps of so many milliseconds.
-SELECT minute / :step * :step AS began, kind, name, outcome, CAST(SUM(count) AS BIGINT)
-FROM tallies
-WHERE minute >= :since AND minute < :until
+-- The counts of minutes and hours that began in a time, added up by steps of so many milliseconds.
+SELECT at / :step * :step AS began, kind, name, outcome, CAST(SUM(count) AS BIGINT)
+FROM (
+    SELECT minute AS at, kind, name, outcome, count
+    FROM tallies
+    WHERE minute >= :since AND minute < :until
+    UNION ALL
+    SELECT hour, kind, name, outcome, count
+    FROM tallies_by_hour
+    WHERE hour >= :since AND hour < :until
+) AS counts
 GROUP BY began, kind, name, outcome
 ORDER BY began, kind, name, outcome
 
 -- name: forget_tallies
--- Removes the counts of minutes that began before a time.
-DELETE FROM tallies WHERE minute < :before
+-- Removes the counts of minutes that began before a time, and returns them.
+DELETE FROM tallies WHERE minute < :before RETURNING minute, kind, name, outcome, count
+
+-- name: add_hours
+-- Adds to the counts of hours.
+INSERT INTO tallies_by_hour {insert: hour, kind, name, outcome, count}
+ON CONFLICT (hour, kind, name, outcome) DO UPDATE SET count = tallies_by_hour.count + excluded.count
+
+-- name: forget_hours
+-- Removes the counts of hours that began before a time.
+DELETE FROM tallies_by_hour WHERE hour < :before
 
 -- name: note_processes
 -- Notes that processes live.

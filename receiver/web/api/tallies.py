@@ -10,17 +10,17 @@ from typing import Literal
 from msgspec import Struct
 
 from receiver.core.event_json import iso
-from receiver.core.tally import ACK, MINUTE, Tally, within
-from receiver.engine.tallies import EVERY_SECONDS, KEPT_MS
+from receiver.core.tally import ACK, HOUR, MINUTE, Tally, within
+from receiver.engine.tallies import EVERY_SECONDS, HOURS_KEPT_MS
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, millis
 from receiver.web.api.operation import Call, operation
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page, Time, shown
 
-_HOUR = 60 * MINUTE
-_STEPS = {"minute": MINUTE, "hour": _HOUR, "all": 1 << 62}
-_BY_MINUTE_HOURS = 3
+_STEPS = {"minute": MINUTE, "hour": HOUR, "all": 1 << 62}
+_MOST_STEPS = 180
+"""In one answer: three hours by the minute, a week by the hour."""
 
 
 class TallyQuery(Struct, forbid_unknown_fields=True, frozen=True):
@@ -30,7 +30,7 @@ class TallyQuery(Struct, forbid_unknown_fields=True, frozen=True):
     """An hour ago, where it is not given."""
     until: Moment | None = None
     by: Literal["minute", "hour", "all"] = "minute"
-    """What one count covers; by the minute, of three hours at most."""
+    """What one count covers; what is older than two days is counted by the hour."""
 
 
 class TallyShown(Struct, frozen=True, kw_only=True):
@@ -83,10 +83,10 @@ async def listed(call: Call[TallyQuery, None]) -> TalliesShown:
     now, by = call.receiver.clock(), call.query.by
     until = millis(call.query.until) or now
     since = millis(call.query.since)
-    since = max(until - _HOUR if since is None else since, now - KEPT_MS)
-    if by == "minute" and until - since > _BY_MINUTE_HOURS * _HOUR:
+    since = max(until - HOUR if since is None else since, now - HOURS_KEPT_MS)
+    if (until - since) // _STEPS[by] > _MOST_STEPS:
         raise Refused(
-            400, f"since: by the minute there are {_BY_MINUTE_HOURS} hours at once; ask with by=hour"
+            400, f"since: there are {_MOST_STEPS} steps at once; ask with by=hour, by=all, or until"
         )
     found = await call.receiver.store.tallies(since // MINUTE * MINUTE, until, _STEPS[by])
     # They may be tens of thousands: callbacks are not to wait for them.
