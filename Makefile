@@ -60,7 +60,7 @@ bench-quick: $(PARTS) ## One short round of the main figures, in about two minut
 chaos: $(PARTS) ## Every fault under load, three intakes and three workers (about ten minutes)
 	@$(BIN)/python -m chaos --write docs/reliability.md
 
-soak: $(PARTS) ## The long storms, hundreds of kills under load, and the properties with twenty times the examples
+soak: $(PARTS) ## The long storms, hundreds of kills under load, and the properties with forty times the examples
 	@$(BIN)/pytest -m soak -n 0 --timeout 3600
 	@HYPOTHESIS_PROFILE=explore $(BIN)/pytest tests/property -n 2 --timeout 3600
 

@@ -154,7 +154,7 @@ class Storm:
     async def kill(self, times: int) -> None:
         """Let a random number of callbacks pass, kill a random receiver that is up, start it again; leave all up."""
         for _ in range(times):
-            until = self._tries + self._random.randint(1, 60)
+            until = self._tries + self._random.randint(1, 40)
             async with self._changed:
                 await self._changed.wait_for(lambda until=until: self._up and self._tries >= until)  # type: ignore[misc]
             dying = self._random.choice(self._up)

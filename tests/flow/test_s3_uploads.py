@@ -67,9 +67,7 @@ def _uploads(weed: Weed, prefix: str) -> list[str]:
     return [upload["Key"] for upload in found.get("Uploads", [])]
 
 
-@pytest.mark.parametrize(
-    ("tls", "checksums"), [(False, "when_supported"), (True, "when_supported"), (True, "when_required")]
-)
+@pytest.mark.parametrize(("tls", "checksums"), [(False, "when_supported"), (True, "when_required")])
 async def test_a_large_body_goes_in_parts_and_comes_back_whole(
     weed: Weed, prefix: str, large: FileBody, tls: bool, checksums: str
 ) -> None:

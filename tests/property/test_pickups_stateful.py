@@ -266,7 +266,7 @@ def unclaimed(one: Pickup) -> Pickup:
 
 
 PickupMachine.TestCase.settings = settings(
-    max_examples=examples(8), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(6), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPickups = PickupMachine.TestCase
 

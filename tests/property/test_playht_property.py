@@ -82,7 +82,7 @@ def _check(draft: EventDraft) -> None:
 
 
 @given(raw=documents | st.binary(max_size=200) | st.text().map(str.encode))
-@settings(max_examples=examples(80), deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_any_proved_body_is_understood_or_parked(raw: bytes) -> None:
     """A draft without any key, or exactly `MalformedCallback`; and what is sent again has the same identity."""
     callback = SOURCE.verify(
@@ -113,7 +113,7 @@ def _check_callback(draft: EventDraft, callback: VerifiedCallback) -> None:
     | st.integers(0, len(KEY) - 1).map(lambda n: KEY[:n] + KEY[n + 1 :]),
     bearer=st.booleans(),
 )
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_no_other_key_is_admitted(name: str, value: str, bearer: bool) -> None:
     sent = f"Bearer {value}" if bearer else value
     with pytest.raises(CallbackRejected) as caught:
@@ -122,7 +122,7 @@ def test_no_other_key_is_admitted(name: str, value: str, bearer: bool) -> None:
 
 
 @given(text=st.text(max_size=60) | st.text(max_size=30).map(lambda t: f"https://api.play.ht/api/v2/tts/{t}"))
-@settings(max_examples=examples(80), deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_what_is_handed_over_is_a_plain_job_id_or_refused(text: str) -> None:
     """No order leads the key to another path than that of a job."""
     try:
@@ -219,7 +219,7 @@ audio = st.binary(max_size=40) | st.just(b"ID3\x04\x00\x00\x00\x00\x00\x00" + b"
 
 
 @given(stream=streams, body=audio, attempts=st.integers(0, 10_000))
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_any_stream_gives_a_result_and_no_exception(
     stream: list[ServerSentEvent | Failed], body: bytes, attempts: int
 ) -> None:
@@ -236,7 +236,7 @@ jobs = st.builds(
 @given(
     status=st.sampled_from([200, 201, 301, 401, 404, 429, 500]), raw=jobs | st.binary(max_size=50), body=audio
 )
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_any_job_gives_a_result_and_no_exception(status: int, raw: bytes, body: bytes) -> None:
     """The same answer means the same, asked for as JSON or come in place of a stream."""
     fetch = _Told(

@@ -134,7 +134,7 @@ def _check_draft(draft: EventDraft) -> None:
 
 
 @given(raw=documents | st.binary(max_size=300) | st.text().map(str.encode), kind=types, wanted=asked)
-@settings(max_examples=examples(160), deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_deepgram_body_is_understood_or_parked(
     raw: bytes, kind: str | None, wanted: dict[str, Any] | None
 ) -> None:
@@ -144,7 +144,7 @@ def test_any_deepgram_body_is_understood_or_parked(
 @example(raw=json.dumps({"event": DEAPI_SECRET}).encode())
 @example(raw=json.dumps({"event": "\0".join(DEAPI_SECRET)}).encode())
 @given(raw=documents | st.binary(max_size=100))
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_signed_deapi_body_is_understood_or_parked(raw: bytes) -> None:
     _check(DEAPI, deapi_head(raw), raw)
 
@@ -154,7 +154,7 @@ def test_any_signed_deapi_body_is_understood_or_parked(raw: bytes) -> None:
     escaped=st.booleans(),
     place=st.sampled_from(["metadata", "nested", "flat"]),
 )
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_no_configured_secret_is_in_what_becomes_of_a_document(
     document: dict[str, Any], escaped: bool, place: str
 ) -> None:
@@ -174,7 +174,7 @@ def test_no_configured_secret_is_in_what_becomes_of_a_document(
 
 
 @given(place=st.integers(0, len(SIGNED) - 1), flip=st.integers(1, 255))
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_changed_byte_of_a_deapi_body_is_refused(place: int, flip: int) -> None:
     changed = bytearray(SIGNED)
     changed[place] ^= flip
@@ -183,7 +183,7 @@ def test_any_changed_byte_of_a_deapi_body_is_refused(place: int, flip: int) -> N
 
 
 @given(name=st.sampled_from(["x-deapi-timestamp", "x-deapi-signature"]), data=st.data())
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_changed_character_of_a_deapi_proof_is_refused(name: str, data: st.DataObject) -> None:
     head = deapi_head(SIGNED)
     value = head.all(name)[0]
@@ -198,7 +198,7 @@ def test_any_changed_character_of_a_deapi_proof_is_refused(name: str, data: st.D
 
 
 @given(extra=st.binary(min_size=1, max_size=20), front=st.booleans())
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_bytes_added_to_a_deapi_body_are_refused(extra: bytes, front: bool) -> None:
     body = extra + SIGNED if front else SIGNED + extra
     with pytest.raises(CallbackRejected):
@@ -209,7 +209,7 @@ def test_bytes_added_to_a_deapi_body_are_refused(extra: bytes, front: bool) -> N
     header=st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF), max_size=60)
     | st.just(f"Basic {PAIR}")
 )
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_no_other_authorization_is_admitted(header: str) -> None:
     right = deepgram_head().headers[0][1]
     head = Head(source="dg", method="POST", headers=(("authorization", header),), received_at=NOW)
@@ -224,7 +224,7 @@ def test_no_other_authorization_is_admitted(header: str) -> None:
     token=st.text(max_size=80)
     | st.integers(0, len(TOKEN) - 2).map(lambda n: TOKEN[:n] + "0" + TOKEN[n + 1 :])
 )
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_no_made_up_token_is_admitted(token: str) -> None:
     """An empty path segment is no token; every other text that we did not make is refused."""
     if not token:

@@ -125,7 +125,7 @@ def _check(result: Result) -> None:
 @given(text=handed)
 @example(text=f"{BASE}/tts/retroactive/../../../x")
 @example(text="https://restapi.deepdub.ai@example.com/api/v1/tts/retroactive/a")
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_whatever_is_handed_over_the_key_goes_to_the_configured_api_alone(text: str) -> None:
     for source, start in (
         (DEEPDUB, f"{BASE}/tts/retroactive/"),
@@ -148,7 +148,7 @@ def test_whatever_is_handed_over_the_key_goes_to_the_configured_api_alone(text: 
     format=asked,
     wanted=st.sampled_from(["audio", "transcript", "media", "any"]),
 )
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_any_bytes_are_a_result_of_the_kind_wanted_or_unusable(
     raw: bytes, content_type: str, format: dict[str, Any], wanted: results.ResultKind
 ) -> None:
@@ -176,7 +176,7 @@ def test_any_bytes_are_a_result_of_the_kind_wanted_or_unusable(
     attempts=st.integers(0, 2000),
     target=st.none() | st.just("https://results.deapi.ai/x"),
 )
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_any_answer_ends_an_attempt_in_one_of_the_four_ways(
     status: int, raw: bytes, content_type: str, format: dict[str, Any], attempts: int, target: str | None
 ) -> None:

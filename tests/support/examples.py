@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 EXPLORING = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
-_MORE = 20
+_MORE = 40
 
 
 def examples(quick: int) -> int:
-    """Return `quick`, or twenty times as many where new examples are looked for (HYPOTHESIS_PROFILE=explore)."""
+    """Return `quick`, or forty times as many where new examples are looked for (HYPOTHESIS_PROFILE=explore)."""
     return quick * _MORE if EXPLORING else quick

@@ -39,7 +39,7 @@ def bodies(tmp_path: Path) -> BodyBuffer:
     return made
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(st.binary(max_size=40_000), max_size=6))
 def test_any_chunking_gives_the_same_body(pieces: list[bytes]) -> None:
     """Size, hash, prefix and bytes depend on the content, not on how it was cut."""

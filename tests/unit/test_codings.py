@@ -68,13 +68,13 @@ def test_bytes_that_are_not_the_coding_are_broken(name: str, coded: bytes) -> No
 
 
 def test_a_bomb_comes_in_small_pieces() -> None:
-    bomb = gzip.compress(bytes(50_000_000), mtime=0)
+    bomb = gzip.compress(bytes(20_000_000), mtime=0)
     sizes = [len(piece) for piece in Inflater("gzip").feed(bomb)]
-    assert sum(sizes) == 50_000_000
+    assert sum(sizes) == 20_000_000
     assert max(sizes) == PIECE
 
 
-@pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, PIECE + 200, 10 * PIECE + 1])
+@pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, PIECE + 200, 3 * PIECE + 1])
 def test_what_was_flushed_comes_without_waiting_for_more(size: int) -> None:
     packer = zlib.compressobj(wbits=31)
     flushed = packer.compress(bytes(size)) + packer.flush(zlib.Z_SYNC_FLUSH)

@@ -124,7 +124,7 @@ fields = st.dictionaries(
 )
 
 
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(text=many, message=many, details=many, data=fields, failed=st.booleans())
 def test_with_a_document_an_event_is_always_under_20_kb(
     text: str, message: str, details: str, data: dict[str, Any], failed: bool

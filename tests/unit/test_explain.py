@@ -142,7 +142,7 @@ _pickups = st.lists(st.builds(pickup, st.sampled_from(PickupKind), st.sampled_fr
 _refused: st.SearchStrategy[list[Rejection]] = st.lists(st.just(rejection()), max_size=2)
 
 
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(40))
 @given(st.data())
 def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataObject) -> None:
     events = tuple(data.draw(_events))

@@ -95,9 +95,8 @@ async def test_what_is_tried_again_soon_has_the_same_key(desk: Desk) -> None:
 async def test_what_may_be_an_orphan_by_now_is_never_put_upon(desk: Desk) -> None:
     """Whenever two puts share a key, the first is younger than what is swept; with half a day to spare for the commit."""
     first: dict[str, int] = {}
-    for came in range(
-        0, 100, 5
-    ):  # the provider sends it again and again; each waits in a journal for up to four days
+    # The provider sends it again and again; each waits in a journal for up to four days.
+    for came in range(0, 100, 7):
         for waited in (0, 1, 6, 11, 12, 23, 24, 47, 96):
             at = T0 + (came + waited) * HOUR
             key = str((await desk.put(T0 + came * HOUR, at)).event.blob_key)
