@@ -78,6 +78,19 @@ async def test_the_command_lists_what_was_submitted(both: Both, tmp_path: Path) 
     assert "no submission fits" in nothing.err
 
 
+async def test_a_listener_of_its_own_takes_submissions_and_nothing_else(tmp_path: Path) -> None:
+    port = free_port()
+    async with submitting(tmp_path, submit=f'listen = "127.0.0.1:{port}"') as (up, api):
+        there = f"http://127.0.0.1:{port}"
+        told = [
+            (await up.client.post(f"{base}{path}", content=b"a")).status_code
+            for base in (up.base, there)
+            for path in (LISTEN, "/callbacks/deepgram")
+        ]
+        assert (told, len(api.asked)) == ([404, 401, 200, 404], 1)
+        assert (await up.client.get(f"{there}/readyz")).status_code == 404
+
+
 async def call_back(up: Running, path: str, job: str) -> str:
     """Call back as Deepgram does; return the status that receiver answers."""
     user, _, password = BASIC.partition(":")

@@ -160,7 +160,9 @@ async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> N
     assert there.asked == []
 
 
-async def test_a_job_may_refer_only_to_one_of_the_same_application(both: Both) -> None:
+async def test_a_job_may_refer_only_to_one_of_the_same_application_and_only_that_is_cancelled(
+    both: Both,
+) -> None:
     up, there = both
     there.behave = accepted({"id": "resp-1"})
     told = []
@@ -168,7 +170,10 @@ async def test_a_job_may_refer_only_to_one_of_the_same_application(both: Both) -
         job = {"model": "m", "background": True, "previous_response_id": earlier}
         answer = await up.client.post("/submit/openai/v1/responses", headers=headers("openai"), json=job)
         told.append(answer.status_code)
-    assert (told, len(there.asked)) == ([200, 200, 404], 2)
+    for job_id in ("resp-1", "resp-of-others"):
+        path = f"/submit/openai/v1/responses/{job_id}/cancel"
+        told.append((await up.client.post(path, headers=headers("openai"))).status_code)
+    assert (told, len(there.asked)) == ([200, 200, 404, 200, 404], 3)
 
 
 async def test_no_spelling_of_the_json_hides_a_job_of_others(both: Both) -> None:

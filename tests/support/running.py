@@ -21,6 +21,7 @@ from receiver.settings.model import Settings
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
 from receiver.web.reloading import Reloaded, Serving
+from receiver.web.server import bind_all
 from tests.support.clients import local_client
 from tests.support.embedded import migrated
 
@@ -180,7 +181,8 @@ async def running(
         )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        task = asyncio.create_task(server._serve())
+        sockets = bind_all(settings, shared=False) if settings.submit.listen else None
+        task = asyncio.create_task(server._serve(sockets))
         while not server.started:
             if task.done():
                 await task
