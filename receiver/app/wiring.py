@@ -30,8 +30,10 @@ from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.bulk import BulkWorker
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.erasure import Eraser
-from receiver.engine.intake import Intake, IntakeTiming
+from receiver.engine.intake import Intake
 from receiver.engine.janitor import Janitor
+from receiver.engine.journal_drain import PAUSES, JournalDrain
+from receiver.engine.normalizer import Normalizer
 from receiver.engine.overload import LoadShedder
 from receiver.engine.recorder import Recorder
 from receiver.engine.rejections import Rejections
@@ -71,7 +73,8 @@ from receiver.system.files import BodyBuffer
 class Timing:
     """The times that no setting names; tests give shorter ones."""
 
-    intake: IntakeTiming = field(default_factory=IntakeTiming)
+    drain: tuple[float, float] = PAUSES
+    """Seconds between two drains of a journal that is not empty: at first, and at most."""
     head_seconds: float = 15.0
     """How long a request's head may take from its first byte to its last."""
     ready_seconds: float = 1.0
@@ -126,6 +129,7 @@ class Receiver:
     link: event_json.Link
     """Makes fresh links to stored objects."""
     intake: Intake
+    journal_drain: JournalDrain
     relay: Relay
     collector: Collector
     takeover: Takeover
@@ -278,6 +282,7 @@ class _Parts:
         links = ObjectLinks(secrets, self.settings.tokens.signing)
         link = self._link(links)
         relay = self._relay(link)
+        normalizer = Normalizer(self.lasting.observer)
         recorder = self._recorder(relay, lambda source: collector.wake((source,)))
         collector = self._collector(recorder)
         store, observer, clock = self.lasting.store, self.lasting.observer, self.lasting.clock
@@ -290,7 +295,8 @@ class _Parts:
             tokens=self.tokens,
             links=links,
             link=link,
-            intake=self._intake(recorder),
+            intake=self._intake(recorder, normalizer),
+            journal_drain=self._journal_drain(recorder, normalizer),
             relay=relay,
             collector=collector,
             takeover=Takeover(store, observer, clock, relay.wake, collector.wake),
@@ -382,7 +388,7 @@ class _Parts:
             worker=self.lasting.worker,
         )
 
-    def _intake(self, recorder: Recorder) -> Intake:
+    def _intake(self, recorder: Recorder, normalizer: Normalizer) -> Intake:
         return Intake(
             providers=self.ports.providers,
             sources=self.settings.sources,
@@ -395,8 +401,19 @@ class _Parts:
             load=self.lasting.load,
             rejections=self.lasting.rejections,
             fetchers=self.ports.fetchers,
+            normalizer=normalizer,
+        )
+
+    def _journal_drain(self, recorder: Recorder, normalizer: Normalizer) -> JournalDrain:
+        return JournalDrain(
+            providers=self.ports.providers,
+            store=self.lasting.store,
+            recorder=recorder,
+            journal=self.lasting.journal,
+            normalizer=normalizer,
+            observer=self.lasting.observer,
             secrets=made_token_secrets(self.settings),
-            timing=self.lasting.timing.intake,
+            pauses=self.lasting.timing.drain,
         )
 
     def _watcher(self, relay: Relay) -> Watcher:
@@ -494,9 +511,11 @@ async def open_lasting(receiver: Receiver, *, intake: bool = True) -> AsyncItera
         if intake:
             # Before the folder for temporary files, which lies in the journal's: its error names the path.
             await receiver.journal.open()
-        receiver.intake.open()
+        receiver.lasting.bodies.open()
+        receiver.lasting.rejections.start()
         yield
     finally:
+        await receiver.lasting.rejections.stop()
         await receiver.lasting.tallies.stop()
         await receiver.blobs.close()
         await receiver.store.close()
@@ -508,7 +527,7 @@ async def begin(receiver: Receiver, *, intake: bool, work: bool) -> None:
         await part.open()
     if intake:
         await receiver.submissions.open()
-        receiver.intake.start()
+        receiver.journal_drain.start()
     receiver.store.listen(partial(_wake, receiver))
     if intake or work:
         receiver.lasting.tallies.start("serve" if intake and work else "intake" if intake else "work")
@@ -542,7 +561,7 @@ async def end(receiver: Receiver) -> None:
     for part in _ways_out(receiver, work=True):
         await part.close()
     await receiver.submissions.close()
-    await receiver.intake.stop()
+    await receiver.journal_drain.stop()
 
 
 def _ways_out(receiver: Receiver, *, work: bool) -> list[Destination | Fetcher]:

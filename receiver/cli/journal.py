@@ -177,7 +177,7 @@ async def _drain(settings: Settings, folder: str) -> _Drained:
     try:
         await receiver.store.prepare()
         await receiver.blobs.open()
-        receiver.intake.open()
+        receiver.lasting.bodies.open()
         return await _empty(receiver, folder)
     finally:
         await receiver.blobs.close()
@@ -192,7 +192,7 @@ async def _empty(receiver: Receiver, folder: str) -> _Drained:
     journal = receiver.journal
 
     async def take(callback: VerifiedCallback) -> None:
-        recorded = await receiver.intake.take_back(callback)
+        recorded = await receiver.journal_drain.take_back(callback)
         counts["known" if recorded.status.value == "duplicate" else "recorded"] += 1
 
     reason = ""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -31,7 +31,6 @@ from receiver.core.errors import (
     IgnoredCallback,
     JournalUnavailable,
     KeysUnavailable,
-    MalformedCallback,
     SenderError,
     StoreUnavailable,
     Unavailable,
@@ -40,12 +39,12 @@ from receiver.core.errors import (
     WrongMethod,
     reason_of,
 )
-from receiver.core.event import EventDraft, Recorded, RecordStatus, Stage
+from receiver.core.event import EventDraft, Recorded, RecordStatus
 from receiver.core.fetch import Failed, Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
-from receiver.core.scope import scope, scoped
 from receiver.core.tokens import CallbackTokens
-from receiver.engine.erasure import drop_erased
+from receiver.engine.claims import claims_of
+from receiver.engine.normalizer import Normalizer
 from receiver.engine.overload import LoadShedder, Place, Storing
 from receiver.engine.recorder import Recorder, kept_type
 from receiver.engine.rejections import Rejections
@@ -53,7 +52,6 @@ from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
-from receiver.system.background import Background
 from receiver.system.codings import KNOWN, coding
 from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large, wire_limit
 
@@ -66,24 +64,10 @@ _BIG_JSON = 256 * 1024
 """Bytes from which proving and normalizing leave the event loop for a thread."""
 _LARGE = 1024 * 1024
 """Bytes from which documents are read two at a time: decoded, one takes many times its bytes."""
-_BIG_PARKED = 4 * 1024 * 1024
-"""Bytes from which a body that was not understood is kept from file to file, not through memory."""
 _LOOK_SECONDS = 2.0
 """How long a callback waits for the store to tell what its short token stands for."""
 _UNPROVED_BYTES = 64 * 1024
 """Longest body that is read of what its head does not prove: a handshake, or a request that is kept for a second look."""
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeTiming:
-    """How often the intake's two loops run, in seconds."""
-
-    drain: tuple[float, float] = (1.0, 5.0)
-    """Pause between two drains of a journal that is not empty: at first, and at most."""
-    flush: float = 1.0
-    """Pause between two writes of rejections."""
-    last_flush: float = 1.0
-    """How long the last write may take: a database that does not answer must not hold up the stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +82,7 @@ class Answer:
 
 
 class Intake:
-    """Takes callbacks in, and drains the journal. One for each process."""
+    """Takes callbacks in. One for each process."""
 
     def __init__(
         self,
@@ -114,8 +98,7 @@ class Intake:
         load: LoadShedder,
         rejections: Rejections,
         fetchers: Mapping[str, Fetch] = {},
-        secrets: Sequence[str] = (),
-        timing: IntakeTiming = IntakeTiming(),
+        normalizer: Normalizer,
     ) -> None:
         self.load = load
         self._refused: Counter[tuple[str, str, str]] = Counter()
@@ -128,53 +111,9 @@ class Intake:
         self._bodies = bodies
         self._observer = observer
         self._fetchers = fetchers
-        self._secrets = secrets
         self._large = asyncio.Semaphore(2)
-        self._timing = timing
+        self._normalizer = normalizer
         self.rejections = rejections
-        self._drain_error = ""
-        """Why the last drain stopped, as it was reported."""
-        self._background = Background()
-
-    # ------------------------------------------------------------ its life
-
-    def open(self) -> None:
-        """Make the folder for temporary files ready. Raises `JournalUnavailable`."""
-        self._bodies.open()
-
-    def start(self) -> None:
-        """Drain the journal and write rejections from now on, in tasks of the running loop."""
-        self._background.start(self._drain_forever(), self._flush_forever())
-
-    async def stop(self) -> None:
-        """End both loops, and write the last rejections."""
-        await self._background.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timing.last_flush):
-                await self.rejections.flush()
-
-    async def _drain_forever(self) -> None:
-        first, longest = self._timing.drain
-        pause = first
-        while True:
-            if self._journal.depth == 0:
-                self._journal.kept.clear()
-                await self._journal.kept.wait()
-            await asyncio.sleep(pause)
-            try:
-                done = await self.drain()
-            except Exception as error:  # a bug must not leave callbacks in the journal until the next start
-                self._observer.note("error", "journal.drain_failed", error=type(error).__name__)
-                done = 0
-            pause = first if done else min(pause * 2, longest)
-
-    async def _flush_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._timing.flush)
-            try:
-                await self.rejections.flush()
-            except Exception as error:
-                self._observer.note("error", "rejections.flush_failed", error=type(error).__name__)
 
     # ------------------------------------------------------------ accept: the push road
 
@@ -202,7 +141,7 @@ class Intake:
             self._observer.note("error", "callback.no_keys", source=report.source)
             answer = _busy(error.message)
         except Exception as error:  # a bug of ours: nothing was promised, so the provider may send it again
-            self._bug("accept", report.source, error)
+            self._normalizer.bug("accept", report.source, error)
             report.answer, report.reason = "not_kept", "an internal error"
             answer = _busy("receiver could not take the callback; send it again")
         report.status = answer.status
@@ -283,7 +222,7 @@ class Intake:
         except (SenderError, KeysNeeded):
             raise
         except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
-            self._bug("admit", head.source, error)
+            self._normalizer.bug("admit", head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
 
     async def with_claims(self, head: Head) -> Head:
@@ -296,15 +235,10 @@ class Intake:
             return head
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                claims = await self._claims_of(bare)
+                claims = await claims_of(self._store, bare)
         except (StoreUnavailable, TimeoutError):
             claims = bare
         return replace(head, claims=claims)
-
-    async def _claims_of(self, bare: TokenClaims) -> TokenClaims | None:
-        """Return the claims of a short token; None when the store has it no longer. Raises `StoreUnavailable`."""
-        stored = await self._store.token_claims(bare.token_id)
-        return stored and replace(stored, job_secret=bare.job_secret, secret=bare.secret)
 
     async def with_keys(self, provider: PushProvider, head: Head, check: Callable[..., T], *args: Any) -> T:
         """Return what a check returns; where it needs the provider's public keys, fetch them first.
@@ -416,22 +350,9 @@ class Intake:
         except (SenderError, KeysNeeded, *RESOURCE_ERRORS):
             raise
         except Exception as error:
-            self._bug("verify", admission.head.source, error)
+            self._normalizer.bug("verify", admission.head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
-        return callback, self.normalize(provider, callback)
-
-    def normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
-        """Return what a callback says; what is not understood is parked. Raises `IgnoredCallback`."""
-        try:
-            draft = provider.normalize(callback)
-        except MalformedCallback as error:
-            draft = _parked(provider, callback, error.message)
-        except (IgnoredCallback, *RESOURCE_ERRORS):
-            raise
-        except Exception as error:  # proved, so it is kept whatever our own code makes of it
-            self._bug("normalize", callback.source, error)
-            draft = _parked(provider, callback, "receiver could not read it (an internal error)")
-        return draft if callback.claims is None else scoped(scope(callback), draft)
+        return callback, self._normalizer.normalize(provider, callback)
 
     async def _record(
         self,
@@ -457,7 +378,7 @@ class Intake:
         except TimeoutError:
             report.reason = f"storing took over {budget:g} s"
         except Exception as error:
-            self._bug("record", report.source, error)
+            self._normalizer.bug("record", report.source, error)
             report.reason = "an internal error"
         else:
             return _recorded(recorded, draft, report)
@@ -470,57 +391,14 @@ class Intake:
             return _busy("the callback is kept, but not yet recorded; send it again")
         return Answer(200, {"status": "journaled"})
 
-    # ------------------------------------------------------------ the journal's way back
-
-    async def take_back(self, callback: VerifiedCallback) -> Recorded:
-        """Normalize and record a callback from the journal; return the result.
-
-        Raises `Unavailable` while the outage goes on, `OSError` or `MemoryError` when it cannot be read for now.
-        """
-        provider = self._providers.get(callback.source)
-        if provider is None:
-            raise LookupError(f"no source is named {callback.source} any more")
-        if callback.claims is not None and callback.claims.unread:
-            # One that was removed meanwhile had proved the callback all the same.
-            claims = await self._claims_of(callback.claims) or replace(callback.claims, unread=False)
-            callback = replace(callback, claims=claims)
-        try:
-            if callback.body.size <= _BIG_JSON:
-                draft = self.normalize(provider, callback)
-            else:
-                draft = await asyncio.to_thread(self.normalize, provider, callback)
-        except IgnoredCallback:  # by settings that are newer than the callback
-            draft = _parked(provider, callback, "the settings say now that it is ignored")
-        except RuntimeError as error:  # no thread can be started
-            raise JournalUnavailable(f"the callback cannot be read for now: {reason_of(error)}") from None
-        erased = await drop_erased(self._store, self._secrets, callback, draft)
-        if erased is not None:
-            self._observer.note("info", "journal.erased", source=callback.source)
-            return Recorded(status=RecordStatus.DUPLICATE, event_id=erased)
-        recorded = await self._recorder.record(provider, callback, draft)
-        fields = {"status": recorded.status.value, "event_id": recorded.event_id}
-        self._observer.note("info", "journal.drained", source=callback.source, **fields)
-        return recorded
-
     async def record_accepted(self, provider: PushProvider, callback: VerifiedCallback) -> Recorded:
         """Record a callback that was refused, and that an operator accepted. Raises `Unavailable`, `IgnoredCallback`."""
-        recorded = await self._recorder.record(provider, callback, self.normalize(provider, callback))
+        recorded = await self._recorder.record(
+            provider, callback, self._normalizer.normalize(provider, callback)
+        )
         fields = {"status": recorded.status.value, "event_id": recorded.event_id}
         self._observer.note("info", "rejection.accepted", source=callback.source, **fields)
         return recorded
-
-    async def drain(self) -> int:
-        """Empty the journal as far as the parts allow; return how many callbacks were recorded."""
-        reported, self._drain_error = self._drain_error, ""
-        try:
-            return await self._journal.drain(self.take_back)
-        except Unavailable as error:
-            # The journal itself reports what kept single entries back.
-            if isinstance(error, JournalUnavailable) and error.message != self._journal.refused:
-                self._drain_error = error.message
-                if reported != error.message:
-                    self._observer.note("warning", "journal.drain_stopped", error=error.message)
-            return 0
 
     # ------------------------------------------------------------ refusals and bugs
 
@@ -548,9 +426,6 @@ class Intake:
         if head.claims is not None or not head.token:
             return head.claims
         return self._tokens.read(head.token) or self._tokens.read_short(head.source, head.token)
-
-    def _bug(self, step: str, source: str, error: Exception) -> None:
-        self._observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)
 
 
 def _coding(head: Head, limit: int) -> str:
@@ -599,18 +474,3 @@ def _busy(message: str, *, seconds: int = 30) -> Answer:
 _UNCONFIRMED = "the provider's own URL, by which this is confirmed, could not be fetched; send it again"
 OVERLOADED = _busy("receiver has as much as it can take at this moment; send it again", seconds=2)
 """The answer to a callback that load shedding refuses."""
-
-
-def _parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:
-    """A proved callback that was not understood: kept whole (secrets removed) for a person."""
-    small = callback.body.size <= _BIG_PARKED
-    return EventDraft(
-        type="callback.parked",
-        idempotency_key=provider.fallback_key(callback),
-        ref=callback.ref,
-        occurred_at=callback.head.received_at,
-        stage=Stage.OPEN,
-        parked=why,
-        provider_data={"content_type": callback.head.media_type[0], "bytes": callback.body.size},
-        document=provider.redact(callback.body.load()) if small else None,
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from receiver.core.errors import CallbackRejected, RejectionKind, StoreUnavailab
 from receiver.core.event import RejectedRequest, Rejection
 from receiver.core.observe import CallbackReport, Observers
 from receiver.storage.store.store import Store
+from receiver.system.background import Background
 
 KEPT = 100
 """Rejections of one kind that are kept of each source: of URLs that receiver issued, and of the rest."""
@@ -31,6 +33,8 @@ UNKNOWN = "unknown"
 _ALERT_AFTER = 3
 """Rejections in a row that are reported: deAPI switches webhooks off after 10 failures."""
 _ALERT_AGAIN_MS = 3_600_000
+_FLUSH_SECONDS = 1.0
+_LAST_SECONDS = 1.0
 _ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
 """What a real provider sends whose secret or clock does not fit: reported as an error, other kinds as a warning."""
 
@@ -52,6 +56,26 @@ class Rejections:
         self._unwritten: dict[tuple[str, RejectionKind, bool], deque[Rejection]] = {}
         """By source, kind, and whether the token is one of ours."""
         self._writing = asyncio.Lock()
+        self._background = Background()
+
+    def start(self) -> None:
+        """Write what is kept about once a second, in a task of the running loop."""
+        self._background.start(self._run())
+
+    async def stop(self) -> None:
+        """Write the last of them: no longer than a moment, as a store that does not answer must not hold up the stop."""
+        await self._background.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                await self.flush()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            try:
+                await self.flush()
+            except Exception as error:
+                self._observer.note("error", "rejections.flush_failed", error=type(error).__name__)
 
     def proved(self, source: str) -> None:
         """Begin the count anew: a callback of `source` was proved."""
@@ -123,7 +147,7 @@ class Rejections:
             )
 
     async def flush(self) -> None:
-        """Write the rejections since the last call; called about once a second, never on the road to an answer."""
+        """Write the rejections since the last call; never on the road to an answer."""
         async with self._writing:
             unwritten, self._unwritten = self._unwritten, {}
             if not unwritten:

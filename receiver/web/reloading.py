@@ -144,7 +144,7 @@ class Serving:
     @staticmethod
     async def _retire(old: _Face) -> None:
         old.receiver.stopping = True  # its streams end; who reads them comes again, and goes on where it was
-        await old.receiver.intake.stop()
+        await old.receiver.journal_drain.stop()
         await wiring.stop_work(old.receiver)
         await old.idle.wait()
         await wiring.end(old.receiver)

@@ -81,7 +81,7 @@ async def test_the_image_keeps_its_data_on_a_volume(tmp_path: Path, monkeypatch:
     await made.store.open()
     await made.blobs.open()
     await made.journal.open()
-    made.intake.open()
+    made.lasting.bodies.open()
     await made.blobs.close()
     await made.store.close()
     assert os.listdir(tmp_path) == ["receiver-data"]

@@ -154,7 +154,7 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
         running(tmp_path, one + settings_text(tmp_path, extra=token), work=False) as taking,
         running(tmp_path, other + settings_text(tmp_path, extra=token), work=False) as asked,
     ):
-        intake = taking.receiver.intake
+        intake, drain = taking.receiver.intake, taking.receiver.journal_drain
 
         async def out(*_: Any) -> None:
             raise StoreUnavailable("the store does not answer")
@@ -173,7 +173,7 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
         await journaled("gone")  # the same job's, without the ref
         erased = await post(asked, "erasures", subject)
         assert (erased["journal_entries"], erased["events"]) == (0, 1), first.text
-        await intake.drain()
+        await drain.drain()
         again = await taking.client.post(sent.path, headers=sent.headers, content=sent.body)
         assert again.json()["status"] == "duplicate"
         assert taking.receiver.journal.depth == 0
@@ -181,7 +181,7 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
         (stone,) = await taking.receiver.store.tombstones()
         assert stone.journal_entries == 1
         await journaled("kept")
-        await intake.drain()
+        await drain.drain()
         assert await taking.receiver.store.events(EventFilter(job_id="kept"))
 
 

@@ -20,7 +20,6 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter
 from receiver.core.observe import Observers
-from receiver.engine import intake as intake_module
 from receiver.storage import journal
 from receiver.storage.store.store import Store
 from tests.support import forking
@@ -30,7 +29,7 @@ from tests.support.running import DEAPI_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech
 
 SPEECHES, IMAGES = 20, 30
-QUICK = Timing(intake=intake_module.IntakeTiming(drain=(0.05, 0.1)))
+QUICK = Timing(drain=(0.05, 0.1))
 
 
 class _Out:

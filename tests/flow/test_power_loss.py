@@ -114,7 +114,7 @@ async def test_what_the_journal_answered_for_survives_a_power_loss(tmp_path: Pat
     everything: dict[str, tuple[Sent, str | None]] = {sent.name: (sent, None) for sent in _mixed(3)}
     async with running(tmp_path, settings_text(after), work=False) as up:
         assert up.receiver.journal.depth == len(everything)
-        assert await up.receiver.intake.drain() == len(everything)
+        assert await up.receiver.journal_drain.drain() == len(everything)
         assert await _lost(up, everything) == []
 
 
@@ -131,5 +131,5 @@ async def test_the_check_finds_the_loss_when_syncs_are_left_out(
     assert acknowledged
     after.mkdir(exist_ok=True)
     async with running(tmp_path, settings_text(after), work=False) as up:
-        await up.receiver.intake.drain()
+        await up.receiver.journal_drain.drain()
         assert await _lost(up, acknowledged)

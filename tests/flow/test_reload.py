@@ -143,9 +143,10 @@ async def test_a_stop_that_comes_during_a_reload_is_not_forgotten(
 
 
 async def test_a_rejection_that_is_being_written_is_kept(
-    up: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    up: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, old = up.receiver.store, up.serving.receiver.intake
+    """Its writing is under way when the stop comes."""
+    store, rejections = up.receiver.store, up.receiver.lasting.rejections
     reject, asked, go_on = store.reject, asyncio.Event(), asyncio.Event()
 
     async def held(*rejections: Any, **how: Any) -> None:
@@ -158,10 +159,11 @@ async def test_a_rejection_that_is_being_written_is_kept(
     async with asyncio.timeout(20):
         assert (await up.client.post(sent.path, content=sent.body)).status_code == 401
         await asked.wait()
-        await up.reload(settings_text(tmp_path, extra=MORE))
-        while old._background.running:
+        stopping = asyncio.create_task(rejections.stop())
+        while rejections._background.running:
             await asyncio.sleep(0)
         go_on.set()
+        await stopping
         while not await store.rejections("deepgram", limit=5):
             await asyncio.sleep(0.01)
 

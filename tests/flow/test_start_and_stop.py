@@ -18,13 +18,12 @@ from receiver.core.errors import (
     StoreUnavailable,
 )
 from receiver.core.event import EventFilter
-from receiver.engine import intake as intake_module
 from receiver.settings.load import parse
 from tests.support.running import Running, Seen, running, settings_text
 from tests.support.senders import Sent, deapi, transcript
 from tests.support.sink import Answer, Sink
 
-QUICK = Timing(intake=intake_module.IntakeTiming(drain=(0.01, 0.02)))
+QUICK = Timing(drain=(0.01, 0.02))
 
 
 def _build(folder: Path, extra: str = "", seen: Seen | None = None) -> Receiver:
@@ -117,7 +116,7 @@ async def test_a_poisoned_journal_entry_waits_without_stopping_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, settings_text(tmp_path), work=False, timing=QUICK) as up:
-        intake, real = up.receiver.intake, up.receiver.intake.take_back
+        drain, real = up.receiver.journal_drain, up.receiver.journal_drain.take_back
 
         async def take_back(callback: VerifiedCallback) -> None:
             if b"poison" in callback.body.load():
@@ -128,7 +127,7 @@ async def test_a_poisoned_journal_entry_waits_without_stopping_the_rest(
             raise StoreUnavailable
 
         with monkeypatch.context() as patch:
-            patch.setattr(intake, "take_back", take_back)
+            patch.setattr(drain, "take_back", take_back)
             patch.setattr(up.receiver.store, "record", out)
             assert [await _send(up, deapi(name)) for name in ("poison", "one", "two")] == [200, 200, 200]
             patch.delattr(up.receiver.store, "record")

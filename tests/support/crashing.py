@@ -24,7 +24,6 @@ import uvicorn
 from receiver.app.wiring import Ports, Timing, build, open_receiver
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.engine import intake
 from receiver.settings.load import parse
 from receiver.storage import journal
 from receiver.storage.blobs import file_group, local
@@ -282,7 +281,7 @@ async def main(step: str, when: str, config: str) -> None:
     if when != "never":
         _patch_inside(step, when)
     _without_sync(os.environ.get("CRASHING_NO_SYNC", ""))
-    timing = Timing(intake=intake.IntakeTiming(drain=(0.05, 0.2)))
+    timing = Timing(drain=(0.05, 0.2))
     receiver = build(settings, observers=[], clock=_clock(), shape=shape(step, when), timing=timing)
     async with open_receiver(receiver):
         app: Any = create_app(receiver)

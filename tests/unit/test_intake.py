@@ -101,7 +101,7 @@ async def test_a_bug_while_recording_leaves_it_in_the_journal(opened: Open, retr
         assert answer.status == (503 if retries else 200)
         assert up.receiver.journal.depth == 1
         del up.failing["record"]
-        assert await up.receiver.intake.drain() == 1
+        assert await up.receiver.journal_drain.drain() == 1
         assert len(await up.receiver.store.events(EventFilter())) == 1
 
 
@@ -171,7 +171,7 @@ async def test_a_parked_body_waits_in_the_journal_and_becomes_the_same_event(ope
         body = b"x" * (5 * MIB)
         assert (await up.send(body)).status == 503
         up.failing.clear()
-        assert await up.receiver.intake.drain() == 1
+        assert await up.receiver.journal_drain.drain() == 1
         answer = await up.send(body)
         assert answer.payload["status"] == "duplicate"
         blobs = [path for path in (up.folder / "data" / "blobs").rglob("*") if path.is_file()]
@@ -185,7 +185,7 @@ async def test_an_outage_that_lasts_leaves_one_blob_and_no_other_name_of_it(open
         up.failing["record"] = StoreUnavailable()
         await up.send(b"x" * 100_000)
         for _ in range(4):
-            assert await up.receiver.intake.drain() == 0
+            assert await up.receiver.journal_drain.drain() == 0
         blobs = [path for path in (up.folder / "data" / "blobs").rglob("*") if path.is_file()]
         assert len(blobs) == 1
 
@@ -289,12 +289,12 @@ async def test_a_source_that_is_gone_keeps_its_callbacks_in_the_journal(opened: 
         up.failing["record"] = StoreUnavailable()
         await up.send()
         up.failing.clear()
-        providers = up.receiver.intake._providers
-        up.receiver.intake._providers = {}
-        assert await up.receiver.intake.drain() == 0
+        providers = up.receiver.journal_drain._providers
+        up.receiver.journal_drain._providers = {}
+        assert await up.receiver.journal_drain.drain() == 0
         assert up.receiver.journal.depth == 1
-        up.receiver.intake._providers = providers
-        assert await up.receiver.intake.drain() == 1
+        up.receiver.journal_drain._providers = providers
+        assert await up.receiver.journal_drain.drain() == 1
 
 
 async def test_a_journal_that_cannot_be_drained_is_told_once(opened: Open) -> None:
@@ -303,9 +303,9 @@ async def test_a_journal_that_cannot_be_drained_is_told_once(opened: Open) -> No
         for _ in range(2):
             lock.symlink_to("missing/place")
             for _ in range(2):
-                assert await up.receiver.intake.drain() == 0
+                assert await up.receiver.journal_drain.drain() == 0
             lock.unlink()
-            assert await up.receiver.intake.drain() == 0
+            assert await up.receiver.journal_drain.drain() == 0
             lock.unlink()
         told = [(level, name) for level, name, _ in up.seen.notes]
         assert told == [("warning", "journal.drain_stopped")] * 2, "and again when it happens again"

@@ -56,12 +56,12 @@ async def test_it_stays_in_the_journal_until_it_can_be_read(tmp_path: Path) -> N
         up.failing.clear()
         made.broken, made.short = "normalize", [SHORTAGES[0]] * 3
         for _ in range(3):
-            assert await up.receiver.intake.drain() == 0
+            assert await up.receiver.journal_drain.drain() == 0
         assert (up.receiver.journal.depth, up.receiver.journal.refused) == (
             1,
             f"the journal's entry {next(iter(up.receiver.journal._entries))} cannot be used: Too many open files",
         )
-        assert await up.receiver.intake.drain() == 1
+        assert await up.receiver.journal_drain.drain() == 1
         [event] = await up.receiver.store.events(EventFilter())
         assert event.type == "speech.completed"
         told = [name for _, name, _ in up.seen.notes]
