@@ -47,18 +47,28 @@ def list_recipes(
         if toml:
             typer.echo(recipe_as_source(name), nl=False)
         elif as_json:
-            print_json({"name": name, **recipe(name)})
+            print_json({"name": name, **recipe(name), "warning": _warning(name)})
         else:
-            print_fields([("name", name), *about.items()])
+            _fields_of({"name": name, **about, "warning": _warning(name)})
         return
     found = [(each, recipe(each)["about"]) for each in recipes()]
     if as_json:
-        print_json({"items": [{"name": each, **about} for each, about in found], "next": None})
+        items = [{"name": each, **about, "warning": _warning(each)} for each, about in found]
+        print_json({"items": items, "next": None})
         return
     rows = [
-        (each, about["title"], "experimental" if "experimental" in about else "") for each, about in found
+        (each, about["title"], "no" if _warning(each) else "yes", "yes" if "experimental" in about else "")
+        for each, about in found
     ]
-    print_table(("recipe", "for", ""), rows, empty="no recipe")
+    print_table(("recipe", "for", "body proved", "experimental"), rows, empty="no recipe")
+
+
+def _warning(name: str) -> str:
+    from receiver.providers.custom.language import CustomSettings
+
+    if CustomSettings.model_validate({"recipe": name}).covered:
+        return ""
+    return "no proof covers the body: use URLs of `receiver callback-url`, whose token receiver demands here"
 
 
 def try_request(

@@ -33,6 +33,8 @@ def config(tmp_path: Path) -> Path:
 def test_each_recipe_is_listed_and_shown() -> None:
     listed = receiver("recipes", "--json").json
     assert {item["name"] for item in listed["items"]} == set(recipes())
+    warned = {item["name"]: item["warning"] for item in listed["items"]}
+    assert (warned["fal"], "no proof covers the body" in warned["kie"]) == ("", True)
     assert "Webhooks" in receiver("recipes", "elevenlabs").out
     assert receiver("recipes", "no-such").status == 2
 
