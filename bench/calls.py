@@ -26,6 +26,7 @@ from tests.support.sink import Sink
 
 PACKAGE = str(Path(receiver.__file__).parent)
 WARM = 3
+_CLAIM = ("storage/store/queue.py", "Queue.claim")
 TRIES = 5
 """Deliveries that are counted; of most, some work in the background is counted as well."""
 
@@ -105,7 +106,7 @@ async def json(folder: Path, tracer: Tracer) -> None:
 
 
 async def delivery(folder: Path, tracer: Tracer) -> None:
-    """Count one delivery, from the wake of its lane to the report that it is settled: the least of several."""
+    """Count one delivery, from its claim to the report that it is settled: the least of several."""
     async with Sink() as sink, running(folder, _settings(folder, destination=sink.url)) as up:
         for number in range(WARM):
             await _send(up, speech(f"warm-{number}"))
@@ -115,11 +116,12 @@ async def delivery(folder: Path, tracer: Tracer) -> None:
             await store.replay([up.seen.attempts[0].delivery_id], now=wall_clock())
             await asyncio.sleep(0.05)  # what the replay was for is over
             tracer.calls = Counter()
-            tracer.on = True
             up.receiver.relay.wake(["app"])
+            tracer.on = True
             await up.seen.until(partial(_settled, up, number))
             tracer.on = False
-            found.append(tracer.calls)
+            if _CLAIM in tracer.calls:  # else the lane had looked by itself before
+                found.append(tracer.calls)
         tracer.calls = min(found, key=Counter.total)
 
 

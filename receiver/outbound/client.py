@@ -38,7 +38,6 @@ from receiver.system.http1 import (
     NotHttp,
     Reply,
     Unanswered,
-    request_head,
     with_headers,
 )
 from receiver.system.threads import Threads
@@ -257,11 +256,11 @@ class Egress:
             return prepared
         place = prepared.place
         try:
-            head = request_head(prepared.head, headers, len(body))
+            head = with_headers(prepared.head, {**headers, "content-length": str(len(body))}) + "\r\n"
         except ValueError:  # its text holds the header
             return Failure(kind=OutcomeKind.BLOCKED, detail="a header cannot be sent: it holds a line break")
         try:
-            return await self._connections.ask(place, head, body, self._bounds)
+            return await self._connections.ask(place, head.encode(), body, self._bounds)
         except (OSError, Unanswered, AddressBlocked) as error:
             return failure_of(error, place.where)
 

@@ -82,11 +82,6 @@ def with_headers(start: str, headers: Mapping[str, str]) -> str:
     return start + lines
 
 
-def request_head(start: str, headers: Mapping[str, str], length: int) -> bytes:
-    """Return the head of a request with `length` bytes of body. Raises as `with_headers`."""
-    return f"{with_headers(start, headers)}content-length: {length}\r\n\r\n".encode()
-
-
 class Connection(asyncio.Protocol):
     """The client's end of one connection."""
 
@@ -119,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._answer = answer
-        self._end_at(min(deadline, self._loop.time() + bounds.answer_seconds))
+        self.end_at(min(deadline, self._loop.time() + bounds.answer_seconds))
         try:
             self._transport.write(head + body[:_PIECE])
             if len(body) > _PIECE:
@@ -138,10 +133,6 @@ class Connection(asyncio.Protocol):
                 self.close()
                 return
             self._transport.write(view[start : start + _PIECE])
-
-    def rest(self, seconds: float) -> None:
-        """Hang up after `seconds` without another request."""
-        self._end_at(self._loop.time() + seconds)
 
     def close(self) -> None:
         """Hang up, without a word to the far side."""
@@ -185,10 +176,10 @@ class Connection(asyncio.Protocol):
         elif self._seen > ANSWER_LIMIT:
             self._end(NotHttp())
         elif waiting and self._status:  # from here on the body has its own time
-            self._end_at(min(self._deadline, self._loop.time() + self._bounds.body_seconds))
+            self.end_at(min(self._deadline, self._loop.time() + self._bounds.body_seconds))
 
-    def _end_at(self, ends: float) -> None:
-        """Set when the wait ends. The timer is set anew only to fire sooner: one timer serves many requests."""
+    def end_at(self, ends: float) -> None:
+        """Set when the wait for an answer ends, or else the rest, after which it hangs up. The timer is set anew only to fire sooner: one timer serves many requests."""
         self._ends = ends
         timer = self._timer
         if timer is None or ends < timer.when():
@@ -199,7 +190,7 @@ class Connection(asyncio.Protocol):
     def _look_at_time(self) -> None:
         self._timer = None
         if self._loop.time() < self._ends:
-            self._end_at(self._ends)
+            self.end_at(self._ends)
         elif self._answer is None:
             self.close()
         else:
@@ -294,7 +285,8 @@ class Connections(Generic[K]):
 
     async def ask(self, place: K, head: bytes, body: bytes, bounds: Bounds) -> Reply:
         """Send one request to `place` and return its answer. Raises what connecting raises, and as `Connection.ask`."""
-        deadline = asyncio.get_running_loop().time() + bounds.seconds
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + bounds.seconds
         kept = self._idle.setdefault(place, [])
         while kept and not kept[-1].reusable:
             kept.pop()
@@ -306,7 +298,7 @@ class Connections(Generic[K]):
             self._all.add(connection)
         answer = await connection.ask(head, body, bounds, deadline)
         if connection.reusable:
-            connection.rest(self._idle_seconds)
+            connection.end_at(loop.time() + self._idle_seconds)
             kept.append(connection)
         return answer
 

@@ -21,7 +21,7 @@ from receiver.core.callback import Body
 from receiver.storage.blobs.s3_errors import is_outage, unavailable
 from receiver.storage.blobs.s3_options import CONNECT_SECONDS, S3Options
 from receiver.system.aws_signature import Signature
-from receiver.system.http1 import Bounds, Connection, Connections, Unanswered, request_head
+from receiver.system.http1 import Bounds, Connection, Connections, Unanswered, with_headers
 from receiver.system.threads import Threads
 
 FIRST_LIMIT = 1024 * 1024
@@ -165,7 +165,8 @@ class FirstTries:
         path, headers = self._signer.put(key, headers, body.sha256)
         headers["user-agent"] = f"receiver/{__version__}"
         bounds = Bounds(seconds=seconds, body_seconds=seconds, body_bytes=_ANSWER_LIMIT)
-        head = request_head(f"PUT {path} HTTP/1.1\r\n", headers, body.size)
+        lines = headers | {"content-length": str(body.size)}
+        head = (with_headers(f"PUT {path} HTTP/1.1\r\n", lines) + "\r\n").encode()
         answer = await self._connections.ask(self._signer.base, head, body.load(), bounds)
         if not answer.whole:
             raise TimeoutError

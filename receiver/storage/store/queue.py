@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from receiver.core.event import Event, new_id
@@ -95,10 +95,10 @@ class Queue(ABC, Generic[C, S]):
         attempts: list[tuple[Value, ...]] = []
         # Of two claims of one row, only the statement knows which is held: so one settlement of each row at a time.
         for batch in partition(settlements, attrgetter("claim.id")):
-            rows = [self._rows(settlement) for settlement in batch.values()]
-            ids = {row[0] for row in session.run_rows(f"settle_{self.table}", [row for row, _ in rows])}
-            for number, (row, attempt) in zip(batch, rows, strict=True):
-                if row[0] in ids:
+            settled, logged = zip(*map(self._rows, batch.values()), strict=True)
+            ids = set(map(itemgetter(0), session.run_rows(f"settle_{self.table}", settled)))
+            for number, attempt in zip(batch, logged, strict=True):
+                if attempt[0] in ids:
                     held[number] = True
                     attempts.append(attempt)
         session.run_rows(f"log_{self.table}", attempts)

@@ -86,6 +86,8 @@ class OpenFiles:
     def __init__(self, names: Sequence[str]) -> None:
         """The first of `names` is the database's own."""
         self.names = names
+        self.missing = list(names)
+        """Those that are not open yet."""
         self._opened: dict[str, os.stat_result] = {}
 
     def check(self) -> None:
@@ -101,14 +103,15 @@ class OpenFiles:
 
     def note(self) -> None:
         """Note those that are open now."""
-        for name in self.names:
-            if name not in self._opened:
-                with contextlib.suppress(FileNotFoundError):
-                    self._opened[name] = os.stat(name)
+        for name in self.missing:
+            with contextlib.suppress(FileNotFoundError):
+                self._opened[name] = os.stat(name)
+        self.missing = [name for name in self.names if name not in self._opened]
 
     def closed(self) -> None:
         """Forget the files beside the database's own: they may go with a connection, and come with the next."""
         self._opened = {name: opened for name, opened in self._opened.items() if name == self.names[0]}
+        self.missing = [name for name in self.names if name not in self._opened]
 
 
 class SqliteBackend(Backend):
@@ -140,7 +143,8 @@ class SqliteBackend(Backend):
             self._session = SqliteSession(self._connection, self._lock_files)
         if self._writes:
             self._connection.execute("BEGIN IMMEDIATE")
-        self._files.note()
+        if self._files.missing:
+            self._files.note()
         return self._session
 
     def commit(self) -> None:
