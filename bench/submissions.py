@@ -27,7 +27,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.support.running import free_port
+from tests.support.ports import free_port
 from tests.support.submitting import DEEPGRAM_KEY, TOKEN, api, settings
 
 BODY = b'{"url": "https://audio.example.com/a.wav"}'

@@ -19,7 +19,7 @@ from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from tests.contract.destination_suite import BODY, T0
-from tests.support.running import free_port
+from tests.support.ports import free_port
 from tests.support.s3 import environment
 from tests.support.sink import Answer, Sink
 

@@ -25,7 +25,8 @@ from receiver.settings.model import Settings
 from tests.docs.deploying import DEPLOY, example, no_file, unit
 from tests.docs.reading import ROOT
 from tests.support.house import receiver
-from tests.support.running import free_port, running
+from tests.support.ports import free_port
+from tests.support.running import running
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))

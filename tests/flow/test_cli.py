@@ -28,7 +28,8 @@ from receiver.cli.app import GROUPS
 from receiver.core.tokens import CallbackTokens
 from receiver.demo.stage import Child, clean_environment
 from tests.support.clients import NO_AUTHORITIES
-from tests.support.house import MAIN, PUBLIC, ForkedChild, House, build_house, free_port, receiver
+from tests.support.house import MAIN, PUBLIC, ForkedChild, House, build_house, receiver
+from tests.support.ports import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from tests.support import postgres, s3
 from tests.support.fleet import TOKEN_SECRET
 from tests.support.house import Said, receiver
 from tests.support.pooler import pooled
+from tests.support.ports import free_port
 from tests.support.postgres import Server, execute
-from tests.support.running import free_port
 from tests.support.s3 import BUCKET, Weed
 
 weed, s3_credentials = s3.weed, s3.s3_credentials

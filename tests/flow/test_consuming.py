@@ -22,7 +22,8 @@ from receiver.core.work import DeliveryFilter, DeliveryState
 from tests.contract.store_suite import settlement
 from tests.docs.reading import ROOT, page
 from tests.support.clients import local_client
-from tests.support.running import APP_SECRET, api_token, free_port, running, settings_text
+from tests.support.ports import free_port
+from tests.support.running import APP_SECRET, api_token, running, settings_text
 from tests.support.senders import transcript
 from tests.support.toolchains import need, npm_packages, python_packages
 

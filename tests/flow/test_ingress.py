@@ -29,8 +29,9 @@ from tests.docs.reading import page
 from tests.support.clients import local_client
 from tests.support.house import receiver
 from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
-from tests.support.running import BASIC, Running, free_port, running, settings_text
+from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import basic, deapi, over_in_a_pause, speech, transcript
 
 pytestmark = pytest.mark.parametrize("kind", ["caddy", "nginx"])

@@ -24,9 +24,10 @@ from receiver.storage.store.sqlite import SqliteStore
 from receiver.system import files
 from tests.faultvfs import FaultVFS
 from tests.support.faulty import FaultyDeepdub
+from tests.support.ports import free_port
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
-from tests.support.running import Running, free_port, running
+from tests.support.running import Running, running
 from tests.support.senders import Sent, deapi
 from tests.support.sink import Sink
 

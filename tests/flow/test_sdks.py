@@ -20,8 +20,9 @@ import pytest
 import trustme
 
 from receiver.core.submission import SubmissionFilter
+from tests.support.ports import free_port
 from tests.support.provider_apis import FAL_KEY, KEY, PROVIDERS, SECRET, Stage, provider_apis
-from tests.support.running import BASIC, Running, free_port, running
+from tests.support.running import BASIC, Running, running
 from tests.support.senders import SPEECH
 from tests.support.sink import Sink
 from tests.support.submitting import PUBLIC, TOKEN

@@ -29,7 +29,8 @@ from receiver.settings.model import SubmitToken
 from receiver.settings.submitting import Kind
 from tests.contract.submission_suite import new
 from tests.support.house import receiver
-from tests.support.running import BASIC, DEAPI_SECRET, Running, free_port
+from tests.support.ports import free_port
+from tests.support.running import BASIC, DEAPI_SECRET, Running
 from tests.support.submitting import (
     DEAPI_KEY,
     DEEPGRAM_KEY,

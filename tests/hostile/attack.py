@@ -20,7 +20,8 @@ import psutil
 
 from receiver.demo.stage import Child, clean_environment
 from tests.support.clients import local_client
-from tests.support.house import ForkedChild, Said, free_port, receiver
+from tests.support.house import ForkedChild, Said, receiver
+from tests.support.ports import free_port
 from tests.support.raw import head
 from tests.support.running import settings_text
 from tests.support.senders import Sent, deapi, transcript

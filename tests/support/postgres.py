@@ -15,7 +15,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -30,6 +29,7 @@ import psycopg
 
 from receiver.storage.store.postgres import PostgresStore
 from tests.support import keeper
+from tests.support.ports import free_port
 
 _NUMBERS = itertools.count(1)
 _OWNER = "postgres"
@@ -132,7 +132,7 @@ class Server:
                 "--no-sync",
                 folder=data,
             )
-            with _started(Server(data, _free_port(), ("fsync=off",))) as running:
+            with _started(Server(data, free_port(), ("fsync=off",))) as running:
                 yield running
 
     def signal_all(self, number: signal.Signals) -> None:
@@ -184,12 +184,6 @@ def _demote() -> Callable[[], None]:
         )  # a test run that is killed leaves no server
 
     return demote
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -247,7 +241,7 @@ def server(*settings: str, durable: bool = False, keep: Path | None = None) -> I
     quick = () if durable else ("fsync=off", "full_page_writes=off")
     with _folder() as data:
         _initialize(data, keep)
-        with _started(Server(data, _free_port(), (*quick, *settings))) as running:
+        with _started(Server(data, free_port(), (*quick, *settings))) as running:
             yield running
 
 

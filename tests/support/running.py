@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from receiver.web.reloading import Reloaded, Serving
 from receiver.web.server import bind_all
 from tests.support.clients import local_client
 from tests.support.embedded import migrated
+from tests.support.ports import free_port
 
 BASIC = "deepgram:correct-horse-battery"
 DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"
@@ -130,14 +130,6 @@ allow = ["127.0.0.0/8"]
 def api_token(name: str, secret: str, scopes: str = '["read", "operate", "admin"]') -> str:
     """Return the settings of one token of the API."""
     return f'[[api.tokens]]\nname = "{name}"\nsecret = "{secret}"\nscopes = {scopes}\n'
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _parsed(text: str, port: int) -> Settings:
