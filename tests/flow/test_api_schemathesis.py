@@ -19,7 +19,7 @@ LONG = ["--phases", "coverage,fuzzing,stateful", "--mode", "all", "--max-example
     "how",
     [
         pytest.param(["--phases", "fuzzing", "--mode", "positive", "--max-examples", "2"], id="quick"),
-        pytest.param(LONG, id="long", marks=pytest.mark.soak),
+        pytest.param(LONG, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
     ],
 )
 async def test_schemathesis_finds_nothing(tmp_path: Path, how: list[str]) -> None:
