@@ -6,8 +6,8 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.errors import Unavailable
@@ -48,8 +48,7 @@ _FIRST_ASK_SECONDS = 10.0
 """How long the first question about an overdue callback may take, before the application is told that it is overdue."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullSource:
+class PullSource(Struct, frozen=True, kw_only=True):
     """How one source's results are collected, apart from all others."""
 
     provider_name: str
@@ -75,8 +74,7 @@ Made = tuple[PickupSettlement, float]
 """What to settle, and the seconds that the attempt took."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _End:
+class _End(Struct, frozen=True, kw_only=True):
     """What an attempt comes to."""
 
     outcome: Outcome

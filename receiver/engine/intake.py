@@ -10,10 +10,10 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import (
@@ -70,13 +70,12 @@ _UNPROVED_BYTES = 64 * 1024
 """Longest body that is read of what its head does not prove: a handshake, or a request that is kept for a second look."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The HTTP response to a provider."""
 
     status: int
     payload: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     reply: Reply | None = None
     """The answer to a handshake, in place of `payload`."""
 

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core import event_json
@@ -59,8 +59,7 @@ ASKED = "asked"
 """The proof of a result that receiver fetched from its provider itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Origin:
+class _Origin(Struct, frozen=True, kw_only=True):
     """Where a result came from: a callback, or an attempt of a pickup."""
 
     source: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
@@ -42,8 +42,7 @@ _NO_KEY = "results are fetched with a key, and none is set"
 _SILENT = "nothing says where the audio is, so speech.completed comes without any"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What one proof says of a request."""
 
     proof: str

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Body, MemoryBody, VerifiedCallback
@@ -28,8 +28,7 @@ _PLAIN = 200
 _PLAIN_FIELDS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Understood:
+class Understood(Struct, frozen=True):
     """A request whose document was read."""
 
     callback: VerifiedCallback

@@ -11,8 +11,9 @@ import binascii
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
 from receiver.providers.custom.request import Reference, Request, as_text
@@ -76,8 +77,7 @@ class Proof(Section, ABC):
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(Struct, frozen=True):
     """What the proofs of one source are checked against."""
 
     source: str

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver.core.callback import Body
 from receiver.system.audio.flac import flac
@@ -18,8 +20,7 @@ from receiver.system.audio.reading import Found, Source
 from receiver.system.audio.wav import wav
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(Struct, frozen=True):
     """One audio format, as far as bytes or a media type tell it."""
 
     walk: Callable[[Source, int, Found], None] | None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _MOST = 4 * 1024 * 1024  # bytes that one read returns, whatever size a file states
 _LOOK = 4096  # bytes between two looks at the clock, which cost as much as a small read
@@ -62,8 +63,7 @@ def chunks(
         place = start if name in into else stop + -size % pad
 
 
-@dataclass(slots=True)
-class Found:
+class Found(Struct):
     """What is known so far. A walk fills it in; what it knew before it failed stays."""
 
     codec: str | None = None

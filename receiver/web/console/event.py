@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from receiver.app.wiring import build_router
@@ -36,13 +36,12 @@ _PLAYED = ("audio/", "video/")
 _SANDBOX = {"content-security-policy": "sandbox; default-src 'none'"}
 
 
-@dataclass(slots=True, kw_only=True)
-class Sound:
+class Sound(Struct, kw_only=True):
     """What plays on an event's page, and the words that follow it."""
 
     audio: Event | None = None
     words: Event | None = None
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Turn] = []
     count: int = 0
     """Words that are shown."""
     left_out: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -50,8 +49,7 @@ class JobQuery(Struct, frozen=True):
     job: str | None = None
 
 
-@dataclass(slots=True)
-class Line:
+class Line(Struct):
     """What is known of one job, or of all jobs with one ref."""
 
     name: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -34,8 +33,7 @@ def filters(visit: Visit, kind: type[Struct] | None, states: Sequence[str] = ())
     return {"fields": {name: visit.given(name) for name in names}, "choices": choices}
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """The page of one list."""
 
     template: str

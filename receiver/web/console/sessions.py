@@ -8,10 +8,10 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from itsdangerous import BadSignature, URLSafeSerializer
+from msgspec import Struct
 
 from receiver.settings.load import made_token_secrets
 from receiver.settings.model import ApiScope
@@ -32,8 +32,7 @@ _WINDOW_SECONDS = 60.0
 _PEERS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Struct, frozen=True):
     """One login."""
 
     id: str

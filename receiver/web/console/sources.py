@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import RedirectResponse, Response
 
@@ -97,13 +97,12 @@ async def test(visit: Visit) -> Response:
 # ---------------------------------------------------------------- what was refused
 
 
-@dataclass(slots=True)
-class Group:
+class Group(Struct):
     """Rejections of one source with the same failing check."""
 
     source: str
     kind: str
-    rows: list[RejectionShown] = field(default_factory=list)
+    rows: list[RejectionShown] = []
     """The newest first."""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from receiver.core.explain import Step
 
@@ -26,8 +27,7 @@ _WELL = {"delivered": ("ok", "ok"), "collected": ("ok", "ok"), "not_yet": ("wait
 """The meaning and the icon of attempts by their outcome, where that is no failure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """One step, or how many were left out."""
 
     kind: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
@@ -55,14 +54,13 @@ class Console:
         return Response(text, status, media_type="text/html")
 
 
-@dataclass(slots=True)
-class Visit:
+class Visit(Struct):
     """One request of somebody who is logged in."""
 
     request: Request
     session: Session
     console: Console
-    form: Mapping[str, list[str]] = field(default_factory=dict)
+    form: Mapping[str, list[str]] = {}
     """The fields of a form that was sent; empty for a page."""
 
     @property
