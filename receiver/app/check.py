@@ -229,8 +229,10 @@ def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:
     """Check what pickups need of a source: its authorities, and leave to connect to where it asks."""
     if source.ca_file is not None and not holds_certificates(source.ca_file):
         yield finding("E010", f"{where}.ca_file", NO_CERTIFICATES)
-    for name in ("api_url", "base_url"):
-        url = source.options.get(name)
+    result = source.options.get("result")
+    tables = [result, *result.values()] if isinstance(result, Mapping) else []
+    asked = [table.get("url") for table in tables if isinstance(table, Mapping)]
+    for url in (source.options.get("api_url"), source.options.get("base_url"), *asked):
         try:
             blocked = blocked_by_address(url, source.allow) if isinstance(url, str) else None
         except ValueError:  # no URL at all, which is a finding of the provider's own
@@ -249,11 +251,9 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
         return
     used = [adapter_named(source.provider) for source in settings.sources.values()]
     https_only = any(adapter is not None and adapter.https_only for adapter in used)
-    problems = callback_urls.public_url_problems(url, https_only=https_only)
     deepgram = any(source.provider == "deepgram" for source in settings.sources.values())
+    problems = callback_urls.public_url_problems(url, deepgram=deepgram, https_only=https_only)
     for problem in problems:
-        if problem.kind in ("port", "underscore") and not deepgram:
-            continue  # Deepgram's own rules
         yield finding(_URL_CODES[problem.kind], "public_url", problem.message, problem.fix)
     if problems:
         return

@@ -91,6 +91,7 @@ def _fields(draft: EventDraft) -> dict[str, Any]:
         "file": draft.file.content_type if draft.file else None,
         "fetched_from": bare,
         "error": draft.error.message if draft.error else None,
+        "error_code": draft.error.code if draft.error else None,
         "idempotency_key": draft.idempotency_key,
         "provider_data": dict(draft.provider_data),
     }

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -18,6 +19,7 @@ from receiver.core.errors import KeysUnavailable, UsageError
 
 if TYPE_CHECKING:
     from receiver.core.callback import Head
+    from receiver.core.tokens import CallbackTokens
     from receiver.providers import PushProvider
     from receiver.settings.model import Settings
 
@@ -167,10 +169,18 @@ def _adapter(settings: Settings, name: str) -> PushProvider:
     from receiver.providers import PushProvider, adapter_of
 
     source = source_named(settings, name)
-    adapter = adapter_of(source).create(source, tokens_of(settings))
+    adapter = adapter_of(source).create(source, _tokens(settings))
     if not isinstance(adapter, PushProvider):
         raise UsageError(f"the source {name} is only polled: no request comes to it")
     return adapter
+
+
+def _tokens(settings: Settings) -> CallbackTokens:
+    """Return what checks callback tokens: before the first start nobody has one, so none is right."""
+    from receiver.core.tokens import CallbackTokens
+    from receiver.settings.load import has_token_secret
+
+    return tokens_of(settings) if has_token_secret(settings) else CallbackTokens([token_hex()])
 
 
 async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[str, Any]:

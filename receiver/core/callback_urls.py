@@ -24,17 +24,20 @@ class Problem(Struct, frozen=True):
     fix: str
 
 
-def public_url_problems(public_url: str, *, https_only: bool = False) -> list[Problem]:
-    """Return every reason why a provider cannot call URLs under `public_url`; `https_only` for those that insist."""
+def public_url_problems(public_url: str, *, deepgram: bool = True, https_only: bool = False) -> list[Problem]:
+    """Return every reason why a provider cannot call URLs under `public_url`.
+
+    `deepgram` for its own rules of port and underscore, `https_only` for providers that insist on https.
+    """
     try:
         parts, found = http_url(public_url), []
     except ValueError as error:
         return [Problem("form", str(error), 'write it as "https://hooks.example.com"')]
-    if (port := _port(parts)) not in PORTS:
+    if deepgram and (port := _port(parts)) not in PORTS:
         allowed = ", ".join(str(port) for port in PORTS)
         message = f"port {port} is not one that Deepgram calls back on"
         found.append(Problem("port", message, f"use one of {allowed}, with a proxy in front if need be"))
-    if "_" in public_url:
+    if deepgram and "_" in public_url:
         message = "it holds an underscore, and Deepgram fails to resolve such a callback"
         found.append(Problem("underscore", message, "choose a host and path without one"))
     if https_only and parts.scheme != "https":
@@ -64,28 +67,30 @@ def callback_url(
     public_url: str | None,
     source: str,
     *,
+    deepgram: bool = True,
     https_only: bool = False,
     token: str | None = None,
     basic: str | None = None,
 ) -> str:
     """Return the URL to hand to a provider: `basic` is the `user:password` it shall send, `token` one of ours.
 
-    Raises `ConfigError` with the reason when the provider could not call it: no public URL, another port than 80,
-    443, 8080 and 8443, an underscore anywhere, http where it is `https_only` (deAPI), or more than 2048 characters.
+    Raises `ConfigError` with the reason when the provider could not call it: no public URL; for `deepgram` another port
+    than 80, 443, 8080 and 8443, or an underscore anywhere; http where it is `https_only` (deAPI); or more than 2048
+    characters.
     """
     if not public_url:
         raise ConfigError(
             'public_url is not set, so nobody outside can be told where to call: write public_url = "https://…"'
         )
-    for problem in public_url_problems(public_url, https_only=https_only):
+    for problem in public_url_problems(public_url, deepgram=deepgram, https_only=https_only):
         raise ConfigError(f"public_url: {problem.message}; {problem.fix}")
-    if basic is not None and "_" in basic:
+    if deepgram and basic is not None and "_" in basic:
         raise ConfigError(
             f"sources.{source}.basic: user or password holds an underscore, and Deepgram refuses callback URLs with "
             "one; choose a pair of letters and digits"
         )
     url = compose(public_url, source, token=token, basic=basic)
-    if "_" in url:
+    if deepgram and "_" in url:
         raise ConfigError(
             f"the URL of {source} holds an underscore, which Deepgram refuses; rename the source"
         )

@@ -193,8 +193,9 @@ def issue_callback_url_without_token(public_url: str | None, source: SourceSetti
 
 def _url(public_url: str | None, source: SourceSettings, token: str | None) -> str:
     https_only, basic = adapter_of(source).https_only, newest_basic(source)
+    deepgram = source.provider == "deepgram"
     return callback_urls.callback_url(
-        public_url, source.name, https_only=https_only, token=token, basic=basic
+        public_url, source.name, deepgram=deepgram, https_only=https_only, token=token, basic=basic
     )
 
 

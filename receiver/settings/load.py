@@ -397,6 +397,11 @@ def own_settings(model: type[T], section: SourceSettings | DestinationSettings) 
 # ---------------------------------------------------------------- places
 
 
+def has_token_secret(settings: Settings) -> bool:
+    """Tell whether callback tokens can have been made: by a secret in the settings, or the one of a first start."""
+    return bool(settings.tokens.secrets) or Path(settings.data, "token-secret").exists()
+
+
 def token_secrets(settings: Settings) -> list[str]:
     """Return the secrets of callback tokens and links, oldest first. Raises `ConfigError` when there is none."""
     if settings.tokens.secrets:

@@ -203,6 +203,7 @@ def checked_api(
         url = callback_urls.callback_url(
             public_url,
             source.name,
+            deepgram=source.provider == "deepgram",
             https_only=api.https_only,
             token="a" * SHORT_CHARS,
             basic=api.basic,

@@ -39,6 +39,16 @@ def test_each_recipe_is_listed_and_shown() -> None:
     assert receiver("recipes", "no-such").status == 2
 
 
+def test_a_request_is_tried_before_the_first_start(config: Path, tmp_path: Path) -> None:
+    """No token secret is there yet, and none is made."""
+    config.write_text(config.read_text().partition('0123456789"]\n')[2])
+    request = tmp_path / "request.http"
+    request.write_bytes(recipe_example("elevenlabs"))
+    said = receiver("--config", config, "try", "elevenlabs", request, "--at", AT, "--json")
+    assert (said.status, said.json["verdict"]) == (0, "accepted")
+    assert not list(tmp_path.rglob("token-secret"))
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_as_a_source_means_what_the_recipe_means(name: str) -> None:
     environ = {"SECRET": SECRET, "API_KEY": "example-key-0123456789"}

@@ -207,6 +207,16 @@ def test_a_private_address_that_is_allowed_may_be_asked(setting: str, tmp_path: 
     assert codes(GOOD + source + allowed, tmp_path) == []
 
 
+def test_a_result_at_a_private_address_needs_leave_too(tmp_path: Path) -> None:
+    source = """[sources.thin]
+        provider = "custom"
+        api_key = "key-0123456789"
+        result.speech = {from = "get", url = "http://127.0.0.1:9901/{job}", hosts = ["127.0.0.1"], auth = "bearer"}
+        """
+    assert codes(GOOD + source, tmp_path) == ["W012"]
+    assert codes(GOOD + source + 'allow = ["127.0.0.0/8"]', tmp_path) == []
+
+
 def test_an_address_that_is_no_url_is_one_finding(tmp_path: Path) -> None:
     assert codes(GOOD + DEEPDUB + 'base_url = "http://[::1"', tmp_path) == ["E304"]
 

@@ -114,5 +114,10 @@ def test_a_url_that_no_provider_could_call_is_refused_with_the_reason(
     assert "pass_word" not in caught.value.message
 
 
+def test_deepgrams_rules_of_port_and_underscore_are_for_deepgram_alone() -> None:
+    url = callback_url("https://my_hooks.example.com:9000", "daily", deepgram=False)
+    assert url == "https://my_hooks.example.com:9000/callbacks/daily"
+
+
 def test_http_is_good_enough_for_deepgram() -> None:
     assert callback_url("http://hooks.example.com", "deepgram").startswith("http://")

@@ -28,6 +28,7 @@ from receiver.providers.custom.meaning import Reading, Understood
 from receiver.providers.custom.proof import Trust
 from receiver.providers.custom.proofs import AnyProof
 from receiver.providers.custom.request import BodyNeeded, Request, as_text
+from receiver.providers.custom.signatures import HmacProof
 from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
@@ -205,8 +206,11 @@ class CustomProvider(Adapter):
             message = None
             with suppress(CallbackRejected):
                 message = proof.signed(request, self.trust)
-            check = partial(proof.check, request, self.trust)
-            yield Verdict(proof.kind, _refusal(check), message)
+            reason = _refusal(partial(proof.check, request, self.trust))
+            if reason and isinstance(proof, HmacProof):
+                spelling = proof.would_fit(request, self.trust)
+                reason += f'; with secret_encoding = "{spelling}" it does' if spelling else ""
+            yield Verdict(proof.kind, reason, message)
 
     def came_as_proof(self, head: Head, body: bytes) -> list[str]:
         """Return what came with a request to prove it, right or wrong; from its body as well."""

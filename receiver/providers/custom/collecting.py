@@ -102,7 +102,8 @@ class Collecting:
             if then.url is not None:
                 url = then.url.url(NO_REQUEST, document, pickup.job_id)
             if not url:
-                return unusable("the provider's answer has no link to the result")
+                at = " or ".join(map(str, then.at)) or "result.then.url"
+                return unusable(f"the provider's answer has no link to the result at {at}")
             return await self._fetched(pickup, fetch, url, then, now)
         family = self._reading.family_of(pickup)
         begun = collected_draft(pickup, family, now)

@@ -103,7 +103,7 @@ class Meaning(Section):
         if self.state and not self.completed:
             raise ValueError("state needs the words of a completion: completed = […]")
         if words and not self.state:
-            raise ValueError("the words need the place where they stand: state")
+            raise ValueError("completed, failed, processing and ignored are words at state: say where it is")
         return self
 
 

@@ -7,6 +7,7 @@ import hmac
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -33,6 +34,8 @@ from receiver.settings.model import Section
 
 _SIGNATURES = 20
 """Signatures in one list that are tried, at most."""
+_YEAR_5000 = 95_617_584_000
+"""Seconds since 1970; as milliseconds it is the year 1973."""
 
 
 class TimestampSettings(Section):
@@ -52,6 +55,12 @@ class TimestampSettings(Section):
         moment = self._read(text)
         if moment is None:
             raise trust.refusal(f"{self.from_} is no time in {self.unit}", RejectionKind.MALFORMED)
+        other = self._other_unit(moment)
+        if other:
+            wrong = (
+                f'{self.from_} is a time in {other}, and the settings say {self.unit}: set unit = "{other}"'
+            )
+            raise trust.refusal(wrong, RejectionKind.MALFORMED)
         age = now / 1000 - moment
         if not -self.ahead <= age <= self.tolerance:
             side, allowed = ("old", self.tolerance) if age > 0 else ("ahead", self.ahead)
@@ -61,6 +70,12 @@ class TimestampSettings(Section):
                 setting=trust.shape,
                 kind=RejectionKind.STALE,
             )
+
+    def _other_unit(self, moment: float) -> str:
+        """Return the unit that the sender has, where the settings' one puts the time before 1974 or after 5000."""
+        if self.unit == "s" and moment > _YEAR_5000:
+            return "ms"
+        return "s" if self.unit == "ms" and moment < _YEAR_5000 / 1000 else ""
 
     def _read(self, text: str) -> float | None:
         """Return seconds since the epoch, None when the text is no time."""
@@ -285,6 +300,15 @@ class HmacProof(SignedProof):
             place = number if matching_place(expected, signatures) else place
         request.secret = place
         return place > 0
+
+    def would_fit(self, request: Request, trust: Trust) -> str:
+        """Return the `secret_encoding` by which a signature that fits no secret would fit one, "" when none does."""
+        for spelling in _KEYS:
+            other = self.model_copy(update={"secret_encoding": spelling})
+            with suppress(CallbackRejected, ValueError):
+                other.check(Request(request.head, request.body, request.kind), trust)
+                return spelling
+        return ""
 
     def key(self, secret: str) -> bytes:
         """Return the key that a secret spells. Raises `ValueError`."""

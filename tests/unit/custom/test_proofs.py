@@ -49,6 +49,7 @@ def test_a_signature_is_made_over_the_body_as_it_was_sent() -> None:
         (signed(BODY, NOW // 1000 - 301), "header:x-time is 301 s old"),
         ((("x-signature", "no hex"), ("x-time", "1705315845")), "holds no signature in hex"),
         (signed(b"another"), "fits no secret"),
+        (signed(BODY, NOW), 'set unit = "ms"'),
     ],
 )
 def test_the_signed_message_is_shown_whatever_is_wrong_with_the_proof(
@@ -58,6 +59,19 @@ def test_the_signed_message_is_shown_whatever_is_wrong_with_the_proof(
     (verdict,) = source(proof=[SIGNED]).examine(head(*lines), MemoryBody(BODY))
     assert why in verdict.reason
     assert verdict.signed == dict(lines)["x-time"].encode() + b"." + BODY
+
+
+@pytest.mark.parametrize(("said", "meant"), [("utf8", "base64"), ("base64", "utf8"), ("base64", "hex")])
+def test_a_secret_that_is_spelled_otherwise_is_told(said: str, meant: str) -> None:
+    secret = "ab" * 16
+    key = {"utf8": secret.encode(), "base64": base64.b64decode(secret), "hex": bytes.fromhex(secret)}[meant]
+    made = source(
+        secrets=[secret],
+        proof=[{"kind": "hmac", "header": "x-signature", "no_clock": True, "secret_encoding": said}],
+    )
+    line = ("x-signature", hmac.digest(key, BODY, "sha256").hex())
+    (verdict,) = made.examine(head(line), MemoryBody(BODY))
+    assert verdict.reason.endswith(f'with secret_encoding = "{meant}" it does')
 
 
 def test_a_proof_by_the_head_alone_is_decided_before_the_body() -> None:
