@@ -18,7 +18,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from receiver import __version__
-from receiver.app.observers import LogObserver, MetricsObserver
+from receiver.app.log import LogObserver
+from receiver.app.metrics import MetricsObserver
 from receiver.core import event_json
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError

@@ -158,7 +158,7 @@ def sweep(ctx: typer.Context, as_json: AsJson = False) -> None:
 async def _sweep(settings: Settings) -> Counter[str]:
     import math
 
-    from receiver.app.observers import LogObserver
+    from receiver.app.log import LogObserver
     from receiver.core.observe import Observers
     from receiver.engine.janitor import Janitor, Limits
 

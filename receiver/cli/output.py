@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
     from rich.console import Console
 
-    from receiver.app.observers import LogObserver
+    from receiver.app.log import LogObserver
     from receiver.core.findings import Finding
 
 _WIDE = 10_000
@@ -233,7 +233,7 @@ def tell_failure(message: str, status: int) -> None:
 
 
 def _log() -> LogObserver:
-    from receiver.app.observers import LogObserver
+    from receiver.app.log import LogObserver
 
     return LogObserver(style="json", level="warning")
 

@@ -1,4 +1,4 @@
-"""What the engine reports to its listeners. Logs and metrics are listeners (app/observers.py)."""
+"""What the engine reports to its listeners. Logs and metrics are listeners (app/log.py, app/metrics.py)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from receiver.app.observers import LogObserver, MetricsObserver, share_metrics
+from receiver.app.log import LogObserver
+from receiver.app.metrics import MetricsObserver, share_metrics
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Observers
 from receiver.settings.model import Settings

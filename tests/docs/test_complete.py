@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from receiver.app import wiring
 from receiver.app.check import all_codes
-from receiver.app.observers import METRICS
+from receiver.app.metrics import METRICS
 from receiver.cli.app import _MODULES, _made, app
 from receiver.core import errors, event_json
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft

@@ -339,7 +339,7 @@ async def test_a_strangers_text_draws_no_line_of_its_own(
     live: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Line breaks and terminal codes in headers and payloads stay inside their field."""
-    from receiver.app.observers import LogObserver
+    from receiver.app.log import LogObserver
 
     sent = transcript("a\r\nlevel=error \x1b[31m forged")
     await _send(live, replace(sent, headers=sent.headers | {"content-type": "application/json; a=b\t31m"}))

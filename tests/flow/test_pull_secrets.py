@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
-from receiver.app.observers import LogObserver
+from receiver.app.log import LogObserver
 from receiver.core.observe import Observers
 from receiver.core.work import PickupFilter
 from receiver.demo.deapi import ApiJob

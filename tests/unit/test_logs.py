@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from receiver.app.observers import LogObserver, MetricsObserver
+from receiver.app.log import LogObserver
+from receiver.app.metrics import MetricsObserver
 from receiver.core.observe import AttemptReport, CallbackReport, Observers, SubmissionReport, no_secrets
 from receiver.core.work import Due, Outcome, OutcomeKind, StoreStats
 
