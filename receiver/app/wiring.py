@@ -67,7 +67,7 @@ from receiver.storage.blobs.s3_options import S3Options
 from receiver.storage.journal import Journal
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 
 
 @dataclass(frozen=True, kw_only=True)

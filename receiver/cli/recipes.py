@@ -188,7 +188,7 @@ async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[
     from receiver.core.callback import MemoryBody
     from receiver.core.fetch import KeysNeeded
     from receiver.outbound.fetcher import Fetcher
-    from receiver.system.files import BodyBuffer
+    from receiver.system.body_buffer import BodyBuffer
 
     adapter, body = _adapter(settings, name), MemoryBody(raw)
     try:

@@ -1,7 +1,7 @@
 """A callback on its way in: its head, its body, what was proved of it. Pure data, no I/O.
 
 A callback that is refused is an error of core/errors.py, whose class says with which status. Bodies that are read are in
-system/files.py; engine/intake.py takes a callback from its head to its answer.
+system/body_buffer.py; engine/intake.py takes a callback from its head to its answer.
 """
 
 from __future__ import annotations

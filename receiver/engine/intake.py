@@ -52,8 +52,8 @@ from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
+from receiver.system.body_buffer import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large, wire_limit
 from receiver.system.codings import KNOWN, coding
-from receiver.system.files import MEMORY_LIMIT, BodyBuffer, FileBody, Receive, too_large, wire_limit
 
 T = TypeVar("T")
 

@@ -40,7 +40,7 @@ from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
 from receiver.system.audio.facts import facts as audio_facts
-from receiver.system.files import BodyBuffer, FileBody
+from receiver.system.body_buffer import BodyBuffer, FileBody
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""

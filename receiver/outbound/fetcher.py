@@ -32,8 +32,8 @@ from receiver.core.work import OutcomeKind
 from receiver.outbound.client import USER_AGENT, Egress, Failure, ReplyBroken, Resolve
 from receiver.outbound.guard import Target, follow, listed, target
 from receiver.settings.model import SourceSettings
+from receiver.system.body_buffer import BodyBuffer
 from receiver.system.codings import CodingBroken, Inflater, coding
-from receiver.system.files import BodyBuffer
 
 if TYPE_CHECKING:
     from receiver.outbound.streams import Incoming

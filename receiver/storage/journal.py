@@ -27,7 +27,8 @@ from msgspec import Struct
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback, is_secret_header
 from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
 from receiver.core.observe import Observers
-from receiver.system.files import FileBody, keep_body, make_folder, sync_folder, write_file
+from receiver.system.body_buffer import FileBody, keep_body
+from receiver.system.files import make_folder, sync_folder, write_file
 
 _OUTAGE_AFTER = 3
 """Entries refused in a row that make an outage; fewer may be refused for what they are."""

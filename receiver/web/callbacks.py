@@ -12,7 +12,7 @@ import msgspec
 from receiver.core.callback import Head
 from receiver.engine.intake import Answer
 from receiver.settings.load import public_base
-from receiver.system.files import WholeBody
+from receiver.system.body_buffer import WholeBody
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

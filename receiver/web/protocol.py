@@ -1,6 +1,6 @@
 """The HTTP connection: bounds against slow senders (Slowloris) and readers, and load shedding as soon as a head is read.
 
-Slow bodies are bounded where they are read, in system/files.py, and by the waiting room in engine/overload.py.
+Slow bodies are bounded where they are read, in system/body_buffer.py, and by the waiting room in engine/overload.py.
 """
 
 from __future__ import annotations

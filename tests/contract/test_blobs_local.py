@@ -21,7 +21,7 @@ from receiver.core.event import StoredBlob
 from receiver.storage.blobs import Blobs, file_group, local
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system import files
-from receiver.system.files import MEMORY_LIMIT, FileBody
+from receiver.system.body_buffer import MEMORY_LIMIT, FileBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 
 

@@ -14,7 +14,7 @@ from receiver.core.callback import Body, MemoryBody
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_probe import probe
-from receiver.system.files import MEMORY_LIMIT, FileBody
+from receiver.system.body_buffer import MEMORY_LIMIT, FileBody
 from tests.contract.blob_suite import BlobSuite, MakeBody
 from tests.support.clients import local_client
 from tests.support.s3 import Weed, s3_credentials, weed

@@ -21,7 +21,7 @@ from receiver.demo.deepdub import BASE_PATH
 from receiver.demo.serving import served
 from receiver.engine.requests import new_pickup
 from receiver.storage.store.sqlite import SqliteStore
-from receiver.system import files
+from receiver.system import body_buffer
 from tests.faultvfs import FaultVFS
 from tests.support.faulty import FaultyDeepdub
 from tests.support.ports import free_port
@@ -173,7 +173,7 @@ async def test_a_disk_too_full_for_the_download_delays_the_event_and_leaves_no_f
         Sink() as sink,
         running(tmp_path, providers.text(tmp_path, sink.url), clock=Hurried()) as up,
     ):
-        monkeypatch.setattr(files._Writer, "_write", full)
+        monkeypatch.setattr(body_buffer._Writer, "_write", full)
         told = await _push(up, providers.pushed(providers.deapi_job()))
         await up.seen.until(lambda: bool(up.seen.pickups))
         outcome = up.seen.pickups[0].outcome

@@ -18,7 +18,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.errors import BlobsUnavailable
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
-from receiver.system.files import FileBody
+from receiver.system.body_buffer import FileBody
 from tests.support import s3
 from tests.support.s3 import BUCKET, Weed, credentials, environment
 from tests.support.s3_wire import Wire
@@ -107,7 +107,7 @@ async def test_memory_stays_flat_whatever_the_size(weed: Weed, prefix: str, tmp_
         "from receiver.storage.blobs.s3 import S3Blobs\n"
         "from receiver.storage.blobs.s3_options import S3Options\n"
         "from receiver.core.callback import MemoryBody\n"
-        "from receiver.system.files import FileBody\n"
+        "from receiver.system.body_buffer import FileBody\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "async def main():\n"
         "    blobs = S3Blobs(S3Options(bucket=sys.argv[1], prefix=sys.argv[2], endpoint_url=sys.argv[3], region='us-east-1'))\n"

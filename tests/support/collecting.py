@@ -16,7 +16,7 @@ from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers.pickups import Collected, Result
 from receiver.settings.model import SourceSettings
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 
 NOW = 1795222923456
 """2026-11-21T01:02:03.456Z"""

@@ -27,7 +27,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.settings.load import parse
 from receiver.storage import journal
 from receiver.storage.blobs import file_group, local
-from receiver.system import files
+from receiver.system import body_buffer, files
 from receiver.web.app import create_app
 
 SPEED = 60
@@ -225,7 +225,7 @@ def _patch_inside(step: str, when: str) -> None:
 
         FirstTries.put = _deadly(FirstTries.put, when)  # type: ignore[method-assign]
     if step == "body.finish":
-        files._Writer.finish = _deadly(files._Writer.finish, when)  # type: ignore[method-assign]
+        body_buffer._Writer.finish = _deadly(body_buffer._Writer.finish, when)  # type: ignore[method-assign]
     if step == "download.finish":
         from receiver.core.fetch import Downloaded
         from receiver.outbound import fetcher

@@ -12,7 +12,7 @@ import pytest
 
 from receiver.outbound.client import Egress, Resolve
 from receiver.outbound.fetcher import Fetcher, Limits
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 from tests.support.provider_host import ProviderHost
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")

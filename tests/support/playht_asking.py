@@ -15,7 +15,7 @@ from receiver.demo.serving import served
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import playht
 from receiver.providers.pickups import Collected, NotYet, Result
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 from tests.support.callbacks import NOW
 from tests.support.golden import source_settings, tokens
 

@@ -17,7 +17,7 @@ from receiver.engine.requests import new_pickup
 from receiver.settings.load import parse
 from receiver.settings.model import Settings
 from receiver.storage.store.sqlite import SqliteStore
-from receiver.system.files import HELD_LIMIT
+from receiver.system.body_buffer import HELD_LIMIT
 from tests.support.running import DEAPI_SECRET
 from tests.support.senders import SPEECH, Sent, deapi
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.system.files import HELD_LIMIT, MEMORY_LIMIT, PLACES, BodyBuffer, FileBody, Receive
+from receiver.system.body_buffer import HELD_LIMIT, MEMORY_LIMIT, PLACES, BodyBuffer, FileBody, Receive
 from tests.support.examples import examples
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import JournalUnavailable
-from receiver.system.files import BodyBuffer, Receive
+from receiver.system.body_buffer import BodyBuffer, Receive
 
 MIB = 1024 * 1024
 

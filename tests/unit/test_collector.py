@@ -37,7 +37,7 @@ from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 from tests.support.running import Seen
 
 T0 = 1_800_000_000_000

@@ -15,7 +15,7 @@ from receiver.core.work import OutcomeKind
 from receiver.outbound.client import AddrInfo
 from receiver.outbound.fetcher import Fetcher
 from receiver.settings.model import SourceSettings
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 from tests.support.fetching import LIMIT, LOOPBACK, Way
 from tests.support.provider_host import TLS, ProviderHost, reply
 

@@ -16,7 +16,7 @@ from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallba
 from receiver.core.errors import BlobsUnavailable, JournalUnavailable, StoreUnavailable
 from receiver.core.observe import Observers
 from receiver.storage.journal import Journal
-from receiver.system.files import FileBody
+from receiver.system.body_buffer import FileBody
 from tests.support.running import Seen
 
 

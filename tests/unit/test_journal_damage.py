@@ -17,7 +17,7 @@ from receiver.core.errors import BlobsUnavailable, JournalUnavailable
 from receiver.core.observe import Observers
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.journal import Journal, look
-from receiver.system.files import MEMORY_LIMIT, FileBody
+from receiver.system.body_buffer import MEMORY_LIMIT, FileBody
 from tests.support.running import Seen
 
 LONG = b"sound" * MEMORY_LIMIT

@@ -32,7 +32,7 @@ from receiver.core.work import Deferral, Pickup, PickupKind
 from receiver.engine.recorder import ASKED, Recorder
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 from tests.support.memory import MemoryStore
 
 CAME, NOW = 1795222923456, 1795222925000

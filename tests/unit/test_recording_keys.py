@@ -21,7 +21,7 @@ from receiver.engine.recorder import Recorder
 from receiver.storage.blobs import BlobEntry
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.system.files import BodyBuffer
+from receiver.system.body_buffer import BodyBuffer
 from tests.contract.store_suite import recording
 from tests.support.memory import MemoryStore
 

@@ -21,7 +21,7 @@ from receiver.storage.blobs import s3_signed
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options, make_client
 from receiver.storage.blobs.s3_signed import Signer
-from receiver.system.files import FileBody
+from receiver.system.body_buffer import FileBody
 from tests.support import s3
 from tests.support.sink import Answer, Received, Sink
 

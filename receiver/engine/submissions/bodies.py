@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from receiver.core.callback import Body
 from receiver.core.errors import BodyCutOff, BodyTooSlow
-from receiver.system.files import Receive, too_large
+from receiver.system.body_buffer import Receive, too_large
 
 PIECE = 256 * 1024
 """The most bytes of a held body that are read at once."""

@@ -22,7 +22,7 @@ from receiver.providers import PullProvider
 from receiver.settings.model import SourceSettings, SubmitSettings
 from receiver.settings.submitting import ProviderApi, Rule
 from receiver.storage.store.store import Store
-from receiver.system.files import BodyBuffer, Receive
+from receiver.system.body_buffer import BodyBuffer, Receive
 
 UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
 

@@ -18,7 +18,8 @@ from receiver.core.event import StoredBlob
 from receiver.storage.blobs import BlobEntry, LocalObject
 from receiver.storage.blobs.file_group import NewFile, make_durable
 from receiver.storage.blobs.keys import KeyTemplate, has_our_name
-from receiver.system.files import keep_body, make_folder, sync_folder, write_file
+from receiver.system.body_buffer import keep_body
+from receiver.system.files import make_folder, sync_folder, write_file
 
 _THREADS = 8
 _GROUP = 64
