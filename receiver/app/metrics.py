@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.errors import SenderError, WrongSource
 from receiver.core.observe import (
     AttemptReport,

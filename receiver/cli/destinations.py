@@ -14,7 +14,7 @@ from receiver.core.clock import wall_clock
 from receiver.web.views import page, view
 
 if TYPE_CHECKING:
-    from receiver.core.destination import DestinationState
+    from receiver.core.destination_health import DestinationState
     from receiver.settings.model import Settings
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

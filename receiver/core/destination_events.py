@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from receiver.core.destination import DestinationState
+from receiver.core.destination_health import DestinationState
 from receiver.core.event import CallbackRow, Event, EventDraft, JobError, Recording, Stage, new_id
 from receiver.core.event_json import compose, iso
 

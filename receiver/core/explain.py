@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection, Stage
 from receiver.core.event_json import iso
 from receiver.core.submission import Submission

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from msgspec import Struct
 
-from receiver.core.destination import DestinationState, enabled, paused, resumed
+from receiver.core.destination_health import DestinationState, enabled, paused, resumed
 from receiver.core.errors import NotFound
 from receiver.storage.store.store import Store
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from receiver.core.destination import DestinationState, is_failure, probe_wait, reported
 from receiver.core.destination_events import Routed, destination_event, transition
+from receiver.core.destination_health import DestinationState, is_failure, probe_wait, reported
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.projection import Fields

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +11,7 @@ from receiver.core.callback import Head
 from receiver.engine.intake import Answer
 from receiver.settings.load import public_base
 from receiver.system.body_buffer import WholeBody
+from receiver.web.proxies import Proxies
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -91,52 +90,3 @@ def lines_and_body(answer: Answer) -> tuple[Lines, bytes]:
     if answer.headers:
         lines += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     return lines, body
-
-
-class Proxies:
-    """Finds the caller's address behind proxies that are trusted to name it in `X-Forwarded-For`."""
-
-    def __init__(self, trusted: Iterable[str]) -> None:
-        names = set(trusted)
-        self._all = "*" in names
-        self._networks = [ipaddress.ip_network(name, strict=False) for name in names - {"*"}]
-        self._known: dict[str, bool] = {}
-
-    def caller(self, peer: str, headers: Sequence[tuple[str, str]]) -> str:
-        """Return the nearest address that is not a trusted proxy; `peer` itself when no trusted proxy names another."""
-        hops: list[str] = []
-        for name, value in headers:
-            if name == "x-forwarded-for":
-                hops += map(str.strip, value.split(","))
-        if not hops or not self._trusts(peer):
-            return peer
-        for hop in map(_without_port, reversed(hops)):
-            try:
-                ipaddress.ip_address(hop)
-            except ValueError:  # a proxy's own spelling, or a stranger's invention: not an address to show
-                return peer
-            peer = hop
-            if not self._trusts(hop):
-                break
-        return peer
-
-    def _trusts(self, address: str) -> bool:
-        if self._all:
-            return True
-        known = self._known.get(address)
-        if known is None:
-            try:
-                parsed = ipaddress.ip_address(address)
-                known = any(parsed in network for network in self._networks)
-            except ValueError:
-                known = False
-            if len(self._known) > 4096:
-                self._known.clear()
-            self._known[address] = known
-        return known
-
-
-def _without_port(hop: str) -> str:
-    """Return the address of `192.0.2.1:4711` or `[2001:db8::1]:4711`, as some proxies write it; others as they are."""
-    host, _, _ = hop.removeprefix("[").partition("]") if hop.startswith("[") else (hop, "", "")
-    return host.partition(":")[0] if host.count(":") == 1 else host

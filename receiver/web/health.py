@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from receiver.core.destination import DestinationStatus
+from receiver.core.destination_health import DestinationStatus
 from receiver.core.errors import THREAD_ERRORS, ReceiverError, StoreUnavailable
 from receiver.engine.destinations import destination_states
 from receiver.settings.load import local_folders
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
-    from receiver.core.destination import DestinationState
+    from receiver.core.destination_health import DestinationState
     from receiver.core.work import StoreStats
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.core.destination import DestinationState, enabled, paused, reported, resumed
+from receiver.core.destination_health import DestinationState, enabled, paused, reported, resumed
 from receiver.core.event import EventFilter, Stage
 from receiver.core.sending import PLAIN, Rate, SendingRules
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from receiver.core.act import Act
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.callback import Arrival
-from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     TIME_CHARS,

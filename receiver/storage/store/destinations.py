@@ -1,4 +1,4 @@
-"""What all processes know of destinations: one row each, changed under a lock by functions of core/destination.py."""
+"""What all processes know of destinations: one row each, changed under a lock by functions of core/destination_health.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Recording
 from receiver.storage.store.events import record
 from receiver.storage.store.queue import replay

@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from receiver.app.wiring import build_router
 from receiver.core.bulk import BulkKind, Selection
-from receiver.core.destination import DestinationState, DestinationStatus
 from receiver.core.destination_events import destination_test
+from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import DeliveryFilter, DeliveryState

@@ -16,8 +16,8 @@ from receiver.core.act import new_act
 from receiver.core.errors import ConfigError, NotFound, Unavailable, UsageError
 from receiver.web.api.problems import TITLES, Refused
 from receiver.web.api.serving import received
-from receiver.web.callbacks import Proxies
 from receiver.web.console.visit import HOME, Console, Handler, Visit
+from receiver.web.proxies import Proxies
 
 if TYPE_CHECKING:
     from starlette.requests import Request

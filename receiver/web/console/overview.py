@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from starlette.responses import Response
 
-from receiver.core.destination import DestinationState, DestinationStatus
+from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import EventSearch
 from receiver.core.explain import OVERDUE, PARKED
 from receiver.core.tally import ACK, MINUTE, Tally, within

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from receiver.core.destination import DestinationStatus, asks_for_less, is_failure
+from receiver.core.destination_health import DestinationStatus, asks_for_less, is_failure
 from receiver.core.errors import NotFound
 from receiver.core.event import EventFilter
 from receiver.core.observe import AttemptReport

@@ -1,4 +1,4 @@
-"""The health of a destination, as all processes share it: paused, disabled, failing. Pure data and its changes, no I/O."""
+"""The health of a destination, shared by all processes: its circuit breaker, and whether it is paused or disabled. No I/O."""
 
 from __future__ import annotations
 
