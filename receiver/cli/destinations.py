@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> None:
     """List the destinations with their state. Also the failed attempts in a row, and the deliveries that are due or dead."""
-    from receiver.engine.destinations import standings
+    from receiver.engine.destination_actions import standings
 
     settings = load_to_look(ctx)
     found = ask(settings, lambda store: standings(store, settings.destinations, now=wall_clock()))
@@ -78,7 +78,7 @@ def _act(ctx: typer.Context, name: str, action: str, *, as_json: bool) -> None:
 
 
 async def _done(settings: Settings, name: str, action: str) -> DestinationState:
-    from receiver.engine.destinations import act_on_destination
+    from receiver.engine.destination_actions import act_on_destination
 
     async with made_store(settings) as store, acting(store, f"destinations {action}", name):
         return await act_on_destination(store, settings.destinations, name, action, now=wall_clock())

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from receiver.core.message import about
+from receiver.core.event_attributes import about
 
 STRUCTURED_TYPE = "application/cloudevents+json"
 """The content type of structured mode."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
-from receiver.core.message import About, about
+from receiver.core.event_attributes import About, about
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.destinations import Kind
 from receiver.outbound.signing import Keys

@@ -11,7 +11,7 @@ import pytest
 
 from receiver.app.wiring import build_store
 from receiver.core.clock import wall_clock
-from receiver.engine.destinations import act_on_destination
+from receiver.engine.destination_actions import act_on_destination
 from receiver.settings.load import load_settings
 from tests.crash.conftest import Place
 from tests.support.clients import local_client

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from receiver.providers.custom import (
     handshakes,
     language,
-    proof,
+    proof_base,
     proofs,
     signatures,
     web_tokens,
@@ -33,7 +33,7 @@ from receiver.settings.model import Section
 
 def models() -> Iterator[type[BaseModel]]:
     """Yield every table of the language."""
-    for module in (proof, proofs, signatures, web_tokens, handshakes, language, submitting):
+    for module in (proof_base, proofs, signatures, web_tokens, handshakes, language, submitting):
         for value in vars(module).values():
             own = (
                 isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__

@@ -25,7 +25,7 @@ from receiver.providers import NO_PROOF, Adapter, SenderState
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import CustomSettings, recipes
 from receiver.providers.custom.meaning import Reading, Understood
-from receiver.providers.custom.proof import Trust
+from receiver.providers.custom.proof_base import Trust
 from receiver.providers.custom.proofs import AnyProof
 from receiver.providers.custom.request import BodyNeeded, Request, as_text
 from receiver.providers.custom.signatures import HmacProof

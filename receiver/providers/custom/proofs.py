@@ -11,7 +11,7 @@ from pydantic import Field
 
 from receiver.core.errors import CallbackRejected, RejectionKind
 from receiver.core.proofs import basic_credentials, matching_place
-from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
+from receiver.providers.custom.proof_base import Encoding, Proof, Trust, decoded
 from receiver.providers.custom.request import At, Reference, Request, as_text
 from receiver.providers.custom.signatures import HmacProof, PublicKeyProof
 from receiver.providers.custom.web_tokens import JwtProof

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
 from receiver.core.proofs import matching_place
-from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
+from receiver.providers.custom.proof_base import Encoding, Proof, Trust, decoded
 from receiver.providers.custom.request import (
     At,
     Elements,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from receiver.providers.custom.proof import Encoding, Proof, Trust, decoded
+from receiver.providers.custom.proof_base import Encoding, Proof, Trust, decoded
 from receiver.providers.custom.request import Reference, Request
 from receiver.settings.model import Section
 

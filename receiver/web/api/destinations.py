@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from receiver.engine.destinations import act_on_destination, standings
+from receiver.engine.destination_actions import act_on_destination, standings
 from receiver.settings.model import ApiScope
 from receiver.web.api.operation import Call, operation
 from receiver.web.views import DestinationHealth, Page, Time, shown

@@ -16,7 +16,7 @@ from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.bulk import plan as planned
-from receiver.engine.destinations import act_on_destination, standings
+from receiver.engine.destination_actions import act_on_destination, standings
 from receiver.web.api import operations, replays
 from receiver.web.api.lists import filter_of
 from receiver.web.console.guard import is_inside

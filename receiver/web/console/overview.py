@@ -16,7 +16,7 @@ from receiver.core.event import EventSearch
 from receiver.core.explain import OVERDUE, PARKED
 from receiver.core.tally import ACK, MINUTE, Tally, within
 from receiver.core.work import PickupFilter, PickupState
-from receiver.engine.destinations import standings
+from receiver.engine.destination_actions import standings
 from receiver.settings.load import local_folders
 from receiver.system.space import free_bytes
 from receiver.web.console.destinations import condition

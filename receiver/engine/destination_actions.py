@@ -1,4 +1,4 @@
-"""What a person may do with a destination: look at it, pause and resume it, enable it again after 410."""
+"""Actions of a person on a destination: show its health, pause it, resume it, enable it after a 410."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of an event beside its body: as attributes of a message in a queue, as attributes of a CloudEvent."""
+"""The attributes of an event beside its body, for a message in a queue and for a CloudEvent."""
 
 from __future__ import annotations
 
