@@ -1,4 +1,4 @@
-"""What was done over the API, in the console and on the command line, by whom and when. Pure data, no I/O."""
+"""The audit log: each change made over the API, in the console or on the command line, by whom and when. Pure data, no I/O."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from msgspec import Struct
 from receiver.core.event import new_id
 
 COMMAND_LINE = "command line"
-"""Stands for the name of a token where a person acts by a command."""
+"""The actor's name in the audit log where a person uses the command line, which has no token."""
 _AUDITED = frozenset(
     (
         *("source", "destination", "to", "state", "type", "kind", "since", "until", "rate", "dry_run"),
         *("reason", "deliveries"),
     )
 )
-"""What the audit tells of what was asked for: nothing that may be secret, or somebody's."""
+"""The request fields that the audit log may show. All others may hold a secret or personal data."""
 
 
 class Act(Struct, frozen=True, kw_only=True):
-    """One request that changes something, noted before it is carried out."""
+    """One request that changes something. The store keeps it before the change is made."""
 
     id: str
     at: int
     token: str
-    """The name of the token that it was asked with."""
+    """The name of the token that authorized the request."""
     action: str
     """`POST /replays`, `console /replays`, `receiver replay` …"""
     subject: str
-    """The path as it was called; the operation or the destination of a command."""
+    """The path of the request; for a command, the operation or the destination."""
     detail: str
-    """JSON: what was asked for, without what may be secret or somebody's."""
+    """JSON: the request's fields, without secrets and personal data."""
     peer: str | None
     key: str | None
     """The caller's idempotency key; unique among the acts of a token."""
@@ -55,7 +55,7 @@ def new_act(
     key: str | None = None,
     digest: str = "",
 ) -> Act:
-    """Return an act that begins; of the details only what may be told is kept."""
+    """Return an act that begins. Of `detail` it keeps only the fields that the audit log may show."""
     told = {name: value for name, value in details.items() if name in _AUDITED and value not in (None, "")}
     return Act(
         id=new_id("act", at),

@@ -1,4 +1,4 @@
-"""Bulk operations: what is done to all rows that fit a selection, a batch at a time, by whichever process is alive. Pure data, no I/O."""
+"""Bulk operations: one action on all rows that match a selection, in batches, by any live process. Pure data, no I/O."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class BulkState(StrEnum):
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an operation is about, of what there was when it was counted."""
+    """Which rows an operation selects, among those that existed when it was counted."""
 
     destination: str | None = None
-    """Deliveries to it; of a backfill, the destination that gets what it never got."""
+    """The destination of the deliveries; for a backfill, the destination that receives the missing events."""
     state: DeliveryState | None = None
     source: str | None = None
     type: str | None = None
@@ -50,19 +50,19 @@ class BulkOperation(Struct, frozen=True, kw_only=True):
     kind: BulkKind
     selection: Selection
     rate: int | None
-    """Rows in a second, at most; None is as many as go."""
+    """Rows a second, at most; None is no limit."""
     state: BulkState
     place: str
     """The last row that was looked at, as JSON; empty at the beginning."""
     total: int
     """Rows that fitted when they were counted; `COUNTED` stands for that many or more."""
     done: int
-    """Rows that were gone through."""
+    """Rows that the operation has processed."""
     changed: int
-    """Rows of these that were changed; the others had changed meanwhile by themselves."""
+    """Processed rows that the operation changed; the others had changed by themselves since the count."""
     requested_by: str
     created_at: int
-    """When it was counted: what came, or ended, later is not touched."""
+    """When it was counted. Rows that came, or ended, later are not touched."""
     updated_at: int
     due_at: int | None
     """When the next batch may be taken; None unless it is running."""
@@ -76,11 +76,11 @@ class Batch(Struct, frozen=True, kw_only=True):
     finished: bool
     """No row is left."""
     replays: tuple[str, ...] = ()
-    """Deliveries to begin another round."""
+    """Ids of deliveries to replay."""
     additions: tuple[tuple[str, str], ...] = ()
-    """Events and destinations, to make deliveries of."""
+    """Pairs of event and destination that each get a new delivery."""
     changed: int = 0
-    """Rows that were changed already, which may be done again."""
+    """Rows that were changed outside this transaction. Changing them again is harmless."""
     rows: int
     """Rows that this batch goes through."""
     wait: int

@@ -1,7 +1,7 @@
-"""A callback on its way in: its head, its body, what was proved of it. Pure data, no I/O.
+"""A callback on its way in: its head, its body, its proofs. Pure data, no I/O.
 
-A callback that is refused is an error of core/errors.py, whose class says with which status. Bodies that are read are in
-system/body_buffer.py; engine/intake.py takes a callback from its head to its answer.
+A refusal is an error of core/errors.py, whose class has the HTTP status. system/body_buffer.py reads bodies;
+engine/intake.py takes a callback from its head to its answer.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
     url: str = ""
     """The whole URL as the sender knows it: `public_url`, then path and query as they came; never the `Host` header."""
     claims: TokenClaims | None = None
-    """What the token stands for, where it is a short one: that is in the store, and not in the token."""
+    """The claims of a short token, which the store holds; the token itself holds none. None for other tokens."""
 
     @cached_property
     def _values(self) -> Mapping[str, list[str]]:
@@ -167,9 +167,11 @@ class TokenClaims(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expect_by: int | None = None
     """The callback is overdue after this time, and late when it comes then."""
     secret: int = 0
-    """The place in `tokens.secrets` of the one that proves the token, counted from 1; 0 where that was not noted."""
+    """The position in `tokens.secrets`, counted from 1, of the secret that signed the token; 0 if unknown."""
     unread: bool = False
-    """The token is a short one, and the store could not be read: of the fields above it tells no more than whose it is."""
+    """The token is a short one, and the store that holds its claims could not be read. Claims that the token itself does
+    not hold are missing.
+    """
 
     @property
     def expectation(self) -> str:
@@ -196,11 +198,11 @@ class Admission(Struct, frozen=True, kw_only=True):
     """Names of the proofs that held so far, for example `basic`, `token`."""
     body_limit: int
     secret: int = 0
-    """The place of the source's secret that held, counted from 1 in its setting; 0 where none did so far."""
+    """The position, counted from 1, of the secret in its setting that proved the head; 0 if none did so far."""
     held: bool = True
     """The head alone proves the callback. False: it may be anybody's until its body is verified."""
     read: Any = None
-    """What the adapter read of the head and `verify` needs again."""
+    """What the adapter parsed from the head, for `verify` to use again."""
 
 
 class Arrival(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -214,26 +216,26 @@ class Arrival(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """As of `VerifiedCallback`."""
     claims: TokenClaims | None = None
     body_ms: int | None = None
-    """Milliseconds from the head to the end of the body; None where the callback came by way of the journal."""
+    """Milliseconds from the head to the end of the body; None if the journal kept the callback meanwhile."""
     proved_ms: int | None = None
-    """The same to the proof."""
+    """Milliseconds from the head to the proof."""
     stored_ms: int | None = None
-    """The same until its audio, or a long document, was stored."""
+    """Milliseconds from the head until the audio, or a long document, was stored."""
 
 
 HEADERS = 64
-"""Headers that are kept of one request; no name is longer than this either."""
+"""The most headers kept of one request, and the most characters of a header's name."""
 _HEADER = re.compile(r"(?=.{1,64}\Z)[a-z0-9]{1,24}(?:[-_.][a-z0-9]{1,24})*")
 """A name that may be kept: words of at most 24 characters. One with a longer word, or another character, may be a token."""
 _VALUE_CHARS = 200
-"""A longer value is not kept: cut, it might end within a secret that would not be found any more."""
+"""A longer value is not kept. Cutting it could leave half a secret, which redaction would not recognize."""
 ALWAYS_SECRET = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key"))
 """Headers that no provider has to name."""
 
 
 @lru_cache(maxsize=256)
 def is_plain(name: str) -> bool:
-    """Tell whether the name of a header is kept: one that may be a token itself is not."""
+    """Tell whether a header's name may be kept. A name that may itself be a token may not."""
     return _HEADER.fullmatch(name) is not None
 
 
@@ -267,7 +269,7 @@ class VerifiedCallback(Struct, frozen=True, kw_only=True):
     claims: TokenClaims | None
     proofs: frozenset[str]
     secret: int = 0
-    """The place of the source's secret that held, counted from 1 in its setting; 0 where the proof needs none of these."""
+    """The position, counted from 1, of the secret in its setting that proved the callback; 0 if the proof needs no secret."""
     body: Body
 
     @property

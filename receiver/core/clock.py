@@ -1,4 +1,4 @@
-"""The wall clock. Everything that needs the time is given it; this is what gives it outside tests."""
+"""The wall clock. Code that needs the time takes a clock as a parameter; outside tests it is this one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _SAYS = {
 
 
 def transition(before: DestinationState, after: DestinationState) -> str | None:
-    """Return `failing`, `recovered` or `disabled` when a change of state is one of these."""
+    """Return `failing`, `recovered` or `disabled` if the change of state has one of these names, else None."""
     if after.disabled_at is not None:
         return None if before.disabled_at is not None else "disabled"
     if before.opened_at is None:
@@ -33,7 +33,9 @@ def transition(before: DestinationState, after: DestinationState) -> str | None:
 def destination_event(
     before: DestinationState, after: DestinationState, *, now: int, routed: Routed
 ) -> Recording | None:
-    """Return the event that a change of state is, to be recorded with it; None where it is none, or nobody asks for it."""
+    """Return the event for a change of state, to record in the same transaction. None if the change needs no event, or no
+    destination subscribes to it.
+    """
     kind = transition(before, after)
     wanted = () if kind is None else routed(SOURCE, f"destination.{kind}")
     if kind is None or not wanted:
@@ -75,7 +77,7 @@ def own_recording(
     source: str = SOURCE,
     provider: str = SOURCE,
 ) -> Recording:
-    """Return what is recorded of an event that no callback brought and nobody fetched."""
+    """Return the recording of an event that receiver itself makes, with neither a callback nor a fetch behind it."""
     event_id = new_id("evt", now)
     event = Event(
         id=event_id,

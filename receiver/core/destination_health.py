@@ -10,15 +10,17 @@ from msgspec.structs import replace
 from receiver.core.work import Outcome, OutcomeKind
 
 HOLD_LIMIT_SECONDS = 300.0
-"""The longest that one `Retry-After` holds all deliveries of a destination. The delivery that got it may wait for a day."""
+"""The longest that one `Retry-After` holds all deliveries of a destination. For the delivery that received it, the limit is
+a day.
+"""
 FIRST_PROBE_SECONDS = 10.0
 LAST_PROBE_SECONDS = 60.0
-"""Between probes of a destination that fails: doubled from the first to the last."""
+"""Seconds between probes of a failing destination: doubled from the first value to the last."""
 
 _BUSY = frozenset((429, 502, 503, 504))
-"""Statuses by which a destination, or what stands before it, asks for less."""
+"""Statuses with which a destination, or a proxy in front of it, asks for fewer requests."""
 _OF_THE_EVENT = frozenset((400, 409, 413, 415, 422))
-"""Statuses that are about the event that was sent: whoever answers them is there."""
+"""Statuses that reject one event. They show that the destination works, so they do not count towards the breaker."""
 
 
 class DestinationStatus(StrEnum):
@@ -43,18 +45,18 @@ class DestinationState(Struct, frozen=True, kw_only=True):
     failures: int = 0
     """Failed attempts in a row: what opens the breaker."""
     failing_since: int | None = None
-    """When the first of them was made."""
+    """When the first of these failed attempts was made."""
     opened_at: int | None = None
     """When the breaker opened; None while it is closed."""
     probes: int = 0
     """Probes that failed since then."""
     held_until: int = 0
-    """Nothing is sent before: the time of the next probe, or what `Retry-After` asked for."""
+    """Nothing is sent before this time: that of the next probe, or the one that `Retry-After` asked for."""
     recover_from: int | None = None
     recover_until: int | None = None
-    """Deliveries that died from the one time to the other are still to be replayed; None when all were."""
+    """Dead letters from between `recover_from` and `recover_until` still wait to be replayed; None once all were."""
     recover_at: int = 0
-    """No more of them are replayed before."""
+    """The next of these dead letters are not replayed before this time."""
     updated_at: int = 0
 
     @property
@@ -73,19 +75,19 @@ class DestinationState(Struct, frozen=True, kw_only=True):
 
 
 def is_failure(outcome: Outcome) -> bool:
-    """Tell whether an outcome speaks against the destination, and not only against the one event."""
+    """Tell whether an outcome is a failure of the destination, and not only a rejection of one event."""
     if outcome.kind in {OutcomeKind.DELIVERED, OutcomeKind.TOO_LARGE}:
         return False
     return outcome.status not in _OF_THE_EVENT
 
 
 def asks_for_less(outcome: Outcome) -> bool:
-    """Tell whether an outcome says that fewer attempts at once would do better."""
+    """Tell whether an outcome asks for fewer concurrent attempts."""
     return outcome.status in _BUSY or outcome.kind in {OutcomeKind.TIMEOUT, OutcomeKind.UNREACHABLE}
 
 
 def probe_wait(probes: int) -> float:
-    """Return the seconds until the next probe after so many that failed."""
+    """Return the seconds until the next probe after `probes` failed ones."""
     return min(FIRST_PROBE_SECONDS * (1 << min(probes, 8)), LAST_PROBE_SECONDS)
 
 
@@ -103,7 +105,7 @@ def resumed(state: DestinationState, now: int) -> DestinationState:
 
 
 def enabled(state: DestinationState, now: int) -> DestinationState:
-    """Begin anew after 410, and after failures: the next attempts say how it is."""
+    """Enable the destination after a 410, and close its breaker. A pause stays."""
     return DestinationState(
         name=state.name,
         paused_at=state.paused_at,
@@ -118,9 +120,10 @@ def enabled(state: DestinationState, now: int) -> DestinationState:
 def reported(
     state: DestinationState, outcome: Outcome, now: int, *, limit: int, probe: bool, recover: bool
 ) -> DestinationState:
-    """Return the state after an attempt. `limit` failures in a row open the breaker, 0 never; a `probe` may close it.
+    """Return the state after an attempt. The breaker opens after `limit` failures in a row (0: never); a successful `probe`
+    closes it.
 
-    With `recover`, what died while it failed is to be replayed once it works again.
+    With `recover`, dead letters from the outage are marked for replay when the destination works again.
     """
     if outcome.kind is OutcomeKind.TOO_LARGE:  # it may not even have been sent
         return state

@@ -1,7 +1,7 @@
-"""Ids, and the event from draft to record: pure data, no I/O.
+"""Ids, and the event from draft to record: pure data, no I/O. Times are epoch milliseconds (`int`), always passed in.
 
-Times are epoch milliseconds (`int`), given as parameters and never read from a clock here. Ids are text
-made here and sortable by time. What the event looks like as JSON is in core/event_json.py; engine/recorder.py makes it whole.
+Ids are text, made in this file and sortable by time. core/event_json.py encodes an event as JSON; engine/recorder.py stores
+its parts and completes it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Stage(StrEnum):
     """An event's place in its job; decides the effect of a late event."""
 
     PROGRESS = "progress"
-    """More is to come; pointless once the job has completed."""
+    """The job goes on. Such an event is of no use once the job has ended."""
     FINAL = "final"
     """The job has ended."""
     OPEN = "open"
@@ -69,7 +69,7 @@ class Stage(StrEnum):
 
 
 class AudioDraft(Struct, frozen=True, kw_only=True):
-    """The body of this callback is the audio; this is what is said of it."""
+    """The callback's body is audio, with these properties as the provider stated them."""
 
     content_type: str
     extension: str
@@ -83,7 +83,7 @@ class AudioDraft(Struct, frozen=True, kw_only=True):
 
 
 class FileDraft(Struct, frozen=True, kw_only=True):
-    """The body is a file other than audio, to be stored and linked to; this is what is said of it."""
+    """The callback's body is a file other than audio, to be stored and linked to."""
 
     part: str
     """The field of the event that links to it: `media` (image, video, …) or `document` (text)."""
@@ -93,10 +93,10 @@ class FileDraft(Struct, frozen=True, kw_only=True):
 
 
 class RemoteResult(Struct, frozen=True, kw_only=True):
-    """A result that still lies at the provider: a pickup brings it home, and the event waits for it."""
+    """A result that is still at the provider. A pickup downloads it, and the event waits for that."""
 
     key: str
-    """The result's identity, whichever road it comes by; the pickup's `key`."""
+    """The result's identity, whether it comes by callback or by polling; also the pickup's `key`."""
     url: str | None
     """Where the result lies; None when the provider has to be polled."""
     deadline_at: int

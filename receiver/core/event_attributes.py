@@ -11,7 +11,7 @@ class _Data(msgspec.Struct):
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event is, read from its body."""
+    """The attributes of an event, read from its JSON body."""
 
     type: str
     time: str
@@ -34,7 +34,7 @@ class _Event(msgspec.Struct):
 
 
 def about(body: bytes) -> About:
-    """Return what a whole event is, projected or not."""
+    """Return the attributes of an event from its JSON body, whether or not some of its fields were left out."""
     event = msgspec.json.decode(body, type=_Event)
     data = msgspec.json.decode(event.data, type=_Data)
     return About(

@@ -128,7 +128,7 @@ def _error(error: JobError) -> ErrorPart:
 
 
 def _cut(text: str) -> str:
-    """Cut a text to what travels inside an event."""
+    """Return a text, cut to the limit for texts inside an event."""
     text = text[:ERROR_LIMIT]
     while len(_encode(text)) > _ERROR_BYTES:
         text = text[: len(text) * 3 // 4]
@@ -148,7 +148,7 @@ def _short(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render(event: Event, link: Link, *, wanted: Fields | None = None) -> bytes:
-    """Return the event as it is sent: type, timestamp and data (of it what is `wanted`; None is all), with fresh links."""
+    """Return the event's JSON as it is sent, with fresh links. `wanted` selects the fields of `data`; None is all."""
     data = event.data
     if event.blob_key is not None or wanted is not None:
         fields = _decode(data)
@@ -173,7 +173,7 @@ def linker(
     seconds: int,
     clock: Callable[[], int],
 ) -> Link:
-    """Return what makes links that are valid for `seconds`: the blob store's own, else `base`'s `/objects/…`.
+    """Return a function that makes links valid for `seconds`: presigned ones of the blob store, else `base`'s `/objects/…`.
 
     `presign` is the blob store's method; it returns None for objects that receiver serves itself.
     """

@@ -1,4 +1,4 @@
-"""What became of a job: one cause from a closed list, one sentence, and what happened when. Pure, no I/O."""
+"""Explains a job's state: one cause from a closed list, one sentence, and a timeline. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OVERDUE = "callback.overdue"
 
 
 class Cause(StrEnum):
-    """Why a job stands where it stands; the first that holds is the cause."""
+    """Why a job is in its state. Members are in order of precedence: the first that applies is the cause."""
 
     ERASED = "erased"
     REJECTED = "rejected"
@@ -51,7 +51,7 @@ class Job(Struct, frozen=True, kw_only=True):
     """All that is known of one job."""
 
     name: str
-    """What it was asked for by: a ref, a job id or an event's id."""
+    """The name in the request: a ref, a job id or an event id."""
     now: int
     events: tuple[Event, ...] = ()
     callbacks: tuple[Callback, ...] = ()
@@ -62,7 +62,7 @@ class Job(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     journaled: int = 0
-    """Callbacks in the journal of the machine that looked."""
+    """Callbacks of the job in the journal of the machine that answers the request."""
     erased_at: int | None = None
     allowed: Mapping[str, int] = {}
     """Attempts that each destination's retry policy allows."""
@@ -83,9 +83,9 @@ class Step(Struct, frozen=True, kw_only=True):
     """`issued`, `submitted`, `callback`, `recorded`, `rejected`, `pickup`, `fetched`, `sent`, or `next` for what is still to come."""
     detail: str
     to: str = ""
-    """Of what was sent, or is to be: its destination, with the event's type where the job has several events."""
+    """The destination of an attempt, past or due; with the event's type if the job has several events."""
     outcome: str = ""
-    """Of an attempt."""
+    """The attempt's outcome."""
     answer: str = ""
     """What a destination answered, as text."""
 
@@ -99,7 +99,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 def explain(job: Job) -> Explanation:
-    """Return what became of a job. Every job has exactly one cause: the first whose sentence is not None."""
+    """Return the explanation of a job. Its cause is the first whose function returns a sentence."""
     sentences = ((cause, sentence(job)) for cause, sentence in _SENTENCES.items())
     cause, sentence = next((cause, text) for cause, text in sentences if text is not None)
     done = {d.destination for d in job.deliveries if d.state is DeliveryState.DELIVERED}
@@ -112,7 +112,7 @@ def explain(job: Job) -> Explanation:
 
 
 def _is_bare(job: Job) -> bool:
-    """Tell whether neither an event nor a result that is to be fetched is known."""
+    """Tell whether the job has no event, and no result to fetch."""
     return not job.events and all(
         p.kind is PickupKind.EXPECTED and p.state is not PickupState.COLLECTED for p in job.pickups
     )
@@ -213,7 +213,7 @@ def _held(job: Job) -> str | None:
 
 
 def _waited_for(job: Job) -> list[DestinationState]:
-    """Return what is known of the destinations to which a delivery waits."""
+    """Return the known states of destinations with a pending delivery."""
     names = {d.destination for d in job.deliveries if d.due_at is not None}
     return [job.destinations[name] for name in sorted(names & set(job.destinations))]
 
@@ -336,7 +336,7 @@ def _sent(job: Job) -> Iterator[Step]:
 
 
 def _arrived(callback: Callback, *, submitted: bool) -> Iterator[Step]:
-    """Yield when a callback's URL was made, unless for a submission, and how the callback came."""
+    """Yield a step for the issue of the callback's URL (not for a submission), and one for its arrival."""
     came, proofs = callback.arrival, callback.proofs
     if came is None:
         detail = f"{callback.method}, {callback.body_size} bytes, proved by {proofs}"

@@ -1,6 +1,6 @@
-"""What a provider adapter may ask of the network: a port and its values. Pure, no I/O.
+"""The network as provider adapters see it: a port and its values. Pure, no I/O.
 
-Failures are values. A reply with any status is an answer; what it means is the adapter's to say.
+Failures are values, not exceptions. A reply with any status is an answer; the adapter decides its meaning.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Keys(Protocol):
     """A provider's public keys."""
 
     async def fetch(self, fetch: Fetch, now: int) -> bool:
-        """Fetch them, unless that was just tried; return whether there are any. `now` in epoch milliseconds."""
+        """Fetch the keys, unless a fetch was just tried; return whether any are known. `now` in epoch milliseconds."""
 
 
 class KeysNeeded(ReceiverError):

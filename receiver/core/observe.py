@@ -1,4 +1,4 @@
-"""What the engine reports to its listeners. Logs and metrics are listeners (app/log.py, app/metrics.py)."""
+"""The engine's reports and their listeners. app/log.py and app/metrics.py are the listeners."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CallbackReport(Struct, kw_only=True):
     """`recorded`, `duplicate`, `late`, `parked`, `journaled`, or a sender error's label (`rejected`, `too_large`, …)."""
     status: int = 0
     began: float = 0.0
-    """When its head was there, in seconds of `time.perf_counter`."""
+    """When its head had arrived, in seconds of `time.perf_counter`."""
     body_seconds: float = 0.0
     """From its head to the end of its body."""
     proved_seconds: float = 0.0
-    """The same to its proof."""
+    """From its head to its proof."""
     seconds: float = 0.0
     """From the first header to the answer."""
     size: int = 0
@@ -42,11 +42,11 @@ class CallbackReport(Struct, kw_only=True):
     peer: str | None = None
     proofs: str = ""
     token_secret: int = 0
-    """The place in `tokens.secrets` of the one that proved the URL's token, counted from 1; 0 where none did."""
+    """The position in `tokens.secrets`, counted from 1, of the secret that signed the URL's token; 0 if none did."""
     reason: str = ""
     """Why it was refused, parked or journaled: names the setting to look at, never a secret."""
     count: int = 1
-    """Number of callbacks in this report: those refused as `overloaded` in one moment are reported together."""
+    """Number of callbacks in this report. Refusals as `overloaded` in one turn of the event loop share a report."""
 
 
 class AttemptReport(Struct, frozen=True, kw_only=True):
@@ -168,7 +168,7 @@ class Repeats:
         """For each kind: when its half minute began, its lines since then, and those left out."""
 
     def left_out(self, kind: object) -> int | None:
-        """Return how many lines of a kind were left out before this one; None when this one is left out as well."""
+        """Return the number of suppressed lines since the last of this kind; None if this line is to be suppressed as well."""
         now = self._clock()
         seen = self._seen.get(kind)
         if seen is None or now - seen[0] >= self.SECONDS:

@@ -10,7 +10,7 @@ import msgspec
 from receiver.core.event_document import EventData
 
 Fields = Mapping[str, Any]
-"""Names of fields, each with those wanted below it; none below it is all of it."""
+"""Names of the wanted fields, each with the wanted fields below it. An empty mapping means the whole field."""
 
 ALWAYS = ("event_id", "schema", "source", "job_id")
 """What every event holds: it tells which event it is, and of which job."""

@@ -1,4 +1,4 @@
-"""Redaction: known secrets are taken out of bytes that are kept or shown."""
+"""Redaction: removes known secrets from bytes that are stored or shown."""
 
 from __future__ import annotations
 

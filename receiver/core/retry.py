@@ -1,4 +1,6 @@
-"""When to try again, as a value: tenacity says the waits of a round, once; nothing sleeps here."""
+"""Retry policies: the waits between attempts. tenacity computes the waits of a whole round in advance; nothing sleeps in
+this file.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ class RetryPolicy(Struct, frozen=True):
 
 
 def _waits(wait: wait_base, retries: int) -> tuple[float, ...]:
-    """Return the waits of a round whose attempts all fail: tenacity plays it, and writes down each wait in place of sleeping."""
+    """Return the waits of a round in which every attempt fails. tenacity runs the round, and a fake sleep records each wait."""
     from tenacity import (  # a command that makes no policy does without
         Retrying,
         retry_always,
@@ -85,7 +87,7 @@ def scheduled(name: str, schedule: Sequence[float], jitter: float = 0.0) -> Retr
 
 @cache
 def _pickup_waits() -> tuple[float, ...]:
-    """Return 5 s, doubled each time, up to 5 minutes: that is also the wait after every later failure."""
+    """Return the pickup waits: 5 s, doubled up to 5 minutes. The last one also applies to every later failure."""
     from tenacity import wait_exponential
 
     return _waits(wait_exponential(multiplier=5, exp_base=2, max=300), 7)

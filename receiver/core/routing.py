@@ -13,22 +13,22 @@ from msgspec import Struct
 from receiver.core.event import EVENT_TYPES
 
 ABOUT_DESTINATIONS = "destination."
-"""How the types of events begin that are about destinations."""
+"""The prefix of the types of events about destinations."""
 
 
 class Condition(Struct, frozen=True):
-    """What one field of an event's data has to be."""
+    """A condition on one field of an event's data."""
 
     field: str
     """Its place below `data`, with dots: `audio.duration_seconds`."""
     values: tuple[Any, ...] = ()
-    """It is one of these, where there are any."""
+    """The field equals one of these; empty: any value."""
     least: float | None = None
     most: float | None = None
-    """It is a number from the one to the other, both included."""
+    """The field is a number between `least` and `most`, both included."""
 
     def holds(self, data: Any) -> bool:
-        """Tell whether it holds; a field that is not there is null."""
+        """Tell whether the condition holds. A missing field counts as null."""
         for name in self.field.split("."):
             data = data.get(name) if isinstance(data, dict) else None
         if self.values:
@@ -115,7 +115,7 @@ def _any(patterns: Sequence[str], value: str) -> bool:
 
 
 class Router:
-    """All routes; what depends on source and type alone is remembered, since these are few."""
+    """All routes. Decisions that depend only on source and type are cached."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = tuple(routes)
@@ -126,11 +126,11 @@ class Router:
         return self.decided(source, event_type, data)[0]
 
     def decided(self, source: str, event_type: str, data: bytes) -> tuple[tuple[str, ...], bytes]:
-        """Return the destinations that an event goes to, and all decisions about it as JSON, as they are kept with it."""
+        """Return the event's destinations, and all decisions as JSON, which is stored with the event."""
         return self._always(source, event_type) or self._decided(source, event_type, data)
 
     def _whatever_the_data(self, source: str, event_type: str) -> tuple[tuple[str, ...], bytes] | None:
-        """Return what is decided of a source and type; None where a condition on the data is looked at."""
+        """Return the decision from source and type alone; None if it also depends on the event's data."""
         if any(route.where and route.wants(source, event_type) for route in self._routes):
             return None
         return self._decided(source, event_type, b"{}")
@@ -140,7 +140,7 @@ class Router:
         return tuple(one.destination for one in decisions if one.sent), msgspec.json.encode(decisions)
 
     def decisions(self, source: str, event_type: str, data: bytes) -> list[Decision]:
-        """Return of each destination whether an event goes there, and why."""
+        """Return, for each destination, whether the event goes there, and why."""
         fields = _decode(data)
         return [route.decide(source, event_type, fields) for route in self._routes]
 

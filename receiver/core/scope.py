@@ -1,4 +1,4 @@
-"""Whose identities a callback may use: those of the whole source, or those of the one job that its URL was issued for."""
+"""The scope of a callback's idempotency keys: the whole source, or only the job whose URL it came by."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from receiver.core.callback import TokenClaims, VerifiedCallback
 from receiver.core.event import EventDraft
 
 _OF_A_JOB = frozenset(("token", "job_secret", "digest"))
-"""What whoever was given one job's URL can show (a digest anybody can); every other proof is the account's."""
+"""Proofs that the holder of one job's URL can make (anybody can make a digest); all others prove the provider's account."""
 _SCOPE = re.compile(r"token:[0-9a-f]+:")
 _LONGEST = 200
 """Characters of an idempotency key."""
 
 
 def scope(callback: VerifiedCallback) -> str:
-    """Return what the identities of a callback begin with: "" where a proof of the account holds, else its URL's own start.
+    """Return the prefix of a callback's idempotency keys: "" if a proof of the account holds, else one of its own URL.
 
-    So a job's URL never takes the identity of another job, and the account's callback about a job is no duplicate of it.
+    So one job's URL never takes a key of another job, and the account's callback about a job is no duplicate of it.
     """
     claims = callback.claims
     return own_scope(claims) if claims is not None and callback.proofs <= _OF_A_JOB else ""
 
 
 def own_scope(claims: TokenClaims) -> str:
-    """Return what the identities begin with that only the URL of these claims proves."""
+    """Return the prefix of keys of a callback that only the URL with these claims proves."""
     return f"{claims.expectation}:"
 
 
@@ -47,7 +47,7 @@ def within(scope: str, key: str) -> str:
 
 
 def scoped(scope: str, draft: EventDraft) -> EventDraft:
-    """Return a draft whose identities, that of a result to be fetched included, are in a scope."""
+    """Return a draft with all its keys, that of a result to be fetched included, in a scope."""
     if not scope:
         return draft
     remote, second = draft.remote, draft.second_key

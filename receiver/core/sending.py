@@ -1,4 +1,4 @@
-"""In which order and how fast a destination gets its deliveries: the rules that a claim follows, in all processes."""
+"""The order and rate of a destination's deliveries. Claims in all processes follow these rules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from msgspec import Struct
 
 _PERIODS = {"s": 1, "min": 60}
 _REST_US = 80_000
-"""How long a rest fills the bucket: with what is sent late, no second has more than a tenth too many."""
+"""Idle time after which the token bucket is full, in microseconds. It limits the excess in any second to a tenth."""
 _RATE = re.compile(r"([1-9][0-9]{0,6})/(s|min)")
 
 
 class Rate(Struct, frozen=True):
-    """At most so many attempts in a time, over all processes: a bucket that fills evenly and holds little."""
+    """A rate limit over all processes: a token bucket that fills evenly and holds little."""
 
     apart_us: int
     """Microseconds from one attempt to the next."""
@@ -22,12 +22,12 @@ class Rate(Struct, frozen=True):
     """Attempts that may be made at once after a rest."""
 
     def allowed(self, ahead_us: int) -> int:
-        """Return how many attempts may be made now, when the bucket is used up until so long from now."""
+        """Return how many attempts may be made now, with `ahead_us` microseconds of the bucket already used up."""
         return max(0, (self.burst * self.apart_us - max(0, ahead_us)) // self.apart_us)
 
 
 class SendingRules(Struct, frozen=True, kw_only=True):
-    """What a claim of deliveries has to keep to."""
+    """The rules for a claim of deliveries."""
 
     rate: Rate | None = None
     order: Literal["job", "ref"] | None = None
@@ -35,7 +35,7 @@ class SendingRules(Struct, frozen=True, kw_only=True):
     dead_block: bool = False
     """A dead letter keeps later events of its job back until it is replayed."""
     probing: bool = False
-    """The destination is known to fail: take one delivery if it is time to probe it, and else none."""
+    """The destination's breaker is open: the claim takes one delivery if a probe is due, else none."""
 
 
 PLAIN = SendingRules()

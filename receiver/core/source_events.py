@@ -11,7 +11,7 @@ FAILING, RECOVERED = "source.failing", "source.recovered"
 def source_event(
     name: str, provider: str, *, failing: bool, detail: str, after: str, now: int, routed: Routed
 ) -> Recording:
-    """Return the event that tells of a change; `after` is the id of the last such event, "" for none.
+    """Return the event for a change. `after` is the id of the last such event, "" for none.
 
     Processes that notice the same change make the same event.
     """

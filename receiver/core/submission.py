@@ -1,4 +1,4 @@
-"""Submissions: what of an application's call is passed on to a provider, and what becomes of it. Pure, no I/O."""
+"""Submissions: the parts of an application's call that go to a provider, and the job's record. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
 
 
 def filled(template: Any, values: Mapping[str, str]) -> Any:
-    """Return what a rule puts in, with the job's own values in its texts."""
+    """Return a rule's template with the job's values in its texts."""
     if isinstance(template, str):
         for name, value in values.items():
             template = template.replace(f"{{{name}}}", value)
@@ -60,7 +60,7 @@ _DROPPED = frozenset(
 METHOD_FIELDS = frozenset(
     ("_method", "_httpmethod", "$httpmethod", "x-http-method", "x-http-method-override", "x-method-override")
 )
-"""The same as fields of a query, of JSON or of a form, in lower case."""
+"""Fields of a query, of JSON or of a form, in lower case, by which some frameworks change a request's method."""
 _DROPPED_BACK = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "trailer", "transfer-encoding", "upgrade"),
@@ -131,12 +131,12 @@ class Submission(Struct, frozen=True, kw_only=True):
     request: str
     """Method and path of the rule."""
     token_id: str | None = None
-    """Of the callback URL that was set."""
+    """The id of the token in the callback URL of the job."""
     ref: str | None = None
     job_id: str | None = None
     state: SubmissionState = SubmissionState.OPEN
     status: int | None = None
-    """The provider's, or 424."""
+    """The provider's HTTP status, or 424."""
     idempotency_key: str | None = None
     fingerprint: str | None = None
     """A hash of the whole request; None until its body has ended."""
@@ -162,7 +162,7 @@ class NewSubmission(Struct, frozen=True, kw_only=True):
 
 
 class SubmissionEnd(Struct, frozen=True, kw_only=True):
-    """What a submission came to."""
+    """How a submission ended."""
 
     id: str
     state: SubmissionState | None

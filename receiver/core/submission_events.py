@@ -14,7 +14,7 @@ _SAID = (
 
 
 def unknown_event(submission: Submission, provider: str, *, now: int, routed: Routed) -> Recording:
-    """Return the event that tells of a submission whose outcome is not known. There is one for each, whoever makes it."""
+    """Return the event for a submission with an unknown outcome. Each submission has at most one, whichever process makes it."""
     draft = EventDraft(
         type=UNKNOWN,
         idempotency_key=f"{UNKNOWN}:{submission.id}",

@@ -1,4 +1,4 @@
-"""Counts by the minute over all processes, and the processes that are alive. Pure data, no I/O."""
+"""Counts per minute over all processes, and the list of live processes. Pure data, no I/O."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NAMES = tuple(map(str, BOUNDS))
 
 
 class Tally(Struct, frozen=True, kw_only=True):
-    """How often something came out so in a minute."""
+    """One count: how often one outcome occurred in one minute."""
 
     minute: int
-    """When it began, in epoch milliseconds."""
+    """When the minute began, in epoch milliseconds."""
     kind: str
     name: str
     """The source's or the destination's."""

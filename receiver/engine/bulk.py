@@ -1,7 +1,7 @@
-"""Bulk operations: counted first, then carried on in batches by every process that works, one at a time. Sees ports only.
+"""Bulk operations: a dry run counts the rows; then each process works on batches, one operation at a time. Sees ports only.
 
-The count fixes what it is about: what comes, or ends, later is not touched. A batch and the place it came to are one transaction, so that a process that
-is killed neither repeats a row nor leaves one out, and another goes on where it was.
+The count fixes the selection: rows that come, or end, later are not touched. One transaction holds a batch and the
+operation's position, so a killed process neither repeats nor skips a row, and another process continues there.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
 BATCH = 200
-"""Rows in one transaction: callbacks that are recorded meanwhile wait for it."""
+"""Rows in one transaction. Callbacks that arrive meanwhile wait for its commit, so it stays small."""
 _PAGE = 500
 _READ = 20
-"""Callbacks that are read again in one batch."""
+"""Kept callbacks that one batch of a renormalize operation reads."""
 _LEASE_MS = 5_000
-"""How long another process waits for the next batch of one that was killed."""
+"""The lease of a batch: how long other processes wait before they take over the operation of a killed process."""
 _LOOK_SECONDS = 1.0
 """How often a process looks whether another, or a person, began an operation."""
 
 
 class Plan(Struct, kw_only=True):
-    """What an operation is about to do."""
+    """The result of a dry run: what an operation will do."""
 
     operation: BulkOperation
     left_alone: int = 0
@@ -67,9 +67,8 @@ async def plan(
     by: str,
     now: int,
 ) -> Plan:
-    """Count what fits, and write the operation that does exactly that once it is run; none where nothing fits.
-
-    Raises `StoreUnavailable`.
+    """Count the matching rows, and store an operation for exactly these, not yet running; none if no row matches. Raises
+    `StoreUnavailable`.
     """
     operation = BulkOperation(
         id=new_id("op", now),
@@ -207,7 +206,7 @@ class BulkWorker:
 # ---------------------------------------------------------------- what a batch is
 
 Made = tuple[Batch, Iterable[str]]
-"""A batch, and the destinations to wake when it is done."""
+"""A batch, and the destinations to wake after its commit."""
 
 
 async def _replays(store: Store, operation: BulkOperation) -> Made:
@@ -255,7 +254,7 @@ def _until(operation: BulkOperation) -> int:
 
 
 def _deliveries(operation: BulkOperation, *, ended: bool) -> DeliveryFilter:
-    """Return what the deliveries of an operation are found by: the next to be replayed, or all that fit."""
+    """Return the filter for an operation's deliveries: the next to replay, or all that match."""
     chosen, place = operation.selection, operation.place
     return DeliveryFilter(
         destination=chosen.destination,

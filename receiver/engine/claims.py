@@ -1,4 +1,4 @@
-"""What a short token stands for: its URL names a row, and the store keeps the claims."""
+"""Looks up the claims of a short callback token. The URL holds only the row's id; the store holds the claims."""
 
 from __future__ import annotations
 

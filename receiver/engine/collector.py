@@ -1,4 +1,4 @@
-"""The pull road: each source has a lane of its own that claims pickups, collects and settles. Sees ports only."""
+"""Polls providers: each source has a lane that claims due pickups, collects their results and settles them. Sees ports only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _FIRST_ASK_SECONDS = 10.0
 
 
 class PullSource(Struct, frozen=True, kw_only=True):
-    """How one source's results are collected, apart from all others."""
+    """The settings and adapter by which one source's results are collected."""
 
     provider_name: str
     provider: PullProvider | None
@@ -57,7 +57,7 @@ class PullSource(Struct, frozen=True, kw_only=True):
     fetch: Fetch | None
     concurrency: int
     attempt_seconds: float
-    """The longest that collecting takes, and again that storing takes."""
+    """The time limit of a collection; storing the result has the same limit again."""
 
     @property
     def needed(self) -> float:
@@ -71,11 +71,11 @@ class PullSource(Struct, frozen=True, kw_only=True):
 
 
 Made = tuple[PickupSettlement, float]
-"""What to settle, and the seconds that the attempt took."""
+"""A settlement, and the seconds that the attempt took."""
 
 
 class _End(Struct, frozen=True, kw_only=True):
-    """What an attempt comes to."""
+    """The outcome of an attempt."""
 
     outcome: Outcome
     state: PickupState = PickupState.PENDING
@@ -121,7 +121,7 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
     # ------------------------------------------------------------ one attempt
 
     async def make(self, claim: ClaimedPickup, now: int, clock: Clock) -> Made:
-        """Ask the provider once, and store what it gives."""
+        """Ask the provider once, and store its result."""
         began = time.perf_counter()
         pickup, progress = claim.pickup, list[Recording]()
         try:
@@ -149,7 +149,7 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
         return settlement, seconds
 
     async def _end(self, pickup: Pickup, clock: Clock, progress: list[Recording]) -> _End:
-        """Attempt it. `progress` events go with the settlement: only a worker that still holds the claim records them."""
+        """Run the attempt. `progress` events go with the settlement, so only a worker that still holds the claim records them."""
         provider, fetch = self._source.provider, self._source.fetch
         expected = pickup.kind is PickupKind.EXPECTED
         if provider is None or fetch is None or (expected and not provider.can_ask(pickup)):
@@ -286,7 +286,7 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
         return settlement.due_at if held else None
 
     def _wake(self, settlement: PickupSettlement, settled: PickupSettled | None) -> None:
-        """Wake the destinations of what was recorded; late progress is for none of them."""
+        """Wake the destinations of the recorded events. Late progress has no destination."""
         written = list(zip(settlement.progress, settled.progress, strict=False)) if settled else []
         if settled and settled.recorded and settlement.recording:
             written.append((settlement.recording, settled.recorded))
@@ -301,7 +301,7 @@ _OVERDUE = "the callback did not come within the time in which it was expected"
 
 
 def _again(pickup: Pickup, outcome: Outcome, now: int) -> _End:
-    """Return the consequence of a failed attempt: another one, after a longer wait."""
+    """Return the next state after a failed attempt: a retry after a longer wait."""
     failures = pickup.failures + 1
     due_at = now + round(pickup_delay(failures, outcome.retry_after) * 1000)
     if now < pickup.deadline_at:
@@ -310,7 +310,7 @@ def _again(pickup: Pickup, outcome: Outcome, now: int) -> _End:
 
 
 def _overdue(pickup: Pickup) -> EventDraft:
-    """The event that says a callback has not come; it may still come, and counts then."""
+    """Return the event `callback.overdue`. The callback may still come, and is recorded then."""
     return EventDraft(
         type="callback.overdue",
         idempotency_key=f"overdue:{pickup.id}",

@@ -24,7 +24,7 @@ async def destination_states(store: Store, names: Iterable[str], *, now: int) ->
 
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """How a destination is, and what waits for it."""
+    """A destination's state, and its waiting deliveries."""
 
     name: str
     state: DestinationState
@@ -34,7 +34,7 @@ class Standing(Struct, frozen=True, kw_only=True):
 
 
 async def standings(store: Store, names: Iterable[str], *, now: int) -> list[Standing]:
-    """Return how each of the destinations of these names is, in their order. Raises `StoreUnavailable`."""
+    """Return the standing of each named destination, in the order of the names. Raises `StoreUnavailable`."""
     stats = await store.stats(now)
     due = {one.name: one for one in stats.due}
     return [
@@ -66,4 +66,4 @@ async def act_on_destination(
 
 
 def _nothing(before: DestinationState, after: DestinationState) -> None:
-    """What a person does is not told by an event."""
+    """Make no event: a person's action on a destination is not announced."""

@@ -78,7 +78,7 @@ class FoundOf(Struct, frozen=True, kw_only=True):
 
     @property
     def counts(self) -> Removed:
-        """What an erasure of it would remove."""
+        """The numbers that an erasure would remove."""
         counts = Removed()
         counts.add(self.traces, self.traces.blob_keys, len(self.journaled))
         return counts
@@ -87,10 +87,10 @@ class FoundOf(Struct, frozen=True, kw_only=True):
 async def drop_erased(
     store: Store, secrets: Sequence[str], callback: VerifiedCallback, draft: EventDraft
 ) -> str | None:
-    """Keep nothing but the keys of a journaled callback that came before its subject was erased; return the id of its event.
+    """Reduce a journaled callback to its keys if it came before the erasure of its subject; return its event id, else None.
 
-    So an erasure reaches the journals of all processes, whichever process was asked for it. `secrets` are the token
-    secrets. None for a callback that is to be recorded. Raises `StoreUnavailable`.
+    So an erasure reaches the journals of all processes, whichever process ran it. `secrets` are the token secrets. Raises
+    `StoreUnavailable`.
     """
     came_at, source = callback.head.received_at, callback.source
     newest = await store.tombstones(None, limit=1)
@@ -127,7 +127,7 @@ async def drop_erased(
 
 
 class Eraser:
-    """Finds and removes a subject's data. All its parts must be open; without a journal (None), the journal is left out."""
+    """Finds and removes a subject's data. All its parts must be open. With the journal None, it leaves journals out."""
 
     def __init__(
         self,
@@ -158,9 +158,9 @@ class Eraser:
         return FoundOf(traces=traces, journaled=tuple(journaled), unreadable=tuple(unreadable))
 
     async def erase(self, subject: Subject, found: FoundOf, *, now: int) -> Removed:
-        """Remove a subject's data, and what came since `look`; harmless to repeat after a failure.
+        """Remove a subject's data, with rows that came after `look`; harmless to repeat after a failure.
 
-        Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of it may be left.
+        Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of the data may be left.
         """
         tombstone_id, digest = new_id("tmb", now), subject.digest(self._secrets[-1])
         removed = Removed()

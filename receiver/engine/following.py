@@ -1,4 +1,4 @@
-"""Events as they are recorded, by whichever process, page by page. Sees ports only."""
+"""Follows the event log: yields new events of all processes, page by page. Sees ports only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from receiver.storage.store.store import Store
 
 
 async def newest_place(store: Store) -> Place:
-    """Return the place after which everything is new. Raises `StoreUnavailable`."""
+    """Return the end of the event log: later events come after it. Raises `StoreUnavailable`."""
     found = await store.search(EventSearch(newest_first=True, limit=1))
     return found[0].place if found else Place(0, "")
 
 
 async def followed(store: Store, search: EventSearch, *, seconds: float) -> AsyncIterator[Page[PlacedEvent]]:
-    """Yield pages of what is found after the search's place, for ever; when all was told, again after some seconds.
-
-    Raises `StoreUnavailable`.
+    """Yield pages of events after the search's place, for ever. At the end of the log, poll again after `seconds`. Raises
+    `StoreUnavailable`.
     """
     while True:
         page = await store.search(search)

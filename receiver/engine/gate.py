@@ -1,4 +1,4 @@
-"""How much a lane does at once: for destinations, by what this process knows of their health."""
+"""How many attempts a lane runs at once. For destinations it adapts to the outcomes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ class Gate(Generic[C]):
         self.concurrency = concurrency
 
     def room(self, ahead: int, busy: int) -> int:
-        """Return how many rows to claim, where so many wait ahead and so many attempts are under way."""
+        """Return how many rows to claim. `ahead` claimed rows wait already, and `busy` attempts run."""
         return self.concurrency - ahead
 
     def lets(self, claim: C, busy: int, now: int) -> bool:
-        """Tell whether a claimed row may be attempted now, beside so many others; else it is released."""
+        """Tell whether a claimed row may be attempted now, beside `busy` running attempts; a refused row is released."""
         return True
 
 
 class DestinationGate(Gate[Claimed]):
-    """One destination, as this process last heard of it: the store knows better, and refuses claims by what it knows.
+    """One destination's concurrency, by its state as this process last read it. The store has the newest state, and refuses
+    claims by it.
 
-    Attempts at once are halved by each answer that asks for less, and one more again for each that does not.
+    An answer that asks for less halves the concurrency; each other one adds 1, up to the setting.
     """
 
     def __init__(self, name: str, concurrency: int, *, ahead: bool = True) -> None:
-        """`ahead`: deliveries may be claimed before they can begin; not where the claim says when one may be sent."""
+        """With `ahead`, deliveries may be claimed before they can begin. False where the claim itself enforces order or rate."""
         super().__init__(concurrency)
         self.width = concurrency
         """Attempts at the same time, at present."""
@@ -40,14 +41,14 @@ class DestinationGate(Gate[Claimed]):
         self.learn(DestinationState(name=name))
 
     def learn(self, state: DestinationState) -> None:
-        """Take over what the store says."""
+        """Take over the destination's state from the store."""
         self.state = state
         self._stopped = state.stopped
         self._closed = self._stopped or state.opened_at is not None
         self._troubled = state.failures > 0 or state.opened_at is not None
 
     def note(self, outcome: Outcome) -> bool:
-        """Adapt the width to the outcome of one attempt; tell whether the destination's state in the store may change by it."""
+        """Adapt the concurrency to an outcome; tell whether the outcome may change the destination's state in the store."""
         failed = outcome.kind is not OutcomeKind.DELIVERED and is_failure(outcome)
         if failed and asks_for_less(outcome):
             self.width = max(1, self.width // 2)
@@ -62,11 +63,11 @@ class DestinationGate(Gate[Claimed]):
         return self.concurrency - ahead
 
     def lets(self, claim: Claimed, busy: int, now: int) -> bool:
-        """Tell whether a claimed delivery may be attempted, beside so many others."""
+        """Tell whether a claimed delivery may be attempted now, beside `busy` running attempts."""
         if claim.probe:
             return not self._stopped
         return busy < self.width and not self._closed and self.state.held_until <= now
 
     def opens_at(self, due_at: int) -> int | None:
-        """Return when something due at that time may be claimed; None when only a person can tell."""
+        """Return when a delivery that is due at that time may be claimed; None if a person has to act first."""
         return None if self._stopped else max(due_at, self.state.held_until)

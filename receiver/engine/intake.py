@@ -1,6 +1,7 @@
-"""The road in: `accept` takes a callback from its head to its answer.
+"""Takes callbacks in: `accept` goes from a callback's head to its HTTP answer.
 
-What is answered 2xx is on disk before. The sender's retry rule decides the answer, nothing else.
+A 2xx is sent only after the callback is on disk. If nothing can be written (a full disk), the answer is 503. Whether a
+journaled callback gets 200 or 503 depends only on how its provider retries.
 """
 
 from __future__ import annotations
@@ -59,15 +60,15 @@ T = TypeVar("T")
 
 METHODS = ("POST", "PUT")
 KNOWN_METHODS = (*METHODS, "GET", "OPTIONS")
-"""Those that are told apart in logs and metrics: a stranger may invent others."""
+"""Methods that logs and metrics name; all others count as `other`, since strangers may invent any."""
 _BIG_JSON = 256 * 1024
 """Bytes from which proving and normalizing leave the event loop for a thread."""
 _LARGE = 1024 * 1024
-"""Bytes from which documents are read two at a time: decoded, one takes many times its bytes."""
+"""Documents from this many bytes are decoded two at a time, since a decoded document takes many times its size in memory."""
 _LOOK_SECONDS = 2.0
-"""How long a callback waits for the store to tell what its short token stands for."""
+"""How long a callback waits for the store to look up the claims of its short token."""
 _UNPROVED_BYTES = 64 * 1024
-"""Longest body that is read of what its head does not prove: a handshake, or a request that is kept for a second look."""
+"""Longest body that is read without a proof in the head: of a handshake, or of a refused request that is kept."""
 
 
 class Answer(Struct, frozen=True):
@@ -117,7 +118,7 @@ class Intake:
     # ------------------------------------------------------------ accept: the push road
 
     async def accept(self, head: Head, receive: Receive) -> Answer:
-        """Take one callback: admit, read, verify, normalize, store, record. Never raises; every way ends in an answer."""
+        """Take one callback: admit, read, verify, normalize, store, record. Never raises: each failure becomes an answer."""
         began = time.perf_counter()
         reason = self.load.refusal()
         if reason:
@@ -149,9 +150,9 @@ class Intake:
         return answer
 
     def overloaded(self, source: str, method: str, reason: str) -> Answer:
-        """Refuse early: a queue that grows without end makes every answer late, and in the end useless.
+        """Return the 503 of load shedding. Refusing early keeps the answers to admitted callbacks in time.
 
-        Those of one turn of the event loop are reported together: refusing takes its time from those that could be taken.
+        The refusals of one turn of the event loop share a report, so that refusing stays cheap.
         """
         if not self._refused:
             asyncio.get_running_loop().call_soon(self._report_refused)
@@ -225,9 +226,10 @@ class Intake:
             raise CallbackRejected("the callback could not be checked") from None
 
     async def with_claims(self, head: Head) -> Head:
-        """Return the head with what a short token in its URL stands for.
+        """Return the head with the claims of its short token.
 
-        The token proves itself, so that callbacks are taken while the store is out; its claims are read when it is back.
+        The token's signature is checked without the store, so callbacks are taken during an outage; the claims are read
+        after it.
         """
         bare = self._tokens.read_short(head.source, head.token) if head.token else None
         if bare is None:
@@ -240,9 +242,9 @@ class Intake:
         return replace(head, claims=claims)
 
     async def with_keys(self, provider: PushProvider, head: Head, check: Callable[..., T], *args: Any) -> T:
-        """Return what a check returns; where it needs the provider's public keys, fetch them first.
+        """Return the result of `check`. If it needs the provider's public keys, fetch them and check again.
 
-        Raises what it raises, and `KeysUnavailable`.
+        Raises what `check` raises, and `KeysUnavailable`.
         """
         try:
             return check(*args)
@@ -258,8 +260,8 @@ class Intake:
     async def _take_unproved(
         self, provider: PushProvider, head: Head, receive: Receive, report: CallbackReport, error: SenderError
     ) -> Answer:
-        """Answer what the head alone refuses, `error`. Its body is read where it may be a handshake, which nothing proves, or is to
-        be kept for a second look: then its sender may be the provider.
+        """Answer a request whose head was refused with `error`. Its body is read only for a handshake, which carries no
+        proof, or to keep the request for a person, when its URL shows that the sender may be the provider.
         """
         greets = head.method in provider.handshake_methods
         claims = self._claims_by_itself(head)
@@ -282,7 +284,7 @@ class Intake:
             body.discard()
 
     async def _confirmed(self, provider: PushProvider, reply: Reply, report: CallbackReport) -> Answer:
-        """Answer a handshake that was proved, once what it asks to be fetched was."""
+        """Answer a proved handshake, after the fetch of the URL that confirms it."""
         fetch = self._fetchers.get(provider.source)
         if reply.confirm and fetch is not None:
             fetched = await fetch.ask(reply.confirm, headers={})
@@ -391,7 +393,7 @@ class Intake:
         return Answer(200, {"status": "journaled"})
 
     async def record_accepted(self, provider: PushProvider, callback: VerifiedCallback) -> Recorded:
-        """Record a callback that was refused, and that an operator accepted. Raises `Unavailable`, `IgnoredCallback`."""
+        """Record a refused callback that an operator accepted. Raises `Unavailable`, `IgnoredCallback`."""
         recorded = await self._recorder.record(
             provider, callback, self._normalizer.normalize(provider, callback)
         )
@@ -421,7 +423,7 @@ class Intake:
         return Answer(error.status, {"status": error.label, "error": error.message}, headers)
 
     def _claims_by_itself(self, head: Head) -> TokenClaims | None:
-        """Return what the URL's token says by itself, None when it is none of ours."""
+        """Return the claims in the URL's token, without the store; None if the token is not one of ours."""
         if head.claims is not None or not head.token:
             return head.claims
         return self._tokens.read(head.token) or self._tokens.read_short(head.source, head.token)
@@ -442,7 +444,7 @@ def _coding(head: Head, limit: int) -> str:
 
 
 def _asked(provider: PushProvider, head: Head, body: MemoryBody | FileBody, *, proved: bool) -> Reply | None:
-    """Return the answer if a request whose body is read is a handshake."""
+    """Return the answer to a handshake, None if the request is no handshake."""
     if head.method not in provider.handshake_methods or body.size > _UNPROVED_BYTES:
         return None
     return provider.handshake(head, body.load(), proved=proved)

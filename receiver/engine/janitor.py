@@ -1,8 +1,8 @@
-"""The sweeper: removes what is older than its class is kept, a bounded batch at a time. Sees ports only.
+"""Retention: removes data older than its class allows, in small batches. Sees ports only.
 
-Any number of processes may sweep at once: batches are harmless to repeat. Objects are deleted after the commit that
-ended the last link to them; a crash in between leaves an orphan, which a later sweep finds. What is removed is lost for
-good, so in doubt nothing is: while the time cannot be believed, or the store knows too little of what lies in the blob store.
+Any number of processes may sweep at once: batches are harmless to repeat. Objects are deleted after the commit that removed
+their last link; a crash in between leaves an orphan, which a later sweep finds. Deletion cannot be undone, so in doubt
+nothing is deleted: while the clock is suspect, or the store knows too few of the objects in the blob store.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
 SKEW_MS = 600_000
-"""Clocks that differ by so much: one of them is wrong, and no age is known."""
+"""A difference between two clocks from which one of them must be wrong, so that ages are unknown."""
 ORPHANS, UPLOADS = "orphans", "uploads"
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """How much one sweep does."""
+    """Limits of one sweep."""
 
     batch: int = 200
     """Rows that one batch looks at: the transaction that removes them holds up a callback for some milliseconds at most."""
@@ -55,7 +55,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     pages: int = 10
     """Pages of the blob store's listing that one sweep looks at: each is a request that costs money."""
     many: int = 100
-    """With more orphans than this in a page, and more orphans than known objects, the store is new or another one's."""
+    """More orphans than this in a page, and more than known objects, mean that the store is new or the wrong one."""
 
 
 _LIMITS = Limits()
@@ -65,7 +65,7 @@ Rest = Callable[[float], Awaitable[None]]
 
 
 def uptime() -> float:
-    """Return seconds since the machine started, with its sleep where the system counts that: a clock that nobody sets."""
+    """Return seconds since the machine started, sleep included where the system counts it. Nobody can set this clock."""
     kind = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if kind is None else time.clock_gettime(kind)
 
@@ -95,11 +95,11 @@ class Janitor:
         self._watch = StoreWatch(observer, "janitor")
         self._uptime = uptime
         self._lead = clock() - int(uptime() * 1000) if store.skew_ms is None else None
-        """When the machine started, by the clock as it was last trusted; None until it was."""
+        """The machine's start by the last trusted clock; None before that."""
         self._warned_at: dict[str, float] = {}
         """Uptime at the last warning of each kind."""
         self._after: dict[str, str] = {}
-        """Where unfinished walks continue."""
+        """For each unfinished walk, the row after which it continues."""
         self._left: list[Walk] = []
         """Walks that an earlier sweep had no time for."""
         self._background = Background()
@@ -244,7 +244,7 @@ class Janitor:
         }
 
     async def _walk(self, prune: Prune, counts: Counter[str], until: float) -> bool:
-        """Do one walk to its end; False when the time is up before. The next sweep then continues it."""
+        """Do one walk to its end; return False if the time was up first. The next sweep continues it."""
         name = prune.walk.value
         after = self._after.pop(name, "")
         while True:

@@ -1,4 +1,4 @@
-"""Gathers all that is known of one job. Sees ports only."""
+"""Collects the data about one job: events, callbacks, pickups, deliveries, rejections. Sees ports only."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ _MOST = 200
 async def gather(
     store: Store, settings: Settings, name: str, source: str | None, *, now: int, journaled: int = 0
 ) -> Job:
-    """Return what the store knows of a ref, a job id or an event's id; `journaled` is what the journal has of it.
-
-    Raises `StoreUnavailable`.
+    """Return the data about a ref, a job id or an event id. `journaled` counts its callbacks in the journal. Raises
+    `StoreUnavailable`.
     """
     secrets = token_secrets(settings)  # by which a tombstone is found
     found, pickups = await _found(store, name, source)
@@ -46,7 +45,7 @@ async def gather(
 async def gather_events(
     store: Store, settings: Settings, events: Sequence[Event], pickups: Mapping[str, Pickup], *, now: int
 ) -> Job:
-    """Return what became of these events and pickups, and of nothing else. Raises `StoreUnavailable`."""
+    """Return the data about these events and pickups alone. Raises `StoreUnavailable`."""
     callbacks = [await store.callback(event.id) for event in events]
     owed = [
         d for event in events for d in await store.deliveries(DeliveryFilter(event_id=event.id, limit=_MOST))
@@ -76,7 +75,7 @@ async def _submitted(
 
 
 def _subjects(name: str, source: str | None) -> list[Subject]:
-    """Return the subjects by which the name's data may have been erased."""
+    """Return the subjects of erasure that may have covered the name's data."""
     if name.startswith("evt_"):
         return [Subject(kind=SubjectKind.EVENT, key=name)]
     jobs = [Subject(kind=SubjectKind.JOB, key=name, source=one) for one in {source, None}]

@@ -1,4 +1,4 @@
-"""The journal's way back: once the store takes writes again, its callbacks are normalized and recorded like fresh ones."""
+"""Drains the journal: when the store accepts writes again, its callbacks are normalized and recorded like fresh ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class JournalDrain:
         self._secrets = secrets
         self._pauses = pauses
         self._error = ""
-        """Why the last drain stopped, as it was reported."""
+        """Why the last drain stopped, as last reported."""
         self._background = Background()
 
     def start(self) -> None:

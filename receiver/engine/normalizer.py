@@ -1,4 +1,4 @@
-"""What a proved callback says: its adapter normalizes it, and what that does not understand is parked."""
+"""Normalizes a proved callback through its adapter. A callback that the adapter does not understand is parked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ _BIG_PARKED = 4 * 1024 * 1024
 
 
 class Normalizer:
-    """Normalizes callbacks, whatever bug an adapter has."""
+    """Normalizes callbacks. A bug in an adapter parks the callback, and never loses it."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
     def normalize(self, provider: PushProvider, callback: VerifiedCallback) -> EventDraft:
-        """Return what a callback says; what is not understood is parked. Raises `IgnoredCallback`."""
+        """Return the event draft of a callback; that of `callback.parked` if the adapter does not understand it. Raises
+        `IgnoredCallback`.
+        """
         try:
             draft = provider.normalize(callback)
         except MalformedCallback as error:
@@ -38,7 +40,7 @@ class Normalizer:
 
 
 def parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:
-    """A proved callback that was not understood: kept whole (secrets removed) for a person."""
+    """Return the draft of `callback.parked`, with the body (secrets removed) for a person to look at."""
     small = callback.body.size <= _BIG_PARKED
     return EventDraft(
         type="callback.parked",

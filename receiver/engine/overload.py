@@ -15,19 +15,19 @@ from collections.abc import Callable
 from receiver.core.errors import BodyTooSlow
 
 SLOW_SECONDS = 2.0
-"""Storing that takes longer is slow: a third of what a source allows for it by default."""
+"""Storing that takes longer than this counts as slow. It is a third of a source's default time limit."""
 ALWAYS_STORED = 128
-"""Callbacks that may be stored at once however long it takes: during a silent outage these are what reaches the journal."""
+"""Callbacks that may be in storing however slow it is. During an outage without errors these reach the journal."""
 _LOOK_SECONDS = 0.05
-"""Between two looks for callbacks that were stored for too long."""
+"""Seconds between two checks for callbacks past their time limit."""
 _NTH_OLDEST = 16
-"""Which of the callbacks being stored is timed: a few that hang are no sign of overload."""
+"""Storing is slow if the 16th oldest callback in it is: a few that hang are no sign of overload."""
 
 
 class Place:
-    """Where a callback waits for its body while nothing proves it, until the `with` block ends.
+    """The place of one unproved callback in the waiting room, until the `with` block ends.
 
-    Leaving raises `BodyTooSlow` in a callback that had to give way.
+    Leaving raises `BodyTooSlow` if the callback was evicted.
     """
 
     def __init__(self, room: WaitingRoom, peer: str | None) -> None:
@@ -47,23 +47,23 @@ class Place:
 
 
 class WaitingRoom:
-    """The callbacks that nothing proves yet, while their bodies come in.
+    """Unproved callbacks whose bodies are still arriving.
 
-    They take no room from callbacks that are proved. When there are too many, or too many of one peer, the oldest gives way:
-    a real callback is here for milliseconds, one that does not end is soon the oldest.
+    They do not count against the limit of proved callbacks. Past the limit in all, or for one peer, the oldest is evicted:
+    a real callback stays here for milliseconds, so an attacker's slow one is soon the oldest.
     """
 
     PLACES = 512
     PLACES_OF_A_PEER = 128
     SECONDS = 15.0
-    """How long the body of a callback that nothing proves may take, in all."""
+    """Time limit for the whole body of an unproved callback."""
 
     def __init__(self) -> None:
         self._places: dict[Place, None] = {}
         self._of_peers: dict[str | None, dict[Place, None]] = {}
 
     def enter(self, place: Place) -> None:
-        """Take a place; the oldest of the peer, or of all, gives way if there are too many."""
+        """Take a place. Past a limit, evict the oldest callback of this peer, or of all peers."""
         self._places[place] = None
         same = self._of_peers.setdefault(place.peer, {})
         same[place] = None
@@ -86,13 +86,13 @@ class WaitingRoom:
 
 
 class Storing:
-    """A callback while it is stored, until the `with` block ends. Leaving raises `TimeoutError` in one that took too long.
+    """The time limit of one callback's storing, until the `with` block ends. Leaving raises `TimeoutError` past the limit.
 
-    One timer looks at all of them: one for each callback would cost as much as all the rest that is counted here.
+    One timer checks all callbacks: a timer for each would cost too much on the hot path.
     """
 
     def __init__(self, load: LoadShedder, seconds: float) -> None:
-        """It may take so many seconds. Made within a task."""
+        """`seconds` is the time limit. Create it within a task."""
         self._load, self.began = load, load.clock()
         self.until = self.began + seconds
         self._task = asyncio.current_task()
@@ -111,7 +111,7 @@ class Storing:
             raise TimeoutError from None
 
     def stop(self) -> None:
-        """End the wait: it took too long."""
+        """Cancel the task: its time is over."""
         if self._task and not self._overdue:
             self._overdue = True
             self._task.cancel()
@@ -125,13 +125,13 @@ class LoadShedder:
         self.limit = limit
         self.waiting_room = WaitingRoom()
         self.under_way = 0
-        """Callbacks between their proof and their answer."""
+        """Proved callbacks without an answer yet."""
         self.clock = clock
         self.storing: dict[Storing, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def refusal(self) -> str:
-        """Return why one callback more is refused, "" when it is not."""
+        """Return why the next callback is refused; "" if it is admitted."""
         if self.under_way >= self.limit:
             return f"{self.limit} callbacks are under way (server.max_callbacks)"
         if len(self.storing) >= ALWAYS_STORED:
@@ -141,7 +141,7 @@ class LoadShedder:
         return ""
 
     def watch(self) -> None:
-        """Look, from now until none is left, for callbacks that are stored for too long."""
+        """Start the timer that checks for callbacks past their time limit; it runs until none is left."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 

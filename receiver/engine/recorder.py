@@ -1,4 +1,4 @@
-"""The recorder: what came from a provider, pushed or pulled, becomes a whole, durable event, or nothing at all."""
+"""The recorder: turns a provider's result, pushed or pulled, into one complete and durable event, or into nothing."""
 
 from __future__ import annotations
 
@@ -46,15 +46,17 @@ _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""
 _AT_ONCE_BYTES = 256 * 1024
 _AT_ONCE_SECONDS = 0.005
-"""Audio in memory up to which it is read on the event loop what that says of itself, and how long this may take there."""
+"""Limits for parsing audio on the event loop, in bytes and in seconds; past either a thread does it."""
 _OVERLAP = 64 * 1024
 """Bytes carried from piece to piece while secrets are removed from a long body; more than any secret is long."""
 _TYPE_CHARS = 200
 _DAY = 24 * 3600 * 1000
 _LATE = _DAY // 2
-"""An object is put under the name of its arrival's day for so long: with that day, at most 36 hours, and orphans go after 48."""
+"""How long after arrival an object's key keeps the arrival's day. With that day it is 36 hours at most, and orphans are
+removed after 48.
+"""
 _JOIN_LOOKS, _JOIN_SECONDS = 12, 0.25
-"""How often, and every how many seconds, a callback looks for the submission of its job."""
+"""How often, and at what interval in seconds, a callback looks for the submission of its job."""
 ASKED = "asked"
 """The proof of a result that receiver fetched from its provider itself."""
 
@@ -71,7 +73,7 @@ class _Origin(Struct, frozen=True, kw_only=True):
     body: Body
     redact: Callable[[bytes], bytes]
     arrival: Callable[[], bytes] | None = None
-    """Returns how the callback came, as it is kept; None for what receiver fetched itself."""
+    """Returns the `Arrival` as JSON; None for results that receiver fetched itself."""
 
 
 class Recorder:
@@ -91,9 +93,11 @@ class Recorder:
         wake: Callable[[Iterable[str]], None],
         wake_pickups: Callable[[str], None],
     ) -> None:
-        """`expect` gets the destinations of an event that is about to be recorded, and what it returns the event's id after that.
+        """`expect` is called with the destinations before an event is recorded; the function it returns is called with the
+        event's id afterwards.
 
-        `by_job` are the sources whose callbacks are joined with submissions by the job's id. `wake` gets the destinations of an event that a pickup brought, `wake_pickups` the source of a new pickup.
+        `by_job` names the sources whose callbacks are matched with submissions by job id. `wake` gets the destinations of a
+        pickup's event, `wake_pickups` the source of a new pickup.
         """
         self._store = store
         self._blobs = blobs
@@ -115,10 +119,10 @@ class Recorder:
         draft: EventDraft,
         report: CallbackReport | None = None,
     ) -> Recorded:
-        """Make the event whole and durable, and wake its destinations. Raises `Unavailable`; harmless to repeat.
+        """Store the event's parts, record the event, and wake its destinations. Raises `Unavailable`; harmless to repeat.
 
-        `report` tells when its parts came; None for a callback from the journal.
-        When the result still lies at the provider, callback and pickup are made durable, and the event comes with the result.
+        If the result is still at the provider, this records the callback and a pickup; the event comes with the result.
+        `report` has the times for the arrival; None for a callback from the journal.
         """
         now = self._clock()
         head, claims, answered = callback.head, callback.claims, None
@@ -150,9 +154,9 @@ class Recorder:
         return recorded
 
     async def _joined(self, source: str, draft: EventDraft) -> tuple[EventDraft, Answered | None]:
-        """Return a draft with the ref of the submission of its job, and whose expectation it answers.
+        """Return the draft with its submission's ref, and the expectation that it answers.
 
-        The callback may be faster than the answer that tells the job's id: while a submission is under way, it is waited for.
+        The callback may arrive before the submission's answer tells the job id; so it waits while a submission is open.
         """
         under_way = SubmissionFilter(source=source, state=SubmissionState.OPEN, limit=1)
         for _ in range(_JOIN_LOOKS if draft.job_id else 0):
@@ -213,12 +217,12 @@ class Recorder:
     async def result(
         self, provider: PullProvider, pickup: Pickup, draft: EventDraft, body: Body | None
     ) -> Recording:
-        """Store what a pickup brought; return the event to be written with its settlement. Raises `Unavailable`."""
+        """Store a pickup's result; return the event for its settlement. Raises `Unavailable`."""
         origin = _pulled(provider.provider, pickup, body, provider.redact)
         return await self._recording(origin, draft, pickup.event_id, self._clock(), None)
 
     async def overdue(self, provider_name: str, pickup: Pickup, draft: EventDraft) -> Recording:
-        """Return the event that ends an expectation whose provider cannot be polled; nothing is stored yet."""
+        """Return the event that ends an expectation whose provider cannot be polled. It is not stored yet."""
         origin = _pulled(provider_name, pickup, None, lambda body: body)
         return await self._recording(origin, draft, pickup.event_id, self._clock(), None)
 
@@ -291,10 +295,11 @@ class Recorder:
             body.discard()
 
     def _blob_key(self, origin: _Origin, draft: EventDraft, extension: str, now: int) -> str:
-        """Derive the key from the callback's identity, content and day, so that storing it again soon changes nothing.
+        """Return the object's key, derived from the callback's identity, content and day: storing again on that day gives
+        the same key.
 
-        An object under the name of an older day may be an orphan about to be swept, so nothing new is put there, and what
-        lies there does not count as stored; whether the template has a day in it or not.
+        An object with the key of an older day may be an orphan that the janitor is about to delete. So a later attempt uses
+        a new key, whether or not the template contains a day.
         """
         at = origin.received_at if now - origin.received_at < _LATE else now
         identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}\0{at // _DAY}"
@@ -309,7 +314,7 @@ def _milliseconds(link: dict[str, Any]) -> int | None:
 
 
 def _facts_at_once(body: Body, draft: AudioDraft) -> AudioFacts | None:
-    """Return what a body in memory says of itself, None where reading that takes longer."""
+    """Return the audio facts of a short body in memory; None if parsing takes longer than the event loop allows."""
     if body.path is not None or body.size > _AT_ONCE_BYTES:
         return None
     began = time.monotonic()
@@ -388,7 +393,7 @@ def _row(origin: _Origin, draft: EventDraft, row_id: str, body: bytes | None) ->
 
 
 def _arrival(provider: PushProvider, callback: VerifiedCallback, report: CallbackReport | None) -> bytes:
-    """Return what is kept of how a callback came, as JSON; what comes after this is the commit alone."""
+    """Return the callback's `Arrival` as JSON. Only the commit follows, so its times are nearly final."""
     head, parts = callback.head, {}
     if report is not None:
         parts = {

@@ -1,9 +1,9 @@
-"""Callbacks that were not proved: kept by kind for a person to look at, and an alarm when they come in a row.
+"""Refused callbacks: kept for a person to look at, and reported when several come in a row.
 
-The requests themselves are kept of few: where the URL carried a token of ours, so that no stranger fills the store.
+Each source, kind, and whether the URL carried a token of ours has its own list. So strangers' requests never push the
+provider's own refused callbacks out of the list, nor hide their alarm.
 
-Kinds are apart from each other, and so are URLs that receiver issued from the rest: whatever strangers send, the provider's own callbacks that a wrong secret refuses stay in the list and
-raise the alarm.
+A whole request is kept only if its URL carried a token of ours, so that no stranger can fill the store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
 KEPT = 100
-"""Rejections of one kind that are kept of each source: of URLs that receiver issued, and of the rest."""
+"""Rejections kept for each list: of one source, one kind, with or without a token of ours."""
 REQUEST_BYTES = 64 * 1024
 """Longest body of a request that is kept."""
 _REQUESTS = 20
@@ -36,7 +36,7 @@ _ALERT_AGAIN_MS = 3_600_000
 _FLUSH_SECONDS = 1.0
 _LAST_SECONDS = 1.0
 _ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
-"""What a real provider sends whose secret or clock does not fit: reported as an error, other kinds as a warning."""
+"""Kinds that point to a wrong secret or clock of a real provider: reported as an error, all others as a warning."""
 
 
 class _Run(Struct):
@@ -59,11 +59,11 @@ class Rejections:
         self._background = Background()
 
     def start(self) -> None:
-        """Write what is kept about once a second, in a task of the running loop."""
+        """Write new rejections about once a second, in a task of the running loop."""
         self._background.start(self._run())
 
     async def stop(self) -> None:
-        """Write the last of them: no longer than a moment, as a store that does not answer must not hold up the stop."""
+        """Write the last rejections. It waits for a second at most, so that a store outage does not delay the stop."""
         await self._background.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
@@ -78,7 +78,7 @@ class Rejections:
                 self._observer.note("error", "rejections.flush_failed", error=type(error).__name__)
 
     def proved(self, source: str) -> None:
-        """Begin the count anew: a callback of `source` was proved."""
+        """Reset the source's counts: one of its callbacks was proved."""
         self._runs.pop(source, None)
 
     def add(
@@ -89,9 +89,9 @@ class Rejections:
         claims: TokenClaims | None = None,
         body: Body | None = None,
     ) -> None:
-        """Count one rejection, report it if it is one of a row, and keep it until `flush`.
+        """Count a rejection, report it if it is one of several in a row, and keep it until `flush`.
 
-        `claims` are those of the URL's token, where that is one of ours; `body` is there where it was read.
+        `claims` are those of the URL's token, if it is one of ours. `body` is None if it was not read.
         """
         source, kind, reason = head.source, RejectionKind.UNKNOWN_SOURCE, error.message
         if isinstance(error, CallbackRejected):
@@ -121,7 +121,7 @@ class Rejections:
         )
 
     def _request(self, head: Head, claims: TokenClaims | None, body: Body | None) -> RejectedRequest | None:
-        """Return the request where it is to be kept: over a URL of this source's, short, and as it was sent."""
+        """Return the request if it is kept: short, uncompressed, and with a token of ours for this source in its URL."""
         if claims is None or claims.source != head.source or body is None:
             return None
         if body.size > REQUEST_BYTES or body.wire is not None:
@@ -147,7 +147,7 @@ class Rejections:
             )
 
     async def flush(self) -> None:
-        """Write the rejections since the last call; never on the road to an answer."""
+        """Write the rejections since the last call. This never runs while a callback waits for its answer."""
         async with self._writing:
             unwritten, self._unwritten = self._unwritten, {}
             if not unwritten:
@@ -166,7 +166,7 @@ class Rejections:
 
 
 def _setting(source: str, error: CallbackRejected | UnknownSource) -> str:
-    """Return the setting that the check went by which failed."""
+    """Return the setting to look at for a failed check."""
     return (error.setting if isinstance(error, CallbackRejected) else "") or f"sources.{source}"
 
 

@@ -1,4 +1,4 @@
-"""The road out: each destination has a lane of its own that renders events, sends them and settles. Sees ports only."""
+"""Delivers events: each destination has a lane that claims due deliveries, sends them and settles them. Sees ports only."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
 Made = tuple[Settlement, float]
-"""What to settle, and the seconds that the attempt took."""
+"""A settlement, and the seconds that the attempt took."""
 _BLOCKED_MS = 250
-"""After how long a lane in order looks again for what another process may have made room for."""
+"""How long an ordered lane waits before it looks for deliveries that another process may have unblocked."""
 LOOK_SECONDS = 0.5
-"""Between two looks at what other processes and persons made of the destinations."""
+"""Seconds between two reads of the destinations' states, which other processes and persons change."""
 RECOVER_AT_ONCE, RECOVER_SECONDS = 100, 1.0
-"""How many dead letters of an outage are replayed at once, and how long after these the next ones."""
+"""How many dead letters of an outage are replayed at once, and the pause before the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTerms:
-    """How one destination is served, apart from all others."""
+    """The settings by which one destination is served."""
 
     destination: Destination
     policy: RetryPolicy
     concurrency: int
     timeout_seconds: float
-    """The longest that `destination.send` takes."""
+    """Time limit of `destination.send`."""
     breaker_failures: int = 0
     """Failures in a row after which deliveries are held; 0 is never."""
     recover: bool = False
@@ -65,7 +65,7 @@ class DeliveryTerms:
 
     @property
     def lease(self) -> float:
-        """Seconds that a claim holds: it may wait as long as an attempt takes until one begins."""
+        """Seconds that a claim holds: a wait as long as one attempt, and the attempt."""
         return 2 * self.needed
 
     @property
@@ -99,9 +99,9 @@ class Relay(Lanes[Claimed, Made]):
         super().__init__(self._sending.values())
 
     def expect(self, destinations: Iterable[str]) -> Callable[[str], None]:
-        """Have lanes with nothing to do claim in the transaction that records an event for these destinations.
+        """Let idle lanes claim within the transaction that records an event for these destinations.
 
-        Call what is returned with the event's id once it is recorded: it wakes the lanes that did not get it.
+        Call the returned function with the event's id after the commit: it wakes the lanes that did not get the event.
         """
         known = self._lanes
         claims = [(lane, lane.expect()) for name in destinations if (lane := known.get(name)) is not None]
@@ -135,7 +135,7 @@ class Relay(Lanes[Claimed, Made]):
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self, now: int) -> None:
-        """Learn what other processes and persons made of the destinations; replay what died while one failed."""
+        """Read the destinations' states from the store; replay dead letters of outages that ended."""
         states = await self._store.destinations(now)
         for name, sending in self._sending.items():
             state = states.get(name) or DestinationState(name=name)
@@ -148,7 +148,7 @@ class Relay(Lanes[Claimed, Made]):
                     self.wake([name])
 
     async def _reported(self, sending: Sending, claim: Claimed, outcome: Outcome, now: int) -> None:
-        """Note in the store what an attempt says about its destination, and tell what becomes of that."""
+        """Update the destination's health in the store after an attempt, and report a change of status."""
         terms = sending.lane
         change = partial(
             reported,
@@ -235,11 +235,11 @@ class Sending(LaneWork[Claimed, Made]):
         return self.gate.opens_at(due_at)
 
     def recovers(self, state: DestinationState, now: int) -> bool:
-        """Tell whether it is time to replay deliveries that died while the destination failed."""
+        """Tell whether it is time to replay dead letters of the destination's outage."""
         return self.lane.recover and state.recover_from is not None and state.recover_at <= now
 
     async def make(self, claim: Claimed, now: int, clock: Clock) -> Made:
-        """Send once. Raises `Unavailable` when no link could be made: our own trouble uses up no attempt."""
+        """Send once. Raises `Unavailable` if a link cannot be made; that spends no attempt."""
         lane, began = self.lane, time.perf_counter()
         try:
             async with asyncio.timeout(lane.timeout_seconds + self.context.timing.overrun):

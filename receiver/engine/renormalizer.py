@@ -1,6 +1,6 @@
-"""Renormalizing: today's code reads a callback that was kept, and what it reads otherwise becomes an event of its own.
+"""Normalizes kept callbacks again with today's code. A different result becomes a new event.
 
-Nothing is proved anew: the callback was when it came. The old event stays; the new one names it.
+Nothing is proved again: the callback was proved when it came. The old event stays; the new one names it in `replaces`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from receiver.storage.blobs import Blobs
 from receiver.storage.store.store import Store
 
 MOST_BYTES = 32 * 1024 * 1024
-"""Of a kept body that is read again: it is in memory meanwhile."""
+"""Largest kept body, in bytes, that is normalized again: it is held in memory."""
 _OWN = ("event_id", "replaces", "late", *event_json.LINKED)
 """Fields of an event that do not come from reading its callback."""
 
@@ -116,7 +116,7 @@ def _restored(kept: Callback, event: Event, body: bytes) -> VerifiedCallback:
 
 
 def _read(draft: EventDraft, event: Event, provider: str) -> bytes | None:
-    """Return what was read, as JSON; None where it is what the event says already."""
+    """Return the new reading as JSON; None if the event already says the same."""
     before = _meaning(event.type, event.data)
     file = draft.audio or (draft.file if draft.file is not None and draft.file.part == "media" else None)
     for short in (False, True):

@@ -1,7 +1,7 @@
-"""Replays by name: another round for deliveries that have ended, and the deliveries that today's settings would have made.
+"""Replays by id: another round for deliveries that have ended, and new deliveries that today's settings would make. Sees
+ports only.
 
-Sees ports only. Looking changes nothing, so that whoever asks can be told before how much would be replayed.
-What is replayed by filter is in engine/bulk.py.
+`find_named` changes nothing, so it also serves a dry run. engine/bulk.py replays by filter.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _PAGE = 500
 
 
 class Replayable(Struct):
-    """What there is of the deliveries and events named."""
+    """What can be replayed of the named deliveries and events."""
 
     ended: list[str] = []
     """Deliveries that have ended: they get another round."""
     missing: list[tuple[str, str]] = []
-    """Events and the destinations that they have no delivery to: these are made."""
+    """Pairs of event and destination without a delivery: `replay` makes one."""
     busy: int = 0
     """Deliveries under way: they are left alone."""
 
@@ -33,7 +33,7 @@ class Replayable(Struct):
 
 
 async def find_named(store: Store, router: Router, ids: Sequence[str], to: str | None) -> Replayable:
-    """Return what there is of the deliveries and events named, events with all their destinations or one. Raises `NotFound`."""
+    """Return what can be replayed of the named deliveries and events, to all destinations or one. Raises `NotFound`."""
     found = Replayable()
     states: dict[str, DeliveryState] = {}
     for identifier in ids:

@@ -1,6 +1,6 @@
-"""What a user asks for: a result to be picked up, or a callback URL, perhaps with a callback to be expected.
+"""Makes new pickups, expectations and callback URLs from what a user asks for.
 
-The command line and the API make pickups here and nowhere else. Nothing is stored: the caller does that.
+The command line, the API and submissions all use it. It stores nothing: the caller does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from receiver.providers import PullProvider, adapter_of
 from receiver.settings.model import Settings, SourceSettings
 
 FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
-"""What may be said of a job's format; the adapters read it."""
+"""The keys of a job's format; adapters read them."""
 MAX_REF = 500
 """Characters of a ref: it travels in every event."""
 MAX_TEXT = 8192
-"""Characters of what is handed over; no provider's URL is longer."""
+"""The most characters of a pickup's URL or job id; no provider's URL is longer."""
 SHORT_SECONDS = 30 * 86400
-"""How long a short token lasts where nothing else is said."""
+"""How long a short token lasts by default."""
 MAX_SECONDS = 30 * 86400
 """The longest deadline that a pickup can have, and the longest time in which a callback can be expected."""
 
@@ -41,9 +41,9 @@ class IssuedUrl(Struct, frozen=True, kw_only=True):
     webhook_secret: str | None = None
     """The job's own, for deAPI."""
     claims: TokenClaims | None = None
-    """Of a short token; to be added to the store before the URL is given to anybody."""
+    """The claims of a short token. Add them to the store before anybody gets the URL."""
     expectation: Pickup | None = None
-    """The same of it."""
+    """The pickup that expects the callback; add it to the store before anybody gets the URL."""
 
 
 def source_named(settings: Settings, name: str) -> SourceSettings:
@@ -55,7 +55,7 @@ def source_named(settings: Settings, name: str) -> SourceSettings:
 
 
 def checked_format(format: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what was said of a job's format if all its keys are known. Raises `UsageError`."""
+    """Return a job's format if all its keys are known. Raises `UsageError`."""
     unknown = sorted(set(format) - set(FORMAT_KEYS))
     if unknown:
         raise UsageError(f"format has no {unknown[0][:100]!r}; it has {', '.join(FORMAT_KEYS)}")
@@ -80,10 +80,10 @@ def new_pickup(
     format: Mapping[str, Any] | None = None,
     now: int,
 ) -> Pickup:
-    """Return the pickup of what was handed over: the provider's URL or its job id. `now` in epoch milliseconds.
+    """Return the pickup for `text`, the provider's URL or its job id. `now` in epoch milliseconds.
 
-    It is due at once, or when the provider's callback has not come within `expect_seconds`; the deadline counts from then.
-    Without `deadline_seconds` the source's own deadline counts. Raises `PickupRefused`.
+    It is due at once, or `expect_seconds` later if the provider's callback has not come by then. The deadline counts from
+    then; without `deadline_seconds` it is the source's own. Raises `PickupRefused`.
     """
     _refuse_beyond_bounds(text, ref, deadline_seconds, expect_seconds)
     due_at = now + round(expect_seconds * 1000)
@@ -118,9 +118,9 @@ def _refuse_beyond_bounds(text: str, ref: str | None, deadline: float | None, ex
 
 
 def new_expectation(source: str, claims: TokenClaims, provider: PullProvider | None, *, now: int) -> Pickup:
-    """Return the pickup that watches for the callback of a token with `expect_by`; due when that has passed.
+    """Return the pickup that expects the callback of a token with `expect_by`; it is due at that time.
 
-    `provider` is the source's where it can be asked: an overdue job is then asked about, if its id was learned.
+    `provider` is the source's adapter if it can be polled: then an overdue job is asked about, if its id is known.
     """
     by = claims.expect_by if claims.expect_by is not None else now
     more = round(provider.deadline_seconds * 1000) if provider is not None else 0

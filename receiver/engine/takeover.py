@@ -1,4 +1,4 @@
-"""What processes that were killed had under way goes on at once, in this process or another. Sees ports only."""
+"""Takes over the claims of killed processes, so that their deliveries and pickups continue at once. Sees ports only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Wake = Callable[[Iterable[str]], None]
 
 
 class Takeover:
-    """One for each process that works: looks every second for claims of processes that have ended, and releases them."""
+    """Checks every second for claims of processes that have ended, and releases them. One for each process that works."""
 
     def __init__(
         self, store: Store, observer: Observer, clock: Clock, wake: Wake, wake_pickups: Wake
@@ -31,7 +31,7 @@ class Takeover:
         self._background = Background()
 
     async def start(self) -> None:
-        """Look now, so that claims to come name this process's lock, and from now on in a task of the running loop."""
+        """Check once now, so that new claims carry this process's lock; then every second in a task of the running loop."""
         await self._look()
         self._background.start(self._run())
 
