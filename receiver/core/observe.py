@@ -129,27 +129,30 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several listeners as one. A listener that fails (a closed stream, a full disk) never fails the engine."""
+    """Several listeners as one. One that fails (a closed stream, a full disk, a bug) never fails the engine: the others are told."""
 
     def __init__(self, listeners: Iterable[Observer]) -> None:
         every = tuple(listeners)
-        self.callback = _all([one.callback for one in every])
-        self.attempt = _all([one.attempt for one in every])
-        self.pickup = _all([one.pickup for one in every])
-        self.submission = _all([one.submission for one in every])
-        self.journal = _all([one.journal for one in every])
-        self.note = _all([one.note for one in every])
+        self.note = _all([one.note for one in every], lambda _: None)
+        self.callback = _all([one.callback for one in every], self._failed)
+        self.attempt = _all([one.attempt for one in every], self._failed)
+        self.pickup = _all([one.pickup for one in every], self._failed)
+        self.submission = _all([one.submission for one in every], self._failed)
+        self.journal = _all([one.journal for one in every], self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        self.note("error", "listener.failed", error=type(error).__name__)
 
 
-def _all(listeners: Sequence[Callable[P, None]]) -> Callable[P, None]:
-    """Return what reports to every listener."""
+def _all(listeners: Sequence[Callable[P, None]], failed: Callable[[Exception], None]) -> Callable[P, None]:
+    """Return what reports to every listener; `failed` gets what one of them raises."""
 
     def report(*args: P.args, **fields: P.kwargs) -> None:
         for listener in listeners:
             try:
                 listener(*args, **fields)
-            except Exception:  # noqa: S112 - nobody is left to tell
-                continue
+            except Exception as error:
+                failed(error)
 
     return report
 

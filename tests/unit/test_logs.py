@@ -206,14 +206,16 @@ def test_a_log_on_a_full_disk_disturbs_nobody(style: str) -> None:
     log.note("error", "a")
 
 
-def test_a_listener_with_a_bug_does_not_keep_the_others_from_hearing() -> None:
+def test_a_listener_with_a_bug_is_reported_and_keeps_no_other_from_hearing() -> None:
     log, stream = _log()
     observers = Observers([_Broken(), log])
     observers.callback(_callback())
     observers.attempt(_attempt())
     observers.journal(1, 0)
     observers.note("error", "a")
-    assert len(stream.getvalue().splitlines()) == 4
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    failed = [line["error"] for line in lines if line["event"] == "listener.failed"]
+    assert (failed, len(lines)) == (["RuntimeError"] * 3, 7)
 
 
 # ---------------------------------------------------------------- metrics
