@@ -1,6 +1,6 @@
-"""Tallies: what this process saw is added to the store's counts every ten seconds, and with it that the process lives.
+"""Tallies: every ten seconds, this process adds its counts to the store, and reports that it is alive.
 
-A callback costs an addition in memory. While the store is out, counts wait here.
+Counting a callback costs an addition in memory. During an outage of the store, the counts wait in this process.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from receiver.system.background import Background
 
 EVERY_SECONDS = 10.0
 KEPT_MS = 48 * HOUR
-"""How long counts are kept by the minute, and processes that were not seen any more."""
+"""How long counts per minute, and processes that no longer report, are kept."""
 HOURS_KEPT_MS = 90 * 24 * HOUR
-"""How long they are kept by the hour."""
+"""How long counts per hour are kept."""
 _MOST = 10_000
-"""Counts that wait for a store that is out; past that new ones are left out."""
+"""The most counts that wait during an outage; further ones are dropped."""
 _LAST_SECONDS = 0.5
-"""How long the last of them may take."""
+"""Time limit of the last report at a stop."""
 
 
 class Tallies:
@@ -40,13 +40,13 @@ class Tallies:
         self._background = Background()
 
     def start(self, role: str) -> None:
-        """Tell the store from now on, in a task of the running loop; again: only that the role is another."""
+        """Report from now on, in a task of the running loop. A second call only changes the role."""
         self._process = replace(self._process, role=role)
         if not self._background.running:
             self._background.start(self._run())
 
     async def stop(self) -> None:
-        """Tell what was counted last."""
+        """Report the last counts."""
         if not self._background.running:
             return
         await self._background.stop()
@@ -60,7 +60,7 @@ class Tallies:
             await asyncio.sleep(EVERY_SECONDS)
 
     async def tell(self) -> None:
-        """Add what was counted since the last time."""
+        """Report the counts since the last report."""
         now = self._clock()
         counts, self._counts = self._counts, Counter()
         tallies = tuple(
@@ -82,7 +82,7 @@ class Tallies:
     # ------------------------------------------------------------ what is reported
 
     def callback(self, report: CallbackReport) -> None:
-        """Count a callback by its answer, and one that is kept by how long that took."""
+        """Count a callback by its answer; a recorded one also by its duration."""
         taken = (CALLBACKS, report.source, report.answer)
         if report.status == 200:
             self._add(taken, (ACK, report.source, bound_of(report.seconds)))

@@ -1,4 +1,4 @@
-"""The watcher: asks providers now and then what became of their webhooks, and tells of each change once. Sees ports only."""
+"""The watcher: polls providers for the state of their webhooks, and makes one event for each change. Sees ports only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
 _FIRST_SECONDS = 10.0
-"""The first question comes within this time after the start: processes that start together part."""
+"""The first poll comes within this time after the start, at random, so that processes do not poll together."""
 
 
 class Watched(Struct, frozen=True, kw_only=True):
-    """One source whose provider can be asked."""
+    """A source whose provider can be asked for the state of its webhook."""
 
     adapter: Adapter
     fetch: Fetch
@@ -45,7 +45,7 @@ class Watcher:
         observer: Observer,
         clock: Clock,
     ) -> None:
-        """`routed` tells which destinations want an event; `wake` gets those of a new one."""
+        """`routed` returns the destinations of an event; `wake` gets those of a new one."""
         self._store, self._sources = store, sources
         self._routed, self._wake, self._observer, self._clock = routed, wake, observer, clock
         self._background = Background()
@@ -75,7 +75,7 @@ class Watcher:
             await asyncio.sleep(self._sources[name].every * random.uniform(0.9, 1.1))
 
     async def ask(self, name: str) -> None:
-        """Ask once, and record the event that a change is. Raises `Unavailable`."""
+        """Poll once; record an event if the state changed. Raises `Unavailable`."""
         watched = self._sources[name]
         state = await watched.adapter.sender_state(watched.fetch)
         if state is None:

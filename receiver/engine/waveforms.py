@@ -1,4 +1,4 @@
-"""Outlines of audio for drawing: made when first asked for, once, by a bounded child process, and kept beside the audio."""
+"""Waveforms for the console: computed once, on the first request, by a limited child process, and stored beside the audio."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from receiver.storage.blobs.keys import outline_of
 _SECONDS = 60.0
 _WAITING = 8
 _FETCHED_BYTES = 64 * 1024 * 1024
-"""Most bytes of an object that is fetched from elsewhere for its outline."""
+"""The largest object that is downloaded from S3 for its waveform, in bytes."""
 _OUTLINE_BYTES = 64 * 1024
 
 
@@ -34,7 +34,7 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waveforms:
-    """Makes outlines, one at a time; none of the callbacks' work waits for it."""
+    """Computes waveforms, one at a time. No callback waits for them."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs

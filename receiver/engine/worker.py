@@ -31,7 +31,7 @@ from receiver.core.observe import Observer
 from receiver.engine.gate import Gate
 
 SLACK_SECONDS = 15.0
-"""What a lease must have left beyond the timeout when an attempt begins: time to settle, clocks that differ."""
+"""Time that a lease must have beyond the timeout when an attempt begins: for settling, and for clocks that differ."""
 
 Clock = Callable[[], int]
 """Gives the time in epoch milliseconds."""
@@ -43,16 +43,16 @@ class LaneTiming(Struct, frozen=True, kw_only=True):
     poll: float = 1.0
     """The longest time between two polls of an idle lane."""
     shortest_nap: float = 0.01
-    """The shortest time, when something is due and could not be claimed: another worker has it."""
+    """The shortest time between polls while a due row cannot be claimed, because another worker has it."""
     settle: float = 3.0
-    """How long a stop waits, beyond its grace, for attempts that were made to be settled."""
+    """How long a stop waits, after its grace time, for finished attempts to be settled."""
     release: float = 2.0
     """How long a stop waits for claims to be released; a quarter of that when the store was silent before."""
     overrun: float = 5.0
-    """How far past its timeout an attempt may run before it is stopped; it should never come to that."""
+    """How far past its timeout an attempt may run before it is cancelled; only a bug lets it come to that."""
     first_pause: float = 0.1
     last_pause: float = 5.0
-    """Between tries of a store that is out: doubled each time, up to a half shorter by chance."""
+    """The longest pause between retries during a store outage: doubled each time, and up to a half shorter by chance."""
 
     def pauses(self) -> Iterator[float]:
         """Yield the seconds to wait before each further try of a store that is out."""
@@ -66,7 +66,7 @@ LANE_TIMING = LaneTiming()
 
 
 class StoreWatch:
-    """Notes once that the store is out, and once that it is back; `part` begins the names of both log lines."""
+    """Logs the begin and the end of a store outage, once each; `part` begins the names of both log lines."""
 
     def __init__(self, observer: Observer, part: str) -> None:
         self._observer = observer
@@ -74,13 +74,13 @@ class StoreWatch:
         self.out = False
 
     def failed(self, error: StoreUnavailable) -> None:
-        """Say that it is out, unless that is known."""
+        """Log the outage, unless that was done."""
         if not self.out:
             self.out = True
             self._observer.note("warning", f"{self._part}.store_unavailable", error=error.message)
 
     def worked(self) -> None:
-        """Say that it is back, if it was out."""
+        """Log that the store is back, if it was out."""
         if self.out:
             self.out = False
             self._observer.note("info", f"{self._part}.store_recovered")
@@ -99,7 +99,7 @@ class Claim(Protocol):
 
 
 class Terms(Protocol):
-    """How one lane is served, apart from all others."""
+    """The settings of one lane."""
 
     @property
     def concurrency(self) -> int:
@@ -139,13 +139,13 @@ class LaneContext(Struct, frozen=True):
 
 
 class LaneWork(ABC, Generic[C, M]):
-    """The attempts of one lane: `C` is a claim, `M` an attempt that was made and is to be settled."""
+    """The kind of work of a lane: `C` is the type of a claim, `M` that of a finished attempt to be settled."""
 
     part: ClassVar[str]
     """Begins the names of log lines."""
     lane_key: ClassVar[str]
     id_key: ClassVar[str]
-    """What the lane's name and the row's id are called in log lines."""
+    """The names of the fields for the lane and the row in log lines."""
 
     def __init__(
         self, name: str, terms: Terms, queue: ClaimPort[C], context: LaneContext, gate: Gate[C]
@@ -158,9 +158,10 @@ class LaneWork(ABC, Generic[C, M]):
 
     @abstractmethod
     async def make(self, claim: C, now: int, clock: Clock) -> M:
-        """Make one attempt, which begins `now`. Records nothing: cancelled, it never was.
+        """Make one attempt, which begins `now`. It records nothing, so a cancelled attempt leaves no trace.
 
-        Raises `Unavailable` when a part of ours is out and nothing could be attempted: the row is due again when its lease ends.
+        Raises `Unavailable` when a part of ours is out and nothing could be attempted: the row is due again when its lease
+        ends.
         """
 
     @abstractmethod
@@ -170,7 +171,9 @@ class LaneWork(ABC, Generic[C, M]):
     async def insist(
         self, call: Callable[[S], Awaitable[T]], settlement: S, claim: C, outcome: str, clock: Clock
     ) -> T | None:
-        """Return what a settlement's `call` returns, retried until the lease ends while the store is out; else None, noted."""
+        """Run a settlement's `call`, retried during a store outage until the lease ends; return its result, else None, with
+        a log line.
+        """
         watch, wait, deadline = self.context.watch, None, 0.0
         while True:
             try:
@@ -207,7 +210,7 @@ class Lane(Generic[C, M]):
 
     def __init__(self, work: LaneWork[C, M]) -> None:
         self.poll = asyncio.Event()
-        """Set when there may be something to claim."""
+        """Set when there may be rows to claim."""
         self._work = work
         self._queue = work.queue
         self._gate = work.gate
@@ -224,9 +227,9 @@ class Lane(Generic[C, M]):
         self._full = False
         """There was no room to claim: claim again as soon as an attempt has ended."""
         self._napping = False
-        """The feeder waits for something to do, and nothing is ahead."""
+        """The feeder waits, and no claimed rows wait."""
         self._early: tuple[Awaitable[list[C]], int] | None = None
-        """A claim that the feeder did not ask for and is to take, and for how many rows."""
+        """A claim made without the feeder, which the feeder is to take, and its number of rows."""
         self._looked_at = -math.inf
         self._due_at: int | None = None
         """When the next row is due as of `_looked_at` (monotonic)."""
@@ -234,7 +237,7 @@ class Lane(Generic[C, M]):
         self._feeder: asyncio.Task[None] | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._making: set[int] = set()
-        """Numbers of the workers that attempt something."""
+        """Numbers of the workers with a running attempt."""
         self._settling: set[int] = set()
         self._unmade: list[C] = []
         """Claims whose attempt was stopped."""
@@ -280,7 +283,7 @@ class Lane(Generic[C, M]):
                 await self._claim_ahead()
 
     def expect(self) -> Awaitable[list[C]] | None:
-        """Have the transaction of what is recorded next claim for this lane as well, if it has nothing to do."""
+        """Let the next recording's transaction also claim for this lane, if the lane is idle."""
         room = self._gate.room(self._ahead.qsize(), len(self._making))
         if not self._napping or room <= 0:
             return None
@@ -291,7 +294,7 @@ class Lane(Generic[C, M]):
         return claiming
 
     async def _claim_ahead(self) -> float | None:
-        """Claim what there is room for; return the seconds until the next poll (None: when there is room again)."""
+        """Claim as many rows as there is room for; return the seconds until the next poll (None: when there is room again)."""
         room = self._gate.room(self._ahead.qsize(), len(self._making))
         self._full = room <= 0
         early, self._early = self._early, None
@@ -437,7 +440,7 @@ class Lanes(Generic[C, M]):
             lane.start()
 
     def wake(self, names: Iterable[str]) -> None:
-        """Tell lanes that something was recorded for them; names of other lanes are ignored."""
+        """Wake lanes for new rows; names of other lanes are ignored."""
         for name in names:
             lane = self._lanes.get(name)
             if lane is not None:

@@ -1,9 +1,10 @@
-"""Callbacks that were proved but not yet recorded: fsynced on local disk, and later passed on as they came.
+"""The journal: proved callbacks on local disk, synced, that wait to be recorded after an outage.
 
-An entry is two files named by the callback's identity: `STEM.body`, the bytes, and `STEM.json`, written last and so the
-entry's commit. A provider that sends the callback again while the store is out finds it kept already.
+An entry is two files named by the callback's identity: `STEM.body`, the bytes, and `STEM.json`, which is written last and
+so commits the entry. A provider's retry during the outage finds its entry and adds none.
 
-Several processes of a machine may have the folder open: one drains at a time, and names change under a lock.
+Several processes of a machine may share the folder: one drains at a time, and renames happen under a lock. `unavailable`
+words the error of a full or broken disk, which engine/intake.py answers with 503.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from receiver.system.body_buffer import FileBody, keep_body
 from receiver.system.files import make_folder, sync_folder, write_file
 
 _OUTAGE_AFTER = 3
-"""Entries refused in a row that make an outage; fewer may be refused for what they are."""
+"""Failures in a row that count as an outage. Fewer may be the fault of the entries themselves."""
 _QUICK_TRIES = 3
-"""Tries after which an entry waits although it may be an outage, or after a bug, which is reported no more."""
+"""Tries after which an entry waits even during a possible outage; a bug is reported for as many tries."""
 _BATCH, _BATCH_BYTES = 32, 4 * 1024 * 1024
-"""Most entries, and most of their bytes unless a single one has more, that are passed on together."""
+"""The most entries of one batch, and the most bytes, unless a single entry has more."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
-"""Seconds until an entry is tried again that was refused for what it is; doubled at each refusal."""
+"""Seconds until the retry of an entry that itself is the cause of the failure; doubled at each failure."""
 _LEFTOVER_SECONDS = 3600
 
 _DRAINING = ".draining"
@@ -67,13 +68,13 @@ class Journal:
         self._clock = clock
         self._elapsed = elapsed
         self._entries: dict[str, Entry] = {}
-        """Those that wait, by stem, in the order in which they came."""
+        """Waiting entries by stem, oldest first."""
         self._held = 0
-        """Bytes of their bodies."""
+        """Total bytes of the waiting bodies."""
         self.kept = asyncio.Event()
         """Set when an entry was added."""
         self.refused = ""
-        """Why the last drain left something, in a sentence; empty when nothing was refused."""
+        """The reason, in a sentence, why the last drain left entries; "" if it left none."""
 
     @property
     def depth(self) -> int:
@@ -117,7 +118,7 @@ class Journal:
         self._held += entry.size
 
     def _forget(self, stem: str) -> bool:
-        """Wait for this entry no more; return whether it was waited for."""
+        """Remove the entry from the list; return whether it was there."""
         entry = self._entries.pop(stem, None)
         self._held -= entry.size if entry else 0
         return entry is not None
@@ -172,12 +173,15 @@ class Journal:
                 (self._folder / f"{temporary}{suffix}").unlink(missing_ok=True)
 
     async def drain(self, handle: Handle) -> int:
-        """Pass every entry to `handle` and remove those it took; return their number. `refused` says why some are left.
+        """Pass every entry to `handle` and remove those that it records; return their number. `refused` has the reason for
+        the others.
 
-        Oldest first: one, then two together, and so on up to 32. An entry that was refused goes behind the others, so that one that no store will ever take (too
-        large for it, say), or that cannot be read, holds up none. Refused while others are taken, it waits longer each
-        time. Several refusals in a row are an outage, and end the drain. Raises `Unavailable` when no entry was taken. An
-        entry whose bytes changed on disk is moved to `damaged/`. Does nothing while another process drains the folder.
+        Oldest first, in batches of 1, 2, 4 and so on up to 32. A refused entry goes behind the others, so that one that no
+        store accepts (for its size), or that cannot be read, never blocks the rest. If others succeed meanwhile, its wait
+        grows at each refusal. Several refusals in a row count as an outage and end the drain. Raises `Unavailable` if no
+        entry succeeded.
+
+        An entry whose bytes changed on disk is moved to `damaged/`. Does nothing while another process drains the folder.
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
@@ -214,7 +218,7 @@ class Journal:
         return done
 
     def _batch(self, waiting: deque[Entry], most: int) -> list[Entry]:
-        """Take from `waiting` what is passed on next, together."""
+        """Take the next batch from `waiting`."""
         batch: list[Entry] = []
         size, now = 0, self._elapsed()
         while waiting and len(batch) < most and (not batch or size + waiting[0].size <= _BATCH_BYTES):
@@ -225,9 +229,9 @@ class Journal:
         return batch
 
     async def _pass_together(self, batch: list[Entry], handle: Handle) -> list[Unavailable | bool]:
-        """Pass entries to `handle` at once, and remove those it took.
+        """Pass entries to `handle` concurrently, and remove those that it recorded.
 
-        Returns for each True when it was taken, why it was refused, or False when it is gone or failed by itself.
+        Returns for each: True if it was recorded; the reason, if it was refused; False if it is gone or failed by itself.
         """
         callbacks = await self._restore(batch)
         results = await asyncio.gather(
@@ -267,7 +271,7 @@ class Journal:
         entry.why = error
 
     def _put_off(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
-        """Report why entries are left, each reason once; `alone`: others were taken meanwhile, so it is no outage."""
+        """Report the reasons for the remaining entries, each once. `alone`: other entries succeeded, so this is no outage."""
         for entry, error in refused:
             entry.tries += alone
             pause = 0.0
@@ -437,7 +441,7 @@ def _commit(meta: bytes) -> _Commit | None:
 
 
 def _turn(entry: Entry) -> tuple[bool, float, int]:
-    """Return what entries are sorted by: untried ones first, the oldest before the others."""
+    """Return the sort key of entries: untried ones first, then by age."""
     return bool(entry.why), entry.not_before, entry.received_at
 
 
@@ -455,11 +459,11 @@ class Entry(Struct):
     source: str
     reason: str
     tries: int = 0
-    """How often it was not taken for a reason of its own, not for an outage."""
+    """How often the entry failed for a reason of its own, and not because of an outage."""
     not_before: float = 0.0
-    """When it may be tried again, in seconds of `Journal`'s `elapsed`."""
+    """When the next try is due, in seconds of `Journal`'s `elapsed`."""
     why: str = ""
-    """Why it was not taken the last time."""
+    """The reason for the last failure."""
 
 
 def entry_at(commit: Path) -> Entry:

@@ -1,8 +1,9 @@
-"""Submissions: passes an application's calls on to a provider's API, with receiver's callback in those that make a job.
+"""Submissions: forwards an application's calls to a provider's API, and puts receiver's callback into those that start a
+job.
 
-The order is the promise. What receiver needs for the job's event (row, token, expectation) is committed before a byte is sent,
-what the provider answers is committed before the caller has it. Once the provider may have a job and its answer did not come
-whole, the caller is answered 424: no provider's program repeats that, and the event comes by the callback all the same.
+The order of the commits is the guarantee. The job's row, token and expectation are committed before a byte is sent; the
+provider's answer is committed before the caller gets it. If the provider may have a job, but its answer did not arrive
+whole, the caller gets 424: no SDK retries that, and the event still comes through the callback.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from receiver.system.background import Background
 
 __all__ = ["Answer", "Call", "Parts", "Submissions", "SubmitSource"]
 OPEN_SECONDS = 3600
-"""After so long no submission is under way any more: its process has ended."""
+"""Age from which a submission's process must have ended."""
 _SWEEP_SECONDS = 60.0
 _NO_JOB = frozenset(("refused", "not_sent", "replayed"))
-"""Outcomes of a submission that make no job."""
+"""Outcomes without a job."""
 
 
 class Submissions:
-    """All applications' calls of one process."""
+    """Forwards the calls of all applications, in one process."""
 
     def __init__(self, parts: Parts, sources: Mapping[str, SubmitSource]) -> None:
         """`sources` are those that may be submitted to, by name."""
@@ -49,7 +50,7 @@ class Submissions:
     # ------------------------------------------------------------ its life
 
     async def open(self) -> None:
-        """Make ready to send, and begin to give up what ended processes left."""
+        """Prepare to send, and start to close submissions of ended processes."""
         for source in self.sources.values():
             await source.upstream.open()
         if self.sources:
@@ -68,7 +69,7 @@ class Submissions:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Forget answers whose time is up; give up submissions whose process has ended. Raises `StoreUnavailable`."""
+        """Remove expired answers; mark submissions of ended processes `unknown`. Raises `StoreUnavailable`."""
         parts, now = self.parts, self.parts.clock()
         before, remember_ms = now - OPEN_SECONDS * 1000, round(parts.settings.remember_seconds * 1000)
         left = SubmissionFilter(state=SubmissionState.OPEN, before=before, limit=500)
@@ -105,7 +106,7 @@ class Submissions:
                 observer.submission(report)
 
     async def _answered(self, passing: Passing, answer: Answer) -> None:
-        """Note what became of a submission's answer."""
+        """Record whether a submission's answer reached the caller."""
         if passing.submission is not None and answer.delivered:
             with contextlib.suppress(StoreUnavailable):
                 await self.parts.store.deliver_submission(passing.submission.id)
@@ -113,7 +114,9 @@ class Submissions:
             passing.allowance.no_job()
 
     async def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
-        """Return a call that may be passed on, by all that is known before its body. Raises `SubmissionRefused`, `StoreUnavailable`."""
+        """Check everything known before the body; return the call if it may be forwarded. Raises `SubmissionRefused`,
+        `StoreUnavailable`.
+        """
         source = self.sources.get(call.source)
         if source is None:
             raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")
@@ -138,14 +141,14 @@ class Submissions:
         return Passing(self.parts, call, source, rule, allowance, report, stack, query)
 
     async def _pass_on(self, passing: Passing) -> Answer:
-        """Pass on what makes no job: an upload, or a question about a job of the same application."""
+        """Forward a call that starts no job: an upload, or a question about a job of the same application."""
         if (job := passing.rule.names.get("job")) is not None:
             await self._own(passing, job)
         await stream(passing, needed=passing.rule.kind == "upload")
         return passed_back(passing, await exchange(passing))
 
     async def _own(self, passing: Passing, job: str, where: str = "") -> None:
-        """Raise `SubmissionRefused` for a job that is not one of the application's."""
+        """Raise `SubmissionRefused` unless the job belongs to the application."""
         wanted = SubmissionFilter(
             application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
         )
@@ -153,7 +156,7 @@ class Submissions:
             raise SubmissionRefused(404, f"{where}no job of this application has this id")
 
     async def _submit(self, passing: Passing, job: SubmissionJob) -> Answer:
-        """Pass on what makes a job: written first, sent once, and what the answer tells written before it goes back."""
+        """Forward a call that starts a job: committed first, sent once, and the answer committed before the caller gets it."""
         await make(passing, job)
         held, body = passing.held, passing.body
         if held is not None and job.refers:

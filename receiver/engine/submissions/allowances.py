@@ -1,4 +1,4 @@
-"""What each application may do: proved by its token, limited in calls at once, and over all processes in rate, bytes and jobs."""
+"""The limits of each application: checks its token and its concurrent calls, and over all processes its rate, bytes and jobs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _DAY = 86_400
 
 @dataclass(slots=True)
 class _Limit:
-    """So much in a window of time, over all processes: each takes pieces of it from the store, not one for each call."""
+    """A limit for a window of time over all processes. Each process reserves pieces of it in the store, and not each call."""
 
     what: str
     setting: str
     seconds: int
     pieces: int = 32
-    """In which it is taken: for a day more, since what a process has taken and does not use is lost to the others."""
+    """The number of pieces: more for a day, since a piece that a process reserved and does not use is lost to the others."""
     times: int = 1
-    """Of the setting, in one window."""
+    """The setting's amount is multiplied by this for one window."""
     message: str = "too many calls"
     window: int = -1
     left: int = 0
-    """What this process has taken and not used; below zero it has used more."""
+    """What this process reserved and has not used; negative: it used more."""
     used: int = 0
-    """What all processes have taken, as far as is known."""
+    """What all processes reserved, as last read from the store."""
 
     def most(self, settings: SubmitToken) -> int:
         """Return how much a window has."""
@@ -39,7 +39,7 @@ class _Limit:
         return limit * self.times
 
     def wanted(self, settings: SubmitToken, now: int) -> int | None:
-        """Return how much to take from the store, None where what is here will do. Raises `SubmissionRefused`."""
+        """Return how much to reserve in the store; None if the present reserve is enough. Raises `SubmissionRefused`."""
         most, milliseconds = self.most(settings), self.seconds * 1000
         if (window := now // milliseconds) != self.window:
             self.window, self.left, self.used = window, min(self.left, 0), 0
@@ -51,14 +51,14 @@ class _Limit:
         return max(1, most // self.pieces, 1 - self.left)
 
     def took(self, settings: SubmitToken, usage: Usage, used: int) -> None:
-        """Note what the store has counted, which made it `used`; beyond the limit it gives nothing."""
+        """Take over the store's count after a reservation, now `used`; past the limit nothing was reserved."""
         if usage.window == self.window:
             self.used = used
             self.left += max(0, usage.amount - max(0, used - self.most(settings)))
 
 
 class UnderWay:
-    """Counts the blocks that are under way."""
+    """Counts concurrent calls."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -87,10 +87,7 @@ class Allowance:
         self.under_way = UnderWay()
 
     async def admit(self, source: str, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
-        """Count a call, unless it is not allowed: then raise `SubmissionRefused`. `clock` gives epoch milliseconds.
-
-        Raises `StoreUnavailable`.
-        """
+        """Count a call. Raises `SubmissionRefused` if a limit is reached, `StoreUnavailable`. `clock` gives epoch milliseconds."""
         settings = self.settings
         if source not in settings.sources:
             raise SubmissionRefused(403, "this token is not for this source")
@@ -118,12 +115,12 @@ class Allowance:
         self._bytes.left -= count
 
     def no_job(self) -> None:
-        """Take back that a job was counted: none was made."""
+        """Undo the count of a job that was not created."""
         self._jobs.left += 1
 
 
 class Applications:
-    """Finds out whose call it is. A token is looked up by its hash, so that the time this takes tells nothing of it."""
+    """Finds the application of a call. A token is looked up by its hash, so that timing reveals nothing about it."""
 
     def __init__(self, tokens: Iterable[SubmitToken]) -> None:
         self._by_hash: dict[bytes, Allowance] = {}

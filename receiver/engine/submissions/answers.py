@@ -1,4 +1,4 @@
-"""What a provider's answer tells of a job: committed before the caller has it."""
+"""Reads the job from a provider's answer, and commits it before the caller gets the answer."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def _rest(passing: Passing, reply: Incoming, start: bytes) -> AsyncIterato
 
 
 def _led_back(passing: Passing, job: SubmissionJob, raw: bytes) -> bytes:
-    """Return an answer whose URLs of the API lead to receiver: the caller asks there, with its token."""
+    """Return an answer whose URLs of the provider's API point to receiver instead, so that the caller polls through receiver."""
     table = passing.source.api.table
     for place in job.rewrite:
         url = text_at(raw, place, most=_MOST_URL)
@@ -100,7 +100,7 @@ def _led_back(passing: Passing, job: SubmissionJob, raw: bytes) -> bytes:
 
 
 def _pickup(passing: Passing, job_id: str) -> Pickup | None:
-    """Return the fetching of a job's result, for providers that do not call back."""
+    """Return the pickup of a job's result, for providers that do not call back."""
     pull, call = passing.source.pull, passing.call
     try:
         return None if pull is None else new_pickup(pull, job_id, ref=call.ref, now=passing.parts.clock())
@@ -118,7 +118,7 @@ async def end(
     answer: bytes | None = None,
     pickup: Pickup | None = None,
 ) -> None:
-    """Commit what a submission came to; None: nothing was sent. What the store cannot take is told: the job costs money."""
+    """Commit a submission's end; None: nothing was sent. If the store fails, log it: the job costs money."""
     submission, expected = passing.submission, passing.expectation
     if submission is None:
         return

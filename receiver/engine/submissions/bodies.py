@@ -1,4 +1,4 @@
-"""The bodies of submissions as they go out: timed piece by piece, in flat memory."""
+"""The bodies of submissions on their way to the provider: with a time limit for each piece, in flat memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from receiver.system.body_buffer import Receive, too_large
 PIECE = 256 * 1024
 """The most bytes of a held body that are read at once."""
 Segment = bytes | tuple[int, int]
-"""Bytes, or from where to where a held body has them."""
+"""Literal bytes, or the start and end of a stretch of the received body."""
 
 
 class Pace:
@@ -45,7 +45,7 @@ class Outgoing:
         self.limit = asyncio.Timeout(None)  # made in a thread, where there is no loop
         self.answered = False
         self.error: Exception | None = None
-        """What ended it early."""
+        """The error that ended the body early."""
 
     async def timed(
         self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
@@ -63,14 +63,14 @@ class Outgoing:
             raise
 
     def wait(self, seconds: float | None) -> None:
-        """Give the request so many seconds from now on; None is any time."""
+        """Set the time limit of the request, from now; None is no limit."""
         # A provider may answer before it has read all: then the answer is here, and the body still goes out.
         if not self.answered and not self.limit.expired():
             self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
 class Held(Outgoing):
-    """A body that is here already: bytes, and stretches of a body that was read."""
+    """A body that was received before the sending: literal bytes, and stretches of the received body."""
 
     def __init__(self, body: Body, segments: Sequence[Segment], content_type: str | None = None) -> None:
         super().__init__(sum(len(s) if isinstance(s, bytes) else s[1] - s[0] for s in segments), content_type)
@@ -122,7 +122,7 @@ class Stream(Outgoing):
         self._digest = hashlib.sha256()
         self.ended: Callable[[str], Awaitable[None]] | None = None
         self.more = True
-        """There may be more of it than has come."""
+        """More of the body may still come."""
 
     async def begin(self) -> bool:
         """Wait for the first piece; return False when the body is empty."""

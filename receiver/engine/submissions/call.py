@@ -1,4 +1,4 @@
-"""One call of an application's, as it goes through: what came, what it may do, what became of it, and what is answered."""
+"""One call of an application on its way: the request, its source, its state, and the answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """What the caller is answered."""
+    """The answer to the caller."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -68,7 +68,7 @@ class SubmitSource:
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """What all calls of a process need."""
+    """The parts that all calls of a process share."""
 
     settings: SubmitSettings
     public_url: str
@@ -79,9 +79,9 @@ class Parts:
     observer: Observers
     clock: Callable[[], int]
     routed: Routed
-    """Tells which destinations want an event."""
+    """Returns the destinations of an event."""
     wake: Callable[[Iterable[str]], None]
-    """Gets those of a new one."""
+    """Wakes the destinations of a new event."""
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Passing:
     allowance: Allowance
     report: SubmissionReport
     stack: AsyncExitStack
-    """What goes with the call."""
+    """Resources that are released with the call."""
     query: str
     """As it is sent, with the callback where that belongs."""
     body: Outgoing = field(default_factory=Outgoing)
@@ -109,7 +109,7 @@ class Passing:
     submission: Submission | None = None
     expectation: Pickup | None = None
     began: bool = False
-    """The provider may have some of it."""
+    """Sending began: the provider may have part of the request."""
 
     def count(self, size: int) -> None:
         """Count bytes of the caller's body."""

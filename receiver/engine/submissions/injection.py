@@ -1,7 +1,7 @@
-"""Puts the callback into what an application submits: its query, its JSON, or its multipart form.
+"""Puts receiver's callback URL into a submission: into its query, its JSON, or its multipart form.
 
-Whatever is not receiver's own goes on byte for byte. A callback of the caller's own is looked for under every name that the
-provider knows, however it is spelled. Where the callback cannot be set, nothing is to be sent: `SubmissionRefused`.
+All other bytes go on unchanged. A callback of the caller's own is found under every name that the provider accepts, in any
+spelling. If the callback cannot be set, nothing is sent: `SubmissionRefused`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
 def refuse_method_fields(names: Iterable[str]) -> None:
-    """Raise `SubmissionRefused` for a field that some servers make another request of."""
+    """Raise `SubmissionRefused` for a field by which some servers change the request's method."""
     for name in names:
         if name.lower() in METHOD_FIELDS:
             raise SubmissionRefused(422, f"{name} would make another request of it: leave it out")
@@ -36,10 +36,10 @@ def refuse_method_fields(names: Iterable[str]) -> None:
 def _left_out(
     fields: Iterable[tuple[str, Any]], job: SubmissionJob, values: Mapping[str, Any]
 ) -> Collection[str]:
-    """Return the names of those of a caller's fields in whose place receiver's stand.
+    """Return the names of the caller's fields that receiver's replace.
 
-    Raises `SubmissionRefused` for a callback of the caller's own, and for what makes another request of it. A null, an empty
-    text and receiver's own value contradict nothing: programs send those that were not set as null.
+    Raises `SubmissionRefused` for a callback of the caller's own, and for a field that changes the method. A null, an empty
+    text and receiver's own value are no conflict: SDKs send unset fields as null.
     """
     known, found = job.callback_names, set()
     for name, value in fields:
@@ -82,7 +82,7 @@ def into_json(raw: bytes, job: SubmissionJob, values: Mapping[str, Any]) -> byte
 
 
 def jobs_named(raw: bytes, job: SubmissionJob) -> list[tuple[str, str]]:
-    """Return where a JSON object names a job, and which. Raises `SubmissionRefused` for what is no job's id."""
+    """Return the names and values of fields that refer to a job. Raises `SubmissionRefused` for a malformed id."""
     places = {name.lower() for name in job.refers}
     named = [
         (n, value) for n, value in _members(raw) if n.lower() in places and value not in (None, "", "null")
@@ -119,7 +119,8 @@ def _no_number(text: str) -> Any:
 def into_form(
     body: Body, content_type: str, job: SubmissionJob, values: Mapping[str, Any]
 ) -> tuple[Held, str]:
-    """Return a multipart form with the callback in it, as fields or in the part that is JSON; and the hash of the caller's parts, whatever parts them.
+    """Return a multipart form with the callback added, as fields or in the JSON part; and a hash of the caller's parts,
+    independent of the boundary.
 
     Raises `SubmissionRefused`.
     """

@@ -1,4 +1,4 @@
-"""Never submitted twice: what a call repeats is found, waited for, and answered as it was the first time."""
+"""Prevents double submission: finds the earlier submission that a call repeats, waits for it, and returns its answer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LOOK_SECONDS = 0.25
 
 
 class Repeated(Exception):
-    """A body has ended, and was an earlier submission's."""
+    """The body has ended, and is the same as an earlier submission's."""
 
     def __init__(self, earlier: Submission) -> None:
         self.earlier = earlier
 
 
 async def begin(passing: Passing, *, fetch: bool) -> Submission | None:
-    """Commit what is to be known of a job before it is sent; or return the earlier submission that this one repeats.
+    """Commit the job's row, token and expectation before sending; or return the earlier submission that this one repeats.
 
     With `fetch` no callback comes. Raises `StoreUnavailable`, `SubmissionRefused`.
     """

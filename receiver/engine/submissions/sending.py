@@ -1,4 +1,4 @@
-"""The provider's request: made of an application's call, with the callback in query or body, and sent once."""
+"""Builds the provider's request from an application's call, with the callback in query or body, and sends it once."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def make(passing: Passing, job: SubmissionJob) -> None:
 
 
 def _issued(passing: Passing, job: SubmissionJob) -> tuple[TokenClaims, Mapping[str, Any]]:
-    """Return the claims of the job's token, and what is put into the request."""
+    """Return the claims of the job's token, and the values to put into the request."""
     call, api, now = passing.call, passing.source.api, passing.parts.clock()
     seconds = passing.source.settings.submit_expect_seconds or api.table.expect_seconds
     asked = {name: value for name, value in names_in(call.query) if name in FORMAT_KEYS}
@@ -95,7 +95,7 @@ async def _set_in_body(passing: Passing, job: SubmissionJob, values: Mapping[str
 
 
 async def looked_through(body: Body, look: Callable[[], T]) -> T:
-    """Return what a look at a whole body gives; at a long one in a thread."""
+    """Return the result of a function over a whole body; a long body is processed in a thread."""
     return look() if body.size <= _AT_ONCE else await asyncio.to_thread(look)
 
 

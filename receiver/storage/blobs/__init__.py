@@ -12,7 +12,7 @@ from receiver.core.callback import Body
 from receiver.core.event import StoredBlob
 
 _SHOWN = re.compile(r"(?:audio|video|image)/(?!.*(?:svg|xml))|text/(?:plain|vtt)\b|application/json\b")
-"""Media types that a browser plays or shows, and runs nothing of."""
+"""Media types that a browser plays or shows without running code."""
 
 
 def disposition(key: str, content_type: str) -> str:
@@ -40,7 +40,7 @@ class BlobEntry(Struct, frozen=True, kw_only=True):
 
 
 class Blobs(Protocol):
-    """Where audio lies."""
+    """A blob store."""
 
     async def open(self) -> None:
         """Make ready. Raises `BlobsUnavailable`."""
@@ -49,7 +49,7 @@ class Blobs(Protocol):
         """Let go of connections and threads."""
 
     async def ping(self) -> None:
-        """Prove that objects can be put now, as far as that costs nothing. Raises `BlobsUnavailable`."""
+        """Prove that objects can be put now, as far as that is free of charge. Raises `BlobsUnavailable`."""
 
     async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
         """Store `body` under `key` and return after it is durable (fsync, or the store's acknowledgement).
@@ -75,7 +75,7 @@ class Blobs(Protocol):
         """
 
     def is_ours(self, key: str) -> bool:
-        """Tell whether receiver, as it is set up, makes such keys: all others are somebody else's, and stay."""
+        """Tell whether receiver, with its current settings, makes such keys. All other objects belong to somebody else and stay."""
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove these objects; one that is not there is no trouble. Raises `BlobsUnavailable`; harmless to repeat.

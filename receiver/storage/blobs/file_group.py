@@ -1,7 +1,7 @@
-"""Files that are made durable together: each is written and synced, and then each folder is synced once for all of them.
+"""Syncs a group of new files together: each file once, then each folder once for all of them.
 
-A file by itself takes two syncs and a thread. In a group it takes one sync, and the disk is told of all bytes before it is
-waited for.
+A file by itself needs two syncs and a thread. In a group it needs one sync, and the disk receives all bytes before the
+first wait.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BESIDE = 4
 
 
 class NewFile:
-    """A file on its way: it gets its name when its bytes are durable."""
+    """A new file: it gets its name once its bytes are durable."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self.path, self.folder = path, path.parent
@@ -48,7 +48,7 @@ class NewFile:
         os.rename(self._temporary, self.path)
 
     def give_up(self, error: Exception) -> None:
-        """Note why, and remove what has no name yet."""
+        """Keep the error, and remove the temporary file."""
         self.error = error
         with contextlib.suppress(OSError):
             if self._fd >= 0:
@@ -58,9 +58,9 @@ class NewFile:
 
 
 def make_durable(files: Sequence[NewFile], make_folder: Callable[[Path], None], threads: Executor) -> None:
-    """Make files durable, all but those that have an `error` afterwards: one that fails hinders no other. Blocks.
+    """Make the files durable. A file that fails gets an `error`, and does not stop the others. Blocks.
 
-    `make_folder` makes a folder durable; `threads` help where the disk is slow.
+    `make_folder` makes a folder durable; `threads` help if the disk is slow.
     """
     _each_folder(files, make_folder)
     _each(NewFile.write, files)
@@ -73,7 +73,7 @@ def make_durable(files: Sequence[NewFile], make_folder: Callable[[Path], None], 
 
 
 def _sync_all(files: Sequence[NewFile], threads: Executor, helpers: int) -> None:
-    """Sync each file, in this thread and in so many others; each thread takes the next file that none has taken."""
+    """Sync the files in this thread and `threads` others; each takes the next file."""
     waiting = deque(files)
 
     def work() -> None:

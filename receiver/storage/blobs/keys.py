@@ -1,4 +1,7 @@
-"""Where an object lies: the key template."""
+"""Keys of objects in the blob store, made by the template `blobs.key`.
+
+engine/recorder.py makes the `{name}` in them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from receiver.core.errors import ConfigError
 
 DEFAULT = "{source}/{year}/{month}/{day}/{name}"
 KEY_BYTES = 1024
-"""What S3 takes at most."""
+"""The longest key that S3 accepts."""
 _HOUR = 3_600_000
 _NAME = r"[0-9a-f]{32}\.[A-Za-z0-9]{1,16}"
 _OURS = re.compile(rf"(?:.*/)?{_NAME}", re.DOTALL)
@@ -25,7 +28,7 @@ _FORMS = {
     "hour": r"[0-9]{2}",
     "name": _NAME,
 }
-"""What each field is in a key; a source's name as the settings take it."""
+"""The pattern of each field in a key; a source's name as the settings allow it."""
 
 
 class KeyTemplate:
@@ -65,18 +68,18 @@ class KeyTemplate:
         return self._folder(source, received_at // _HOUR) + name
 
     def is_ours(self, key: str) -> bool:
-        """Tell whether this template makes such keys, from the first character to the last: others' objects are not ours to remove."""
+        """Tell whether the whole key matches this template. An object with another key is not ours, and never removed."""
         return self._form.fullmatch(key) is not None
 
 
 def _folder(template: str, source: str, hour: int) -> str:
-    """Return what stands before the name in keys of a source and an hour (since the epoch)."""
+    """Return the part of a key before the name, for a source and an hour (hours since the epoch)."""
     at = datetime.fromtimestamp(hour * 3600, UTC)
     return template.format(source=source, year=f"{at:%Y}", month=f"{at:%m}", day=f"{at:%d}", hour=f"{at:%H}")
 
 
 def has_our_name(key: str) -> bool:
-    """Tell whether the last part of a key has the form that receiver gives; of the parts before it this says nothing."""
+    """Tell whether the last part of a key has the form of receiver's names. The parts before it are not checked."""
     return _OURS.fullmatch(key) is not None
 
 
@@ -84,17 +87,17 @@ _OUTLINE = "peaks"
 
 
 def outline_of(key: str) -> str:
-    """Return the key of the object that holds an audio's outline: it lies beside the audio and goes with it."""
+    """Return the key of an audio's waveform, which is stored beside the audio and removed with it."""
     return key + _OUTLINE
 
 
 def owner_of(key: str) -> str:
-    """Return the key of the audio that an outline belongs to; any other key as it is."""
+    """Return the key of the audio that a waveform belongs to; any other key unchanged."""
     return key.removesuffix(_OUTLINE)
 
 
 def with_outlines(keys: Iterable[str]) -> list[str]:
-    """Return keys with those of their outlines, whether there are any or not: what to delete."""
+    """Return the keys, each with its waveform's key, whether or not a waveform exists: the list to delete."""
     return [one for key in keys for one in (key, outline_of(key))]
 
 

@@ -1,4 +1,4 @@
-"""Audio in a local folder: temporary file, fsync, atomic name, fsync of the folder; what comes at once in one go."""
+"""Audio in a local folder: temporary file, fsync, atomic rename, fsync of the folder. Concurrent puts are synced together."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from receiver.system.files import make_folder, sync_folder, write_file
 
 _THREADS = 8
 _GROUP = 64
-"""Files that are made durable together, at most: each has a descriptor open meanwhile."""
+"""The most files in one group; each keeps a descriptor open meanwhile."""
 _REMEMBERED = 4096
 _NO_PARTS = frozenset(("", ".", ".."))
-"""What no part of a key may be: the path would point elsewhere."""
+"""Forbidden parts of a key: with them the path would point elsewhere."""
 T = TypeVar("T")
 
 
@@ -34,11 +34,11 @@ class LocalBlobs:
     """A folder on this machine; one file for each object, named by its key."""
 
     def __init__(self, folder: str, keys: KeyTemplate | None = None) -> None:
-        """Without `keys`, whatever has a name of our form is ours, wherever in the folder it lies."""
+        """Without `keys`, every file with a name of receiver's form counts as ours, in any subfolder."""
         self._root = Path(folder).absolute()
         self._keys = keys
         self._synced: set[Path] = set()
-        """Folders whose names this process knows to be durable; another one may have made them and not be done."""
+        """Folders whose names this process has synced; one made by another process may not be synced yet."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
         self._waiting: list[tuple[asyncio.Future[None], NewFile]] = []
         self._writing: asyncio.Task[None] | None = None

@@ -23,13 +23,13 @@ from receiver.storage.blobs.s3_uploads import Uploads
 _LONGEST_LINK = 7 * 86400
 """Seconds that a signed link may last at most (Signature Version 4)."""
 _PROVED_SECONDS = 10.0
-"""How long a successful put or ping stands for the next ping: each request costs money, and readiness is asked often."""
+"""How long a successful put or ping answers the next ping. Each request costs money, and load balancers ask for readiness often."""
 _PAGE = 1000
 _ASK_SECONDS = 15.0
 _LONG_SECONDS = 120.0
-"""The longest that a call may take in whole, whatever the store sends meanwhile: one answer; reading an object, many answers."""
+"""Time limit of a whole call, even if the store keeps sending: for one answer, and for reading an object."""
 _NO_BATCHES = {"MissingContentMD5", "NotImplemented", "InvalidRequest", "MethodNotAllowed"}
-"""What stores say that cannot delete many objects with one request as boto3 asks it."""
+"""Error codes of stores that cannot delete many objects with boto3's one request."""
 
 
 class S3Blobs:
@@ -160,7 +160,7 @@ class S3Blobs:
         ]
 
     def is_ours(self, key: str) -> bool:
-        """Tell whether receiver makes such keys here: neither others' nor those of an earlier template are."""
+        """Tell whether receiver, with its current prefix and template, makes such keys."""
         return self._keys.is_ours(key)
 
     async def delete(self, keys: Sequence[str]) -> None:

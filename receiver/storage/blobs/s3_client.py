@@ -1,7 +1,8 @@
-"""boto3 on threads: a pool of its own, time limits that hold, and no thread that works for nobody.
+"""Runs boto3 in a thread pool of its own, with time limits that hold.
 
-A thread cannot be interrupted. What bounds it: the connection's timeouts; no try of a call begins when its time is over or
-nobody waits for it any more; and then its socket is shut down, since a store that sends a byte now and then is never silent.
+Python cannot interrupt a thread. Three bounds replace that: the connection's timeouts; no new try once the time is over or
+the caller has gone; and then the shutdown of the thread's socket, since a store that sends a byte now and then never runs
+into a timeout.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PAUSES = (0.1, 0.5)
 _KEEP_SECONDS = 60.0
 """Pause between two looks at credentials that expire; botocore renews them from 15 minutes before their end."""
 _END_SECONDS = 2.0
-"""How long a thread may take to end after its socket was shut down; then the process ends without it."""
+"""How long a thread may take to end after its socket's shutdown; past that the process ends without it."""
 T = TypeVar("T")
 
 
@@ -148,28 +149,28 @@ class Calls:
 
 
 def _on_call(params: Any, **_: Any) -> None:
-    """Never ask by `Expect: 100-continue` first: a thread whose socket is cut while botocore waits for that would spin for ever."""
+    """Remove `Expect: 100-continue`: a thread whose socket is cut while botocore waits for the 100 would spin for ever."""
     params["headers"].pop("Expect", None)
 
 
 class Ticket:
-    """What the thread of one call may still do."""
+    """The permission of one call's thread to go on."""
 
     def __init__(self) -> None:
         self.given_up = threading.Event()
-        """Nobody waits for the call any more: no request of it begins."""
+        """The caller has gone: the thread makes no further request."""
         self._lock = threading.Lock()
         self._connection: Any = None
 
     def hold(self, connection: Any) -> None:
-        """Know the connection that the thread will use. Raises `GaveUp` when nobody waits any more."""
+        """Store the connection that the thread will use. Raises `GaveUp` if the caller has gone."""
         with self._lock:
             if self.given_up.is_set():
                 raise GaveUp
             self._connection, connection.ticket = connection, self
 
     def cut(self) -> None:
-        """Let the thread do nothing more: whatever it waits for on its socket ends now."""
+        """Stop the thread: shut down its socket, so that every wait on it ends now."""
         with self._lock:
             self.given_up.set()
             # Another call may have the connection by now, from the pool.

@@ -1,4 +1,4 @@
-"""What is said when S3, or the way to it, fails: one sentence for a person, without a secret in it."""
+"""Turns S3 errors into one sentence for a person, without secrets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def status_of(error: BaseException) -> int:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Tell whether the store is out, or too busy: what only waiting mends."""
+    """Tell whether the store is down or overloaded, which only waiting mends."""
     status = status_of(error)
     if code_of(error) or status:
         return status in (429, 503) or (status >= 500 and status != 501)
@@ -83,7 +83,9 @@ def is_outage(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, options: S3Options, doing: str, permission: str) -> str:
-    """Return one sentence: what was done, why it failed, and what to do. `permission` is what it needs (`s3:PutObject`)."""
+    """Return one sentence: the action, the reason for its failure, and what to do. `permission` is what the action needs
+    (`s3:PutObject`).
+    """
     return f"{doing} {options.place} failed: {_reason(error, options, permission)}"
 
 
@@ -126,7 +128,7 @@ def _reason(error: BaseException, options: S3Options, permission: str) -> str:
 
 
 def _host(error: BaseException, options: S3Options) -> str:
-    """Return who was asked: without `endpoint_url`, environment or profile may have named another than Amazon's."""
+    """Return the host of the request. Without `endpoint_url`, the environment or profile may have named another than Amazon's."""
     told: Any = getattr(error, "kwargs", {})
     asked = urlsplit(str(told.get("endpoint_url", ""))).netloc if isinstance(told, dict) else ""
     if options.endpoint_url or not asked or asked.endswith((".amazonaws.com", ".amazonaws.com.cn")):

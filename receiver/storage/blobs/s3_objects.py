@@ -1,4 +1,4 @@
-"""What a bucket is asked so that bodies become its objects, request by request: `receiver check` asks just that as well."""
+"""The S3 requests that store a body as an object. `receiver check` makes the same requests."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Objects:
         return {"IfNoneMatch": "*"} if self.conditional else {}
 
     def put(self, client: Any, key: str, body: Body, about: dict[str, Any], first: Any = None) -> None:
-        """Put a whole body; `first` is what a first try came to, its answer or the error, and is gone on from."""
+        """Put a whole body. `first` is the result of the first try, an answer or an error; tries continue from there."""
         answered = isinstance(first, dict) or (first is not None and status_of(first) in (409, 412, 501))
         call = _after(first, client.put_object) if answered else client.put_object
         with io.BytesIO(body.load()) if body.path is None else open(body.path, "rb") as file:
@@ -97,7 +97,7 @@ class Objects:
     def _create(
         self, client: Any, call: Any, key: str, body: Body, **arguments: Any
     ) -> dict[str, Any] | None:
-        """Make the object unless it is there, which is None; one that is there must be the same."""
+        """Create the object; return None if one with this key exists, which must have the same content."""
         from botocore.exceptions import ClientError
 
         condition = self.condition
@@ -189,7 +189,7 @@ class Objects:
 
 
 def proves(answer: dict[str, Any], body: Body) -> bool:
-    """Tell whether an answer to a put can only be that of a store which has the object."""
+    """Tell whether an answer to a put proves that the store has the object."""
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     # Some stores call no body at all a page.
     page = "html" in headers.get("content-type", "") and headers.get("content-length") != "0"
@@ -200,7 +200,7 @@ def proves(answer: dict[str, Any], body: Body) -> bool:
 
 
 def _after(first: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `call`, whose first time has been already and came to `first`."""
+    """Return `call` with its first call replaced by `first`, an answer or an error."""
     outcomes = [first]
 
     def go_on(**arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What `receiver check` asks a bucket: each thing that receiver will do, once, with a small object of its own."""
+"""The bucket's part of `receiver check`: tries each operation that receiver needs, once, with a small object of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class Trouble(Struct, frozen=True):
-    """One thing that does not work, or not as it should."""
+    """One problem of the bucket."""
 
     message: str
     permission: str = ""
@@ -64,7 +64,7 @@ class _Probe:
         """True when the store does not tell these credentials whether the bucket is there."""
 
     def step(self, doing: str, permission: str, work: Callable[[], None], *, fatal: bool = True) -> bool:
-        """Do one thing; return whether it worked."""
+        """Run one step of the check; return whether it worked."""
         try:
             work()
         except Exception as error:  # whatever goes wrong is what was asked for
@@ -197,7 +197,7 @@ class _Probe:
 
 
 def probe(options: S3Options) -> list[Trouble]:
-    """Try what receiver does with its bucket; return what does not work, without a secret in it. Blocks; raises nothing."""
+    """Try each operation on the bucket; return the problems, without secrets. Blocks; raises nothing."""
     try:
         client, _ = make_client(options, tries=3)
     except Exception as error:  # a profile or URL that is none, boto3 missing

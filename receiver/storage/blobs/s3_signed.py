@@ -27,7 +27,7 @@ from receiver.system.threads import Threads
 FIRST_LIMIT = 1024 * 1024
 """Bytes up to which a body's first try is made here."""
 _PAUSE_SECONDS = 60.0
-"""How long boto3 has all puts after it stored what was refused here: as when the bucket lies in another region."""
+"""How long boto3 makes all puts after it stored one that failed here, as when the bucket is in another region."""
 _ANSWER_LIMIT = 64 * 1024
 _IDLE_SECONDS = 15.0
 """How long a connection is kept: S3 keeps them for longer."""
@@ -155,7 +155,7 @@ class FirstTries:
         return failed
 
     def stored_by_boto3(self, refused: Exception) -> None:
-        """Note that boto3 stored what was `refused` here: unless the trouble has passed, it knows a way that is not known here."""
+        """Note that boto3 stored a put that was `refused` here. Unless the cause has passed, boto3 makes the next puts."""
         if not is_outage(refused) and not isinstance(refused, ConnectionError):
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
 

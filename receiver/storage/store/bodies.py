@@ -1,7 +1,7 @@
-"""Bodies of callbacks as they are kept: most of what is in one is in its event's data as well, and is kept once.
+"""Compresses the kept bodies of callbacks. Most of a body is also in its event's data, which serves as the dictionary.
 
-A body is written as what it differs by from the data (zlib, with the data as its dictionary): some hundred bytes instead of
-two thousand. It is had back byte by byte, for as long as the event is there.
+A body is stored as its zlib difference from that data: some hundred bytes instead of two thousand. It is restored byte by
+byte, as long as the event exists.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import zlib
 
 _WINDOW, _MEMORY = 15, 5
-"""Of zlib: the longest distance of what is repeated, and as little memory as makes the shortest start."""
+"""zlib's parameters: the longest match distance, and the least memory, which makes the shortest header."""
 
 
 def difference(body: bytes | None, data: bytes) -> tuple[bytes | None, int]:
-    """Return a body as it is kept beside an event's data, and 1 where that is what it differs by, 0 where it is the body itself."""
+    """Return the stored form of a body and its flag: 1 for a difference from the event's data, 0 for the body itself."""
     if not body or len(body) > 2 * len(data):
         return body, 0
     deflate = zlib.compressobj(

@@ -1,4 +1,6 @@
-"""Bulk operations: a row each, taken by one process at a time; what a batch does and how far it came are one transaction."""
+"""Bulk operations in the store: one row each, claimed by one process at a time. One transaction holds a batch and the new
+position.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def begin(session: Session, wanted: BulkOperation) -> None:
 
 @each
 def claim(session: Session, now: int, wait: int, only: str | None) -> BulkOperation | None:
-    """Take the operation that has been due longest, or that one; nobody else does for `wait` milliseconds."""
+    """Claim the operation that has been due longest, or the given one; no other process claims it for `wait` milliseconds."""
     params: dict[str, Value] = {"now": now, "at": now, "wait": wait}
     chosen = "TRUE"
     if only is not None:

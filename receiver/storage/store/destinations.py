@@ -1,4 +1,6 @@
-"""What all processes know of destinations: one row each, changed under a lock by functions of core/destination_health.py."""
+"""The states of destinations, shared by all processes: one row each. Functions of core/destination_health.py change them
+under a lock.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Changed(NamedTuple):
 
 
 class ChangeRequest(NamedTuple):
-    """What to make of a destination's state, and the event that is to be recorded with it."""
+    """A function that changes a destination's state, and one that makes the event to record with the change."""
 
     name: str
     change: Change
@@ -36,7 +38,7 @@ class ChangeRequest(NamedTuple):
 
 
 def change(session: Session, requests: Sequence[ChangeRequest]) -> list[Changed]:
-    """Change destinations one after the other, in one order in every process, so that two do not wait for each other."""
+    """Change destinations one by one. All processes lock rows in the same order, so that no two deadlock."""
     results: dict[int, Changed] = {}
     for number in sorted(range(len(requests)), key=lambda number: requests[number].name):
         name, new_state, tell, now = requests[number]
@@ -52,7 +54,7 @@ def change(session: Session, requests: Sequence[ChangeRequest]) -> list[Changed]
 
 
 def states(session: Session, now: int) -> dict[str, DestinationState]:
-    """Return what is known of destinations, by name; of those that are not there, nothing is."""
+    """Return the stored states of destinations, by name. A destination without a row is absent."""
     found = [_state(row, now) for row in session.run("list_destinations", {"now": now})]
     return {state.name: state for state in found}
 

@@ -1,7 +1,8 @@
-"""Callbacks and their events: recorded with the deliveries of these, and read; rejections.
+"""Callbacks, their events and rejections in the store: recording (with deliveries), reading and listing.
 
-Nothing in this package but the backends waits or commits: a backend opens a transaction, these functions run in it, and it
-commits. Those that write take many callers' requests at once: a statement of many rows costs little more than one of one.
+Only the backends in this package wait or commit: a backend opens a transaction, these functions run in it, and the backend
+commits. Functions that write take the requests of many callers at once, since a statement for many rows costs little more
+than for one.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ R = TypeVar("R")
 
 
 def record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]:
-    """Write callbacks, events and deliveries, all or none; of what replaces an event that is gone, nothing.
+    """Write callbacks, events and deliveries, all or none. A recording that replaces an event that no longer exists writes
+    nothing.
 
     A callback whose (source, idempotency key) or (source, second key) is known is a `DUPLICATE` and writes nothing. A
-    `PROGRESS` event whose (source, job) already has a `FINAL` one, or a deferred one, is `LATE`: recorded, with no
-    deliveries. Deliveries are born `pending`, due at the event's `recorded_at`.
+    `PROGRESS` event whose (source, job) already has a `FINAL` event, or a deferred one, is `LATE`: recorded, with no
+    deliveries. Deliveries start `pending`, due at the event's `recorded_at`.
 
-    With `answered`, the pickup (source, `answered.key`) that is not `collected` yet learns of it: by a final answer it
-    is `collected` with this event (the recorded one or the first of a duplicate), else it gets the job id it lacks.
+    With `answered`, the pickup (source, `answered.key`) is updated unless it is `collected`: a final answer makes it
+    `collected` with this event (for a duplicate, the first one); another answer adds the job id if the pickup lacks it.
     """
     return unless_gone(session, [one.replaces for one in recordings], recordings, _record)
 
@@ -67,7 +69,7 @@ def unless_gone(
     requests: Sequence[R],
     write: Callable[[Session, Sequence[R]], list[Recorded]],
 ) -> list[Recorded]:
-    """Write requests, but nothing of one that replaces an event that is gone: that was erased meanwhile."""
+    """Write requests, except those that replace an event that no longer exists: that one was erased meanwhile."""
     wanted = sorted({one for one in replaced if one is not None})
     if not wanted:
         return write(session, requests)
@@ -104,9 +106,9 @@ def _record(session: Session, recordings: Sequence[Recording]) -> list[Recorded]
 
 
 def write_callbacks(session: Session, callbacks: Iterable[tuple[CallbackRow, str, bytes]]) -> set[str]:
-    """Write callbacks, each with the id of the event that it leads to and its data; return the ids of those that were not known.
+    """Write callbacks, each with its event's id and data; return the ids of the new ones.
 
-    The data is empty where the event comes later, or is not there.
+    The data is empty if the event comes later, or does not exist.
     """
     rows = []
     for callback, event_id, data in callbacks:
@@ -146,7 +148,7 @@ def first_event(session: Session, callback: CallbackRow) -> str:
 
 
 def resolve(session: Session, answers: Iterable[tuple[str, Answered, str, int]]) -> None:
-    """Update the pickups that wait for these callbacks: a final one collects them, another brings the job id they lack.
+    """Update the pickups that expect these callbacks: a final answer makes one `collected`, another adds a missing job id.
 
     An answer has its source, its event's id, and the time of the callback.
     """
@@ -207,7 +209,7 @@ def body(session: Session, event_id: str) -> bytes | None:
 
 
 def routing(session: Session, event_id: str) -> list[Decision]:
-    """Return what was decided of an event's destinations when it was recorded; nothing of one that came late, or that is not there."""
+    """Return the routing decisions recorded with an event; empty for a late event or an unknown one."""
     rows = session.run("event_routing", {"id": event_id})
     return msgspec.json.decode(rows[0][0], type=list[Decision]) if rows and rows[0][0] else []
 
@@ -222,7 +224,7 @@ def callback(session: Session, event_id: str) -> Callback | None:
 
 
 def callback_ids(first: str, last: str | None = None) -> dict[str, Value]:
-    """Return the bounds of the ids that callbacks of these events have: both are made for the same millisecond."""
+    """Return the lowest and highest id that callbacks of these events can have: both are made for the same millisecond."""
     return {"first": f"cb_{moment(first)}", "beyond": f"cb_{moment(last or first)}~"}
 
 
@@ -236,10 +238,10 @@ _BY_TIME = Listing("list_events", "place_of_events", "(recorded_at, id)", (8, 0)
 _BACK = Listing("events_back", "place_of_events_back", "(e.position, e.id)", (0, 1))
 _ONWARD = Listing("events_onward", "place_of_events_onward", "(e.position, e.id)", (0, 1), onward=True)
 TROUBLED = tuple(one for one in EVENT_TYPES if not one.endswith((".completed", ".processing", ".partial")))
-"""Types of what goes wrong, and of operation: rare, and looked for. They have indexes of their own."""
+"""Event types of failures and of operation. They are rare and often searched for, so they have their own indexes."""
 _TROUBLED = f"type IN {TROUBLED}"
 _RECORDING_MS = 600_000
-"""Events are in the order of recording and nearly in that of their times: by so much, one may be ahead of another."""
+"""The order of recording and that of times differ by this much at most."""
 
 
 def events(session: Session, filter: EventFilter) -> Page[Event]:
@@ -306,7 +308,7 @@ def _add_owed(
     indexed: dict[str, Value],
     others: dict[str, Value | tuple[str, ...]],
 ) -> None:
-    """Add the condition that an event is owed to somebody."""
+    """Add the condition that the event has a delivery in the wanted state, to the wanted destination."""
     # The state is written out, not a parameter: only then may the indexes of what is due and dead be used.
     state = DeliveryState(wanted.state) if wanted.state else None
     of_state = "" if state is None else OF_STATE.get(state, f"d.state = '{state}'")
@@ -335,7 +337,7 @@ _OF_ONE_REF = 10_000
 REQUESTS_OF_A_SOURCE = 20
 """Requests of rejections that are kept of each source, the newest of them."""
 REQUESTS = 200
-"""The same of all sources together: with 64 KiB each, 13 MB."""
+"""Requests of rejections that are kept of all sources together: with 64 KiB each, 13 MB."""
 
 
 @each
@@ -360,7 +362,7 @@ def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None
 
 
 def rejection_id(row: Rejection) -> str:
-    """Return an id that sorts by time, then by the order of arrival; its end differs between processes."""
+    """Return an id that sorts by time, then by arrival; its end differs between processes."""
     return f"rej_{row.at:013x}{next(_SEQUENCE):010x}{os.urandom(4).hex()}"
 
 

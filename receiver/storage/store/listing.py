@@ -17,27 +17,27 @@ from receiver.core.work import DeliveryState
 from receiver.storage.store.statements import Row, Session, Value
 
 LOOKED_AT = 1_000
-"""Rows that one page looks at, at most: a page beside a million costs what one beside a thousand does."""
+"""The most rows that one page examines: so a page of a million rows costs as much as one of a thousand."""
 LOOKED_UP = 300
-"""The same where each is looked up in another table."""
+"""The most rows that one page examines if each needs a lookup in another table."""
 _PARAMETER = re.compile(r":(\w+)")
 Conditions = Mapping[str, Value | tuple[str, ...]]
 """SQL to value; one parameter each, if any. Those whose value is None are left out."""
 
 
 class Listing(NamedTuple):
-    """What rows are listed by."""
+    """The order of a listing, and its statements."""
 
     rows: str
     """The statement that lists them."""
     place: str
     """The statement that finds where a page has to end."""
     key: str
-    """SQL of what the listing is sorted by: also the places where pages begin."""
+    """SQL of the sort key; the place where a page begins is a value of it."""
     columns: tuple[int, ...]
     """The columns of `rows` that are the key."""
     onward: bool = False
-    """The first comes first; else the last."""
+    """True: oldest first; False: newest first."""
 
 
 OF_STATE = {
@@ -45,11 +45,11 @@ OF_STATE = {
     DeliveryState.DELIVERING: "d.id IN (SELECT id FROM deliveries WHERE claimed_by IS NOT NULL)",
     DeliveryState.DEAD: "d.state = 'dead'",
 }
-"""States that few rows have, as the indexes of these have them."""
+"""Conditions for rare states, worded as their partial indexes are."""
 
 
 def bound(prefix: str, at: int) -> str:
-    """Return what sorts before all ids of `prefix` made at or after `at`, and after all made earlier."""
+    """Return a text that sorts before all ids of `prefix` made at or after `at`, and after all older ones."""
     return new_id(prefix, max(at, 0))[: len(prefix) + 1 + TIME_CHARS]
 
 
@@ -64,7 +64,7 @@ def page(
     item: Callable[[Row], Any],
     looked_at: int = LOOKED_AT,
 ) -> Page[Any]:
-    """Return the rows that come after the place `after`, made items of; `looked_at` bounds what conditions of no index cost."""
+    """Return the items after the place `after`. `looked_at` limits the rows that conditions without an index examine."""
     params: dict[str, Value] = {}
     texts = _added(indexed, params)
     beyond, until = (">", "<=") if listing.onward else ("<", ">=")
@@ -111,7 +111,7 @@ def _added(conditions: Conditions, params: dict[str, Value]) -> list[str]:
 def _compared(
     listing: Listing, how: str, name: str, place: tuple[Value, ...], params: dict[str, Value]
 ) -> str:
-    """Return the condition that compares a row's key with a place, and add its parameters."""
+    """Return the condition that compares a row's key with a place; add its parameters."""
     names = [f"{name}_{number}" for number in range(len(place))]
     params.update(zip(names, place, strict=True))
     return f"{listing.key} {how} ({', '.join(f':{one}' for one in names)})"

@@ -1,4 +1,4 @@
-"""Locks that end with the processes that hold them: files beside an embedded database, locked by flock."""
+"""Process locks for a local database: files beside it, locked by flock. A lock ends when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class LockFiles:
         self._held = path, descriptor
 
     def free(self, names: Iterable[str]) -> set[str]:
-        """Return those of these locks that no process holds."""
+        """Return the locks among `names` that no process holds."""
         return {name for name in names if self._removed_if_free(self._prefix + name)}
 
     def release(self) -> None:
-        """Give up what is held."""
+        """Release the lock."""
         held, self._held = self._held, None
         if held is not None:
             path, descriptor = held

@@ -1,11 +1,11 @@
-"""Logins of the console that were ended before their time. Those that last live in the browser's cookie alone."""
+"""Console logins that were ended early. A running login exists only in the browser's cookie."""
 
 from __future__ import annotations
 
 from receiver.storage.store.statements import Session, Value, clean, each
 
 KEPT_MS = 24 * 3600 * 1000
-"""How long an end is remembered: longer than any login lasts."""
+"""How long an ended login is remembered: longer than any login lasts."""
 
 
 @each

@@ -1,4 +1,4 @@
-"""Pickups in the store: made, rescheduled by callbacks, and settled with the events that they bring."""
+"""Pickups in the store: created, rescheduled by callbacks, and settled together with their events."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add(session: Session, pickups: Sequence[Pickup]) -> list[tuple[Pickup, bool]
 
 
 def _write(session: Session, pickups: Collection[Pickup]) -> set[str]:
-    """Write pickups, and return the ids of those whose key no other has that did not end without a result."""
+    """Write pickups; return the ids of those whose key no other pickup has, except one that ended without a result."""
     rows = [_row(pickup) for pickup in pickups]
     return {row[0] for row in session.run_rows("insert_pickups", rows)}
 
@@ -77,12 +77,14 @@ def _identity(pickup: Pickup) -> tuple[str, str]:
 
 
 def defer(session: Session, deferrals: Sequence[Deferral]) -> list[Recorded]:
-    """Write callbacks that wait for their results, and the pickups that bring these home, all or none.
+    """Write callbacks whose results are still at the provider, and the pickups for these results, all or none.
 
-    A callback that is known is a `DUPLICATE` and writes nothing. When a pickup with this key exists already and is not
-    `gone`, no other is made: the callback gets that one's event, and unless it is `collected` it takes over target, draft,
-    a missing job id and a later deadline, and is `pending`, due at once: an attempt under way knows nothing of them, so its
-    claim ends. `answered` does as in `record`, and so does a draft that replaces an event.
+    A known callback is a `DUPLICATE` and writes nothing. If a pickup with this key exists and is not `gone`, no other is
+    created: the callback gets that pickup's event. Unless it is `collected`, the pickup takes over the callback's target
+    and draft, a missing job id and a later deadline, and becomes `pending`, due at once; the claim of a running attempt
+    ends, since that attempt knows none of these.
+
+    `answered`, and a draft that replaces an event, work as in `record`.
     """
     drafts = [one.pickup.draft for one in deferrals]
     return unless_gone(session, [draft.replaces if draft else None for draft in drafts], deferrals, _deferred)
@@ -141,16 +143,15 @@ def _leads(session: Session, batch: Mapping[int, Deferral], new: set[str]) -> di
 
 
 def led_to(callback: CallbackRow, event_id: str) -> CallbackRow:
-    """Return the callback with an id of the event's millisecond, so that the one leads to the other."""
+    """Return the callback with an id of the event's millisecond, so that each can be found from the other."""
     if moment(callback.id) == moment(event_id):
         return callback
     return replace(callback, id=id_beside("cb", event_id))
 
 
 def _reschedule(session: Session, pickup_id: str, update: Pickup) -> None:
-    """Give an existing pickup what a callback brought, and have it due at once; a collected one needs nothing.
-
-    Raises `LookupError` to have the transaction repeated.
+    """Update an existing pickup with a callback's data, and make it due at once; a collected one stays as it is. Raises
+    `LookupError` to have the transaction repeated.
     """
     params: dict[str, Value] = {
         "id": pickup_id,
@@ -248,7 +249,9 @@ def _is_failure(event: Event) -> bool:
 def _result_known(
     session: Session, pickup: Pickup, event_id: str, coming: Collection[str]
 ) -> tuple[str, PickupState] | None:
-    """Return another's event that has the pickup's result. A failure has a key of its own and would not meet it."""
+    """Return another pickup's or callback's event with the same result. A failure has its own key, so the key alone does
+    not find it.
+    """
     keys = {"source": pickup.source, "idempotency_key": pickup.key, "second_key": pickup.key}
     rows = session.run("first_event", keys)
     if not rows or not _has_result(session, rows[0][0], event_id, coming):

@@ -48,9 +48,13 @@ class Pauses(Struct, frozen=True, kw_only=True):
 
 PAUSES = Pauses()
 LOCK_MS = 2_000
-"""How long a transaction waits for a lock: behind it wait all callers of this process, within what an answer may take."""
+"""Time limit for a lock. All callers of this process wait behind it, so it is shorter than the time in which a callback
+must be answered.
+"""
 TAKEOVER_SECONDS = 2.0
-"""How long a process's lock has to be free until the process counts as dead: one whose connection broke is back before."""
+"""How long another process's lock must be free before the process counts as dead. A process that only lost its connection
+is back earlier.
+"""
 CLOSE_SECONDS = 1.0
 """How long closing waits for a server that may say nothing."""
 
@@ -64,7 +68,7 @@ _UNDONE = (
     errors.IdleSessionTimeout,
     LookupError,
 )
-"""Nothing was done. A session that the server ended for its sleep had not got its commit."""
+"""Errors after which nothing was committed. A session that the server ended because it was idle had no commit under way."""
 _OF_SOME = (
     psycopg.IntegrityError,
     psycopg.DataError,
@@ -74,7 +78,7 @@ _OF_SOME = (
     errors.UndefinedTable,
     errors.UndefinedColumn,
 )
-"""Errors of one operation, or of some: the others of the transaction may succeed without them."""
+"""Errors caused by single operations: the others of the transaction may succeed without them."""
 
 
 class PostgresStore(Store):
@@ -409,7 +413,7 @@ class Listener:
 
     @staticmethod
     def _ready(*descriptors: int, within: float) -> set[int]:
-        """Return those of which there is something to read, or that were closed. `select` refuses those beyond 1023."""
+        """Return the sockets that are readable or closed. `select` cannot take descriptors above 1023."""
         waiting = select.poll()
         for descriptor in descriptors:
             waiting.register(descriptor, select.POLLIN)

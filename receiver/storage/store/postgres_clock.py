@@ -1,4 +1,4 @@
-"""How far the database's clock is from ours."""
+"""Measures the difference between the database's clock and this machine's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from receiver.storage.store.postgres_connection import Connection
 
 EVERY_SECONDS = 60.0
-"""How often the difference is measured; and whenever our clock is seen to have been set."""
+"""Seconds between measurements; a change of this machine's clock triggers one as well."""
 BAND_MS = 2_000
 """Clocks that differ by less count as the same: a lease has slack for that, and measuring is not exact."""
 _STEP_MS = 500

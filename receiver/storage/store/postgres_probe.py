@@ -1,4 +1,4 @@
-"""What a PostgreSQL server says to whoever asks before the start: rights, tables, clock, a pooler on the way."""
+"""The database's part of `receiver check`: rights, tables, clock, and a connection pooler in between."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _FIXES = {
 
 
 class Trouble(NamedTuple):
-    """One thing that is wrong or doubtful."""
+    """One problem of the database."""
 
     code: str
     """One of the codes of `receiver check`."""
@@ -63,7 +63,7 @@ class Trouble(NamedTuple):
 
 
 def probe(url: str, clock: Callable[[], int]) -> Iterator[Trouble]:
-    """Ask the server of a PostgreSQL URL, and yield what is wrong with it. Writes nothing."""
+    """Query the server of a PostgreSQL URL; yield the problems. Writes nothing."""
     try:
         info = parse(url)
         with connect(info, writes=False, answer_seconds=_ANSWER_SECONDS) as connection:

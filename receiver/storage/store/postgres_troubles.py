@@ -1,4 +1,4 @@
-"""The troubles of a connection to PostgreSQL, in words: what is wrong and where to look."""
+"""Turns PostgreSQL connection errors into sentences: what is wrong and where to look."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ _TROUBLES: tuple[tuple[str, str, str], ...] = (
     ("XXFATAL", r"FATAL:", "the database server refused the connection: its log says why"),
 )
 _LASTING = ("26", "28", "3D", "3F", "42", "F0")
-"""States that no waiting mends. Class F0 is SQL's for settings that are wrong; here it is for ours as well."""
+"""SQLSTATEs that waiting does not mend. Class F0 is SQL's for wrong settings; here it also covers receiver's own."""
 
 _STARVED = {
     errno.EMFILE: "this process has no file descriptor left: raise its limit",
@@ -121,7 +121,7 @@ _LOST_STATES = ("08", "57P", "25006", "25P03", "25P04", "XX", "58")
 
 
 class Starved(psycopg.OperationalError):
-    """We are short of something, this process or its machine: the server has no part in it."""
+    """A resource of this process or machine is used up; the server is not at fault."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(_short_of(error))
@@ -209,7 +209,7 @@ class Unreached(psycopg.OperationalError):
 
     @property
     def sentence(self) -> str:
-        """What is wrong when no server said anything."""
+        """Say what is wrong when no server answered."""
         text = str(self)
         if "refused" in text:
             return f"the database server cannot be reached: nothing listens at {self.place}"

@@ -1,7 +1,8 @@
-"""The two queues of the store, deliveries of destinations and pickups of sources: claimed, settled and released alike.
+"""The two queues of the store, deliveries and pickups: claim, settle, release. `statements.sql` has the SQL (`due_…`,
+`claim_…`).
 
-A claim is a lease: it sets `due_at` to its own end, so a crashed worker's row is simply due again. A settlement or a
-release applies only while its claim is held: no two claims have one token.
+A claim is a lease: it sets `due_at` to its own end, so a crashed worker's row becomes due again by itself. A settlement or
+a release applies only while its claim is held: no two claims have the same token.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ S = TypeVar("S", Settlement, PickupSettlement)
 
 
 class ClaimRequest(NamedTuple):
-    """A request for what is due to one destination, or at one source."""
+    """A request to claim the due rows of one destination, or of one source."""
 
     queue: str
     token: str
@@ -46,26 +47,23 @@ class ClaimRequest(NamedTuple):
     now: int
     lease_until: int
     rules: SendingRules = PLAIN
-    """Of deliveries only."""
+    """Rate, order and probing; for deliveries only."""
 
 
 def token(worker: str, lock: str | None = None) -> str:
-    """Name one claim: a worker that gets what it had let expire again must not settle it by the old claim.
-
-    `lock` is the lock that the worker's process holds for as long as it lives.
-    """
+    """Return a claim's token, unique to each claim: a worker that claims a row again must not settle it with its expired claim."""
     made = f"{worker}:{os.urandom(6).hex()}"
     return made if lock is None else f"{made}:{lock}"
 
 
 def lock_of(claimed_by: str) -> str | None:
-    """Return the lock that tells whether a claim's process lives; None where only the lease can."""
+    """Return the lock in a claim's token, which shows whether its process lives; None if only the lease can show it."""
     parts = claimed_by.split(":")
     return parts[2] if len(parts) == 3 else None
 
 
 class Queue(ABC, Generic[C, S]):
-    """One table of due rows; its statements are the twins in `statements.sql`."""
+    """One table of due rows. `statements.sql` has the same set of statements for each of the two."""
 
     table: ClassVar[str]
 
@@ -85,7 +83,7 @@ class Queue(ABC, Generic[C, S]):
         return results
 
     def _due(self, session: Session, request: ClaimRequest) -> list[C]:
-        """Return what may be claimed."""
+        """Return the rows that may be claimed."""
         params: dict[str, Value] = {"queue": request.queue, "now": request.now, "limit": request.limit}
         return [self.claimed(row, request) for row in session.run(f"due_{self.table}", params)]
 
@@ -117,7 +115,7 @@ class Queue(ABC, Generic[C, S]):
 
     @abstractmethod
     def also(self, settlement: S) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
-        """Return what this table's `settle_…` and `log_…` take besides."""
+        """Return the extra parameters of this table's `settle_…` and `log_…`."""
 
     def release(self, session: Session, requests: Sequence[tuple[Sequence[C], int]]) -> list[int]:
         """Hand claims back, due at the given time; return how many of each request were held."""
@@ -128,7 +126,7 @@ class Queue(ABC, Generic[C, S]):
         return counts
 
     def holders(self, session: Session) -> list[str]:
-        """Return the claims that there are, by their tokens."""
+        """Return the tokens of all present claims."""
         return [row[0] for row in session.run(f"claims_of_{self.table}", {})]
 
     def take_over(self, session: Session, locks: Collection[str], now: int) -> list[str]:
@@ -142,7 +140,7 @@ class Queue(ABC, Generic[C, S]):
         return due_at
 
     def due(self, session: Session, now: int) -> tuple[Due, ...]:
-        """Return how much is due by `now` in each queue that has any, and since when."""
+        """Return, for each queue with due rows, their number and the time of the oldest."""
         rows = session.run(f"count_due_{self.table}", {"now": now})
         return tuple(value_of(Due, row) for row in rows)
 
@@ -206,7 +204,7 @@ class Deliveries(Queue[Claimed, Settlement]):
         return [self.claimed(row, request) for row in rows]
 
     def also(self, settlement: Settlement) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
-        """A round that an attempt does not count in begins after it; the log keeps the reply."""
+        """An attempt that spends no try moves the start of the round behind it; the log keeps the response."""
         return (settlement.claim.round_start + (not settlement.spent),), (settlement.outcome.response,)
 
 
@@ -240,7 +238,7 @@ def of_events(session: Session, event_ids: Sequence[str]) -> set[tuple[str, str]
 
 
 def progress_of(session: Session, event_ids: Sequence[str]) -> list[Progress]:
-    """Return how far each delivery of these events is."""
+    """Return state and attempts of each delivery of these events."""
     rows = session.run_rows("deliveries_of_events", [(event_id,) for event_id in event_ids])
     return [
         Progress(event_id=row[1], destination=row[2], state=DeliveryState(row[3]), attempts=row[4])
@@ -254,7 +252,7 @@ def delivery(session: Session, delivery_id: str) -> Delivery:
 
 
 _OF_EVENT = "SELECT o.{} FROM events AS o WHERE o.id = d.event_id"
-"""Not a condition on the joined event: for one that few have, PostgreSQL would read all events that have it first."""
+"""A subquery and no join: with a rare value, PostgreSQL would read all matching events first."""
 _BACK = Listing("list_deliveries", "place_of_deliveries", "d.id", (0,))
 _ONWARD = Listing("list_deliveries_onward", "place_of_deliveries_onward", "d.id", (0,), onward=True)
 

@@ -1,7 +1,7 @@
-"""What the janitor and an erasure do in the store.
+"""Removes data in the store, for the janitor and for erasures.
 
-A batch looks at a bounded number of rows and removes those that may go;
-each statement that removes checks again whether the row has ended, since another process may have begun it anew meanwhile.
+A batch examines a limited number of rows and removes those that are old enough. Each DELETE checks again that the row has
+ended, since another process may have restarted it meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from receiver.storage.store.listing import bound
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
 ERASED = "ERASED"
-"""The method of a callback row of which only the keys are left."""
+"""The `method` of a callback row that was erased except for its keys."""
 
 
 # ---------------------------------------------------------------- in time
@@ -87,7 +87,7 @@ def _events(session: Session, ids: Sequence[str], _: Sequence[Row]) -> _Removed:
 
 
 def _forget_events(session: Session, ids: Sequence[str]) -> list[Row]:
-    """Remove events that have no deliveries, and those that another process gave them while the removal waited for it."""
+    """Remove events without deliveries, and deliveries that another process added while the DELETE waited for it."""
     removed = session.run_rows("forget_events", [(event_id,) for event_id in ids])
     _ids(session, "erase_deliveries", sorted(row[0] for row in removed))
     return removed
@@ -135,7 +135,7 @@ def known_blobs(session: Session, keys: Sequence[str]) -> set[str]:
 
 
 def traces(session: Session, subject: Subject, limit: int) -> Traces:
-    """Return what there is of a subject; with more than `limit` events or pickups, the newest of them."""
+    """Return a subject's rows; with more than `limit` events or pickups, the newest of them."""
     events, pickups = _named(session, subject, limit)
     jobs = {(row[2], row[4]) for row in events.values()} | {(row[1], row[4]) for row in pickups.values()}
     jobs = {(source, job_id) for source, job_id in jobs if job_id is not None}
@@ -204,7 +204,7 @@ def _of_event(session: Session, event_id: str, limit: int) -> tuple[_Rows, _Rows
 
 
 def _add_read_again(session: Session, events: _Rows, pickups: _Rows, limit: int) -> None:
-    """Add what was made of these events' callbacks when they were read again, and of that in its turn."""
+    """Add the events that renormalizing made of these events' callbacks, and further ones made of those."""
     new = events
     while new:
         keys = [(row[2], again_key(event_id), again_key(event_id, "~")) for event_id, row in new.items()]
@@ -277,7 +277,7 @@ def _end_pickups(session: Session, ids: Sequence[str], request: Erasure) -> None
 
 
 def _keep_keys(session: Session, callbacks: Sequence[CallbackKeys], now: int) -> None:
-    """Write callbacks of which nothing is kept but their keys."""
+    """Write callback rows that hold only their keys."""
     rows = [
         CallbackRow(
             id=id_beside("cb", keys.event_id),

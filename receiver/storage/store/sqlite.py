@@ -32,10 +32,10 @@ from receiver.storage.store.writer import Backend, Trouble
 from receiver.system.files import sync_folder
 
 CHECKPOINT_PAGES = 1_000
-"""What is in the write-ahead log beyond this is copied into the database at a quiet moment."""
+"""Pages in the write-ahead log from which a quiet moment is used to copy it into the database."""
 
 FORCED_PAGES = 16_384
-"""64 MiB: beyond this it is copied even though callers come."""
+"""Pages (64 MiB) from which the log is copied even while callers wait."""
 
 _LAST_PAGES = 128
 """So little is copied while callers wait, and twice as much after each copy that left more."""
@@ -53,7 +53,7 @@ _SENTENCES: tuple[tuple[type[apsw.Error], str], ...] = (
 )
 
 _HARMLESS = (apsw.FullError, apsw.BusyError, apsw.LockedError, apsw.SQLError, apsw.ConstraintError)
-"""A rollback undoes these; after any other the connection is given up."""
+"""Errors that a rollback undoes; after any other the connection is closed."""
 
 
 class SqliteStore(Store):
@@ -87,7 +87,7 @@ class OpenFiles:
         """The first of `names` is the database's own."""
         self.names = names
         self.missing = list(names)
-        """Those that are not open yet."""
+        """Files that are not open yet."""
         self._opened: dict[str, os.stat_result] = {}
 
     def check(self) -> None:
@@ -102,7 +102,7 @@ class OpenFiles:
             )
 
     def note(self) -> None:
-        """Note those that are open now."""
+        """Note the files that are open now."""
         for name in self.missing:
             with contextlib.suppress(FileNotFoundError):
                 self._opened[name] = os.stat(name)

@@ -53,7 +53,7 @@ def _fill(text: str, slots: Mapping[str, str]) -> str:
 
 
 class Dialect(NamedTuple):
-    """What one database says otherwise than another: fills the slots of these names."""
+    """A database's own SQL: the texts for these slots in the statements."""
 
     lock: str = ""
     position: str = "(SELECT last FROM event_positions)"

@@ -1,8 +1,8 @@
 """The store: callbacks, events, deliveries and pickups, in one database.
 
-Every method is one transaction; those that only pass a request on have their contract at the function. Writes go through the writer, which groups concurrent calls into one commit; each caller
-returns after the commit that covers it. Reads go through a second connection. Trouble of the database is
-`StoreUnavailable`, whatever the driver calls it. Time is a parameter (epoch milliseconds).
+Every method is one transaction; a method that only forwards is documented at its function. Writes go through the writer,
+which groups concurrent calls into one commit; each caller returns after that commit. Reads use a second connection. Every
+database error is raised as `StoreUnavailable`. Time is a parameter (epoch milliseconds).
 """
 
 from __future__ import annotations
@@ -110,11 +110,11 @@ OPERATIONS: Sequence[Operation] = (
 )
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
 URGENT = (event_rows.record, pickup_rows.defer)
-"""What a provider waits for."""
+"""Operations that a provider waits for."""
 
 
 def _stats(session: Session, now: int) -> StoreStats:
-    """Count what is due by `now` (depth, oldest) and what is dead. Costs with what waits, never with what was delivered."""
+    """Count the due rows (number, oldest) and the dead letters. The cost grows with pending rows, never with delivered ones."""
     return StoreStats(
         due=DELIVERIES.due(session, now), dead=queue.dead(session), pickups=PICKUPS.due(session, now)
     )
@@ -123,7 +123,7 @@ def _stats(session: Session, now: int) -> StoreStats:
 def _writes(
     operation: Callable[[Session, Sequence[Q]], Sequence[R]],
 ) -> Callable[[Store, Q], Coroutine[Any, Any, R]]:
-    """Return the method that has the writer do an operation for one request."""
+    """Return a method that sends one request to the writer."""
 
     async def write(store: Store, request: Q) -> R:
         return await store.enqueue(operation, request)
@@ -143,7 +143,7 @@ def _reads(
 
 
 class Store:
-    """Where everything is recorded. Methods raise `StoreUnavailable` when the database cannot be used."""
+    """The database of all recorded data. Methods raise `StoreUnavailable` when it cannot be used."""
 
     shared = False
     """Whether processes of many machines use the database. A person migrates it, as older programs may be running on it."""
@@ -164,7 +164,7 @@ class Store:
         self._lock = secrets.token_hex(4)
         """Names the lock that this process holds for as long as it lives."""
         self._claim_lock: str | None = None
-        """The same while it is held: claims name it."""
+        """The lock's name while this process holds it; claims carry it."""
         self._free_since: dict[str, float] = {}
         """Locks of others that were seen free, and since when."""
         self._ping_number = int.from_bytes(os.urandom(2))
@@ -292,12 +292,12 @@ class Store:
         lease_until: int,
         rules: SendingRules = PLAIN,
     ) -> Awaitable[list[Claimed]]:
-        """Take up to `limit` deliveries that are due (`due_at <= now`), oldest first, until `lease_until`.
+        """Claim up to `limit` due deliveries (`due_at <= now`), oldest first, until `lease_until`.
 
-        None while the destination is held, unless it is to be probed; and what the rules allow.
+        Returns none while the destination is held, except for a due probe; `rules` may allow fewer.
 
-        Queued by the call itself, not by waiting for it: what is recorded right after it comes in the same transaction, and
-        is seen.
+        The call itself queues the request, before any await: an event recorded right after it is in the same transaction,
+        and its delivery can be claimed by it.
         """
         request = ClaimRequest(
             destination, queue.token(worker, self._claim_lock), limit, now, lease_until, rules
@@ -327,7 +327,7 @@ class Store:
     destinations = _reads(destination_rows.states)
 
     async def change_destination(self, name: str, change: Change, *, now: int, tell: Tell) -> Changed:
-        """Have `change` make a destination's new state of its present one, which no other process changes meanwhile.
+        """Apply `change` to a destination's state, under a lock against other processes.
 
         `tell(before, after)` may return an event, which is recorded in the same transaction.
         """
@@ -368,10 +368,10 @@ class Store:
     # ------------------------------------------------------------ claims of processes that have ended
 
     async def take_over(self, *, now: int) -> TakenOver:
-        """Hand back what processes that have ended had claimed, due at once; to be called again and again.
+        """Release the claims of ended processes, due at once. Call it again and again.
 
-        Claims name a lock that ends with their process, once this was called. Where none can be had or seen, their leases
-        decide. A process that is only cut off loses its claims: it cannot settle them any more.
+        From the first call on, claims carry a lock that ends with their process. Without such locks the leases decide. A
+        process that is only disconnected also loses its claims, and cannot settle them.
         """
         before, self._free_since = self._free_since, {}
         try:
@@ -399,7 +399,7 @@ class Store:
         return await self.write(submission_rows.fingerprinted, (wanted, since))
 
     async def end_submission(self, ended: SubmissionEnd) -> None:
-        """Write what a submission came to."""
+        """Write a submission's end."""
         await self.write(submission_rows.end, (ended,))
 
     async def deliver_submission(self, submission_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Submissions: written before anything is sent, found again by who repeats them, and told what they came to."""
+"""Submissions in the store: written before anything is sent, found again by repeated calls, and ended with their outcome."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def fingerprinted(session: Session, wanted: Submission, since: int) -> Submissio
 
 @each
 def end(session: Session, ended: SubmissionEnd) -> None:
-    """Write what a submission came to: its expectation learns of the job, or goes where there is none."""
+    """Write a submission's end: its expectation gets the job id, or is removed if no job was made."""
     if ended.state is None:
         session.run("drop_submission", {"id": ended.id})
     else:
@@ -139,9 +139,9 @@ def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
 
 
 def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[int, ...]]:
-    """Count what processes take of applications' limits; return what has been taken with it, of each.
+    """Count what processes take from applications' limits; return the new total of each.
 
-    Rows are locked in one order, whoever counts. A window that has ended counts nothing any more.
+    All processes lock rows in the same order. A window that has ended counts nothing any more.
     """
     places = [(number, place) for number, one in enumerate(requests) for place in range(len(one))]
     totals = [[0] * len(request) for request in requests]

@@ -1,4 +1,4 @@
-"""Counts by the minute, later by the hour, to which every process adds, and the processes that told of themselves."""
+"""Counts per minute, later per hour, that every process adds to; and the list of live processes."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def tallies(session: Session, since: int, until: int, step: int) -> list[Tally]:
 
 
 def processes(session: Session) -> list[Process]:
-    """Return the processes, those that began last first."""
+    """Return the processes, latest start first."""
     return [value_of(Process, row) for row in session.run("list_processes", {})]

@@ -1,4 +1,4 @@
-"""What short callback tokens stand for."""
+"""The claims of short callback tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add(session: Session, claims: Sequence[TokenClaims]) -> list[None]:
 
 
 def claims(session: Session, token_id: str) -> TokenClaims | None:
-    """Return what a short token stands for, None when it is not known (any more)."""
+    """Return the claims of a short token; None if it is unknown or expired and removed."""
     rows = session.run("token_claims", {"id": token_id})
     if not rows:
         return None

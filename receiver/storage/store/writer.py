@@ -28,21 +28,21 @@ BATCH_LIMIT = 512
 """Operations in one transaction, at most."""
 
 TRIES = 5
-"""Of one transaction, when it fails by chance."""
+"""Tries of one transaction that fails by chance."""
 
 IDLE_SECONDS = 0.2
 """Without work for this long, the thread does its housekeeping."""
 
 
 class Trouble(NamedTuple):
-    """What a failure means."""
+    """The meaning of an error for the transaction's callers."""
 
     error: Exception
     """The error for the callers."""
     of_all: bool
-    """It concerns every caller of the transaction; else only some, and the others may succeed without them."""
+    """The error concerns every caller of the transaction; else only some, and the others may succeed in a retry."""
     again: bool = False
-    """The same may be tried again at once: nothing of it was done, and chance made it fail."""
+    """The transaction may be retried at once: nothing was committed, and chance made it fail."""
 
 
 class Backend(ABC):
@@ -66,14 +66,14 @@ class Backend(ABC):
 
     @abstractmethod
     def housekeeping(self, *, idle: bool) -> None:
-        """Do what need not be done while callers wait. Must not raise."""
+        """Do maintenance that can wait until no caller does. Must not raise."""
 
     @abstractmethod
     def close(self) -> None:
         """Disconnect. Must not raise."""
 
     def abandon(self) -> None:  # noqa: B027 - where no wait is long, there is nothing to do
-        """Have what is under way in the backend's own thread fail soon, and nothing begin. Called from another thread."""
+        """Make the running call of the backend's thread fail soon, and start no other. Called from another thread."""
 
 
 class Waits(Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class Waits(Struct, frozen=True, kw_only=True):
 
 WAITS = Waits()
 Operation = Callable[[Session, Sequence[Any]], Sequence[Any]]
-"""Does in one transaction what several callers request; returns a result for each request."""
+"""Handles several callers' requests in one transaction; returns a result for each request."""
 
 
 class _Call(Struct):
@@ -164,7 +164,7 @@ class Writer:
                 self._wake(_end, self._closed)
 
     def _take(self) -> list[_Call] | None:
-        """Return what has queued (after housekeeping, when idle for a while); None at the end."""
+        """Return the queued calls (after housekeeping, when idle for a while); None at the end."""
         try:
             call = self._queue.get(timeout=IDLE_SECONDS)
         except queue.Empty:
@@ -204,7 +204,7 @@ class Writer:
                         break
 
     def _transact(self, batch: list[_Call], lock_seconds: float | None) -> bool:
-        """Run the calls in one transaction; False when it failed by some of them, and the others may succeed."""
+        """Run the calls in one transaction; return False if only some calls made it fail, so that the others may succeed."""
         if not batch:
             return True
         tries = 0
