@@ -250,7 +250,10 @@ def _tell(done: _Done, *, dry_run: bool, as_json: bool) -> None:
     elif changed:
         typer.echo(f"{_told(done.replayed, done.added)}; a running relay takes them up within a second")
     else:
-        warn("nothing was replayed: no delivery that has ended fits, and today's settings make none")
+        warn(
+            "nothing was replayed: no delivery that has ended fits, and today's settings make none "
+            "(`receiver route EVENT` tells where an event goes)"
+        )
     if done.left_alone and not as_json:
         warn(f"{_count(done.left_alone)} still under way, left alone")
     for stopped in (one for one in done.operations if one.state is BulkState.STOPPED):

@@ -55,7 +55,10 @@ def init(
         typer.echo(f"     or one for each job: receiver {flag}callback-url deepgram --ref YOUR-ID")
     else:
         typer.echo(f"  1. Set public_url in {path}, then: receiver {flag}callback-url deepgram --ref YOUR-ID")
-    typer.echo(f"  2. Set [destinations.app] url in {path}, and give its secret to your application.")
+    if app_url:
+        typer.echo(f"  2. Give the secret of [destinations.app] to {app_url}: it stands in {path}.")
+    else:
+        typer.echo(f"  2. Set [destinations.app] url in {path}, and give its secret to your application.")
     typer.echo(f"  3. receiver {flag}check")
     typer.echo(f"  4. receiver {flag}serve")
     typer.echo(f"     and in another terminal: receiver {flag}simulate deepgram")

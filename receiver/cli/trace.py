@@ -33,7 +33,8 @@ def trace(
         print_json(to_builtins(found))
         return
     typer.echo(clean(found.sentence))
-    print_table(("time", "after", "what", "detail"), _rows(found), empty="nothing is known of it", wide=True)
+    if found.steps:
+        print_table(("time", "after", "what", "detail"), _rows(found), empty="", wide=True)
 
 
 def _rows(found: JobShown) -> list[tuple[str, str, str, str]]:

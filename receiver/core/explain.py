@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 
+import msgspec
 from msgspec import Struct
 
 from receiver.core.destination_health import DestinationState, DestinationStatus
@@ -149,7 +150,12 @@ def _parked(job: Job) -> str | None:
     parked = [e for e in job.events if e.type == PARKED]
     if not parked or job.finals:
         return None
-    return f"Arrived and was proved, but not understood: {parked[-1].id} keeps it for a person."
+    one = parked[-1]
+    reason = msgspec.json.decode(one.data)["error"]["message"]
+    return (
+        f"Arrived and was proved, but not understood: {reason}. `receiver events {one.id} --body` shows it, "
+        f"and `receiver renormalize {one.id}` reads it again by today's code and settings."
+    )
 
 
 def _pickup_waiting(job: Job) -> str | None:
@@ -241,8 +247,11 @@ def _dead(job: Job) -> str | None:
         return None
     one = dead[-1]
     last = next((a for a in reversed(job.attempts) if a.delivery_id == one.id), None)
-    said = " ".join(str(part) for part in (last.status, last.detail) if part) if last else ""
-    return f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {said or one.last_outcome}."
+    said = (last and last.detail) or one.last_outcome
+    return (
+        f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {said}. "
+        f"`receiver replay {one.id}` sends it again."
+    )
 
 
 def _delivered(job: Job) -> str | None:

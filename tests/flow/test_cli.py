@@ -336,6 +336,13 @@ def test_init_refuses_what_would_not_work(tmp_path: Path, words: list[str], told
     assert list(tmp_path.iterdir()) == []
 
 
+def test_init_asks_for_no_address_that_it_was_given(tmp_path: Path) -> None:
+    where = ("--path", str(tmp_path / "a.toml"))
+    assert "2. Set [destinations.app] url" in receiver("init", "--path", str(tmp_path / "b.toml")).out
+    told = receiver("init", *where, "--app-url", "https://app.example.com/hooks").out
+    assert "2. Give the secret of [destinations.app] to https://app.example.com/hooks" in told
+
+
 def test_check_prints_a_table_and_ends_with_two_when_fatal(tmp_path: Path) -> None:
     config = tmp_path / "receiver.toml"
     config.write_text('[sources.deepgram]\nprovider = "deepgram"\n')

@@ -61,7 +61,8 @@ def job(**known: Any) -> Job:
 
 
 DONE, FAILED, HALF = event(), event("speech.failed"), event("speech.processing", Stage.PROGRESS)
-STRANGE, LATE = event(PARKED, Stage.OPEN), event(OVERDUE, Stage.OPEN)
+STRANGE = replace(event(PARKED, Stage.OPEN), data=b'{"error":{"code":"parked","message":"no such state"}}')
+LATE = event(OVERDUE, Stage.OPEN)
 RESULT, EXPECTED = PickupKind.RESULT, PickupKind.EXPECTED
 CASES: list[tuple[Job, Cause, str]] = [
     (job(erased_at=T0), Cause.ERASED, "Erased at 2027-01-15"),
@@ -73,7 +74,11 @@ CASES: list[tuple[Job, Cause, str]] = [
     ),
     (job(journaled=1), Cause.JOURNALED, "journal"),
     (job(), Cause.UNKNOWN, "order-1"),
-    (job(events=(STRANGE,)), Cause.PARKED, STRANGE.id),
+    (
+        job(events=(STRANGE,)),
+        Cause.PARKED,
+        f"but not understood: no such state. `receiver events {STRANGE.id} --body` shows it",
+    ),
     (job(pickups=(pickup(RESULT, PickupState.PENDING),)), Cause.PICKUP_WAITING, "deepdub"),
     (job(pickups=(pickup(RESULT, PickupState.GONE),), events=(FAILED,)), Cause.PICKUP_GONE, "not be fetched"),
     (job(pickups=(pickup(EXPECTED, PickupState.PENDING),), events=(HALF,)), Cause.EXPECTED, "overdue after"),
@@ -106,7 +111,7 @@ CASES: list[tuple[Job, Cause, str]] = [
     (
         job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.DEAD, 11),)),
         Cause.DEAD,
-        "after 11 attempts",
+        "after 11 attempts; the last: refused. `receiver replay dlv_",
     ),
     (
         job(
