@@ -14,7 +14,7 @@ import pytest
 from receiver.core.event import AudioDraft, AudioFacts
 from receiver.system.audio.facts import facts
 from receiver.system.audio.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES, sniff
-from receiver.system.audio.frames import frame_at
+from receiver.system.audio.mp3_aac import frame_at
 from tests.support.golden import ROOT
 
 AUDIO = ROOT / "audio"

@@ -7,7 +7,7 @@ import time
 
 from receiver.core.event import AudioDraft, AudioFacts
 from receiver.system.audio.formats import BY_EXTENSION, sniff
-from receiver.system.audio.frames import id3_size
+from receiver.system.audio.mp3_aac import id3_size
 from receiver.system.audio.reading import Found, OutOfTime, Source
 
 _PREFIX = 4096

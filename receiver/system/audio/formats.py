@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from receiver.core.callback import Body
 from receiver.system.audio.flac import flac
-from receiver.system.audio.frames import find_frames, frames, id3_size
 from receiver.system.audio.matroska import matroska
+from receiver.system.audio.mp3_aac import find_frames, frames, id3_size
 from receiver.system.audio.mp4 import mp4
 from receiver.system.audio.ogg import ogg
 from receiver.system.audio.reading import Found, Source

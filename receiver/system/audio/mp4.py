@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
-from receiver.system.audio.frames import ADTS_HERTZ, aac_channels
+from receiver.system.audio.mp3_aac import ADTS_HERTZ, aac_channels
 from receiver.system.audio.reading import Found, Head, Source, chunks
 
 _CODECS = {b"sowt": "linear", b"twos": "linear", b"lpcm": "linear", b"ipcm": "linear", b"ulaw": "mulaw"}

@@ -1,4 +1,4 @@
-"""Frames of MPEG audio and of AAC (ADTS): their headers, and a walk from one to the next, over damage and tags."""
+"""MP3, MP2 and AAC (ADTS): parses frame headers, and walks from frame to frame, over damage and tags, to find the duration."""
 
 from __future__ import annotations
 
