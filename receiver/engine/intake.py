@@ -271,7 +271,12 @@ class Intake:
         try:
             with Place(room, head.peer):
                 body = await self._bodies.read(
-                    receive, limit=_UNPROVED_BYTES, total=room.SECONDS, idle=room.SECONDS, piece=MEMORY_LIMIT
+                    receive,
+                    limit=_UNPROVED_BYTES,
+                    total=room.SECONDS,
+                    idle=room.SECONDS,
+                    piece=MEMORY_LIMIT,
+                    coding=_coding(head, _UNPROVED_BYTES),
                 )
         except SenderError:
             if greets:

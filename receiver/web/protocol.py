@@ -161,7 +161,9 @@ class Exchange:
             return False
         if cycle.disconnected:
             return True
-        cycle.keep_alive = cycle.keep_alive and not self._serving.receiver.stopping
+        # A sender that waits for `100 Continue` sends no body now: what follows would be taken for it.
+        unasked = cycle.waiting_for_100_continue and cycle.more_body
+        cycle.keep_alive = cycle.keep_alive and not (unasked or self._serving.receiver.stopping)
         content = connection.top(status)
         for name, value in lines:
             content += (name, b": ", value, b"\r\n")
@@ -286,9 +288,9 @@ class Protocol(HttpToolsProtocol):
         self._plain = 0 if self._had_body else self._plain + len(data)
         if self.transport.is_closing():
             return
-        lines = len(self.headers) if self._begun else 0
+        lines = len(self.headers or ())
         self._parts += lines
-        if lines > HEAD_LINES:
+        if self._begun and lines > HEAD_LINES:
             self.send_400_response(_TOO_MANY_LINES)
         elif self._plain > HEAD_BYTES:
             self.send_400_response("The request's headers are too long.")
@@ -364,6 +366,7 @@ class Protocol(HttpToolsProtocol):
         self.offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self.offered:
             return
+        self.headers = []  # of its trailer, which says nothing: a proxy vouches for what stands in the head
         self._plain = 0
         self._begun = False
         if self._late is not None:
@@ -465,6 +468,7 @@ class Protocol(HttpToolsProtocol):
         if self.offered:
             return
         self._in_body = False
+        self._parts += len(self.headers)
         if self._drain is not None:
             self._drain.cancel()
             self._drain = None

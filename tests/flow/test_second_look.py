@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -83,7 +85,15 @@ async def test_what_its_head_alone_refuses_is_kept_over_a_url_of_ours_as_well(up
         await up.serving.receiver.intake.rejections.flush()
         one = (await up.receiver.store.rejections("deepgram", limit=1))[0]
         assert one.request_kept is kept
-    one = (await up.receiver.store.rejections("deepgram", limit=2))[1]
+    coded = {"content-encoding": "gzip", "content-type": "application/json"}
+    body = gzip.compress(json.dumps(document).encode())
+    token = up.receiver.tokens.issue("deepgram", ref="coded")
+    await up.client.post(
+        f"/callbacks/deepgram/{token}", content=body, headers=coded, auth=("deepgram", "old")
+    )
+    await up.serving.receiver.intake.rejections.flush()
+    newest, _, one = await up.receiver.store.rejections("deepgram", limit=3)
+    assert (newest.ref, newest.request_kept) == ("coded", False)
     assert (await post(up, f"{one.id}/verify"))["verdict"] == "refused"
     text = up.headers["text"]
     try:

@@ -20,8 +20,9 @@ from receiver.core.work import StoreStats
 from receiver.web import server as serving
 from receiver.web.app import create_app
 from receiver.web.console.sessions import sessions_of
+from receiver.web.protocol import HEAD_LINES
 from receiver.web.reloading import Serving
-from tests.support.raw import exchange
+from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, speech, transcript
 
@@ -555,10 +556,35 @@ async def test_a_slash_more_in_the_path_costs_no_callback(live: Running, path: s
 
 async def test_blanks_behind_a_header_value_are_not_part_of_it(live: Running) -> None:
     sent = speech("blanks")
-    head = "".join(f"{name}: {value} \t\r\n" for name, value in sent.headers.items())
-    request = f"PUT {sent.path} HTTP/1.1\r\nhost: x\r\n{head}content-length: {len(sent.body)}\r\n\r\n"
+    lines = "".join(f"{name}: {value} \t\r\n" for name, value in sent.headers.items())
+    request = f"PUT {sent.path} HTTP/1.1\r\nhost: x\r\n{lines}content-length: {len(sent.body)}\r\n\r\n"
     status, _, _ = await exchange(int(live.base.rpartition(":")[2]), [request.encode() + sent.body])
     assert status == 200
+
+
+async def test_what_stands_in_a_trailer_says_nothing(tmp_path: Path) -> None:
+    """Some proxies pass trailers on: who calls, and what proves it, they vouch for in the head alone."""
+    text = settings_text(tmp_path, extra='[server]\ntrusted_proxies = ["127.0.0.1"]\n')
+    sent = transcript("trailer")
+    lines = sent.headers | {"x-forwarded-for": "203.0.113.9", "transfer-encoding": "chunked"}
+    body = b"%x\r\n%b\r\n0\r\n" % (len(sent.body), sent.body)
+    trailer = b"x-forwarded-for: 198.51.100.7\r\nauthorization: Basic eA==\r\n" + b"x-more: \r\n" * HEAD_LINES
+    async with running(tmp_path, text, work=False) as up:
+        status, _, _ = await exchange(
+            int(up.base.rpartition(":")[2]), [head(sent.path, lines) + body + trailer + b"\r\n"]
+        )
+        assert (status, up.seen.callbacks[-1].peer) == (200, "203.0.113.9")
+
+
+async def test_a_refused_sender_that_was_not_asked_for_its_body_sends_the_next_by_another_connection(
+    live: Running,
+) -> None:
+    """By the same, the next request would be taken for the body."""
+    lines = {"expect": "100-continue", "content-length": "1000"}
+    status, headers, _ = await exchange(
+        int(live.base.rpartition(":")[2]), [head("/callbacks/deepgram", lines)]
+    )
+    assert (status, headers.get("connection")) == (401, "close")
 
 
 async def test_a_source_name_with_odd_characters_is_only_unknown(live: Running) -> None:
