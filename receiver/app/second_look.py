@@ -1,6 +1,7 @@
-"""A second look at a request that was refused: verified again by today's settings, or accepted once by an operator.
+"""A second look at a refused request: verify it again with today's settings, or accept it once.
 
-Only requests over URLs that receiver issued are kept for this, for a day. What is recorded takes the road of every callback.
+Only requests with a callback token of receiver's are kept for this, for a day. An accepted one is recorded like every
+callback.
 """
 
 from __future__ import annotations

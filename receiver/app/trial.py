@@ -1,4 +1,4 @@
-"""What a request to a source would become, and what each proof says of it. Nothing is recorded."""
+"""A dry run of a request to a source: the event that it would become, and the result of each proof. Nothing is recorded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where the parts are put together: the only file that names concrete classes.
+"""Builds and runs the parts of a process: the only file that names concrete classes.
 
-`open_receiver` starts them and at the end stops them: the work, then the intake, at last blobs and store. What comes before
-that, from the signal to the last callback that is taken, is in web/server.py. `rebuild` puts together what other settings make
-of a running receiver, around the parts that last; web/reloading.py has it take the place of the one before.
+`open_receiver` starts the parts and at the end stops them: first the work, then the intake, at last blobs and store.
+web/server.py handles the time before that, from the signal to the last callback. `rebuild` makes the parts for new settings
+around those that stay; web/reloading.py puts them in place.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from receiver.system.body_buffer import BodyBuffer
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """The times that no setting names; tests give shorter ones."""
+    """Times without a setting; tests use shorter ones."""
 
     drain: tuple[float, float] = PAUSES
     """Seconds between two drains of a journal that is not empty: at first, and at most."""
@@ -96,12 +96,12 @@ class Ports:
     fetchers: Mapping[str, Fetcher] = field(default_factory=dict)
     """The HTTP client of each source that can be polled, or whose keys are fetched."""
     submit_sources: Mapping[str, SubmitSource] = field(default_factory=dict)
-    """Those that may be submitted to."""
+    """The sources that accept submissions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lasting:
-    """The parts that other settings do not change while the process runs."""
+    """The parts that a reload keeps."""
 
     store: Store
     blobs: Blobs
@@ -206,7 +206,7 @@ def build_blobs(settings: Settings) -> Blobs:
 
 
 def build_router(settings: Settings) -> Router:
-    """Return which destinations want which events."""
+    """Return the router: the destinations of each event."""
     return Router(destination.route for destination in settings.destinations.values())
 
 
@@ -218,7 +218,7 @@ def build(
     shape: Callable[[Ports], Ports] = lambda ports: ports,
     timing: Timing = Timing(),
 ) -> Receiver:
-    """Put the parts together, nothing started yet. `shape` may wrap the ports. Raises `ConfigError`."""
+    """Build the parts, without starting them. `shape` may wrap the ports. Raises `ConfigError`."""
     metrics = MetricsObserver()
     if observers is None:
         observers = [LogObserver(style=settings.server.log, level=settings.server.log_level)]
@@ -253,7 +253,7 @@ def _process(worker: str, now: int) -> Process:
 
 
 def rebuild(receiver: Receiver, settings: Settings) -> Receiver:
-    """Return what other settings make of a receiver, nothing started yet, around the parts that last. Raises `ConfigError`."""
+    """Build the parts for new settings, without starting them, around the parts that stay. Raises `ConfigError`."""
     lasting, tokens = receiver.lasting, _tokens(settings)
     ports = _ports(settings, tokens, lasting.bodies, lasting.store, lasting.blobs)
     return _Parts(settings, lasting, ports, tokens).receiver()
@@ -558,7 +558,7 @@ async def stop_work(receiver: Receiver) -> None:
 
 
 async def end(receiver: Receiver) -> None:
-    """Let go of connections, and write what is left to write; no request is under way any more."""
+    """Close connections, and write what is still to be written. No request is running any more."""
     for part in _ways_out(receiver, work=True):
         await part.close()
     await receiver.submissions.close()

@@ -88,11 +88,11 @@ class PushProvider(Protocol):
         """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
 
     def came_as_proof(self, head: Head, body: bytes) -> list[str]:
-        """Return what came with a request to prove it, right or wrong: nothing may keep or show these values."""
+        """Return the values in a request that are meant to prove it, right or wrong: nothing may keep or show them."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """How callbacks come."""
+        """The HTTP methods of callbacks."""
 
     @property
     def handshake_methods(self) -> frozenset[str]:
@@ -103,17 +103,17 @@ class PushProvider(Protocol):
 
 
 class SenderState(Struct, frozen=True, kw_only=True):
-    """What a provider says of its webhook that calls us."""
+    """The state of our webhook as its provider reports it."""
 
     failing: bool
-    """It is switched off, or about to be: callbacks do not come."""
+    """The webhook is switched off, or about to be: callbacks do not come."""
     detail: str = ""
-    """The provider's word for it, and its reason where it gives one."""
+    """The provider's word for the state, and its reason if it gives one."""
 
 
 @runtime_checkable
 class PullProvider(Protocol):
-    """One configured source of a provider that is asked for its results. Many are a `PushProvider` as well."""
+    """One configured source of a provider that can be polled for results. Many are a `PushProvider` as well."""
 
     provider: ClassVar[str]
 
@@ -123,13 +123,13 @@ class PullProvider(Protocol):
 
     @property
     def deadline_seconds(self) -> float:
-        """How long after it was asked for a result is given up, unless the pickup says otherwise."""
+        """Seconds from the request until a pickup is given up, unless the pickup has its own deadline."""
 
     def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
-        """Understand what was handed over: the provider's URL or its job id. Raises `PickupRefused`."""
+        """Parse what a user gave for a pickup: the provider's URL or its job id. Raises `PickupRefused`."""
 
     def can_ask(self, pickup: Pickup) -> bool:
-        """Tell whether the provider can be asked for this one (an API key is set, the job is known)."""
+        """Tell whether the provider can be polled for this pickup: an API key is set, and the job id is known."""
 
     def family(self, pickup: Pickup) -> str:
         """Return `speech`, `transcript` or `media`: the first part of the type of an event that tells of failure."""
@@ -159,18 +159,18 @@ class Adapter:
     https_only: ClassVar[bool] = False
     """True: the provider calls nothing but https."""
     fetches_keys: ClassVar[bool] = False
-    """True: the provider's public keys are fetched, so the source has a way out though it is not polled."""
+    """True: the provider's public keys are fetched, so the source has an HTTP client even if it is not polled."""
     job_secrets: ClassVar[bool] = False
     """True: a job may be submitted with a webhook secret of its own."""
     small_documents: ClassVar[bool] = False
     """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
     watch_seconds: float | None = None
-    """How often the provider is asked what became of its webhook; None where it cannot be asked."""
+    """How often the provider is polled for the state of our webhook; None if it cannot be."""
     secret_headers: frozenset[str] = frozenset()
     methods: tuple[str, ...] = ("POST", "PUT")
     handshake_methods: frozenset[str] = frozenset()
     job_ids: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
-    """What a job id looks like that can be written into the path of a URL."""
+    """The pattern of job ids that are safe in the path of a URL."""
 
     def __init__(self, settings: SourceSettings, options: Any, tokens: CallbackTokens) -> None:
         """`options` is an instance of `Settings`."""
@@ -203,7 +203,7 @@ class Adapter:
 
     @classmethod
     def written_as(cls, provider: str) -> str:
-        """Return how this adapter's sources are written for a provider that it knows by another name, "" for others."""
+        """Return the settings to write for a provider that this adapter knows by another name, "" for others."""
         return ""
 
     @classmethod
@@ -232,7 +232,7 @@ class Adapter:
     # ------------------------------------------------------------ callbacks
 
     def came_as_proof(self, head: Head, body: bytes) -> list[str]:
-        """Return what came with a request to prove it, right or wrong."""
+        """Return the values in a request that are meant to prove it, right or wrong."""
         return [value for name in self.secret_headers for value in head.all(name)]
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
@@ -266,9 +266,9 @@ class Adapter:
         return content_key(callback, lasting=False)
 
     def _claims(self, head: Head, *, required: bool) -> TokenClaims | None:
-        """Return what the path's token says, None when there is none and none is required.
+        """Check the callback token in the URL; return its claims, None if there is no token and none is required.
 
-        A token that is there must be ours, made for this source and not expired, whether required or not. Raises
+        A token must always be ours, made for this source and not expired, even where none is required. Raises
         `CallbackRejected`, or `WrongSource` for a token of another source.
         """
         if not head.token:
@@ -302,7 +302,9 @@ class Adapter:
         return CallbackRejected(message, setting=f"{self._where}.{setting}", kind=kind)
 
     def _place_of(self, value: str, expected: Sequence[str], setting: str, wrong: str) -> int:
-        """Return the place of the secret of a setting that a value is. Raises `CallbackRejected`, `wrong` in words."""
+        """Return the position, counted from 1, of the secret in a setting that equals `value`. Raises `CallbackRejected`,
+        worded by `wrong`.
+        """
         place = matching_place(value, expected)
         if not place:
             raise self._rejection(setting, f"{wrong} in {self._where}.{setting}")
@@ -333,7 +335,7 @@ class Adapter:
     # ------------------------------------------------------------ submissions
 
     def submit_api(self) -> ProviderApi | None:
-        """Return what of the provider's API applications may call through receiver; None where that is not known."""
+        """Return the parts of the provider's API that applications may call through receiver; None if unknown."""
         return None
 
     def _submission(self, base: str) -> Submission:
@@ -344,7 +346,7 @@ class Adapter:
     def _submit_api(
         self, table: Submission, headers: Mapping[str, str], *, secret: str = "", basic: str | None = None
     ) -> ProviderApi:
-        """Return what a table says, with the `headers` that prove us; none while a key is missing."""
+        """Return the API of a table. `headers` authenticate receiver; while a key is missing, the API has no headers at all."""
         ours = {name.lower(): value for name, value in headers.items()}
         return ProviderApi(
             table=table,
@@ -356,25 +358,25 @@ class Adapter:
         )
 
     async def sender_state(self, fetch: Fetch) -> SenderState | None:
-        """Ask the provider what became of the webhook that calls us; None when it does not say."""
+        """Poll the provider for the state of our webhook; None if it does not tell."""
         return None
 
     # ------------------------------------------------------------ pickups
 
     @property
     def deadline_seconds(self) -> float:
-        """How long after it was requested a result is given up, unless the pickup says otherwise."""
+        """Seconds from the request until a pickup is given up, unless the pickup has its own deadline."""
         return float(self._options.deadline_seconds)
 
     def can_ask(self, pickup: Pickup) -> bool:
-        """Tell whether the provider can be polled for this one: its key is set, and the job is known."""
+        """Tell whether the provider can be polled for this pickup: its key is set, and the job id is known."""
         return self._can_poll(pickup.job_id)
 
     def _can_poll(self, job_id: str | None) -> bool:
         return bool(self._api_headers()) and job_id is not None and bool(self.job_ids.fullmatch(job_id))
 
     def _api_headers(self) -> Mapping[str, str]:
-        """Return the headers that prove us to the provider's API; none where a key is missing."""
+        """Return the headers that authenticate receiver at the provider's API; none without a key."""
         return {}
 
     def family(self, pickup: Pickup) -> str:
@@ -382,9 +384,9 @@ class Adapter:
         return "speech"
 
     def _remote(self, key: str, url: str | None, callback: VerifiedCallback) -> RemoteResult:
-        """Return where a result lies that a callback told of.
+        """Return the location of a result that a callback announced.
 
-        Its deadline counts from the arrival: a clock of the sender's is no reason to try once and give up.
+        The deadline counts from the callback's arrival, not from a time in it: the sender's clock may be wrong.
         """
         deadline = callback.head.received_at + round(self.deadline_seconds * 1000)
         return RemoteResult(key=key, url=url, deadline_at=deadline)
@@ -400,7 +402,7 @@ def adapters() -> Mapping[str, type[Adapter]]:
 
 @cache
 def adapter_named(provider: str) -> type[Adapter] | None:
-    """Return a provider's adapter, None when there is none. Of those whose module has the provider's name, it alone is loaded."""
+    """Return a provider's adapter, None when there is none. If a module has the provider's name, only that one is imported."""
     if any(module.name == provider for module in pkgutil.iter_modules(__path__)):
         import_module(f"{__name__}.{provider}")
         for kind in Adapter.__subclasses__():
@@ -419,7 +421,7 @@ def adapter_of(source: SourceSettings) -> type[Adapter]:
 
 
 def instead_of(provider: str) -> str:
-    """Return what to write in place of a provider that there is not."""
+    """Return what to write instead of an unknown provider."""
     known = f'write one of {", ".join(adapters())}; "custom" takes any other provider (docs/sources.md)'
     written = (kind.written_as(provider) for kind in adapters().values())
     return next(filter(None, written), "") or did_you_mean(provider, adapters()) or known

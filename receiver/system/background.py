@@ -1,4 +1,4 @@
-"""Work that goes on beside everything else in a process, until it is stopped."""
+"""Background tasks of a process, which run until they are stopped."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from receiver.system.files import create, is_running, write_all, write_file
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""
 HELD_LIMIT = 1024 * 1024
-"""Bytes up to which a longer body is held in memory as well, while there is a place for it."""
+"""Bytes up to which a longer body also stays in memory, if one of the `PLACES` is free."""
 PLACES = 64
 """How many longer bodies one buffer holds in memory at once: 64 MiB in all."""
 _STALE_SECONDS = 24 * 3600
@@ -46,7 +46,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class WholeBody:
-    """A `Receive` for a body that is all there: nothing has to be waited for."""
+    """A `Receive` for a body that has arrived whole, without any wait."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -154,11 +154,12 @@ class BodyBuffer:
         piece: int = HELD_LIMIT,
         coding: str = "",
     ) -> MemoryBody | FileBody:
-        """Read a body to its end, and undo its content coding (`gzip`, `deflate`, or "" for none).
+        """Read a body to its end, and decompress it (`coding` is `gzip`, `deflate`, or "" for none).
 
-        `limit` in bytes, without the coding; `total` and `idle` (between two pieces) in seconds; `piece` bytes are held in
-        memory before they are written to a file, while there is a place for that. Raises `BodyTooLarge`, `BodyTooSlow`, `BodyCutOff`, `SenderError` when the
-        bytes are not what the coding says; `JournalUnavailable` when the disk cannot take it.
+        `limit` is in bytes, after decompression; `total` and `idle` (between two pieces) in seconds. Up to `piece` bytes
+        stay in memory before they are written to a file, while one of the `PLACES` is free. Raises `BodyTooLarge`,
+        `BodyTooSlow`, `BodyCutOff`, `SenderError` if decompression fails, and `JournalUnavailable` if the disk cannot take
+        it.
         """
         if not coding:
             if isinstance(receive, WholeBody) and len(receive.data) <= min(limit, MEMORY_LIMIT):
@@ -244,14 +245,15 @@ class BodyBuffer:
 
 
 def wire_limit(limit: int) -> int:
-    """Return how many bytes a coded body may have: a coding makes longer what it cannot shorten."""
+    """Return the limit for a compressed body: compression makes incompressible bytes longer."""
     return limit + limit // 1000 + 1024
 
 
 def _decoded(wire: Body, coding: str) -> Receive:
-    """Return what receives the body without its coding, a piece at a time. Raises `CodingBroken`, `OSError`, `JournalUnavailable`.
+    """Return a `Receive` for the decompressed body, a piece at a time. Raises `CodingBroken`, `OSError`,
+    `JournalUnavailable`.
 
-    Nothing may have proved the body yet: a longer one is decoded in a thread, so that it holds nobody up.
+    The body may be unproved: a longer one is decompressed in a thread, so that it does not block other callbacks.
     """
     pieces, short = _inflated(wire, coding), wire.size <= MEMORY_LIMIT
 
@@ -329,8 +331,8 @@ async def _next(receive: Receive, deadline: float, idle: float) -> tuple[bytes, 
 class _TemporaryFile:
     """A file that a worker thread writes, and that its owner may abandon meanwhile.
 
-    Abandoned, it is removed at once, and closed when the thread's job ends: its number may belong to another file from
-    then on. A job may also begin after that: an executor that could not start a thread for it has it in its queue.
+    An abandoned file is removed at once, but closed only when the thread's job ends: before that, its descriptor could be
+    given to another file. A job may even start after that, from the queue of an executor that could not start a thread.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,6 +1,6 @@
-"""Daemon threads: one that hangs does not keep the process from ending.
+"""Daemon threads, which never keep the process from ending.
 
-`concurrent.futures` joins its threads when the process ends, so one that hangs would hold it for good.
+`concurrent.futures` joins its threads when the process ends, so a hanging one would block that for good.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The HTTP face: every route, spelled out."""
+"""The ASGI applications: every route, spelled out."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/callbacks/"
 EXCHANGE = "receiver.exchange"
-"""In the scope's state: the `Exchange` of a callback that came over our own kind of connection."""
+"""The key, in the scope's state, of the `Exchange` that web/protocol.py made for a callback."""
 Lines = list[tuple[bytes, bytes]]
 _encode = msgspec.json.Encoder().encode
 
@@ -28,8 +28,8 @@ _encode = msgspec.json.Encoder().encode
 class Callbacks:
     """Passes a callback's head and its unread body to the intake.
 
-    A plain ASGI application in front of the framework, whose routing and middleware the hot path does not need. Requests
-    to other paths go on to `others`.
+    A plain ASGI application in front of Starlette, whose routing and middleware the hot path does without. Requests to
+    other paths go on to `others`.
     """
 
     def __init__(self, receiver: Receiver, others: ASGIApp) -> None:

@@ -1,6 +1,7 @@
-"""The HTTP connection: bounds against slow senders (Slowloris) and readers, and load shedding as soon as a head is read.
+"""The HTTP connection: limits for slow senders (Slowloris) and slow readers, and load shedding as soon as a request's head
+is read.
 
-Slow bodies are bounded where they are read, in system/body_buffer.py, and by the waiting room in engine/overload.py.
+system/body_buffer.py limits slow bodies, and the waiting room of engine/overload.py limits their number.
 """
 
 from __future__ import annotations
@@ -22,23 +23,27 @@ if TYPE_CHECKING:
 
 
 _READ_BYTES = 64 * 1024
-"""Most bytes of one read, a quarter of asyncio's own: they wait, for each connection, until the disk has taken those before."""
+"""Most bytes of one read, a quarter of asyncio's own: per connection, they wait in memory until the disk has taken the
+bytes before.
+"""
 _FIRST_SLICE_BYTES, _NEXT_SLICE_BYTES = 4096, 1024
-"""Bytes that are parsed at once: so many of a read, or of what waited for its turn, and twice as many each time while their parts are few."""
+"""Bytes that are parsed at once: the first of a read, and the first after a turn; doubled each time while the slices have
+few parts.
+"""
 _SLICE_PARTS = 100
-"""Header lines and pieces of a body in one slice from which the connection waits for its turn."""
+"""Parts (header lines, pieces of a body) in one slice from which the connection has to wait for its turn."""
 _TURN_SECONDS = 0.005
-"""Between two turns."""
+"""Seconds between two turns."""
 HEAD_LINES = 200
 """Most header lines of a request; aiohttp, too, takes no more than 128."""
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself has no limit."""
 _DRAIN_SECONDS = 60.0
-"""How long the body of an answered request is read on, in all: closing at once may keep the answer from its sender."""
+"""How long the rest of an answered request's body is read and dropped: closing at once could keep the answer from its sender."""
 _UNREAD_SECONDS = 30.0
-"""How long a peer may leave an answer unread once the buffers between are full."""
+"""How long a peer may leave an answer unread once the socket's buffers are full."""
 DEFAULT_CONNECTIONS = 10_000
-"""Connections that one process holds open at most, where it has file descriptors for so many."""
+"""The default limit of open connections of one process, if it has that many file descriptors."""
 _TOO_MANY_LINES = f"The request has more than {HEAD_LINES} header lines."
 _PREFIX = PREFIX.encode()
 _OFFER = (b"upgrade", b"http2-settings")
@@ -59,11 +64,11 @@ _LATE = (
 
 
 class Connections:
-    """The open connections of one process, those that were silent longest first.
+    """The open connections of one process, ordered by their last activity.
 
-    Each takes a file descriptor, and a process has few. Past `limit` one is closed: where most never said a byte, the oldest of
-    those, else the one that was silent longest while its peer had something to say. Whoever opens connections and says nothing,
-    or does not end what he says, keeps nobody out.
+    Each takes a file descriptor, of which a process has few. Past `limit` one is closed: the oldest that never sent a byte,
+    if most never did; else the one with the oldest activity that receiver owes no answer. So a client that opens
+    connections and stays silent keeps nobody out.
     """
 
     def __init__(self, limit: int) -> None:
@@ -94,7 +99,7 @@ class Connections:
 
 
 class _Flow(FlowControl):
-    """Reads on when what came was taken, but not while the connection waits for its turn."""
+    """Resumes reading when the received bytes were taken, but not while the connection waits for its turn."""
 
     def __init__(self, connection: Protocol, transport: Transport) -> None:
         super().__init__(transport)
@@ -108,9 +113,9 @@ class _Flow(FlowControl):
 
 
 class Turns:
-    """The connections of one process that send in tiny parts, each of which costs as much as a large one.
+    """Connections that send in tiny parts, each of which costs as much processor time as a large one.
 
-    One at a time goes on, for one slice: whoever sends one byte after another, by many connections, leaves time for all others.
+    One at a time goes on, for one slice, so that a client with many such connections leaves time for all others.
     """
 
     def __init__(self) -> None:
@@ -144,7 +149,7 @@ def protocol(
 
 
 class Exchange:
-    """A callback's request and answer past ASGI's messages, each of which takes a wait or a call of the system of its own."""
+    """A direct path for a callback's request and answer around ASGI's messages, each of which costs a wait or a system call."""
 
     def __init__(self, connection: Protocol, cycle: RequestResponseCycle, serving: Serving) -> None:
         self._connection, self._cycle, self._serving = connection, cycle, serving
@@ -155,7 +160,7 @@ class Exchange:
         return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
 
     def answer(self, status: int, lines: Lines, body: bytes) -> bool:
-        """Send a whole answer; return False while the peer does not read those before."""
+        """Send a whole answer; return False while the peer does not read earlier ones."""
         connection, cycle = self._connection, self._cycle
         if connection.flow.write_paused:
             return False
@@ -180,13 +185,13 @@ class Exchange:
 class Protocol(HttpToolsProtocol):
     """One connection.
 
-    Load shedding happens here, as soon as a callback's head is read. Refusing by way of the application costs a third of
-    taking a callback, so that three times the capacity would leave time for nothing else. The body of a refused callback
-    is read and thrown away: closing the connection before its end may keep the answer from the sender.
+    Load shedding happens here, as soon as a callback's head is read. Refusing in the application costs a third of accepting
+    a callback: at three times the capacity, refusals alone would take all the time. The body of a refused callback is read
+    and dropped: closing the connection before its end could keep the answer from the sender.
     """
 
     _serving: ClassVar[Serving | None] = None
-    """Has the receiver that takes callbacks, as the settings make it now; None where none are taken."""
+    """Holds the receiver that takes callbacks, with the present settings; None if this process takes none."""
     _connections: ClassVar[Connections] = Connections(DEFAULT_CONNECTIONS)
     _turns: ClassVar[Turns] = Turns()
     head_seconds: ClassVar[float] = 15.0
@@ -196,32 +201,32 @@ class Protocol(HttpToolsProtocol):
     takes a file descriptor, of which many systems give a process 1,024: peers that never end their heads would take them all.
     """
     _plain = 0
-    """Bytes since the last request's head, or since a piece of a body."""
+    """Bytes since the end of the last request's head, or the last piece of a body."""
     _begun = False
     """A head has begun, and has not ended."""
     offered = False
-    """The head that came last offers to change the protocol: it comes again, without the offer."""
+    """The last head offers a protocol upgrade, and is parsed again without the offer."""
     _late: TimerHandle | None = None
-    """Runs while a head is waited for, but for the time between two requests: that is uvicorn's own."""
+    """Runs while a head is awaited, except between two requests: that timer is uvicorn's own."""
     _had_body = False
     _refused = False
-    """The request whose head came last was refused."""
+    """The last request was refused."""
     _unread = False
-    """Its body has not ended."""
+    """The body of the refused request has not ended."""
     _closing = False
-    """The connection ends with it."""
+    """The connection is closed after the refused request."""
     _drain: TimerHandle | None = None
-    """Runs while a body is read that nobody wants any more."""
+    """Runs while an unwanted body is read and dropped."""
     _in_body = False
     """A head ended, and its body has not."""
     _dropping = False
-    """Requests came faster than they were answered: no more are taken, and the connection ends after those that were."""
+    """Requests came faster than their answers: no more are taken, and the connection closes after the present ones."""
     _stuck: TimerHandle | None = None
     """Runs while the peer does not read."""
     _parts = 0
     """Header lines and pieces of a body in the slice that is parsed."""
     _unparsed: bytes | None = None
-    """What waits for the connection's turn, None where nothing waits."""
+    """Bytes that wait for the connection's turn; None if none do."""
     _idle_since: float | None = None
     """When the last request was answered, while nothing came since."""
 

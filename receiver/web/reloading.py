@@ -1,7 +1,7 @@
-"""Settings taken by a running process: what they make takes the place of what was there, and nothing is refused meanwhile.
+"""Reloads the settings of a running process, without refusing a callback meanwhile.
 
-A request ends with what it began with. In order: the new parts are put together and started, new requests go to them, the old
-ones claim no more work and end what they have under way, and when the last old request has its answer their connections close.
+A request ends with the settings that it began with. In order: the new parts start, new requests go to them, the old parts
+claim no more work and finish running attempts, and when the last old request has its answer, its connections close.
 """
 
 from __future__ import annotations

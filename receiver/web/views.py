@@ -1,4 +1,4 @@
-"""What the API, the command line and whoever shows things have in common: each thing as it is shown."""
+"""Views of events, deliveries and other records, as the API, the command line and the console show them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What every proof of a recipe has, what it is checked against, and how its values are spelled.
+"""The base of all proofs of a recipe: common settings, the source's secrets and keys, and the spellings of values.
 
-Each is checked when the head is there, and once more with the body where it needs that. So what the head alone shows to be wrong,
-missing or stale is refused before a byte of the body is read.
+Each proof is checked with the head alone, and again with the body if it needs the body. So a proof that the head shows to
+be wrong, missing or stale is refused before a byte of the body is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What audio says of itself: length, rate, channels and codec, each right, marked as an estimate, or unknown."""
+"""Finds an audio's facts in its bytes: length, rate, channels and codec, each exact, marked as an estimate, or unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One event: where it stands, what it sounds like, its way step by step, its data, and what can be done with it."""
+"""The page of one event: its state, its audio, its timeline, its data, and the actions on it."""
 
 from __future__ import annotations
 

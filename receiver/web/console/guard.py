@@ -1,4 +1,4 @@
-"""What stands before every page: which names it answers to, who is logged in, whose form it is, what the browser may do."""
+"""Checks every console request: host name, login, form token, and the security headers of its answer."""
 
 from __future__ import annotations
 

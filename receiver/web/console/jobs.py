@@ -1,4 +1,4 @@
-"""Jobs across all that belongs to them, and the field that finds one by anything that it is called by."""
+"""The page of one job with all its records, and the search field that finds a job by any of its names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a job as a page shows them: what was sent stands by destination, long waits and long rows of attempts are told."""
+"""A job's steps as a page shows them: attempts grouped by destination, long waits and long runs of attempts summed up."""
 
 from __future__ import annotations
 
