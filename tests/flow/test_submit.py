@@ -494,6 +494,35 @@ async def test_an_idempotency_key_brings_the_first_answer_and_no_other_job(both:
     assert "idempotency-key" not in api.asked[0].headers
 
 
+@pytest.mark.parametrize("key", [{}, {"idempotency-key": "order-7"}])
+async def test_what_waits_for_an_identical_call_is_sent_once_that_was_refused(
+    both: Both, key: dict[str, str]
+) -> None:
+    up, api = both
+    going = asyncio.Event()
+
+    async def busy_at_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        first = len(api.asked) == 1
+        await going.wait()
+        await accepted({"request_id": "job-2"}, status=503 if first else 200)(asked, writer)
+
+    api.behave = busy_at_first
+    submit = partial(up.client.post, LISTEN, content=b"a", headers=key)
+    lost = asyncio.create_task(submit())
+    while not api.asked:
+        await asyncio.sleep(0)
+    lost.cancel()
+    waiting = asyncio.create_task(submit())
+    allowances = up.receiver.submissions.applications.allowances.values()
+    while sum(one.under_way.count for one in allowances) < 2:
+        await asyncio.sleep(0)
+    for _ in range(5):  # until it has found the first
+        await up.receiver.store.submissions(SubmissionFilter())
+    going.set()
+    assert (await waiting).status_code == 200
+    assert len(api.asked) == 2
+
+
 async def test_an_answer_is_forgotten_in_time_and_what_a_crash_left_open_is_given_up(both: Both) -> None:
     up, _ = both
     await up.client.post(LISTEN, content=b"a", headers={"idempotency-key": "k"})

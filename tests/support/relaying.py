@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from receiver.core.destination_health import DestinationState
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
@@ -84,6 +85,8 @@ class FaultyStore(MemoryStore):
         self.claims: list[int] = []
         """How many deliveries each claim took."""
         self.released: list[str] = []
+        self.looks = 0
+        """How often the destinations' states were asked for."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.claimed = asyncio.Event()
@@ -117,6 +120,12 @@ class FaultyStore(MemoryStore):
             self.claimed.set()
             await self.gate.wait()
         return found
+
+    async def destinations(self, now: int) -> dict[str, DestinationState]:
+        """Tell their states, unless out."""
+        self.looks += 1
+        self._fail("destinations")
+        return await super().destinations(now)
 
     async def settle(self, settlement: Settlement) -> bool:
         """Settle, unless out."""

@@ -1,11 +1,16 @@
-"""Which requests a rule lets through: methods and paths as written, and no other spelling of them."""
+"""Which requests a rule lets through, methods and paths as written, and no other spelling of them; which calls are the same."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import headers_out
+from receiver.engine.submissions.call import Call, Passing
+from receiver.engine.submissions.repeats import fingerprint_of
 from receiver.settings.submitting import Submission
 
 TABLE = Submission.model_validate(
@@ -91,3 +96,22 @@ def test_no_credentials_of_the_callers_and_none_of_receivers_headers_go_out() ->
         ("x-user-id", "us"),
         ("accept-encoding", "identity"),
     ]
+
+
+@pytest.mark.parametrize(
+    "other", [{"source": "b"}, {"method": "PUT"}, {"path": "/b"}, {"query": "model=b"}, {"ref": "b"}]
+)
+def test_a_call_that_differs_in_anything_repeats_no_other(other: dict[str, str]) -> None:
+    """Else it would be answered with the other's job."""
+
+    def fingerprint(**other: str) -> str:
+        same: Any = {"source": "a", "method": "POST", "path": "/a", "query": "", "ref": None}
+        call = Call(headers=(), receive=never, **(same | other))
+        return fingerprint_of(cast("Passing", SimpleNamespace(call=call)), "hash of the body")
+
+    assert fingerprint() == fingerprint()
+    assert fingerprint() != fingerprint(**other)
+
+
+async def never() -> Any:
+    raise AssertionError

@@ -27,5 +27,4 @@ def whole(kept: bytes | None, differs: int, data: bytes) -> bytes | None:
     """Return the body that `difference` was given."""
     if kept is None or not differs:
         return kept
-    inflate = zlib.decompressobj(-_WINDOW, data)
-    return inflate.decompress(kept) + inflate.flush()
+    return zlib.decompressobj(-_WINDOW, data).decompress(kept)

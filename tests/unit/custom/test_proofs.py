@@ -6,6 +6,8 @@ import base64
 import gzip
 import hmac
 import json
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import CallbackRejected
 from receiver.core.event import EventDraft
 from receiver.providers.custom import CustomProvider
+from receiver.providers.custom.proof_base import Encoding, decoded
 from receiver.settings.model import SourceSettings
 from tests.support.golden import tokens
 from tests.support.sources import NOW, SECRET, head, source, verdict
@@ -47,6 +50,7 @@ def test_a_signature_is_made_over_the_body_as_it_was_sent() -> None:
     ("lines", "why"),
     [
         (signed(BODY, NOW // 1000 - 301), "header:x-time is 301 s old"),
+        (signed(BODY, NOW // 1000 + 301), "header:x-time is 301 s ahead"),
         ((("x-signature", "no hex"), ("x-time", "1705315845")), "holds no signature in hex"),
         (signed(b"another"), "fits no secret"),
         (signed(BODY, NOW), 'set unit = "ms"'),
@@ -72,6 +76,64 @@ def test_a_secret_that_is_spelled_otherwise_is_told(said: str, meant: str) -> No
     line = ("x-signature", hmac.digest(key, BODY, "sha256").hex())
     (verdict,) = made.examine(head(line), MemoryBody(BODY))
     assert verdict.reason.endswith(f'with secret_encoding = "{meant}" it does')
+
+
+@pytest.mark.parametrize("seconds", [-300, 300])
+def test_the_time_of_signing_may_be_as_far_off_as_is_said(seconds: int) -> None:
+    made = source(proof=[SIGNED])
+    assert isinstance(verdict(made, head(*signed(BODY, NOW // 1000 + seconds)), BODY), EventDraft)
+
+
+def test_a_time_without_a_zone_is_utc_wherever_receiver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = source(proof=[SIGNED | {"timestamp": {"from": "header:x-time", "unit": "iso"}}])
+    at = datetime.fromtimestamp(NOW / 1000, UTC).replace(tzinfo=None).isoformat()
+    digest = hmac.digest(SECRET.encode(), f"{at}.".encode() + BODY, "sha256").hex()
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        said = verdict(made, head(("x-signature", digest), ("x-time", at)), BODY)
+    time.tzset()
+    assert isinstance(said, EventDraft), said
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "any_case", "found"),
+    [
+        ("ab01", "hex", False, [b"\xab\x01"]),
+        ("AB01", "hex", False, []),
+        ("AB01", "hex", True, [b"\xab\x01"]),
+        ("+/8=", "base64", False, [b"\xfb\xff"]),
+        ("+ /8=", "base64", False, []),
+        ("-_8", "base64url", False, [b"\xfb\xff"]),
+        ("+/8=", "base64url", False, []),
+        ("", "base64", False, []),
+    ],
+)
+def test_a_signature_in_another_spelling_is_none(
+    text: str, encoding: Encoding, any_case: bool, found: list[bytes]
+) -> None:
+    assert list(decoded(text, [encoding], any_case=any_case)) == found
+
+
+def test_what_stands_around_a_signature_is_as_the_recipe_says() -> None:
+    """Its prefix, the name of its header, how many stand in a list, and that each secret is good."""
+    made = source(
+        secrets=["another-secret-0123456789abcdef", SECRET, "the-newest-secret-0123456789abcdef"],
+        proof=[SIGNED | {"header": "X-New", "also": ["X-Signature"], "prefix": "v1=", "split": ","}],
+    )
+    (_, digest), at = signed(BODY)
+    good = f"v1={digest}"
+    others = ",".join(["00" * 32] * 20)
+    for lines, taken in (
+        ([("x-new", good)], True),
+        ([("x-signature", good)], True),
+        ([("x-new", good), ("x-signature", "v1=00")], True),
+        ([("x-new", "v1=00"), ("x-signature", good)], False),
+        ([("x-new", f"v2={digest}")], False),
+        ([("x-new", f"v1={others[:-65]}, {digest}")], True),
+        ([("x-new", f"v1={others},{digest}")], False),
+    ):
+        assert isinstance(verdict(made, head(*lines, at), BODY), EventDraft) is taken, lines
 
 
 def test_a_proof_by_the_head_alone_is_decided_before_the_body() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -16,9 +17,21 @@ from receiver.core.work import DeliveryFilter, DeliveryState, Outcome, OutcomeKi
 from receiver.engine.destination_actions import act_on_destination, destination_states
 from receiver.engine.gate import DestinationGate
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
-from tests.support.relaying import Gated, Heard, Now, Scripted, deliveries, only, record, render, running
+from tests.support.relaying import (
+    FaultyStore,
+    Gated,
+    Heard,
+    Now,
+    Scripted,
+    deliveries,
+    only,
+    record,
+    render,
+    running,
+)
 
 DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, status=200)
 DOWN = Outcome(kind=OutcomeKind.REFUSED, status=500)
@@ -201,6 +214,24 @@ async def test_a_running_relay_obeys_a_pause_with_what_it_has_claimed(any_store:
         await heard.until(attempts=2)
     states = sorted(one.state.value for one in await deliveries(any_store))
     assert states == ["delivered", "delivered", "pending"]
+
+
+async def test_a_lane_goes_on_once_another_process_has_resumed_its_destination(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the store was out. By itself the lane would look an hour later."""
+    monkeypatch.setattr("receiver.engine.relay.LOOK_SECONDS", 0.0)
+    heard = Heard()
+    terms = DeliveryTerms(Scripted(lambda: DELIVERED), policy("deepgram"), 1, 5)
+    await act_on_destination(store, ["app"], "app", "pause", now=T0)
+    store.out["destinations"], store.looks = 1, 0
+    relay = Relay(store, {"app": terms}, heard, render, Now(T0), "w", LaneTiming(poll=3600.0))
+    async with running(relay):
+        while store.looks < 3:
+            await asyncio.sleep(0)
+        await record(store)
+        await act_on_destination(store, ["app"], "app", "resume", now=T0)
+        await heard.until(attempts=1)
 
 
 async def test_two_processes_make_one_probe(any_store: Store) -> None:

@@ -10,6 +10,7 @@ import pytest
 from receiver.core.retry import policy
 from receiver.core.work import Claimed, DeliveryState
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0, recording
 from tests.support.relaying import Gated, Heard, Now, deliveries, only, render, running
@@ -32,7 +33,7 @@ def counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[list[Claimed]
 
 def relay_to(store: Store, destination: Gated, concurrency: int = 4) -> Relay:
     terms = DeliveryTerms(destination, policy("deepgram"), concurrency, 5)
-    return Relay(store, {"app": terms}, Heard(), render, Now(T0), "w")
+    return Relay(store, {"app": terms}, Heard(), render, Now(T0), "w", LaneTiming(poll=3600.0))
 
 
 async def idle(store: Store, got: list[list[Claimed]]) -> None:
@@ -65,14 +66,18 @@ async def test_what_is_recorded_for_an_idle_lane_is_claimed_with_it_and_not_look
 
 
 async def test_an_expected_event_that_did_not_come_keeps_nothing_from_being_claimed_later(
-    any_store: Store,
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By itself the lane would look only an hour later."""
+    got = counted(any_store, monkeypatch)
     destination = Gated()
     destination.permits.release()
     relay = relay_to(any_store, destination)
     async with running(relay):
+        await idle(any_store, got or [[]])
         relay.expect(["app", "unknown"])
         recorded = relay.expect(["app"])
+        await idle(any_store, [[]])  # what the first of them claimed was taken: nothing
         told = await any_store.record(recording("app"))
         recorded(told.event_id)
         while (await only(any_store)).state is not DeliveryState.DELIVERED:

@@ -179,6 +179,7 @@ async def test_a_claim_whose_lease_is_nearly_used_up_is_handed_back_and_claimed_
         await sink.until(1)
         while len(store.claims) < 2:  # the second delivery is claimed ahead
             await asyncio.sleep(0)
+        assert lane.lease - lane.needed >= lane.needed > lane.timeout_seconds, "time to wait, and to settle"
         now.value += round((lane.lease - lane.needed) * 1000) + 1
         sink.released.set()
         await heard.until(attempts=2)

@@ -11,6 +11,7 @@ from receiver.core.retry import fixed
 from receiver.core.sending import Rate, SendingRules, rate
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0, recording
 from tests.support.relaying import Heard, Now, Scripted, deliveries, record, render, running
@@ -134,12 +135,15 @@ async def test_a_dead_letter_blocks_its_own_job_only_where_that_is_asked_for(
 
 
 async def test_a_running_lane_in_order_goes_on_at_once_when_the_event_before_has_been_sent(
-    any_store: Store,
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By itself the lane would look an hour later."""
+    monkeypatch.setattr("receiver.engine.relay._BLOCKED_MS", 3_600_000)
     place, heard = Recorded(), Heard()
     jobs = await _jobs(any_store)
     terms = DeliveryTerms(place, fixed("x", 1, 30), 8, 5, rules=SendingRules(order="job"))
-    async with running(Relay(any_store, {"app": terms}, heard, render, Now(T0 + 100), "w")):
+    timing = LaneTiming(poll=3600.0)
+    async with running(Relay(any_store, {"app": terms}, heard, render, Now(T0 + 100), "w", timing)):
         await heard.until(attempts=8)
     for job in ("a", "b"):
         assert [one for one in place.got if one in jobs[job]] == jobs[job]
