@@ -114,7 +114,8 @@ def follow(
                     _insist(answer)
                     for item in parsed(answer.iter_lines()):
                         failures, after = 0, item.cursor or after
-                        yield item
+                        if item.body:
+                            yield item
         except (httpx2.TransportError, httpx2.StreamError) as error:
             if not failures:
                 warn(f"the connection to {base} ended ({type(error).__name__}): connecting again")
@@ -133,15 +134,16 @@ def _insist(answer: httpx2.Response) -> None:
 
 
 def parsed(lines: Iterator[str]) -> Iterator[StreamItem]:
-    """Yield the events and gaps of a stream's lines."""
+    """Yield the events and gaps of a stream's lines, and, without a body, where it begins."""
     fields: dict[str, str] = {}
     for line in lines:
         if line:
             name, _, value = line.partition(":")
             fields[name] = value.removeprefix(" ")
             continue
-        if "data" in fields:
-            yield StreamItem(fields.get("event", "event"), fields.get("id", ""), fields["data"].encode())
+        if "data" in fields or "id" in fields:
+            body = fields.get("data", "").encode()
+            yield StreamItem(fields.get("event", "event"), fields.get("id", ""), body)
         fields = {}
 
 

@@ -15,7 +15,7 @@ from receiver.storage.store.store import Store
 async def newest_place(store: Store) -> Place:
     """Return the end of the event log: later events come after it. Raises `StoreUnavailable`."""
     found = await store.search(EventSearch(newest_first=True, limit=1))
-    return found[0].place if found else Place(0, "")
+    return found[0].place if found else Place(0, "evt_0")
 
 
 async def followed(store: Store, search: EventSearch, *, seconds: float) -> AsyncIterator[Page[PlacedEvent]]:

@@ -95,6 +95,33 @@ async def test_a_tail_loses_nothing_and_repeats_nothing_over_fifty_broken_connec
     assert found == [one.event.id for one in made]
 
 
+async def test_a_connection_that_breaks_before_the_first_event_loses_none(up: Running) -> None:
+    waiting = [whole(), whole()]
+    ids = [one.event.id for one in waiting]
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to, back = await asyncio.open_connection("127.0.0.1", urlsplit(up.base).port)
+        back.write(await reader.readuntil(b"\r\n\r\n"))
+        begun = await to.readuntil(b"begins")
+        writer.write(begun + await to.readuntil(b"\r\n"))
+        await writer.drain()
+        await up.receiver.store.record(waiting.pop(0))
+        with contextlib.suppress(ConnectionError):
+            while not waiting and (piece := await to.read(65536)):
+                writer.write(piece)
+                await writer.drain()
+        back.close()
+        writer.close()
+
+    def read(base: str) -> list[str]:
+        with client() as http:
+            return [one.cursor.partition(".")[2] for one in itertools.islice(tail.follow(http, base, {}), 1)]
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server, asyncio.timeout(30):
+        base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert await asyncio.to_thread(read, base) == ids[:1]
+
+
 async def test_a_gap_is_told_when_what_was_read_last_is_gone(up: Running) -> None:
     store = up.receiver.store
     first, second = whole(job_id="j1"), whole(job_id="j2")

@@ -56,8 +56,10 @@ async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
     place = place_of(given) or await newest_place(call.receiver.store)
     search = filter_of(query, EventSearch, after=place, limit=_PAGE)
     gap = await _gap(call.receiver, place) if given else None
+    # The id alone is no event: a reader that is cut off before the first one comes again with it.
+    begin = gap or f": the stream begins\nid: {cursor_of(place)}\n\n"
     return StreamingResponse(
-        _streamed(call.receiver, search, gap),
+        _streamed(call.receiver, search, begin),
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
@@ -78,11 +80,11 @@ async def _gap(receiver: Receiver, place: Place | None) -> str | None:
     return None
 
 
-async def _streamed(receiver: Receiver, search: EventSearch, gap: str | None) -> AsyncIterator[str]:
+async def _streamed(receiver: Receiver, search: EventSearch, begin: str) -> AsyncIterator[str]:
     mark = object()
     _open.add(mark)
     try:
-        yield gap or ": the stream begins\n\n"
+        yield begin
         told_at = time.monotonic()
         async for found in followed(receiver.store, search, seconds=POLL_SECONDS):
             for one in found:

@@ -138,22 +138,20 @@ async def live(visit: Visit) -> Response:
     if len(visit.console.streams) >= _OPEN_AT_ONCE:
         return PlainTextResponse("too many consoles are open\n", 503)
     given = place_of(visit.request.headers.get("last-event-id"))
-    search = replace(
-        search_of(visit.query(EventQuery)),
-        newest_first=False,
-        after=given or await newest_place(visit.receiver.store),
-        limit=_ROWS,
-    )
+    begin = given or await newest_place(visit.receiver.store)
+    search = replace(search_of(visit.query(EventQuery)), newest_first=False, after=begin, limit=_ROWS)
     headers = {"x-accel-buffering": "no"}
-    return StreamingResponse(_lines(visit, search), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(
+        _lines(visit, search, cursor_of(begin)), media_type="text/event-stream", headers=headers
+    )
 
 
-async def _lines(visit: Visit, search: EventSearch) -> AsyncIterator[str]:
+async def _lines(visit: Visit, search: EventSearch, begin: str) -> AsyncIterator[str]:
     """Yield the rows in the order of recording: none is missed, but where more come than anybody reads."""
     receiver, mark = visit.receiver, object()
     visit.console.streams.add(mark)
     try:
-        yield "retry: 1000\n\n"
+        yield f"retry: 1000\nid: {begin}\n\n"
         began = beat = time.monotonic()
         while not receiver.stopping and time.monotonic() < began + _STREAM_SECONDS:
             found = await receiver.store.search(search)
