@@ -115,7 +115,7 @@ def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> 
         shown = None if before is None else iso(before)
         print_json({"found": False, "erased_before": shown, "journal": journal})
     elif before is not None:
-        typer.echo(f"nothing of it is left; it was erased at {iso(before)}")
+        typer.echo(f"no data of it is left: it was erased at {iso(before)}")
     else:
         here = "" if journal is None else f" (here: {journal})"
         warn(
@@ -133,7 +133,7 @@ def _tell_erased(removed: Removed, journal: str | None, *, as_json: bool) -> Non
         return
     rows = [(name.replace("_", " "), count) for name, count in counts.items()]
     print_fields([*rows, ("journal", journal or "left out")])
-    warn("what the journals of other machines have of it is dropped as soon as these are drained")
+    warn("other machines drop its callbacks from their journals when they drain them")
 
 
 def _tell_unreadable(found: FoundOf) -> None:

@@ -291,7 +291,7 @@ class RecordStatus(StrEnum):
     LATE = "late"
     """Recorded without deliveries: the job had already ended."""
     GONE = "gone"
-    """Not recorded: the event that it replaces, whose id is told, is not there any more."""
+    """Not recorded: the event to be replaced no longer exists. `event_id` is that event's id."""
 
 
 class Recorded(Struct, frozen=True, kw_only=True):

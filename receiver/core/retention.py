@@ -23,7 +23,7 @@ REQUESTS_SECONDS = DAY
 REPEAT_SECONDS = 2 * DAY
 """Shortest age at which an event and its callback's keys go, so that a provider's retry makes no second event."""
 ORPHAN_SECONDS = 2 * DAY
-"""How old an object without an event must be before it is removed: longer than one that is being recorded can be."""
+"""Age from which an object without an event is an orphan: longer than any recording takes."""
 
 
 def age(text: str) -> int | None:
@@ -191,7 +191,7 @@ class Tombstone(Struct, frozen=True, kw_only=True):
 
 
 class Erasure(Struct, frozen=True, kw_only=True):
-    """One batch of an erasure; the batches of one erasure share a tombstone, which adds up their counts."""
+    """One batch of an erasure. The batches of one erasure share a tombstone, which sums up their counts."""
 
     subject: Subject
     tombstone_id: str
@@ -201,9 +201,13 @@ class Erasure(Struct, frozen=True, kw_only=True):
     journaled: tuple[CallbackKeys, ...] = ()
     """Callbacks in a journal that go with this batch: they must not be recorded when they are sent again."""
     of_jobs: tuple[str, ...] = ()
-    """Digests of the jobs whose callbacks without a ref go with the subject: by them, other processes find these in their journals."""
+    """Digests of jobs whose callbacks without a ref are erased with the subject. By these, other processes find such
+    callbacks in their journals.
+    """
     noted: bool = False
-    """Whether there is a tombstone also where nothing was found: by it, other processes drop what their journals have."""
+    """Whether to write a tombstone even if no rows were found: by it, other processes drop the subject's callbacks from
+    their journals.
+    """
 
 
 class Erased(Struct, frozen=True, kw_only=True):

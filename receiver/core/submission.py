@@ -53,7 +53,7 @@ _DROPPED = frozenset(
         # Every provider's credentials, so that a program cannot slip in a second pair; and what selects an account.
         *("authorization", "xi-api-key", "x-api-key", "x-gladia-key", "api-subscription-key", "x-user-id"),
         *("openai-organization", "openai-project", "x-fal-target-url"),
-        # What makes another request of it for some frameworks (Laravel, Rails, IIS): one that no rule was asked about.
+        # Headers by which some frameworks (Laravel, Rails, IIS) change the method or path, past the rules for the request.
         *("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"),
     )
 )
@@ -149,7 +149,7 @@ class Submission(Struct, frozen=True, kw_only=True):
 
 
 class NewSubmission(Struct, frozen=True, kw_only=True):
-    """A submission with what is committed before anything of it is sent."""
+    """A new submission, with the rows that are committed before anything is sent."""
 
     submission: Submission
     claims: TokenClaims | None
@@ -166,7 +166,7 @@ class SubmissionEnd(Struct, frozen=True, kw_only=True):
 
     id: str
     state: SubmissionState | None
-    """None: nothing was sent, and nothing of it is kept."""
+    """The state to store; None if nothing was sent, and the row is removed."""
     status: int | None = None
     job_id: str | None = None
     answer: bytes | None = None

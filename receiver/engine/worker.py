@@ -363,7 +363,7 @@ class Lane(Generic[C, M]):
             raise
         finally:
             self._making.discard(number)
-        # From here on the attempt has happened: a stop cancels those that make, and waits for those that settle.
+        # The attempt has ended: a stop cancels running attempts, and waits for settlements.
         self._settling.add(number)
         try:
             due_at = await self._work.settle(made, self._clock)
@@ -406,7 +406,7 @@ class Lane(Generic[C, M]):
             if number not in self._making and number not in self._settling:
                 task.cancel()
         await _ended(tasks, grace_seconds)
-        # Only those that make: to cancel a settlement would lose an attempt that has happened.
+        # Only running attempts: cancelling a settlement would lose the record of a finished attempt.
         for number in self._making:
             self._workers[number].cancel()
         ended = await _ended(tasks, self._timing.settle)

@@ -23,7 +23,7 @@ _END_SECONDS = 2.0
 
 
 class BrokerSettings(Section):
-    """What each kind of broker is told."""
+    """The settings that every kind of broker has."""
 
     schemes: ClassVar[tuple[str, ...]]
     """How its URLs begin."""

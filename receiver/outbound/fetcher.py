@@ -350,12 +350,12 @@ class _Body:
 
 
 def _passing(failed: Failed) -> Failed:
-    """Return a failure of a document or stream: one that is too long (an error page of a proxy) says nothing of the result."""
+    """Return a failure of a document or stream as a passing one: a document that is too long may be a proxy's error page."""
     return replace(failed, too_large=False)
 
 
 def _as_asgi(pieces: AsyncIterator[bytes]) -> Callable[[], Any]:
-    """Return pieces as ASGI's `receive` gives a request's body, which is how the spool takes it."""
+    """Return pieces as ASGI's `receive` gives a request's body, which is how the body buffer reads it."""
 
     async def receive() -> MutableMapping[str, Any]:
         piece = await anext(pieces, b"")

@@ -142,7 +142,7 @@ class Guard:
     """Says which addresses one destination may have."""
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
-        """`allow` holds the CIDRs that configuration permits. Raises `ValueError` for one that is none."""
+        """`allow` has the CIDRs that the settings permit. Raises `ValueError` for an invalid one."""
         self._allow: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in allow)
 
     def check(self, address: str, name: str = "") -> None:

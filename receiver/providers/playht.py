@@ -99,7 +99,7 @@ class PlayhtSettings(Section):
     deadline_seconds: float = Field(default=JOB_SECONDS, gt=0, le=30 * 86400)
     """How long a result is waited for."""
     progress_seconds: float = Field(default=5.0, gt=0, le=60)
-    """A job's progress is told at most once in this time."""
+    """The least time between two progress events of a job."""
     silence_seconds: float = Field(default=20.0, gt=0, le=60)
     """An event stream that says nothing for so long has failed."""
 

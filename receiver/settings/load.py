@@ -70,7 +70,7 @@ def _whole(loaded: Loaded) -> Settings:
 
 
 def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
-    """Return `server.log` as settings ask for it that cannot be used: what is wrong with them is told that way, too."""
+    """Return `server.log`, even from settings that are otherwise invalid: their errors are logged in that style too."""
     try:
         file = Path(path or environ.get("RECEIVER_CONFIG") or "receiver.toml")
         raw = tomllib.loads(file.read_text("utf-8")).get("server", {})
@@ -181,7 +181,7 @@ class _Outside(Struct, frozen=True):
     environ: Mapping[str, str]
     read: Reader
     loaded: Loaded
-    """Where what is not there is noted: all of it is told at once, as to find one at each start takes a person's time."""
+    """Collects missing variables and files. All are reported together, so that a person need not find one at each start."""
 
 
 def _resolve(value: Any, where: str, outside: _Outside) -> Any:

@@ -1,4 +1,4 @@
-"""`[submission]` of a provider: what of its API applications may call through receiver, and where the callback is put in."""
+"""`[submission]` of a provider: the parts of its API that applications may call through receiver, and where the callback goes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_URL = 8192
 _START_BYTES = 64 * 1024
-"""Bytes of an answer in which the job's id is looked for, and the most of one that is remembered."""
+"""Bytes of an answer in which the job's id is searched, and the most of an answer that is kept for repeats."""
 
 
 def passed_back(passing: Passing, reply: Incoming, start: bytes = b"") -> Answer:

@@ -113,7 +113,7 @@ class Stream(Outgoing):
         idle_seconds: float,
         count: Callable[[int], None],
     ) -> None:
-        """`most` in bytes; `count` is told of each piece."""
+        """`most` is the limit in bytes; `count` is called with the length of each piece."""
         super().__init__(length)
         self.content = self._pieces()
         self._receive, self._most, self._count = receive, most, count

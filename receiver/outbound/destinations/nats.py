@@ -56,7 +56,7 @@ class NatsDestination(Broker["Client"]):
     def __init__(self, settings: DestinationSettings) -> None:
         super().__init__(settings)
         self._said: Exception | None = None
-        """What the connection was told last that belongs to no message: why there is none, a permission that is missing."""
+        """The server's last error that belongs to no message: the reason of a lost connection, or a missing permission."""
 
     async def _put(self, message: Message) -> Outcome:
         # JetStream keeps one of several messages with its id.

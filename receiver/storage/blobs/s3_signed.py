@@ -125,7 +125,7 @@ class FirstTries:
         await self._connections.close()
 
     def takes(self, body: Body) -> bool:
-        """Tell whether a body's first try is made here: one that is in memory, unless boto3 has all puts for now."""
+        """Tell whether this class makes a body's first try: if it is in memory, and boto3 does not make all puts at present."""
         return body.path is None and body.size <= FIRST_LIMIT and time.monotonic() > self._paused_until
 
     async def put(

@@ -59,7 +59,7 @@ def advance(session: Session, claimed: BulkOperation, batch: Batch, now: int) ->
 
 @each
 def change(session: Session, operation_id: str, running: bool, rate: int | None, now: int) -> None:
-    """Run or stop an operation, at another rate where one is given; one that is done stays done."""
+    """Run or stop an operation, at a new rate if one is given. An operation that is done stays done."""
     params: dict[str, Value] = {
         "id": operation_id,
         "state": BulkState.RUNNING if running else BulkState.STOPPED,

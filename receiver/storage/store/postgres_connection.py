@@ -35,7 +35,7 @@ STATEMENT_MS, LOCK_MS, IDLE_MS = 8_000, 4_000, 10_000
 _DEFAULTS: dict[str, str | int] = {
     "application_name": "receiver",
     "client_encoding": "UTF8",
-    # After a failover the old primary may be up again, as a standby: only one that can be written will do.
+    # After a failover the old primary may be up again, as a standby: only a writable server will do.
     "target_session_attrs": "read-write",
     "keepalives_idle": 5,
     "keepalives_interval": 2,

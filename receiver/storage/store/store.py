@@ -435,7 +435,7 @@ class Store:
     async def change_operation(
         self, operation_id: str, *, running: bool, rate: int | None = None, now: int
     ) -> BulkOperation:
-        """Run or stop an operation, at another rate where one is given; one that is done stays done. Raises `NotFound`."""
+        """Run or stop an operation, at a new rate if one is given. An operation that is done stays done. Raises `NotFound`."""
         await self.write(bulk.change, (operation_id, running, rate, now))
         return await self.operation(operation_id)
 

@@ -14,7 +14,7 @@ _PREFIX = 4096
 _LONGEST = 7 * 86400.0  # a length past a week is damage
 _DAMAGE = (OutOfTime, OSError, struct.error, LookupError, ValueError, OverflowError, ZeroDivisionError)
 SECONDS = 0.5
-"""How long reading may take; what is known by then is told."""
+"""Time limit for reading; the facts known by then are returned."""
 
 
 def facts(

@@ -103,7 +103,7 @@ class _Server:
             if noted.answer is not None:
                 return answer(msgspec.Raw(noted.answer), status=noted.status or 200)
         response = await self._told(_run(operation, call))
-        # What failed by a fault of ours is not an answer: whoever asks again with the key has it done.
+        # A failure of receiver's own is no final answer: a retry with the same key runs the request again.
         settled = operation.again is Again.ANSWERED and response.status_code < 500
         kept = bytes(response.body) if settled else None
         await store.end_act(noted.id, status=response.status_code, answer=kept)
