@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
+from receiver.core.act import new_act
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import EventFilter
 from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.web.api.acts import refuse_other
+from receiver.web.api.operation import Again
+from receiver.web.api.problems import Refused
+from tests.contract.store_suite import T0
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import transcript
 
@@ -61,6 +68,18 @@ async def test_what_was_named_is_replayed_once_for_a_key(up: Running) -> None:
     assert states == {True: DeliveryState.PENDING, False: DeliveryState.DEAD}
     other = await post(up, "replays", {"ids": []}, key="k1", status=422)
     assert "Idempotency-Key" in other["detail"]
+    await post(up, "destinations/app/pause", key="k2")
+    await post(up, "destinations/app/resume", key="k2", status=422)
+
+
+@pytest.mark.parametrize(("waited", "said"), [(59_999, "under way"), (60_000, None)])
+def test_a_key_of_a_request_under_way_is_refused_until_its_process_must_have_ended(
+    waited: int, said: str | None
+) -> None:
+    noted = new_act("POST /replays", "ops", at=T0, subject="/", details={}, peer=None, key="k", digest="d")
+    refused = pytest.raises(Refused, match=said) if said else contextlib.nullcontext()
+    with refused:
+        refuse_other(noted, replace(noted, at=T0 + waited), again=Again.ANSWERED)
 
 
 async def test_what_fits_is_counted_and_then_exactly_that_is_replayed(up: Running) -> None:

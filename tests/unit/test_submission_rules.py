@@ -11,6 +11,7 @@ from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import headers_out
 from receiver.engine.submissions.call import Call, Passing
 from receiver.engine.submissions.repeats import fingerprint_of
+from receiver.engine.submissions.sending import _patience
 from receiver.settings.submitting import Submission
 
 TABLE = Submission.model_validate(
@@ -111,6 +112,20 @@ def test_a_call_that_differs_in_anything_repeats_no_other(other: dict[str, str])
 
     assert fingerprint() == fingerprint()
     assert fingerprint() != fingerprint(**other)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [("", 20), ("wait=5", 20), ("respond-async, wait=40", 45), ("wait", 65), ("wait=999", 65)],
+)
+def test_a_caller_who_asks_the_provider_to_wait_is_waited_for_a_minute_at_most(
+    prefer: str, seconds: float
+) -> None:
+    call = Call(
+        source="a", method="POST", path="/a", query="", headers=(("prefer", prefer),), ref=None, receive=never
+    )
+    parts = SimpleNamespace(settings=SimpleNamespace(answer_seconds=20.0))
+    assert _patience(cast("Passing", SimpleNamespace(call=call, parts=parts))) == seconds
 
 
 async def never() -> Any:
