@@ -107,7 +107,7 @@ def follow(
 
     failures = 0
     while True:
-        headers = {} if after is None else {"last-event-id": after}
+        headers, failed = {} if after is None else {"last-event-id": after}, ""
         try:
             with client.stream("GET", f"{base}/api/v1/stream", params=query, headers=headers) as answer:
                 if answer.status_code < 500:
@@ -116,11 +116,14 @@ def follow(
                         failures, after = 0, item.cursor or after
                         if item.body:
                             yield item
+                else:
+                    failed = f"status {answer.status_code}"
         except (httpx2.TransportError, httpx2.StreamError) as error:
-            if not failures:
-                warn(f"the connection to {base} ended ({type(error).__name__}): connecting again")
+            failed = type(error).__name__
+        if failed and not failures:
+            warn(f"the connection to {base} ended ({failed}): connecting again")
         time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
-        failures += 1
+        failures = failures + 1 if failed else 0
 
 
 def _insist(answer: httpx2.Response) -> None:

@@ -122,6 +122,30 @@ async def test_a_connection_that_breaks_before_the_first_event_loses_none(up: Ru
         assert await asyncio.to_thread(read, base) == ids[:1]
 
 
+async def test_a_receiver_that_stops_and_stays_away_is_told_once_it_cannot_be_reached(up: Running) -> None:
+    told: list[str] = []
+
+    def warn(text: str) -> None:
+        told.append(text)
+        raise KeyboardInterrupt
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        server.close()
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n: the stream begins\nid: 0.evt_0\n\n")
+        writer.close()
+
+    def read(base: str) -> None:
+        with client() as http, pytest.raises(KeyboardInterrupt):
+            next(tail.follow(http, base, {}, warn=warn))
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(read, base)
+    assert told == [f"the connection to {base} ended (ConnectError): connecting again"]
+
+
 async def test_a_gap_is_told_when_what_was_read_last_is_gone(up: Running) -> None:
     store = up.receiver.store
     first, second = whole(job_id="j1"), whole(job_id="j2")
