@@ -163,7 +163,7 @@ def _pickup_waiting(job: Job) -> str | None:
     if not waiting:
         return None
     one = waiting[-1]
-    said = f" The last said: {one.last_outcome}." if one.last_outcome else ""
+    said = f" The last: {one.last_detail or one.last_outcome}." if one.last_outcome else ""
     return (
         f"The result is being fetched from {one.source}: {_times(one.attempts, 'attempt', 'attempts')} so far.{said} "
         f"The next is due at {iso(one.due_at or 0)}, and it is given up at {iso(one.deadline_at)}."
@@ -198,7 +198,7 @@ def _no_route(job: Job) -> str | None:
     if not unsent:
         return None
     one = unsent[-1]
-    return f"Recorded, but not sent: {one.id} ({one.type} of {one.source}) has no delivery, because no destination took it. `receiver route {one.id}` says why."
+    return f"Recorded, but not sent: no destination took {one.type} of {one.source} ({one.id}). `receiver route {one.id}` says why."
 
 
 def _paused(job: Job) -> str | None:
@@ -215,13 +215,21 @@ def _held(job: Job) -> str | None:
     if not failing:
         return None
     one = failing[0]
-    return f"{one.name} has been failing since {iso(one.failing_since or 0)}: its deliveries are held, and the next probe is due at {iso(one.held_until)}."
+    last = _last_answer(job, {d.id for d in job.deliveries if d.destination == one.name})
+    said = f" The last attempt: {last}." if last else ""
+    return f"{one.name} has been failing since {iso(one.failing_since or 0)}: its deliveries are held, and the next probe is due at {iso(one.held_until)}.{said}"
 
 
 def _waited_for(job: Job) -> list[DestinationState]:
     """Return the known states of destinations with a pending delivery."""
     names = {d.destination for d in job.deliveries if d.due_at is not None}
     return [job.destinations[name] for name in sorted(names & set(job.destinations))]
+
+
+def _last_answer(job: Job, deliveries: set[str]) -> str:
+    """Return what the last attempt of these deliveries came to; empty where none was made."""
+    last = next((a for a in reversed(job.attempts) if a.delivery_id in deliveries), None)
+    return "" if last is None else last.detail or f"{last.outcome} {last.status or ''}".rstrip()
 
 
 def _retrying(job: Job) -> str | None:
@@ -246,8 +254,7 @@ def _dead(job: Job) -> str | None:
     if not dead:
         return None
     one = dead[-1]
-    last = next((a for a in reversed(job.attempts) if a.delivery_id == one.id), None)
-    said = (last and last.detail) or one.last_outcome
+    said = _last_answer(job, {one.id}) or one.last_outcome
     return (
         f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {said}. "
         f"`receiver replay {one.id}` sends it again."
@@ -306,6 +313,8 @@ def _steps(job: Job) -> Iterator[Step]:
     for one in job.rejections:
         yield Step(at=one.at, what="rejected", detail=f"{one.status}, {one.kind}: {one.reason}")
     for callback in job.callbacks:
+        if not callback.proofs:  # of an event about a destination: nothing arrived
+            continue
         yield from _arrived(callback, submitted=bool(job.submissions))
     for event in job.events:
         yield Step(at=event.recorded_at, what="recorded", detail=f"{event.type} as {event.id}")
@@ -346,7 +355,7 @@ def _sent(job: Job) -> Iterator[Step]:
 
 def _arrived(callback: Callback, *, submitted: bool) -> Iterator[Step]:
     """Yield a step for the issue of the callback's URL (not for a submission), and one for its arrival."""
-    came, proofs = callback.arrival, callback.proofs
+    came, proofs = callback.arrival, callback.proofs.replace(",", ", ")
     if came is None:
         detail = f"{callback.method}, {callback.body_size} bytes, proved by {proofs}"
         yield Step(at=callback.received_at, what="callback", detail=f"{callback.source}: {detail}")

@@ -98,8 +98,9 @@ class Route(Struct, frozen=True):
         """Tell whether an event goes to the destination, and which rule says so."""
         if not self.wants(source, event_type):
             about = event_type.startswith(ABOUT_DESTINATIONS)
-            setting = "sources" if not about and not _any(self.sources, source) else "events"
-            return Decision(self.destination, sent=False, rule=f"{setting} does not name it")
+            unnamed = not about and not _any(self.sources, source)
+            rule = "its sources do not name this source" if unnamed else "its events do not name this type"
+            return Decision(self.destination, sent=False, rule=rule)
         for condition in self.where:
             if not condition.holds(data):
                 return Decision(self.destination, sent=False, rule=f"where.{condition.field} does not hold")

@@ -474,7 +474,7 @@ async def test_the_overview_leads_to_why_a_job_never_arrived(tmp_path: Path) -> 
             ("parked", "Arrived and was proved, but not understood", "See why, and read it again"),
             ("waiting", "The result is being fetched from deepdub", "See its pickup"),
             ("held", "app has been failing since", "See the destination"),
-            ("unrouted", "no destination took it", "See by which rules, and send it"),
+            ("unrouted", "no destination took", "See by which rules, and send it"),
         ):
             found = await run.client.get(f"/console/find?q={ref}")
             page = (await run.client.get(found.headers["location"])).text
@@ -483,6 +483,7 @@ async def test_the_overview_leads_to_why_a_job_never_arrived(tmp_path: Path) -> 
             assert led, ref
             assert (await run.client.get(html.unescape(led[1]))).status_code == 200
         assert "content-length, content-type" in (await run.client.get("/console/rejections")).text
+        assert "Send again now" in (await run.client.get("/console/destinations/app")).text
 
 
 async def test_new_events_come_as_server_sent_events(up: Running) -> None:

@@ -140,6 +140,10 @@ async def test_a_dead_letter_is_replayed_and_delivered(up: Running, at: Watched,
     await at.page.wait_for_selector("text=Delivered to app.")
     await at.page.click("text=attempt 1:")
     assert "<h1>down</h1>" in await at.page.locator("details[open] pre").inner_text()
+    await at.page.click("summary:text-is('Replay …')")
+    box = await at.page.locator("button:text-is('Replay')").bounding_box()
+    assert box is not None
+    assert box["height"] < 60
 
 
 async def test_a_destination_is_paused_and_resumed(up: Running, at: Watched) -> None:

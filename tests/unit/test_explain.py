@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from receiver.core.destination_health import DestinationState
 from receiver.core.event import Event, Rejection, Stage, new_id
 from receiver.core.explain import OVERDUE, PARKED, Cause, Job, explain
-from receiver.core.work import Delivery, DeliveryState, Pickup, PickupKind, PickupState
+from receiver.core.work import Attempt, Delivery, DeliveryState, OutcomeKind, Pickup, PickupKind, PickupState
 from tests.contract.store_suite import T0, recording, rejection
 from tests.support.examples import examples
 
@@ -63,6 +63,17 @@ def job(**known: Any) -> Job:
 DONE, FAILED, HALF = event(), event("speech.failed"), event("speech.processing", Stage.PROGRESS)
 STRANGE = replace(event(PARKED, Stage.OPEN), data=b'{"error":{"code":"parked","message":"no such state"}}')
 LATE = event(OVERDUE, Stage.OPEN)
+WAITING = delivery(DONE, DeliveryState.PENDING, 1)
+REFUSED = Attempt(
+    delivery_id=WAITING.id,
+    number=1,
+    started_at=T0,
+    duration_ms=5,
+    outcome=OutcomeKind.REFUSED,
+    status=500,
+    detail="answered 500",
+    response=b"",
+)
 RESULT, EXPECTED = PickupKind.RESULT, PickupKind.EXPECTED
 CASES: list[tuple[Job, Cause, str]] = [
     (job(erased_at=T0), Cause.ERASED, "Erased at 2027-01-15"),
@@ -102,11 +113,12 @@ CASES: list[tuple[Job, Cause, str]] = [
     (
         job(
             events=(DONE,),
-            deliveries=(delivery(DONE, DeliveryState.PENDING, 1),),
+            deliveries=(WAITING,),
+            attempts=(REFUSED,),
             destinations={"app": DestinationState(name="app", opened_at=T0, failing_since=T0)},
         ),
         Cause.HELD,
-        "app has been failing since",
+        "The last attempt: answered 500.",
     ),
     (
         job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.DEAD, 11),)),

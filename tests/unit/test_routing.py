@@ -72,8 +72,8 @@ def test_each_decision_names_its_rule() -> None:
         (one.destination, one.sent, one.rule) for one in router.decisions("x", "speech.completed", data)
     ] == [
         ("all", True, "sources and events fit"),
-        ("other", False, "sources does not name it"),
-        ("texts", False, "events does not name it"),
+        ("other", False, "its sources do not name this source"),
+        ("texts", False, "its events do not name this type"),
         ("short", False, "where.audio.duration_seconds does not hold"),
         ("order", True, "sources, events and where fit"),
     ]

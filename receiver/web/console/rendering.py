@@ -134,15 +134,17 @@ def moment(at: int | str | None, form: str = "") -> Markup:
     )
 
 
-_ISO = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)")
+_MARKED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z|`[^`]+`)")
 
 
 def timed(text: str) -> Markup:
-    """Return a sentence of ours with its times as a reader wants them."""
-    parts = _ISO.split(text)
-    return Markup().join(
-        moment(part, "day") if number % 2 else shown(part) for number, part in enumerate(parts)
-    )
+    """Return a sentence of ours with its times as a reader wants them, and its commands as code."""
+    parts = _MARKED.split(text)
+    return Markup().join(_marked(part) if number % 2 else shown(part) for number, part in enumerate(parts))
+
+
+def _marked(part: str) -> Markup:
+    return Markup("<code>{}</code>").format(shown(part[1:-1])) if part[0] == "`" else moment(part, "day")
 
 
 def ago(at: int | str) -> str:
