@@ -193,6 +193,10 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
         erased = await post(asked, "erasures", subject)
         assert (erased["journal_entries"], erased["events"]) == (0, 1), first.text
         await drain.drain()
+        told = {name for _, name, _ in taking.seen.notes if name.startswith("journal.")}
+        assert ("journal.erased" in told, "journal.drained" in told) == (True, False), (
+            "nothing of it is stored"
+        )
         again = await taking.client.post(sent.path, headers=sent.headers, content=sent.body)
         assert again.json()["status"] == "duplicate"
         assert taking.receiver.journal.depth == 0

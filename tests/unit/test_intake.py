@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from receiver.core.callback import Head, VerifiedCallback
-from receiver.core.errors import StoreUnavailable
+from receiver.core.errors import IgnoredCallback, StoreUnavailable
 from receiver.core.event import AudioDraft, EventDraft, EventFilter, Rejection
 from receiver.core.observe import Observers
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
@@ -295,6 +295,20 @@ async def test_a_source_that_is_gone_keeps_its_callbacks_in_the_journal(opened: 
         assert up.receiver.journal.depth == 1
         up.receiver.journal_drain._providers = providers
         assert await up.receiver.journal_drain.drain() == 1
+
+
+async def test_what_the_settings_say_meanwhile_to_ignore_is_parked_since_it_was_promised(
+    opened: Open,
+) -> None:
+    made = Made()
+    async with opened(made) as up:
+        up.failing["record"] = StoreUnavailable()
+        await up.send()
+        up.failing.clear()
+        made.broken, made.short = "normalize", [IgnoredCallback()]
+        assert await up.receiver.journal_drain.drain() == 1
+        [event] = await up.receiver.store.events(EventFilter())
+        assert event.type == "callback.parked"
 
 
 async def test_a_journal_that_cannot_be_drained_is_told_once(opened: Open) -> None:

@@ -260,6 +260,8 @@ def test_a_short_token_proves_whose_it_is_and_is_40_letters_and_digits(job_secre
     )
     assert CallbackTokens([OLD, NEW]).read(token) is None
     assert CallbackTokens([NEW]).read_short("soniox", token)
+    before, _ = CallbackTokens([OLD]).issue_short("soniox", expires_at=9)
+    assert CallbackTokens([OLD, NEW]).read_short("soniox", before), "good for as long as its secret stays"
 
 
 def test_a_short_token_is_of_one_source_and_one_secret_and_of_every_letter() -> None:
