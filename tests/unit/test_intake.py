@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import threading
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
@@ -17,6 +18,7 @@ from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, StoreUnavailable
 from receiver.core.event import AudioDraft, EventDraft, EventFilter, Rejection
 from receiver.core.observe import Observers
+from receiver.engine.overload import LoadShedder, Storing
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.running import Seen
 
@@ -26,6 +28,15 @@ Open = Callable[[Made], AbstractAsyncContextManager[Up]]
 @pytest.fixture
 def opened(tmp_path: Path) -> Open:
     return functools.partial(opening, tmp_path)
+
+
+async def test_what_is_stored_for_too_long_is_ended_however_many_looks_that_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("receiver.engine.overload._LOOK_SECONDS", 0.0)
+    load = LoadShedder(1, clock=itertools.count().__next__)  # each look is a second later
+    with pytest.raises(TimeoutError), Storing(load, 5):
+        await asyncio.Event().wait()
 
 
 # ---------------------------------------------------------------- large documents

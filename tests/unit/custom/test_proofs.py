@@ -17,6 +17,7 @@ from receiver.core.errors import CallbackRejected
 from receiver.core.event import EventDraft
 from receiver.providers.custom import CustomProvider
 from receiver.providers.custom.proof_base import Encoding, decoded
+from receiver.providers.custom.signatures import _spellings
 from receiver.settings.model import SourceSettings
 from tests.support.golden import tokens
 from tests.support.sources import NOW, SECRET, head, source, verdict
@@ -160,3 +161,16 @@ def test_a_task_of_kie_is_signed_by_either_of_its_names(name: str) -> None:
     body = json.dumps({"data": {name: "t1", "callbackType": "text"}}).encode()
     assert isinstance(verdict(made, head(*lines), body), EventDraft)
     assert str(verdict(made, head(*lines), body.replace(b"t1", b"t2"))).startswith("refused: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "also"),
+    [
+        ("https://a.example/x?y=1", "https://a.example:443/x?y=1"),
+        ("https://a.example:443/x", "https://a.example/x"),
+        ("http://a.example/x", "http://a.example:80/x"),
+        ("https://a.example:8443/x", "https://a.example:8443/x"),
+    ],
+)
+def test_a_signed_url_may_name_its_default_port_or_not(url: str, also: str) -> None:
+    assert set(_spellings(url)) == {url, also}
