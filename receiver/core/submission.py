@@ -78,6 +78,7 @@ def headers_out(
         (name, value)
         for name, value in headers
         if name not in _DROPPED
+        and "_" not in name  # some servers read it as `-`, so that one of those above would come by it
         and name != token_header
         and not name.startswith(("x-receiver-", "x-forwarded-"))
         and name not in ours

@@ -26,10 +26,20 @@ _NAME = re.compile(r'form-data\s*;(?:.*;)?\s*name="([^"\\\r\n]{1,200})"\s*(?:;|$
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
+def _readings(name: str) -> set[str]:
+    """Return the names, in lower case, by which a server may read a field.
+
+    PHP ends a name at a NUL or a bracket, leaves out blanks before it, and takes a blank, a dot and a lone bracket for `_`.
+    """
+    whole = name.lower()
+    bare = re.sub("[ .]", "_", whole.partition("\0")[0].lstrip())
+    return {whole, bare.partition("[")[0], bare.replace("[", "_")}
+
+
 def refuse_method_fields(names: Iterable[str]) -> None:
     """Raise `SubmissionRefused` for a field by which some servers change the request's method."""
     for name in names:
-        if name.lower() in METHOD_FIELDS:
+        if not METHOD_FIELDS.isdisjoint(_readings(name)):
             raise SubmissionRefused(422, f"{name} would make another request of it: leave it out")
 
 
@@ -44,7 +54,7 @@ def _left_out(
     known, found = job.callback_names, set()
     for name, value in fields:
         refuse_method_fields([name])
-        if name.lower().partition("[")[0] in known:
+        if not known.isdisjoint(_readings(name)):
             if not (value is None or value in ("", "null") or value == values.get(name)):
                 raise OwnCallback(name)
             found.add(name)
