@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from receiver.core.callback import Head, MemoryBody, TokenClaims
 from receiver.core.errors import CallbackRejected
+from receiver.core.event import Rejection
 from receiver.core.observe import CallbackReport, Observers
 from receiver.engine.rejections import REQUEST_BYTES, Rejections
 from tests.support.memory import MemoryStore
@@ -17,16 +20,30 @@ def add(rejections: Rejections, claims: TokenClaims | None = OURS, size: int = 1
     rejections.add(HEAD, CallbackRejected("no"), CallbackReport(method="POST"), claims, body)
 
 
+class Counting(MemoryStore):
+    """A store that notes how many requests it is given each time, also when it is out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[int] = []
+
+    async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
+        self.given.append(sum(one.request is not None for one in rejections))
+        await super().reject(rejections, keep=keep)
+
+
 async def test_few_requests_wait_and_none_while_the_store_is_out() -> None:
-    store = MemoryStore()
+    store = Counting()
     rejections = Rejections(store, Observers([]))
     for _ in range(25):
         add(rejections)
-    await rejections.flush()  # the store is not open
+    for _ in range(2):  # the store is not open
+        await rejections.flush()
     for _ in range(25):
         add(rejections)
     await store.open()
     await rejections.flush()
+    assert store.given == [20, 0, 20]
     kept = await store.rejections("made", limit=100)
     assert (len(kept), sum(one.request_kept for one in kept)) == (50, 20)
 
