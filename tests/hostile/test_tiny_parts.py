@@ -16,6 +16,9 @@ from tests.support.senders import transcript
 _STRANGERS = 200
 _ONE_BYTE = b"1\r\nx\r\n"
 _CHUNKS = head("/callbacks/deepgram", {"transfer-encoding": "chunked"}) + _ONE_BYTE * 25_000
+_TRAILER = (
+    head("/callbacks/deepgram", {"transfer-encoding": "chunked"}) + b"1\r\nx\r\n0\r\n" + b"a:\r\n" * 15_000
+)
 _LINES = head("/callbacks/deepgram", [("a", "")] * 12_000)
 
 
@@ -31,7 +34,9 @@ async def longest(process: Target, seconds: float = 0.7) -> float:
     return took
 
 
-@pytest.mark.parametrize("says", [_CHUNKS, _LINES], ids=["one-byte-chunks", "header-lines"])
+@pytest.mark.parametrize(
+    "says", [_CHUNKS, _LINES, _TRAILER], ids=["one-byte-chunks", "header-lines", "trailer"]
+)
 async def test_good_callbacks_do_not_wait_for_tiny_parts(tmp_path: Path, says: bytes) -> None:
     """Parsed as they come, they took seconds each."""
     with target(tmp_path) as process:
