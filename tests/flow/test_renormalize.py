@@ -113,13 +113,11 @@ async def test_a_bug_that_one_callback_meets_does_not_stop_the_others(
     assert good
 
 
-@pytest.mark.parametrize(
-    "sent", [transcript("first"), deapi("first", result_url=RESULT)], ids=["transcript", "fetched"]
-)
+@pytest.mark.parametrize("fetched", [False, True])
 async def test_what_is_erased_while_it_is_read_again_does_not_come_back(
-    up: Running, monkeypatch: pytest.MonkeyPatch, sent: Sent
+    up: Running, monkeypatch: pytest.MonkeyPatch, fetched: bool
 ) -> None:
-    old = await parked(up, sent)
+    old = await parked(up, deapi("first", result_url=RESULT) if fetched else transcript("first"))
     recorder = up.receiver.renormalizer._recorder
     record = recorder.record
 
