@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -533,7 +534,10 @@ def test_a_reader_that_goes_away_is_no_trouble(house: House) -> None:
 def test_ctrl_c_is_quiet(house: House) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     words = ["--config", house.config, "simulate", "deepgram", "--url", url, "--time-scale", "1"]
-    with subprocess.Popen([*MAIN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a run in the background ignores it
+    with subprocess.Popen(
+        [*MAIN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard
+    ) as process:
         assert process.stdout
         assert process.stderr
         assert b"try 1" in process.stdout.readline()
