@@ -121,7 +121,7 @@ def share_metrics(folder: str, number: int) -> None:
     Its successor, by the same number, counts on where it ended.
     """
     os.environ[_SHARED_FOLDER] = folder
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # of prometheus_client, which has types for some of it
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # prometheus_client declares no types here
 
 
 class _Series(dict[tuple[str, ...], Any]):
@@ -148,7 +148,7 @@ class MetricsObserver:
         self.registry = self.shown = CollectorRegistry()
         if _SHARED_FOLDER in os.environ:
             self.shown = CollectorRegistry()
-            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]  # as above
+            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]  # prometheus_client declares no types here
         else:
             ProcessCollector(registry=self.registry)
         self._series = _Series(self.registry)

@@ -279,8 +279,7 @@ class _Parts:
 
     def receiver(self) -> Receiver:
         """Return the running parts, not yet started."""
-        secrets = made_token_secrets(self.settings)
-        links = ObjectLinks(secrets, self.settings.tokens.signing)
+        links = ObjectLinks(made_token_secrets(self.settings), self.settings.tokens.signing)
         link = self._link(links)
         relay = self._relay(link)
         normalizer = Normalizer(self.lasting.observer)
@@ -304,13 +303,7 @@ class _Parts:
             janitor=Janitor(store, blobs, self.settings.retention.kept, observer, clock),
             watcher=self._watcher(relay),
             renormalizer=renormalizer,
-            eraser=Eraser(
-                store=store,
-                blobs=blobs,
-                journal=self.lasting.journal,
-                providers=providers,
-                secrets=secrets,
-            ),
+            eraser=self._eraser(),
             bulk=BulkWorker(
                 store,
                 self.router,
@@ -320,6 +313,15 @@ class _Parts:
                 again=renormalizer.again,
             ),
             submissions=self._submissions(relay),
+        )
+
+    def _eraser(self) -> Eraser:
+        return Eraser(
+            store=self.lasting.store,
+            blobs=self.lasting.blobs,
+            journal=self.lasting.journal,
+            providers=self.ports.providers,
+            secrets=made_token_secrets(self.settings),
         )
 
     def _link(self, links: ObjectLinks) -> event_json.Link:

@@ -156,7 +156,11 @@ class GuardedResolver:
 
 
 class Egress:
-    """The outbound client of one destination or source: its guard, its timeout, its connections."""
+    """The outbound client of one destination or source: its guard, its timeout, its connections.
+
+    With `fresh`, each request of `exchange` has a connection of its own. When the far side hangs up on a kept connection, nobody
+    can tell whether it had read the request.
+    """
 
     def __init__(
         self,
@@ -176,8 +180,6 @@ class Egress:
         """`timeout_seconds` covers a whole request, from the name to the headers of the reply; of a POST, `connect_seconds`
         all until it is connected, `answer_seconds` what comes after. `client_certificate` is a PEM file with a certificate
         and its key. Only POSTs go through `proxy`. `body_seconds` is the longest that `post` waits for a reply's body, once status line and headers are here.
-        `fresh`: each request of `exchange` has a connection of its own, made within `connect_seconds`. Of one that was kept,
-        nobody can tell, when the far side hangs up, whether it did so before or after it had read a request.
         """
         self._bounds = Bounds(
             seconds=timeout_seconds,
@@ -203,9 +205,8 @@ class Egress:
 
     async def open(self) -> None:
         """Make ready to send; connects to nothing. Raises `ConfigError` when a certificate cannot be used."""
-        if (
-            self._ca_file or self._client_certificate
-        ):  # the system's authorities are loaded when they are needed
+        # The system's own authorities are loaded when a request needs them.
+        if self._ca_file or self._client_certificate:
             trust(self._ca_file, self._client_certificate)
         self._resolver = GuardedResolver(self._first_hop, self._resolve)
         self._connections = Connections(self._connect, IDLE_SECONDS)

@@ -377,8 +377,10 @@ class _TemporaryFile:
 
 
 def _rewrite(body: Body, file: _TemporaryFile, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
-    source = io.BytesIO(body.load()) if body.path is None else open(body.path, "rb")  # noqa: SIM115 - closed below
-    with source, file.busy() as fd:
+    with (
+        io.BytesIO(body.load()) if body.path is None else open(body.path, "rb") as source,
+        file.busy() as fd,
+    ):
         carry = b""
         while piece := source.read(HELD_LIMIT):
             # A run that is cut by the end of this piece is still whole in the carry.

@@ -105,9 +105,13 @@ async def test_an_understood_or_parked_callback_reaches_the_application(
         await up.receiver.collector.stop(0)  # the hosts that these callbacks name are not ours to ask
         told = [case for case in group if "remote" not in case.expected.get("event", {})]
         sent = 0
+
+        def attempted() -> bool:
+            return len(up.seen.attempts) == sent
+
         for case in group:
             if at.now != _now(case):  # no delivery is under way while years pass
-                await up.seen.until(lambda count=sent: len(up.seen.attempts) == count)  # type: ignore[misc]
+                await up.seen.until(attempted)
             status, answer = await _send(up, at, case)
             parked = case.verdict == "parked"
             sent += case in told

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, ViewportSize, async_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LACKS = "no Chromium on this machine: the console is not tried in a browser (apt-get install chromium)"
@@ -33,7 +33,7 @@ _PUT = """async path => {
   document.title = page.title;
   document.body.replaceWith(document.adoptNode(page.body));
 }"""
-_PHONE, _DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+_PHONE, _DESK = ViewportSize(width=390, height=844), ViewportSize(width=1280, height=900)
 
 
 @contextlib.asynccontextmanager
@@ -104,7 +104,7 @@ class Watched:
         )
         try:
             watched = Watched(await other.new_page(), self.base)
-            await watched.page.set_viewport_size(_DESK)  # type: ignore[arg-type]  # a TypedDict that the library does not export
+            await watched.page.set_viewport_size(_DESK)
             yield watched
         finally:
             await other.close()
@@ -124,7 +124,7 @@ class Watched:
         wrong += [f"dark: {one}" for one in await self.offences(["color-contrast"], without=without)]
         await self._picture(f"{name}-dark")
         await self.page.emulate_media(color_scheme="light")
-        await self.page.set_viewport_size(_PHONE)  # type: ignore[arg-type]  # as above
+        await self.page.set_viewport_size(_PHONE)
         await self.page.evaluate(
             "for (const menu of document.querySelectorAll('details.menu')) menu.open = false"
         )
@@ -133,7 +133,7 @@ class Watched:
         wide = await self.page.evaluate("document.documentElement.scrollWidth")
         wrong += [f"{wide} wide on a phone"] if wide > _PHONE["width"] else []
         await self._picture(f"{name}-phone")
-        await self.page.set_viewport_size(_DESK)  # type: ignore[arg-type]  # as above
+        await self.page.set_viewport_size(_DESK)
         return [f"{name}: {one}" for one in wrong]
 
     async def _picture(self, name: str) -> None:

@@ -285,7 +285,7 @@ class HmacProof(SignedProof):
     """The hash function."""
     secret_prefix: str = ""
     """What stands before the secret in the provider's console, like `whsec_`; it is no part of the key."""
-    secret_encoding: Literal["utf8", "hex", "base64"] = "utf8"  # noqa: S105  # no secret
+    secret_encoding: Literal["utf8", "hex", "base64"] = "utf8"  # noqa: S105 - how a secret is spelled, not a secret
     """How a secret spells the key."""
 
     @property

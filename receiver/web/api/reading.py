@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from enum import EnumMeta
+from enum import Enum
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -98,8 +98,8 @@ def _choices(kind: Any) -> list[str]:
     """Return the words that a field takes."""
     found: list[str] = []
     for one in (kind, *get_args(kind)):
-        if isinstance(one, EnumMeta):
-            found += [str(member.value) for member in one]  # type: ignore[var-annotated]
+        if isinstance(one, type) and issubclass(one, Enum):
+            found += [str(member.value) for member in one]
         elif get_origin(one) is Literal:
             found += get_args(one)
     return found
