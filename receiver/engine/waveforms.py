@@ -36,26 +36,38 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
 class Waveforms:
     """Computes waveforms, one at a time. No callback waits for them."""
 
-    def __init__(self, blobs: Blobs) -> None:
-        self._blobs = blobs
+    def __init__(self, blobs: Blobs, *, answer_seconds: float = 5.0) -> None:
+        self._blobs, self._answer_seconds = blobs, answer_seconds
         self._one = asyncio.Semaphore(1)
-        self._waiting = 0
+        self._made: dict[str, asyncio.Task[Outline]] = {}
 
-    async def of(self, key: str, *, size: int) -> Outline:
-        """Return the outline of the audio `key` with `size` bytes. Raises `NotFound` without it, `BlobsUnavailable`.
+    async def of(self, key: str, *, size: int) -> Outline | None:
+        """Return the outline of the audio `key` with `size` bytes; None while it is computed, so that one asks again.
 
-        What cannot be decoded is remembered as that, and not tried at each view.
+        What cannot be decoded is remembered as that, and not tried at each view. Raises `NotFound` without the audio,
+        `BlobsUnavailable`.
         """
-        with contextlib.suppress(NotFound):
-            return msgspec.json.decode(await self._blobs.get(outline_of(key)), type=Outline)
-        if self._waiting >= _WAITING:
-            return Outline(error="others are drawn first: load the page again in a moment")
-        self._waiting += 1
-        try:
-            async with self._one:
-                outline = await self._make(key, size)
-        finally:
-            self._waiting -= 1
+        if key not in self._made:
+            with contextlib.suppress(NotFound):
+                return msgspec.json.decode(await self._blobs.get(outline_of(key)), type=Outline)
+        if key not in self._made:
+            if len(self._made) >= _WAITING:
+                return None
+            self._made[key] = asyncio.create_task(self._stored(key, size))
+            self._made[key].add_done_callback(lambda task: self._ended(key, task))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._answer_seconds):
+                return await asyncio.shield(self._made[key])
+        return None
+
+    def _ended(self, key: str, task: asyncio.Task[Outline]) -> None:
+        del self._made[key]
+        if not task.cancelled():
+            task.exception()  # whoever asks next tries again, and is told of a failure then
+
+    async def _stored(self, key: str, size: int) -> Outline:
+        async with self._one:
+            outline = await self._make(key, size)
         body = MemoryBody(msgspec.json.encode(outline))
         await self._blobs.put(outline_of(key), body, content_type="application/json")
         return outline

@@ -298,7 +298,9 @@ async def test_audio_plays_by_ranges_and_has_an_outline_that_is_made_once(up: Ru
     part = await up.client.get(f"/console/events/{event_id}/audio", headers={"range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, sample_audio()[10:20])
     assert part.headers["content-security-policy"] == "sandbox; default-src 'none'"
-    outline = (await up.client.get(f"/console/events/{event_id}/peaks")).json()
+    while (answer := await up.client.get(f"/console/events/{event_id}/peaks")).status_code == 202:
+        assert answer.headers["retry-after"] == "1"
+    outline = answer.json()
     assert outline["buckets"] == 1000
     assert len(outline["peaks"]) == 1
     event = await up.receiver.store.event(event_id)
@@ -484,6 +486,17 @@ async def test_the_overview_leads_to_why_a_job_never_arrived(tmp_path: Path) -> 
             assert (await run.client.get(html.unescape(led[1]))).status_code == 200
         assert "content-length, content-type" in (await run.client.get("/console/rejections")).text
         assert "Send again now" in (await run.client.get("/console/destinations/app")).text
+
+
+async def test_an_event_that_is_recorded_before_the_page_follows_is_in_what_it_follows(up: Running) -> None:
+    await login(up)
+    page = (await up.client.get("/console/events?source=speech")).text
+    event_id = await called(up, ref="between")
+    followed = re.search(r'data-live="([^"]+)"', page)
+    assert followed
+    async with asyncio.timeout(20), up.client.stream("GET", html.unescape(followed[1])) as stream:
+        first = await anext(line async for line in stream.aiter_lines() if line.startswith("data:"))
+        assert f'"id": "{event_id}"' in first
 
 
 async def test_new_events_come_as_server_sent_events(up: Running) -> None:

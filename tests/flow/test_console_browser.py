@@ -110,7 +110,7 @@ async def test_its_audio_plays_with_a_waveform_and_a_word_that_is_clicked_is_hea
     await called(up, "call-3", _tone(4))
     event_id = await called(up, "call-3", **document)
     await at.open(f"/events/{event_id}")
-    await page.wait_for_selector("[data-lanes]:not([hidden])")
+    await page.wait_for_selector("[data-lanes]:not([hidden])", timeout=90_000)
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height / 2).data.filter((v, k) => k % 4 === 3 && v).length"
     assert await page.locator("canvas").evaluate(drawn) > 1000
     await page.click("[data-toggle]")

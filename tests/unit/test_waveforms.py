@@ -41,15 +41,30 @@ def test_each_channel_has_the_lowest_and_highest_sample_of_each_part(block: int)
 
 async def test_what_cannot_be_decoded_is_remembered_as_that(tmp_path: Path) -> None:
     blobs = await _stored(tmp_path, b"no audio at all")
-    made = await Waveforms(blobs).of(KEY, size=15)
+    made = await Waveforms(blobs, answer_seconds=60.0).of(KEY, size=15)
+    assert made is not None
     assert made.error == "the decoder does not know this format"
-    assert await Waveforms(blobs).of(KEY, size=15) == made
+    assert await Waveforms(blobs, answer_seconds=60.0).of(KEY, size=15) == made
     with pytest.raises(NotFound):
-        await Waveforms(blobs).of(KEY.replace("0a", "0b"), size=15)
+        await Waveforms(blobs, answer_seconds=60.0).of(KEY.replace("0a", "0b"), size=15)
 
 
 async def test_a_decoder_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = await _stored(tmp_path, b"no audio at all")
     monkeypatch.setattr(waveforms, "_SECONDS", 0.0)
-    assert (await Waveforms(blobs).of(KEY, size=15)).error == "it took longer than 0 s"
+    made = await Waveforms(blobs, answer_seconds=60.0).of(KEY, size=15)
+    assert made is not None
+    assert made.error == "it took longer than 0 s"
     assert blobs.is_ours(outline_of(KEY))
+
+
+async def test_one_that_takes_long_goes_on_while_nobody_waits_and_is_there_for_who_asks_again(
+    tmp_path: Path,
+) -> None:
+    blobs = await _stored(tmp_path, b"no audio at all")
+    drawn = Waveforms(blobs, answer_seconds=0.0)
+    assert await drawn.of(KEY, size=15) is None
+    assert await drawn.of(KEY, size=15) is None
+    (task,) = drawn._made.values()
+    made = await task
+    assert await drawn.of(KEY, size=15) == made

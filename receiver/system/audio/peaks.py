@@ -1,7 +1,7 @@
 """The outline of an audio file, for drawing: `python -m receiver.system.audio.peaks FILE` prints it as JSON.
 
 A program of its own, since it reads bytes of strangers with a decoder: it bounds its own memory and processor time, runs at
-the lowest priority, and may be killed at any moment.
+a low priority, and may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(19)
+    os.nice(10)
     print(json.dumps(view(sys.argv[1])))  # noqa: T201  # this is what the program is for
 
 

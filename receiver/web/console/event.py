@@ -166,9 +166,11 @@ async def audio(visit: Visit) -> Response:
 
 
 async def peaks(visit: Visit) -> Response:
-    """Answer the outline of the audio as JSON."""
+    """Answer the outline of the audio as JSON, or 202 while it is computed."""
     key, facts = await _audio_of(visit)
     outline = await visit.console.waveforms.of(key, size=facts["bytes"])
+    if outline is None:
+        return Response(status_code=202, headers={"retry-after": "1"})
     return Response(msgspec.json.encode(outline), media_type="application/json")
 
 

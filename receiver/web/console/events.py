@@ -105,7 +105,7 @@ def older(found: Page[PlacedEvent]) -> str | None:
 async def events(visit: Visit) -> Response:
     """Show events, those recorded last first; with some words in their transcripts, where they are asked for."""
     store, query = visit.receiver.store, visit.query(ListQuery)
-    wanted = search_of(query)
+    wanted, end = search_of(query), await newest_place(store)
     searched = await look(visit.receiver, wanted, query.text) if query.text else None
     if searched is not None:
         rows, after = await rows_of(store, searched.found), searched.after and cursor_of(searched.after)
@@ -114,10 +114,12 @@ async def events(visit: Visit) -> Response:
     else:
         found = await store.search(wanted)
         rows, after = await rows_of(store, [one.event for one in found]), older(found)
+        end = max([end, *(one.place for one in found)])
     return await visit.page(
         "events.html",
         rows=rows,
         after=after,
+        end=cursor_of(end),
         searched=searched,
         newest=None if rows else next(iter(await latest(store, 1)), None),
         **filters(visit, ListQuery),
@@ -134,12 +136,13 @@ async def parked(visit: Visit) -> Response:
 
 
 async def live(visit: Visit) -> Response:
-    """Send the rows of new events as server-sent events, until the browser goes or asks again."""
+    """Send the rows of events after the cursor `after` as server-sent events, until the browser goes or asks again."""
     if len(visit.console.streams) >= _OPEN_AT_ONCE:
         return PlainTextResponse("too many consoles are open\n", 503)
-    given = place_of(visit.request.headers.get("last-event-id"))
-    begin = given or await newest_place(visit.receiver.store)
-    search = replace(search_of(visit.query(EventQuery)), newest_first=False, after=begin, limit=_ROWS)
+    search = search_of(visit.query(EventQuery))
+    begin = place_of(visit.request.headers.get("last-event-id")) or search.after
+    begin = begin or await newest_place(visit.receiver.store)
+    search = replace(search, newest_first=False, after=begin, limit=_ROWS)
     headers = {"x-accel-buffering": "no"}
     return StreamingResponse(
         _lines(visit, search, cursor_of(begin)), media_type="text/event-stream", headers=headers

@@ -101,7 +101,11 @@ function slider(lanes, canvas, seconds, sound, seek, drawn) {
 
 async function outlineOf(address) {
   try {
-    const answer = await fetch(address);
+    let answer = await fetch(address);
+    while (answer.status === 202) {
+      await new Promise((later) => setTimeout(later, 1000));
+      answer = await fetch(address);
+    }
     return answer.ok ? await answer.json() : { peaks: [], error: `the outline could not be fetched (${answer.status})` };
   } catch { return { peaks: [], error: "the outline could not be fetched" }; }
 }
