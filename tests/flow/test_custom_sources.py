@@ -296,7 +296,7 @@ async def test_a_thin_callback_is_completed_by_asking_the_provider(tmp_path: Pat
 
 
 async def test_an_answer_may_lead_on_to_the_result(tmp_path: Path) -> None:
-    """The key goes to the API alone: the link in its answer gets none."""
+    """By any number of further questions. The key goes to the API alone: the link in its answer gets none."""
     source = """provider = "custom"
 secrets = ["SECRET"]
 api_key = "KEY"
@@ -314,12 +314,20 @@ completed = ["done"]
 failed = ["failed"]
 error = "reason"
 every = 1
+[sources.x.result.then]
+from = "get"
+at = "files"
+hosts = ["127.0.0.1"]
+auth = {header = "X-Key"}
 then = {from = "link", at = "links[0].href", hosts = ["127.0.0.1"]}
 """
     async with ProviderHost() as host, Sink() as sink:
         source = source.replace("SECRET", SECRET).replace("KEY", KEY).replace("HOST", host.url(""))
-        links = json.dumps({"status": "done", "links": [{"href": host.url("/a.mp3")}]}).encode()
-        host.scripts["/jobs/1"] = reply(200, links)
+        links = json.dumps({"links": [{"href": host.url("/a.mp3")}]}).encode()
+        host.scripts["/jobs/1"] = reply(
+            200, json.dumps({"status": "done", "files": host.url("/files")}).encode()
+        )
+        host.scripts["/files"] = reply(200, links)
         host.scripts["/jobs/2"] = reply(200, b'{"status":"failed","reason":"no voice"}')
         host.scripts["/a.mp3"] = reply(200, MP3, {"content-type": "audio/mpeg"})
         async with running(tmp_path, text(tmp_path, source, sink.url)) as up:
@@ -332,6 +340,7 @@ then = {from = "link", at = "links[0].href", hosts = ["127.0.0.1"]}
         assert {r.path: "x-key" in r.headers for r in host.requests} == {
             "/jobs/1": True,
             "/jobs/2": True,
+            "/files": True,
             "/a.mp3": False,
         }
 

@@ -9,13 +9,27 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from receiver.providers.custom import CustomProvider
 from receiver.providers.custom.language import CustomSettings
+from receiver.settings.model import SourceSettings
+from tests.support.golden import tokens
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.running import running
 from tests.support.sink import Sink
 
 KEY = "provider-key-0123456789abcdef"
 OURS = "https://hooks.example.com/callbacks/x"
+AZURE = {
+    "values": [
+        {"webUrl": "https://example.com/other", "status": "Succeeded"},
+        {
+            "webUrl": "https://hooks.example.com/callbacks/y",
+            "status": "Failed",
+            "properties": {"error": {"code": "x", "message": "too many failures"}},
+        },
+    ]
+}
+"""After https://learn.microsoft.com/rest/api/speechtotext/web-hooks/list."""
 
 
 def listed(*webhooks: tuple[str, bool]) -> bytes:
@@ -41,6 +55,15 @@ allow = ["127.0.0.0/8"]
 [sources.x.watch]
 url = "{host}/v1/workspace/webhooks"
 hosts = ["127.0.0.1"]
+[sources.y]
+recipe = "azure-speech"
+secrets = ["example-secret-0123456789abcdef"]
+api_key = "{KEY}"
+region = "westus"
+allow = ["127.0.0.0/8"]
+[sources.y.watch]
+url = "{host}/{{region}}/webhooks"
+hosts = ["127.0.0.1"]
 """
 
 
@@ -63,18 +86,29 @@ async def test_each_change_of_the_providers_webhook_is_one_event(tmp_path: Path)
             for now[0] in (off, on, on, off):
                 await up.receiver.watcher.ask("x")
             await sink.until(3)
+            host.scripts["/westus/webhooks"] = reply(200, json.dumps(AZURE).encode())
+            await up.receiver.watcher.ask("y")
+            await sink.until(4)
         events = [json.loads(request.body) for request in sink.received]
+        azure = events.pop()
         assert [event["type"] for event in events] == ["source.failing", "source.recovered", "source.failing"]
+        assert (azure["type"], azure["data"]["source"]) == ("source.failing", "y")
+        assert azure["data"]["provider_data"] == {"detail": "status is Failed, too many failures"}
         assert (events[0]["data"]["source"], events[0]["data"]["error"]["code"]) == ("x", "failing")
         assert events[0]["data"]["provider_data"] == {"detail": "is_auto_disabled is true, 503"}
-        assert {request.headers["xi-api-key"] for request in host.requests} == {KEY}
+        keys = [r.headers.get("xi-api-key") or r.headers["ocp-apim-subscription-key"] for r in host.requests]
+        assert set(keys) == {KEY}
 
 
-async def test_without_a_key_nothing_is_asked(tmp_path: Path) -> None:
-    async with ProviderHost() as host, Sink() as sink:
-        text = settings(tmp_path, host.url(""), sink.url).replace(f'api_key = "{KEY}"\n', "")
-        async with running(tmp_path, text) as up:
-            assert up.receiver.watcher.names == ()
+@pytest.mark.parametrize("lacking", ["api_key", "region"])
+def test_without_a_key_or_the_region_nothing_is_asked(lacking: str) -> None:
+    own = {"name": "y", "recipe": "azure-speech", "secrets": [KEY], "api_key": KEY, "region": "westus"}
+    whole, short = (SourceSettings.model_validate(table) for table in (own, own | {lacking: ""}))
+    assert CustomProvider.create(whole, tokens()).watch_seconds == 900
+    assert CustomProvider.create(short, tokens()).watch_seconds is None
+    assert ["W907" for found in CustomProvider.findings(short) if found.code == "W907"] == ["W907"] * (
+        lacking == "region"
+    )
 
 
 def test_a_webhook_is_asked_about_once_a_minute_at_most() -> None:

@@ -5,11 +5,10 @@ docs/sources.md describes the language. Recipes that ship with receiver lie in `
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,19 +16,16 @@ from msgspec.structs import replace
 from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
 from receiver.core.event import EventDraft
-from receiver.core.fetch import Fetch
 from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
-from receiver.core.work import Pickup
-from receiver.providers import NO_PROOF, Adapter, SenderState
+from receiver.providers import NO_PROOF, Adapter
 from receiver.providers.custom.collecting import Collecting
-from receiver.providers.custom.language import CustomSettings, recipes
+from receiver.providers.custom.language import Auth, CustomSettings, recipes
 from receiver.providers.custom.meaning import Reading, Understood
 from receiver.providers.custom.proof_base import Trust
 from receiver.providers.custom.proofs import AnyProof
 from receiver.providers.custom.request import BodyNeeded, Request, as_text
 from receiver.providers.custom.signatures import HmacProof
-from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
 from receiver.settings.submitting import ProviderApi
@@ -40,6 +36,7 @@ if TYPE_CHECKING:
 
 _OPEN_BODY = "the proof does not cover the body: whoever sees one callback can change the next"
 _NO_KEY = "results are fetched with a key, and none is set"
+_NO_REGION = "the provider tells whether it switched its webhook off, to who names the account's region"
 _SILENT = "nothing says where the audio is, so speech.completed comes without any"
 
 
@@ -53,7 +50,7 @@ class Verdict(Struct, frozen=True):
     """The message that was signed, where there is one."""
 
 
-class CustomProvider(Adapter):
+class CustomProvider(Collecting, Adapter):
     """One source that settings describe."""
 
     provider = "custom"
@@ -71,6 +68,7 @@ class CustomProvider(Adapter):
             "A proof's time is not signed", "write {timestamp} where the provider has it in the message"
         ),
         "W906": Code("Speech without a place for its audio", "add [result]: body, base64, part, link or get"),
+        "W907": Code("Nobody asks whether the provider switched its webhook off", 'add region = "…"'),
         "W904": Code("A recipe is experimental", "try it with `receiver try` before you rely on it"),
     }
 
@@ -89,8 +87,7 @@ class CustomProvider(Adapter):
         large = options.body == "multipart" or any(r.from_ == "body" for r in options.result.values())
         self._body_limit = settings.max_audio_bytes if large else settings.max_json_bytes
         self._reading = Reading(settings, options)
-        self._collecting = Collecting(settings, options, self._reading, self._api_key)
-        self.watch_seconds = options.watch.every if options.watch and self._api_key else None
+        self.watch_seconds = options.watch.every if options.watch and options.watched_at else None
         self.methods = options.methods
         self.handshake_methods = frozenset(m for h in options.handshake for m in h.taken_methods)
 
@@ -103,11 +100,6 @@ class CustomProvider(Adapter):
             self._api_key,
             self._api_key.partition(":")[2],
         )
-
-    @property
-    def deadline_seconds(self) -> float:
-        """How long a result is tried for before it is given up."""
-        return max((result.deadline for result in self._options.result.values()), default=86400.0)
 
     @classmethod
     def written_as(cls, provider: str) -> str:
@@ -133,6 +125,7 @@ class CustomProvider(Adapter):
             (event and uncovered, "W901", "proof", _OPEN_BODY),
             (options.api_key is None and options.needs_api_key, "W903", "api_key", _NO_KEY),
             (event and event.family == "speech" and silent, "W906", "result", _SILENT),
+            (options.api_key and options.watch and not options.watched_at, "W907", "region", _NO_REGION),
             (said, "W904", "recipe", said),
         )
         for applies, code, setting, message in found:
@@ -239,20 +232,14 @@ class CustomProvider(Adapter):
         table = self._options.submission
         if table is None:
             return None
-        prefix, key = table.prefixes[0], self._api_key
-        value = base64.b64encode(key.encode()).decode() if prefix == "Basic " else key
+        auth = Auth(header=table.header, prefix=table.prefixes[0])
         return self._submit_api(
             table,
-            {table.header: f"{prefix}{value}"} if key else {},
+            auth.headers(self._api_key),
             secret=self._proof_secrets[-1] if self._proof_secrets else "",
         )
 
-    async def sender_state(self, fetch: Fetch) -> SenderState | None:
-        """Ask for the state of the webhooks that call this source; None when the provider does not say."""
-        watch = self._options.watch
-        return None if watch is None else await self._collecting.sender_state(watch, fetch)
-
-    # ------------------------------------------------------------ meaning and results
+    # ------------------------------------------------------------ meaning
 
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Return the draft. Raises `MalformedCallback`, or `IgnoredCallback` for what the settings say to ignore."""
@@ -263,22 +250,6 @@ class CustomProvider(Adapter):
             return self._reading.draft(Understood(callback, request, document, bare, kept))
         except CallbackRejected as error:  # proved, so what is odd about it now is no reason to refuse it
             raise MalformedCallback(error.message) from None
-
-    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
-        """Understand a job id. Raises `PickupRefused`."""
-        return self._collecting.lookup(text)
-
-    def can_ask(self, pickup: Pickup) -> bool:
-        """Tell whether there is a URL to ask at."""
-        return self._collecting.url(pickup) is not None
-
-    def family(self, pickup: Pickup) -> str:
-        """Return `speech`, `transcript`, `analysis` or `media`."""
-        return self._reading.family_of(pickup)
-
-    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
-        """Make one attempt: fetch the link, or ask and read the answer."""
-        return await self._collecting.collect(pickup, fetch, now=now)
 
 
 def _refusal(check: Callable[[], object]) -> str:

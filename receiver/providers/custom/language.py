@@ -5,9 +5,10 @@ A recipe is a TOML file beside this one: the same settings, without secrets. Wha
 
 from __future__ import annotations
 
+import base64
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
@@ -107,68 +108,61 @@ class Meaning(Section):
         return self
 
 
+_AUTH = {
+    "none": {},
+    "bearer": {"header": "authorization", "prefix": "Bearer "},
+    "basic": {"header": "authorization", "prefix": "Basic "},
+}
+
+
 def _auth(value: Any) -> Any:
-    return (
-        {"kind": value}
-        if isinstance(value, str)
-        else {"kind": "header", **value}
-        if isinstance(value, Mapping)
-        else value
-    )
+    return _AUTH.get(value, value) if isinstance(value, str) else value
 
 
 class Auth(Section):
     """`auth`: how `api_key` is sent along: `none`, `bearer`, `basic`, or `{header = "X-Key", prefix = ""}`."""
 
-    kind: Literal["none", "bearer", "basic", "header"] = "none"
-    """How the key is sent."""
     header: str = ""
     """The header that holds it."""
     prefix: str = ""
-    """What stands before it."""
+    """What stands before it; after `Basic ` it is base64."""
+
+    def headers(self, key: str) -> Mapping[str, str]:
+        """Return the headers that send a key; none without one."""
+        if not (key and self.header):
+            return {}
+        sent = base64.b64encode(key.encode()).decode() if self.prefix == "Basic " else key
+        return {self.header.lower(): self.prefix + sent}
 
 
-class Then(Section):
-    """`[result.then]`: where the result is in the answer of a `get`."""
+class Question(Section):
+    """`get`: what the provider's API is asked for."""
 
-    from_: Literal["document", "text", "base64", "link"] = Field("document", alias="from")
-    """Where the result is: the whole document, a text in it, base64 in it, or behind a link."""
-    at: Places = ()
-    """Where the text, the base64 or the link is."""
-    url: Url | None = None
-    """The link, put together: `https://api.example.com/jobs/{job}/audio`."""
     hosts: Hosts = ()
-    """Hosts that may be fetched from, each with all below it; `*` is any public one."""
+    """Hosts that may be asked or fetched from, each with all below it; `*` is any public one."""
     auth: Annotated[Auth, BeforeValidator(_auth)] = Auth()
     """How `api_key` is sent along; a link gets no key unless this says so."""
-    content_type: str = ""
-    """What the bytes are, where neither they nor the sender say it."""
-    language: Places = ()
-    """The language of a transcript."""
-
-    @model_validator(mode="after")
-    def _placed(self) -> Then:
-        if self.from_ in ("text", "base64") and not self.at:
-            raise ValueError(f'from = "{self.from_}" needs at')
-        if self.from_ in ("link", "get"):
-            if not self.at and self.url is None:
-                raise ValueError(f'from = "{self.from_}" needs at or url')
-            if not self.hosts:
-                raise ValueError(f'from = "{self.from_}" needs hosts: the names that may be fetched from')
-        return self
 
 
-class ResultSettings(Then):
+class ResultSettings(Question):
     """`[result]`, or `[result.FAMILY]`: where the result is."""
 
-    from_: Literal["document", "text", "base64", "link", "body", "part", "get", "none"] = Field(  # type: ignore[assignment]  # more words than `Then` has
+    from_: Literal["document", "text", "base64", "link", "get", "body", "part", "none"] = Field(
         "document", alias="from"
     )
-    """As in `then`; also `body`: the callback's body is the result. `part`: a part of a multipart body. `get`: ask the provider's API. `none`: there is no result, only the event."""
+    """The whole document, a text in it, base64 in it, or behind a link. `get`: ask the provider's API. `body`: the callback's body is the result. `part`: a part of a multipart body. `none`: there is no result, only the event."""
+    at: Places = ()
+    """Where the text, the base64 or the link is; for `get`, where the URL is."""
+    url: Url | None = None
+    """The link or the URL, put together: `https://api.example.com/jobs/{job}/audio`."""
     name: str = ""
     """The part of a multipart body; "" is the first that is a file."""
+    content_type: str = ""
+    """What the bytes are, where neither they nor the sender say it."""
     content_type_at: Places = ()
     """Where the type of base64 bytes is told."""
+    language: Places = ()
+    """The language of a transcript."""
     not_yet: tuple[int, ...] = (202, 404, 425, 429)
     """Statuses of a `get` that say the result is not ready."""
     state: Places = ()
@@ -183,19 +177,40 @@ class ResultSettings(Then):
     """Seconds between two questions."""
     deadline: float = Field(86400, ge=1, le=30 * 86400)
     """Seconds after which a result is given up."""
-    then: Then | None = None
-    """Where the result is in the answer to a `get`; without it the answer is the result."""
+    then: ResultSettings | None = None
+    """Where the result is in the answer to a `get`: `document`, `text`, `base64`, `link`, or one more `get`. Without it the answer is the result."""
+
+    @model_validator(mode="after")
+    def _placed(self) -> ResultSettings:
+        fetched = self.from_ in ("link", "get")
+        if self.from_ in ("text", "base64") and not self.at:
+            raise ValueError(f'from = "{self.from_}" needs at')
+        if fetched and not self.at and self.url is None:
+            raise ValueError(f'from = "{self.from_}" needs at or url')
+        if fetched and not self.hosts:
+            raise ValueError(f'from = "{self.from_}" needs hosts: the names that may be fetched from')
+        if self.then is not None and (self.from_ != "get" or self.then.from_ in ("body", "part", "none")):
+            raise ValueError(
+                'then goes with from = "get"; its own from is document, text, base64, link or get'
+            )
+        return self
+
+    @property
+    def steps(self) -> Iterator[ResultSettings]:
+        """The table itself, and those of its `then`."""
+        step: ResultSettings | None = self
+        while step is not None:
+            yield step
+            step = step.then
 
 
-class Watch(Section):
+class Watch(Question):
     """`[watch]`: what the provider says of its own webhook, for `source.failing` and `source.recovered`."""
 
     url: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
-    """The provider's API that tells it; asked with `api_key`, and not at all without one."""
+    """The provider's API that tells it, where `{region}` is the source's; asked with `api_key`, and not at all without one."""
     hosts: Hosts = Field(min_length=1)
     """Hosts that may be asked, each with all below it."""
-    auth: Annotated[Auth, BeforeValidator(_auth)] = Auth()
-    """How `api_key` is sent along."""
     list: Places = ()
     """Where the answer has its list of webhooks; without it the answer is one webhook."""
     callback_url: At
@@ -210,7 +225,7 @@ class Watch(Section):
     """Seconds between two questions of one process."""
 
 
-_WHOLE_DOCUMENT = ResultSettings.model_validate({})
+WHOLE_DOCUMENT = ResultSettings.model_validate({})
 
 
 class CustomSettings(Section):
@@ -224,6 +239,8 @@ class CustomSettings(Section):
     """What proves the caller: any of them fits; the last one signs handshakes."""
     api_key: SecretStr | None = None
     """For fetching results; goes to the hosts of `[result]` alone. For `auth = "basic"` it is `user:password`."""
+    region: str = Field("", pattern=r"^[a-z0-9-]*$")
+    """The region of your account at the provider, where the recipe's `[watch]` needs it."""
     keeps_retrying: bool = False
     """True: while the journal holds the copy the provider is answered 503, and calls again."""
     methods: tuple[Literal["POST", "PUT", "GET"], ...] = ("POST", "PUT")
@@ -271,7 +288,7 @@ class CustomSettings(Section):
 
     def result_of(self, family: str) -> ResultSettings:
         """Return where results of a family are."""
-        return self.result.get(family) or self.result.get("*") or _WHOLE_DOCUMENT
+        return self.result.get(family) or self.result.get("*") or WHOLE_DOCUMENT
 
     @property
     def covered(self) -> bool:
@@ -281,8 +298,14 @@ class CustomSettings(Section):
     @property
     def needs_api_key(self) -> bool:
         """Whether a result is fetched with the provider's key."""
-        parts = [part for result in self.result.values() for part in (result, result.then)]
-        return any(part is not None and part.auth.kind != "none" for part in parts)
+        return any(step.auth.header for result in self.result.values() for step in result.steps)
+
+    @property
+    def watched_at(self) -> str | None:
+        """The URL that `[watch]` asks, None where nothing is asked or the key or the region is missing."""
+        if self.watch is None or not self.api_key or ("{region}" in self.watch.url and not self.region):
+            return None
+        return self.watch.url.replace("{region}", self.region)
 
     @property
     def token_required(self) -> bool:

@@ -17,7 +17,7 @@ from receiver.core.fetch import Failed
 from receiver.core.urls import http_url
 from receiver.core.work import Pickup
 from receiver.providers import NO_REASON, results
-from receiver.providers.custom.language import CustomSettings, Meaning, ResultSettings, Then
+from receiver.providers.custom.language import CustomSettings, Meaning, ResultSettings
 from receiver.providers.custom.request import Reference, Request, as_text, first, replaced, spelled
 from receiver.providers.documents import Document, decode_object, encode, epoch_ms, join_key, opaque_id
 from receiver.providers.toolkit import content_key
@@ -185,7 +185,7 @@ class Reading:
                 return self.within(draft, result, found.request, found.document, family)
 
     def within(
-        self, draft: EventDraft, result: Then, request: Request, document: Document, family: str
+        self, draft: EventDraft, result: ResultSettings, request: Request, document: Document, family: str
     ) -> EventDraft:
         """Return a draft with the result that lies in a document: all of it, a text, or base64. Raises `MalformedCallback`."""
         language = _short(first(result.language, request, document))
@@ -200,7 +200,7 @@ class Reading:
         return replace(draft, transcript=spoken)
 
     def _of_base64(
-        self, draft: EventDraft, result: Then, request: Request, document: Document, family: str
+        self, draft: EventDraft, result: ResultSettings, request: Request, document: Document, family: str
     ) -> EventDraft:
         said = first(result.at, request, document)
         if not isinstance(said, str):
@@ -212,9 +212,7 @@ class Reading:
             raw = base64.b64decode(data if comma else said, validate=True)
         except (binascii.Error, ValueError):
             raise MalformedCallback(f"{result.at[0]} is no base64") from None
-        stated = (
-            as_text(first(getattr(result, "content_type_at", ()), request, document)) or result.content_type
-        )
+        stated = as_text(first(result.content_type_at, request, document)) or result.content_type
         return self._of_bytes(draft, MemoryBody(raw), stated, family, inside=True)
 
     def _of_part(

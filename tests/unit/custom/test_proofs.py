@@ -11,6 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding as KeyEncoding
+from cryptography.hazmat.primitives.serialization import PublicFormat
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import CallbackRejected
@@ -79,6 +83,49 @@ def test_a_secret_that_is_spelled_otherwise_is_told(said: str, meant: str) -> No
     assert verdict.reason.endswith(f'with secret_encoding = "{meant}" it does')
 
 
+@pytest.mark.parametrize("secret", ["whsec_qrs=", "whsec_qrs", "qrs"])
+def test_a_secret_is_taken_as_its_console_shows_it(secret: str) -> None:
+    """With its prefix or without, base64 padded or not: libraries of Standard Webhooks differ in both."""
+    at, key = str(NOW // 1000), b"\xaa\xbb"
+    made = source(secrets=[secret], proof=[{"kind": "hmac", "preset": "standard-webhooks"}])
+    digest = base64.b64encode(hmac.digest(key, f"id.{at}.".encode() + BODY, "sha256")).decode()
+    lines = ("webhook-id", "id"), ("webhook-timestamp", at), ("webhook-signature", f"v1,{digest}")
+    assert isinstance(verdict(made, head(*lines), BODY), EventDraft)
+
+
+EC = ec.generate_private_key(ec.SECP256R1())
+
+
+def test_a_public_key_may_be_given_as_pem() -> None:
+    own = {"kind": "public-key", "algorithm": "ecdsa-p256", "header": "x-signature", "no_clock": True}
+    pem = EC.public_key().public_bytes(KeyEncoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    signature = EC.sign(BODY, ec.ECDSA(hashes.SHA256())).hex()
+    made = source(proof=[{**own, "keys": ["AAAA", f"\n{pem}"]}])
+    assert isinstance(verdict(made, head(("x-signature", signature)), BODY), EventDraft)
+    assert str(verdict(made, head(("x-signature", signature)), BODY + b" ")).startswith("refused: ")
+
+
+@pytest.mark.parametrize(
+    ("proof", "told"),
+    [
+        (SIGNED, False),
+        (SIGNED | {"message": "{body}"}, True),
+        (SIGNED | {"message": "{header:x-time}.{body}"}, False),
+        (SIGNED | {"message": "{body}", "timestamp": None, "no_clock": True}, False),
+    ],
+)
+def test_check_tells_of_a_time_that_anybody_could_renew(proof: dict[str, Any], told: bool) -> None:
+    own = {
+        "name": "x",
+        "provider": "custom",
+        "secrets": [SECRET],
+        "proof": [proof],
+        "event": {"family": "media"},
+    }
+    found = CustomProvider.findings(SourceSettings.model_validate(own))
+    assert ("W905" in {one.code for one in found}) is told
+
+
 @pytest.mark.parametrize("seconds", [-300, 300])
 def test_the_time_of_signing_may_be_as_far_off_as_is_said(seconds: int) -> None:
     made = source(proof=[SIGNED])
@@ -106,6 +153,8 @@ def test_a_time_without_a_zone_is_utc_wherever_receiver_runs(monkeypatch: pytest
         ("+/8=", "base64", False, [b"\xfb\xff"]),
         ("+ /8=", "base64", False, []),
         ("-_8", "base64url", False, [b"\xfb\xff"]),
+        ("-_8=", "base64url", False, [b"\xfb\xff"]),
+        ("+/8", "base64", False, []),
         ("+/8=", "base64url", False, []),
         ("", "base64", False, []),
     ],
