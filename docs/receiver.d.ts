@@ -28,7 +28,9 @@ export type PickupState = "collected" | "collecting" | "gone" | "pending";
 
 export type PickupKind = "expected" | "result";
 
-export type DeliveryWhole = { id: string; state: DeliveryState; destination: string; event_id: string; event_type: string; attempts: number; round_start: number; due_at: string | null; created_at: string; updated_at: string; last_outcome: string | null; attempts_made: Array<AttemptShown> };
+export type DeliveryWhole = { id: string; state: DeliveryState; destination: string; event_id: string; event_type: string; job_id: string | null; ref: string | null; held_by: HeldBy | null; attempts: number; round_start: number; due_at: string | null; created_at: string; updated_at: string; last_outcome: string | null; attempts_made: Array<AttemptShown> };
+
+export type HeldBy = "disabled" | "failing" | "order" | "paused" | "rate" | "retry_after";
 
 export type AttemptShown = { number: number; started_at: string; duration_ms: number; outcome: OutcomeKind; status: number | null; detail: string; answer: string };
 
@@ -42,7 +44,7 @@ export type AudioLink = { url: string; url_expires_at: string; content_type: str
 
 export type PageDeliveryShown = { items: Array<DeliveryShown>; next: string | null };
 
-export type DeliveryShown = { id: string; state: DeliveryState; destination: string; event_id: string; event_type: string; attempts: number; round_start: number; due_at: string | null; created_at: string; updated_at: string; last_outcome: string | null };
+export type DeliveryShown = { id: string; state: DeliveryState; destination: string; event_id: string; event_type: string; job_id: string | null; ref: string | null; held_by: HeldBy | null; attempts: number; round_start: number; due_at: string | null; created_at: string; updated_at: string; last_outcome: string | null };
 
 export type PageAttemptShown = { items: Array<AttemptShown>; next: string | null };
 

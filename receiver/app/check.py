@@ -13,7 +13,7 @@ import stat
 import tempfile
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,7 @@ from receiver.core.errors import ConfigError, ReceiverError, SettingsError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.findings import Code, Finding, install
 from receiver.core.projection import PLACES, may_be_there
-from receiver.core.routing import Route
+from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
@@ -119,6 +119,7 @@ _GENERAL = {
         "take the old ones out once receiver_token_secret_callbacks_total counts nothing by them",
     ),
     "W025": Code("A destination would take no events", "correct the setting, or what the destination allows"),
+    "W026": Code("No destination takes a source's events", "name the source in a destination's sources"),
     "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
 }
 
@@ -179,8 +180,7 @@ def check(settings: Settings) -> list[Finding]:
         signing = settings.tokens.signing or count
         message = f"number {signing} of {count} signs, and any is accepted: a change of secrets is under way"
         found.append(finding("W022", "tokens.secrets", message))
-    if not settings.destinations:
-        found.append(finding("W002", "destinations", "events will be stored, and nobody told of them"))
+    found += _unrouted(settings, found)
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
@@ -280,6 +280,18 @@ def _destination(settings: Settings, destination: DestinationSettings) -> Iterat
             package, extra = kind.needs
             yield _missing(f"{where}.kind", kind.kind, package, extra)
     yield from _filters(settings, destination, where)
+
+
+def _unrouted(settings: Settings, found: Sequence[Finding]) -> Iterator[Finding]:
+    routes = [destination.route for destination in settings.destinations.values()]
+    if not routes:
+        yield finding("W002", "destinations", "events will be stored, and nobody told of them")
+    elif not any(one.code in {"E002", "W010"} for one in found):  # which may be why
+        types = [one for one in EVENT_TYPES if not one.startswith(ABOUT_DESTINATIONS)]
+        for name in settings.sources:
+            if not any(route.wants(name, one) for route in routes for one in types):
+                fix = f'add "{name}" to sources of a destination, and its types to events'
+                yield finding("W026", f"sources.{name}", "its events will be stored, and sent nowhere", fix)
 
 
 def _filters(settings: Settings, destination: DestinationSettings, where: str) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,7 @@ from receiver.cli.options import (
     since,
 )
 from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
+from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch
 from receiver.core.observe import harmless
@@ -53,9 +55,15 @@ _EVENTS = Listing(
     empty="no event fits",
 )
 _DELIVERIES = Listing(
-    short=("id", "state", "attempts", "destination", "outcome"),
-    wide=("id", "state", "attempts", "destination", "event", "type", "due", "outcome"),
-    fields={"event": "event_id", "type": "event_type", "due": "due_at", "outcome": "last_outcome"},
+    short=("id", "state", "attempts", "destination", "ref", "outcome"),
+    wide=("id", "state", "attempts", "destination", "event", "type", "ref", "job", "due", "outcome"),
+    fields={
+        "event": "event_id",
+        "type": "event_type",
+        "job": "job_id",
+        "due": "due_at",
+        "outcome": "last_outcome",
+    },
     empty="no delivery fits",
 )
 _REJECTIONS = Listing(
@@ -179,10 +187,12 @@ async def _awaited(store: Store, event_id: str) -> Pickup | None:
 
 async def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool) -> None:
     from receiver.core.work import DeliveryFilter
+    from receiver.engine import holds
 
     async with opened_store(settings) as store:
         event = await _event(store, event_id)
-        owed = await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
+        wanted = DeliveryFilter(event_id=event_id, limit=1000)
+        owed = await holds.deliveries(store, settings.destinations, wanted, now=wall_clock())
     if as_json:
         print_json(view(event) | {"deliveries": [view(d) for d in owed]})
         return
@@ -208,6 +218,7 @@ def deliveries(
 ) -> None:
     """List deliveries, or show one. One delivery comes with its attempts."""
     from receiver.core.work import DeliveryFilter
+    from receiver.engine import holds
 
     settings = load_to_look(ctx)
     if delivery_id is not None:
@@ -216,7 +227,11 @@ def deliveries(
     filters = DeliveryFilter(state=state, event_id=event, since=since(since_), limit=limit)
     found = ask_each(
         settings,
-        lambda store, name: filled(store.deliveries, changed(filters, destination=name), limit),
+        lambda store, name: filled(
+            partial(holds.deliveries, store, settings.destinations, now=wall_clock()),
+            changed(filters, destination=name),
+            limit,
+        ),
         Chosen("destination", destination, settings.destinations),
         order="id",
         limit=limit,
@@ -225,8 +240,11 @@ def deliveries(
 
 
 async def _show_delivery(settings: Settings, delivery_id: str, *, wide: bool, as_json: bool) -> None:
+    from receiver.engine import holds
+
     async with opened_store(settings) as store:
-        delivery = await store.delivery(delivery_id)
+        owed = [await store.delivery(delivery_id)]
+        (delivery,) = await holds.with_holds(store, settings.destinations, owed, now=wall_clock())
         attempts = await store.attempts(delivery_id)
     fields = view(delivery)
     if as_json:
@@ -243,7 +261,12 @@ def _print_deliveries(
     def attempts(one: Delivery) -> str:
         return of_all(one.attempts, _allowed(settings, one))
 
-    print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts})
+    print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts, "state": _state})
+
+
+def _state(delivery: Delivery) -> str:
+    """Return a delivery's state, with what holds it back."""
+    return delivery.state + (f" ({delivery.held_by})" if delivery.held_by else "")
 
 
 def _allowed(settings: Settings, delivery: Delivery) -> int | None:

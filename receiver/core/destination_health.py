@@ -58,6 +58,8 @@ class DestinationState(Struct, frozen=True, kw_only=True):
     recover_at: int = 0
     """The next of these dead letters are not replayed before this time."""
     updated_at: int = 0
+    rate_until: int = 0
+    """When the destination's rate is free again, where it has one."""
 
     @property
     def status(self) -> DestinationStatus:

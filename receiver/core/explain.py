@@ -16,6 +16,7 @@ from receiver.core.work import (
     Attempt,
     Delivery,
     DeliveryState,
+    HeldBy,
     Pickup,
     PickupAttempt,
     PickupKind,
@@ -246,7 +247,18 @@ def _sending(job: Job) -> str | None:
     waiting = [d for d in job.deliveries if d.due_at is not None]
     if not waiting:
         return None
-    return f"Recorded, and about to be sent to {_names(d.destination for d in waiting)}."
+    held = [d for d in waiting if d.held_by in _WAITS]
+    if len(held) < len(waiting):
+        return f"Recorded, and about to be sent to {_names(d.destination for d in waiting)}."
+    one = held[0]
+    return f"Recorded. {_WAITS[one.held_by].format(name=one.destination)}"
+
+
+_WAITS: Mapping[HeldBy | None, str] = {
+    HeldBy.RETRY_AFTER: "{name} asked receiver to wait; then it is sent.",
+    HeldBy.ORDER: "{name} gets events in order: this one waits until an earlier one of its job, or with its ref, has ended.",
+    HeldBy.RATE: "It waits until the rate of {name} lets it go.",
+}
 
 
 def _dead(job: Job) -> str | None:
@@ -346,9 +358,9 @@ def _sent(job: Job) -> Iterator[Step]:
             answer=attempt.response.decode("utf-8", "replace"),
         )
     for delivery in job.deliveries:
-        known = job.destinations.get(delivery.destination)
-        held = known is not None and known.status is not DestinationStatus.ACTIVE
-        if delivery.due_at is not None and not held:  # the sentence says until when it is held
+        if (
+            delivery.due_at is not None and delivery.held_by is None
+        ):  # else the sentence says what it waits for
             detail = f"attempt {delivery.attempts + 1} to {delivery.destination}"
             yield Step(at=delivery.due_at, what="next", detail=detail, to=to[delivery.id])
 

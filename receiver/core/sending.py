@@ -37,6 +37,11 @@ class SendingRules(Struct, frozen=True, kw_only=True):
     probing: bool = False
     """The destination's breaker is open: the claim takes one delivery if a probe is due, else none."""
 
+    @property
+    def blocking(self) -> str:
+        """The state of deliveries that have ended and keep later ones back all the same; empty for none."""
+        return "dead" if self.dead_block else ""
+
 
 PLAIN = SendingRules()
 

@@ -24,6 +24,21 @@ class DeliveryState(StrEnum):
     """A dead letter: the policy was exhausted, or the event is too large for the destination; has no `due_at`."""
 
 
+class HeldBy(StrEnum):
+    """Why a pending delivery is not sent, although nothing of its own keeps it back."""
+
+    DISABLED = "disabled"
+    PAUSED = "paused"
+    FAILING = "failing"
+    """The destination failed too often in a row, and is probed."""
+    RETRY_AFTER = "retry_after"
+    """The destination asked for this wait."""
+    ORDER = "order"
+    """An earlier delivery of its job, or with its ref, has not ended."""
+    RATE = "rate"
+    """The destination's rate is used up for the moment."""
+
+
 class OutcomeKind(StrEnum):
     """The result of one attempt."""
 
@@ -108,6 +123,10 @@ class Delivery(Struct, frozen=True, kw_only=True):
     created_at: int
     updated_at: int
     last_outcome: str | None
+    job_id: str | None = None
+    ref: str | None = None
+    held_by: HeldBy | None = None
+    """What holds it back; `receiver.engine.holds` finds it out."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from receiver.core.explain import Job
 from receiver.core.retention import Subject, SubjectKind
 from receiver.core.submission import Submission, SubmissionFilter
 from receiver.core.work import DeliveryFilter, Pickup, PickupFilter
+from receiver.engine import holds
 from receiver.settings.load import token_secrets
 from receiver.settings.model import Settings
 from receiver.storage.store.store import Store
@@ -48,7 +49,11 @@ async def gather_events(
     """Return the data about these events and pickups alone. Raises `StoreUnavailable`."""
     callbacks = [await store.callback(event.id) for event in events]
     owed = [
-        d for event in events for d in await store.deliveries(DeliveryFilter(event_id=event.id, limit=_MOST))
+        one
+        for event in events
+        for one in await holds.deliveries(
+            store, settings.destinations, DeliveryFilter(event_id=event.id, limit=_MOST), now=now
+        )
     ]
     return Job(
         name=events[0].id if events else "",

@@ -21,6 +21,7 @@ from receiver.core.work import (
     Attempt,
     Delivery,
     DeliveryState,
+    HeldBy,
     OutcomeKind,
     Pickup,
     PickupAttempt,
@@ -61,6 +62,10 @@ class DeliveryShown(Struct, frozen=True, kw_only=True):
     destination: str
     event_id: str
     event_type: str
+    job_id: str | None
+    ref: str | None
+    held_by: HeldBy | None
+    """What keeps a pending delivery back; null where it is about to be sent, or waits for its own next attempt."""
     attempts: int
     """Attempts made, over all rounds."""
     round_start: int

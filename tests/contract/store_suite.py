@@ -28,17 +28,22 @@ from receiver.core.event import (
 )
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.routing import Decision
+from receiver.core.sending import SendingRules
 from receiver.core.tally import HOUR, MINUTE, Process, Tally, TallyBatch
 from receiver.core.work import (
     Claimed,
     Delivery,
     DeliveryFilter,
     DeliveryState,
+    HeldBy,
     Outcome,
     OutcomeKind,
     PickupFilter,
     Settlement,
 )
+from receiver.engine import holds
+from receiver.settings.model import DestinationSettings
+from receiver.storage.store.destinations import Change
 from receiver.storage.store.events import REQUESTS, REQUESTS_OF_A_SOURCE
 from receiver.storage.store.logins import everywhere
 from receiver.storage.store.store import Store
@@ -547,6 +552,49 @@ class ReadSuite:
         assert await store.replay([], now=T0) == []
         await claim(store)
         assert await store.replay([dead, waiting], now=T0) == []
+
+    async def test_a_pending_delivery_says_what_holds_it_back(self, store: Store) -> None:
+        """A delivery that waits for its own next attempt is held by none of these."""
+        names = ("free", "paused", "disabled", "failing", "asked", "later")
+        settings = {name: DestinationSettings(name=name) for name in names}
+        settings["ordered"] = DestinationSettings(name="ordered", ordered=True, when_dead="hold")
+        settings["slow"] = DestinationSettings(name="slow", rate="1/min")
+        changes: dict[str, Change] = {
+            "paused": lambda state: replace(state, paused_at=T0),
+            "disabled": lambda state: replace(state, disabled_at=T0),
+            "failing": lambda state: replace(state, opened_at=T0),
+            "asked": lambda state: replace(state, held_until=T0 + 9),
+        }
+        for name in settings:
+            await store.record(recording(name, job_id="j", ref="r", at=T0 - 1))
+            await store.record(recording(name, job_id="j", ref="r"))
+            if name in changes:
+                await store.change_destination(name, changes[name], now=T0, tell=lambda *_: None)
+        for name in ("later", "ordered", "slow"):
+            rules, until = settings[name].rules, T0 + LEASE
+            (first,) = await store.claim(name, worker="w", limit=1, now=T0, lease_until=until, rules=rules)
+            if name != "slow":
+                dead = name == "ordered"
+                state = DeliveryState.DEAD if dead else DeliveryState.PENDING
+                await store.settle(settlement(first, state, due_at=None if dead else T0 + 9))
+        found = await holds.deliveries(store, settings, DeliveryFilter(limit=99), now=T0)
+        assert {(one.job_id, one.ref) for one in found} == {("j", "r")}
+        pending = [one for one in found if one.state is DeliveryState.PENDING]
+        held = {name: {one.held_by for one in pending if one.destination == name} for name in settings}
+        assert held == {
+            "free": {None},
+            "paused": {HeldBy.PAUSED},
+            "disabled": {HeldBy.DISABLED},
+            "failing": {HeldBy.FAILING},
+            "asked": {HeldBy.RETRY_AFTER},
+            "later": {None},
+            "ordered": {HeldBy.ORDER},
+            "slow": {HeldBy.RATE},
+        }
+        behind = next(one for one in pending if one.destination == "ordered")
+        assert await store.behind([behind.id], SendingRules(order="ref")) == set(), (
+            "a dead one may be skipped"
+        )
 
     async def test_the_progress_of_events_is_that_of_each_of_their_deliveries(self, store: Store) -> None:
         sent, unsent = recording("app", "crm"), recording()

@@ -267,6 +267,8 @@ class MemoryStore(Store):
             created_at=at,
             updated_at=at,
             last_outcome=None,
+            job_id=event.job_id,
+            ref=event.ref,
         )
         self._deliveries[delivery.id] = delivery
         self._attempts[delivery.id] = []
@@ -481,7 +483,11 @@ class MemoryStore(Store):
 
     async def destinations(self, now: int) -> dict[str, DestinationState]:
         await self.ping()
-        return dict(self._states)
+        used = {name: at // 1000 for name, at in self._rate_at.items()}
+        return {
+            name: replace(self._states.get(name) or DestinationState(name=name), rate_until=used.get(name, 0))
+            for name in self._states.keys() | used
+        }
 
     async def change_destination(self, name: str, change: Change, *, now: int, tell: Tell) -> Changed:
         await self.ping()
@@ -760,6 +766,10 @@ class MemoryStore(Store):
         matching = [one for one in self._deliveries.values() if matches(one)]
         found = sorted(matching, key=lambda one: one.id, reverse=not filter.oldest_first)
         return _page(found, filter.limit, lambda one: one.id)
+
+    async def behind(self, delivery_ids: Sequence[str], rules: SendingRules) -> set[str]:
+        await self.ping()
+        return {one for one in delivery_ids if self._is_blocked(self._deliveries[one], rules)}
 
     async def attempts(self, delivery_id: str) -> list[Attempt]:
         await self.ping()

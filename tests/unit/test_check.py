@@ -129,6 +129,7 @@ CASES: dict[str, tuple[str, str]] = {
         "sources",
     ),
     "W010": (GOOD + 'events = ["speach.*"]', "destinations.app.events"),
+    "W026": (GOOD + 'events = ["destination.*"]', "sources.deepgram"),
     "W011": (GOOD + '[[api.tokens]]\nname = "app"\nsecret = "guess-me"', "api.tokens"),
     "W012": (GOOD + DEEPDUB + 'base_url = "http://127.0.0.1:9901/api/v1"', "sources.deepdub.allow"),
     "W024": (GOOD + SUBMIT.replace("listen", "url").replace('"127', '"http://127'), "submit.listen"),

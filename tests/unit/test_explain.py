@@ -12,7 +12,16 @@ from msgspec.structs import replace
 from receiver.core.destination_health import DestinationState
 from receiver.core.event import Event, Rejection, Stage, new_id
 from receiver.core.explain import OVERDUE, PARKED, Cause, Job, explain
-from receiver.core.work import Attempt, Delivery, DeliveryState, OutcomeKind, Pickup, PickupKind, PickupState
+from receiver.core.work import (
+    Attempt,
+    Delivery,
+    DeliveryState,
+    HeldBy,
+    OutcomeKind,
+    Pickup,
+    PickupKind,
+    PickupState,
+)
 from tests.contract.store_suite import T0, recording, rejection
 from tests.support.examples import examples
 
@@ -71,7 +80,7 @@ REFUSED = Attempt(
     duration_ms=5,
     outcome=OutcomeKind.REFUSED,
     status=500,
-    detail="answered 500",
+    detail="",
     response=b"",
 )
 RESULT, EXPECTED = PickupKind.RESULT, PickupKind.EXPECTED
@@ -101,10 +110,25 @@ CASES: list[tuple[Job, Cause, str]] = [
         "attempt 3 of 11",
     ),
     (job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.PENDING),)), Cause.SENDING, "app"),
+    *(
+        (
+            job(
+                events=(DONE,),
+                deliveries=(replace(delivery(DONE, DeliveryState.PENDING), held_by=held_by),),
+            ),
+            Cause.SENDING,
+            words,
+        )
+        for held_by, words in (
+            (HeldBy.ORDER, "app gets events in order"),
+            (HeldBy.RATE, "until the rate of app"),
+            (HeldBy.RETRY_AFTER, "app asked receiver to wait"),
+        )
+    ),
     (
         job(
             events=(DONE,),
-            deliveries=(delivery(DONE, DeliveryState.PENDING),),
+            deliveries=(replace(delivery(DONE, DeliveryState.PENDING), held_by=HeldBy.PAUSED),),
             destinations={"app": DestinationState(name="app", paused_at=T0)},
         ),
         Cause.PAUSED,
@@ -113,12 +137,12 @@ CASES: list[tuple[Job, Cause, str]] = [
     (
         job(
             events=(DONE,),
-            deliveries=(WAITING,),
+            deliveries=(replace(WAITING, held_by=HeldBy.FAILING),),
             attempts=(REFUSED,),
             destinations={"app": DestinationState(name="app", opened_at=T0, failing_since=T0)},
         ),
         Cause.HELD,
-        "The last attempt: answered 500.",
+        "The last attempt: refused 500.",
     ),
     (
         job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.DEAD, 11),)),
@@ -145,9 +169,15 @@ def test_the_first_cause_that_holds_is_told(known: Job, cause: Cause, words: str
 
 
 def test_no_next_attempt_is_told_of_what_a_destination_holds() -> None:
-    for known, cause, _ in CASES:
-        if cause in (Cause.PAUSED, Cause.HELD):
+    for known, _, _ in CASES:
+        if any(one.held_by for one in known.deliveries):
             assert "next" not in {step.what for step in explain(known).steps}
+
+
+def test_a_step_says_once_what_a_destination_answered() -> None:
+    known = job(events=(DONE,), deliveries=(WAITING,), attempts=(REFUSED,))
+    (sent,) = [step.detail for step in explain(known).steps if step.what == "sent"]
+    assert sent == "to app: attempt 1: refused 500 in 5 ms"
 
 
 def test_every_cause_has_its_case() -> None:

@@ -76,11 +76,18 @@ def test_a_callback_is_one_json_line_without_what_is_empty() -> None:
 def test_a_failed_attempt_is_a_warning_with_its_detail() -> None:
     log, stream = _log()
     outcome = Outcome(
-        kind=OutcomeKind.REFUSED, status=500, detail="answered 500", response=b"their secret page"
+        kind=OutcomeKind.REFUSED,
+        status=301,
+        detail="redirects are not followed",
+        response=b"their secret page",
     )
     log.attempt(_attempt(outcome=outcome, state="pending", due_at=5))
     line = json.loads(stream.getvalue())
-    assert (line["level"], line["event"], line["detail"]) == ("warning", "attempt.refused", "answered 500")
+    assert (line["level"], line["event"], line["detail"]) == (
+        "warning",
+        "attempt.refused",
+        "redirects are not followed",
+    )
     assert "their secret page" not in stream.getvalue()
 
 

@@ -243,13 +243,10 @@ def _outcome(reply: Reply, response: bytes, now: int, *, delivered: bool) -> Out
     status = reply.status
     if delivered:
         return Outcome(kind=OutcomeKind.DELIVERED, status=status, response=response)
-    detail = f"answered {status}"
-    if 300 <= status < 400:
-        detail += "; redirects are not followed"
     return Outcome(
         kind=OutcomeKind.GONE if status == 410 else OutcomeKind.REFUSED,
         status=status,
-        detail=detail,
+        detail="redirects are not followed" if 300 <= status < 400 else "",
         response=response,
         retry_after=retry_after(reply.headers.get("retry-after", ""), now / 1000),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Recording
@@ -87,24 +87,11 @@ def _locked(session: Session, name: str, now: int) -> Row:
 
 
 def _state(row: Row, now: int) -> DestinationState:
-    """Return the state of a row, in which `held_until` counts from `now`: the database may have another clock."""
-    place = DestinationState.__struct_fields__.index("held_until")
-    return value_of(DestinationState, [*row[:place], max(0, now + row[place]), *row[place + 1 :]])
+    """Return the state of a row, in which `held_until` and `rate_until` count from `now`: the database may have another clock."""
+    state = value_of(DestinationState, row)
+    held_until, rate_until = max(0, now + state.held_until), max(0, now + state.rate_until)
+    return replace(state, held_until=held_until, rate_until=rate_until)
 
 
 def _params(state: DestinationState, now: int) -> dict[str, Value]:
-    return {
-        "name": state.name,
-        "now": now,
-        "at": now,
-        "paused_at": state.paused_at,
-        "disabled_at": state.disabled_at,
-        "failures": state.failures,
-        "failing_since": state.failing_since,
-        "opened_at": state.opened_at,
-        "probes": state.probes,
-        "held_for": state.held_until - now,
-        "recover_from": state.recover_from,
-        "recover_until": state.recover_until,
-        "recover_at": state.recover_at,
-    }
+    return asdict(state) | {"now": now, "at": now, "held_for": state.held_until - now}

@@ -191,7 +191,7 @@ class Deliveries(Queue[Claimed, Settlement]):
         params: dict[str, Value] = {"queue": name, "now": now, "limit": limit}
         params["held"] = "" if rules.probing else name
         if rules.order is not None:
-            params["blocking"] = "dead" if rules.dead_block else ""
+            params["blocking"] = rules.blocking
         statement = f"due_deliveries_by_{rules.order}" if rules.order else "due_deliveries"
         rows = session.run(statement, params) if limit else []
         if rows and rules.probing:
@@ -280,6 +280,12 @@ def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
     looked_at = LOOKED_UP if joined else LOOKED_AT
     listing = _ONWARD if filter.oldest_first else _BACK
     return page(session, listing, indexed, others, after=after, limit=limit, item=item, looked_at=looked_at)
+
+
+def behind(session: Session, delivery_ids: Sequence[str], rules: SendingRules) -> set[str]:
+    """Return those of these deliveries that wait for an earlier one in the order of `rules`."""
+    rows = [(delivery_id, rules.blocking) for delivery_id in delivery_ids]
+    return {row[0] for row in session.run_rows(f"deliveries_behind_by_{rules.order}", rows)}
 
 
 def attempts(session: Session, delivery_id: str) -> list[Attempt]:

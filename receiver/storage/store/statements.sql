@@ -175,7 +175,7 @@ LIMIT 1 OFFSET :looked_at
 -- Deliveries in one order.
 SELECT
     d.id, d.event_id, e.type, d.destination, d.state, d.attempts, d.round_start, d.due_at, d.claimed_by, d.created_at,
-    d.updated_at, d.last_outcome
+    d.updated_at, d.last_outcome, e.job_id, e.ref, NULL
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
 WHERE {conditions}
@@ -358,6 +358,29 @@ ORDER BY d.due_at, d.id
 LIMIT :limit
 {lock}
 
+-- ==================== deliveries in order ====================
+-- with: order | same
+-- with: job   | job_id
+-- with: ref   | ref
+
+-- name: deliveries_behind_by_{order}
+-- Which of these deliveries wait for an earlier one, as the statements above have it.
+WITH asked {rows: id, blocking}
+SELECT d.id
+FROM asked
+JOIN deliveries AS d ON d.id = asked.id
+JOIN events AS e ON e.id = d.event_id
+WHERE EXISTS (
+    SELECT 1
+    FROM events AS b
+    JOIN deliveries AS p ON p.event_id = b.id
+    WHERE
+        b.{same} = e.{same} AND b.source = e.source
+        AND (b.recorded_at, b.id) < (e.recorded_at, e.id)
+        AND p.destination = d.destination
+        AND (p.due_at IS NOT NULL OR p.state = asked.blocking)
+)
+
 -- ==================== destinations ====================
 
 -- name: lock_destination
@@ -365,7 +388,7 @@ LIMIT :limit
 INSERT INTO destinations (name, updated_at) VALUES (:name, :at)
 ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING name, paused_at, disabled_at, failures, failing_since, opened_at, probes, held_until - CAST(:now AS BIGINT),
-    recover_from, recover_until, recover_at, updated_at
+    recover_from, recover_until, recover_at, updated_at, rate_at / 1000 - CAST(:now AS BIGINT)
 
 -- name: update_destination
 -- Writes what is now known of a destination.
@@ -404,7 +427,7 @@ RETURNING name
 -- name: list_destinations
 -- What is known of destinations.
 SELECT name, paused_at, disabled_at, failures, failing_since, opened_at, probes, held_until - CAST(:now AS BIGINT),
-    recover_from, recover_until, recover_at, updated_at
+    recover_from, recover_until, recover_at, updated_at, rate_at / 1000 - CAST(:now AS BIGINT)
 FROM destinations
 ORDER BY name
 

@@ -279,6 +279,7 @@ class Store:
     deliveries = _reads(queue.deliveries)
     deliveries_of = _reads(queue.of_events)
     progress_of = _reads(queue.progress_of)
+    behind = _reads(queue.behind)
     attempts = _reads(queue.attempts)
     stats = _reads(_stats)
 

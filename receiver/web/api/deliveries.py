@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.engine import holds
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, Paged, filter_of, page
 from receiver.web.api.operation import Call, operation
@@ -27,14 +28,19 @@ class DeliveryQuery(Paged, frozen=True):
 @operation("GET /deliveries", ApiScope.READ)
 async def listed(call: Call[DeliveryQuery, None]) -> Page[DeliveryShown]:
     """List deliveries, newest first."""
-    return page(await call.receiver.store.deliveries(filter_of(call.query, DeliveryFilter)), DeliveryShown)
+    receiver, wanted = call.receiver, filter_of(call.query, DeliveryFilter)
+    found = await holds.deliveries(
+        receiver.store, receiver.settings.destinations, wanted, now=receiver.clock()
+    )
+    return page(found, DeliveryShown)
 
 
 @operation("GET /deliveries/{delivery_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> DeliveryWhole:
     """Show a delivery with its attempts."""
-    store = call.receiver.store
-    found = await store.delivery(call.path["delivery_id"])
+    receiver, store = call.receiver, call.receiver.store
+    owed = [await store.delivery(call.path["delivery_id"])]
+    (found,) = await holds.with_holds(store, receiver.settings.destinations, owed, now=receiver.clock())
     return shown(found, DeliveryWhole, attempts_made=each(await store.attempts(found.id)))
 
 

@@ -12,6 +12,7 @@ from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch, Place
 from receiver.core.event_json import LINKED, iso
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
+from receiver.engine import holds
 from receiver.engine.renormalizer import kept_body
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filter_of, place_of
@@ -133,11 +134,12 @@ def _milliseconds(seconds: float | None) -> int | None:
 @operation("GET /events/{event_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> EventWhole:
     """Show an event with its callback, pickup, deliveries and attempts."""
-    store = call.receiver.store
+    receiver, store = call.receiver, call.receiver.store
     event = await store.event(call.path["event_id"])
     callback = await store.callback(event.id)
     pickups = await store.pickups(PickupFilter(event_id=event.id, limit=1))
-    owed = await store.deliveries(DeliveryFilter(event_id=event.id, limit=_DELIVERIES))
+    wanted = DeliveryFilter(event_id=event.id, limit=_DELIVERIES)
+    owed = await holds.deliveries(store, receiver.settings.destinations, wanted, now=receiver.clock())
     return shown(
         event,
         EventWhole,

@@ -15,6 +15,7 @@ from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.engine import holds
 from receiver.engine.bulk import plan as planned
 from receiver.engine.destination_actions import act_on_destination, standings
 from receiver.web.api import operations, replays
@@ -34,7 +35,8 @@ async def show(visit: Visit, *, made: tuple[str, str, datetime] | None = None) -
     `made` is a fresh secret, the setting that has it, and when the present ones end.
     """
     name, receiver, now = _named(visit), visit.receiver, visit.receiver.clock()
-    latest = await receiver.store.deliveries(DeliveryFilter(destination=name, limit=_LATEST))
+    wanted = DeliveryFilter(destination=name, limit=_LATEST)
+    latest = await holds.deliveries(receiver.store, receiver.settings.destinations, wanted, now=now)
     tries = {one.id: await receiver.store.attempts(one.id) if one.attempts else [] for one in latest}
     (standing,) = await standings(receiver.store, (name,), now=now)
     return await visit.page(
