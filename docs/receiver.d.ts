@@ -80,7 +80,7 @@ export type SubmissionShown = { id: string; state: SubmissionState; application:
 
 export type JobShown = { name: string; cause: Cause; sentence: string; steps: Array<StepShown>; events: Array<string>; pickups: Array<string> };
 
-export type Cause = "dead" | "delivered" | "erased" | "expected" | "held" | "journaled" | "no_route" | "overdue" | "parked" | "paused" | "pickup_gone" | "pickup_waiting" | "rejected" | "removed" | "retrying" | "sending" | "unknown";
+export type Cause = "dead" | "delivered" | "erased" | "expected" | "held" | "journaled" | "no_route" | "overdue" | "parked" | "paused" | "pickup_gone" | "pickup_waiting" | "rejected" | "removed" | "retrying" | "sending" | "submitted" | "unknown";
 
 export type StepShown = { at: string; what: string; detail: string };
 

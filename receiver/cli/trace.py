@@ -10,6 +10,8 @@ from msgspec import to_builtins
 from receiver.cli.options import AsJson, OfSource, ask, load_to_look
 from receiver.cli.output import clean, print_json, print_table
 from receiver.core.clock import wall_clock
+from receiver.core.errors import NotFound
+from receiver.core.explain import Cause
 from receiver.web.views import JobShown, job_shown
 
 
@@ -29,6 +31,8 @@ def trace(
 
     settings = load_to_look(ctx)
     found = job_shown(ask(settings, lambda store: gather(store, settings, name, source, now=wall_clock())))
+    if found.cause is Cause.UNKNOWN:
+        raise NotFound(found.sentence)
     if as_json:
         print_json(to_builtins(found))
         return

@@ -365,6 +365,15 @@ class Place(NamedTuple):
     """Tells events of one transaction apart."""
 
 
+class Positions(NamedTuple):
+    """Where the order of recording begins and ends."""
+
+    oldest: int | None
+    """Of the oldest event that is kept; None without events."""
+    end: int
+    """No event that was ever recorded here is above it."""
+
+
 class PlacedEvent(NamedTuple):
     """An event, and where it stands."""
 

@@ -33,6 +33,7 @@ class Cause(StrEnum):
     ERASED = "erased"
     REJECTED = "rejected"
     JOURNALED = "journaled"
+    SUBMITTED = "submitted"
     UNKNOWN = "unknown"
     PARKED = "parked"
     PICKUP_WAITING = "pickup_waiting"
@@ -139,6 +140,12 @@ def _journaled(job: Job) -> str | None:
     return (
         "Proved and safe in the journal of this machine: it is recorded as soon as store and blobs are back."
     )
+
+
+def _submitted(job: Job) -> str | None:
+    if not job.submissions or job.events or job.pickups:
+        return None
+    return f"Submitted, and no callback is here: {_submission(job.submissions[-1])}."
 
 
 def _unknown(job: Job) -> str | None:
@@ -287,6 +294,7 @@ _SENTENCES: Mapping[Cause, Callable[[Job], str | None]] = {
     Cause.ERASED: _erased,
     Cause.REJECTED: _rejected,
     Cause.JOURNALED: _journaled,
+    Cause.SUBMITTED: _submitted,
     Cause.UNKNOWN: _unknown,
     Cause.PARKED: _parked,
     Cause.PICKUP_WAITING: _pickup_waiting,
@@ -319,9 +327,7 @@ def _names(names: Iterable[str]) -> str:
 
 def _steps(job: Job) -> Iterator[Step]:
     for made in job.submissions:
-        said = f", answered {made.status}" if made.status is not None else ""
-        detail = f"{made.source}: {made.request} by {made.application}, {made.state}{said}: {made.id}"
-        yield Step(at=made.created_at, what="submitted", detail=detail)
+        yield Step(at=made.created_at, what="submitted", detail=_submission(made))
     for one in job.rejections:
         yield Step(at=one.at, what="rejected", detail=f"{one.status}, {one.kind}: {one.reason}")
     for callback in job.callbacks:
@@ -341,6 +347,11 @@ def _steps(job: Job) -> Iterator[Step]:
             at=fetched.started_at, what="fetched", detail=_attempt(fetched), outcome=fetched.outcome.value
         )
     yield from _sent(job)
+
+
+def _submission(made: Submission) -> str:
+    said = f", answered {made.status}" if made.status is not None else ""
+    return f"{made.source}: {made.request} by {made.application}, {made.state}{said}: {made.id}"
 
 
 def _sent(job: Job) -> Iterator[Step]:

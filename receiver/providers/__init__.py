@@ -265,7 +265,7 @@ class Adapter:
         """Return the identity of a callback that could not be normalized: token and content hash."""
         return content_key(callback, lasting=False)
 
-    def _claims(self, head: Head, *, required: bool) -> TokenClaims | None:
+    def _check_token(self, head: Head, *, required: bool) -> TokenClaims | None:
         """Check the callback token in the URL; return its claims, None if there is no token and none is required.
 
         A token must always be ours, made for this source and not expired, even where none is required. Raises

@@ -163,7 +163,7 @@ class DeapiProvider(Adapter):
         Raises `CallbackRejected` or `WrongSource`.
         """
         stamp, signature = head.one(STAMP_HEADER), head.one(SIGNATURE_HEADER)
-        claims = self._claims(head, required=self._options.require_token)
+        claims = self._check_token(head, required=self._options.require_token)
         if stamp is None or signature is None:
             missing = "X-DeAPI-Timestamp" if stamp is None else "X-DeAPI-Signature"
             raise self._rejection(

@@ -189,7 +189,7 @@ class PlayhtProvider(Adapter):
         key that is there must fit all the same.
         """
         authorization, secret_key = head.one("authorization"), head.one("secret-key")
-        claims = self._claims(head, required=self._options.require_token)
+        claims = self._check_token(head, required=self._options.require_token)
         proofs, secret = {"token"} if claims else set[str](), 0
         keys = [key for key in (authorization and _bearer(authorization), secret_key) if key is not None]
         if self._keys and keys:

@@ -104,7 +104,7 @@ class PubsubProvider(Adapter):
         """Check the token of the URL and Google's own. Raises `CallbackRejected`, `WrongSource`, `KeysNeeded`."""
         from receiver.providers.public_keys.jwks import token_claims
 
-        claims = self._claims(head, required=self._options.require_token)
+        claims = self._check_token(head, required=self._options.require_token)
         scheme, _, token = (head.one("authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise self._rejection(

@@ -184,7 +184,7 @@ class SnsProvider(Adapter):
 
     def admit(self, head: Head) -> Admission:
         """Check the URL's token and that the head names a topic of ours. Raises `CallbackRejected`, `WrongSource`."""
-        claims = self._claims(head, required=self._options.require_token)
+        claims = self._check_token(head, required=self._options.require_token)
         if head.one("x-amz-sns-message-type") is None:
             raise self._refusal(
                 "the header x-amz-sns-message-type is missing: this is no message of SNS",

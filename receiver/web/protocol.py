@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncio import TimerHandle, Transport, get_running_loop
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -18,6 +19,14 @@ from receiver.engine.intake import METHODS, OVERLOADED
 from receiver.web.callbacks import EXCHANGE, PREFIX, Lines, lines_and_body
 
 if TYPE_CHECKING:
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
+
     from receiver.app.wiring import Receiver
     from receiver.web.reloading import Serving
 
@@ -166,9 +175,7 @@ class Exchange:
             return False
         if cycle.disconnected:
             return True
-        # A sender that waits for `100 Continue` sends no body now: what follows would be taken for it.
-        unasked = cycle.waiting_for_100_continue and cycle.more_body
-        cycle.keep_alive = cycle.keep_alive and not (unasked or self._serving.receiver.stopping)
+        cycle.keep_alive = cycle.keep_alive and not (_unasked(cycle) or self._serving.receiver.stopping)
         content = connection.top(status)
         for name, value in lines:
             content += (name, b": ", value, b"\r\n")
@@ -180,6 +187,27 @@ class Exchange:
             connection.transport.close()
         cycle.on_response()
         return True
+
+
+def _unasked(cycle: RequestResponseCycle) -> bool:
+    """Tell whether the sender still waits for `100 Continue`: it sends no body now, and what follows would be taken for it."""
+    return cycle.waiting_for_100_continue and cycle.more_body
+
+
+async def _answered_unasked(
+    cycle: RequestResponseCycle,
+    app: ASGI3Application,
+    scope: Scope,
+    receive: ASGIReceiveCallable,
+    send: ASGISendCallable,
+) -> None:
+    """Call `app`; an answer before it asked for the body ends the connection."""
+
+    async def sent(message: ASGISendEvent) -> None:
+        cycle.keep_alive = cycle.keep_alive and not _unasked(cycle)
+        await send(message)
+
+    await app(scope, receive, sent)
 
 
 class Protocol(HttpToolsProtocol):
@@ -398,6 +426,11 @@ class Protocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
             self.scope["state"][EXCHANGE] = Exchange(self, self.cycle, serving)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.waiting_for_100_continue:
+            app = partial(_answered_unasked, cycle, app)
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """Begin the request that waited for this answer, or wait for the next."""

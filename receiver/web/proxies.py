@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 
 class Proxies:
@@ -32,6 +36,11 @@ class Proxies:
             if not self._trusts(hop):
                 break
         return peer
+
+    def caller_of(self, request: Request) -> str | None:
+        """Return the address of a request's caller; None when the server does not know it."""
+        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in request.scope["headers"]]
+        return self.caller(request.client.host, headers) if request.client else None
 
     def _trusts(self, address: str) -> bool:
         if self._all:

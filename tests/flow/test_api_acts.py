@@ -30,7 +30,8 @@ ALL = DeliveryFilter(limit=100)
 async def up(tmp_path: Path) -> AsyncIterator[Running]:
     """A process that works not: deliveries stay as they are."""
     text = settings_text(tmp_path, destination="http://127.0.0.1:9/hooks", extra=api_token("ops", TOKEN))
-    async with running(tmp_path, f'public_url = "https://hooks.example.com"\n{text}', work=False) as live:
+    head = 'public_url = "https://hooks.example.com"\nserver.trusted_proxies = ["127.0.0.1"]\n'
+    async with running(tmp_path, head + text, work=False) as live:
         live.client.headers["authorization"] = f"Bearer {TOKEN}"
         yield live
 
@@ -212,6 +213,7 @@ async def test_every_act_is_in_the_audit_without_what_may_be_secret(up: Running)
     await post(up, "callback-urls", {"source": "deepgram", "ref": "order-7"}, status=201, key="once")
     again = await post(up, "callback-urls", {"source": "deepgram", "ref": "order-7"}, status=409, key="once")
     assert "not kept" in again["detail"]
+    up.client.headers["x-forwarded-for"] = "203.0.113.9"
     await post(up, "replays", {"to": "nowhere"}, status=422)
     page = (await up.client.get("/api/v1/audit", params={"token": "ops"})).json()
     acts = [(one["action"], one["detail"], one["status"]) for one in page["items"]]
@@ -221,3 +223,4 @@ async def test_every_act_is_in_the_audit_without_what_may_be_secret(up: Running)
     ]
     assert "order-7" not in str(page)
     assert {one["token"] for one in page["items"]} == {"ops"}
+    assert [one["peer"] for one in page["items"]] == ["203.0.113.9", "127.0.0.1"]

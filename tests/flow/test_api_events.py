@@ -185,6 +185,19 @@ async def test_pages_in_the_order_of_recording_go_on_where_they_ended(up: Runnin
     assert at_end == {"items": [], "next": None, "cursor": third["cursor"]}
 
 
+async def test_a_cursor_that_the_database_has_not_come_to_is_refused_with_what_to_do(up: Running) -> None:
+    await send(up, transcript("first"))
+    for path in (
+        "events?order=oldest&after=99999.evt_1",
+        "events?after=99999.evt_1",
+        "stream?after=99999.evt_1",
+    ):
+        answer = await up.client.get(f"/api/v1/{path}")
+        assert (answer.status_code, "Begin again at 0.evt_0" in answer.json()["detail"]) == (409, True)
+    end = (await up.receiver.store.positions()).end
+    assert await got(up, "events", order="oldest", after=f"{end}.evt_z")
+
+
 FILTERS: list[tuple[dict[str, str], set[str]]] = [
     ({"type": "speech.*"}, {"audio"}),
     ({"type": "nothing.*"}, set()),

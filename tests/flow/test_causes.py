@@ -11,6 +11,8 @@ import pytest
 from receiver.core.errors import StoreUnavailable
 from receiver.core.explain import Cause
 from receiver.core.retention import Prune, Walk
+from receiver.core.submission import SubmissionState
+from tests.contract.submission_suite import end, new
 from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.senders import transcript
 from tests.support.sink import Answer, Sink
@@ -62,6 +64,13 @@ async def cause(up: Running, name: str) -> str:
     answer = await up.client.get(f"/api/v1/jobs/{name}")
     assert answer.status_code == 200
     return str(answer.json()["cause"])
+
+
+async def submitted(up: Running) -> None:
+    """Have a submission to a provider that refused it."""
+    made = new(1, ref="submitted")
+    await up.receiver.store.begin_submission(made)
+    await up.receiver.store.end_submission(end(made, SubmissionState.REFUSED))
 
 
 async def deliveries_end(up: Running) -> None:
@@ -122,6 +131,7 @@ async def test_each_cause_comes_about_and_is_told(tmp_path: Path, monkeypatch: p
         sink.scripts["/hooks/sending"] = Answer(manner="hang")
         async with running(tmp_path, settings(tmp_path, sink)) as up:
             up.client.headers["authorization"] = f"Bearer {TOKEN}"
+            await submitted(up)
             await callbacks_come(up)
             await deliveries_end(up)
             await pickups_wait(up)

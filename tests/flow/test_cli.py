@@ -506,10 +506,11 @@ def test_an_unknown_id_is_told(house: House) -> None:
         ["pickups", "pku_none"],
         ["replay", "evt_none"],
         ["replay", "dlv_none"],
+        ["trace", "nobody"],
     ):
         said = house.run(*words)
         assert said.status == 1, words
-        assert words[-1] in said.err
+        assert (said.out, words[-1] in said.err) == ("", True)
 
 
 def test_nobody_there_is_told_for_every_try(house: House) -> None:

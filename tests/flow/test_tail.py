@@ -71,9 +71,19 @@ def whole(job_id: str | None = None) -> Recording:
     return replace(made, event=replace(made.event, blob_key=None))
 
 
-def client() -> httpx2.Client:
+def client(token: str = TOKEN) -> httpx2.Client:
+    """Return a client whose tail fails after a while: a thread that follows for ever would hold up the end of the run."""
+    until = time.monotonic() + 20
+
+    def bound(request: httpx2.Request) -> None:
+        assert time.monotonic() < until, "the tail goes on and tells nothing"
+
     return httpx2.Client(
-        timeout=10, headers={"authorization": f"Bearer {TOKEN}"}, verify=NO_AUTHORITIES, trust_env=False
+        timeout=5,
+        headers={"authorization": f"Bearer {token}"},
+        verify=NO_AUTHORITIES,
+        trust_env=False,
+        event_hooks={"request": [bound]},
     )
 
 
@@ -189,12 +199,19 @@ async def test_what_is_forwarded_has_the_bytes_of_the_stream_and_is_signed(up: R
     assert verify(secret, headers, body, now=time.time())
 
 
-async def test_a_wrong_token_ends_the_tail_with_what_to_do(up: Running) -> None:
+@pytest.mark.parametrize(
+    ("token", "after", "told"),
+    [
+        ("wrong", None, r"401: send one of api\.tokens"),
+        (TOKEN, "99999.evt_1", r"409: .* Begin again at 0\.evt_0"),
+    ],
+)
+async def test_what_trying_again_does_not_mend_ends_the_tail_with_what_to_do(
+    up: Running, token: str, after: str | None, told: str
+) -> None:
     def read() -> None:
-        with httpx2.Client(
-            headers={"authorization": "Bearer wrong"}, verify=NO_AUTHORITIES, trust_env=False
-        ) as http:
-            next(tail.follow(http, up.base, {}))
+        with client(token) as http:
+            next(tail.follow(http, up.base, {}, after=after))
 
-    with pytest.raises(UsageError, match=r"401: send one of api\.tokens"):
+    with pytest.raises(UsageError, match=told):
         await asyncio.to_thread(read)

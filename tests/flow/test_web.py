@@ -576,15 +576,22 @@ async def test_what_stands_in_a_trailer_says_nothing(tmp_path: Path) -> None:
         assert (status, up.seen.callbacks[-1].peer) == (200, "203.0.113.9")
 
 
+@pytest.mark.parametrize(
+    ("path", "refusal"),
+    [
+        ("/callbacks/deepgram", 401),
+        ("/api/v1/replays", 403),
+        ("/submit/deepgram/v1/listen", 404),
+        ("/console", 404),
+    ],
+)
 async def test_a_refused_sender_that_was_not_asked_for_its_body_sends_the_next_by_another_connection(
-    live: Running,
+    live: Running, path: str, refusal: int
 ) -> None:
     """By the same, the next request would be taken for the body."""
     lines = {"expect": "100-continue", "content-length": "1000"}
-    status, headers, _ = await exchange(
-        int(live.base.rpartition(":")[2]), [head("/callbacks/deepgram", lines)]
-    )
-    assert (status, headers.get("connection")) == (401, "close")
+    status, headers, _ = await exchange(int(live.base.rpartition(":")[2]), [head(path, lines)])
+    assert (status, headers.get("connection")) == (refusal, "close")
 
 
 async def test_a_source_name_with_odd_characters_is_only_unknown(live: Running) -> None:

@@ -30,6 +30,7 @@ from receiver.core.event import (
     EventSearch,
     Place,
     PlacedEvent,
+    Positions,
     Recorded,
     Recording,
     RecordStatus,
@@ -732,9 +733,10 @@ class MemoryStore(Store):
         found.sort(key=lambda one: one.place, reverse=wanted.newest_first)
         return _page(found, wanted.limit, lambda one: one.place)
 
-    async def oldest_position(self) -> int | None:
+    async def positions(self) -> Positions:
         await self.ping()
-        return min((self._places[one].position for one in self._events), default=None)
+        kept = [self._places[one].position for one in self._events]
+        return Positions(min(kept, default=None), max(self._places.values(), default=Place(0, "")).position)
 
     async def delivery(self, delivery_id: str) -> Delivery:
         await self.ping()

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from receiver.core.destination_health import DestinationState
 from receiver.core.event import Event, Rejection, Stage, new_id
 from receiver.core.explain import OVERDUE, PARKED, Cause, Job, explain
+from receiver.core.submission import Submission, SubmissionState
 from receiver.core.work import (
     Attempt,
     Delivery,
@@ -83,6 +84,17 @@ REFUSED = Attempt(
     detail="",
     response=b"",
 )
+SUBMITTED = Submission(
+    id="sub_1",
+    application="crm",
+    source="speech",
+    request="POST /v1/jobs",
+    state=SubmissionState.REFUSED,
+    status=400,
+    token_id="00",
+    created_at=T0,
+    updated_at=T0,
+)
 RESULT, EXPECTED = PickupKind.RESULT, PickupKind.EXPECTED
 CASES: list[tuple[Job, Cause, str]] = [
     (job(erased_at=T0), Cause.ERASED, "Erased at 2027-01-15"),
@@ -93,6 +105,7 @@ CASES: list[tuple[Job, Cause, str]] = [
         "1 callback was refused",
     ),
     (job(journaled=1), Cause.JOURNALED, "journal"),
+    (job(submissions=(SUBMITTED,)), Cause.SUBMITTED, "POST /v1/jobs by crm, refused, answered 400"),
     (job(), Cause.UNKNOWN, "order-1"),
     (
         job(events=(STRANGE,)),
@@ -208,6 +221,7 @@ def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataOb
         deliveries=deliveries,
         pickups=tuple(data.draw(_pickups)),
         rejections=tuple(data.draw(_refused)),
+        submissions=tuple(data.draw(st.lists(st.just(SUBMITTED), max_size=1))),
         journaled=data.draw(st.integers(0, 1)),
         erased_at=data.draw(st.one_of(st.none(), st.just(T0))),
     )
@@ -219,4 +233,4 @@ def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataOb
     if told.cause is Cause.DELIVERED:
         assert {one.state for one in deliveries} == {DeliveryState.DELIVERED}
     if told.cause is Cause.UNKNOWN:
-        assert (events, known.pickups, known.rejections) == ((), (), ())
+        assert (events, known.pickups, known.rejections, known.submissions) == ((), (), (), ())

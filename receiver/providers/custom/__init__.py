@@ -155,7 +155,7 @@ class CustomProvider(Collecting, Adapter):
 
     def admit(self, head: Head) -> Admission:
         """Check the token and what the head shows of each proof. Raises `CallbackRejected`, `WrongSource`, `KeysNeeded`."""
-        claims = self._claims(head, required=self._token_required)
+        claims = self._check_token(head, required=self._token_required)
         request, proofs = Request(head, None, self._options.body), {"token"} if claims else set[str]()
         for group in self.groups:
             held = _one_of(group, request, self.trust)
@@ -194,7 +194,7 @@ class CustomProvider(Collecting, Adapter):
         """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
         request = Request(head, body.load(), self._options.body)
         if self._token_required or head.token:
-            yield Verdict("token", _refusal(lambda: self._claims(head, required=True)), None)
+            yield Verdict("token", _refusal(lambda: self._check_token(head, required=True)), None)
         for proof in self._options.proof:
             message = None
             with suppress(CallbackRejected):

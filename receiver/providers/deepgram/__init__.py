@@ -177,7 +177,7 @@ class DeepgramProvider(Adapter):
         with the limit of a document, and proved by `verify`.
         """
         authorization, dg_token = head.one("authorization"), head.one("dg-token")
-        claims = self._claims(head, required=self._options.require_token)
+        claims = self._check_token(head, required=self._options.require_token)
         proofs, secret = {"token"} if claims else set[str](), 0
         if self._basic:
             secret = self._check_basic(authorization)

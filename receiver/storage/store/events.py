@@ -28,6 +28,7 @@ from receiver.core.event import (
     EventSearch,
     Place,
     PlacedEvent,
+    Positions,
     Recorded,
     Recording,
     RecordStatus,
@@ -265,7 +266,6 @@ def search(session: Session, wanted: EventSearch) -> Page[PlacedEvent]:
     """List events in the order of recording, a page at a time."""
     indexed: dict[str, Value] = {"e.job_id = :job_id": wanted.job_id, "e.ref = :ref": wanted.ref}
     others: dict[str, Value | tuple[str, ...]] = {
-        "e.source || '' = :source": wanted.source,
         "e.provider = :provider": wanted.provider,
         "e.type || '' IN :type": wanted.types,
         "e.recorded_at >= :since": wanted.since,
@@ -277,13 +277,17 @@ def search(session: Session, wanted: EventSearch) -> Page[PlacedEvent]:
     }
     if wanted.types and set(wanted.types) <= set(TROUBLED):
         indexed[f"e.{_TROUBLED}"] = "the index"
+    owed = wanted.state is not None or wanted.destination is not None
+    if owed:
+        _add_owed(session, wanted, indexed, others)
+    if all(value is None for value in indexed.values()):
+        indexed["e.source = :source"] = wanted.source
+    else:
+        others["e.source || '' = :source"] = wanted.source
     if wanted.since is not None:
         indexed["e.position >= :first"] = _position(session, wanted.since - _RECORDING_MS)
     if wanted.until is not None:
         indexed["e.position <= :final"] = _position(session, wanted.until + _RECORDING_MS) or 0
-    owed = wanted.state is not None or wanted.destination is not None
-    if owed:
-        _add_owed(session, wanted, indexed, others)
     return page(
         session,
         _BACK if wanted.newest_first else _ONWARD,
@@ -324,10 +328,9 @@ def _add_owed(
         others[f"e.id = ({one})"] = value
 
 
-def oldest_position(session: Session) -> int | None:
-    """Return the position of the oldest event that is kept, None without events."""
-    position: int | None = session.run("oldest_position", {})[0][0]
-    return position
+def positions(session: Session) -> Positions:
+    """Return the positions between which a place of this store can be."""
+    return Positions(*session.run("positions", {})[0])
 
 
 # ---------------------------------------------------------------- rejections

@@ -57,6 +57,7 @@ class Dialect(NamedTuple):
 
     lock: str = ""
     position: str = "(SELECT last FROM event_positions)"
+    end: str = "(SELECT last FROM event_positions)"
     horizon: str = "(SELECT last + 1 FROM event_positions)"
 
 

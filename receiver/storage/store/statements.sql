@@ -6,6 +6,7 @@
 --   {insert: a, b}   after `INSERT INTO table`: (a, b) VALUES (?, ?), (?, ?), …; the same
 --   {lock}           what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
 --   {position}       the position of the events that a transaction records
+--   {end}            a position that no event is above
 --   {horizon}        a position below which no transaction still under way can record
 --   {conditions}     the conditions of a listing, put together by `listed` from fixed texts
 --   {table}, …       a slot of a section whose statements are one text for several tables. A line `-- with:` under the
@@ -85,10 +86,9 @@ UPDATE event_positions
 SET last = last + (SELECT COALESCE(max(position), 0) FROM events) - {position}
 WHERE (SELECT COALESCE(max(position), 0) FROM events) > {position}
 
--- name: oldest_position
--- The position of the oldest event that is kept.
-SELECT min(position)
-FROM events
+-- name: positions
+-- The position of the oldest event that is kept, and one that no event is above.
+SELECT (SELECT min(position) FROM events), {end}
 
 -- name: event_type
 -- The type of one event, a failure's or a result's.

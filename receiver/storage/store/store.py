@@ -250,7 +250,7 @@ class Store:
     event = _reads(event_rows.event)
     events = _reads(event_rows.events)
     search = _reads(event_rows.search)
-    oldest_position = _reads(event_rows.oldest_position)
+    positions = _reads(event_rows.positions)
     body = _reads(event_rows.body)
     callback = _reads(event_rows.callback)
     routing = _reads(event_rows.routing)

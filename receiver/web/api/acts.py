@@ -33,7 +33,7 @@ def act_of(action: str, call: Call[Any, Any], raw: bytes) -> Act:
         at=call.receiver.clock(),
         subject=path,
         details={} if call.body is None else msgspec.to_builtins(call.body),
-        peer=request.client.host if request.client else None,
+        peer=call.peer,
         key=key,
         digest=hashlib.sha256(path.encode() + b"\0" + raw).hexdigest(),
     )

@@ -15,7 +15,7 @@ from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
 from receiver.engine import holds
 from receiver.engine.renormalizer import kept_body
 from receiver.settings.model import ApiScope
-from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filter_of, place_of
+from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filter_of, known_place, place_of
 from receiver.web.api.operation import Call, operation
 from receiver.web.views import (
     CallbackShown,
@@ -106,9 +106,10 @@ class AudioLink(Struct, frozen=True, kw_only=True):
     content_type: str
 
 
-@operation("GET /events", ApiScope.READ)
+@operation("GET /events", ApiScope.READ, problems=(409,))
 async def listed(call: Call[EventQuery, None]) -> EventPage:
     """List events, newest first or in the order of recording."""
+    await known_place(call.receiver.store, call.query.after)
     found = await call.receiver.store.search(search_of(call.query))
     after = None if found.after is None else cursor_of(Place(*found.after))
     last = cursor_of(found[-1].place) if found else call.query.after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -13,6 +13,9 @@ from receiver.core.page import Page as Found
 from receiver.core.routing import fitting_types
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page, shown
+
+if TYPE_CHECKING:
+    from receiver.storage.store.store import Store
 
 T = TypeVar("T", bound=Struct)
 S = TypeVar("S", bound=Struct)
@@ -59,6 +62,18 @@ def place_of(cursor: str | None) -> Place | None:
     if found is None:
         raise Refused(400, "after: it is no cursor of this list; take next or cursor of a page before")
     return Place(int(found[1]), found[2])
+
+
+async def known_place(store: Store, cursor: str | None) -> Place | None:
+    """Return the place that a cursor names. Raises `Refused` when it is none of ours, or the store has not come so far."""
+    place = place_of(cursor)
+    if place is not None and place.position > (await store.positions()).end:
+        raise Refused(
+            409,
+            "after: this database has not come so far: it was restored, or is another. Begin again at 0.evt_0, and drop the "
+            "events that you have by their ids",
+        )
+    return place
 
 
 def cursor_of(place: Place) -> str:

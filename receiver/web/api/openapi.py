@@ -125,7 +125,7 @@ def _operation(one: Operation, of: dict[Any, Any], components: dict[str, Any]) -
 def problems(one: Operation) -> Sequence[int]:
     """Return the statuses of the problems that an operation may answer with."""
     return sorted(
-        {400, 401, 403, 500, 503}
+        {400, 401, 403, 500, 503, *one.problems}
         | ({404} if "{" in one.path or one.body is not None else set())
         | ({409, 422} if one.method != "GET" else set())
         | ({408, 413} if one.body is not None else set())

@@ -43,6 +43,8 @@ class Call(Generic[Q, B]):
     path: Mapping[str, str]
     """The parts of the path that the operation's path has in braces."""
     request: Request
+    peer: str | None = None
+    """The caller's address, behind proxies that are trusted to name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Operation:
     statuses: Sequence[int]
     """The statuses of success, the usual one first."""
     again: Again
+    problems: Sequence[int] = ()
+    """Statuses of problems that not every operation of its method has."""
 
     @property
     def name(self) -> str:
@@ -89,6 +93,7 @@ def operation(
     gives: Any = None,
     statuses: Sequence[int] = (200,),
     again: Again = Again.RUNS,
+    problems: Sequence[int] = (),
 ) -> Callable[[Callable[[Call[Any, Any]], Awaitable[Any]]], Operation]:
     """Return what makes an operation of its handler: the signature says what it takes and gives, the docstring what it does.
 
@@ -111,6 +116,7 @@ def operation(
             gives=gives or (get_args(result)[0] if get_origin(result) is Given else result),
             statuses=statuses,
             again=again,
+            problems=problems,
         )
 
     return made

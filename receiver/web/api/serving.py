@@ -24,6 +24,7 @@ from receiver.web.api.acts import act_of, refuse_other
 from receiver.web.api.operation import Again, Call, Given, Operation
 from receiver.web.api.problems import Refused, answer, out, problem
 from receiver.web.api.reading import BODY_BYTES, read_body, read_query
+from receiver.web.proxies import Proxies
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
@@ -46,6 +47,7 @@ class _Server:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._access = Access(receiver.settings.api.tokens)
+        self._proxies = Proxies(receiver.settings.server.trusted_proxies)
 
     def route(self, path: str, operations: Sequence[Operation]) -> Route:
         by_method = {operation.method: operation for operation in operations}
@@ -89,6 +91,7 @@ class _Server:
             body=None if operation.body is None else read_body(raw, operation.body),
             path=request.path_params,
             request=request,
+            peer=self._proxies.caller_of(request),
         )
         if operation.method == "GET":
             return await _run(operation, call)

@@ -16,7 +16,7 @@ from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import EventSearch, Place
 from receiver.engine.following import followed, newest_place
 from receiver.settings.model import ApiScope
-from receiver.web.api.lists import cursor_of, filter_of, place_of
+from receiver.web.api.lists import cursor_of, filter_of, known_place
 from receiver.web.api.operation import Call, operation
 from receiver.web.api.problems import Refused
 
@@ -46,14 +46,14 @@ class StreamQuery(Struct, forbid_unknown_fields=True, frozen=True):
     """A `cursor`, or the id of the last event that was read; without it, what is recorded from now on."""
 
 
-@operation("GET /stream", ApiScope.READ, gives="text/event-stream")
+@operation("GET /stream", ApiScope.READ, gives="text/event-stream", problems=(409,))
 async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
     """Stream events as they are recorded, as server-sent events."""
     if len(_open) >= MOST:
         raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
     query = call.query
     given = call.request.headers.get("last-event-id") or query.after
-    place = place_of(given) or await newest_place(call.receiver.store)
+    place = await known_place(call.receiver.store, given) or await newest_place(call.receiver.store)
     search = filter_of(query, EventSearch, after=place, limit=_PAGE)
     gap = await _gap(call.receiver, place) if given else None
     # The id alone is no event: a reader that is cut off before the first one comes again with it.
@@ -69,7 +69,7 @@ async def _gap(receiver: Receiver, place: Place | None) -> str | None:
     """Return what a reader is told when events after the last that it read may have been removed before it came."""
     if place is None or place.position == 0:
         return None
-    oldest = await receiver.store.oldest_position()
+    oldest = (await receiver.store.positions()).oldest
     if oldest is not None and oldest <= place.position:
         return None
     try:

@@ -18,7 +18,7 @@ from receiver.core.event_json import iso
 from receiver.core.explain import PARKED
 from receiver.engine.following import newest_place
 from receiver.web.api.events import EventQuery, search_of
-from receiver.web.api.lists import cursor_of, place_of
+from receiver.web.api.lists import cursor_of, known_place
 from receiver.web.console.lists import filters
 from receiver.web.console.searching import look
 from receiver.web.console.visit import HOME, Visit
@@ -139,10 +139,10 @@ async def live(visit: Visit) -> Response:
     """Send the rows of events after the cursor `after` as server-sent events, until the browser goes or asks again."""
     if len(visit.console.streams) >= _OPEN_AT_ONCE:
         return PlainTextResponse("too many consoles are open\n", 503)
-    search = search_of(visit.query(EventQuery))
-    begin = place_of(visit.request.headers.get("last-event-id")) or search.after
-    begin = begin or await newest_place(visit.receiver.store)
-    search = replace(search, newest_first=False, after=begin, limit=_ROWS)
+    query, store = visit.query(EventQuery), visit.receiver.store
+    given = await known_place(store, visit.request.headers.get("last-event-id") or query.after)
+    begin = given or await newest_place(store)
+    search = replace(search_of(query), newest_first=False, after=begin, limit=_ROWS)
     headers = {"x-accel-buffering": "no"}
     return StreamingResponse(
         _lines(visit, search, cursor_of(begin)), media_type="text/event-stream", headers=headers

@@ -168,8 +168,7 @@ class Guard:
 
     def peer(self, request: Request) -> str:
         """Return the caller's address, behind proxies that are trusted to name it."""
-        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in request.scope["headers"]]
-        return self._proxies.caller(request.client.host, headers) if request.client else "unknown"
+        return self._proxies.caller_of(request) or "unknown"
 
     async def _noted(self, visit: Visit, handle: Handler) -> Response:
         """Do what a form asks for, noted before it is done, and with its answer after."""
