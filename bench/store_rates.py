@@ -94,7 +94,7 @@ def settlement(claim: Claimed) -> Settlement:
     return Settlement(
         claim=claim,
         started_at=NOW,
-        duration_ms=20,
+        seconds=0.02,
         outcome=outcome,
         state=DeliveryState.DELIVERED,
         due_at=None,

@@ -289,7 +289,7 @@ def _unrouted(settings: Settings, found: Sequence[Finding]) -> Iterator[Finding]
     elif not any(one.code in {"E002", "W010"} for one in found):  # which may be why
         types = [one for one in EVENT_TYPES if not one.startswith(ABOUT_DESTINATIONS)]
         for name in settings.sources:
-            if not any(route.wants(name, one) for route in routes for one in types):
+            if all(route.refusal(name, one) for route in routes for one in types):
                 fix = f'add "{name}" to sources of a destination, and its types to events'
                 yield finding("W026", f"sources.{name}", "its events will be stored, and sent nowhere", fix)
 
@@ -297,12 +297,12 @@ def _unrouted(settings: Settings, found: Sequence[Finding]) -> Iterator[Finding]
 def _filters(settings: Settings, destination: DestinationSettings, where: str) -> Iterator[Finding]:
     for pattern in destination.sources:
         route = Route(destination.name, sources=(pattern,))
-        if settings.sources and not any(route.wants(source, "") for source in settings.sources):
+        if settings.sources and all(route.refusal(source, "") for source in settings.sources):
             near = load.did_you_mean(pattern, settings.sources)
             yield finding("W010", f"{where}.sources", f"no source is named {pattern!r}", near)
     for pattern in destination.events:
         route = Route(destination.name, events=(pattern,))
-        if not any(route.wants("", event_type) for event_type in EVENT_TYPES):
+        if all(route.refusal("", event_type) for event_type in EVENT_TYPES):
             near = load.did_you_mean(pattern, EVENT_TYPES)
             yield finding("W010", f"{where}.events", f"no event type is {pattern!r}", near)
     for setting, places in (("where", destination.where), ("data", destination.data or ())):

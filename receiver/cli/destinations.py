@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from receiver.cli.acting import acting
 from receiver.cli.options import AsJson, Wide, ask, load_to_look, made_store
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.clock import wall_clock
+from receiver.core.destination_health import ACTIONS
 from receiver.web.views import page, view
 
 if TYPE_CHECKING:
@@ -19,11 +21,6 @@ if TYPE_CHECKING:
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, typer.Argument(help="Name of the destination, as in [destinations.NAME].")]
-_SAID = {
-    "pause": "{name} is paused: its deliveries wait until `receiver destinations resume {name}`",
-    "resume": "{name} is {state}",
-    "enable": "{name} is {state}",
-}
 _DESTINATIONS = Listing(
     short=("name", "state", "failures", "due", "dead"),
     wide=("name", "state", "failures", "due", "dead", "failing since", "held until"),
@@ -35,8 +32,8 @@ _DESTINATIONS = Listing(
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group.command(name="list")(list_)
-    for command in (pause, resume, enable):
-        group.command()(command)
+    for name, action in ACTIONS.items():
+        group.command(name=name, help=action.does)(_command(name))
     app.add_typer(group, name="destinations", help="List destinations; pause, resume or enable one.")
 
 
@@ -54,27 +51,18 @@ def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> No
     print_list(_DESTINATIONS, [one.state for one in found], wide=wide, as_json=False, more=counts)
 
 
-def pause(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Hold a destination's deliveries. They spend no attempts; running processes obey within a second."""
-    _act(ctx, name, "pause", as_json=as_json)
+def _command(action: str) -> Callable[..., None]:
+    """Return the command that does one of `ACTIONS`."""
 
+    def act(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
+        state = asyncio.run(_done(load_to_look(ctx), name, action))
+        if as_json:
+            print_json(view(state))
+            return
+        waits = f": its deliveries wait until `receiver destinations resume {name}`"
+        typer.echo(f"{name} is {state.status}{waits if state.paused_at else ''}")
 
-def resume(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Send a paused destination's deliveries again."""
-    _act(ctx, name, "resume", as_json=as_json)
-
-
-def enable(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Send again to a disabled or failing destination. Its failures are forgotten."""
-    _act(ctx, name, "enable", as_json=as_json)
-
-
-def _act(ctx: typer.Context, name: str, action: str, *, as_json: bool) -> None:
-    state = asyncio.run(_done(load_to_look(ctx), name, action))
-    if as_json:
-        print_json(view(state))
-    else:
-        typer.echo(_SAID[action].format(name=name, state=state.status.value))
+    return act
 
 
 async def _done(settings: Settings, name: str, action: str) -> DestinationState:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -114,6 +116,24 @@ def enabled(state: DestinationState, now: int) -> DestinationState:
         recover_from=state.recover_from,
         recover_until=state.recover_until,
     )
+
+
+class Action(NamedTuple):
+    """What a person may do to a destination."""
+
+    change: Callable[[DestinationState, int], DestinationState]
+    does: str
+    """For those who choose it."""
+
+
+ACTIONS: Mapping[str, Action] = {
+    "pause": Action(paused, "Hold a destination's deliveries; they spend no attempts."),
+    "resume": Action(resumed, "Send a paused destination's deliveries again."),
+    "enable": Action(
+        enabled, "Send again to a destination that answered 410 or fails; its failures are forgotten."
+    ),
+}
+"""By the name that commands, the API and the console give them. Running processes obey within a second."""
 
 
 # ---------------------------------------------------------------- by attempts

@@ -84,31 +84,26 @@ class Route(Struct, frozen=True):
     where: tuple[Condition, ...] = ()
     """Conditions on fields of the event's data, which must all hold."""
 
-    def wants(self, source: str, event_type: str) -> bool:
-        """Tell whether events of this source and type go to the destination, if its conditions hold.
+    def refusal(self, source: str, event_type: str) -> str | None:
+        """Return the rule that keeps events of this source and type away; None where only the conditions decide.
 
         Events about destinations go to those only that name them (`destination.*`), whatever their `sources`.
         """
+        events = self.events
         if event_type.startswith(ABOUT_DESTINATIONS):
-            named = [pattern for pattern in self.events if pattern.startswith(ABOUT_DESTINATIONS)]
-            return _any(named, event_type)
-        return _any(self.sources, source) and _any(self.events, event_type)
+            events = tuple(pattern for pattern in events if pattern.startswith(ABOUT_DESTINATIONS))
+        elif not _any(self.sources, source):
+            return "its sources do not name this source"
+        return None if _any(events, event_type) else "its events do not name this type"
 
     def decide(self, source: str, event_type: str, data: Any) -> Decision:
         """Tell whether an event goes to the destination, and which rule says so."""
-        if not self.wants(source, event_type):
-            about = event_type.startswith(ABOUT_DESTINATIONS)
-            unnamed = not about and not _any(self.sources, source)
-            rule = "its sources do not name this source" if unnamed else "its events do not name this type"
-            return Decision(self.destination, sent=False, rule=rule)
+        refusal = self.refusal(source, event_type)
         for condition in self.where:
-            if not condition.holds(data):
-                return Decision(self.destination, sent=False, rule=f"where.{condition.field} does not hold")
-        return Decision(
-            self.destination,
-            sent=True,
-            rule="sources, events and where fit" if self.where else "sources and events fit",
-        )
+            if refusal is None and not condition.holds(data):
+                refusal = f"where.{condition.field} does not hold"
+        fits = "sources, events and where fit" if self.where else "sources and events fit"
+        return Decision(self.destination, sent=refusal is None, rule=refusal or fits)
 
 
 def _any(patterns: Sequence[str], value: str) -> bool:
@@ -132,7 +127,7 @@ class Router:
 
     def _whatever_the_data(self, source: str, event_type: str) -> tuple[tuple[str, ...], bytes] | None:
         """Return the decision from source and type alone; None if it also depends on the event's data."""
-        if any(route.where and route.wants(source, event_type) for route in self._routes):
+        if any(route.where and route.refusal(source, event_type) is None for route in self._routes):
             return None
         return self._decided(source, event_type, b"{}")
 

@@ -99,7 +99,8 @@ class Settlement(Struct, frozen=True, kw_only=True):
 
     claim: Claimed
     started_at: int
-    duration_ms: int
+    seconds: float
+    """How long the attempt took."""
     outcome: Outcome
     state: DeliveryState
     due_at: int | None
@@ -255,7 +256,8 @@ class PickupSettlement(Struct, frozen=True, kw_only=True):
 
     claim: ClaimedPickup
     started_at: int
-    duration_ms: int
+    seconds: float
+    """How long the attempt took."""
     outcome: Outcome
     state: PickupState
     due_at: int | None

@@ -32,12 +32,12 @@ from receiver.engine.recorder import Recorder
 from receiver.engine.worker import (
     LANE_TIMING,
     SLACK_SECONDS,
-    ClaimPort,
     Clock,
     LaneContext,
     Lanes,
     LaneTiming,
     LaneWork,
+    QueuePort,
     StoreWatch,
 )
 from receiver.providers import PullProvider
@@ -70,10 +70,6 @@ class PullSource(Struct, frozen=True, kw_only=True):
         return self.needed + 60
 
 
-Made = tuple[PickupSettlement, float]
-"""A settlement, and the seconds that the attempt took."""
-
-
 class _End(Struct, frozen=True, kw_only=True):
     """The outcome of an attempt."""
 
@@ -84,7 +80,7 @@ class _End(Struct, frozen=True, kw_only=True):
     recording: Recording | None = None
 
 
-class Collector(Lanes[ClaimedPickup, Made]):
+class Collector(Lanes[ClaimedPickup, PickupSettlement]):
     """All sources' lanes."""
 
     def __init__(
@@ -104,7 +100,7 @@ class Collector(Lanes[ClaimedPickup, Made]):
         )
 
 
-class Collecting(LaneWork[ClaimedPickup, Made]):
+class Collecting(LaneWork[ClaimedPickup, PickupSettlement]):
     """The pickups of one source."""
 
     part, lane_key, id_key = "pickup", "source", "pickup_id"
@@ -112,7 +108,9 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
     def __init__(
         self, name: str, source: PullSource, store: Store, recorder: Recorder, context: LaneContext
     ) -> None:
-        queue = ClaimPort(store.claim_pickups, store.release_pickups, store.next_due_pickup)
+        queue = QueuePort(
+            store.claim_pickups, store.settle_pickup, store.release_pickups, store.next_due_pickup
+        )
         super().__init__(name, source, queue, context, Gate(source.concurrency))
         self._source = source
         self._store = store
@@ -120,7 +118,7 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
 
     # ------------------------------------------------------------ one attempt
 
-    async def make(self, claim: ClaimedPickup, now: int, clock: Clock) -> Made:
+    async def make(self, claim: ClaimedPickup, now: int, clock: Clock) -> PickupSettlement:
         """Ask the provider once, and store its result."""
         began = time.perf_counter()
         pickup, progress = claim.pickup, list[Recording]()
@@ -134,11 +132,10 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
         except Exception as error:  # a bug of ours must not stop the lane
             self.note_bug(claim, error)
             end = _again(pickup, Outcome(kind=OutcomeKind.UNUSABLE, detail="internal error"), clock())
-        seconds = time.perf_counter() - began
-        settlement = PickupSettlement(
+        return PickupSettlement(
             claim=claim,
             started_at=now,
-            duration_ms=int(seconds * 1000),
+            seconds=time.perf_counter() - began,
             outcome=end.outcome,
             state=end.state,
             due_at=end.due_at,
@@ -146,7 +143,6 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
             recording=end.recording,
             progress=tuple(progress),
         )
-        return settlement, seconds
 
     async def _end(self, pickup: Pickup, clock: Clock, progress: list[Recording]) -> _End:
         """Run the attempt. `progress` events go with the settlement, so only a worker that still holds the claim records them."""
@@ -258,12 +254,9 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
 
     # ------------------------------------------------------------ settling
 
-    async def settle(self, made: Made, clock: Clock) -> int | None:
+    async def settle(self, settlement: PickupSettlement, clock: Clock) -> int | None:
         """Record the attempt and its events, for as long as the lease lasts if the store is out, and report it."""
-        settlement, seconds = made
-        claim, kind = settlement.claim, settlement.outcome.kind
-        pickup = claim.pickup
-        settled = await self.insist(self._store.settle_pickup, settlement, claim, kind.value, clock)
+        pickup, settled = settlement.claim.pickup, await self.insist(settlement, clock)
         held = settled is not None and settled.held
         recorded = settled.recorded if settled else None
         self._wake(settlement, settled)
@@ -276,7 +269,7 @@ class Collecting(LaneWork[ClaimedPickup, Made]):
                 ref=pickup.ref,
                 number=pickup.attempts + 1,
                 outcome=settlement.outcome,
-                seconds=seconds,
+                seconds=settlement.seconds,
                 state=settlement.state.value if held else "lost",
                 due_at=settlement.due_at if held else None,
                 event_id=recorded.event_id if recorded else None,

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 
-from receiver.core.destination_health import DestinationState, enabled, paused, resumed
+from receiver.core.destination_health import ACTIONS, DestinationState
 from receiver.core.errors import NotFound
 from receiver.storage.store.store import Store
-
-ACTIONS: Mapping[str, Callable[[DestinationState, int], DestinationState]] = {
-    "pause": paused,
-    "resume": resumed,
-    "enable": enabled,
-}
 
 
 async def destination_states(store: Store, names: Iterable[str], *, now: int) -> list[DestinationState]:
@@ -52,18 +46,13 @@ async def standings(store: Store, names: Iterable[str], *, now: int) -> list[Sta
 async def act_on_destination(
     store: Store, names: Collection[str], name: str, action: str, *, now: int
 ) -> DestinationState:
-    """Do `pause`, `resume` or `enable` to one of the configured destinations; return its state.
+    """Do one of `ACTIONS` to one of the configured destinations; return its state. No event announces it.
 
-    Every process obeys within a second. Doing it again changes nothing. Raises `NotFound` when no destination is so named,
-    `StoreUnavailable`.
+    Doing it again changes nothing. Raises `NotFound` when no destination is so named, `StoreUnavailable`.
     """
     if name not in names:
         raise NotFound(f"no destination is named {name}; there is: {', '.join(sorted(names)) or 'none'}")
     done = await store.change_destination(
-        name, lambda state: ACTIONS[action](state, now), now=now, tell=_nothing
+        name, lambda state: ACTIONS[action].change(state, now), now=now, tell=lambda *_: None
     )
     return done.after
-
-
-def _nothing(before: DestinationState, after: DestinationState) -> None:
-    """Make no event: a person's action on a destination is not announced."""

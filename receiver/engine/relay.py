@@ -24,20 +24,18 @@ from receiver.engine.gate import DestinationGate
 from receiver.engine.worker import (
     LANE_TIMING,
     SLACK_SECONDS,
-    ClaimPort,
     Clock,
     LaneContext,
     Lanes,
     LaneTiming,
     LaneWork,
+    QueuePort,
     StoreWatch,
 )
 from receiver.outbound.destinations import Destination
 from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
-Made = tuple[Settlement, float]
-"""A settlement, and the seconds that the attempt took."""
 _BLOCKED_MS = 250
 """How long an ordered lane waits before it looks for deliveries that another process may have unblocked."""
 LOOK_SECONDS = 0.5
@@ -74,7 +72,7 @@ class DeliveryTerms:
         return self.timeout_seconds + SLACK_SECONDS
 
 
-class Relay(Lanes[Claimed, Made]):
+class Relay(Lanes[Claimed, Settlement]):
     """All destinations' lanes, and what is known of the destinations."""
 
     def __init__(
@@ -192,7 +190,7 @@ async def _nothing() -> list[Claimed]:
     return []
 
 
-class Sending(LaneWork[Claimed, Made]):
+class Sending(LaneWork[Claimed, Settlement]):
     """The deliveries of one destination."""
 
     part, lane_key, id_key = "relay", "destination", "delivery_id"
@@ -208,7 +206,7 @@ class Sending(LaneWork[Claimed, Made]):
         report: Callable[[Sending, Claimed, Outcome, int], Awaitable[None]],
     ) -> None:
         gate = DestinationGate(name, lane.concurrency, ahead=lane.rules.rate is None)
-        queue = ClaimPort(self._claim, store.release, self._next_due)
+        queue = QueuePort(self._claim, store.settle, store.release, self._next_due)
         super().__init__(name, lane, queue, context, gate)
         self.lane = lane
         self._store = store
@@ -238,7 +236,7 @@ class Sending(LaneWork[Claimed, Made]):
         """Tell whether it is time to replay dead letters of the destination's outage."""
         return self.lane.recover and state.recover_from is not None and state.recover_at <= now
 
-    async def make(self, claim: Claimed, now: int, clock: Clock) -> Made:
+    async def make(self, claim: Claimed, now: int, clock: Clock) -> Settlement:
         """Send once. Raises `Unavailable` if a link cannot be made; that spends no attempt."""
         lane, began = self.lane, time.perf_counter()
         try:
@@ -254,16 +252,15 @@ class Sending(LaneWork[Claimed, Made]):
             outcome = Outcome(kind=OutcomeKind.UNREACHABLE, detail="internal error")
         seconds = time.perf_counter() - began
         state, due_at, spent = self._consequence(claim, outcome, clock)
-        settlement = Settlement(
+        return Settlement(
             claim=claim,
             started_at=now,
-            duration_ms=int(seconds * 1000),
+            seconds=seconds,
             outcome=outcome,
             state=state,
             due_at=due_at,
             spent=spent,
         )
-        return settlement, seconds
 
     def _consequence(
         self, claim: Claimed, outcome: Outcome, clock: Clock
@@ -282,11 +279,9 @@ class Sending(LaneWork[Claimed, Made]):
             return DeliveryState.DEAD, None, True
         return DeliveryState.PENDING, now + round(delay * 1000), True
 
-    async def settle(self, made: Made, clock: Clock) -> int | None:
+    async def settle(self, settlement: Settlement, clock: Clock) -> int | None:
         """Record the attempt, for as long as the lease lasts if the store is out, and report it."""
-        settlement, seconds = made
-        claim, kind = settlement.claim, settlement.outcome.kind
-        held = await self.insist(self._store.settle, settlement, claim, kind.value, clock)
+        claim, held = settlement.claim, await self.insist(settlement, clock)
         if self.gate.note(settlement.outcome):
             await self._report(self, claim, settlement.outcome, clock())
         self.context.observer.attempt(
@@ -297,7 +292,7 @@ class Sending(LaneWork[Claimed, Made]):
                 event_type=claim.event.type,
                 number=claim.attempts + 1,
                 outcome=settlement.outcome,
-                seconds=seconds,
+                seconds=settlement.seconds,
                 state=settlement.state.value if held else "lost",
                 due_at=settlement.due_at if held else None,
                 waited_seconds=(settlement.started_at - claim.event.recorded_at) / 1000,

@@ -22,12 +22,13 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import Observer
+from receiver.core.work import Outcome
 from receiver.engine.gate import Gate
 
 SLACK_SECONDS = 15.0
@@ -114,16 +115,27 @@ class Terms(Protocol):
         """Seconds that a lease must still hold for an attempt to begin."""
 
 
+class Settles(Protocol):
+    """The record of a finished attempt."""
+
+    @property
+    def claim(self) -> Any:
+        """The row that was attempted."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """What came of it."""
+
+
 C = TypeVar("C", bound=Claim)
-M = TypeVar("M")
-S = TypeVar("S")
-T = TypeVar("T")
+S = TypeVar("S", bound=Settles)
 
 
-class ClaimPort(Struct, Generic[C], frozen=True):
+class QueuePort(Struct, Generic[C, S], frozen=True):
     """The store's methods for one kind of work."""
 
     claim: Callable[..., Awaitable[list[C]]]
+    settle: Callable[[S], Awaitable[Any]]
     release: Callable[..., Awaitable[int]]
     next_due: Callable[[str], Awaitable[int | None]]
 
@@ -138,8 +150,8 @@ class LaneContext(Struct, frozen=True):
     timing: LaneTiming = LANE_TIMING
 
 
-class LaneWork(ABC, Generic[C, M]):
-    """The kind of work of a lane: `C` is the type of a claim, `M` that of a finished attempt to be settled."""
+class LaneWork(ABC, Generic[C, S]):
+    """The kind of work of a lane: `C` is the type of a claim, `S` that of the settlement of a finished attempt."""
 
     part: ClassVar[str]
     """Begins the names of log lines."""
@@ -148,7 +160,7 @@ class LaneWork(ABC, Generic[C, M]):
     """The names of the fields for the lane and the row in log lines."""
 
     def __init__(
-        self, name: str, terms: Terms, queue: ClaimPort[C], context: LaneContext, gate: Gate[C]
+        self, name: str, terms: Terms, queue: QueuePort[C, S], context: LaneContext, gate: Gate[C]
     ) -> None:
         self.name = name
         self.terms = terms
@@ -157,7 +169,7 @@ class LaneWork(ABC, Generic[C, M]):
         self.gate = gate
 
     @abstractmethod
-    async def make(self, claim: C, now: int, clock: Clock) -> M:
+    async def make(self, claim: C, now: int, clock: Clock) -> S:
         """Make one attempt, which begins `now`. It records nothing, so a cancelled attempt leaves no trace.
 
         Raises `Unavailable` when a part of ours is out and nothing could be attempted: the row is due again when its lease
@@ -165,19 +177,15 @@ class LaneWork(ABC, Generic[C, M]):
         """
 
     @abstractmethod
-    async def settle(self, made: M, clock: Clock) -> int | None:
+    async def settle(self, settlement: S, clock: Clock) -> int | None:
         """Record the attempt and report it; return when the row is due again, if ever."""
 
-    async def insist(
-        self, call: Callable[[S], Awaitable[T]], settlement: S, claim: C, outcome: str, clock: Clock
-    ) -> T | None:
-        """Run a settlement's `call`, retried during a store outage until the lease ends; return its result, else None, with
-        a log line.
-        """
+    async def insist(self, settlement: S, clock: Clock) -> Any:
+        """Settle in the store, retried during an outage until the lease ends; return what that did, else None, with a log line."""
         watch, wait, deadline = self.context.watch, None, 0.0
         while True:
             try:
-                result = await call(settlement)
+                result = await self.queue.settle(settlement)
             except StoreUnavailable as error:
                 watch.failed(error)
             else:
@@ -186,10 +194,10 @@ class LaneWork(ABC, Generic[C, M]):
                 return result
             if wait is None:
                 wait = self.context.timing.pauses()
-                deadline = time.monotonic() + (claim.lease_until - clock()) / 1000
+                deadline = time.monotonic() + (settlement.claim.lease_until - clock()) / 1000
             pause = next(wait)
             if time.monotonic() + pause >= deadline:
-                self.note("error", "settle_given_up", claim, outcome=outcome)
+                self.note("error", "settle_given_up", settlement.claim, outcome=settlement.outcome.kind.value)
                 return None
             await asyncio.sleep(pause)
 
@@ -205,10 +213,10 @@ class LaneWork(ABC, Generic[C, M]):
         self.note("error", "internal_error", claim, error=type(error).__name__, at=at)
 
 
-class Lane(Generic[C, M]):
+class Lane(Generic[C, S]):
     """One lane at work: a task that claims ahead, and `concurrency` workers."""
 
-    def __init__(self, work: LaneWork[C, M]) -> None:
+    def __init__(self, work: LaneWork[C, S]) -> None:
         self.poll = asyncio.Event()
         """Set when there may be rows to claim."""
         self._work = work
@@ -428,11 +436,11 @@ class Lane(Generic[C, M]):
             self._watch.failed(error)
 
 
-class Lanes(Generic[C, M]):
+class Lanes(Generic[C, S]):
     """All lanes of one kind of work, by name."""
 
-    def __init__(self, work: Iterable[LaneWork[C, M]]) -> None:
-        self._lanes: Mapping[str, Lane[C, M]] = {lane.name: Lane(lane) for lane in work}
+    def __init__(self, work: Iterable[LaneWork[C, S]]) -> None:
+        self._lanes: Mapping[str, Lane[C, S]] = {lane.name: Lane(lane) for lane in work}
 
     def start(self) -> None:
         """Begin to claim and attempt, in tasks of the running loop. What the attempts need is open."""

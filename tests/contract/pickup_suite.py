@@ -156,7 +156,7 @@ def settlement(
     return PickupSettlement(
         claim=held,
         started_at=at,
-        duration_ms=7,
+        seconds=0.007,
         outcome=outcome,
         state=state,
         due_at=due_at,

@@ -110,7 +110,7 @@ def settlement(
     """The consequence of one attempt."""
     usual = OutcomeKind.DELIVERED if state is DeliveryState.DELIVERED else OutcomeKind.REFUSED
     outcome = Outcome(kind=kind or usual, status=status, detail="said so", response=b"\xff\x00")
-    return Settlement(claim=claim, started_at=at, duration_ms=7, outcome=outcome, state=state, due_at=due_at)
+    return Settlement(claim=claim, started_at=at, seconds=0.007, outcome=outcome, state=state, due_at=due_at)
 
 
 async def claim(store: Store, destination: str = "app", *, limit: int = 10, now: int = T0) -> list[Claimed]:

@@ -565,7 +565,7 @@ class MemoryStore(Store):
             delivery_id=claim.id,
             number=claim.attempts + 1,
             started_at=settlement.started_at,
-            duration_ms=settlement.duration_ms,
+            duration_ms=int(settlement.seconds * 1000),
             outcome=outcome.kind,
             status=outcome.status,
             detail=outcome.detail,
@@ -580,7 +580,7 @@ class MemoryStore(Store):
             claimed_by=None,
             round_start=claim.round_start + (not settlement.spent),
             last_outcome=outcome.kind.value,
-            updated_at=settlement.started_at + settlement.duration_ms,
+            updated_at=settlement.started_at + int(settlement.seconds * 1000),
         )
         return True
 
@@ -891,7 +891,7 @@ class MemoryStore(Store):
             pickup_id=pickup_id,
             number=settlement.claim.pickup.attempts + 1,
             started_at=settlement.started_at,
-            duration_ms=settlement.duration_ms,
+            duration_ms=int(settlement.seconds * 1000),
             outcome=outcome.kind,
             status=outcome.status,
             detail=outcome.detail,
@@ -906,7 +906,7 @@ class MemoryStore(Store):
             claimed_by=None,
             last_outcome=outcome.kind.value,
             last_detail=outcome.detail,
-            updated_at=settlement.started_at + settlement.duration_ms,
+            updated_at=settlement.started_at + int(settlement.seconds * 1000),
         )
 
     def _supersede(self, pickup_id: str, event_id: str, state: PickupState) -> None:

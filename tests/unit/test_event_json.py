@@ -164,7 +164,7 @@ def test_with_a_document_an_event_is_always_under_20_kb(
 def test_a_route_takes_what_fits_one_of_its_patterns_each(
     sources: tuple[str, ...], events: tuple[str, ...], source: str, event_type: str, wanted: bool
 ) -> None:
-    assert Route("app", sources, events).wants(source, event_type) is wanted
+    assert (Route("app", sources, events).refusal(source, event_type) is None) is wanted
 
 
 def test_the_router_names_every_destination_that_wants_it_in_order() -> None:

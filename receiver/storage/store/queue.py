@@ -106,7 +106,7 @@ class Queue(ABC, Generic[C, S]):
         """Return the parameters of `settle_…` and those of `log_…`."""
         claim, outcome = settlement.claim, settlement.outcome
         row_id, attempts, kind = claim.id, claim.attempts, outcome.kind
-        started_at, took = settlement.started_at, settlement.duration_ms
+        started_at, took = settlement.started_at, int(settlement.seconds * 1000)
         to_settle, to_log = self.also(settlement)
         ended_at = started_at + took
         settled = (row_id, claim.claimed_by, attempts, settlement.state, settlement.due_at, kind, ended_at)

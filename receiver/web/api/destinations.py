@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from receiver.core.destination_health import ACTIONS
 from receiver.engine.destination_actions import act_on_destination, standings
 from receiver.settings.model import ApiScope
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Call, Operation, operation
 from receiver.web.views import DestinationHealth, Page, Time, shown
 
 
@@ -42,27 +43,15 @@ async def listed(call: Call[None, None]) -> Page[DestinationShown]:
     return Page(items=items, next=None)
 
 
-@operation("POST /destinations/{name}/pause", ApiScope.OPERATE)
-async def pause(call: Call[None, None]) -> DestinationHealth:
-    """Hold its deliveries; they spend no attempts."""
-    return await _act(call, "pause")
+def _act(action: str) -> Operation:
+    async def act(call: Call[None, None]) -> DestinationHealth:
+        receiver = call.receiver
+        names, now = receiver.settings.destinations, receiver.clock()
+        state = await act_on_destination(receiver.store, names, call.path["name"], action, now=now)
+        return shown(state, DestinationHealth)
+
+    act.__doc__ = ACTIONS[action].does
+    return operation(f"POST /destinations/{{name}}/{action}", ApiScope.OPERATE)(act)
 
 
-@operation("POST /destinations/{name}/resume", ApiScope.OPERATE)
-async def resume(call: Call[None, None]) -> DestinationHealth:
-    """Send a paused destination's deliveries again."""
-    return await _act(call, "resume")
-
-
-@operation("POST /destinations/{name}/enable", ApiScope.OPERATE)
-async def enable(call: Call[None, None]) -> DestinationHealth:
-    """Send again to one that answered 410 or fails: its failures are forgotten."""
-    return await _act(call, "enable")
-
-
-async def _act(call: Call[None, None], action: str) -> DestinationHealth:
-    """Every process obeys within a second."""
-    receiver = call.receiver
-    names, now = receiver.settings.destinations, receiver.clock()
-    state = await act_on_destination(receiver.store, names, call.path["name"], action, now=now)
-    return shown(state, DestinationHealth)
+pause, resume, enable = map(_act, ACTIONS)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
+from receiver.core.destination_health import ACTIONS
 from receiver.core.work import DeliveryState, PickupState
 from receiver.settings.model import ApiScope
 from receiver.web.api import acts, deliveries, operations, pickups
@@ -60,9 +61,7 @@ _ACTS: Mapping[str, tuple[ApiScope, Handler]] = {
     "/operations": (_OPERATE, destinations.plan),
     "/operations/{operation_id}/run": (_OPERATE, destinations.run),
     "/operations/{operation_id}/stop": (_OPERATE, destinations.stop),
-    **{
-        f"/destinations/{{name}}/{act}": (_OPERATE, destinations.act) for act in ("pause", "resume", "enable")
-    },
+    **{f"/destinations/{{name}}/{act}": (_OPERATE, destinations.act) for act in ACTIONS},
     "/destinations/{name}/test": (_OPERATE, destinations.test),
     "/destinations/{name}/rotate": (_ADMIN, destinations.rotate),
     "/rejections/{rejection_id}/verify": (_OPERATE, sources.verify),
