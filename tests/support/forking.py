@@ -1,14 +1,13 @@
 """Processes that start without the import of receiver, which is most of the cost of a start: a process that has imported it forks.
 
-`python -m tests.support.forking FD` imports, and then forks a process for each request that comes on the socket FD. The process
-is a process as any other: its own environment, folder and streams, and `python -m MODULE` run from its beginning. Nothing but
-imported modules is there before the fork: no thread, no event loop, no connection, and not MODULE itself.
+One for the whole run, kept as its servers are, imports and then forks a process for each request that comes on its socket. The
+process is a process as any other: its own environment, folder and streams, and `python -m MODULE` run from its beginning. Nothing
+but imported modules is there before the fork: no thread, no event loop, no connection, and not MODULE itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import gc
 import json
@@ -20,12 +19,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import starlette.routing
 import typer.main
+
+from tests.support import keeper
 
 ROOT = Path(__file__).resolve().parents[2]
 _LONGEST = 1 << 20
@@ -78,9 +79,7 @@ class Forked:
         self._ending = asyncio.create_task(self._note_end(stdout, ended))
 
     async def _note_end(self, stdout: _Pipe, ended: _Pipe) -> int:
-        said = await ended.reader.read()
-        assert said, "the process that forks has died"
-        self.returncode = int(said)
+        self.returncode = _exit_code(await ended.reader.read())
         # A loop that ended before the pipes did would leave their transports open.
         await stdout.closed.wait()
         await ended.closed.wait()
@@ -102,39 +101,36 @@ class Forked:
 
 
 _forkers: dict[int, socket.socket] = {}
+"""The way of a process to the forker: a fork has its own."""
 _asking = threading.Lock()
-"""Held from a question to its answer."""
+"""Held from the first way to the forker, and from a question to its answer."""
+_spent = [0.0]
 
 
 def _forker() -> socket.socket:
-    """Return the way to this process's forker, started by the first to ask; it ends when the other end is closed."""
     if os.getpid() not in _forkers:
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with its:
-            command = [sys.executable, "-m", "tests.support.forking", str(its.fileno())]
-            child = subprocess.Popen(command, cwd=ROOT, pass_fds=[its.fileno()])
-        atexit.register(child.wait, 20)
-        atexit.register(ours.close)
-        _forkers[os.getpid()] = ours
-        _forker_ids.append(child.pid)
+        way = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        way.connect(keeper.server("forker")["socket"])
+        _forkers[os.getpid()] = way
     return _forkers[os.getpid()]
 
 
-_forker_ids: list[int] = []
-
-
 def spent() -> float:
-    """Return the processor time in seconds of this process's forker and of what it forked, once that ended."""
-    seconds = 0.0
-    for pid in _forker_ids:
-        with contextlib.suppress(OSError):
-            times = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[11:15]
-            seconds += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    """Return the processor time in seconds of the processes that this one had forked and that ended."""
+    return _spent[0]
 
 
-def _ask(forker: socket.socket, asked: bytes, streams: list[int]) -> int:
+def _exit_code(said: bytes) -> int:
+    """Read what the forker tells of a process that ended; count its processor time."""
+    assert said, "the process that forks has died"
+    code, seconds = said.split()
+    _spent[0] += float(seconds)
+    return int(code)
+
+
+def _ask(asked: bytes, streams: list[int]) -> int:
     with _asking:
+        forker = _forker()
         socket.send_fds(forker, [asked], streams)
         return int(forker.recv(64))
 
@@ -148,7 +144,7 @@ def _fork(
     asked = {"module": module, "words": list(words), "environ": dict(environ), "folder": str(folder)}
     streams = [its_out, its_out if errors is None else errors, its_ended]
     try:
-        return _ask(_forker(), json.dumps(asked).encode(), streams), out, ended
+        return _ask(json.dumps(asked).encode(), streams), out, ended
     finally:
         os.close(its_out)
         os.close(its_ended)
@@ -188,7 +184,7 @@ class ForkedPopen:
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
-            self.returncode = int(os.read(self._ended, 64))
+            self.returncode = _exit_code(os.read(self._ended, 64))
             os.close(self._ended)
         return self.returncode
 
@@ -204,59 +200,77 @@ class ForkedPopen:
 class _Forker:
     """Forks when asked, and tells how each process ended."""
 
-    def __init__(self, asking: socket.socket) -> None:
-        self._asking = asking
-        self._ended: dict[int, int] = {}
-        """Where to write how a process ended."""
+    def __init__(self, listening: socket.socket, owner: int) -> None:
+        self._listening = listening
+        self._owner = os.pidfd_open(owner)
+        self._askers: dict[int, socket.socket] = {}
+        self._ended: dict[int, tuple[int, int]] = {}
+        """By process: who asked for it, and where to write how it ended."""
 
     def run(self) -> tuple[str, list[str]] | None:
-        """Serve; in a process that was forked, return what it is to run, and None when nobody asks any more."""
+        """Serve; in a process that was forked, return what it is to run, and None when the run of tests is over."""
         woken, waking = os.pipe()
         os.set_blocking(woken, False)
         os.set_blocking(waking, False)
         signal.set_wakeup_fd(waking)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        listening = self._listening.fileno()
         while True:
-            readable, _, _ = select.select([self._asking.fileno(), woken], [], [])
+            readable, _, _ = select.select([self._owner, woken, listening, *self._askers], [], [])
+            if self._owner in readable:
+                self._end(self._ended)
+                return None
             if woken in readable:
                 os.read(woken, 4096)
                 self._reap()
-            if self._asking.fileno() not in readable:
-                continue
-            asked, fds, _, _ = socket.recv_fds(self._asking, _LONGEST, 3)
-            if not asked:
-                self._end_all()
-                return None
-            out, err, ended = fds
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.dup2(out, 1)
-                os.dup2(err, 2)
-                for fd in (*fds, woken, waking, *self._ended.values()):
-                    os.close(fd)
-                self._asking.close()
-                return _become(json.loads(asked))
-            self._ended[pid] = ended
-            os.close(out)
-            os.close(err)
-            self._asking.send(str(pid).encode())
+            if listening in readable:
+                asker, _ = self._listening.accept()
+                self._askers[asker.fileno()] = asker
+            for fd in self._askers.keys() & readable:
+                found = self._answer(fd, (woken, waking))
+                if found is not None:
+                    return found
+
+    def _answer(self, asker: int, own: tuple[int, ...]) -> tuple[str, list[str]] | None:
+        """Fork; return what to run in the new process."""
+        asked, fds, _, _ = socket.recv_fds(self._askers[asker], _LONGEST, 3)
+        if not asked:
+            self._end([pid for pid, (whose, _) in self._ended.items() if whose == asker])
+            self._askers.pop(asker).close()
+            return None
+        out, err, ended = fds
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            for fd in (*fds, *own, self._owner, *(ended for _, ended in self._ended.values())):
+                os.close(fd)
+            for each in (self._listening, *self._askers.values()):
+                each.close()
+            return _become(json.loads(asked))
+        self._ended[pid] = (asker, ended)
+        os.close(out)
+        os.close(err)
+        self._askers[asker].send(str(pid).encode())
+        return None
 
     def _reap(self) -> None:
         while self._ended:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
-            ended = self._ended.pop(pid)
+            _, ended = self._ended.pop(pid)
             with contextlib.suppress(BrokenPipeError):  # the test did not wait for it
-                os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
+                os.write(
+                    ended, f"{os.waitstatus_to_exitcode(status)} {usage.ru_utime + usage.ru_stime}".encode()
+                )
             os.close(ended)
 
-    def _end_all(self) -> None:
-        for pid in self._ended:
+    def _end(self, pids: Iterable[int]) -> None:
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
 
 
 def _become(asked: dict[str, Any]) -> tuple[str, list[str]]:
@@ -287,15 +301,22 @@ def _import() -> None:
     gc.freeze()  # so that collecting garbage does not copy what the processes have in common
 
 
-def main(fd: int) -> None:
-    """Fork for whoever holds the other end of the socket `fd`."""
+def main(owner: int, folder: Path) -> None:
+    """Fork for whoever connects, until the process `owner` is gone."""
     _import()
-    found = _Forker(socket.socket(fileno=fd)).run()
-    if found is not None:
-        module, words = found
-        sys.argv = [module, *words]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    path = folder / "forker.socket"
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(str(path))
+    listening.listen()
+    print(json.dumps({"socket": str(path)}), flush=True)
+    found = _Forker(listening, owner).run()
+    if found is None:
+        keeper.remove("forker", folder)
+        return
+    module, words = found
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[2]), Path(sys.argv[3]))

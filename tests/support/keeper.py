@@ -1,4 +1,4 @@
-"""One PostgreSQL and one S3 store for a whole test run, whichever of its processes asks first.
+"""One PostgreSQL, one S3 store and one process that forks for a whole test run, whichever of its processes asks first.
 
 `python -m tests.support.keeper postgres 4711` runs one until process 4711 is gone, however that ended.
 """
@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _owner() -> int:
-    """Return the process whose end is the end of the run: pytest, of which xdist's workers are children."""
-    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+_OWNER = os.getpid()
+"""The process whose end is the end of the run: pytest, of which its workers are forks."""
 
 
 def _folder() -> Path:
     """Return the run's folder; a process id may come again, together with its start it does not."""
-    owner = _owner()
-    started = Path(f"/proc/{owner}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
-    folder = Path(tempfile.gettempdir()) / f"receiver-tests-{os.getuid()}-{owner}-{started}"
+    started = Path(f"/proc/{_OWNER}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+    folder = Path(tempfile.gettempdir()) / f"receiver-tests-{os.getuid()}-{_OWNER}-{started}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
@@ -44,7 +40,7 @@ def once_per_run(name: str) -> Iterator[Path]:
 
 
 def server(kind: str) -> Any:
-    """Return what is to know of the run's `postgres` or `s3`; start it if nobody has."""
+    """Return what is to know of the run's `postgres`, `s3` or `forker`; start it if nobody has."""
     with once_per_run(kind) as note:
         if not note.exists():
             note.write_text(_start(kind, note.with_suffix(".log")), "utf-8")
@@ -52,7 +48,8 @@ def server(kind: str) -> Any:
 
 
 def _start(kind: str, log: Path) -> str:
-    command = [sys.executable, "-m", "tests.support.keeper", kind, str(_owner()), str(log.parent)]
+    module = "tests.support.forking" if kind == "forker" else "tests.support.keeper"
+    command = [sys.executable, "-m", module, kind, str(_OWNER), str(log.parent)]
     with log.open("ab") as errors:
         # A session of its own: Ctrl-C ends the run, and that the server.
         child = subprocess.Popen(
@@ -78,12 +75,12 @@ _POSTGRES = ("max_connections=200", "autovacuum=off", "jit=off", "wal_level=mini
 
 
 def _keep(kind: str, owner: int, folder: Path) -> None:
-    """Run a server until `owner` is gone; the last one out removes the run's folder."""
+    """Run a server until `owner` is gone."""
     from tests.support import postgres, s3
 
     with contextlib.ExitStack() as stack:
         gone = os.pidfd_open(owner)
-        stack.callback(_remove, kind, folder)
+        stack.callback(remove, kind, folder)
         if kind == "postgres":
             begun_with = folder / "postgres.tar"
             running = stack.enter_context(postgres.server(*_POSTGRES, keep=begun_with))
@@ -101,7 +98,8 @@ def _keep(kind: str, owner: int, folder: Path) -> None:
         select.select([gone], [], [])
 
 
-def _remove(kind: str, folder: Path) -> None:
+def remove(kind: str, folder: Path) -> None:
+    """Remove what was noted of a server; the last one out removes the run's folder."""
     for path in folder.glob(f"{kind}*"):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
