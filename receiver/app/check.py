@@ -13,7 +13,7 @@ import stat
 import tempfile
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,7 @@ from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
-from receiver.outbound.destinations import Kind, kind_of, kinds
+from receiver.outbound.destinations import Kind, kind_named, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
 from receiver.providers import Adapter, adapter_named, adapters, instead_of
 from receiver.settings import load
@@ -124,15 +124,14 @@ _GENERAL = {
 }
 
 
-def _parts() -> tuple[type[Kind | Adapter], ...]:
-    """Return every kind of destination and every provider's adapter. Loads them all: only those in use are loaded else."""
-    return (*kinds().values(), *adapters().values())
-
-
 @cache
 def all_codes() -> Mapping[str, Code]:
-    """Return every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's, 5 SNS's, 6 Pub/Sub's."""
-    return _GENERAL | {code: meaning for part in _parts() for code, meaning in part.codes.items()}
+    """Return every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's, 5 SNS's, 6 Pub/Sub's.
+
+    Loads every provider and kind of destination: only those in use are loaded else.
+    """
+    parts: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
+    return _GENERAL | {code: meaning for part in parts for code, meaning in part.codes.items()}
 
 
 def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
@@ -152,7 +151,9 @@ def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings |
     in_quotes = "the quotes belong to the value: an env file, unlike a shell, keeps them"
     found += [finding("W021", where, in_quotes) for where in loaded.quoted]
     found += [one for one in check(loaded.settings) if not _follows(one, found)]
-    return loaded.settings, sorted([*found, *_file_findings(used)], key=lambda one: not one.fatal)
+    return loaded.settings, sorted(
+        [*found, *_file_findings(used, loaded.settings)], key=lambda one: not one.fatal
+    )
 
 
 def _follows(one: Finding, found: Iterable[Finding]) -> bool:
@@ -312,14 +313,14 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
                 yield finding("W010", f"{where}.{setting}", f"no event has the field {place!r}", near)
 
 
-@cache
-def _secret_keys() -> frozenset[str]:
-    """Return the settings that hold nothing but secrets; a `url` is looked into instead."""
-    sections: tuple[type[Section], ...] = (
-        ServerSettings,
-        TokenSettings,
-        *(part.Settings for part in _parts()),
-    )
+def _secret_keys(settings: Settings) -> frozenset[str]:
+    """Return the settings, of the parts that are used, that hold nothing but secrets; a `url` is looked into instead."""
+    used: list[type[Kind | Adapter] | None] = [
+        *(adapter_named(source.provider) for source in settings.sources.values()),
+        *(kind_named(destination.kind) for destination in settings.destinations.values()),
+    ]
+    sections: list[type[Section]] = [ServerSettings, TokenSettings]
+    sections += [part.Settings for part in used if part is not None]
     named = {
         name
         for section in sections
@@ -334,27 +335,29 @@ _OPENING = re.compile(r"(token|key|secret|sig|signature|password)s?$", re.IGNORE
 """How the name of a query's field ends whose value opens something: `token`, `apiKey`, `X-Amz-Signature`."""
 
 
-def _file_findings(path: str) -> Iterator[Finding]:
+def _file_findings(path: str, settings: Settings) -> Iterator[Finding]:
     """Warn of a settings file that holds secrets itself and that other users can read."""
     try:
         mode = os.stat(path).st_mode
         raw = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError):
         return
-    if mode & (stat.S_IRGRP | stat.S_IROTH) and any(_literal_secrets(raw, secret=False)):
+    if not mode & (stat.S_IRGRP | stat.S_IROTH):
+        return
+    if any(_literal_secrets(raw, _secret_keys(settings), secret=False)):
         message = f"it holds secrets, and its mode is {stat.S_IMODE(mode):o}"
         yield finding("W006", path, message, f"chmod 600 {path}, or write the secrets as env:NAME")
 
 
-def _literal_secrets(value: Any, *, secret: bool) -> Iterator[bool]:
+def _literal_secrets(value: Any, keys: Container[str], *, secret: bool) -> Iterator[bool]:
     if isinstance(value, dict):
         times = ("from", "until") if "secret" in value else ()
         for key, item in value.items():
             if key not in times:
-                yield from _literal_secrets(item, secret=secret or key in _secret_keys())
+                yield from _literal_secrets(item, keys, secret=secret or key in keys)
     elif isinstance(value, list):
         for item in value:
-            yield from _literal_secrets(item, secret=secret)
+            yield from _literal_secrets(item, keys, secret=secret)
     elif isinstance(value, str) and (secret or _WITH_PASSWORD.match(value) or _with_credentials(value)):
         yield not any(mark in f":{value}" for mark in (":env:", ":file:"))
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from receiver.core.callback import Admission
 from receiver.core.errors import CallbackRejected, IgnoredCallback, MalformedCallback, RejectionKind
 from receiver.core.redaction import REDACTED, Redactor
-from receiver.providers.custom import CustomProvider
 
 if TYPE_CHECKING:
     from receiver.core.callback import Head, MemoryBody, VerifiedCallback
@@ -20,6 +19,8 @@ _SHOWN = 300
 
 def judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any]:
     """Return what each proof says of a request, and what it would become. Raises `KeysNeeded`."""
+    from receiver.providers.custom import CustomProvider  # its settings take a tenth of a start
+
     came = Redactor(adapter.came_as_proof(head, body.load()))
     proofs: list[dict[str, Any]] = []
     if isinstance(adapter, CustomProvider):

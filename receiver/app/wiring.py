@@ -62,10 +62,7 @@ from receiver.settings.submitting import checked_api
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
-from receiver.storage.blobs.s3 import S3Blobs
-from receiver.storage.blobs.s3_options import S3Options
 from receiver.storage.journal import Journal
-from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer
 
@@ -188,6 +185,8 @@ def build_store(settings: Settings) -> Store:
     """Return the configured store, not yet open. Raises `ConfigError`."""
     url = postgres_url(settings)
     if url is None:
+        from receiver.storage.store.sqlite import SqliteStore
+
         return SqliteStore(sqlite_path(settings))
     try:
         from receiver.storage.store.postgres import PostgresStore
@@ -201,6 +200,9 @@ def build_store(settings: Settings) -> Store:
 def build_blobs(settings: Settings) -> Blobs:
     """Return the configured blob store, not yet open. Raises `ConfigError`."""
     if on_s3(settings):
+        from receiver.storage.blobs.s3 import S3Blobs
+        from receiver.storage.blobs.s3_options import S3Options
+
         return S3Blobs(S3Options.of(settings.blobs))
     return LocalBlobs(blob_folder(settings), KeyTemplate(settings.blobs.key))
 

@@ -92,11 +92,18 @@ def _named(classes: Iterable[type[Kind]]) -> Iterator[type[Kind]]:
         yield from _named(kind.__subclasses__())
 
 
+def kind_named(name: str) -> type[Kind] | None:
+    """Return the kind with this name, None when there is none. Only its module is imported."""
+    if not any(module.name == name for module in pkgutil.iter_modules(__path__)):
+        return None
+    import_module(f"{__name__}.{name}")
+    return next(kind for kind in _named(Kind.__subclasses__()) if kind.kind == name)
+
+
 def kind_of(settings: DestinationSettings) -> type[Kind]:
     """Return the kind that a destination is of. Raises `ConfigError` when there is no such kind."""
-    try:
-        return kinds()[settings.kind]
-    except KeyError:
-        known = ", ".join(kinds())
-        message = f"there is no kind {settings.kind!r}; write one of {known}"
-        raise ConfigError(f"destinations.{settings.name}.kind: {message}") from None
+    found = kind_named(settings.kind)
+    if found is None:
+        message = f"there is no kind {settings.kind!r}; write one of {', '.join(kinds())}"
+        raise ConfigError(f"destinations.{settings.name}.kind: {message}")
+    return found
