@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PARTS  := $(VENV)/.ready-parts
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench bench-quick chaos soak sdks lock clean
+.PHONY: help demo serve test check fix bench bench-quick chaos soak million storm sdks lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -51,8 +51,8 @@ fix: $(READY) ## Format, and mend what the linter can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(PARTS) ## Measure against bare baselines and print the table (load generator in Go where `go` is)
-	@$(BIN)/python -m bench
+bench: $(PARTS) ## Measure against bare baselines and write docs/benchmarks.md (ARGS='--quick --only all --rounds 2' is shorter)
+	@$(BIN)/python -m bench --write docs/benchmarks.md $(ARGS)
 
 bench-quick: $(PARTS) ## One short round of the main figures, in about two minutes
 	@$(BIN)/python -m bench --quick
@@ -63,6 +63,13 @@ chaos: $(PARTS) ## Every fault under load, three intakes and three workers (abou
 soak: $(PARTS) ## The long storms, hundreds of kills under load, and the properties with forty times the examples
 	@$(BIN)/pytest -m soak -n 0 --timeout 3600
 	@HYPOTHESIS_PROFILE=explore $(BIN)/pytest tests/property -n 2 --timeout 3600
+
+million: $(PARTS) ## A million mixed callbacks through one process, drawn into docs/pictures/soak.svg (COUNT=1000000)
+	@mkdir -p docs/pictures
+	@$(BIN)/python -m bench.soak --count $(or $(COUNT),1000000) --write docs/pictures/soak.svg
+
+storm: $(PARTS) ## Kills under load of mixed callbacks, on each store; nothing may be lost or doubled (KILLS=200)
+	@STORM_KILLS=$(or $(KILLS),200) $(BIN)/pytest tests/crash/test_storm.py -m soak -k "long_storm and -0" -n 0 --timeout 3600 -s
 
 sdks: $(PARTS) ## Submit a job with each provider's own package, for Python and, where it is here, Node.js
 	@command -v npm >/dev/null && npm ci --prefix tests/sdks/node --ignore-scripts --no-audit --no-fund --silent || \

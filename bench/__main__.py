@@ -1,4 +1,7 @@
-"""`python -m bench [--quick] [--only fleet] [--write docs/benchmarks.md]`: every figure of receiver, beside a bare baseline in the same run."""
+"""Every figure of receiver, beside a bare baseline in the same run.
+
+python -m bench [--quick] [--rounds 2] [--only all] [--write docs/benchmarks.md]
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -109,16 +114,26 @@ def show(rows: list[Row], facts: list[tuple[str, str]]) -> None:
         console.print(f"{name}: {value}")
 
 
-def markdown(rows: list[Row], facts: list[tuple[str, str]], runs: list[dict[str, Any]]) -> str:
-    """Return the page docs/benchmarks.md."""
+_SOAK = Path("docs/pictures/soak.svg")
+
+
+def markdown(
+    rows: list[Row], facts: list[tuple[str, str]], runs: list[dict[str, Any]], command: str, minutes: float
+) -> str:
+    """Return the page docs/benchmarks.md, which `command` made in so many minutes."""
     lines = [
         "# Benchmarks",
         "",
-        "`make bench` writes this page. Each figure is the median of interleaved rounds. A ratio compares the figure with the bare baseline of the",
-        "same rounds, on the same cores, so it depends less on the machine than the figure does. Load generator, receiver, destination and baseline",
-        "share the machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
-        "`make bench-quick` takes two minutes and writes nothing; `python -m bench.soak` sends a million callbacks and draws memory, descriptors and answers.",
+        f"`{command}` made this page in {minutes:.0f} minutes. Each figure is the median of interleaved rounds. A ratio compares the figure with the",
+        "bare baseline of the same rounds, on the same cores, so it depends less on the machine than the figure does. Load generator, receiver,",
+        "destination and baseline share the machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
+        "",
+        "`make bench` measures all of it and writes this page; `make bench ARGS='--quick --only all --rounds 2'` does that with shorter rounds and",
+        "smaller tables. `make bench-quick` measures the main figures in about two minutes and writes nothing. `make million` sends a million callbacks",
+        "through one process and draws memory, descriptors and answers; `make storm KILLS=200` kills receivers under load and looks for what was lost.",
     ]
+    if _SOAK.exists():
+        lines += ["", "![Memory, descriptors and answers over a long run](pictures/soak.svg)"]
     for section in dict.fromkeys(row.section for row in rows):
         if section:
             lines += ["", f"## {section}", "", *ABOUT[section]]
@@ -153,16 +168,10 @@ NOTES = (
     "- *bare* is a Starlette route under the same uvicorn that reads the body and answers; it stores nothing.",
     "- The disk of a virtual machine syncs fast. The rows with milliseconds added to each sync show the same ingest on a slower disk. Commits are",
     "  grouped, so throughput falls far less than it would with one commit for each callback.",
-    "- hookspool 0.2.0, a comparable receiver that commits before it answers, was run on the same machine with the same load generator and 2 KB of",
-    "  signed JSON: it took 340 callbacks a second with 64 connections, 353 with 16. receiver took 3,100 to 3,600 with 64, which is 9 to 11 times",
-    "  as many, and 2,220 with 16, which is 6 times.",
     "- With fewer connections the process waits for each group's commit; with more, it takes the next callbacks meanwhile.",
     "- The loop of statements sends nothing, so it shows the store's limit. A bare loop that claims, sends by bare aiohttp and settles has 0.3 of its",
     "  rate. With that client on these cores, no relay can reach half of it; without HTTP receiver's relay is faster.",
-    "- All figures are from one run of `make bench` with three rounds. Some commits came after the run; a comparison found the cost of a callback unchanged.",
-    "- The machine is virtual, and its neighbours are not always quiet: bare and receiver do not slow down alike. In five runs on two days the",
-    "  first row's ratio was 0.28 to 0.45 and the second's 0.24 to 0.36, while the processor time of a callback varied by a fifth. The relay made",
-    "  2,800 to 3,000 deliveries/s. The deliveries over PostgreSQL were 0.17 to 0.31 of the loop of statements.",
+    "- The machine is virtual, and its neighbours are not always quiet: bare and receiver do not slow down alike. Processor time varies less than rates.",
     "- *200 MB PUT* is limited by one core that receives and hashes; `dd` had 307 MB/s on one day and 1,449 MB/s on another.",
 )
 
@@ -178,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds of each (5, with --quick 1)")
     parser.add_argument(
         "--only",
-        help="comma-separated: ingest, slow, relay, large, latency, claims, hung, rules, fleet (fleet-in, fleet-out, growth), overload",
+        help="comma-separated, or all: ingest, slow, relay, large, latency, claims, hung, rules, fleet (fleet-in, fleet-out, growth), overload",
     )
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (5, 4.0)
@@ -197,24 +206,30 @@ def main() -> None:
         "growth": lambda f: growth.growth(rounds, 20_000 if options.quick else 1_000_000),
         "overload": lambda f: overload.overload(f, min(rounds, 3), 4.0 if options.quick else 8.0),
     }
-    wanted = re.sub(r"\bfleet(?=,|$)", FLEET, options.only).split(",") if options.only else list(parts)
-    if options.quick and not options.only:
-        wanted = QUICK.split(",")
+    only = options.only or (QUICK if options.quick else "all")
+    wanted = list(parts) if only == "all" else re.sub(r"\bfleet(?=,|$)", FLEET, only).split(",")
     rows: list[Row] = []
+    began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="receiver-bench-", dir=".") as name,
         fresh_disk(Path(name).resolve()) as folder,
     ):
         facts = machine(folder)
         for part in wanted:
-            print(f"measuring {part} …", file=sys.stderr)
+            print(f"measuring {part} …", end=" ", file=sys.stderr, flush=True)
+            part_began = time.monotonic()
             rows += parts[part](folder)
+            print(f"{time.monotonic() - part_began:.0f} s", file=sys.stderr)
     show(rows, facts)
     if options.json:
         numbers = {name: value for row in rows for name, value in row.numbers.items()}
         Path(options.json).write_text(json.dumps(numbers, indent=1))
     if options.write:
-        Path(options.write).write_text(markdown(rows, facts, history.add(rows, facts)))
+        command, minutes = (
+            shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+            (time.monotonic() - began) / 60,
+        )
+        Path(options.write).write_text(markdown(rows, facts, history.add(rows, facts), command, minutes))
 
 
 if __name__ == "__main__":
