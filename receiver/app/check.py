@@ -29,6 +29,7 @@ from receiver.core.projection import PLACES, may_be_there
 from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
+from receiver.engine.submissions import SubmitSource
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_named, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
@@ -43,7 +44,6 @@ from receiver.settings.model import (
     SourceSettings,
     TokenSettings,
 )
-from receiver.settings.submitting import checked_api
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
 from receiver.system.space import nearest, scarce
@@ -219,7 +219,7 @@ def _submit(settings: Settings) -> Iterator[Finding]:
             except ConfigError:  # told by the provider's own findings
                 continue
             try:
-                checked_api(settings.public_url, settings.submit.url, source, adapter.submit_api())
+                SubmitSource.create(settings, source, adapter)
             except ConfigError as error:
                 yield finding("E023", f"sources.{name}.submit", error.message)
     if not settings.submit.listen:

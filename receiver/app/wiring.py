@@ -44,7 +44,6 @@ from receiver.engine.submissions import Parts, Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.tallies import Tallies
 from receiver.engine.watcher import Watched, Watcher
-from receiver.outbound.client import CONNECT_SECONDS, Egress
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
@@ -58,7 +57,6 @@ from receiver.settings.load import (
     sqlite_path,
 )
 from receiver.settings.model import Settings
-from receiver.settings.submitting import checked_api
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -366,7 +364,7 @@ class _Parts:
             bodies=self.lasting.bodies,
             router=self.router,
             keys=KeyTemplate(self.settings.blobs.key),
-            by_job={name for name, one in self.ports.submit_sources.items() if one.api.table.by_job},
+            by_job={name for name, one in self.ports.submit_sources.items() if one.table.by_job},
             clock=self.lasting.clock,
             expect=relay.expect,
             wake=relay.wake,
@@ -439,7 +437,7 @@ class _Parts:
     def _submissions(self, relay: Relay) -> Submissions:
         parts = Parts(
             settings=self.settings.submit,
-            public_url=self.settings.public_url or "",
+            public_url=self.settings.public_url,
             store=self.lasting.store,
             tokens=self.tokens,
             bodies=self.lasting.bodies,
@@ -462,32 +460,17 @@ def _ports(
         providers={n: adapter for n, adapter in adapters.items() if isinstance(adapter, PushProvider)},
         destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
-        submit_sources=_submit_sources(settings, adapters, pulls),
+        submit_sources={
+            n: SubmitSource.create(settings, source, adapters[n])
+            for n, source in settings.sources.items()
+            if source.submit and settings.submit.tokens
+        },
         fetchers={
             n: Fetcher.create(settings.sources[n], bodies)
             for n, adapter in adapters.items()
             if n in pulls or adapter.fetches_keys
         },
     )
-
-
-def _submit_sources(
-    settings: Settings, adapters: Mapping[str, Adapter], pulls: Mapping[str, PullProvider]
-) -> dict[str, SubmitSource]:
-    """Return each source with `submit = true`. Raises `ConfigError`."""
-    found = {}
-    for name, source in settings.sources.items():
-        if source.submit and settings.submit.tokens:
-            api = checked_api(settings.public_url, settings.submit.url, source, adapters[name].submit_api())
-            upstream = Egress(
-                timeout_seconds=CONNECT_SECONDS,
-                connections=0,  # submissions at once have a limit of their own
-                allow=source.allow,
-                ca_file=source.ca_file,
-                fresh=True,
-            )
-            found[name] = SubmitSource(settings=source, api=api, upstream=upstream, pull=pulls.get(name))
-    return found
 
 
 @contextlib.asynccontextmanager

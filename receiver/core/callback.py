@@ -176,7 +176,12 @@ class TokenClaims(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def expectation(self) -> str:
         """The `key` of the pickup that watches for this callback."""
-        return f"token:{self.token_id}"
+        return expectation_of(self.token_id)
+
+
+def expectation_of(token_id: str) -> str:
+    """Return the `key` of the pickup that watches for the callback of a token."""
+    return f"token:{token_id}"
 
 
 class Reply(Struct, frozen=True, kw_only=True):

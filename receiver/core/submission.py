@@ -11,8 +11,7 @@ from urllib.parse import unquote_plus
 import msgspec
 from msgspec import Struct
 
-from receiver.core.callback import TokenClaims
-from receiver.core.work import Pickup
+from receiver.core.callback import expectation_of
 
 
 def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
@@ -122,6 +121,10 @@ class SubmissionState(StrEnum):
     """No whole answer came, so there may be a job; its callback is expected all the same."""
 
 
+REPEAT_SECONDS = 600
+"""How long an identical submission is taken for the repetition of one whose answer was lost."""
+
+
 class Submission(Struct, frozen=True, kw_only=True):
     """One job that an application submitted."""
 
@@ -148,34 +151,10 @@ class Submission(Struct, frozen=True, kw_only=True):
     created_at: int
     updated_at: int
 
-
-class NewSubmission(Struct, frozen=True, kw_only=True):
-    """A new submission, with the rows that are committed before anything is sent."""
-
-    submission: Submission
-    claims: TokenClaims | None
-    expectation: Pickup | None
-    """None where the callback is the caller's own."""
-    repeats_since: int
-    """An identical submission since then whose answer was lost stands for this one."""
-    remembered_since: int
-    """One with the same idempotency key since then does."""
-
-
-class SubmissionEnd(Struct, frozen=True, kw_only=True):
-    """How a submission ended."""
-
-    id: str
-    state: SubmissionState | None
-    """The state to store; None if nothing was sent, and the row is removed."""
-    status: int | None = None
-    job_id: str | None = None
-    answer: bytes | None = None
-    expectation: tuple[str, str] | None
-    """Source and key of its pickup: it learns of the job, or goes where there is none."""
-    pickup: Pickup | None = None
-    """The fetching of the result, in place of the expectation."""
-    now: int
+    @property
+    def expectation(self) -> str:
+        """The `key` of the pickup that watches for its callback."""
+        return expectation_of(self.token_id or "")
 
 
 class Usage(Struct, frozen=True, order=True):

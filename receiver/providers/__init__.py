@@ -338,24 +338,10 @@ class Adapter:
         """Return the parts of the provider's API that applications may call through receiver; None if unknown."""
         return None
 
-    def _submission(self, base: str) -> Submission:
-        """Return the provider's table in `submissions`."""
+    def _submit_api(self, base: str, headers: Mapping[str, str], *, secret: str = "") -> ProviderApi:
+        """Return the API of the provider's table in `submissions`. `headers` authenticate receiver."""
         text = (resources.files(__package__) / "submissions" / f"{self.provider}.toml").read_text("utf-8")
-        return Submission.model_validate({"base": base, **tomllib.loads(text)})
-
-    def _submit_api(
-        self, table: Submission, headers: Mapping[str, str], *, secret: str = "", basic: str | None = None
-    ) -> ProviderApi:
-        """Return the API of a table. `headers` authenticate receiver; while a key is missing, the API has no headers at all."""
-        ours = {name.lower(): value for name, value in headers.items()}
-        return ProviderApi(
-            table=table,
-            headers={**ours, **table.headers} if ours else {},
-            basic=basic,
-            secret=secret,
-            job_secrets=self.job_secrets,
-            https_only=self.https_only,
-        )
+        return ProviderApi(Submission.model_validate({"base": base, **tomllib.loads(text)}), headers, secret)
 
     async def sender_state(self, fetch: Fetch) -> SenderState | None:
         """Poll the provider for the state of our webhook; None if it does not tell."""

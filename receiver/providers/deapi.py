@@ -152,8 +152,7 @@ class DeapiProvider(Adapter):
 
     def submit_api(self) -> ProviderApi:
         """Return jobs of both versions of the API, and the questions about them."""
-        key = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        return self._submit_api(self._submission(self._options.api_url), key)
+        return self._submit_api(self._options.api_url, self._api_headers())
 
     # ------------------------------------------------------------ callbacks
 

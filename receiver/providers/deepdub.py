@@ -100,7 +100,7 @@ class DeepdubProvider(Adapter):
 
     def submit_api(self) -> ProviderApi:
         """Return retroactive speech, whose answer is the URL at which its audio will be."""
-        return self._submit_api(self._submission(self._options.base), self._api_headers())
+        return self._submit_api(self._options.base, self._api_headers())
 
     def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand the URL that Deepdub answered with, or the id at its end.

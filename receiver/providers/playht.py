@@ -174,7 +174,7 @@ class PlayhtProvider(Adapter):
 
     def submit_api(self) -> ProviderApi:
         """Return jobs of speech. Their result is asked for: which callbacks come is a setting of the dashboard's."""
-        return self._submit_api(self._submission(self._options.base_url), self._api_headers())
+        return self._submit_api(self._options.base_url, self._api_headers())
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the account's key as version 2's callbacks carry it."""

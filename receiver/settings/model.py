@@ -286,6 +286,10 @@ def sorted_out(model: type[Section], table: Any) -> Any:
     return known | {"options": {name: value for name, value in table.items() if name not in known}}
 
 
+Kind = Literal["submit", "upload", "read", "cancel"]
+"""What an application may do at a provider."""
+
+
 class SubmitToken(Section):
     """[[submit.tokens]]: an application that may submit jobs to providers through receiver."""
 
@@ -294,7 +298,7 @@ class SubmitToken(Section):
     secrets: tuple[SecretStr, ...] = Field(min_length=1)
     """Any of them is accepted; `receiver submit-token` makes one."""
     sources: tuple[str, ...] = Field(min_length=1)
-    may: tuple[Literal["submit", "upload", "read", "cancel"], ...] = ("submit", "upload", "read")
+    may: tuple[Kind, ...] = ("submit", "upload", "read")
     per_minute: int = Field(default=60, ge=1)
     """Submissions and uploads. This and the three others are counted over all processes."""
     reads_per_second: int = Field(default=10, ge=1)

@@ -10,17 +10,16 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from receiver.core import callback_urls
-from receiver.core.errors import ConfigError, SubmissionRefused
-from receiver.core.tokens import SHORT_CHARS
-from receiver.settings.model import BaseUrl, Section, SourceSettings
+from receiver.core.errors import SubmissionRefused
+from receiver.settings.model import BaseUrl, Kind, Section
 
-Kind = Literal["submit", "upload", "read", "cancel"]
 _REQUEST = re.compile(r"(GET|POST|PUT|DELETE) (/[A-Za-z0-9._{}/-]*)")
 MAX_PATH, MAX_QUERY = 2048, 8192
 """Characters of what follows the source in a path, and of a query."""
 _UNSAFE = re.compile(r"[^!-~]|[%\\]|//|(?:^|/)\.{1,2}(?:/|$)")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+TOKEN_SECONDS = 7 * 86_400
+"""How long a submission's callback URL is good."""
 _REST = 6
 """Segments that `{rest}` may stand for."""
 
@@ -58,8 +57,6 @@ class SubmissionJob(Section):
     """Members that the JSON must have for the request to make a job."""
     refers: tuple[str, ...] = ()
     """Members of the JSON that may name a job, which must be one of the same application."""
-    needs_body: bool = False
-    """Refuse an empty body, where the callback is in the query."""
     job: str
     """Where the job's id is in the answer: `data.id`."""
     rewrite: tuple[str, ...] = ()
@@ -95,7 +92,7 @@ class Submission(Section):
     """What stands before it."""
     headers: Mapping[HeaderName, str] = Field(default_factory=dict)
     """Headers that every request has, in place of the caller's."""
-    expect_seconds: float = Field(6 * 3600, gt=0)
+    expect_seconds: float = Field(6 * 3600, gt=0, le=TOKEN_SECONDS)
     """How long a callback may take before it is overdue."""
     max_url: int = Field(2048, ge=64)
     """The most characters that the provider takes for a callback URL."""
@@ -148,11 +145,13 @@ class Submission(Section):
         raise SubmissionRefused(404, f"{method[:20]} {shown} is not passed on")
 
     def _allowed(self) -> Iterator[tuple[str, Kind, SubmissionJob | None]]:
-        for job in self.jobs:
-            yield from ((request, "submit", job) for request in job.request)
-        yield from ((request, "upload", None) for request in self.uploads)
-        yield from ((request, "read", None) for request in self.reads)
-        yield from ((request, "cancel", None) for request in self.cancels)
+        yield from ((request, "submit", job) for job in self.jobs for request in job.request)
+        others: dict[Kind, tuple[str, ...]] = {
+            "upload": self.uploads,
+            "read": self.reads,
+            "cancel": self.cancels,
+        }
+        yield from ((request, kind, None) for kind in others for request in others[kind])
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,50 +168,15 @@ class Rule:
     """How the callback is set, for `submit`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ProviderApi:
     """What of one source's API applications may call, and what receiver adds."""
 
     table: Submission
     headers: Mapping[str, str] = field(repr=False)
-    """What proves us to the provider; none while a key is missing."""
-    basic: str | None = field(default=None, repr=False)
-    """`user:password` for the callback URL."""
+    """What authenticates receiver; empty while a key is missing."""
     secret: str = field(default="", repr=False)
-    """What else the callback shall carry as a proof; the job's own secret in its place with `job_secrets`."""
-    job_secrets: bool = False
-    """The callback is signed with a secret that is given with the job."""
-    https_only: bool = False
-
-
-def checked_api(
-    public_url: str | None, url: str | None, source: SourceSettings, api: ProviderApi | None
-) -> ProviderApi:
-    """Return what applications may call of a source. Raises `ConfigError` when nothing could be submitted to it."""
-    if api is None:
-        raise ConfigError("receiver does not know what may be passed on to this provider: leave submit out")
-    if not api.headers:
-        raise ConfigError(f"submissions need the provider's key: set sources.{source.name}.api_key")
-    if source.own_callback == "pass" and api.table.callbacks_have_key:
-        raise ConfigError('callbacks carry the account\'s key: leave own_callback = "pass" out')
-    if url is None and any(job.rewrite for job in api.table.jobs):
-        raise ConfigError(
-            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
-        )
-    if any(not job.fetch for job in api.table.jobs):
-        url = callback_urls.callback_url(
-            public_url,
-            source.name,
-            deepgram=source.provider == "deepgram",
-            https_only=api.https_only,
-            token="a" * SHORT_CHARS,
-            basic=api.basic,
-        )
-        if len(url) > api.table.max_url:
-            raise ConfigError(
-                f"public_url: {source.name} takes callback URLs of {api.table.max_url} characters at most"
-            )
-    return api
+    """What else the callback shall carry as a proof."""
 
 
 def _matched(pattern: str, path: str) -> Mapping[str, str] | None:

@@ -12,7 +12,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.explain import Cause
 from receiver.core.retention import Prune, Walk
 from receiver.core.submission import SubmissionState
-from tests.contract.submission_suite import end, new
+from tests.contract.submission_suite import ended, new
 from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.senders import transcript
 from tests.support.sink import Answer, Sink
@@ -69,8 +69,8 @@ async def cause(up: Running, name: str) -> str:
 async def submitted(up: Running) -> None:
     """Have a submission to a provider that refused it."""
     made = new(1, ref="submitted")
-    await up.receiver.store.begin_submission(made)
-    await up.receiver.store.end_submission(end(made, SubmissionState.REFUSED))
+    await up.receiver.store.begin_submission(*made)
+    await up.receiver.store.end_submission(ended(made, SubmissionState.REFUSED))
 
 
 async def deliveries_end(up: Running) -> None:

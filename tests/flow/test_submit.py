@@ -25,8 +25,7 @@ from receiver.engine.submissions import OPEN_SECONDS
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import Pace
 from receiver.providers.deapi import signed
-from receiver.settings.model import SubmitToken
-from receiver.settings.submitting import Kind
+from receiver.settings.model import Kind, SubmitToken
 from tests.contract.submission_suite import new
 from tests.support.house import receiver
 from tests.support.ports import free_port
@@ -414,9 +413,8 @@ async def test_odd_answers_are_passed_back_and_say_no_job(both: Both) -> None:
 async def test_while_nothing_can_be_sent_a_repetition_is_asked_for_and_nothing_is_kept(both: Both) -> None:
     up, _ = both
     submissions, sources = up.receiver.submissions, up.receiver.submissions.sources
-    api = sources["deepgram"].api
-    away = api.table.model_copy(update={"base": f"http://127.0.0.1:{free_port()}"})
-    submissions.sources = {"deepgram": replace(sources["deepgram"], api=replace(api, table=away))}
+    away = sources["deepgram"].table.model_copy(update={"base": f"http://127.0.0.1:{free_port()}"})
+    submissions.sources = {"deepgram": replace(sources["deepgram"], table=away)}
     answer = await up.client.post(LISTEN, content=AUDIO)
     submissions.sources = sources
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -519,8 +517,7 @@ async def test_what_waits_for_an_identical_call_is_sent_once_that_was_refused(
         await asyncio.sleep(0)
     lost.cancel()
     waiting = asyncio.create_task(submit())
-    allowances = up.receiver.submissions.applications.allowances.values()
-    while sum(one.under_way.count for one in allowances) < 2:
+    while up.receiver.submissions.applications.under_way < 2:
         await asyncio.sleep(0)
     for _ in range(5):  # until it has found the first
         await up.receiver.store.submissions(SubmissionFilter())
@@ -536,7 +533,7 @@ async def test_an_answer_is_forgotten_in_time_and_what_a_crash_left_open_is_give
     [row] = await store.submissions(SubmissionFilter())
     assert row.answer is not None
     late = row.created_at + 1
-    assert await store.sweep_submissions(open_before=late, answers_before=late) == []
+    await store.forget_answers(before=late)
     [row] = await store.submissions(SubmissionFilter())
     assert (row.answer, row.idempotency_key) == (None, None)
 
@@ -546,14 +543,16 @@ async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: B
     await up.client.post(LISTEN, content=b"a")
     store = up.receiver.store
     [row] = await store.submissions(SubmissionFilter())
-    left = new(1, at=row.created_at, application=row.application, source=row.source, idempotency_key="k")
-    assert await store.begin_submission(left) is None
+    left, claims, expected = new(
+        1, at=row.created_at, application=row.application, source=row.source, idempotency_key="k"
+    )
+    assert await store.begin_submission(left, claims, expected) is None
     later = row.created_at + (OPEN_SECONDS + 1) * 1000
     up.receiver.submissions.parts.clock = lambda: later
     for _ in range(2):
         await up.receiver.submissions.sweep()
     [told] = await store.events(EventFilter(type="submission.unknown"))
-    assert told.ref == left.submission.ref
+    assert told.ref == left.ref
     up.receiver.submissions.parts.clock = up.receiver.clock
     async with asyncio.timeout(5):
         again = await up.client.post(LISTEN, content=b"b", headers={"idempotency-key": "k"})
@@ -578,7 +577,9 @@ async def test_bounds_of_bodies_and_of_calls_at_once(tmp_path: Path) -> None:
         assert (await up.client.post(LISTEN, content=b"a")).status_code == 200  # none of those was a job
         full = await up.client.post(LISTEN, content=b"a")
         assert (full.status_code, int(full.headers["retry-after"]) > 0) == (429, True)
-        allowance = up.receiver.submissions.applications.allowances["crm"]
+        submissions = up.receiver.submissions
+        sent = [("authorization", f"Token {TOKEN}")]
+        allowance = submissions.applications.prove(sent, submissions.sources["deepgram"].table)
         allowance.settings = allowance.settings.model_copy(update={"at_once": 0})
         busy = await up.client.post(LISTEN, content=b"a")
         assert (busy.status_code, "0 calls are under way" in busy.text) == (429, True)
@@ -607,7 +608,7 @@ async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
         while asking:
             one = asking.pop(0)
             with contextlib.suppress(SubmissionRefused):
-                await one.admit("deepgram", kind, store, lambda: at)
+                await one.admit(kind, store, lambda: at)
                 one.add_bytes(size)
                 count += 1
                 asking.append(one)
@@ -628,9 +629,7 @@ async def test_calls_that_ask_for_room_while_a_window_ends_are_both_admitted(bot
     allowance, store = Allowance(token), both[0].receiver.store
     calls = [chain([59_999], repeat(60_000)), repeat(60_000)]
     async with asyncio.timeout(5):
-        await asyncio.gather(
-            *(allowance.admit("deepgram", "upload", store, partial(next, at)) for at in calls)
-        )
+        await asyncio.gather(*(allowance.admit("upload", store, partial(next, at)) for at in calls))
 
 
 @pytest.mark.parametrize("size", [2 * MIB, pytest.param(256 * MIB, marks=pytest.mark.soak)])

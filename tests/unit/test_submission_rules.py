@@ -124,11 +124,7 @@ def test_a_call_that_differs_in_anything_repeats_no_other(other: dict[str, str])
 def test_a_caller_who_asks_the_provider_to_wait_is_waited_for_a_minute_at_most(
     prefer: str, seconds: float
 ) -> None:
-    call = Call(
-        source="a", method="POST", path="/a", query="", headers=(("prefer", prefer),), ref=None, receive=never
-    )
-    parts = SimpleNamespace(settings=SimpleNamespace(answer_seconds=20.0))
-    assert _patience(cast("Passing", SimpleNamespace(call=call, parts=parts))) == seconds
+    assert _patience(prefer, 20.0) == seconds
 
 
 async def never() -> Any:

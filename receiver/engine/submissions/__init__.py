@@ -15,17 +15,19 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from msgspec.structs import replace as changed
+
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import SubmissionReport
 from receiver.core.submission import SubmissionFilter, SubmissionState, names_in
 from receiver.engine.requests import MAX_REF
-from receiver.engine.submissions.allowances import Applications, UnderWay
-from receiver.engine.submissions.answers import end, learned, passed_back, tell
+from receiver.engine.submissions.allowances import Applications
+from receiver.engine.submissions.answers import commit, end, learned, passed_back
 from receiver.engine.submissions.bodies import Stream
 from receiver.engine.submissions.call import Answer, Call, Parts, Passing, SubmitSource, refusal
-from receiver.engine.submissions.injection import jobs_named, refuse_method_fields
+from receiver.engine.submissions.injection import refuse_method_fields
 from receiver.engine.submissions.repeats import Repeated, begin, fingerprint_of, remembered
-from receiver.engine.submissions.sending import exchange, looked_through, make, stream
+from receiver.engine.submissions.sending import exchange, make, stream
 from receiver.settings.submitting import SubmissionJob
 from receiver.system.background import Background
 
@@ -43,8 +45,7 @@ class Submissions:
     def __init__(self, parts: Parts, sources: Mapping[str, SubmitSource]) -> None:
         """`sources` are those that may be submitted to, by name."""
         self.parts, self.sources = parts, sources
-        self.applications = Applications(parts.settings.tokens)
-        self._under_way = UnderWay()
+        self.applications = Applications(parts.settings.tokens, parts.settings.at_once)
         self._background = Background()
 
     # ------------------------------------------------------------ its life
@@ -69,16 +70,15 @@ class Submissions:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Remove expired answers; mark submissions of ended processes `unknown`. Raises `StoreUnavailable`."""
+        """Forget expired answers; mark submissions of ended processes `unknown`. Raises `StoreUnavailable`."""
         parts, now = self.parts, self.parts.clock()
-        before, remember_ms = now - OPEN_SECONDS * 1000, round(parts.settings.remember_seconds * 1000)
-        left = SubmissionFilter(state=SubmissionState.OPEN, before=before, limit=500)
+        left = SubmissionFilter(state=SubmissionState.OPEN, before=now - OPEN_SECONDS * 1000, limit=500)
         for submission in await parts.store.submissions(left):
             source = self.sources.get(submission.source)
-            await tell(parts, submission, source.settings.provider if source else submission.source)
-        ended = await parts.store.sweep_submissions(open_before=before, answers_before=now - remember_ms)
-        for submission_id in ended:
-            parts.observer.note("warning", "submit.abandoned", submission_id=submission_id)
+            provider = source.settings.provider if source else submission.source
+            await commit(parts, changed(submission, state=SubmissionState.UNKNOWN, updated_at=now), provider)
+            parts.observer.note("warning", "submit.abandoned", submission_id=submission.id)
+        await parts.store.forget_answers(before=now - round(parts.settings.remember_seconds * 1000))
 
     # ------------------------------------------------------------ one call
 
@@ -107,10 +107,13 @@ class Submissions:
 
     async def _answered(self, passing: Passing, answer: Answer) -> None:
         """Record whether a submission's answer reached the caller."""
-        if passing.submission is not None and answer.delivered:
-            with contextlib.suppress(StoreUnavailable):
-                await self.parts.store.deliver_submission(passing.submission.id)
-        if passing.report.outcome in _NO_JOB:
+        submission, report = passing.submission, passing.report
+        if submission is not None:
+            report.submission_id, report.job_id = submission.id, submission.job_id
+            if answer.delivered:
+                with contextlib.suppress(StoreUnavailable):
+                    await self.parts.store.deliver_submission(submission.id)
+        if report.outcome in _NO_JOB:
             passing.allowance.no_job()
 
     async def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
@@ -120,7 +123,7 @@ class Submissions:
         source = self.sources.get(call.source)
         if source is None:
             raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")
-        report.source, table = call.source, source.api.table
+        report.source, table = call.source, source.table
         path, query = table.place(call.path, call.query, call.header(table.target_header))
         call = replace(call, path=path, query=query)
         rule = table.find(call.method, path)
@@ -130,50 +133,37 @@ class Submissions:
         refuse_method_fields(name for name, _ in names_in(query))
         allowance = self.applications.prove(call.headers, table)
         report.application = allowance.application
-        if self._under_way.count >= self.parts.settings.at_once:
-            raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
         if call.ref is not None and not (len(call.ref) <= MAX_REF and call.ref.isprintable()):
             raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
         report.ref = call.ref
-        stack.enter_context(self._under_way)
-        await allowance.admit(call.source, rule.kind, self.parts.store, self.parts.clock)
-        stack.enter_context(allowance.under_way)
+        stack.enter_context(self.applications.calling(allowance, call.source, rule.kind))
+        await allowance.admit(rule.kind, self.parts.store, self.parts.clock)
         return Passing(self.parts, call, source, rule, allowance, report, stack, query)
 
     async def _pass_on(self, passing: Passing) -> Answer:
         """Forward a call that starts no job: an upload, or a question about a job of the same application."""
         if (job := passing.rule.names.get("job")) is not None:
-            await self._own(passing, job)
+            await passing.own(job)
         await stream(passing, needed=passing.rule.kind == "upload")
         return passed_back(passing, await exchange(passing))
-
-    async def _own(self, passing: Passing, job: str, where: str = "") -> None:
-        """Raise `SubmissionRefused` unless the job belongs to the application."""
-        wanted = SubmissionFilter(
-            application=passing.allowance.application, source=passing.call.source, job_id=job, limit=1
-        )
-        if not await self.parts.store.submissions(wanted):
-            raise SubmissionRefused(404, f"{where}no job of this application has this id")
 
     async def _submit(self, passing: Passing, job: SubmissionJob) -> Answer:
         """Forward a call that starts a job: committed first, sent once, and the answer committed before the caller gets it."""
         await make(passing, job)
-        held, body = passing.held, passing.body
-        if held is not None and job.refers:
-            for name, named in await looked_through(held, lambda: jobs_named(held.load(), job)):
-                await self._own(passing, named, f"{name}: ")
-        earlier = await begin(passing, fetch=job.fetch)
-        if earlier is not None:
-            if isinstance(body, Stream):  # it has the same key: is it the same?
-                passing.fingerprint = fingerprint_of(passing, await body.digest())
+        if (earlier := await begin(passing)) is not None:
+            if isinstance(passing.body, Stream):  # it has the same key: is it the same?
+                passing.fingerprint = fingerprint_of(passing, await passing.body.whole_digest())
             if earlier.fingerprint != passing.fingerprint:
                 raise SubmissionRefused(422, "this Idempotency-Key came with another request")
             return remembered(passing, earlier)
         try:
             return await learned(passing, job, await exchange(passing))
         except Repeated as repeated:
-            await end(passing, None)
+            await end(passing, SubmissionState.OPEN)
             return remembered(passing, repeated.earlier)
         except BaseException:
-            await end(passing, SubmissionState.UNKNOWN if passing.began else None, status=424)
+            if passing.began:
+                await end(passing, SubmissionState.UNKNOWN, status=424)
+            else:
+                await end(passing, SubmissionState.OPEN)
             raise

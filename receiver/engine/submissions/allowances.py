@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import Usage
-from receiver.settings.model import SubmitToken
-from receiver.settings.submitting import Kind, Submission
+from receiver.settings.model import Kind, SubmitToken
+from receiver.settings.submitting import Submission
 from receiver.storage.store.store import Store
-
-_DAY = 86_400
 
 
 @dataclass(slots=True)
@@ -21,12 +20,12 @@ class _Limit:
 
     what: str
     setting: str
+    """The setting with the amount for one second, minute or day."""
     seconds: int
-    pieces: int = 32
-    """The number of pieces: more for a day, since a piece that a process reserved and does not use is lost to the others."""
     times: int = 1
-    """The setting's amount is multiplied by this for one window."""
-    message: str = "too many calls"
+    """A window has the setting's amount so many times."""
+    pieces: int = 10
+    """A window's amount is reserved in so many pieces. What a process reserved and does not use is lost to the others."""
     window: int = -1
     left: int = 0
     """What this process reserved and has not used; negative: it used more."""
@@ -47,7 +46,8 @@ class _Limit:
             return None
         elif self.used >= most:
             wait = (milliseconds - now % milliseconds) / 1000
-            raise SubmissionRefused(429, self.message, retry_after=max(1, round(wait + 0.5)))
+            message = f"the application's {self.what} are used up ({self.setting})"
+            raise SubmissionRefused(429, message, retry_after=max(1, round(wait + 0.5)))
         return max(1, most // self.pieces, 1 - self.left)
 
     def took(self, settings: SubmitToken, usage: Usage, used: int) -> None:
@@ -55,19 +55,6 @@ class _Limit:
         if usage.window == self.window:
             self.used = used
             self.left += max(0, usage.amount - max(0, used - self.most(settings)))
-
-
-class UnderWay:
-    """Counts concurrent calls."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *ended: object) -> None:
-        self.count -= 1
 
 
 class Allowance:
@@ -78,35 +65,24 @@ class Allowance:
         self.application = settings.name
         self._calls = _Limit("calls", "per_minute", 60)
         self._reads = _Limit("reads", "reads_per_second", 10, times=10)
-        self._bytes = _Limit(
-            "bytes", "bytes_per_day", _DAY, pieces=1024, message="the bytes of the day are used up"
-        )
-        self._jobs = _Limit(
-            "jobs", "jobs_per_day", _DAY, pieces=1024, message="the jobs of the day are used up"
-        )
-        self.under_way = UnderWay()
+        self._bytes = _Limit("bytes", "bytes_per_day", 86_400, pieces=250)
+        self._jobs = _Limit("jobs", "jobs_per_day", 86_400, pieces=250)
+        self.under_way = 0
 
-    async def admit(self, source: str, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
+    async def admit(self, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
         """Count a call. Raises `SubmissionRefused` if a limit is reached, `StoreUnavailable`. `clock` gives epoch milliseconds."""
-        settings = self.settings
-        if source not in settings.sources:
-            raise SubmissionRefused(403, "this token is not for this source")
-        if kind not in settings.may:
-            raise SubmissionRefused(403, f"this token may not {kind}")
-        if self.under_way.count >= settings.at_once:
-            raise SubmissionRefused(429, f"{settings.at_once} calls are under way", retry_after=1)
         counted = [self._reads if kind in ("read", "cancel") else self._calls]
         if kind == "submit":
             counted.append(self._jobs)
         limits = [*counted, self._bytes]  # bytes are counted as they come
         # Looked at anew each time: two calls that held to two windows would take each other's for ended, without end.
         while taking := [
-            (one, amount) for one in limits if (amount := one.wanted(settings, clock())) is not None
+            (one, amount) for one in limits if (amount := one.wanted(self.settings, clock())) is not None
         ]:
             usages = tuple(Usage(self.application, one.what, one.window, amount) for one, amount in taking)
             totals = await store.count_usage(usages)
             for (one, _), usage, used in zip(taking, usages, totals, strict=True):
-                one.took(settings, usage, used)
+                one.took(self.settings, usage, used)
         for one in counted:
             one.left -= 1
 
@@ -122,14 +98,14 @@ class Allowance:
 class Applications:
     """Finds the application of a call. A token is looked up by its hash, so that timing reveals nothing about it."""
 
-    def __init__(self, tokens: Iterable[SubmitToken]) -> None:
+    def __init__(self, tokens: Iterable[SubmitToken], at_once: int) -> None:
+        """`at_once` limits the concurrent calls of all."""
         self._by_hash: dict[bytes, Allowance] = {}
-        self.allowances: dict[str, Allowance] = {}
-        """By the application's name."""
+        self._at_once = at_once
+        self.under_way = 0
         for token in tokens:
-            allowance = self.allowances[token.name] = Allowance(token)
-            for secret in token.secrets:
-                self._by_hash[_hash(secret.get_secret_value())] = allowance
+            allowance = Allowance(token)
+            self._by_hash |= {_hash(one.get_secret_value()): allowance for one in token.secrets}
 
     def prove(self, headers: Sequence[tuple[str, str]], table: Submission) -> Allowance:
         """Return the allowance of the caller. Raises `SubmissionRefused` unless exactly one token is there, and is one of ours."""
@@ -143,6 +119,26 @@ class Applications:
                 401, f"send one token of receiver's in {table.header}, as the provider's key is sent"
             )
         return allowance
+
+    @contextmanager
+    def calling(self, allowance: Allowance, source: str, kind: Kind) -> Iterator[None]:
+        """Count a call as under way. Raises `SubmissionRefused` if it may not be made, or too many are."""
+        settings = allowance.settings
+        if source not in settings.sources:
+            raise SubmissionRefused(403, "this token is not for this source")
+        if kind not in settings.may:
+            raise SubmissionRefused(403, f"this token may not {kind}")
+        if self.under_way >= self._at_once:
+            raise SubmissionRefused(503, "receiver has as many calls under way as it takes", retry_after=2)
+        if allowance.under_way >= settings.at_once:
+            raise SubmissionRefused(429, f"{settings.at_once} calls are under way", retry_after=1)
+        self.under_way += 1
+        allowance.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+            allowance.under_way -= 1
 
 
 def _hash(token: str) -> bytes:

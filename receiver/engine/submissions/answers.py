@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from receiver.core.errors import PickupRefused, StoreUnavailable, SubmissionRefused
 from receiver.core.event import RecordStatus
-from receiver.core.submission import Submission, SubmissionEnd, SubmissionState, headers_back, text_at
+from receiver.core.submission import Submission, SubmissionState, headers_back, text_at
 from receiver.core.submission_events import unknown_event
 from receiver.core.work import Pickup
 from receiver.engine.requests import new_pickup
@@ -47,7 +48,6 @@ async def learned(passing: Passing, job: SubmissionJob, reply: Incoming) -> Answ
     except (ReplyBroken, TimeoutError):
         raise SubmissionRefused(424, UNKNOWN) from None
     job_id = text_at(start, job.job) if whole else None
-    passing.report.job_id = job_id
     if job_id is None:
         passing.parts.observer.note("warning", "submit.no_job_id", source=passing.call.source)
     body = _led_back(passing, job, start) if whole else start
@@ -57,7 +57,8 @@ async def learned(passing: Passing, job: SubmissionJob, reply: Incoming) -> Answ
     kept = msgspec.msgpack.encode((answer.headers, body)) if whole else None
     pickup = _pickup(passing, job_id) if job.fetch and job_id else None
     job_id = pickup.job_id if pickup else job_id
-    await end(passing, SubmissionState.ACCEPTED, status=reply.status, job=job_id, answer=kept, pickup=pickup)
+    found = {"status": reply.status, "job_id": job_id, "answer": kept}
+    await end(passing, SubmissionState.ACCEPTED, pickup, **found)
     return answer
 
 
@@ -90,7 +91,7 @@ async def _rest(passing: Passing, reply: Incoming, start: bytes) -> AsyncIterato
 
 def _led_back(passing: Passing, job: SubmissionJob, raw: bytes) -> bytes:
     """Return an answer whose URLs of the provider's API point to receiver instead, so that the caller polls through receiver."""
-    table = passing.source.api.table
+    table = passing.source.table
     for place in job.rewrite:
         url = text_at(raw, place, most=_MOST_URL)
         if url is not None and url.startswith(f"{table.base}/"):
@@ -109,46 +110,24 @@ def _pickup(passing: Passing, job_id: str) -> Pickup | None:
         return None
 
 
-async def end(
-    passing: Passing,
-    state: SubmissionState | None,
-    *,
-    status: int | None = None,
-    job: str | None = None,
-    answer: bytes | None = None,
-    pickup: Pickup | None = None,
-) -> None:
-    """Commit a submission's end; None: nothing was sent. If the store fails, log it: the job costs money."""
-    submission, expected = passing.submission, passing.expectation
+async def end(passing: Passing, state: SubmissionState, pickup: Pickup | None = None, **found: Any) -> None:
+    """Commit what a submission came to; `OPEN`: nothing was sent. If the store fails, log it: the job costs money."""
+    parts, submission = passing.parts, passing.submission
     if submission is None:
         return
-    ended = SubmissionEnd(
-        id=submission.id,
-        state=state,
-        status=status,
-        job_id=job,
-        answer=answer,
-        expectation=(submission.source, expected.key) if expected else None,
-        pickup=pickup,
-        now=passing.parts.clock(),
-    )
-    if state is None:
-        passing.submission = None
+    ended = replace(submission, state=state, updated_at=parts.clock(), **found)
+    passing.submission = None if state is SubmissionState.OPEN else ended
     try:
-        await asyncio.shield(_ended(passing, submission, ended))
+        await asyncio.shield(commit(parts, ended, passing.source.settings.provider, pickup))
     except StoreUnavailable as error:
-        facts = {"submission_id": submission.id, "job_id": job, "reason": error.message}
-        passing.parts.observer.note("error", "submit.not_recorded", **facts)
+        facts = {"submission_id": ended.id, "job_id": ended.job_id, "reason": error.message}
+        parts.observer.note("error", "submit.not_recorded", **facts)
 
 
-async def _ended(passing: Passing, submission: Submission, ended: SubmissionEnd) -> None:
+async def commit(parts: Parts, ended: Submission, provider: str, pickup: Pickup | None = None) -> None:
+    """Write what a submission came to, and the event if that is not known. Raises `StoreUnavailable`."""
     if ended.state is SubmissionState.UNKNOWN:  # its event first: who ends in between leaves an open one
-        await tell(passing.parts, submission, passing.source.settings.provider)
-    await passing.parts.store.end_submission(ended)
-
-
-async def tell(parts: Parts, submission: Submission, provider: str) -> None:
-    """Record the event that the outcome of a submission is not known; a second one is none. Raises `StoreUnavailable`."""
-    recording = unknown_event(submission, provider, now=parts.clock(), routed=parts.routed)
-    if (await parts.store.record(recording)).status is RecordStatus.RECORDED:
-        parts.wake(recording.destinations)
+        recording = unknown_event(ended, provider, now=parts.clock(), routed=parts.routed)
+        if (await parts.store.record(recording)).status is RecordStatus.RECORDED:  # a second one is none
+            parts.wake(recording.destinations)
+    await parts.store.end_submission(ended, pickup)

@@ -36,21 +36,33 @@ class Pace:
 
 
 class Outgoing:
-    """The body of a request; this one is empty. `limit` is the time of the whole request, and runs anew with each piece."""
+    """The body of a request; without `content` it is empty. `limit` is the time of the whole request, and runs anew with each piece."""
 
-    def __init__(self, length: int | None = None, content_type: str | None = None) -> None:
-        """Without a `length` in bytes it is sent in chunks; `content_type` stands in place of the caller's."""
-        self.length, self.content_type = length, content_type
-        self.content: AsyncIterator[bytes] | None = None
+    def __init__(
+        self,
+        content: AsyncIterator[bytes] | None = None,
+        length: int | None = None,
+        *,
+        content_type: str | None = None,
+        digest: str = "",
+    ) -> None:
+        """Without a `length` in bytes it is sent in chunks; `content_type` stands in place of the caller's. `digest` is a hash
+        of the caller's body, where it is not that of its bytes.
+        """
+        self._content, self.length = content, length
+        self.content_type, self.digest = content_type, digest
         self.limit = asyncio.Timeout(None)  # made in a thread, where there is no loop
         self.answered = False
         self.error: Exception | None = None
         """The error that ended the body early."""
 
-    async def timed(
+    def timed(self, idle_seconds: float, answer_seconds: float) -> AsyncIterator[bytes] | None:
+        """Return it: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
+        return None if self._content is None else self._timed(self._content, idle_seconds, answer_seconds)
+
+    async def _timed(
         self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
     ) -> AsyncIterator[bytes]:
-        """Yield it: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
         try:
             self.wait(None)
             async for piece in content:
@@ -69,25 +81,27 @@ class Outgoing:
             self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
-class Held(Outgoing):
-    """A body that was received before the sending: literal bytes, and stretches of the received body."""
+def held_body(
+    body: Body, segments: Sequence[Segment], *, content_type: str | None = None, digest: str = ""
+) -> Outgoing:
+    """Return a body that was received before the sending: literal bytes, and stretches of the received body."""
+    length = sum(len(s) if isinstance(s, bytes) else s[1] - s[0] for s in segments)
+    return Outgoing(_pieces(body, segments), length, content_type=content_type, digest=digest)
 
-    def __init__(self, body: Body, segments: Sequence[Segment], content_type: str | None = None) -> None:
-        super().__init__(sum(len(s) if isinstance(s, bytes) else s[1] - s[0] for s in segments), content_type)
-        self.content = self._pieces(body, segments)
 
-    async def _pieces(self, body: Body, segments: Sequence[Segment]) -> AsyncIterator[bytes]:
-        for segment in segments:
-            if isinstance(segment, bytes):
-                yield segment
-                continue
-            for at in range(*segment, PIECE):
-                size = min(PIECE, segment[1] - at)
-                yield (
-                    read_piece(body, at, size)
-                    if body.path is None
-                    else await asyncio.to_thread(read_piece, body, at, size)
-                )
+async def _pieces(body: Body, segments: Sequence[Segment]) -> AsyncIterator[bytes]:
+    for segment in segments:
+        if isinstance(segment, bytes):
+            yield segment
+            continue
+        for at in range(*segment, PIECE):
+            size = min(PIECE, segment[1] - at)
+            in_memory = body.path is None
+            yield (
+                read_piece(body, at, size)
+                if in_memory
+                else await asyncio.to_thread(read_piece, body, at, size)
+            )
 
 
 def read_piece(body: Body, at: int, size: int) -> bytes:
@@ -114,8 +128,7 @@ class Stream(Outgoing):
         count: Callable[[int], None],
     ) -> None:
         """`most` is the limit in bytes; `count` is called with the length of each piece."""
-        super().__init__(length)
-        self.content = self._pieces()
+        super().__init__(self._pieces(), length)
         self._receive, self._most, self._count = receive, most, count
         self._pace = Pace(idle_seconds)
         self._first, self._size = b"", 0
@@ -130,7 +143,7 @@ class Stream(Outgoing):
             self._first = await self._next()
         return bool(self._first)
 
-    async def digest(self) -> str:
+    async def whole_digest(self) -> str:
         """Return its hash: it is read to its end, and not sent any more, unless its first piece is all of it."""
         while self.more:
             await self._next()

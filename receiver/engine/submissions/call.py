@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
-from receiver.core.callback import Body, TokenClaims
 from receiver.core.destination_events import Routed
-from receiver.core.errors import JournalUnavailable, SenderError, StoreUnavailable, SubmissionRefused
+from receiver.core.errors import ConfigError, ReceiverError, SenderError, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
-from receiver.core.submission import Submission
+from receiver.core.submission import Submission, SubmissionFilter
 from receiver.core.tokens import CallbackTokens
-from receiver.core.work import Pickup
+from receiver.engine.requests import IssuedUrl, issue_callback_url
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import Outgoing
-from receiver.outbound.client import Egress
-from receiver.providers import PullProvider
-from receiver.settings.model import SourceSettings, SubmitSettings
-from receiver.settings.submitting import ProviderApi, Rule
+from receiver.outbound.client import CONNECT_SECONDS, Egress
+from receiver.providers import Adapter, PullProvider
+from receiver.settings import submitting
+from receiver.settings.model import Settings, SourceSettings, SubmitSettings
+from receiver.settings.submitting import TOKEN_SECONDS, Rule
 from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer, Receive
 
@@ -56,14 +57,82 @@ class Answer:
     """To be set when all of it was sent to a caller who was still there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SubmitSource:
     """A source that may be submitted to."""
 
     settings: SourceSettings
-    api: ProviderApi
+    table: submitting.Submission
+    headers: Mapping[str, str] = field(repr=False)
+    """What every request has in place of the caller's; among it what authenticates receiver."""
+    secret: str = field(repr=False)
+    """What a callback shall carry as a proof, "" for none."""
+    adapter: Adapter
     upstream: Egress
-    pull: PullProvider | None
+
+    @classmethod
+    def create(cls, settings: Settings, source: SourceSettings, adapter: Adapter) -> SubmitSource:
+        """Return one whose settings are checked. Raises `ConfigError` when nothing could be submitted to it."""
+        api = adapter.submit_api()
+        if api is None:
+            raise ConfigError(
+                "receiver does not know what may be passed on to this provider: leave submit out"
+            )
+        if not api.headers:
+            raise ConfigError(f"submissions need the provider's key: set sources.{source.name}.api_key")
+        table = api.table
+        if source.own_callback == "pass" and table.callbacks_have_key:
+            raise ConfigError('callbacks carry the account\'s key: leave own_callback = "pass" out')
+        if settings.submit.url is None and any(job.rewrite for job in table.jobs):
+            raise ConfigError(
+                "answers of this provider have URLs that are to lead back to receiver: set submit.url"
+            )
+        headers = {name.lower(): value for name, value in api.headers.items()} | dict(table.headers)
+        # How many are under way at once has a limit of its own.
+        upstream = Egress(
+            timeout_seconds=CONNECT_SECONDS,
+            connections=0,
+            allow=source.allow,
+            ca_file=source.ca_file,
+            fresh=True,
+        )
+        made = cls(source, table, headers, api.secret, adapter, upstream)
+        if not all(job.fetch for job in table.jobs):
+            issued = made.issue(settings.public_url, CallbackTokens(["a" * 16]), None, {}, now=0)
+            if len(issued.url) > table.max_url:
+                raise ConfigError(
+                    f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most"
+                )
+        return made
+
+    @property
+    def pull(self) -> PullProvider | None:
+        """The adapter, if it can fetch results."""
+        return self.adapter if isinstance(self.adapter, PullProvider) else None
+
+    def issue(
+        self,
+        public_url: str | None,
+        tokens: CallbackTokens,
+        ref: str | None,
+        format: Mapping[str, Any],
+        *,
+        now: int,
+    ) -> IssuedUrl:
+        """Return the callback URL of one job, and what goes with it. Raises `ConfigError` when the provider could not call it."""
+        return issue_callback_url(
+            public_url,
+            self.settings,
+            tokens,
+            provider=self.pull,
+            ref=ref,
+            format=format,
+            expires_seconds=TOKEN_SECONDS,
+            expect_seconds=self.settings.submit_expect_seconds or self.table.expect_seconds,
+            job_secret=self.adapter.job_secrets,
+            short=True,
+            now=now,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,8 +140,7 @@ class Parts:
     """The parts that all calls of a process share."""
 
     settings: SubmitSettings
-    public_url: str
-    """"" where no job has a callback."""
+    public_url: str | None
     store: Store
     tokens: CallbackTokens
     bodies: BodyBuffer
@@ -100,14 +168,13 @@ class Passing:
     """As it is sent, with the callback where that belongs."""
     body: Outgoing = field(default_factory=Outgoing)
     """As it is sent."""
-    held: Body | None = None
-    """The caller's body, where all of it was read."""
     fingerprint: str | None = None
     """Of the whole call; None until a streamed body has ended."""
-    claims: TokenClaims | None = None
-    """Of the token in the callback; None when that is the caller's own."""
+    at: int = 0
+    """When the job's row and its callback URL were made, in epoch milliseconds."""
+    issued: IssuedUrl | None = None
+    """The callback URL; None when the callback is the caller's own, or none comes."""
     submission: Submission | None = None
-    expectation: Pickup | None = None
     began: bool = False
     """Sending began: the provider may have part of the request."""
 
@@ -116,29 +183,32 @@ class Passing:
         self.report.bytes_in += size
         self.allowance.add_bytes(size)
 
+    async def own(self, job_id: str, where: str = "") -> None:
+        """Raise `SubmissionRefused` unless the job belongs to the application; `where` says how the call names it."""
+        of = self.allowance.application
+        wanted = SubmissionFilter(application=of, source=self.call.source, job_id=job_id, limit=1)
+        if not await self.parts.store.submissions(wanted):
+            raise SubmissionRefused(404, f"{where}no job of this application has this id")
+
 
 def refusal(error: Exception, report: SubmissionReport, passing: Passing | None) -> Answer:
     """Return the answer to what went wrong. Whatever the provider may have of the call decides."""
-    headers: list[tuple[str, str]] = []
-    match error:
-        case SubmissionRefused() | SenderError():
-            status, message = error.status, error.message
-            if isinstance(error, SubmissionRefused) and error.retry_after is not None:
-                headers.append(("retry-after", str(error.retry_after)))
-        case StoreUnavailable() | JournalUnavailable() | OSError() | MemoryError():
-            status, message = 503, "nothing was sent: receiver cannot keep the job now; send it again"
-            headers.append(("retry-after", "5"))
-        case _:  # a bug of ours
-            status, message = 503, "an internal error; nothing was sent"
+    status, message, wait = 503, "an internal error; nothing was sent", None
+    if isinstance(error, SubmissionRefused | SenderError):
+        status, message, wait = error.status, error.message, getattr(error, "retry_after", None)
+    elif isinstance(error, ReceiverError | OSError | MemoryError):
+        message, wait = "nothing was sent: receiver cannot keep the job now; send it again", 5
     if passing is not None and passing.began and status == 503:
-        status, message, headers = 424, UNKNOWN, []
+        status, message, wait = 424, UNKNOWN, None
     report.outcome = {424: "unknown", 503: "not_sent"}.get(status, "refused")
     report.reason = message
     payload = {"status": report.outcome, "error": message}
     if passing is not None and passing.submission is not None:
         payload["submission"] = passing.submission.id
     body = msgspec.json.encode(payload)
-    headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
+    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+    if wait is not None:
+        headers.append(("retry-after", str(wait)))
     return Answer(status=status, headers=headers, body=once(body))
 
 

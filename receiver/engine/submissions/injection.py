@@ -10,14 +10,14 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from receiver.core.callback import Body, split_media_type
 from receiver.core.errors import OwnCallback, SubmissionRefused
 from receiver.core.submission import METHOD_FIELDS, names_in
-from receiver.engine.submissions.bodies import PIECE, Held, Segment, read_piece
+from receiver.engine.submissions.bodies import PIECE, Outgoing, Segment, held_body, read_piece
 from receiver.settings.submitting import SubmissionJob
 
 _PARTS, _PART_HEAD = 1000, 8192
@@ -70,40 +70,43 @@ def into_query(query: str, job: SubmissionJob, values: Mapping[str, Any]) -> str
     return "&".join([*kept, *added])
 
 
-def into_json(raw: bytes, job: SubmissionJob, values: Mapping[str, Any]) -> bytes:
-    """Return a JSON object with the callback in it. Raises `SubmissionRefused`."""
-    pairs = _members(raw)
-    members = dict(pairs)
-    if len(members) != len(pairs):
+Members = Sequence[tuple[str, Any]]
+
+
+def into_json(body: Body, pairs: Members, job: SubmissionJob, values: Mapping[str, Any]) -> Outgoing:
+    """Return a JSON object, whose members are `pairs`, with the callback in it. Raises `SubmissionRefused`."""
+    return held_body(body, [_with_values(body.load(), pairs, job, values)])
+
+
+def _with_values(raw: bytes, pairs: Members, job: SubmissionJob, values: Mapping[str, Any]) -> bytes:
+    found = dict(pairs)
+    if len(found) != len(pairs):
         raise SubmissionRefused(422, "the JSON names a field twice")
     for name, wanted in job.require.items():
-        if members.get(name) != wanted:
+        if found.get(name) != wanted:
             raise SubmissionRefused(422, f"only jobs are passed on: set {name} to {json.dumps(wanted)}")
-    left_out = _left_out(pairs, job, values)
-    if left_out:
+    if left_out := _left_out(pairs, job, values):
         kept = {name: value for name, value in pairs if name not in left_out}
         whole = json.dumps(kept | dict(values), ensure_ascii=False, separators=(",", ":"))
         return whole.encode("utf-8", "surrogatepass")
     if not values:
         return raw
-    start, end = raw.rstrip()[:-1].rstrip(), b"}"
-    comma = b"," if members else b""
-    return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:-1] + end
+    start, comma = raw.rstrip()[:-1].rstrip(), b"," if pairs else b""
+    return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:]
 
 
-def jobs_named(raw: bytes, job: SubmissionJob) -> list[tuple[str, str]]:
-    """Return the names and values of fields that refer to a job. Raises `SubmissionRefused` for a malformed id."""
+def jobs_named(pairs: Members, job: SubmissionJob) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of members that refer to a job. Raises `SubmissionRefused` for a malformed id."""
     places = {name.lower() for name in job.refers}
-    named = [
-        (n, value) for n, value in _members(raw) if n.lower() in places and value not in (None, "", "null")
-    ]
-    for name, value in named:
-        if not (isinstance(value, str) and value.isascii() and value.isprintable()):
-            raise SubmissionRefused(422, f"{name} is not the id of a job")
-    return named
+    for name, value in pairs:
+        if name.lower() in places and value not in (None, "", "null"):
+            if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+                raise SubmissionRefused(422, f"{name} is not the id of a job")
+            yield name, value
 
 
-def _members(raw: bytes) -> list[tuple[str, Any]]:
+def members(raw: bytes) -> Members:
+    """Return the members of a JSON object. Raises `SubmissionRefused`."""
     seen: list[list[tuple[str, Any]]] = [[]]
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,11 +129,8 @@ def _no_number(text: str) -> Any:
 # ---------------------------------------------------------------- multipart
 
 
-def into_form(
-    body: Body, content_type: str, job: SubmissionJob, values: Mapping[str, Any]
-) -> tuple[Held, str]:
-    """Return a multipart form with the callback added, as fields or in the JSON part; and a hash of the caller's parts,
-    independent of the boundary.
+def into_form(body: Body, content_type: str, job: SubmissionJob, values: Mapping[str, Any]) -> Outgoing:
+    """Return a multipart form with the callback added, as fields or in the JSON part. Its digest is independent of the boundary.
 
     Raises `SubmissionRefused`.
     """
@@ -146,15 +146,15 @@ def into_form(
         digest.update(b"%d %b %d " % (len(head), head, end - start))
         for at in range(start, end, PIECE):
             digest.update(read_piece(body, at, min(PIECE, end - at)))
-        if name == job.part and job.part:
+        if job.part and job.part in _readings(name):
             if inner:
                 raise SubmissionRefused(422, f"the form has {name} twice")
             inner = read_piece(body, start, min(end - start, PIECE)) or b"{}"
         elif not _left_out([(name, _said(body, start, end))], job, values):
             segments += [mark + head + b"\r\n\r\n", (start, end), b"\r\n"]
     if job.part:
-        named = f'name="{job.part}"\r\nContent-Type: application/json'
-        fields = [(named, into_json(inner or b"{}", job, values))]
+        inner, named = inner or b"{}", f'name="{job.part}"\r\nContent-Type: application/json'
+        fields = [(named, _with_values(inner, members(inner), job, values))]
     else:
         fields = [(f'name="{name}"', _text(value)) for name, value in values.items()]
     ours = [
@@ -162,7 +162,8 @@ def into_form(
         for named, text in fields
     ]
     segments = [*ours, *segments, f"--{fresh}--\r\n".encode()]
-    return Held(body, segments, f"multipart/form-data; boundary={fresh}"), digest.hexdigest()
+    content_type = f"multipart/form-data; boundary={fresh}"
+    return held_body(body, segments, content_type=content_type, digest=digest.hexdigest())
 
 
 def _said(body: Body, start: int, end: int) -> str:

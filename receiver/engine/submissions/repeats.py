@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from msgspec.structs import replace
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.event import new_id
-from receiver.core.submission import NewSubmission, Submission, SubmissionState
-from receiver.engine.requests import new_expectation
+from receiver.core.submission import Submission, SubmissionState
 from receiver.engine.submissions.call import UNKNOWN, Answer, Passing, once
 
-REPEAT_SECONDS = 600
-"""How long an identical submission is taken for the repetition of one whose answer was lost."""
 _LOOK_SECONDS = 0.25
 """Between two looks at a submission that another call waits for."""
 
@@ -28,78 +26,71 @@ class Repeated(Exception):
         self.earlier = earlier
 
 
-async def begin(passing: Passing, *, fetch: bool) -> Submission | None:
+async def begin(passing: Passing) -> Submission | None:
     """Commit the job's row, token and expectation before sending; or return the earlier submission that this one repeats.
 
-    With `fetch` no callback comes. Raises `StoreUnavailable`, `SubmissionRefused`.
+    Raises `StoreUnavailable`, `SubmissionRefused`.
     """
-    new = _new(passing, fetch=fetch)
-    key = new.submission.idempotency_key
-    while (earlier := await passing.parts.store.begin_submission(new)) is not None:
-        settled = await _settled(passing, earlier)
-        if key is not None and earlier.idempotency_key == key:
-            if settled.state is SubmissionState.ACCEPTED:
-                return settled
-        elif _stands(settled):
-            return settled
-    passing.submission, passing.expectation = new.submission, new.expectation
-    passing.report.submission_id = new.submission.id
-    return None
+    new, issued, store = _new(passing), passing.issued, passing.parts.store
+    claims, expectation = (issued.claims, issued.expectation) if issued else (None, None)
+    earlier = await _repeated(passing, new, lambda: store.begin_submission(new, claims, expectation))
+    if earlier is None:
+        passing.submission = new
+    return earlier
 
 
-def _new(passing: Passing, *, fetch: bool) -> NewSubmission:
-    call, claims, now = passing.call, passing.claims, passing.parts.clock()
+def _new(passing: Passing) -> Submission:
+    call, issued, now = passing.call, passing.issued, passing.at
     key = call.header("idempotency-key") or None
     if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
         raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
-    submission = Submission(
+    return Submission(
         id=new_id("sub", now),
         application=passing.allowance.application,
         source=call.source,
         request=passing.rule.request,
-        token_id=claims.token_id if claims else None,
+        token_id=issued.claims.token_id if issued and issued.claims else None,
         ref=call.ref,
         idempotency_key=key,
         fingerprint=passing.fingerprint,
         created_at=now,
         updated_at=now,
     )
-    return NewSubmission(
-        submission=submission,
-        claims=None if fetch else claims,
-        expectation=new_expectation(call.source, claims, passing.source.pull, now=now) if claims else None,
-        repeats_since=now - REPEAT_SECONDS * 1000,
-        remembered_since=now - round(passing.parts.settings.remember_seconds * 1000),
-    )
 
 
 async def ended(passing: Passing, digest: str) -> None:
     """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
-    if passing.submission is None:
-        return
-    since = passing.parts.clock() - REPEAT_SECONDS * 1000
-    wanted = replace(passing.submission, fingerprint=fingerprint_of(passing, digest))
-    while (earlier := await passing.parts.store.fingerprint_submission(wanted, since=since)) is not None:
-        settled = await _settled(passing, earlier)
-        if _stands(settled):
-            raise Repeated(settled)
+    if passing.submission is not None:
+        wanted = replace(passing.submission, fingerprint=fingerprint_of(passing, digest))
+        earlier = await _repeated(passing, wanted, lambda: passing.parts.store.fingerprint_submission(wanted))
+        if earlier is not None:
+            raise Repeated(earlier)
 
 
-async def _settled(passing: Passing, earlier: Submission) -> Submission:
-    """Wait until an earlier submission has its answer. Raises `SubmissionRefused` with 424 when that takes too long."""
+async def _repeated(
+    passing: Passing, new: Submission, look: Callable[[], Awaitable[Submission | None]]
+) -> Submission | None:
+    """Return the earlier submission that stands for a new one, with its answer; None if the new one is to be sent.
+
+    Raises `SubmissionRefused` with 424 when the earlier one takes too long.
+    """
     until = time.monotonic() + passing.parts.settings.answer_seconds
-    while earlier.state is SubmissionState.OPEN:
-        if time.monotonic() > until:
-            raise SubmissionRefused(424, "the same submission is under way, and has no answer yet")
-        await asyncio.sleep(_LOOK_SECONDS)
-        found = await passing.parts.store.submission(earlier.id)
-        earlier = found or replace(earlier, state=SubmissionState.REFUSED)
-    return earlier
+    while (earlier := await look()) is not None:
+        while earlier.state is SubmissionState.OPEN:
+            if time.monotonic() > until:
+                raise SubmissionRefused(424, "the same submission is under way, and has no answer yet")
+            await asyncio.sleep(_LOOK_SECONDS)
+            found = await passing.parts.store.submission(earlier.id)
+            earlier = found or replace(earlier, state=SubmissionState.REFUSED)
+        same_key = new.idempotency_key is not None and new.idempotency_key == earlier.idempotency_key
+        # Without a key it stands for the new one if its caller never had the answer.
+        if earlier.state is SubmissionState.ACCEPTED if same_key else _is_lost(earlier):
+            return earlier
+    return None
 
 
-def _stands(settled: Submission) -> bool:
-    """Whether a submission with its answer stands for an identical one: the caller never had that answer."""
-    return not settled.delivered and settled.state is not SubmissionState.REFUSED
+def _is_lost(earlier: Submission) -> bool:
+    return not earlier.delivered and earlier.state is not SubmissionState.REFUSED
 
 
 def fingerprint_of(passing: Passing, digest: str) -> str:
@@ -111,9 +102,7 @@ def fingerprint_of(passing: Passing, digest: str) -> str:
 
 def remembered(passing: Passing, earlier: Submission) -> Answer:
     """Return the answer that an earlier submission had. Raises `SubmissionRefused` with 424 where it had none."""
-    report = passing.report
-    passing.submission = earlier
-    report.submission_id, report.job_id, report.outcome = earlier.id, earlier.job_id, "replayed"
+    passing.submission, passing.report.outcome = earlier, "replayed"
     if earlier.answer is None:
         raise SubmissionRefused(424, UNKNOWN)
     headers, body = msgspec.msgpack.decode(earlier.answer, type=tuple[list[tuple[str, str]], bytes])

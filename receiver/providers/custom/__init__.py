@@ -233,11 +233,8 @@ class CustomProvider(Collecting, Adapter):
         if table is None:
             return None
         auth = Auth(header=table.header, prefix=table.prefixes[0])
-        return self._submit_api(
-            table,
-            auth.headers(self._api_key),
-            secret=self._proof_secrets[-1] if self._proof_secrets else "",
-        )
+        secret = self._proof_secrets[-1] if self._proof_secrets else ""
+        return ProviderApi(table, auth.headers(self._api_key), secret)
 
     # ------------------------------------------------------------ meaning
 

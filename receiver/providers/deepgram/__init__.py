@@ -161,12 +161,9 @@ class DeepgramProvider(Adapter):
 
     def submit_api(self) -> ProviderApi:
         """Return what makes a job: speech, transcripts and analyses with a callback."""
-        return self._submit_api(
-            self._submission(self._options.base_url),
-            {"authorization": f"Token {self._api_key}"} if self._api_key else {},
-            secret=self._callback_secrets[-1] if self._callback_secrets else "",
-            basic=self._basic[-1] if self._basic else None,
-        )
+        key = {"authorization": f"Token {self._api_key}"} if self._api_key else {}
+        secret = self._callback_secrets[-1] if self._callback_secrets else ""
+        return self._submit_api(self._options.base_url, key, secret=secret)
 
     # ------------------------------------------------------------ proofs
 

@@ -635,7 +635,7 @@ SET
     job_id = :job_id,
     answer = :answer,
     idempotency_key = CASE WHEN :state = 'accepted' THEN idempotency_key END,
-    updated_at = :now
+    updated_at = :updated_at
 WHERE id = :id
 
 -- name: drop_submission
@@ -651,23 +651,11 @@ WHERE source = :source AND key = :key AND kind = 'expected' AND state = 'pending
 -- Notes that the caller has its answer.
 UPDATE submissions SET delivered = 1 WHERE id = :id
 
--- name: forget_submission_key
--- Lets an idempotency key be used anew.
-UPDATE submissions SET idempotency_key = NULL WHERE id = :id
-
 -- name: forget_answers
 -- Removes kept answers and the idempotency keys that find them.
 UPDATE submissions
 SET answer = NULL, idempotency_key = NULL
-WHERE answer IS NOT NULL AND created_at < :before
-
--- name: abandon_submissions
--- Gives up submissions whose process ended before they did: there may be a job. Only an accepted one is remembered by its
--- idempotency key.
-UPDATE submissions
-SET state = 'unknown', idempotency_key = NULL
-WHERE state = 'open' AND created_at < :before
-RETURNING id
+WHERE (answer IS NOT NULL OR idempotency_key IS NOT NULL) AND state <> 'open' AND created_at < :before
 
 -- name: old_submissions
 -- Submissions; an open one stays.

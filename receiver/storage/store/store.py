@@ -17,16 +17,18 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from receiver.core.act import Act
 from receiver.core.bulk import Batch, BulkOperation
+from receiver.core.callback import TokenClaims
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Rejection
 from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.sending import PLAIN, SendingRules
-from receiver.core.submission import Submission, SubmissionEnd
+from receiver.core.submission import Submission
 from receiver.core.tally import TallyBatch
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
+    Pickup,
     StoreStats,
     TakenOver,
 )
@@ -88,7 +90,7 @@ OPERATIONS: Sequence[Operation] = (
     submission_rows.end,
     submission_rows.begin,
     submission_rows.fingerprinted,
-    submission_rows.sweep,
+    submission_rows.forget,
     event_rows.record,
     pickup_rows.defer,
     destination_rows.change,
@@ -390,26 +392,31 @@ class Store:
 
     # ------------------------------------------------------------ submissions
 
-    begin_submission = _writes(submission_rows.begin)
     submission = _reads(submission_rows.submission)
     submissions = _reads(submission_rows.submissions)
     count_usage = _writes(submission_rows.count)
 
-    async def fingerprint_submission(self, wanted: Submission, *, since: int) -> Submission | None:
-        """Note the fingerprint of a submission; return the earlier one that it repeats."""
-        return await self.write(submission_rows.fingerprinted, (wanted, since))
+    async def begin_submission(
+        self, new: Submission, claims: TokenClaims | None = None, expectation: Pickup | None = None
+    ) -> Submission | None:
+        """Write a submission with its token and expectation; or return the earlier one that it repeats."""
+        return await self.write(submission_rows.begin, (new, claims, expectation))
 
-    async def end_submission(self, ended: SubmissionEnd) -> None:
-        """Write a submission's end."""
-        await self.write(submission_rows.end, (ended,))
+    async def fingerprint_submission(self, wanted: Submission) -> Submission | None:
+        """Note the fingerprint of a submission; return the earlier one that it repeats."""
+        return await self.write(submission_rows.fingerprinted, (wanted,))
+
+    async def end_submission(self, ended: Submission, pickup: Pickup | None = None) -> None:
+        """Write what a submission came to, and the pickup of its result; an open one was not sent, and is removed."""
+        await self.write(submission_rows.end, (ended, pickup))
 
     async def deliver_submission(self, submission_id: str) -> None:
         """Note that the caller has its answer."""
         await self.write(submission_rows.delivered, (submission_id,))
 
-    async def sweep_submissions(self, *, open_before: int, answers_before: int) -> list[str]:
-        """Forget old answers; return the submissions that are `unknown` now, as they were open for too long."""
-        return await self.write(submission_rows.sweep, (open_before, answers_before))
+    async def forget_answers(self, *, before: int) -> None:
+        """Forget older answers of submissions, and the idempotency keys that find them."""
+        await self.write(submission_rows.forget, (before,))
 
     # ------------------------------------------------------------ acts
 

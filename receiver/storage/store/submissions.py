@@ -7,65 +7,53 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import asdict, astuple
 
+from receiver.core.callback import TokenClaims
 from receiver.core.event import Answered
 from receiver.core.page import Page
 from receiver.core.retention import Subject, SubjectKind
-from receiver.core.submission import (
-    NewSubmission,
-    Submission,
-    SubmissionEnd,
-    SubmissionFilter,
-    SubmissionState,
-    Usage,
-)
+from receiver.core.submission import REPEAT_SECONDS, Submission, SubmissionFilter, SubmissionState, Usage
+from receiver.core.work import Pickup
 from receiver.storage.store import pickups, tokens
 from receiver.storage.store.events import resolve
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
 
-def begin(session: Session, requests: Sequence[NewSubmission]) -> list[Submission | None]:
-    """Write submissions, their tokens and expectations; or return the earlier one that each repeats, and write nothing.
+@each
+def begin(
+    session: Session, wanted: Submission, claims: TokenClaims | None, expectation: Pickup | None
+) -> Submission | None:
+    """Write a submission, its token and expectation; or return the earlier one that it repeats, and write nothing.
 
     That is one with its idempotency key, or an identical one whose answer did not arrive, or has not yet.
     """
-    return [_begin(session, new) for new in requests]
-
-
-def _begin(session: Session, new: NewSubmission) -> Submission | None:
-    earlier = _with_key(session, new) or _repeated(session, new.submission, new.repeats_since)
-    if earlier:
+    earlier = _with_key(session, wanted) or _repeated(session, wanted)
+    if earlier is not None:
         return earlier
-    row = astuple(new.submission)
-    stored = session.run_rows("insert_submissions", [(*row[:11], int(row[11]), *row[12:])])
-    if not stored:  # another process wrote one with the key a moment ago
-        return _with_key(session, new)
-    if new.claims is not None:
-        tokens.add(session, [new.claims])
-    if new.expectation is not None:
-        pickups.add(session, [new.expectation])
+    row = astuple(wanted)
+    if not session.run_rows("insert_submissions", [(*row[:11], int(row[11]), *row[12:])]):
+        return _with_key(session, wanted)  # another process wrote one with the key a moment ago
+    if claims is not None:
+        tokens.add(session, [claims])
+    if expectation is not None:
+        pickups.add(session, [expectation])
     return None
 
 
-def _with_key(session: Session, new: NewSubmission) -> Submission | None:
-    wanted = new.submission
+def _with_key(session: Session, wanted: Submission) -> Submission | None:
     if wanted.idempotency_key is None:
         return None
     condition = "application = :application AND source = :source AND idempotency_key = :idempotency_key"
-    found = _first(session, condition, asdict(wanted))
-    if found is not None and found.created_at < new.remembered_since:
-        session.run("forget_submission_key", {"id": found.id})
-        return None
-    return found
+    return _first(session, condition, asdict(wanted))
 
 
-def _repeated(session: Session, wanted: Submission, since: int) -> Submission | None:
+def _repeated(session: Session, wanted: Submission) -> Submission | None:
     if wanted.fingerprint is None:
         return None
     condition = (
         "application = :application AND fingerprint = :fingerprint AND delivered = 0 "
         "AND created_at >= :since AND id <> :id AND state <> 'refused'"
     )
-    return _first(session, condition, {**asdict(wanted), "since": since})
+    return _first(session, condition, {**asdict(wanted), "since": wanted.created_at - REPEAT_SECONDS * 1000})
 
 
 def _first(session: Session, condition: str, params: Mapping[str, Value]) -> Submission | None:
@@ -75,28 +63,30 @@ def _first(session: Session, condition: str, params: Mapping[str, Value]) -> Sub
 
 
 @each
-def fingerprinted(session: Session, wanted: Submission, since: int) -> Submission | None:
+def fingerprinted(session: Session, wanted: Submission) -> Submission | None:
     """Note the fingerprint of a submission whose body has ended; return the earlier one that it repeats."""
     session.run("fingerprint_submission", {"id": wanted.id, "fingerprint": wanted.fingerprint})
-    return _repeated(session, wanted, since)
+    return _repeated(session, wanted)
 
 
 @each
-def end(session: Session, ended: SubmissionEnd) -> None:
-    """Write a submission's end: its expectation gets the job id, or is removed if no job was made."""
-    if ended.state is None:
+def end(session: Session, ended: Submission, pickup: Pickup | None) -> None:
+    """Write what a submission came to, and the pickup of its result; one that is still open was not sent, and is removed.
+
+    Its expectation gets the job id, or is removed if no job was made.
+    """
+    if ended.state is SubmissionState.OPEN:
         session.run("drop_submission", {"id": ended.id})
     else:
-        written = ("id", "state", "status", "job_id", "answer", "now")
+        written = ("id", "state", "status", "job_id", "answer", "updated_at")
         session.run("end_submission", {name: getattr(ended, name) for name in written})
-    if ended.expectation is not None:
-        source, key = ended.expectation
-        if ended.state in (None, SubmissionState.REFUSED) or ended.pickup is not None:
-            session.run("drop_expectation", {"source": source, "key": key})
-        elif ended.job_id is not None:
-            resolve(session, [(source, Answered(key=key, final=False, job_id=ended.job_id), "", ended.now)])
-    if ended.pickup is not None:
-        pickups.add(session, [ended.pickup])
+    if ended.state in (SubmissionState.OPEN, SubmissionState.REFUSED):
+        session.run("drop_expectation", {"source": ended.source, "key": ended.expectation})
+    elif ended.job_id is not None:
+        answered = Answered(key=ended.expectation, final=False, job_id=ended.job_id)
+        resolve(session, [(ended.source, answered, "", ended.updated_at)])
+    if pickup is not None:
+        pickups.add(session, [pickup])
 
 
 @each
@@ -106,11 +96,9 @@ def delivered(session: Session, submission_id: str) -> None:
 
 
 @each
-def sweep(session: Session, open_before: int, answers_before: int) -> list[str]:
-    """Forget old answers and idempotency keys; return the submissions that were open for too long, which are `unknown` now."""
-    session.run("forget_answers", {"before": answers_before})
-    rows = session.run("abandon_submissions", {"before": open_before})
-    return [row[0] for row in rows]
+def forget(session: Session, before: int) -> None:
+    """Forget older answers, and the idempotency keys that find them."""
+    session.run("forget_answers", {"before": before})
 
 
 def erase(session: Session, subject: Subject, jobs: Sequence[tuple[str, str]]) -> None:
@@ -125,8 +113,7 @@ def erase(session: Session, subject: Subject, jobs: Sequence[tuple[str, str]]) -
 
 def submission(session: Session, submission_id: str) -> Submission | None:
     """Return one submission; None when there is none (any more)."""
-    rows = session.run("list_submissions", {"id": submission_id, "limit": 1}, "id = :id")
-    return _of(rows[0]) if rows else None
+    return _first(session, "id = :id", {"id": submission_id})
 
 
 def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
