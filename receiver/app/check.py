@@ -29,7 +29,6 @@ from receiver.core.projection import PLACES, may_be_there
 from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
-from receiver.engine.submissions import SubmitSource
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.outbound.destinations import Kind, kind_named, kind_of, kinds
 from receiver.outbound.guard import blocked_by_address
@@ -206,6 +205,9 @@ def _submit(settings: Settings) -> Iterator[Finding]:
     """Check what submissions need."""
     if not settings.submit.tokens:
         return
+    from receiver.engine.submissions import SubmitSource  # most settings have no tokens
+
+    tokens = CallbackTokens(["a" * 16])
     for number, token in enumerate(settings.submit.tokens):
         for name in token.sources:
             source = settings.sources.get(name)
@@ -215,11 +217,11 @@ def _submit(settings: Settings) -> Iterator[Finding]:
         kind = adapter_named(source.provider)
         if source.submit and kind is not None:
             try:
-                adapter = kind.create(source, CallbackTokens(["a" * 16]))
+                adapter = kind.create(source, tokens)
             except ConfigError:  # told by the provider's own findings
                 continue
             try:
-                SubmitSource.create(settings, source, adapter)
+                SubmitSource.create(settings, source, adapter, tokens)
             except ConfigError as error:
                 yield finding("E023", f"sources.{name}.submit", error.message)
     if not settings.submit.listen:

@@ -437,9 +437,7 @@ class _Parts:
     def _submissions(self, relay: Relay) -> Submissions:
         parts = Parts(
             settings=self.settings.submit,
-            public_url=self.settings.public_url,
             store=self.lasting.store,
-            tokens=self.tokens,
             bodies=self.lasting.bodies,
             observer=self.lasting.observer,
             clock=self.lasting.clock,
@@ -461,7 +459,7 @@ def _ports(
         destinations={n: kind_of(d)(d) for n, d in settings.destinations.items()},
         pulls=pulls,
         submit_sources={
-            n: SubmitSource.create(settings, source, adapters[n])
+            n: SubmitSource.create(settings, source, adapters[n], tokens)
             for n, source in settings.sources.items()
             if source.submit and settings.submit.tokens
         },

@@ -34,7 +34,7 @@ from receiver.core.event import (
 from receiver.core.observe import CallbackReport
 from receiver.core.routing import Router
 from receiver.core.submission import SubmissionFilter, SubmissionState
-from receiver.core.work import Deferral, Pickup, PickupFilter, PickupKind
+from receiver.core.work import Deferral, Pickup, PickupKind
 from receiver.providers import PullProvider, PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
@@ -162,14 +162,11 @@ class Recorder:
         for _ in range(_JOIN_LOOKS if draft.job_id else 0):
             # Asked first: a submission that ends between the two questions is found by the second.
             may_be = await self._store.submissions(under_way)
-            found = await self._store.pickups(PickupFilter(source=source, job_id=draft.job_id, limit=10))
-            for expected in found:
-                if expected.kind is PickupKind.EXPECTED:
-                    final = draft.stage is not Stage.PROGRESS
-                    ref = expected.ref if draft.ref is None else draft.ref
-                    return replace(draft, ref=ref), Answered(
-                        key=expected.key, final=final, job_id=draft.job_id
-                    )
+            of_job = SubmissionFilter(source=source, job_id=draft.job_id, limit=1)
+            for made in await self._store.submissions(of_job):
+                final, ref = draft.stage is not Stage.PROGRESS, made.ref if draft.ref is None else draft.ref
+                answered = Answered(key=made.expectation, final=final, job_id=draft.job_id)
+                return replace(draft, ref=ref), answered
             if not may_be:
                 break
             await asyncio.sleep(_JOIN_SECONDS)

@@ -189,7 +189,7 @@ class BodyBuffer:
                 if writer is not None and sum(map(len, pieces)) >= (piece if held else MEMORY_LIMIT):
                     await writer.write(pieces)
                     pieces = []
-                data, more = await _next(receive, deadline, idle)
+                data, more = await next_piece(receive, deadline, idle)
                 pieces.append(data)
                 size += len(data)
                 if size > limit:
@@ -316,8 +316,11 @@ def _copy(path: str, target: Path, sha256: str) -> None:
         os.close(fd)
 
 
-async def _next(receive: Receive, deadline: float, idle: float) -> tuple[bytes, bool]:
-    """Return the next piece of a body, and whether more will come."""
+async def next_piece(receive: Receive, deadline: float, idle: float) -> tuple[bytes, bool]:
+    """Return the next piece of a body, and whether more will come. Raises `BodyTooSlow`, `BodyCutOff`.
+
+    It comes within `idle` seconds, and before the `deadline` of the monotonic clock.
+    """
     try:
         async with asyncio.timeout(min(idle, deadline - time.monotonic())):
             message = await receive()

@@ -24,10 +24,11 @@ from receiver.engine.requests import MAX_REF
 from receiver.engine.submissions.allowances import Applications
 from receiver.engine.submissions.answers import commit, end, learned, passed_back
 from receiver.engine.submissions.bodies import Stream
-from receiver.engine.submissions.call import Answer, Call, Parts, Passing, SubmitSource, refusal
+from receiver.engine.submissions.call import Answer, Call, Parts, Passing, refusal
 from receiver.engine.submissions.injection import refuse_method_fields
 from receiver.engine.submissions.repeats import Repeated, begin, fingerprint_of, remembered
 from receiver.engine.submissions.sending import exchange, make, stream
+from receiver.engine.submissions.source import SubmitSource
 from receiver.settings.submitting import SubmissionJob
 from receiver.system.background import Background
 

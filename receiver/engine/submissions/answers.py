@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ async def _rest(passing: Passing, reply: Incoming, start: bytes) -> AsyncIterato
         if piece:
             passing.report.bytes_out += len(piece)
             yield piece
-        async with pace.next():
+        async with asyncio.timeout(min(pace.idle_seconds, pace.until - time.monotonic())):
             piece = await reply.read()
         if not piece:
             return

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from receiver.core.callback import Body
-from receiver.core.errors import BodyCutOff, BodyTooSlow
-from receiver.system.body_buffer import Receive, too_large
+from receiver.system.body_buffer import Receive, next_piece, too_large
 
 PIECE = 256 * 1024
 """The most bytes of a held body that are read at once."""
@@ -24,15 +24,13 @@ class Pace:
     SECONDS, BYTES_PER_SECOND = 1800.0, 64 * 1024
 
     def __init__(self, idle_seconds: float) -> None:
-        self._idle_seconds, self._until = idle_seconds, time.monotonic() + self.SECONDS
-
-    def next(self) -> asyncio.Timeout:
-        """Return the time limit of the next piece."""
-        return asyncio.timeout(min(self._idle_seconds, self._until - time.monotonic()))
+        self.idle_seconds = idle_seconds
+        self.until = time.monotonic() + self.SECONDS
+        """When it has to have ended."""
 
     def came(self, piece: bytes) -> None:
         """Note a piece."""
-        self._until += len(piece) / self.BYTES_PER_SECOND
+        self.until += len(piece) / self.BYTES_PER_SECOND
 
 
 class Outgoing:
@@ -49,20 +47,16 @@ class Outgoing:
         """Without a `length` in bytes it is sent in chunks; `content_type` stands in place of the caller's. `digest` is a hash
         of the caller's body, where it is not that of its bytes.
         """
-        self._content, self.length = content, length
+        self.content, self.length = content, length
         self.content_type, self.digest = content_type, digest
         self.limit = asyncio.Timeout(None)  # made in a thread, where there is no loop
-        self.answered = False
         self.error: Exception | None = None
         """The error that ended the body early."""
 
-    def timed(self, idle_seconds: float, answer_seconds: float) -> AsyncIterator[bytes] | None:
-        """Return it: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
-        return None if self._content is None else self._timed(self._content, idle_seconds, answer_seconds)
-
-    async def _timed(
+    async def timed(
         self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
     ) -> AsyncIterator[bytes]:
+        """Yield it: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
         try:
             self.wait(None)
             async for piece in content:
@@ -76,8 +70,8 @@ class Outgoing:
 
     def wait(self, seconds: float | None) -> None:
         """Set the time limit of the request, from now; None is no limit."""
-        # A provider may answer before it has read all: then the answer is here, and the body still goes out.
-        if not self.answered and not self.limit.expired():
+        # A provider may answer before it has read all: then the limit has ended, and the body still goes out.
+        with contextlib.suppress(RuntimeError):
             self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
@@ -161,19 +155,12 @@ class Stream(Outgoing):
         yield held
 
     async def _next(self) -> bytes:
-        try:
-            async with self._pace.next():
-                message = await self._receive()
-        except TimeoutError:
-            raise BodyTooSlow from None
-        if message["type"] == "http.disconnect":
-            raise BodyCutOff
-        piece: bytes = message.get("body", b"")
-        self.more = message.get("more_body", False)
+        pace = self._pace
+        piece, self.more = await next_piece(self._receive, pace.until, pace.idle_seconds)
         self._size += len(piece)
         if self._size > self._most:
             raise too_large(self._most)
         self._digest.update(piece)
-        self._pace.came(piece)
+        pace.came(piece)
         self._count(len(piece))
         return piece

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from receiver.core.destination_events import Routed
-from receiver.core.errors import ConfigError, ReceiverError, SenderError, SubmissionRefused
+from receiver.core.errors import ReceiverError, SenderError, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
 from receiver.core.submission import Submission, SubmissionFilter
-from receiver.core.tokens import CallbackTokens
-from receiver.engine.requests import IssuedUrl, issue_callback_url
+from receiver.engine.requests import IssuedUrl
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import Outgoing
-from receiver.outbound.client import CONNECT_SECONDS, Egress
-from receiver.providers import Adapter, PullProvider
-from receiver.settings import submitting
-from receiver.settings.model import Settings, SourceSettings, SubmitSettings
-from receiver.settings.submitting import TOKEN_SECONDS, Rule
+from receiver.engine.submissions.source import SubmitSource
+from receiver.settings.model import SubmitSettings
+from receiver.settings.submitting import Rule
 from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer, Receive
 
@@ -57,92 +53,12 @@ class Answer:
     """To be set when all of it was sent to a caller who was still there."""
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitSource:
-    """A source that may be submitted to."""
-
-    settings: SourceSettings
-    table: submitting.Submission
-    headers: Mapping[str, str] = field(repr=False)
-    """What every request has in place of the caller's; among it what authenticates receiver."""
-    secret: str = field(repr=False)
-    """What a callback shall carry as a proof, "" for none."""
-    adapter: Adapter
-    upstream: Egress
-
-    @classmethod
-    def create(cls, settings: Settings, source: SourceSettings, adapter: Adapter) -> SubmitSource:
-        """Return one whose settings are checked. Raises `ConfigError` when nothing could be submitted to it."""
-        api = adapter.submit_api()
-        if api is None:
-            raise ConfigError(
-                "receiver does not know what may be passed on to this provider: leave submit out"
-            )
-        if not api.headers:
-            raise ConfigError(f"submissions need the provider's key: set sources.{source.name}.api_key")
-        table = api.table
-        if source.own_callback == "pass" and table.callbacks_have_key:
-            raise ConfigError('callbacks carry the account\'s key: leave own_callback = "pass" out')
-        if settings.submit.url is None and any(job.rewrite for job in table.jobs):
-            raise ConfigError(
-                "answers of this provider have URLs that are to lead back to receiver: set submit.url"
-            )
-        headers = {name.lower(): value for name, value in api.headers.items()} | dict(table.headers)
-        # How many are under way at once has a limit of its own.
-        upstream = Egress(
-            timeout_seconds=CONNECT_SECONDS,
-            connections=0,
-            allow=source.allow,
-            ca_file=source.ca_file,
-            fresh=True,
-        )
-        made = cls(source, table, headers, api.secret, adapter, upstream)
-        if not all(job.fetch for job in table.jobs):
-            issued = made.issue(settings.public_url, CallbackTokens(["a" * 16]), None, {}, now=0)
-            if len(issued.url) > table.max_url:
-                raise ConfigError(
-                    f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most"
-                )
-        return made
-
-    @property
-    def pull(self) -> PullProvider | None:
-        """The adapter, if it can fetch results."""
-        return self.adapter if isinstance(self.adapter, PullProvider) else None
-
-    def issue(
-        self,
-        public_url: str | None,
-        tokens: CallbackTokens,
-        ref: str | None,
-        format: Mapping[str, Any],
-        *,
-        now: int,
-    ) -> IssuedUrl:
-        """Return the callback URL of one job, and what goes with it. Raises `ConfigError` when the provider could not call it."""
-        return issue_callback_url(
-            public_url,
-            self.settings,
-            tokens,
-            provider=self.pull,
-            ref=ref,
-            format=format,
-            expires_seconds=TOKEN_SECONDS,
-            expect_seconds=self.settings.submit_expect_seconds or self.table.expect_seconds,
-            job_secret=self.adapter.job_secrets,
-            short=True,
-            now=now,
-        )
-
-
 @dataclass(slots=True, kw_only=True)
 class Parts:
     """The parts that all calls of a process share."""
 
     settings: SubmitSettings
-    public_url: str | None
     store: Store
-    tokens: CallbackTokens
     bodies: BodyBuffer
     observer: Observers
     clock: Callable[[], int]

@@ -150,13 +150,16 @@ def into_form(body: Body, content_type: str, job: SubmissionJob, values: Mapping
             if inner:
                 raise SubmissionRefused(422, f"the form has {name} twice")
             inner = read_piece(body, start, min(end - start, PIECE)) or b"{}"
-        elif not _left_out([(name, _said(body, start, end))], job, values):
+        elif not _left_out(
+            [(name, read_piece(body, start, min(end - start, 4096)).decode("utf-8", "replace"))], job, values
+        ):
             segments += [mark + head + b"\r\n\r\n", (start, end), b"\r\n"]
     if job.part:
         inner, named = inner or b"{}", f'name="{job.part}"\r\nContent-Type: application/json'
         fields = [(named, _with_values(inner, members(inner), job, values))]
     else:
-        fields = [(f'name="{name}"', _text(value)) for name, value in values.items()]
+        texts = {n: value if isinstance(value, str) else json.dumps(value) for n, value in values.items()}
+        fields = [(f'name="{name}"', text.encode()) for name, text in texts.items()]
     ours = [
         mark + f"Content-Disposition: form-data; {named}\r\n\r\n".encode() + text + b"\r\n"
         for named, text in fields
@@ -164,15 +167,6 @@ def into_form(body: Body, content_type: str, job: SubmissionJob, values: Mapping
     segments = [*ours, *segments, f"--{fresh}--\r\n".encode()]
     content_type = f"multipart/form-data; boundary={fresh}"
     return held_body(body, segments, content_type=content_type, digest=digest.hexdigest())
-
-
-def _said(body: Body, start: int, end: int) -> str:
-    """Return the beginning of a part as text."""
-    return read_piece(body, start, min(end - start, 4096)).decode("utf-8", "replace")
-
-
-def _text(value: Any) -> bytes:
-    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
 def _name(head: bytes) -> str:

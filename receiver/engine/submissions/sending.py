@@ -44,14 +44,12 @@ async def make(passing: Passing, job: SubmissionJob) -> None:
 
 def _values(passing: Passing, job: SubmissionJob) -> Mapping[str, Any]:
     """Return what to put into the request, with a fresh callback URL unless the result is fetched."""
-    call, source, parts = passing.call, passing.source, passing.parts
-    passing.at = parts.clock()
+    call, source, passing.at = passing.call, passing.source, passing.parts.clock()
     known = {"ref": call.ref or "", "secret": source.secret}
     if not job.fetch:
         asked = {name: value for name, value in names_in(call.query) if name in FORMAT_KEYS}
         asked |= filled(job.format, passing.rule.names)
-        issued = source.issue(parts.public_url, parts.tokens, call.ref, asked, now=passing.at)
-        passing.issued = issued
+        passing.issued = issued = source.issue(ref=call.ref, format=asked, now=passing.at)
         known |= {"callback": issued.url, "token": issued.token or ""}
         known["secret"] = issued.webhook_secret or source.secret
     wanted = {name: text for name, text in job.set.items() if known["secret"] or "{secret}" not in str(text)}
@@ -138,13 +136,12 @@ async def exchange(passing: Passing) -> Incoming:
     if not isinstance(place, Target):
         raise SubmissionRefused(404, place)
     patience = _patience(call.header("prefer"), settings.answer_seconds)
-    pieces = body.timed(settings.idle_seconds, patience)
+    pieces = body.timed(body.content, settings.idle_seconds, patience) if body.content else None
     passing.began = True
     try:
         async with body.limit:
             body.wait(CONNECT_SECONDS + patience)
             reply = await passing.source.upstream.exchange(call.method, place, _headers(passing), pieces)
-            body.answered = True
     except TimeoutError:
         raise SubmissionRefused(424, UNKNOWN) from None
     if isinstance(reply, Failure):

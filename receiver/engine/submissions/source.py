@@ -1,0 +1,78 @@
+"""A source that may be submitted to: what of its provider's API is passed on, and how its callback URLs are issued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from receiver.core.errors import ConfigError
+from receiver.core.tokens import CallbackTokens
+from receiver.engine.requests import IssuedUrl, issue_callback_url
+from receiver.outbound.client import CONNECT_SECONDS, Egress
+from receiver.providers import Adapter, PullProvider
+from receiver.settings.model import Settings, SourceSettings
+from receiver.settings.submitting import TOKEN_SECONDS, Submission
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitSource:
+    """A source that may be submitted to."""
+
+    settings: SourceSettings
+    table: Submission
+    headers: Mapping[str, str] = field(repr=False)
+    """What every request has in place of the caller's; among it what authenticates receiver."""
+    secret: str = field(repr=False)
+    """What a callback shall carry as a proof, "" for none."""
+    pull: PullProvider | None
+    """The adapter, if it can fetch results."""
+    upstream: Egress
+    issue: Callable[..., IssuedUrl] = field(repr=False)
+    """Issues the callback URL of one job, from its `ref` and `format`, `now`."""
+
+    @classmethod
+    def create(
+        cls, settings: Settings, source: SourceSettings, adapter: Adapter, tokens: CallbackTokens
+    ) -> SubmitSource:
+        """Return one whose settings are checked. Raises `ConfigError` when nothing could be submitted to it."""
+        api = adapter.submit_api()
+        if api is None:
+            raise ConfigError(
+                "receiver does not know what may be passed on to this provider: leave submit out"
+            )
+        table, pull = api.table, adapter if isinstance(adapter, PullProvider) else None
+        issue = partial(
+            issue_callback_url,
+            settings.public_url,
+            source,
+            tokens,
+            provider=pull,
+            expires_seconds=TOKEN_SECONDS,
+            expect_seconds=source.submit_expect_seconds or table.expect_seconds,
+            job_secret=adapter.job_secrets,
+            short=True,
+        )
+        has_own, is_led_back = source.own_callback == "pass", any(job.rewrite for job in table.jobs)
+        longest = 0 if all(job.fetch for job in table.jobs) else len(issue(now=0).url)
+        wrong = {
+            f"submissions need the provider's key: set sources.{source.name}.api_key": not api.headers,
+            'callbacks carry the account\'s key: leave own_callback = "pass" out': has_own
+            and table.callbacks_have_key,
+            "answers of this provider have URLs that are to lead back to receiver: set submit.url": is_led_back
+            and settings.submit.url is None,
+            f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": longest
+            > table.max_url,
+        }
+        for message, is_so in wrong.items():
+            if is_so:
+                raise ConfigError(message)
+        upstream = Egress(
+            timeout_seconds=CONNECT_SECONDS,
+            connections=0,  # how many are under way at once has a limit of its own
+            allow=source.allow,
+            ca_file=source.ca_file,
+            fresh=True,
+        )
+        headers = {name.lower(): value for name, value in api.headers.items()} | dict(table.headers)
+        return cls(source, table, headers, api.secret, pull, upstream, issue)
