@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec.structs import replace as changed
 
+from receiver.cli.asking import asked, listed
 from receiver.cli.options import (
     AsJson,
-    Chosen,
     Limit,
     OfJob,
     OfRef,
@@ -21,7 +21,7 @@ from receiver.cli.options import (
     OfType,
     Since,
     Wide,
-    ask_each,
+    ask,
     load_to_look,
     opened_blobs,
     opened_store,
@@ -29,16 +29,14 @@ from receiver.cli.options import (
     since,
 )
 from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
-from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import EVENT_TYPES, TIME_CHARS, Event, EventSearch
+from receiver.core.event import TIME_CHARS
 from receiver.core.observe import harmless
-from receiver.core.page import filled
-from receiver.core.routing import fitting_types
-from receiver.core.work import Delivery, DeliveryState
-from receiver.web.views import view
+from receiver.core.work import DeliveryState
+from receiver.web.views import DeliveryShown, DeliveryWhole, EventShown, view
 
 if TYPE_CHECKING:
+    from receiver.core.event import EventSearch
     from receiver.core.work import Pickup
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
@@ -99,52 +97,29 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """List events, or show one."""
-    from receiver.core.event import EventFilter
+    from receiver.web.api import events as api
 
     settings = load_to_look(ctx)
+    wanted: dict[str, Any] = {"source": source, "type": type_, "ref": ref, "job_id": job}
     if body:
         if event_id is None:
             raise UsageError("--body goes with the id of one event")
         sys.stdout.buffer.write(asyncio.run(_kept_body(settings, event_id)))
-        return
-    if event_id is not None:
-        asyncio.run(_show_event(settings, event_id, wide=wide, as_json=as_json))
-        return
-    if follow:
-        asyncio.run(_follow(settings, source, type_, ref, job, as_json=as_json))
-        return
-    filters = EventFilter(ref=ref, job_id=job, since=since(since_), limit=limit)
-    found = ask_each(
-        settings,
-        lambda store, source, type_: filled(store.events, changed(filters, source=source, type=type_), limit),
-        Chosen("source", source, settings.sources),
-        Chosen("event type", type_, EVENT_TYPES),
-        order="recorded_at",
-        limit=limit,
-    )
-    print_list(_EVENTS, found, wide=wide, as_json=as_json)
+    elif event_id is not None:
+        _show_event(settings, event_id, wide=wide, as_json=as_json)
+    elif follow:
+        asyncio.run(_follow(settings, api.search_of(api.EventQuery(**wanted)), as_json=as_json))
+    else:
+        found = listed(settings, api.listed, limit, since=since(since_), **wanted)
+        print_list(_EVENTS, found, wide=wide, as_json=as_json)
 
 
-async def _follow(
-    settings: Settings,
-    source: str | None,
-    type_: str | None,
-    ref: str | None,
-    job: str | None,
-    *,
-    as_json: bool,
-) -> None:
+async def _follow(settings: Settings, wanted: EventSearch, *, as_json: bool) -> None:
     """Print what is recorded from now on, for ever."""
     from receiver.engine.following import followed, newest_place
 
     async with opened_store(settings) as store:
-        search = EventSearch(
-            source=source,
-            types=None if type_ is None else fitting_types(type_),
-            ref=ref,
-            job_id=job,
-            after=await newest_place(store),
-        )
+        search = changed(wanted, newest_first=False, after=await newest_place(store))
         async for found in followed(store, search, seconds=_FOLLOW_SECONDS):
             for one in found:
                 fields, event = view(one.event), one.event
@@ -163,17 +138,26 @@ async def _kept_body(settings: Settings, event_id: str) -> bytes:
         return await blobs.get(event.blob_key)
 
 
-async def _event(store: Store, event_id: str) -> Event:
-    """Return an event. Raises `NotFound`, with the pickup's id where the event is still to come."""
+def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool) -> None:
+    from receiver.web.api import events as api
+
     try:
-        return await store.event(event_id)
+        found = asked(settings, api.one, event_id=event_id)
     except NotFound:
-        awaited = await _awaited(store, event_id)
+        awaited = ask(settings, lambda store: _awaited(store, event_id))
         if awaited is None:
             raise
         raise NotFound(
             f"{event_id} is still to come: `receiver pickups {awaited.id}` tells how far its pickup is"
         ) from None
+    fields = view(found)
+    if as_json:
+        print_json(fields)
+        return
+    data = fields["data"]
+    print_fields((name, fields[name]) for name in EventShown.__struct_fields__ if name != "data")
+    print_json(data)
+    _print_deliveries(settings, found.deliveries, wide=wide)
 
 
 async def _awaited(store: Store, event_id: str) -> Pickup | None:
@@ -183,24 +167,6 @@ async def _awaited(store: Store, event_id: str) -> Pickup | None:
     moment = event_id.removeprefix("evt_")[:TIME_CHARS]
     found = await store.pickups(PickupFilter(after=f"pku_{moment}{'z' * 17}", limit=200))
     return next((pickup for pickup in found if pickup.event_id == event_id), None)
-
-
-async def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool) -> None:
-    from receiver.core.work import DeliveryFilter
-    from receiver.engine import holds
-
-    async with opened_store(settings) as store:
-        event = await _event(store, event_id)
-        wanted = DeliveryFilter(event_id=event_id, limit=1000)
-        owed = await holds.deliveries(store, settings.destinations, wanted, now=wall_clock())
-    if as_json:
-        print_json(view(event) | {"deliveries": [view(d) for d in owed]})
-        return
-    fields = view(event)
-    data = fields.pop("data")
-    print_fields(fields.items())
-    print_json(data)
-    _print_deliveries(settings, owed, wide=wide)
 
 
 def deliveries(
@@ -217,59 +183,45 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, or show one. One delivery comes with its attempts."""
-    from receiver.core.work import DeliveryFilter
-    from receiver.engine import holds
+    from receiver.web.api import deliveries as api
 
     settings = load_to_look(ctx)
     if delivery_id is not None:
-        asyncio.run(_show_delivery(settings, delivery_id, wide=wide, as_json=as_json))
+        _show_delivery(
+            settings, asked(settings, api.one, delivery_id=delivery_id), wide=wide, as_json=as_json
+        )
         return
-    filters = DeliveryFilter(state=state, event_id=event, since=since(since_), limit=limit)
-    found = ask_each(
-        settings,
-        lambda store, name: filled(
-            partial(holds.deliveries, store, settings.destinations, now=wall_clock()),
-            changed(filters, destination=name),
-            limit,
-        ),
-        Chosen("destination", destination, settings.destinations),
-        order="id",
-        limit=limit,
-    )
+    wanted = {"destination": destination, "state": state, "event_id": event, "since": since(since_)}
+    found = listed(settings, api.listed, limit, **wanted)
     _print_deliveries(settings, found, wide=wide, as_json=as_json)
 
 
-async def _show_delivery(settings: Settings, delivery_id: str, *, wide: bool, as_json: bool) -> None:
-    from receiver.engine import holds
-
-    async with opened_store(settings) as store:
-        owed = [await store.delivery(delivery_id)]
-        (delivery,) = await holds.with_holds(store, settings.destinations, owed, now=wall_clock())
-        attempts = await store.attempts(delivery_id)
-    fields = view(delivery)
+def _show_delivery(settings: Settings, found: DeliveryWhole, *, wide: bool, as_json: bool) -> None:
+    fields = view(found)
     if as_json:
-        print_json(fields | {"attempts_made": [view(attempt) for attempt in attempts]})
+        print_json(fields)
         return
-    allowed = _allowed(settings, delivery)
-    print_fields((fields | {"attempts": of_all(delivery.attempts, allowed)}).items())
-    print_attempts(attempts, allowed, wide=wide)
+    allowed = _allowed(settings, found)
+    del fields["attempts_made"]
+    print_fields((fields | {"attempts": of_all(found.attempts, allowed)}).items())
+    print_attempts(found.attempts_made, allowed, wide=wide)
 
 
 def _print_deliveries(
-    settings: Settings, found: list[Delivery], *, wide: bool, as_json: bool = False
+    settings: Settings, found: Sequence[DeliveryShown], *, wide: bool, as_json: bool = False
 ) -> None:
-    def attempts(one: Delivery) -> str:
+    def attempts(one: DeliveryShown) -> str:
         return of_all(one.attempts, _allowed(settings, one))
 
     print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts, "state": _state})
 
 
-def _state(delivery: Delivery) -> str:
+def _state(delivery: DeliveryShown) -> str:
     """Return a delivery's state, with what holds it back."""
     return delivery.state + (f" ({delivery.held_by})" if delivery.held_by else "")
 
 
-def _allowed(settings: Settings, delivery: Delivery) -> int | None:
+def _allowed(settings: Settings, delivery: DeliveryShown) -> int | None:
     """Return how many attempts there may be, those before the last replay counted; None when the destination is gone."""
     destination = settings.destinations.get(delivery.destination)
     return None if destination is None else delivery.round_start + destination.policy.attempts
@@ -283,13 +235,8 @@ def rejections(
     as_json: AsJson = False,
 ) -> None:
     """List callbacks that were refused. The last 100 of each source and kind are kept; bodies are not shown."""
-    settings = load_to_look(ctx)
-    found = ask_each(
-        settings,
-        lambda store, name: store.rejections(name, limit=limit),
-        Chosen("source", source, settings.sources),
-        order="at",
-        limit=limit,
-    )
+    from receiver.web.api import rejections as api
+
+    found = listed(load_to_look(ctx), api.listed, limit, source=source)
     names = {"headers": lambda one: ", ".join(one.headers)}
     print_list(_REJECTIONS, found, wide=wide, as_json=as_json, more=names)

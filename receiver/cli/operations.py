@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from receiver.cli.acting import acting
-from receiver.cli.options import AsJson, Limit, Wide, ask, load_to_look, opened_store, option
+from receiver.cli.asking import listed
+from receiver.cli.options import AsJson, Limit, Wide, load_to_look, opened_store, option
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.bulk import BulkOperation
 from receiver.core.clock import wall_clock
@@ -40,8 +41,9 @@ def register(app: typer.Typer) -> None:
 
 def list_(ctx: typer.Context, limit: Limit = 50, wide: Wide = False, as_json: AsJson = False) -> None:
     """List operations with their state, and how far each has come."""
-    found = ask(load_to_look(ctx), lambda store: store.operations(None, limit))
-    print_list(_OPERATIONS, found, wide=wide, as_json=as_json)
+    from receiver.web.api import operations as api
+
+    print_list(_OPERATIONS, listed(load_to_look(ctx), api.listed, limit), wide=wide, as_json=as_json)
 
 
 def resume(ctx: typer.Context, operation: Id, rate: Rate = None, as_json: AsJson = False) -> None:

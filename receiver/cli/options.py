@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fnmatch
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from itertools import product
-from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -92,6 +89,12 @@ def since(text: str | None, *, now: int | None = None) -> int | None:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def moment(text: str | None) -> datetime | None:
+    """Return the time of `2h` (that long ago) or `2026-11-21T10:00Z`. Raises `UsageError`."""
+    at = since(text)
+    return None if at is None else datetime.fromtimestamp(at / 1000, UTC)
+
+
 def job_format(text: str | None) -> dict[str, Any]:
     """Return `encoding=linear16,sample_rate=24000` as a mapping, whole numbers as numbers. Raises `UsageError`."""
     from receiver.engine.requests import checked_format
@@ -142,61 +145,6 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
-
-
-class Chosen(NamedTuple):
-    """A filter by name: which there are, and which were asked for, `*` standing for anything as in the settings."""
-
-    what: str
-    pattern: str | None
-    known: Collection[str]
-
-    def names(self) -> list[str | None]:
-        """Return the names that fit. Raises `UsageError` when none does and what was asked for is a pattern."""
-        if self.pattern is None:
-            return [None]
-        fit = fnmatch.filter(self.known, self.pattern)
-        if not fit and any(char in self.pattern for char in "*?["):
-            raise self.unknown()
-        return [*fit] or [self.pattern]  # perhaps one that the settings no longer have
-
-    def unknown(self) -> UsageError:
-        """Return the error that tells which there are."""
-        from receiver.settings.load import did_you_mean
-
-        there = (
-            did_you_mean(self.pattern or "", self.known)
-            or f"there is: {', '.join(sorted(self.known)) or 'none'}"
-        )
-        return UsageError(f"there is no {self.what} {self.pattern!r}; {there}")
-
-    def refuse_unknown(self) -> None:
-        """Raise `UsageError` for a name that there is not: told when nothing was found by it."""
-        if self.pattern is not None and not fnmatch.filter(self.known, self.pattern):
-            raise self.unknown()
-
-
-def ask_each(
-    settings: Settings,
-    question: Callable[..., Awaitable[Iterable[T]]],
-    *filters: Chosen,
-    order: str,
-    limit: int,
-) -> list[T]:
-    """Return what the store answers for each combination of names that fit, the last by `order` first. Raises `UsageError`."""
-
-    async def answer(store: Store) -> list[T]:
-        return [
-            one
-            for names in product(*(chosen.names() for chosen in filters))
-            for one in await question(store, *names)
-        ]
-
-    found = ask(settings, answer)
-    if not found:
-        for chosen in filters:
-            chosen.refuse_unknown()
-    return sorted(found, key=attrgetter(order), reverse=True)[:limit]
 
 
 def ask(settings: Settings, question: Callable[[Store], Awaitable[T]]) -> T:

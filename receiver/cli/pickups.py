@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from msgspec.structs import replace as changed
 
 from receiver.cli.acting import acting
+from receiver.cli.asking import asked, listed
 from receiver.cli.options import (
     AsJson,
-    Chosen,
     ExpectWithin,
     Format,
     Limit,
@@ -23,12 +22,11 @@ from receiver.cli.options import (
     Ref,
     SourceName,
     Wide,
-    ask_each,
+    ask,
     job_format,
     load,
     load_to_look,
     made_store,
-    opened_store,
     option,
     pull_provider,
     seconds,
@@ -36,7 +34,6 @@ from receiver.cli.options import (
 from receiver.cli.output import Listing, print_attempts, print_fields, print_json, print_list, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound
-from receiver.core.page import filled
 from receiver.core.work import Pickup, PickupState
 from receiver.web.views import time_of, view
 
@@ -186,32 +183,18 @@ def pickups(
     as_json: AsJson = False,
 ) -> None:
     """List pickups, or show one. One pickup comes with its attempts."""
-    from receiver.core.work import PickupFilter
+    from receiver.web.api import pickups as api
 
     settings = load_to_look(ctx)
-    if pickup_id is not None:
-        asyncio.run(_show(settings, pickup_id, wide=wide, as_json=as_json))
+    if pickup_id is None:
+        found = listed(settings, api.listed, limit, source=source, state=state, job_id=job, ref=ref)
+        print_list(_PICKUPS, found, wide=wide, as_json=as_json)
         return
-    filters = PickupFilter(state=state, job_id=job, ref=ref, limit=limit)
-    found = ask_each(
-        settings,
-        lambda store, name: filled(store.pickups, changed(filters, source=name), limit),
-        Chosen("source", source, settings.sources),
-        order="id",
-        limit=limit,
-    )
-    print_list(_PICKUPS, found, wide=wide, as_json=as_json)
-
-
-async def _show(settings: Settings, pickup_id: str, *, wide: bool, as_json: bool) -> None:
-    async with opened_store(settings) as store:
-        found = await store.pickup(pickup_id)
-        attempts = await store.pickup_attempts(pickup_id)
-        event_type = await event_type_of(store, found.event_id)
-    fields = view(found) | {"event_type": event_type}
+    one = asked(settings, api.one, pickup_id=pickup_id)
+    fields = view(one) | {"event_type": ask(settings, lambda store: event_type_of(store, one.event_id))}
     if as_json:
-        print_json(fields | {"attempts_made": [view(attempt) for attempt in attempts]})
+        print_json(fields)
         return
-    fields["format"] = ",".join(f"{key}={value}" for key, value in found.format.items())
-    print_fields(fields.items())
-    print_attempts(attempts, wide=wide)
+    fields["format"] = ",".join(f"{key}={value}" for key, value in one.format.items())
+    print_fields((name, value) for name, value in fields.items() if name != "attempts_made")
+    print_attempts(one.attempts_made, wide=wide)

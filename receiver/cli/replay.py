@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from msgspec import Struct, to_builtins
 
 from receiver.cli.acting import acting
-from receiver.cli.options import AsJson, Chosen, Yes, confirm, given, load, opened_store, since
+from receiver.cli.asking import refuse_unknown
+from receiver.cli.options import AsJson, Yes, confirm, given, load, moment, opened_store
 from receiver.cli.output import counted, print_json, warn
 from receiver.core.act import COMMAND_LINE
-from receiver.core.bulk import BulkKind, BulkOperation, BulkState, Selection
+from receiver.core.bulk import BulkOperation, BulkState
 from receiver.core.clock import wall_clock
-from receiver.core.errors import UsageError
-from receiver.core.event import EVENT_TYPES
-from receiver.core.work import DeliveryState
 
 if TYPE_CHECKING:
     from receiver.engine.bulk import BulkWorker, Plan
     from receiver.engine.replays import Replayable
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
+    from receiver.web.api.replays import NewReplay
 
 WATCH_SECONDS = 0.2
 """How often an operation is looked at while another process carries it on, or its rate makes it wait."""
@@ -61,64 +58,26 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send events again. Also for the first time, to destinations that they have no delivery to."""
-    wanted = _Wanted(ids or [], to, dead, destination, source, type_, since(since_), since(until), rate)
-    wanted.refuse_contradictions()
+    from receiver.web.api.replays import NewReplay, refuse_contradictions
+
+    wanted = NewReplay(
+        ids=ids or None,
+        to=to,
+        destination=destination,
+        state="dead" if dead else None,
+        source=source,
+        type=type_,
+        since=moment(since_),
+        until=moment(until),
+        rate=rate,
+        dry_run=dry_run,
+    )
+    flags = "--to, --dead, --destination, --source, --type, --since and --until"
+    refuse_contradictions(wanted, words=flags)
     settings = load(ctx)
-    Chosen("destination", wanted.to, settings.destinations).refuse_unknown()
-    done = _named(settings, wanted, dry_run) if ids else _fitting(settings, wanted, dry_run, yes=yes)
+    refuse_unknown(settings, "destination", wanted.to)
+    done = _named(settings, wanted) if ids else _fitting(settings, wanted, yes=yes)
     _tell(done, dry_run=dry_run, as_json=as_json)
-
-
-class _Wanted(Struct, frozen=True):
-    """What is to be sent again: ids, or filters."""
-
-    ids: Sequence[str]
-    to: str | None
-    dead: bool
-    destination: str | None
-    source: str | None
-    event_type: str | None
-    since: int | None
-    until: int | None
-    rate: int | None
-
-    def refuse_contradictions(self) -> None:
-        """Raise `UsageError` for what cannot be meant together, or is not enough."""
-        of_deliveries = self.dead or self.destination is not None
-        others = (self.source, self.event_type, self.since, self.until)
-        filtered = of_deliveries or any(one is not None for one in others)
-        if self.ids and (filtered or self.rate is not None):
-            raise UsageError("name ids, or filter with --dead, --destination, --since and the like; not both")
-        if self.to is not None and of_deliveries:
-            raise UsageError("--to makes deliveries; --dead and --destination choose among those there are")
-        if not self.ids and not filtered and self.to is None:
-            raise UsageError(
-                "name deliveries or events, or filter with --to, --dead, --destination or --since"
-            )
-
-    def chosen(self, settings: Settings) -> tuple[Chosen, Chosen, Chosen]:
-        """Return the filters by name."""
-        return (
-            Chosen("source", self.source, settings.sources),
-            Chosen("destination", self.to or self.destination, settings.destinations),
-            Chosen("event type", self.event_type, EVENT_TYPES),
-        )
-
-    def selections(self, settings: Settings) -> list[Selection]:
-        """Return what fits, a selection for each source and destination that a pattern names."""
-        sources, destinations, types = self.chosen(settings)
-        types.names()  # refuses a pattern that fits none
-        return [
-            Selection(
-                destination=destination,
-                state=DeliveryState.DEAD if self.dead else None,
-                source=source,
-                type=self.event_type,
-                since=self.since,
-                until=self.until,
-            )
-            for source, destination in product(sources.names(), destinations.names())
-        ]
 
 
 class _Done(Struct, frozen=True, kw_only=True):
@@ -128,27 +87,27 @@ class _Done(Struct, frozen=True, kw_only=True):
     replayed: int
     added: int
     left_alone: int
-    operations: Sequence[BulkOperation] = ()
+    operation: BulkOperation | None = None
 
 
 # ---------------------------------------------------------------- by name
 
 
-def _named(settings: Settings, wanted: _Wanted, dry_run: bool) -> _Done:
-    found, replayed, added = asyncio.run(_replay_named(settings, wanted, dry_run))
-    if dry_run:
+def _named(settings: Settings, wanted: NewReplay) -> _Done:
+    found, replayed, added = asyncio.run(_replay_named(settings, wanted))
+    if wanted.dry_run:
         replayed, added = len(found.ended), len(found.missing)
     busy = found.busy + len(found.ended) - (replayed if found.ended else 0)
     return _Done(found=len(found), replayed=replayed, added=added, left_alone=busy)
 
 
-async def _replay_named(settings: Settings, wanted: _Wanted, dry_run: bool) -> tuple[Replayable, int, int]:
+async def _replay_named(settings: Settings, wanted: NewReplay) -> tuple[Replayable, int, int]:
     from receiver.app.wiring import build_router
     from receiver.engine.replays import find_named, replay
 
     async with opened_store(settings) as store:
-        found = await find_named(store, build_router(settings), wanted.ids, wanted.to)
-        if dry_run:
+        found = await find_named(store, build_router(settings), wanted.ids or (), wanted.to)
+        if wanted.dry_run:
             return found, 0, 0
         async with acting(store, "replay", to=wanted.to, deliveries=str(len(found))):
             return found, *await replay(store, found, now=wall_clock())
@@ -157,48 +116,38 @@ async def _replay_named(settings: Settings, wanted: _Wanted, dry_run: bool) -> t
 # ---------------------------------------------------------------- all that fits
 
 
-def _fitting(settings: Settings, wanted: _Wanted, dry_run: bool, *, yes: bool) -> _Done:
-    plans = asyncio.run(_plan(settings, wanted))
-    operations = [one.operation for one in plans if one.operation.total]
-    busy = sum(one.left_alone for one in plans)
-    if not operations and not busy:
-        for one in wanted.chosen(settings):
-            one.refuse_unknown()
-    found = sum(one.total for one in operations)
-    replays = _of_kind(operations, BulkKind.REPLAY, "total")
-    if operations and not dry_run:
-        would = _told(replays, found - replays, "would be ")
+def _fitting(settings: Settings, wanted: NewReplay, *, yes: bool) -> _Done:
+    planned = asyncio.run(_plan(settings, wanted))
+    operation, adds = planned.operation, wanted.to is not None
+    if not operation.total and not planned.left_alone:
+        for name in ("source", "destination", "type"):
+            refuse_unknown(settings, name, getattr(wanted, name))
+    if operation.total and not wanted.dry_run:
+        would = _told(0 if adds else operation.total, operation.total if adds else 0, "would be ")
         if not yes:
             confirm(f"{would}. Go on?", would, instead=" (or look first with --dry-run)")
-        operations = asyncio.run(_replay_all(settings, operations))
-    counts = "total" if dry_run else "changed"
+        operation = asyncio.run(_replay_all(settings, operation))
+    count = operation.total if wanted.dry_run else operation.changed
     return _Done(
-        found=found,
-        replayed=_of_kind(operations, BulkKind.REPLAY, counts),
-        added=_of_kind(operations, BulkKind.BACKFILL, counts),
-        left_alone=busy,
-        operations=operations,
+        found=operation.total,
+        replayed=0 if adds else count,
+        added=count if adds else 0,
+        left_alone=planned.left_alone,
+        operation=operation if operation.total else None,
     )
 
 
-def _of_kind(operations: Sequence[BulkOperation], kind: BulkKind, counts: str) -> int:
-    return sum(getattr(one, counts) for one in operations if one.kind is kind)
-
-
-async def _plan(settings: Settings, wanted: _Wanted) -> list[Plan]:
+async def _plan(settings: Settings, wanted: NewReplay) -> Plan:
     from receiver.app.wiring import build_router
     from receiver.engine.bulk import plan
+    from receiver.web.api.replays import selected
 
-    kind = BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL
     router, by, now = build_router(settings), COMMAND_LINE, wall_clock()
     async with opened_store(settings) as store:
-        return [
-            await plan(store, router, kind, selection, rate=wanted.rate, by=by, now=now)
-            for selection in wanted.selections(settings)
-        ]
+        return await plan(store, router, *selected(wanted), rate=wanted.rate, by=by, now=now)
 
 
-async def _replay_all(settings: Settings, operations: Sequence[BulkOperation]) -> list[BulkOperation]:
+async def _replay_all(settings: Settings, planned: BulkOperation) -> BulkOperation:
     from receiver.app.wiring import build_router
     from receiver.core.observe import Observers
     from receiver.engine.bulk import BulkWorker
@@ -206,11 +155,8 @@ async def _replay_all(settings: Settings, operations: Sequence[BulkOperation]) -
     async with opened_store(settings) as store:
         router, observer = build_router(settings), Observers([])
         worker = BulkWorker(store, router, wake=frozenset, observer=observer, clock=wall_clock)
-        done = []
-        for one in operations:
-            async with acting(store, "replay", one.id, **to_builtins(one.selection)):
-                done.append(await carried_on(store, worker, one, "Replaying"))
-        return done
+        async with acting(store, "replay", planned.id, **to_builtins(planned.selection)):
+            return await carried_on(store, worker, planned, "Replaying")
 
 
 async def carried_on(store: Store, worker: BulkWorker, planned: BulkOperation, doing: str) -> BulkOperation:
@@ -235,7 +181,7 @@ async def carried_on(store: Store, worker: BulkWorker, planned: BulkOperation, d
 
 def _tell(done: _Done, *, dry_run: bool, as_json: bool) -> None:
     """Tell what was done. Status 1 when there was nothing to do."""
-    ids = [one.id for one in done.operations]
+    ids = [done.operation.id] if done.operation else []
     changed = 0 if dry_run else done.replayed + done.added
     if as_json:
         counts = {"replayed": 0, "added": 0} if dry_run else {"replayed": done.replayed, "added": done.added}
@@ -256,8 +202,8 @@ def _tell(done: _Done, *, dry_run: bool, as_json: bool) -> None:
         )
     if done.left_alone and not as_json:
         warn(f"{_count(done.left_alone)} still under way, left alone")
-    for stopped in (one for one in done.operations if one.state is BulkState.STOPPED):
-        warn(f"{stopped.id} was stopped after {stopped.done} of {stopped.total}")
+    if done.operation and done.operation.state is BulkState.STOPPED:
+        warn(f"{done.operation.id} was stopped after {done.operation.done} of {done.operation.total}")
     if not dry_run and not changed:
         raise typer.Exit(1)
 

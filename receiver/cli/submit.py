@@ -7,25 +7,22 @@ import string
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from msgspec.structs import replace
 
+from receiver.cli.asking import listed
 from receiver.cli.options import (
     AsJson,
-    Chosen,
     Limit,
     OfJob,
     OfRef,
     OfSource,
     Wide,
-    ask_each,
     load,
     load_to_look,
     option,
 )
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.errors import ConfigError
-from receiver.core.page import filled
-from receiver.core.submission import SubmissionFilter, SubmissionState
+from receiver.core.submission import SubmissionState
 from receiver.web.views import page
 
 if TYPE_CHECKING:
@@ -97,16 +94,12 @@ def submissions(
     as_json: AsJson = False,
 ) -> None:
     """List jobs that applications submitted through receiver. The status is the provider's answer, or 424 where none is known."""
-    settings = load_to_look(ctx)
-    filters = SubmissionFilter(application=application, state=state, job_id=job, ref=ref, limit=limit)
-    found = ask_each(
-        settings,
-        lambda store, name: filled(store.submissions, replace(filters, source=name), limit),
-        Chosen("source", source, settings.sources),
-        order="id",
-        limit=limit,
+    from receiver.web.api import submissions as api
+
+    wanted = {"application": application, "source": source, "state": state, "job_id": job, "ref": ref}
+    print_list(
+        _SUBMISSIONS, listed(load_to_look(ctx), api.listed, limit, **wanted), wide=wide, as_json=as_json
     )
-    print_list(_SUBMISSIONS, found, wide=wide, as_json=as_json)
 
 
 def _row(url: str, source: SourceSettings) -> dict[str, Any]:

@@ -31,14 +31,13 @@ class BulkState(StrEnum):
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which rows an operation selects, among those that existed when it was counted."""
+    """Which rows an operation selects, among those that existed when it was counted. In names `*` stands for anything."""
 
     destination: str | None = None
     """The destination of the deliveries; for a backfill, the destination that receives the missing events."""
     state: DeliveryState | None = None
     source: str | None = None
     type: str | None = None
-    """`*` stands for anything, as in `speech.*`."""
     since: int | None = None
     until: int | None = None
 

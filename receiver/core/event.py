@@ -339,23 +339,6 @@ class Rejection(Struct, frozen=True, kw_only=True):
     """For the store to keep; never in a list."""
 
 
-class EventFilter(Struct, frozen=True, kw_only=True):
-    """Which events to list, those recorded last first."""
-
-    source: str | None = None
-    type: str | None = None
-    job_id: str | None = None
-    ref: str | None = None
-    since: int | None = None
-    """Recorded at or after this time."""
-    until: int | None = None
-    """Recorded before this time."""
-    after: tuple[int, str] | None = None
-    """`recorded_at` and id of the last event of the page before. An id alone is no place in the list: that of an awaited
-    event is older than the event."""
-    limit: int = 50
-
-
 class Place(NamedTuple):
     """An event's place in the order of recording."""
 

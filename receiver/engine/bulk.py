@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 
 import msgspec
 from msgspec import Struct, field
@@ -111,11 +112,11 @@ async def _count_deliveries(store: Store, planned: Plan) -> None:
 
 async def _count_events(store: Store, router: Router, planned: Plan) -> None:
     async for page in pages(store.search, _events(planned.operation)):
-        events = [one.event for one in page]
+        owed = [(one.event, "") for one in page]
         if planned.operation.kind is BulkKind.BACKFILL:
-            events = await _missing(store, router, planned.operation, events)
-        for event in events:
-            planned.add(planned.operation.selection.destination or "", event.recorded_at)
+            owed = await _missing(store, router, planned.operation, [one.event for one in page])
+        for event, destination in owed:
+            planned.add(destination, event.recorded_at)
         if planned.destinations.total() >= COUNTED:
             return
 
@@ -220,9 +221,8 @@ async def _replays(store: Store, operation: BulkOperation) -> Made:
 async def _additions(store: Store, router: Router, operation: BulkOperation) -> Made:
     page = await store.search(_events(operation))
     missing = await _missing(store, router, operation, [one.event for one in page])
-    to = operation.selection.destination or ""
-    pairs = tuple((event.id, to) for event in missing)
-    return _batch(operation, page.after, len(pairs), additions=pairs), (to,)
+    pairs = tuple((event.id, to) for event, to in missing)
+    return _batch(operation, page.after, len(pairs), additions=pairs), {to for _, to in pairs}
 
 
 def _batch(
@@ -288,12 +288,13 @@ def _events(operation: BulkOperation) -> EventSearch:
 
 async def _missing(
     store: Store, router: Router, operation: BulkOperation, events: Sequence[Event]
-) -> list[Event]:
-    """Return the events that today's settings send to the operation's destination, and that have no delivery there."""
-    to = operation.selection.destination
+) -> list[tuple[Event, str]]:
+    """Return events, each with a destination of the operation's that it goes to by today's settings and has no delivery to."""
+    to = operation.selection.destination or ""
     there = await store.deliveries_of([event.id for event in events])
     return [
-        event
+        (event, name)
         for event in events
-        if (event.id, to) not in there and to in router.destinations(event.source, event.type, event.data)
+        for name in router.destinations(event.source, event.type, event.data)
+        if fnmatchcase(name, to) and (event.id, name) not in there
     ]

@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
-from receiver.core.event import EventFilter
 from receiver.core.observe import Observer
 from receiver.core.retention import (
     KEYS_SECONDS,
@@ -302,7 +301,7 @@ class Janitor:
     async def _remove(self, orphans: list[str], known: set[str], counts: Counter[str]) -> None:
         """Delete orphans, unless the store knows so few objects that it cannot be the one they belong to."""
         few = len(orphans) <= self._limits.many or len(known) >= len(orphans)
-        if not few or not await self._store.events(EventFilter(limit=1)):
+        if not few or (await self._store.positions()).oldest is None:
             if self._warns("orphans"):
                 first, last = orphans[0], orphans[-1]
                 self._observer.note(

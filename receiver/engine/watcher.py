@@ -10,9 +10,10 @@ from msgspec import Struct
 
 from receiver.core.destination_events import Routed
 from receiver.core.errors import Unavailable
-from receiver.core.event import Event, EventFilter, RecordStatus
+from receiver.core.event import Event, EventSearch, RecordStatus
 from receiver.core.fetch import Fetch
 from receiver.core.observe import Observer
+from receiver.core.page import filled
 from receiver.core.source_events import FAILING, RECOVERED, source_event
 from receiver.engine.worker import Clock
 from receiver.providers import Adapter
@@ -104,7 +105,6 @@ class Watcher:
 
     async def _last(self, name: str) -> Event | None:
         """Return the last event about a source's webhook."""
-        found: list[Event] = []
-        for type_ in (FAILING, RECOVERED):
-            found += await self._store.events(EventFilter(source=name, type=type_, limit=1))
-        return max(found, key=lambda event: (event.recorded_at, event.id), default=None)
+        wanted = EventSearch(source=name, types=(FAILING, RECOVERED), newest_first=True, limit=1)
+        found = await filled(self._store.search, wanted, 1)
+        return found[0].event if found else None

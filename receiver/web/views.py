@@ -362,9 +362,11 @@ def each(things: Sequence[Struct]) -> list[Any]:
 
 
 def view(thing: Struct) -> dict[str, Any]:
-    """Return one thing as the JSON document that shows it."""
+    """Return one thing, or what shows it, as the JSON document that shows it."""
+    kind = _SHOWN.get(type(thing))
     # By way of JSON: only that writes an event's `data`, which is JSON already.
-    return cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(shown(thing, _SHOWN[type(thing)]))))
+    document = msgspec.json.encode(shown(thing, kind) if kind else thing)
+    return cast("dict[str, Any]", msgspec.json.decode(document))
 
 
 def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:

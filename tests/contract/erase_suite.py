@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
-from receiver.core.event import EventFilter, RecordStatus, new_id
+from receiver.core.event import RecordStatus, new_id
 from receiver.core.retention import (
     CallbackKeys,
     Erased,
@@ -24,6 +24,7 @@ from tests.contract.pickup_suite import answering, deferral, expectation, pickup
 from tests.contract.pickup_suite import claim as claim_pickups
 from tests.contract.pickup_suite import settlement as pickup_settlement
 from tests.contract.store_suite import T0, claim, recording, settlement
+from tests.support.kept_events import kept_events
 
 NOW = T0 + 5000
 REF, JOB, EVENT = SubjectKind.REF, SubjectKind.JOB, SubjectKind.EVENT
@@ -83,7 +84,7 @@ class EraseSuite:
         await store.add_pickup(pickup(source="deepgram", job_id="j"))
         erased = await erase(store, subject(REF, "r"))
         assert (len(erased.traces.event_ids), len(erased.traces.pickup_ids)) == (2, 1)
-        assert {(one.ref, one.job_id) for one in await store.events(EventFilter())} == {
+        assert {(one.ref, one.job_id) for one in await kept_events(store)} == {
             ("other", "j"),
             (None, "k"),
         }
@@ -92,9 +93,9 @@ class EraseSuite:
         for source in ("deepgram", "deapi"):
             await store.record(recording(source=source, job_id="j"))
         await erase(store, subject(JOB, "j", "deapi"))
-        assert [one.source for one in await store.events(EventFilter())] == ["deepgram"]
+        assert [one.source for one in await kept_events(store)] == ["deepgram"]
         await erase(store, subject(JOB, "j"))
-        assert await store.events(EventFilter()) == []
+        assert await kept_events(store) == []
 
     async def test_the_same_callback_is_a_duplicate_afterwards_and_not_stored(self, store: Store) -> None:
         mine = recording("app", key="k", second_key="s", ref="r")
@@ -103,7 +104,7 @@ class EraseSuite:
         for again in (recording("app", key="k", ref="r"), recording("app", second_key="s", ref="r")):
             found = await store.record(again)
             assert (found.status, found.event_id) == (RecordStatus.DUPLICATE, mine.event.id)
-        assert await store.events(EventFilter()) == []
+        assert await kept_events(store) == []
         assert await store.traces(subject(REF, "r"), limit=10) == Traces()
 
     async def test_the_keys_go_in_their_time(self, store: Store) -> None:
@@ -133,7 +134,7 @@ class EraseSuite:
         for one in held:
             settled = await store.settle_pickup(pickup_settlement(one, recording=result_of(one, "app")))
             assert settled == PickupSettled(held=False)
-        assert await store.events(EventFilter()) == []
+        assert await kept_events(store) == []
         assert await store.pickups(PickupFilter()) == []
         assert await store.next_due_pickup("deapi") is None
         again = await store.defer(deferral("k", callback="c"))
@@ -159,7 +160,7 @@ class EraseSuite:
         settled = await store.settle_pickup(pickup_settlement(held, recording=result_of(held, "app")))
         assert settled.recorded is not None
         assert settled.recorded.status is RecordStatus.DUPLICATE
-        assert await store.events(EventFilter()) == []
+        assert await kept_events(store) == []
 
     async def test_a_callback_whose_pickup_another_answered_goes_too(self, store: Store) -> None:
         """It leads to an event that never came; only the pickup's key still tells whose it was."""
@@ -186,7 +187,7 @@ class EraseSuite:
         erased = await erase(store, subject(EVENT, held.pickup.event_id))
         assert erased.traces.event_ids == (held.pickup.event_id,)
         assert erased.traces.pickup_ids == (held.pickup.id,)
-        assert len(await store.events(EventFilter())) == 1
+        assert len(await kept_events(store)) == 1
 
     async def test_an_event_that_is_still_awaited_can_be_erased(self, store: Store) -> None:
         wanted = deferral()

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound, StoreUnavailable
-from receiver.core.event import EventFilter, Recorded, RecordStatus, Stage, new_id
+from receiver.core.event import Recorded, RecordStatus, Stage, new_id
 from receiver.core.work import Deferral, DeliveryFilter, PickupFilter, PickupSettled, PickupState
 from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import (
@@ -31,6 +31,7 @@ from tests.contract.pickup_suite import (
 from tests.contract.progress_suite import ProgressSuite
 from tests.contract.resolve_suite import ResolveSuite
 from tests.contract.store_suite import T0, recording
+from tests.support.kept_events import kept_events
 
 
 class DeferSuite:
@@ -54,7 +55,7 @@ class DeferSuite:
         recorded = Recorded(status=RECORDED, event_id=made.event_id, pickup_id=made.id)
         assert await store.defer(wanted) == recorded
         assert await store.pickup(made.id) == made
-        assert await store.events(EventFilter()) == []
+        assert await kept_events(store) == []
         with pytest.raises(NotFound):
             await store.body(made.event_id)
         (held,) = await claim(store)
@@ -149,7 +150,7 @@ class DeferSuite:
             stale = result_of(held, event_type="speech.failed", key=f"pickup:{held.pickup.id}")
             done = await store.settle_pickup(settlement(held, GONE, recording=stale))
             assert done == PickupSettled(held=False)
-            assert await store.events(EventFilter()) == []
+            assert await kept_events(store) == []
         else:
             assert after == before
 
@@ -198,7 +199,7 @@ class ResultSuite:
     async def test_a_result_for_no_destination_is_recorded_all_the_same(self, store: Store) -> None:
         held = await held_pickup(store)
         await store.settle_pickup(settlement(held, recording=result_of(held)))
-        assert [one.id for one in await store.events(EventFilter())] == [held.pickup.event_id]
+        assert [one.id for one in await kept_events(store)] == [held.pickup.event_id]
         assert await store.deliveries(DeliveryFilter()) == []
 
     async def test_a_deferred_callback_leads_to_the_event_and_keeps_its_body(self, store: Store) -> None:
@@ -213,7 +214,7 @@ class ResultSuite:
             done = await store.settle_pickup(settlement(held, recording=result_of(held, "app")))
             assert done.recorded == Recorded(status=RECORDED, event_id=held.pickup.event_id)
             assert await store.body(held.pickup.event_id) == b"told"
-        assert {one.id for one in await store.events(EventFilter())} == {
+        assert {one.id for one in await kept_events(store)} == {
             before.event_id,
             first.pickup.event_id,
         }
@@ -238,7 +239,7 @@ class ResultSuite:
         await store.record(first)
         done = await store.settle_pickup(settlement(held, recording=result_of(held, "app")))
         assert done.recorded == Recorded(status=DUPLICATE, event_id=first.event.id)
-        assert await store.events(EventFilter()) == [first.event]
+        assert await kept_events(store) == [first.event]
         assert len(await store.deliveries(DeliveryFilter())) == 1
         shown = await store.pickup(held.pickup.id)
         assert (shown.state, shown.event_id, shown.attempts) == (COLLECTED, first.event.id, 1)
@@ -271,7 +272,7 @@ class ResultSuite:
         second = await ended(store, again, COLLECTED, "speech.completed")
         assert second == Recorded(status=RECORDED, event_id=again.event_id)
         assert first is not None
-        assert {one.type for one in await store.events(EventFilter())} == {
+        assert {one.type for one in await kept_events(store)} == {
             "speech.failed",
             "speech.completed",
         }
@@ -298,7 +299,7 @@ class ResultSuite:
             done = await ended(store, pickup("k", at=T0 + number), GONE, "speech.failed")
             assert done is not None
             assert done.status is RECORDED
-        assert len(await store.events(EventFilter())) == 3
+        assert len(await kept_events(store)) == 3
 
     async def test_a_failure_that_was_pushed_while_it_was_asked_for_is_told_once(self, store: Store) -> None:
         held = await held_pickup(store, pickup("k"))
@@ -309,7 +310,7 @@ class ResultSuite:
         failed = result_of(held, event_type="speech.failed", key="f")
         done = await store.settle_pickup(settlement(held, GONE, recording=failed))
         assert done.recorded == Recorded(status=DUPLICATE, event_id=pushed.event.id)
-        assert len(await store.events(EventFilter())) == 1
+        assert len(await kept_events(store)) == 1
 
     async def test_a_failure_by_both_roads_is_no_obstacle_to_a_later_success(self, store: Store) -> None:
         """The pickup stays gone, so that a result that is called back after all is fetched, and may be asked for again."""
@@ -342,7 +343,7 @@ class ResultSuite:
         (again,) = await claim(store, now=T0 + 50)
         done = await store.settle_pickup(settlement(again, recording=result_of(again, "app")))
         assert done.recorded == Recorded(status=RECORDED, event_id=asked.event_id)
-        assert {one.id for one in await store.events(EventFilter())} == {pushed.event.id, asked.event_id}
+        assert {one.id for one in await kept_events(store)} == {pushed.event.id, asked.event_id}
 
     async def test_a_callback_brings_a_pickup_the_ref_and_format_that_it_lacks(self, store: Store) -> None:
         bare = replace(pickup("bare"), ref=None, format={})
@@ -382,7 +383,7 @@ class ResultSuite:
             )
         )
         assert all(one.held for one in done)
-        assert len(await store.events(EventFilter())) == 15
+        assert len(await kept_events(store)) == 15
         assert len(await store.pickups(PickupFilter(state=COLLECTED))) == 30
 
 

@@ -13,7 +13,6 @@ from receiver.core.event import (
     Answered,
     AudioDraft,
     EventDraft,
-    EventFilter,
     Recorded,
     Recording,
     RecordStatus,
@@ -37,6 +36,7 @@ from receiver.core.work import (
 )
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import LEASE, T0, recording
+from tests.support.kept_events import kept_events
 
 _NUMBERS = itertools.count(1)
 PENDING, COLLECTING = PickupState.PENDING, PickupState.COLLECTING
@@ -363,7 +363,7 @@ class PickupClaimSuite:
         assert await store.settle_pickup(lost) == PickupSettled(held=False)
         assert await store.pickup(heir.pickup.id) == before
         assert await store.pickup_attempts(heir.pickup.id) == []
-        assert await store.events(EventFilter()) == []
+        assert await kept_events(store) == []
         assert await store.deliveries(DeliveryFilter()) == []
         assert (await store.settle_pickup(settlement(heir, recording=result_of(heir)))).held
 

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter, Recorded, Recording, RecordStatus, Stage
+from receiver.core.event import Recorded, Recording, RecordStatus, Stage
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.core.work import ClaimedPickup, DeliveryFilter, OutcomeKind, PickupSettled, PickupSettlement
 from receiver.storage.store.store import Store
@@ -26,6 +26,7 @@ from tests.contract.pickup_suite import (
     settlement,
 )
 from tests.contract.store_suite import T0, recording
+from tests.support.kept_events import kept_events
 
 
 def progress(*destinations: str, key: str | None = None, at: int = T0 + 9) -> Recording:
@@ -78,10 +79,10 @@ class ProgressSuite:
         else:
             whose = Subject(kind=SubjectKind.REF, key="r")
             await store.erase(Erasure(subject=whose, tombstone_id="tmb_1", digest="", now=T0))
-        before = await store.events(EventFilter())
+        before = await kept_events(store)
         done = await store.settle_pickup(goes_on(held, progress("app", key="half")))
         assert done == PickupSettled(held=False)
-        assert await store.events(EventFilter()) == before
+        assert await kept_events(store) == before
         assert await store.deliveries(DeliveryFilter()) == []
         assert not (await store.traces(Subject(kind=SubjectKind.JOB, key="job"), limit=9)).event_ids
         assert (await store.record(progress(key="half"))).status is RECORDED
@@ -100,7 +101,7 @@ class ProgressSuite:
         await store.record(recording(source="deapi", job_id="job"))
         done = await store.settle_pickup(goes_on(held, progress("app")))
         assert [one.status for one in done.progress] == [RecordStatus.LATE]
-        assert len(await store.events(EventFilter())) == 2
+        assert len(await kept_events(store)) == 2
         assert await store.deliveries(DeliveryFilter()) == []
 
     async def test_what_is_told_with_the_pickups_end_comes_before_it(self, store: Store) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 from msgspec.structs import replace
 
-from receiver.core.event import Answered, EventFilter, Stage
+from receiver.core.event import Answered, Stage
 from receiver.core.work import PickupFilter, PickupSettled
 from receiver.storage.store.store import Store
 from tests.contract.pickup_suite import (
@@ -23,6 +23,7 @@ from tests.contract.pickup_suite import (
     settlement,
 )
 from tests.contract.store_suite import T0, recording
+from tests.support.kept_events import kept_events
 
 
 class ResolveSuite:
@@ -83,7 +84,7 @@ class ResolveSuite:
         await store.record(told)
         late = settlement(held, recording=result_of(held))
         assert await store.settle_pickup(late) == PickupSettled(held=False)
-        assert await store.events(EventFilter()) == [told.event]
+        assert await kept_events(store) == [told.event]
         assert (await store.pickup(held.pickup.id)).claimed_by is None
 
     async def test_an_answer_after_the_end_turns_what_was_gone_into_collected(self, store: Store) -> None:
@@ -96,7 +97,7 @@ class ResolveSuite:
         assert (await store.record(told)).status is RECORDED
         shown = await store.pickup(watch.id)
         assert (shown.state, shown.event_id, shown.last_outcome) == (COLLECTED, told.event.id, "late")
-        assert len(await store.events(EventFilter())) == 2
+        assert len(await kept_events(store)) == 2
 
     async def test_a_gone_pickup_stays_gone_when_another_of_its_key_stands(self, store: Store) -> None:
         gone, standing = expectation(), expectation(at=T0 + 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from receiver.core.event import EventFilter, RecordStatus, new_id
+from receiver.core.event import RecordStatus, new_id
 from receiver.core.retention import CallbackKeys, Prune, Traces, Walk
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.engine.erasure import Eraser, FoundOf, Journaled
@@ -18,6 +18,7 @@ from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.store import Store
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
+from tests.support.kept_events import kept_events
 from tests.support.postgres import database
 
 ALL = DeliveryFilter(limit=1000)
@@ -97,7 +98,7 @@ async def test_what_is_replayed_while_it_is_swept_is_either_whole_or_gone(
         await walk(sweeper, Walk.DEAD_LETTERS)
         await walk(sweeper, Walk.EVENTS)
         assert await sweeper.deliveries(ALL) == []
-        assert await sweeper.events(EventFilter()) == []
+        assert await kept_events(sweeper) == []
 
 
 async def test_an_erasure_beside_claims_and_sweeps_leaves_nothing(stores: list[Store]) -> None:

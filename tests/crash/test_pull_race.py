@@ -12,12 +12,12 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.event import EventFilter
 from receiver.core.fetch import Fetch
 from receiver.core.work import OutcomeKind, Pickup, PickupFilter, PickupState
 from receiver.engine.requests import new_pickup
 from tests.crash.conftest import Place
 from tests.support.kept import Kept
+from tests.support.kept_events import kept_events
 from tests.support.pulling import Providers, asked_providers
 from tests.support.running import Running, running
 from tests.support.sink import Sink
@@ -104,7 +104,7 @@ async def _check(one: Running, other: Running, jobs: set[str], kept: Kept) -> No
     store = one.receiver.store
     ends = Counter(
         event.job_id
-        for event in await store.events(EventFilter(limit=500))
+        for event in await kept_events(store, limit=500)
         if not event.type.endswith(".processing")
     )
     assert ends == dict.fromkeys(jobs, 1)

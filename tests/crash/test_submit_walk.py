@@ -10,12 +10,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from receiver.core.event import EventFilter
 from receiver.core.work import PickupFilter, PickupKind, PickupState
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from tests.support.clients import local_client
+from tests.support.kept_events import kept_events
 from tests.support.postgres import database
 from tests.support.processes import Process
 from tests.support.running import BASIC
@@ -105,7 +105,7 @@ async def _killed(step: str, when: str, store: Store, text: str, folder: Path) -
             await healthy.stop()
     await store.open()
     try:
-        events = await store.events(EventFilter(type="transcript.completed"))
+        events = await kept_events(store, types=("transcript.completed",))
         assert [event.ref for event in events] == ["order-7"] * jobs
         expected = await store.pickups(PickupFilter())
         assert {(one.kind, one.ref) for one in expected} == {(PickupKind.EXPECTED, "order-7")}

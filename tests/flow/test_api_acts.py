@@ -13,12 +13,12 @@ from msgspec.structs import replace
 
 from receiver.core.act import new_act
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.web.api.acts import refuse_other
 from receiver.web.api.operation import Again
 from receiver.web.api.problems import Refused
 from tests.contract.store_suite import T0
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import transcript
 
@@ -201,12 +201,12 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
         again = await taking.client.post(sent.path, headers=sent.headers, content=sent.body)
         assert again.json()["status"] == "duplicate"
         assert taking.receiver.journal.depth == 0
-        assert not await taking.receiver.store.events(EventFilter(job_id="gone"))
+        assert not await kept_events(taking.receiver.store, job_id="gone")
         (stone,) = await taking.receiver.store.tombstones()
         assert stone.journal_entries == 1
         await journaled("kept")
         await drain.drain()
-        assert await taking.receiver.store.events(EventFilter(job_id="kept"))
+        assert await kept_events(taking.receiver.store, job_id="kept")
 
 
 async def test_every_act_is_in_the_audit_without_what_may_be_secret(up: Running) -> None:

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from receiver.app.wiring import Timing
-from receiver.core.event import EventFilter, Recorded, Recording
+from receiver.core.event import Recorded, Recording
 from receiver.web import protocol
+from tests.support.kept_events import kept_events
 from tests.support.raw import exchange, head
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, basic, deapi, speech, transcript
@@ -112,7 +113,7 @@ async def test_what_is_not_proved_is_refused_with_its_reason(live: Running, sent
     assert answer.json()["error"]
     if status == 401:
         assert answer.headers["www-authenticate"].startswith("Basic ")
-    assert await live.receiver.store.events(EventFilter()) == []
+    assert await kept_events(live.receiver.store) == []
 
 
 async def test_a_token_of_another_source_is_403(live: Running) -> None:
@@ -184,7 +185,7 @@ async def test_a_body_cut_off_records_nothing_and_leaves_no_file(live: Running) 
     request = head("/callbacks/deepgram", JSON | {"content-type": "audio/mpeg", "content-length": "1000000"})
     await exchange(_port(live), [request, b"x" * 300_000], half_close=True)
     await live.seen.until(lambda: any(r.answer == "cut_off" for r in live.seen.callbacks))
-    assert await live.receiver.store.events(EventFilter()) == []
+    assert await kept_events(live.receiver.store) == []
     assert list((live.folder / "data" / "journal" / "spool").iterdir()) == []
 
 
@@ -375,6 +376,6 @@ async def test_a_completed_job_without_its_result_is_kept_for_a_person(live: Run
     """No application gets a `….completed` event that has no result."""
     status, answer = await _send(live, deapi("no-link", "job.completed"))
     assert (status, answer["status"]) == (200, "parked")
-    (event,) = await live.receiver.store.events(EventFilter())
+    (event,) = await kept_events(live.receiver.store)
     assert event.type == "callback.parked"
     assert "sources.deapi.api_key" in json.loads(event.data)["error"]["message"]

@@ -18,12 +18,12 @@ from receiver.cli import journal as commands
 from receiver.core.callback import MemoryBody, VerifiedCallback
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter
 from receiver.core.observe import Observers
 from receiver.storage import journal
 from receiver.storage.store.store import Store
 from tests.support import forking
 from tests.support.house import Said, receiver
+from tests.support.kept_events import kept_events
 from tests.support.processes import ROOT
 from tests.support.running import DEAPI_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech
@@ -75,7 +75,7 @@ def _cli(config: str, *words: str) -> Said:
 async def _jobs(folder: Path) -> list[str]:
     """Return the jobs of all events."""
     async with running(folder, settings_text(folder), work=False) as up:
-        events = await up.receiver.store.events(EventFilter(limit=1000))
+        events = await kept_events(up.receiver.store, limit=1000)
     return sorted(str(event.job_id) for event in events)
 
 

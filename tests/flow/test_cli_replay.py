@@ -120,7 +120,7 @@ def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwan
         (["--to", "nobody"], "there is no destination 'nobody'; there is: app"),
         (["--to", "app", "--dead"], "choose among those there are"),
         (["evt_1", "--since", "2h"], "not both"),
-        ([], "name deliveries or events"),
+        ([], "name ids of deliveries or events"),
     ],
 )
 def test_what_cannot_be_meant_is_told(house: House, words: list[str], told: str) -> None:

@@ -15,12 +15,13 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from receiver.core.destination_health import DestinationState
-from receiver.core.event import EventFilter, new_id
+from receiver.core.event import new_id
 from receiver.core.observe import Repeats
 from receiver.core.work import DeliveryFilter, DeliveryState, Pickup, PickupKind
 from receiver.demo.serving import sample_audio
 from receiver.web.app import create_app
 from receiver.web.console.sessions import sessions_of
+from tests.support.kept_events import kept_events
 from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.sink import Sink
 
@@ -419,7 +420,7 @@ async def test_a_subject_is_erased_with_its_waveform_once_its_name_is_typed(up: 
     assert (await post(up, "/console/erase", **fields, typed="order-8")).status_code == 422
     answer = await post(up, "/console/erase", **fields, typed="order-7")
     assert answer.headers["location"] == "/console/retention?done=erased.1"
-    assert not await up.receiver.store.events(EventFilter(ref="order-7"))
+    assert not await kept_events(up.receiver.store, ref="order-7")
     acts = await up.receiver.store.acts("ops", None, 2)
     assert [(act.action, act.detail, act.status) for act in acts] == [
         ("console /erase", '{"kind":"ref"}', 303),

@@ -12,8 +12,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from receiver.core.event import EventFilter
 from receiver.core.proofs import hmac_sha256_hex
+from tests.support.kept_events import kept_events
 from tests.support.running import DEAPI_SECRET, Running, running, settings_text
 from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
 
@@ -49,7 +49,7 @@ async def _send(live: Running, sent: Sent, coding: str, body: bytes) -> tuple[in
 
 
 async def _only(live: Running) -> dict[str, object]:
-    (event,) = await live.receiver.store.events(EventFilter())
+    (event,) = await kept_events(live.receiver.store)
     data: dict[str, object] = json.loads(event.data)
     return {"type": event.type, "job": event.job_id} | data
 
@@ -73,7 +73,7 @@ async def test_audio_is_kept_as_it_was_before_its_coding(
         "spoken",
         (len(sent.body), "audio/mpeg"),
     )
-    blob = await live.receiver.blobs.get((await live.receiver.store.events(EventFilter()))[0].blob_key or "")
+    blob = await live.receiver.blobs.get((await kept_events(live.receiver.store))[0].blob_key or "")
     assert blob == SPEECH.read_bytes() * times
     again = await live.client.request(sent.method, sent.path, headers=sent.headers, content=sent.body)
     assert again.json()["status"] == "duplicate"
@@ -107,7 +107,7 @@ async def test_a_coding_that_is_not_known_is_refused_and_those_known_are_named(
     assert (answer.status_code, answer.json()["status"]) == (415, "unknown_coding")
     assert answer.headers["accept-encoding"] == "gzip, deflate"
     assert "gzip, deflate" in answer.json()["error"]
-    assert await live.receiver.store.events(EventFilter()) == []
+    assert await kept_events(live.receiver.store) == []
 
 
 @pytest.mark.parametrize(

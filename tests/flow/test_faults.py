@@ -13,10 +13,10 @@ import httpx2
 import pytest
 
 from receiver.app.wiring import Ports, Timing
-from receiver.core.event import EventFilter
 from receiver.settings.load import sqlite_path
 from receiver.storage.store.sqlite import SqliteStore
 from tests.faultvfs import FaultVFS
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
 
@@ -68,7 +68,7 @@ async def _by_trait(up: Running) -> None:
 async def _recovers(up: Running) -> None:
     """Without a restart the journal drains down the same road, and what is sent again is a duplicate."""
     await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
-    events = await up.receiver.store.events(EventFilter())
+    events = await kept_events(up.receiver.store)
     assert sorted(str(event.job_id) for event in events) == ["job-deapi", "job-speech", "job-text"]
     assert (await _send(up, speech("job-speech"))).json()["status"] == "duplicate"
     assert (await up.client.get("/readyz")).status_code == 200
@@ -94,7 +94,7 @@ async def test_a_sync_that_fails(faulty: tuple[Running, Faulty]) -> None:
     assert (await up.client.get("/readyz")).status_code == 503
     fault.vfs.fail_sync = ()
     await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
-    kept = {event.job_id for event in await up.receiver.store.events(EventFilter())}
+    kept = {event.job_id for event in await kept_events(up.receiver.store)}
     assert kept == {"before", "job-speech", "job-text", "job-deapi"}
 
 
@@ -117,7 +117,7 @@ async def test_a_database_that_is_taken_away_from_under_its_receiver(
         aside.rename(path)
         await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
     async with running(tmp_path, work=False) as up:
-        kept = {event.job_id for event in await up.receiver.store.events(EventFilter())}
+        kept = {event.job_id for event in await kept_events(up.receiver.store)}
         assert kept == {"before", "job-speech", "job-text", "job-deapi"}
 
 
@@ -210,7 +210,7 @@ async def test_a_store_slower_than_the_budget(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
         other.close()
         await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
-        assert [event.job_id for event in await up.receiver.store.events(EventFilter())] == ["slow"]
+        assert [event.job_id for event in await kept_events(up.receiver.store)] == ["slow"]
 
 
 async def test_the_journal_survives_a_restart(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from receiver.core.event import EventFilter
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, running
 from tests.support.senders import Sent, deapi, speech
 
@@ -47,7 +47,7 @@ async def test_a_token_without_another_proof_does_not_take_another_jobs_identity
             await _send(up, replace(speech("job-b"), path=f"/callbacks/speech/{t}")) for t in (mine, theirs)
         ]
         assert [answer["status"] for answer in told] == ["recorded", "recorded"]
-        events = await up.receiver.store.events(EventFilter())
+        events = await kept_events(up.receiver.store)
         assert {event.ref: event.id for event in events} == {
             "a": told[0]["event_id"],
             "b": told[1]["event_id"],

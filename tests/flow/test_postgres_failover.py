@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter
 from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording
+from tests.support.kept_events import kept_events
 from tests.support.postgres import Server, execute, server
 
 
@@ -69,7 +69,5 @@ async def test_after_a_failover_all_that_was_acknowledged_is_there_and_more_is_t
         await asyncio.gather(*callers)
     kept = {str(row[0]) for row in execute(standby.url(), "SELECT id FROM events")}
     assert set(acknowledged) <= kept
-    assert {one.id for one in await store.events(EventFilter(limit=1000))} <= kept, (
-        "reading goes there as well"
-    )
+    assert {one.id for one in await kept_events(store, limit=1000)} <= kept, "reading goes there as well"
     await store.close()

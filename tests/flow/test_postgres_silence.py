@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter
 from receiver.storage.store.postgres import Pauses, PostgresStore
 from receiver.storage.store.postgres_session import _MIGRATING
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
+from tests.support.kept_events import kept_events
 from tests.support.postgres import Server, execute, own_database, server
 
 
@@ -33,10 +33,10 @@ async def test_closing_waits_a_moment_for_a_server_that_answers_no_more(running:
     store.listen(lambda destinations, sources: None)
     await store.open()
     await store.record(recording("app"))
-    await store.events(EventFilter())
+    await kept_events(store)
     running.signal_all(signal.SIGSTOP)
     try:
-        asked = [asyncio.create_task(one) for one in (store.ping(), store.events(EventFilter()))]
+        asked = [asyncio.create_task(one) for one in (store.ping(), kept_events(store))]
         await asyncio.wait(asked, timeout=0.1)
         began = time.monotonic()
         await store.close()
@@ -47,7 +47,7 @@ async def test_closing_waits_a_moment_for_a_server_that_answers_no_more(running:
         running.signal_all(signal.SIGCONT)
     await store.open()
     await store.record(recording("app"))
-    await store.events(EventFilter())
+    await kept_events(store)
     await store.close()
 
 

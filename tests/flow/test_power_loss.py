@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from receiver.core.errors import ReceiverError
-from receiver.core.event import EventFilter
 from tests.support.clients import local_client
 from tests.support.crashing import fast_clock
+from tests.support.kept_events import kept_events
 from tests.support.power import Mounted, missing
 from tests.support.processes import Process, send_once
 from tests.support.running import Running, running, settings_text
@@ -74,7 +74,7 @@ async def _until_power_is_lost(folder: Path, **environ: str) -> dict[str, tuple[
 
 async def _lost(up: Running, acknowledged: dict[str, tuple[Sent, str | None]]) -> list[str]:
     """Return what was acknowledged and is not there: its event, its bytes, or the right ones of them."""
-    events = {event.job_id: event for event in await up.receiver.store.events(EventFilter(limit=1000))}
+    events = {event.job_id: event for event in await kept_events(up.receiver.store, limit=1000)}
     lost = []
     for name, (sent, event_id) in acknowledged.items():
         event = events.get(name)

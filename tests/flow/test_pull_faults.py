@@ -15,7 +15,6 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.event import EventFilter
 from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
 from receiver.demo.deepdub import BASE_PATH
 from receiver.demo.serving import served
@@ -24,6 +23,7 @@ from receiver.storage.store.sqlite import SqliteStore
 from receiver.system import body_buffer
 from tests.faultvfs import FaultVFS
 from tests.support.faulty import FaultyDeepdub
+from tests.support.kept_events import kept_events
 from tests.support.ports import free_port
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers
@@ -81,7 +81,7 @@ async def _one_event(up: Running, sink: Sink, event_id: str) -> None:
     event = json.loads(sink.received[0].body)
     assert (event["type"], event["data"]["event_id"]) == ("speech.completed", event_id)
     assert (await up.client.get(event["data"]["audio"]["url"])).content == AUDIO
-    assert [one.id for one in await up.receiver.store.events(EventFilter())] == [event_id]
+    assert [one.id for one in await kept_events(up.receiver.store)] == [event_id]
     assert len(sink.received) == 1
     assert not _temporary(up.folder)
 

@@ -13,11 +13,11 @@ import pytest
 
 from receiver.app import wiring
 from receiver.app.control import answering, ask_all
-from receiver.core.event import EventFilter
 from receiver.settings.changes import Changes, Names, taken
 from receiver.settings.load import parse
 from receiver.settings.model import Settings
 from tests.support.house import build_house
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import Sent, transcript
 from tests.support.sink import Sink
@@ -49,7 +49,7 @@ async def test_callbacks_while_reloading_are_neither_refused_nor_lost(tmp_path: 
 
             await asyncio.gather(*(send() for _ in range(16)))
             assert statuses == [200] * count
-            events = await up.receiver.store.events(EventFilter(limit=count + 1))
+            events = await kept_events(up.receiver.store, limit=count + 1)
             assert len(events) == count
 
             await up.seen.until(lambda: len(up.seen.attempts) >= count)

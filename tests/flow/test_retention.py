@@ -13,7 +13,7 @@ import pytest
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.durations import DAY
-from receiver.core.event import EventFilter, new_id
+from receiver.core.event import new_id
 from receiver.core.retention import Retention
 from receiver.core.work import DeliveryFilter
 from receiver.demo.stage import clean_environment
@@ -21,6 +21,7 @@ from receiver.engine.janitor import Janitor
 from receiver.storage.store.sqlite import SqliteStore
 from tests.faultvfs import FaultVFS
 from tests.support.house import Said, receiver
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech, transcript
 from tests.support.sink import Sink
@@ -89,12 +90,12 @@ async def test_an_erased_job_is_gone_everywhere_and_its_callback_is_a_duplicate(
             said = await _command(tmp_path, "erase", "--job", job, "--yes", "--json")
             assert said.status == 0, said.err
             assert (said.json["events"], said.json["callbacks"], said.json["deliveries"]) == (1, 1, 1)
-        assert [one.job_id for one in await up.receiver.store.events(EventFilter())] == ["other"]
+        assert [one.job_id for one in await kept_events(up.receiver.store)] == ["other"]
         assert len(await up.receiver.store.deliveries(DeliveryFilter())) == 1
         assert len(_objects(tmp_path)) == 1
         again = await _send(up, transcript("mine too"))
         assert again["status"] == "duplicate"
-        assert [one.job_id for one in await up.receiver.store.events(EventFilter())] == ["other"]
+        assert [one.job_id for one in await kept_events(up.receiver.store)] == ["other"]
         said = await _command(tmp_path, "erase", "--job", "mine", "--yes", "--json")
         assert (said.status, said.json["found"]) == (0, False)
         assert said.json["erased_before"] is not None
@@ -125,10 +126,10 @@ async def test_what_waits_in_the_journal_is_erased_there_and_does_not_come_back(
         assert said.json["journal"] == str(tmp_path / "data" / "journal")
     async with running(tmp_path, text, work=False) as up:
         await up.seen.until(lambda: up.receiver.journal.depth == 0)
-        assert [one.job_id for one in await up.receiver.store.events(EventFilter())] == ["other"]
+        assert [one.job_id for one in await kept_events(up.receiver.store)] == ["other"]
         for one in (mine, speech("mine-2")):
             assert (await _send(up, one))["status"] == "duplicate"
-        assert len(await up.receiver.store.events(EventFilter())) == 1
+        assert len(await kept_events(up.receiver.store)) == 1
         # Its audio had been stored before the store failed: an orphan now, which goes as one.
         assert (await _janitor(up).step(wall_clock() + 3 * DAY * 1000))["orphans"] >= 1
         assert _objects(tmp_path) == []
@@ -148,7 +149,7 @@ async def test_an_entry_of_the_journal_that_cannot_be_read_is_named_and_the_rest
             assert (said.status, said.json["found"]) == (1, found)
             told = "not looked at, so it may be left: the journal's entry broken cannot be used: Input/output error"
             assert told in said.err
-        assert await up.receiver.store.events(EventFilter()) == []
+        assert await kept_events(up.receiver.store) == []
 
 
 async def test_what_is_asked_of_erase_is_checked_and_shown_first(tmp_path: Path) -> None:
@@ -163,10 +164,10 @@ async def test_what_is_asked_of_erase_is_checked_and_shown_first(tmp_path: Path)
         said = await _command(tmp_path, "erase", "--event", told["event_id"])
         assert said.status == 2
         assert "1 event, 1 callback, 1 stored object would be erased for good: add --yes" in said.err
-        assert len(await up.receiver.store.events(EventFilter())) == 1
+        assert len(await kept_events(up.receiver.store)) == 1
         said = await _command(tmp_path, "erase", "--event", told["event_id"], "--yes")
         assert (said.status, "other machines" in said.err) == (0, True)
-        assert await up.receiver.store.events(EventFilter()) == []
+        assert await kept_events(up.receiver.store) == []
         said = await _command(tmp_path, "erase", "--event", new_id("evt", 1), "--yes")
         assert (said.status, said.out) == (0, "")
 
@@ -188,7 +189,7 @@ async def test_a_journal_that_is_not_there_is_told_and_never_made_nor_taken_for_
         assert f"there is no journal at {tmp_path}/elsewhere/journal" in said.err
         assert "--no-journal" in said.err
         assert not (tmp_path / "elsewhere").exists()
-        assert len(await up.receiver.store.events(EventFilter())) == 1
+        assert len(await kept_events(up.receiver.store)) == 1
         monkeypatch.setenv("RECEIVER__TOKENS__SECRETS", '["token-secret-0123456789"]')
         said = await _command(tmp_path, *words, "--no-journal", "--json")
         assert (said.status, said.json["events"], said.json["journal"]) == (0, 1, None)

@@ -12,11 +12,11 @@ import pytest
 
 from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
-from receiver.core.event import EventFilter
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from tests.support import s3
 from tests.support.clients import local_client
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, running, settings_text
 from tests.support.s3 import BUCKET, Weed
 from tests.support.s3_wire import Wire
@@ -93,7 +93,7 @@ async def test_what_came_while_the_bucket_was_out_is_journaled_and_drained(
         assert "cannot be reached" in ready.json()["parts"]["blobs"]
         await wire.start()
         await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
-        events = await up.receiver.store.events(EventFilter())
+        events = await kept_events(up.receiver.store)
         assert sorted(str(event.job_id) for event in events) == ["image", "sound", "text"]
         assert (await _send(up, speech("sound"))).json()["status"] == "duplicate"
         ahead[0] += 1500
@@ -110,4 +110,4 @@ async def test_receiver_starts_while_the_bucket_is_out(weed: Weed, wire: Wire, t
         assert up.receiver.journal.depth == 1
         await wire.start()
         await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
-        assert [event.job_id for event in await up.receiver.store.events(EventFilter())] == ["sound"]
+        assert [event.job_id for event in await kept_events(up.receiver.store)] == ["sound"]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from receiver.core.event import EventFilter, Rejection
+from receiver.core.event import Rejection
 from receiver.core.work import DeliveryFilter
+from tests.support.kept_events import kept_events
 from tests.support.running import BASIC, DEAPI_SECRET, Running, api_token, running, settings_text
 from tests.support.senders import deapi
 
@@ -74,7 +75,7 @@ async def test_a_mended_secret_is_confirmed_by_the_callback_it_refused(up: Runni
         assert (await post(up, f"{one.id}/verify"))["verdict"] == "accepted"
     finally:
         await up.reload(text)
-    assert await up.receiver.store.events(EventFilter(job_id="mended")) == []
+    assert await kept_events(up.receiver.store, job_id="mended") == []
 
 
 async def test_what_its_head_alone_refuses_is_kept_over_a_url_of_ours_as_well(up: Running) -> None:

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 from receiver.app.wiring import Ports
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter
 from receiver.core.retention import Erasure, Subject, SubjectKind
 from receiver.storage.store.store import Store
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, api_token, running, settings_text
 
 ADMIN = "an-admin-token-of-some-length"
@@ -71,7 +71,7 @@ async def test_a_short_url_of_a_long_ref_brings_it_back_also_after_an_outage(tmp
         subject = Subject(kind=SubjectKind.REF, key=erased)
         await up.receiver.store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=1))
         assert await _call(up, paths[erased]) == (200, "recorded")
-        events = await up.receiver.store.events(EventFilter())
+        events = await kept_events(up.receiver.store)
         assert {event.ref for event in events} == {long, late, None}
 
 

@@ -17,8 +17,8 @@ from receiver.core.errors import (
     ReceiverError,
     StoreUnavailable,
 )
-from receiver.core.event import EventFilter
 from receiver.settings.load import parse
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, Seen, running, settings_text
 from tests.support.senders import Sent, deapi, transcript
 from tests.support.sink import Answer, Sink
@@ -109,7 +109,7 @@ async def test_the_journal_is_drained_even_after_a_bug_in_draining(
             patch.delattr(store, "record")
             await up.seen.until(lambda: up.receiver.journal.depth == 0)
         assert ("error", "journal.drain_failed", {"error": "RuntimeError"}) in up.seen.notes
-        assert [event.job_id for event in await store.events(EventFilter())] == ["job"]
+        assert [event.job_id for event in await kept_events(store)] == ["job"]
 
 
 async def test_a_poisoned_journal_entry_waits_without_stopping_the_rest(
@@ -134,8 +134,8 @@ async def test_a_poisoned_journal_entry_waits_without_stopping_the_rest(
             failed = ("error", "journal.entry_failed")
             await up.seen.until(lambda: [note[:2] for note in up.seen.notes].count(failed) == 3)
             await up.seen.until(lambda: up.receiver.journal.depth == 1)
-        kept = {event.job_id for event in await up.receiver.store.events(EventFilter())}
+        kept = {event.job_id for event in await kept_events(up.receiver.store)}
         assert kept == {"one", "two"}
     async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         await up.seen.until(lambda: up.receiver.journal.depth == 0)
-        assert "poison" in {event.job_id for event in await up.receiver.store.events(EventFilter())}
+        assert "poison" in {event.job_id for event in await kept_events(up.receiver.store)}

@@ -18,7 +18,6 @@ import pytest
 from pydantic import SecretStr
 
 from receiver.core.errors import SubmissionRefused
-from receiver.core.event import EventFilter
 from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
 from receiver.engine.submissions import OPEN_SECONDS
@@ -28,6 +27,7 @@ from receiver.providers.deapi import signed
 from receiver.settings.model import Kind, SubmitToken
 from tests.contract.submission_suite import new
 from tests.support.house import receiver
+from tests.support.kept_events import kept_events
 from tests.support.ports import free_port
 from tests.support.running import BASIC, DEAPI_SECRET, Running
 from tests.support.submitting import (
@@ -120,7 +120,7 @@ async def test_a_submission_is_the_providers_own_with_the_callback_and_its_key(b
     [expected] = await up.receiver.store.pickups(PickupFilter())
     assert (expected.kind, expected.job_id, expected.ref) == ("expected", "job-1", "order-7")
     assert await call_back(up, callback_of(asked), "job-1") == "recorded"
-    [event] = await up.receiver.store.events(EventFilter())
+    [event] = await kept_events(up.receiver.store)
     assert (event.ref, event.job_id) == ("order-7", "job-1")
     reader = {"authorization": f"Bearer {READER}"}
     listed = (await up.client.get("/api/v1/submissions?ref=order-7", headers=reader)).json()["items"]
@@ -150,7 +150,7 @@ async def test_a_callback_that_is_faster_than_its_answer_has_the_ref(both: Both)
         "/submit/deepgram/ref:fr%C3%BCh%207/v1/listen", json={"url": "https://x.test/a.wav"}
     )
     assert (answer.status_code, recorded) == (200, ["recorded"])
-    [event] = await up.receiver.store.events(EventFilter())
+    [event] = await kept_events(up.receiver.store)
     assert event.ref == "früh 7"
     [row] = await up.receiver.store.submissions(SubmissionFilter())
     assert row.job_id == "job-1"
@@ -338,7 +338,7 @@ async def test_an_outcome_that_is_not_known_is_424_and_a_redirect_is_none(both: 
     assert len(api.asked) == len(ways)
     states = {row.state for row in await up.receiver.store.submissions(SubmissionFilter())}
     assert states == {"unknown"}
-    told = await up.receiver.store.events(EventFilter(type="submission.unknown"))
+    told = await kept_events(up.receiver.store, types=("submission.unknown",))
     assert sorted(event.ref or "" for event in told) == [f"order-{number}" for number in range(1, 6)]
 
 
@@ -551,7 +551,7 @@ async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: B
     up.receiver.submissions.parts.clock = lambda: later
     for _ in range(2):
         await up.receiver.submissions.sweep()
-    [told] = await store.events(EventFilter(type="submission.unknown"))
+    [told] = await kept_events(store, types=("submission.unknown",))
     assert told.ref == left.ref
     up.receiver.submissions.parts.clock = up.receiver.clock
     async with asyncio.timeout(5):
@@ -715,5 +715,5 @@ async def test_a_callback_of_deapis_is_proved_by_the_secret_that_was_given_with_
         headers = signed(secret, body.encode(), now=up.receiver.clock())
         answer = await up.client.post(path, content=body, headers=headers)
         assert answer.status_code == status, answer.text
-    [event] = await up.receiver.store.events(EventFilter())
+    [event] = await kept_events(up.receiver.store)
     assert (event.ref, event.job_id) == ("order-8", "job-1")

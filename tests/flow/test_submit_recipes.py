@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.core.event import EventFilter
 from receiver.core.submission import SubmissionFilter
 from receiver.core.webhook import sign, webhook_key
 from receiver.core.work import PickupFilter, PickupKind
+from tests.support.kept_events import kept_events
 from tests.support.running import Running, running
 from tests.support.submitting import PUBLIC, TOKEN, Api, accepted, api
 
@@ -239,7 +239,7 @@ async def test_a_callback_without_an_address_of_its_own_is_joined_by_its_jobs_id
     pickups = {p.kind: p for p in await up.receiver.store.pickups(PickupFilter())}
     assert pickups[PickupKind.EXPECTED].state == "collected"
     assert pickups[PickupKind.RESULT].ref == "ref-openai"
-    assert await up.receiver.store.events(EventFilter()) == []
+    assert await kept_events(up.receiver.store) == []
 
 
 @pytest.mark.parametrize("jobs", [10, pytest.param(300, marks=pytest.mark.soak)])

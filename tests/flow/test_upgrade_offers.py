@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from receiver.core.event import EventFilter
+from tests.support.kept_events import kept_events
 from tests.support.raw import exchange, head
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import transcript
@@ -53,7 +53,7 @@ async def test_an_offer_to_upgrade_is_ignored_and_the_body_taken(
             urlsplit(live.base).port or 0, [requests[:cut], requests[cut:]] if cut else [requests]
         )
         assert (status, json.loads(answer)["status"]) == (200, "recorded")
-    kept = {event.job_id: event.type for event in await live.receiver.store.events(EventFilter())}
+    kept = {event.job_id: event.type for event in await kept_events(live.receiver.store)}
     assert kept == {"first": "transcript.completed", "second": "transcript.completed"}
 
 

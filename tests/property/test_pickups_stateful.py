@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.core.event import Answered, EventFilter, Stage
+from receiver.core.event import Answered, Stage
 from receiver.core.work import (
     ClaimedPickup,
     Deferral,
@@ -32,6 +32,7 @@ from tests.contract.pickup_suite import draft_of, pickup, result_of, settlement
 from tests.contract.store_suite import LEASE, T0, recording
 from tests.support.embedded import migrated
 from tests.support.examples import examples
+from tests.support.kept_events import kept_events
 from tests.support.memory import MemoryStore
 from tests.support.postgres import database
 
@@ -213,9 +214,8 @@ class PickupMachine(RuleBasedStateMachine):
     def both_show_the_same(self) -> None:
         real, model = self.run(self.real.pickups(ALL)), self.run(self.model.pickups(ALL))
         assert [unclaimed(one) for one in real] == [unclaimed(one) for one in model]
-        listed = EventFilter(limit=1000)
-        events = self.run(self.real.events(listed))
-        assert events == self.run(self.model.events(listed))
+        events = self.run(kept_events(self.real))
+        assert events == self.run(kept_events(self.model))
         for event in events:
             assert self.run(self.real.body(event.id)) == self.run(self.model.body(event.id))
         assert self.owed(self.real) == self.owed(self.model)

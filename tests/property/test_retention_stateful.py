@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from receiver.core.errors import NotFound
-from receiver.core.event import EventFilter
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.work import (
     Claimed,
@@ -32,10 +31,11 @@ from tests.contract.pickup_suite import settlement as pickup_settlement
 from tests.contract.store_suite import LEASE, T0, recording, settlement
 from tests.support.embedded import migrated
 from tests.support.examples import examples
+from tests.support.kept_events import kept_events
 from tests.support.memory import MemoryStore
 
 T = TypeVar("T")
-EVENTS, PICKUPS = EventFilter(limit=1000), PickupFilter(limit=1000)
+PICKUPS = PickupFilter(limit=1000)
 DELIVERIES = DeliveryFilter(limit=1000)
 WAITS = (DeliveryState.PENDING, DeliveryState.DELIVERING)
 REFS = st.sampled_from((None, "r0", "r1"))
@@ -241,8 +241,8 @@ class RetentionMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_show_the_same(self) -> None:
-        events = self.run(self.real.events(EVENTS))
-        assert events == self.run(self.model.events(EVENTS))
+        events = self.run(kept_events(self.real))
+        assert events == self.run(kept_events(self.model))
         for one in events:
             assert self.run(self.real.body(one.id)) == self.run(self.model.body(one.id))
         shown = [
@@ -259,7 +259,7 @@ class RetentionMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_an_event_links_to_is_there(self) -> None:
-        linked = {one.blob_key for one in self.run(self.real.events(EVENTS)) if one.blob_key is not None}
+        linked = {one.blob_key for one in self.run(kept_events(self.real)) if one.blob_key is not None}
         assert linked <= self.blobs
         assert self.run(self.real.known_blobs(sorted(self.blobs))) == linked
 
@@ -277,7 +277,7 @@ class RetentionMachine(RuleBasedStateMachine):
         for walk in Walk:
             self.prune(walk, 0, 0, 7, False)
         self.both_show_the_same()
-        assert self.run(self.real.events(EVENTS)) == []
+        assert self.run(kept_events(self.real)) == []
         assert self.run(self.real.deliveries(DELIVERIES)) == []
         assert self.run(self.real.pickups(PICKUPS)) == []
         assert self.run(self.real.known_blobs(sorted(self.blobs))) == set()

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from receiver.core.destination_health import DestinationState, enabled, paused, reported, resumed
-from receiver.core.event import EventFilter, Stage
+from receiver.core.event import Stage
 from receiver.core.sending import PLAIN, Rate, SendingRules
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind
 from receiver.storage.store.postgres import PostgresStore
@@ -25,6 +25,7 @@ from receiver.storage.store.store import Store
 from tests.contract.store_suite import LEASE, T0, recording, settlement
 from tests.support.embedded import migrated
 from tests.support.examples import examples
+from tests.support.kept_events import kept_events
 from tests.support.memory import MemoryStore
 from tests.support.postgres import database
 
@@ -226,8 +227,7 @@ class StoreMachine(RuleBasedStateMachine):
             for found in states
         ]
         assert shown[0] == shown[1]
-        listed = EventFilter(limit=1000)
-        assert self.run(self.real.events(listed)) == self.run(self.model.events(listed))
+        assert self.run(kept_events(self.real)) == self.run(kept_events(self.model))
         for destination in DESTINATIONS:
             assert self.run(self.real.next_due(destination)) == self.run(self.model.next_due(destination))
 

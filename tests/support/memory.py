@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import msgspec
@@ -26,7 +27,6 @@ from receiver.core.event import (
     Callback,
     CallbackRow,
     Event,
-    EventFilter,
     EventSearch,
     Place,
     PlacedEvent,
@@ -83,6 +83,11 @@ from receiver.storage.store.store import Store
 Kept = TypeVar("Kept", Act, BulkOperation, Event, PlacedEvent, Delivery, Pickup)
 ERASED = "ERASED"
 _ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD)
+
+
+def _fits(name: str | None, value: str) -> bool:
+    """Tell whether a value has a name, in which `*` stands for anything."""
+    return name is None or fnmatchcase(value, name)
 
 
 class MemoryStore(Store):
@@ -677,31 +682,12 @@ class MemoryStore(Store):
             arrival=None if row.arrival is None else msgspec.json.decode(row.arrival, type=Arrival),
         )
 
-    async def events(self, filter: EventFilter) -> Page[Event]:
-        await self.ping()
-
-        def matches(one: Event) -> bool:
-            return (
-                filter.source in (None, one.source)
-                and filter.type in (None, one.type)
-                and filter.job_id in (None, one.job_id)
-                and filter.ref in (None, one.ref)
-                and (filter.since is None or one.recorded_at >= filter.since)
-                and (filter.until is None or one.recorded_at < filter.until)
-                and (filter.after is None or (one.recorded_at, one.id) < filter.after)
-            )
-
-        found = sorted(
-            (one for one in self._events.values() if matches(one)), key=lambda one: (one.recorded_at, one.id)
-        )
-        return _page(found[::-1], filter.limit, lambda one: (one.recorded_at, one.id))
-
     async def search(self, wanted: EventSearch) -> Page[PlacedEvent]:
         await self.ping()
 
         def is_owed(one: Event) -> bool:
             return (wanted.state, wanted.destination) == (None, None) or any(
-                wanted.state in (None, d.state) and wanted.destination in (None, d.destination)
+                wanted.state in (None, d.state) and _fits(wanted.destination, d.destination)
                 for d in self._owed(one.id)
             )
 
@@ -713,7 +699,7 @@ class MemoryStore(Store):
         def matches(one: Event) -> bool:
             place = self._places[one.id]
             return (
-                wanted.source in (None, one.source)
+                _fits(wanted.source, one.source)
                 and wanted.provider in (None, one.provider)
                 and (wanted.types is None or one.type in wanted.types)
                 and wanted.job_id in (None, one.job_id)
@@ -750,12 +736,12 @@ class MemoryStore(Store):
 
         def matches(one: Delivery) -> bool:
             return (
-                filter.destination in (None, one.destination)
+                _fits(filter.destination, one.destination)
                 and filter.state in (None, one.state)
                 and filter.event_id in (None, one.event_id)
                 and (filter.since is None or one.created_at >= filter.since)
                 and (filter.until is None or one.created_at < filter.until)
-                and filter.source in (None, self._events[one.event_id].source)
+                and _fits(filter.source, self._events[one.event_id].source)
                 and (filter.types is None or one.event_type in filter.types)
                 and (filter.after is None or (one.id < filter.after) is not filter.oldest_first)
                 and one.id != filter.after
@@ -943,7 +929,7 @@ class MemoryStore(Store):
         found = [
             one
             for one in self._pickups.values()
-            if filter.source in (None, one.source)
+            if _fits(filter.source, one.source)
             and filter.state in (None, one.state)
             and filter.job_id in (None, one.job_id)
             and filter.ref in (None, one.ref)

@@ -19,7 +19,6 @@ from receiver.core.event import (
     AudioDraft,
     Event,
     EventDraft,
-    EventFilter,
     JobError,
     Recorded,
     RecordStatus,
@@ -38,6 +37,7 @@ from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer
+from tests.support.kept_events import kept_events
 from tests.support.running import Seen
 
 T0 = 1_800_000_000_000
@@ -137,7 +137,7 @@ class Bench:
 
     async def events(self) -> list[Event]:
         """All events, as they were recorded."""
-        found = await self.store.events(EventFilter(limit=100))
+        found = await kept_events(self.store, limit=100)
         return sorted(found, key=lambda event: event.recorded_at)
 
 

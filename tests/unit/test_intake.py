@@ -16,10 +16,11 @@ import pytest
 
 from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, StoreUnavailable
-from receiver.core.event import AudioDraft, EventDraft, EventFilter, Rejection
+from receiver.core.event import AudioDraft, EventDraft, Rejection
 from receiver.core.observe import Observers
 from receiver.engine.overload import LoadShedder, Storing
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
+from tests.support.kept_events import kept_events
 from tests.support.running import Seen
 
 Open = Callable[[Made], AbstractAsyncContextManager[Up]]
@@ -89,7 +90,7 @@ async def test_a_bug_while_proving_lets_nobody_in(opened: Open, step: str, size:
         bug = ("error", "intake.bug", {"step": step, "source": "made", "error": "KeyError"})
         assert bug in up.seen.notes
         assert SECRET.decode() not in repr((answer, up.seen.notes, up.seen.callbacks))
-        assert await up.receiver.store.events(EventFilter()) == []
+        assert await kept_events(up.receiver.store) == []
 
 
 @pytest.mark.parametrize("size", [10, 300_000])
@@ -113,7 +114,7 @@ async def test_a_bug_while_recording_leaves_it_in_the_journal(opened: Open, retr
         assert up.receiver.journal.depth == 1
         del up.failing["record"]
         assert await up.receiver.journal_drain.drain() == 1
-        assert len(await up.receiver.store.events(EventFilter())) == 1
+        assert len(await kept_events(up.receiver.store)) == 1
 
 
 async def test_a_body_that_cannot_even_be_asked_for_is_a_503(opened: Open) -> None:
@@ -318,7 +319,7 @@ async def test_what_the_settings_say_meanwhile_to_ignore_is_parked_since_it_was_
         up.failing.clear()
         made.broken, made.short = "normalize", [IgnoredCallback()]
         assert await up.receiver.journal_drain.drain() == 1
-        [event] = await up.receiver.store.events(EventFilter())
+        [event] = await kept_events(up.receiver.store)
         assert event.type == "callback.parked"
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import EventFilter
 from tests.support.intaking import Made, opening
+from tests.support.kept_events import kept_events
 
 SHORTAGES = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OSError(errno.EIO, "I/O"), MemoryError()]
 
@@ -27,7 +27,7 @@ async def test_what_this_machine_lacks_for_a_moment_is_no_bug_and_no_rejection(
         answer = await up.send(b"x" * size)
         assert (answer.status, answer.payload["status"]) == (503, "unavailable")
         assert [name for _, name, _ in up.seen.notes] == ["callback.not_kept"]
-        assert await up.receiver.store.events(EventFilter()) == []
+        assert await kept_events(up.receiver.store) == []
         await up.receiver.intake.rejections.flush()
         assert await up.receiver.store.rejections("made", limit=9) == []
         assert (await up.send(b"x" * size)).payload["status"] == "recorded"
@@ -62,7 +62,7 @@ async def test_it_stays_in_the_journal_until_it_can_be_read(tmp_path: Path) -> N
             f"the journal's entry {next(iter(up.receiver.journal._entries))} cannot be used: Too many open files",
         )
         assert await up.receiver.journal_drain.drain() == 1
-        [event] = await up.receiver.store.events(EventFilter())
+        [event] = await kept_events(up.receiver.store)
         assert event.type == "speech.completed"
         told = [name for _, name, _ in up.seen.notes]
         assert told == ["journal.drain_stopped", "journal.drained"], "the first once, and no bug"

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from receiver.core.callback import MemoryBody
 from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, StoreUnavailable
-from receiver.core.event import EventFilter, Recording, RecordStatus
+from receiver.core.event import Recording, RecordStatus
 from receiver.core.retention import KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age
 from receiver.core.work import DeliveryState
 from receiver.engine.janitor import Janitor, Limits
@@ -21,6 +21,7 @@ from receiver.storage.blobs.keys import outline_of
 from receiver.storage.blobs.local import LocalBlobs
 from tests.contract.erase_suite import REF, erase, subject
 from tests.contract.store_suite import T0, claim, recording, settlement
+from tests.support.kept_events import kept_events
 from tests.support.memory import MemoryStore
 from tests.support.running import Seen
 
@@ -172,10 +173,10 @@ async def test_an_event_stays_as_long_as_its_audio(house: House) -> None:
     kept = Retention(events=DAY, audio=10 * DAY)
     await house.janitor(kept).step(T0 + 9 * DAY * MS)
     assert house.there(wanted)
-    assert len(await house.store.events(EventFilter())) == 1
+    assert len(await kept_events(house.store)) == 1
     await house.janitor(kept).step(T0 + 11 * DAY * MS)
     assert not house.there(wanted)
-    assert await house.store.events(EventFilter()) == []
+    assert await kept_events(house.store) == []
 
 
 @pytest.mark.parametrize("audio", [None, 1])
@@ -205,7 +206,7 @@ async def test_an_event_stays_as_long_as_its_dead_letter(
     await house.recorded("app")
     await house.deliver(DeliveryState.DEAD)
     await house.janitor(Retention(dead_letters=dead_letters)).step(T0 + 100 * DAY * MS)
-    assert len(await house.store.events(EventFilter())) == left
+    assert len(await kept_events(house.store)) == left
 
 
 async def test_batches_are_bounded_and_rested_after(house: House) -> None:
@@ -229,7 +230,7 @@ async def test_without_time_each_sweep_does_a_batch_and_the_next_goes_on(house: 
         sweeps += 1
         assert janitor.behind
     assert sweeps > 20
-    assert len(await house.store.events(EventFilter(limit=100))) == 5
+    assert len(await kept_events(house.store, limit=100)) == 5
 
 
 async def test_an_orphan_goes_when_it_is_old_and_what_an_event_links_to_stays(house: House) -> None:
@@ -312,7 +313,7 @@ async def test_a_blob_store_that_is_out_is_noted_once_and_holds_nothing_else_up(
     janitor = house.janitor(Retention())
     for _ in range(3):
         assert await janitor.sweep()
-    assert len(await house.store.events(EventFilter())) == 1
+    assert len(await kept_events(house.store)) == 1
     named = [name for _, name, _ in house.seen.notes]
     assert named.count("janitor.blobs_unavailable") == 1
     house.blobs.out = False

@@ -12,7 +12,6 @@ from receiver.core.callback import MemoryBody
 from receiver.core.clock import wall_clock
 from receiver.core.durations import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError
-from receiver.core.event import EventFilter
 from receiver.core.retention import ORPHAN_SECONDS, Retention
 from receiver.engine.janitor import uptime
 from receiver.storage.blobs import BlobEntry
@@ -21,6 +20,7 @@ from receiver.storage.blobs.local import LocalBlobs
 from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import T0, recording
 from tests.support import postgres
+from tests.support.kept_events import kept_events
 from tests.unit import test_janitor as usual
 from tests.unit.test_janitor import MS, ORPHAN, Blobs, House, Store
 
@@ -33,7 +33,7 @@ def _warned(house: House) -> list[str]:
 
 
 async def _events(house: House) -> int:
-    return len(await house.store.events(EventFilter()))
+    return len(await kept_events(house.store))
 
 
 # ---------------------------------------------------------------- the time
@@ -333,7 +333,7 @@ async def test_when_objects_cannot_be_deleted_no_more_are_made_orphans(house: Ho
     janitor = house.janitor(Retention(), batch=3)
 
     async def linked() -> int:
-        return sum(event.blob_key is not None for event in await house.store.events(EventFilter()))
+        return sum(event.blob_key is not None for event in await kept_events(house.store))
 
     assert await janitor.sweep(), "until the next one's time"
     assert await linked() == 6

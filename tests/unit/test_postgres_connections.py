@@ -17,13 +17,14 @@ from psycopg import errors, waiting
 
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Event, EventFilter, RecordStatus
-from receiver.storage.store.events import events
+from receiver.core.event import Event, EventSearch, RecordStatus
+from receiver.storage.store.events import search
 from receiver.storage.store.postgres import Pauses, PostgresBackend, PostgresStore
 from receiver.storage.store.postgres_clock import Skew
 from receiver.storage.store.postgres_connection import Connection, connect, parse
 from receiver.storage.store.statements import Session
 from tests.contract.store_suite import recording
+from tests.support.kept_events import kept_events
 from tests.support.postgres import database
 
 NOT_GIVEN_OUT = "9999999999"
@@ -70,7 +71,7 @@ async def test_a_reading_thread_that_was_left_to_itself_does_not_use_its_success
             asked.set()
             go_on.wait(20)
             raise LookupError  # as for a row that has vanished: it is asked for again
-        return events(session, EventFilter())
+        return [one.event for one in search(session, EventSearch())]
 
     store.close_seconds = 0.05
     asked_for = asyncio.create_task(store.read(listing))
@@ -115,8 +116,8 @@ async def test_without_file_descriptors_the_store_is_out_and_then_back(url: str,
         descriptors(spare),
         pytest.raises(StoreUnavailable, match="no file descriptor left: raise its limit"),
     ):
-        await store.events(EventFilter())
-    assert await store.events(EventFilter()) == []
+        await kept_events(store)
+    assert await kept_events(store) == []
     await store.close()
 
 

@@ -14,12 +14,13 @@ import psycopg
 import pytest
 
 from receiver.core.errors import ConfigError, StoreUnavailable
-from receiver.core.event import EventFilter, RecordStatus
+from receiver.core.event import RecordStatus
 from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from receiver.storage.store.postgres_session import PostgresSession
 from tests.contract import pickup_suite
 from tests.contract.store_suite import T0, claim, one_delivery, recording, settlement
+from tests.support.kept_events import kept_events
 from tests.support.postgres import Server, execute, server
 
 
@@ -134,12 +135,12 @@ async def test_a_server_that_starts_again_has_all_that_was_acknowledged(
     with pytest.raises(StoreUnavailable):
         await store.ping()
     with pytest.raises(StoreUnavailable):
-        await store.events(EventFilter())
+        await kept_events(store)
     stop.set()
     running.start()
     acknowledged, failed = await recording_
     await again(store.ping)
-    await again(lambda: store.events(EventFilter()))
+    await again(lambda: kept_events(store))
     assert acknowledged
     assert set(acknowledged) <= ids_in(url)
     assert failed
@@ -149,7 +150,7 @@ async def test_a_server_that_answers_no_more_is_noticed_and_used_again(
     store: PostgresStore, running: Server
 ) -> None:
     """As when the network is cut: no connection is closed, nothing comes."""
-    await store.events(EventFilter())
+    await kept_events(store)
     wanted = recording("app")
     running.signal_all(signal.SIGSTOP)
     began = time.monotonic()

@@ -11,12 +11,13 @@ from typing import Any
 import apsw
 import pytest
 
-from receiver.core.event import EventFilter, EventSearch
+from receiver.core.event import EventSearch
 from receiver.storage.store import sqlite
-from receiver.storage.store.events import TROUBLED, events, search
+from receiver.storage.store.events import TROUBLED, search
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Dialect, Row, Value, migrations, statement, statement_of_rows
 from tests.contract.store_suite import recording
+from tests.support.kept_events import kept_events
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ async def test_while_callers_come_another_thread_copies_the_log(
         count += 1
         grown = path.stat().st_size > 500_000
     assert Path(f"{path}-wal").stat().st_size < 10_000_000
-    assert len(await store.events(EventFilter(limit=1000))) == count
+    assert len(await kept_events(store, limit=1000)) == count
     await store.close()
 
 
@@ -274,7 +275,7 @@ class _Asked:
 
     def run(self, name: str, params: Any, conditions: str = "") -> list[tuple[Any, ...]]:
         self.texts.append((statement(name, conditions), params))
-        return [(5, "evt_5")] if name.startswith("place_") else []
+        return [(5, "evt_5")] if name.startswith(("place_", "position_")) else []
 
 
 @pytest.mark.parametrize("type_", TROUBLED)
@@ -282,11 +283,22 @@ def test_what_goes_wrong_is_found_without_a_walk_through_other_events(
     connection: apsw.Connection, type_: str
 ) -> None:
     asked = _Asked()
-    events(asked, EventFilter(type=type_, since=1))  # type: ignore[arg-type]
     search(asked, EventSearch(types=(type_, "callback.parked")))  # type: ignore[arg-type]
     plans = [plan(connection, text, params) for text, params in asked.texts]
-    assert ["USING COVERING INDEX events_troubled" in one for one in plans] == [True, False] * 2
+    assert plans
     assert all("INDEX events_troubled" in one for one in plans)
+
+
+def test_events_of_one_source_are_found_without_a_walk_through_other_events(
+    connection: apsw.Connection,
+) -> None:
+    for more in ({}, {"types": ("speech.completed",)}, {"newest_first": True}):
+        asked = _Asked()
+        search(asked, EventSearch(source="deapi", **more))  # type: ignore[arg-type]
+        plans = [plan(connection, text, params) for text, params in asked.texts]
+        assert all("INDEX events_source (source=?" in one and "TEMP B-TREE" not in one for one in plans), (
+            plans
+        )
 
 
 def test_events_since_a_time_are_looked_through_as_far_as_others_and_no_further(
@@ -294,6 +306,6 @@ def test_events_since_a_time_are_looked_through_as_far_as_others_and_no_further(
 ) -> None:
     """With both bounds, SQLite takes the time's and walks through all events since then."""
     asked = _Asked()
-    events(asked, EventFilter(type="speech.completed", since=1))  # type: ignore[arg-type]
+    search(asked, EventSearch(types=("speech.completed",), since=1, newest_first=True))  # type: ignore[arg-type]
     text, params = asked.texts[-1]
-    assert "(recorded_at,id)>(?,?)" in plan(connection, text, params)
+    assert "(position,id)>(?,?)" in plan(connection, text, params)

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -24,7 +23,6 @@ from receiver.core.event import (
     Callback,
     CallbackRow,
     Event,
-    EventFilter,
     EventSearch,
     Place,
     PlacedEvent,
@@ -42,7 +40,7 @@ from receiver.core.page import Page
 from receiver.core.routing import Decision
 from receiver.core.work import DeliveryState
 from receiver.storage.store.bodies import difference, whole
-from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Conditions, Listing, page
+from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, is_pattern, named, page
 from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
 
 R = TypeVar("R")
@@ -235,7 +233,6 @@ def has_scope(session: Session, source: str, scope: str) -> bool:
     return bool(session.run("callback_between_keys", bounds))
 
 
-_BY_TIME = Listing("list_events", "place_of_events", "(recorded_at, id)", (8, 0))
 _BACK = Listing("events_back", "place_of_events_back", "(e.position, e.id)", (0, 1))
 _ONWARD = Listing("events_onward", "place_of_events_onward", "(e.position, e.id)", (0, 1), onward=True)
 TROUBLED = tuple(one for one in EVENT_TYPES if not one.endswith((".completed", ".processing", ".partial")))
@@ -243,23 +240,6 @@ TROUBLED = tuple(one for one in EVENT_TYPES if not one.endswith((".completed", "
 _TROUBLED = f"type IN {TROUBLED}"
 _RECORDING_MS = 600_000
 """The order of recording and that of times differ by this much at most."""
-
-
-def events(session: Session, filter: EventFilter) -> Page[Event]:
-    """List events, those recorded last first, a page at a time."""
-    indexed: Conditions = {
-        "job_id = :job_id": filter.job_id,
-        "ref = :ref": filter.ref,
-        "recorded_at >= :since": filter.since,
-        "recorded_at < :until": filter.until,
-        _TROUBLED: "the index" if filter.type in TROUBLED else None,
-    }
-    others: Conditions = {
-        "source || '' = :source": filter.source,
-        "type || '' = :type": filter.type,
-    }
-    item, limit = partial(value_of, Event), filter.limit
-    return page(session, _BY_TIME, indexed, others, after=filter.after, limit=limit, item=item)
 
 
 def search(session: Session, wanted: EventSearch) -> Page[PlacedEvent]:
@@ -280,10 +260,10 @@ def search(session: Session, wanted: EventSearch) -> Page[PlacedEvent]:
     owed = wanted.state is not None or wanted.destination is not None
     if owed:
         _add_owed(session, wanted, indexed, others)
-    if all(value is None for value in indexed.values()):
+    if all(value is None for value in indexed.values()) and not is_pattern(wanted.source):
         indexed["e.source = :source"] = wanted.source
     else:
-        others["e.source || '' = :source"] = wanted.source
+        others |= named("e.source || ''", wanted.source, "source")
     if wanted.since is not None:
         indexed["e.position >= :first"] = _position(session, wanted.since - _RECORDING_MS)
     if wanted.until is not None:
@@ -316,9 +296,9 @@ def _add_owed(
     # The state is written out, not a parameter: only then may the indexes of what is due and dead be used.
     state = DeliveryState(wanted.state) if wanted.state else None
     of_state = "" if state is None else OF_STATE.get(state, f"d.state = '{state}'")
-    of_destination = "d.destination || '' = :destination" if wanted.destination else ""
-    owed = " AND ".join(filter(None, (of_state, of_destination)))
-    value = wanted.destination or state
+    ((of_destination, destination),) = named("d.destination || ''", wanted.destination, "destination").items()
+    owed = " AND ".join(filter(None, (of_state, of_destination if destination else "")))
+    value = destination or state
     few = state in OF_STATE and not session.run("place_of_deliveries", {"looked_at": LOOKED_UP}, of_state)
     if few:  # the events are found from the deliveries
         indexed[f"e.id IN (SELECT d.event_id FROM deliveries AS d WHERE {owed})"] = value  # noqa: S608 - fixed texts
@@ -378,7 +358,7 @@ def rejections(
     session: Session, source: str | None, limit: int, ref: str | None = None, one: str | None = None
 ) -> list[Rejection]:
     """List rejections, newest first; `one` is the id of a single one."""
-    conditions: dict[str, Value] = {"source = :source": source, "ref = :ref": ref, "id = :id": one}
+    conditions: dict[str, Value] = {**named("source", source, "source"), "ref = :ref": ref, "id = :id": one}
     rows: list[Row] = listed(session, "list_rejections", conditions, limit)
     return [
         value_of(Rejection, (*values, headers.split(), bool(kept), None)) for *values, headers, kept in rows

@@ -48,6 +48,21 @@ OF_STATE = {
 """Conditions for rare states, worded as their partial indexes are."""
 
 
+_LIKE = str.maketrans({"*": "%", "?": "_", "%": "!%", "_": "!_", "!": "!!"})
+
+
+def is_pattern(name: str | None) -> bool:
+    """Tell whether a name stands for several."""
+    return bool({"*", "?"} & set(name or ""))
+
+
+def named(column: str, name: str | None, parameter: str) -> dict[str, str | None]:
+    """Return the condition that a column has a name; or fits it, where `*` stands for anything in it."""
+    if name is None or not is_pattern(name):
+        return {f"{column} = :{parameter}": name}
+    return {f"{column} LIKE :{parameter} ESCAPE '!'": name.translate(_LIKE)}
+
+
 def bound(prefix: str, at: int) -> str:
     """Return a text that sorts before all ids of `prefix` made at or after `at`, and after all older ones."""
     return new_id(prefix, max(at, 0))[: len(prefix) + 1 + TIME_CHARS]

@@ -39,7 +39,7 @@ from receiver.storage.store.events import (
     write_callbacks,
     write_events,
 )
-from receiver.storage.store.listing import Listing, page
+from receiver.storage.store.listing import Listing, named, page
 from receiver.storage.store.queue import ClaimRequest, Queue, partition
 from receiver.storage.store.statements import Row, Session, Value, clean, one, value_of
 
@@ -319,7 +319,7 @@ def pickups(session: Session, filter: PickupFilter) -> Page[Pickup]:
         "ref = :ref": filter.ref,
         "event_id = :event_id": filter.event_id,
     }
-    others: dict[str, Value] = {"source || '' = :source": filter.source}
+    others: dict[str, Value] = {**named("source || ''", filter.source, "source")}
     if filter.state is not None and filter.state in _OF_STATE:
         indexed[_OF_STATE[filter.state]] = filter.state
     else:

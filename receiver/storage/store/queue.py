@@ -30,7 +30,7 @@ from receiver.core.work import (
     Progress,
     Settlement,
 )
-from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, bound, page
+from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, bound, named, page
 from receiver.storage.store.statements import Row, Session, Value, each, one, value_of
 
 T = TypeVar("T")
@@ -265,8 +265,8 @@ def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
         "d.id < :until": None if filter.until is None else bound("dlv", filter.until),
     }
     others: dict[str, Value | tuple[str, ...]] = {
-        "d.destination || '' = :destination": filter.destination,
-        f"({_OF_EVENT.format('source')}) = :source": filter.source,
+        **named("d.destination || ''", filter.destination, "destination"),
+        **named(f"({_OF_EVENT.format('source')})", filter.source, "source"),
         f"({_OF_EVENT.format('type')}) IN :type": filter.types,
         "d.due_at IS NULL AND d.updated_at < :ended_before": filter.ended_before,
     }

@@ -153,7 +153,6 @@ LIMIT 1
 
 -- ==================== listings ====================
 -- with: listed            | from       | key             | order
--- with: events            | events     | recorded_at, id | recorded_at DESC, id DESC
 -- with: deliveries        | deliveries | d.id            | d.id DESC
 -- with: deliveries_onward | deliveries | d.id            | d.id
 -- with: pickups           | pickups    | id              | id DESC

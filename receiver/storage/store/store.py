@@ -250,7 +250,6 @@ class Store:
     record = _writes(event_rows.record)
     defer = _writes(pickup_rows.defer)
     event = _reads(event_rows.event)
-    events = _reads(event_rows.events)
     search = _reads(event_rows.search)
     positions = _reads(event_rows.positions)
     body = _reads(event_rows.body)

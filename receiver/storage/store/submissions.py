@@ -15,6 +15,7 @@ from receiver.core.submission import REPEAT_SECONDS, Submission, SubmissionFilte
 from receiver.core.work import Pickup
 from receiver.storage.store import pickups, tokens
 from receiver.storage.store.events import resolve
+from receiver.storage.store.listing import named
 from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
 
 
@@ -118,8 +119,9 @@ def submission(session: Session, submission_id: str) -> Submission | None:
 
 def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
     """List submissions, newest first."""
-    same = ("application", "source", "state", "job_id", "ref")
+    same = ("application", "state", "job_id", "ref")
     conditions: dict[str, Value] = {f"{name} = :{name}": getattr(filter, name) for name in same}
+    conditions |= named("source", filter.source, "source")
     conditions |= {"created_at < :before": filter.before, "id < :after": filter.after}
     found = [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
     return Page(found, found[-1].id if len(found) == filter.limit else None)

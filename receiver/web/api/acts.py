@@ -11,7 +11,7 @@ from msgspec import Struct
 from receiver.core.act import Act, new_act
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, page
-from receiver.web.api.operation import Again, Call, operation
+from receiver.web.api.operation import Again, Call, Served, operation
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page, Time
 
@@ -20,7 +20,7 @@ _UNDER_WAY_MS = 60_000
 """An act that has no answer after so long was ended with its process, and may be done anew."""
 
 
-def act_of(action: str, call: Call[Any, Any], raw: bytes) -> Act:
+def act_of(action: str, call: Served[Any, Any], raw: bytes) -> Act:
     """Return the act that a request is. Raises `Refused` for a key that is too long."""
     request = call.request
     key = request.headers.get("idempotency-key") or None
@@ -30,7 +30,7 @@ def act_of(action: str, call: Call[Any, Any], raw: bytes) -> Act:
     return new_act(
         action,
         call.holder.name,
-        at=call.receiver.clock(),
+        at=call.now,
         subject=path,
         details={} if call.body is None else msgspec.to_builtins(call.body),
         peer=call.peer,
@@ -77,4 +77,4 @@ class ActShown(Struct, frozen=True, kw_only=True):
 async def listed(call: Call[ActQuery, None]) -> Page[ActShown]:
     """List what was done over the API, in the console and by commands, newest first."""
     query = call.query
-    return page(await call.receiver.store.acts(query.token, query.after, query.limit), ActShown)
+    return page(await call.store.acts(query.token, query.after, query.limit), ActShown)

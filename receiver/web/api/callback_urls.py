@@ -8,7 +8,7 @@ from msgspec import Meta, Struct, field
 
 from receiver.engine.requests import MAX_REF, checked_format, issue_callback_url, source_named
 from receiver.settings.model import ApiScope
-from receiver.web.api.operation import Again, Call, operation
+from receiver.web.api.operation import Again, Served, operation
 from receiver.web.api.pickups import Seconds
 from receiver.web.views import CallbackUrl, issued_url
 
@@ -27,7 +27,7 @@ class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @operation("POST /callback-urls", ApiScope.OPERATE, statuses=(201,), again=Again.REFUSED)
-async def make(call: Call[None, NewCallbackUrl]) -> CallbackUrl:
+async def make(call: Served[None, NewCallbackUrl]) -> CallbackUrl:
     """Make a callback URL for one job."""
     receiver, wanted = call.receiver, call.body
     source = source_named(receiver.settings, wanted.source)
@@ -42,7 +42,7 @@ async def make(call: Call[None, NewCallbackUrl]) -> CallbackUrl:
         expect_seconds=wanted.expect_within_seconds,
         job_secret=wanted.job_secret,
         short=wanted.short,
-        now=receiver.clock(),
+        now=call.now,
     )
     if made.claims is not None:
         await receiver.store.add_token(made.claims)

@@ -28,25 +28,21 @@ class DeliveryQuery(Paged, frozen=True):
 @operation("GET /deliveries", ApiScope.READ)
 async def listed(call: Call[DeliveryQuery, None]) -> Page[DeliveryShown]:
     """List deliveries, newest first."""
-    receiver, wanted = call.receiver, filter_of(call.query, DeliveryFilter)
-    found = await holds.deliveries(
-        receiver.store, receiver.settings.destinations, wanted, now=receiver.clock()
-    )
+    wanted = filter_of(call.query, DeliveryFilter)
+    found = await holds.deliveries(call.store, call.settings.destinations, wanted, now=call.now)
     return page(found, DeliveryShown)
 
 
 @operation("GET /deliveries/{delivery_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> DeliveryWhole:
     """Show a delivery with its attempts."""
-    receiver, store = call.receiver, call.receiver.store
-    owed = [await store.delivery(call.path["delivery_id"])]
-    (found,) = await holds.with_holds(store, receiver.settings.destinations, owed, now=receiver.clock())
-    return shown(found, DeliveryWhole, attempts_made=each(await store.attempts(found.id)))
+    owed = [await call.store.delivery(call.path["delivery_id"])]
+    (found,) = await holds.with_holds(call.store, call.settings.destinations, owed, now=call.now)
+    return shown(found, DeliveryWhole, attempts_made=each(await call.store.attempts(found.id)))
 
 
 @operation("GET /deliveries/{delivery_id}/attempts", ApiScope.READ)
 async def attempts(call: Call[None, None]) -> Page[AttemptShown]:
     """List its attempts, first to last."""
-    store = call.receiver.store
-    found = await store.delivery(call.path["delivery_id"])
-    return Page(items=each(await store.attempts(found.id)), next=None)
+    found = await call.store.delivery(call.path["delivery_id"])
+    return Page(items=each(await call.store.attempts(found.id)), next=None)

@@ -28,7 +28,7 @@ class DestinationShown(Struct, frozen=True, kw_only=True):
 @operation("GET /destinations", ApiScope.READ)
 async def listed(call: Call[None, None]) -> Page[DestinationShown]:
     """List the destinations."""
-    settings = call.receiver.settings.destinations
+    settings = call.settings.destinations
     items = [
         shown(
             one,
@@ -38,16 +38,15 @@ async def listed(call: Call[None, None]) -> Page[DestinationShown]:
             events=list(settings[one.name].events),
             health=shown(one.state, DestinationHealth),
         )
-        for one in await standings(call.receiver.store, settings, now=call.receiver.clock())
+        for one in await standings(call.store, settings, now=call.now)
     ]
     return Page(items=items, next=None)
 
 
 def _act(action: str) -> Operation:
     async def act(call: Call[None, None]) -> DestinationHealth:
-        receiver = call.receiver
-        names, now = receiver.settings.destinations, receiver.clock()
-        state = await act_on_destination(receiver.store, names, call.path["name"], action, now=now)
+        names = call.settings.destinations
+        state = await act_on_destination(call.store, names, call.path["name"], action, now=call.now)
         return shown(state, DestinationHealth)
 
     act.__doc__ = ACTIONS[action].does

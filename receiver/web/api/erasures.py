@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from receiver.core.retention import subject_of
 from receiver.settings.model import ApiScope
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Served, operation
 from receiver.web.views import shown
 
 Name = Annotated[str, Meta(min_length=1, max_length=500)]
@@ -44,10 +44,10 @@ class ErasureShown(Struct, frozen=True, kw_only=True):
 
 
 @operation("POST /erasures", ApiScope.ADMIN)
-async def make(call: Call[None, NewErasure]) -> ErasureShown:
+async def make(call: Served[None, NewErasure]) -> ErasureShown:
     """Erase all data of one subject, or count it."""
     wanted, eraser = call.body, call.receiver.eraser
     subject = subject_of(ref=wanted.ref, job_id=wanted.job_id, event_id=wanted.event_id, source=wanted.source)
     found = await eraser.look(subject)
-    counts = found.counts if wanted.dry_run else await eraser.erase(subject, found, now=call.receiver.clock())
+    counts = found.counts if wanted.dry_run else await eraser.erase(subject, found, now=call.now)
     return shown(counts, ErasureShown, unreadable=list(found.unreadable), dry_run=wanted.dry_run)

@@ -16,7 +16,7 @@ from receiver.engine import holds
 from receiver.engine.renormalizer import kept_body
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filter_of, known_place, place_of
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Call, Served, operation
 from receiver.web.views import (
     CallbackShown,
     DecisionShown,
@@ -109,8 +109,8 @@ class AudioLink(Struct, frozen=True, kw_only=True):
 @operation("GET /events", ApiScope.READ, problems=(409,))
 async def listed(call: Call[EventQuery, None]) -> EventPage:
     """List events, newest first or in the order of recording."""
-    await known_place(call.receiver.store, call.query.after)
-    found = await call.receiver.store.search(search_of(call.query))
+    await known_place(call.store, call.query.after)
+    found = await call.store.search(search_of(call.query))
     after = None if found.after is None else cursor_of(Place(*found.after))
     last = cursor_of(found[-1].place) if found else call.query.after
     return EventPage(items=[shown(one.event, EventShown) for one in found], next=after, cursor=after or last)
@@ -135,12 +135,12 @@ def _milliseconds(seconds: float | None) -> int | None:
 @operation("GET /events/{event_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> EventWhole:
     """Show an event with its callback, pickup, deliveries and attempts."""
-    receiver, store = call.receiver, call.receiver.store
+    store = call.store
     event = await store.event(call.path["event_id"])
     callback = await store.callback(event.id)
     pickups = await store.pickups(PickupFilter(event_id=event.id, limit=1))
     wanted = DeliveryFilter(event_id=event.id, limit=_DELIVERIES)
-    owed = await holds.deliveries(store, receiver.settings.destinations, wanted, now=receiver.clock())
+    owed = await holds.deliveries(store, call.settings.destinations, wanted, now=call.now)
     return shown(
         event,
         EventWhole,
@@ -152,11 +152,11 @@ async def one(call: Call[None, None]) -> EventWhole:
 
 
 @operation("GET /events/{event_id}/body", ApiScope.READ, gives="application/octet-stream")
-async def body(call: Call[None, None]) -> Response:
+async def body(call: Served[None, None]) -> Response:
     """Return the kept body of its callback, secrets removed."""
-    event = await call.receiver.store.event(call.path["event_id"])
+    event = await call.store.event(call.path["event_id"])
     return Response(
-        await kept_body(call.receiver.store, call.receiver.blobs, event),
+        await kept_body(call.store, call.receiver.blobs, event),
         media_type="application/octet-stream",
         headers={
             "cache-control": "no-store",
@@ -167,17 +167,17 @@ async def body(call: Call[None, None]) -> Response:
 
 
 @operation("POST /events/{event_id}/renormalize", ApiScope.OPERATE)
-async def renormalize(call: Call[None, None]) -> Renormalized:
+async def renormalize(call: Served[None, None]) -> Renormalized:
     """Have today's code read its callback again; what differs becomes an event of its own."""
-    event = await call.receiver.store.event(call.path["event_id"])
+    event = await call.store.event(call.path["event_id"])
     made = await call.receiver.renormalizer.again(event)
     return Renormalized(replaces=event.id, event_id=made.event_id if made else None)
 
 
 @operation("GET /events/{event_id}/audio", ApiScope.READ, gives=AudioLink, statuses=(200, 302))
-async def audio(call: Call[LinkQuery, None]) -> Response | AudioLink:
+async def audio(call: Served[LinkQuery, None]) -> Response | AudioLink:
     """Lead to its audio by a fresh link, or tell the link."""
-    event = await call.receiver.store.event(call.path["event_id"])
+    event = await call.store.event(call.path["event_id"])
     content_type = _linked_type(event)
     if event.blob_key is None or content_type is None:
         raise NotFound(f"{event.id} has no audio (any more)")

@@ -9,7 +9,7 @@ from msgspec import Struct
 from receiver.core.retention import Subject, SubjectKind
 from receiver.engine.jobs import gather
 from receiver.settings.model import ApiScope
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Served, operation
 from receiver.web.views import JobShown, job_shown
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class JobQuery(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @operation("GET /jobs/{name}", ApiScope.READ)
-async def one(call: Call[JobQuery, None]) -> JobShown:
+async def one(call: Served[JobQuery, None]) -> JobShown:
     """Tell what became of a job, by its ref, its id at the provider or an event's id."""
     return job_shown(await job_named(call.receiver, call.path["name"], call.query.source))
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, g
 
 from starlette.requests import Request
 
-from receiver.settings.model import ApiScope
+from receiver.settings.model import ApiScope, Settings
 from receiver.web.api.access import Holder
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
+    from receiver.storage.store.store import Store
 
 Q = TypeVar("Q")
 B = TypeVar("B")
@@ -34,14 +35,23 @@ class Again(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[Q, B]):
-    """A request that was let in and understood."""
+    """What is asked of an operation, by a request or by a command."""
 
-    receiver: Receiver
+    store: Store
+    settings: Settings
+    now: int
     holder: Holder
     query: Q
     body: B
     path: Mapping[str, str]
     """The parts of the path that the operation's path has in braces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served(Call[Q, B]):
+    """A request that was let in and understood. What a command asks has no parts that run."""
+
+    receiver: Receiver
     request: Request
     peer: str | None = None
     """The caller's address, behind proxies that are trusted to name it."""
@@ -66,8 +76,8 @@ class Operation:
     scope: ApiScope
     does: str
     """A sentence without its point."""
-    handle: Callable[[Call[Any, Any]], Awaitable[Any]]
-    """Returns a struct, a `Given`, or a whole `Response`."""
+    handle: Callable[[Any], Awaitable[Any]]
+    """Takes a `Call`, or a `Served` where it needs the running parts; returns a struct, a `Given`, or a whole `Response`."""
     query: Any
     """The struct of the query, None where there is none."""
     body: Any
@@ -94,14 +104,14 @@ def operation(
     statuses: Sequence[int] = (200,),
     again: Again = Again.RUNS,
     problems: Sequence[int] = (),
-) -> Callable[[Callable[[Call[Any, Any]], Awaitable[Any]]], Operation]:
+) -> Callable[[Callable[[Any], Awaitable[Any]]], Operation]:
     """Return what makes an operation of its handler: the signature says what it takes and gives, the docstring what it does.
 
     `name` is method and path, as `GET /pickups/{pickup_id}`; `gives` is for a handler that returns a `Response`.
     """
     method, _, path = name.partition(" ")
 
-    def made(handle: Callable[[Call[Any, Any]], Awaitable[Any]]) -> Operation:
+    def made(handle: Callable[[Any], Awaitable[Any]]) -> Operation:
         hints = get_type_hints(handle)
         query, body = (None if kind is NoneType else kind for kind in get_args(hints["call"]))
         result = hints["return"]

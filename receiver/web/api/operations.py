@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from receiver.core.bulk import BulkOperation
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, page
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Call, Served, operation
 from receiver.web.views import OperationShown, Page, shown
 
 if TYPE_CHECKING:
@@ -28,18 +28,18 @@ class RunQuery(Struct, forbid_unknown_fields=True, frozen=True):
 @operation("GET /operations", ApiScope.READ)
 async def listed(call: Call[Paged, None]) -> Page[OperationShown]:
     """List operations on many rows and how far each has come, newest first."""
-    found = await call.receiver.store.operations(call.query.after, call.query.limit)
+    found = await call.store.operations(call.query.after, call.query.limit)
     return page(found, OperationShown)
 
 
 @operation("GET /operations/{operation_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> OperationShown:
     """Show one."""
-    return shown(await call.receiver.store.operation(call.path["operation_id"]), OperationShown)
+    return shown(await call.store.operation(call.path["operation_id"]), OperationShown)
 
 
 @operation("POST /operations/{operation_id}/resume", ApiScope.OPERATE)
-async def resume(call: Call[RunQuery, None]) -> OperationShown:
+async def resume(call: Served[RunQuery, None]) -> OperationShown:
     """Run one that was planned or stopped; or at another rate."""
     made = await run(call.receiver, call.path["operation_id"], rate=call.query.rate)
     return shown(made, OperationShown)
@@ -48,10 +48,7 @@ async def resume(call: Call[RunQuery, None]) -> OperationShown:
 @operation("POST /operations/{operation_id}/stop", ApiScope.OPERATE)
 async def stop(call: Call[None, None]) -> OperationShown:
     """Stop one; what it has done stays done."""
-    receiver = call.receiver
-    stopped = await receiver.store.change_operation(
-        call.path["operation_id"], running=False, now=receiver.clock()
-    )
+    stopped = await call.store.change_operation(call.path["operation_id"], running=False, now=call.now)
     return shown(stopped, OperationShown)
 
 

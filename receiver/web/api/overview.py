@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from receiver.settings.model import ApiScope
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Served, operation
 from receiver.web.views import Page, Time, time_of
 
 
@@ -33,7 +33,7 @@ class Stats(Struct, frozen=True, kw_only=True):
 
 
 @operation("GET /sources", ApiScope.READ)
-async def sources(call: Call[None, None]) -> Page[SourceShown]:
+async def sources(call: Served[None, None]) -> Page[SourceShown]:
     """List the sources."""
     receiver = call.receiver
     due = {one.name: one for one in (await receiver.store.stats(receiver.clock())).pickups}
@@ -52,7 +52,7 @@ async def sources(call: Call[None, None]) -> Page[SourceShown]:
 
 
 @operation("GET /stats", ApiScope.READ)
-async def stats(call: Call[None, None]) -> Stats:
+async def stats(call: Served[None, None]) -> Stats:
     """Tell how much waits."""
     receiver = call.receiver
     found = await receiver.store.stats(receiver.clock())

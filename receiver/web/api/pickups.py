@@ -10,7 +10,7 @@ from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import MAX_SECONDS, checked_format, new_pickup, pollable, source_named
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, filter_of, page
-from receiver.web.api.operation import Call, Given, operation
+from receiver.web.api.operation import Call, Given, Served, operation
 from receiver.web.views import Page, PickupShown, PickupWhole, each, shown
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
@@ -41,11 +41,11 @@ class PickupQuery(Paged, frozen=True):
 @operation("GET /pickups", ApiScope.READ)
 async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
     """List pickups, newest first."""
-    return page(await call.receiver.store.pickups(filter_of(call.query, PickupFilter)), PickupShown)
+    return page(await call.store.pickups(filter_of(call.query, PickupFilter)), PickupShown)
 
 
 @operation("POST /pickups", ApiScope.OPERATE, statuses=(201, 200))
-async def add(call: Call[None, NewPickup]) -> Given[PickupShown]:
+async def add(call: Served[None, NewPickup]) -> Given[PickupShown]:
     """Hand over a result that is to be fetched; 200 shows the pickup that it has already."""
     receiver, wanted = call.receiver, call.body
     source = source_named(receiver.settings, wanted.source)
@@ -56,7 +56,7 @@ async def add(call: Call[None, NewPickup]) -> Given[PickupShown]:
         deadline_seconds=wanted.deadline_seconds,
         expect_seconds=wanted.expect_within_seconds or 0,
         format=checked_format(wanted.format),
-        now=receiver.clock(),
+        now=call.now,
     )
     pickup, new = await receiver.store.add_pickup(made)
     receiver.collector.wake([pickup.source])
@@ -67,6 +67,5 @@ async def add(call: Call[None, NewPickup]) -> Given[PickupShown]:
 @operation("GET /pickups/{pickup_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> PickupWhole:
     """Show a pickup with its attempts."""
-    store = call.receiver.store
-    found = await store.pickup(call.path["pickup_id"])
-    return shown(found, PickupWhole, attempts_made=each(await store.pickup_attempts(found.id)))
+    found = await call.store.pickup(call.path["pickup_id"])
+    return shown(found, PickupWhole, attempts_made=each(await call.store.pickup_attempts(found.id)))

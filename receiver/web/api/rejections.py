@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from receiver.app.second_look import accept_once, verify_again
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Limit
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Call, Served, operation
 from receiver.web.views import Page, RejectionShown, each, shown
 
 MAX_REASON = 500
@@ -67,17 +67,17 @@ class RejectionAccepted(Struct, frozen=True, kw_only=True):
 async def listed(call: Call[RejectionQuery, None]) -> Page[RejectionShown]:
     """List callbacks that were refused, newest first."""
     query = call.query
-    found = await call.receiver.store.rejections(query.source, limit=query.limit, ref=query.ref)
+    found = await call.store.rejections(query.source, limit=query.limit, ref=query.ref)
     return Page(items=each(found), next=None)
 
 
 @operation("POST /rejections/{rejection_id}/verify", ApiScope.OPERATE)
-async def verify(call: Call[None, None]) -> RejectionJudged:
+async def verify(call: Served[None, None]) -> RejectionJudged:
     """Verify a kept request again, by today's settings and as of its arrival; record nothing."""
     return msgspec.convert(await verify_again(call.receiver, call.path["rejection_id"]), RejectionJudged)
 
 
 @operation("POST /rejections/{rejection_id}/accept", ApiScope.ADMIN)
-async def accept(call: Call[None, Acceptance]) -> RejectionAccepted:
+async def accept(call: Served[None, Acceptance]) -> RejectionAccepted:
     """Record a kept request that nothing proves, for a reason that the audit keeps; once more, it is a duplicate."""
     return shown(await accept_once(call.receiver, call.path["rejection_id"]), RejectionAccepted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -13,9 +14,9 @@ from receiver.core.explain import PARKED
 from receiver.core.work import DeliveryState
 from receiver.engine.bulk import plan
 from receiver.engine.replays import find_named, replay
-from receiver.settings.model import ApiScope, Settings
+from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, filter_of
-from receiver.web.api.operation import Again, Call, operation
+from receiver.web.api.operation import Again, Served, operation
 from receiver.web.api.operations import Rate, run
 from receiver.web.views import OperationShown, shown
 
@@ -59,30 +60,27 @@ class Replayed(Struct, frozen=True, kw_only=True):
 
 
 @operation("POST /replays", ApiScope.OPERATE, again=Again.ANSWERED)
-async def make(call: Call[None, NewReplay]) -> Replayed:
+async def make(call: Served[None, NewReplay]) -> Replayed:
     """Send events again, or for the first time to a destination that never got them; or count them."""
     wanted = call.body
-    _refuse_contradictions(wanted, call.receiver.settings)
-    return await (_all(call) if wanted.ids is None else _named(call, wanted.ids))
+    refuse_contradictions(wanted)
+    for name in filter(None, (wanted.to, wanted.destination)):
+        if not fnmatch.filter(call.settings.destinations, name):
+            known = ", ".join(sorted(call.settings.destinations)) or "none is configured"
+            raise UsageError(f"there is no destination {name[:100]!r}; there is: {known}")
+    return await (_begin(call, *selected(wanted)) if wanted.ids is None else _named(call, wanted.ids))
 
 
-async def _named(call: Call[None, NewReplay], ids: list[str]) -> Replayed:
+async def _named(call: Served[None, NewReplay], ids: list[str]) -> Replayed:
     receiver, wanted = call.receiver, call.body
     found = await find_named(receiver.store, build_router(receiver.settings), ids, wanted.to)
     replayed = added = 0
     if not wanted.dry_run:
-        replayed, added = await replay(receiver.store, found, now=receiver.clock())
+        replayed, added = await replay(receiver.store, found, now=call.now)
         receiver.relay.wake(receiver.settings.destinations)
     return Replayed(
         found=len(found), replayed=replayed, added=added, left_alone=found.busy, dry_run=wanted.dry_run
     )
-
-
-async def _all(call: Call[None, NewReplay]) -> Replayed:
-    wanted = call.body
-    state = DeliveryState(wanted.state) if wanted.state else None
-    chosen = filter_of(wanted, Selection, destination=wanted.to or wanted.destination, state=state)
-    return await _begin(call, BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL, chosen)
 
 
 class NewRenormalization(Struct, forbid_unknown_fields=True, frozen=True):
@@ -100,17 +98,17 @@ class NewRenormalization(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @operation("POST /renormalizations", ApiScope.OPERATE, again=Again.ANSWERED)
-async def renormalize(call: Call[None, NewRenormalization]) -> Replayed:
+async def renormalize(call: Served[None, NewRenormalization]) -> Replayed:
     """Have today's code read many callbacks again, as an operation; or count them."""
     return await _begin(call, BulkKind.RENORMALIZE, filter_of(call.body, Selection))
 
 
 async def _begin(
-    call: Call[None, NewReplay] | Call[None, NewRenormalization], kind: BulkKind, chosen: Selection
+    call: Served[None, NewReplay] | Served[None, NewRenormalization], kind: BulkKind, chosen: Selection
 ) -> Replayed:
     """Count what is chosen, and run the operation unless it is only to be planned."""
     receiver, wanted = call.receiver, call.body
-    router, now = build_router(receiver.settings), receiver.clock()
+    router, now = build_router(receiver.settings), call.now
     planned = await plan(receiver.store, router, kind, chosen, rate=wanted.rate, by=call.holder.name, now=now)
     operation = planned.operation
     if operation.total and not wanted.dry_run:
@@ -123,19 +121,23 @@ async def _begin(
     )
 
 
-def _refuse_contradictions(wanted: NewReplay, settings: Settings) -> None:
+def refuse_contradictions(
+    wanted: NewReplay, *, words: str = "to, state, destination, source, type, since and until"
+) -> None:
+    """Raise `UsageError`, which names the filters in `words`, for what cannot be meant together, or is not enough."""
     of_deliveries = wanted.state is not None or wanted.destination is not None
     filters = (wanted.source, wanted.type, wanted.since, wanted.until)
     filtered = of_deliveries or any(one is not None for one in filters)
     if wanted.ids is not None and (filtered or wanted.rate is not None):
-        raise UsageError(
-            "name ids, or filter with state, destination, source, type, since and until, and set a rate; not both"
-        )
+        raise UsageError(f"name ids, or filter with {words}, and set a rate; not both")
     if wanted.to is not None and of_deliveries:
-        raise UsageError("to makes deliveries; state and destination choose among those there are")
+        raise UsageError("to makes deliveries; a state and a destination choose among those there are")
     if wanted.ids is None and not filtered and wanted.to is None:
-        raise UsageError("name ids, or filter with to, state, destination, source, type, since or until")
-    for name in (wanted.to, wanted.destination):
-        if name is not None and name not in settings.destinations:
-            known = ", ".join(sorted(settings.destinations)) or "none is configured"
-            raise UsageError(f"there is no destination {name[:100]!r}; there is: {known}")
+        raise UsageError(f"name ids of deliveries or events, or filter with {words}")
+
+
+def selected(wanted: NewReplay) -> tuple[BulkKind, Selection]:
+    """Return what a replay by filter does, and to which rows."""
+    state = DeliveryState(wanted.state) if wanted.state else None
+    chosen = filter_of(wanted, Selection, destination=wanted.to or wanted.destination, state=state)
+    return (BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL), chosen

@@ -21,7 +21,7 @@ from receiver.core.errors import (
 )
 from receiver.web.api.access import Access
 from receiver.web.api.acts import act_of, refuse_other
-from receiver.web.api.operation import Again, Call, Given, Operation
+from receiver.web.api.operation import Again, Given, Operation, Served
 from receiver.web.api.problems import Refused, answer, out, problem
 from receiver.web.api.reading import BODY_BYTES, read_body, read_query
 from receiver.web.proxies import Proxies
@@ -84,7 +84,10 @@ class _Server:
         holder = self._access.admit(request.headers.getlist("authorization"), operation.scope)
         query = read_query(request.query_params.multi_items(), operation.query)
         raw = b"" if operation.body is None else await received(request)
-        call: Call[Any, Any] = Call(
+        call: Served[Any, Any] = Served(
+            store=self._receiver.store,
+            settings=self._receiver.settings,
+            now=self._receiver.clock(),
             receiver=self._receiver,
             holder=holder,
             query=query,
@@ -97,7 +100,7 @@ class _Server:
             return await _run(operation, call)
         return await self._act(operation, call, raw)
 
-    async def _act(self, operation: Operation, call: Call[Any, Any], raw: bytes) -> Response:
+    async def _act(self, operation: Operation, call: Served[Any, Any], raw: bytes) -> Response:
         """Note who does what, then do it; what has the key of an earlier request is not done twice."""
         store, act = self._receiver.store, act_of(operation.name, call, raw)
         noted = await store.begin_act(act)
@@ -113,7 +116,7 @@ class _Server:
         return response
 
 
-async def _run(operation: Operation, call: Call[Any, Any]) -> Response:
+async def _run(operation: Operation, call: Served[Any, Any]) -> Response:
     result = await operation.handle(call)
     if isinstance(result, Response):
         return result

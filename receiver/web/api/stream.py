@@ -17,7 +17,7 @@ from receiver.core.event import EventSearch, Place
 from receiver.engine.following import followed, newest_place
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import cursor_of, filter_of, known_place
-from receiver.web.api.operation import Call, operation
+from receiver.web.api.operation import Served, operation
 from receiver.web.api.problems import Refused
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class StreamQuery(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @operation("GET /stream", ApiScope.READ, gives="text/event-stream", problems=(409,))
-async def events(call: Call[StreamQuery, None]) -> StreamingResponse:
+async def events(call: Served[StreamQuery, None]) -> StreamingResponse:
     """Stream events as they are recorded, as server-sent events."""
     if len(_open) >= MOST:
         raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
     query = call.query
     given = call.request.headers.get("last-event-id") or query.after
-    place = await known_place(call.receiver.store, given) or await newest_place(call.receiver.store)
+    place = await known_place(call.store, given) or await newest_place(call.store)
     search = filter_of(query, EventSearch, after=place, limit=_PAGE)
     gap = await _gap(call.receiver, place) if given else None
     # The id alone is no event: a reader that is cut off before the first one comes again with it.

@@ -22,6 +22,4 @@ class SubmissionQuery(Paged, frozen=True):
 @operation("GET /submissions", ApiScope.READ)
 async def listed(call: Call[SubmissionQuery, None]) -> Page[SubmissionShown]:
     """List jobs that applications submitted, newest first."""
-    return page(
-        await call.receiver.store.submissions(filter_of(call.query, SubmissionFilter)), SubmissionShown
-    )
+    return page(await call.store.submissions(filter_of(call.query, SubmissionFilter)), SubmissionShown)

@@ -80,7 +80,7 @@ class ProcessShown(Struct, frozen=True, kw_only=True):
 @operation("GET /tallies", ApiScope.READ)
 async def listed(call: Call[TallyQuery, None]) -> TalliesShown:
     """Tell what came out how often, by the minute or hour, over all processes."""
-    now, by = call.receiver.clock(), call.query.by
+    now, by = call.now, call.query.by
     until = millis(call.query.until) or now
     since = millis(call.query.since)
     since = max(until - HOUR if since is None else since, now - HOURS_KEPT_MS)
@@ -88,7 +88,7 @@ async def listed(call: Call[TallyQuery, None]) -> TalliesShown:
         raise Refused(
             400, f"since: there are {_MOST_STEPS} steps at once; ask with by=hour, by=all, or until"
         )
-    found = await call.receiver.store.tallies(since // MINUTE * MINUTE, until, _STEPS[by])
+    found = await call.store.tallies(since // MINUTE * MINUTE, until, _STEPS[by])
     # They may be tens of thousands: callbacks are not to wait for them.
     return await asyncio.to_thread(_shown, found, since)
 
@@ -114,9 +114,9 @@ def _ack(at: Time, source: str, group: Sequence[Tally]) -> AckShown:
 @operation("GET /processes", ApiScope.READ)
 async def processes(call: Call[None, None]) -> Page[ProcessShown]:
     """List the processes of the last 48 hours, those that began last first."""
-    now = call.receiver.clock()
+    now = call.now
     items = [
         shown(one, ProcessShown, host=one.host, alive=now - one.seen_at < 3 * EVERY_SECONDS * 1000)
-        for one in await call.receiver.store.processes()
+        for one in await call.store.processes()
     ]
     return Page(items=items, next=None)

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from receiver.engine.waveforms import Waveforms
 from receiver.web.api.access import Holder
-from receiver.web.api.operation import Call
+from receiver.web.api.operation import Served
 from receiver.web.api.reading import read_query
 
 if TYPE_CHECKING:
@@ -90,9 +90,12 @@ class Visit(Struct):
         body: S = read_query(list(given.items()), kind)
         return body
 
-    def call(self, query: Any = None, body: Any = None) -> Call[Any, Any]:
+    def call(self, query: Any = None, body: Any = None) -> Served[Any, Any]:
         """Return this request as one of the API."""
-        return Call(
+        return Served(
+            store=self.receiver.store,
+            settings=self.receiver.settings,
+            now=self.receiver.clock(),
             receiver=self.receiver,
             holder=Holder(self.session.name, self.session.scopes),
             query=query,

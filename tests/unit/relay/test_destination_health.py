@@ -9,7 +9,6 @@ import pytest
 
 from receiver.core.destination_health import DestinationStatus, asks_for_less, is_failure
 from receiver.core.errors import NotFound
-from receiver.core.event import EventFilter
 from receiver.core.observe import AttemptReport
 from receiver.core.retry import fixed, policy
 from receiver.core.routing import Route, Router
@@ -20,6 +19,7 @@ from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
+from tests.support.kept_events import kept_events
 from tests.support.relaying import (
     FaultyStore,
     Gated,
@@ -76,7 +76,7 @@ class World:
 
     async def told(self) -> list[str]:
         """Return the events about destinations, first to last."""
-        events = await self.store.events(EventFilter(source="receiver"))
+        events = await kept_events(self.store, source="receiver")
         return [event.type for event in reversed(events)]
 
 
@@ -258,7 +258,7 @@ async def test_an_event_about_a_destination_says_which_and_why(any_store: Store)
     world = World(any_store, limit=1)
     await record(any_store)
     await world.at(0)
-    (event,) = await any_store.events(EventFilter(type="destination.failing"))
+    (event,) = await kept_events(any_store, types=("destination.failing",))
     data = json.loads(event.data)
     assert data["provider_data"] == {"destination": "app", "failures": 1, "since": "2027-01-15T08:00:00.000Z"}
     assert data["error"]["code"] == "failing"
