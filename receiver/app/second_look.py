@@ -1,4 +1,4 @@
-"""A second look at a refused request: verify it again with today's settings, or accept it once.
+"""A second look at a refused request: see it, verify it again with today's settings, or accept it once.
 
 Only requests with a callback token of receiver's are kept for this, for a day. An accepted one is recorded like every
 callback.
@@ -52,14 +52,27 @@ async def accept_once(receiver: Receiver, rejection_id: str) -> Recorded:
     if claims.unread:
         raise StoreUnavailable("the store could not tell what the URL's token stands for")
     admission = Admission(head=head, claims=claims, proofs=frozenset((ACCEPTED,)), body_limit=body.size)
-    # It fits no secret of the settings, so that nothing else would know it for one.
-    bare = MemoryBody(Redactor(provider.came_as_proof(head, body.load())).clean(body.load()))
+    bare = MemoryBody(_bare(provider, head, body))
     try:
         return await receiver.intake.record_accepted(provider, provider.believed(admission, bare))
     except IgnoredCallback:
         raise UsageError("the settings say that such a callback is ignored: nothing was recorded") from None
     except Unavailable as error:
         raise StoreUnavailable(error.message) from None
+
+
+async def kept_request(receiver: Receiver, rejection_id: str) -> tuple[Head, bytes]:
+    """Return a rejected request's head, and its body as it may be shown.
+
+    Raises `NotFound`, `UsageError`, `StoreUnavailable`.
+    """
+    provider, head, body = await _kept(receiver, rejection_id)
+    return head, _bare(provider, head, body)
+
+
+def _bare(provider: PushProvider, head: Head, body: MemoryBody) -> bytes:
+    """Return the body without what came as its proof, which fits no secret of the settings: nothing else knows it for one."""
+    return Redactor(provider.came_as_proof(head, body.load())).clean(body.load())
 
 
 async def _kept(receiver: Receiver, rejection_id: str) -> tuple[PushProvider, Head, MemoryBody]:

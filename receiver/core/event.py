@@ -304,7 +304,7 @@ class Recorded(Struct, frozen=True, kw_only=True):
 
 
 class RejectedRequest(Struct, frozen=True, kw_only=True):
-    """A request that was refused, whole: what proves it may be a secret, so nothing shows it."""
+    """A request that was refused, whole: what came as its proof may be a secret, so nothing shows that."""
 
     head: Head
     body: bytes

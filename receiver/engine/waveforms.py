@@ -14,23 +14,13 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import NotFound
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import outline_of
+from receiver.system.audio.peaks import NEEDS_AV, Outline
 
 _SECONDS = 60.0
 _WAITING = 8
 _FETCHED_BYTES = 64 * 1024 * 1024
 """The largest object that is downloaded from S3 for its waveform, in bytes."""
 _OUTLINE_BYTES = 64 * 1024
-
-
-class Outline(msgspec.Struct, frozen=True, kw_only=True):
-    """The highest and lowest samples of an audio, or why there are none."""
-
-    v: int = 1
-    seconds: float | None = None
-    buckets: int = 0
-    peaks: tuple[str, ...] = ()
-    """For each channel, base64 of `buckets` pairs of int8: lowest, highest."""
-    error: str | None = None
 
 
 class Waveforms:
@@ -68,8 +58,9 @@ class Waveforms:
     async def _stored(self, key: str, size: int) -> Outline:
         async with self._one:
             outline = await self._make(key, size)
-        body = MemoryBody(msgspec.json.encode(outline))
-        await self._blobs.put(outline_of(key), body, content_type="application/json")
+        if outline.error != NEEDS_AV:  # the extra may be installed later
+            body = MemoryBody(msgspec.json.encode(outline))
+            await self._blobs.put(outline_of(key), body, content_type="application/json")
         return outline
 
     async def _make(self, key: str, size: int) -> Outline:

@@ -13,7 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.storage.blobs import disposition
+from receiver.core.errors import NotFound
+from receiver.storage.blobs import Blobs, disposition
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -64,24 +65,32 @@ class Objects:
             return _problem(
                 410, "the link has expired; `receiver replay` sends the event again with a fresh one"
             )
-        found = await asyncio.to_thread(self._blobs.local, key)
-        if found is None:
-            return _problem(404, "the object is not here any more")
-        changed_at = datetime.fromtimestamp(found.modified_at // 1000, UTC)
-        headers = {
-            "etag": f'"{key.rpartition("/")[2].partition(".")[0]}"',  # a key's name has the hash of the bytes in it
-            "last-modified": format_datetime(changed_at, usegmt=True),
-            "cache-control": "private, max-age=300",
-        }
-        if status := _unmet(request, headers["etag"], changed_at):
-            return Response(status_code=status, headers=headers)
-        keep_satisfiable(request, found.size)
-        headers |= {
-            "content-disposition": disposition(key, content_type),
-            "x-content-type-options": "nosniff",
-            "content-security-policy": "default-src 'none'; sandbox",
-        }
-        return FileResponse(found.path, media_type=content_type, headers=headers)
+        try:
+            return await served(request, self._blobs, key, content_type)
+        except NotFound as error:
+            return _problem(404, error.message)
+
+
+async def served(request: Request, blobs: Blobs, key: str, content_type: str) -> Response:
+    """Answer the bytes of an object that is on this machine, by the caller's conditions. Raises `NotFound`."""
+    found = await asyncio.to_thread(blobs.local, key)
+    if found is None:
+        raise NotFound("the object is not here any more")
+    changed_at = datetime.fromtimestamp(found.modified_at // 1000, UTC)
+    headers = {
+        "etag": f'"{key.rpartition("/")[2].partition(".")[0]}"',  # a key's name has the hash of the bytes in it
+        "last-modified": format_datetime(changed_at, usegmt=True),
+        "cache-control": "private, max-age=300",
+    }
+    if status := _unmet(request, headers["etag"], changed_at):
+        return Response(status_code=status, headers=headers)
+    _keep_satisfiable(request, found.size)
+    headers |= {
+        "content-disposition": disposition(key, content_type),
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'; sandbox",
+    }
+    return FileResponse(found.path, media_type=content_type, headers=headers)
 
 
 def _unmet(request: Request, tag: str, changed_at: datetime) -> int | None:
@@ -106,7 +115,7 @@ def _date(value: str | None) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def keep_satisfiable(request: Request, size: int) -> None:
+def _keep_satisfiable(request: Request, size: int) -> None:
     """Leave of the request's ranges those that the object has; all of them where it has none, for 416.
 
     A header that is malformed or of another unit does not count.

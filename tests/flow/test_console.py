@@ -298,7 +298,7 @@ async def test_audio_plays_by_ranges_and_has_an_outline_that_is_made_once(up: Ru
     assert f'src="/console/events/{event_id}/audio"' in page
     part = await up.client.get(f"/console/events/{event_id}/audio", headers={"range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, sample_audio()[10:20])
-    assert part.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert part.headers["content-security-policy"] == "default-src 'none'; sandbox"
     while (answer := await up.client.get(f"/console/events/{event_id}/peaks")).status_code == 202:
         assert answer.headers["retry-after"] == "1"
     outline = answer.json()
@@ -345,7 +345,8 @@ async def test_a_dead_letter_is_replayed_after_it_was_counted(up: Running) -> No
     } == {400}
     assert (await post(up, f"{path}/run", form=found[1], rate="50")).headers["location"] == path
     await up.seen.until(lambda: sum(one.delivery_id == delivery for one in up.seen.attempts) == 2)
-    assert (await up.client.get(f"{path}/progress")).json() == {"done": 1, "changed": 1, "state": "done"}
+    told = (await up.client.get(f"{path}/progress")).json()
+    assert (told["done"], told["changed"], told["state"]) == (1, 1, "done")
     assert path in (await up.client.get("/console/operations")).text
 
 
@@ -492,21 +493,19 @@ async def test_the_overview_leads_to_why_a_job_never_arrived(tmp_path: Path) -> 
 async def test_an_event_that_is_recorded_before_the_page_follows_is_in_what_it_follows(up: Running) -> None:
     await login(up)
     page = (await up.client.get("/console/events?source=speech")).text
-    event_id = await called(up, ref="between")
+    await called(up, ref="between")
     followed = re.search(r'data-live="([^"]+)"', page)
     assert followed
     async with asyncio.timeout(20), up.client.stream("GET", html.unescape(followed[1])) as stream:
-        first = await anext(line async for line in stream.aiter_lines() if line.startswith("data:"))
-        assert f'"id": "{event_id}"' in first
+        assert (
+            await anext(line async for line in stream.aiter_lines() if line.startswith("data:")) == "data: 1"
+        )
 
 
-async def test_new_events_come_as_server_sent_events(up: Running) -> None:
+async def test_newer_events_are_told_as_server_sent_events(up: Running) -> None:
     await login(up)
     async with up.client.stream("GET", "/console/events/live?source=speech") as stream:
         lines = stream.aiter_lines()
         assert await anext(lines) == "retry: 1000"
-        event_id = await called(up, ref=HOSTILE)
-        async for line in lines:
-            if line.startswith("data:"):
-                assert f'"id": "{event_id}"' in line
-                break
+        await called(up, ref=HOSTILE)
+        assert await anext(line async for line in lines if line.startswith("data:")) == "data: 1"

@@ -201,6 +201,11 @@ async def test_the_console_verifies_again_and_accepts_with_a_reason(up: Running)
     await client.post("/console/login", data={"token": ADMIN}, headers=origin)
     base = f"/console/rejections/{one.id}"
     page = await send((await client.get("/console/rejections")).text, f"{base}/verify")
+    for shown in (page, (await client.get(base)).text):
+        assert "job_request_id" in shown
+        assert '<dd class="m"><bdi>application/json</bdi></dd>' in shown
+        assert "not shown" in shown
+        assert "sha256=" not in shown
     assert "It is still refused" in page
     assert "<b>order" not in page
     assert "say why" in await send(page, f"{base}/accept", reason=" ")

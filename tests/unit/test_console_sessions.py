@@ -1,4 +1,4 @@
-"""Logins of the console: how long a session lasts; and that no template switches escaping off."""
+"""The console: how long a session lasts, how a body is shown, and that no template switches escaping off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from receiver.settings.model import ApiToken
 from receiver.web.console import sessions as logins
+from receiver.web.console.rendering import pretty
 from receiver.web.console.sessions import Sessions
 
 ADMIN = "admin-token-of-some-length"
@@ -45,3 +46,9 @@ def test_templates_switch_no_escaping_off() -> None:
         assert "|safe" not in text.replace(" ", "")
         assert "autoescape" not in text
         assert "style=" not in text
+
+
+def test_a_body_is_shown_as_json_as_text_or_in_hex() -> None:
+    assert pretty(b'{"a":1.0}') == '{\n  "a": 1.0\n}'
+    assert pretty("zwölf\u202e".encode()) == "zwölf‹U+202E›"
+    assert pretty(b"\xff\x00" * 4000).startswith("ff 00 ff 00 ")

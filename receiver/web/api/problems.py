@@ -7,7 +7,10 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+
+from receiver.core.errors import ConfigError, NotFound, Unavailable, UsageError
 
 TITLES = {
     400: "Bad request",
@@ -22,7 +25,7 @@ TITLES = {
     500: "Internal error",
     503: "Service unavailable",
 }
-_RETRY_AFTER_SECONDS = 5
+_LATER = {"retry-after": "5"}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -68,6 +71,19 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     return answer(content, status=status, headers=headers, media_type="application/problem+json")
 
 
-def out(detail: str) -> Response:
-    """Return the problem of a part that is out for now."""
-    return problem(503, detail, {"retry-after": str(_RETRY_AFTER_SECONDS)})
+def refusal_of(error: Exception) -> Refused:
+    """Return how a request is answered that failed with this error; of a fault of receiver's own it tells nothing."""
+    match error:
+        case Refused():
+            return error
+        case NotFound():
+            return Refused(404, error.message)
+        case UsageError() | ConfigError():
+            return Refused(422, error.message)
+        case Unavailable():
+            return Refused(503, error.message, _LATER)
+        case TimeoutError():
+            return Refused(503, "it was not done in time", _LATER)
+        case ClientDisconnect():
+            return Refused(400, "the connection ended before the body did")
+    return Refused(500, "an internal error; the log says more")

@@ -7,22 +7,14 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.core.errors import (
-    BlobsUnavailable,
-    ConfigError,
-    JournalUnavailable,
-    NotFound,
-    StoreUnavailable,
-    UsageError,
-)
 from receiver.web.api.access import Access
 from receiver.web.api.acts import act_of, refuse_other
 from receiver.web.api.operation import Again, Given, Operation, Served
-from receiver.web.api.problems import Refused, answer, out, problem
+from receiver.web.api.problems import Refused, answer, problem, refusal_of
 from receiver.web.api.reading import BODY_BYTES, read_body, read_query
 from receiver.web.proxies import Proxies
 
@@ -63,21 +55,11 @@ class _Server:
         try:
             async with asyncio.timeout(_BODY_SECONDS + _STORE_SECONDS):
                 return await answering
-        except Refused as refused:
+        except Exception as error:
+            refused = refusal_of(error)
+            if refused.status == 500:  # a fault of ours is told to operators, never to whoever asks
+                self._receiver.observer.note("error", "api.internal_error", error=type(error).__name__)
             return problem(refused.status, refused.detail, refused.headers)
-        except NotFound as error:
-            return problem(404, error.message)
-        except (UsageError, ConfigError) as error:
-            return problem(422, error.message)
-        except (StoreUnavailable, BlobsUnavailable, JournalUnavailable) as error:
-            return out(error.message)
-        except TimeoutError:
-            return out(f"the store did not answer within {_STORE_SECONDS:g} s")
-        except ClientDisconnect:
-            return problem(400, "the connection ended before the body did")
-        except Exception as error:  # a fault of ours is told to operators, never to whoever asks
-            self._receiver.observer.note("error", "api.internal_error", error=type(error).__name__)
-            return problem(500, "an internal error; the log says more")
 
     async def _served(self, operation: Operation, request: Request) -> Response:
         """Serve a request. Nothing of its body is read before its token was found right."""

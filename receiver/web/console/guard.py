@@ -9,12 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from receiver.core.act import new_act
-from receiver.core.errors import ConfigError, NotFound, Unavailable, UsageError
-from receiver.web.api.problems import TITLES, Refused
+from receiver.web.api.problems import TITLES, Refused, refusal_of
 from receiver.web.api.serving import received
 from receiver.web.console.visit import HOME, Console, Handler, Visit
 from receiver.web.proxies import Proxies
@@ -38,6 +36,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'{media}; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
+_TITLES = {422: "Nothing was done", 503: "The store does not answer"}
 Answering = Callable[["Request"], Awaitable[Response]]
 
 
@@ -116,34 +115,23 @@ class Guard:
         return await handle(request)
 
     async def _told(self, request: Request, answering: Awaitable[Response]) -> Response:
-        """Answer; whatever goes wrong becomes a page that says so."""
+        """Answer; whatever goes wrong becomes a page that says so, without a session only the words."""
         try:
             async with asyncio.timeout(_SECONDS):
                 return await answering
-        except Refused as refused:
-            return await self._error(request, refused.status, TITLES[refused.status], refused.detail)
-        except NotFound as error:
-            return await self._error(request, 404, "Not found", error.message)
-        except (UsageError, ConfigError) as error:
-            return await self._error(request, 422, "Nothing was done", error.message)
-        except (Unavailable, TimeoutError) as error:
-            what = error.message if isinstance(error, Unavailable) else "It did not answer in time."
+        except Exception as error:
+            refused = refusal_of(error)
+            if refused.status == 500:  # a fault of ours is told to operators, never to whoever asks
+                self._receiver.observer.note("error", "console.internal_error", error=type(error).__name__)
+        title, detail = _TITLES.get(refused.status, TITLES[refused.status]), refused.detail
+        if refused.status == 503:
             depth = self._receiver.journal.depth
-            detail = f"{what} Callbacks go to the journal, where {depth} wait. Load the page again to try once more."
-            return await self._error(request, 503, "The store does not answer", detail)
-        except ClientDisconnect:
-            return await self._error(request, 400, TITLES[400], "the connection ended before the form did")
-        except Exception as error:  # a fault of ours is told to operators, never to whoever asks
-            self._receiver.observer.note("error", "console.internal_error", error=type(error).__name__)
-            return await self._error(request, 500, "An internal error", "The log says more.")
-
-    async def _error(self, request: Request, status: int, title: str, detail: str) -> Response:
-        """Return a page that says what went wrong; without a session only the words."""
+            detail = f"{detail.rstrip('.')}. Callbacks go to the journal, where {depth} wait. Load the page again to try once more."
         session = self._sessions.read(request.cookies.get(cookie_name(request), ""))
         if session is None:
-            return PlainTextResponse(f"{title}: {detail}\n", status)
+            return PlainTextResponse(f"{title}: {detail}\n", refused.status)
         visit = Visit(request, session, self.console)
-        return await visit.page("error.html", status=status, title=title, detail=detail)
+        return await visit.page("error.html", status=refused.status, title=title, detail=detail)
 
     # ------------------------------------------------------------ who it is
 
@@ -224,9 +212,10 @@ def _is_ours(request: Request) -> bool:
     return origin.lower() in (f"http://{host}", f"https://{host}")
 
 
-def is_inside(address: str) -> bool:
-    """Tell whether an address, as a form or a link names it, is one of the console's own pages."""
-    return address.startswith(f"{HOME}/") and address.isprintable() and "\\" not in address
+def inside(address: str, other: str) -> str:
+    """Return the path of the page of ours that an address names, without `HOME`; `other` where it names none."""
+    ours = address.startswith(f"{HOME}/") and address.isprintable() and "\\" not in address
+    return address.removeprefix(HOME) if ours else other
 
 
 async def read_form(request: Request) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 
 from receiver.core.observe import Repeats
 from receiver.storage.store.logins import everywhere
-from receiver.web.console.guard import Guard, hostname, is_inside, read_form
+from receiver.web.console.guard import Guard, hostname, inside, read_form
 from receiver.web.console.sessions import LoginLimit
 from receiver.web.console.visit import HOME, Visit
 
@@ -47,7 +47,7 @@ class Doors:
         if session is None:
             return await self._failed(peer, wanted, by_link=bool(link))
         self._console.receiver.observer.note("info", "console.login", token=session.name, peer=peer)
-        response = RedirectResponse(wanted if is_inside(wanted) else f"{HOME}/", 303)
+        response = RedirectResponse(HOME + inside(wanted, "/"), 303)
         self._guard.keep(request, response, session)
         return response
 
@@ -57,10 +57,10 @@ class Doors:
         if (left_out := self._failures.left_out("login")) is not None:
             fields = {"peer": peer, "left_out": left_out}
             self._console.receiver.observer.note("warning", "console.login_failed", **fields)
-        trouble = "No token is like that, or it may not read."
-        if by_link:
-            trouble = "That link was used, or is too old."
-        return await self._form(wanted, trouble, status=401)
+        wrong = (
+            "That link was used, or is too old." if by_link else "No token is like that, or it may not read."
+        )
+        return await self._form(wanted, wrong, status=401)
 
     def _by_link(self, request: Request, link: str) -> Session | None:
         """Return a session for a one-time link: only on this machine itself, and never by way of a proxy."""
@@ -72,13 +72,13 @@ class Doors:
         return self._console.sessions.by_link(link)
 
     async def _form(self, wanted: str, trouble: str = "", *, status: int = 200) -> Response:
-        return await self._console.render("login.html", None, status=status, next=wanted, trouble=trouble)
+        return await self._console.render("login.html", status, next=wanted, trouble=trouble)
 
     async def logout(self, visit: Visit) -> Response:
         """End this login, or with `everywhere` all by the same token."""
         session, receiver = visit.session, visit.receiver
         subject = everywhere(session.name) if visit.given("everywhere") else session.id
         await receiver.store.end_login(subject, now=receiver.clock())
-        response = RedirectResponse(f"{HOME}/login", 303)
+        response = visit.lead("/login")
         self._guard.keep(visit.request, response, None)
         return response

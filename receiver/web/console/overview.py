@@ -5,85 +5,65 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from msgspec import Struct
 from starlette.responses import Response
 
-from receiver.core.destination_health import DestinationState, DestinationStatus
-from receiver.core.event import EventSearch
+from receiver.core.event import Event, EventSearch, Rejection
 from receiver.core.explain import OVERDUE, PARKED
-from receiver.core.tally import ACK, MINUTE, Tally, within
-from receiver.core.work import PickupFilter, PickupState
-from receiver.engine.destination_actions import standings
+from receiver.core.tally import ACK, HOUR, MINUTE, Tally, within
+from receiver.core.work import PickupFilter, PickupState, StoreStats
 from receiver.settings.load import local_folders
+from receiver.settings.model import Settings
 from receiver.system.space import free_bytes
-from receiver.web.console.destinations import condition
+from receiver.web.api import destinations as api
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.rendering import length
 from receiver.web.console.visit import Visit
+from receiver.web.views import DestinationHealth
 
-if TYPE_CHECKING:
-    from receiver.app.wiring import Receiver
-    from receiver.core.event import Event, Rejection
-    from receiver.core.work import StoreStats
-    from receiver.settings.model import Settings
-    from receiver.storage.store.store import Store
-
-_DAY_MS = 86_400_000
-_HOUR_MS = 60 * MINUTE
+_DAY_MS = 24 * HOUR
 _ROWS = 10
 _LOOKED_AT = 200
 """The newest events and rejections, of which the overview tells."""
 _PART = 50
-_CAUSES = {
-    "stopped": (95, "held", "held", "Open it"),
-    "journal": (90, "wait", "late", "See events"),
-    "refused": (85, "bad", "lock", "See the failing check"),
-    "due": (80, "wait", "wait", "See them"),
-    "parked": (70, "wait", "late", "See them"),
-    "overdue": (65, "wait", "late", "See them"),
-    "gone": (64, "bad", "dead", "See pickups"),
-    "dead": (60, "bad", "dead", "Look and replay"),
-    "paused": (30, "held", "held", "Open it"),
-    "noise": (20, "wait", "lock", "See the failing check"),
-}
-"""What may need a person: how bad it is, its meaning, its icon, and the words of its one button."""
 
 
 class Concern(Struct, frozen=True):
     """One thing that needs a person."""
 
     cause: str
-    """One of `_CAUSES`."""
     title: str
     why: str
     address: str
-    since: int | None = None
+    since: int | str | None = None
+    health: DestinationHealth | None = None
+    """Of the destination that it is about: it says why."""
 
 
 class Hour:
     """What was counted in the last hour, over all processes."""
 
-    def __init__(self, tallies: Iterable[Tally], now: int) -> None:
-        self._tallies, self._first = list(tallies), now // MINUTE - 59
+    def __init__(self, tallies: Iterable[Tally], first: int) -> None:
+        self._tallies, self._first = list(tallies), first
 
     def line(self, kind: str, outcome: str | None = None) -> list[int]:
         """Return the counts of each minute, of one outcome or of all."""
-        counts: Counter[int] = Counter()
+        counts = [0] * 60
         for one in self._tallies:
-            counts[one.minute // MINUTE] += (
-                one.count if (one.kind, outcome or one.outcome) == (kind, one.outcome) else 0
-            )
-        return [counts[self._first + number] for number in range(60)]
+            if one.kind == kind and outcome in (None, one.outcome):
+                counts[(one.minute - self._first) // MINUTE] += one.count
+        return counts
 
     def outcomes(self, kind: str) -> dict[str, int]:
         """Return the counts by outcome, the highest first."""
         counts: Counter[str] = Counter()
         for one in self._tallies:
-            counts[one.outcome] += one.count if one.kind == kind else 0
-        return {outcome: count for outcome, count in counts.most_common() if count}
+            if one.kind == kind:
+                counts[one.outcome] += one.count
+        return dict(counts.most_common())
 
     def acknowledged(self, share: float) -> float | None:
         """Return the seconds within which a share of callbacks were answered: the upper bound of a range."""
@@ -94,43 +74,33 @@ class Hour:
 async def show(visit: Visit) -> Response:
     """Show the page."""
     receiver, store, now = visit.receiver, visit.receiver.store, visit.receiver.clock()
-    stats = await store.stats(now)
+    stats, hour = await store.stats(now), now // MINUTE * MINUTE - HOUR + MINUTE
     found = await store.rejections(None, limit=_LOOKED_AT)
     rejections = [one for one in found if one.at > now - _DAY_MS]
     events = await latest(store, _LOOKED_AT)
     newest = {event.source: event for event in reversed(events)}
-    destinations = await standings(store, receiver.settings.destinations, now=now)
-    concerns = [
-        *_of_work(receiver, stats, now),
-        *_of_rejections(rejections),
-        *await _of_events(receiver, now),
-    ]
-    concerns += [concern for one in destinations for concern in _of_destination(one.state, now)]
+    destinations = (await api.listed.handle(visit.call())).items
+    concerns = [*_of_work(visit, stats, now), *_of_rejections(rejections), *_of_destinations(destinations)]
     return await visit.page(
         "overview.html",
-        concerns=sorted(concerns, key=lambda one: -_CAUSES[one.cause][0]),
-        causes=_CAUSES,
+        concerns=[*concerns, *await _of_events(visit, now)],
         sources=receiver.settings.sources,
         newest=newest,
-        delays={name: await _delay(store, event) for name, event in newest.items()},
+        delays={name: await _delay(visit, event) for name, event in newest.items()},
         rejected=Counter(one.source for one in rejections),
         destinations=destinations,
-        settings=receiver.settings.destinations,
         rows=await rows_of(store, events[:_ROWS]),
-        hour=Hour(await store.tallies(now - _HOUR_MS, now, MINUTE), now),
-        due=sum(one.depth for one in stats.due),
-        oldest=min((one.oldest_due_at for one in stats.due), default=None),
-        dead=sum(stats.dead.values()),
+        hour=Hour(await store.tallies(hour, now, MINUTE), hour),
+        stats=stats,
         journal=receiver.journal.depth,
         free=await asyncio.to_thread(_free, receiver.settings),
         rejected_kinds=Counter(one.kind for one in rejections).most_common(),
-        first_run=not events,
     )
 
 
-async def _delay(store: Store, newest: Event) -> float | None:
+async def _delay(visit: Visit, newest: Event) -> float | None:
     """Return the seconds from the making of its URL to the callback of an event; None where they are not known."""
-    callback = await store.callback(newest.id)
+    callback = await visit.receiver.store.callback(newest.id)
     made = callback and callback.arrival and callback.arrival.claims and callback.arrival.claims.issued_at
     return (callback.received_at - made) / 1000 if callback and made else None
 
@@ -147,9 +117,9 @@ def _free(settings: Settings) -> int | None:
 # ---------------------------------------------------------------- what needs a person
 
 
-def _of_work(receiver: Receiver, stats: StoreStats, now: int) -> Iterator[Concern]:
+def _of_work(visit: Visit, stats: StoreStats, now: int) -> Iterator[Concern]:
     """Yield what waits: in the journal, given up, and due for long."""
-    settings, depth = receiver.settings, receiver.journal.depth
+    settings, depth = visit.receiver.settings, visit.receiver.journal.depth
     if depth:
         why = "The store was out. They are recorded as soon as it answers; nothing is lost."
         yield Concern("journal", f"{depth} callbacks wait in this machine’s journal", why, "/events")
@@ -168,33 +138,33 @@ def _of_work(receiver: Receiver, stats: StoreStats, now: int) -> Iterator[Concer
             yield Concern("due", title, why, address, one.oldest_due_at)
 
 
-async def _of_events(receiver: Receiver, now: int) -> list[Concern]:
+async def _of_events(visit: Visit, now: int) -> list[Concern]:
     """Return what the events of the last day say: parked, overdue, gone."""
-    found = []
+    found, store = [], visit.receiver.store
     for cause, kind, address, why in (
         ("parked", PARKED, "/parked", "They were verified, but not understood; the bodies are kept."),
         ("overdue", OVERDUE, f"/events?type={OVERDUE}", "A callback was expected and did not come in time."),
     ):
         wanted = EventSearch(types=(kind,), since=now - _DAY_MS, newest_first=True, limit=_PART)
-        if events := await receiver.store.search(wanted):
+        if events := await store.search(wanted):
             title = f"{len(events)}{'+' if len(events) == _PART else ''} {cause} in 24 hours"
             found.append(Concern(cause, title, why, address, events[-1].event.recorded_at))
-    pickups = await receiver.store.pickups(PickupFilter(state=PickupState.GONE, limit=_PART))
+    pickups = await store.pickups(PickupFilter(state=PickupState.GONE, limit=_PART))
     if gone := [one for one in pickups if one.updated_at > now - _DAY_MS]:
-        title = f"{len(gone)} results could not be fetched in 24 hours"
         why = gone[0].last_detail or "The provider does not have them."
         since = min(one.updated_at for one in gone)
+        title = f"{len(gone)} results could not be fetched in 24 hours"
         found.append(Concern("gone", title, why, "/pickups?state=gone", since))
     return found
 
 
-def _of_destination(state: DestinationState, now: int) -> Iterator[Concern]:
-    """Yield why nothing is sent to a destination, where that is so."""
-    if state.status is not DestinationStatus.ACTIVE:
-        cause = "paused" if state.status is DestinationStatus.PAUSED else "stopped"
-        since = state.disabled_at or state.paused_at or state.opened_at
-        title, address = f"{state.name} is {state.status.value}", f"/destinations/{state.name}"
-        yield Concern(cause, title, condition(state, now), address, since)
+def _of_destinations(destinations: Sequence[Any]) -> Iterator[Concern]:
+    """Yield the destinations to which nothing is sent."""
+    for health in [one.health for one in destinations if one.health.status != "active"]:
+        cause = "paused" if health.status == "paused" else "stopped"
+        since = health.disabled_at or health.paused_at or health.failing_since
+        title, address = f"{health.name} is {health.status}", f"/destinations/{health.name}"
+        yield Concern(cause, title, "", address, since, health)
 
 
 def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from receiver.core.destination_health import ACTIONS
 from receiver.core.work import DeliveryState, PickupState
 from receiver.settings.model import ApiScope
-from receiver.web.api import acts, deliveries, operations, pickups
+from receiver.web.api import acts, deliveries, operations, pickups, rejections
 from receiver.web.api import destinations as api_destinations
 from receiver.web.api import overview as api_overview
 from receiver.web.console import destinations, event, events, jobs, overview, retention, sources
 from receiver.web.console.guard import Guard
-from receiver.web.console.lists import Listing
 from receiver.web.console.login import Doors
-from receiver.web.console.rendering import Templates, static
+from receiver.web.console.pages import Form, Page
+from receiver.web.console.rendering import environment, static
 from receiver.web.console.visit import HOME, Console, Handler
 
 if TYPE_CHECKING:
@@ -36,46 +35,52 @@ _PAGES: Mapping[str, Handler] = {
     "/events/{event_id}/download/body": event.download_body,
     "/parked": events.parked,
     "/jobs": jobs.jobs,
-    "/pickups": Listing("pickups.html", pickups.listed, [*PickupState], jobs.tries_of),
-    "/pickups/{pickup_id}": jobs.one_pickup,
-    "/rejections": sources.refused,
-    "/sources": Listing("sources.html", api_overview.sources, more=sources.newest_of),
+    "/pickups": Page("pickups.html", pickups.listed, [*PickupState]),
+    "/pickups/{pickup_id}": Page("pickup.html", pickups.one),
+    "/rejections": Page("rejections.html", rejections.listed, always={"limit": 500}),
+    "/rejections/{rejection_id}": sources.rejection,
+    "/sources": Page("sources.html", api_overview.sources, more=sources.newest_of),
     "/sources/{name}": sources.show,
-    "/deliveries": Listing("deliveries.html", deliveries.listed, [*DeliveryState]),
+    "/deliveries": Page("deliveries.html", deliveries.listed, [*DeliveryState]),
     "/deliveries/{delivery_id}": destinations.delivery,
-    "/destinations": Listing("destinations.html", api_destinations.listed, more=destinations.settings_of),
+    "/destinations": Page("destinations.html", api_destinations.listed),
     "/destinations/{name}": destinations.show,
-    "/operations": Listing("operations.html", operations.listed),
-    "/operations/{operation_id}": destinations.operation,
+    "/operations": Page("operations.html", operations.listed),
+    "/operations/{operation_id}": Page("operation.html", operations.one),
     "/operations/{operation_id}/progress": destinations.progress,
     "/retention": retention.show,
     "/erase": retention.look,
-    "/audit": Listing("audit.html", acts.listed),
+    "/audit": Page("audit.html", acts.listed),
 }
 """What shows something, by path."""
-_OPERATE, _ADMIN = ApiScope.OPERATE, ApiScope.ADMIN
-_ACTS: Mapping[str, tuple[ApiScope, Handler]] = {
-    "/events/{event_id}/replay": (_OPERATE, event.send),
-    "/events/{event_id}/renormalize": (_OPERATE, event.renormalize),
-    "/deliveries/replay-picked": (_OPERATE, destinations.replay_picked),
-    "/operations": (_OPERATE, destinations.plan),
-    "/operations/{operation_id}/run": (_OPERATE, destinations.run),
-    "/operations/{operation_id}/stop": (_OPERATE, destinations.stop),
-    **{f"/destinations/{{name}}/{act}": (_OPERATE, destinations.act) for act in ACTIONS},
-    "/destinations/{name}/test": (_OPERATE, destinations.test),
-    "/destinations/{name}/rotate": (_ADMIN, destinations.rotate),
-    "/rejections/{rejection_id}/verify": (_OPERATE, sources.verify),
-    "/rejections/{rejection_id}/accept": (_ADMIN, sources.accept),
-    "/sources/{name}/url": (_OPERATE, sources.make_url),
-    "/sources/{name}/test": (_OPERATE, sources.test),
-    "/erase": (_ADMIN, retention.erase),
+_ACTS: Mapping[ApiScope, Mapping[str, Handler]] = {
+    ApiScope.OPERATE: {
+        "/events/{event_id}/replay": event.send,
+        "/events/{event_id}/renormalize": event.renormalize,
+        "/deliveries/replay-picked": destinations.replay_picked,
+        "/operations": destinations.plan,
+        "/operations/{operation_id}/run": Form(operations.resume, "/operations/{operation_id}"),
+        "/operations/{operation_id}/stop": Form(operations.stop, "/operations/{operation_id}"),
+        "/destinations/{name}/pause": Form(api_destinations.pause, "/destinations/{name}?done=paused"),
+        "/destinations/{name}/resume": Form(api_destinations.resume, "/destinations/{name}?done=resumed"),
+        "/destinations/{name}/enable": Form(api_destinations.enable, "/destinations/{name}?done=enabled"),
+        "/destinations/{name}/test": destinations.test,
+        "/rejections/{rejection_id}/verify": sources.verify,
+        "/sources/{name}/url": sources.make_url,
+        "/sources/{name}/test": sources.test,
+    },
+    ApiScope.ADMIN: {
+        "/destinations/{name}/rotate": destinations.rotate,
+        "/rejections/{rejection_id}/accept": sources.accept,
+        "/erase": retention.erase,
+    },
 }
-"""What a form does and the scope that it needs, by path."""
+"""What a form does, by the scope that it needs and its path."""
 
 
 def routes(receiver: Receiver, sessions: Sessions) -> list[Route]:
     """Return the routes of the console."""
-    guard = Guard(Console(receiver, sessions, Templates()))
+    guard = Guard(Console(receiver, sessions, environment()))
     doors = Doors(guard)
     return [
         Route(f"{HOME}/static/{{digest}}/{{name}}", guard.open(static)),
@@ -84,5 +89,9 @@ def routes(receiver: Receiver, sessions: Sessions) -> list[Route]:
         Route(HOME, guard.open(doors.home)),
         Route("/", guard.open(doors.home)),
         *(Route(HOME + path, guard.page(handle), methods=["GET"]) for path, handle in _PAGES.items()),
-        *(Route(HOME + path, guard.act(*act), methods=["POST"]) for path, act in _ACTS.items()),
+        *(
+            Route(HOME + path, guard.act(scope, handle), methods=["POST"])
+            for scope, acts in _ACTS.items()
+            for path, handle in acts.items()
+        ),
     ]

@@ -15,7 +15,6 @@ from msgspec import Struct
 
 from receiver.settings.load import made_token_secrets
 from receiver.settings.model import ApiScope
-from receiver.web.api.access import Access
 
 if TYPE_CHECKING:
     from receiver.settings.model import ApiToken, Settings
@@ -30,6 +29,7 @@ _SALT = "receiver.console-session"
 _TRIES = 5
 _WINDOW_SECONDS = 60.0
 _PEERS = 1000
+_NOBODY = ("", frozenset[ApiScope]())
 
 
 class Session(Struct, frozen=True):
@@ -60,26 +60,26 @@ class Sessions:
 
     def __init__(self, tokens: Sequence[ApiToken], secret_keys: Sequence[str], signing: int | None) -> None:
         """`secret_keys` sign cookies; `signing` is the place of the one that does, counted from 1, None is the last."""
-        self._tokens = tuple(tokens)
         first = secret_keys[(signing or len(secret_keys)) - 1]
         self._key = hashlib.sha256(f"{_SALT}\0{first}".encode()).digest()
         others = [key for key in secret_keys if key != first]
         signer = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
         self._signer = URLSafeSerializer([*others, first], salt=_SALT, signer_kwargs=signer)
-        self._access = Access(self._tokens)
+        self._known = {self._proof(token.digest): (token.name, frozenset(token.scopes)) for token in tokens}
+        """The name and the scopes of each token, by its proof, which nobody can guess without the key."""
         self._link: tuple[str, float] | None = None
-        self._link_proof = ""
+        self._link_proof = secrets.token_hex(16)
 
     @property
     def on(self) -> bool:
         """True when somebody could log in: a token has the scope `admin`, or a link was offered."""
-        return bool(self._link_proof) or any(ApiScope.ADMIN in token.scopes for token in self._tokens)
+        return any(ApiScope.ADMIN in scopes for _, scopes in self._known.values())
 
     def offer_link(self) -> str:
         """Return a secret that logs in once, within `LINK_SECONDS`, with every scope; the one before it ends."""
         link = secrets.token_urlsafe(24)
         self._link = (link, time.monotonic() + LINK_SECONDS)
-        self._link_proof = self._link_proof or secrets.token_hex(16)
+        self._known[self._link_proof] = (LINK_NAME, frozenset(ApiScope))
         return link
 
     def by_link(self, given: str) -> Session | None:
@@ -88,19 +88,18 @@ class Sessions:
             return None
         expired = time.monotonic() > self._link[1]
         self._link = None
-        return None if expired else self._begin(LINK_NAME, frozenset(ApiScope), self._link_proof)
+        return None if expired else self._begun(self._link_proof)
 
     def by_token(self, given: str) -> Session | None:
-        """Return a session for a token, None when it is none of ours or may not read. Takes the same time for all."""
-        found = self._access.holder(given.strip())
-        if found is None or ApiScope.READ not in found.scopes:
-            return None
+        """Return a session for a token, None when it is none of ours or may not read."""
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
-        return self._begin(found.name, found.scopes, self._proof(digest))
+        session = self._begun(self._proof(digest))
+        return session if session and session.may(ApiScope.READ) else None
 
-    def _begin(self, name: str, scopes: frozenset[ApiScope], proof: str) -> Session:
+    def _begun(self, proof: str) -> Session | None:
         now = int(time.time())
-        return Session(secrets.token_hex(12), name, scopes, now, now, proof)
+        name, scopes = self._known.get(proof, _NOBODY)
+        return Session(secrets.token_hex(12), name, scopes, now, now, proof) if name else None
 
     def _proof(self, digest: bytes) -> str:
         return hmac.digest(self._key, digest, "sha256").hex()[:32]
@@ -121,12 +120,8 @@ class Sessions:
         now = time.time()
         if now > issued_at + SESSION_SECONDS or now > used_at + IDLE_SECONDS:
             return None
-        if self._link_proof and hmac.compare_digest(proof, self._link_proof):
-            return Session(session_id, name, frozenset(ApiScope), issued_at, used_at, proof)
-        for token in self._tokens:
-            if token.name == name and hmac.compare_digest(proof, self._proof(token.digest)):
-                return Session(session_id, name, frozenset(token.scopes), issued_at, used_at, proof)
-        return None
+        known, scopes = self._known.get(proof, _NOBODY)
+        return Session(session_id, name, scopes, issued_at, used_at, proof) if known == name else None
 
     def form_token(self, session: Session, action: str) -> str:
         """Return what a form of `action`, a path, carries: it proves that a page of this session made the form."""

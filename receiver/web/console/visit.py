@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jinja2 import Environment
 from msgspec import Struct
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from receiver.engine.waveforms import Waveforms
 from receiver.web.api.access import Holder
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
-    from receiver.web.console.rendering import Templates
     from receiver.web.console.sessions import Session, Sessions
 
 HOME = "/console"
@@ -29,7 +31,7 @@ S = TypeVar("S", bound=Struct)
 class Console:
     """What all pages share."""
 
-    def __init__(self, receiver: Receiver, sessions: Sessions, templates: Templates) -> None:
+    def __init__(self, receiver: Receiver, sessions: Sessions, templates: Environment) -> None:
         self.receiver, self.sessions = receiver, sessions
         self.waveforms = Waveforms(receiver.blobs)
         self.streams: set[object] = set()
@@ -40,7 +42,7 @@ class Console:
         self._rendering = asyncio.Semaphore(_AT_ONCE)
         self._waiting = 0
 
-    async def render(self, template: str, visit: Visit | None, *, status: int = 200, **data: Any) -> Response:
+    async def render(self, template: str, status: int = 200, **data: Any) -> Response:
         """Return a page; rendered in a thread, a few at once, so that callbacks never wait for one."""
         if self._waiting >= _WAITING:
             busy = "The console is busy: try again in a moment.\n"
@@ -48,10 +50,13 @@ class Console:
         self._waiting += 1
         try:
             async with self._rendering:
-                text = await asyncio.to_thread(self._templates.render, template, visit, data)
+                text = await asyncio.to_thread(self._rendered, template, data)
         finally:
             self._waiting -= 1
         return Response(text, status, media_type="text/html")
+
+    def _rendered(self, template: str, data: Mapping[str, Any]) -> str:
+        return self._templates.get_template(template).render(now=int(time.time() * 1000), **data)
 
 
 class Visit(Struct):
@@ -84,10 +89,12 @@ class Visit(Struct):
         query: S = read_query([(name, value) for name, value in pairs if value and name != "done"], kind)
         return query
 
-    def sent(self, kind: type[S], **more: str) -> S:
-        """Return what the form says as the body of an operation of the API, `more` with it. Raises `Refused`."""
-        given = {name: self.given(name) for name in kind.__struct_fields__ if self.given(name)} | more
-        body: S = read_query(list(given.items()), kind)
+    def sent(self, kind: type[S] | None, **more: str) -> S:
+        """Return what the form says as the query or body of an operation, `more` with it. Raises `Refused`."""
+        names = kind.__struct_fields__ if kind else ()
+        body: S = read_query(
+            [*((name, given) for name in names if (given := self.given(name))), *more.items()], kind
+        )
         return body
 
     def call(self, query: Any = None, body: Any = None) -> Served[Any, Any]:
@@ -104,9 +111,22 @@ class Visit(Struct):
             request=self.request,
         )
 
-    async def page(self, template: str, *, status: int = 200, **data: Any) -> Response:
-        """Return a page."""
-        return await self.console.render(template, self, status=status, **data)
+    async def page(self, template: str, status: int = 200, **data: Any) -> Response:
+        """Return a page: its template gets `data`, the filters in the address as `fields`, and what all pages need."""
+        url, params = self.request.url, self.request.query_params
+        shared = {
+            "session": self.session,
+            "path": url.path,
+            "here": f"{url.path}?{url.query}",
+            "done": params.get("done", ""),
+            "form_token": partial(self.console.sessions.form_token, self.session),
+            "fields": {},
+        }
+        return await self.console.render(template, status, **(shared | data))
+
+    def lead(self, path: str) -> Response:
+        """Lead to a page of the console."""
+        return RedirectResponse(f"{HOME}{path}", 303)
 
 
 Handler = Callable[[Visit], Awaitable[Response]]

@@ -1,130 +1,95 @@
-// The list that follows. New rows never move what one reads: they wait behind one button, unless the list is at its top,
-// nothing in it has the focus, and following is on. What comes is put in as text, never as markup.
+// The list that follows. It is told how many events are newer, and takes the rows of its own page anew: but never moves what
+// one reads. They wait behind one button, unless the list is at its top, nothing in it has the focus or is marked, and
+// following is on.
 import { times } from "./times.js";
 
-const MOST = 50;
-const words = { delivered: ["ok", "ok"], dead: ["bad", "dead"], pending: ["wait", "wait"], delivering: ["wait", "out"] };
 const icons = new URL("icons.svg", import.meta.url).pathname;
-
-function icon(name) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("class", "i");
-  svg.setAttribute("aria-hidden", "true");
-  svg.append(document.createElementNS(space, "use"));
-  svg.firstChild.setAttribute("href", `${icons}#${name}`);
-  return svg;
-}
-
-function made(tag, kind, text) {
-  const one = document.createElement(tag);
-  if (kind) one.className = kind;
-  if (text !== undefined) one.textContent = text;
-  return one;
-}
-
-function content(row) {
-  if (row.audio) {
-    const box = made("div", "sound"), button = made("button", "play js");
-    button.type = "button";
-    button.setAttribute("aria-label", "Play");
-    button.dataset.play = row.audio;
-    button.append(icon("play"));
-    box.append(button, made("span", "quiet n", row.seconds === null ? "audio" : `${row.seconds.toFixed(1)} s`));
-    return box;
-  }
-  if (row.error) return made("span", "st bad", row.error);
-  return made("span", "", row.text ? `“${row.text}”` : "");
-}
-
-function tags(row) {
-  const box = made("span", "tags");
-  for (const one of row.deliveries) {
-    const [kind, picture] = words[one.state] ?? ["none", "none"];
-    const tag = made("span", `tag ${kind}`);
-    tag.append(icon(picture), one.destination, made("span", "sr", ` ${one.state}`));
-    box.append(tag);
-  }
-  if (!row.deliveries.length) box.append(made("span", "quiet", "no destination"));
-  return box;
-}
-
-function line(template, row) {
-  const tr = template.content.cloneNode(true).firstElementChild;
-  tr.dataset.id = row.id;
-  tr.querySelector("time").dateTime = row.at;
-  const link = tr.querySelector("a");
-  link.href = `/console/events/${encodeURIComponent(row.id)}`;
-  link.textContent = row.type;
-  tr.cells[2].textContent = row.source;
-  tr.querySelector("bdi").textContent = row.ref ?? "–";
-  tr.cells[4].replaceChildren(content(row));
-  tr.cells[5].replaceChildren(tags(row));
-  times(tr);
-  return tr;
-}
 
 function sounds(body) {
   const dock = document.querySelector("[data-dock]");
-  let playing = null;
-  const face = (button, name) => { button.querySelector("use").setAttribute("href", `${icons}#${name}`); button.setAttribute("aria-label", name === "play" ? "Play" : "Pause"); };
-  const silent = () => { if (playing) face(playing, "play"); playing = null; };
-  dock.addEventListener("ended", silent);
-  body.addEventListener("click", (e) => {
-    const button = e.target.closest("[data-play]");
-    if (!button) return;
-    const same = button === playing;
+  let playing = "";
+  const face = () => {
+    for (const button of body.querySelectorAll("[data-play]")) {
+      const on = button.dataset.play === playing;
+      button.querySelector("use").setAttribute("href", `${icons}#${on ? "pause" : "play"}`);
+      button.setAttribute("aria-label", on ? "Pause" : "Play");
+    }
+  };
+  const begin = (address) => {
+    playing = address;
+    face();
     dock.pause();
-    silent();
-    if (same) return;
-    playing = button;
-    face(button, "pause");
-    dock.src = button.dataset.play;
-    dock.play().catch(silent);
+    if (!address) return;
+    dock.src = address;
+    dock.play().catch(() => { if (playing === address) begin(""); });
+  };
+  dock.addEventListener("ended", () => begin(""));
+  body.addEventListener("click", (e) => {
+    const address = e.target.closest("[data-play]")?.dataset.play;
+    if (address) begin(address === playing ? "" : address);
+  });
+  return face;
+}
+
+// A page as a document: the policy lets no text become markup, but a page of ours may be fetched as one.
+function page(address) {
+  return new Promise((done, failed) => {
+    const request = new XMLHttpRequest();
+    request.responseType = "document";
+    request.onload = () => (request.status === 200 ? done(request.response) : failed());
+    request.onerror = failed;
+    request.open("GET", address);
+    request.send();
   });
 }
 
 export function live() {
   const body = document.querySelector("[data-rows]");
-  sounds(body);
+  const face = sounds(body);
   const pill = document.querySelector("[data-live]");
   if (!pill) return;
   const text = document.querySelector("[data-live-text]");
   const newer = document.querySelector("[data-newer]");
   const say = document.querySelector("[data-say]");
-  const template = document.querySelector("[data-row-template]");
-  let on = true, waiting = [], said = 0, soon = 0;
+  let on = true, count = 0, more = "", said = 0, taking = false;
 
-  const show = () => {
-    for (const row of waiting.slice(-MOST)) body.prepend(line(template, row));
-    while (body.rows.length > MOST) body.rows[body.rows.length - 1].remove();
-    waiting = [];
-    newer.hidden = true;
-    text.textContent = on ? "live" : "paused";
+  const idle = () => { text.textContent = on ? "live" : "paused"; };
+  const show = async () => {
+    if (taking) return;
+    taking = true;
+    [count, more] = [0, ""];
+    try {
+      const rows = (await page(location.href)).querySelector("[data-rows]").rows;
+      if (rows.length) document.querySelector("[data-none]")?.remove();
+      body.replaceChildren(...rows);
+      times(body);
+      face();
+      newer.hidden = true;
+      idle();
+    } catch { text.textContent = "not live: load the page again"; }
+    taking = false;
+    if (count) told();
   };
-  const reading = () => !on || scrollY > 120 || body.contains(document.activeElement);
+  const reading = () => !on || scrollY > 120 || body.contains(document.activeElement) || !getSelection().isCollapsed;
   const told = () => {
-    soon = 0;
-    if (!waiting.length) return;
-    if (Date.now() - said > 10_000) { said = Date.now(); say.textContent = `${waiting.length} newer events`; }
-    if (!reading()) return show();
+    if (Date.now() - said > 10_000) { said = Date.now(); say.textContent = `${count}${more} newer events`; }
+    if (!reading()) { show(); return; }
     newer.hidden = false;
-    newer.textContent = `${waiting.length} newer: show`;
+    newer.textContent = `${count}${more} newer: show`;
     text.textContent = on ? "paused while you read" : "paused";
   };
   const source = new EventSource(pill.dataset.live);
   source.onmessage = (e) => {
-    waiting.push(JSON.parse(e.data));
-    if (waiting.length > 10 * MOST) waiting = waiting.slice(-10 * MOST);
-    soon ||= setTimeout(told, 250);
+    count += parseInt(e.data, 10);
+    if (e.data.endsWith("+")) more = "+";
+    if (!taking) told();
   };
-  source.addEventListener("gap", () => { text.textContent = "some are left out: load the page again"; });
   source.onerror = () => { text.textContent = source.readyState === EventSource.CLOSED ? "not live: load the page again" : "connecting"; };
-  source.onopen = () => { text.textContent = on ? "live" : "paused"; };
+  source.onopen = idle;
   pill.addEventListener("click", () => {
     on = !on;
     pill.setAttribute("aria-pressed", String(on));
-    if (on) show(); else text.textContent = "paused";
+    if (on) show(); else idle();
   });
-  newer.addEventListener("click", () => { show(); body.querySelector("[data-row]")?.focus(); });
+  newer.addEventListener("click", async () => { await show(); body.querySelector("[data-row]")?.focus(); });
 }
