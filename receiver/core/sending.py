@@ -21,10 +21,6 @@ class Rate(Struct, frozen=True):
     burst: int
     """Attempts that may be made at once after a rest."""
 
-    def allowed(self, ahead_us: int) -> int:
-        """Return how many attempts may be made now, with `ahead_us` microseconds of the bucket already used up."""
-        return max(0, (self.burst * self.apart_us - max(0, ahead_us)) // self.apart_us)
-
 
 class SendingRules(Struct, frozen=True, kw_only=True):
     """The rules for a claim of deliveries."""

@@ -452,7 +452,9 @@ class MemoryStore(Store):
             return []
         limit = 1 if rules.probing else limit
         if rules.rate is not None:
-            limit = min(limit, rules.rate.allowed(self._rate_at.get(destination, 0) - now * 1000))
+            apart, burst = rules.rate.apart_us, rules.rate.burst
+            ahead = max(0, self._rate_at.get(destination, 0) - now * 1000)
+            limit = min(limit, max(0, (burst * apart - ahead) // apart))
         due = sorted(
             (at, one.id)
             for one, at in self._waiting(destination)

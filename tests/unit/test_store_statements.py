@@ -36,7 +36,9 @@ def plan(connection: apsw.Connection, text: str, params: object) -> str:
 
 def test_a_claim_reads_only_what_waits_and_need_not_sort(connection: apsw.Connection) -> None:
     text = statement("due_deliveries")
-    found = plan(connection, text, {"queue": "app", "now": 1, "limit": 5, "held": "app"})
+    found = plan(
+        connection, text, {"queue": "app", "now": 1, "limit": 5, "held": "app", "apart": 0, "full": 0}
+    )
     assert "SEARCH d USING INDEX deliveries_due (destination=? AND due_at<?)" in found
     assert "SEARCH h USING INDEX sqlite_autoindex_destinations_1" in found
     assert "TEMP B-TREE" not in found
@@ -164,7 +166,7 @@ async def test_a_recording_that_answers_nothing_asks_no_pickup(
 
 def test_slots_are_filled() -> None:
     claim = statement("due_deliveries", dialect=Dialect(lock="FOR UPDATE OF d SKIP LOCKED"))
-    assert claim.endswith("LIMIT :limit FOR UPDATE OF d SKIP LOCKED")
+    assert claim.endswith("END FOR UPDATE OF d SKIP LOCKED")
     assert "wanted (job_id, source) AS (VALUES (?,?),(?,?))" in statement_of_rows("ended_jobs", 2)
 
 

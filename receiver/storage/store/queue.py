@@ -184,23 +184,23 @@ class Deliveries(Queue[Claimed, Settlement]):
 
     def _due(self, session: Session, request: ClaimRequest) -> list[Claimed]:
         name, now, rules = request.queue, request.now, request.rules
-        limit, ahead_us = 1 if rules.probing else request.limit, 0
-        if rules.rate is not None:
-            ahead_us = session.run("lock_rate", {"name": name, "now": now, "at": now})[0][0]
-            limit = min(limit, rules.rate.allowed(ahead_us))
-        params: dict[str, Value] = {"queue": name, "now": now, "limit": limit}
+        rate, limit = rules.rate, 1 if rules.probing else request.limit
+        params: dict[str, Value] = {"queue": name, "now": now, "limit": limit, "apart": 0, "full": 0}
+        if rate is not None:
+            session.run("lock_rate", {"name": name, "at": now})
+            full = rate.burst * rate.apart_us
+            params |= {"limit": min(limit, rate.burst), "apart": rate.apart_us, "full": full}
         params["held"] = "" if rules.probing else name
         if rules.order is not None:
             params["blocking"] = rules.blocking
         statement = f"due_deliveries_by_{rules.order}" if rules.order else "due_deliveries"
-        rows = session.run(statement, params) if limit else []
+        rows = session.run(statement, params)
         if rows and rules.probing:
             wait = request.lease_until - now
             if not session.run("take_probe", {"name": name, "now": now, "wait": wait}):
                 return []
-        if rows and rules.rate is not None:
-            ahead_us = max(0, ahead_us) + len(rows) * rules.rate.apart_us
-            session.run("use_rate", {"name": name, "now": now, "ahead": ahead_us})
+        if rows and rate is not None:
+            session.run("use_rate", {"name": name, "now": now, "used": len(rows) * rate.apart_us})
         return [self.claimed(row, request) for row in rows]
 
     def also(self, settlement: Settlement) -> tuple[tuple[Value, ...], tuple[Value, ...]]:

@@ -117,12 +117,14 @@ class Session(ABC):
     def run_rows(self, name: str, rows: Sequence[Sequence[Value]]) -> list[Row]:
         """Run a statement that takes rows of parameters, however many, and return its rows; without any, nothing is run.
 
-        It is run for pieces whose sizes are powers of two: few forms, which the database keeps prepared.
+        It is run for pieces of few sizes (1, 2, 3, 4, 6, 8, 12, …), so that the database can keep each form prepared.
         """
         results: list[Row] = []
         start, left = 0, len(rows)
         while left:
-            size = min(self.rows_at_once, 1 << left.bit_length() - 1)
+            size = min(self.rows_at_once, left)
+            low = max(size.bit_length() - 2, 0)
+            size = size >> low << low
             values = storable(chain.from_iterable(rows[start : start + size]))
             results += self._run_piece(name, size, values)
             start, left = start + size, left - size

@@ -335,7 +335,8 @@ ORDER BY destination
 
 -- name: {due}
 -- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again. Nothing is due
--- to a destination that is held; a probe, which names none as :held, is not kept back by that.
+-- to a destination that is held; a probe, which names none as :held, is not kept back by that. With a rate, attempts are :apart
+-- microseconds apart, and as many as the bucket of :full microseconds still holds are due; the row is locked before.
 SELECT
     d.id, d.attempts, d.round_start,
     e.id, e.type, e.source, e.provider, e.job_id, e.ref, e.stage, e.occurred_at, e.recorded_at, e.data, e.blob_key,
@@ -354,7 +355,22 @@ WHERE
     )
     {before}
 ORDER BY d.due_at, d.id
-LIMIT :limit
+LIMIT CASE
+    WHEN CAST(:apart AS BIGINT) = 0 THEN CAST(:limit AS BIGINT)
+    ELSE (
+        SELECT
+            CASE
+                WHEN r.free >= CAST(:limit AS BIGINT) * CAST(:apart AS BIGINT) THEN CAST(:limit AS BIGINT)
+                WHEN r.free <= 0 THEN 0
+                ELSE r.free / CAST(:apart AS BIGINT)
+            END
+        FROM (
+            SELECT 1000 * CAST(:now AS BIGINT) + CAST(:full AS BIGINT) - rate_at AS free
+            FROM destinations
+            WHERE name = :queue
+        ) AS r
+    )
+END
 {lock}
 
 -- ==================== deliveries in order ====================
@@ -407,14 +423,17 @@ SET
 WHERE name = :name
 
 -- name: lock_rate
--- By how many microseconds a destination's rate is used up; nobody else uses it until this transaction ends.
+-- Nobody else uses a destination's rate until this transaction ends. A row that is there is locked, and not written.
 INSERT INTO destinations (name, updated_at) VALUES (:name, :at)
-ON CONFLICT (name) DO UPDATE SET name = excluded.name
-RETURNING rate_at - 1000 * CAST(:now AS BIGINT)
+ON CONFLICT (name) DO UPDATE SET name = excluded.name WHERE FALSE
 
 -- name: use_rate
--- Uses a destination's rate up until so many microseconds from :now.
-UPDATE destinations SET rate_at = 1000 * CAST(:now AS BIGINT) + CAST(:ahead AS BIGINT) WHERE name = :name
+-- Uses so many microseconds of a destination's rate; what was left unused before :now is lost.
+UPDATE destinations
+SET
+    rate_at = CAST(:used AS BIGINT)
+        + CASE WHEN rate_at > 1000 * CAST(:now AS BIGINT) THEN rate_at ELSE 1000 * CAST(:now AS BIGINT) END
+WHERE name = :name
 
 -- name: take_probe
 -- Lets one process probe a destination that fails, and nobody else until :now and :wait.
