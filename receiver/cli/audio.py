@@ -76,18 +76,16 @@ def _examined(data: bytes, content_type: str, asked: dict[str, Any]) -> dict[str
     """Return the facts by the names that events have, and under `how` where each came from."""
     from receiver.providers.toolkit import asked_encoding, audio_draft, magic
     from receiver.system.audio.facts import facts as audio_facts
-    from receiver.system.audio.formats import MEDIA_TYPES, RAW_MEDIA_TYPES, beginning
-    from receiver.system.audio.reading import Found
+    from receiver.system.audio.formats import MEDIA_TYPES, beginning
 
     media_type, parameters = split_media_type(content_type)
     start = beginning(MemoryBody(data))
     draft = audio_draft(media_type, parameters, start, asked)
-    found_out = Found()
-    facts = audio_facts(data, draft, found=found_out)
+    facts = audio_facts(data, draft)
     by = "by nothing: no format shows"
     if magic(media_type, start, asked):
         by = "by the first bytes"
-    elif media_type in MEDIA_TYPES or media_type in RAW_MEDIA_TYPES:
+    elif media_type in MEDIA_TYPES:
         by = "by the content type"
     elif asked_encoding(asked):
         by = "by the job's request"
@@ -109,5 +107,5 @@ def _examined(data: bytes, content_type: str, asked: dict[str, Any]) -> dict[str
         "duration_estimated": facts.duration_estimated,
         "bytes": len(data),
     }
-    hows["duration_seconds"] = found_out.how or "nothing tells it"
+    hows["duration_seconds"] = facts.how or "nothing tells it"
     return found | {"how": {name: how for name, how in hows.items() if found[name] is not None}}

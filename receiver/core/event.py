@@ -179,7 +179,7 @@ EVENT_TYPES = (
 )
 
 
-class AudioFacts(Struct, frozen=True, kw_only=True):
+class AudioFacts(Struct, kw_only=True):
     """What the stored bytes themselves say; None where they do not."""
 
     duration_seconds: float | None = None
@@ -187,6 +187,8 @@ class AudioFacts(Struct, frozen=True, kw_only=True):
     sample_rate_hz: int | None = None
     channels: int | None = None
     codec: str | None = None
+    how: str = ""
+    """How the length was had, for a person."""
 
 
 class StoredBlob(Struct, frozen=True, kw_only=True):

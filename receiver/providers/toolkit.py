@@ -274,11 +274,11 @@ def audio_draft(
     `default_hertz` is what the provider makes of a raw encoding when no rate was asked for.
     """
     form = magic(media_type, prefix, asked) or MEDIA_TYPES.get(media_type)
+    rates = default_hertz or {}
+    if form and form.bytes_per_sample:
+        return _raw(form, parameters, asked, rates, basic=media_type == "audio/basic")
     if form:
         return _contained(form)
-    rates = default_hertz or {}
-    if media_type in RAW_MEDIA_TYPES:
-        return _raw(RAW_MEDIA_TYPES[media_type], parameters, asked, rates, basic=media_type == "audio/basic")
     if (
         media_type not in UNTYPED
         and MEDIA_TYPE.fullmatch(media_type)
@@ -288,7 +288,7 @@ def audio_draft(
         return AudioDraft(content_type=media_type, extension="bin")
     encoding = asked_encoding(asked)
     if encoding in RAW_CODECS:
-        return _raw(encoding, {}, asked, rates)
+        return _raw(RAW_CODECS[encoding], {}, asked, rates)
     if encoding is not None:
         return _contained(ENCODINGS[encoding])
     return AudioDraft(content_type="application/octet-stream", extension="bin")
@@ -299,32 +299,32 @@ def _contained(form: Format) -> AudioDraft:
 
 
 def _raw(
-    encoding: str,
+    form: Format,
     parameters: Mapping[str, str],
     asked: Mapping[str, Any],
     default_hertz: Mapping[str, int],
     *,
     basic: bool = False,
 ) -> AudioDraft:
-    codec, wanted = RAW_CODECS[encoding], asked_encoding(asked)
+    wanted = asked_encoding(asked)
     rate = _count(parameters.get("rate"), 768_000) or (_BASIC_HERTZ if basic else None)
-    if rate is None and wanted in (encoding, None):
+    if rate is None and wanted in (form.codec, None):
         rate = _count(asked.get("sample_rate"), 768_000)
-    if rate is None and wanted == encoding:
-        rate = default_hertz.get(encoding)
+    if rate is None and wanted and wanted == form.codec:
+        rate = default_hertz.get(wanted)
     channels = _count(parameters.get("channels"), 64) or _count(asked.get("channels"), 64) or 1
-    content_type = codec.media_type
+    content_type = form.content_type
     if rate:
         content_type += f";rate={rate}"
     if channels > 1:
         content_type += f";channels={channels}"
     return AudioDraft(
         content_type=content_type,
-        extension="raw",
+        extension=form.extension,
         sample_rate_hz=rate,
         channels=channels,
-        codec=encoding,
-        bytes_per_frame=codec.bytes_per_sample * channels,
+        codec=form.codec,
+        bytes_per_frame=form.bytes_per_sample * channels,
     )
 
 

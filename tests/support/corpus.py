@@ -389,6 +389,12 @@ def draft(name: str, media_type: str = "") -> AudioDraft:
     return audio_draft(media_type, {}, beginning(MemoryBody(content(name))), asked)
 
 
+def told(audio: bytes, path: Path | None = None) -> AudioFacts:
+    """Return the facts of a body of which the sender said nothing, from memory or from a file that holds it."""
+    drafted = audio_draft("", {}, beginning(MemoryBody(audio)), {})
+    return facts(audio if path is None else str(path), drafted)
+
+
 def errors(name: str, said: AudioFacts, row: Mapping[str, Any]) -> list[str]:
     """Return which facts are wrong: a certain length by more than 1 % of what decoding gives, an estimate by more than 5 %."""
     if row["codec"] is None:  # no decoder takes it: only a length would be wrong

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from receiver.core.event import AudioDraft
 from receiver.system.audio.facts import facts
-from receiver.system.audio.reading import Found
 from tests.support import corpus
 
 DECODED = corpus.table()
-UNKNOWN = AudioDraft(content_type="application/octet-stream", extension="bin")
 
 
 SUFFIXES = sorted({name.rpartition(".")[2] for name in corpus.names()})
@@ -62,9 +59,7 @@ def test_type_and_extension_follow_the_bytes_whatever_the_sender_says(suffix: st
 
 
 def test_how_a_length_was_had_is_told() -> None:
-    found = Found()
-    facts(corpus.content("lame-v9.mp3"), corpus.draft("lame-v9.mp3"), found=found)
-    assert found.how == "counted: 189 frames"
+    assert corpus.told(corpus.content("lame-v9.mp3")).how == "counted: 189 frames"
 
 
 def test_the_documentation_has_the_corpus() -> None:
@@ -106,7 +101,7 @@ def test_a_hole_in_a_flac_file_leaves_no_certain_length(name: str) -> None:
     """The last frame says where the sound ended, not how much of it is here."""
     whole = corpus.content(name)
     for begin in range(len(whole) // 4, len(whole) // 2, len(whole) // 16):
-        found = facts(whole[:begin] + whole[begin + len(whole) // 4 :], UNKNOWN)
+        found = corpus.told(whole[:begin] + whole[begin + len(whole) // 4 :])
         assert found.duration_seconds is None or found.duration_estimated
 
 
@@ -115,7 +110,7 @@ def test_bytes_missing_within_one_frame_of_flac_leave_no_certain_length(name: st
     """Its header and the next one are there; only its checksum tells that the decoder will drop it."""
     whole = corpus.content(name)
     for begin in range(len(whole) // 2, len(whole) - 100, len(whole) // 16):
-        found = facts(whole[:begin] + whole[begin + 7 :], UNKNOWN)
+        found = corpus.told(whole[:begin] + whole[begin + 7 :])
         assert found.duration_seconds is None or found.duration_estimated
 
 
@@ -124,5 +119,5 @@ def test_an_mp4_whose_edit_is_not_as_long_as_its_samples_has_no_certain_length()
     whole = bytearray(corpus.content("ffmpeg-alac.m4a"))
     place = whole.index(b"tkhd") + 4 + 20
     whole[place : place + 4] = (2 * int.from_bytes(whole[place : place + 4])).to_bytes(4)
-    found = facts(bytes(whole), UNKNOWN)
+    found = corpus.told(bytes(whole))
     assert found.duration_seconds is None or found.duration_estimated

@@ -5,29 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Body
+from receiver.core.event import AudioFacts
 from receiver.system.audio.flac import flac
 from receiver.system.audio.matroska import matroska
-from receiver.system.audio.mp3_aac import find_frames, frames, id3_size
+from receiver.system.audio.mp3_aac import find_frames, frames
 from receiver.system.audio.mp4 import mp4
 from receiver.system.audio.ogg import ogg
-from receiver.system.audio.reading import Found, Source
+from receiver.system.audio.reading import ID3, Source, opened
 from receiver.system.audio.wav import wav
 
 
 class Format(Struct, frozen=True):
     """One audio format, as far as bytes or a media type tell it."""
 
-    walk: Callable[[Source, int, Found], None] | None
+    walk: Callable[[Source, int, AudioFacts], None] | None
     """Reads its facts from a place on; None where only the type is known."""
     content_type: str
     extension: str
-    """Without the dot."""
     codec: str | None = None
     magic: bytes = rb"(?!)"
     """A pattern of the first bytes; MPEG audio and AAC have none, and are known by their frames."""
@@ -35,6 +34,8 @@ class Format(Struct, frozen=True):
     """Other subtypes of audio/ by which it goes."""
     video: str | None = None
     """Extension of the same container when it holds video."""
+    bytes_per_sample: int = 0
+    """Of raw samples, whose bytes tell neither the codec nor the rate; 0 for other formats."""
     certain: bool = True
     """False for a lone frame header, and for frames behind other bytes: raw samples can look like both by chance."""
 
@@ -43,7 +44,7 @@ _EBML = rb"\x1a\x45\xdf\xa3.{,56}?"
 # `mp3` and `acc` are misspellings that are in use: Deepgram's API description of 2025 has the latter.
 _FORMATS = (
     Format(wav, "audio/wav", "wav", None, rb"(?:RIFF|RF64|BW64)....WAVE", "x-wav wave vnd.wave"),
-    Format(frames, "audio/mpeg", "mp3", "mp3", also="mp3 x-mp3"),
+    Format(frames, "audio/mpeg", "mp3", "mp3", ID3, "mp3 x-mp3"),
     Format(frames, "audio/mpeg", "mp2", "mp2"),
     Format(frames, "audio/aac", "aac", "aac", also="aacp x-aac acc"),
     Format(flac, "audio/flac", "flac", "flac", rb"fLaC", "x-flac"),
@@ -55,6 +56,9 @@ _FORMATS = (
     Format(mp4, "audio/mp4", "m4a", None, rb"....ftyp|\0...(?:moov|mdat|wide|styp)", "m4a x-m4a", "mp4"),
     Format(matroska, "audio/webm", "webm", None, _EBML + b"webm", video="webm"),
     Format(matroska, "audio/matroska", "mka", None, _EBML + b"matroska", "x-matroska", "mkv"),
+    Format(None, "audio/l16", "raw", "linear16", also="pcm", bytes_per_sample=2),
+    Format(None, "audio/mulaw", "raw", "mulaw", also="x-mulaw pcmu basic", bytes_per_sample=1),
+    Format(None, "audio/alaw", "raw", "alaw", also="x-alaw pcma", bytes_per_sample=1),
     Format(None, "audio/aiff", "aiff", None, rb"FORM....AIF[FC]", "x-aiff"),
     Format(None, "audio/x-caf", "caf", None, rb"caff"),
     Format(None, "audio/x-w64", "w64", None, rb"riff\x2e\x91\xcf\x11"),
@@ -67,59 +71,32 @@ _FORMATS = (
 )
 _MAGIC = re.compile(b"|".join(b"(%b)" % form.magic for form in _FORMATS), re.DOTALL)
 
-
-class RawCodec(NamedTuple):
-    """Samples without a container: the bytes tell neither the codec nor the rate."""
-
-    media_type: str
-    bytes_per_sample: int
-    kinds: str
-    """The subtypes of audio/ by which it goes."""
-
-
-RAW_CODECS = {
-    "linear16": RawCodec("audio/l16", 2, "l16 pcm"),
-    "mulaw": RawCodec("audio/mulaw", 1, "mulaw x-mulaw pcmu basic"),
-    "alaw": RawCodec("audio/alaw", 1, "alaw x-alaw pcma"),
-}
+RAW_CODECS = {form.codec: form for form in _FORMATS if form.bytes_per_sample and form.codec}
 """By the names Deepgram gives them (https://developers.deepgram.com/docs/tts-media-output-settings)."""
-RAW_MEDIA_TYPES = {f"audio/{kind}": codec for codec, raw in RAW_CODECS.items() for kind in raw.kinds.split()}
 BY_EXTENSION = {form.extension: form for form in reversed(_FORMATS)}
-MEDIA_TYPES = {"application/ogg": BY_EXTENSION["ogg"]} | {
+MEDIA_TYPES = {
     media_type: form
     for form in reversed(_FORMATS)  # of two with the same type the first counts
     for media_type in (form.content_type, *(f"audio/{kind}" for kind in form.also.split()))
-    if media_type not in RAW_MEDIA_TYPES
-}
+} | {"application/ogg": BY_EXTENSION["ogg"]}
 """Media types in lower case."""
+RAW_MEDIA_TYPES = {media_type for media_type, form in MEDIA_TYPES.items() if form.bytes_per_sample}
 
 
 def beginning(body: Body) -> bytes:
-    """Return the first bytes of what a body holds: `body.prefix`, or as many behind an ID3 tag that is longer than it."""
-    prefix = body.prefix
-    end = id3_size(prefix)
-    if not end or end + 16 <= len(prefix) or body.size <= end:
-        return prefix
-    if body.path is None:
-        return body.load()[end : end + len(prefix)]
-    with open(body.path, "rb") as file:
-        file.seek(end)
-        return file.read(len(prefix))
+    """Return the first bytes of what a body holds, which begins behind ID3 tags when it is known there."""
+    if not body.prefix.startswith(b"ID3"):
+        return body.prefix
+    with opened(body.path or body.load()) as file:
+        source = Source(file)
+        behind = source.at(source.behind_tags(), len(body.prefix))
+    return behind if sniff(behind) else body.prefix
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=16)  # a body is asked about by what proves it, and by what names its type
 def sniff(prefix: bytes) -> Format | None:
-    """Return the format that the first bytes (4096 are plenty) show, None when they show none.
-
-    A callback's body is asked about several times: by what proves it, by what names its type, and by what reads its length.
-    """
+    """Return the format that the first bytes (4096 are plenty) show, None when they show none."""
     if match := _MAGIC.match(prefix):
         return _FORMATS[(match.lastindex or 1) - 1]
-    if size := id3_size(prefix):
-        return sniff(prefix[size:]) or BY_EXTENSION["mp3"]
     found = find_frames(prefix)
-    if found is None:
-        return None
-    place, stream, count = found
-    form = BY_EXTENSION[stream[0]]
-    return replace(form, certain=False) if place or count < 2 else form
+    return replace(BY_EXTENSION[found[1][0]], certain=found[2]) if found else None

@@ -1,42 +1,52 @@
-"""Reading at places in a body, in bounded pieces and time; and what was found out of it so far."""
+"""Reading at places in a body, in bounded pieces and time; and what a length that was counted is worth."""
 
 from __future__ import annotations
 
-import os
+import io
+import re
 import time
 from collections.abc import Callable, Container, Iterator
+from typing import BinaryIO
 
-from msgspec import Struct
+from receiver.core.event import AudioFacts
 
 _MOST = 4 * 1024 * 1024  # bytes that one read returns, whatever size a file states
-_LOOK = 4096  # bytes between two looks at the clock, which cost as much as a small read
 _CLOSE, _FAR = 0.01, 0.05  # shares by which a length may be wrong and certain, or an estimate
+_LONGEST = 7 * 86400.0  # a length past a week is damage
 UNKNOWN = float("inf")  # a doubt of which nothing is known
+ID3 = rb"ID3[^\xff]{2}.[\0-\x7f]{4}"
+"""A pattern of the head of an ID3v2 tag, which ends with its length: four times seven bits."""
+_TAGS = 8  # that may stand one behind the other; nobody writes more than two
 
 
-class OutOfTime(Exception):
-    """The deadline is over."""
+def opened(audio: str | bytes) -> BinaryIO:
+    """Open a file by its path, or bytes as if they were one."""
+    return io.BytesIO(audio) if isinstance(audio, bytes) else open(audio, "rb", buffering=0)
 
 
 class Source:
-    """The bytes of a body, or of an open file, read at places up to a deadline."""
+    """An open file, read at places up to a deadline in seconds of `time.monotonic()`."""
 
-    def __init__(self, held: bytes | int, deadline: float) -> None:
-        """`held` is the bytes, or the descriptor of a file; `deadline` is in seconds of `time.monotonic()`."""
-        self._held, self._deadline, self._until_look = held, deadline, 0
-        self.size = len(held) if isinstance(held, bytes) else os.fstat(held).st_size
+    def __init__(self, file: BinaryIO, deadline: float = UNKNOWN) -> None:
+        self._file, self._deadline = file, deadline
+        self.size = file.seek(0, io.SEEK_END)
 
     def at(self, place: int, size: int) -> bytes:
-        """Return up to `size` bytes from `place` on, 4 MiB at most. Raises `OutOfTime`, `OSError`."""
-        self._until_look -= size
-        if self._until_look < 0:
-            self._until_look = _LOOK
-            if time.monotonic() > self._deadline:
-                raise OutOfTime
-        if not 0 <= place < self.size:
-            return b""
-        size, held = min(_MOST, size), self._held
-        return held[place : place + size] if isinstance(held, bytes) else os.pread(held, size, place)
+        """Return up to `size` bytes from `place` on, 4 MiB at most. Raises `TimeoutError`, and other kinds of `OSError`."""
+        if time.monotonic() > self._deadline:
+            raise TimeoutError
+        self._file.seek(place)
+        return self._file.read(min(size, _MOST))
+
+    def behind_tags(self) -> int:
+        """Return the place behind the ID3v2 tags at the beginning."""
+        place = 0
+        for _ in range(_TAGS):
+            head = self.at(place, 10)
+            if not re.match(ID3, head, re.DOTALL):
+                break
+            place += 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+        return place
 
 
 Head = tuple[bytes, int, int]
@@ -44,37 +54,21 @@ Head = tuple[bytes, int, int]
 
 
 def chunks(
-    source: Source,
-    place: int,
-    head: Callable[[bytes], Head | None],
-    *,
-    pad: int = 1,
-    into: Container[bytes] = (),
+    source: Source, place: int, head: Callable[[bytes], Head], into: Container[bytes] = ()
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the chunks from `place` on: one behind the other, and those within the ones that `into` names.
-
-    Of each its name, and where its content begins and ends, by what it states.
-    """
-    while place < source.size and (read := head(source.at(place, 28))):
-        name, skip, size = read
+    """Yield name, begin and end of the content, as stated, of each chunk from `place` on, and of those within `into`."""
+    while place < source.size:
+        name, skip, size = head(source.at(place, 28))
         start = place + skip
         stop = start + size if size >= 0 else source.size
         yield name, start, stop
-        place = start if name in into else stop + -size % pad
+        place = start if name in into else stop
 
 
-class Found(Struct):
-    """What is known so far. A walk fills it in; what it knew before it failed stays."""
-
-    codec: str | None = None
-    rate: int | None = None
-    channels: int | None = None
-    seconds: float | None = None
-    estimated: bool = False
-    how: str = ""
-    """How the length was had, for a person."""
-
-    def length(self, seconds: float, how: str, *, doubt: float = 0.0, damage: float = 0.0) -> None:
-        """Note a length that may be wrong by `doubt` seconds, and by `damage` more where damage hides what there was."""
-        certain, usable = doubt + damage <= _CLOSE * seconds, damage <= _FAR * seconds
-        self.seconds, self.estimated, self.how = max(0.0, seconds) if usable else None, not certain, how
+def note_length(
+    found: AudioFacts, seconds: float, how: str, *, doubt: float = 0.0, damage: float = 0.0
+) -> None:
+    """Note a length that may be wrong by `doubt` seconds, and by `damage` more where damage hides what there was."""
+    if damage <= _FAR * seconds <= _FAR * _LONGEST:
+        found.duration_seconds, found.how = max(0.0, seconds), how
+        found.duration_estimated = doubt + damage > _CLOSE * seconds
