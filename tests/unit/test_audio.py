@@ -152,6 +152,7 @@ SECOND = b"\0" * 16000
         (_wav(_fmt(), (b"data", b"", None)), 0.0, False),
         (_wav(_fmt(channels=2, block=4), (b"data", SECOND, None)), 0.5, False),
         (_wav((b"ds64", struct.pack("<QQQI", 0, 16000, 0, 0), None), _fmt(), (b"data", SECOND, 0xFFFFFFFF), riff=b"RF64"), 1.0, False),
+        (_wav((b"ds64", struct.pack("<QQQI", 0, 8000, 0, 0), None), _fmt(), (b"data", SECOND, 0xFFFFFFFF), riff=b"RF64"), 0.5, False),
         (_wav(_fmt(17, 1, 8000, 160, 4, b"\x02\0\x40\x01"), (b"data", SECOND, None)), None, False),
         (_wav(*[(b"junk", b"", None)] * 300, _fmt(), (b"data", SECOND, None)), 1.0, False),
     ],

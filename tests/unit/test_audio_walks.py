@@ -21,9 +21,13 @@ def _words(*words: int) -> bytes:
     return struct.pack(f">{len(words)}I", *words)
 
 
-def _track(number: int, sort: bytes, *, lasting: int = 0) -> bytes:
-    """Return a track of 1,000 units a second whose samples are 16-bit and 8,000 a second."""
-    entry = _box(b"sowt", bytes(8), bytes(8), struct.pack(">HHIHH", 1, 16, 0, 8000, 0))
+def _samples(kind: bytes, more: bytes = b"", version: int = 0) -> bytes:
+    """Return the description of stereo samples of 16 bits, 8,000 a second."""
+    return _box(kind, bytes(8), struct.pack(">H6xHHIHH", version, 2, 16, 0, 8000, 0), more)
+
+
+def _track(number: int, sort: bytes, *, lasting: int = 0, samples: bytes = _samples(b"sowt")) -> bytes:
+    """Return a track of 1,000 units a second."""
     return _box(
         b"trak",
         _box(b"tkhd", _words(0, 0, 0, number, 0, lasting)),
@@ -31,7 +35,7 @@ def _track(number: int, sort: bytes, *, lasting: int = 0) -> bytes:
             b"mdia",
             _box(b"mdhd", _words(0, 0, 0, 1000, lasting)),
             _box(b"hdlr", bytes(8), sort),
-            _box(b"minf", _box(b"stbl", _box(b"stsd", _words(0, 1), entry))),
+            _box(b"minf", _box(b"stbl", _box(b"stsd", _words(0, 1), samples))),
         ),
     )
 
@@ -82,16 +86,64 @@ def test_a_movie_with_samples_before_its_fragments_has_no_length() -> None:
     [
         (_box(b"mdat", bytes(100)), 1.0),
         (struct.pack(">I4sQ", 1, b"mdat", 116) + bytes(100), 1.0),
+        (struct.pack(">I4sQ", 1, b"mdat", 116) + bytes(100) + _box(b"ftyp", b"isom"), None),
         (struct.pack(">I4s", 0, b"mdat") + bytes(100), 1.0),
         (b"", None),
         (struct.pack(">I4s", 200, b"mdat") + bytes(100), None),
         (_box(b"mdat", bytes(100)) + _box(b"ftyp", b"isom"), None),
         (_box(b"mdat", bytes(100)) + bytes(100), None),
     ],
-    ids=["whole", "of 64 bits", "to the end", "not there", "cut", "joined", "damage behind it"],
+    ids=[
+        "whole",
+        "of 64 bits",
+        "of 64 bits and joined",
+        "to the end",
+        "not there",
+        "cut",
+        "joined",
+        "damage behind it",
+    ],
 )
 def test_a_stated_length_counts_where_all_samples_are_there(sound: bytes, seconds: float | None) -> None:
     assert told(_movie(PICTURES, _track(7, b"soun", lasting=1000)) + sound).duration_seconds == seconds
+
+
+def test_times_of_64_bits_are_read_like_those_of_32() -> None:
+    track = _box(
+        b"trak",
+        _box(b"tkhd", struct.pack(">IQQIIQ", 1 << 24, 0, 0, 7, 0, 2000)),
+        _box(b"mdia", _box(b"mdhd", struct.pack(">IQQIQ", 1 << 24, 0, 0, 8000, 16_000)), _box(b"hdlr", bytes(8), b"soun"),
+             _box(b"minf", _box(b"stbl", _box(b"stsd", _words(0, 1), _samples(b"sowt"))))),
+    )  # fmt: skip
+    found = told(_movie(track) + _box(b"mdat", bytes(100)))
+    assert (found.duration_seconds, found.duration_estimated) == (2.0, False)
+
+
+def _described(objects: int, config: bytes = b"") -> bytes:
+    inside = bytes([objects]) + bytes(12) + (b"\5" + bytes([len(config)]) + config if config else b"")
+    return _box(b"esds", bytes(4), b"\3\x40\0\0\0\4\x30", inside)
+
+
+@pytest.mark.parametrize(
+    ("samples", "facts"),
+    [
+        (_samples(b"mp4a", _described(0x40, b"\x15\x88")), ("aac", 8000, 1)),
+        (_samples(b"mp4a", _described(0x40, b"\x2d\x8b\x88\0")), ("aac", 22050, 1)),
+        (_samples(b"mp4a", _described(0x40, b"\xed\x8b\x88\0")), ("aac", 22050, 2)),
+        (_samples(b"mp4a", _described(0x40)), ("aac", 8000, None)),
+        (_samples(b"mp4a", _described(0x6B)), ("mp3", 8000, None)),
+        (_samples(b"mp4a", _described(0x20)), (None, 8000, None)),
+        (_samples(b"alac", _box(b"alac", bytes(13), b"\1", bytes(10), _words(96_000))), ("alac", 96_000, 1)),
+        (_samples(b"samr"), ("amr-nb", 8000, 1)),
+        (_samples(b"lpcm", version=2), (None, None, None)),
+    ],
+    ids=["AAC", "AAC with its band replicated", "and its stereo made", "AAC undescribed", "MP3", "other", "ALAC", "AMR", "version 2"],
+)  # fmt: skip
+def test_what_a_codec_says_of_itself_counts_before_what_its_container_says(
+    samples: bytes, facts: tuple[str | None, int | None, int | None]
+) -> None:
+    found = told(_movie(_track(7, b"soun", lasting=1000, samples=samples)) + _box(b"mdat", bytes(100)))
+    assert (found.codec, found.sample_rate_hz, found.channels) == facts
 
 
 # ---------------------------------------------------------------- FLAC
@@ -163,6 +215,13 @@ def test_an_xing_frame_that_tells_of_more_frames_makes_the_length_of_a_short_fil
     whole = content("lame-cbr-stereo.mp3")
     assert not told(whole).duration_estimated
     assert told(whole[:-432]).duration_estimated
+
+
+def test_frames_are_counted_over_any_number_of_bytes() -> None:
+    """300 KB of them are more than what is read at once; a header may stand across its end."""
+    piece = content("lame-no-xing.mp3")
+    seconds = told(piece).duration_seconds or 0
+    assert told(piece * 60).duration_seconds == pytest.approx(60 * seconds)
 
 
 # ---------------------------------------------------------------- Matroska
