@@ -20,10 +20,10 @@ from receiver.cli.recipes import RequestText
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, MalformedCallback, UsageError
 from receiver.providers.custom.language import CustomSettings
-from receiver.providers.custom.proofs import AnyProof, BasicProof, DigestProof, SameProof
-from receiver.providers.custom.request import Reference, Request, replaced
-from receiver.providers.custom.signatures import HmacProof, TimestampSettings
-from receiver.providers.custom.web_tokens import JwtProof
+from receiver.providers.proofs.plain import AnyProof, BasicProof, DigestProof, SameProof
+from receiver.providers.proofs.request import Reference, Request, replaced
+from receiver.providers.proofs.signatures import HmacProof, TimestampSettings
+from receiver.providers.proofs.web_tokens import JwtProof
 from receiver.providers.toolkit import reveal
 
 _JWT_SECONDS = 300
@@ -133,7 +133,7 @@ class Player:
                 sent = self._with(sent, where, stamp)
         try:
             request = self._request(sent)
-            message = proof.message.message(request, elements, {"timestamp": stamp, "url": request.head.url})
+            message = proof.template.message(request, elements, request.head.url)
         except CallbackRejected as error:
             raise UsageError(f"the signature cannot be made: {error.message}") from None
         digest = hmac.digest(proof.key(self._secret), message, proof.algorithm)

@@ -18,22 +18,16 @@ from typing import Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from receiver.providers.custom import (
-    handshakes,
-    language,
-    proof_base,
-    proofs,
-    signatures,
-    web_tokens,
-)
-from receiver.providers.custom.request import Template
+from receiver.providers.custom import handshakes, language
+from receiver.providers.proofs import base, plain, signatures, web_tokens
+from receiver.providers.proofs.request import Template
 from receiver.settings import submitting
 from receiver.settings.model import Section
 
 
 def models() -> Iterator[type[BaseModel]]:
     """Yield every table of the language."""
-    for module in (proof_base, proofs, signatures, web_tokens, handshakes, language, submitting):
+    for module in (base, plain, signatures, web_tokens, handshakes, language, submitting):
         for value in vars(module).values():
             own = (
                 isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__

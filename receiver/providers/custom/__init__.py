@@ -22,10 +22,10 @@ from receiver.providers import NO_PROOF, Adapter
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import Auth, CustomSettings, recipes
 from receiver.providers.custom.meaning import Reading, Understood
-from receiver.providers.custom.proof_base import Trust
-from receiver.providers.custom.proofs import AnyProof
-from receiver.providers.custom.request import BodyNeeded, Request, as_text
-from receiver.providers.custom.signatures import HmacProof
+from receiver.providers.proofs.base import Keyed, Trust
+from receiver.providers.proofs.plain import AnyProof
+from receiver.providers.proofs.request import BodyNeeded, Request, as_text
+from receiver.providers.proofs.signatures import HmacProof
 from receiver.providers.toolkit import reveal, revealed
 from receiver.settings.model import SourceSettings
 from receiver.settings.submitting import ProviderApi
@@ -77,7 +77,8 @@ class CustomProvider(Collecting, Adapter):
         self._proof_secrets = reveal(options.secrets)
         self._users = tuple(u for p in options.proof if p.kind == "basic" for u in reveal(p.users))
         super().__init__(settings, options, tokens)
-        self.trust = Trust(self.source, self._proof_secrets, _key_sets(options.proof))
+        where, shape = f"{self._where}.secrets", f"{self._where}.proof"
+        self.trust = Trust(where, shape, shape, self._proof_secrets, _key_sets(options.proof))
         self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]  # the class says it for built-in providers, settings for this one
         self.groups = _groups(options.proof)
         self._places = [place for proof in options.proof for place in proof.references]
@@ -259,7 +260,7 @@ def _refusal(check: Callable[[], object]) -> str:
 
 
 def _key_sets(proofs: Iterable[AnyProof]) -> Mapping[str, KeySet]:
-    urls = {proof.key_url for proof in proofs if proof.key_url}
+    urls = {proof.jwks for proof in proofs if isinstance(proof, Keyed) and proof.jwks}
     if not urls:
         return {}
     from receiver.providers.public_keys.jwks import KeySet  # loads a cryptography library

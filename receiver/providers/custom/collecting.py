@@ -21,9 +21,9 @@ from receiver.providers.custom.language import (
     Watch,
 )
 from receiver.providers.custom.meaning import Reading, job_key
-from receiver.providers.custom.request import NO_REQUEST, as_text, first, spelled
 from receiver.providers.documents import Document, decode_object, opaque_id
 from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collected, collected_draft
+from receiver.providers.proofs.request import NO_REQUEST, as_text, first, spelled
 from receiver.providers.toolkit import refused, unsigned, unusable
 from receiver.settings.model import SourceSettings
 

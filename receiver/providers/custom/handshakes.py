@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from receiver.core.callback import Reply
 from receiver.core.errors import CallbackRejected, MalformedCallback
-from receiver.providers.custom.request import At, Request, Words, as_text
+from receiver.providers.proofs.request import At, Request, Words, as_text
 from receiver.providers.toolkit import Hosts, https_at
 from receiver.settings.model import Section
 

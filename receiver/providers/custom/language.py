@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from receiver.providers.custom.handshakes import Handshake
-from receiver.providers.custom.proofs import AnyProof
-from receiver.providers.custom.request import At, BodyKind, Places, Url, Words, listed
+from receiver.providers.proofs.plain import AnyProof
+from receiver.providers.proofs.request import At, BodyKind, Places, Url, Words, listed
 from receiver.providers.toolkit import Hosts, SecretList
 from receiver.settings.load import did_you_mean
 from receiver.settings.model import Section

@@ -18,8 +18,8 @@ from receiver.core.urls import http_url
 from receiver.core.work import Pickup
 from receiver.providers import NO_REASON, results
 from receiver.providers.custom.language import CustomSettings, Meaning, ResultSettings
-from receiver.providers.custom.request import Reference, Request, as_text, first, replaced, spelled
 from receiver.providers.documents import Document, decode_object, encode, epoch_ms, join_key, opaque_id
+from receiver.providers.proofs.request import Reference, Request, as_text, first, replaced, spelled
 from receiver.providers.toolkit import content_key
 from receiver.settings.model import SourceSettings
 

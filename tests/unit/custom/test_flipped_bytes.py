@@ -12,8 +12,8 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import CallbackRejected
 from receiver.providers.custom import CustomProvider
 from receiver.providers.custom.language import CustomSettings, recipes
-from receiver.providers.custom.request import Reference
-from receiver.providers.custom.signatures import SignedProof
+from receiver.providers.proofs.request import Reference
+from receiver.providers.proofs.signatures import SignedProof
 from receiver.settings.load import own_settings
 from tests.support.golden import Case, Request, cases, tokens
 

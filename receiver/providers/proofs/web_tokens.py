@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from receiver.providers.custom.proof_base import Encoding, Proof, Trust, decoded
-from receiver.providers.custom.request import Reference, Request
+from receiver.providers.proofs.base import Encoding, Keyed, Trust, decoded
+from receiver.providers.proofs.request import Reference, Request
 from receiver.settings.model import Section
 
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"]
@@ -24,7 +25,7 @@ class BodyHash(Section):
     """How the hash is spelled."""
 
 
-class JwtProof(Proof):
+class JwtProof(Keyed):
     """`jwt`: a signed JSON web token in a header."""
 
     kind: Literal["jwt"]
@@ -35,8 +36,6 @@ class JwtProof(Proof):
     """What stands before it, like `Bearer `."""
     algorithms: tuple[Algorithm, ...] = Field(min_length=1)
     """Those accepted: shared-secret ones (HS…) or public-key ones, never both."""
-    jwks: str | None = Field(None, pattern=r"^https://[^\s/]+/\S*$")
-    """Where the provider publishes its keys; without it, the source's secrets are the keys."""
     audience: str | None = None
     """What the claim `aud` must hold."""
     claims: Mapping[str, Any] = Field(default_factory=dict)
@@ -65,28 +64,17 @@ class JwtProof(Proof):
         """The header."""
         return (Reference("header", self.header.lower()),)
 
-    @property
-    def key_url(self) -> str | None:
-        """The JWKS."""
-        return self.jwks
-
-    @property
-    def needs_secrets(self) -> bool:
-        """True without a JWKS."""
-        return self.jwks is None
-
     def check(self, request: Request, trust: Trust) -> None:
         """Check the token, its times and its claims, and the hash of the body."""
-        claims = request.once(self, lambda request: self._claims(request, trust))
+        claims = request.once(self, partial(self.claimed, request, trust))
         if self.body_hash is not None:
             said = claims.get(self.body_hash.claim)
             digest = hashlib.sha256(request.signed).digest()
-            if not isinstance(said, str) or digest not in decoded(
-                said, (self.body_hash.encoding,), any_case=True
-            ):
+            if not isinstance(said, str) or digest not in decoded(said, (self.body_hash.encoding,)):
                 raise trust.refusal(f"the token's {self.body_hash.claim} is not the hash of the body")
 
-    def _claims(self, request: Request, trust: Trust) -> Mapping[str, Any]:
+    def claimed(self, request: Request, trust: Trust) -> Mapping[str, Any]:
+        """Return the claims of the token in the head. Raises `CallbackRejected`, `KeysNeeded`."""
         from receiver.providers.public_keys.jwks import token_claims  # loads a cryptography library
 
         token = trust.given(self.references, request, self.prefix, "a token is expected there")

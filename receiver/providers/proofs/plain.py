@@ -11,10 +11,10 @@ from pydantic import Field
 
 from receiver.core.errors import CallbackRejected, RejectionKind
 from receiver.core.proofs import basic_credentials, matching_place
-from receiver.providers.custom.proof_base import Encoding, Proof, Trust, decoded
-from receiver.providers.custom.request import At, Reference, Request, as_text
-from receiver.providers.custom.signatures import HmacProof, PublicKeyProof
-from receiver.providers.custom.web_tokens import JwtProof
+from receiver.providers.proofs.base import Encoding, Proof, Trust, decoded
+from receiver.providers.proofs.request import At, Reference, Request, as_text
+from receiver.providers.proofs.signatures import HmacProof, PublicKeyProof
+from receiver.providers.proofs.web_tokens import JwtProof
 from receiver.providers.toolkit import SecretList, reveal
 from receiver.settings.model import Networks
 
@@ -138,7 +138,7 @@ class DigestProof(Proof):
         if value is None and not self.required:
             return
         digest = hashlib.sha256(request.signed).digest()
-        if value is None or digest not in decoded(value, (self.encoding,), any_case=True):
+        if value is None or digest not in decoded(value, (self.encoding,)):
             raise trust.refusal(f"{self.at} is not the SHA-256 of the body")
 
 

@@ -7,20 +7,18 @@ be wrong, missing or stale is refused before a byte of the body is read.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
+from pydantic import Field
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
-from receiver.providers.custom.request import Reference, Request, as_text
+from receiver.providers.proofs.request import Reference, Request, as_text
 from receiver.settings.model import Section
-
-Encoding = Literal["hex", "base64", "base64url"]
-
 
 if TYPE_CHECKING:
     from receiver.providers.public_keys.jwks import KeySet
@@ -50,11 +48,6 @@ class Proof(Section, ABC):
             yield places
 
     @property
-    def key_url(self) -> str | None:
-        """Where the provider publishes its keys."""
-        return None
-
-    @property
     def needs_secrets(self) -> bool:
         """True when the proof is checked with the source's secrets."""
         return False
@@ -77,24 +70,31 @@ class Proof(Section, ABC):
         return None
 
 
+class Keyed(Proof, ABC):
+    """`jwt` and `public-key`: keys that the provider may publish."""
+
+    jwks: str | None = Field(None, pattern=r"^https://[^\s/]+/\S*$")
+    """Where the provider publishes its keys as a JWKS; without it, the source's secrets are the keys."""
+
+    @property
+    def needs_secrets(self) -> bool:
+        """True when the keys stand nowhere else."""
+        return self.jwks is None
+
+
 class Trust(Struct, frozen=True):
     """What the proofs of one source are checked against."""
 
-    source: str
-    secrets: tuple[str, ...]
+    setting: str
+    """The setting that an operator looks at when a proof fails."""
+    shape: str
+    """The setting to look at when the request lacks what a proof needs."""
+    clock: str
+    """The setting to look at when the request is too old."""
+    secrets: tuple[str, ...] = ()
     """The source's secrets, newest last."""
-    keys: Mapping[str, KeySet]
+    keys: Mapping[str, KeySet] = {}
     """The providers' published keys, by their URL."""
-
-    @property
-    def setting(self) -> str:
-        """The setting that an operator looks at when a proof fails."""
-        return f"sources.{self.source}.secrets"
-
-    @property
-    def shape(self) -> str:
-        """The setting to look at when the request lacks what a proof needs."""
-        return f"sources.{self.source}.proof"
 
     def refusal(self, message: str, kind: RejectionKind = RejectionKind.WRONG) -> CallbackRejected:
         """Return the error that refuses a callback."""
@@ -113,19 +113,22 @@ class Trust(Struct, frozen=True):
         return text[len(prefix) :]
 
 
-def decoded(text: str, encodings: Sequence[Encoding], *, any_case: bool) -> Iterator[bytes]:
-    """Yield what a text spells in each of these encodings, strictly: nothing for one that it does not fit."""
+Encoding = Literal["hex", "base64", "base64url"]
+_SPELLED: Mapping[Encoding, tuple[re.Pattern[str], Callable[[str], bytes]]] = {
+    "hex": (re.compile(r"(?:[0-9a-fA-F]{2})+"), bytes.fromhex),
+    "base64": (re.compile(r"[0-9a-zA-Z+/]+={0,2}"), lambda text: base64.b64decode(_padded(text))),
+    "base64url": (re.compile(r"[0-9a-zA-Z_-]+={0,2}"), lambda text: base64.urlsafe_b64decode(_padded(text))),
+}
+
+
+def _padded(text: str) -> str:
+    return text + "=" * (-len(text) % 4)
+
+
+def decoded(text: str, encodings: Iterable[Encoding]) -> Iterator[bytes]:
+    """Yield what a text spells in each of these encodings: nothing for one that it does not fit."""
     for encoding in encodings:
-        if encoding == "hex":
-            digits = r"(?:[0-9a-fA-F]{2})+" if any_case else r"(?:[0-9a-f]{2})+"
-            if re.fullmatch(digits, text):
-                yield bytes.fromhex(text)
-            continue
-        url = encoding == "base64url"
-        if not text or (url and re.search(r"[+/]", text)):
-            continue
-        try:
-            padded = text + "=" * (-len(text) % 4) if url else text
-            yield base64.b64decode(padded, b"-_" if url else None, validate=True)
-        except (binascii.Error, ValueError):
-            continue
+        shape, decode = _SPELLED[encoding]
+        if shape.fullmatch(text):
+            with suppress(ValueError):
+                yield decode(text)

@@ -19,8 +19,8 @@ from pydantic import BeforeValidator
 
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
-from receiver.providers.custom.multipart import Part, parts_of
 from receiver.providers.documents import Document, decode_object, encode
+from receiver.providers.proofs.multipart import Part, parts_of
 
 BodyKind = Literal["json", "form", "multipart", "raw", "query"]
 MAX_FIELDS = 1000
@@ -70,10 +70,10 @@ class Request:
         """Take the body, which was read by now."""
         self._body, self._sent = body, sent
 
-    def once(self, reader: object, read: Callable[[Request], T]) -> T:
-        """Return what `read` returns of this request; it is called once for each reader, before the body came or after it."""
+    def once(self, reader: object, read: Callable[[], T]) -> T:
+        """Return what `read` returns; it is called once for each reader, before the body came or after it."""
         if id(reader) not in self._read:
-            self._read[id(reader)] = read(self)
+            self._read[id(reader)] = read()
         found: T = self._read[id(reader)]
         return found
 
@@ -289,7 +289,7 @@ _VARIABLES: Mapping[str, Callable[[Request], bytes]] = {
 }
 """Variables of a message that are made of the request."""
 _GIVEN = ("timestamp", "url")
-"""Those that the proof gives."""
+"""Those that the proof tells: where the time is, and how the URL is spelled."""
 _OF_BODY = ("body", "body.sha256", "body.sha256.base64", "body.md5.base64", "form.sorted")
 
 
@@ -309,11 +309,12 @@ class Template:
         """True when it holds the whole body, or all fields of a form."""
         return any(place.kind in _OF_BODY for place in self.places)
 
-    def message(self, request: Request, elements: Elements, given: Mapping[str, str | None]) -> bytes:
-        """Return the signed message, with what the proof gives for `timestamp` and `url`.
+    def timed(self, place: Reference) -> Template:
+        """Return the template with the place of the time for `{timestamp}`."""
+        return Template(tuple(place if part == Reference("timestamp") else part for part in self.parts))
 
-        Raises `ProofMissing` for a variable that the request does not have, and `BodyNeeded`.
-        """
+    def message(self, request: Request, elements: Elements, url: str) -> bytes:
+        """Return the signed message. Raises `ProofMissing` for a variable that the request does not have, and `BodyNeeded`."""
         made: list[bytes] = []
         for part in self.parts:
             if isinstance(part, str):
@@ -321,9 +322,7 @@ class Template:
             elif part.kind in _VARIABLES:
                 made.append(_VARIABLES[part.kind](request))
             else:
-                value = (
-                    given[part.kind] if part.kind in given else as_text(part.value(request, None, elements))
-                )
+                value = url if part.kind == "url" else as_text(part.value(request, None, elements))
                 if value is None:
                     raise ProofMissing(f"the request has no {part}, which the signed message holds")
                 made.append(value.encode("latin-1" if part.kind in ("header", "url") else "utf-8", "replace"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import hmac
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,13 +17,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
 from receiver.core.proofs import matching_place
-from receiver.providers.custom.proof_base import Encoding, Proof, Trust, decoded
-from receiver.providers.custom.request import (
+from receiver.providers.proofs.base import Encoding, Keyed, Proof, Trust, decoded
+from receiver.providers.proofs.request import (
     At,
     Elements,
     Message,
     Reference,
     Request,
+    Template,
     Words,
     as_text,
     by_name,
@@ -34,6 +34,7 @@ from receiver.settings.model import Section
 
 _SIGNATURES = 20
 """Signatures in one list that are tried, at most."""
+_WHOLE = re.compile(r"[0-9]{1,16}")
 _YEAR_5000 = 95_617_584_000
 """Seconds since 1970; as milliseconds it is the year 1973."""
 
@@ -50,24 +51,28 @@ class TimestampSettings(Section):
     ahead: float = Field(300, ge=0, le=86400)
     """Seconds that it may lie in the future."""
 
-    def check(self, text: str, now: int, trust: Trust) -> None:
-        """Refuse a text that is no time, or is too far from `now`, in epoch milliseconds. Raises `CallbackRejected`."""
+    def check(self, request: Request, elements: Elements, trust: Trust) -> None:
+        """Refuse a request that says no time of signing, or one too far from its arrival. Raises `CallbackRejected`."""
+        text = as_text(self.from_.value(request, None, elements))
+        if text is None:
+            raise ProofMissing(
+                f"{self.from_} is missing: the provider says when it signed", setting=trust.shape
+            )
         moment = self._read(text)
         if moment is None:
             raise trust.refusal(f"{self.from_} is no time in {self.unit}", RejectionKind.MALFORMED)
-        other = self._other_unit(moment)
-        if other:
+        if other := self._other_unit(moment):
             wrong = (
                 f'{self.from_} is a time in {other}, and the settings say {self.unit}: set unit = "{other}"'
             )
             raise trust.refusal(wrong, RejectionKind.MALFORMED)
-        age = now / 1000 - moment
+        age = request.head.received_at / 1000 - moment
         if not -self.ahead <= age <= self.tolerance:
             side, allowed = ("old", self.tolerance) if age > 0 else ("ahead", self.ahead)
             raise CallbackRejected(
                 f"{self.from_} is {abs(age):.0f} s {side}, {allowed:g} s are allowed: check this machine's clock, "
                 "or the callback was replayed",
-                setting=trust.shape,
+                setting=trust.clock,
                 kind=RejectionKind.STALE,
             )
 
@@ -80,8 +85,7 @@ class TimestampSettings(Section):
     def _read(self, text: str) -> float | None:
         """Return seconds since the epoch, None when the text is no time."""
         if self.unit in ("s", "ms"):
-            whole = re.fullmatch(r"[0-9]{1,16}", text)
-            return int(text) / (1000 if self.unit == "ms" else 1) if whole else None
+            return int(text) / (1000 if self.unit == "ms" else 1) if _WHOLE.fullmatch(text) else None
         try:
             moment = datetime.fromisoformat(text) if self.unit == "iso" else parsedate_to_datetime(text)
         except (ValueError, OverflowError):
@@ -143,8 +147,6 @@ class SignedProof(Proof, ABC):
     """What separates an entry's name from its value."""
     encoding: Annotated[tuple[Encoding, ...], BeforeValidator(listed)] = ("hex",)
     """How the signature is spelled; of several, each is tried."""
-    any_case: bool = False
-    """Hex may have upper-case letters."""
     message: Message = Field("{body}", validate_default=True)
     """What was signed; see Messages."""
     timestamp: Annotated[TimestampSettings | None, BeforeValidator(_time_at)] = None
@@ -170,11 +172,18 @@ class SignedProof(Proof, ABC):
     def _placed(self) -> SignedProof:
         if (self.header is None) == (self.at is None):
             raise ValueError('say where the signature is: header = "X-Name", or at')
-        if self.timestamp is None and not self.no_clock:
+        if self.timestamp is None and not (
+            self.no_clock and Reference("timestamp") not in self.message.places
+        ):
             raise ValueError(
                 "say where the time is: timestamp = {from = …}, or no_clock = true if none is sent"
             )
         return self
+
+    @cached_property
+    def template(self) -> Template:
+        """The message, with the place of the time for `{timestamp}`."""
+        return self.message if self.timestamp is None else self.message.timed(self.timestamp.from_)
 
     @property
     def covers_body(self) -> bool:
@@ -184,8 +193,7 @@ class SignedProof(Proof, ABC):
     @property
     def time_is_signed(self) -> bool:
         """True without a time, and where the message holds it: by `{timestamp}`, or by its own place."""
-        wanted = self.timestamp
-        return wanted is None or not {Reference("timestamp"), wanted.from_}.isdisjoint(self.message.places)
+        return self.timestamp is None or self.timestamp.from_ in self.template.places
 
     @cached_property
     def references(self) -> Sequence[Reference]:
@@ -198,7 +206,7 @@ class SignedProof(Proof, ABC):
         """Those of the signature, of its time, and of what else was signed."""
         yield from super().wanted_headers
         times = (self.timestamp.from_,) if self.timestamp else ()
-        places = (*times, *self.message.places)
+        places = (*times, *self.template.places)
         yield from dict.fromkeys((place.name,) for place in places if place.kind == "header")
 
     def wrong_with(self, secrets: Sequence[str]) -> str:
@@ -212,33 +220,28 @@ class SignedProof(Proof, ABC):
 
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the signature over the message."""
-        signatures, elements, stamp = request.once(self, lambda request: self._read(request, trust))
+        signatures, elements = request.once(self, partial(self._read, request, trust))
         for url in _spellings(request.head.url) if self.url_ports == "any" else (request.head.url,):
-            message = self.message.message(request, elements, {"timestamp": stamp, "url": url})
-            if self._fits(signatures, message, request, trust):
+            if self._fits(signatures, self.template.message(request, elements, url), request, trust):
                 return
         raise trust.refusal(f"the signature in {self.references[0]} fits no secret in {trust.setting}")
 
     def signed(self, request: Request, trust: Trust) -> bytes | None:
         """Return the message of this request, whatever its signature and however old."""
-        _, elements = self._entries(request, trust)
-        stamp = self._stamp(request, elements, trust)
-        return self.message.message(request, elements, {"timestamp": stamp, "url": request.head.url})
+        return self.template.message(request, self._entries(request, trust)[1], request.head.url)
 
-    def _read(self, request: Request, trust: Trust) -> tuple[list[bytes], Elements, str | None]:
-        """Return the decoded signatures, all entries of their list by name, and the time as it came."""
+    def _read(self, request: Request, trust: Trust) -> tuple[list[bytes], Elements]:
+        """Return the decoded signatures, and all entries of their list by name, of a request that is not too old."""
         entries, elements = self._entries(request, trust)
-        tried = entries[:_SIGNATURES]
-        found = [raw for entry in tried for raw in decoded(entry, self.encoding, any_case=self.any_case)]
+        found = [raw for entry in entries[:_SIGNATURES] for raw in decoded(entry, self.encoding)]
         if not found:
             spelling = " or ".join(self.encoding)
             raise trust.refusal(
                 f"{self.references[0]} holds no signature in {spelling}", RejectionKind.MALFORMED
             )
-        stamp = self._stamp(request, elements, trust)
-        if self.timestamp is not None and stamp is not None:
-            self.timestamp.check(stamp, request.head.received_at, trust)
-        return found, elements, stamp
+        if self.timestamp is not None:
+            self.timestamp.check(request, elements, trust)
+        return found, elements
 
     def _entries(self, request: Request, trust: Trust) -> tuple[list[str], Elements]:
         """Return the signatures as they came, and all entries of their list by name."""
@@ -250,16 +253,6 @@ class SignedProof(Proof, ABC):
         elements = by_name((name, value) for name, _, value in pairs)
         return entries if self.element is None else elements.get(self.element, []), elements
 
-    def _stamp(self, request: Request, elements: Elements, trust: Trust) -> str | None:
-        """Return the time of signing as it came, None where the provider sends none. Raises `CallbackRejected`."""
-        if self.timestamp is None:
-            return None
-        place = self.timestamp.from_
-        text = as_text(place.value(request, None, elements))
-        if text is None:
-            raise ProofMissing(f"{place} is missing: the provider says when it signed", setting=trust.shape)
-        return text
-
     @abstractmethod
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         """Tell whether one of the signatures is one of the message."""
@@ -267,13 +260,6 @@ class SignedProof(Proof, ABC):
     @abstractmethod
     def key(self, secret: str) -> bytes:
         """Return the key that a secret spells. Raises `ValueError`."""
-
-
-_KEYS: Mapping[str, Callable[[str], bytes]] = {
-    "utf8": str.encode,
-    "hex": bytes.fromhex,
-    "base64": lambda text: base64.b64decode(text + "=" * (-len(text) % 4), validate=True),
-}
 
 
 class HmacProof(SignedProof):
@@ -294,16 +280,13 @@ class HmacProof(SignedProof):
         return True
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
-        place = 0
-        for number, secret in enumerate(trust.secrets, 1):
-            expected = hmac.digest(self.key(secret), message, self.algorithm)
-            place = number if matching_place(expected, signatures) else place
-        request.secret = place
-        return place > 0
+        expected = [hmac.digest(self.key(secret), message, self.algorithm) for secret in trust.secrets]
+        request.secret = max(matching_place(signature, expected) for signature in signatures)
+        return request.secret > 0
 
     def would_fit(self, request: Request, trust: Trust) -> str:
         """Return the `secret_encoding` by which a signature that fits no secret would fit one, "" when none does."""
-        for spelling in _KEYS:
+        for spelling in ("utf8", "hex", "base64"):
             other = self.model_copy(update={"secret_encoding": spelling})
             with suppress(CallbackRejected, ValueError):
                 other.check(Request(request.head, request.body, request.kind), trust)
@@ -312,14 +295,13 @@ class HmacProof(SignedProof):
 
     def key(self, secret: str) -> bytes:
         """Return the key that a secret spells. Raises `ValueError`."""
-        text = secret.removeprefix(self.secret_prefix)
-        try:
-            return _KEYS[self.secret_encoding](text)
-        except ValueError:
-            raise ValueError(f"a secret is not {self.secret_encoding}") from None
+        text, encoding = secret.removeprefix(self.secret_prefix), self.secret_encoding
+        for raw in (text.encode(),) if encoding == "utf8" else decoded(text, (encoding,)):
+            return raw
+        raise ValueError(f"a secret is not {encoding}")
 
 
-class PublicKeyProof(SignedProof):
+class PublicKeyProof(SignedProof, Keyed):
     """`public-key`: a signature by a key of which the provider publishes the public half."""
 
     kind: Literal["public-key"]
@@ -330,18 +312,11 @@ class PublicKeyProof(SignedProof):
     """Public keys, in `key_encoding` (ed25519) or as PEM; without any and without `jwks`, the source's secrets."""
     key_encoding: Encoding = "base64"
     """How a raw key is spelled."""
-    jwks: str | None = Field(None, pattern=r"^https://[^\s/]+/\S*$")
-    """Where the provider publishes its keys as a JWKS."""
-
-    @property
-    def key_url(self) -> str | None:
-        """The JWKS."""
-        return self.jwks
 
     @property
     def needs_secrets(self) -> bool:
         """True when the keys stand nowhere else."""
-        return not self.keys and self.jwks is None
+        return not self.keys and super().needs_secrets
 
     def wrong_with(self, secrets: Sequence[str]) -> str:
         """Return that a key is none."""
@@ -360,7 +335,7 @@ class PublicKeyProof(SignedProof):
         """Return a key as bytes: raw for ed25519, PEM for the others. Raises `ValueError`."""
         if secret.lstrip().startswith("-----BEGIN"):
             return secret.encode()
-        for raw in decoded(secret, (self.key_encoding,), any_case=True):
+        for raw in decoded(secret, (self.key_encoding,)):
             return raw
         raise ValueError(f"a key is neither {self.key_encoding} nor PEM")
 
