@@ -174,7 +174,7 @@ def _with_field(encoded: str, name: str, value: str) -> str:
 
 
 def _spelled(digest: bytes, encoding: str) -> str:
-    if encoding == "hex":
+    if encoding.startswith("hex"):
         return digest.hex()
     if encoding == "base64url":
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")

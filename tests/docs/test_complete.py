@@ -397,7 +397,7 @@ def test_each_provider_has_its_sections() -> None:
 def test_each_provider_module_is_wired_and_explained() -> None:
     """A module of `providers/` is an adapter, or one of the few that all of them share."""
     names = [module.name for module in pkgutil.iter_modules([str(PACKAGE / "providers")])]
-    shared = {"documents", "pickups", "public_keys", "results", "toolkit"}
+    shared = {"documents", "pickups", "proofs", "public_keys", "results", "toolkit"}
     found = set(names) - shared
     assert found == set(adapters())
 

@@ -104,12 +104,12 @@ class Reading:
         if event.job and job is None:
             raise MalformedCallback(f"the job cannot be told: {event.job[0]} {_why_no_id(named)}")
         callback, type_ = found.callback, f"{family}.{stage}"
-        said = found.first(event.id)
+        said = opaque_id(found.first(event.id)) and join_key("id", found.first(event.id))
         key = job_key(job, type_) if job is not None and stage != "processing" else None
         draft = EventDraft(
             type=type_,
-            idempotency_key=join_key("id", said) if opaque_id(said) else key or content_key(callback),
-            second_key=key if opaque_id(said) else None,
+            idempotency_key=said or key or content_key(callback),
+            second_key=key if said else None,
             job_id=job,
             ref=callback.ref if callback.ref is not None else _short(found.shown(event.ref)),
             occurred_at=epoch_ms(found.first(event.time)) or callback.head.received_at,
@@ -250,8 +250,7 @@ class Reading:
         except ValueError as error:
             raise MalformedCallback(f"{place} is no link to the result: {error}") from None
         until = found.callback.head.received_at + round(result.deadline * 1000)
-        key = draft.idempotency_key if draft.job_id is None else job_key(draft.job_id, draft.type)
-        return RemoteResult(key=key, url=url, deadline_at=until)
+        return RemoteResult(key=draft.second_key or draft.idempotency_key, url=url, deadline_at=until)
 
 
 def job_key(job_id: str, type_: str) -> str:

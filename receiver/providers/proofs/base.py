@@ -113,9 +113,10 @@ class Trust(Struct, frozen=True):
         return text[len(prefix) :]
 
 
-Encoding = Literal["hex", "base64", "base64url"]
+Encoding = Literal["hex", "hex-any-case", "base64", "base64url"]
 _SPELLED: Mapping[Encoding, tuple[re.Pattern[str], Callable[[str], bytes]]] = {
-    "hex": (re.compile(r"(?:[0-9a-fA-F]{2})+"), bytes.fromhex),
+    "hex": (re.compile(r"(?:[0-9a-f]{2})+"), bytes.fromhex),
+    "hex-any-case": (re.compile(r"(?:[0-9a-fA-F]{2})+"), bytes.fromhex),
     "base64": (re.compile(r"[0-9a-zA-Z+/]+={0,2}"), lambda text: base64.b64decode(_padded(text))),
     "base64url": (re.compile(r"[0-9a-zA-Z_-]+={0,2}"), lambda text: base64.urlsafe_b64decode(_padded(text))),
 }

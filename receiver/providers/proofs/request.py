@@ -256,6 +256,8 @@ def first(places: Iterable[Reference], request: Request, document: Any) -> Any:
 
 def as_text(value: Any) -> str | None:
     """Return a plain value as text, as JSON spells it; None for what is absent, an object or a list."""
+    if value is None:  # the most frequent
+        return None
     if isinstance(value, str):
         return value[:MAX_TEXT]
     if isinstance(value, bool):

@@ -296,7 +296,8 @@ class HmacProof(SignedProof):
     def key(self, secret: str) -> bytes:
         """Return the key that a secret spells. Raises `ValueError`."""
         text, encoding = secret.removeprefix(self.secret_prefix), self.secret_encoding
-        for raw in (text.encode(),) if encoding == "utf8" else decoded(text, (encoding,)):
+        spelled = text.lower() if encoding == "hex" else text
+        for raw in (text.encode(),) if encoding == "utf8" else decoded(spelled, (encoding,)):
             return raw
         raise ValueError(f"a secret is not {encoding}")
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from joserfc import jwt
-from joserfc.errors import JoseError
+from joserfc.errors import JoseError, MissingClaimError
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from joserfc.jwk import KeySet as JoseKeys
 from joserfc.jws import extract_compact
@@ -104,29 +104,27 @@ def _plain(key: Key) -> bytes:
 def token_claims(
     token: str, keys: KeySet | Sequence[str], algorithms: Sequence[str], *, now: int, leeway: float
 ) -> Mapping[str, Any] | str:
-    """Return the claims of a token whose signature and times hold, else why they do not.
+    """Return the claims of a token whose signature and times hold, else why they do not; one by a published key has to expire.
 
     `keys` is a provider's key set, or shared secrets of which each is tried. `now` in epoch milliseconds.
     """
     if len(token) > _MAX_TOKEN:
         return "it is too long"
-    tried: list[Any]
-    if isinstance(keys, KeySet):
-        tried = [keys.named(_kid(token), now)]
-    else:
-        tried = [OctKey.import_key(secret) for secret in keys]
+    tried: list[Any] = (
+        [keys.named(_kid(token), now)] if isinstance(keys, KeySet) else [*map(OctKey.import_key, keys)]
+    )
+    times = jwt.JWTClaimsRegistry(
+        now=now // 1000, leeway=int(leeway), exp={"essential": isinstance(keys, KeySet)}
+    )
     for key in tried:
         try:
             claims = jwt.decode(token, key, algorithms=list(algorithms)).claims
-            jwt.JWTClaimsRegistry(now=now // 1000, leeway=int(leeway)).validate(claims)
+            times.validate(claims)
+        except MissingClaimError:
+            return "it says no time at which it expires"
         except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
-            reason = (
-                "it has expired, or is not valid yet"
-                if "expired" in str(error) or "nbf" in str(error)
-                else ""
-            )
-            if reason:
-                return reason
+            if "expired" in str(error) or "nbf" in str(error):
+                return "it has expired, or is not valid yet"
         else:
             return claims
     return "its signature fits no key, or its algorithm is not one of the accepted"

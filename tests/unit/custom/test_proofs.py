@@ -148,7 +148,8 @@ def test_a_time_without_a_zone_is_utc_wherever_receiver_runs(monkeypatch: pytest
     ("text", "encoding", "found"),
     [
         ("ab01", "hex", [b"\xab\x01"]),
-        ("AB01", "hex", [b"\xab\x01"]),
+        ("AB01", "hex", []),
+        ("aB01", "hex-any-case", [b"\xab\x01"]),
         ("ab 01", "hex", []),
         ("ab0", "hex", []),
         ("+/8=", "base64", [b"\xfb\xff"]),
