@@ -30,11 +30,9 @@ def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
 
 
 def filled(template: Any, values: Mapping[str, str]) -> Any:
-    """Return a rule's template with the job's values in its texts."""
+    """Return a rule's template with the job's values in its texts. A value is not looked through: it may be the caller's."""
     if isinstance(template, str):
-        for name, value in values.items():
-            template = template.replace(f"{{{name}}}", value)
-        return template
+        return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
     if isinstance(template, Mapping):
         return {name: filled(inner, values) for name, inner in template.items()}
     if isinstance(template, list | tuple):
@@ -92,7 +90,7 @@ def headers_back(headers: Mapping[str, str]) -> list[tuple[str, str]]:
         (name, value)
         for name, value in headers.items()
         if name not in _DROPPED_BACK
-        and not name.startswith("access-control-")
+        and not name.startswith(("access-control-", "x-receiver-"))
         # Bytes that are no text could neither be kept nor be sent as they came.
         and value.isascii()
         and value.isprintable()

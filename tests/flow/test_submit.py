@@ -385,6 +385,26 @@ async def test_an_answer_that_never_ends_is_bounded_in_time_and_bytes(
         assert 0 < max(sizes) <= 1_000_000
 
 
+async def test_a_call_that_a_stop_cuts_off_is_answered_so_that_nobody_repeats_it(both: Both) -> None:
+    up, api = both
+
+    async def never(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    api.behave = never
+    before = asyncio.all_tasks()
+    call = asyncio.create_task(up.client.post(LISTEN, content=AUDIO))
+    while not api.asked:
+        await asyncio.sleep(0)
+    served = [one for one in asyncio.all_tasks() - before if "run_asgi" in repr(one)]
+    assert len(served) == 1
+    served[0].cancel()
+    answer = await call
+    assert (answer.status_code, answer.json()["status"]) == (424, "unknown")
+    [row] = await up.receiver.store.submissions(SubmissionFilter())
+    assert (row.id, row.state) == (answer.json()["submission"], "unknown")
+
+
 async def test_what_the_provider_refuses_is_passed_back_and_expects_nothing(both: Both) -> None:
     up, api = both
     api.behave = accepted({"err_code": "INVALID_MODEL"}, status=400)
@@ -399,13 +419,14 @@ async def test_odd_answers_are_passed_back_and_say_no_job(both: Both) -> None:
     for number, body in enumerate((b'{"request_id": ["a"]}', b'{"request_id": "a\\nb"}', b"no JSON")):
 
         async def behave(asked: Asked, writer: asyncio.StreamWriter, body: bytes = body) -> None:
-            head = response(200, body, "x-odd: ?", "set-cookie: a=b").replace(b"?", b"\xff\x01")
+            odd = ("x-odd: ?", "set-cookie: a=b", "x-receiver-replayed: 1")
+            head = response(200, body, *odd).replace(b"?", b"\xff\x01")
             writer.write(head)
 
         api.behave = behave
         answer = await up.client.post(LISTEN, content=b"%d" % number)
         assert (answer.status_code, answer.content) == (200, body)
-        assert not {"x-odd", "set-cookie"} & set(answer.headers)
+        assert not {"x-odd", "set-cookie", "x-receiver-replayed"} & set(answer.headers)
     rows = await up.receiver.store.submissions(SubmissionFilter())
     assert [(row.state, row.job_id) for row in rows] == [("accepted", None)] * 3
 

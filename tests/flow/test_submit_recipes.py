@@ -16,7 +16,7 @@ from receiver.core.webhook import sign, webhook_key
 from receiver.core.work import PickupFilter, PickupKind
 from tests.support.kept_events import kept_events
 from tests.support.running import Running, running
-from tests.support.submitting import PUBLIC, TOKEN, Api, accepted, api
+from tests.support.submitting import PUBLIC, TOKEN, Api, accepted, api, response
 
 Both = tuple[Running, Api]
 RECIPES = (
@@ -141,6 +141,7 @@ async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> N
         ("fal", "/fal-ai/whisper?fal_webhook=https://evil.test", {"json": {}}),
         ("elevenlabs", "/v1/speech-to-text", {"data": {"webhook_id": "w"}, "files": FILE}),
         ("playht", "/api/v2/tts", {"json": {"text": "x", "webHookUrl": "https://evil.test"}}),
+        ("openai", "/v1/responses", {"json": {"model": "m", "background": True, "stream": True}}),
     ]
     for url in (
         "https://fal.run/a/b",
@@ -199,6 +200,29 @@ async def test_no_spelling_of_the_json_hides_a_job_of_others(both: Both) -> None
         "/submit/openai/v1/responses", headers=headers("openai"), data=form, files=FILE
     )
     assert (told, answer.status_code, there.asked) == ([404, 404, 404, 404, 422, 422, 422, 422], 415, [])
+
+
+async def test_a_ref_that_looks_like_a_place_for_the_secret_brings_no_secret(both: Both) -> None:
+    up, there = both
+    sent = {**headers("elevenlabs"), "x-receiver-ref": "{secret}{callback}{token}"}
+    answer = await up.client.post(
+        "/submit/elevenlabs/v1/speech-to-text", headers=sent, data={"model_id": "m"}, files=FILE
+    )
+    assert answer.status_code == 200, answer.text
+    assert b'{"ref": "{secret}{callback}{token}"}' in there.asked[0].body
+    assert SECRET not in str(there.asked)
+
+
+async def test_no_second_content_type_makes_another_body_of_what_was_looked_through(both: Both) -> None:
+    up, there = both
+    hidden = b'{"x": "&webhook_url=https://evil.test&"}'
+    both_types = [("content-type", "application/json"), ("content-type", "application/x-www-form-urlencoded")]
+    sent = [*headers("soniox").items(), *both_types]
+    assert (await up.client.post("/submit/soniox/v1/transcriptions", headers=sent, content=hidden)).is_success
+    assert there.asked[0].headers["content-type"] == "application/json"
+    coded = [*headers("soniox").items(), both_types[0], ("content-encoding", "deflate")]
+    answer = await up.client.post("/submit/soniox/v1/transcriptions", headers=coded, content=b"{}")
+    assert (answer.status_code, len(there.asked)) == (415, 1)
 
 
 async def test_a_host_name_stands_for_a_source(both: Both) -> None:
@@ -293,6 +317,16 @@ async def test_deepdubs_answer_becomes_a_pickup_and_leads_back_to_receiver(both:
         "/submit/deepdub/api/v1/tts/retroactive", headers=headers("deepdub"), json={"targetText": "x"}
     )
     assert answer.json() == {"url": f"{HERE}/submit/deepdub/api/v1/tts/retroactive/job1"}
+    escaped = json.dumps({"url": url}).replace("/", "\\/").encode()
+
+    async def behave(asked: Any, writer: asyncio.StreamWriter) -> None:
+        writer.write(response(200, escaped))
+
+    there.behave = behave
+    again = await up.client.post(
+        "/submit/deepdub/api/v1/tts/retroactive", headers=headers("deepdub"), json={"targetText": "y"}
+    )
+    assert again.json() == answer.json()
     assert json.loads(there.asked[0].body) == {"targetText": "x"}
     [pickup] = await up.receiver.store.pickups(PickupFilter())
     assert (pickup.kind, pickup.job_id, pickup.ref) == (PickupKind.RESULT, "job1", "ref-deepdub")

@@ -93,8 +93,11 @@ class Submissions:
                 passing = await self._admitted(call, report, stack)
                 job = passing.rule.job
                 answer = await (self._pass_on(passing) if job is None else self._submit(passing, job))
-            except Exception as error:
-                if not isinstance(error, ReceiverError | OSError | MemoryError):
+            except (
+                Exception,
+                asyncio.CancelledError,
+            ) as error:  # cancelled: receiver stops, and still answers
+                if not isinstance(error, ReceiverError | OSError | MemoryError | asyncio.CancelledError):
                     observer.note("error", "submit.bug", error=type(error).__name__)
                 answer = refusal(error, report, passing)
             report.status = answer.status

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _MOST_URL = 8192
 _START_BYTES = 64 * 1024
-"""Bytes of an answer in which the job's id is searched, and the most of an answer that is kept for repeats."""
+"""Bytes of an answer in which the job's id is searched."""
+_KEPT_BYTES = 2 * _START_BYTES
+"""The most of an answer, headers and body, that is kept for repeats."""
 
 
 def passed_back(passing: Passing, reply: Incoming, start: bytes = b"") -> Answer:
@@ -55,10 +57,14 @@ async def learned(passing: Passing, job: SubmissionJob, reply: Incoming) -> Answ
     answer = passed_back(passing, reply, body)
     if len(body) != len(start):
         answer.headers = [pair for pair in answer.headers if pair[0] != "content-length"]
-    kept = msgspec.msgpack.encode((answer.headers, body)) if whole else None
+    kept = msgspec.msgpack.encode((answer.headers, body)) if whole else b""
     pickup = _pickup(passing, job_id) if job.fetch and job_id else None
     job_id = pickup.job_id if pickup else job_id
-    found = {"status": reply.status, "job_id": job_id, "answer": kept}
+    found = {
+        "status": reply.status,
+        "job_id": job_id,
+        "answer": kept if 0 < len(kept) <= _KEPT_BYTES else None,
+    }
     await end(passing, SubmissionState.ACCEPTED, pickup, **found)
     return answer
 
@@ -97,7 +103,8 @@ def _led_back(passing: Passing, job: SubmissionJob, raw: bytes) -> bytes:
         url = text_at(raw, place, most=_MOST_URL)
         if url is not None and url.startswith(f"{table.base}/"):
             here = f"{passing.parts.settings.url}/submit/{passing.call.source}{table.folder}"
-            raw = raw.replace(f'"{url}"'.encode(), f'"{here}{url[len(table.base) :]}"'.encode())
+            for said in (url, url.replace("/", "\\/")):  # PHP escapes each slash
+                raw = raw.replace(f'"{said}"'.encode(), f'"{here}{url[len(table.base) :]}"'.encode())
     return raw
 
 

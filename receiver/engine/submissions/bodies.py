@@ -132,7 +132,9 @@ class Stream(Outgoing):
         """More of the body may still come."""
 
     async def begin(self) -> bool:
-        """Wait for the first piece; return False when the body is empty."""
+        """Wait for the first piece; return False when the body is empty. Raises `BodyTooLarge` for a length over the limit."""
+        if self.length is not None and self.length > self._most:
+            raise too_large(self._most)
         while self.more and not self._first:
             self._first = await self._next()
         return bool(self._first)

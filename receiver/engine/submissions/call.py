@@ -107,7 +107,7 @@ class Passing:
             raise SubmissionRefused(404, f"{where}no job of this application has this id")
 
 
-def refusal(error: Exception, report: SubmissionReport, passing: Passing | None) -> Answer:
+def refusal(error: BaseException, report: SubmissionReport, passing: Passing | None) -> Answer:
     """Return the answer to what went wrong. Whatever the provider may have of the call decides."""
     status, message, wait = 503, "an internal error; nothing was sent", None
     if isinstance(error, SubmissionRefused | SenderError):

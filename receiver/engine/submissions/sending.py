@@ -71,6 +71,8 @@ def _unless_own(passing: Passing, change: Callable[[], T]) -> T | None:
 async def _set_in_body(passing: Passing, job: SubmissionJob) -> None:
     content_type = passing.call.header("content-type")
     media_type, settings = split_media_type(content_type)[0], passing.parts.settings
+    if passing.call.header("content-encoding") not in ("", "identity"):
+        raise SubmissionRefused(415, "send the body without a Content-Encoding: the callback is set in it")
     if media_type == "application/json":
         held = await _read(passing, settings.max_json_bytes)
         found = await _looked_through(held, lambda: members(held.load()))
@@ -88,6 +90,7 @@ async def _set_in_body(passing: Passing, job: SubmissionJob) -> None:
     values = _values(passing, job)
     body = await _looked_through(held, lambda: _unless_own(passing, lambda: change(values)))
     passing.body = body or held_body(held, [(0, held.size)])
+    passing.body.content_type = passing.body.content_type or content_type  # the one by which it was read
     passing.fingerprint = fingerprint_of(passing, passing.body.digest or held.sha256)
 
 
