@@ -18,7 +18,7 @@ export type EventPage = { items: Array<EventShown>; next: string | null; cursor:
 
 export type EventShown = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData };
 
-export type EventWhole = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData; callback: CallbackShown | null; pickup: PickupShown | null; deliveries: Array<DeliveryWhole>; routing: Array<DecisionShown> };
+export type EventWhole = { id: string; type: string; source: string; provider: string; job_id: string | null; ref: string | null; occurred_at: string; recorded_at: string; data: EventData; callback: CallbackShown | null; pickup: PickupShown | null; deliveries: Array<DeliveryWhole>; routing: Array<Decision> };
 
 export type CallbackShown = { id: string; received_at: string; method: string; content_type: string; body_size: number; body_sha256: string; proofs: string; peer: string | null; secret: number | null; headers: Record<string, string | null>; token_id: string | null; issued_at: string | null; body_ms: number | null; proved_ms: number | null; stored_ms: number | null };
 
@@ -36,7 +36,7 @@ export type AttemptShown = { number: number; started_at: string; duration_ms: nu
 
 export type OutcomeKind = "blocked" | "collected" | "delivered" | "gone" | "not_stored" | "not_yet" | "refused" | "timeout" | "too_large" | "unreachable" | "unusable";
 
-export type DecisionShown = { destination: string; sent: boolean; rule: string };
+export type Decision = { destination: string; sent: boolean; rule: string };
 
 export type Renormalized = { replaces: string; event_id: string | null };
 
@@ -90,6 +90,14 @@ export type SourceShown = { name: string; provider: string; calls_back: boolean;
 
 export type Stats = { due_deliveries: Record<string, number>; dead_deliveries: Record<string, number>; due_pickups: Record<string, number>; journal: number; oldest_journaled_seconds: number };
 
+export type PageDestinationShown = { items: Array<DestinationShown>; next: string | null };
+
+export type DestinationShown = { name: string; kind: string; sources: Array<string>; events: Array<string>; due: number; oldest_due_at: string | null; dead: number; health: DestinationHealth };
+
+export type DestinationHealth = { name: string; status: DestinationStatus; paused_at: string | null; disabled_at: string | null; failures: number; failing_since: string | null; probes: number; held_until: string | null };
+
+export type DestinationStatus = "active" | "disabled" | "failing" | "paused";
+
 export type TalliesShown = { items: Array<TallyShown>; ack: Array<AckShown> };
 
 export type TallyShown = { at: string; kind: string; name: string; outcome: string; count: number };
@@ -100,9 +108,7 @@ export type PageProcessShown = { items: Array<ProcessShown>; next: string | null
 
 export type ProcessShown = { id: string; host: string; version: string; role: string; started_at: string; seen_at: string; alive: boolean };
 
-export type NewReplay = { ids?: Array<string> | null; to?: string | null; destination?: string | null; state?: "dead" | "delivered" | null; source?: string | null; type?: string | null; since?: string | null; until?: string | null; rate?: number | null; dry_run?: boolean };
-
-export type Replayed = { found: number; replayed?: number; added?: number; left_alone: number; dry_run: boolean; operation?: OperationShown | null };
+export type PageOperationShown = { items: Array<OperationShown>; next: string | null };
 
 export type OperationShown = { id: string; kind: BulkKind; state: BulkState; selection: SelectionShown; rate: number | null; total: number; done: number; changed: number; requested_by: string; created_at: string; updated_at: string };
 
@@ -112,17 +118,11 @@ export type BulkState = "done" | "planned" | "running" | "stopped";
 
 export type SelectionShown = { destination: string | null; state: DeliveryState | null; source: string | null; type: string | null; since: string | null; until: string | null };
 
+export type NewReplay = { ids?: Array<string> | null; to?: string | null; destination?: string | null; state?: "dead" | "delivered" | null; source?: string | null; type?: string | null; since?: string | null; until?: string | null; rate?: number | null; dry_run?: boolean };
+
+export type Replayed = { found: number; replayed?: number; added?: number; left_alone: number; dry_run: boolean; operation?: OperationShown | null };
+
 export type NewRenormalization = { type?: string; source?: string | null; since?: string | null; until?: string | null; rate?: number | null; dry_run?: boolean };
-
-export type PageOperationShown = { items: Array<OperationShown>; next: string | null };
-
-export type PageDestinationShown = { items: Array<DestinationShown>; next: string | null };
-
-export type DestinationShown = { name: string; kind: string; sources: Array<string>; events: Array<string>; due: number; oldest_due_at: string | null; dead: number; health: DestinationHealth };
-
-export type DestinationHealth = { name: string; status: DestinationStatus; paused_at: string | null; disabled_at: string | null; failures: number; failing_since: string | null; probes: number; held_until: string | null };
-
-export type DestinationStatus = "active" | "disabled" | "failing" | "paused";
 
 export type NewErasure = { ref?: string | null; job_id?: string | null; event_id?: string | null; source?: string | null; dry_run?: boolean };
 

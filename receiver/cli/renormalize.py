@@ -13,8 +13,7 @@ from msgspec import to_builtins
 from receiver.cli.acting import acting
 from receiver.cli.options import AsJson, Yes, confirm, given, load, since
 from receiver.cli.output import counted, print_json, warn
-from receiver.cli.replay import carried_on
-from receiver.core.act import COMMAND_LINE
+from receiver.cli.replay import carried_on, planned_for
 from receiver.core.bulk import BulkKind, BulkOperation, BulkState, Selection
 from receiver.core.errors import UsageError
 from receiver.core.explain import PARKED
@@ -66,7 +65,7 @@ def _one(settings: Settings, event_id: str, *, as_json: bool) -> None:
 
 
 def _all(settings: Settings, chosen: Selection, *, yes: bool, as_json: bool) -> None:
-    planned = asyncio.run(_planned(settings, chosen))
+    planned = asyncio.run(planned_for(settings, BulkKind.RENORMALIZE, chosen)).operation
     callbacks = counted(planned.total, "parked callback", "parked callbacks")
     if planned.total and not yes:
         confirm(f"{callbacks} would be read again. Go on?", f"{callbacks} would be read again")
@@ -77,16 +76,6 @@ def _all(settings: Settings, chosen: Selection, *, yes: bool, as_json: bool) -> 
         typer.echo(f"{callbacks} read again, {counted(done.changed, 'event', 'events')} made")
     if done.state is BulkState.STOPPED:
         warn(f"{done.id} was stopped after {done.done} of {done.total}")
-
-
-async def _planned(settings: Settings, chosen: Selection) -> BulkOperation:
-    from receiver.app.wiring import build_router
-    from receiver.engine.bulk import plan
-
-    async with _opened(settings) as receiver:
-        router, now = build_router(settings), receiver.lasting.clock()
-        planned = await plan(receiver.store, router, BulkKind.RENORMALIZE, chosen, by=COMMAND_LINE, now=now)
-        return planned.operation
 
 
 async def _done(settings: Settings, planned: BulkOperation) -> BulkOperation:

@@ -17,11 +17,12 @@ from receiver.core.bulk import BulkOperation, BulkState
 from receiver.core.clock import wall_clock
 
 if TYPE_CHECKING:
+    from receiver.core.bulk import BulkKind, Selection
     from receiver.engine.bulk import BulkWorker, Plan
     from receiver.engine.replays import Replayable
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
-    from receiver.web.api.replays import NewReplay
+    from receiver.web.api.operations import NewReplay
 
 WATCH_SECONDS = 0.2
 """How often an operation is looked at while another process carries it on, or its rate makes it wait."""
@@ -58,7 +59,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send events again. Also for the first time, to destinations that they have no delivery to."""
-    from receiver.web.api.replays import NewReplay, refuse_contradictions
+    from receiver.web.api.operations import NewReplay, refuse_contradictions
 
     wanted = NewReplay(
         ids=ids or None,
@@ -117,7 +118,9 @@ async def _replay_named(settings: Settings, wanted: NewReplay) -> tuple[Replayab
 
 
 def _fitting(settings: Settings, wanted: NewReplay, *, yes: bool) -> _Done:
-    planned = asyncio.run(_plan(settings, wanted))
+    from receiver.web.api.operations import selected
+
+    planned = asyncio.run(planned_for(settings, *selected(wanted), rate=wanted.rate))
     operation, adds = planned.operation, wanted.to is not None
     if not operation.total and not planned.left_alone:
         for name in ("source", "destination", "type"):
@@ -137,14 +140,16 @@ def _fitting(settings: Settings, wanted: NewReplay, *, yes: bool) -> _Done:
     )
 
 
-async def _plan(settings: Settings, wanted: NewReplay) -> Plan:
+async def planned_for(
+    settings: Settings, kind: BulkKind, chosen: Selection, *, rate: int | None = None
+) -> Plan:
+    """Count what is chosen, and plan the operation. Raises as `opened_store` does."""
     from receiver.app.wiring import build_router
     from receiver.engine.bulk import plan
-    from receiver.web.api.replays import selected
 
-    router, by, now = build_router(settings), COMMAND_LINE, wall_clock()
     async with opened_store(settings) as store:
-        return await plan(store, router, *selected(wanted), rate=wanted.rate, by=by, now=now)
+        router, by, now = build_router(settings), COMMAND_LINE, wall_clock()
+        return await plan(store, router, kind, chosen, rate=rate, by=by, now=now)
 
 
 async def _replay_all(settings: Settings, planned: BulkOperation) -> BulkOperation:

@@ -118,9 +118,9 @@ def reload(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 
 def _sentence(one: Reloaded) -> str:
-    from receiver.web.reloading import summary
-
-    changed = "; ".join(f"{what.replace('_', ' ')}: {names}" for what, names in summary(one.changes).items())
+    changed = "; ".join(
+        f"{what.replace('_', ' ')}: {', '.join(names)}" for what, names in one.changes.items()
+    )
     return f"process {one.pid}: " + (
         f"nothing is taken: {one.error}" if one.error else changed or "nothing changed"
     )

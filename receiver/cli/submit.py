@@ -94,11 +94,11 @@ def submissions(
     as_json: AsJson = False,
 ) -> None:
     """List jobs that applications submitted through receiver. The status is the provider's answer, or 424 where none is known."""
-    from receiver.web.api import submissions as api
+    from receiver.web.api import jobs as api
 
     wanted = {"application": application, "source": source, "state": state, "job_id": job, "ref": ref}
     print_list(
-        _SUBMISSIONS, listed(load_to_look(ctx), api.listed, limit, **wanted), wide=wide, as_json=as_json
+        _SUBMISSIONS, listed(load_to_look(ctx), api.submissions, limit, **wanted), wide=wide, as_json=as_json
     )
 
 

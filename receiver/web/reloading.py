@@ -36,7 +36,7 @@ class Reloaded(Struct, frozen=True):
     pid: int
     error: str | None = None
     """Why nothing was taken."""
-    changes: Changes = Changes()
+    changes: Changes = {}
 
 
 class _Face:
@@ -112,7 +112,9 @@ class Serving:
             except ReceiverError as error:
                 observer.note("error", "settings.not_taken", error=error.message)
                 return Reloaded(os.getpid(), error=error.message)
-            observer.note("info", "settings.taken", **summary(changes))
+            observer.note(
+                "info", "settings.taken", **{what: ", ".join(names) for what, names in changes.items()}
+            )
             return Reloaded(os.getpid(), changes=changes)
 
     async def _take(self, settings: Settings) -> None:
@@ -148,17 +150,6 @@ class Serving:
         await wiring.stop_work(old.receiver)
         await old.idle.wait()
         await wiring.end(old.receiver)
-
-
-def summary(changes: Changes) -> dict[str, str]:
-    """Return what a reload changed, by kind, `{"sources_added": "deapi, speech"}`."""
-    named = {
-        f"{kind}_{how}": getattr(names, how)
-        for kind, names in (("sources", changes.sources), ("destinations", changes.destinations))
-        for how in ("added", "removed", "changed")
-    }
-    named |= {"settings_changed": changes.settings, "needs_restart": changes.restart}
-    return {what: ", ".join(names) for what, names in named.items() if names}
 
 
 def _by_listener(receiver: Receiver, app: ASGIApp) -> ASGIApp:

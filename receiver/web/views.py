@@ -15,7 +15,6 @@ from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import iso
 from receiver.core.explain import Cause, Job, Step, explain
-from receiver.core.routing import Decision
 from receiver.core.submission import Submission, SubmissionState
 from receiver.core.work import (
     Attempt,
@@ -76,8 +75,8 @@ class DeliveryShown(Struct, frozen=True, kw_only=True):
     last_outcome: str | None
 
 
-class AttemptShown(Struct, frozen=True, kw_only=True):
-    """One try of a delivery."""
+class PickupAttemptShown(Struct, frozen=True, kw_only=True):
+    """One try of a pickup."""
 
     number: int
     started_at: Time
@@ -85,6 +84,11 @@ class AttemptShown(Struct, frozen=True, kw_only=True):
     outcome: OutcomeKind
     status: int | None
     detail: str
+
+
+class AttemptShown(PickupAttemptShown, frozen=True, kw_only=True):
+    """One try of a delivery."""
+
     answer: str
     """The first 16 KiB of what the destination answered, as text."""
 
@@ -187,17 +191,6 @@ class PickupShown(Struct, frozen=True, kw_only=True):
     last_detail: str | None
 
 
-class PickupAttemptShown(Struct, frozen=True, kw_only=True):
-    """One try of a pickup."""
-
-    number: int
-    started_at: Time
-    duration_ms: int
-    outcome: OutcomeKind
-    status: int | None
-    detail: str
-
-
 class SubmissionShown(Struct, frozen=True, kw_only=True):
     """A job that an application submitted through receiver."""
 
@@ -219,15 +212,6 @@ class PickupWhole(PickupShown, frozen=True, kw_only=True):
     """A pickup with its attempts."""
 
     attempts_made: list[PickupAttemptShown]
-
-
-class DecisionShown(Struct, frozen=True, kw_only=True):
-    """Whether an event goes to a destination, as it was decided when the event was recorded."""
-
-    destination: str
-    sent: bool
-    rule: str
-    """The rule that said so."""
 
 
 class SelectionShown(Struct, frozen=True, kw_only=True):
@@ -307,7 +291,6 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
 _SHOWN: Mapping[type[Struct], type[Struct]] = {
     Event: EventShown,
     Delivery: DeliveryShown,
-    Decision: DecisionShown,
     Attempt: AttemptShown,
     DestinationState: DestinationHealth,
     Rejection: RejectionShown,
@@ -331,20 +314,14 @@ SHOWN_HEADERS = frozenset(
 def callback_shown(callback: Callback) -> CallbackShown:
     """Return a callback as it is shown."""
     came = callback.arrival or Arrival()
-    claims = came.claims
-    return CallbackShown(
-        id=callback.id,
-        received_at=iso(callback.received_at),
-        method=callback.method,
-        content_type=callback.content_type,
-        body_size=callback.body_size,
-        body_sha256=callback.body_sha256,
-        proofs=callback.proofs,
+    return shown(
+        callback,
+        CallbackShown,
         peer=came.peer,
         secret=came.secret or None,
         headers={name: value if name in SHOWN_HEADERS else None for name, value in came.headers},
-        token_id=claims.token_id if claims else None,
-        issued_at=time_of(claims.issued_at) if claims else None,
+        token_id=came.claims.token_id if came.claims else None,
+        issued_at=time_of(came.claims.issued_at) if came.claims else None,
         body_ms=came.body_ms,
         proved_ms=came.proved_ms,
         stored_ms=came.stored_ms,

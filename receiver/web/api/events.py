@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch, Place
 from receiver.core.event_json import LINKED, iso
+from receiver.core.routing import Decision
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
 from receiver.engine import holds
 from receiver.engine.renormalizer import kept_body
@@ -19,7 +20,6 @@ from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filt
 from receiver.web.api.operation import Call, Served, operation
 from receiver.web.views import (
     CallbackShown,
-    DecisionShown,
     DeliveryWhole,
     EventShown,
     PickupShown,
@@ -78,7 +78,7 @@ class EventWhole(EventShown, frozen=True, kw_only=True):
     pickup: PickupShown | None
     """The pickup that it ended, if there was one."""
     deliveries: list[DeliveryWhole]
-    routing: list[DecisionShown]
+    routing: list[Decision]
     """Empty for progress that came after its job's end, and for events about sources and destinations."""
 
 
@@ -147,7 +147,7 @@ async def one(call: Call[None, None]) -> EventWhole:
         callback=callback_shown(callback) if callback else None,
         pickup=shown(pickups[0], PickupShown) if pickups else None,
         deliveries=[shown(d, DeliveryWhole, attempts_made=each(await store.attempts(d.id))) for d in owed],
-        routing=each(await store.routing(event.id)),
+        routing=await store.routing(event.id),
     )
 
 

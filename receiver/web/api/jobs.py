@@ -1,4 +1,4 @@
-"""What became of a job."""
+"""Jobs that applications submitted, and what became of a job."""
 
 from __future__ import annotations
 
@@ -7,14 +7,32 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from receiver.core.retention import Subject, SubjectKind
+from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.engine.jobs import gather
 from receiver.settings.model import ApiScope
-from receiver.web.api.operation import Served, operation
-from receiver.web.views import JobShown, job_shown
+from receiver.web.api.lists import Paged, filter_of, page
+from receiver.web.api.operation import Call, Served, operation
+from receiver.web.views import JobShown, Page, SubmissionShown, job_shown
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.explain import Job
+
+
+class SubmissionQuery(Paged, frozen=True):
+    """Which submissions to list, newest first."""
+
+    application: str | None = None
+    source: str | None = None
+    state: SubmissionState | None = None
+    job_id: str | None = None
+    ref: str | None = None
+
+
+@operation("GET /submissions", ApiScope.READ)
+async def submissions(call: Call[SubmissionQuery, None]) -> Page[SubmissionShown]:
+    """List jobs that applications submitted, newest first."""
+    return page(await call.store.submissions(filter_of(call.query, SubmissionFilter)), SubmissionShown)
 
 
 class JobQuery(Struct, forbid_unknown_fields=True, frozen=True):

@@ -1,15 +1,22 @@
-"""Operations on many rows: looked at, run, stopped."""
+"""Operations on many rows, and what begins them: replays of events, and callbacks read again."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import fnmatch
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from receiver.core.bulk import BulkOperation
+from receiver.app.wiring import build_router
+from receiver.core.bulk import BulkKind, BulkOperation, Selection
+from receiver.core.errors import UsageError
+from receiver.core.explain import PARKED
+from receiver.core.work import DeliveryState
+from receiver.engine.bulk import plan
+from receiver.engine.replays import find_named, replay
 from receiver.settings.model import ApiScope
-from receiver.web.api.lists import Paged, page
-from receiver.web.api.operation import Call, Served, operation
+from receiver.web.api.lists import Moment, Paged, filter_of, page
+from receiver.web.api.operation import Again, Call, Served, operation
 from receiver.web.views import OperationShown, Page, shown
 
 if TYPE_CHECKING:
@@ -57,3 +64,126 @@ async def run(receiver: Receiver, operation_id: str, *, rate: int | None = None)
     made = await receiver.store.change_operation(operation_id, running=True, rate=rate, now=receiver.clock())
     receiver.bulk.look.set()
     return made
+
+
+Ids = Annotated[list[str], Meta(max_length=500)]
+
+
+class NewReplay(Struct, forbid_unknown_fields=True, frozen=True):
+    """What to send again: named, at once; or all that fits, as an operation."""
+
+    ids: Ids | None = None
+    """Deliveries, or events: to all their destinations."""
+    to: str | None = None
+    """With ids: only to this destination; without: the events that it never got."""
+    destination: str | None = None
+    """Deliveries to this destination."""
+    state: Literal["dead", "delivered"] | None = None
+    source: str | None = None
+    type: str | None = None
+    """`*` stands for anything."""
+    since: Moment | None = None
+    until: Moment | None = None
+    rate: Rate | None = None
+    """Without ids: at most so many in a second."""
+    dry_run: bool = False
+    """Count, and replay nothing. Without ids, the operation is planned: resumed, it replays exactly what was counted."""
+
+
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What a replay did, would do, or began to do."""
+
+    found: int
+    """Deliveries that fit and have ended, and those that are to be made."""
+    replayed: int = 0
+    """Done by now; an operation tells itself how far it has come."""
+    added: int = 0
+    left_alone: int
+    """Deliveries that fit and are under way."""
+    dry_run: bool
+    operation: OperationShown | None = None
+    """What replays by filter; null for ids, and where nothing fits."""
+
+
+@operation("POST /replays", ApiScope.OPERATE, again=Again.ANSWERED)
+async def make_replay(call: Served[None, NewReplay]) -> Replayed:
+    """Send events again, or for the first time to a destination that never got them; or count them."""
+    wanted = call.body
+    refuse_contradictions(wanted)
+    for name in filter(None, (wanted.to, wanted.destination)):
+        if not fnmatch.filter(call.settings.destinations, name):
+            known = ", ".join(sorted(call.settings.destinations)) or "none is configured"
+            raise UsageError(f"there is no destination {name[:100]!r}; there is: {known}")
+    return await (_begin(call, *selected(wanted)) if wanted.ids is None else _named(call, wanted.ids))
+
+
+async def _named(call: Served[None, NewReplay], ids: list[str]) -> Replayed:
+    receiver, wanted = call.receiver, call.body
+    found = await find_named(receiver.store, build_router(receiver.settings), ids, wanted.to)
+    replayed = added = 0
+    if not wanted.dry_run:
+        replayed, added = await replay(receiver.store, found, now=call.now)
+        receiver.relay.wake(receiver.settings.destinations)
+    return Replayed(
+        found=len(found), replayed=replayed, added=added, left_alone=found.busy, dry_run=wanted.dry_run
+    )
+
+
+class NewRenormalization(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which events' callbacks to read again."""
+
+    type: str = PARKED
+    """`*` stands for anything."""
+    source: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    rate: Rate | None = None
+    """At most so many in a second."""
+    dry_run: bool = False
+    """Count, and read nothing. The operation is planned: resumed, it reads exactly what was counted."""
+
+
+@operation("POST /renormalizations", ApiScope.OPERATE, again=Again.ANSWERED)
+async def renormalize(call: Served[None, NewRenormalization]) -> Replayed:
+    """Have today's code read many callbacks again, as an operation; or count them."""
+    return await _begin(call, BulkKind.RENORMALIZE, filter_of(call.body, Selection))
+
+
+async def _begin(
+    call: Served[None, NewReplay] | Served[None, NewRenormalization], kind: BulkKind, chosen: Selection
+) -> Replayed:
+    """Count what is chosen, and run the operation unless it is only to be planned."""
+    receiver, wanted = call.receiver, call.body
+    router, now = build_router(receiver.settings), call.now
+    planned = await plan(receiver.store, router, kind, chosen, rate=wanted.rate, by=call.holder.name, now=now)
+    operation = planned.operation
+    if operation.total and not wanted.dry_run:
+        operation = await run(receiver, operation.id)
+    return Replayed(
+        found=operation.total,
+        left_alone=planned.left_alone,
+        dry_run=wanted.dry_run,
+        operation=shown(operation, OperationShown) if operation.total else None,
+    )
+
+
+def refuse_contradictions(
+    wanted: NewReplay, *, words: str = "to, state, destination, source, type, since and until"
+) -> None:
+    """Raise `UsageError`, which names the filters in `words`, for what cannot be meant together, or is not enough."""
+    of_deliveries = wanted.state is not None or wanted.destination is not None
+    filters = (wanted.source, wanted.type, wanted.since, wanted.until)
+    filtered = of_deliveries or any(one is not None for one in filters)
+    if wanted.ids is not None and (filtered or wanted.rate is not None):
+        raise UsageError(f"name ids, or filter with {words}, and set a rate; not both")
+    if wanted.to is not None and of_deliveries:
+        raise UsageError("to makes deliveries; a state and a destination choose among those there are")
+    if wanted.ids is None and not filtered and wanted.to is None:
+        raise UsageError(f"name ids of deliveries or events, or filter with {words}")
+
+
+def selected(wanted: NewReplay) -> tuple[BulkKind, Selection]:
+    """Return what a replay by filter does, and to which rows."""
+    state = DeliveryState(wanted.state) if wanted.state else None
+    chosen = filter_of(wanted, Selection, destination=wanted.to or wanted.destination, state=state)
+    return (BulkKind.REPLAY if wanted.to is None else BulkKind.BACKFILL), chosen

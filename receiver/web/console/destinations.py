@@ -13,7 +13,7 @@ from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret
 from receiver.core.work import DeliveryState
 from receiver.engine.bulk import plan as planned
-from receiver.web.api import deliveries, destinations, operations, replays
+from receiver.web.api import deliveries, operations, overview
 from receiver.web.api.lists import filter_of
 from receiver.web.api.problems import answer
 from receiver.web.console.guard import inside
@@ -29,7 +29,7 @@ async def show(visit: Visit, *, made: tuple[str, str, datetime] | None = None) -
     `made` is a fresh secret, the setting that has it, and when the present ones end.
     """
     name, store, settings = visit.path("name"), visit.receiver.store, visit.receiver.settings.destinations
-    standing = {one.name: one for one in (await destinations.listed.handle(visit.call())).items}
+    standing = {one.name: one for one in (await overview.destinations.handle(visit.call())).items}
     if name not in standing:
         raise NotFound(f"there is no destination {name[:100]}; there is: {', '.join(standing) or 'none'}")
     wanted = deliveries.DeliveryQuery(destination=name, limit=_LATEST)
@@ -77,7 +77,7 @@ async def replay_picked(visit: Visit) -> Response:
     ids, back = visit.form.get("id", []), inside(visit.given("back"), "/deliveries")
     if not ids:
         raise UsageError("no delivery was picked: nothing was replayed")
-    done = await replays.make.handle(visit.call(body=replays.NewReplay(ids=ids)))
+    done = await operations.make_replay.handle(visit.call(body=operations.NewReplay(ids=ids)))
     told = f"replayed.{done.replayed}" if done.replayed else "nothing"
     return visit.lead(f"{back}{'&' if '?' in back else '?'}done={told}")
 
@@ -87,7 +87,7 @@ async def plan(visit: Visit) -> Response:
     receiver, kind = visit.receiver, visit.given("kind") or BulkKind.REPLAY
     if kind not in (*BulkKind,):
         raise UsageError("the form names an operation that there is not: load its page again")
-    wanted = visit.sent(replays.NewReplay)
+    wanted = visit.sent(operations.NewReplay)
     state = DeliveryState(wanted.state) if wanted.state else None
     chosen = filter_of(wanted, Selection, state=state)
     router, by, now = build_router(receiver.settings), visit.session.name, receiver.clock()

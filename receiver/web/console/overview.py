@@ -18,7 +18,7 @@ from receiver.core.work import PickupFilter, PickupState, StoreStats
 from receiver.settings.load import local_folders
 from receiver.settings.model import Settings
 from receiver.system.space import free_bytes
-from receiver.web.api import destinations as api
+from receiver.web.api import overview as api
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.rendering import length
 from receiver.web.console.visit import Visit
@@ -79,7 +79,7 @@ async def show(visit: Visit) -> Response:
     rejections = [one for one in found if one.at > now - _DAY_MS]
     events = await latest(store, _LOOKED_AT)
     newest = {event.source: event for event in reversed(events)}
-    destinations = (await api.listed.handle(visit.call())).items
+    destinations = (await api.destinations.handle(visit.call())).items
     concerns = [*_of_work(visit, stats, now), *_of_rejections(rejections), *_of_destinations(destinations)]
     return await visit.page(
         "overview.html",

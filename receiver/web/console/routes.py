@@ -9,8 +9,7 @@ from starlette.routing import Route
 
 from receiver.core.work import DeliveryState, PickupState
 from receiver.settings.model import ApiScope
-from receiver.web.api import acts, deliveries, operations, pickups, rejections
-from receiver.web.api import destinations as api_destinations
+from receiver.web.api import acts, deliveries, operations, rejections, requests
 from receiver.web.api import overview as api_overview
 from receiver.web.console import destinations, event, events, jobs, overview, retention, sources
 from receiver.web.console.guard import Guard
@@ -35,15 +34,15 @@ _PAGES: Mapping[str, Handler] = {
     "/events/{event_id}/download/body": event.download_body,
     "/parked": events.parked,
     "/jobs": jobs.jobs,
-    "/pickups": Page("pickups.html", pickups.listed, [*PickupState]),
-    "/pickups/{pickup_id}": Page("pickup.html", pickups.one),
+    "/pickups": Page("pickups.html", requests.listed, [*PickupState]),
+    "/pickups/{pickup_id}": Page("pickup.html", requests.one),
     "/rejections": Page("rejections.html", rejections.listed, always={"limit": 500}),
     "/rejections/{rejection_id}": sources.rejection,
     "/sources": Page("sources.html", api_overview.sources, more=sources.newest_of),
     "/sources/{name}": sources.show,
     "/deliveries": Page("deliveries.html", deliveries.listed, [*DeliveryState]),
     "/deliveries/{delivery_id}": destinations.delivery,
-    "/destinations": Page("destinations.html", api_destinations.listed),
+    "/destinations": Page("destinations.html", api_overview.destinations),
     "/destinations/{name}": destinations.show,
     "/operations": Page("operations.html", operations.listed),
     "/operations/{operation_id}": Page("operation.html", operations.one),
@@ -61,9 +60,9 @@ _ACTS: Mapping[ApiScope, Mapping[str, Handler]] = {
         "/operations": destinations.plan,
         "/operations/{operation_id}/run": Form(operations.resume, "/operations/{operation_id}"),
         "/operations/{operation_id}/stop": Form(operations.stop, "/operations/{operation_id}"),
-        "/destinations/{name}/pause": Form(api_destinations.pause, "/destinations/{name}?done=paused"),
-        "/destinations/{name}/resume": Form(api_destinations.resume, "/destinations/{name}?done=resumed"),
-        "/destinations/{name}/enable": Form(api_destinations.enable, "/destinations/{name}?done=enabled"),
+        "/destinations/{name}/pause": Form(api_overview.pause, "/destinations/{name}?done=paused"),
+        "/destinations/{name}/resume": Form(api_overview.resume, "/destinations/{name}?done=resumed"),
+        "/destinations/{name}/enable": Form(api_overview.enable, "/destinations/{name}?done=enabled"),
         "/destinations/{name}/test": destinations.test,
         "/rejections/{rejection_id}/verify": sources.verify,
         "/sources/{name}/url": sources.make_url,

@@ -14,7 +14,7 @@ from receiver.engine.requests import source_named
 from receiver.providers import adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.settings.model import ApiScope
-from receiver.web.api import callback_urls, rejections
+from receiver.web.api import rejections, requests
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.trying import PLAYED, play
 from receiver.web.console.visit import Visit
@@ -51,8 +51,8 @@ async def show(visit: Visit, *, made: Any = None) -> Response:
 
 async def make_url(visit: Visit) -> Response:
     """Make a callback URL and show it, this once: it is a secret."""
-    wanted = visit.sent(callback_urls.NewCallbackUrl, source=visit.path("name"))
-    return await show(visit, made=await callback_urls.make.handle(visit.call(body=wanted)))
+    wanted = visit.sent(requests.NewCallbackUrl, source=visit.path("name"))
+    return await show(visit, made=await requests.make_url.handle(visit.call(body=wanted)))
 
 
 async def test(visit: Visit) -> Response:
