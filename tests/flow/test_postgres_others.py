@@ -30,8 +30,9 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 async def store(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PostgresStore]:
-    monkeypatch.setattr(postgres, "LOCK_MS", 400)
-    made = PostgresStore(url)
+    monkeypatch.setattr(postgres, "LOCK_MS", 1500)
+    # What a failing try costs on a busy machine is no wait for a lock: a dozen of them stay far below this, and nine locks do not.
+    made = PostgresStore(url, waits=Waits(retry_budget=12))
     await made.open()
     yield made
     await made.close()
@@ -50,7 +51,10 @@ async def record(store: PostgresStore, key: str) -> tuple[Recorded | BaseExcepti
 async def test_callbacks_that_wait_for_nothing_pass_those_that_a_sleeping_transaction_holds_up(
     store: PostgresStore, url: str
 ) -> None:
-    """Also those that come while the others are waited for, and again and again while the sleeper's are sent once more."""
+    """Also those that come while the others are waited for, and again and again while the sleeper's are sent once more.
+
+    Were each that is held waited for as long as a lock may take, all would wait 18 s, and those after the eighth be refused.
+    """
     held = [f"held-{number}" for number in range(12)]
     for key in held:
         await record(store, key)
@@ -66,7 +70,7 @@ async def test_callbacks_that_wait_for_nothing_pass_those_that_a_sleeping_transa
         answers = [one for wave in await asyncio.gather(*waves) for one in wave]
         free = [answer for answer, _ in answers[1::2]]
         assert [one.status for one in free if isinstance(one, Recorded)] == [RecordStatus.RECORDED] * 36
-        assert max(took for _, took in answers[1::2]) < 4
+        assert max(took for _, took in answers[1::2]) < 15
         assert {type(answer) for answer, _ in answers[::2]} == {StoreUnavailable}
         sleeper.rollback()
     assert (await store.record(recording("app", key="held-1"))).status is RecordStatus.DUPLICATE
@@ -188,7 +192,7 @@ async def test_a_process_that_sleeps_after_its_probe_holds_up_no_other(
         await asyncio.to_thread(asleep.wait, 20)
         began = time.monotonic()
         await store.ping()
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 1.2, "it waited for no lock"
     finally:
         wake.set()
         await sleeping
