@@ -47,6 +47,7 @@ from receiver.storage.store.events import REQUESTS, REQUESTS_OF_A_SOURCE
 from receiver.storage.store.logins import everywhere
 from receiver.storage.store.store import Store
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 
 T0 = 1_800_000_000_000
 LEASE = 30_000
@@ -683,7 +684,7 @@ class ReadSuite:
             (EventSearch(source="' OR 1=1 --"), []),
             (EventSearch(ref="\0"), []),
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             # Until other databases of the server have no older transaction under way.
             while await offsets(wanted[0][0]) != wanted[0][1]:
                 await asyncio.sleep(0)
@@ -699,7 +700,7 @@ class ReadSuite:
         for one in rows:
             await store.record(one)
         found: list[PlacedEvent] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while len(found) < len(rows):
                 after = found[-1].place if found else None
                 found += await store.search(EventSearch(limit=1, newest_first=newest_first, after=after))
@@ -890,7 +891,7 @@ async def walk_while_recording(stores: list[Store]) -> None:
 
     writing = asyncio.gather(*(write(store, rows) for store, rows in zip(stores, made, strict=True)))
     found: list[PlacedEvent] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not writing.done() or len(found) < 5 * len(stores):
             await asyncio.sleep(0)
             found += await stores[0].search(EventSearch(after=found[-1].place if found else None, limit=3))

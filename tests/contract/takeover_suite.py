@@ -11,6 +11,7 @@ from receiver.core.work import DeliveryState, PickupState, TakenOver
 from receiver.storage.store.store import Store
 from tests.contract import pickup_suite
 from tests.contract.store_suite import LEASE, T0, claim, one_delivery, settlement
+from tests.support.patience import PATIENCE
 
 NOTHING = TakenOver()
 
@@ -22,7 +23,7 @@ async def die(store: Store) -> None:
 
 async def taken_over(store: Store, now: int) -> TakenOver:
     """Return what is taken over, as soon as the server has noticed that the other's session ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (taken := await store.take_over(now=now)) == NOTHING:
             pass
     return taken

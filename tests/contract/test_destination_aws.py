@@ -22,6 +22,7 @@ from receiver.settings.model import DestinationSettings
 from tests.contract.destination_suite import BODY, T0, DestinationSuite, Place, event
 from tests.support import s3
 from tests.support.brokers import Moto, Roto, running
+from tests.support.patience import PATIENCE
 from tests.support.sink import Answer, Sink
 
 REGION = "eu-central-1"
@@ -114,7 +115,7 @@ class AwsPlace:
 
     async def arrived(self, count: int) -> list[tuple[str, bytes]]:
         taken = self.messages()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while len(taken) < count:  # EventBridge's rules take their time
                 await asyncio.sleep(0.02)
                 taken += self.messages()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.crash.conftest import Place
 from tests.support.clients import local_client
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.processes import Process, send_once
 from tests.support.running import settings_text
@@ -64,11 +65,11 @@ async def _send(fleet: list[Process], first: int, count: int) -> None:
 
 
 async def _delivered(database: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while execute(database, "SELECT DISTINCT state FROM deliveries") != [("delivered",)]:
             await asyncio.sleep(0.05)  # no process tells when it has settled
 
 
 async def _until(sink: Sink, count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await sink.until(count)

@@ -15,6 +15,7 @@ from receiver.engine.destination_actions import act_on_destination
 from receiver.settings.load import load_settings
 from tests.crash.conftest import Place
 from tests.support.clients import local_client
+from tests.support.patience import PATIENCE
 from tests.support.processes import Process, send_once
 from tests.support.running import settings_text
 from tests.support.senders import transcript
@@ -75,7 +76,7 @@ async def test_rate_and_pause_hold_over_three_processes_that_are_killed(
     await quiet(sink, OBEYED + 1)
     assert sink.received == [], "a pause outlives a kill"
     await act(fleet[0], "resume")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         await sink.until(COUNT // 4)
     await fleet[1].kill()
     await act(fleet[0], "pause")
@@ -86,7 +87,7 @@ async def test_rate_and_pause_hold_over_three_processes_that_are_killed(
     await fleet[1].start()
     await quiet(sink, 1)
     await act(fleet[2], "resume")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while len({came.headers["webhook-id"] for came in sink.received}) < COUNT:
             await sink.until(len(sink.received) + 1)
     times = [came.at for came in sink.received]

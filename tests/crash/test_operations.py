@@ -9,6 +9,7 @@ import pytest
 
 from tests.crash.conftest import Place
 from tests.support.clients import local_client
+from tests.support.patience import PATIENCE
 from tests.support.processes import Process, send_once
 from tests.support.running import api_token, settings_text
 from tests.support.senders import transcript
@@ -23,7 +24,7 @@ COUNT, RATE = 24, 8
 async def test_a_replay_of_many_goes_on_after_a_kill_and_replays_each_once(
     place: Place, tmp_path: Path
 ) -> None:
-    async with Sink() as sink, local_client() as client, asyncio.timeout(40):
+    async with Sink() as sink, local_client() as client, asyncio.timeout(PATIENCE):
         config = tmp_path / "receiver.toml"
         extra = f"{place.settings}\n{api_token('ops', TOKEN)}"
         config.write_text(settings_text(tmp_path, destination=sink.url, extra=extra))

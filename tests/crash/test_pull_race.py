@@ -92,7 +92,7 @@ async def _ended(*both: Running) -> None:
     def all_are() -> bool:
         return sum(report.state == "collected" for up in both for report in up.seen.pickups) >= PICKUPS
 
-    tasks = [asyncio.create_task(up.seen.until(all_are, 40)) for up in both]
+    tasks = [asyncio.create_task(up.seen.until(all_are)) for up in both]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()

@@ -79,7 +79,7 @@ async def test_a_kill_at_this_step_of_the_pull_road_loses_and_doubles_nothing(
         delivered = Delivered(sink)
         try:
             await _push(healthy, providers, [pushed, both], oracle)
-            await delivered.until(lambda: delivered.ends.keys() >= jobs, 30)
+            await delivered.until(lambda: delivered.ends.keys() >= jobs)
         finally:
             await healthy.stop()
         delivered.look()
@@ -111,7 +111,7 @@ async def test_a_kill_while_the_journal_is_drained_into_a_pickup_loses_and_doubl
         await healthy.start()
         delivered = Delivered(sink)
         try:
-            await delivered.until(lambda: job in delivered.ends, 30)
+            await delivered.until(lambda: job in delivered.ends)
         finally:
             await healthy.stop()
         delivered.look()

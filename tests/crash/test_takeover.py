@@ -13,6 +13,7 @@ import pytest
 
 from tests.crash.conftest import Place
 from tests.support.clients import local_client
+from tests.support.patience import PATIENCE
 from tests.support.processes import Process, send_once
 from tests.support.running import settings_text
 from tests.support.senders import transcript
@@ -48,7 +49,7 @@ async def under_way(process: Process, sink: Sink) -> set[str]:
             sent = transcript(f"job-{number}")
             answer = await send_once(client, process.port, sent.path, sent.headers, sent.body)
             assert answer is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await sink.until(COUNT)
     return {request.headers["webhook-id"] for request in sink.received}
 

@@ -85,7 +85,7 @@ async def test_a_kill_at_this_step_loses_and_doubles_nothing(
                 assert await _send(healthy, sent, oracle)
             names = {sent.name for sent in kinds} | {"job-deapi"}
             delivered = Delivered(sink)
-            await delivered.until(lambda: delivered.ids.keys() >= names, 45)
+            await delivered.until(lambda: delivered.ids.keys() >= names)
         finally:
             await healthy.stop()
         delivered.look()
@@ -117,7 +117,7 @@ async def test_a_kill_at_this_step_of_the_journal_loses_and_doubles_nothing(
                 assert await _send(healthy, deapi("job-deapi", at=fast_clock() // 1000), oracle)
             assert await _send(healthy, speech("job-speech", times=LONG), oracle)
             delivered = Delivered(sink)
-            await delivered.until(lambda: delivered.ids.keys() >= {"job-deapi", "job-speech"}, 45)
+            await delivered.until(lambda: delivered.ids.keys() >= {"job-deapi", "job-speech"})
         finally:
             await healthy.stop()
         delivered.look()

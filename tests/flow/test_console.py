@@ -22,6 +22,7 @@ from receiver.demo.serving import sample_audio
 from receiver.web.app import create_app
 from receiver.web.console.sessions import sessions_of
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.sink import Sink
 
@@ -496,7 +497,7 @@ async def test_an_event_that_is_recorded_before_the_page_follows_is_in_what_it_f
     await called(up, ref="between")
     followed = re.search(r'data-live="([^"]+)"', page)
     assert followed
-    async with asyncio.timeout(20), up.client.stream("GET", html.unescape(followed[1])) as stream:
+    async with asyncio.timeout(PATIENCE), up.client.stream("GET", html.unescape(followed[1])) as stream:
         assert (
             await anext(line async for line in stream.aiter_lines() if line.startswith("data:")) == "data: 1"
         )

@@ -22,6 +22,7 @@ from receiver.core.work import DeliveryFilter, DeliveryState
 from tests.contract.store_suite import settlement
 from tests.docs.reading import ROOT, page
 from tests.support.clients import local_client
+from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.running import APP_SECRET, api_token, running, settings_text
 from tests.support.senders import transcript
@@ -91,7 +92,7 @@ async def refuses_and_takes_once(*command: str, **how: Any) -> None:
     )
     assert process.stdout is not None
     try:
-        async with local_client(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(60):
+        async with local_client(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(PATIENCE):
             answer = None
             while answer is None:
                 assert process.returncode is None

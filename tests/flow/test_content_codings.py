@@ -148,5 +148,5 @@ async def test_what_waits_in_the_journal_is_decoded(live: Running) -> None:
     other.execute("ROLLBACK")
     other.close()
     assert status == 503
-    await live.seen.until(lambda: live.receiver.journal.depth == 0, 30)
+    await live.seen.until(lambda: live.receiver.journal.depth == 0)
     assert (await _only(live))["type"] == "transcript.completed"

@@ -67,7 +67,7 @@ async def _by_trait(up: Running) -> None:
 
 async def _recovers(up: Running) -> None:
     """Without a restart the journal drains down the same road, and what is sent again is a duplicate."""
-    await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+    await up.seen.until(lambda: up.receiver.journal.depth == 0)
     events = await kept_events(up.receiver.store)
     assert sorted(str(event.job_id) for event in events) == ["job-deapi", "job-speech", "job-text"]
     assert (await _send(up, speech("job-speech"))).json()["status"] == "duplicate"
@@ -93,7 +93,7 @@ async def test_a_sync_that_fails(faulty: tuple[Running, Faulty]) -> None:
     await _by_trait(up)
     assert (await up.client.get("/readyz")).status_code == 503
     fault.vfs.fail_sync = ()
-    await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+    await up.seen.until(lambda: up.receiver.journal.depth == 0)
     kept = {event.job_id for event in await kept_events(up.receiver.store)}
     assert kept == {"before", "job-speech", "job-text", "job-deapi"}
 
@@ -115,7 +115,7 @@ async def test_a_database_that_is_taken_away_from_under_its_receiver(
         ready = (await up.client.get("/readyz")).json()
         assert "was removed or replaced" in ready["parts"]["store"]
         aside.rename(path)
-        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+        await up.seen.until(lambda: up.receiver.journal.depth == 0)
     async with running(tmp_path, work=False) as up:
         kept = {event.job_id for event in await kept_events(up.receiver.store)}
         assert kept == {"before", "job-speech", "job-text", "job-deapi"}
@@ -209,7 +209,7 @@ async def test_a_store_slower_than_the_budget(tmp_path: Path) -> None:
         assert answer.json() == {"status": "journaled"}
         other.execute("ROLLBACK")
         other.close()
-        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+        await up.seen.until(lambda: up.receiver.journal.depth == 0)
         assert [event.job_id for event in await kept_events(up.receiver.store)] == ["slow"]
 
 

@@ -20,6 +20,7 @@ from tests.support.clients import local_client
 from tests.support.delivered import Delivered
 from tests.support.fleet import Balancer, Node, Shared, node, shared, started
 from tests.support.house import receiver
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.s3 import Weed
 from tests.support.s3_wire import Wire
@@ -64,7 +65,7 @@ async def test_what_one_takes_any_other_delivers_with_a_link_that_works(
         one, other = Node(common, first, "serve", "--port", "0", "--no-work"), Node(common, second, "work")
         async with started(one, other):
             assert (await _send(one, sent)).json()["status"] == "recorded"
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await sink.until(1)
             assert await one.stop() == await other.stop() == 0
     audio = json.loads(sink.received[0].body)["data"]["audio"]
@@ -150,7 +151,7 @@ async def test_a_graceful_stop_hands_its_claims_back_and_another_goes_on_at_once
         async with started(one):
             for name in sorted(jobs):
                 assert (await _send(one, transcript(name))).status_code == 200
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await sink.until(len(jobs))
             began = time.monotonic()
             assert await one.stop() == 0
@@ -158,7 +159,7 @@ async def test_a_graceful_stop_hands_its_claims_back_and_another_goes_on_at_once
         sink.default = Answer()
         delivered = Delivered(sink)
         async with started(other):
-            await delivered.until(lambda: delivered.ids.keys() >= jobs and len(sink.received) >= 24, 20)
+            await delivered.until(lambda: delivered.ids.keys() >= jobs and len(sink.received) >= 24)
             assert await other.stop() == 0
     states = execute(common.database, "SELECT state, count(*) FROM deliveries GROUP BY 1")
     assert states == [("delivered", 12)]
@@ -187,12 +188,12 @@ async def test_while_postgresql_is_out_each_keeps_a_journal_and_a_lost_machines_
                 assert len(left) == 2
                 server.start()
                 delivered = Delivered(sink)
-                await delivered.until(lambda: delivered.ids.keys() >= {"image-2", "sound"}, 30)
+                await delivered.until(lambda: delivered.ids.keys() >= {"image-2", "sound"})
                 assert "image-1" not in delivered.ids
                 drained = await asyncio.to_thread(_cli, configs[0], "journal", "drain")
                 assert drained.pop("journal").endswith("/one/data/journal")
                 assert drained == {"recorded": 1, "known": 0, "left": 0, "reason": ""}
-                await delivered.until(lambda: "image-1" in delivered.ids, 20)
+                await delivered.until(lambda: "image-1" in delivered.ids)
                 assert (await _send(other, deapi("image-1"))).json()["status"] == "duplicate"
             assert {job: len(ids) for job, ids in delivered.ids.items()} == dict.fromkeys(delivered.ids, 1)
 

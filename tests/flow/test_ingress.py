@@ -29,6 +29,7 @@ from tests.docs.reading import page
 from tests.support.clients import local_client
 from tests.support.house import receiver
 from tests.support.ingress import CADDY, CALLER, HOST, Child, Ingress, ingress
+from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.running import BASIC, Running, running, settings_text
@@ -110,7 +111,7 @@ async def test_the_proxy_does_not_collect_a_body_first(tmp_path: Path, kind: str
 
     async def slowly() -> AsyncIterator[bytes]:
         yield sent.body[:1000]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await came.wait()
         yield sent.body[1000:]
 
@@ -251,7 +252,7 @@ async def test_a_head_that_trickles_is_cut_off(tmp_path: Path, kind: str) -> Non
             "127.0.0.1", proxy.https, ssl=proxy.trusted, server_hostname=HOST
         )
         writer.write(f"PUT /callbacks/deepgram HTTP/1.1\r\nhost: {HOST}\r\nx-slow: ".encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(9):
             answer = await reader.read()
         assert answer == b"" or b" 408 " in answer.partition(b"\r\n")[0]
         writer.close()
@@ -408,10 +409,10 @@ async def test_slow_bodies_of_one_stranger_keep_no_callback_out(tmp_path: Path, 
 
         await asyncio.gather(*(begin() for _ in range({"caddy": 100, "nginx": 220}[kind])))
         if kind == "nginx":
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 assert b" 503 " in await opened[-1][0].readline()
         sent = deapi("job-1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             answer = await proxy.call("POST", sent.path, sent.headers, sent.body)
         assert (answer.status_code, answer.json()["status"]) == (200, "recorded")
         assert [report.peer for report in up.seen.callbacks] == [CALLER]

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from receiver.core.clock import wall_clock
+from tests.support.patience import PATIENCE
 from tests.support.processes import Process
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.raw import exchange, head
@@ -116,7 +117,7 @@ async def test_a_huge_result_that_is_downloaded_adds_less_than_32_mb(tmp_path: P
         await sink.until(1)
         before = process.memory_info().rss
         await _push(serving, deapi("huge", result_url=host.url("/huge")))
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(PATIENCE):
             await sink.until(2)
         peak = max(peak, process.memory_info().rss)
         sound = json.loads(sink.received[1].body)["data"]["audio"]

@@ -13,6 +13,7 @@ from receiver.core.errors import StoreUnavailable
 from receiver.storage.store.postgres import PostgresStore
 from tests.contract.store_suite import recording
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Server, execute, server
 
 
@@ -65,7 +66,7 @@ async def test_after_a_failover_all_that_was_acknowledged_is_there_and_more_is_t
     await asyncio.to_thread(primary.stop, signal.SIGQUIT)
     await asyncio.to_thread(standby.execute, "SELECT pg_promote()")
     promoted = True
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*callers)
     kept = {str(row[0]) for row in execute(standby.url(), "SELECT id FROM events")}
     assert set(acknowledged) <= kept

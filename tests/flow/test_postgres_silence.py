@@ -18,6 +18,7 @@ from receiver.storage.store.postgres_session import _MIGRATING
 from receiver.storage.store.statements import migrations
 from tests.contract.store_suite import recording
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Server, execute, own_database, server
 
 
@@ -79,7 +80,7 @@ async def test_pauses_grow_after_commits_that_were_not_answered(
     finally:
         running.execute("ALTER SYSTEM RESET synchronous_standby_names")
         running.execute("SELECT pg_reload_conf()")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(StoreUnavailable):
                 await store.ping()

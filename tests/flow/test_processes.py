@@ -23,6 +23,7 @@ from tests.support import postgres
 from tests.support.clients import local_client
 from tests.support.house import receiver
 from tests.support.ingress import Child
+from tests.support.patience import PATIENCE
 from tests.support.postgres import execute
 from tests.support.processes import ROOT
 from tests.support.running import settings_text
@@ -131,7 +132,7 @@ async def test_all_processes_reload_and_none_outlives_its_supervisor(tmp_path: P
         )
         processes = [psutil.Process(pid) for pid in several.pids]
         await several.child.stop(signal.SIGKILL)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while any(map(_alive, processes)):
                 await asyncio.sleep(0.02)
 

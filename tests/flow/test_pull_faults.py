@@ -139,7 +139,7 @@ async def test_a_deapi_callback_that_the_journal_took_becomes_a_pickup_and_one_e
         fault.vfs.full = True
         assert await _push(up, sent) == {"status": "journaled"}
         fault.vfs.full = False
-        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+        await up.seen.until(lambda: up.receiver.journal.depth == 0)
         again = await _push(up, sent)
         assert again["status"] == "duplicate"
         await _one_event(up, sink, again["event_id"])

@@ -21,6 +21,7 @@ from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
 from receiver.engine.requests import new_expectation, new_pickup
 from receiver.providers.pickups import Gone
+from tests.support.patience import PATIENCE
 from tests.support.running import Running, running, settings_text
 from tests.support.senders import SPEECH, Sent, deapi, speech
 from tests.support.sink import Sink
@@ -320,7 +321,7 @@ async def test_a_link_that_is_pushed_while_an_attempt_ends_badly_is_fetched_all_
 
             pull.collect = slow  # type: ignore[method-assign]
             await _hand_over(up, "pulled", job)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 await asking.wait()
             providers.deapi.jobs[job] = ApiJob()
             answer = await _send(up, deapi(job, result_url=providers.deapi.link(providers.deapi_base, job)))

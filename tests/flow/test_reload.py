@@ -18,6 +18,7 @@ from receiver.settings.load import parse
 from receiver.settings.model import Settings
 from tests.support.house import build_house
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import Sent, transcript
 from tests.support.sink import Sink
@@ -157,7 +158,7 @@ async def test_a_rejection_that_is_being_written_is_kept(
 
     monkeypatch.setattr(store, "reject", held)
     sent = transcript("job-1")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         assert (await up.client.post(sent.path, content=sent.body)).status_code == 401
         await asked.wait()
         stopping = asyncio.create_task(rejections.stop())

@@ -92,7 +92,7 @@ async def test_what_came_while_the_bucket_was_out_is_journaled_and_drained(
         assert ready.status_code == 503
         assert "cannot be reached" in ready.json()["parts"]["blobs"]
         await wire.start()
-        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+        await up.seen.until(lambda: up.receiver.journal.depth == 0)
         events = await kept_events(up.receiver.store)
         assert sorted(str(event.job_id) for event in events) == ["image", "sound", "text"]
         assert (await _send(up, speech("sound"))).json()["status"] == "duplicate"
@@ -109,5 +109,5 @@ async def test_receiver_starts_while_the_bucket_is_out(weed: Weed, wire: Wire, t
         assert (await _send(up, speech("sound"))).status_code == 503
         assert up.receiver.journal.depth == 1
         await wire.start()
-        await up.seen.until(lambda: up.receiver.journal.depth == 0, 30)
+        await up.seen.until(lambda: up.receiver.journal.depth == 0)
         assert [event.job_id for event in await kept_events(up.receiver.store)] == ["sound"]

@@ -28,6 +28,7 @@ from receiver.settings.model import Kind, SubmitToken
 from tests.contract.submission_suite import new
 from tests.support.house import receiver
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.running import BASIC, DEAPI_SECRET, Running
 from tests.support.submitting import (
@@ -575,7 +576,7 @@ async def test_the_key_of_what_a_crash_left_open_is_good_for_another_job(both: B
     [told] = await kept_events(store, types=("submission.unknown",))
     assert told.ref == left.ref
     up.receiver.submissions.parts.clock = up.receiver.clock
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         again = await up.client.post(LISTEN, content=b"b", headers={"idempotency-key": "k"})
     assert (again.status_code, again.headers.get("x-receiver-replayed")) == (200, None)
 
@@ -649,7 +650,7 @@ async def test_calls_that_ask_for_room_while_a_window_ends_are_both_admitted(bot
     token = SubmitToken(name="crm", secrets=(SecretStr(TOKEN),), sources=("deepgram",), per_minute=32)
     allowance, store = Allowance(token), both[0].receiver.store
     calls = [chain([59_999], repeat(60_000)), repeat(60_000)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(allowance.admit("upload", store, partial(next, at)) for at in calls))
 
 

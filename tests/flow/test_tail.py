@@ -22,6 +22,7 @@ from receiver.core.webhook import new_webhook_secret, verify
 from receiver.web.api import stream
 from tests.contract.store_suite import recording
 from tests.support.clients import NO_AUTHORITIES
+from tests.support.patience import PATIENCE
 from tests.support.running import Running, api_token, running, settings_text
 
 TOKEN = "a-token-of-some-length"
@@ -99,7 +100,7 @@ async def test_a_tail_loses_nothing_and_repeats_nothing_over_fifty_broken_connec
             told = tail.follow(http, base, {}, after="0.evt_0")
             return [one.cursor.partition(".")[2] for one in itertools.islice(told, len(made))]
 
-    async with breaking(urlsplit(up.base).port or 0) as (base, breaks), asyncio.timeout(60):
+    async with breaking(urlsplit(up.base).port or 0) as (base, breaks), asyncio.timeout(PATIENCE):
         found, _ = await asyncio.gather(asyncio.to_thread(read, base), record())
     assert len(breaks) == BREAKS
     assert found == [one.event.id for one in made]
@@ -127,7 +128,7 @@ async def test_a_connection_that_breaks_before_the_first_event_loses_none(up: Ru
         with client() as http:
             return [one.cursor.partition(".")[2] for one in itertools.islice(tail.follow(http, base, {}), 1)]
 
-    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server, asyncio.timeout(30):
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server, asyncio.timeout(PATIENCE):
         base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         assert await asyncio.to_thread(read, base) == ids[:1]
 
@@ -151,7 +152,7 @@ async def test_a_receiver_that_stops_and_stays_away_is_told_once_it_cannot_be_re
 
     server = await asyncio.start_server(once, "127.0.0.1", 0)
     base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.to_thread(read, base)
     assert told == [f"the connection to {base} ended (ConnectError): connecting again"]
 

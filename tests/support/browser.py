@@ -14,6 +14,8 @@ from typing import Any
 import axe_playwright_python
 from playwright.async_api import Browser, Page, ViewportSize, async_playwright
 
+from tests.support.patience import PATIENCE
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LACKS = "no Chromium on this machine: the console is not tried in a browser (apt-get install chromium)"
 _FLAGS = (
@@ -54,6 +56,7 @@ class Watched:
         self.page = page
         self.base = base
         self.complaints: list[str] = []
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: self._said(message))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self._asked(request.url))
@@ -73,7 +76,7 @@ class Watched:
     async def until(self, condition: str) -> None:
         """Wait until a condition of the page, in JavaScript, holds; looked at whenever the page is drawn."""
         look = f"() => ({condition}) ? done() : requestAnimationFrame(look)"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await self.page.evaluate(f"new Promise(done => {{ const look = {look}; look(); }})")
 
     async def offences(self, rules: Sequence[str] = (), *, without: Sequence[str] = ()) -> list[str]:

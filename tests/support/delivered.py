@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from tests.support.patience import PATIENCE
 from tests.support.sink import Sink
 
 
@@ -34,7 +35,7 @@ class Delivered:
             assert request.headers["webhook-id"] == body["data"]["event_id"]
         self._read = len(self._sink.received)
 
-    async def until(self, condition: Callable[[], bool], seconds: float) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait until `condition` holds, looking at each request that comes."""
         async with asyncio.timeout(seconds):
             while True:

@@ -19,6 +19,7 @@ import httpx2
 from tests.support import postgres
 from tests.support.clients import local_client
 from tests.support.ingress import Child
+from tests.support.patience import PATIENCE
 from tests.support.processes import ROOT
 from tests.support.running import settings_text
 from tests.support.s3 import BUCKET, Weed, credentials, environment
@@ -175,7 +176,7 @@ class Balancer:
 
     async def until(self, *up: int) -> None:
         """Wait until exactly these nodes say yes."""
-        async with asyncio.timeout(60), self._changed:
+        async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: self._up == set(up))
 
     async def send(self, sent: Sent) -> httpx2.Response:

@@ -20,6 +20,7 @@ import typer.main
 from receiver import __main__ as cli
 from receiver.demo.stage import Child, clean_environment
 from tests.support.forking import ForkedPopen
+from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 
 # Typer builds the commands anew for each call, which is most of what a short one takes; a process makes one call.
@@ -100,7 +101,7 @@ class House:
             env=clean_environment(os.environ) | own,
         )
         self.children.append(child)
-        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=60)
+        ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=PATIENCE)
         assert ready, (self.folder / "receiver.log").read_text()
         if "url" in ready:
             self.base = ready["url"]
@@ -115,7 +116,7 @@ class House:
             env=clean_environment(os.environ) | {"SAMPLE_APP_SECRET": self.secrets[1]},
         )
         self.children.append(child)
-        assert child.wait_for(lambda line: line["got"] == "ready", seconds=60)
+        assert child.wait_for(lambda line: line["got"] == "ready", seconds=PATIENCE)
         return child
 
     def simulate(self, *words: object) -> dict[str, Any]:

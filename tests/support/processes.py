@@ -13,6 +13,7 @@ import httpx2
 from receiver.core.clock import wall_clock
 from tests.support import forking
 from tests.support.forking import Forked
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SINCE = wall_clock()
@@ -52,14 +53,14 @@ class Process:
             os.environ | {"CRASHING_SINCE": str(self.since)} | self.environ,
         )
         _started.append(self.child)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             line = await self.child.stdout.readline()
         self.port = int(line.split()[1]) if line.startswith(b"ready") else 0
 
     async def died(self) -> int:
         """Wait until it is gone; return its exit code (negative: the signal)."""
         assert self.child is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             return await self.child.wait()
 
     async def kill(self) -> None:

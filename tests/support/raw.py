@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterable, Iterable
 
+from tests.support.patience import PATIENCE
+
 
 async def exchange(
     port: int,
     pieces: Iterable[bytes] | AsyncIterable[bytes],
     *,
     half_close: bool = False,
-    seconds: float = 30,
+    seconds: float = PATIENCE,
 ) -> tuple[int, dict[str, str], bytes]:
     """Send the pieces, read one answer; return status (0: none came), headers and body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -23,6 +23,7 @@ from receiver.web.reloading import Reloaded, Serving
 from receiver.web.server import bind_all
 from tests.support.clients import local_client
 from tests.support.embedded import migrated
+from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 
 BASIC = "deepgram:correct-horse-battery"
@@ -76,7 +77,7 @@ class Seen:
         except RuntimeError:  # reported from a thread: nobody waits for those
             return
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait until `condition` holds, looking whenever something was reported."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(condition)
@@ -181,7 +182,7 @@ async def running(
             await asyncio.sleep(0)
         base = f"http://127.0.0.1:{port}"
         try:
-            async with local_client(base_url=base, timeout=30) as client:
+            async with local_client(base_url=base, timeout=PATIENCE) as client:
                 yield Running(receiver, base, client, seen, folder, serving)
         finally:
             serving.receiver.stopping = True  # streams end

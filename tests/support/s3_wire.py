@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
+from tests.support.patience import PATIENCE
+
 
 class Wire:
     """Listens on 127.0.0.1 at a port of its own and passes everything to `port`, while the `async with` lasts."""
@@ -47,7 +49,7 @@ class Wire:
 
     async def until(self, count: int) -> None:
         """Return when `count` bytes have come on the way in."""
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: self.sent >= count)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
