@@ -87,6 +87,8 @@ class FaultyStore(MemoryStore):
         self.released: list[str] = []
         self.looks = 0
         """How often the destinations' states were asked for."""
+        self.asked = 0
+        """How often a lane asked when the next row is due."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.claimed = asyncio.Event()
@@ -120,6 +122,11 @@ class FaultyStore(MemoryStore):
             self.claimed.set()
             await self.gate.wait()
         return found
+
+    async def next_due(self, destination: str) -> int | None:
+        """Tell when the next row is due."""
+        self.asked += 1
+        return await super().next_due(destination)
 
     async def destinations(self, now: int) -> dict[str, DestinationState]:
         """Tell their states, unless out."""

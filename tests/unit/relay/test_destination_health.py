@@ -6,8 +6,9 @@ import asyncio
 import json
 
 import pytest
+from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationStatus, asks_for_less, is_failure
+from receiver.core.destination_health import DestinationState, DestinationStatus, asks_for_less, is_failure
 from receiver.core.errors import NotFound
 from receiver.core.observe import AttemptReport
 from receiver.core.retry import fixed, policy
@@ -214,6 +215,7 @@ async def test_a_running_relay_obeys_a_pause_with_what_it_has_claimed(any_store:
         await heard.until(attempts=2)
     states = sorted(one.state.value for one in await deliveries(any_store))
     assert states == ["delivered", "delivered", "pending"]
+    assert gated.begun == 2, "what was claimed ahead is given back, and not attempted"
 
 
 async def test_a_lane_goes_on_once_another_process_has_resumed_its_destination(
@@ -287,6 +289,24 @@ def test_what_speaks_against_a_destination(
 ) -> None:
     outcome = Outcome(kind=kind, status=status)
     assert (is_failure(outcome), asks_for_less(outcome)) == (failure, less)
+
+
+async def test_a_claimed_delivery_begins_only_while_its_destination_takes_it(store: FaultyStore) -> None:
+    await record(store)
+    (claim,) = await store.claim("app", worker="w", limit=1, now=T0, lease_until=T0 + 1)
+    gate, state = DestinationGate("app", 4), DestinationState(name="app")
+    gate.note(Outcome(kind=OutcomeKind.REFUSED, status=503))
+    assert [gate.lets(claim, busy, T0) for busy in (1, 2)] == [True, False], "half as many at once"
+    for held, begins, probe_begins in (
+        (replace(state, paused_at=T0), False, False),
+        (replace(state, disabled_at=T0), False, False),
+        (replace(state, opened_at=T0), False, True),
+        (replace(state, held_until=T0 + 1), False, True),
+        (replace(state, held_until=T0), True, True),
+    ):
+        gate.learn(held)
+        assert gate.lets(claim, 0, T0) is begins
+        assert gate.lets(replace(claim, probe=True), 0, T0) is probe_begins
 
 
 def test_attempts_at_once_are_halved_by_a_busy_answer_and_grow_back_one_by_one() -> None:

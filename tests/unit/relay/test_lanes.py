@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from receiver.core.retry import fixed, policy
-from receiver.core.work import DeliveryState
+from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
@@ -115,6 +115,7 @@ async def test_a_lane_claims_again_when_half_of_what_is_ahead_is_used(
         while len(store.claims) < 3:
             await asyncio.sleep(0)
         assert store.claims == [8, 8, 4]
+        assert store.asked <= 1, "while there is more, nobody asks when the next is due"
         for _ in range(36):
             destination.permits.release()
         await heard.until(attempts=40)
@@ -137,6 +138,26 @@ async def test_what_wakes_a_lane_that_is_full_is_claimed_when_there_is_room(
         for _ in range(8):
             destination.permits.release()
         await heard.until(attempts=8)
+
+
+async def test_a_lane_that_was_slowed_claims_again_when_an_attempt_ends(
+    store: FaultyStore, heard: Heard, now: Now
+) -> None:
+    """By itself it would look an hour later."""
+    await record(store, count=12)
+    destination = Gated()
+    answers = [Outcome(kind=OutcomeKind.REFUSED, status=503)]
+    destination._send = lambda: answers.pop() if answers else Outcome(kind=OutcomeKind.DELIVERED)
+    terms = DeliveryTerms(destination, policy("deepgram"), 4, 5)
+    relay = Relay(store, {"app": terms}, heard, render, now, "w", LaneTiming(poll=3600.0))
+    async with running(relay), asyncio.timeout(5):
+        await destination.until(begun=4)
+        destination.permits.release()
+        while len(store.released) < 4:  # what was claimed ahead waits until there is room
+            await asyncio.sleep(0)
+        for _ in range(11):
+            destination.permits.release()
+        await heard.until(attempts=12)
 
 
 async def test_a_backlog_is_claimed_in_groups(store: FaultyStore, sink: Sink, heard: Heard, now: Now) -> None:
