@@ -36,6 +36,7 @@ PAGES = {
     "all of them": "source=s1&type=speech.*&state=delivered&destination=d1",
     "a job": "job_id=job-77",
     "a source that has nothing": "source=none",
+    "sources of a pattern": "source=s*",
     "types that nothing has": "type=media.*",
     "what goes wrong, but never did": "type=*.failed",
     "a size that nothing has": "min_bytes=1",

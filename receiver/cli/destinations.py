@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from receiver.cli.acting import acting
-from receiver.cli.options import AsJson, Wide, ask, load_to_look, made_store
+from receiver.cli.asking import asked
+from receiver.cli.options import AsJson, Wide, load_to_look, made_store
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.clock import wall_clock
 from receiver.core.destination_health import ACTIONS
-from receiver.web.views import page, view
+from receiver.web.views import view
 
 if TYPE_CHECKING:
     from receiver.core.destination_health import DestinationState
@@ -24,7 +25,12 @@ Name = Annotated[str, typer.Argument(help="Name of the destination, as in [desti
 _DESTINATIONS = Listing(
     short=("name", "state", "failures", "due", "dead"),
     wide=("name", "state", "failures", "due", "dead", "failing since", "held until"),
-    fields={"state": "status", "failing since": "failing_since", "held until": "held_until"},
+    fields={
+        "state": "health.status",
+        "failures": "health.failures",
+        "failing since": "health.failing_since",
+        "held until": "health.held_until",
+    },
     empty="no destination is configured",
 )
 
@@ -39,16 +45,10 @@ def register(app: typer.Typer) -> None:
 
 def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> None:
     """List the destinations with their state. Also the failed attempts in a row, and the deliveries that are due or dead."""
-    from receiver.engine.destination_actions import standings
+    from receiver.web.api import overview as api
 
-    settings = load_to_look(ctx)
-    found = ask(settings, lambda store: standings(store, settings.destinations, now=wall_clock()))
-    if as_json:
-        print_json(page([view(one.state) | {"due": one.due, "dead": one.dead} for one in found]))
-        return
-    by_name = {one.name: one for one in found}
-    counts = {"due": lambda state: by_name[state.name].due, "dead": lambda state: by_name[state.name].dead}
-    print_list(_DESTINATIONS, [one.state for one in found], wide=wide, as_json=False, more=counts)
+    found = asked(load_to_look(ctx), api.destinations).items
+    print_list(_DESTINATIONS, found, wide=wide, as_json=as_json)
 
 
 def _command(action: str) -> Callable[..., None]:

@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import reduce
+from operator import getitem
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,7 +109,7 @@ class Listing(NamedTuple):
     """The columns that fit 80 characters."""
     wide: tuple[str, ...]
     fields: Mapping[str, str]
-    """The field of each column that is not called so."""
+    """The field of each column that is not called so, with a point before a field of a field."""
     empty: str
 
 
@@ -123,7 +125,9 @@ def print_list(
     names = listing.wide if wide else listing.short
     rows = [
         [
-            more[name](thing) if name in more else _cell(fields[listing.fields.get(name, name)], wide)
+            more[name](thing)
+            if name in more
+            else _cell(reduce(getitem, listing.fields.get(name, name).split("."), fields), wide)
             for name in names
         ]
         for thing, fields in zip(things, views, strict=True)

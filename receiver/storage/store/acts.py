@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec.structs import astuple
 
 from receiver.core.act import Act
 from receiver.core.page import Page
-from receiver.storage.store.statements import Session, Value, each, listed, value_of
+from receiver.storage.store.statements import Session, Value, each, listed_page, value_of
 
 
 @each
@@ -29,5 +31,4 @@ def end(session: Session, act_id: str, status: int, answer: bytes | None) -> Non
 def acts(session: Session, token: str | None, after: str | None, limit: int) -> Page[Act]:
     """List acts, newest first."""
     conditions: dict[str, Value] = {"token = :token": token, "id < :after": after}
-    found = [value_of(Act, row) for row in listed(session, "list_acts", conditions, limit)]
-    return Page(found, found[-1].id if len(found) == limit else None)
+    return listed_page(session, "list_acts", conditions, limit, partial(value_of, Act))

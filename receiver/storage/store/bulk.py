@@ -12,7 +12,7 @@ from msgspec.structs import astuple, replace
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.page import Page
 from receiver.storage.store import queue
-from receiver.storage.store.statements import Row, Session, Value, each, listed, one, value_of
+from receiver.storage.store.statements import Row, Session, Value, each, listed_page, one, value_of
 
 
 @each
@@ -83,9 +83,7 @@ def operation(session: Session, operation_id: str) -> BulkOperation:
 
 def operations(session: Session, after: str | None, limit: int) -> Page[BulkOperation]:
     """List operations, newest first."""
-    conditions: dict[str, Value] = {"id < :after": after}
-    found = [_operation(row) for row in listed(session, "list_operations", conditions, limit)]
-    return Page(found, found[-1].id if len(found) == limit else None)
+    return listed_page(session, "list_operations", {"id < :after": after}, limit, _operation)
 
 
 def _operation(row: Row) -> BulkOperation:

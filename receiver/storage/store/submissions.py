@@ -16,7 +16,7 @@ from receiver.core.work import Pickup
 from receiver.storage.store import pickups, tokens
 from receiver.storage.store.events import resolve
 from receiver.storage.store.listing import named
-from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
+from receiver.storage.store.statements import Row, Session, Value, each, listed_page, value_of
 
 
 @each
@@ -123,8 +123,7 @@ def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
     conditions: dict[str, Value] = {f"{name} = :{name}": getattr(filter, name) for name in same}
     conditions |= named("source", filter.source, "source")
     conditions |= {"created_at < :before": filter.before, "id < :after": filter.after}
-    found = [_of(row) for row in listed(session, "list_submissions", conditions, filter.limit)]
-    return Page(found, found[-1].id if len(found) == filter.limit else None)
+    return listed_page(session, "list_submissions", conditions, filter.limit, _of)
 
 
 def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[int, ...]]:
