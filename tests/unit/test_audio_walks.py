@@ -158,13 +158,13 @@ def _checksum(data: bytes) -> bytes:
     return rest.to_bytes(2)
 
 
-def _flac(count: int, size: int = 700, head: bytes = b"\xff\xf8\x39\x00") -> bytes:
-    """Return frames of 1,152 samples, 8,000 a second, without a total in the head."""
+def _flac(count: int, size: int = 700, head: bytes = b"\xff\xf8\x39\x00", inside: bytes = b"") -> bytes:
+    """Return frames of 1,152 samples, 8,000 a second, without a total in the head; `inside` stands in each."""
     information = struct.pack(">HH6xQ16x", 1152, 1152, 8000 << 44 | 15 << 36)
     frames = []
     for number in range(count):
         sound = bytes((number * 7 + place) % 255 for place in range(size))
-        frame = head + chr(number).encode() + b"\0\1" + sound
+        frame = head + chr(number).encode() + b"\0\1" + inside + sound
         frames.append(frame + _checksum(frame))
     return b"fLaC\x80\x00\x00\x22" + information + b"".join(frames)
 
@@ -180,6 +180,18 @@ def test_flac_frames_are_counted_over_any_number_of_bytes(count: int) -> None:
 def test_a_flac_frame_may_state_its_samples_behind_its_number() -> None:
     assert told(_flac(3, head=b"\xff\xf8\x69\x00")).duration_seconds == pytest.approx(3 / 8000)
     assert told(_flac(3, head=b"\xff\xf8\x79\x00")).duration_seconds == pytest.approx(3 * 2 / 8000)
+
+
+@pytest.mark.parametrize("inside", [b"\xff\xf8\x3a\x00\5", b"\xff\xf8\x39\x02\5", b"\xff\xf8\x39\x00\6"])
+def test_what_looks_like_a_flac_frame_within_one_is_not_counted(inside: bytes) -> None:
+    """It has the next number, but another rate or other samples; or it is of the stream, but has another number."""
+    assert told(_flac(5, inside=inside)).duration_seconds == pytest.approx(5 * 0.144)
+
+
+def test_what_cannot_be_told_from_a_flac_frame_leaves_no_wrong_length() -> None:
+    """It is of the stream and has the next number; in the last frame, the bytes behind it are not whole."""
+    assert told(_flac(9, inside=b"\xff\xf8\x39\x00\5")).duration_seconds == pytest.approx(9 * 0.144)
+    assert told(_flac(9, inside=b"\xff\xf8\x39\x00\x09")).duration_seconds is None
 
 
 @pytest.mark.parametrize("place", [60, 40_000, -1])

@@ -8,7 +8,7 @@ import struct
 from receiver.core.event import AudioFacts
 from receiver.system.audio.reading import Source, note_length
 
-_SYNC = re.compile(rb"\xff\xf8([\x10-\xff])")  # of numbered frames; hardly any encoder numbers samples
+_SYNC = re.compile(rb"(?s)\xff\xf8([\x10-\xff])(.)")  # a numbered frame; hardly any encoder numbers samples
 _SAMPLES = (0, 192, 576, 1152, 2304, 4608, 0, 0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Of a frame, by the code in its header; for 6 and 7 the header has them behind its number (RFC 9639, section 9.1)."""
 _PERIOD = 32_767  # the exponents n and n + _PERIOD mean the same when x¹⁵ + x + 1 divides
@@ -24,19 +24,21 @@ def flac(source: Source, place: int, found: AudioFacts) -> None:
     place, last = place + 4, False
     while not last and len(block := source.at(place, 4)) == 4:  # metadata
         place, last = place + 4 + int.from_bytes(block[1:]), block[0] >= 0x80
-    count = samples = bits = 0
+    count = samples = bits = begin = 0
+    kind = 0, 0
     while data := source.at(place, _PERIOD + 16):
-        for sync in _SYNC.finditer(data, 0, _PERIOD + 2):
+        for sync in _SYNC.finditer(data, 0, _PERIOD + 3):
+            here = sync[1][0] & 15, sync[2][0] & 15  # rate and bits, the same in all frames
             number = chr(count).encode("utf-8", "surrogatepass")  # so a frame's header states it
-            if data.startswith(number, sync.end() + 1):
-                code, behind = sync[1][0] >> 4, sync.end() + 1 + len(number)
+            if data.startswith(number, sync.end()) and (here == kind or not count):
+                code, behind = sync[1][0] >> 4, sync.end() + len(number)
                 samples += _SAMPLES[code] or int.from_bytes(data[behind : behind + code - 5]) + 1
-                count += 1
+                count, kind, begin = count + 1, here, place + sync.start()
         piece = data[:_PERIOD]
         bits = (bits if len(piece) == _PERIOD else bits << 8 * len(piece)) ^ int.from_bytes(piece)
         place += _PERIOD
     damage = abs(stated - samples) / rate if stated else 0.0
-    if samples and _is_whole(bits):
+    if samples and _is_whole(bits) and _is_whole(int.from_bytes(source.at(begin, source.size))):
         note_length(found, samples / rate, f"counted: {count} frames", damage=damage)
 
 
