@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from receiver.core.errors import SubmissionRefused
+from receiver.core.errors import StoreUnavailable, SubmissionRefused
 from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
 from receiver.engine.submissions import OPEN_SECONDS
@@ -46,10 +46,11 @@ from tests.support.submitting import (
 )
 
 LISTEN = "/submit/deepgram/v1/listen"
-SPEECH = "/submit/deapi/api/v2/audio/speech"
+SPEECH, JOBS = "/submit/deapi/api/v2/audio/speech", "/submit/deapi/api/v2/jobs"
 AUDIO = b"RIFF" + bytes(200_000)
 Both = tuple[Running, Api]
 MIB = 1 << 20
+BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture
@@ -430,6 +431,26 @@ async def test_odd_answers_are_passed_back_and_say_no_job(both: Both) -> None:
         assert not {"x-odd", "set-cookie", "x-receiver-replayed"} & set(answer.headers)
     rows = await up.receiver.store.submissions(SubmissionFilter())
     assert [(row.state, row.job_id) for row in rows] == [("accepted", None)] * 3
+
+
+async def test_what_the_store_could_not_take_after_the_sending_is_recorded_when_it_can(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is passed on meanwhile: the job costs money."""
+    up, _ = both
+    store = up.receiver.store
+
+    async def gone(*ended: object) -> None:
+        raise StoreUnavailable("gone")
+
+    with monkeypatch.context() as while_gone:
+        while_gone.setattr(store, "end_submission", gone)
+        assert (await up.client.post(SPEECH, json={}, headers=BEARER)).status_code == 200
+        assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 404
+    async with asyncio.timeout(20):
+        while not await store.submissions(SubmissionFilter(job_id="job-1")):
+            await asyncio.sleep(0)
+    assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 200
 
 
 async def test_while_nothing_can_be_sent_a_repetition_is_asked_for_and_nothing_is_kept(both: Both) -> None:

@@ -35,7 +35,7 @@ from receiver.system.background import Background
 __all__ = ["Answer", "Call", "Parts", "Submissions", "SubmitSource"]
 OPEN_SECONDS = 3600
 """Age from which a submission's process must have ended."""
-_SWEEP_SECONDS = 60.0
+_SWEEP_SECONDS, _AGAIN_SECONDS = 60.0, 1.0
 _NO_JOB = frozenset(("refused", "not_sent", "replayed"))
 """Outcomes without a job."""
 
@@ -56,11 +56,13 @@ class Submissions:
         for source in self.sources.values():
             await source.upstream.open()
         if self.sources:
-            self._background.start(self._sweep_forever())
+            self._background.start(self._sweep_forever(), self._record_forever())
 
     async def close(self) -> None:
         """Let go of connections."""
         await self._background.stop()
+        with contextlib.suppress(StoreUnavailable):
+            await self._record()
         for source in self.sources.values():
             await source.upstream.close()
 
@@ -69,6 +71,18 @@ class Submissions:
             with contextlib.suppress(StoreUnavailable):
                 await self.sweep()
             await asyncio.sleep(_SWEEP_SECONDS)
+
+    async def _record_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            with contextlib.suppress(StoreUnavailable):
+                await self._record()
+
+    async def _record(self) -> None:
+        """Record what the store could not take when it came. Raises `StoreUnavailable`."""
+        while unrecorded := self.parts.unrecorded:
+            await commit(self.parts, *unrecorded[0])
+            unrecorded.pop(0)
 
     async def sweep(self) -> None:
         """Forget expired answers; mark submissions of ended processes `unknown`. Raises `StoreUnavailable`."""

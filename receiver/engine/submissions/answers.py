@@ -119,15 +119,17 @@ def _pickup(passing: Passing, job_id: str) -> Pickup | None:
 
 
 async def end(passing: Passing, state: SubmissionState, pickup: Pickup | None = None, **found: Any) -> None:
-    """Commit what a submission came to; `OPEN`: nothing was sent. If the store fails, log it: the job costs money."""
+    """Commit what a submission came to; `OPEN`: nothing was sent. If the store fails, that is logged and done later."""
     parts, submission = passing.parts, passing.submission
     if submission is None:
         return
     ended = replace(submission, state=state, updated_at=parts.clock(), **found)
     passing.submission = None if state is SubmissionState.OPEN else ended
+    provider = passing.source.settings.provider
     try:
-        await asyncio.shield(commit(parts, ended, passing.source.settings.provider, pickup))
+        await asyncio.shield(commit(parts, ended, provider, pickup))
     except StoreUnavailable as error:
+        parts.unrecorded.append((ended, provider, pickup))
         facts = {"submission_id": ended.id, "job_id": ended.job_id, "reason": error.message}
         parts.observer.note("error", "submit.not_recorded", **facts)
 

@@ -12,6 +12,7 @@ from receiver.core.destination_events import Routed
 from receiver.core.errors import ReceiverError, SenderError, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
 from receiver.core.submission import Submission, SubmissionFilter
+from receiver.core.work import Pickup
 from receiver.engine.requests import IssuedUrl
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import Outgoing
@@ -66,6 +67,8 @@ class Parts:
     """Returns the destinations of an event."""
     wake: Callable[[Iterable[str]], None]
     """Wakes the destinations of a new event."""
+    unrecorded: list[tuple[Submission, str, Pickup | None]] = field(default_factory=list)
+    """What submissions came to while the store could not take it, with the provider and the pickup of the result."""
 
 
 @dataclass(slots=True)
