@@ -34,10 +34,6 @@ def judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any
             for found in adapter.examine(head, body)
         ]
     verdict, reason, event = _event(adapter, head, body)
-    if [found["proof"] for found in proofs if not found["holds"]] == ["token"] and not head.token:
-        bare = Admission(head=head, claims=None, proofs=frozenset(), body_limit=body.size)
-        otherwise, why, event = _meant(adapter, adapter.believed(bare, body))
-        reason += f"; with one it would be {otherwise}{why and ': '}{why}"
     if head.method not in adapter.methods:
         taken = " or ".join(adapter.methods)
         verdict, reason, event = "refused", f"a callback of this source comes by {taken}", None
@@ -63,10 +59,14 @@ def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, st
     try:
         callback = adapter.verify(adapter.admit(head), body)
     except CallbackRejected as error:
-        reason = error.message
+        reason, event = error.message, None
         if error.kind is RejectionKind.STALE:
             reason += "; to try it as of the time when it came, add --at"
-        return "refused", reason, None
+        elif error.kind is RejectionKind.MISSING:
+            bare = Admission(head=head, claims=None, proofs=frozenset(), body_limit=body.size)
+            otherwise, why, event = _meant(adapter, adapter.believed(bare, body))
+            reason += f"; with it the request would be {otherwise}{why and ': '}{why}"
+        return "refused", reason, event
     return _meant(adapter, callback)
 
 

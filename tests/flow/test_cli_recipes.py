@@ -201,6 +201,6 @@ def test_a_request_that_lacks_the_token_alone_is_shown_as_it_would_be_with_one(t
     said = receiver("--config", path, "try", "gladia", request, "--json")
     assert (said.status, said.json["verdict"]) == (1, "refused")
     assert said.json["reason"].endswith(
-        "make one with `receiver callback-url`; with one it would be accepted"
+        "make one with `receiver callback-url`; with it the request would be accepted"
     )
     assert said.json["event"]["type"] == "transcript.completed"

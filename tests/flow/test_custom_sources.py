@@ -296,7 +296,7 @@ async def test_a_thin_callback_is_completed_by_asking_the_provider(tmp_path: Pat
 
 
 async def test_an_answer_may_lead_on_to_the_result(tmp_path: Path) -> None:
-    """By any number of further questions. The key goes to the API alone: the link in its answer gets none."""
+    """By any number of further questions. The key goes to the API alone: a redirect and the link in an answer get none."""
     source = """provider = "custom"
 secrets = ["SECRET"]
 api_key = "KEY"
@@ -327,7 +327,8 @@ then = {from = "link", at = "links[0].href", hosts = ["127.0.0.1"]}
         host.scripts["/jobs/1"] = reply(
             200, json.dumps({"status": "done", "files": host.url("/files")}).encode()
         )
-        host.scripts["/files"] = reply(200, links)
+        host.scripts["/files"] = reply(302, b"", {"Location": "/store/1"})
+        host.scripts["/store/1"] = reply(200, links)
         host.scripts["/jobs/2"] = reply(200, b'{"status":"failed","reason":"no voice"}')
         host.scripts["/a.mp3"] = reply(200, MP3, {"content-type": "audio/mpeg"})
         async with running(tmp_path, text(tmp_path, source, sink.url)) as up:
@@ -341,6 +342,7 @@ then = {from = "link", at = "links[0].href", hosts = ["127.0.0.1"]}
             "/jobs/1": True,
             "/jobs/2": True,
             "/files": True,
+            "/store/1": False,
             "/a.mp3": False,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 from msgspec.structs import replace
 
@@ -26,6 +27,8 @@ from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collec
 from receiver.providers.proofs.request import NO_REQUEST, as_text, first, spelled
 from receiver.providers.toolkit import refused, unsigned, unusable
 from receiver.settings.model import SourceSettings
+
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class Collecting:
@@ -97,6 +100,10 @@ class Collecting:
         """Ask for a result or a document, from the named hosts only."""
         headers = asked.auth.headers(self._api_key) or None
         found = await fetch.download(url, hosts=asked.hosts, limit=limit, headers=headers)
+        if isinstance(found, FetchResponse) and found.status in _REDIRECTS and "location" in found.headers:
+            # What is asked with a key is not redirected: the place that it leads to is fetched without.
+            place = urljoin(url, found.headers["location"])
+            found = await fetch.download(place, hosts=asked.hosts, limit=limit)
         if not isinstance(found, FetchResponse):
             return found
         detail = f"the provider answers {found.status}"

@@ -228,7 +228,10 @@ class SignedProof(Proof, ABC):
 
     def signed(self, request: Request, trust: Trust) -> bytes | None:
         """Return the message of this request, whatever its signature and however old."""
-        return self.template.message(request, self._entries(request, trust)[1], request.head.url)
+        elements: Elements = {}
+        with suppress(ProofMissing):
+            _, elements = self._entries(request, trust)
+        return self.template.message(request, elements, request.head.url)
 
     def _read(self, request: Request, trust: Trust) -> tuple[list[bytes], Elements]:
         """Return the decoded signatures, and all entries of their list by name, of a request that is not too old."""
