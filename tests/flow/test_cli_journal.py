@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from receiver.app.wiring import Ports, Timing
+from receiver.app.wiring import Ports
 from receiver.cli import journal as commands
 from receiver.core.callback import MemoryBody, VerifiedCallback
 from receiver.core.clock import wall_clock
@@ -29,7 +29,6 @@ from tests.support.running import DEAPI_SECRET, Running, running, settings_text
 from tests.support.senders import Sent, deapi, speech
 
 SPEECHES, IMAGES = 20, 30
-QUICK = Timing(drain=(0.05, 0.1))
 
 
 class _Out:
@@ -266,7 +265,7 @@ async def test_processes_that_drain_one_folder_at_once_lose_and_double_nothing(
         counts: dict[str, int] = json.loads(await child.stdout.read())
         return counts
 
-    async with running(tmp_path, settings_text(tmp_path), work=False, timing=QUICK) as up:
+    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         by_hand = asyncio.gather(*(drained() for _ in range(3)))
         for number in range(SPEECHES):
             assert await _send(up, speech(f"speech-{number}")) == 200

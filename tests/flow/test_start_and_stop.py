@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.app.wiring import Receiver, Timing, build, open_receiver
+from receiver.app.wiring import Receiver, build, open_receiver
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import (
     BlobsUnavailable,
@@ -22,8 +22,6 @@ from tests.support.kept_events import kept_events
 from tests.support.running import Running, Seen, running, settings_text
 from tests.support.senders import Sent, deapi, transcript
 from tests.support.sink import Answer, Sink
-
-QUICK = Timing(drain=(0.01, 0.02))
 
 
 def _build(folder: Path, extra: str = "", seen: Seen | None = None) -> Receiver:
@@ -91,7 +89,7 @@ async def test_the_journal_is_drained_even_after_a_bug_in_draining(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bad turn is told and the next one comes; the callback does not wait for the next start."""
-    async with running(tmp_path, settings_text(tmp_path), work=False, timing=QUICK) as up:
+    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         store, real, turns = up.receiver.store, up.receiver.journal.drain, iter(range(100))
 
         async def drain(handle: object) -> int:
@@ -115,7 +113,7 @@ async def test_the_journal_is_drained_even_after_a_bug_in_draining(
 async def test_a_poisoned_journal_entry_waits_without_stopping_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path, settings_text(tmp_path), work=False, timing=QUICK) as up:
+    async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         drain, real = up.receiver.journal_drain, up.receiver.journal_drain.take_back
 
         async def take_back(callback: VerifiedCallback) -> None:

@@ -30,6 +30,9 @@ BASIC = "deepgram:correct-horse-battery"
 DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"
 APP_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
+QUICK = Timing(drain=(0.05, 0.2))
+"""Where a store was out, tests wait for the drain of a journal."""
+
 
 class Seen:
     """An observer that remembers what the engine reported."""
@@ -155,7 +158,7 @@ async def running(
     if postgres_url(settings) is None:
         migrated(sqlite_path(settings))
     seen = Seen()
-    receiver = build(settings, observers=[seen], clock=clock, shape=shape, timing=timing or Timing())
+    receiver = build(settings, observers=[seen], clock=clock, shape=shape, timing=timing or QUICK)
     serving = Serving(
         receiver, sessions_of(settings), settings=settings, intake=True, work=work, read=lambda: settings
     )
