@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+from msgspec import Struct
+
 from receiver import __version__
 from receiver.app.log import LogObserver
 from receiver.app.metrics import MetricsObserver
@@ -65,8 +67,7 @@ from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
+class Timing(Struct, frozen=True, kw_only=True):
     """Times without a setting; tests use shorter ones."""
 
     drain: tuple[float, float] = PAUSES
@@ -75,6 +76,9 @@ class Timing:
     """How long a request's head may take from its first byte to its last."""
     ready_seconds: float = 1.0
     """How long an answer of `/readyz` serves: readiness is asked often and costs a few syncs."""
+
+
+TIMING = Timing()
 
 
 @dataclass
@@ -94,8 +98,7 @@ class Ports:
     """The sources that accept submissions."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lasting:
+class Lasting(Struct, frozen=True, kw_only=True):
     """The parts that a reload keeps."""
 
     store: Store
@@ -113,8 +116,7 @@ class Lasting:
     """Names this process in claims."""
 
 
-@dataclass
-class Receiver:
+class Receiver(Struct):
     """The running parts."""
 
     settings: Settings
@@ -216,7 +218,7 @@ def build(
     observers: Iterable[Observer] | None = None,
     clock: Callable[[], int] = wall_clock,
     shape: Callable[[Ports], Ports] = lambda ports: ports,
-    timing: Timing = Timing(),
+    timing: Timing = TIMING,
 ) -> Receiver:
     """Build the parts, without starting them. `shape` may wrap the ports. Raises `ConfigError`."""
     metrics = MetricsObserver()
@@ -263,8 +265,7 @@ def _tokens(settings: Settings) -> CallbackTokens:
     return CallbackTokens(made_token_secrets(settings), settings.tokens.signing)
 
 
-@dataclass(frozen=True)
-class _Parts:
+class _Parts(Struct, frozen=True, dict=True):
     """What most of the parts are made with, and how each is made."""
 
     settings: Settings

@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.destination_events import Routed, destination_event, transition
@@ -44,8 +44,7 @@ RECOVER_AT_ONCE, RECOVER_SECONDS = 100, 1.0
 """How many dead letters of an outage are replayed at once, and the pause before the next ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryTerms:
+class DeliveryTerms(Struct, frozen=True):
     """The settings by which one destination is served."""
 
     destination: Destination

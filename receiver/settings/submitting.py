@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+from msgspec import Struct
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from receiver.core.errors import SubmissionRefused
@@ -154,8 +155,7 @@ class Submission(Section):
         yield from ((request, kind, None) for kind in others for request in others[kind])
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """What a request may do."""
 
     request: str

@@ -13,9 +13,8 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from receiver.core.errors import ReceiverError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import SubmissionReport
@@ -91,7 +90,7 @@ class Submissions:
         for submission in await parts.store.submissions(left):
             source = self.sources.get(submission.source)
             provider = source.settings.provider if source else submission.source
-            await commit(parts, changed(submission, state=SubmissionState.UNKNOWN, updated_at=now), provider)
+            await commit(parts, replace(submission, state=SubmissionState.UNKNOWN, updated_at=now), provider)
             parts.observer.note("warning", "submit.abandoned", submission_id=submission.id)
         await parts.store.forget_answers(before=now - round(parts.settings.remember_seconds * 1000))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import Usage
@@ -14,8 +15,7 @@ from receiver.settings.submitting import Submission
 from receiver.storage.store.store import Store
 
 
-@dataclass(slots=True)
-class _Limit:
+class _Limit(Struct):
     """A limit for a window of time over all processes. Each process reserves pieces of it in the store, and not each call."""
 
     what: str

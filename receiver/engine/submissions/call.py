@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 
 from receiver.core.destination_events import Routed
 from receiver.core.errors import ReceiverError, SenderError, SubmissionRefused
@@ -25,8 +25,7 @@ from receiver.system.body_buffer import BodyBuffer, Receive
 UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """An application's call, its body unread."""
 
     source: str
@@ -43,8 +42,7 @@ class Call:
         return next((value for key, value in self.headers if key == name), "")
 
 
-@dataclass(slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, kw_only=True):
     """The answer to the caller."""
 
     status: int
@@ -54,8 +52,7 @@ class Answer:
     """To be set when all of it was sent to a caller who was still there."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Parts:
+class Parts(Struct, kw_only=True):
     """The parts that all calls of a process share."""
 
     settings: SubmitSettings
@@ -71,8 +68,7 @@ class Parts:
     """What submissions came to while the store could not take it, with the provider and the pickup of the result."""
 
 
-@dataclass(slots=True)
-class Passing:
+class Passing(Struct):
     """One call on its way."""
 
     parts: Parts

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from receiver.settings.model import ApiScope, ApiToken
 from receiver.web.api.problems import Refused
@@ -13,8 +14,7 @@ from receiver.web.api.problems import Refused
 _CHALLENGE = {"www-authenticate": 'Bearer realm="receiver"'}
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """Who holds the token of a request."""
 
     name: str

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
+from msgspec import Struct, field
 from starlette.requests import Request
 
 from receiver.settings.model import ApiScope, Settings
@@ -33,8 +33,7 @@ class Again(StrEnum):
     """It is refused: the first answer held secrets, and is not kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[Q, B]):
+class Call(Struct, Generic[Q, B], frozen=True, kw_only=True):
     """What is asked of an operation, by a request or by a command."""
 
     store: Store
@@ -47,8 +46,7 @@ class Call(Generic[Q, B]):
     """The parts of the path that the operation's path has in braces."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served(Call[Q, B]):
+class Served(Call[Q, B], frozen=True, kw_only=True):
     """A request that was let in and understood. What a command asks has no parts that run."""
 
     receiver: Receiver
@@ -57,8 +55,7 @@ class Served(Call[Q, B]):
     """The caller's address, behind proxies that are trusted to name it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Given(Generic[T]):
+class Given(Struct, Generic[T], frozen=True):
     """A result with another status than the operation's first, or with headers."""
 
     content: T
@@ -66,8 +63,7 @@ class Given(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(Struct, frozen=True, kw_only=True):
     """One method of one path."""
 
     method: str
