@@ -47,8 +47,8 @@ class LaneTiming(Struct, frozen=True, kw_only=True):
     """The shortest time between polls while a due row cannot be claimed, because another worker has it."""
     settle: float = 3.0
     """How long a stop waits, after its grace time, for finished attempts to be settled."""
-    release: float = 2.0
-    """How long a stop waits for claims to be released; a quarter of that when the store was silent before."""
+    release: float = 1.0
+    """How long a stop waits for claims to be released."""
     overrun: float = 5.0
     """How far past its timeout an attempt may run before it is cancelled; only a bug lets it come to that."""
     first_pause: float = 0.1
@@ -195,11 +195,10 @@ class LaneWork(ABC, Generic[C, S]):
             if wait is None:
                 wait = self.context.timing.pauses()
                 deadline = time.monotonic() + (settlement.claim.lease_until - clock()) / 1000
-            pause = next(wait)
-            if time.monotonic() + pause >= deadline:
+            if time.monotonic() >= deadline:
                 self.note("error", "settle_given_up", settlement.claim, outcome=settlement.outcome.kind.value)
                 return None
-            await asyncio.sleep(pause)
+            await asyncio.sleep(next(wait))
 
     def note(self, level: str, event: str, claim: C | None = None, **fields: object) -> None:
         """Log something about this lane, or one of its rows."""
@@ -318,8 +317,6 @@ class Lane(Generic[C, S]):
             self._ahead.put_nowait(claim)
         if self._more:
             return None
-        if self.poll.is_set():
-            return 0.0
         left = self._timing.poll - (time.monotonic() - self._looked_at)
         passed = self._due_at is not None and self._due_at <= self._clock()
         if not claims or left <= 0 or passed:  # else what was seen then still holds
@@ -413,11 +410,11 @@ class Lane(Generic[C, S]):
         for number, task in enumerate(self._workers):
             if number not in self._making and number not in self._settling:
                 task.cancel()
-        await _ended(tasks, grace_seconds)
+        await asyncio.wait(tasks, timeout=grace_seconds)
         # Only running attempts: cancelling a settlement would lose the record of a finished attempt.
         for number in self._making:
             self._workers[number].cancel()
-        ended = await _ended(tasks, self._timing.settle)
+        await asyncio.wait(tasks, timeout=self._timing.settle)
         for task in tasks:
             task.cancel()
         # Awaited before the queue is emptied: a worker that is cancelled here may still add its claim to `_unmade`.
@@ -426,7 +423,7 @@ class Lane(Generic[C, S]):
             self._unmade.append(self._ahead.get_nowait())
         if self._unmade:
             # Where the store says nothing, the leases bring them back.
-            await _within(self._release(self._unmade), self._timing.release * (1 if ended else 0.25))
+            await _within(self._release(self._unmade), self._timing.release)
             self._unmade = []
 
     async def _release(self, claims: list[C]) -> None:
@@ -469,8 +466,3 @@ async def _within(signal: Awaitable[object], seconds: float | None) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await signal
-
-
-async def _ended(tasks: list[asyncio.Task[None]], seconds: float) -> bool:
-    """Wait until all have ended, `seconds` at most; return whether they have."""
-    return not (await asyncio.wait(tasks, timeout=seconds))[1]

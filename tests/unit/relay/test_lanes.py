@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from receiver.core.retry import fixed, policy
-from receiver.core.work import DeliveryState, Outcome, OutcomeKind
+from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
@@ -42,6 +44,8 @@ async def test_a_woken_lane_sends_at_once(any_store: Store, sink: Sink, heard: H
 async def test_what_another_process_recorded_is_found_by_looking(
     any_store: Store, sink: Sink, heard: Heard, now: Now
 ) -> None:
+    """Also by a lane whose next row is due in an hour."""
+    await record(any_store, at=T0 + 3_600_000)
     async with (
         http_lane(sink) as lane,
         running(Relay(any_store, {"app": lane}, heard, render, now, "w", LaneTiming(poll=0.01))),
@@ -68,6 +72,22 @@ async def test_a_retry_happens_when_it_is_due_without_being_woken(
     first, second, third = (await any_store.attempts((await only(any_store)).id))[:3]
     assert second.started_at - first.started_at >= 50
     assert third.started_at - second.started_at >= 50
+
+
+async def test_a_lane_does_not_ask_without_end_for_what_is_due_and_another_has(
+    store: FaultyStore, heard: Heard, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(store)
+
+    async def none(*_: object, **__: object) -> list[Claimed]:
+        return []
+
+    monkeypatch.setattr(store, "claim", none)
+    terms = DeliveryTerms(Gated(), policy("deepgram"), 1, 5)
+    async with running(Relay(store, {"app": terms}, heard, render, now, "w", LaneTiming(shortest_nap=60.0))):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert store.asked == 1
 
 
 async def test_a_slow_destination_does_not_delay_another(

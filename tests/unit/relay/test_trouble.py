@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -47,6 +48,26 @@ async def test_an_outage_at_claiming_is_noted_once_and_waited_out(
     assert (await only(store)).state is DELIVERED
 
 
+async def test_the_pauses_of_an_outage_begin_anew_with_the_next_one(
+    store: FaultyStore, sink: Sink, heard: Heard, now: Now
+) -> None:
+    class Growing(LaneTiming, frozen=True):
+        def pauses(self) -> Iterator[float]:
+            yield from (0.0, 0.0, 3600.0)
+
+    await record(store)
+    store.out["claim"] = 2
+    async with (
+        http_lane(sink) as lane,
+        running(Relay(store, {"app": lane}, heard, render, now, "w", Growing(poll=0.01))),
+        asyncio.timeout(5),
+    ):
+        await heard.until(attempts=1)
+        store.out["claim"] = 2
+        await record(store)
+        await heard.until(attempts=2)
+
+
 async def test_an_outage_at_settling_is_waited_out_without_sending_again(
     store: FaultyStore, sink: Sink, heard: Heard, now: Now
 ) -> None:
@@ -62,20 +83,23 @@ async def test_an_outage_at_settling_is_waited_out_without_sending_again(
     assert (await only(store)).attempts == 1
 
 
+@pytest.mark.parametrize(("left_ms", "again"), [(-1, False), (100, True)])
 async def test_settling_is_given_up_when_the_lease_has_ended(
-    store: FaultyStore, heard: Heard, now: Now
+    store: FaultyStore, heard: Heard, now: Now, left_ms: int, again: bool
 ) -> None:
+    """Until then it is tried again."""
     await record(store)
-    store.out["settle"] = 1
+    store.out["settle"] = 1000
 
     def slow() -> Outcome:
-        now.value += 3_600_000
+        now.value += round(lane.lease * 1000) - left_ms
         return Outcome(kind=OutcomeKind.DELIVERED)
 
     lane = DeliveryTerms(Scripted(slow), policy("deepgram"), 1, 5)
-    relay = Relay(store, {"app": lane}, heard, render, now, "w")
-    async with running(relay):
+    relay = Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(first_pause=0.02))
+    async with running(relay), asyncio.timeout(5):
         await heard.until(attempts=1)
+        assert (store.out["settle"] < 999) is again
         assert heard.attempts[0].state == "lost"
         assert ("error", "relay.settle_given_up") in heard.events()
 
@@ -126,7 +150,8 @@ async def test_a_graceful_stop_lets_attempts_under_way_end_and_begins_no_others(
         relay.start()
         await sink.until(2)
         stopping = asyncio.create_task(relay.stop(30))
-        await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
         sink.released.set()
         await stopping
     states = sorted((one.state.value, one.attempts, one.claimed_by) for one in await deliveries(any_store))
