@@ -101,7 +101,7 @@ async def test_a_parameter_that_is_none_is_named_beside_those_that_there_are(api
     for path, said in (
         (
             "events?sauce=1",
-            "there is no parameter sauce; did you mean source? there is: after, limit, source, ",
+            "there is no parameter sauce; did you mean source? there is: source, provider, type, ",
         ),
         ("events?order=up", "order: one of newest, oldest"),
         ("events?limit=x", "limit: expected a whole number, got text"),

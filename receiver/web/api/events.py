@@ -16,7 +16,7 @@ from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
 from receiver.engine import holds
 from receiver.engine.renormalizer import kept_body
 from receiver.settings.model import ApiScope
-from receiver.web.api.lists import Count, Length, Moment, Paged, cursor_of, filter_of, known_place, place_of
+from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, filter_of, known_place, place_of
 from receiver.web.api.operation import Call, Served, operation
 from receiver.web.views import (
     CallbackShown,
@@ -33,19 +33,27 @@ _DELIVERIES = 1000
 """Deliveries that are shown of one event."""
 
 
-class EventQuery(Paged, frozen=True):
-    """Which events to list."""
+class StreamQuery(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which events to be told of."""
 
     source: str | None = None
     provider: str | None = None
     type: str | None = None
     """`*` stands for anything, as in `speech.*`."""
+    job_id: str | None = None
+    ref: str | None = None
+    after: str | None = None
+    """The `cursor` of a page, or the id of the last event of a stream; a stream without it begins with what is recorded from now on."""
+
+
+class EventQuery(StreamQuery, frozen=True):
+    """Which events to list."""
+
+    limit: Limit = 50
     state: DeliveryState | None = None
     """With a delivery in this state."""
     destination: str | None = None
     """With a delivery to this destination; with `state`, in that state."""
-    job_id: str | None = None
-    ref: str | None = None
     since: Moment | None = None
     """Recorded at or after this time."""
     until: Moment | None = None

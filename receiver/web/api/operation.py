@@ -1,13 +1,13 @@
-"""One operation of the API: its scope, what it takes and gives; a request as its handler gets it, and an unusual result."""
+"""One operation of the API: its scope, what it takes and gives; and what its handler gets."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_type_hints
 
-from msgspec import Struct, field
+from msgspec import Struct
 from starlette.requests import Request
 
 from receiver.settings.model import ApiScope, Settings
@@ -55,14 +55,6 @@ class Served(Call[Q, B], frozen=True, kw_only=True):
     """The caller's address, behind proxies that are trusted to name it."""
 
 
-class Given(Struct, Generic[T], frozen=True):
-    """A result with another status than the operation's first, or with headers."""
-
-    content: T
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
 class Operation(Struct, frozen=True, kw_only=True):
     """One method of one path."""
 
@@ -73,7 +65,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     does: str
     """A sentence without its point."""
     handle: Callable[[Any], Awaitable[Any]]
-    """Takes a `Call`, or a `Served` where it needs the running parts; returns a struct, a `Given`, or a whole `Response`."""
+    """Takes a `Call`, or a `Served` where it needs the running parts; returns a struct, or a whole `Response`."""
     query: Any
     """The struct of the query, None where there is none."""
     body: Any
@@ -110,7 +102,6 @@ def operation(
     def made(handle: Callable[[Any], Awaitable[Any]]) -> Operation:
         hints = get_type_hints(handle)
         query, body = (None if kind is NoneType else kind for kind in get_args(hints["call"]))
-        result = hints["return"]
         return Operation(
             method=method,
             path=path,
@@ -119,7 +110,7 @@ def operation(
             handle=handle,
             query=query,
             body=body,
-            gives=gives or (get_args(result)[0] if get_origin(result) is Given else result),
+            gives=gives or hints["return"],
             statuses=statuses,
             again=again,
             problems=problems,

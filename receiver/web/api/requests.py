@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
+from starlette.responses import Response
 
 from receiver.core.work import PickupFilter, PickupState
 from receiver.engine.requests import (
@@ -18,7 +19,8 @@ from receiver.engine.requests import (
 )
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, filter_of, page
-from receiver.web.api.operation import Again, Call, Given, Served, operation
+from receiver.web.api.operation import Again, Call, Served, operation
+from receiver.web.api.problems import answer
 from receiver.web.views import CallbackUrl, Page, PickupShown, PickupWhole, each, issued_url, shown
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
@@ -52,8 +54,8 @@ async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
     return page(await call.store.pickups(filter_of(call.query, PickupFilter)), PickupShown)
 
 
-@operation("POST /pickups", ApiScope.OPERATE, statuses=(201, 200))
-async def add(call: Served[None, NewPickup]) -> Given[PickupShown]:
+@operation("POST /pickups", ApiScope.OPERATE, gives=PickupShown, statuses=(201, 200))
+async def add(call: Served[None, NewPickup]) -> Response:
     """Hand over a result that is to be fetched; 200 shows the pickup that it has already."""
     receiver, wanted = call.receiver, call.body
     source = source_named(receiver.settings, wanted.source)
@@ -69,7 +71,7 @@ async def add(call: Served[None, NewPickup]) -> Given[PickupShown]:
     pickup, new = await receiver.store.add_pickup(made)
     receiver.collector.wake([pickup.source])
     place = {"location": f"/api/v1/pickups/{pickup.id}"}
-    return Given(shown(pickup, PickupShown), 201 if new else 200, place)
+    return answer(shown(pickup, PickupShown), status=201 if new else 200, headers=place)
 
 
 @operation("GET /pickups/{pickup_id}", ApiScope.READ)

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from receiver.web.api.access import Access
 from receiver.web.api.acts import act_of, refuse_other
-from receiver.web.api.operation import Again, Given, Operation, Served
+from receiver.web.api.operation import Again, Operation, Served
 from receiver.web.api.problems import Refused, answer, problem, refusal_of
 from receiver.web.api.reading import BODY_BYTES, read_body, read_query
 from receiver.web.proxies import Proxies
@@ -102,8 +102,6 @@ async def _run(operation: Operation, call: Served[Any, Any]) -> Response:
     result = await operation.handle(call)
     if isinstance(result, Response):
         return result
-    if isinstance(result, Given):
-        return answer(result.content, status=result.status, headers=result.headers)
     return answer(result, status=operation.statuses[0])
 
 

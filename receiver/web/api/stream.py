@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct
 from starlette.responses import StreamingResponse
 
 from receiver.core import event_json
@@ -16,6 +15,7 @@ from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import EventSearch, Place
 from receiver.engine.following import followed, newest_place
 from receiver.settings.model import ApiScope
+from receiver.web.api.events import StreamQuery
 from receiver.web.api.lists import cursor_of, filter_of, known_place
 from receiver.web.api.operation import Served, operation
 from receiver.web.api.problems import Refused
@@ -31,19 +31,6 @@ HEARTBEAT_SECONDS = 15.0
 _PAGE = 100
 _open: set[object] = set()
 """The streams of this process."""
-
-
-class StreamQuery(Struct, forbid_unknown_fields=True, frozen=True):
-    """Which events to be told of."""
-
-    source: str | None = None
-    provider: str | None = None
-    type: str | None = None
-    """`*` stands for anything."""
-    job_id: str | None = None
-    ref: str | None = None
-    after: str | None = None
-    """A `cursor`, or the id of the last event that was read; without it, what is recorded from now on."""
 
 
 @operation("GET /stream", ApiScope.READ, gives="text/event-stream", problems=(409,))
