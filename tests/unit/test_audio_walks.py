@@ -149,12 +149,19 @@ def test_what_a_codec_says_of_itself_counts_before_what_its_container_says(
 # ---------------------------------------------------------------- FLAC
 
 
+def _shifted(rest: int) -> int:
+    for _ in range(8):
+        rest = rest << 1 ^ (0x18005 if rest & 0x8000 else 0)
+    return rest
+
+
+_SHIFTED = [_shifted(byte << 8) for byte in range(256)]
+
+
 def _checksum(data: bytes) -> bytes:
     rest = 0
     for byte in data:
-        rest ^= byte << 8
-        for _ in range(8):
-            rest = rest << 1 ^ (0x18005 if rest & 0x8000 else 0)
+        rest = (rest & 0xFF) << 8 ^ _SHIFTED[rest >> 8 ^ byte]
     return rest.to_bytes(2)
 
 
@@ -284,3 +291,29 @@ def test_what_a_group_discards_is_not_played() -> None:
 def test_an_unknown_element_among_the_blocks_leaves_no_length() -> None:
     blocks = [_block(2, at) for at in range(0, 4000, 20)]
     assert told(_webm(*blocks[:50], _element("c1", b"?"), *blocks[50:])).duration_seconds is None
+
+
+# ---------------------------------------------------------------- Ogg
+
+
+def _pages(whole: bytes) -> list[bytes]:
+    return [b"OggS" + page for page in whole.split(b"OggS")[1:]]
+
+
+def test_an_ogg_page_that_is_missing_or_overwritten_leaves_no_length() -> None:
+    pages = _pages(content("opusenc-vary.opus"))
+    assert told(b"".join(pages)).duration_seconds == pytest.approx(4.872, abs=0.01)
+    for number in range(2, len(pages) - 1):
+        assert told(b"".join(pages[:number] + pages[number + 1 :])).duration_seconds is None
+        overwritten = [*pages[:number], b"Oggs" + pages[number][4:], *pages[number + 1 :]]
+        assert told(b"".join(overwritten)).duration_seconds is None
+
+
+def test_vorbis_that_begins_late_has_no_length() -> None:
+    """Of a page without all packets of the sound before it nobody knows where its first packet begins."""
+    head, *rest = _pages(content("oggenc-vary.ogg"))
+    late = [
+        page[:6] + struct.pack("<q", 9_000_000) + page[14:] if page[6:14] != bytes(8) else page
+        for page in rest
+    ]
+    assert told(head + b"".join(late)).duration_seconds is None
