@@ -199,7 +199,7 @@ async def _tried(settings: Settings, name: str, head: Head, raw: bytes) -> dict[
             await fetcher.open()
             async with contextlib.AsyncExitStack() as stack:
                 stack.push_async_callback(fetcher.close)
-                if not await needed.keys.fetch(fetcher, head.received_at):
+                if not await needed.fetch(fetcher, head.received_at):
                     raise KeysUnavailable from None
         return judged(adapter, head, body)
 

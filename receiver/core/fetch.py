@@ -5,7 +5,7 @@ Failures are values, not exceptions. A reply with any status is an answer; the a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -72,19 +72,13 @@ class Stream(Protocol):
         """Yield events until the stream ends; a connection that breaks or falls silent yields one `Failed`, last."""
 
 
-class Keys(Protocol):
-    """A provider's public keys."""
-
-    async def fetch(self, fetch: Fetch, now: int) -> bool:
-        """Fetch the keys, unless a fetch was just tried; return whether any are known. `now` in epoch milliseconds."""
-
-
 class KeysNeeded(ReceiverError):
     """The provider's public keys have to be fetched before the callback can be checked."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, fetch: Callable[[Fetch, int], Awaitable[bool]]) -> None:
+        """`fetch(fetch, now)` gets the keys, unless that was just tried, and returns whether any are known."""
         super().__init__()
-        self.keys = keys
+        self.fetch = fetch
 
 
 class Fetch(Protocol):

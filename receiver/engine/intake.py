@@ -250,7 +250,7 @@ class Intake:
             return check(*args)
         except KeysNeeded as needed:
             fetch = self._fetchers.get(provider.source)
-            if fetch is None or not await needed.keys.fetch(fetch, head.received_at):
+            if fetch is None or not await needed.fetch(fetch, head.received_at):
                 raise KeysUnavailable from None
         try:
             return check(*args)

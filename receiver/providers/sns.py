@@ -11,8 +11,6 @@ https://docs.aws.amazon.com/polly/latest/dg/API_SynthesisTask.html.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -49,6 +47,9 @@ from receiver.providers.documents import (
     text,
 )
 from receiver.providers.pickups import Collected, Gone, Lookup, Result, collected
+from receiver.providers.proofs.base import Trust, decoded
+from receiver.providers.proofs.request import Request
+from receiver.providers.proofs.signatures import TimestampSettings
 from receiver.providers.toolkit import refused, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
 
@@ -61,8 +62,8 @@ _FIELDS = {
 }
 """What is signed, by the type of the message, in this order; a `Subject` only where there is one."""
 _HASHES = {"1": "sha1", "2": "sha256"}
-_OLDEST_SECONDS, _AHEAD_SECONDS = 2 * 3600, 300
-"""The time that is signed is that of the first try."""
+_SIGNED_AT = TimestampSettings.model_validate({"from": "Timestamp", "unit": "iso", "tolerance": 2 * 3600})
+"""It is the time of the first try."""
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)", re.DOTALL)
 _S3_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9.-]+)\.)?s3[.-](?:(?P<region>[a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?"
@@ -156,6 +157,8 @@ class SnsProvider(Adapter):
 
         self._secret = revealed(options.secret_access_key)
         super().__init__(settings, options, tokens)
+        topics = f"{self._where}.topics"
+        self._trust = Trust(topics, topics, topics)
         self._certificates = Certificates(options.certificate)
         if self._reads_s3:  # imported now: it takes long, and callbacks would wait for it
             import_module("botocore.auth")
@@ -186,12 +189,14 @@ class SnsProvider(Adapter):
         """Check the URL's token and that the head names a topic of ours. Raises `CallbackRejected`, `WrongSource`."""
         claims = self._check_token(head, required=self._options.require_token)
         if head.one("x-amz-sns-message-type") is None:
-            raise self._refusal(
+            raise self._trust.refusal(
                 "the header x-amz-sns-message-type is missing: this is no message of SNS",
                 RejectionKind.MISSING,
             )
         if head.one("x-amz-sns-rawdelivery") is not None:
-            raise self._refusal("raw message delivery sends no signature: switch it off at the subscription")
+            raise self._trust.refusal(
+                "raw message delivery sends no signature: switch it off at the subscription"
+            )
         return Admission(
             head=head,
             claims=claims,
@@ -204,31 +209,25 @@ class SnsProvider(Adapter):
         """Check the signature. Raises `CallbackRejected`, `KeysNeeded`."""
         message = self._message(body.load())
         region = self._region(message)
-        self._check_time(message, admission.head.received_at)
+        _SIGNED_AT.check(Request(admission.head, body.load(), "json"), {}, self._trust)
         head = admission.head
         certificate = self._certificates.at(
             message.SigningCertURL, f"sns.{region}", head.received_at, head.peer
         )
         if certificate is None:
-            raise self._refusal("SigningCertURL is no certificate of the topic's region's own host")
-        try:
-            signature = base64.b64decode(message.Signature, validate=True)
-        except (binascii.Error, ValueError):
-            raise self._refusal("the signature is no base64", RejectionKind.MALFORMED) from None
+            raise self._trust.refusal("SigningCertURL is no certificate of the topic's region's own host")
+        signature = next(decoded(message.Signature, ("base64",)), b"")
         if not certificate.verifies(signature, message.signed(), _HASHES[message.SignatureVersion]):
-            raise self._refusal("the signature is not one of this message")
+            raise self._trust.refusal("the signature is not one of this message")
         return replace(super().verify(admission, body), proofs=admission.proofs | {"signature"})
-
-    def _refusal(self, message: str, kind: RejectionKind = RejectionKind.WRONG) -> CallbackRejected:
-        return self._rejection("topics", message, kind)
 
     def _message(self, raw: bytes) -> Message:
         try:
             message = msgspec.json.decode(raw, type=Message)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise self._refusal("the body is no message of SNS", RejectionKind.MALFORMED) from None
+            raise self._trust.refusal("the body is no message of SNS", RejectionKind.MALFORMED) from None
         if message.Type not in _FIELDS or message.SignatureVersion not in _HASHES:
-            raise self._refusal(
+            raise self._trust.refusal(
                 "the message has a type or a SignatureVersion that is not known", RejectionKind.MALFORMED
             )
         return message
@@ -236,19 +235,8 @@ class SnsProvider(Adapter):
     def _region(self, message: Message) -> str:
         found = _ARN.fullmatch(message.TopicArn)
         if found is None or message.TopicArn not in self._options.topics:
-            raise self._refusal("the message is of a topic that is not configured")
+            raise self._trust.refusal("the message is of a topic that is not configured")
         return f"{found[2]}.amazonaws.com{'.cn' if found[1] == 'aws-cn' else ''}"
-
-    def _check_time(self, message: Message, now: int) -> None:
-        signed_at = epoch_ms(message.Timestamp)
-        if signed_at is None:
-            raise self._refusal("the message's Timestamp is no time", RejectionKind.MALFORMED)
-        age = (now - signed_at) / 1000
-        if not -_AHEAD_SECONDS <= age <= _OLDEST_SECONDS:
-            raise self._refusal(
-                f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}: check this machine's clock, or it was replayed",
-                RejectionKind.STALE,
-            )
 
     def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
         """Return the answer that confirms a subscription, once its URL was fetched; only for a message that was proved."""

@@ -96,7 +96,7 @@ async def fetched(
     """Have the key fetched that a message needs; return whether it came."""
     with pytest.raises(KeysNeeded) as needed:
         proved(made, body, now, peer)
-    return await needed.value.keys.fetch(answers, now)
+    return await needed.value.fetch(answers, now)
 
 
 async def test_a_certificate_is_fetched_once_a_day() -> None:

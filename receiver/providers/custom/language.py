@@ -225,6 +225,7 @@ class Watch(Question):
     """Seconds between two questions of one process."""
 
 
+_RECIPES = resources.files(__package__) / "recipes"
 WHOLE_DOCUMENT = ResultSettings.model_validate({})
 
 
@@ -327,10 +328,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def recipes() -> tuple[str, ...]:
     """Return the names of the recipes that ship with receiver."""
-    folder = resources.files(__package__) / "recipes"
-    return tuple(
-        sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
-    )
+    files = (file.name for file in _RECIPES.iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml")))
 
 
 @cache
@@ -358,8 +357,8 @@ def recipe_of(options: CustomSettings) -> str | None:
 
 def recipe_example(name: str) -> bytes:
     """Return a request that a recipe takes for a completion, as it is sent; its proof is one of an example's secret."""
-    return (resources.files(__package__) / "recipes" / f"{name}.http").read_bytes()
+    return (_RECIPES / f"{name}.http").read_bytes()
 
 
 def _text(name: str) -> str:
-    return (resources.files(__package__) / "recipes" / f"{name}.toml").read_text("utf-8")
+    return (_RECIPES / f"{name}.toml").read_text("utf-8")

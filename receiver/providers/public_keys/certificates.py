@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -65,17 +67,21 @@ class Certificates:
         """
         if not _is_at(url, host):
             return None
-        found, fetched_at = (self._pinned, now) if self._pinned else self._kept.get(url, (None, 0))
-        if found is None or _is_old(fetched_at, now):
-            raise KeysNeeded(_Wanted(self, url, peer or ""))
+        if self._pinned is None and not self._has(url, now):
+            raise KeysNeeded(partial(self._fetch, url, peer or ""))
+        found = self._pinned or self._kept[url][0]
         return found if found.is_valid(now) else None
 
-    async def fetch(self, url: str, fetch: Fetch, now: int, peer: str) -> bool:
+    async def _fetch(self, url: str, peer: str, fetch: Fetch, now: int) -> bool:
         """Fetch a certificate; return whether it is there now."""
         if not self._has(url, now) and self._may_fetch(url if url in self._kept else peer, now):
             answer = await published(url, fetch)
-            if answer is not None:
-                self._keep(url, answer, now)
+            with suppress(ValueError, UnsupportedAlgorithm):
+                certificate = Certificate(answer or b"")
+                self._kept.pop(url, None)
+                while len(self._kept) >= _KEPT:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[url] = (certificate, now)
         return self._has(url, now)
 
     def _may_fetch(self, who: str, now: int) -> bool:
@@ -88,31 +94,7 @@ class Certificates:
         return True
 
     def _has(self, url: str, now: int) -> bool:
-        return url in self._kept and not _is_old(self._kept[url][1], now)
-
-    def _keep(self, url: str, pem: bytes, now: int) -> None:
-        try:
-            certificate = Certificate(pem)
-        except (ValueError, UnsupportedAlgorithm):
-            return
-        self._kept.pop(url, None)
-        while len(self._kept) >= _KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[url] = (certificate, now)
-
-
-class _Wanted:
-    """One certificate that is to be fetched."""
-
-    def __init__(self, certificates: Certificates, url: str, peer: str) -> None:
-        self._certificates, self._url, self._peer = certificates, url, peer
-
-    async def fetch(self, fetch: Fetch, now: int) -> bool:
-        return await self._certificates.fetch(self._url, fetch, now, self._peer)
-
-
-def _is_old(fetched_at: int, now: int) -> bool:
-    return now - fetched_at > KEPT_SECONDS * 1000
+        return url in self._kept and now - self._kept[url][1] <= KEPT_SECONDS * 1000
 
 
 def _is_at(url: str, host: str) -> bool:

@@ -59,7 +59,7 @@ class KeySet:
             return fits
         outdated = not fits or now - self._fetched_at > KEPT_SECONDS * 1000
         if not self._keys or (outdated and now - self._tried_at > PAUSE_SECONDS * 1000):
-            raise KeysNeeded(self)
+            raise KeysNeeded(self.fetch)
         return fits
 
     async def fetch(self, fetch: Fetch, now: int) -> bool:
