@@ -6,13 +6,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.core.errors import SubmissionRefused
-from receiver.core.submission import headers_out
+from receiver.core.submission import Submission as Row
+from receiver.core.submission import SubmissionState, headers_out
+from receiver.engine.submissions import repeats
 from receiver.engine.submissions.call import Call, Passing
 from receiver.engine.submissions.repeats import fingerprint_of
 from receiver.engine.submissions.sending import _patience
 from receiver.settings.submitting import Submission
+from tests.contract.submission_suite import new
 
 TABLE = Submission.model_validate(
     {
@@ -125,6 +129,49 @@ def test_a_caller_who_asks_the_provider_to_wait_is_waited_for_a_minute_at_most(
     prefer: str, seconds: float
 ) -> None:
     assert _patience(prefer, 20.0) == seconds
+
+
+UNDER_WAY = new(1)[0]
+
+
+def waiting(seconds: float, ends: Row | None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Look for what a call repeats while an identical one is under way, which then comes to `ends`."""
+    monkeypatch.setattr(repeats, "_LOOK_SECONDS", 0)
+    found = [UNDER_WAY, None]
+
+    async def look() -> Row | None:
+        return found.pop(0)
+
+    async def again(submission_id: str) -> Row | None:
+        return ends
+
+    parts = SimpleNamespace(
+        settings=SimpleNamespace(answer_seconds=seconds), store=SimpleNamespace(submission=again)
+    )
+    return repeats._repeated(cast("Passing", SimpleNamespace(parts=parts)), new(2)[0], look)
+
+
+@pytest.mark.parametrize(
+    ("ends", "stands"),
+    [
+        ({"state": SubmissionState.ACCEPTED}, True),
+        ({"state": SubmissionState.UNKNOWN}, True),
+        ({"state": SubmissionState.ACCEPTED, "delivered": True}, False),
+        ({"state": SubmissionState.REFUSED}, False),
+        (None, False),
+    ],
+)
+async def test_an_identical_call_stands_for_another_unless_it_made_no_job_or_was_answered(
+    ends: dict[str, Any] | None, stands: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came_to = None if ends is None else replace(UNDER_WAY, **ends)
+    assert await waiting(60, came_to, monkeypatch) == (came_to if stands else None)
+
+
+async def test_nobody_waits_for_an_identical_call_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SubmissionRefused) as caught:
+        await waiting(0, UNDER_WAY, monkeypatch)
+    assert caught.value.status == 424
 
 
 async def never() -> Any:
