@@ -1,7 +1,7 @@
 """`python -m bench.console [events]`: the console's pages over many events, as ratios to the same pages over 1,000.
 
 Both stores are filled by direct inserts: everything delivered once, but for some that are rare, evenly spread and as many in each store.
-Pages are asked for in turn, over loopback; ratios are of medians. Then what a callback costs while a console follows the list.
+Pages are asked for in turn, over loopback; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tests.support.running import Running, api_token, running, settings_text
 TOKEN = "admin-token-of-some-length"
 RARE = 60
 ROUNDS = 7
-LIVE_ROUNDS, CALLBACKS = 6, 200
 _FIRST_MS = 12 * 3600 * 1000
 _ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
 _TYPE = "CASE WHEN i % {every} = 0 THEN 'callback.parked' WHEN i % {every} = 1 THEN 'analysis.completed' ELSE 'transcript.completed' END"
@@ -137,7 +136,6 @@ async def compared(store: str, few: str | None, many: str | None, count: int) ->
             print(f"{store:10} {name:26} {b * 1000:7.1f} ms  {b / a:5.2f}", flush=True)
         if few is None:
             await _looked(large)
-            await _live(small)
 
 
 async def _looked(run: Running) -> None:
@@ -146,39 +144,6 @@ async def _looked(run: Running) -> None:
     page = (await run.client.get("/console/events?text=never-said")).text
     looked = page.partition("No transcript of ")[2].partition(",")[0]
     print(f"a look through {looked} transcripts: {time.process_time() - began:.2f} s of processor")
-
-
-async def _live(run: Running) -> None:
-    """Print what a callback costs in processor time with an open console, as a ratio to without; in turn."""
-    costs: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(LIVE_ROUNDS):
-        for open_console in (True, False) if number % 2 else (False, True):
-            costs[open_console].append(await _callbacks(run, open_console))
-    pairs = [one / other for one, other in zip(costs[True], costs[False], strict=True)]
-    alone = median(costs[False]) * 1e6
-    print(f"a callback: {alone:.0f} us of processor; with an open console {median(pairs):.3f} of it")
-
-
-async def _callbacks(run: Running, open_console: bool) -> float:
-    """Return the processor seconds of a callback, sent at 200 a second; the client's own are in it, with and without."""
-    async with contextlib.AsyncExitStack() as stack:
-        if open_console:
-            stream = await stack.enter_async_context(run.client.stream("GET", "/console/events/live"))
-            lines = stream.aiter_lines()
-            await anext(lines)
-            reading = asyncio.create_task(_drained(lines))
-            stack.callback(reading.cancel)
-        began = time.process_time()
-        for _ in range(CALLBACKS):
-            path = f"/callbacks/speech/{run.receiver.tokens.issue('speech', ref='live')}"
-            await run.client.post(path, content=b"RIFF----WAVEfmt ", headers={"content-type": "audio/wav"})
-            await asyncio.sleep(0.005)
-        return (time.process_time() - began) / CALLBACKS
-
-
-async def _drained(lines: AsyncIterator[str]) -> None:
-    async for _ in lines:
-        pass
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from receiver.core.errors import NotFound
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import outline_of
 from receiver.system.audio.peaks import NEEDS_AV, Outline
+from receiver.system.child import printed_by
 
 _SECONDS = 60.0
 _WAITING = 8
 _FETCHED_BYTES = 64 * 1024 * 1024
 """The largest object that is downloaded from S3 for its waveform, in bytes."""
-_OUTLINE_BYTES = 64 * 1024
 
 
 class Waveforms:
@@ -77,25 +76,10 @@ class Waveforms:
 
 
 async def _outline(path: str) -> Outline:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "receiver.system.audio.peaks",
-        path,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
     try:
-        async with asyncio.timeout(_SECONDS):
-            printed, _ = await child.communicate()
+        _, printed = await printed_by("receiver.system.audio.peaks", path, seconds=_SECONDS)
+        return msgspec.json.decode(printed, type=Outline)
     except TimeoutError:
         return Outline(error=f"it took longer than {_SECONDS:.0f} s")
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    try:
-        return msgspec.json.decode(printed[:_OUTLINE_BYTES], type=Outline)
     except msgspec.DecodeError:
         return Outline(error="the decoder ended early: it needed too much time or memory")

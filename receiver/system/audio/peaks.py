@@ -36,7 +36,6 @@ Lane = list[tuple[int, int]]
 class Outline(Struct, frozen=True, kw_only=True):
     """The highest and lowest samples of an audio, or why there are none."""
 
-    v: int = 1
     seconds: float | None = None
     buckets: int = 0
     peaks: tuple[str, ...] = ()
@@ -82,26 +81,20 @@ def _packed(lane: Lane) -> str:
     return base64.b64encode(array.array("b", values).tobytes()).decode()
 
 
-Decoded = tuple[Iterator["array.array[int]"], int, int]
-"""Blocks of interleaved samples, frames in a second, channels."""
-
-
-def _decoded(path: str) -> Decoded:
-    """Return the samples of a file, by miniaudio, else by PyAV. Raises `Undecodable`."""
+def _decoded(path: str) -> tuple[Iterator[array.array[int]], int, int]:
+    """Return blocks of interleaved samples, frames in a second, and channels; by miniaudio, else by PyAV. Raises `Undecodable`."""
     import miniaudio
 
     try:
         info = miniaudio.get_file_info(path)
     except miniaudio.DecodeError:
         return _decoded_by_av(path)
-    channels = min(info.nchannels, _CHANNELS)
-    blocks = miniaudio.stream_file(
-        path, nchannels=channels, sample_rate=info.sample_rate, frames_to_read=_BLOCK_FRAMES
-    )
-    return blocks, info.sample_rate, channels
+    channels, rate = min(info.nchannels, _CHANNELS), info.sample_rate
+    blocks = miniaudio.stream_file(path, nchannels=channels, sample_rate=rate, frames_to_read=_BLOCK_FRAMES)
+    return blocks, rate, channels
 
 
-def _decoded_by_av(path: str) -> Decoded:
+def _decoded_by_av(path: str) -> tuple[Iterator[array.array[int]], int, int]:
     try:
         import av
     except ImportError:
@@ -114,8 +107,7 @@ def _decoded_by_av(path: str) -> Decoded:
         raise Undecodable("the file holds no audio")
     stream = container.streams.audio[0]
     channels = min(stream.channels, _CHANNELS)
-    layout = "stereo" if channels == _CHANNELS else "mono"
-    resampler = av.AudioResampler(format="s16", layout=layout, rate=stream.rate)
+    resampler = av.AudioResampler(format="s16", layout=("mono", "stereo")[channels - 1], rate=stream.rate)
 
     def blocks() -> Iterator[array.array[int]]:
         for frame in chain(container.decode(stream), (None,)):

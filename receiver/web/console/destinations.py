@@ -7,14 +7,12 @@ from datetime import UTC, datetime, timedelta
 from starlette.responses import Response
 
 from receiver.app.wiring import build_router
-from receiver.core.bulk import BulkKind, Selection
+from receiver.core.bulk import BulkKind
 from receiver.core.destination_events import destination_test
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret
-from receiver.core.work import DeliveryState
 from receiver.engine.bulk import plan as planned
 from receiver.web.api import deliveries, operations, overview
-from receiver.web.api.lists import filter_of
 from receiver.web.api.problems import answer
 from receiver.web.console.guard import inside
 from receiver.web.console.visit import Visit
@@ -28,12 +26,12 @@ async def show(visit: Visit, *, made: tuple[str, str, datetime] | None = None) -
 
     `made` is a fresh secret, the setting that has it, and when the present ones end.
     """
-    name, store, settings = visit.path("name"), visit.receiver.store, visit.receiver.settings.destinations
-    standing = {one.name: one for one in (await overview.destinations.handle(visit.call())).items}
+    name, store, settings = visit.path["name"], visit.store, visit.settings.destinations
+    standing = {one.name: one for one in (await visit.do(overview.destinations)).items}
     if name not in standing:
         raise NotFound(f"there is no destination {name[:100]}; there is: {', '.join(standing) or 'none'}")
     wanted = deliveries.DeliveryQuery(destination=name, limit=_LATEST)
-    latest = (await deliveries.listed.handle(visit.call(query=wanted))).items
+    latest = (await visit.do(deliveries.listed, query=wanted)).items
     lines = [(one, await store.attempts(one.id) if one.attempts else []) for one in latest]
     given = {"name": name, "standing": standing[name], "settings": settings[name], "lines": lines}
     return await visit.page("destination.html", **given, made=made)
@@ -41,26 +39,25 @@ async def show(visit: Visit, *, made: tuple[str, str, datetime] | None = None) -
 
 async def test(visit: Visit) -> Response:
     """Send a test event to a destination, and show how it fares."""
-    receiver, name = visit.receiver, visit.path("name")
-    if name not in receiver.settings.destinations:
+    name = visit.path["name"]
+    if name not in visit.settings.destinations:
         raise NotFound(f"there is no destination {name[:100]}")
-    made = destination_test(name, by=visit.session.name, now=receiver.clock())
-    recorded = await receiver.store.record(made)
-    receiver.relay.wake([name])
+    made = destination_test(name, by=visit.session.name, now=visit.now)
+    recorded = await visit.store.record(made)
+    visit.receiver.relay.wake([name])
     return visit.lead(f"/events/{recorded.event_id}?done=sent")
 
 
 async def rotate(visit: Visit) -> Response:
     """Show a fresh secret, this once, and the setting that has it beside the present ones."""
-    settings = visit.receiver.settings.destinations.get(visit.path("name"))
+    settings = visit.settings.destinations.get(visit.path["name"])
     present = settings.options.get("secrets", ()) if settings else ()
     if not present:
         raise UsageError("it signs nothing: it has no secrets")
     fresh = new_webhook_secret()
     until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=_OVERLAP_SECONDS)
-    present_lines = [f'  {{secret = "…", until = {until:%Y-%m-%dT%H:%M:%SZ}}},'] * len(present)
-    setting = "\n".join(["secrets = [", *present_lines, f'  "{fresh}",', "]"])
-    return await show(visit, made=(fresh, setting, until))
+    old = f'  {{secret = "…", until = {until:%Y-%m-%dT%H:%M:%SZ}}},\n' * len(present)
+    return await show(visit, made=(fresh, f'secrets = [\n{old}  "{fresh}",\n]', until))
 
 
 # ---------------------------------------------------------------- replays and operations
@@ -68,7 +65,7 @@ async def rotate(visit: Visit) -> Response:
 
 async def delivery(visit: Visit) -> Response:
     """Lead to the event, whose page shows every attempt."""
-    found = await visit.receiver.store.delivery(visit.path("delivery_id"))
+    found = await visit.store.delivery(visit.path["delivery_id"])
     return visit.lead(f"/events/{found.event_id}")
 
 
@@ -77,24 +74,22 @@ async def replay_picked(visit: Visit) -> Response:
     ids, back = visit.form.get("id", []), inside(visit.given("back"), "/deliveries")
     if not ids:
         raise UsageError("no delivery was picked: nothing was replayed")
-    done = await operations.make_replay.handle(visit.call(body=operations.NewReplay(ids=ids)))
+    done = await visit.do(operations.make_replay, body=operations.NewReplay(ids=ids))
     told = f"replayed.{done.replayed}" if done.replayed else "nothing"
     return visit.lead(f"{back}{'&' if '?' in back else '?'}done={told}")
 
 
 async def plan(visit: Visit) -> Response:
     """Count what fits the filters of a list of deliveries or of parked callbacks; nothing is done yet."""
-    receiver, kind = visit.receiver, visit.given("kind") or BulkKind.REPLAY
+    kind = visit.given("kind") or BulkKind.REPLAY
     if kind not in (*BulkKind,):
         raise UsageError("the form names an operation that there is not: load its page again")
-    wanted = visit.sent(operations.NewReplay)
-    state = DeliveryState(wanted.state) if wanted.state else None
-    chosen = filter_of(wanted, Selection, state=state)
-    router, by, now = build_router(receiver.settings), visit.session.name, receiver.clock()
-    counted = await planned(receiver.store, router, BulkKind(kind), chosen, by=by, now=now)
+    _, chosen = operations.selected(visit.sent(operations.NewReplay))
+    router, by = build_router(visit.settings), visit.session.name
+    counted = await planned(visit.store, router, BulkKind(kind), chosen, by=by, now=visit.now)
     return await visit.page("operation.html", found=counted.operation, planned=counted)
 
 
 async def progress(visit: Visit) -> Response:
     """Answer how far an operation has come, for the page that follows it."""
-    return answer(await operations.one.handle(visit.call()))
+    return answer(await visit.do(operations.one))

@@ -31,10 +31,9 @@ _LINK_MS = 6 * 3600 * 1000
 
 async def show(visit: Visit) -> Response:
     """Show the page."""
-    receiver, store = visit.receiver, visit.receiver.store
-    event = await store.event(visit.path("event_id"))
+    store, event = visit.store, await visit.store.event(visit.path["event_id"])
     pickups = {one.id: one for one in await store.pickups(PickupFilter(event_id=event.id))}
-    job = await gather_events(store, receiver.settings, [event], pickups, now=receiver.clock())
+    job = await gather_events(store, visit.settings, [event], pickups, now=visit.now)
     body = await _body(visit, event)
     return await visit.page(
         "event.html",
@@ -43,7 +42,7 @@ async def show(visit: Visit) -> Response:
         explained=explain(job),
         routing=await store.routing(event.id),
         callback=callback_shown(job.callbacks[0]) if job.callbacks else None,
-        destinations=list(receiver.settings.destinations),
+        destinations=list(visit.settings.destinations),
         sound=await _sound(visit, event, body),
         event_json=_document(event),
         body=body,
@@ -60,7 +59,7 @@ async def _body(visit: Visit, event: Event) -> bytes | None:
     if data["audio"] or data["media"]:
         return None
     try:
-        return await kept_body(visit.receiver.store, visit.receiver.blobs, event)
+        return await kept_body(visit.store, visit.receiver.blobs, event)
     except NotFound:
         return None
 
@@ -70,28 +69,27 @@ async def _body(visit: Visit, event: Event) -> bytes | None:
 
 async def _sound(visit: Visit, event: Event, body: bytes | None) -> dict[str, Any]:
     """Pair audio and words: of the event itself, else of its job, else of its ref, the nearest in time."""
-    related = [event, *await _related(visit, event)]
-    heard = next(((one, facts) for one in related if (facts := _facts(one))), (None, None))
-    sound: dict[str, Any] = {"audio": heard[0], "facts": heard[1], "words": None, "turns": [], "count": 0}
+    related = await _related(visit, event)
+    audio = next(filter(_facts, related), None)
+    sound = {"audio": audio, "facts": audio and _facts(audio), "words": None, "turns": (), "most": _WORDS}
     for one in related:
         if one.type.startswith("transcript."):
             words = await _words(visit, one, body if one is event else await _body(visit, one))
             if words:
-                turns = turns_of(words[:_WORDS])
-                return sound | {"words": one, "turns": turns, "count": len(words), "most": _WORDS}
+                return sound | {"words": one, "turns": turns_of(words[:_WORDS]), "count": len(words)}
     return sound
 
 
 async def _related(visit: Visit, event: Event) -> list[Event]:
+    """Return the event, those of its job, and those with its ref, each the nearest in time first."""
     searches = [EventSearch(source=event.source, job_id=event.job_id)] if event.job_id else []
     searches += [EventSearch(ref=event.ref)] if event.ref else []
-    found: dict[str, Event] = {}
+    found = {event.id: event}
     for search in searches:
         wanted = msgspec.structs.replace(search, newest_first=True, limit=_PART)
-        events = [one.event for one in await visit.receiver.store.search(wanted)]
+        events = [one.event for one in await visit.store.search(wanted)]
         for one in sorted(events, key=lambda one: abs(one.recorded_at - event.recorded_at)):
             found.setdefault(one.id, one)
-    found.pop(event.id, None)
     return list(found.values())
 
 
@@ -112,7 +110,7 @@ def _facts(event: Event) -> dict[str, Any] | None:
 
 async def _audio_of(visit: Visit) -> tuple[str, dict[str, Any]]:
     """Return the key of an event's audio, and what is known of it. Raises `NotFound`."""
-    event = await visit.receiver.store.event(visit.path("event_id"))
+    event = await visit.store.event(visit.path["event_id"])
     facts = _facts(event)
     if facts is None or event.blob_key is None:
         raise NotFound("this event has no audio (any more)")
@@ -122,7 +120,7 @@ async def _audio_of(visit: Visit) -> tuple[str, dict[str, Any]]:
 async def audio(visit: Visit) -> Response:
     """Answer the audio, in parts as the player asks for them."""
     blobs, (key, facts) = visit.receiver.blobs, await _audio_of(visit)
-    expires = visit.receiver.clock() + _LINK_MS
+    expires = visit.now + _LINK_MS
     if link := blobs.presign(key, content_type=facts["content_type"], expires_at=expires):
         return RedirectResponse(link, 302)
     return await served(visit.request, blobs, key, facts["content_type"])
@@ -139,14 +137,14 @@ async def peaks(visit: Visit) -> Response:
 
 async def download(visit: Visit) -> Response:
     """Answer the event, as it is sent, as a file that no browser runs."""
-    event = await visit.receiver.store.event(visit.path("event_id"))
+    event = await visit.store.event(visit.path["event_id"])
     headers = {"content-disposition": f'attachment; filename="{event.id}-event.json"'}
     return Response(_document(event), media_type="application/octet-stream", headers=headers)
 
 
 async def download_body(visit: Visit) -> Response:
     """Answer what the callback brought, as a file that no browser runs."""
-    answer: Response = await api.body.handle(visit.call())
+    answer: Response = await visit.do(api.body)
     return answer
 
 
@@ -155,19 +153,19 @@ async def download_body(visit: Visit) -> Response:
 
 async def renormalize(visit: Visit) -> Response:
     """Have today's code read an event's callback again, and lead to what it became."""
-    made = await api.renormalize.handle(visit.call())
+    made = await visit.do(api.renormalize)
     where = f"{made.event_id}?done=read" if made.event_id else f"{made.replaces}?done=same"
     return visit.lead(f"/events/{where}")
 
 
 async def send(visit: Visit) -> Response:
     """Send an event again to a destination, or for the first time to one that it never went to, whatever the rules say."""
-    receiver, event_id, to = visit.receiver, visit.path("event_id"), visit.given("to")
-    if to not in receiver.settings.destinations:
+    store, event_id, to = visit.store, visit.path["event_id"], visit.given("to")
+    if to not in visit.settings.destinations:
         raise UsageError("there is no such destination")
-    found = await find_named(receiver.store, build_router(receiver.settings), [event_id], to)
+    found = await find_named(store, build_router(visit.settings), [event_id], to)
     if not found and not found.busy:
         found.missing = [(event_id, to)]
-    count = sum(await replay(receiver.store, found, now=receiver.clock()))
-    receiver.relay.wake([to])
+    count = sum(await replay(store, found, now=visit.now))
+    visit.receiver.relay.wake([to])
     return visit.lead(f"/events/{event_id}?done={f'replayed.{count}' if count else 'nothing'}")

@@ -1,4 +1,4 @@
-"""The list of events, what tells it of newer ones, and the parked ones with their bodies."""
+"""The list of events, what tells it of newer ones, and what parked ones brought."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Event, EventSearch, Place, PlacedEvent
-from receiver.core.explain import PARKED
-from receiver.core.page import Page
+from receiver.core.event import Event, EventSearch, Place
 from receiver.core.work import Progress
 from receiver.engine.following import newest_place
 from receiver.storage.store.store import Store
@@ -28,10 +27,7 @@ from receiver.web.console.visit import Visit
 _OPEN_AT_ONCE = 16
 _STREAM_SECONDS = 300.0
 """A stream ends then, and the browser opens another: that asks again who is logged in."""
-_BEAT_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
-_PARKED = 20
-"""Parked callbacks on a page: each with its body."""
 _COUNTED = 20
 """Newer events that one look counts: callbacks are not to wait for it."""
 
@@ -67,23 +63,20 @@ async def latest(store: Store, limit: int, source: str | None = None) -> list[Ev
     return [one.event for one in found]
 
 
-def _older(found: Page[PlacedEvent]) -> str | None:
-    """Return the cursor of the page after this one; None at the end."""
-    return None if found.after is None else cursor_of(Place(*found.after))
-
-
 async def events(visit: Visit) -> Response:
     """Show events, those recorded last first; with some words in their transcripts, where they are asked for."""
-    store, query = visit.receiver.store, visit.query(ListQuery)
+    store, query = visit.store, visit.asked(ListQuery)
     wanted, end = search_of(query), await newest_place(store)
-    searched = await look(visit.receiver, wanted, query.text) if query.text else None
+    searched = await look(visit, wanted, query.text) if query.text else None
     if searched is not None:
-        rows, after = await rows_of(store, searched.found), searched.after and cursor_of(searched.after)
+        rows = await rows_of(store, [event for event, _ in searched.found.values()])
         for row in rows:
-            row.excerpt = searched.excerpts[row.event.id]
+            row.excerpt = searched.found[row.event.id][1]
+        after = searched.after and cursor_of(searched.after)
     else:
         found = await store.search(wanted)
-        rows, after = await rows_of(store, [one.event for one in found]), _older(found)
+        rows = await rows_of(store, [one.event for one in found])
+        after = cursor_of(Place(*found.after)) if found.after else None
         end = max([end, *(one.place for one in found)])
     return await visit.page(
         "events.html",
@@ -96,46 +89,40 @@ async def events(visit: Visit) -> Response:
     )
 
 
-async def parked(visit: Visit) -> Response:
-    """Show callbacks that were verified and not understood."""
-    store = visit.receiver.store
-    wanted = replace(search_of(visit.query(EventQuery)), types=(PARKED,), limit=_PARKED)
-    found = await store.search(wanted)
-    shown = [(one.event, json.loads(one.event.data), await store.body(one.event.id)) for one in found]
-    return await visit.page("parked.html", shown=shown, after=_older(found), **filters(visit, EventQuery))
+async def bodies_of(visit: Visit, found: Any) -> dict[str, Any]:
+    """Return, for the list of parked callbacks, the data and the body of each."""
+    return {
+        "parts": {
+            one.id: (msgspec.json.decode(one.data), await visit.store.body(one.id)) for one in found.items
+        }
+    }
 
 
 async def live(visit: Visit) -> Response:
     """Tell how many events were recorded after the cursor `after`, as server-sent events, until the browser goes or asks again."""
     if len(visit.console.streams) >= _OPEN_AT_ONCE:
         return PlainTextResponse("too many consoles are open\n", 503)
-    query, store = visit.query(EventQuery), visit.receiver.store
+    query, store = visit.asked(EventQuery), visit.store
     given = await known_place(store, visit.request.headers.get("last-event-id") or query.after)
-    begin = given or await newest_place(store)
-    search = replace(search_of(query), newest_first=False, after=begin, limit=_COUNTED)
-    headers = {"x-accel-buffering": "no"}
-    return StreamingResponse(_counts(visit, search), media_type="text/event-stream", headers=headers)
+    counts = _counts(visit, search_of(query), given or await newest_place(store))
+    return StreamingResponse(counts, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
-async def _counts(visit: Visit, search: EventSearch) -> AsyncIterator[str]:
+async def _counts(visit: Visit, search: EventSearch, place: Place) -> AsyncIterator[str]:
     """Yield the counts of newer events, the place up to which each counts as its id; `20+` stands for more than 20."""
-    receiver, mark = visit.receiver, object()
+    store, mark, end = visit.store, object(), time.monotonic() + _STREAM_SECONDS
     visit.console.streams.add(mark)
     try:
         yield "retry: 1000\n\n"
-        began = beat = time.monotonic()
-        while not receiver.stopping and time.monotonic() < began + _STREAM_SECONDS:
-            found = await receiver.store.search(search)
+        while not visit.receiver.stopping and time.monotonic() < end:
+            found = await store.search(replace(search, newest_first=False, after=place, limit=_COUNTED))
             more = "+" if found and found.after is not None else ""
             if more:
-                search = replace(search, after=await newest_place(receiver.store))
+                place = await newest_place(store)
             elif found or found.after is not None:
-                search = replace(search, after=Place(*found.after) if found.after else found[-1].place)
-            if found and search.after:
-                yield f"id: {cursor_of(search.after)}\ndata: {len(found)}{more}\n\n"
-            if time.monotonic() > beat + _BEAT_SECONDS:
-                beat = time.monotonic()
-                yield ": still here\n\n"
+                place = Place(*found.after) if found.after else found[-1].place
+            data = f"data: {len(found)}{more}\n" if found else ""
+            yield f"id: {cursor_of(place)}\n{data}\n"
             await asyncio.sleep(_LOOK_SECONDS)
     except StoreUnavailable:
         return  # the browser comes again, and goes on where it ended

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import time
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from receiver.core.act import new_act
+from receiver.settings.model import ApiScope
 from receiver.web.api.problems import TITLES, Refused, refusal_of
 from receiver.web.api.serving import received
+from receiver.web.console.sessions import RENEW_SECONDS, Session
 from receiver.web.console.visit import HOME, Console, Handler, Visit
-from receiver.web.proxies import Proxies
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from receiver.settings.model import ApiScope
-    from receiver.web.console.sessions import Session
 
 _SECONDS = 20.0
 """How long a request may take, its body and the store together."""
@@ -36,8 +33,8 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'{media}; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_TITLES = {422: "Nothing was done", 503: "The store does not answer"}
-Answering = Callable[["Request"], Awaitable[Response]]
+_TITLES = TITLES | {422: "Nothing was done", 503: "The store does not answer"}
+Answering = Callable[[Request], Awaitable[Response]]
 
 
 class Guard:
@@ -48,14 +45,14 @@ class Guard:
         settings = console.receiver.settings
         named = [urlsplit(settings.public_url or "").hostname, *settings.console.hosts]
         self._hosts = {name.lower() for name in named if name} | {"localhost"}
-        self._proxies = Proxies(settings.server.trusted_proxies)
 
     @cached_property
-    def _policy(self) -> str:
-        """What browsers may do: audio may come from the bucket as well, which is of one origin."""
+    def _headers(self) -> dict[str, str]:
+        """The headers of each answer. Audio may come from the bucket as well, which is of one origin."""
         link = self._receiver.blobs.presign("a.wav", content_type="audio/wav", expires_at=2**41)
         parts = urlsplit(link or "")
-        return _POLICY.format(media=f" {parts.scheme}://{parts.netloc}" if link else "")
+        media = f" {parts.scheme}://{parts.netloc}" if link else ""
+        return _HEADERS | {"content-security-policy": _POLICY.format(media=media)}
 
     # ------------------------------------------------------------ the doors
 
@@ -64,7 +61,7 @@ class Guard:
 
         async def opened(request: Request) -> Response:
             response = await self._told(request, self._let_in(request, handle))
-            for name, value in {**_HEADERS, "content-security-policy": self._policy}.items():
+            for name, value in self._headers.items():
                 response.headers.setdefault(name, value)
             return response
 
@@ -78,8 +75,8 @@ class Guard:
             if session is None:
                 query = f"?{request.url.query}" if request.url.query else ""
                 return RedirectResponse(f"{HOME}/login?next={quote(request.url.path + query, safe='')}", 303)
-            response = await handle(Visit(request, session, self.console))
-            if session.stale:
+            response = await handle(self.console.visit(request, session))
+            if time.time() - session.used_at > RENEW_SECONDS:
                 self.keep(request, response, session)
             return response
 
@@ -91,23 +88,20 @@ class Guard:
         async def acted(request: Request) -> Response:
             session = await self._session(request)
             if session is None:
-                raise Refused(
-                    403, "you are not logged in any more: nothing was done. Log in and send it again."
-                )
+                raise Refused(403, "you are logged out: nothing was done. Log in, then send it again.")
             form = await read_form(request)
             if not self._sessions.is_form_token(form.get("form", [""])[0], session, request.url.path):
                 raise Refused(403, "this form was not made by a page of your session: nothing was done.")
-            if scope is not None and not session.may(scope):
+            if scope is not None and scope not in session.scopes:
                 raise Refused(403, f"your token, {session.name}, lacks the scope {scope}: nothing was done.")
-            visit = Visit(request, session, self.console, form)
+            visit = self.console.visit(request, session, form)
             return await (handle(visit) if scope is None else self._noted(visit, handle))
 
         return self.open(acted)
 
     async def _let_in(self, request: Request, handle: Answering) -> Response:
-        given = request.headers.getlist("host")
-        host = hostname(given[0]) if len(given) == 1 else ""
-        if not (host in self._hosts or _is_address(host)):
+        names = [hostname(given) for given in request.headers.getlist("host")]
+        if not (len(names) == 1 and (names[0] in self._hosts or _is_address(names[0]))):
             detail = "the console does not answer to this name: add it to console.hosts, or use an address\n"
             return PlainTextResponse(detail, 421)
         if request.method == "POST" and not _is_ours(request):
@@ -123,15 +117,15 @@ class Guard:
             refused = refusal_of(error)
             if refused.status == 500:  # a fault of ours is told to operators, never to whoever asks
                 self._receiver.observer.note("error", "console.internal_error", error=type(error).__name__)
-        title, detail = _TITLES.get(refused.status, TITLES[refused.status]), refused.detail
+        title, detail = _TITLES[refused.status], refused.detail
         if refused.status == 503:
             depth = self._receiver.journal.depth
             detail = f"{detail.rstrip('.')}. Callbacks go to the journal, where {depth} wait. Load the page again to try once more."
         session = self._sessions.read(request.cookies.get(cookie_name(request), ""))
         if session is None:
             return PlainTextResponse(f"{title}: {detail}\n", refused.status)
-        visit = Visit(request, session, self.console)
-        return await visit.page("error.html", status=refused.status, title=title, detail=detail)
+        visit = self.console.visit(request, session)
+        return await visit.page("error.html", refused.status, title=title, detail=detail)
 
     # ------------------------------------------------------------ who it is
 
@@ -144,36 +138,25 @@ class Guard:
 
     def keep(self, request: Request, response: Response, session: Session | None) -> None:
         """Have the browser keep a session's cookie, or forget it (None)."""
-        value = self._sessions.cookie(session) if session else ""
-        response.set_cookie(
-            cookie_name(request),
-            value,
-            max_age=None if session else 0,
-            secure=is_https(request),
-            httponly=True,
-            samesite="strict",
-        )
-
-    def peer(self, request: Request) -> str:
-        """Return the caller's address, behind proxies that are trusted to name it."""
-        return self._proxies.caller_of(request) or "unknown"
+        name, secure = cookie_name(request), is_https(request)
+        value, age = (self._sessions.cookie(session), None) if session else ("", 0)
+        response.set_cookie(name, value, age, secure=secure, httponly=True, samesite="strict")
 
     async def _noted(self, visit: Visit, handle: Handler) -> Response:
         """Do what a form asks for, noted before it is done, and with its answer after."""
-        request = visit.request
-        ids = visit.form.get("id")
+        request, ids = visit.request, visit.form.get("id")
+        details = {name: visit.given(name) for name in visit.form}
         act = new_act(
             f"console {request.scope['route'].path.removeprefix(HOME)}",
             visit.session.name,
-            at=self._receiver.clock(),
+            at=visit.now,
             subject=request.url.path,
-            details={name: visit.given(name) for name in visit.form}
-            | {"deliveries": str(len(ids)) if ids else None},
-            peer=self.peer(request),
+            details=details | {"deliveries": str(len(ids)) if ids else None},
+            peer=visit.peer,
         )
-        await self._receiver.store.begin_act(act)
+        await visit.store.begin_act(act)
         response = await self._told(request, handle(visit))
-        await self._receiver.store.end_act(act.id, status=response.status_code, answer=None)
+        await visit.store.end_act(act.id, status=response.status_code, answer=None)
         return response
 
 
@@ -189,26 +172,22 @@ def cookie_name(request: Request) -> str:
 
 def hostname(host: str) -> str:
     """Return the name in a `Host` header, without its port and in lower case; empty when it is none."""
-    try:
+    with contextlib.suppress(ValueError):
         return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    return ""
 
 
 def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
 
 
 def _is_ours(request: Request) -> bool:
     """Tell whether a page of ours sent this request."""
-    origin = request.headers.get("origin")
+    origin, host = request.headers.get("origin"), request.headers.get("host", "").lower()
     if origin is None:
         return request.headers.get("sec-fetch-site") == "same-origin"
-    host = request.headers.get("host", "").lower()
     return origin.lower() in (f"http://{host}", f"https://{host}")
 
 

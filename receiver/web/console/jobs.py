@@ -43,7 +43,7 @@ class Line(Struct):
 
 async def jobs(visit: Visit) -> Response:
     """Show jobs, newest first; or one job, or all with one ref, across its events and pickups."""
-    store, query = visit.receiver.store, visit.query(JobQuery)
+    store, query = visit.store, visit.asked(JobQuery)
     if name := query.ref or query.job:
         job = await job_named(visit.receiver, name, query.source)
         rows = (await rows_of(store, job.events))[::-1]
@@ -71,9 +71,7 @@ async def find(visit: Visit) -> Response:
     """Lead to what a text names: an event, a delivery, a pickup, a ref, a job, or the job of a callback URL."""
     wanted = visit.given("q")[:2000]
     if not wanted:
-        raise UsageError(
-            "write a ref, the provider’s job id, an event, delivery or pickup id, or a callback URL"
-        )
+        raise UsageError("write a ref, a job id, an event, delivery or pickup id, or a callback URL")
     if wanted[:4] in _BY_ID:
         return visit.lead(f"/{_BY_ID[wanted[:4]]}/{quote(wanted, safe='')}")
     if "/callbacks/" in wanted:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from receiver.web.console.sessions import Session
 
 
+_LOOPBACK = ("127.0.0.1", "::1")
+
+
 class Doors:
     """The form that logs in, the link that does it once, and the way out."""
 
@@ -32,7 +35,7 @@ class Doors:
 
     async def login(self, request: Request) -> Response:
         """Show the form, take it, or take the secret of a one-time link."""
-        link, peer = request.query_params.get("once", ""), self._guard.peer(request)
+        link, peer = request.query_params.get("once", ""), self._console.proxies.caller_of(request) or ""
         if request.method == "GET" and not link:
             return await self._form(request.query_params.get("next", ""))
         if link:
@@ -57,28 +60,24 @@ class Doors:
         if (left_out := self._failures.left_out("login")) is not None:
             fields = {"peer": peer, "left_out": left_out}
             self._console.receiver.observer.note("warning", "console.login_failed", **fields)
-        wrong = (
-            "That link was used, or is too old." if by_link else "No token is like that, or it may not read."
-        )
-        return await self._form(wanted, wrong, status=401)
+        trouble = "That link was used, or is too old." if by_link else "No such token, or it may not read."
+        return await self._form(wanted, trouble, status=401)
 
     def _by_link(self, request: Request, link: str) -> Session | None:
         """Return a session for a one-time link: only on this machine itself, and never by way of a proxy."""
-        loopback = ("127.0.0.1", "::1")
-        near = request.client is not None and request.client.host in loopback
-        named = hostname(request.headers.get("host", "")) in (*loopback, "localhost")
-        if not (near and named) or "x-forwarded-for" in request.headers:
-            return None
-        return self._console.sessions.by_link(link)
+        peer, name = request.client.host if request.client else "", hostname(request.headers.get("host", ""))
+        near = peer in _LOOPBACK and name in (*_LOOPBACK, "localhost")
+        here = near and "x-forwarded-for" not in request.headers
+        return self._console.sessions.by_link(link) if here else None
 
     async def _form(self, wanted: str, trouble: str = "", *, status: int = 200) -> Response:
         return await self._console.render("login.html", status, next=wanted, trouble=trouble)
 
     async def logout(self, visit: Visit) -> Response:
         """End this login, or with `everywhere` all by the same token."""
-        session, receiver = visit.session, visit.receiver
+        session = visit.session
         subject = everywhere(session.name) if visit.given("everywhere") else session.id
-        await receiver.store.end_login(subject, now=receiver.clock())
+        await visit.store.end_login(subject, now=visit.now)
         response = visit.lead("/login")
         self._guard.keep(visit.request, response, None)
         return response

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -13,7 +12,7 @@ from starlette.responses import Response
 
 from receiver.core.event import Event, EventSearch, Rejection
 from receiver.core.explain import OVERDUE, PARKED
-from receiver.core.tally import ACK, HOUR, MINUTE, Tally, within
+from receiver.core.tally import ACK, HOUR, MINUTE, within
 from receiver.core.work import PickupFilter, PickupState, StoreStats
 from receiver.settings.load import local_folders
 from receiver.settings.model import Settings
@@ -43,64 +42,38 @@ class Concern(Struct, frozen=True):
     """Of the destination that it is about: it says why."""
 
 
-class Hour:
-    """What was counted in the last hour, over all processes."""
-
-    def __init__(self, tallies: Iterable[Tally], first: int) -> None:
-        self._tallies, self._first = list(tallies), first
-
-    def line(self, kind: str, outcome: str | None = None) -> list[int]:
-        """Return the counts of each minute, of one outcome or of all."""
-        counts = [0] * 60
-        for one in self._tallies:
-            if one.kind == kind and outcome in (None, one.outcome):
-                counts[(one.minute - self._first) // MINUTE] += one.count
-        return counts
-
-    def outcomes(self, kind: str) -> dict[str, int]:
-        """Return the counts by outcome, the highest first."""
-        counts: Counter[str] = Counter()
-        for one in self._tallies:
-            if one.kind == kind:
-                counts[one.outcome] += one.count
-        return dict(counts.most_common())
-
-    def acknowledged(self, share: float) -> float | None:
-        """Return the seconds within which a share of callbacks were answered: the upper bound of a range."""
-        millis = within((one for one in self._tallies if one.kind == ACK), share)
-        return None if millis is None else millis / 1000
-
-
 async def show(visit: Visit) -> Response:
     """Show the page."""
-    receiver, store, now = visit.receiver, visit.receiver.store, visit.receiver.clock()
-    stats, hour = await store.stats(now), now // MINUTE * MINUTE - HOUR + MINUTE
+    store, now, hour = visit.store, visit.now, visit.now // MINUTE * MINUTE - HOUR + MINUTE
+    stats, tallies = await store.stats(now), await store.tallies(hour, now, MINUTE)
+    waits = [within([one for one in tallies if one.kind == ACK], share) for share in (0.99, 0.5)]
     found = await store.rejections(None, limit=_LOOKED_AT)
     rejections = [one for one in found if one.at > now - _DAY_MS]
     events = await latest(store, _LOOKED_AT)
     newest = {event.source: event for event in reversed(events)}
-    destinations = (await api.destinations.handle(visit.call())).items
-    concerns = [*_of_work(visit, stats, now), *_of_rejections(rejections), *_of_destinations(destinations)]
+    destinations = (await visit.do(api.destinations)).items
+    concerns = [*_of_work(visit, stats), *_of_rejections(rejections), *_of_destinations(destinations)]
     return await visit.page(
         "overview.html",
-        concerns=[*concerns, *await _of_events(visit, now)],
-        sources=receiver.settings.sources,
+        concerns=[*concerns, *await _of_events(visit)],
+        sources=visit.settings.sources,
         newest=newest,
         delays={name: await _delay(visit, event) for name, event in newest.items()},
-        rejected=Counter(one.source for one in rejections),
+        rejections=rejections,
         destinations=destinations,
         rows=await rows_of(store, events[:_ROWS]),
-        hour=Hour(await store.tallies(hour, now, MINUTE), hour),
+        first_minute=hour,
+        tallies=tallies,
+        answered_within=[None if millis is None else millis / 1000 for millis in waits],
         stats=stats,
-        journal=receiver.journal.depth,
-        free=await asyncio.to_thread(_free, receiver.settings),
-        rejected_kinds=Counter(one.kind for one in rejections).most_common(),
+        journal=visit.receiver.journal.depth,
+        free=await asyncio.to_thread(_free, visit.settings),
     )
 
 
 async def _delay(visit: Visit, newest: Event) -> float | None:
     """Return the seconds from the making of its URL to the callback of an event; None where they are not known."""
-    callback = await visit.receiver.store.callback(newest.id)
+    callback = await visit.store.callback(newest.id)
     made = callback and callback.arrival and callback.arrival.claims and callback.arrival.claims.issued_at
     return (callback.received_at - made) / 1000 if callback and made else None
 
@@ -117,9 +90,9 @@ def _free(settings: Settings) -> int | None:
 # ---------------------------------------------------------------- what needs a person
 
 
-def _of_work(visit: Visit, stats: StoreStats, now: int) -> Iterator[Concern]:
+def _of_work(visit: Visit, stats: StoreStats) -> Iterator[Concern]:
     """Yield what waits: in the journal, given up, and due for long."""
-    settings, depth = visit.receiver.settings, visit.receiver.journal.depth
+    settings, depth = visit.settings, visit.receiver.journal.depth
     if depth:
         why = "The store was out. They are recorded as soon as it answers; nothing is lost."
         yield Concern("journal", f"{depth} callbacks wait in this machine’s journal", why, "/events")
@@ -131,26 +104,26 @@ def _of_work(visit: Visit, stats: StoreStats, now: int) -> Iterator[Concern]:
     late = [(one, f"/deliveries?destination={one.name}") for one in stats.due]
     late += [(one, f"/pickups?source={one.name}&state=pending") for one in stats.pickups]
     for one, address in late:
-        seconds = (now - one.oldest_due_at) / 1000
+        seconds = (visit.now - one.oldest_due_at) / 1000
         if seconds > settings.server.ready_due_age_seconds:
             title = f"{one.depth} due for {one.name}, the oldest for {length(seconds)}"
             why = "Nothing takes them up: is a worker running, and is the name in its settings?"
             yield Concern("due", title, why, address, one.oldest_due_at)
 
 
-async def _of_events(visit: Visit, now: int) -> list[Concern]:
+async def _of_events(visit: Visit) -> list[Concern]:
     """Return what the events of the last day say: parked, overdue, gone."""
-    found, store = [], visit.receiver.store
+    found, store, day = [], visit.store, visit.now - _DAY_MS
     for cause, kind, address, why in (
         ("parked", PARKED, "/parked", "They were verified, but not understood; the bodies are kept."),
         ("overdue", OVERDUE, f"/events?type={OVERDUE}", "A callback was expected and did not come in time."),
     ):
-        wanted = EventSearch(types=(kind,), since=now - _DAY_MS, newest_first=True, limit=_PART)
+        wanted = EventSearch(types=(kind,), since=day, newest_first=True, limit=_PART)
         if events := await store.search(wanted):
             title = f"{len(events)}{'+' if len(events) == _PART else ''} {cause} in 24 hours"
             found.append(Concern(cause, title, why, address, events[-1].event.recorded_at))
     pickups = await store.pickups(PickupFilter(state=PickupState.GONE, limit=_PART))
-    if gone := [one for one in pickups if one.updated_at > now - _DAY_MS]:
+    if gone := [one for one in pickups if one.updated_at > day]:
         why = gone[0].last_detail or "The provider does not have them."
         since = min(one.updated_at for one in gone)
         title = f"{len(gone)} results could not be fetched in 24 hours"
@@ -163,8 +136,8 @@ def _of_destinations(destinations: Sequence[Any]) -> Iterator[Concern]:
     for health in [one.health for one in destinations if one.health.status != "active"]:
         cause = "paused" if health.status == "paused" else "stopped"
         since = health.disabled_at or health.paused_at or health.failing_since
-        title, address = f"{health.name} is {health.status}", f"/destinations/{health.name}"
-        yield Concern(cause, title, "", address, since, health)
+        title = f"{health.name} is {health.status}"
+        yield Concern(cause, title, "", f"/destinations/{health.name}", since, health)
 
 
 def _of_rejections(rejections: list[Rejection]) -> Iterator[Concern]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -13,24 +13,18 @@ from receiver.core.event import EVENT_TYPES
 from receiver.web.api.operation import Operation
 from receiver.web.console.visit import Visit
 
-if TYPE_CHECKING:
-    from receiver.settings.model import Settings
-
-_CHOICES: Mapping[str, Callable[[Settings], Iterable[str]]] = {
-    "source": lambda settings: settings.sources,
-    "destination": lambda settings: settings.destinations,
-    "type": lambda _: EVENT_TYPES,
-    "token": lambda settings: [token.name for token in settings.api.tokens],
-}
-"""What a filter may be, as the settings know it: never what happens to be on the page."""
-
 
 def filters(visit: Visit, kind: type[Struct] | None, states: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a list's template shows of its filters: those that are given, and what may be chosen."""
-    names = kind.__struct_fields__ if kind else ()
-    choices = {"state": list(states)} if states else {}
-    choices |= {name: list(of(visit.receiver.settings)) for name, of in _CHOICES.items() if name in names}
-    return {"fields": {name: visit.given(name) for name in names}, "choices": choices}
+    """Return what a list's template shows of its filters: those that are given, and what may be chosen.
+
+    That is what the settings know, never what happens to be on the page.
+    """
+    settings, names = visit.settings, kind.__struct_fields__ if kind else ()
+    tokens = [token.name for token in settings.api.tokens]
+    known = {"source": settings.sources, "destination": settings.destinations, "type": EVENT_TYPES}
+    choices = {name: list(of) for name, of in (known | {"token": tokens}).items() if name in names}
+    given = {name: visit.given(name) for name in names}
+    return {"fields": given, "choices": ({"state": states} if states else {}) | choices}
 
 
 class Page(Struct, frozen=True):
@@ -48,8 +42,8 @@ class Page(Struct, frozen=True):
     async def __call__(self, visit: Visit) -> Response:
         """Show what the address asks for."""
         kind = self.operation.query
-        query = replace(visit.query(kind), **self.always) if kind else visit.query(kind)
-        found = await self.operation.handle(visit.call(query=query))
+        query = replace(visit.asked(kind), **self.always) if kind else visit.asked(kind)
+        found = await visit.do(self.operation, query=query)
         more = await self.more(visit, found) if self.more else {}
         return await visit.page(self.template, found=found, **filters(visit, kind, self.states), **more)
 
@@ -63,5 +57,5 @@ class Form(Struct, frozen=True):
 
     async def __call__(self, visit: Visit) -> Response:
         """Do it."""
-        await self.operation.handle(visit.call(query=visit.sent(self.operation.query)))
-        return visit.lead(self.to.format_map(visit.request.path_params))
+        await visit.do(self.operation, query=visit.sent(self.operation.query))
+        return visit.lead(self.to.format_map(visit.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
@@ -35,24 +36,11 @@ _ESCAPED = re.compile("(‹U\\+[0-9A-F]{4,6}›)")
 
 def environment() -> Environment:
     """Return what renders the pages."""
-    made = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
-        "shown": shown,
-        "plain": plain,
-        "timed": timed,
-        "iso": iso,
-        "time": moment,
-        "duration": length,
-        "ago": ago,
-        "json": pretty,
-        "query": query,
-    }
+    folder = FileSystemLoader(_HERE / "templates")
+    made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
+    made.trim_blocks = made.lstrip_blocks = True
+    made.filters |= {"shown": shown, "plain": plain, "timed": timed, "time": moment, "iso": iso}
+    made.filters |= {"ago": ago, "duration": length, "json": pretty, "query": query}
     made.globals |= {"home": HOME, "static": f"{HOME}/static/{digest()}"}
     return made
 
@@ -132,22 +120,14 @@ def length(seconds: float | None) -> str:
 
 def pretty(value: bytes) -> str:
     """Return JSON with line breaks, its numbers as they were written; other text as it reads; the beginning of other bytes in hex."""
-    try:
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         value = msgspec.json.format(value, indent=2)
-    except (msgspec.DecodeError, RecursionError):
-        if not _is_text(value):
-            rows = [value[at : at + 32].hex(" ") for at in range(0, min(len(value), _HEX_SHOWN), 32)]
-            return "\n".join(rows) + ("\n…" if len(value) > _HEX_SHOWN else "")
-    text = value[: 4 * _JSON_SHOWN].decode("utf-8", "replace")
-    return plain(text, _JSON_SHOWN) + ("\n…" if len(text) > _JSON_SHOWN else "")
-
-
-def _is_text(value: bytes) -> bool:
     try:
-        value.decode()
+        text = value.decode()
     except UnicodeDecodeError:
-        return False
-    return True
+        rows = [value[at : at + 32].hex(" ") for at in range(0, min(len(value), _HEX_SHOWN), 32)]
+        return "\n".join(rows) + ("\n…" if len(value) > _HEX_SHOWN else "")
+    return plain(text, _JSON_SHOWN) + ("\n…" if len(text) > _JSON_SHOWN else "")
 
 
 def query(fields: Mapping[str, Any], **changes: Any) -> str:

@@ -14,7 +14,7 @@ _KINDS = {"ref": "ref", "job": "job_id", "event": "event_id"}
 
 async def show(visit: Visit) -> Response:
     """Show how long each class is kept, and the tombstones of what was erased."""
-    settings, stones = visit.receiver.settings.retention, await visit.receiver.store.tombstones(limit=50)
+    settings, stones = visit.settings.retention, await visit.store.tombstones(limit=50)
     return await visit.page("retention.html", settings=settings, tombstones=stones)
 
 
@@ -38,5 +38,5 @@ async def _erased(visit: Visit, *, dry_run: bool) -> erasures.ErasureShown:
     if kind not in _KINDS or not key:
         raise UsageError("name a ref, a job or an event")
     wanted = erasures.NewErasure(**{_KINDS[kind]: key}, dry_run=dry_run)
-    counted: erasures.ErasureShown = await erasures.make.handle(visit.call(body=wanted))
+    counted: erasures.ErasureShown = await visit.do(erasures.make, body=wanted)
     return counted

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
+from receiver.core.explain import PARKED
 from receiver.core.work import DeliveryState, PickupState
 from receiver.settings.model import ApiScope
 from receiver.web.api import acts, deliveries, operations, rejections, requests
+from receiver.web.api import events as api_events
 from receiver.web.api import overview as api_overview
 from receiver.web.console import destinations, event, events, jobs, overview, retention, sources
 from receiver.web.console.guard import Guard
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.web.console.sessions import Sessions
 
+_PARKED = {"type": PARKED, "limit": 20}  # each with its body
 _PAGES: Mapping[str, Handler] = {
     "/": overview.show,
     "/find": jobs.find,
@@ -32,7 +35,7 @@ _PAGES: Mapping[str, Handler] = {
     "/events/{event_id}/peaks": event.peaks,
     "/events/{event_id}/download/event": event.download,
     "/events/{event_id}/download/body": event.download_body,
-    "/parked": events.parked,
+    "/parked": Page("parked.html", api_events.listed, always=_PARKED, more=events.bodies_of),
     "/jobs": jobs.jobs,
     "/pickups": Page("pickups.html", requests.listed, [*PickupState]),
     "/pickups/{pickup_id}": Page("pickup.html", requests.one),

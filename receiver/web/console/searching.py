@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -16,9 +15,7 @@ from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch, Place, PlacedEvent
 from receiver.core.page import pages
 from receiver.engine.renormalizer import kept_body
-
-if TYPE_CHECKING:
-    from receiver.app.wiring import Receiver
+from receiver.web.console.visit import Visit
 
 _PAGE = 200
 _MOST = 20_000
@@ -31,9 +28,8 @@ _AROUND = 60
 class Look(Struct):
     """What a look found, and how far it came."""
 
-    found: list[Event]
-    excerpts: dict[str, str]
-    """By event: the words around."""
+    found: dict[str, tuple[Event, str]]
+    """The events, each with the words around."""
     looked: int = 0
     back_to: int | None = None
     """When the last event that it looked at was recorded."""
@@ -41,24 +37,23 @@ class Look(Struct):
     """Where the next look begins; None when there is nothing older."""
 
 
-async def look(receiver: Receiver, wanted: EventSearch, words: str) -> Look:
+async def look(visit: Visit, wanted: EventSearch, words: str) -> Look:
     """Return events whose transcript has the words, in any case, until a page is full or the time is over."""
     needle, end = words.casefold(), time.monotonic() + _SECONDS
-    result = Look([], {})
+    result = Look({})
     types = wanted.types or ("transcript.completed",)
-    async for page in pages(receiver.store.search, replace(wanted, types=types, limit=_PAGE)):
+    async for page in pages(visit.store.search, replace(wanted, types=types, limit=_PAGE)):
         texts = await asyncio.to_thread(_texts, page)
         for (place, event), short in zip(page, texts, strict=True):
-            text = await _document(receiver, event) if short is None else short
+            text = await _document(visit, event) if short is None else short
             result.looked, result.back_to, result.after = result.looked + 1, event.recorded_at, place
             if (at := text.casefold().find(needle)) >= 0:
-                result.found.append(event)
-                result.excerpts[event.id] = _excerpt(text, at, len(words))
+                result.found[event.id] = (event, _excerpt(text, at, len(words)))
             if len(result.found) == wanted.limit or time.monotonic() > end:
                 return result
         result.after = None if page.after is None else Place(*page.after)
         if result.looked >= _MOST or time.monotonic() > end:
-            return result
+            break
     return result
 
 
@@ -68,20 +63,16 @@ def _texts(page: Sequence[PlacedEvent]) -> list[str | None]:
     return ["" if transcript is None else transcript["text"] for transcript in transcripts]
 
 
-async def _document(receiver: Receiver, event: Event) -> str:
+async def _document(visit: Visit, event: Event) -> str:
     """Return the document of a long transcript as text, empty where it is not kept any more."""
     try:
-        body = await kept_body(receiver.store, receiver.blobs, event)
+        body = await kept_body(visit.store, visit.receiver.blobs, event)
+        document = await asyncio.to_thread(msgspec.json.decode, body)
+        return await asyncio.to_thread(json.dumps, document, ensure_ascii=False)
     except NotFound:
         return ""
-    return await asyncio.to_thread(_readable, body)
-
-
-def _readable(document: bytes) -> str:
-    try:
-        return json.dumps(msgspec.json.decode(document), ensure_ascii=False)
     except (msgspec.DecodeError, RecursionError):
-        return document.decode("utf-8", "replace")
+        return body.decode("utf-8", "replace")
 
 
 def _excerpt(text: str, at: int, length: int) -> str:

@@ -6,8 +6,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from itsdangerous import BadSignature, URLSafeSerializer
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 SESSION_SECONDS = 12 * 3600
 IDLE_SECONDS = 3600
-_RENEW_SECONDS = 300
+RENEW_SECONDS = 300
 """A cookie is written anew when the session was last used so long ago."""
 LINK_SECONDS = 600
 LINK_NAME = "one-time link"
@@ -29,7 +28,6 @@ _SALT = "receiver.console-session"
 _TRIES = 5
 _WINDOW_SECONDS = 60.0
 _PEERS = 1000
-_NOBODY = ("", frozenset[ApiScope]())
 
 
 class Session(Struct, frozen=True):
@@ -44,15 +42,6 @@ class Session(Struct, frozen=True):
     used_at: int
     proof: str
     """A keyed digest of the token: the session ends when its token leaves the settings."""
-
-    def may(self, scope: str) -> bool:
-        """Tell whether the token has a scope."""
-        return scope in self.scopes
-
-    @property
-    def stale(self) -> bool:
-        """True when the cookie should be written anew, or the session would end while it is used."""
-        return time.time() - self.used_at > _RENEW_SECONDS
 
 
 class Sessions:
@@ -86,42 +75,37 @@ class Sessions:
         """Return a session for the link's secret, which is used up by that; None when it is wrong, used or old."""
         if self._link is None or not hmac.compare_digest(given.encode(), self._link[0].encode()):
             return None
-        expired = time.monotonic() > self._link[1]
-        self._link = None
-        return None if expired else self._begun(self._link_proof)
+        in_time, self._link = time.monotonic() <= self._link[1], None
+        return self._session(self._link_proof) if in_time else None
 
     def by_token(self, given: str) -> Session | None:
         """Return a session for a token, None when it is none of ours or may not read."""
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
-        session = self._begun(self._proof(digest))
-        return session if session and session.may(ApiScope.READ) else None
-
-    def _begun(self, proof: str) -> Session | None:
-        now = int(time.time())
-        name, scopes = self._known.get(proof, _NOBODY)
-        return Session(secrets.token_hex(12), name, scopes, now, now, proof) if name else None
-
-    def _proof(self, digest: bytes) -> str:
-        return hmac.digest(self._key, digest, "sha256").hex()[:32]
-
-    # ------------------------------------------------------------ cookies
+        session = self._session(self._proof(digest))
+        return session if session and ApiScope.READ in session.scopes else None
 
     def cookie(self, session: Session) -> str:
         """Return the value of the session's cookie, as of now."""
-        fields = [session.id, session.name, session.proof, session.issued_at, int(time.time())]
-        return str(self._signer.dumps(fields))
+        return str(self._signer.dumps([session.proof, session.id, session.issued_at, int(time.time())]))
 
     def read(self, cookie: str) -> Session | None:
         """Return the session of a cookie; None when it is forged, old, unused for long, or its token is gone."""
         try:
-            session_id, name, proof, issued_at, used_at = self._signer.loads(cookie)
+            proof, session_id, issued_at, used_at = self._signer.loads(cookie)
         except (BadSignature, ValueError, TypeError):
             return None
         now = time.time()
-        if now > issued_at + SESSION_SECONDS or now > used_at + IDLE_SECONDS:
-            return None
-        known, scopes = self._known.get(proof, _NOBODY)
-        return Session(session_id, name, scopes, issued_at, used_at, proof) if known == name else None
+        in_time = now <= issued_at + SESSION_SECONDS and now <= used_at + IDLE_SECONDS
+        return self._session(proof, session_id, issued_at, used_at) if in_time else None
+
+    def _session(self, proof: str, given: str = "", issued_at: int = 0, used_at: int = 0) -> Session | None:
+        """Return the session of whoever has this proof, one that begins now where no id is `given`."""
+        name, scopes = self._known.get(proof, ("", frozenset[ApiScope]()))
+        now, id_ = int(time.time()), given or secrets.token_hex(12)
+        return Session(id_, name, scopes, issued_at or now, used_at or now, proof) if name else None
+
+    def _proof(self, digest: bytes) -> str:
+        return hmac.digest(self._key, digest, "sha256").hex()[:32]
 
     def form_token(self, session: Session, action: str) -> str:
         """Return what a form of `action`, a path, carries: it proves that a page of this session made the form."""
@@ -129,9 +113,8 @@ class Sessions:
 
     def is_form_token(self, given: str, session: Session, action: str) -> bool:
         """Tell whether a form was made for this session and action."""
-        return hmac.compare_digest(
-            given.encode("utf-8", "replace"), self.form_token(session, action).encode()
-        )
+        ours = self.form_token(session, action)
+        return hmac.compare_digest(given.encode("utf-8", "replace"), ours.encode())
 
 
 def sessions_of(settings: Settings) -> Sessions:
@@ -142,18 +125,17 @@ def sessions_of(settings: Settings) -> Sessions:
 class LoginLimit:
     """Bounds wrong tokens: five a minute from one address. Nobody can use up what another address has."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
+    def __init__(self) -> None:
+        self._failed: dict[str, list[float]] = {}
+        """When the last wrong tokens of each address came; the address that failed last is the last."""
 
     def refuses(self, peer: str) -> bool:
         """Tell whether an address has to wait."""
-        times = self._failed.get(peer, deque[float]())
-        return len(times) == _TRIES and times[0] > self._clock() - _WINDOW_SECONDS
+        times = self._failed.get(peer, [])
+        return len(times) == _TRIES and times[0] > time.monotonic() - _WINDOW_SECONDS
 
     def failed(self, peer: str) -> None:
         """Count a wrong token."""
-        self._failed.setdefault(peer, deque(maxlen=_TRIES)).append(self._clock())
-        self._failed.move_to_end(peer)
+        self._failed[peer] = [*self._failed.pop(peer, []), time.monotonic()][-_TRIES:]
         if len(self._failed) > _PEERS:
-            self._failed.popitem(last=False)
+            del self._failed[next(iter(self._failed))]

@@ -14,62 +14,69 @@ from receiver.engine.requests import source_named
 from receiver.providers import adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.settings.model import ApiScope
+from receiver.system.child import printed_by
 from receiver.web.api import rejections, requests
 from receiver.web.console.events import latest, rows_of
-from receiver.web.console.trying import PLAYED, play
 from receiver.web.console.visit import Visit
 from receiver.web.views import SHOWN_HEADERS
 
 _LATEST = 200
+_PLAY_SECONDS = 15.0
+_PLAYED = {"deepgram": (), "custom": (), "deapi": ("--event", "failed")}
+"""Providers that can be played with the source's own secret, and how: a result of deAPI's would have to be fetched from somewhere."""
 
 
 async def newest_of(visit: Visit, found: Any) -> Mapping[str, Any]:
     """Return, for the list of sources, the newest event of each among the latest: to look further costs what there is."""
-    events = await latest(visit.receiver.store, _LATEST)
+    events = await latest(visit.store, _LATEST)
     return {"newest": {event.source: event for event in reversed(events)}}
 
 
 async def show(visit: Visit, *, made: Any = None) -> Response:
     """Show one source: how to register it, its last callbacks, its rejections."""
-    receiver = visit.receiver
-    source = source_named(receiver.settings, visit.path("name"))
+    store, source = visit.store, source_named(visit.settings, visit.path["name"])
     about = CustomSettings.model_validate(source.options).about if source.provider == "custom" else None
-    events = await latest(receiver.store, 5, source.name)
+    events = await latest(store, 5, source.name)
     return await visit.page(
         "source.html",
         source=source,
         calls_back=adapter_of(source).calls_back,
         register_at=about.register_at if about else "",
-        played=source.provider in PLAYED,
-        public_url=receiver.settings.public_url,
+        played=source.provider in _PLAYED,
+        public_url=visit.settings.public_url,
         made=made,
-        rows=await rows_of(receiver.store, events),
-        callback=await receiver.store.callback(events[0].id) if events else None,
-        rejections=await receiver.store.rejections(source.name, limit=5),
+        rows=await rows_of(store, events),
+        callback=await store.callback(events[0].id) if events else None,
+        rejections=await store.rejections(source.name, limit=5),
     )
 
 
 async def make_url(visit: Visit) -> Response:
     """Make a callback URL and show it, this once: it is a secret."""
-    wanted = visit.sent(requests.NewCallbackUrl, source=visit.path("name"))
-    return await show(visit, made=await requests.make_url.handle(visit.call(body=wanted)))
+    wanted = visit.sent(requests.NewCallbackUrl, source=visit.path["name"])
+    return await show(visit, made=await visit.do(requests.make_url, body=wanted))
 
 
 async def test(visit: Visit) -> Response:
     """Have the provider of a source played, and lead to what became of its callback."""
-    source, playing = source_named(visit.receiver.settings, visit.path("name")), visit.console.playing
-    if source.provider not in PLAYED:
+    source, playing = source_named(visit.settings, visit.path["name"]), visit.console.playing
+    if source.provider not in _PLAYED:
         raise UsageError(f"{source.provider} proves its callbacks with a key that only it has: have it call")
     if playing.locked():
         raise UsageError("another test callback is under way: wait for it, then try again")
     host, port = visit.request.scope["server"]
-    address = f"[{host}]" if ":" in host else host
-    ref = f"test-{new_id('t', visit.receiver.clock())[-10:]}"
-    url = f"{visit.request.scope['scheme']}://{address}:{port}"
-    async with playing:
-        trouble = await play(source.provider, source.name, url=url, ref=ref)
-    if trouble:
-        raise UsageError(f"the test callback was not taken: {trouble}")
+    url = f"{visit.request.url.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    ref = f"test-{new_id('t', visit.now)[-10:]}"
+    how = (*_PLAYED[source.provider], "--attempts", "1", "--source", source.name, "--url", url, "--ref", ref)
+    try:
+        async with playing:
+            status, printed = await printed_by(
+                "receiver", "simulate", source.provider, *how, seconds=_PLAY_SECONDS
+            )
+    except TimeoutError:
+        raise UsageError(f"the test callback was not answered within {_PLAY_SECONDS:.0f} s") from None
+    if status:
+        raise UsageError(f"the test callback was not taken: {printed.decode('utf-8', 'replace').strip()}")
     return visit.lead(f"/jobs?ref={ref}")
 
 
@@ -78,13 +85,13 @@ async def test(visit: Visit) -> Response:
 
 async def rejection(visit: Visit, *, judged: Any = None, recorded: Any = None) -> Response:
     """Show one rejection; to admins its request as well, while it is kept, without what came as its proof."""
-    receiver, rejection_id = visit.receiver, visit.path("rejection_id")
-    found = await receiver.store.rejections(None, limit=1, one=rejection_id)
+    rejection_id = visit.path["rejection_id"]
+    found = await visit.store.rejections(None, limit=1, one=rejection_id)
     if not found:
         raise NotFound("there is no such rejection (any more)")
     head = body = None
-    if found[0].request_kept and visit.session.may(ApiScope.ADMIN):
-        head, body = await kept_request(receiver, rejection_id)
+    if found[0].request_kept and ApiScope.ADMIN in visit.session.scopes:
+        head, body = await kept_request(visit.receiver, rejection_id)
     headers = (
         [(name, value if name in SHOWN_HEADERS else None) for name, value in head.headers] if head else []
     )
@@ -94,7 +101,7 @@ async def rejection(visit: Visit, *, judged: Any = None, recorded: Any = None) -
 
 async def verify(visit: Visit) -> Response:
     """Show what today's settings say of a rejected request, with a form that accepts it."""
-    return await rejection(visit, judged=await rejections.verify.handle(visit.call()))
+    return await rejection(visit, judged=await visit.do(rejections.verify))
 
 
 async def accept(visit: Visit) -> Response:
@@ -102,4 +109,4 @@ async def accept(visit: Visit) -> Response:
     if not visit.given("reason"):
         raise UsageError("say why: the audit keeps it")
     wanted = visit.sent(rejections.Acceptance)
-    return await rejection(visit, recorded=await rejections.accept.handle(visit.call(body=wanted)))
+    return await rejection(visit, recorded=await visit.do(rejections.accept, body=wanted))

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import Environment
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from receiver.engine.waveforms import Waveforms
 from receiver.web.api.access import Holder
-from receiver.web.api.operation import Served
+from receiver.web.api.operation import Operation, Served
 from receiver.web.api.reading import read_query
+from receiver.web.proxies import Proxies
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -33,6 +35,7 @@ class Console:
 
     def __init__(self, receiver: Receiver, sessions: Sessions, templates: Environment) -> None:
         self.receiver, self.sessions = receiver, sessions
+        self.proxies = Proxies(receiver.settings.server.trusted_proxies)
         self.waveforms = Waveforms(receiver.blobs)
         self.streams: set[object] = set()
         """The lists that follow what is recorded."""
@@ -41,6 +44,24 @@ class Console:
         self._templates = templates
         self._rendering = asyncio.Semaphore(_AT_ONCE)
         self._waiting = 0
+
+    def visit(self, request: Request, session: Session, form: Mapping[str, list[str]] | None = None) -> Visit:
+        """Return a request of somebody who is logged in; `form` has the fields of one that was sent."""
+        return Visit(
+            store=self.receiver.store,
+            settings=self.receiver.settings,
+            now=self.receiver.clock(),
+            holder=Holder(session.name, session.scopes),
+            query=None,
+            body=None,
+            path=request.path_params,
+            receiver=self.receiver,
+            request=request,
+            peer=self.proxies.caller_of(request),
+            session=session,
+            console=self,
+            form=form or {},
+        )
 
     async def render(self, template: str, status: int = 200, **data: Any) -> Response:
         """Return a page; rendered in a thread, a few at once, so that callbacks never wait for one."""
@@ -59,19 +80,13 @@ class Console:
         return self._templates.get_template(template).render(now=int(time.time() * 1000), **data)
 
 
-class Visit(Struct):
-    """One request of somebody who is logged in."""
+class Visit(Served[Any, Any], frozen=True, kw_only=True):
+    """One request of somebody who is logged in: as the API has it, with what pages need besides."""
 
-    request: Request
     session: Session
     console: Console
-    form: Mapping[str, list[str]] = {}
+    form: Mapping[str, list[str]]
     """The fields of a form that was sent; empty for a page."""
-
-    @property
-    def receiver(self) -> Receiver:
-        """The parts that run."""
-        return self.console.receiver
 
     def given(self, name: str) -> str:
         """Return a field of the form, or of the address for a page; empty when it is not there."""
@@ -79,11 +94,7 @@ class Visit(Struct):
             return self.form.get(name, [""])[0].strip()
         return self.request.query_params.get(name, "").strip()
 
-    def path(self, name: str) -> str:
-        """Return a part of the path."""
-        return str(self.request.path_params[name])
-
-    def query(self, kind: type[S] | None) -> S:
+    def asked(self, kind: type[S] | None) -> S:
         """Return the filters in the address. Raises `Refused` for those that the list does not have."""
         pairs = [(name, value.strip()) for name, value in self.request.query_params.multi_items()]
         query: S = read_query([(name, value) for name, value in pairs if value and name != "done"], kind)
@@ -97,28 +108,18 @@ class Visit(Struct):
         )
         return body
 
-    def call(self, query: Any = None, body: Any = None) -> Served[Any, Any]:
-        """Return this request as one of the API."""
-        return Served(
-            store=self.receiver.store,
-            settings=self.receiver.settings,
-            now=self.receiver.clock(),
-            receiver=self.receiver,
-            holder=Holder(self.session.name, self.session.scopes),
-            query=query,
-            body=body,
-            path=self.request.path_params,
-            request=self.request,
-        )
+    async def do(self, operation: Operation, query: Any = None, body: Any = None) -> Any:
+        """Return what an operation of the API gives."""
+        return await operation.handle(replace(self, query=query, body=body))
 
     async def page(self, template: str, status: int = 200, **data: Any) -> Response:
         """Return a page: its template gets `data`, the filters in the address as `fields`, and what all pages need."""
-        url, params = self.request.url, self.request.query_params
+        url = self.request.url
         shared = {
             "session": self.session,
             "path": url.path,
             "here": f"{url.path}?{url.query}",
-            "done": params.get("done", ""),
+            "done": self.request.query_params.get("done", ""),
             "form_token": partial(self.console.sessions.form_token, self.session),
             "fields": {},
         }

@@ -1,6 +1,5 @@
-// The list that follows. It is told how many events are newer, and takes the rows of its own page anew: but never moves what
-// one reads. They wait behind one button, unless the list is at its top, nothing in it has the focus or is marked, and
-// following is on.
+// The list that follows. It is told how many events are newer, and takes the rows of its own page anew, every two seconds at
+// most. While one reads (further down, with the focus or a mark in it, or paused) they wait behind one button.
 import { times } from "./times.js";
 
 const icons = new URL("icons.svg", import.meta.url).pathname;
@@ -51,13 +50,13 @@ export function live() {
   const text = document.querySelector("[data-live-text]");
   const newer = document.querySelector("[data-newer]");
   const say = document.querySelector("[data-say]");
-  let on = true, count = 0, more = "", said = 0, taking = false;
+  let on = true, count = 0, more = "", said = 0, taking = false, next = 0, soon = 0;
 
   const idle = () => { text.textContent = on ? "live" : "paused"; };
   const show = async () => {
     if (taking) return;
     taking = true;
-    [count, more] = [0, ""];
+    [count, more, next] = [0, "", Date.now() + 2000];
     try {
       const rows = (await page(location.href)).querySelector("[data-rows]").rows;
       if (rows.length) document.querySelector("[data-none]")?.remove();
@@ -73,7 +72,11 @@ export function live() {
   const reading = () => !on || scrollY > 120 || body.contains(document.activeElement) || !getSelection().isCollapsed;
   const told = () => {
     if (Date.now() - said > 10_000) { said = Date.now(); say.textContent = `${count}${more} newer events`; }
-    if (!reading()) { show(); return; }
+    if (!reading()) {
+      if (Date.now() >= next) show();
+      else soon ||= setTimeout(() => { soon = 0; if (count) told(); }, next - Date.now());
+      return;
+    }
     newer.hidden = false;
     newer.textContent = `${count}${more} newer: show`;
     text.textContent = on ? "paused while you read" : "paused";
