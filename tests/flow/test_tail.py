@@ -74,13 +74,13 @@ def whole(job_id: str | None = None) -> Recording:
 
 def client(token: str = TOKEN) -> httpx2.Client:
     """Return a client whose tail fails after a while: a thread that follows for ever would hold up the end of the run."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
 
     def bound(request: httpx2.Request) -> None:
         assert time.monotonic() < until, "the tail goes on and tells nothing"
 
     return httpx2.Client(
-        timeout=5,
+        timeout=10,
         headers={"authorization": f"Bearer {token}"},
         verify=NO_AUTHORITIES,
         trust_env=False,
