@@ -36,6 +36,7 @@ _IMPORTED = (
     "tenacity",
     "receiver.storage.blobs.s3",
     "receiver.storage.store.postgres",
+    "receiver.storage.store.sqlite",
     "receiver.cli.app",
     "receiver.cli.options",
     "receiver.cli.serve",
