@@ -136,6 +136,11 @@ async def test_what_makes_no_job_or_names_a_callback_is_refused(both: Both) -> N
             "/speechtotext/v1/jobs",
             {"data": {"options": '{"notification_config": {}}'}, "files": FILE},
         ),
+        (
+            "revai",
+            "/speechtotext/v1/jobs",
+            {"data": {"Options[0]": '{"notification_config": {}}'}, "files": FILE},
+        ),
         ("gladia", "/v2/pre-recorded", {"json": {"callback_config": {"url": "https://evil.test"}}}),
         ("replicate", "/v1/predictions", {"json": {"webhook_completed": "https://evil.test"}}),
         ("fal", "/fal-ai/whisper?fal_webhook=https://evil.test", {"json": {}}),

@@ -7,14 +7,17 @@ from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
+from pydantic import SecretStr
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import Submission as Row
 from receiver.core.submission import SubmissionState, headers_out
 from receiver.engine.submissions import repeats
+from receiver.engine.submissions.allowances import Allowance, Applications
 from receiver.engine.submissions.call import Call, Passing
 from receiver.engine.submissions.repeats import fingerprint_of
 from receiver.engine.submissions.sending import _patience
+from receiver.settings.model import SubmitToken
 from receiver.settings.submitting import Submission
 from tests.contract.submission_suite import new
 
@@ -129,6 +132,18 @@ def test_a_caller_who_asks_the_provider_to_wait_is_waited_for_a_minute_at_most(
     prefer: str, seconds: float
 ) -> None:
     assert _patience(prefer, 20.0) == seconds
+
+
+def test_no_more_calls_are_under_way_than_receiver_takes_whichever_applications_make_them() -> None:
+    allowances = [
+        Allowance(SubmitToken(name=name, secrets=(SecretStr("a" * 32),), sources=("a",))) for name in "ab"
+    ]
+    applications = Applications([], at_once=1)
+    for _ in range(2):
+        with applications.calling(allowances[0], "a", "read"):
+            with pytest.raises(SubmissionRefused) as caught, applications.calling(allowances[1], "a", "read"):
+                raise AssertionError
+            assert caught.value.status == 503
 
 
 UNDER_WAY = new(1)[0]
