@@ -7,13 +7,11 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.cli.recipes import RequestText
@@ -21,7 +19,7 @@ from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, MalformedCallback, UsageError
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.proofs.plain import AnyProof, BasicProof, DigestProof, SameProof
-from receiver.providers.proofs.request import Reference, Request, replaced
+from receiver.providers.proofs.request import BodyKind, Reference, Request, replaced
 from receiver.providers.proofs.signatures import HmacProof, TimestampSettings
 from receiver.providers.proofs.web_tokens import JwtProof
 from receiver.providers.toolkit import reveal
@@ -31,108 +29,68 @@ _OF_THE_CLIENT = ("host", "content-length", "transfer-encoding")
 """Headers that the client makes itself."""
 
 
-class Sent(Struct, frozen=True):
-    """A request on its way to a source."""
-
-    method: str
-    query: str
-    headers: dict[str, str]
-    """Names in lower case."""
-    body: bytes
-
-    @classmethod
-    def of(cls, raw: bytes, source: str) -> Sent:
-        """Return the request that a file spells; what makes its path is left out. Raises `UsageError`."""
-        text = RequestText.of(raw, source)
-        headers = {name: value for name, value in text.headers if name not in _OF_THE_CLIENT}
-        return cls(text.method, text.target.partition("?")[2], headers, text.body)
+def request_of(raw: bytes, source: str, url: str, kind: BodyKind, now: int) -> Request:
+    """Return the request that a file spells, as it goes to `url` at `now` (epoch milliseconds). Raises `UsageError`."""
+    text = RequestText.of(raw, source)
+    query = text.target.partition("?")[2]
+    head = Head(
+        source=source,
+        method=text.method,
+        headers=tuple(pair for pair in text.headers if pair[0] not in _OF_THE_CLIENT),
+        received_at=now,
+        query=query,
+        url=f"{url}{'?' if query else ''}{query}",
+    )
+    return Request(head, text.body, kind)
 
 
 class Player:
     """Plays the provider of one source."""
 
-    def __init__(self, source: str, options: CustomSettings, url: str, now: int) -> None:
-        """`url` is the callback URL as the provider knows it; `now` in epoch milliseconds."""
-        self._source, self._options, self._url, self._now = source, options, url, now
+    def __init__(self, options: CustomSettings) -> None:
+        self._options = options
         self._secret = (reveal(options.secrets) or ("",))[-1]
 
-    def play(self, sent: Sent) -> Sent:
+    def play(self, request: Request) -> Request:
         """Return the request, of a new job, with the proofs that the source wants. Raises `UsageError` for one that cannot be made."""
         event = self._options.event
         for place in (*event.id[:1], *event.job[:1]) if event else ():
-            sent = self._anew(sent, place)
-        for proof in _one_of_each(self._options.proof):
-            sent = self._proved(sent, proof)
-        return sent
+            request = _anew(request, place)
+        chosen = (group[0] for group in self._options.groups)
+        # A digest is signed, and a signature covers what other proofs put into the request.
+        for proof in sorted(chosen, key=lambda proof: proof.kind in ("hmac", "jwt")):
+            request = self._proved(request, proof)
+        return request
 
-    def _request(self, sent: Sent) -> Request:
-        url = f"{self._url}{'?' if sent.query else ''}{sent.query}"
-        head = Head(
-            source=self._source,
-            method=sent.method,
-            headers=tuple(sent.headers.items()),
-            received_at=self._now,
-            query=sent.query,
-            url=url,
-        )
-        return Request(head, sent.body, self._options.body)
-
-    def _anew(self, sent: Sent, place: Reference) -> Sent:
-        """Return the request with another value where an id is; one that is not found, or no text, stays."""
-        try:
-            value = place.value(self._request(sent))
-        except (CallbackRejected, MalformedCallback):
-            return sent
-        return self._with(sent, place, f"{value}-{secrets.token_hex(4)}") if isinstance(value, str) else sent
-
-    def _with(self, sent: Sent, place: Reference, value: str) -> Sent:
-        """Return the request with a value at a place; one of a body that is no document of fields stays as it is."""
-        if place.kind == "header":
-            return replace(sent, headers=sent.headers | {place.name: value})
-        if place.kind == "query":
-            return replace(sent, query=_with_field(sent.query, place.name, value))
-        if self._options.body == "form":
-            body = _with_field(sent.body.decode("latin-1"), place.name, value).encode()
-            return replace(sent, body=body)
-        if self._options.body == "json" and place.steps:
-            document = replaced(self._request(sent).document, place.steps, value)
-            return replace(sent, body=json.dumps(document, separators=(",", ":")).encode())
-        return sent
-
-    # ------------------------------------------------------------ proofs
-
-    def _proved(self, sent: Sent, proof: AnyProof) -> Sent:
+    def _proved(self, request: Request, proof: AnyProof) -> Request:
         if isinstance(proof, BasicProof):
             pair = (reveal(proof.users) or (self._secret,))[-1]
             basic = "Basic " + base64.b64encode(pair.encode()).decode()
-            return self._with(sent, Reference("header", "authorization"), basic)
+            return _with(request, Reference("header", "authorization"), basic)
         if isinstance(proof, SameProof):
-            return self._with(sent, proof.at, proof.prefix + self._secret)
+            return _with(request, proof.at, proof.prefix + self._secret)
         if isinstance(proof, DigestProof):
-            digest = hashlib.sha256(sent.body).digest()
-            return self._with(sent, proof.at, _spelled(digest, proof.encoding))
+            digest = hashlib.sha256(request.body).digest()
+            return _with(request, proof.at, _spelled(digest, proof.encoding))
         if isinstance(proof, HmacProof):
-            return self._signed(sent, proof)
+            return self._signed(request, proof)
         if isinstance(proof, JwtProof) and proof.jwks is None:
-            return self._with_token(sent, proof)
+            return self._with_token(request, proof)
         if proof.kind in ("token", "address"):
-            return sent
+            return request
         raise UsageError(
             f"the proof {proof.kind} is made with a key that only the provider has: have the provider call"
         )
 
-    def _signed(self, sent: Sent, proof: HmacProof) -> Sent:
-        place = proof.at or Reference("header", proof.header or "")
+    def _signed(self, request: Request, proof: HmacProof) -> Request:
         elements: dict[str, list[str]] = {}
-        stamp = None
         if proof.timestamp is not None:
-            stamp, where = _time(proof.timestamp, self._now), proof.timestamp.from_
+            stamp, where = _time(proof.timestamp, request.head.received_at), proof.timestamp.from_
             if where.kind == "element":
                 elements[where.name] = [stamp]
             else:
-                sent = self._with(sent, where, stamp)
+                request = _with(request, where, stamp)
         try:
-            request = self._request(sent)
             message = proof.template.message(request, elements, request.head.url)
         except CallbackRejected as error:
             raise UsageError(f"the signature cannot be made: {error.message}") from None
@@ -140,32 +98,49 @@ class Player:
         entries = [f"{name}{proof.assign}{values[0]}" for name, values in elements.items()]
         named = f"{proof.element}{proof.assign}" if proof.element is not None else ""
         entries.append(named + _spelled(digest, proof.encoding[0]))
-        return self._with(sent, place, proof.prefix + (proof.split or "").join(entries))
+        return _with(request, proof.references[0], proof.prefix + (proof.split or "").join(entries))
 
-    def _with_token(self, sent: Sent, proof: JwtProof) -> Sent:
+    def _with_token(self, request: Request, proof: JwtProof) -> Request:
         from joserfc import jwt
         from joserfc.jwk import OctKey
 
-        seconds = self._now // 1000
+        seconds = request.head.received_at // 1000
         claims: dict[str, Any] = {"iat": seconds, "exp": seconds + _JWT_SECONDS}
         for name, allowed in proof.claims.items():
             claims[name] = allowed[0] if isinstance(allowed, list | tuple) else allowed
         if proof.audience is not None:
             claims["aud"] = proof.audience
         if proof.body_hash is not None:
-            digest = hashlib.sha256(sent.body).digest()
+            digest = hashlib.sha256(request.body).digest()
             claims[proof.body_hash.claim] = _spelled(digest, proof.body_hash.encoding)
         token = jwt.encode({"alg": proof.algorithms[0]}, claims, OctKey.import_key(self._secret))
-        return self._with(sent, Reference("header", proof.header.lower()), proof.prefix + token)
+        return _with(request, proof.references[0], proof.prefix + token)
 
 
-def _one_of_each(proofs: Iterable[AnyProof]) -> list[AnyProof]:
-    """Return the proofs that must hold; of those with the same `alternative` the first."""
-    groups: dict[str, AnyProof] = {}
-    for number, proof in enumerate(proofs):
-        groups.setdefault(proof.alternative or f"\0{number}", proof)
-    # A digest is signed, and a signature covers what other proofs put into the request.
-    return sorted(groups.values(), key=lambda proof: proof.kind in ("hmac", "jwt"))
+def _anew(request: Request, place: Reference) -> Request:
+    """Return the request with another value where an id is; one that is not found, or no text, stays."""
+    try:
+        value = place.value(request)
+    except (CallbackRejected, MalformedCallback):
+        return request
+    return _with(request, place, f"{value}-{secrets.token_hex(4)}") if isinstance(value, str) else request
+
+
+def _with(request: Request, place: Reference, value: str) -> Request:
+    """Return the request with a value at a place; one of a body that is no document of fields stays as it is."""
+    head, body = request.head, request.body
+    if place.kind == "header":
+        others = (pair for pair in head.headers if pair[0] != place.name)
+        head = replace(head, headers=(*others, (place.name, value)))
+    elif place.kind == "query":
+        query = _with_field(head.query, place.name, value)
+        head = replace(head, query=query, url=f"{head.url.partition('?')[0]}?{query}")
+    elif request.kind == "form":
+        body = _with_field(body.decode("latin-1"), place.name, value).encode()
+    elif request.kind == "json" and place.steps:
+        document = replaced(request.document, place.steps, value)
+        body = json.dumps(document, separators=(",", ":")).encode()
+    return Request(head, body, request.kind)
 
 
 def _with_field(encoded: str, name: str, value: str) -> str:

@@ -270,7 +270,7 @@ def simulate_custom(
     as_json: AsJson = False,
 ) -> None:
     """Call back as the provider of a recipe does: its example, or a request of yours, proved with the source's own secret."""
-    from receiver.demo.custom import Player, Sent
+    from receiver.demo.custom import Player, request_of
     from receiver.demo.serving import Callback
     from receiver.providers.custom.language import recipe_example, recipe_of
     from receiver.settings.load import public_base
@@ -289,10 +289,9 @@ def simulate_custom(
         from pydantic import SecretStr
 
         options = options.model_copy(update={"secrets": (SecretStr(secrets.token_hex(16)),)})
-    sent = Sent.of(example, run.source.name)
-    sent = Player(run.source.name, options, known, wall_clock()).play(sent)
-    whole = f"{target}{'?' if sent.query else ''}{sent.query}"
-    callback = Callback(sent.method, whole, sent.headers, sent.body)
+    sent = Player(options).play(request_of(example, run.source.name, known, options.body, wall_clock()))
+    whole = f"{target}{'?' if sent.head.query else ''}{sent.head.query}"
+    callback = Callback(sent.head.method, whole, dict(sent.head.headers), sent.body)
     waits = [1.0] * ((attempts or 1) - 1)
     run.send([("callback", lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
 

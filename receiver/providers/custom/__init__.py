@@ -80,10 +80,9 @@ class CustomProvider(Collecting, Adapter):
         where, shape = f"{self._where}.secrets", f"{self._where}.proof"
         self.trust = Trust(where, shape, shape, self._proof_secrets, _key_sets(options.proof))
         self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]  # the class says it for built-in providers, settings for this one
-        self.groups = _groups(options.proof)
+        self.groups = options.groups
         self._places = [place for proof in options.proof for place in proof.references]
         self.secret_headers = frozenset(place.name for place in self._places if place.kind == "header")
-        self._secret_fields = frozenset(place.name for place in self._places if place.kind == "query")
         self._token_required = options.token_required
         large = options.body == "multipart" or any(r.from_ == "body" for r in options.result.values())
         self._body_limit = settings.max_audio_bytes if large else settings.max_json_bytes
@@ -188,7 +187,7 @@ class CustomProvider(Collecting, Adapter):
         if self._options.body == "query":
             # The query is what came: what is kept, and what tells two callbacks apart.
             body = MemoryBody(self._reading.query(admission.read or Request(head, None, self._options.body)))
-        bare = replace(admission, head=head.without_secrets(self._secret_fields))
+        bare = replace(admission, head=head.without_secrets(self._reading.secret_fields))
         return super().believed(bare, body)
 
     def examine(self, head: Head, body: Body) -> Iterator[Verdict]:
@@ -266,14 +265,6 @@ def _key_sets(proofs: Iterable[AnyProof]) -> Mapping[str, KeySet]:
     from receiver.providers.public_keys.jwks import KeySet  # loads a cryptography library
 
     return {url: KeySet(url) for url in urls}
-
-
-def _groups(proofs: Iterable[AnyProof]) -> list[list[AnyProof]]:
-    """Return the proofs in groups of which one must hold."""
-    groups: dict[str, list[AnyProof]] = {}
-    for number, proof in enumerate(proofs):
-        groups.setdefault(proof.alternative or f"\0{number}", []).append(proof)
-    return [*groups.values()]
 
 
 def _one_of(group: Iterable[AnyProof], request: Request, trust: Trust) -> str | None:

@@ -292,6 +292,14 @@ class CustomSettings(Section):
         return self.result.get(family) or self.result.get("*") or WHOLE_DOCUMENT
 
     @property
+    def groups(self) -> list[list[AnyProof]]:
+        """The proofs in groups of which one must hold."""
+        groups: dict[str, list[AnyProof]] = {}
+        for number, proof in enumerate(self.proof):
+            groups.setdefault(proof.alternative or f"\0{number}", []).append(proof)
+        return [*groups.values()]
+
+    @property
     def covered(self) -> bool:
         """True when a changed body would be refused."""
         return any(proof.covers_body for proof in self.proof)

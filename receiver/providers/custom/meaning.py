@@ -57,7 +57,7 @@ class Reading:
         secret = [place for proof in options.proof for place in proof.references]
         dropped = options.event.drop if options.event else ()
         self._dropped = [p.steps or (p.name,) for p in (*dropped, *secret) if p.kind in ("field", "form")]
-        self._secret_fields = frozenset(place.name for place in secret if place.kind == "query")
+        self.secret_fields = frozenset(place.name for place in secret if place.kind == "query")
 
     def document(self, callback: VerifiedCallback) -> tuple[Request, Document, bytes]:
         """Return a request, its document after `unwrap` and `drop`, and the bytes of that. Raises `MalformedCallback`."""
@@ -78,7 +78,7 @@ class Reading:
     def query(self, request: Request) -> bytes:
         """Return the query of a request as a document, without what proves the caller."""
         fields = request.document.items()
-        return encode({name: value for name, value in fields if name not in self._secret_fields})
+        return encode({name: value for name, value in fields if name not in self.secret_fields})
 
     def _unwrapped(self, request: Request) -> Document:
         document = request.document

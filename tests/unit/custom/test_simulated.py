@@ -6,7 +6,7 @@ import pytest
 
 from receiver.core.errors import UsageError
 from receiver.core.event import EventDraft
-from receiver.demo.custom import Player, Sent
+from receiver.demo.custom import Player, request_of
 from receiver.providers.custom import CustomProvider
 from receiver.providers.custom.language import recipe_example, recipes
 from receiver.settings.load import own_settings
@@ -26,10 +26,9 @@ def settings(**options: object) -> SourceSettings:
 def played(source: SourceSettings, raw: bytes) -> EventDraft | str:
     made = CustomProvider.create(source, tokens())
     token = tokens().issue("x")
-    sent = Player("x", own_settings(CustomProvider.Settings, source), f"{URL}/{token}", NOW).play(
-        Sent.of(raw, "x")
-    )
-    came = head(*sent.headers.items(), query=sent.query, method=sent.method, token=token)
+    options = own_settings(CustomProvider.Settings, source)
+    sent = Player(options).play(request_of(raw, "x", f"{URL}/{token}", options.body, NOW))
+    came = head(*sent.head.headers, query=sent.head.query, method=sent.head.method, token=token)
     return verdict(made, came, sent.body)
 
 
