@@ -41,6 +41,9 @@ def told(text: str) -> list[str]:
         ('kind = "hmac"\n', "", "sources.acme.proof[0]: kind is missing, or none that there is; write one of address, basic"),
         ("job =", "jobid =", "sources.acme.event.jobid: no such setting; did you mean job?"),
         ("[sources.acme.event]", '[sources.acme.result]\nform = "text"\n[sources.acme.event]', "result.form: no such setting; did you mean from?"),
+        ('timestamp = {from = "header:Acme-Time"}', "no_clock = true", "sources.acme.proof[0]: say where the time is"),
+        ("[sources.acme.event]", '[sources.acme.result]\nthen = {from = "text", at = "a"}\n[sources.acme.event]', 'then goes with from = "get"'),
+        ("[sources.acme.event]", '[sources.acme.result]\nfrom = "get"\nurl = "{job}"\nhosts = ["a.example"]\nthen = {from = "body"}\n[sources.acme.event]', "its own from is document, text, base64, link or get"),
         ('"media"', '"video"', "sources.acme.event.family: Input should be 'speech', 'transcript', 'analysis' or 'media'"),
     ],
 )  # fmt: skip
