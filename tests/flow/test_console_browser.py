@@ -191,9 +191,11 @@ async def test_no_page_has_a_serious_fault_of_accessibility_in_light_in_dark_or_
     up: Running, at: Watched
 ) -> None:
     event_id = await called(up, "call-5 " + "of-a-very-long-name-" * 20, _tone(1))
-    await up.client.post("/callbacks/speech/x", content=b"")
+    token = up.receiver.tokens.issue("deapi", ref="call-5")
+    await up.client.post(f"/callbacks/deapi/{token}", json={"event": "job.completed"})
     await called(up, "call-5", what="nobody knows")
     await up.receiver.intake.rejections.flush()
+    (refused,) = await up.receiver.store.rejections("deapi", limit=1)
     shell = (".side", "header.top", "#help")
     async with at.unguarded() as page:
         await page.open(f"/events/{event_id}")
@@ -202,7 +204,7 @@ async def test_no_page_has_a_serious_fault_of_accessibility_in_light_in_dark_or_
         for path in (
             "/", "/events?limit=5", "/jobs", "/jobs?ref=call-5", "/pickups", "/rejections", "/parked", "/sources",
             "/sources/speech", "/deliveries?limit=5", "/operations", "/destinations", "/destinations/app", "/retention",
-            "/erase?kind=ref&key=call-5", "/audit", "/find?q=nobody",
+            "/erase?kind=ref&key=call-5", "/audit", "/find?q=nobody", f"/rejections/{refused.id}",
         ):  # fmt: skip
             await page.put(path)
             name = re.sub(r"\W+", "-", path).strip("-") or "overview"
