@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 _OPEN_BODY = "the proof does not cover the body: whoever sees one callback can change the next"
 _NO_KEY = "results are fetched with a key, and none is set"
-_NO_REGION = "the provider tells whether it switched its webhook off, to who names the account's region"
+_NO_REGION = (
+    "nobody asks the provider whether it switched the webhook off: its address needs your account's region"
+)
 _SILENT = "nothing says where the audio is, so speech.completed comes without any"
 
 
@@ -68,7 +70,7 @@ class CustomProvider(Collecting, Adapter):
             "A proof's time is not signed", "write {timestamp} where the provider has it in the message"
         ),
         "W906": Code("Speech without a place for its audio", "add [result]: body, base64, part, link or get"),
-        "W907": Code("Nobody asks whether the provider switched its webhook off", 'add region = "…"'),
+        "W907": Code("The provider cannot be asked about its webhook", 'add region = "…"'),
         "W904": Code("A recipe is experimental", "try it with `receiver try` before you rely on it"),
     }
 
