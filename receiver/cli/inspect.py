@@ -53,7 +53,7 @@ _EVENTS = Listing(
     empty="no event fits",
 )
 _DELIVERIES = Listing(
-    short=("id", "state", "attempts", "destination", "ref", "outcome"),
+    short=("id", "state", "attempts", "destination", "ref"),
     wide=("id", "state", "attempts", "destination", "event", "type", "ref", "job", "due", "outcome"),
     fields={
         "event": "event_id",
@@ -213,12 +213,11 @@ def _print_deliveries(
     def attempts(one: DeliveryShown) -> str:
         return of_all(one.attempts, _allowed(settings, one))
 
-    print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts, "state": _state})
+    def state(one: DeliveryShown) -> str:
+        both = f"{one.state} ({one.held_by})"
+        return (both if wide else one.held_by) if one.held_by else one.state
 
-
-def _state(delivery: DeliveryShown) -> str:
-    """Return a delivery's state, with what holds it back."""
-    return delivery.state + (f" ({delivery.held_by})" if delivery.held_by else "")
+    print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts, "state": state})
 
 
 def _allowed(settings: Settings, delivery: DeliveryShown) -> int | None:

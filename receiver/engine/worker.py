@@ -282,7 +282,7 @@ class Lane(Generic[C, S]):
                 if self._watch.out:
                     self._watch.worked()
                 if not self.poll.is_set():
-                    self._napping = nap is not None
+                    self._napping = True
                     await _within(self.poll.wait(), nap)
                     self._napping = False
         if self._early is not None:
@@ -318,8 +318,7 @@ class Lane(Generic[C, S]):
         if self._more:
             return None
         left = self._timing.poll - (time.monotonic() - self._looked_at)
-        passed = self._due_at is not None and self._due_at <= self._clock()
-        if not claims or left <= 0 or passed:  # else what was seen then still holds
+        if not claims or left <= 0:  # else what was seen then still holds
             self._due_at = await self._queue.next_due(self._work.name)
             left, self._looked_at = self._timing.poll, time.monotonic()
         if self._due_at is None:
@@ -345,10 +344,8 @@ class Lane(Generic[C, S]):
             try:
                 now = self._clock()
                 # Waiting ahead may have used the lease up: an attempt that outlasts it would be made twice.
-                if claim.lease_until - now < self._needed_ms:
-                    await self._release([claim])
-                    self.poll.set()
-                elif self._gate.lets(claim, len(self._making), now):
+                lasts = claim.lease_until - now >= self._needed_ms
+                if lasts and self._gate.lets(claim, len(self._making), now):
                     await self._attempt(number, claim, now)
                 else:
                     await self._release([claim])

@@ -92,10 +92,12 @@ async def test_what_a_lane_claimed_early_while_it_was_being_stopped_is_released(
     relay = relay_to(any_store, destination)
     relay.start()
     await idle(any_store, got or [[]])
-    relay.expect(["app"])
-    stopping = asyncio.create_task(relay.stop(0.05))
+    stopping = asyncio.create_task(relay._lanes["app"].stop(0.05))
+    await asyncio.sleep(0)
+    relay.expect(["app"])  # the lane has not noticed yet that it is to stop
     await any_store.record(recording("app"))
     await stopping
+    await relay.stop(0)
     row = await only(any_store)
     assert (row.state, row.attempts) == (DeliveryState.PENDING, 0)
     assert await any_store.claim("app", worker="x", limit=1, now=T0, lease_until=T0 + 1000)

@@ -18,6 +18,7 @@ from tests.support.relaying import (
     Gated,
     Heard,
     Now,
+    Scripted,
     deliveries,
     http_lane,
     only,
@@ -88,6 +89,30 @@ async def test_a_lane_does_not_ask_without_end_for_what_is_due_and_another_has(
         for _ in range(50):
             await asyncio.sleep(0)
         assert store.asked == 1
+
+
+async def test_a_retry_is_made_in_time_beside_what_was_recorded_during_the_attempt(
+    store: FaultyStore, heard: Heard
+) -> None:
+    """By itself the lane would look an hour later."""
+
+    def clock() -> int:
+        return time.time_ns() // 1_000_000
+
+    class Recording(Scripted):
+        async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
+            if heard.attempts:
+                return Outcome(kind=OutcomeKind.DELIVERED)
+            await record(store, at=clock())
+            return Outcome(kind=OutcomeKind.REFUSED, status=422)
+
+    await record(store, at=clock())
+    terms = DeliveryTerms(
+        Recording(lambda: Outcome(kind=OutcomeKind.DELIVERED)), fixed("quick", 5, 0.05), 4, 5
+    )
+    relay = Relay(store, {"app": terms}, heard, render, clock, "w", LaneTiming(poll=3600.0))
+    async with running(relay), asyncio.timeout(5):
+        await heard.until(attempts=3)
 
 
 async def test_a_slow_destination_does_not_delay_another(
@@ -215,7 +240,8 @@ async def test_a_claim_whose_lease_is_nearly_used_up_is_handed_back_and_claimed_
     sink.script.append(Answer(manner="hang"))
     async with (
         http_lane(sink, concurrency=1) as lane,
-        running(Relay(store, {"app": lane}, heard, render, now, "w")),
+        running(Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(poll=3600.0))),
+        asyncio.timeout(5),
     ):
         await sink.until(1)
         while len(store.claims) < 2:  # the second delivery is claimed ahead
