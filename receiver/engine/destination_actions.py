@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from msgspec import Struct
-
 from receiver.core.destination_health import ACTIONS, DestinationState
 from receiver.core.errors import NotFound
 from receiver.storage.store.store import Store
@@ -15,32 +13,6 @@ async def destination_states(store: Store, names: Iterable[str], *, now: int) ->
     """Return the states of the destinations of these names, in their order. Raises `StoreUnavailable`."""
     known = await store.destinations(now)
     return [known.get(name) or DestinationState(name=name) for name in names]
-
-
-class Standing(Struct, frozen=True, kw_only=True):
-    """A destination's state, and its waiting deliveries."""
-
-    name: str
-    state: DestinationState
-    due: int = 0
-    oldest_due_at: int | None = None
-    dead: int = 0
-
-
-async def standings(store: Store, names: Iterable[str], *, now: int) -> list[Standing]:
-    """Return the standing of each named destination, in the order of the names. Raises `StoreUnavailable`."""
-    stats = await store.stats(now)
-    due = {one.name: one for one in stats.due}
-    return [
-        Standing(
-            name=state.name,
-            state=state,
-            due=due[state.name].depth if state.name in due else 0,
-            oldest_due_at=due[state.name].oldest_due_at if state.name in due else None,
-            dead=stats.dead.get(state.name, 0),
-        )
-        for state in await destination_states(store, names, now=now)
-    ]
 
 
 async def act_on_destination(

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from msgspec.structs import replace
 
+from receiver.app.wiring import Timing
 from receiver.core.act import new_act
 from receiver.core.errors import StoreUnavailable
 from receiver.core.work import DeliveryFilter, DeliveryState
@@ -169,9 +170,9 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
     """What came before it is dropped and stays away, what comes after it is recorded."""
     common = f'tokens.secrets = ["a-secret-that-both-of-them-have"]\nstore.url = "sqlite:///{tmp_path}/receiver.db"\n'
     one, other = (f'journal.path = "{tmp_path}/{name}"\n{common}' for name in ("one", "other"))
-    token, sent = api_token("ops", TOKEN), transcript("gone")
+    token, sent, by_hand = api_token("ops", TOKEN), transcript("gone"), Timing(drain=(600, 600))
     async with (
-        running(tmp_path, one + settings_text(tmp_path, extra=token), work=False) as taking,
+        running(tmp_path, one + settings_text(tmp_path, extra=token), work=False, timing=by_hand) as taking,
         running(tmp_path, other + settings_text(tmp_path, extra=token), work=False) as asked,
     ):
         intake, drain = taking.receiver.intake, taking.receiver.journal_drain

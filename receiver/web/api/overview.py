@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from receiver.core.destination_health import ACTIONS
-from receiver.engine.destination_actions import act_on_destination, standings
+from receiver.engine.destination_actions import act_on_destination, destination_states
 from receiver.settings.model import ApiScope
 from receiver.web.api.operation import Call, Operation, Served, operation
 from receiver.web.views import DestinationHealth, Page, Time, shown, time_of
@@ -84,17 +84,20 @@ class DestinationShown(Struct, frozen=True, kw_only=True):
 @operation("GET /destinations", ApiScope.READ)
 async def destinations(call: Call[None, None]) -> Page[DestinationShown]:
     """List the destinations."""
-    settings = call.settings.destinations
+    settings, stats = call.settings.destinations, await call.store.stats(call.now)
+    due = {one.name: one for one in stats.due}
     items = [
-        shown(
-            one,
-            DestinationShown,
-            kind=settings[one.name].kind,
-            sources=list(settings[one.name].sources),
-            events=list(settings[one.name].events),
-            health=shown(one.state, DestinationHealth),
+        DestinationShown(
+            name=state.name,
+            kind=settings[state.name].kind,
+            sources=list(settings[state.name].sources),
+            events=list(settings[state.name].events),
+            due=due[state.name].depth if state.name in due else 0,
+            oldest_due_at=time_of(due[state.name].oldest_due_at) if state.name in due else None,
+            dead=stats.dead.get(state.name, 0),
+            health=shown(state, DestinationHealth),
         )
-        for one in await standings(call.store, settings, now=call.now)
+        for state in await destination_states(call.store, settings, now=call.now)
     ]
     return Page(items=items, next=None)
 
