@@ -28,8 +28,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     [
         ("erase", {"RECEIVER_REF": "x", "RECEIVER_YES": "1"}, "name one subject"),
         ("erase", {"RECEIVER_EVENT": "evt_1", "RECEIVER_NO_JOURNAL": "1"}, "name one subject"),
-        ("replay", {"RECEIVER_DEAD": "1", "RECEIVER_YES": "1"}, "name deliveries or events"),
-        ("replay", {"RECEIVER_TO": "app", "RECEIVER_SINCE": "1h"}, "name deliveries or events"),
+        ("replay", {"RECEIVER_DEAD": "1", "RECEIVER_YES": "1"}, "name ids of deliveries or events"),
+        ("replay", {"RECEIVER_TO": "app", "RECEIVER_SINCE": "1h"}, "name ids of deliveries or events"),
     ],
 )
 def test_what_to_erase_or_send_again_is_never_taken_from_the_environment(
