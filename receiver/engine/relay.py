@@ -120,11 +120,6 @@ class Relay(Lanes[Claimed, Settlement]):
         await super().stop(grace_seconds)
         await self._background.stop()
 
-    async def step(self, now: int) -> int:
-        """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
-        await self._look(now)
-        return await super().step(now)
-
     async def _keep_looking(self) -> None:
         while True:
             with suppress(StoreUnavailable):  # the lanes tell that it is out

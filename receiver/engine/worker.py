@@ -375,24 +375,6 @@ class Lane(Generic[C, S]):
             self._looked_at = -math.inf
             self.poll.set()  # the lane would sleep past it
 
-    async def step(self, now: int) -> int:
-        """Claim, attempt and settle everything due at `now`."""
-        claims: list[C] = []
-        while batch := await self._claim(now, 256):
-            claims += batch
-        left = iter(claims)
-
-        async def some() -> None:
-            for claim in left:
-                if not self._gate.lets(claim, 0, now):
-                    await self._queue.release([claim], now=now)
-                    continue
-                made = await self._work.make(claim, now, lambda: now)
-                await self._work.settle(made, lambda: now)
-
-        await asyncio.gather(*(some() for _ in range(min(len(claims), self._concurrency))))
-        return len(claims)
-
     # ------------------------------------------------------------ stopping
 
     async def stop(self, grace_seconds: float) -> None:
@@ -451,11 +433,6 @@ class Lanes(Generic[C, S]):
     async def stop(self, grace_seconds: float) -> None:
         """Claim no more, give attempts under way `grace_seconds` to end, stop the rest; release what was not attempted."""
         await asyncio.gather(*(lane.stop(grace_seconds) for lane in self._lanes.values()))
-
-    async def step(self, now: int) -> int:
-        """Claim everything due at `now`, attempt it once as of `now`, settle it; return how many. Not while started."""
-        counts = await asyncio.gather(*(lane.step(now) for lane in self._lanes.values()))
-        return sum(counts)
 
 
 async def _within(signal: Awaitable[object], seconds: float | None) -> None:

@@ -39,6 +39,7 @@ from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer
 from tests.support.kept_events import kept_events
 from tests.support.running import Seen
+from tests.support.stepping import step
 
 T0 = 1_800_000_000_000
 HOUR = 3_600_000
@@ -133,7 +134,7 @@ class Bench:
     async def step(self, at: int | None = None) -> int:
         """Attempt once what is due at `at`."""
         self.now = self.now if at is None else at
-        return await self.collector.step(self.now)
+        return await step(self.collector, self.now)
 
     async def events(self) -> list[Event]:
         """All events, as they were recorded."""
@@ -478,12 +479,12 @@ async def test_two_workers_that_race_for_one_job_by_two_pickups_make_one_event(b
 async def test_a_worker_that_lost_its_claim_writes_nothing(bench: Bench) -> None:
     bench.provider.hold = asyncio.Event()
     pickup = await bench.add()
-    slow = asyncio.create_task(bench.collector.step(T0))
+    slow = asyncio.create_task(step(bench.collector, T0))
     await bench.provider.begun.wait()
     later = T0 + 10 * HOUR
     bench.provider.hold = None
     other = bench.make("other")
-    assert await other.step(later) == 1
+    assert await step(other, later) == 1
     held = bench.provider.asked
     assert len(held) == 2
     slow.cancel()

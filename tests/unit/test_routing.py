@@ -18,6 +18,7 @@ from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import recording
 from tests.support.running import running, settings_text
 from tests.support.senders import transcript
+from tests.support.stepping import step
 
 DATA = {"ref": "order-7", "late": False, "audio": {"duration_seconds": 12.5, "bytes": 100}, "error": None}
 
@@ -130,7 +131,7 @@ async def test_a_destination_gets_only_the_fields_that_it_names(tmp_path: Path) 
     async with running(tmp_path, settings_text(tmp_path, extra=extra), work=False) as up:
         answer = await up.client.post(sent.path, headers=sent.headers, content=sent.body)
         relay = up.receiver.relay
-        await relay.step(up.receiver.clock())
+        await step(relay, up.receiver.clock())
         whole = json.loads((await up.receiver.store.event(answer.json()["event_id"])).data)
     part, ids = (json.loads((tmp_path / name).read_text())["data"] for name in ("part", "ids"))
     named = {name: whole[name] for name in ("event_id", "schema", "source", "job_id")}

@@ -18,6 +18,7 @@ from receiver.settings.model import DestinationSettings
 from tests.contract.store_suite import T0
 from tests.support.relaying import FaultyStore, Heard, Now, only, record, render
 from tests.support.sink import Answer, Sink
+from tests.support.stepping import step
 
 KEY, TOKEN, SESSION = "k3y/of+the=destination", "bearer-token-0123456789", "session-0123456789"
 PAIR = "user:hunter2-and-more"
@@ -41,7 +42,7 @@ async def _kept(store: FaultyStore, sink: Sink, answer: Answer, url: str = "", *
     await destination.open()
     try:
         lane = DeliveryTerms(destination, policy("deepgram"), 1, 5)
-        await Relay(store, {"app": lane}, Heard(), render, Now(T0), "w").step(T0)
+        await step(Relay(store, {"app": lane}, Heard(), render, Now(T0), "w"), T0)
     finally:
         await destination.close()
     (attempt,) = await store.attempts((await only(store)).id)

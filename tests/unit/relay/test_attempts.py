@@ -25,6 +25,7 @@ from tests.support.relaying import (
     render,
 )
 from tests.support.sink import Answer, Sink
+from tests.support.stepping import step
 
 PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
 
@@ -35,8 +36,8 @@ async def test_an_event_is_rendered_sent_and_settled(
     (event_id,) = await record(any_store)
     async with http_lane(sink) as lane:
         relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
-        assert await relay.step(T0 + 250) == 1
-        assert await relay.step(T0 + 250) == 0
+        assert await step(relay, T0 + 250) == 1
+        assert await step(relay, T0 + 250) == 0
     came = sink.received[0]
     assert came.body == render(await any_store.event(event_id))
     assert came.headers["webhook-id"] == event_id
@@ -59,10 +60,10 @@ async def test_the_deepgram_policy_makes_eleven_attempts_over_300_seconds(
         relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
         for number in range(11):
             due_at = T0 + number * 30_000
-            assert await relay.step(due_at - 1) == 0
-            assert await relay.step(due_at) == 1
+            assert await step(relay, due_at - 1) == 0
+            assert await step(relay, due_at) == 1
         assert (await only(any_store)).state is DEAD
-        assert await relay.step(T0 + 10 * 86_400_000) == 0
+        assert await step(relay, T0 + 10 * 86_400_000) == 0
     assert len(sink.received) == 11
     assert [report.state for report in heard.attempts] == ["pending"] * 10 + ["dead"]
     assert [report.number for report in heard.attempts] == list(range(1, 12))
@@ -75,14 +76,14 @@ async def test_a_replay_is_a_whole_round_and_numbers_go_on(
     sink.default = Answer(status=500)
     async with http_lane(sink, retry=fixed("two", 1, 30)) as lane:
         relay = Relay(any_store, {"app": lane}, heard, render, now, "w")
-        await relay.step(T0)
-        await relay.step(T0 + 30_000)
+        await step(relay, T0)
+        await step(relay, T0 + 30_000)
         delivery = await only(any_store)
         assert delivery.state is DEAD
         await any_store.replay([delivery.id], now=T0 + 60_000)
-        await relay.step(T0 + 60_000)
+        await step(relay, T0 + 60_000)
         assert (await only(any_store)).state is PENDING
-        await relay.step(T0 + 90_000)
+        await step(relay, T0 + 90_000)
         assert (await only(any_store)).state is DEAD
     assert [report.number for report in heard.attempts] == [1, 2, 3, 4]
 
@@ -94,7 +95,7 @@ async def test_retry_after_is_a_floor_and_at_most_a_day(
     await record(store)
     sink.default = Answer(status=503, headers={"Retry-After": asked})
     async with http_lane(sink) as lane:
-        await Relay(store, {"app": lane}, heard, render, now, "w").step(T0)
+        await step(Relay(store, {"app": lane}, heard, render, now, "w"), T0)
     assert (await only(store)).due_at == T0 + waited * 1000
 
 
@@ -106,8 +107,8 @@ async def test_each_attempt_has_a_fresh_body_and_timestamp_under_the_same_id(
     links = iter((b"first link", b"second link"))
     async with http_lane(sink) as lane:
         relay = Relay(store, {"app": lane}, heard, lambda _: next(links), now, "w")
-        await relay.step(T0)
-        await relay.step(T0 + 30_000)
+        await step(relay, T0)
+        await step(relay, T0 + 30_000)
     assert [came.body for came in sink.received] == [b"first link", b"second link"]
     assert [came.headers["webhook-id"] for came in sink.received] == [event_id] * 2
     stamps = [int(came.headers["webhook-timestamp"]) for came in sink.received]
@@ -130,7 +131,7 @@ async def test_a_bad_answer_is_recorded_and_tried_again(
     await record(any_store)
     sink.default = answer
     async with http_lane(sink, timeout_seconds=0.2) as lane:
-        await Relay(any_store, {"app": lane}, heard, render, now, "w").step(T0)
+        await step(Relay(any_store, {"app": lane}, heard, render, now, "w"), T0)
     delivery = await only(any_store)
     assert (delivery.state, delivery.due_at) == (PENDING, T0 + 30_000)
     (attempt,) = await any_store.attempts(delivery.id)
@@ -153,7 +154,7 @@ async def test_a_bug_in_one_attempt_counts_as_unreachable_and_is_noted_without_i
     destination = Scripted(fail if culprit == "destination" else fine)
     lane = DeliveryTerms(destination, policy("deepgram"), 1, 5)
     relay = Relay(store, {"app": lane}, heard, fail if culprit == "render" else render, now, "w")
-    assert await relay.step(T0) == 1
+    assert await step(relay, T0) == 1
     delivery = await only(store)
     assert delivery.state is PENDING
     (attempt,) = await store.attempts(delivery.id)
@@ -194,5 +195,5 @@ async def test_a_destination_that_ignores_its_timeout_is_stopped(
     sink.default = Answer(manner="hang")
     async with http_lane(sink, timeout_seconds=60) as patient:
         lane = DeliveryTerms(patient.destination, patient.policy, 1, 0.1)
-        await Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(overrun=0.0)).step(T0)
+        await step(Relay(store, {"app": lane}, heard, render, now, "w", LaneTiming(overrun=0.0)), T0)
     assert heard.attempts[0].outcome.kind is OutcomeKind.TIMEOUT

@@ -33,6 +33,7 @@ from tests.support.relaying import (
     render,
     running,
 )
+from tests.support.stepping import step
 
 DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, status=200)
 DOWN = Outcome(kind=OutcomeKind.REFUSED, status=500)
@@ -56,7 +57,7 @@ class World:
         """Do what is due at a time; return how many attempts at `app` that were."""
         before = len(self._of_app())
         self.now.value = T0 + round(seconds * 1000)
-        await self.relay.step(self.now.value)
+        await step(self.relay, self.now.value)
         return len(self._of_app()) - before
 
     async def until(self, start: int, end: int, step: int = 10) -> None:

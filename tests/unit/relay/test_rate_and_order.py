@@ -15,6 +15,7 @@ from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0, recording
 from tests.support.relaying import Heard, Now, Scripted, deliveries, record, render, running
+from tests.support.stepping import step
 
 DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, status=200)
 
@@ -62,7 +63,7 @@ async def test_two_processes_together_keep_to_the_rate_in_every_second(any_store
     for tick in range(60):
         now.value = T0 + tick * 50
         for one in both:
-            sent[tick] += await one.step(now.value)
+            sent[tick] += await step(one, now.value)
     whole = [sum(sent[tick] for tick in range(start, start + 20)) for start in range(40)]
     assert max(whole) <= 55, "no second has more than a tenth too many"
     assert min(whole) >= 45, "and none is wasted"
@@ -99,14 +100,14 @@ async def test_events_of_one_job_are_sent_in_order_and_jobs_beside_each_other(
     jobs = await _jobs(any_store)
     ordered = relay(any_store, place, now, SendingRules(order="job" if order == "job" else "ref"))
     place.refused = {jobs["a"][0]}
-    await ordered.step(now())
+    await step(ordered, now())
     assert [one for one in place.got if one in jobs["a"]] == jobs["a"][:1], "the next waits for the first"
     assert [one for one in place.got if one in jobs["b"]] == jobs["b"][:1]
     assert set(jobs[""]) <= set(place.got), "events without a job wait for none"
     place.refused = set()
     for seconds in (1, 2, 30, 31, 32):
         now.value = T0 + 100 + seconds * 1000
-        await ordered.step(now())
+        await step(ordered, now())
     assert [one for one in place.got if one in jobs["b"]] == jobs["b"]
     assert [one for one in place.got if one in jobs["a"]] == [jobs["a"][0], *jobs["a"]]
 
@@ -121,7 +122,7 @@ async def test_a_dead_letter_blocks_its_own_job_only_where_that_is_asked_for(
     ordered = relay(any_store, place, now, SendingRules(order="job", dead_block=hold))
     for seconds in range(0, 120, 30):
         now.value = T0 + 100 + seconds * 1000
-        await ordered.step(now())
+        await step(ordered, now())
     later = [one for one in place.got if one in jobs["a"][1:]]
     assert later == ([] if hold else jobs["a"][1:])
     assert [one for one in place.got if one in jobs["b"]] == jobs["b"]
@@ -130,7 +131,7 @@ async def test_a_dead_letter_blocks_its_own_job_only_where_that_is_asked_for(
     await any_store.replay([dead.id], now=now())
     for _ in range(3):
         now.value += 1000
-        await ordered.step(now())
+        await step(ordered, now())
     assert {one.state for one in await deliveries(any_store)} == {DeliveryState.DELIVERED}
 
 
