@@ -372,7 +372,8 @@ async def test_a_test_event_goes_to_one_destination_alone(up: Running) -> None:
     (delivery,) = await up.receiver.store.deliveries(DeliveryFilter(event_id=event_id))
     await up.seen.until(lambda: any(one.delivery_id == delivery.id for one in up.seen.attempts))
     assert (delivery.destination, delivery.event_type) == ("app", "destination.test")
-    assert "Delivered to app." in (await up.client.get(f"/console/events/{event_id}")).text
+    for page in (f"events/{event_id}", f"jobs?ref={event_id}"):
+        assert "Delivered to app." in (await up.client.get(f"/console/{page}")).text
 
 
 async def test_a_fresh_secret_is_shown_once_and_the_present_one_never(up: Running) -> None:
