@@ -255,7 +255,7 @@ def _write_settings(stage: Stage, token_secret: str) -> None:
             "url": f"http://127.0.0.1:{stage.ports[1]}/hooks",
             "secrets": [stage.app_secret],
             "allow": ["127.0.0.0/8"],
-            "timeout_seconds": 5,
+            "timeout_seconds": 30,
         },
     }
     lines = ["# Written by `receiver demo`; everything stays on this machine."]
