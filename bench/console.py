@@ -28,7 +28,7 @@ ROUNDS = 7
 _FIRST_MS = 12 * 3600 * 1000
 _ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
 _TYPE = "CASE WHEN i % {every} = 0 THEN 'callback.parked' WHEN i % {every} = 1 THEN 'analysis.completed' ELSE 'transcript.completed' END"
-_DATA = """'{{"event_id":"evt_' || ({base} + i) || '","schema":1,"late":false,"audio":null,"media":null,"document":null,"error":null,"transcript":{{"text":"' ||
+_DATA = """'{{"event_id":"evt_' || ({base} + i) || '","schema":1,"late":false,"audio":null,"media":null,"document":null,"error":' || CASE i % {every} WHEN 0 THEN '{{"code":"parked","message":"no"}}' ELSE 'null' END || ',"transcript":{{"text":"' ||
 'nobody said a thing worth a search, and then said it over and over again ' || i || '","language":null,"confidence":null}},"provider_data":{{}}}}'"""
 _FILL = (
     """INSERT INTO events (id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, position)
@@ -79,7 +79,7 @@ def fill(count: int, began: int, url: str | Path) -> None:
         "began": began,
     }
     words |= {
-        "bytes_of_data": as_bytes.format(_DATA.format(base=BASE)),
+        "bytes_of_data": as_bytes.format(_DATA.format(base=BASE, every=count // RARE)),
         "bytes_of_body": as_bytes.format("'{}'"),
     }
     statements = [statement.format(**words) for statement in _FILL]
