@@ -82,7 +82,7 @@ samples: $(PARTS) ## Run the sample applications of docs/samples, each where its
 lock: $(READY) ## Resolve pyproject.toml again into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		pyproject.toml --group dev --all-extras --upgrade -o requirements.lock
+		pyproject.toml --group dev --extra postgres --extra s3 --extra aws --extra nats --extra rabbitmq --upgrade -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--constraint requirements.lock --group parts --upgrade -o requirements-parts.lock
 
