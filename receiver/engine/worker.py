@@ -208,8 +208,8 @@ class LaneWork(ABC, Generic[C, S]):
     def note_bug(self, claim: C, error: Exception) -> None:
         """Log an exception that no attempt should raise; its text may hold what must not be logged."""
         frames = traceback.extract_tb(error.__traceback__)
-        at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        self.note("error", "internal_error", claim, error=type(error).__name__, at=at)
+        line = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        self.note("error", "internal_error", claim, error=type(error).__name__, at_line=line)
 
 
 class Lane(Generic[C, S]):

@@ -436,7 +436,7 @@ def _meta(callback: VerifiedCallback, reason: str, secret_headers: frozenset[str
 def _commit(meta: bytes) -> _Commit | None:
     try:
         return msgspec.json.decode(meta, type=_Commit)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 

@@ -182,6 +182,17 @@ async def test_one_unreadable_commit_does_not_stop_the_start(tmp_path: Path, hou
     assert await again.drain() == [0]
 
 
+async def test_a_commit_nested_too_deeply_to_read_is_damaged_and_stops_no_start(
+    tmp_path: Path, house: House
+) -> None:
+    await house.keep(0, 1)
+    house.oldest("json").write_bytes(b'{"x":' * 100_000)
+    again = House(tmp_path / "j")
+    await again.journal.open()
+    assert await again.drain() == [1]
+    assert len(list((house.folder / "damaged").iterdir())) == 2
+
+
 async def test_whoever_looks_at_all_is_told_which_could_not_be_looked_at(house: House) -> None:
     """After all others were; with somebody to tell it is no error."""
     await house.keep(0, 1, 2)

@@ -161,7 +161,8 @@ async def test_a_bug_in_one_attempt_counts_as_unreachable_and_is_noted_without_i
     assert (attempt.outcome, attempt.detail) == (OutcomeKind.UNREACHABLE, "internal error")
     ((level, event, fields),) = heard.notes
     assert (level, event, fields["error"]) == ("error", "relay.internal_error", "ValueError")
-    assert "test_attempts.py" in fields["at"]
+    assert "test_attempts.py" in fields["at_line"]
+    assert "at" not in fields, "which is the time of the line in the log"
     assert "whsec_hidden" not in repr(heard.notes)
 
 
