@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from receiver.core.callback import VerifiedCallback
-from receiver.core.errors import IgnoredCallback, JournalUnavailable, Unavailable, reason_of
+from receiver.core.errors import ConfigError, IgnoredCallback, JournalUnavailable, Unavailable, reason_of
 from receiver.core.event import Recorded, RecordStatus
 from receiver.core.observe import Observer
 from receiver.engine.claims import claims_of
@@ -93,11 +93,12 @@ class JournalDrain:
     async def take_back(self, callback: VerifiedCallback) -> Recorded:
         """Normalize and record a callback from the journal; return the result.
 
-        Raises `Unavailable` while the outage goes on, `OSError` or `MemoryError` when it cannot be read for now.
+        Raises `Unavailable` while the outage goes on, `ConfigError` when the settings lack its source,
+        `OSError` or `MemoryError` when it cannot be read for now.
         """
         provider = self._providers.get(callback.source)
         if provider is None:
-            raise LookupError(f"no source is named {callback.source} any more")
+            raise ConfigError(f"no source is named {callback.source} any more: put it back into the settings")
         if callback.claims is not None and callback.claims.unread:
             # One that was removed meanwhile had proved the callback all the same.
             claims = await claims_of(self._store, callback.claims) or replace(callback.claims, unread=False)

@@ -74,7 +74,7 @@ def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
     try:
         file = Path(path or environ.get("RECEIVER_CONFIG") or "receiver.toml")
         raw = tomllib.loads(file.read_text("utf-8")).get("server", {})
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raw = {}
     written = raw.get("log") if isinstance(raw, dict) else None
     return str(environ.get(f"{_PREFIX}SERVER__LOG") or written or "auto")
@@ -85,7 +85,7 @@ def _read(text: str | None, environ: Mapping[str, str], read: Reader, folder: Pa
         raw: dict[str, Any] = tomllib.loads(text) if text is not None else {}
         written = tomllib.loads(text or "")
         _override(raw, environ)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         return Loaded(problems=[Problem("", f"the settings are not valid TOML: {error}")])
     except SettingsError as error:
         return Loaded(problems=list(error.problems))

@@ -26,7 +26,14 @@ import msgspec
 from msgspec import Struct
 
 from receiver.core.callback import Head, TokenClaims, VerifiedCallback, is_secret_header
-from receiver.core.errors import RESOURCE_ERRORS, THREAD_ERRORS, JournalUnavailable, Unavailable, reason_of
+from receiver.core.errors import (
+    RESOURCE_ERRORS,
+    THREAD_ERRORS,
+    ConfigError,
+    JournalUnavailable,
+    Unavailable,
+    reason_of,
+)
 from receiver.core.observe import Observers
 from receiver.system.body_buffer import FileBody, keep_body
 from receiver.system.files import make_folder, sync_folder, write_file
@@ -46,7 +53,7 @@ _DRAINING = ".draining"
 
 T = TypeVar("T")
 Handle = Callable[[VerifiedCallback], Awaitable[object]]
-"""Normalizes and records a callback; raises `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
+"""Normalizes and records a callback; raises `ConfigError`, `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
 
 
 class Journal:
@@ -251,6 +258,10 @@ class Journal:
             await handle(callback)
         except (Unavailable, *RESOURCE_ERRORS) as error:
             return self._refusal(entry, error)
+        except ConfigError as error:
+            self.refused = error.message
+            self._failed(entry, error.message)
+            return False
         except Exception as error:  # a bug or a poison entry must not stop the others
             self._failed(entry, type(error).__name__)
             return False

@@ -145,6 +145,7 @@ def test_places_with_file_urls_are_no_secrets() -> None:
     ("text", "said"),
     [
         ("public_url = ", "the settings are not valid TOML"),
+        ("public_url = " + "[" * 10_000, "the settings are not valid TOML"),
         ("colour = 'red'", "colour: no such setting; see docs/configuration.md"),
         ("[server]\nprot = 1", "server.prot: no such setting; did you mean port?"),
         ("[server]\nport = 65536", "server.port: Input should be less than or equal to 65535"),
