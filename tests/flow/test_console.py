@@ -511,3 +511,19 @@ async def test_newer_events_are_told_as_server_sent_events(up: Running) -> None:
         assert await anext(lines) == "retry: 1000"
         await called(up, ref=HOSTILE)
         assert await anext(line async for line in lines if line.startswith("data:")) == "data: 1"
+
+
+async def test_lists_that_are_opened_at_once_are_no_more_than_may_be_open(up: Running) -> None:
+    await login(up)
+    told, everyone = list[int](), asyncio.Event()
+
+    async def follow() -> None:
+        async with up.client.stream("GET", "/console/events/live") as stream:
+            told.append(stream.status_code)
+            if len(told) == 40:
+                everyone.set()
+            await everyone.wait()
+
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(follow() for _ in range(40)))
+    assert (told.count(200), told.count(503)) == (16, 24)

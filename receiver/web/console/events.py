@@ -100,18 +100,18 @@ async def bodies_of(visit: Visit, found: Any) -> dict[str, Any]:
 
 async def live(visit: Visit) -> Response:
     """Tell how many events were recorded after the cursor `after`, as server-sent events, until the browser goes or asks again."""
-    if len(visit.console.streams) >= _OPEN_AT_ONCE:
-        return PlainTextResponse("too many consoles are open\n", 503)
-    query, store = visit.asked(EventQuery), visit.store
+    query, store, streams = visit.asked(EventQuery), visit.store, visit.console.streams
     given = await known_place(store, visit.request.headers.get("last-event-id") or query.after)
     counts = _counts(visit, search_of(query), given or await newest_place(store))
+    if len(streams) >= _OPEN_AT_ONCE:  # nothing is waited for between this and taking the place
+        return PlainTextResponse("too many consoles are open\n", 503)
+    streams.add(visit.request)
     return StreamingResponse(counts, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
 async def _counts(visit: Visit, search: EventSearch, place: Place) -> AsyncIterator[str]:
     """Yield the counts of newer events, the place up to which each counts as its id; `20+` stands for more than 20."""
-    store, mark, end = visit.store, object(), time.monotonic() + _STREAM_SECONDS
-    visit.console.streams.add(mark)
+    store, end = visit.store, time.monotonic() + _STREAM_SECONDS
     try:
         yield "retry: 1000\n\n"
         while not visit.receiver.stopping and time.monotonic() < end:
@@ -127,4 +127,4 @@ async def _counts(visit: Visit, search: EventSearch, place: Place) -> AsyncItera
     except StoreUnavailable:
         return  # the browser comes again, and goes on where it ended
     finally:
-        visit.console.streams.discard(mark)
+        visit.console.streams.discard(visit.request)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from jinja2 import Environment
 from msgspec import Struct
@@ -37,8 +38,8 @@ class Console:
         self.receiver, self.sessions = receiver, sessions
         self.proxies = Proxies(receiver.settings.server.trusted_proxies)
         self.waveforms = Waveforms(receiver.blobs)
-        self.streams: set[object] = set()
-        """The lists that follow what is recorded."""
+        self.streams = WeakSet["Request"]()
+        """The lists that follow what is recorded; one whose browser went before it began is gone by itself."""
         self.playing = asyncio.Lock()
         """Held while a provider is played: that takes a process of its own."""
         self._templates = templates
