@@ -22,7 +22,6 @@ from receiver.core.event import (
     CallbackRow,
     Event,
     EventDraft,
-    FileDraft,
     Recorded,
     Recording,
     RecordStatus,
@@ -260,23 +259,23 @@ class Recorder:
         self, origin: _Origin, draft: EventDraft, now: int
     ) -> tuple[StoredBlob | None, dict[str, Any]]:
         """Store a body that is audio or a file; return it, and the field of the event that links to it."""
-        stored = draft.audio or draft.file
-        if stored is None:
-            return None, {}
         body = origin.body if draft.content is None else MemoryBody(draft.content)
-        key = self._blob_key(origin, draft, stored.extension, now)
-        with self._store.coming():
-            putting = self._blobs.put(key, body, content_type=stored.content_type)
-            if isinstance(stored, FileDraft):
+        if draft.audio is not None:
+            key = self._blob_key(origin, draft, draft.audio.extension, now)
+            putting = self._blobs.put(key, body, content_type=draft.audio.content_type)
+            facts = _facts_at_once(body, draft.audio)
+            if facts is not None:
                 blob = await putting
-                return blob, {stored.part: blob}
-            facts = _facts_at_once(body, stored)
-            if facts is None:
-                reading = asyncio.to_thread(audio_facts, body.path or body.load(), stored)
-                blob, facts = await asyncio.gather(putting, reading)
             else:
-                blob = await putting
+                source = body.path or body.load()
+                reading = asyncio.to_thread(audio_facts, source, draft.audio)
+                blob, facts = await asyncio.gather(putting, reading)
             return blob, {"audio": (blob, facts)}
+        if draft.file is not None:
+            key = self._blob_key(origin, draft, draft.file.extension, now)
+            blob = await self._blobs.put(key, body, content_type=draft.file.content_type)
+            return blob, {draft.file.part: blob}
+        return None, {}
 
     async def _store_document(self, origin: _Origin, draft: EventDraft, now: int) -> StoredBlob:
         """Store a document too long for an event or a row: from memory, or rewritten from file to file."""

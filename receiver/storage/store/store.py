@@ -8,11 +8,10 @@ database error is raised as `StoreUnavailable`. Time is a parameter (epoch milli
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -153,9 +152,6 @@ class Store:
     close_seconds: float | None = None
     """How long closing waits for what is under way on a connection; None where no wait is long."""
 
-    _writer: Writer | None = None
-    """None until the store is open."""
-
     takeover_seconds = 0.0
     """How long the lock of another process has to be free until that process counts as ended."""
 
@@ -163,6 +159,7 @@ class Store:
         """`migrations` are those of this program for this database, name to text."""
         self._migrations = migrations
         self._waits = waits
+        self._writer: Writer | None = None
         self._reader = self._backend(writes=False)
         self._reading: OwnThread | None = None
         self._notified: Notified | None = None
@@ -511,18 +508,6 @@ class Store:
         await self.write(logins.end, (subject, now))
 
     # ------------------------------------------------------------ transactions
-
-    @contextlib.contextmanager
-    def coming(self) -> Iterator[None]:
-        """Tell the writer that an operation is being prepared, until the block ends."""
-        writer = self._writer
-        if writer is not None:
-            writer.coming += 1
-        try:
-            yield
-        finally:
-            if writer is not None:
-                writer.coming -= 1
 
     async def write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
         """Have the writer do an operation for one request; return its result after the commit."""

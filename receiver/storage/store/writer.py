@@ -89,10 +89,6 @@ class Waits(Struct, frozen=True, kw_only=True):
     """The time that a failed batch's individual retries may lose by failing; then the rest fail with the same error."""
     abandon: float = 0.2
     """How long an abandoned thread may take to end."""
-    company: float = 0.004
-    """The least time between the beginnings of two transactions, while more operations are coming: one transaction costs as
-    much as twenty operations in it.
-    """
 
 
 WAITS = Waits()
@@ -124,10 +120,6 @@ class Writer:
         self._retry_order = sorted(operations, key=lambda operation: operation not in urgent)
         self._waits = waits
         self._contended_until = 0.0
-        self.coming = 0
-        """How many operations are being prepared, and will be submitted soon."""
-        self._began = 0.0
-        """When the last transaction began."""
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] | None = None
@@ -178,9 +170,6 @@ class Writer:
         except queue.Empty:
             self._backend.housekeeping(idle=True)
             call = self._queue.get()
-        if self.coming:
-            time.sleep(max(0.0, self._began + self._waits.company - time.monotonic()))
-        self._began = time.monotonic()
         batch: list[_Call] = []
         while call is not None:
             if not call.future.cancelled():  # else its caller no longer wants it
