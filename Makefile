@@ -53,6 +53,7 @@ fix: $(READY) ## Format, and mend what the linter can
 
 bench: $(PARTS) ## Measure against bare baselines and write docs/benchmarks.md (ARGS='--quick --only all --rounds 2' is shorter)
 	@$(BIN)/python -m bench --write docs/benchmarks.md $(ARGS)
+	@$(BIN)/python -m bench.console
 
 bench-quick: $(PARTS) ## One short round of the main figures, in about two minutes
 	@$(BIN)/python -m bench --quick
