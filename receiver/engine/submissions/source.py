@@ -12,7 +12,7 @@ from receiver.engine.requests import IssuedUrl, issue_callback_url
 from receiver.outbound.client import CONNECT_SECONDS, Egress
 from receiver.providers import Adapter, PullProvider
 from receiver.settings.model import Settings, SourceSettings
-from receiver.settings.submitting import TOKEN_SECONDS, Submission
+from receiver.settings.submitting import TOKEN_SECONDS, ProviderApi, Submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,8 @@ class SubmitSource:
             job_secret=adapter.job_secrets,
             short=True,
         )
-        has_own, is_led_back = source.own_callback == "pass", any(job.rewrite for job in table.jobs)
         longest = 0 if all(job.fetch for job in table.jobs) else len(issue(now=0).url)
-        wrong = {
-            f"submissions need the provider's key: set sources.{source.name}.api_key": not api.headers,
-            'callbacks carry the account\'s key: leave own_callback = "pass" out': has_own
-            and table.callbacks_have_key,
-            "answers of this provider have URLs that are to lead back to receiver: set submit.url": is_led_back
-            and settings.submit.url is None,
-            f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": longest
-            > table.max_url,
-        }
-        for message, is_so in wrong.items():
-            if is_so:
-                raise ConfigError(message)
+        _refuse_unusable(settings, source, api, longest)
         upstream = Egress(
             timeout_seconds=CONNECT_SECONDS,
             connections=0,  # how many are under way at once has a limit of its own
@@ -76,3 +64,21 @@ class SubmitSource:
         )
         headers = {name.lower(): value for name, value in api.headers.items()} | dict(table.headers)
         return cls(source, table, headers, api.secret, pull, upstream, issue)
+
+
+def _refuse_unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> None:
+    """Raise `ConfigError` where nothing could be submitted; `longest` is the length of a callback URL, 0 where none is sent."""
+    table, has_own = api.table, source.own_callback == "pass"
+    is_led_back = any(job.rewrite for job in table.jobs)
+    wrong = {
+        f"submissions need the provider's key: set sources.{source.name}.api_key": not api.headers,
+        'callbacks carry the account\'s key: leave own_callback = "pass" out': has_own
+        and table.callbacks_have_key,
+        "answers of this provider have URLs that are to lead back to receiver: set submit.url": is_led_back
+        and settings.submit.url is None,
+        f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": longest
+        > table.max_url,
+    }
+    for message, is_so in wrong.items():
+        if is_so:
+            raise ConfigError(message)
