@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import typer
@@ -66,18 +67,23 @@ _MODULES = {name: module for group in GROUPS.values() for name, module in group.
 
 
 @cache
-def _made(module: str) -> Mapping[str, Any]:
-    """Return the commands of a module, by name."""
-    part = typer.Typer(rich_markup_mode=None)
-    import_module(f"receiver.{module}").register(part)
-    return get_group(part).commands
+def _command(name: str) -> Any:
+    """Return a command: the function, or the group of them, that its module has by its name."""
+    module = import_module(f"receiver.{_MODULES[name]}")
+    found = getattr(module, name.replace("-", "_") + "_" * iskeyword(name))
+    alone = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        alone.add_typer(found, name=name)
+    else:
+        alone.command(name)(found)
+    return get_group(alone).commands[name]
 
 
 class _Commands(Mapping[str, Any]):
     """Every command, made when it is asked for."""
 
     def __getitem__(self, name: str) -> Any:
-        return _made(_MODULES[name])[name]
+        return _command(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_MODULES)

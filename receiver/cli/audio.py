@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(audio)
-
-
 def audio(
     ctx: typer.Context,
     file_or_event: Annotated[str, typer.Argument(help="A file, or the id of an event with audio.")],

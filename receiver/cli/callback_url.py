@@ -49,11 +49,6 @@ NoToken = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="callback-url")(callback_url)
-
-
 def callback_url(
     ctx: typer.Context,
     source: SourceName,

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from receiver.core.destination_health import DestinationState
     from receiver.settings.model import Settings
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+destinations = typer.Typer(
+    help="List destinations; pause, resume or enable one.", no_args_is_help=True, rich_markup_mode=None
+)
 Name = Annotated[str, typer.Argument(help="Name of the destination, as in [destinations.NAME].")]
 _DESTINATIONS = Listing(
     short=("name", "state", "failures", "due", "dead"),
@@ -35,14 +37,7 @@ _DESTINATIONS = Listing(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group.command(name="list")(list_)
-    for name, action in ACTIONS.items():
-        group.command(name=name, help=action.does)(_command(name))
-    app.add_typer(group, name="destinations", help="List destinations; pause, resume or enable one.")
-
-
+@destinations.command("list")
 def list_(ctx: typer.Context, wide: Wide = False, as_json: AsJson = False) -> None:
     """List the destinations with their state. Also the failed attempts in a row, and the deliveries that are due or dead."""
     from receiver.web.api import overview as api
@@ -63,6 +58,10 @@ def _command(action: str) -> Callable[..., None]:
         typer.echo(f"{name} is {state.status}{waits if state.paused_at else ''}")
 
     return act
+
+
+for _name, _action in ACTIONS.items():
+    destinations.command(_name, help=_action.does)(_command(_name))
 
 
 async def _done(settings: Settings, name: str, action: str) -> DestinationState:

@@ -177,9 +177,3 @@ async def _sweep(settings: Settings) -> Counter[str]:
             counts.update(await janitor.step(wall_clock()))
             if not janitor.behind:
                 return counts
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (erase, sweep):
-        app.command()(command)

@@ -75,13 +75,6 @@ _REJECTIONS = Listing(
 _FOLLOW_SECONDS = 1.0
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(events)
-    app.command()(deliveries)
-    app.command()(rejections)
-
-
 def events(
     ctx: typer.Context,
     event_id: Annotated[str | None, typer.Argument(help="Show this one event whole.")] = None,

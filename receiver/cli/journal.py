@@ -36,20 +36,14 @@ _BUSY_SECONDS = 30.0
 """How long another process may go on draining before we say so and leave it to that."""
 _LOOK_SECONDS = 0.2
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+journal = typer.Typer(
+    help="Show or drain this machine's journal. It holds callbacks that came during an outage of the store or of S3.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group.command(name="list")(list_)
-    group.command()(drain)
-    app.add_typer(
-        group,
-        name="journal",
-        help="Show or drain this machine's journal. It holds callbacks that came during an outage of the store or of S3.",
-    )
-
-
+@journal.command("list")
 def list_(ctx: typer.Context, folder: Folder = None, wide: Wide = False, as_json: AsJson = False) -> None:
     """List the callbacks that wait in this machine's journal, oldest first. Changes nothing, and needs no store."""
     from receiver.storage.journal import look
@@ -146,6 +140,7 @@ class _Drained(Struct, frozen=True):
     """Why some are left."""
 
 
+@journal.command()
 def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
     """Record what waits in this machine's journal, now; status 1 when some of it is left.
 

@@ -18,7 +18,9 @@ from receiver.web.views import view
 if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+operations = typer.Typer(
+    help="List replays of many deliveries; stop or resume one.", no_args_is_help=True, rich_markup_mode=None
+)
 Id = Annotated[
     str, typer.Argument(help="Id of the operation, as `receiver operations list --wide` shows it.")
 ]
@@ -31,14 +33,7 @@ _OPERATIONS = Listing(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group.command(name="list")(list_)
-    group.command()(resume)
-    group.command()(stop)
-    app.add_typer(group, name="operations", help="List replays of many deliveries; stop or resume one.")
-
-
+@operations.command("list")
 def list_(ctx: typer.Context, limit: Limit = 50, wide: Wide = False, as_json: AsJson = False) -> None:
     """List operations with their state, and how far each has come."""
     from receiver.web.api import operations as api
@@ -46,11 +41,13 @@ def list_(ctx: typer.Context, limit: Limit = 50, wide: Wide = False, as_json: As
     print_list(_OPERATIONS, listed(load_to_look(ctx), api.listed, limit), wide=wide, as_json=as_json)
 
 
+@operations.command()
 def resume(ctx: typer.Context, operation: Id, rate: Rate = None, as_json: AsJson = False) -> None:
     """Run an operation that was planned or stopped. Running processes take it up within a second."""
     _act(ctx, operation, running=True, rate=rate, as_json=as_json)
 
 
+@operations.command()
 def stop(ctx: typer.Context, operation: Id, as_json: AsJson = False) -> None:
     """Stop an operation. What it has done stays done, and `resume` goes on from there."""
     _act(ctx, operation, running=False, rate=None, as_json=as_json)

@@ -58,12 +58,6 @@ Wait = Annotated[bool, option("--wait", help="Stay until it has ended; status 1 
 _HINT = "a running `receiver serve` or `receiver work` picks it up"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(pickup)
-    app.command()(pickups)
-
-
 def pickup(
     ctx: typer.Context,
     source: SourceName,

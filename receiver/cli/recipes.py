@@ -24,13 +24,7 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("recipes")(list_recipes)
-    app.command("try")(try_request)
-
-
-def list_recipes(
+def recipes(
     name: Annotated[str | None, typer.Argument(help="Tell what one has to know of this recipe.")] = None,
     toml: Annotated[
         bool, option("--toml", help="Print the recipe as a source for receiver.toml, to change it there.")
@@ -38,12 +32,13 @@ def list_recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the recipes for providers without code."""
-    from receiver.providers.custom.language import recipe, recipe_as_source, recipes
+    from receiver.providers.custom.language import recipe, recipe_as_source
+    from receiver.providers.custom.language import recipes as known
 
     if toml and (name is None or as_json):
         raise UsageError("--toml goes with the name of one recipe, and without --json")
     if name is not None:
-        if name not in recipes():
+        if name not in known():
             raise UsageError(f"there is no recipe named {name!r}: `receiver recipes` lists them")
         about = recipe(name)["about"]
         if toml:
@@ -53,7 +48,7 @@ def list_recipes(
         else:
             _fields_of({"name": name, **about, "warning": _warning(name)})
         return
-    found = [(each, recipe(each)["about"]) for each in recipes()]
+    found = [(each, recipe(each)["about"]) for each in known()]
     if as_json:
         items = [{"name": each, **about, "warning": _warning(each)} for each, about in found]
         print_json({"items": items, "next": None})
@@ -73,7 +68,7 @@ def _warning(name: str) -> str:
     return "no proof covers the body: use URLs of `receiver callback-url`, whose token receiver demands here"
 
 
-def try_request(
+def try_(
     ctx: typer.Context,
     source: SourceName,
     request: Annotated[

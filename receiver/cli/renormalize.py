@@ -90,8 +90,3 @@ async def _opened(settings: Settings) -> AsyncIterator[Receiver]:
 
     async with open_receiver(build(settings, observers=[]), intake=False, work=False) as receiver:
         yield receiver
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(renormalize)

@@ -222,8 +222,3 @@ def _told(replayed: int, added: int, mood: str = "") -> str:
 
 def _count(number: int) -> str:
     return counted(number, "delivery", "deliveries")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(replay)

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(route)
-
-
 def route(
     ctx: typer.Context,
     event_id: Annotated[str, typer.Argument(help="The event (evt_…).")],

@@ -17,20 +17,17 @@ from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret, public_key
 from receiver.system.files import sync_folder, write_file
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+secret = typer.Typer(
+    help="Change what signs a destination's events.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    group.callback()(_group)
-    group.command()(rotate)
-    app.add_typer(group, name="secret", help="Change what signs a destination's events.")
-
-
+@secret.callback()
 def _group() -> None:
     """Keep `rotate` a command of a group: alone, it would be the group itself."""
 
 
+@secret.command()
 def rotate(
     ctx: typer.Context,
     destination: Annotated[str, typer.Argument(help="Name of the destination, as in [destinations.NAME].")],

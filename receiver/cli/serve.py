@@ -31,13 +31,6 @@ ReadyFile = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(serve)
-    app.command()(work)
-    app.command()(reload)
-
-
 def serve(
     ctx: typer.Context,
     host: Host = None,

@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from receiver.settings.model import Settings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(init)
-    app.command()(check)
-    app.command()(migrate)
-
-
 def init(
     path: Annotated[str, option("--path", help="The file to write.")] = "receiver.toml",
     public_url: Annotated[

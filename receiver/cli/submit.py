@@ -40,13 +40,6 @@ _SUBMISSIONS = Listing(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="submit-token")(submit_token)
-    app.command(name="submit-urls")(submit_urls)
-    app.command()(submissions)
-
-
 def submit_token(
     name: Annotated[str, typer.Argument(help="The application's name in log and lists.")],
     source: Annotated[

@@ -35,11 +35,6 @@ class StreamItem(Struct, frozen=True):
     """The event as destinations get it."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(tail)
-
-
 def tail(
     ctx: typer.Context,
     remote: Annotated[

@@ -15,11 +15,6 @@ from receiver.core.explain import Cause
 from receiver.web.views import JobShown, job_shown
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(trace)
-
-
 def trace(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A ref, a job id of the provider's, or an event (evt_…).")],

@@ -106,17 +106,7 @@ _FOR_EVER = 10**9
 # ---------------------------------------------------------------- commands
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    simulate.command(name="deepgram")(simulate_deepgram)
-    simulate.command(name="deapi")(simulate_deapi)
-    simulate.command(name="deepdub")(simulate_deepdub)
-    simulate.command(name="playht")(simulate_playht)
-    simulate.command(name="custom")(simulate_custom)
-    app.add_typer(simulate, name="simulate")
-    app.command()(demo)
-
-
+@simulate.command("deepgram")
 def simulate_deepgram(
     ctx: typer.Context,
     url: Url = None,
@@ -158,6 +148,7 @@ def simulate_deepgram(
     run.send([(label, lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
 
 
+@simulate.command("deapi")
 def simulate_deapi(
     ctx: typer.Context,
     url: Url = None,
@@ -209,6 +200,7 @@ def _result(run: Simulation, job: Job, *, expired: bool) -> Iterator[Job]:
         yield replace(job, id=job_id, result_url=link)
 
 
+@simulate.command("deepdub")
 def simulate_deepdub(
     ctx: typer.Context,
     source: Source = None,
@@ -231,6 +223,7 @@ def simulate_deepdub(
     run.pick_up(provider, port, pickup, failure=never)
 
 
+@simulate.command("playht")
 def simulate_playht(
     ctx: typer.Context,
     source: Source = None,
@@ -257,6 +250,7 @@ def simulate_playht(
     run.pick_up(provider, port, pickup, failure=never or error)
 
 
+@simulate.command("custom")
 def simulate_custom(
     ctx: typer.Context,
     url: Url = None,

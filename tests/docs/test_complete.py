@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from receiver.app import wiring
 from receiver.app.check import all_codes
 from receiver.app.metrics import METRICS
-from receiver.cli.app import _MODULES, _made, app
+from receiver.cli.app import app
 from receiver.core import errors, event_json
 from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, StoredBlob, TranscriptDraft
 from receiver.core.explain import Cause
@@ -147,11 +147,6 @@ def _commands(command: Any, path: tuple[str, ...] = ("receiver",)) -> Iterator[t
 
 
 COMMANDS = dict(_commands(typer.main.get_command(app)))
-
-
-def test_each_command_that_a_module_has_is_listed() -> None:
-    """Only listed ones are there: a module is imported for the command that is given."""
-    assert {name for module in _MODULES.values() for name in _made(module)} == set(_MODULES)
 
 
 def test_each_command_has_a_section_and_no_other() -> None:
