@@ -12,10 +12,14 @@ import apsw
 import pytest
 
 from receiver.core.event import EventSearch
+from receiver.core.submission import SubmissionFilter, SubmissionState
+from receiver.core.work import PickupFilter
 from receiver.storage.store import sqlite
 from receiver.storage.store.events import TROUBLED, search
+from receiver.storage.store.pickups import pickups
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.statements import Dialect, Row, Value, migrations, statement, statement_of_rows
+from receiver.storage.store.submissions import submissions
 from tests.contract.store_suite import recording
 from tests.support.kept_events import kept_events
 
@@ -301,6 +305,24 @@ def test_events_of_one_source_are_found_without_a_walk_through_other_events(
         assert all("INDEX events_source (source=?" in one and "TEMP B-TREE" not in one for one in plans), (
             plans
         )
+
+
+@pytest.mark.parametrize(
+    ("listing", "wanted", "index"),
+    [
+        (pickups, PickupFilter(source="deapi"), "pickups_source (source=?"),
+        (pickups, PickupFilter(source="deapi", job_id="j"), "pickups_job (job_id=?"),
+        (submissions, SubmissionFilter(state=SubmissionState.OPEN), "submissions_open"),
+        (submissions, SubmissionFilter(application="none"), "INDEX sqlite_autoindex_submissions_1"),
+    ],
+)
+def test_a_page_of_a_list_goes_along_one_index(
+    connection: apsw.Connection, listing: Any, wanted: Any, index: str
+) -> None:
+    """Or it looks at so many rows of the whole list and no further."""
+    asked = _Asked()
+    listing(asked, wanted)
+    assert index in plan(connection, *asked.texts[0])
 
 
 def test_events_since_a_time_are_looked_through_as_far_as_others_and_no_further(

@@ -8,7 +8,8 @@ from msgspec.structs import astuple
 
 from receiver.core.act import Act
 from receiver.core.page import Page
-from receiver.storage.store.statements import Session, Value, each, listed_page, value_of
+from receiver.storage.store.listing import newest_first, page
+from receiver.storage.store.statements import Session, each, value_of
 
 
 @each
@@ -28,7 +29,10 @@ def end(session: Session, act_id: str, status: int, answer: bytes | None) -> Non
     session.run("end_act", {"id": act_id, "status": status, "answer": answer})
 
 
+_LISTING = newest_first("acts")
+
+
 def acts(session: Session, token: str | None, after: str | None, limit: int) -> Page[Act]:
     """List acts, newest first."""
-    conditions: dict[str, Value] = {"token = :token": token, "id < :after": after}
-    return listed_page(session, "list_acts", conditions, limit, partial(value_of, Act))
+    others = {"token = :token": token}
+    return page(session, _LISTING, {}, others, after=after, limit=limit, item=partial(value_of, Act))

@@ -12,7 +12,8 @@ from msgspec.structs import astuple, replace
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.page import Page
 from receiver.storage.store import queue
-from receiver.storage.store.statements import Row, Session, Value, each, listed_page, one, value_of
+from receiver.storage.store.listing import newest_first, page
+from receiver.storage.store.statements import Row, Session, Value, each, one, value_of
 
 
 @each
@@ -83,7 +84,7 @@ def operation(session: Session, operation_id: str) -> BulkOperation:
 
 def operations(session: Session, after: str | None, limit: int) -> Page[BulkOperation]:
     """List operations, newest first."""
-    return listed_page(session, "list_operations", {"id < :after": after}, limit, _operation)
+    return page(session, newest_first("operations"), {}, {}, after=after, limit=limit, item=_operation)
 
 
 def _operation(row: Row) -> BulkOperation:

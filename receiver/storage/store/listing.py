@@ -40,6 +40,11 @@ class Listing(NamedTuple):
     """True: oldest first; False: newest first."""
 
 
+def newest_first(table: str) -> Listing:
+    """Return the listing of a table's rows by their ids, newest first."""
+    return Listing(f"list_{table}", f"place_of_{table}", "id", (0,))
+
+
 OF_STATE = {
     DeliveryState.PENDING: "d.due_at IS NOT NULL AND d.state = 'pending'",
     DeliveryState.DELIVERING: "d.id IN (SELECT id FROM deliveries WHERE claimed_by IS NOT NULL)",
@@ -74,7 +79,7 @@ def page(
     indexed: Conditions,
     others: Conditions,
     *,
-    after: tuple[Value, ...] | None,
+    after: tuple[Value, ...] | str | None,
     limit: int,
     item: Callable[[Row], Any],
     looked_at: int = LOOKED_AT,
@@ -84,7 +89,8 @@ def page(
     texts = _added(indexed, params)
     beyond, until = (">", "<=") if listing.onward else ("<", ">=")
     if after is not None:
-        texts.append(_compared(listing, beyond, "after", after, params))
+        place = (after,) if isinstance(after, str) else after
+        texts.append(_compared(listing, beyond, "after", place, params))
     last: tuple[Value, ...] | None = None
     looked_for = dict(params)
     more = _added(others, looked_for)

@@ -39,7 +39,7 @@ from receiver.storage.store.events import (
     write_callbacks,
     write_events,
 )
-from receiver.storage.store.listing import Listing, named, page
+from receiver.storage.store.listing import is_pattern, named, newest_first, page
 from receiver.storage.store.queue import ClaimRequest, Queue, partition
 from receiver.storage.store.statements import Row, Session, Value, clean, one, value_of
 
@@ -309,7 +309,7 @@ _OF_STATE = {
 """States that few rows have, as the indexes of these have them."""
 
 
-_LISTING = Listing("list_pickups", "place_of_pickups", "id", (0,))
+_LISTING = newest_first("pickups")
 
 
 def pickups(session: Session, filter: PickupFilter) -> Page[Pickup]:
@@ -319,13 +319,16 @@ def pickups(session: Session, filter: PickupFilter) -> Page[Pickup]:
         "ref = :ref": filter.ref,
         "event_id = :event_id": filter.event_id,
     }
-    others: dict[str, Value] = {**named("source || ''", filter.source, "source")}
+    others: dict[str, Value] = {}
     if filter.state is not None and filter.state in _OF_STATE:
         indexed[_OF_STATE[filter.state]] = filter.state
     else:
         others["state || '' = :state"] = filter.state
-    after = None if filter.after is None else (filter.after,)
-    return page(session, _LISTING, indexed, others, after=after, limit=filter.limit, item=_pickup_of)
+    if all(value is None for value in indexed.values()) and not is_pattern(filter.source):
+        indexed["source = :source"] = filter.source
+    else:
+        others |= named("source || ''", filter.source, "source")
+    return page(session, _LISTING, indexed, others, after=filter.after, limit=filter.limit, item=_pickup_of)
 
 
 def attempts(session: Session, pickup_id: str) -> list[PickupAttempt]:

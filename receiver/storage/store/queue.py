@@ -274,12 +274,19 @@ def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
         indexed[OF_STATE[filter.state]] = filter.state
     else:
         others["d.state = :state"] = filter.state
-    item, limit = partial(value_of, Delivery), filter.limit
-    after = None if filter.after is None else (filter.after,)
     joined = filter.source is not None or filter.types is not None
     looked_at = LOOKED_UP if joined else LOOKED_AT
     listing = _ONWARD if filter.oldest_first else _BACK
-    return page(session, listing, indexed, others, after=after, limit=limit, item=item, looked_at=looked_at)
+    return page(
+        session,
+        listing,
+        indexed,
+        others,
+        after=filter.after,
+        limit=filter.limit,
+        item=partial(value_of, Delivery),
+        looked_at=looked_at,
+    )
 
 
 def behind(session: Session, delivery_ids: Sequence[str], rules: SendingRules) -> set[str]:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, TypeVarTuple, Unpack
 import msgspec
 
 from receiver.core.errors import ConfigError, NotFound
-from receiver.core.page import Page
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -201,14 +200,6 @@ def listed(
     params = {condition.partition(":")[2].split()[0]: value for condition, value in given.items()}
     texts = [*given, fixed] if fixed else list(given)
     return session.run(listing, {**params, **more, "limit": limit}, " AND ".join(texts) or "TRUE")
-
-
-def listed_page(
-    session: Session, listing: str, conditions: Mapping[str, Value], limit: int, item: Callable[[Row], T]
-) -> Page[T]:
-    """Return a page of a listing that goes by ids, the newest first, and whose conditions all have indexes."""
-    rows = listed(session, listing, conditions, limit)
-    return Page(map(item, rows), rows[-1][0] if len(rows) == limit else None)
 
 
 def each(

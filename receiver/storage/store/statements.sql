@@ -156,6 +156,9 @@ LIMIT 1
 -- with: deliveries        | deliveries | d.id            | d.id DESC
 -- with: deliveries_onward | deliveries | d.id            | d.id
 -- with: pickups           | pickups    | id              | id DESC
+-- with: submissions       | submissions | id             | id DESC
+-- with: acts              | acts       | id              | id DESC
+-- with: operations        | operations | id              | id DESC
 
 -- name: place_of_{listed}
 -- Where a page of a listing has to end that may look at so many rows.
@@ -512,7 +515,8 @@ WHERE
 RETURNING pickups.source, pickups.key
 
 -- name: resolve_gone_pickups
--- The same for the last pickup of a key that had been given up, unless the key has another by now.
+-- The same for the last pickup of a key that had been given up, unless the key has another by now. As `id || ''`, or the newest
+-- would be looked for among all of the source.
 WITH answered {rows: source, key, job_id, event_id, updated_at}
 UPDATE pickups
 SET
@@ -524,7 +528,7 @@ SET
 FROM answered
 WHERE
     pickups.id = (
-        SELECT max(gone.id)
+        SELECT max(gone.id || '')
         FROM pickups AS gone
         WHERE gone.source = answered.source AND gone.key = answered.key AND gone.state = 'gone'
     )

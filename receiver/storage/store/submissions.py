@@ -15,8 +15,8 @@ from receiver.core.submission import REPEAT_SECONDS, Submission, SubmissionFilte
 from receiver.core.work import Pickup
 from receiver.storage.store import pickups, tokens
 from receiver.storage.store.events import resolve
-from receiver.storage.store.listing import named
-from receiver.storage.store.statements import Row, Session, Value, each, listed_page, value_of
+from receiver.storage.store.listing import named, newest_first, page
+from receiver.storage.store.statements import Row, Session, Value, each, value_of
 
 
 @each
@@ -117,13 +117,22 @@ def submission(session: Session, submission_id: str) -> Submission | None:
     return _first(session, "id = :id", {"id": submission_id})
 
 
+_LISTING = newest_first("submissions")
+
+
 def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
-    """List submissions, newest first."""
-    same = ("application", "state", "job_id", "ref")
-    conditions: dict[str, Value] = {f"{name} = :{name}": getattr(filter, name) for name in same}
-    conditions |= named("source", filter.source, "source")
-    conditions |= {"created_at < :before": filter.before, "id < :after": filter.after}
-    return listed_page(session, "list_submissions", conditions, filter.limit, _of)
+    """List submissions, newest first, a page at a time."""
+    indexed: dict[str, Value] = {"job_id = :job_id": filter.job_id, "ref = :ref": filter.ref}
+    others: dict[str, Value] = {
+        "application || '' = :application": filter.application,
+        **named("source || ''", filter.source, "source"),
+        "created_at < :before": filter.before,
+    }
+    if filter.state is SubmissionState.OPEN:  # few, and an index has them
+        indexed["id IN (SELECT id FROM submissions WHERE state = 'open')"] = filter.state
+    else:
+        others["state || '' = :state"] = filter.state
+    return page(session, _LISTING, indexed, others, after=filter.after, limit=filter.limit, item=_of)
 
 
 def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[int, ...]]:
