@@ -16,6 +16,7 @@ import trustme
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from receiver.core.clock import wall_clock
+from receiver.core.errors import PickupRefused
 from receiver.engine.requests import new_expectation, new_pickup
 from receiver.providers import public_keys
 from tests.support.provider_host import ProviderHost, Talk, reply
@@ -532,3 +533,55 @@ async def test_a_source_that_is_only_polled_needs_no_callback(tmp_path: Path) ->
         )
         assert event["data"]["audio"]["sha256"] == hashlib.sha256(MP3).hexdigest()
         assert [request.headers["x-key"] for request in host.requests] == [KEY, KEY]
+
+
+AZURE = f"""recipe = "azure-speech"
+secrets = ["{SECRET}"]
+api_key = "{KEY}"
+allow = ["127.0.0.0/8"]
+[sources.x.result]
+hosts = ["127.0.0.1"]
+every = 1
+[sources.x.result.then]
+hosts = ["127.0.0.1"]
+[sources.x.result.then.then]
+hosts = ["127.0.0.1"]
+"""
+"""The recipe as it ships, with a stand-in for Azure's API."""
+
+
+async def test_a_job_of_azure_is_handed_over_by_its_url_and_asked_for_to_its_text(tmp_path: Path) -> None:
+    """One as `receiver pickup` hands it over, one with `--expect-within`, one that failed. The text's link gets no key."""
+    async with ProviderHost() as host, Sink() as sink:
+        jobs = host.url("/speechtotext/transcriptions")
+        done = json.dumps({"status": "Succeeded", "links": {"files": f"{jobs}/1/files"}}).encode()
+        answers = [reply(200, b'{"status":"Running"}'), reply(200, done), reply(200, done)]
+
+        async def next_answer(talk: Talk) -> None:
+            await talk.send(answers.pop(0))
+
+        files = {"values": [{"kind": "Transcription", "links": {"contentUrl": host.url("/blob/1?sig=s")}}]}
+        failed = {"status": "Failed", "properties": {"error": {"code": "InvalidData", "message": "no audio"}}}
+        host.scripts["/speechtotext/transcriptions/1"] = next_answer
+        host.scripts["/speechtotext/transcriptions/2"] = reply(200, json.dumps(failed).encode())
+        host.scripts["/speechtotext/transcriptions/3"] = next_answer
+        host.scripts["/speechtotext/transcriptions/1/files"] = reply(200, json.dumps(files).encode())
+        host.scripts["/blob/1"] = reply(200, b'{"combinedRecognizedPhrases":[{"display":"Hello."}]}')
+        async with running(tmp_path, text(tmp_path, AZURE, sink.url)) as up:
+            for count, job, within in ((1, "1", 0), (2, "2", 0), (3, "3", 0.5)):
+                await up.receiver.store.add_pickup(ordered(up, f"{jobs}/{job}", within=within))
+                up.receiver.collector.wake(["x"])
+                await sink.until(count)
+            with pytest.raises(PickupRefused, match="the job's whole URL"):
+                ordered(up, "00000000-0000-0000-0000-000000000001")
+        said = [json.loads(request.body) for request in sink.received]
+        assert [event["type"] for event in said] == [
+            "transcript.completed",
+            "transcript.failed",
+            "transcript.completed",
+        ]
+        assert said[0]["data"]["document"]["content_type"] == "application/json"
+        assert (said[1]["data"]["error"]["message"], said[2]["data"]["ref"]) == ("no audio", "order-9")
+        keys = {r.path: r.headers.get("ocp-apim-subscription-key") for r in host.requests}
+        assert keys.pop("/blob/1") is None
+        assert set(keys.values()) == {KEY}

@@ -19,9 +19,12 @@ from tests.support.sink import Sink
 
 KEY = "provider-key-0123456789abcdef"
 OURS = "https://hooks.example.com/callbacks/x"
-AZURE = {
+FIRST = {
+    "values": [{"webUrl": "https://example.com/other", "status": "Succeeded"}],
+    "@nextLink": "more?skip=1",
+}
+SECOND = {
     "values": [
-        {"webUrl": "https://example.com/other", "status": "Succeeded"},
         {
             "webUrl": "https://hooks.example.com/callbacks/y",
             "status": "Failed",
@@ -86,9 +89,15 @@ async def test_each_change_of_the_providers_webhook_is_one_event(tmp_path: Path)
             for now[0] in (off, on, on, off):
                 await up.receiver.watcher.ask("x")
             await sink.until(3)
-            host.scripts["/westus/webhooks"] = reply(200, json.dumps(AZURE).encode())
-            await up.receiver.watcher.ask("y")
+            host.scripts["/westus/webhooks"] = reply(200, json.dumps(FIRST).encode())
+            for host.scripts["/westus/more"] in (
+                reply(500),  # half a list is no answer
+                reply(200, json.dumps(FIRST).encode()),  # a list without end: its first pages are read
+                reply(200, json.dumps(SECOND).encode()),
+            ):
+                await up.receiver.watcher.ask("y")
             await sink.until(4)
+            assert [r.path for r in host.requests].count("/westus/more") == 1 + 19 + 1
         events = [json.loads(request.body) for request in sink.received]
         azure = events.pop()
         assert [event["type"] for event in events] == ["source.failing", "source.recovered", "source.failing"]

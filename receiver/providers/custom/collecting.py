@@ -25,10 +25,12 @@ from receiver.providers.custom.meaning import Reading, job_key
 from receiver.providers.documents import Document, decode_object, opaque_id
 from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collected, collected_draft
 from receiver.providers.proofs.request import NO_REQUEST, as_text, first, spelled
-from receiver.providers.toolkit import refused, unsigned, unusable
+from receiver.providers.toolkit import is_url, refused, unsigned, unusable
 from receiver.settings.model import SourceSettings
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_PAGES = 20
+"""Pages of a provider's list of webhooks that are read, at most."""
 
 
 class Collecting:
@@ -46,14 +48,16 @@ class Collecting:
 
     def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
         """Understand a job id. Raises `PickupRefused`."""
-        if not any(_asked_at(result, "job") for result in self._options.result.values()):
-            table = f"[sources.{self._settings.name}.result]"
+        job, table = opaque_id(text), f"[sources.{self._settings.name}.result]"
+        urls = [url for result in self._options.result.values() if (url := _asked_at(result, job or "job"))]
+        if not urls:
             raise PickupRefused(
                 f'{table} has no from = "get" whose url needs {{job}} alone: no job can be asked for'
             )
-        job = opaque_id(text)
         if job is None:
             raise PickupRefused("that is no job id: hand over the id that the provider gave the job")
+        if not all(map(is_url, urls)):
+            raise PickupRefused(f"{table} asks the job's own URL: hand over the job's whole URL, https://…")
         return Lookup(key=job_key(job, f"{self._reading.own_family}.completed"), job_id=job)
 
     def can_ask(self, pickup: Pickup) -> bool:
@@ -158,20 +162,23 @@ class Collecting:
 
     async def sender_state(self, fetch: Fetch) -> SenderState | None:
         """Ask for the state of the webhooks that call this source; None when the provider does not say."""
-        watch, url = self._options.watch, self._options.watched_at
-        document = None if watch is None or url is None else await self._ask(fetch, url, watch)
-        if watch is None or not isinstance(document, dict):
-            return None
-        listed = first(watch.list, NO_REQUEST, document) if watch.list else [document]
-        states = [
-            SenderState(failing=word in watch.failing, detail=_told(watch, one, word))
-            for one in (listed if isinstance(listed, list) else [])
-            if isinstance(one, dict) and self._calls_us(watch, one)
-            if (word := as_text(first(watch.state, NO_REQUEST, one))) is not None
-        ]
-        return next((state for state in states if state.failing), states[0] if states else None)
+        watch, url, found = self._options.watch, self._options.watched_at, list[SenderState]()
+        for _ in range(_PAGES):
+            document = await self._ask(fetch, url, watch) if watch and url else None
+            if watch is None or not isinstance(document, dict):
+                return None  # half a list may lack the webhook that was switched off
+            listed = first(watch.list, NO_REQUEST, document) if watch.list else [document]
+            for one in listed if isinstance(listed, list) else []:
+                word = as_text(first(watch.state, NO_REQUEST, one)) if self._calls_us(watch, one) else None
+                if word is not None:
+                    found.append(SenderState(failing=word in watch.failing, detail=_told(watch, one, word)))
+            following = as_text(first(watch.next, NO_REQUEST, document))
+            if not following:
+                break
+            url = urljoin(url or "", following)
+        return next((state for state in found if state.failing), found[0] if found else None)
 
-    def _calls_us(self, watch: Watch, webhook: Document) -> bool:
+    def _calls_us(self, watch: Watch, webhook: Any) -> bool:
         url = as_text(watch.callback_url.value(NO_REQUEST, webhook)) or ""
         path, ours = url.partition("?")[0], f"/callbacks/{self._settings.name}"
         return path.endswith(ours) or f"{ours}/" in path

@@ -213,6 +213,8 @@ class Watch(Question):
     """Hosts that may be asked, each with all below it."""
     list: Places = ()
     """Where the answer has its list of webhooks; without it the answer is one webhook."""
+    next: Places = ()
+    """Where the answer has the link to the next page of its list; the first twenty pages are read."""
     callback_url: At
     """Where a webhook has the URL that it calls: those that do not call this source are left out."""
     state: Places = Field(min_length=1)
