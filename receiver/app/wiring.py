@@ -424,7 +424,7 @@ class _Parts(Struct, frozen=True, dict=True):
         sources = {
             name: Watched(adapter=adapter, fetch=self.ports.fetchers[name], every=adapter.watch_seconds)
             for name, adapter in self.ports.pulls.items()
-            if isinstance(adapter, Adapter) and adapter.watch_seconds is not None
+            if adapter.watch_seconds is not None
         }
         return Watcher(
             self.lasting.store,

@@ -16,7 +16,7 @@ from receiver.core.errors import PickupRefused, UsageError
 from receiver.core.event import new_id
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup, PickupKind
-from receiver.providers import PullProvider, adapter_of
+from receiver.providers import PullProvider, PushProvider, adapter_of
 from receiver.settings.model import Settings, SourceSettings
 
 FORMAT_KEYS = ("product", "encoding", "container", "sample_rate", "channels", "bit_rate", "model")
@@ -203,7 +203,7 @@ def _refuse_contradictions(
     source: SourceSettings, expires: float | None, expect: float | None, *, job_secret: bool
 ) -> None:
     adapter = adapter_of(source)
-    if not adapter.calls_back:
+    if not issubclass(adapter, PushProvider):
         of = f"{source.name} is of provider {source.provider}, which does not call back"
         raise UsageError(f"{of}: request its results by `receiver pickup {source.name}` or /api/v1/pickups")
     if job_secret and not adapter.job_secrets:

@@ -16,7 +16,7 @@ from receiver.core.observe import Observer
 from receiver.core.page import filled
 from receiver.core.source_events import FAILING, RECOVERED, source_event
 from receiver.engine.worker import Clock
-from receiver.providers import Adapter
+from receiver.providers import PullProvider
 from receiver.storage.store.store import Store
 from receiver.system.background import Background
 
@@ -27,7 +27,7 @@ _FIRST_SECONDS = 10.0
 class Watched(Struct, frozen=True, kw_only=True):
     """A source whose provider can be asked for the state of its webhook."""
 
-    adapter: Adapter
+    adapter: PullProvider
     fetch: Fetch
     every: float
     """Seconds between two questions."""

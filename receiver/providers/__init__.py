@@ -10,10 +10,11 @@ import pkgutil
 import re
 import sys
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module, resources
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Self
 
 from msgspec import Struct
 
@@ -45,63 +46,6 @@ NO_PROOF = "no proof is configured, so anybody's callback would be believed"
 NO_REASON = "the provider gave no reason"
 
 
-@runtime_checkable
-class PushProvider(Protocol):
-    """One configured source of a provider that calls back."""
-
-    provider: ClassVar[str]
-    """The provider's name: `deepgram`, `deapi`."""
-    keeps_retrying: ClassVar[bool]
-    """True: the provider retries a 503 within minutes, so we may answer it when the journal holds the copy.
-    False: a failure costs more than a retry (deAPI switches webhooks off), so we answer 200."""
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-
-    def admit(self, head: Head) -> Admission:
-        """Prove what headers alone can prove, before a body byte is read.
-
-        Raises `CallbackRejected` (401), or `WrongSource` (403) for a token of another source.
-        """
-
-    def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
-        """Prove the rest with the body. Raises `CallbackRejected`."""
-
-    def believed(self, admission: Admission, body: Body) -> VerifiedCallback:
-        """Return the callback with the admission's proofs, checking nothing: for `verify`, and for what a person accepts."""
-
-    def normalize(self, callback: VerifiedCallback) -> EventDraft:
-        """Turn a proved callback into an event draft.
-
-        Raises exactly `MalformedCallback` when it is not understood; the caller parks it.
-        """
-
-    def redact(self, body: bytes) -> bytes:
-        """Return `body` without the secrets it may carry, for keeping what could not be normalized."""
-
-    def fallback_key(self, callback: VerifiedCallback) -> str:
-        """Return the idempotency key of a callback that could not be normalized (token and content hash)."""
-
-    @property
-    def secret_headers(self) -> frozenset[str]:
-        """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
-
-    def came_as_proof(self, head: Head, body: bytes) -> list[str]:
-        """Return the values in a request that are meant to prove it, right or wrong: nothing may keep or show them."""
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The HTTP methods of callbacks."""
-
-    @property
-    def handshake_methods(self) -> frozenset[str]:
-        """The methods by which the provider asks whether a callback URL is ours; none for most providers."""
-
-    def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
-        """Return the answer to such a question, None when the request is none. `proved` tells whether it was proved."""
-
-
 class SenderState(Struct, frozen=True, kw_only=True):
     """The state of our webhook as its provider reports it."""
 
@@ -111,40 +55,10 @@ class SenderState(Struct, frozen=True, kw_only=True):
     """The provider's word for the state, and its reason if it gives one."""
 
 
-@runtime_checkable
-class PullProvider(Protocol):
-    """One configured source of a provider that can be polled for results. Many are a `PushProvider` as well."""
-
-    provider: ClassVar[str]
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-
-    @property
-    def deadline_seconds(self) -> float:
-        """Seconds from the request until a pickup is given up, unless the pickup has its own deadline."""
-
-    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
-        """Parse what a user gave for a pickup: the provider's URL or its job id. Raises `PickupRefused`."""
-
-    def can_ask(self, pickup: Pickup) -> bool:
-        """Tell whether the provider can be polled for this pickup: an API key is set, and the job id is known."""
-
-    def family(self, pickup: Pickup) -> str:
-        """Return `speech`, `transcript` or `media`: the first part of the type of an event that tells of failure."""
-
-    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
-        """Make one attempt. `pickup.attempts` counts those before it; nothing is remembered between attempts."""
-
-    def redact(self, body: bytes) -> bytes:
-        """Return `body` without the secrets it may carry."""
-
-
-class Adapter:
+class Adapter(ABC):
     """One configured source. A subclass is one provider; its module says everything that is particular to it.
 
-    A class that defines `admit` and `normalize` is a `PushProvider`, one that defines `lookup` and `collect` a `PullProvider`.
+    One that calls back is a `PushProvider`, one that can be polled a `PullProvider`; many are both.
     """
 
     provider: ClassVar[str]
@@ -153,31 +67,18 @@ class Adapter:
     """The source's own settings, beside those that every source has."""
     codes: ClassVar[Mapping[str, Code]]
     """What `receiver check` may find: the codes of this provider, whose first is that of a wrong setting."""
-    calls_back: ClassVar[bool] = True
-    """False: the provider is only polled, and no callback URL is issued for it."""
-    keeps_retrying: ClassVar[bool] = False
-    https_only: ClassVar[bool] = False
-    """True: the provider calls nothing but https."""
     fetches_keys: ClassVar[bool] = False
     """True: the provider's public keys are fetched, so the source has an HTTP client even if it is not polled."""
+    https_only: ClassVar[bool] = False
+    """True: the provider calls nothing but https."""
     job_secrets: ClassVar[bool] = False
     """True: a job may be submitted with a webhook secret of its own."""
-    small_documents: ClassVar[bool] = False
-    """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
-    watch_seconds: float | None = None
-    """How often the provider is polled for the state of our webhook; None if it cannot be."""
-    secret_headers: frozenset[str] = frozenset()
-    methods: tuple[str, ...] = ("POST", "PUT")
-    handshake_methods: frozenset[str] = frozenset()
-    job_ids: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
-    """The pattern of job ids that are safe in the path of a URL."""
 
     def __init__(self, settings: SourceSettings, options: Any, tokens: CallbackTokens) -> None:
         """`options` is an instance of `Settings`."""
         self.source, self._where = settings.name, f"sources.{settings.name}"
         self._settings, self._options, self._tokens = settings, options, tokens
         self._redactor = Redactor(self._secrets())
-        self._json_limit = min(settings.max_json_bytes, MIB if self.small_documents else sys.maxsize)
 
     @classmethod
     def create(cls, settings: SourceSettings, tokens: CallbackTokens) -> Self:
@@ -229,10 +130,51 @@ class Adapter:
         """Return `body` without the configured secrets, callback tokens and what signs its links."""
         return redacted(self._redactor, body)
 
-    # ------------------------------------------------------------ callbacks
+    def _api_headers(self) -> Mapping[str, str]:
+        """Return the headers that authenticate receiver at the provider's API; none without a key."""
+        return {}
+
+    def submit_api(self) -> ProviderApi | None:
+        """Return the parts of the provider's API that applications may call through receiver; None if unknown."""
+        return None
+
+    def _submit_api(self, base: str, headers: Mapping[str, str], *, secret: str = "") -> ProviderApi:
+        """Return the API of the provider's table in `submissions`. `headers` authenticate receiver."""
+        text = (resources.files(__package__) / "submissions" / f"{self.provider}.toml").read_text("utf-8")
+        return ProviderApi(Submission.model_validate({"base": base, **tomllib.loads(text)}), headers, secret)
+
+
+class PushProvider(Adapter):
+    """A provider that calls back."""
+
+    keeps_retrying: bool = False
+    """True: the provider retries a 503 within minutes, so we may answer it when the journal holds the copy.
+    False: a failure costs more than a retry (deAPI switches webhooks off), so we answer 200."""
+    small_documents: ClassVar[bool] = False
+    """True: the provider's callbacks are under 1 kB, so none over 1 MiB is read."""
+    secret_headers: frozenset[str] = frozenset()
+    """Names, in lower case, of the headers that prove a callback: nothing may keep their values."""
+    methods: tuple[str, ...] = ("POST", "PUT")
+    """The HTTP methods of callbacks."""
+    handshake_methods: frozenset[str] = frozenset()
+    """The methods by which the provider asks whether a callback URL is ours; none for most providers."""
+
+    @abstractmethod
+    def admit(self, head: Head) -> Admission:
+        """Prove what headers alone can prove, before a body byte is read.
+
+        Raises `CallbackRejected` (401), or `WrongSource` (403) for a token of another source.
+        """
+
+    @abstractmethod
+    def normalize(self, callback: VerifiedCallback) -> EventDraft:
+        """Turn a proved callback into an event draft.
+
+        Raises exactly `MalformedCallback` when it is not understood; the caller parks it.
+        """
 
     def came_as_proof(self, head: Head, body: bytes) -> list[str]:
-        """Return the values in a request that are meant to prove it, right or wrong."""
+        """Return the values in a request that are meant to prove it, right or wrong: nothing may keep or show them."""
         return [value for name in self.secret_headers for value in head.all(name)]
 
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
@@ -240,11 +182,11 @@ class Adapter:
         return {}
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
-        """Return the proved callback: unless a provider says otherwise, the body proves no more than the headers did."""
+        """Prove the rest with the body; unless a provider says otherwise, it proves no more. Raises `CallbackRejected`."""
         return self.believed(admission, body)
 
     def believed(self, admission: Admission, body: Body) -> VerifiedCallback:
-        """Return the callback with the admission's proofs, checking nothing."""
+        """Return the callback with the admission's proofs, checking nothing: for `verify`, and for what a person accepts."""
         return VerifiedCallback(
             head=admission.head,
             claims=admission.claims,
@@ -258,12 +200,17 @@ class Adapter:
         return []
 
     def handshake(self, head: Head, body: bytes, *, proved: bool) -> Reply | None:
-        """Return the answer to a handshake, None when the request is none."""
+        """Return the answer to a question that is no callback, None when the request is none. `proved` tells whether it was proved."""
         return None
 
     def fallback_key(self, callback: VerifiedCallback) -> str:
-        """Return the identity of a callback that could not be normalized: token and content hash."""
+        """Return the idempotency key of a callback that could not be normalized: token and content hash."""
         return content_key(callback, lasting=False)
+
+    @property
+    def _json_limit(self) -> int:
+        """The most bytes of a callback that is JSON."""
+        return min(self._settings.max_json_bytes, MIB if self.small_documents else sys.maxsize)
 
     def _check_token(self, head: Head, *, required: bool) -> TokenClaims | None:
         """Check the callback token in the URL; return its claims, None if there is no token and none is required.
@@ -332,22 +279,23 @@ class Adapter:
         bare: Document = unsigned(document)
         return bare, raw if bare is document else encode(bare)
 
-    # ------------------------------------------------------------ submissions
 
-    def submit_api(self) -> ProviderApi | None:
-        """Return the parts of the provider's API that applications may call through receiver; None if unknown."""
-        return None
+class PullProvider(Adapter):
+    """A provider that can be polled for results. Many call back as well."""
 
-    def _submit_api(self, base: str, headers: Mapping[str, str], *, secret: str = "") -> ProviderApi:
-        """Return the API of the provider's table in `submissions`. `headers` authenticate receiver."""
-        text = (resources.files(__package__) / "submissions" / f"{self.provider}.toml").read_text("utf-8")
-        return ProviderApi(Submission.model_validate({"base": base, **tomllib.loads(text)}), headers, secret)
+    job_ids: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
+    """The pattern of job ids that are safe in the path of a URL."""
 
-    async def sender_state(self, fetch: Fetch) -> SenderState | None:
-        """Poll the provider for the state of our webhook; None if it does not tell."""
-        return None
+    watch_seconds: float | None = None
+    """How often the provider is polled for the state of our webhook; None if it cannot be."""
 
-    # ------------------------------------------------------------ pickups
+    @abstractmethod
+    def lookup(self, text: str, format: Mapping[str, Any]) -> Lookup:
+        """Parse what a user gave for a pickup: the provider's URL or its job id. Raises `PickupRefused`."""
+
+    @abstractmethod
+    async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
+        """Make one attempt. `pickup.attempts` counts those before it; nothing is remembered between attempts."""
 
     @property
     def deadline_seconds(self) -> float:
@@ -361,13 +309,13 @@ class Adapter:
     def _can_poll(self, job_id: str | None) -> bool:
         return bool(self._api_headers()) and job_id is not None and bool(self.job_ids.fullmatch(job_id))
 
-    def _api_headers(self) -> Mapping[str, str]:
-        """Return the headers that authenticate receiver at the provider's API; none without a key."""
-        return {}
-
     def family(self, pickup: Pickup) -> str:
-        """Return `speech`, unless a provider makes something else as well."""
+        """Return `speech`, `transcript` or `media`: the first part of the type of an event that tells of failure."""
         return "speech"
+
+    async def sender_state(self, fetch: Fetch) -> SenderState | None:
+        """Poll the provider for the state of our webhook; None if it does not tell."""
+        return None
 
     def _remote(self, key: str, url: str | None, callback: VerifiedCallback) -> RemoteResult:
         """Return the location of a result that a callback announced.
@@ -380,21 +328,27 @@ class Adapter:
 
 @cache
 def adapters() -> Mapping[str, type[Adapter]]:
-    """Return every provider's adapter by the name that `provider = "…"` uses. A provider is found by its module."""
-    for module in pkgutil.iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
-    return {kind.provider: kind for kind in sorted(Adapter.__subclasses__(), key=lambda kind: kind.provider)}
+    """Return every provider's adapter by the name that `provider = "…"` uses, which is its module's."""
+    found = {name: adapter_named(name) for name in sorted(_modules())}
+    return {name: adapter for name, adapter in found.items() if adapter is not None}
 
 
 @cache
 def adapter_named(provider: str) -> type[Adapter] | None:
-    """Return a provider's adapter, None when there is none. If a module has the provider's name, only that one is imported."""
-    if any(module.name == provider for module in pkgutil.iter_modules(__path__)):
-        import_module(f"{__name__}.{provider}")
-        for kind in Adapter.__subclasses__():
-            if kind.provider == provider:
-                return kind
-    return adapters().get(provider)
+    """Return a provider's adapter, None when there is none. Only its module is imported."""
+    if provider not in _modules():
+        return None
+    module = import_module(f"{__name__}.{provider}")
+    return next((found for found in vars(module).values() if _is_adapter(found, provider)), None)
+
+
+@cache
+def _modules() -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _is_adapter(found: object, provider: str) -> bool:
+    return isinstance(found, type) and issubclass(found, Adapter) and vars(found).get("provider") == provider
 
 
 def adapter_of(source: SourceSettings) -> type[Adapter]:

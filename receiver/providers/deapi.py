@@ -24,7 +24,7 @@ from receiver.core.proofs import hmac_sha256_hex, matching_place
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import NO_REASON, Adapter, toolkit
+from receiver.providers import NO_REASON, PullProvider, PushProvider, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -101,7 +101,7 @@ class DeapiSettings(Section):
     """How long a result is tried for before that is given up."""
 
 
-class DeapiProvider(Adapter):
+class DeapiProvider(PushProvider, PullProvider):
     """One deAPI source."""
 
     provider = "deapi"

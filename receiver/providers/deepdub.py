@@ -21,7 +21,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import Pickup
-from receiver.providers import Adapter, results, toolkit
+from receiver.providers import PullProvider, results, toolkit
 from receiver.providers.documents import decode_object, first_text, join_key, looks_like_json, printable
 from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result, collected_draft
 from receiver.providers.toolkit import refused, revealed, shown, unusable
@@ -67,12 +67,11 @@ class DeepdubSettings(Section):
         return self.base_url or REGIONS[self.region]
 
 
-class DeepdubProvider(Adapter):
-    """One Deepdub source: a `PullProvider`, and no `PushProvider`."""
+class DeepdubProvider(PullProvider):
+    """One Deepdub source."""
 
     provider = "deepdub"
     Settings = DeepdubSettings
-    calls_back = False
     codes: ClassVar = {
         "E304": Code("A Deepdub source's setting is wrong", ""),
         "E301": Code("A Deepdub source has no key", 'add api_key = "env:DEEPDUB_API_KEY"'),

@@ -24,7 +24,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
-from receiver.providers import NO_REASON, Adapter, toolkit
+from receiver.providers import NO_REASON, PullProvider, PushProvider, toolkit
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -123,7 +123,7 @@ def _keys(options: PlayhtSettings) -> tuple[str, ...]:
     return reveal(options.callback_keys or ((options.api_key,) if options.api_key else ()))
 
 
-class PlayhtProvider(Adapter):
+class PlayhtProvider(PushProvider, PullProvider):
     """One PlayHT source: called back by the dashboard's settings, and polled for results.
 
     Whether and how PlayHT retries a callback is not documented, so nothing is left to it.

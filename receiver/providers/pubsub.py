@@ -20,7 +20,7 @@ from receiver.core.errors import IgnoredCallback, MalformedCallback
 from receiver.core.event import EventDraft, Stage
 from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
-from receiver.providers import NO_PROOF, Adapter
+from receiver.providers import NO_PROOF, PushProvider
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -77,7 +77,7 @@ class PubsubSettings(Section):
         return value
 
 
-class PubsubProvider(Adapter):
+class PubsubProvider(PushProvider):
     """One source that push subscriptions call."""
 
     provider = "pubsub"

@@ -35,7 +35,7 @@ from receiver.core.fetch import Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding, install
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
-from receiver.providers import NO_PROOF, NO_REASON, Adapter
+from receiver.providers import NO_PROOF, NO_REASON, PullProvider, PushProvider
 from receiver.providers.documents import (
     Document,
     decode_object,
@@ -136,7 +136,7 @@ class Message(msgspec.Struct, frozen=True):
         return "".join(f"{name}\n{value}\n" for name, value in fields if value is not None).encode()
 
 
-class SnsProvider(Adapter):
+class SnsProvider(PushProvider, PullProvider):
     """One source that SNS topics call."""
 
     provider = "sns"

@@ -26,7 +26,7 @@ def make(case: Case) -> PushProvider:
 
 def proof_headers(case: Case) -> set[str]:
     """Return the headers of a request that carry a proof: those that the adapter itself would sign with, and its secret ones."""
-    adapter = adapters()[case.provider].create(case.source, tokens())
+    adapter = make(case)
     return {name.lower() for name in adapter.sign(b"", now=0)} | adapter.secret_headers
 
 

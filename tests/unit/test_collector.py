@@ -31,6 +31,7 @@ from receiver.core.routing import Route, Router
 from receiver.core.work import OutcomeKind, Pickup, PickupKind, PickupState
 from receiver.engine.collector import Collector, PullSource
 from receiver.engine.recorder import Recorder
+from receiver.providers import PullProvider
 from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
@@ -183,7 +184,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         )
         source = PullSource(
             provider_name="scripted",
-            provider=provider,
+            provider=cast("PullProvider | None", provider),
             fetch=cast("Fetch", object()) if provider else None,
             concurrency=4,
             attempt_seconds=seconds,

@@ -18,7 +18,7 @@ from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissi
 from receiver.core.event import EventDraft
 from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
-from receiver.providers import NO_PROOF, Adapter
+from receiver.providers import NO_PROOF, PushProvider
 from receiver.providers.custom.collecting import Collecting
 from receiver.providers.custom.language import Auth, CustomSettings, recipes
 from receiver.providers.custom.meaning import Reading, Understood
@@ -52,7 +52,7 @@ class Verdict(Struct, frozen=True):
     """The message that was signed, where there is one."""
 
 
-class CustomProvider(Collecting, Adapter):
+class CustomProvider(Collecting, PushProvider):
     """One source that settings describe."""
 
     provider = "custom"
@@ -81,7 +81,7 @@ class CustomProvider(Collecting, Adapter):
         super().__init__(settings, options, tokens)
         where, shape = f"{self._where}.secrets", f"{self._where}.proof"
         self.trust = Trust(where, shape, shape, self._proof_secrets, _key_sets(options.proof))
-        self.keeps_retrying = options.keeps_retrying  # type: ignore[misc]  # the class says it for built-in providers, settings for this one
+        self.keeps_retrying = options.keeps_retrying
         self.groups = options.groups
         self._places = [place for proof in options.proof for place in proof.references]
         self.secret_headers = frozenset(place.name for place in self._places if place.kind == "header")

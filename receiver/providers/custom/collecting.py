@@ -13,7 +13,7 @@ from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, JobError
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.work import Pickup
-from receiver.providers import NO_REASON, SenderState
+from receiver.providers import NO_REASON, PullProvider, SenderState
 from receiver.providers.custom.language import (
     WHOLE_DOCUMENT,
     CustomSettings,
@@ -26,17 +26,15 @@ from receiver.providers.documents import Document, decode_object, opaque_id
 from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collected, collected_draft
 from receiver.providers.proofs.request import NO_REQUEST, as_text, first, spelled
 from receiver.providers.toolkit import is_url, refused, unsigned, unusable
-from receiver.settings.model import SourceSettings
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PAGES = 20
 """Pages of a provider's list of webhooks that are read, at most."""
 
 
-class Collecting:
+class Collecting(PullProvider):
     """The half of a custom source that polls."""
 
-    _settings: SourceSettings
     _options: CustomSettings
     _reading: Reading
     _api_key: str

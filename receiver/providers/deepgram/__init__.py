@@ -25,7 +25,7 @@ from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.core.words import Word
-from receiver.providers import NO_PROOF, NO_REASON, Adapter, toolkit
+from receiver.providers import NO_PROOF, NO_REASON, PushProvider, toolkit
 from receiver.providers.deepgram.documents import Payload, heard_words, is_failure, requested_format
 from receiver.providers.documents import (
     BOM,
@@ -87,7 +87,7 @@ class DeepgramSettings(Section):
         return value
 
 
-class DeepgramProvider(Adapter):
+class DeepgramProvider(PushProvider):
     """One Deepgram source."""
 
     provider = "deepgram"

@@ -11,7 +11,7 @@ from receiver.app.second_look import kept_request
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import new_id
 from receiver.engine.requests import source_named
-from receiver.providers import adapter_of
+from receiver.providers import PushProvider, adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.settings.model import ApiScope
 from receiver.system.child import printed_by
@@ -40,7 +40,7 @@ async def show(visit: Visit, *, made: Any = None) -> Response:
     return await visit.page(
         "source.html",
         source=source,
-        calls_back=adapter_of(source).calls_back,
+        calls_back=issubclass(adapter_of(source), PushProvider),
         register_at=about.register_at if about else "",
         played=source.provider in _PLAYED,
         public_url=visit.settings.public_url,
