@@ -24,8 +24,8 @@ from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError, SettingsError
 from receiver.core.event import EVENT_TYPES
+from receiver.core.event_json import PLACES, may_be_there
 from receiver.core.findings import Code, Finding, install
-from receiver.core.projection import PLACES, may_be_there
 from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine

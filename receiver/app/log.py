@@ -19,8 +19,7 @@ from typing import Any, TextIO
 import msgspec
 from msgspec.structs import asdict
 
-from receiver.core.clock import wall_clock
-from receiver.core.event_json import iso
+from receiver.core.clock import iso, wall_clock
 from receiver.core.observe import (
     AttemptReport,
     CallbackReport,

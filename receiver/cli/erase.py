@@ -109,7 +109,7 @@ def _amounts(found: FoundOf) -> str:
 
 
 def _tell_nothing(before: int | None, journal: str | None, *, as_json: bool) -> None:
-    from receiver.core.event_json import iso
+    from receiver.core.clock import iso
 
     if as_json:
         shown = None if before is None else iso(before)

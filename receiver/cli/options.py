@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from receiver.cli.output import tell_errors_as_json
-from receiver.core.clock import wall_clock
-from receiver.core.durations import duration
+from receiver.core.clock import duration, wall_clock
 from receiver.core.errors import NotFound, UsageError
 
 if TYPE_CHECKING:

@@ -1,22 +1,22 @@
-"""The event as JSON: composed once when it is recorded, rendered with fresh links at every attempt.
+"""The event as JSON: the structs that are encoded, composed once when it is recorded, rendered with fresh links at every attempt.
 
-docs/events.md describes it for applications; core/event.py has what it is made of, core/webhook.py its signature.
+docs/events.md describes each field for applications, and JSON Schemas are made from the structs; core/event.py has what an event is
+made of, core/webhook.py its signature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from receiver.core.clock import iso
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
-from receiver.core.event_document import AudioPart, ErrorPart, EventData, StoredPart, TranscriptPart
-from receiver.core.projection import Fields, projected
-from receiver.core.tokens import ObjectLinks
+
+if TYPE_CHECKING:
+    from receiver.core.tokens import ObjectLinks
 
 SCHEMA = 1
 DATA_LIMIT = 18_000
@@ -39,15 +39,82 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode = msgspec.json.Decoder().decode
 
 
-def iso(millis: int) -> str:
-    """Return epoch milliseconds as ISO 8601 in UTC with milliseconds."""
-    seconds, rest = divmod(millis, 1000)
-    return f"{_iso_second(seconds)}.{rest:03d}Z"
+# ---------------------------------------------------------------- what is encoded
+
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+"""ISO 8601 in UTC."""
 
 
-@lru_cache(maxsize=64)
-def _iso_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+class StoredPart(Struct, frozen=True, kw_only=True):
+    """A stored object that the event links to."""
+
+    uri: str
+    url: str | None = None
+    """A link that expires; renewed at each attempt."""
+    url_expires_at: Time | None = None
+    content_type: str
+    bytes: int
+    sha256: str
+
+
+class AudioPart(StoredPart, frozen=True, kw_only=True):
+    """Stored audio, and what its bytes say of it."""
+
+    duration_seconds: float | None
+    duration_estimated: bool
+    sample_rate_hz: int | None
+    channels: int | None
+    codec: str | None
+
+
+class TranscriptPart(Struct, frozen=True, kw_only=True):
+    """The text of a transcript; null where it is too long for an event, and in the document."""
+
+    text: str | None
+    confidence: float | None
+    language: str | None
+    duration_seconds: float | None
+    channels: int | None
+
+
+class ErrorPart(Struct, frozen=True, kw_only=True):
+    """What went wrong."""
+
+    code: str | None
+    message: str
+    details: str | None
+
+
+class EventData(Struct, frozen=True, kw_only=True):
+    """What happened."""
+
+    event_id: str
+    schema: int
+    source: str
+    provider: str
+    job_id: str | None
+    ref: str | None
+    late: bool
+    audio: AudioPart | None
+    transcript: TranscriptPart | None
+    media: StoredPart | None
+    document: StoredPart | None
+    error: ErrorPart | None
+    provider_data: Mapping[str, Any]
+    """The provider's own fields, secrets removed."""
+    replaces: str | UnsetType = UNSET
+    """Only where a kept callback was read again: the event that was made of it before."""
+
+
+class EventDocument(Struct, frozen=True, kw_only=True):
+    """The body of a delivery."""
+
+    type: str
+    timestamp: Time
+    data: EventData
+
+
+# ---------------------------------------------------------------- composed and rendered
 
 
 def compose(
@@ -186,3 +253,56 @@ def linker(
         return url, expires_at
 
     return link
+
+
+# ---------------------------------------------------------------- the fields that a destination wants
+
+Fields = Mapping[str, Any]
+"""Names of the wanted fields, each with the wanted fields below it. An empty mapping means the whole field."""
+
+ALWAYS = ("event_id", "schema", "source", "job_id")
+"""What every event holds: it tells which event it is, and of which job."""
+
+
+def fields(places: Iterable[str]) -> Fields:
+    """Return the fields at these places below `data` (`audio.url`), and those that are always sent."""
+    return _tree([*ALWAYS, *places])
+
+
+def _tree(places: Iterable[str]) -> Fields:
+    below: dict[str, list[str]] = {}
+    for place in places:
+        name, _, rest = place.partition(".")
+        below.setdefault(name, []).append(rest)
+    return {name: {} if "" in rests else _tree(rests) for name, rests in below.items()}
+
+
+def projected(data: Mapping[str, Any], wanted: Fields) -> dict[str, Any]:
+    """Return the wanted fields of `data`, as far as it has them. What is null stays null, whatever is wanted below it."""
+    kept = {}
+    for name, value in data.items():
+        below = wanted.get(name)
+        if below is None:
+            continue
+        if not below or value is None:
+            kept[name] = value
+        elif isinstance(value, dict):
+            kept[name] = projected(value, below)
+    return kept
+
+
+def _places(kind: type[Struct], above: str = "") -> Iterator[str]:
+    for field in msgspec.structs.fields(kind):
+        yield above + field.name
+        for part in get_args(field.type):
+            if isinstance(part, type) and issubclass(part, Struct):
+                yield from _places(part, f"{above}{field.name}.")
+
+
+PLACES = frozenset(_places(EventData))
+"""The places of all fields that events have, but for the provider's own."""
+
+
+def may_be_there(place: str) -> bool:
+    """Tell whether any event may have a field at this place below `data`."""
+    return place in PLACES or place.startswith("provider_data.")

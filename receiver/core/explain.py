@@ -8,9 +8,9 @@ from enum import StrEnum
 import msgspec
 from msgspec import Struct
 
+from receiver.core.clock import iso
 from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection, Stage
-from receiver.core.event_json import iso
 from receiver.core.submission import Submission
 from receiver.core.work import (
     Attempt,

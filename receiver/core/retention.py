@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from receiver.core.durations import DAY, duration
+from receiver.core.clock import DAY, duration
 from receiver.core.errors import UsageError
 
 KEYS_SECONDS = 30 * DAY

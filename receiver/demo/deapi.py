@@ -18,8 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from receiver.core.clock import wall_clock
-from receiver.core.event_json import iso
+from receiver.core.clock import iso, wall_clock
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo.serving import Callback, Provider, base_url, sample_audio
 from receiver.providers.deapi import signed

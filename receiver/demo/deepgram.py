@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from receiver.core.event_json import iso
+from receiver.core.clock import iso
 from receiver.demo.serving import Callback
 from receiver.system.audio.formats import sniff
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
+from receiver.core.clock import iso
 from receiver.core.errors import Unavailable
 from receiver.core.event import EventDraft, JobError, Recording, RecordStatus, Stage
-from receiver.core.event_json import iso
 from receiver.core.fetch import Failed, Fetch
 from receiver.core.observe import Observer, PickupReport
 from receiver.core.retry import pickup_delay

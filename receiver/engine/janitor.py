@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.core.durations import DAY
+from receiver.core.clock import DAY
 from receiver.core.errors import BlobsUnavailable, ReceiverError, StoreUnavailable
 from receiver.core.observe import Observer
 from receiver.core.retention import (

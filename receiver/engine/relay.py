@@ -12,11 +12,11 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.core.destination_events import Routed, destination_event, transition
 from receiver.core.destination_health import DestinationState, is_failure, probe_wait, reported
 from receiver.core.errors import StoreUnavailable, Unavailable
+from receiver.core.event_json import Fields
 from receiver.core.observe import AttemptReport, Observer
-from receiver.core.projection import Fields
+from receiver.core.own_events import Routed, destination_event, transition
 from receiver.core.retry import RetryPolicy
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement

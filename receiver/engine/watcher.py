@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
 
-from receiver.core.destination_events import Routed
 from receiver.core.errors import Unavailable
 from receiver.core.event import Event, EventSearch, RecordStatus
 from receiver.core.fetch import Fetch
 from receiver.core.observe import Observer
+from receiver.core.own_events import SOURCE_FAILING, SOURCE_RECOVERED, Routed, source_event
 from receiver.core.page import filled
-from receiver.core.source_events import FAILING, RECOVERED, source_event
 from receiver.engine.worker import Clock
 from receiver.providers import PullProvider
 from receiver.storage.store.store import Store
@@ -83,7 +82,7 @@ class Watcher:
             self._observer.note("warning", "watcher.no_answer", source=name)
             return
         last = await self._last(name)
-        if state.failing == (last is not None and last.type == FAILING):
+        if state.failing == (last is not None and last.type == SOURCE_FAILING):
             return
         recording = source_event(
             name,
@@ -105,6 +104,8 @@ class Watcher:
 
     async def _last(self, name: str) -> Event | None:
         """Return the last event about a source's webhook."""
-        wanted = EventSearch(source=name, types=(FAILING, RECOVERED), newest_first=True, limit=1)
+        wanted = EventSearch(
+            source=name, types=(SOURCE_FAILING, SOURCE_RECOVERED), newest_first=True, limit=1
+        )
         found = await filled(self._store.search, wanted, 1)
         return found[0].event if found else None

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from receiver.core.projection import Fields, fields
+from receiver.core.event_json import Fields, fields
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
 from receiver.core.routing import Route, checked_place, condition

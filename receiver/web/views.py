@@ -11,9 +11,9 @@ from msgspec import Meta, Raw, Struct
 
 from receiver.core.bulk import BulkKind, BulkOperation, BulkState
 from receiver.core.callback import Arrival
+from receiver.core.clock import iso
 from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
-from receiver.core.event_json import iso
 from receiver.core.explain import Cause, Job, Step, explain
 from receiver.core.submission import Submission, SubmissionState
 from receiver.core.work import (

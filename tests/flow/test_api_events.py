@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.core.event_json import iso
+from receiver.core.clock import iso
 from tests.support.running import APP_SECRET, BASIC, Running, api_token, running, settings_text
 from tests.support.senders import Sent, speech, transcript
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from receiver.app.wiring import Ports
-from receiver.core.clock import wall_clock
-from receiver.core.durations import DAY
+from receiver.core.clock import DAY, wall_clock
 from receiver.core.event import new_id
 from receiver.core.retention import Retention
 from receiver.core.work import DeliveryFilter

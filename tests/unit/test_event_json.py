@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from receiver.core import event_json
+from receiver.core.clock import iso
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, Stage, StoredBlob, TranscriptDraft
 from receiver.core.routing import Route, Router
 from tests.support.examples import examples
@@ -65,7 +66,7 @@ def _link(key: str, content_type: str) -> tuple[str, int]:
     ],
 )
 def test_a_time_is_utc_with_milliseconds(millis: int, text: str) -> None:
-    assert event_json.iso(millis) == text
+    assert iso(millis) == text
 
 
 def test_an_event_without_a_blob_is_sent_as_it_was_composed() -> None:
@@ -83,7 +84,7 @@ def test_links_are_made_at_each_rendering(name: str) -> None:
         event_json.render(_event(_compose(_draft(), **{name: whole}), blob_key=BLOB.key), _link)
     )["data"]
     assert data[name]["url"] == "https://x/s/a.json?application/json"
-    assert data[name]["url_expires_at"] == event_json.iso(NOW + 1000)
+    assert data[name]["url_expires_at"] == iso(NOW + 1000)
     assert [other for other in event_json.LINKED if data[other]] == [name]
 
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.callback import MemoryBody
-from receiver.core.durations import DAY
+from receiver.core.clock import DAY
 from receiver.core.errors import BlobsUnavailable, StoreUnavailable
 from receiver.core.event import Recording, RecordStatus
 from receiver.core.retention import KEYS_SECONDS, ORPHAN_SECONDS, Prune, Pruned, Retention, age

@@ -9,8 +9,7 @@ from typing import Any, cast
 import pytest
 
 from receiver.core.callback import MemoryBody
-from receiver.core.clock import wall_clock
-from receiver.core.durations import DAY
+from receiver.core.clock import DAY, wall_clock
 from receiver.core.errors import BlobsUnavailable, ReceiverError
 from receiver.core.retention import ORPHAN_SECONDS, Retention
 from receiver.engine.janitor import uptime

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from receiver.core.callback import MemoryBody
-from receiver.core.durations import DAY
+from receiver.core.clock import DAY
 from receiver.core.event import AudioDraft, EventDraft, Recording, new_id
 from receiver.core.observe import Observers
 from receiver.core.retention import ORPHAN_SECONDS, Retention

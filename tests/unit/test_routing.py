@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from receiver.cli.app import app
-from receiver.core.projection import fields, projected
+from receiver.core.event_json import fields, projected
 from receiver.core.routing import Decision, Route, Router, condition
 from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import recording

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from receiver.core.errors import PickupRefused, StoreUnavailable, SubmissionRefused
 from receiver.core.event import RecordStatus
+from receiver.core.own_events import unknown_event
 from receiver.core.submission import Submission, SubmissionState, headers_back, text_at
-from receiver.core.submission_events import unknown_event
 from receiver.core.work import Pickup
 from receiver.engine.requests import new_pickup
 from receiver.engine.submissions.bodies import Pace

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 import msgspec
 from msgspec import Struct, field
 
-from receiver.core.destination_events import Routed
 from receiver.core.errors import ReceiverError, SenderError, SubmissionRefused
 from receiver.core.observe import Observers, SubmissionReport
+from receiver.core.own_events import Routed
 from receiver.core.submission import Submission, SubmissionFilter
 from receiver.core.work import Pickup
 from receiver.engine.requests import IssuedUrl

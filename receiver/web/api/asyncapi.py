@@ -12,7 +12,7 @@ import msgspec
 
 from receiver import __version__
 from receiver.core.event import EVENT_TYPES
-from receiver.core.event_document import EventDocument
+from receiver.core.event_json import EventDocument
 
 _HEADERS = {
     "webhook-id": "The event's id; the same at each attempt.",

@@ -8,9 +8,10 @@ from typing import Literal
 from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
 
+from receiver.core.clock import iso
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch, Place
-from receiver.core.event_json import LINKED, iso
+from receiver.core.event_json import LINKED
 from receiver.core.routing import Decision
 from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
 from receiver.engine import holds

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from receiver import __version__
 from receiver.core.event import EVENT_TYPES
-from receiver.core.event_document import EventData, EventDocument
+from receiver.core.event_json import EventData, EventDocument
 from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.operation import Operation
 from receiver.web.api.problems import TITLES, Problem, answer, problem

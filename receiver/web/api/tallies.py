@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from receiver.core.event_json import iso
+from receiver.core.clock import iso
 from receiver.core.tally import ACK, HOUR, MINUTE, Tally, within
 from receiver.engine.tallies import EVERY_SECONDS, HOURS_KEPT_MS
 from receiver.settings.model import ApiScope

@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from receiver.app.wiring import build_router
 from receiver.core.bulk import BulkKind
-from receiver.core.destination_events import destination_test
 from receiver.core.errors import NotFound, UsageError
+from receiver.core.own_events import destination_test
 from receiver.core.webhook import new_webhook_secret
 from receiver.engine.bulk import plan as planned
 from receiver.web.api import deliveries, operations, overview

@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.responses import FileResponse, Response
 
+from receiver.core.clock import iso
 from receiver.core.errors import NotFound
-from receiver.core.event_json import iso
 from receiver.web.console.visit import HOME
 
 if TYPE_CHECKING:
