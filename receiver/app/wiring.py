@@ -98,7 +98,7 @@ class Ports:
     """The sources that accept submissions."""
 
 
-class Lasting(Struct, frozen=True, kw_only=True):
+class Lasting(Struct, kw_only=True):
     """The parts that a reload keeps."""
 
     store: Store
@@ -116,11 +116,10 @@ class Lasting(Struct, frozen=True, kw_only=True):
     """Names this process in claims."""
 
 
-class Receiver(Struct):
-    """The running parts."""
+class Receiver(Lasting, kw_only=True):
+    """The running parts: those that last, and those that are made anew for new settings."""
 
     settings: Settings
-    lasting: Lasting
     ports: Ports
     tokens: CallbackTokens
     links: ObjectLinks
@@ -139,41 +138,6 @@ class Receiver(Struct):
     submissions: Submissions
     stopping: bool = False
     """True from the signal to stop on; callbacks may still be taken for `server.drain_seconds`."""
-
-    @property
-    def store(self) -> Store:
-        """The store."""
-        return self.lasting.store
-
-    @property
-    def blobs(self) -> Blobs:
-        """The blob store."""
-        return self.lasting.blobs
-
-    @property
-    def journal(self) -> Journal:
-        """The journal."""
-        return self.lasting.journal
-
-    @property
-    def observer(self) -> Observers:
-        """The log, and the metrics."""
-        return self.lasting.observer
-
-    @property
-    def metrics(self) -> MetricsObserver:
-        """The metrics."""
-        return self.lasting.metrics
-
-    @property
-    def clock(self) -> Callable[[], int]:
-        """The time in epoch milliseconds."""
-        return self.lasting.clock
-
-    @property
-    def timing(self) -> Timing:
-        """The times that no setting names."""
-        return self.lasting.timing
 
 
 def build_providers(settings: Settings, tokens: CallbackTokens) -> dict[str, Adapter]:
@@ -256,9 +220,9 @@ def _process(worker: str, now: int) -> Process:
 
 def rebuild(receiver: Receiver, settings: Settings) -> Receiver:
     """Build the parts for new settings, without starting them, around the parts that stay. Raises `ConfigError`."""
-    lasting, tokens = receiver.lasting, _tokens(settings)
-    ports = _ports(settings, tokens, lasting.bodies, lasting.store, lasting.blobs)
-    return _Parts(settings, lasting, ports, tokens).receiver()
+    tokens = _tokens(settings)
+    ports = _ports(settings, tokens, receiver.bodies, receiver.store, receiver.blobs)
+    return _Parts(settings, receiver, ports, tokens).receiver()
 
 
 def _tokens(settings: Settings) -> CallbackTokens:
@@ -290,8 +254,8 @@ class _Parts(Struct, frozen=True, dict=True):
         blobs, providers = self.lasting.blobs, self.ports.providers
         renormalizer = Renormalizer(store=store, blobs=blobs, recorder=recorder, providers=providers)
         return Receiver(
+            **{name: getattr(self.lasting, name) for name in Lasting.__struct_fields__},
             settings=self.settings,
-            lasting=self.lasting,
             ports=self.ports,
             tokens=self.tokens,
             links=links,
@@ -498,12 +462,12 @@ async def open_lasting(receiver: Receiver, *, intake: bool = True) -> AsyncItera
         if intake:
             # Before the folder for temporary files, which lies in the journal's: its error names the path.
             await receiver.journal.open()
-        receiver.lasting.bodies.open()
-        receiver.lasting.rejections.start()
+        receiver.bodies.open()
+        receiver.rejections.start()
         yield
     finally:
-        await receiver.lasting.rejections.stop()
-        await receiver.lasting.tallies.stop()
+        await receiver.rejections.stop()
+        await receiver.tallies.stop()
         await receiver.blobs.close()
         await receiver.store.close()
 
@@ -517,7 +481,7 @@ async def begin(receiver: Receiver, *, intake: bool, work: bool) -> None:
         receiver.journal_drain.start()
     receiver.store.listen(partial(_wake, receiver))
     if intake or work:
-        receiver.lasting.tallies.start("serve" if intake and work else "intake" if intake else "work")
+        receiver.tallies.start("serve" if intake and work else "intake" if intake else "work")
     if work:
         await receiver.takeover.start()
         receiver.relay.start()

@@ -172,7 +172,7 @@ async def _drain(settings: Settings, folder: str) -> _Drained:
     try:
         await receiver.store.prepare()
         await receiver.blobs.open()
-        receiver.lasting.bodies.open()
+        receiver.bodies.open()
         return await _empty(receiver, folder)
     finally:
         await receiver.blobs.close()

@@ -82,7 +82,7 @@ async def test_the_image_keeps_its_data_on_a_volume(tmp_path: Path, monkeypatch:
     await made.store.open()
     await made.blobs.open()
     await made.journal.open()
-    made.lasting.bodies.open()
+    made.bodies.open()
     await made.blobs.close()
     await made.store.close()
     assert os.listdir(tmp_path) == ["receiver-data"]

@@ -74,7 +74,7 @@ async def test_what_came_is_counted_by_the_minute_and_processes_are_listed(up: R
     await send(up, transcript("first"))
     await send(up, transcript("first"))
     await up.client.post("/callbacks/deepgram", content=b"{}", headers={"authorization": ""})
-    await up.receiver.lasting.tallies.tell()
+    await up.receiver.tallies.tell()
     for by in ("minute", "hour", "all"):
         found = await got(up, "tallies", by=by)
         counts: dict[tuple[str, str, str], int] = {}
@@ -91,7 +91,7 @@ async def test_what_came_is_counted_by_the_minute_and_processes_are_listed(up: R
     assert (await got(up, "tallies", until="2026-01-01T00:00:00Z")) == {"items": [], "ack": []}
     (process,) = (await got(up, "processes"))["items"]
     assert (process["id"], process["role"], process["alive"]) == (
-        up.receiver.lasting.worker,
+        up.receiver.worker,
         "intake",
         True,
     )

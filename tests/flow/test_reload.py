@@ -148,7 +148,7 @@ async def test_a_rejection_that_is_being_written_is_kept(
     up: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its writing is under way when the stop comes."""
-    store, rejections = up.receiver.store, up.receiver.lasting.rejections
+    store, rejections = up.receiver.store, up.receiver.rejections
     reject, asked, go_on = store.reject, asyncio.Event(), asyncio.Event()
 
     async def held(*rejections: Any, **how: Any) -> None:

@@ -150,7 +150,7 @@ async def test_what_is_not_kept_any_more_cannot_be_read_again(tmp_path: Path) ->
     async with running(tmp_path, settings_text(tmp_path, extra=api_token("ops", TOKEN)), work=False) as up:
         up.client.headers["authorization"] = f"Bearer {TOKEN}"
         event_id = await taken(up, transcript("gone"))
-        later = up.receiver.lasting.clock() + 1000
+        later = up.receiver.clock() + 1000
         await up.receiver.store.prune(Prune(walk=Walk.BODIES, before=later))
         assert "not kept" in (await post(up, f"events/{event_id}/renormalize", status=404))["detail"]
         await post(up, "events/evt_0/renormalize", status=404)
