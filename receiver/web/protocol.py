@@ -6,8 +6,7 @@ system/body_buffer.py limits slow bodies, and the waiting room of engine/overloa
 
 from __future__ import annotations
 
-from asyncio import TimerHandle, Transport, get_running_loop
-from collections import deque
+from asyncio import TimerHandle, Transport
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from receiver.engine.intake import METHODS, OVERLOADED
 from receiver.web.callbacks import EXCHANGE, PREFIX, Lines, lines_and_body
+from receiver.web.connections import DEFAULT_CONNECTIONS, Connections, Turns
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -41,19 +41,18 @@ few parts.
 """
 _SLICE_PARTS = 100
 """Parts (header lines, pieces of a body) in one slice from which the connection has to wait for its turn."""
-_TURN_SECONDS = 0.005
-"""Seconds between two turns."""
 HEAD_LINES = 200
 """Most header lines of a request; aiohttp, too, takes no more than 128."""
 HEAD_BYTES = 64 * 1024
 """Most bytes of a request line with its headers; the parser itself has no limit."""
-_DRAIN_SECONDS = 60.0
-"""How long the rest of an answered request's body is read and dropped: closing at once could keep the answer from its sender."""
 _UNREAD_SECONDS = 30.0
 """How long a peer may leave an answer unread once the socket's buffers are full."""
-DEFAULT_CONNECTIONS = 10_000
-"""The default limit of open connections of one process, if it has that many file descriptors."""
 _TOO_MANY_LINES = f"The request has more than {HEAD_LINES} header lines."
+_INVALID = (400, "Invalid HTTP request received.")
+_HEAD, _REST, _NEXT = "head", "rest", "next"
+"""What a peer may owe: the rest of a head, of the body of an answered request, or the next request."""
+_DECISIVE = frozenset({b"host", b"transfer-encoding", b"expect"})
+"""Headers that say for whom a request is and where it ends: read otherwise by a proxy before us, they would let two requests pass for one."""
 _PREFIX = PREFIX.encode()
 _OFFER = (b"upgrade", b"http2-settings")
 _METHODS = tuple(method.encode() for method in METHODS)
@@ -66,45 +65,6 @@ def _refusal() -> bytes:
 
 
 _REFUSAL = _refusal()
-_LATE = (
-    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\nconnection: close\r\n\r\n"
-    b"The request's headers took too long."
-)
-
-
-class Connections:
-    """The open connections of one process, ordered by their last activity.
-
-    Each takes a file descriptor, of which a process has few. Past `limit` one is closed: the oldest that never sent a byte,
-    if most never did; else the one with the oldest activity that receiver owes no answer. So a client that opens
-    connections and stays silent keeps nobody out.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._silent: dict[Protocol, None] = {}
-        """Connections on which nothing came yet."""
-        self._used: dict[Protocol, None] = {}
-
-    def add(self, connection: Protocol) -> None:
-        """Add a connection, and close one if there are too many; none whose peer waits for an answer."""
-        self._silent[connection] = None
-        if len(self._silent) + len(self._used) > self.limit:
-            closed = next(iter(self._silent))
-            if len(self._silent) <= len(self._used):
-                closed = next((other for other in self._used if other.waits_for_peer), closed)
-            self.remove(closed)
-            closed.transport.abort()
-
-    def touch(self, connection: Protocol) -> None:
-        """Note that something came on a connection."""
-        if self._silent.pop(connection, 0) is None or self._used.pop(connection, 0) is None:
-            self._used[connection] = None
-
-    def remove(self, connection: Protocol) -> None:
-        """Forget a connection."""
-        self._silent.pop(connection, None)
-        self._used.pop(connection, None)
 
 
 class _Flow(FlowControl):
@@ -119,28 +79,6 @@ class _Flow(FlowControl):
             self.read_paused = False
         else:
             super().resume_reading()
-
-
-class Turns:
-    """Connections that send in tiny parts, each of which costs as much processor time as a large one.
-
-    One at a time goes on, for one slice, so that a client with many such connections leaves time for all others.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[Protocol] = deque()
-
-    def add(self, connection: Protocol) -> None:
-        """Let a connection go on when its turn comes."""
-        if not self._waiting:
-            get_running_loop().call_later(_TURN_SECONDS, self._next)
-        self._waiting.append(connection)
-
-    def _next(self) -> None:
-        connection = self._waiting.popleft()
-        if self._waiting:
-            get_running_loop().call_later(_TURN_SECONDS, self._next)
-        connection.go_on()
 
 
 def protocol(
@@ -230,33 +168,35 @@ class Protocol(HttpToolsProtocol):
     """
     _plain = 0
     """Bytes since the end of the last request's head, or the last piece of a body."""
+    _had_body = False
     _begun = False
     """A head has begun, and has not ended."""
-    offered = False
-    """The last head offers a protocol upgrade, and is parsed again without the offer."""
-    _late: TimerHandle | None = None
-    """Runs while a head is awaited, except between two requests: that timer is uvicorn's own."""
-    _had_body = False
-    _refused = False
-    """The last request was refused."""
-    _unread = False
-    """The body of the refused request has not ended."""
-    _closing = False
-    """The connection is closed after the refused request."""
-    _drain: TimerHandle | None = None
-    """Runs while an unwanted body is read and dropped."""
     _in_body = False
     """A head ended, and its body has not."""
+    _named = False
+    """The head has a `Host`."""
+    _unfit = _INVALID
+    """The answer to a head that cannot be taken."""
+    offered = False
+    """The last head offers a protocol upgrade, and is parsed again without the offer."""
+    _refused = False
+    """The last request was refused, or is dropped."""
+    _closing = False
+    """The connection is closed after the refused request."""
     _dropping = False
-    """Requests came faster than their answers: no more are taken, and the connection closes after the present ones."""
+    """No more requests are taken: the connection closes, at once or after the present answers."""
+    _owes = ""
+    """What the peer owes now, in a time of its own: `_HEAD`, `_REST` or `_NEXT`; "" for nothing."""
+    _until = 0.0
+    """When that time is over."""
+    _timer: TimerHandle | None = None
+    """Looks at that time. One serves the whole connection: making and ending one for each request costs too much."""
     _stuck: TimerHandle | None = None
     """Runs while the peer does not read."""
     _parts = 0
     """Header lines and pieces of a body in the slice that is parsed."""
     _unparsed: bytes | None = None
     """Bytes that wait for the connection's turn; None if none do."""
-    _idle_since: float | None = None
-    """When the last request was answered, while nothing came since."""
 
     @property
     def waits_for_peer(self) -> bool:
@@ -269,7 +209,18 @@ class Protocol(HttpToolsProtocol):
         self.flow = _Flow(self, transport)
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's sockets, not of its interface
         self._connections.add(self)
-        self._late = self.loop.call_later(self.timeout_keep_alive, self._head_is_late)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._connections.remove(self)
+        for timer in (self._timer, self._stuck):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._stuck = None
+        super().connection_lost(exc)
+
+    # ------------------------------------------------------------ what comes
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
@@ -307,16 +258,14 @@ class Protocol(HttpToolsProtocol):
 
     def _take_slice(self, data: bytes) -> None:
         """Parse, and refuse what is no request, and a head that does not end or has too many lines."""
-        self._had_body, self._idle_since = False, None
+        self._had_body = False
         try:
             try:
                 self.parser.feed_data(data)
             except HttpParserUpgrade as offer:
                 self._ignore_offer(data[offer.args[0] :])
         except HttpParserError:
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(_TOO_MANY_LINES if len(self.headers or ()) > HEAD_LINES else message)
+            self._end_with(*self._unfit)
             return
         self._plain = 0 if self._had_body else self._plain + len(data)
         if self.transport.is_closing():
@@ -324,11 +273,11 @@ class Protocol(HttpToolsProtocol):
         lines = len(self.headers or ())
         self._parts += lines
         if self._begun and lines > HEAD_LINES:
-            self.send_400_response(_TOO_MANY_LINES)
+            self._end_with(400, _TOO_MANY_LINES)
         elif self._plain > HEAD_BYTES:
-            self.send_400_response("The request's headers are too long.")
-        elif self._late is None and (self._begun or self._unread or self._is_answered()):
-            self._wait_for_more()
+            self._end_with(400, "The request's headers are too long.")
+        else:
+            self._watch()
 
     def _ignore_offer(self, rest: bytes) -> None:
         """Ignore an offer to change the protocol, as a server may (RFC 9110, 7.8), and parse the rest. Raises `HttpParserError`.
@@ -347,28 +296,56 @@ class Protocol(HttpToolsProtocol):
         except HttpParserUpgrade as offer:  # of a later request in the same slice
             self._ignore_offer((again + rest)[offer.args[0] :])
 
+    def _without_offer(self) -> bytes:
+        """Return the head that came last, without its offer to change the protocol."""
+        lines = [
+            b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
+        for name, value in self.headers:
+            words = value.split(b",") if name == b"connection" else (value,)
+            if name not in _OFFER:
+                kept = b",".join([word for word in words if word.strip().lower() not in _OFFER])
+                lines.append(b"%b: %b" % (name, kept))
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    # ------------------------------------------------------------ time
+
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # annotated as never None, and None until the first request
 
-    def _wait_for_more(self) -> None:
-        """Set a timer that ends the connection if the request under way does not go on."""
+    def _watch(self) -> None:
+        """Give the peer its time for what it owes now; system/body_buffer.py limits that of a body that is not answered yet."""
         if self._begun:
-            self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
-        elif self._unread or self._in_body:
-            if self._drain is None:
-                seconds = _DRAIN_SECONDS if self._unread else self.timeout_keep_alive
-                self._drain = self.loop.call_later(seconds, self.transport.close)
-        else:  # what came is the end of a body that was answered before, or an empty line
-            self._keep_alive()
+            owes, seconds = _HEAD, self.head_seconds
+        else:
+            owes, seconds = (_REST if self._in_body else _NEXT), float(self.timeout_keep_alive)
+            if not self._is_answered():
+                owes = ""
+        if owes == self._owes:  # and its time goes on, whatever comes of it
+            return
+        self._owes = owes
+        if owes:
+            self._until = self.loop.time() + seconds
+            if self._timer is not None and self._timer.when() > self._until:
+                self._timer.cancel()
+                self._timer = None
+            if self._timer is None:
+                self._timer = self.loop.call_at(self._until, self._look)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
-        self._connections.remove(self)
-        for timer in (self._drain, self._late, self._stuck, self.timeout_keep_alive_task):
-            if timer is not None:
-                timer.cancel()
-        self._drain = self._late = self._stuck = self.timeout_keep_alive_task = None
-        super().connection_lost(exc)
+    def _look(self) -> None:
+        """End the connection if its time is over, and look again in time if not."""
+        self._timer = None
+        if not self._owes or self.transport.is_closing():
+            return
+        if self._owes is _HEAD and self._until <= self.loop.time() and not self._is_answered():
+            # The request before it is still being answered, and an answer to this one would come in between.
+            self._until += self.head_seconds
+        if self._until > self.loop.time():
+            self._timer = self.loop.call_at(self._until, self._look)
+        elif self._owes is _HEAD:
+            self._end_with(408, "The request's headers took too long.")
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The peer does not read: wait for it, for a while."""
@@ -383,40 +360,56 @@ class Protocol(HttpToolsProtocol):
             self._stuck = None
         super().resume_writing()
 
+    # ------------------------------------------------------------ requests
+
     def on_message_begin(self) -> None:
-        """A head begins; if it does not end in the same piece, it is timed."""
-        self._begun = True
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        """A head begins; if it does not end in the same slice, it is timed."""
+        self._begun, self._named, self._owes = True, False, ""
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line, of a head or of a trailer. Raises `ValueError`, which ends the connection."""
+        name = name.lower()
+        if name in _DECISIVE and self._begun:
+            self._decide(name, value.strip().lower())
+        self.headers.append((name, value))
+
+    def _decide(self, name: bytes, value: bytes) -> None:
+        """Refuse a second `Host` (RFC 9112, 3.2), and codings of the transfer other than chunked (6.1)."""
+        if name == b"expect":
+            self.expect_100_continue = self.expect_100_continue or value == b"100-continue"
+        elif name == b"host":
+            if self._named:
+                self._refuse_head(400, "The request has two Host headers.")
+            self._named = True
+        elif value != b"chunked":
+            self._refuse_head(
+                501, "The Transfer-Encoding is not understood: send chunked, or a Content-Length."
+            )
+
+    def _refuse_head(self, status: int, message: str) -> None:
+        self._unfit = (status, message)
+        raise ValueError(message)
+
     def on_headers_complete(self) -> None:
-        """The head ended: begin, or refuse. Raises `ValueError`, which ends the connection, for too many lines."""
+        """The head ended: begin, or refuse. Raises `ValueError`, which ends the connection, when it is unfit."""
         self._parts += len(self.headers)
         if len(self.headers) > HEAD_LINES:
-            raise ValueError
+            self._refuse_head(400, _TOO_MANY_LINES)
+        if not self._named and self.parser.get_http_version() == "1.1":
+            self._refuse_head(400, "The request has no Host header.")
         self.offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self.offered:
             return
         self.headers = []  # of its trailer, which says nothing: a proxy vouches for what stands in the head
         self._plain = 0
-        self._begun = False
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        self._idle_since = None  # set when the request before it in the same piece was refused
-        self._in_body = True
-        if self.transport.is_closing():
-            self._refused = self._closing = True  # it will not be answered: nothing of it is taken
-            return
-        if self.pipeline and not self._dropping:  # one request waits for the answer to another already
-            self._dropping = True
+        self._begun, self._in_body = False, True
+        if self.pipeline:  # one request waits for the answer to another already
             self.pipeline[0][0].keep_alive = False
+        self._dropping = self._dropping or bool(self.pipeline) or self.transport.is_closing()
+        self._refused = self._dropping
         if self._dropping:
-            self._refused = True
             return
-        self._refused = False
         serving = self._serving
         if serving is None or not self.url.startswith(_PREFIX) or self.parser.get_method() not in _METHODS:
             super().on_headers_complete()
@@ -426,6 +419,24 @@ class Protocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
             self.scope["state"][EXCHANGE] = Exchange(self, self.cycle, serving)
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        self._had_body = True
+        self._parts += 1
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request ended."""
+        if self.offered:
+            return
+        self._in_body = False
+        self._parts += len(self.headers)
+        if not self._refused:
+            super().on_message_complete()
+        elif self._closing:
+            self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.waiting_for_100_continue:
@@ -442,24 +453,28 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         else:
-            self._keep_alive()
+            self._watch()
 
-    def _without_offer(self) -> bytes:
-        """Return the head that came last, without its offer to change the protocol."""
-        lines = [
-            b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        ]
-        for name, value in self.headers:
-            words = value.split(b",") if name == b"connection" else (value,)
-            if name not in _OFFER:
-                kept = b",".join([word for word in words if word.strip().lower() not in _OFFER])
-                lines.append(b"%b: %b" % (name, kept))
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+    # ------------------------------------------------------------ answers
+
+    def top(self, status: int) -> list[bytes]:
+        """Return the first lines of an answer."""
+        content = [STATUS_LINE[status]]
+        for name, value in self.server_state.default_headers:
+            content += (name, b": ", value, b"\r\n")
+        return content
+
+    def _end_with(self, status: int, message: str) -> None:
+        """Answer a head that is not taken, and end the connection."""
+        self.logger.warning(message)
+        kind = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"".join([*self.top(status), kind % len(message), message.encode()]))
+        self.transport.close()
 
     def _refuse(self, receiver: Receiver, reason: str) -> None:
         source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
         receiver.intake.overloaded(source.decode("latin-1"), self.parser.get_method().decode(), reason)
-        self._refused = self._unread = True
+        self._refused = True
         # A sender that waits for `100 Continue` sends no body now: what follows would be no body.
         self._closing = (
             self.expect_100_continue
@@ -472,70 +487,3 @@ class Protocol(HttpToolsProtocol):
             content.append(b"connection: close\r\n")
         content.append(_REFUSAL)
         self.transport.write(b"".join(content))
-
-    def top(self, status: int) -> list[bytes]:
-        """Return the first lines of an answer."""
-        content = [STATUS_LINE[status]]
-        for name, value in self.server_state.default_headers:
-            content += (name, b": ", value, b"\r\n")
-        return content
-
-    def _head_is_late(self) -> None:
-        self._late = None
-        if self.transport.is_closing():
-            return
-        if not self._is_answered():
-            # The request before it is still being answered, and an answer to this one would come in between.
-            self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
-            return
-        if self._begun:
-            content = self.top(408)
-            content.append(_LATE)
-            self.transport.write(b"".join(content))
-        self.transport.close()
-
-    def on_body(self, body: bytes) -> None:
-        """Some of the body."""
-        self._had_body = True
-        self._parts += 1
-        if not self._refused:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """The request ended."""
-        if self.offered:
-            return
-        self._in_body = False
-        self._parts += len(self.headers)
-        if self._drain is not None:
-            self._drain.cancel()
-            self._drain = None
-        if self._dropping:
-            return
-        if not self._refused:
-            super().on_message_complete()
-            return
-        self._unread = False
-        if self._closing:
-            self.transport.close()
-        else:
-            self._keep_alive()
-
-    def _keep_alive(self) -> None:
-        """Wait for the next request. One timer serves the whole connection: making and ending one for each costs too much."""
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._look_again(self.timeout_keep_alive)
-
-    def _look_again(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close a connection that was idle for so long; one that was used meanwhile is looked at again in time."""
-        self.timeout_keep_alive_task = None
-        if self._idle_since is not None:
-            left = self._idle_since + self.timeout_keep_alive - self.loop.time()
-            if left > 0:
-                self._look_again(left)
-            else:
-                self.transport.close()

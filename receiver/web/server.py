@@ -26,8 +26,9 @@ from receiver.app.wiring import Receiver, build, open_lasting
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Repeats
 from receiver.settings.load import journal_folder
+from receiver.web.connections import DEFAULT_CONNECTIONS
 from receiver.web.console.sessions import sessions_of
-from receiver.web.protocol import DEFAULT_CONNECTIONS, protocol
+from receiver.web.protocol import protocol
 from receiver.web.reloading import Read, Serving
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder, Storing
+from receiver.web.protocol import Protocol
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
 
@@ -150,8 +151,9 @@ async def test_refused_requests_that_come_in_one_piece_leave_one_timer(tmp_path:
             handle
             for handle in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
             if not handle.cancelled()
-            and handle._callback.__name__ == "timeout_keep_alive_handler"
-            and handle._callback.__self__.client[1] == port
+            and isinstance(connection := getattr(handle._callback, "__self__", None), Protocol)
+            and connection.client is not None
+            and connection.client[1] == port
         ]
         assert len(timers) == 1
         writer.close()

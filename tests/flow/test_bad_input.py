@@ -17,10 +17,13 @@ from receiver.core.event import Recorded, Recording
 from receiver.web import protocol
 from tests.support.kept_events import kept_events
 from tests.support.raw import exchange, head
-from tests.support.running import Running, running, settings_text
+from tests.support.running import Running, api_token, running, settings_text
 from tests.support.senders import Sent, basic, deapi, speech, transcript
 
 JSON = {"content-type": "application/json", "authorization": basic()}
+
+
+API_SECRET = "operates-in-tests-0123456789abcdef"
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ async def live(tmp_path: Path) -> AsyncIterator[Running]:
     extra = "[sources.small]\nprovider = 'deepgram'\nbasic = ['deepgram:correct-horse-battery']\n"
     extra += "max_audio_bytes = 1000\nmax_json_bytes = 500\nidle_seconds = 0.3\n"
     extra += "[sources.slow]\nprovider = 'deepgram'\nbasic = ['deepgram:correct-horse-battery']\n"
-    extra += "idle_seconds = 30\nbody_seconds = 0.3\n"
+    extra += "idle_seconds = 30\nbody_seconds = 0.3\n" + api_token("ops", API_SECRET)
     async with running(tmp_path, settings_text(tmp_path, extra=extra), work=False) as up:
         yield up
 
@@ -143,6 +146,59 @@ async def test_a_doubled_header_is_refused(live: Running, name: str) -> None:
     assert status in (400, 401)
 
 
+_HEADS = [
+    (b"host: a\r\nhost: a", 400, b"two Host headers"),
+    (b"host: a\r\nHOST: b", 400, b"two Host headers"),
+    (b"x-a: b", 400, b"no Host header"),
+    (b"host: a\r\ntransfer-encoding: gzip, chunked", 501, b"Transfer-Encoding"),
+    (b"host: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked", 501, b"Transfer-Encoding"),
+    (b"host: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked", 400, b"Invalid"),
+    (b"host: a\r\ntransfer-encoding: identity", 501, b"Transfer-Encoding"),
+    (b"host: a\r\ntransfer-encoding: chunked\r\ncontent-length: 5", 400, b"Invalid"),
+    (b"host: a\r\ncontent-length: 5\r\ncontent-length: 5", 400, b"Invalid"),
+    (b"host: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhost: b", 400, b"two Host headers"),
+]
+
+
+@pytest.mark.parametrize(
+    "line", ["POST /callbacks/deepgram", "GET /api/v1/events", "POST /submit/deepgram/x"]
+)
+@pytest.mark.parametrize(("headers", "status", "says"), _HEADS, ids=lambda value: repr(value)[:60])
+async def test_a_head_that_two_servers_could_read_in_two_ways_ends_its_connection(
+    live: Running, line: str, headers: bytes, status: int, says: bytes
+) -> None:
+    """On every path: what a proxy before us takes for one request must not be two here."""
+    head = line.encode() + b" HTTP/1.1\r\n" + headers + b"\r\n\r\n"
+    came = await _until_closed(_port(live), head + b"0\r\n\r\n" + _WHOLE)
+    assert came.startswith(b"HTTP/1.1 %d " % status)
+    assert says in came
+    assert came.count(b"HTTP/1.1 ") == 1
+
+
+_WHOLE = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+async def test_a_trailer_decides_nothing(live: Running) -> None:
+    chunked = b"POST /callbacks/nobody HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n"
+    trailer = b"1\r\nx\r\n0\r\nhost: b\r\nexpect: 100-continue\r\n\r\n"
+    old = _WHOLE.replace(b"1.1\r\nhost: a", b"1.0")  # HTTP/1.0 asks for no Host, and closes
+    came = await _until_closed(_port(live), chunked + trailer, old)
+    assert [answer[:3] for answer in came.split(b"HTTP/1.1 ")[1:]] == [b"404", b"200"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/api/v1/replays", "application/json"), ("/console/login", "application/x-www-form-urlencoded")],
+)
+async def test_a_body_whose_announced_length_is_too_much_is_not_asked_for(
+    live: Running, path: str, kind: str
+) -> None:
+    headers = {"content-type": kind, "authorization": f"Bearer {API_SECRET}", "origin": "http://127.0.0.1"}
+    announced = {"expect": "100-continue", "content-length": "9999999999"}
+    status, answered, _ = await exchange(_port(live), [head(path, headers | announced)])
+    assert (status, answered["connection"]) == (413, "close")
+
+
 async def test_chunked_without_length_is_taken(live: Running) -> None:
     sent = transcript("chunked")
 
@@ -237,8 +293,7 @@ def _keep_alive(monkeypatch: pytest.MonkeyPatch, seconds: float) -> asyncio.Queu
     def connection_made(self: protocol.Protocol, transport: asyncio.Transport) -> None:
         self.timeout_keep_alive = seconds  # type: ignore[assignment]  # parts of a second do no harm
         made(self, transport)
-        assert self._late is not None
-        kept.put_nowait(self._late.when() - self.loop.time())
+        kept.put_nowait(self._until - self.loop.time())
 
     monkeypatch.setattr(protocol.Protocol, "connection_made", connection_made)
     return kept
@@ -289,7 +344,7 @@ async def test_half_a_head_does_not_come_between_an_answer_that_is_being_given(
 ) -> None:
     """Its time is over, and the request before it is not answered yet: that comes first, and whole."""
     looked, go_on = asyncio.Event(), asyncio.Event()
-    late, record = protocol.Protocol._head_is_late, impatient.receiver.store.record
+    late, record = protocol.Protocol._look, impatient.receiver.store.record
 
     def look(self: protocol.Protocol) -> None:
         late(self)
@@ -299,7 +354,7 @@ async def test_half_a_head_does_not_come_between_an_answer_that_is_being_given(
         await go_on.wait()
         return await record(recording)
 
-    monkeypatch.setattr(protocol.Protocol, "_head_is_late", look)
+    monkeypatch.setattr(protocol.Protocol, "_look", look)
     monkeypatch.setattr(impatient.receiver.store, "record", slowly)
     sent = transcript("slow")
     whole = head(sent.path, JSON | {"content-length": str(len(sent.body))})

@@ -107,13 +107,15 @@ async def _run(operation: Operation, call: Served[Any, Any]) -> Response:
 
 async def received(request: Request) -> bytes:
     """Return the request's body. Raises `Refused` when it is too large or too slow."""
-    body = b""
+    body, size = b"", int(request.headers.get("content-length", 0))
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            async for piece in request.stream():
+            pieces = request.stream()
+            while size <= BODY_BYTES and (piece := await anext(pieces, None)) is not None:
                 body += piece
-                if len(body) > BODY_BYTES:
-                    raise Refused(413, f"the body is larger than {BODY_BYTES} bytes")
+                size = max(size, len(body))
     except TimeoutError:
         raise Refused(408, f"the body did not come within {_BODY_SECONDS:g} s") from None
+    if size > BODY_BYTES:  # by its announced length already, before the sender is told to go on
+        raise Refused(413, f"the body is larger than {BODY_BYTES} bytes")
     return body
