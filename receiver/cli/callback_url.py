@@ -26,7 +26,7 @@ from receiver.cli.options import (
 from receiver.cli.output import print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
-from receiver.web.views import issued_url, time_of
+from receiver.web.views import time_of
 
 if TYPE_CHECKING:
     from receiver.engine.requests import IssuedUrl
@@ -77,6 +77,8 @@ def callback_url(
     if made.claims is not None or made.expectation is not None:
         asyncio.run(_keep(settings, made))  # before anybody can call the URL
     if as_json:
+        from receiver.web.api.requests import issued_url
+
         print_json(to_builtins(issued_url(made)))
     else:
         _print_issued(made)

@@ -30,16 +30,17 @@ from receiver.cli.options import (
 )
 from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import TIME_CHARS
+from receiver.core.event import TIME_CHARS, Event
 from receiver.core.observe import harmless
-from receiver.core.work import DeliveryState
-from receiver.web.views import DeliveryShown, DeliveryWhole, EventShown, view
+from receiver.core.work import Delivery, DeliveryState
+from receiver.web.views import shown_as, view
 
 if TYPE_CHECKING:
     from receiver.core.event import EventSearch
     from receiver.core.work import Pickup
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
+    from receiver.web.api.deliveries import DeliveryWhole
 
 
 Body = Annotated[bool, option("--body", help="Write the kept body of this event's callback, as it is.")]
@@ -148,7 +149,7 @@ def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool)
         print_json(fields)
         return
     data = fields["data"]
-    print_fields((name, fields[name]) for name in EventShown.__struct_fields__ if name != "data")
+    print_fields((name, fields[name]) for name in shown_as(Event).__struct_fields__ if name != "data")
     print_json(data)
     _print_deliveries(settings, found.deliveries, wide=wide)
 
@@ -201,19 +202,19 @@ def _show_delivery(settings: Settings, found: DeliveryWhole, *, wide: bool, as_j
 
 
 def _print_deliveries(
-    settings: Settings, found: Sequence[DeliveryShown], *, wide: bool, as_json: bool = False
+    settings: Settings, found: Sequence[Delivery], *, wide: bool, as_json: bool = False
 ) -> None:
-    def attempts(one: DeliveryShown) -> str:
+    def attempts(one: Delivery) -> str:
         return of_all(one.attempts, _allowed(settings, one))
 
-    def state(one: DeliveryShown) -> str:
+    def state(one: Delivery) -> str:
         both = f"{one.state} ({one.held_by})"
         return (both if wide else one.held_by) if one.held_by else one.state
 
     print_list(_DELIVERIES, found, wide=wide, as_json=as_json, more={"attempts": attempts, "state": state})
 
 
-def _allowed(settings: Settings, delivery: DeliveryShown) -> int | None:
+def _allowed(settings: Settings, delivery: Delivery) -> int | None:
     """Return how many attempts there may be, those before the last replay counted; None when the destination is gone."""
     destination = settings.destinations.get(delivery.destination)
     return None if destination is None else delivery.round_start + destination.policy.attempts

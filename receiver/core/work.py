@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
@@ -230,6 +231,14 @@ class Pickup(Struct, frozen=True, kw_only=True):
     updated_at: int
     last_outcome: str | None = None
     last_detail: str | None = None
+
+    @property
+    def host(self) -> str | None:
+        """The host of `target`, all of it that may be shown."""
+        try:
+            return urlsplit(self.target).hostname if self.target else None
+        except ValueError:
+            return None
 
 
 class ClaimedPickup(Struct, frozen=True, kw_only=True):

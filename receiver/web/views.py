@@ -1,109 +1,128 @@
-"""Views of events, deliveries and other records, as the API, the command line and the console show them."""
+"""What is shown of the core's structs: one table, which the API's answers, their schemas and the commands' JSON are made by.
+
+Whatever holds such a struct (a page, an event with its deliveries) is shown the same way. A whole number whose name says that
+it is a time is shown as ISO 8601 in UTC.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
-from urllib.parse import urlsplit
+from functools import cache, reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import NODEFAULT, Meta, Raw, Struct
+from msgspec.structs import asdict, fields
 
-from receiver.core.bulk import BulkKind, BulkOperation, BulkState
+from receiver.core.act import Act
+from receiver.core.bulk import BulkOperation, Selection
 from receiver.core.callback import Arrival
 from receiver.core.clock import iso
 from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
-from receiver.core.explain import Cause, Job, Step, explain
-from receiver.core.submission import Submission, SubmissionState
-from receiver.core.work import (
-    Attempt,
-    Delivery,
-    DeliveryState,
-    HeldBy,
-    OutcomeKind,
-    Pickup,
-    PickupAttempt,
-    PickupKind,
-    PickupState,
-)
-
-if TYPE_CHECKING:
-    from receiver.engine.requests import IssuedUrl
+from receiver.core.event_json import Time
+from receiver.core.explain import Step
+from receiver.core.submission import Submission
+from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
-Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-"""ISO 8601 in UTC."""
 Data = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/EventData"})]
 """An event's `data`, as docs/events.md describes it."""
+Made = tuple[Any, Callable[[Any], Any]]
+"""The type of a field that no attribute holds, and what makes it of the whole."""
 
 
-class EventShown(Struct, frozen=True, kw_only=True):
-    """One event. Links in its data are made at each attempt, so here they are null."""
+class View(NamedTuple):
+    """How structs of one kind are shown."""
 
-    id: str
-    type: str
-    source: str
-    provider: str
-    job_id: str | None
-    ref: str | None
-    occurred_at: Time
-    recorded_at: Time
-    data: Data
+    name: str
+    """Of the schema."""
+    does: str
+    """Its description."""
+    fields: str
+    """What is shown, in this order."""
+    made: Mapping[str, Made] = {}
 
 
-class DeliveryShown(Struct, frozen=True, kw_only=True):
-    """One event owed to one destination."""
+_ATTEMPT = "number started_at duration_ms outcome status detail"
+_VIEWS: Mapping[type[Struct], View] = {
+    Event: View(
+        "EventShown",
+        "One event. Links in its data are made at each attempt, so here they are null.",
+        "id type source provider job_id ref occurred_at recorded_at data",
+        {"data": (Data, lambda event: Raw(event.data))},
+    ),
+    Delivery: View(
+        "DeliveryShown",
+        "One event owed to one destination.",
+        "id state destination event_id event_type job_id ref held_by attempts round_start due_at created_at updated_at "
+        "last_outcome",
+    ),
+    PickupAttempt: View("PickupAttemptShown", "One try of a pickup.", _ATTEMPT),
+    Attempt: View(
+        "AttemptShown",
+        "One try of a delivery.",
+        f"{_ATTEMPT} answer",
+        {"answer": (str, lambda attempt: attempt.response.decode("utf-8", "replace"))},
+    ),
+    DestinationState: View(
+        "DestinationHealth",
+        "What becomes of one destination's deliveries.",
+        "name status paused_at disabled_at failures failing_since probes held_until",
+        {
+            "status": (DestinationStatus, lambda state: state.status),
+            "held_until": (Time | None, lambda state: time_of(state.held_until or None)),
+        },
+    ),
+    Rejection: View(
+        "RejectionShown",
+        "A callback that was not proved.",
+        "id at source status kind reason method peer content_type user_agent token_id ref setting headers request_kept",
+    ),
+    Pickup: View(
+        "PickupShown",
+        "A result that is being fetched, or was; or a callback that is expected.",
+        "id state source kind job_id ref event_id host format attempts failures due_at deadline_at created_at updated_at "
+        "last_outcome last_detail",
+        {"host": (str | None, lambda pickup: pickup.host)},
+    ),
+    Submission: View(
+        "SubmissionShown",
+        "A job that an application submitted through receiver.",
+        "id state application source request status job_id ref created_at updated_at",
+    ),
+    Selection: View(
+        "SelectionShown", "What an operation is about.", "destination state source type since until"
+    ),
+    BulkOperation: View(
+        "OperationShown",
+        "Something that is done to many rows, by whichever process works, and goes on after a restart.",
+        "id kind state selection rate total done changed requested_by created_at updated_at",
+    ),
+    Step: View("StepShown", "One thing that happened to a job.", "at what detail"),
+    Act: View(
+        "ActShown", "One request that changed something.", "id at token action subject detail peer status"
+    ),
+}
 
-    id: str
-    state: DeliveryState
-    destination: str
-    event_id: str
-    event_type: str
-    job_id: str | None
-    ref: str | None
-    held_by: HeldBy | None
-    """What keeps a pending delivery back; null where it is about to be sent, or waits for its own next attempt."""
-    attempts: int
-    """Attempts made, over all rounds."""
-    round_start: int
-    """Attempts made before the last replay."""
-    due_at: Time | None
-    created_at: Time
-    updated_at: Time
-    last_outcome: str | None
 
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """Some of a list."""
 
-class PickupAttemptShown(Struct, frozen=True, kw_only=True):
-    """One try of a pickup."""
-
-    number: int
-    started_at: Time
-    duration_ms: int
-    outcome: OutcomeKind
-    status: int | None
-    detail: str
-
-
-class AttemptShown(PickupAttemptShown, frozen=True, kw_only=True):
-    """One try of a delivery."""
-
-    answer: str
-    """The first 16 KiB of what the destination answered, as text."""
-
-
-class DeliveryWhole(DeliveryShown, frozen=True, kw_only=True):
-    """A delivery with its attempts."""
-
-    attempts_made: list[AttemptShown]
+    items: Sequence[T]
+    next: str | None
+    """What to ask the next page with as `after`; null at the end."""
 
 
 class CallbackShown(Struct, frozen=True, kw_only=True):
     """The proved callback that an event came from; for a result that was fetched, how it was."""
 
     id: str
-    received_at: Time
+    received_at: int
     method: str
     content_type: str
     body_size: int
@@ -117,7 +136,7 @@ class CallbackShown(Struct, frozen=True, kw_only=True):
     """Values of well-known headers; null where a value is not shown."""
     token_id: str | None
     """Of the URL that receiver issued."""
-    issued_at: Time | None
+    issued_at: int | None
     """When that URL was made."""
     body_ms: int | None
     """Milliseconds from the head to the end of the body; null where it came by way of the journal, or was fetched."""
@@ -125,181 +144,6 @@ class CallbackShown(Struct, frozen=True, kw_only=True):
     """The same to the proof."""
     stored_ms: int | None
     """The same until all that belongs to the event was stored; what follows is the commit alone."""
-
-
-class DestinationHealth(Struct, frozen=True, kw_only=True):
-    """What becomes of one destination's deliveries."""
-
-    name: str
-    status: DestinationStatus
-    paused_at: Time | None
-    disabled_at: Time | None
-    failures: int
-    """Failed attempts in a row, over all processes."""
-    failing_since: Time | None
-    probes: int
-    """Probes that failed since the breaker opened."""
-    held_until: Time | None
-    """Nothing is sent before: the next probe, or what `Retry-After` asked for."""
-
-
-class RejectionShown(Struct, frozen=True, kw_only=True):
-    """A callback that was not proved."""
-
-    id: str
-    at: Time
-    source: str
-    status: int
-    kind: str
-    reason: str
-    method: str
-    peer: str | None
-    content_type: str
-    user_agent: str
-    token_id: str | None
-    """Of the URL that receiver issued; null for what may be anybody's."""
-    ref: str | None
-    setting: str
-    """The setting that the failing check went by."""
-    headers: list[str]
-    """Names of the request's headers, in lower case, at most 64; names that may be a token are left out."""
-    request_kept: bool
-    """Its request is kept for a day, so that it can be verified again, or accepted once."""
-
-
-class PickupShown(Struct, frozen=True, kw_only=True):
-    """A result that is being fetched, or was; or a callback that is expected."""
-
-    id: str
-    state: PickupState
-    source: str
-    kind: PickupKind
-    job_id: str | None
-    ref: str | None
-    event_id: str
-    """The event that ends it, known from the first moment."""
-    host: str | None
-    """Of the URL that it begins with, the host only: the rest may be signed."""
-    format: dict[str, Any]
-    attempts: int
-    failures: int
-    due_at: Time | None
-    deadline_at: Time
-    created_at: Time
-    updated_at: Time
-    last_outcome: str | None
-    last_detail: str | None
-
-
-class SubmissionShown(Struct, frozen=True, kw_only=True):
-    """A job that an application submitted through receiver."""
-
-    id: str
-    state: SubmissionState
-    application: str
-    source: str
-    request: str
-    """Method and path, as receiver knows the provider's API."""
-    status: int | None
-    """The provider's answer; 424 where it is not known."""
-    job_id: str | None
-    ref: str | None
-    created_at: Time
-    updated_at: Time
-
-
-class PickupWhole(PickupShown, frozen=True, kw_only=True):
-    """A pickup with its attempts."""
-
-    attempts_made: list[PickupAttemptShown]
-
-
-class SelectionShown(Struct, frozen=True, kw_only=True):
-    """What an operation is about."""
-
-    destination: str | None
-    state: DeliveryState | None
-    source: str | None
-    type: str | None
-    since: Time | None
-    until: Time | None
-
-
-class OperationShown(Struct, frozen=True, kw_only=True):
-    """Something that is done to many rows, by whichever process works, and goes on after a restart."""
-
-    id: str
-    kind: BulkKind
-    state: BulkState
-    selection: SelectionShown
-    rate: int | None
-    """Rows in a second, at most."""
-    total: int
-    """Rows that fitted when they were counted; 100,000 stands for that many or more."""
-    done: int
-    """Rows that were gone through."""
-    changed: int
-    """Rows of these that were changed; the others had changed meanwhile by themselves."""
-    requested_by: str
-    """The name of the token that it was asked with, or `command line`."""
-    created_at: Time
-    """When it was counted: what came, or ended, later is not touched."""
-    updated_at: Time
-
-
-class StepShown(Struct, frozen=True, kw_only=True):
-    """One thing that happened to a job."""
-
-    at: Time
-    what: str
-    detail: str
-
-
-class JobShown(Struct, frozen=True, kw_only=True):
-    """What became of a job."""
-
-    name: str
-    cause: Cause
-    sentence: str
-    steps: list[StepShown]
-    """Oldest first; what is still to come at the end."""
-    events: list[str]
-    """The ids of its events, oldest first."""
-    pickups: list[str]
-
-
-class CallbackUrl(Struct, frozen=True, kw_only=True):
-    """A callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
-
-    url: str
-    source: str
-    token: str | None
-    ref: str | None
-    webhook_secret: str | None
-    expect_by: Time | None
-    pickup_id: str | None
-
-
-class Page(Struct, Generic[T], frozen=True, kw_only=True):
-    """Some of a list."""
-
-    items: list[T]
-    next: str | None
-    """What to ask the next page with as `after`; null at the end."""
-
-
-_SHOWN: Mapping[type[Struct], type[Struct]] = {
-    Event: EventShown,
-    Delivery: DeliveryShown,
-    Attempt: AttemptShown,
-    DestinationState: DestinationHealth,
-    Rejection: RejectionShown,
-    Step: StepShown,
-    BulkOperation: OperationShown,
-    Pickup: PickupShown,
-    Submission: SubmissionShown,
-    PickupAttempt: PickupAttemptShown,
-}
 
 
 SHOWN_HEADERS = frozenset(
@@ -314,36 +158,75 @@ SHOWN_HEADERS = frozenset(
 def callback_shown(callback: Callback) -> CallbackShown:
     """Return a callback as it is shown."""
     came = callback.arrival or Arrival()
-    return shown(
-        callback,
-        CallbackShown,
-        peer=came.peer,
-        secret=came.secret or None,
-        headers={name: value if name in SHOWN_HEADERS else None for name, value in came.headers},
-        token_id=came.claims.token_id if came.claims else None,
-        issued_at=time_of(came.claims.issued_at) if came.claims else None,
-        body_ms=came.body_ms,
-        proved_ms=came.proved_ms,
-        stored_ms=came.stored_ms,
-    )
+    given = asdict(callback) | asdict(came) | {"issued_at": None, "token_id": None}
+    given |= asdict(came.claims) if came.claims else {}
+    given["headers"] = {name: value if name in SHOWN_HEADERS else None for name, value in came.headers}
+    given["secret"] = came.secret or None
+    return CallbackShown(**{name: given[name] for name in CallbackShown.__struct_fields__})
 
 
-def shown(thing: Any, kind: type[S], /, **more: Any) -> S:
-    """Return one thing as it is shown, `more` with it: times as ISO 8601 in UTC."""
-    return kind(**{name: _field(thing, name) for name in kind.__struct_fields__ if name not in more}, **more)
+def whole(kind: type[S], part: Struct, **more: Any) -> S:
+    """Return a struct that has the fields of `part`, whose kind it extends, and `more`."""
+    return kind(**asdict(part), **more)
 
 
-def each(things: Sequence[Struct]) -> list[Any]:
-    """Return things as they are shown."""
-    return [shown(thing, _SHOWN[type(thing)]) for thing in things]
+# ---------------------------------------------------------------- what is made of the table
+
+
+@cache
+def shown_as(kind: Any) -> Any:
+    """Return the type that shows values of `kind`: schemas are made of it."""
+    origin, args = get_origin(kind), get_args(kind)
+    if args and origin not in (Annotated, Literal):
+        shown = tuple(map(shown_as, args))
+        return reduce(or_, shown) if origin in (Union, UnionType) else origin[shown]
+    return _read(kind)[0] if isinstance(kind, type) and issubclass(kind, Struct) else kind
+
+
+@cache
+def _read(kind: type[Struct]) -> tuple[Any, Mapping[str, Callable[[Any], Any]]]:
+    """Return the struct that shows a struct, and what reads each of its fields."""
+    of: Any = next((base for base in kind.__mro__ if base in _VIEWS), None)
+    view = _VIEWS[of] if of else View(kind.__name__, kind.__doc__ or "", "")
+    own = {field.name: field for field in fields(kind)}
+    names = [*view.fields.split(), *(name for name in own if not of or name not in of.__struct_fields__)]
+    types: list[Any] = []
+    reads: dict[str, Callable[[Any], Any]] = {}
+    for name in names:
+        made, reads[name] = view.made.get(name) or _as_it_is(name, own[name].type)
+        default = NODEFAULT if of else own[name].default
+        types.append((name, made) if default is NODEFAULT else (name, made, default))
+    if not of and all(one[1] is own[one[0]].type for one in types):
+        return kind, {}
+    head = (view.name, view.does) if kind is of else (kind.__name__, kind.__doc__)
+    return msgspec.defstruct(head[0], types, namespace={"__doc__": head[1]}, frozen=True, kw_only=True), reads
+
+
+_TIME = re.compile(r"(.+_)?(at|since|until)")
+
+
+def _as_it_is(name: str, kind: Any) -> Made:
+    if kind in (int, int | None) and _TIME.fullmatch(name):
+        return Time if kind is int else Time | None, lambda thing: time_of(getattr(thing, name))
+    return shown_as(kind), lambda thing: shown(getattr(thing, name))
+
+
+def shown(value: Any) -> Any:
+    """Return a value as it is shown."""
+    if isinstance(value, Page):
+        return Page(items=shown(value.items), next=value.next)
+    if isinstance(value, list | tuple):
+        return [shown(one) for one in value]
+    if not isinstance(value, Struct):
+        return value
+    kind, reads = _read(type(value))
+    return kind(**{name: read(value) for name, read in reads.items()}) if reads else value
 
 
 def view(thing: Struct) -> dict[str, Any]:
-    """Return one thing, or what shows it, as the JSON document that shows it."""
-    kind = _SHOWN.get(type(thing))
+    """Return one thing as the JSON document that shows it."""
     # By way of JSON: only that writes an event's `data`, which is JSON already.
-    document = msgspec.json.encode(shown(thing, kind) if kind else thing)
-    return cast("dict[str, Any]", msgspec.json.decode(document))
+    return cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(shown(thing))))
 
 
 def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:
@@ -351,55 +234,6 @@ def page(items: Sequence[Any], next: str | None = None) -> dict[str, Any]:
     return {"items": items, "next": next}
 
 
-def issued_url(made: IssuedUrl) -> CallbackUrl:
-    """Return a callback URL as it is shown."""
-    expected = made.expectation
-    return shown(
-        made,
-        CallbackUrl,
-        expect_by=time_of(expected.due_at) if expected else None,
-        pickup_id=expected.id if expected else None,
-    )
-
-
-def job_shown(job: Job) -> JobShown:
-    """Return what became of a job as it is shown."""
-    explained = explain(job)
-    return JobShown(
-        name=job.name,
-        cause=explained.cause,
-        sentence=explained.sentence,
-        steps=each(explained.steps),
-        events=[event.id for event in job.events],
-        pickups=[pickup.id for pickup in job.pickups],
-    )
-
-
 def time_of(millis: int | None) -> str | None:
     """Return epoch milliseconds as ISO 8601 in UTC."""
     return None if millis is None else iso(millis)
-
-
-def _field(thing: Any, name: str) -> Any:
-    if name in _MADE:
-        return _MADE[name](thing)
-    value = getattr(thing, name)
-    return time_of(value) if name in _TIMES or name.endswith(("_at", "_since")) else value
-
-
-def _host(url: str | None) -> str | None:
-    try:
-        return urlsplit(url).hostname if url else None
-    except ValueError:
-        return None
-
-
-_TIMES = ("at", "since", "until")
-_MADE: Mapping[str, Callable[[Any], Any]] = {
-    "data": lambda event: Raw(event.data),
-    "answer": lambda attempt: attempt.response.decode("utf-8", "replace"),
-    "host": lambda pickup: _host(pickup.target),
-    "selection": lambda operation: shown(operation.selection, SelectionShown),
-    "held_until": lambda state: time_of(state.held_until or None),
-}
-"""The fields that no attribute holds."""

@@ -32,6 +32,7 @@ from receiver.web.api.operation import Operation
 from receiver.web.api.problems import TITLES
 from receiver.web.api.routes import OPERATIONS
 from receiver.web.app import create_app
+from receiver.web.views import shown_as
 from tests.docs.reading import PACKAGE, modules, nodes, page, quoted, rows
 from tests.docs.sources import models as custom_models
 
@@ -434,7 +435,7 @@ def test_each_endpoint_of_the_api_is_in_the_table_with_its_scope_and_statuses() 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
 def test_what_an_endpoint_takes_and_gives_is_named(operation: Operation) -> None:
-    kinds = [operation.query, operation.body, operation.gives]
+    kinds = [operation.query, operation.body, shown_as(operation.gives)]
     _, found = msgspec.json.schema_components([kind for kind in kinds if isinstance(kind, type)])
     fields = {name for component in found.values() for name in component.get("properties", ())}
     assert not fields - set(API.quoted())

@@ -6,14 +6,13 @@ import hashlib
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from receiver.core.act import Act, new_act
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, page
 from receiver.web.api.operation import Again, Call, Served, operation
 from receiver.web.api.problems import Refused
-from receiver.web.views import Page, Time
+from receiver.web.views import Page
 
 KEY_CHARS = 200
 _UNDER_WAY_MS = 60_000
@@ -56,25 +55,8 @@ class ActQuery(Paged, frozen=True):
     """The name of the token that it was asked with."""
 
 
-class ActShown(Struct, frozen=True, kw_only=True):
-    """One request that changed something."""
-
-    id: str
-    at: Time
-    token: str
-    """The name of the token that it was asked with."""
-    action: str
-    subject: str
-    """The path as it was called; what a command was about."""
-    detail: str
-    """JSON: what was asked for, without what may be secret or somebody's."""
-    peer: str | None
-    status: int | None
-    """How it was answered; null while it is under way, or where the process ended meanwhile."""
-
-
 @operation("GET /audit", ApiScope.READ)
-async def listed(call: Call[ActQuery, None]) -> Page[ActShown]:
+async def listed(call: Call[ActQuery, None]) -> Page[Act]:
     """List what was done over the API, in the console and by commands, newest first."""
     query = call.query
-    return page(await call.store.acts(query.token, query.after, query.limit), ActShown)
+    return page(await call.store.acts(query.token, query.after, query.limit))

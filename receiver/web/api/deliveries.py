@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.core.work import Attempt, Delivery, DeliveryFilter, DeliveryState
 from receiver.engine import holds
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, Paged, filter_of, page
 from receiver.web.api.operation import Call, operation
-from receiver.web.views import AttemptShown, DeliveryShown, DeliveryWhole, Page, each, shown
+from receiver.web.views import Page, whole
 
 
 class DeliveryQuery(Paged, frozen=True):
@@ -25,12 +25,17 @@ class DeliveryQuery(Paged, frozen=True):
     """Made before this time."""
 
 
+class DeliveryWhole(Delivery, frozen=True, kw_only=True):
+    """A delivery with its attempts."""
+
+    attempts_made: list[Attempt]
+
+
 @operation("GET /deliveries", ApiScope.READ)
-async def listed(call: Call[DeliveryQuery, None]) -> Page[DeliveryShown]:
+async def listed(call: Call[DeliveryQuery, None]) -> Page[Delivery]:
     """List deliveries, newest first."""
     wanted = filter_of(call.query, DeliveryFilter)
-    found = await holds.deliveries(call.store, call.settings.destinations, wanted, now=call.now)
-    return page(found, DeliveryShown)
+    return page(await holds.deliveries(call.store, call.settings.destinations, wanted, now=call.now))
 
 
 @operation("GET /deliveries/{delivery_id}", ApiScope.READ)
@@ -38,11 +43,11 @@ async def one(call: Call[None, None]) -> DeliveryWhole:
     """Show a delivery with its attempts."""
     owed = [await call.store.delivery(call.path["delivery_id"])]
     (found,) = await holds.with_holds(call.store, call.settings.destinations, owed, now=call.now)
-    return shown(found, DeliveryWhole, attempts_made=each(await call.store.attempts(found.id)))
+    return whole(DeliveryWhole, found, attempts_made=await call.store.attempts(found.id))
 
 
 @operation("GET /deliveries/{delivery_id}/attempts", ApiScope.READ)
-async def attempts(call: Call[None, None]) -> Page[AttemptShown]:
+async def attempts(call: Call[None, None]) -> Page[Attempt]:
     """List its attempts, first to last."""
     found = await call.store.delivery(call.path["delivery_id"])
-    return Page(items=each(await call.store.attempts(found.id)), next=None)
+    return Page(items=await call.store.attempts(found.id), next=None)

@@ -7,9 +7,9 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from receiver.core.retention import subject_of
+from receiver.engine.erasure import WORDS
 from receiver.settings.model import ApiScope
 from receiver.web.api.operation import Served, operation
-from receiver.web.views import shown
 
 Name = Annotated[str, Meta(min_length=1, max_length=500)]
 
@@ -50,4 +50,5 @@ async def make(call: Served[None, NewErasure]) -> ErasureShown:
     subject = subject_of(ref=wanted.ref, job_id=wanted.job_id, event_id=wanted.event_id, source=wanted.source)
     found = await eraser.look(subject)
     counts = found.counts if wanted.dry_run else await eraser.erase(subject, found, now=call.now)
-    return shown(counts, ErasureShown, unreadable=list(found.unreadable), dry_run=wanted.dry_run)
+    told = {name: getattr(counts, name) for name in WORDS}
+    return ErasureShown(**told, unreadable=list(found.unreadable), dry_run=wanted.dry_run)

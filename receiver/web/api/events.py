@@ -8,27 +8,18 @@ from typing import Literal
 from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
 
-from receiver.core.clock import iso
 from receiver.core.errors import NotFound
 from receiver.core.event import Event, EventSearch, Place
 from receiver.core.event_json import LINKED
 from receiver.core.routing import Decision
-from receiver.core.work import DeliveryFilter, DeliveryState, PickupFilter
+from receiver.core.work import DeliveryFilter, DeliveryState, Pickup, PickupFilter
 from receiver.engine import holds
 from receiver.engine.renormalizer import kept_body
 from receiver.settings.model import ApiScope
+from receiver.web.api.deliveries import DeliveryWhole
 from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, filter_of, known_place, place_of
 from receiver.web.api.operation import Call, Served, operation
-from receiver.web.views import (
-    CallbackShown,
-    DeliveryWhole,
-    EventShown,
-    PickupShown,
-    Time,
-    callback_shown,
-    each,
-    shown,
-)
+from receiver.web.views import CallbackShown, callback_shown, whole
 
 _DELIVERIES = 1000
 """Deliveries that are shown of one event."""
@@ -72,19 +63,19 @@ class EventQuery(StreamQuery, frozen=True):
 class EventPage(Struct, frozen=True, kw_only=True):
     """Some events, in the order of recording."""
 
-    items: list[EventShown]
+    items: list[Event]
     next: str | None
     """What to ask the next page with as `after`; null at the end."""
     cursor: str | None
     """Where to go on later, at the end too: `after` for what is recorded from now on."""
 
 
-class EventWhole(EventShown, frozen=True, kw_only=True):
+class EventWhole(Event, frozen=True, kw_only=True):
     """An event with all that belongs to it."""
 
     callback: CallbackShown | None
     """Null once retention has removed it."""
-    pickup: PickupShown | None
+    pickup: Pickup | None
     """The pickup that it ended, if there was one."""
     deliveries: list[DeliveryWhole]
     routing: list[Decision]
@@ -111,7 +102,7 @@ class AudioLink(Struct, frozen=True, kw_only=True):
     """A fresh link to what an event has stored."""
 
     url: str
-    url_expires_at: Time
+    url_expires_at: int
     content_type: str
 
 
@@ -122,7 +113,7 @@ async def listed(call: Call[EventQuery, None]) -> EventPage:
     found = await call.store.search(search_of(call.query))
     after = None if found.after is None else cursor_of(Place(*found.after))
     last = cursor_of(found[-1].place) if found else call.query.after
-    return EventPage(items=[shown(one.event, EventShown) for one in found], next=after, cursor=after or last)
+    return EventPage(items=[one.event for one in found], next=after, cursor=after or last)
 
 
 def search_of(query: EventQuery) -> EventSearch:
@@ -150,12 +141,12 @@ async def one(call: Call[None, None]) -> EventWhole:
     pickups = await store.pickups(PickupFilter(event_id=event.id, limit=1))
     wanted = DeliveryFilter(event_id=event.id, limit=_DELIVERIES)
     owed = await holds.deliveries(store, call.settings.destinations, wanted, now=call.now)
-    return shown(
-        event,
+    return whole(
         EventWhole,
+        event,
         callback=callback_shown(callback) if callback else None,
-        pickup=shown(pickups[0], PickupShown) if pickups else None,
-        deliveries=[shown(d, DeliveryWhole, attempts_made=each(await store.attempts(d.id))) for d in owed],
+        pickup=next(iter(pickups), None),
+        deliveries=[whole(DeliveryWhole, d, attempts_made=await store.attempts(d.id)) for d in owed],
         routing=await store.routing(event.id),
     )
 
@@ -193,7 +184,7 @@ async def audio(call: Served[LinkQuery, None]) -> Response | AudioLink:
     url, expires_at = call.receiver.link(event.blob_key, content_type)
     if call.query.redirect:
         return RedirectResponse(url, status_code=302, headers={"cache-control": "no-store"})
-    return AudioLink(url=url, url_expires_at=iso(expires_at), content_type=content_type)
+    return AudioLink(url=url, url_expires_at=expires_at, content_type=content_type)
 
 
 def _linked_type(event: Event) -> str | None:

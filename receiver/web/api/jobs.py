@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
+from receiver.core.explain import Cause, Job, Step, explain
 from receiver.core.retention import Subject, SubjectKind
-from receiver.core.submission import SubmissionFilter, SubmissionState
+from receiver.core.submission import Submission, SubmissionFilter, SubmissionState
 from receiver.engine.jobs import gather
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, filter_of, page
 from receiver.web.api.operation import Call, Served, operation
-from receiver.web.views import JobShown, Page, SubmissionShown, job_shown
+from receiver.web.views import Page
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
-    from receiver.core.explain import Job
 
 
 class SubmissionQuery(Paged, frozen=True):
@@ -30,9 +32,22 @@ class SubmissionQuery(Paged, frozen=True):
 
 
 @operation("GET /submissions", ApiScope.READ)
-async def submissions(call: Call[SubmissionQuery, None]) -> Page[SubmissionShown]:
+async def submissions(call: Call[SubmissionQuery, None]) -> Page[Submission]:
     """List jobs that applications submitted, newest first."""
-    return page(await call.store.submissions(filter_of(call.query, SubmissionFilter)), SubmissionShown)
+    return page(await call.store.submissions(filter_of(call.query, SubmissionFilter)))
+
+
+class JobShown(Struct, frozen=True, kw_only=True):
+    """What became of a job."""
+
+    name: str
+    cause: Cause
+    sentence: str
+    steps: Sequence[Step]
+    """Oldest first; what is still to come at the end."""
+    events: list[str]
+    """The ids of its events, oldest first."""
+    pickups: list[str]
 
 
 class JobQuery(Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,6 +61,16 @@ class JobQuery(Struct, forbid_unknown_fields=True, frozen=True):
 async def one(call: Served[JobQuery, None]) -> JobShown:
     """Tell what became of a job, by its ref, its id at the provider or an event's id."""
     return job_shown(await job_named(call.receiver, call.path["name"], call.query.source))
+
+
+def job_shown(job: Job) -> JobShown:
+    """Return what became of a job as it is shown."""
+    return JobShown(
+        name=job.name,
+        **asdict(explain(job)),
+        events=[event.id for event in job.events],
+        pickups=[pickup.id for pickup in job.pickups],
+    )
 
 
 async def job_named(receiver: Receiver, name: str, source: str | None) -> Job:

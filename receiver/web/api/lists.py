@@ -12,12 +12,12 @@ from receiver.core.event import Place
 from receiver.core.page import Page as Found
 from receiver.core.routing import fitting_types
 from receiver.web.api.problems import Refused
-from receiver.web.views import Page, shown
+from receiver.web.views import Page
 
 if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
-T = TypeVar("T", bound=Struct)
+T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 Limit = Annotated[int, Meta(ge=1, le=500)]
 """Things on a page."""
@@ -81,6 +81,6 @@ def cursor_of(place: Place) -> str:
     return f"{place.position}.{place.id}"
 
 
-def page(found: Found[T], kind: type[S]) -> Page[S]:
+def page(found: Found[T]) -> Page[T]:
     """Return a page of a list that goes by ids, the newest first."""
-    return Page(items=[shown(one, kind) for one in found], next=found.after)
+    return Page(items=found, next=found.after)

@@ -19,6 +19,7 @@ from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.operation import Operation
 from receiver.web.api.problems import TITLES, Problem, answer, problem
 from receiver.web.api.routes import OPERATIONS
+from receiver.web.views import shown_as
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -70,7 +71,10 @@ def event_schema(event_type: str) -> dict[str, Any]:
 def openapi() -> dict[str, Any]:
     """Return the description of the API."""
     kinds = [
-        kind for one in OPERATIONS for kind in (one.query, one.body, one.gives) if not isinstance(kind, str)
+        kind
+        for one in OPERATIONS
+        for kind in (one.query, one.body, shown_as(one.gives))
+        if not isinstance(kind, str)
     ]
     kinds = [EventData, Problem, *dict.fromkeys(kind for kind in kinds if kind is not None)]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -137,4 +141,4 @@ def _success(one: Operation, status: int, of: dict[Any, Any]) -> dict[str, Any]:
         return {"description": "Found", "headers": {"location": {"schema": {"type": "string"}}}}
     if isinstance(one.gives, str):
         return {"description": "Success", "content": {one.gives: {}}}
-    return {"description": "Success", "content": {"application/json": {"schema": of[one.gives]}}}
+    return {"description": "Success", "content": {"application/json": {"schema": of[shown_as(one.gives)]}}}

@@ -17,7 +17,7 @@ from receiver.engine.replays import find_named, replay
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, Paged, filter_of, page
 from receiver.web.api.operation import Again, Call, Served, operation
-from receiver.web.views import OperationShown, Page, shown
+from receiver.web.views import Page
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
@@ -33,30 +33,27 @@ class RunQuery(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @operation("GET /operations", ApiScope.READ)
-async def listed(call: Call[Paged, None]) -> Page[OperationShown]:
+async def listed(call: Call[Paged, None]) -> Page[BulkOperation]:
     """List operations on many rows and how far each has come, newest first."""
-    found = await call.store.operations(call.query.after, call.query.limit)
-    return page(found, OperationShown)
+    return page(await call.store.operations(call.query.after, call.query.limit))
 
 
 @operation("GET /operations/{operation_id}", ApiScope.READ)
-async def one(call: Call[None, None]) -> OperationShown:
+async def one(call: Call[None, None]) -> BulkOperation:
     """Show one."""
-    return shown(await call.store.operation(call.path["operation_id"]), OperationShown)
+    return await call.store.operation(call.path["operation_id"])
 
 
 @operation("POST /operations/{operation_id}/resume", ApiScope.OPERATE)
-async def resume(call: Served[RunQuery, None]) -> OperationShown:
+async def resume(call: Served[RunQuery, None]) -> BulkOperation:
     """Run one that was planned or stopped; or at another rate."""
-    made = await run(call.receiver, call.path["operation_id"], rate=call.query.rate)
-    return shown(made, OperationShown)
+    return await run(call.receiver, call.path["operation_id"], rate=call.query.rate)
 
 
 @operation("POST /operations/{operation_id}/stop", ApiScope.OPERATE)
-async def stop(call: Call[None, None]) -> OperationShown:
+async def stop(call: Call[None, None]) -> BulkOperation:
     """Stop one; what it has done stays done."""
-    stopped = await call.store.change_operation(call.path["operation_id"], running=False, now=call.now)
-    return shown(stopped, OperationShown)
+    return await call.store.change_operation(call.path["operation_id"], running=False, now=call.now)
 
 
 async def run(receiver: Receiver, operation_id: str, *, rate: int | None = None) -> BulkOperation:
@@ -101,7 +98,7 @@ class Replayed(Struct, frozen=True, kw_only=True):
     left_alone: int
     """Deliveries that fit and are under way."""
     dry_run: bool
-    operation: OperationShown | None = None
+    operation: BulkOperation | None = None
     """What replays by filter; null for ids, and where nothing fits."""
 
 
@@ -163,7 +160,7 @@ async def _begin(
         found=operation.total,
         left_alone=planned.left_alone,
         dry_run=wanted.dry_run,
-        operation=shown(operation, OperationShown) if operation.total else None,
+        operation=operation if operation.total else None,
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from receiver.core.destination_health import ACTIONS
+from receiver.core.destination_health import ACTIONS, DestinationState
 from receiver.engine.destination_actions import act_on_destination, destination_states
 from receiver.settings.model import ApiScope
 from receiver.web.api.operation import Call, Operation, Served, operation
-from receiver.web.views import DestinationHealth, Page, Time, shown, time_of
+from receiver.web.views import Page
 
 
 class SourceShown(Struct, frozen=True, kw_only=True):
@@ -19,7 +19,7 @@ class SourceShown(Struct, frozen=True, kw_only=True):
     calls_back: bool
     polled: bool
     pickups_due: int
-    oldest_pickup_due_at: Time | None
+    oldest_pickup_due_at: int | None
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ async def sources(call: Served[None, None]) -> Page[SourceShown]:
             calls_back=name in receiver.ports.providers,
             polled=name in receiver.ports.pulls,
             pickups_due=due[name].depth if name in due else 0,
-            oldest_pickup_due_at=time_of(due[name].oldest_due_at) if name in due else None,
+            oldest_pickup_due_at=due[name].oldest_due_at if name in due else None,
         )
         for name, source in receiver.settings.sources.items()
     ]
@@ -76,9 +76,9 @@ class DestinationShown(Struct, frozen=True, kw_only=True):
     events: list[str]
     due: int
     """Deliveries that are due."""
-    oldest_due_at: Time | None
+    oldest_due_at: int | None
     dead: int
-    health: DestinationHealth
+    health: DestinationState
 
 
 @operation("GET /destinations", ApiScope.READ)
@@ -93,9 +93,9 @@ async def destinations(call: Call[None, None]) -> Page[DestinationShown]:
             sources=list(settings[state.name].sources),
             events=list(settings[state.name].events),
             due=due[state.name].depth if state.name in due else 0,
-            oldest_due_at=time_of(due[state.name].oldest_due_at) if state.name in due else None,
+            oldest_due_at=due[state.name].oldest_due_at if state.name in due else None,
             dead=stats.dead.get(state.name, 0),
-            health=shown(state, DestinationHealth),
+            health=state,
         )
         for state in await destination_states(call.store, settings, now=call.now)
     ]
@@ -103,10 +103,9 @@ async def destinations(call: Call[None, None]) -> Page[DestinationShown]:
 
 
 def _act(action: str) -> Operation:
-    async def act(call: Call[None, None]) -> DestinationHealth:
+    async def act(call: Call[None, None]) -> DestinationState:
         names = call.settings.destinations
-        state = await act_on_destination(call.store, names, call.path["name"], action, now=call.now)
-        return shown(state, DestinationHealth)
+        return await act_on_destination(call.store, names, call.path["name"], action, now=call.now)
 
     act.__doc__ = ACTIONS[action].does
     return operation(f"POST /destinations/{{name}}/{action}", ApiScope.OPERATE)(act)

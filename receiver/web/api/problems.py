@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from receiver.core.errors import ConfigError, NotFound, Unavailable, UsageError
+from receiver.web.views import shown
 
 TITLES = {
     400: "Bad request",
@@ -58,7 +59,7 @@ def answer(
 ) -> Response:
     """Return a JSON answer that nobody keeps."""
     return Response(
-        _encode(content),
+        _encode(shown(content)),
         status_code=status,
         media_type=media_type,
         headers={"cache-control": "no-store"} | dict(headers or {}),

@@ -8,10 +8,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from receiver.app.second_look import accept_once, verify_again
+from receiver.core.event import Rejection
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Limit
 from receiver.web.api.operation import Call, Served, operation
-from receiver.web.views import Page, RejectionShown, each, shown
+from receiver.web.views import Page
 
 MAX_REASON = 500
 
@@ -64,11 +65,11 @@ class RejectionAccepted(Struct, frozen=True, kw_only=True):
 
 
 @operation("GET /rejections", ApiScope.READ)
-async def listed(call: Call[RejectionQuery, None]) -> Page[RejectionShown]:
+async def listed(call: Call[RejectionQuery, None]) -> Page[Rejection]:
     """List callbacks that were refused, newest first."""
     query = call.query
     found = await call.store.rejections(query.source, limit=query.limit, ref=query.ref)
-    return Page(items=each(found), next=None)
+    return Page(items=found, next=None)
 
 
 @operation("POST /rejections/{rejection_id}/verify", ApiScope.OPERATE)
@@ -80,4 +81,5 @@ async def verify(call: Served[None, None]) -> RejectionJudged:
 @operation("POST /rejections/{rejection_id}/accept", ApiScope.ADMIN)
 async def accept(call: Served[None, Acceptance]) -> RejectionAccepted:
     """Record a kept request that nothing proves, for a reason that the audit keeps; once more, it is a duplicate."""
-    return shown(await accept_once(call.receiver, call.path["rejection_id"]), RejectionAccepted)
+    made = await accept_once(call.receiver, call.path["rejection_id"])
+    return RejectionAccepted(status=made.status.value, event_id=made.event_id, pickup_id=made.pickup_id)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import asdict
 from starlette.responses import Response
 
-from receiver.core.work import PickupFilter, PickupState
+from receiver.core.event_json import Time
+from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
 from receiver.engine.requests import (
     MAX_REF,
     MAX_SECONDS,
+    IssuedUrl,
     checked_format,
     issue_callback_url,
     new_pickup,
@@ -21,7 +24,7 @@ from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, filter_of, page
 from receiver.web.api.operation import Again, Call, Served, operation
 from receiver.web.api.problems import answer
-from receiver.web.views import CallbackUrl, Page, PickupShown, PickupWhole, each, issued_url, shown
+from receiver.web.views import Page, time_of, whole
 
 Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
 
@@ -48,13 +51,19 @@ class PickupQuery(Paged, frozen=True):
     ref: str | None = None
 
 
+class PickupWhole(Pickup, frozen=True, kw_only=True):
+    """A pickup with its attempts."""
+
+    attempts_made: list[PickupAttempt]
+
+
 @operation("GET /pickups", ApiScope.READ)
-async def listed(call: Call[PickupQuery, None]) -> Page[PickupShown]:
+async def listed(call: Call[PickupQuery, None]) -> Page[Pickup]:
     """List pickups, newest first."""
-    return page(await call.store.pickups(filter_of(call.query, PickupFilter)), PickupShown)
+    return page(await call.store.pickups(filter_of(call.query, PickupFilter)))
 
 
-@operation("POST /pickups", ApiScope.OPERATE, gives=PickupShown, statuses=(201, 200))
+@operation("POST /pickups", ApiScope.OPERATE, gives=Pickup, statuses=(201, 200))
 async def add(call: Served[None, NewPickup]) -> Response:
     """Hand over a result that is to be fetched; 200 shows the pickup that it has already."""
     receiver, wanted = call.receiver, call.body
@@ -71,14 +80,14 @@ async def add(call: Served[None, NewPickup]) -> Response:
     pickup, new = await receiver.store.add_pickup(made)
     receiver.collector.wake([pickup.source])
     place = {"location": f"/api/v1/pickups/{pickup.id}"}
-    return answer(shown(pickup, PickupShown), status=201 if new else 200, headers=place)
+    return answer(pickup, status=201 if new else 200, headers=place)
 
 
 @operation("GET /pickups/{pickup_id}", ApiScope.READ)
 async def one(call: Call[None, None]) -> PickupWhole:
     """Show a pickup with its attempts."""
     found = await call.store.pickup(call.path["pickup_id"])
-    return shown(found, PickupWhole, attempts_made=each(await call.store.pickup_attempts(found.id)))
+    return whole(PickupWhole, found, attempts_made=await call.store.pickup_attempts(found.id))
 
 
 class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
@@ -92,6 +101,28 @@ class NewCallbackUrl(Struct, forbid_unknown_fields=True, frozen=True):
     job_secret: bool = False
     short: bool = False
     """A token of 40 characters, whose meaning is kept."""
+
+
+class CallbackUrl(Struct, frozen=True, kw_only=True):
+    """A callback URL and what goes with it. It holds secrets: only who asked for it may see it."""
+
+    url: str
+    source: str
+    token: str | None
+    ref: str | None
+    webhook_secret: str | None
+    expect_by: Time | None
+    pickup_id: str | None
+
+
+def issued_url(made: IssuedUrl) -> CallbackUrl:
+    """Return a callback URL as it is shown."""
+    expected, given = made.expectation, asdict(made)
+    return CallbackUrl(
+        **{name: given[name] for name in ("url", "source", "token", "ref", "webhook_secret")},
+        expect_by=time_of(expected.due_at) if expected else None,
+        pickup_id=expected.id if expected else None,
+    )
 
 
 @operation("POST /callback-urls", ApiScope.OPERATE, statuses=(201,), again=Again.REFUSED)

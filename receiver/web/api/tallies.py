@@ -10,13 +10,14 @@ from typing import Literal
 from msgspec import Struct
 
 from receiver.core.clock import iso
-from receiver.core.tally import ACK, HOUR, MINUTE, Tally, within
+from receiver.core.event_json import Time
+from receiver.core.tally import ACK, HOUR, MINUTE, Process, Tally, within
 from receiver.engine.tallies import EVERY_SECONDS, HOURS_KEPT_MS
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, millis
 from receiver.web.api.operation import Call, operation
 from receiver.web.api.problems import Refused
-from receiver.web.views import Page, Time, shown
+from receiver.web.views import Page, whole
 
 _STEPS = {"minute": MINUTE, "hour": HOUR, "all": 1 << 62}
 _MOST_STEPS = 180
@@ -63,16 +64,9 @@ class TalliesShown(Struct, frozen=True, kw_only=True):
     ack: list[AckShown]
 
 
-class ProcessShown(Struct, frozen=True, kw_only=True):
+class ProcessShown(Process, frozen=True, kw_only=True):
     """A process that takes callbacks or works."""
 
-    id: str
-    host: str
-    version: str
-    role: str
-    """`serve`, `intake` or `work`."""
-    started_at: Time
-    seen_at: Time
     alive: bool
     """Whether it was seen in the last 30 seconds."""
 
@@ -116,7 +110,7 @@ async def processes(call: Call[None, None]) -> Page[ProcessShown]:
     """List the processes of the last 48 hours, those that began last first."""
     now = call.now
     items = [
-        shown(one, ProcessShown, host=one.host, alive=now - one.seen_at < 3 * EVERY_SECONDS * 1000)
+        whole(ProcessShown, one, alive=now - one.seen_at < 3 * EVERY_SECONDS * 1000)
         for one in await call.store.processes()
     ]
     return Page(items=items, next=None)

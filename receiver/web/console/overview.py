@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 from starlette.responses import Response
 
+from receiver.core.destination_health import DestinationState
 from receiver.core.event import Event, EventSearch, Rejection
 from receiver.core.explain import OVERDUE, PARKED
 from receiver.core.tally import ACK, HOUR, MINUTE, within
@@ -21,7 +22,6 @@ from receiver.web.api import overview as api
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.rendering import length
 from receiver.web.console.visit import Visit
-from receiver.web.views import DestinationHealth
 
 _DAY_MS = 24 * HOUR
 _ROWS = 10
@@ -37,8 +37,8 @@ class Concern(Struct, frozen=True):
     title: str
     why: str
     address: str
-    since: int | str | None = None
-    health: DestinationHealth | None = None
+    since: int | None = None
+    health: DestinationState | None = None
     """Of the destination that it is about: it says why."""
 
 
