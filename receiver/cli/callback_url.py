@@ -30,7 +30,7 @@ from receiver.web.views import time_of
 
 if TYPE_CHECKING:
     from receiver.engine.requests import IssuedUrl
-    from receiver.settings.model import Settings
+    from receiver.settings.model import Settings, SourceSettings
 
 
 Expires = Annotated[
@@ -62,75 +62,61 @@ def callback_url(
     as_json: AsJson = False,
 ) -> None:
     """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
+    from receiver.engine.requests import issue_callback_url, source_named
+
     settings = load(ctx)
-    if not no_token:
-        made = _issued(
-            settings, source, ref, expires, format, expect_within, job_secret=job_secret, short=short
-        )
-    elif ref or expires or format or expect_within or job_secret or short:
-        raise UsageError(
-            "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret, --short or "
-            "--expect-within: drop it"
-        )
+    chosen = source_named(settings, source)
+    if no_token:
+        if ref or expires or format or expect_within or job_secret or short:
+            raise UsageError(_NOTHING_TO_CARRY)
+        made = _without_token(settings, chosen)
     else:
-        made = _without_token(settings, source)
+        made = issue_callback_url(
+            settings.public_url,
+            chosen,
+            tokens_of(settings),
+            provider=pull_provider(settings, chosen) if expect_within else None,
+            ref=ref,
+            format=job_format(format),
+            expires_seconds=seconds(expires) if expires else None,
+            expect_seconds=seconds(expect_within) if expect_within else None,
+            job_secret=job_secret,
+            short=short,
+            now=wall_clock(),
+        )
+    _give_out(settings, made, as_json=as_json)
+
+
+_NOTHING_TO_CARRY = (
+    "--no-token leaves nothing to carry --ref, --expires, --format, --job-secret, --short or "
+    "--expect-within: drop it"
+)
+
+
+def _give_out(settings: Settings, made: IssuedUrl, *, as_json: bool) -> None:
     if made.claims is not None or made.expectation is not None:
         asyncio.run(_keep(settings, made))  # before anybody can call the URL
     if as_json:
         from receiver.web.api.requests import issued_url
 
         print_json(to_builtins(issued_url(made)))
-    else:
-        _print_issued(made)
-
-
-def _issued(
-    settings: Settings,
-    name: str,
-    ref: str | None,
-    expires: str | None,
-    format: str | None,
-    expect_within: str | None,
-    *,
-    job_secret: bool,
-    short: bool,
-) -> IssuedUrl:
-    from receiver.engine.requests import issue_callback_url, source_named
-
-    source = source_named(settings, name)
-    return issue_callback_url(
-        settings.public_url,
-        source,
-        tokens_of(settings),
-        provider=pull_provider(settings, source) if expect_within else None,
-        ref=ref,
-        format=job_format(format),
-        expires_seconds=seconds(expires) if expires else None,
-        expect_seconds=seconds(expect_within) if expect_within else None,
-        job_secret=job_secret,
-        short=short,
-        now=wall_clock(),
-    )
-
-
-def _without_token(settings: Settings, name: str) -> IssuedUrl:
-    from receiver.engine.requests import issue_callback_url_without_token, source_named
-
-    source = source_named(settings, name)
-    if source.options.get("require_token"):
-        raise UsageError(
-            f"sources.{name}.require_token is set, so a URL without a token would be refused: drop --no-token"
-        )
-    return issue_callback_url_without_token(settings.public_url, source)
-
-
-def _print_issued(made: IssuedUrl) -> None:
+        return
     if made.webhook_secret:
         typer.echo(f"webhook_url: {made.url}\nwebhook_secret: {made.webhook_secret}")
     else:
         typer.echo(made.url)
     if made.expectation is not None:
         warn(f"expected by {time_of(made.expectation.due_at)}: {made.expectation.id}")
+
+
+def _without_token(settings: Settings, source: SourceSettings) -> IssuedUrl:
+    from receiver.engine.requests import issue_callback_url_without_token
+
+    if source.options.get("require_token"):
+        raise UsageError(
+            f"sources.{source.name}.require_token is set, so a URL without a token would be refused: drop --no-token"
+        )
+    return issue_callback_url_without_token(settings.public_url, source)
 
 
 async def _keep(settings: Settings, made: IssuedUrl) -> None:

@@ -7,8 +7,9 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from receiver.storage.store.store import Store
 
 T = TypeVar("T")
+P = TypeVar("P", bound="_Part")
 
 
 def option(*names: str, help: str, env: str | None = None, **more: Any) -> Any:
@@ -75,12 +77,12 @@ def seconds(text: str) -> float:
         raise UsageError(f"{text!r} is not a duration: {error}") from None
 
 
-def since(text: str | None, *, now: int | None = None) -> int | None:
+def since(text: str | None) -> int | None:
     """Return the epoch milliseconds of `2h` (that long ago) or `2026-11-21T10:00Z`. Raises `UsageError`."""
     if text is None:
         return None
     with contextlib.suppress(ValueError):
-        return (wall_clock() if now is None else now) - int(duration(text) * 1000)
+        return wall_clock() - int(duration(text) * 1000)
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -135,15 +137,23 @@ def load_to_look(ctx: typer.Context) -> Settings:
     return loaded.settings
 
 
+class _Part(Protocol):
+    async def close(self) -> None: ...
+
+
 @contextlib.asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+async def _opened(part: P, opening: Callable[[], Awaitable[object]]) -> AsyncIterator[P]:
+    try:
+        await opening()
+        yield part
+    finally:
+        await part.close()
+
+
+def opened_store(settings: Settings) -> AbstractAsyncContextManager[Store]:
     """Open the store that is there already. Raises `NotFound` when there is none yet, `StoreUnavailable`."""
     store = _existing_store(settings)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+    return _opened(store, store.open)
 
 
 def ask(settings: Settings, question: Callable[[Store], Awaitable[T]]) -> T:
@@ -156,30 +166,20 @@ def ask(settings: Settings, question: Callable[[Store], Awaitable[T]]) -> T:
     return asyncio.run(answer())
 
 
-@contextlib.asynccontextmanager
-async def made_store(settings: Settings) -> AsyncIterator[Store]:
+def made_store(settings: Settings) -> AbstractAsyncContextManager[Store]:
     """Open the store for writing, a file made and brought up to date first, as `serve` does. Raises `StoreUnavailable`."""
     from receiver.app.wiring import build_store
 
     store = build_store(settings)
-    try:
-        await store.prepare()
-        yield store
-    finally:
-        await store.close()
+    return _opened(store, store.prepare)
 
 
-@contextlib.asynccontextmanager
-async def opened_blobs(settings: Settings) -> AsyncIterator[Blobs]:
+def opened_blobs(settings: Settings) -> AbstractAsyncContextManager[Blobs]:
     """Open the blob store. Raises `ConfigError`, `BlobsUnavailable`."""
     from receiver.app.wiring import build_blobs
 
     blobs = build_blobs(settings)
-    await blobs.open()
-    try:
-        yield blobs
-    finally:
-        await blobs.close()
+    return _opened(blobs, blobs.open)
 
 
 def _existing_store(settings: Settings) -> Store:

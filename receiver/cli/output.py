@@ -32,18 +32,13 @@ _ANSWER = 80
 """Characters that a table shows of what a destination answered."""
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console; away from a terminal it neither colours nor cuts nor folds."""
+def console() -> Console:
+    """Return a console of stdout; away from a terminal it neither colours nor cuts nor folds."""
     from rich.console import Console
 
-    out = sys.stderr if stderr else sys.stdout
+    seen = sys.stdout.isatty()
     return Console(
-        stderr=stderr,
-        width=None if out.isatty() else _WIDE,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        soft_wrap=not out.isatty(),
+        width=None if seen else _WIDE, highlight=False, markup=False, emoji=False, soft_wrap=not seen
     )
 
 

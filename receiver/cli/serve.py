@@ -58,8 +58,11 @@ def serve(
     if processes is not None:
         _run_several(settings, read, processes, intake=intake, work=work, ready_file=ready_file)
         return
-    offered = _tell_link if intake and _on_defaults(ctx.obj, settings) else None
-    _run(settings, read, intake=intake, work=work, listen=True, ready_file=ready_file, tell_link=offered)
+    from receiver.web.server import Doing, run
+
+    link = _tell_link if intake and _on_defaults(ctx.obj, settings) else None
+    doing = Doing(intake=intake, work=work, ready_file=ready_file, read=read, tell_link=link)
+    run(settings, doing, listen=True)
 
 
 def work(
@@ -75,11 +78,13 @@ def work(
     from receiver.settings.load import token_secrets
 
     settings = _checked(ctx, host, port)
-    token_secrets(
-        settings
-    )  # one that is made here would sign links that `serve` on another machine does not take
+    # One that is made here would sign links that `serve` on another machine does not take.
+    token_secrets(settings)
+    from receiver.web.server import Doing, run
+
     read = partial(_read, ctx.obj, host, port)
-    _run(settings, read, intake=False, work=True, listen=port is not None, ready_file=ready_file)
+    doing = Doing(intake=False, work=True, ready_file=ready_file, read=read)
+    run(settings, doing, listen=port is not None)
 
 
 def reload(ctx: typer.Context, as_json: AsJson = False) -> None:
@@ -204,19 +209,3 @@ def _run_several(
     status = supervise(settings, count, serve, ready_file=ready_file)
     if status:
         raise typer.Exit(status)
-
-
-def _run(
-    settings: Settings,
-    read: Callable[[], Settings],
-    *,
-    intake: bool,
-    work: bool,
-    listen: bool,
-    ready_file: str | None,
-    tell_link: Callable[[str], None] | None = None,
-) -> None:
-    from receiver.web.server import Doing, run
-
-    doing = Doing(intake=intake, work=work, ready_file=ready_file, read=read, tell_link=tell_link)
-    run(settings, doing, listen=listen)

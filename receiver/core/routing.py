@@ -46,11 +46,15 @@ def checked_place(field: str) -> None:
         raise ValueError(f"{field!r} is no field: write its place below data, as in audio.duration_seconds")
 
 
-def condition(field: str, wanted: Any) -> Condition:
-    """Return the condition that a `where` setting writes: a value, a list of values, or `{min = 1, max = 60}`.
+def conditions(where: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """Return the conditions that a `where` setting writes by field: a value, a list of values, or `{min = 1, max = 60}`.
 
     Raises `ValueError` with what to write.
     """
+    return tuple(_condition(field, wanted) for field, wanted in where.items())
+
+
+def _condition(field: str, wanted: Any) -> Condition:
     checked_place(field)
     if isinstance(wanted, Mapping):
         numbers = [

@@ -68,7 +68,6 @@ def speech(
     *,
     content_type: str,
     method: str = "POST",
-    request_id: str | None = None,
     chunked: bool = False,
 ) -> Callback:
     """Return the callback of text to speech: the audio itself."""
@@ -76,7 +75,7 @@ def speech(
         "content-type": content_type,
         "dg-model-name": "aura-2-thalia-en",
         "dg-char-count": "52",
-        "dg-request-id": request_id or str(uuid.uuid4()),
+        "dg-request-id": str(uuid.uuid4()),
     }
     return Callback(method.upper(), url, headers, audio, chunked)
 

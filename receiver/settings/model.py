@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from pydantic import (
 from receiver.core.event_json import Fields, fields
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
-from receiver.core.routing import Route, checked_place, condition
+from receiver.core.routing import Route, checked_place, conditions
 from receiver.core.sending import SendingRules, rate
 from receiver.core.urls import http_url
 
@@ -38,14 +38,30 @@ class Section(BaseModel):
     """The page that tells of its settings."""
 
 
-def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
-    for text in value:
-        ipaddress.ip_network(text)
-    return value
+def judged_by(check: Callable[[Any], object]) -> AfterValidator:
+    """Return a validator that leaves a value as it is; `check` raises `ValueError` with what to write instead."""
+
+    def judge(value: Any) -> Any:
+        check(value)
+        return value
+
+    return AfterValidator(judge)
 
 
-Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
+Networks = tuple[Annotated[str, judged_by(ipaddress.ip_network)], ...]
 """Networks in CIDR notation."""
+Age = Annotated[str, judged_by(age)]
+"""`30d`, `12h`, `2w`, or `never`."""
+
+
+def secret_of(characters: int, where: str = "") -> AfterValidator:
+    """Return a validator of secrets that refuses those with fewer characters; `where` says how to get a longer one."""
+
+    def check(value: SecretStr) -> None:
+        if len(value.get_secret_value()) < characters:
+            raise ValueError(f"each secret needs at least {characters} characters{where}")
+
+    return judged_by(check)
 
 
 def _trimmed_secret(value: SecretStr) -> SecretStr:
@@ -136,23 +152,17 @@ class JournalSettings(Section):
 class RetentionSettings(Section):
     """[retention]: how long each class is kept: `30d`, `12h`, `2w`, or `never`."""
 
-    bodies: str = "30d"
+    bodies: Age = "30d"
     """The kept bodies of callbacks."""
-    attempts: str = "30d"
+    attempts: Age = "30d"
     """The attempts of what has ended."""
-    audio: str = "90d"
+    audio: Age = "90d"
     """Audio and other results; `never` leaves them to the bucket's own rules."""
-    dead_letters: str = "90d"
-    events: str = "90d"
+    dead_letters: Age = "90d"
+    events: Age = "90d"
     """Events with all that belongs to them; at least two days, and as long as audio and dead letters."""
     sweep_seconds: float = Field(default=300.0, ge=1, le=86_400)
     """Time between two sweeps of one process."""
-
-    @field_validator("bodies", "attempts", "audio", "dead_letters", "events")
-    @classmethod
-    def _age(cls, value: str) -> str:
-        age(value)
-        return value
 
     @property
     def kept(self) -> Retention:
@@ -167,12 +177,17 @@ class RetentionSettings(Section):
         )
 
 
+def _proxy(text: str) -> None:
+    if text != "*":
+        ipaddress.ip_network(text, strict=False)
+
+
 class ServerSettings(Section):
     """[server]"""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    trusted_proxies: tuple[Annotated[str, judged_by(_proxy)], ...] = ("127.0.0.1", "::1")
     log: Literal["json", "console", "auto"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_callbacks: int = Field(default=1000, ge=1, le=100_000)
@@ -184,14 +199,6 @@ class ServerSettings(Section):
     """How long SIGTERM leaves the load balancer to look away: `/readyz/intake` says 503, callbacks are still taken."""
     ready_due_age_seconds: float = Field(default=900.0, gt=0)
     """`/readyz` fails when the oldest due delivery has waited longer than this."""
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            if text != "*":
-                ipaddress.ip_network(text, strict=False)
-        return value
 
 
 class ApiScope(StrEnum):
@@ -258,16 +265,9 @@ class ConsoleSettings(Section):
 class TokenSettings(Section):
     """[tokens]: what signs callback tokens and object links; a list, newest last."""
 
-    secrets: tuple[SecretStr, ...] = ()
+    secrets: tuple[Annotated[SecretStr, secret_of(16)], ...] = ()
     signing: int | None = Field(default=None, ge=1)
     """The place in `secrets`, counted from 1, of the one that signs; None is the last. All are accepted."""
-
-    @field_validator("secrets")
-    @classmethod
-    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(len(secret.get_secret_value()) < 16 for secret in value):
-            raise ValueError("each secret needs at least 16 characters")
-        return value
 
     @field_validator("signing")
     @classmethod
@@ -288,6 +288,7 @@ def sorted_out(model: type[Section], table: Any) -> Any:
 
 Kind = Literal["submit", "upload", "read", "cancel"]
 """What an application may do at a provider."""
+_MAKES_ONE = ": `receiver submit-token` makes one"
 
 
 class SubmitToken(Section):
@@ -295,7 +296,7 @@ class SubmitToken(Section):
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]{0,62}$")
     """The application, in log and lists."""
-    secrets: tuple[SecretStr, ...] = Field(min_length=1)
+    secrets: tuple[Annotated[SecretStr, secret_of(32, _MAKES_ONE)], ...] = Field(min_length=1)
     """Any of them is accepted; `receiver submit-token` makes one."""
     sources: tuple[str, ...] = Field(min_length=1)
     may: tuple[Kind, ...] = ("submit", "upload", "read")
@@ -308,13 +309,6 @@ class SubmitToken(Section):
     bytes_per_day: int = Field(default=20 * 1024 * MIB, ge=1)
     """Of bodies."""
     jobs_per_day: int = Field(default=5000, ge=1)
-
-    @field_validator("secrets")
-    @classmethod
-    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(len(secret.get_secret_value()) < 32 for secret in value):
-            raise ValueError("each secret needs at least 32 characters: `receiver submit-token` makes one")
-        return value
 
 
 class SubmitSettings(Section):
@@ -390,6 +384,12 @@ class SourceSettings(Section):
         return sorted_out(cls, value)
 
 
+Conditions = Annotated[Mapping[str, Any], judged_by(conditions)]
+Places = tuple[Annotated[str, judged_by(checked_place)], ...]
+Retry = Annotated[Any, judged_by(policy)]
+RateText = Annotated[str, judged_by(rate)]
+
+
 class DestinationSettings(Section):
     """[destinations.NAME]: what every destination has. `options` holds the settings of its kind, which the kind judges."""
 
@@ -398,18 +398,18 @@ class DestinationSettings(Section):
     """What it is: one of the modules of receiver/outbound/destinations/."""
     sources: tuple[str, ...] = ("*",)
     events: tuple[str, ...] = ("*",)
-    where: Mapping[str, Any] = Field(default_factory=dict)
+    where: Conditions = Field(default_factory=dict)
     """Conditions on fields of an event's data, by their place: a value, a list of values, or `{min = 1, max = 60}`."""
-    data: tuple[str, ...] | None = None
+    data: Places | None = None
     """Fields of an event's data that are sent, by their place; None is all."""
-    retry: Any = "deepgram"
+    retry: Retry = "deepgram"
     timeout_seconds: float = Field(default=15.0, gt=0, le=120)
     concurrency: int = Field(default=64, ge=1, le=1024)
     breaker_failures: int = Field(default=10, ge=0, le=1_000_000)
     """Failed attempts in a row after which deliveries are held, and the destination is probed; 0 is never."""
     recover: Literal["auto", "off"] = "auto"
     """Whether deliveries that died while the destination failed are replayed once it works again."""
-    rate: str | None = None
+    rate: RateText | None = None
     """At most so many attempts over all processes: `10/s`, `600/min`; None is no limit."""
     ordered: bool | Literal["job", "ref"] = False
     """Send the events of one job (`true`, `"job"`), or with one ref, one after the other in the order of recording."""
@@ -422,26 +422,6 @@ class DestinationSettings(Section):
     def _sort(cls, value: Any) -> Any:
         return sorted_out(cls, value)
 
-    @field_validator("retry")
-    @classmethod
-    def _retry(cls, value: Any) -> Any:
-        policy(value)
-        return value
-
-    @field_validator("where")
-    @classmethod
-    def _where(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        for field, wanted in value.items():
-            condition(field, wanted)
-        return value
-
-    @field_validator("data")
-    @classmethod
-    def _data(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for place in value or ():
-            checked_place(place)
-        return value
-
     @property
     def fields(self) -> Fields | None:
         """Which fields of an event's data it gets; None is all."""
@@ -450,15 +430,7 @@ class DestinationSettings(Section):
     @property
     def route(self) -> Route:
         """Which events it gets."""
-        conditions = tuple(condition(field, wanted) for field, wanted in self.where.items())
-        return Route(self.name, self.sources, self.events, conditions)
-
-    @field_validator("rate")
-    @classmethod
-    def _rate(cls, value: str | None) -> str | None:
-        if value is not None:
-            rate(value)
-        return value
+        return Route(self.name, self.sources, self.events, conditions(self.where))
 
     @property
     def rules(self) -> SendingRules:

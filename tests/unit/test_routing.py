@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from receiver.cli.app import app
 from receiver.core.event_json import fields, projected
-from receiver.core.routing import Decision, Route, Router, condition
+from receiver.core.routing import Decision, Route, Router, conditions
 from receiver.storage.store.sqlite import SqliteStore
 from tests.contract.store_suite import recording
 from tests.support.running import running, settings_text
@@ -46,7 +46,7 @@ DATA = {"ref": "order-7", "late": False, "audio": {"duration_seconds": 12.5, "by
 def test_a_condition_holds_for_equal_values_and_within_its_range(
     field: str, wanted: Any, holds: bool
 ) -> None:
-    assert condition(field, wanted).holds(DATA) is holds
+    assert conditions({field: wanted})[0].holds(DATA) is holds
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_condition_holds_for_equal_values_and_within_its_range(
 )
 def test_what_is_no_condition_is_refused(field: str, wanted: Any) -> None:
     with pytest.raises(ValueError, match="write"):
-        condition(field, wanted)
+        conditions({field: wanted})
 
 
 def test_each_decision_names_its_rule() -> None:
@@ -64,8 +64,8 @@ def test_each_decision_names_its_rule() -> None:
             Route("all"),
             Route("other", sources=("deapi",)),
             Route("texts", events=("transcript.*",)),
-            Route("short", where=(condition("audio.duration_seconds", {"max": 5}),)),
-            Route("order", where=(condition("ref", "order-7"),)),
+            Route("short", where=conditions({"audio.duration_seconds": {"max": 5}})),
+            Route("order", where=conditions({"ref": "order-7"})),
         ]
     )
     data = json.dumps(DATA).encode()
