@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from chaos.oracle import Oracle
-from receiver.demo import deapi as deapi_rule
-from receiver.demo.deapi import ApiJob, Deapi
+from receiver.demo.deapi import WAITS, ApiJob, Deapi
+from receiver.demo.serving import waits_of
 from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
 
 SCALE = 30
 """Seconds of the providers' time in one of ours."""
 DEEPGRAM = [30 / SCALE] * 10
-DEAPI = deapi_rule.waits(scale=1 / SCALE)
+DEAPI = waits_of(WAITS, scale=1 / SCALE)
 _LIMIT = aiohttp.ClientTimeout(total=20)
 _LONG = 3000
 """Sentences that make a transcript an object of its own."""

@@ -54,20 +54,18 @@ class SenderError(ReceiverError):
 
     status = 400
     label = "bad_request"
+    """What names the kind of refusal in answers, log and metrics."""
+
+    def __init_subclass__(cls, status: int | None = None, label: str | None = None) -> None:
+        cls.status, cls.label = status or cls.status, label or cls.label
 
 
-class UnknownSource(SenderError):
+class UnknownSource(SenderError, status=404, label="unknown_source"):
     """No source has this name: compare the callback URL with the [sources.…] sections."""
 
-    status = 404
-    label = "unknown_source"
 
-
-class WrongMethod(SenderError):
+class WrongMethod(SenderError, status=405, label="wrong_method"):
     """A callback comes by POST or PUT."""
-
-    status = 405
-    label = "wrong_method"
 
 
 class RejectionKind(StrEnum):
@@ -87,11 +85,8 @@ class RejectionKind(StrEnum):
     """The path names no source."""
 
 
-class CallbackRejected(SenderError):
+class CallbackRejected(SenderError, status=401, label="rejected"):
     """The callback was not proved."""
-
-    status = 401
-    label = "rejected"
 
     kind = RejectionKind.WRONG
 
@@ -111,40 +106,26 @@ class ProofMissing(CallbackRejected):
     kind = RejectionKind.MISSING
 
 
-class WrongSource(CallbackRejected):
+class WrongSource(CallbackRejected, status=403, label="wrong_source"):
     """The callback token is valid, but it was issued for another source."""
 
-    status = 403
-    label = "wrong_source"
     kind = RejectionKind.TOKEN
 
 
-class BodyTooLarge(SenderError):
+class BodyTooLarge(SenderError, status=413, label="too_large"):
     """The body is larger than this source accepts."""
 
-    status = 413
-    label = "too_large"
 
-
-class UnknownCoding(SenderError):
+class UnknownCoding(SenderError, status=415, label="unknown_coding"):
     """The body has a content coding that is not understood."""
 
-    status = 415
-    label = "unknown_coding"
 
-
-class BodyTooSlow(SenderError):
+class BodyTooSlow(SenderError, status=408, label="too_slow"):
     """The body did not arrive in the time this source gives it."""
 
-    status = 408
-    label = "too_slow"
 
-
-class BodyCutOff(SenderError):
+class BodyCutOff(SenderError, status=400, label="cut_off"):
     """The connection ended before the body did: send it again."""
-
-    status = 400
-    label = "cut_off"
 
 
 class MalformedCallback(ReceiverError):

@@ -7,10 +7,10 @@ the event is safe, and drop an event whose `webhook-id` it has seen. It prints o
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.core.webhook import verify
-from receiver.demo.serving import authorities
+from receiver.demo.serving import authorities, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,6 @@ async def _fetch(audio: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def main() -> None:
     """Listen on 127.0.0.1 until stopped. The secret comes in the environment as SAMPLE_APP_SECRET."""
-    import uvicorn
-
     parser = argparse.ArgumentParser(prog="receiver.demo.application", description="The sample application.")
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
@@ -96,18 +94,11 @@ def main() -> None:
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[Any] | None = None) -> None:
-            await super().startup(sockets)
-            bound = [s.getsockname()[1] for server in self.servers for s in server.sockets]
-            say({"got": "ready", "port": bound[0]})
-
-    app = Starlette(routes=SampleApp(secret, say).routes)
-    config = uvicorn.Config(app, port=port, log_level="critical", access_log=False, lifespan="off", ws="none")
-    try:
-        asyncio.run(Server(config).serve())
-    except KeyboardInterrupt:
-        sys.exit(0)
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # in the server's thread as well
+    with served(Starlette(routes=SampleApp(secret, say).routes), port=port) as base:
+        say({"got": "ready", "port": urlsplit(base).port})
+        signal.sigwait(ends)
 
 
 if __name__ == "__main__":

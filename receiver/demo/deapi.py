@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -38,12 +38,6 @@ EVENTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 """For each event: the job's status, the one before, the field that tells when, and what else its data hold."""
 RESULT_URL = "https://results.example.test/{job}.mp3"
 """A made-up host: nothing fetches it, and deAPI's real hosts are left alone."""
-
-
-def waits(*, attempts: int | None = None, scale: float = 1.0) -> list[float]:
-    """Return the seconds between `attempts` attempts (10 if left out), `scale` times the real ones."""
-    count = len(WAITS) if attempts is None else attempts - 1
-    return [WAITS[min(number, len(WAITS) - 1)] * scale for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +120,9 @@ class ApiJob:
 class Deapi(Provider):
     """API and storage at one address. Jobs may be added at any time, from any thread."""
 
+    name, port = "deapi", 9903
     address = ("api_url", "")
-    settings = (
-        'api_key = "any key will do"',
-        'api_url = "http://127.0.0.1:9903"',
-        'result_hosts = ["127.0.0.1"]',
-        'allow = ["127.0.0.0/8"]',
-    )
+    example: ClassVar = {"api_key": "any key will do"}
 
     def __init__(self, api_key: str) -> None:
         super().__init__({"authorization": f"Bearer {api_key}"})

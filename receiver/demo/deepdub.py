@@ -10,6 +10,7 @@ import json
 import re
 import threading
 import uuid
+from typing import ClassVar
 
 from msgspec import Struct
 from starlette.applications import Starlette
@@ -33,13 +34,10 @@ class _Job(Struct):
 class Deepdub(Provider):
     """The provider. `not_ready` is how many 404s come before the audio of a job."""
 
+    name, port = "deepdub", 9901
     address = ("base_url", BASE_PATH)
-    settings = (
-        'provider = "deepdub"',
-        'api_key = "any key will do"',
-        f'base_url = "http://127.0.0.1:9901{BASE_PATH}"',
-        'allow = ["127.0.0.0/8"]',
-    )
+    example: ClassVar = {"api_key": "any key will do"}
+    has_links = False
 
     def __init__(self, api_key: str, *, not_ready: int = 0, audio: bytes | None = None) -> None:
         super().__init__({"x-api-key": api_key})

@@ -16,7 +16,8 @@ from receiver.core.clock import iso
 from receiver.demo.serving import Callback
 from receiver.system.audio.formats import sniff
 
-ATTEMPTS, WAIT_SECONDS = 11, 30.0
+WAITS = (30.0,) * 10
+"""Seconds between the eleven attempts."""
 PRODUCTS = {"speak": "audio", "listen": "transcript", "read": "analysis"}
 """And what each makes."""
 _RAW = {"linear16": ("audio/l16", 24000), "mulaw": ("audio/mulaw", 8000), "alaw": ("audio/alaw", 8000)}
@@ -29,11 +30,6 @@ _CODED = {
 _EXTENSIONS = {"l16": "linear16", "pcm": "linear16", "mulaw": "mulaw", "ulaw": "mulaw", "alaw": "alaw"} | {
     name: name for name in ("mp3", "flac", "aac")
 }
-
-
-def waits(*, attempts: int | None = None, scale: float = 1.0) -> list[float]:
-    """Return the seconds between `attempts` tries (11 if left out), `scale` times the real ones."""
-    return [WAIT_SECONDS * scale] * ((attempts or ATTEMPTS) - 1)
 
 
 def media_type(format: Mapping[str, Any]) -> str | None:

@@ -21,6 +21,8 @@ from rich.console import Console
 from receiver.core import callback_urls
 from receiver.core.clock import wall_clock
 from receiver.demo import deapi, deepgram
+from receiver.demo.deepdub import BASE_PATH
+from receiver.demo.playht import API
 from receiver.demo.serving import Callback, open_client, sample_audio, send
 from receiver.demo.stage import (
     Line,
@@ -181,12 +183,10 @@ def _same_audio(line: Line, audio: bytes) -> dict[str, Any]:
 
 def _deapi_story(stage: Stage, ref: str, *, expired: bool = False) -> list[str]:
     """Let deAPI call back with processing and completed; return the events' ids. With `expired` the link is dead on arrival."""
-    host = stage.providers.deapi
+    host = stage.deapi
     url = callback_urls.compose(stage.base, "deapi", token=stage.tokens.issue("deapi", ref=ref))
     job_id = host.add()
-    job = deapi.Job(
-        url, stage.deapi_secret, id=job_id, result_url=host.link(stage.providers.deapi_base, job_id)
-    )
+    job = deapi.Job(url, stage.deapi_secret, id=job_id, result_url=host.link(host.base, job_id))
     if expired:
         host.expire()
     ids = []
@@ -202,7 +202,7 @@ def _expired_link(stage: Stage, audio: bytes) -> None:
     stage.title("deAPI calls back, and its link has expired")
     event_id = _deapi_story(stage, "order-45", expired=True)[-1]
     _same_audio(stage.delivery(event_id), audio)
-    requests = stage.providers.deapi.requests[-3:]
+    requests = stage.deapi.requests[-3:]
     shown = ", ".join(f"{request.method} {request.path.rpartition('/')[0]}/…" for request in requests)
     stage.good(f"receiver asked: {shown}")
     stage.good("a fresh link from deAPI's API; the key went there and nowhere else; delivered with the audio")
@@ -212,23 +212,22 @@ def _deepdub(stage: Stage, audio: bytes) -> None:
     """Deepdub has a URL that is 404 until the audio is ready."""
     stage.title("Deepdub does not call back: the application hands over the URL it was given")
     job = {"targetText": "Hello", "model": "dd-etts-3.2", "voicePromptId": "voice", "locale": "en-US"}
-    submit = f"{stage.providers.deepdub_base}/tts/retroactive"
-    url = _posted(stage, submit, job, {"x-api-key": stage.providers.api_key})["url"]
+    submit = f"{stage.deepdub.base}{BASE_PATH}/tts/retroactive"
+    url = _posted(stage, submit, job, {"x-api-key": stage.api_key})["url"]
     made = stage.run("pickup", "deepdub", url, "--ref", "order-46")
     stage.events[made["event_id"]] = "speech.completed"
     stage.good("receiver pickup deepdub https://… --ref order-46")
     _same_audio(stage.delivery(made["event_id"]), audio)
-    answers = sum(request.method == "GET" for request in stage.providers.deepdub.requests)
+    answers = sum(request.method == "GET" for request in stage.deepdub.requests)
     stage.good(f"asked {answers} times ({answers - 1} × 404: not yet), then delivered like any other event")
 
 
 def _playht(stage: Stage, audio: bytes) -> None:
     """PlayHT tells its progress as a stream of events."""
     stage.title("PlayHT tells how far it is as a stream: the application hands over the job's id")
-    providers = stage.providers
-    headers = {"authorization": f"Bearer {providers.api_key}", "x-user-id": providers.user_id}
+    headers = {"authorization": f"Bearer {stage.api_key}", "x-user-id": stage.user_id}
     job = {"text": "Hello", "voice": "voice"}
-    job_id = _posted(stage, f"{providers.playht_base}/tts", job, headers)["id"]
+    job_id = _posted(stage, f"{stage.playht.base}{API}/tts", job, headers)["id"]
     made = stage.run("pickup", "playht", job_id, "--ref", "order-47")
     stage.events[made["event_id"]] = "speech.completed"
     _same_audio(stage.delivery(made["event_id"]), audio)

@@ -12,7 +12,7 @@ import random
 import string
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -102,15 +102,9 @@ class Job:
 class Playht(Provider):
     """The service: `app` answers for the API and for the result host."""
 
+    name, port = "playht", 9902
     address = ("base_url", API)
-    settings = (
-        'provider = "playht"',
-        'api_key = "any-key-will-do"',
-        'user_id = "anybody"',
-        f'base_url = "http://127.0.0.1:9902{API}"',
-        'result_hosts = ["127.0.0.1"]',
-        'allow = ["127.0.0.0/8"]',
-    )
+    example: ClassVar = {"api_key": "any-key-will-do", "user_id": "anybody"}
 
     def __init__(self, *, api_key: str = API_KEY, user_id: str = USER_ID) -> None:
         super().__init__({"authorization": f"Bearer {api_key}", "x-user-id": user_id})

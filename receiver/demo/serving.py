@@ -52,11 +52,19 @@ class RequestRecord:
 class Provider(ABC):
     """A simulated provider: it notes every request, and refuses those without the right credentials."""
 
+    name: ClassVar[str]
+    """As `provider = "…"` has it."""
     address: ClassVar[tuple[str, str]]
     """The setting of a source that says where the API is, and the path that it has there."""
-    settings: ClassVar[tuple[str, ...]]
-    """What a source's table must hold for this one to be played: lines of TOML."""
+    example: ClassVar[Mapping[str, str]]
+    """A source's credentials, as an example."""
+    port: ClassVar[int]
+    """Where it is served, as an example."""
+    has_links: ClassVar[bool] = True
+    """Results lie behind links, whose hosts a source must allow."""
     app: Starlette
+    base: str = ""
+    """Where this one is served, without a path."""
 
     def __init__(self, credentials: Mapping[str, str]) -> None:
         self._credentials = credentials
@@ -65,6 +73,14 @@ class Provider(ABC):
         """Every request, in the order they came."""
         self.on_answer: Callable[[RequestRecord], None] = lambda _: None
         """Called for each request once it is answered."""
+
+    @classmethod
+    def settings(cls, base: str = "", **credentials: str) -> dict[str, Any]:
+        """Return what a source's table must hold for receiver to poll this provider at `base`; without arguments, an example."""
+        setting, path = cls.address
+        table = {"provider": cls.name, **(credentials or cls.example)}
+        table[setting] = f"{base or f'http://127.0.0.1:{cls.port}'}{path}"
+        return table | ({"result_hosts": ["127.0.0.1"]} if cls.has_links else {}) | {"allow": ["127.0.0.0/8"]}
 
     def route(
         self,
@@ -99,6 +115,12 @@ class Provider(ABC):
 
     def _knows(self, request: Request) -> bool:
         return all(request.headers.get(name) == value for name, value in self._credentials.items())
+
+
+def waits_of(real: Sequence[float], *, attempts: int | None = None, scale: float = 1.0) -> list[float]:
+    """Return the seconds between `attempts` tries (as many as really if left out), `scale` times the `real` ones."""
+    count = len(real) if attempts is None else attempts - 1
+    return [real[min(number, len(real) - 1)] * scale for number in range(count)]
 
 
 def sample_audio() -> bytes:

@@ -129,6 +129,7 @@ def simulate_deepgram(
 ) -> None:
     """Call back as Deepgram does: Basic credentials, POST or PUT, up to ten more tries."""
     from receiver.demo import deepgram
+    from receiver.demo.serving import waits_of
 
     if product not in deepgram.PRODUCTS:
         raise UsageError(f"--product is one of {', '.join(deepgram.PRODUCTS)}")
@@ -144,7 +145,8 @@ def simulate_deepgram(
         audio, kind = _audio(file, content_type or deepgram.media_type(job))
         callback = deepgram.speech(target, audio, content_type=kind, method=method, chunked=chunked)
     label = "failure" if error else deepgram.PRODUCTS[product]
-    waits = deepgram.waits(attempts=attempts or (1 if wrong_credentials else None), scale=time_scale)
+    attempts = attempts or (1 if wrong_credentials else None)
+    waits = waits_of(deepgram.WAITS, attempts=attempts, scale=time_scale)
     run.send([(label, lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
 
 
@@ -170,6 +172,7 @@ def simulate_deapi(
 ) -> None:
     """Call back as deAPI does: three events, each try signed afresh, ten tries; and have the result fetched."""
     from receiver.demo import deapi
+    from receiver.demo.serving import waits_of
 
     if event not in (*deapi.EVENTS, "all"):
         raise UsageError(f"--event is one of {', '.join(deapi.EVENTS)} or all")
@@ -180,7 +183,8 @@ def simulate_deapi(
     has_result = "completed" in events and result_url is None
     if expired_link and not has_result:
         raise UsageError("--expired-link is for a completed job whose result lies on this machine")
-    waits = deapi.waits(attempts=attempts or (1 if wrong_credentials else None), scale=time_scale)
+    attempts = attempts or (1 if wrong_credentials else None)
+    waits = waits_of(deapi.WAITS, attempts=attempts, scale=time_scale)
     job = deapi.Job(target, secret, kind=job_type, result_url=result_url)
     fetched = has_result and not wrong_credentials
     with _result(run, job, expired=expired_link) if fetched else contextlib.nullcontext(job) as job:

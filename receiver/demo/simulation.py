@@ -275,8 +275,9 @@ class Simulation(Struct):
 def _refuse(reason: str, provider: type[Provider], name: str) -> typer.Exit:
     """Print what is missing in the settings and return the end of the command, to be raised."""
     warn(f"receiver: {reason}. With these settings (and receiver started anew) it can be played:")
-    for line in (f"[sources.{name}]", *provider.settings):
-        warn(line)
+    warn(f"[sources.{name}]")
+    for setting, value in provider.settings().items():
+        warn(f"{setting} = {json.dumps(value)}")
     return typer.Exit(2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,8 +25,8 @@ from receiver.cli.setup import fresh
 from receiver.core.errors import ReceiverError
 from receiver.core.tokens import CallbackTokens
 from receiver.demo.deapi import Deapi
-from receiver.demo.deepdub import BASE_PATH, Deepdub
-from receiver.demo.playht import API, Playht
+from receiver.demo.deepdub import Deepdub
+from receiver.demo.playht import Playht
 from receiver.demo.serving import Callback, CallbackAttempt, send, served
 from receiver.system.files import is_running
 
@@ -37,20 +38,6 @@ _MARKER = ".receiver-demo"
 
 class NotAsPromised(ReceiverError):
     """Something did not happen as it should."""
-
-
-class Providers(Struct, frozen=True):
-    """The simulated providers that receiver polls, each with the address where this process serves it."""
-
-    deapi: Deapi
-    deapi_base: str
-    deepdub: Deepdub
-    deepdub_base: str
-    playht: Playht
-    playht_base: str
-    api_key: str
-    """The one key that all of them take; receiver has it in its settings."""
-    user_id: str
 
 
 class Stage(Struct):
@@ -66,7 +53,12 @@ class Stage(Struct):
     app_secret: str
     console_token: str
     tokens: CallbackTokens
-    providers: Providers
+    deapi: Deapi
+    deepdub: Deepdub
+    playht: Playht
+    api_key: str
+    """The one key that the simulated providers take; receiver has it in its settings."""
+    user_id: str
     events: dict[str, str] = {}
     """Event id to type, of everything that receiver answered for."""
     delivered: dict[str, int] = {}
@@ -199,8 +191,14 @@ def _wait(child: Child, fits: Callable[[Line], bool], otherwise: str) -> Line:
 @contextlib.contextmanager
 def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Stage]:
     """Write fresh settings; end the processes afterwards, whatever happened."""
-    made = fresh()
-    with _served_providers(fresh().token_secret) as providers:
+    made, key, user_id = fresh(), fresh().token_secret, secrets.token_hex(12)
+    deapi, deepdub = Deapi(key), Deepdub(key, not_ready=2)
+    playht = Playht(api_key=key, user_id=user_id)
+    with (
+        served(deapi.app) as deapi.base,
+        served(deepdub.app) as deepdub.base,
+        served(playht.app) as playht.base,
+    ):
         stage = Stage(
             folder=folder,
             out=out,
@@ -211,22 +209,17 @@ def set_stage(folder: Path, out: Console, client: httpx2.Client) -> Iterator[Sta
             app_secret=made.app_secret,
             console_token=fresh().token_secret,
             tokens=CallbackTokens([made.token_secret]),
-            providers=providers,
+            deapi=deapi,
+            deepdub=deepdub,
+            playht=playht,
+            api_key=key,
+            user_id=user_id,
         )
         _write_settings(stage, made.token_secret)
         try:
             yield stage
         finally:
             stage.close()
-
-
-@contextlib.contextmanager
-def _served_providers(key: str) -> Iterator[Providers]:
-    user_id = key[:24]
-    deapi, deepdub = Deapi(key), Deepdub(key, not_ready=2)
-    playht = Playht(api_key=key, user_id=user_id)
-    with served(deapi.app) as one, served(deepdub.app) as two, served(playht.app) as three:
-        yield Providers(deapi, one, deepdub, two + BASE_PATH, playht, three + API, key, user_id)
 
 
 def _free_ports() -> tuple[int, int]:
@@ -237,20 +230,14 @@ def _free_ports() -> tuple[int, int]:
 
 
 def _write_settings(stage: Stage, token_secret: str) -> None:
-    providers = stage.providers
-    results = {"result_hosts": ["127.0.0.1"]}
-    asked = {"api_key": providers.api_key, "allow": ["127.0.0.0/8"]}
+    key = {"api_key": stage.api_key}
     tables: dict[str, dict[str, Any]] = {
         "server": {"host": "127.0.0.1", "port": stage.ports[0], "log": "json"},
         "tokens": {"secrets": [token_secret]},
         "sources.deepgram": {"provider": "deepgram", "basic": [stage.basic], "require_token": True},
-        "sources.deapi": asked
-        | results
-        | {"provider": "deapi", "secrets": [stage.deapi_secret], "api_url": providers.deapi_base},
-        "sources.deepdub": asked | {"provider": "deepdub", "base_url": providers.deepdub_base},
-        "sources.playht": asked
-        | results
-        | {"provider": "playht", "user_id": providers.user_id, "base_url": providers.playht_base},
+        "sources.deapi": Deapi.settings(stage.deapi.base, **key) | {"secrets": [stage.deapi_secret]},
+        "sources.deepdub": Deepdub.settings(stage.deepdub.base, **key),
+        "sources.playht": Playht.settings(stage.playht.base, **key, user_id=stage.user_id),
         "destinations.app": {
             "url": f"http://127.0.0.1:{stage.ports[1]}/hooks",
             "secrets": [stage.app_secret],

@@ -16,7 +16,7 @@ from receiver.core.event import AudioDraft
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo import deapi
 from receiver.demo.deapi import ApiJob, Deapi
-from receiver.demo.serving import Callback, CallbackAttempt, open_client, send_until_accepted
+from receiver.demo.serving import Callback, CallbackAttempt, open_client, send_until_accepted, waits_of
 from receiver.system.audio.facts import facts as audio_facts
 from tests.support.collecting import NOW, Place, placed
 
@@ -97,7 +97,7 @@ class Sender:
                 job,
                 event,
                 clock=lambda: self.now,
-                waits=deapi.waits(attempts=attempts),
+                waits=waits_of(deapi.WAITS, attempts=attempts),
                 sleep=self._sleep,
             )
         )
