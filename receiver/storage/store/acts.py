@@ -9,10 +9,10 @@ from msgspec.structs import astuple
 from receiver.core.act import Act
 from receiver.core.page import Page
 from receiver.storage.store.listing import newest_first, page
-from receiver.storage.store.statements import Session, each, value_of
+from receiver.storage.store.statements import Each, Session, value_of
 
 
-@each
+@Each
 def begin(session: Session, act: Act) -> Act:
     """Note an act; return it, or the earlier one that has its key."""
     if session.run_rows("insert_acts", [astuple(act)]):
@@ -23,9 +23,9 @@ def begin(session: Session, act: Act) -> Act:
     return value_of(Act, rows[0])
 
 
-@each
-def end(session: Session, act_id: str, status: int, answer: bytes | None) -> None:
-    """Note how an act was answered."""
+@Each
+def end(session: Session, act_id: str, *, status: int, answer: bytes | None) -> None:
+    """Note how an act was answered; the answer where it must be given again."""
     session.run("end_act", {"id": act_id, "status": status, "answer": answer})
 
 

@@ -13,20 +13,20 @@ from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.page import Page
 from receiver.storage.store import queue
 from receiver.storage.store.listing import newest_first, page
-from receiver.storage.store.statements import Row, Session, Value, each, one, value_of
+from receiver.storage.store.statements import Each, Row, Session, Value, one, value_of
 
 
-@each
+@Each
 def begin(session: Session, wanted: BulkOperation) -> None:
     """Write an operation."""
     row = astuple(replace(wanted, selection=msgspec.json.encode(wanted.selection).decode()))
     session.run_rows("insert_operations", [row])
 
 
-@each
-def claim(session: Session, now: int, wait: int, only: str | None) -> BulkOperation | None:
-    """Claim the operation that has been due longest, or the given one; no other process claims it for `wait` milliseconds."""
-    params: dict[str, Value] = {"now": now, "at": now, "wait": wait}
+@Each
+def claim(session: Session, *, now: int, lease_until: int, only: str | None = None) -> BulkOperation | None:
+    """Claim the operation that has been due longest, or the given one, until `lease_until`."""
+    params: dict[str, Value] = {"now": now, "at": now, "wait": lease_until - now}
     chosen = "TRUE"
     if only is not None:
         params["only"], chosen = only, "d.id = :only"
@@ -34,11 +34,12 @@ def claim(session: Session, now: int, wait: int, only: str | None) -> BulkOperat
     return _operation(rows[0]) if rows else None
 
 
-@each
-def advance(session: Session, claimed: BulkOperation, batch: Batch, now: int) -> int | None:
+@Each
+def advance(session: Session, claimed: BulkOperation, batch: Batch, *, now: int) -> int | None:
     """Do a batch; return how many rows it changed.
 
-    None, and nothing is done, when the operation was stopped or another process did this batch.
+    None, and nothing is done, when the operation was stopped or another process did this batch: no row is gone through
+    twice, and none is left out.
     """
     came: dict[str, Value] = {
         "id": claimed.id,
@@ -52,14 +53,14 @@ def advance(session: Session, claimed: BulkOperation, batch: Batch, now: int) ->
     }
     if not session.run("advance_operation", came):
         return None
-    changed = batch.changed + len(queue.replay(session, [(batch.replays, now)])[0])
-    changed += len(queue.add(session, [(batch.additions, now)])[0])
+    changed = batch.changed + len(queue.replay.one(session, batch.replays, now=now))
+    changed += len(queue.add.one(session, batch.additions, now=now))
     session.run("count_operation", {"id": claimed.id, "changed": changed})
     return changed
 
 
-@each
-def change(session: Session, operation_id: str, running: bool, rate: int | None, now: int) -> None:
+@Each
+def change(session: Session, operation_id: str, *, running: bool, rate: int | None, now: int) -> None:
     """Run or stop an operation, at a new rate if one is given. An operation that is done stays done."""
     params: dict[str, Value] = {
         "id": operation_id,

@@ -13,7 +13,7 @@ from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Recording
 from receiver.storage.store.events import record
 from receiver.storage.store.queue import replay
-from receiver.storage.store.statements import Row, Session, Value, each, value_of
+from receiver.storage.store.statements import Each, Row, Session, Value, value_of
 
 Change = Callable[[DestinationState], DestinationState]
 Tell = Callable[[DestinationState, DestinationState], Recording | None]
@@ -59,8 +59,8 @@ def states(session: Session, now: int) -> dict[str, DestinationState]:
     return {state.name: state for state in found}
 
 
-@each
-def recover(session: Session, name: str, limit: int, now: int, again_at: int) -> int:
+@Each
+def recover(session: Session, name: str, *, limit: int, now: int, again_at: int) -> int:
     """Replay up to `limit` of the deliveries that died in a destination's outage, oldest first; return how many.
 
     No process replays more before `again_at`. When none is left, the outage is forgotten.
@@ -79,7 +79,7 @@ def recover(session: Session, name: str, limit: int, now: int, again_at: int) ->
     if len(ids) < limit:
         left = replace(state, recover_from=None, recover_until=None, recover_at=0)
     session.run("update_destination", _params(left, now))
-    return len(replay(session, [(ids, now)])[0])
+    return len(replay.one(session, ids, now=now))
 
 
 def _locked(session: Session, name: str, now: int) -> Row:

@@ -41,7 +41,7 @@ from receiver.core.routing import Decision
 from receiver.core.work import DeliveryState
 from receiver.storage.store.bodies import difference, whole
 from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, is_pattern, named, page
-from receiver.storage.store.statements import Row, Session, Value, clean, each, listed, one, value_of
+from receiver.storage.store.statements import Each, Row, Session, Value, clean, listed, one, value_of
 
 R = TypeVar("R")
 
@@ -323,9 +323,12 @@ REQUESTS = 200
 """Requests of rejections that are kept of all sources together: with 64 KiB each, 13 MB."""
 
 
-@each
-def reject(session: Session, rejections: Sequence[Rejection], keep: int) -> None:
-    """Keep rejections and trim each kind of each source to its newest."""
+@Each
+def reject(session: Session, rejections: Sequence[Rejection], *, keep: int) -> None:
+    """Keep these rejections, and only the newest `keep` of each kind and source, with a token of ours and without.
+
+    Their requests are kept apart from them, fewer and for a day.
+    """
     ids = [rejection_id(row) for row in rejections]
     session.run_rows("insert_rejections", [_rejection_row(*one) for one in zip(ids, rejections, strict=True)])
     requests = [
@@ -355,7 +358,7 @@ def _rejection_row(row_id: str, row: Rejection) -> tuple[Value, ...]:
 
 
 def rejections(
-    session: Session, source: str | None, limit: int, ref: str | None = None, one: str | None = None
+    session: Session, source: str | None, *, limit: int, ref: str | None = None, one: str | None = None
 ) -> list[Rejection]:
     """List rejections, newest first; `one` is the id of a single one."""
     conditions: dict[str, Value] = {**named("source", source, "source"), "ref = :ref": ref, "id = :id": one}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from receiver.storage.store.statements import Session, Value, clean, each
+from receiver.storage.store.statements import Each, Session, Value, clean
 
 KEPT_MS = 24 * 3600 * 1000
 """How long an ended login is remembered: longer than any login lasts."""
 
 
-@each
-def end(session: Session, subject: str, now: int) -> None:
+@Each
+def end(session: Session, subject: str, *, now: int) -> None:
     """End a login, named by its id, or all of a token's until now, named `all:` and the token's name."""
     session.run("forget_ended_logins", {"before": now - KEPT_MS})
     session.run("end_login", {"subject": clean(subject), "at": now})

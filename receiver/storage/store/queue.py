@@ -31,7 +31,7 @@ from receiver.core.work import (
     Settlement,
 )
 from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, bound, named, page
-from receiver.storage.store.statements import Row, Session, Value, each, one, value_of
+from receiver.storage.store.statements import Each, Row, Session, Value, one, value_of
 
 T = TypeVar("T")
 C = TypeVar("C", Claimed, ClaimedPickup)
@@ -117,13 +117,10 @@ class Queue(ABC, Generic[C, S]):
     def also(self, settlement: S) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
         """Return the extra parameters of this table's `settle_…` and `log_…`."""
 
-    def release(self, session: Session, requests: Sequence[tuple[Sequence[C], int]]) -> list[int]:
-        """Hand claims back, due at the given time; return how many of each request were held."""
-        counts = []
-        for claims, now in requests:
-            rows = [(claim.id, claim.claimed_by, claim.attempts, now) for claim in claims]
-            counts.append(len(session.run_rows(f"release_{self.table}", rows)))
-        return counts
+    def release(self, session: Session, claims: Sequence[C], *, now: int) -> int:
+        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
+        rows = [(claim.id, claim.claimed_by, claim.attempts, now) for claim in claims]
+        return len(session.run_rows(f"release_{self.table}", rows))
 
     def holders(self, session: Session) -> list[str]:
         """Return the tokens of all present claims."""
@@ -211,17 +208,23 @@ class Deliveries(Queue[Claimed, Settlement]):
 DELIVERIES = Deliveries()
 
 
-@each
-def replay(session: Session, delivery_ids: Sequence[str], now: int) -> list[str]:
-    """Begin another round for deliveries that have ended; return their ids in the order of the request."""
+@Each
+def replay(session: Session, delivery_ids: Sequence[str], *, now: int) -> list[str]:
+    """Begin another round for each delivery that has ended: due now, attempts kept, `round_start = attempts`.
+
+    Returns the ids that were replayed; unknown ids and deliveries still under way are left out.
+    """
     ids = list(dict.fromkeys(delivery_ids))
     replayed = {row[0] for row in session.run_rows("replay_deliveries", [(row_id, now) for row_id in ids])}
     return [row_id for row_id in ids if row_id in replayed]
 
 
-@each
-def add(session: Session, wanted: Sequence[tuple[str, str]], now: int) -> list[str]:
-    """Write deliveries, pairs of event and destination, that are not there yet; return their ids."""
+@Each
+def add(session: Session, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
+    """Make a delivery, due now, for each pair of event and destination that has none; return the new ids.
+
+    An event that is not there (any more) gets none.
+    """
     event_ids = [(event_id,) for event_id in sorted({event_id for event_id, _ in wanted})]
     kept = {row[0] for row in session.run_rows("lock_events", event_ids)}
     there = {(row[1], row[2]) for row in session.run_rows("deliveries_of_events", event_ids)}

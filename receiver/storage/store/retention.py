@@ -25,7 +25,7 @@ from receiver.core.retention import (
 from receiver.storage.store import submissions
 from receiver.storage.store.events import callback_ids, requests_naming, write_callbacks
 from receiver.storage.store.listing import bound
-from receiver.storage.store.statements import Row, Session, Value, each, listed, value_of
+from receiver.storage.store.statements import Each, Row, Session, Value, listed, value_of
 
 ERASED = "ERASED"
 """The `method` of a callback row that was erased except for its keys."""
@@ -34,9 +34,13 @@ ERASED = "ERASED"
 # ---------------------------------------------------------------- in time
 
 
-@each
+@Each
 def prune(session: Session, request: Prune) -> Pruned:
-    """Do one batch of one walk."""
+    """Do one batch of one walk: look at some rows, remove those that are old enough and have ended.
+
+    What is under way is never touched, whatever its age: deliveries `pending` or `delivering`, pickups `pending` or
+    `collecting`, their events and callbacks. Harmless to repeat, and beside others that do the same.
+    """
     statement, prefix, remove = _WALKS[request.walk]
     params: dict[str, Value] = {"before": request.before, "limit": request.limit}
     if prefix is not None:
@@ -134,7 +138,7 @@ def known_blobs(session: Session, keys: Sequence[str]) -> set[str]:
 # ---------------------------------------------------------------- on demand
 
 
-def traces(session: Session, subject: Subject, limit: int) -> Traces:
+def traces(session: Session, subject: Subject, *, limit: int) -> Traces:
     """Return a subject's rows; with more than `limit` events or pickups, the newest of them."""
     events, pickups = _named(session, subject, limit)
     jobs = {(row[2], row[4]) for row in events.values()} | {(row[1], row[4]) for row in pickups.values()}
@@ -232,10 +236,16 @@ def _callbacks(session: Session, events: _Rows, pickups: _Rows) -> dict[str, Cal
     }
 
 
-@each
+@Each
 def erase(session: Session, request: Erasure) -> Erased:
-    """Do one batch of an erasure."""
-    traced = traces(session, request.subject, request.limit)
+    """Remove up to `limit` events and pickups of a subject, under way or not, and all that hangs on them.
+
+    Of their callbacks only the keys stay, for `KEYS_SECONDS`: what the provider sends again is a `DUPLICATE`. A tombstone
+    adds up what was removed; none is left where there was nothing.
+
+    What is `journaled` may be recorded by another process until its keys are written: look again after that.
+    """
+    traced = traces(session, request.subject, limit=request.limit)
     deliveries = _ids(session, "erase_deliveries", traced.event_ids)
     _ids(session, "forget_attempts", sorted(deliveries))
     gone = _forget_events(session, traced.event_ids)
@@ -297,7 +307,7 @@ def _keep_keys(session: Session, callbacks: Sequence[CallbackKeys], now: int) ->
     write_callbacks(session, [(row, keys.event_id, b"") for row, keys in zip(rows, callbacks, strict=True)])
 
 
-def tombstones(session: Session, digest: str | None, limit: int) -> list[Tombstone]:
+def tombstones(session: Session, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
     """Return tombstones, newest first; those of one digest, or all that a person asked for."""
     asked_for = "TRUE" if digest else f"kind <> '{SubjectKind.JOB_OF_REF}'"
     rows = listed(session, "list_tombstones", {"digest = :digest": digest}, limit, asked_for)

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar, TypeVarTuple, Unpack
+from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from receiver.core.errors import ConfigError, NotFound
 R = TypeVar("R")
 T = TypeVar("T")
 V = TypeVar("V", bound=msgspec.Struct)
-Parts = TypeVarTuple("Parts")
+P = ParamSpec("P")
 Value = str | int | float | bytes | None
 Row = Sequence[Any]
 
@@ -202,15 +202,20 @@ def listed(
     return session.run(listing, {**params, **more, "limit": limit}, " AND ".join(texts) or "TRUE")
 
 
-def each(
-    function: Callable[[Session, Unpack[Parts]], R],
-) -> Callable[[Session, Sequence[tuple[*Parts]]], list[R]]:
-    """Return the operation that calls `function` once for each request of a transaction."""
+class Each(Generic[P, R]):
+    """An operation that calls one function for each request of a transaction."""
 
-    def operation(session: Session, requests: Sequence[tuple[*Parts]]) -> list[R]:
-        return [function(session, *request) for request in requests]
+    def __init__(self, function: Callable[Concatenate[Session, P], R]) -> None:
+        self.one = function
+        """Calls the function within a transaction that is under way."""
 
-    return operation
+    def __call__(self, session: Session, requests: Sequence[Callable[[Session], R]]) -> list[R]:
+        """Do all requests; return their results."""
+        return [request(session) for request in requests]
+
+    def request(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[Session], R]:
+        """Return a request with these arguments."""
+        return lambda session: self.one(session, *args, **kwargs)
 
 
 # ---------------------------------------------------------------- migrations
@@ -230,7 +235,7 @@ def migrations(blob: str) -> Mapping[str, str]:
     }
 
 
-@each
+@Each
 def migrate(session: Session, known: Mapping[str, str], now: int) -> list[str]:
     """Apply what is missing, in order, one process at a time; return the names."""
     session.lock_migrations()
@@ -242,7 +247,7 @@ def migrate(session: Session, known: Mapping[str, str], now: int) -> list[str]:
     return missing
 
 
-@each
+@Each
 def check(session: Session, known: Mapping[str, str], shared: bool) -> None:
     """Raise `ConfigError` when a migration was applied that is not for this program, or one lacks in a shared database.
 

@@ -12,23 +12,15 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from receiver.core.act import Act
-from receiver.core.bulk import Batch, BulkOperation
-from receiver.core.callback import TokenClaims
+from receiver.core.bulk import BulkOperation
 from receiver.core.clock import wall_clock
 from receiver.core.errors import StoreUnavailable
-from receiver.core.event import Rejection
-from receiver.core.retention import Erased, Erasure, Prune, Pruned, Subject, Tombstone, Traces
 from receiver.core.sending import PLAIN, SendingRules
-from receiver.core.submission import Submission
-from receiver.core.tally import TallyBatch
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
-    Pickup,
     StoreStats,
     TakenOver,
 )
@@ -42,18 +34,18 @@ from receiver.storage.store import tallies as tally_rows
 from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
-from receiver.storage.store.statements import Session, check, each, migrate
+from receiver.storage.store.statements import Each, Session, check, migrate
 from receiver.storage.store.writer import WAITS, Backend, Operation, Waits, Writer
 from receiver.system.threads import OwnThread
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-Parts = TypeVarTuple("Parts")
+P = ParamSpec("P")
 Notified = Callable[[Iterable[str], Iterable[str]], None]
 """Called with destinations and sources for which another process recorded something."""
 
 
-@each
+@Each
 def _ping(session: Session, number: int) -> None:
     session.run("ping", {"id": number})  # the commit that follows is the proof
 
@@ -65,7 +57,7 @@ def _free_locks(session: Session, own: str) -> set[str] | None:
     return session.free_locks(own, named - {own})
 
 
-@each
+@Each
 def _take_over(session: Session, locks: Collection[str], now: int) -> TakenOver:
     return TakenOver(
         destinations=tuple(DELIVERIES.take_over(session, locks, now)),
@@ -73,13 +65,15 @@ def _take_over(session: Session, locks: Collection[str], now: int) -> TakenOver:
     )
 
 
+_release = Each(DELIVERIES.release)
+_release_pickups = Each(PICKUPS.release)
 OPERATIONS: Sequence[Operation] = (
     migrate,
     check,
     DELIVERIES.settle,
     pickup_rows.settle,
-    DELIVERIES.release,
-    PICKUPS.release,
+    _release,
+    _release_pickups,
     _take_over,
     queue.replay,
     queue.add,
@@ -125,21 +119,30 @@ def _stats(session: Session, now: int) -> StoreStats:
 def _writes(
     operation: Callable[[Session, Sequence[Q]], Sequence[R]],
 ) -> Callable[[Store, Q], Coroutine[Any, Any, R]]:
-    """Return a method that sends one request to the writer."""
+    """Return the method that has the writer do an operation for one request."""
 
     async def write(store: Store, request: Q) -> R:
-        return await store.enqueue(operation, request)
+        return await store.write(operation, request)
+
+    return write
+
+
+def _writes_each(operation: Each[P, R]) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, R]]:
+    """Return the method that has the writer call an operation's function."""
+
+    async def write(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await store.write(operation, operation.request(*args, **kwargs))
 
     return write
 
 
 def _reads(
-    function: Callable[[Session, Unpack[Parts]], R],
-) -> Callable[[Store, Unpack[Parts]], Coroutine[Any, Any, R]]:
+    function: Callable[Concatenate[Session, P], R],
+) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, R]]:
     """Return the method that calls a function over the connection that reads."""
 
-    async def read(store: Store, *args: *Parts) -> R:
-        return await store.read(function, *args)
+    async def read(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await store.read(function, *args, **kwargs)
 
     return read
 
@@ -196,7 +199,7 @@ class Store:
             return
         self._start_writer()
         try:
-            await self.write(check, (self._migrations, self.shared))
+            await self.write(check, check.request(self._migrations, self.shared))
         except BaseException:
             await self.close()
             raise
@@ -213,7 +216,7 @@ class Store:
         if not was_open:
             self._start_writer()
         try:
-            return await self.write(migrate, (self._migrations, wall_clock()))
+            return await self.write(migrate, migrate.request(self._migrations, wall_clock()))
         finally:
             if not was_open:
                 await self.close()
@@ -243,7 +246,7 @@ class Store:
 
     async def ping(self) -> None:
         """Prove that it can be written."""
-        await self.write(_ping, (self._ping_number,))
+        await self.write(_ping, _ping.request(self._ping_number))
 
     # ------------------------------------------------------------ callbacks and events
 
@@ -257,19 +260,8 @@ class Store:
     routing = _reads(event_rows.routing)
     has_scope = _reads(event_rows.has_scope)
 
-    async def reject(self, rejections: Sequence[Rejection], *, keep: int) -> None:
-        """Keep these rejections, and only the newest `keep` of each kind and source, with a token of ours and without.
-
-        Their requests are kept apart from them, fewer and for a day.
-        """
-        await self.write(event_rows.reject, (tuple(rejections), keep))
-
-    async def rejections(
-        self, source: str | None, *, limit: int, ref: str | None = None, one: str | None = None
-    ) -> list[Rejection]:
-        """List rejections, newest first; `one` is the id of a single one."""
-        return await self.read(event_rows.rejections, source, limit, ref, one)
-
+    reject = _writes_each(event_rows.reject)
+    rejections = _reads(event_rows.rejections)
     rejected_request = _reads(event_rows.rejected_request)
 
     # ------------------------------------------------------------ deliveries
@@ -304,25 +296,11 @@ class Store:
         request = ClaimRequest(
             destination, queue.token(worker, self._claim_lock), limit, now, lease_until, rules
         )
-        return self.enqueue(DELIVERIES.claim, request)
+        return self.write(DELIVERIES.claim, request)
 
-    async def release(self, claims: Sequence[Claimed], *, now: int) -> int:
-        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        return await self.write(DELIVERIES.release, (tuple(claims), now))
-
-    async def replay(self, delivery_ids: Sequence[str], *, now: int) -> list[str]:
-        """Begin another round for each delivery that has ended: due now, attempts kept, `round_start = attempts`.
-
-        Returns the ids that were replayed; unknown ids and deliveries still under way are left out.
-        """
-        return await self.write(queue.replay, (tuple(delivery_ids), now))
-
-    async def add_deliveries(self, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
-        """Make a delivery, due now, for each pair of event and destination that has none; return the new ids.
-
-        An event that is not there (any more) gets none.
-        """
-        return await self.write(queue.add, (tuple(wanted), now))
+    release = _writes_each(_release)
+    replay = _writes_each(queue.replay)
+    add_deliveries = _writes_each(queue.add)
 
     # ------------------------------------------------------------ destinations
 
@@ -335,12 +313,7 @@ class Store:
         """
         return await self.write(destination_rows.change, ChangeRequest(name, change, tell, now))
 
-    async def recover(self, destination: str, *, limit: int, now: int, again_at: int) -> int:
-        """Replay up to `limit` deliveries that died while a destination failed, oldest first; return how many.
-
-        No process replays more of them before `again_at`.
-        """
-        return await self.write(destination_rows.recover, (destination, limit, now, again_at))
+    recover = _writes_each(destination_rows.recover)
 
     # ------------------------------------------------------------ pickups
 
@@ -358,9 +331,7 @@ class Store:
         request = ClaimRequest(source, queue.token(worker, self._claim_lock), limit, now, lease_until)
         return await self.write(PICKUPS.claim, request)
 
-    async def release_pickups(self, claims: Sequence[ClaimedPickup], *, now: int) -> int:
-        """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        return await self.write(PICKUPS.release, (tuple(claims), now))
+    release_pickups = _writes_each(_release_pickups)
 
     # ------------------------------------------------------------ short callback tokens
 
@@ -387,7 +358,7 @@ class Store:
         ended = frozenset(
             lock for lock, since in self._free_since.items() if at - since >= self.takeover_seconds
         )
-        return await self.write(_take_over, (ended, now)) if ended else TakenOver()
+        return await self.write(_take_over, _take_over.request(ended, now)) if ended else TakenOver()
 
     # ------------------------------------------------------------ submissions
 
@@ -395,38 +366,16 @@ class Store:
     submissions = _reads(submission_rows.submissions)
     count_usage = _writes(submission_rows.count)
 
-    async def begin_submission(
-        self, new: Submission, claims: TokenClaims | None = None, expectation: Pickup | None = None
-    ) -> Submission | None:
-        """Write a submission with its token and expectation; or return the earlier one that it repeats."""
-        return await self.write(submission_rows.begin, (new, claims, expectation))
-
-    async def fingerprint_submission(self, wanted: Submission) -> Submission | None:
-        """Note the fingerprint of a submission; return the earlier one that it repeats."""
-        return await self.write(submission_rows.fingerprinted, (wanted,))
-
-    async def end_submission(self, ended: Submission, pickup: Pickup | None = None) -> None:
-        """Write what a submission came to, and the pickup of its result; an open one was not sent, and is removed."""
-        await self.write(submission_rows.end, (ended, pickup))
-
-    async def deliver_submission(self, submission_id: str) -> None:
-        """Note that the caller has its answer."""
-        await self.write(submission_rows.delivered, (submission_id,))
-
-    async def forget_answers(self, *, before: int) -> None:
-        """Forget older answers of submissions, and the idempotency keys that find them."""
-        await self.write(submission_rows.forget, (before,))
+    begin_submission = _writes_each(submission_rows.begin)
+    fingerprint_submission = _writes_each(submission_rows.fingerprinted)
+    end_submission = _writes_each(submission_rows.end)
+    deliver_submission = _writes_each(submission_rows.delivered)
+    forget_answers = _writes_each(submission_rows.forget)
 
     # ------------------------------------------------------------ acts
 
-    async def begin_act(self, act: Act) -> Act:
-        """Note an act; return it, or the earlier one that has its key."""
-        return await self.write(act_rows.begin, (act,))
-
-    async def end_act(self, act_id: str, *, status: int, answer: bytes | None) -> None:
-        """Note how an act was answered; the answer where it must be given again."""
-        await self.write(act_rows.end, (act_id, status, answer))
-
+    begin_act = _writes_each(act_rows.begin)
+    end_act = _writes_each(act_rows.end)
     acts = _reads(act_rows.acts)
 
     # ------------------------------------------------------------ operations on many rows
@@ -435,105 +384,63 @@ class Store:
     operations = _reads(bulk.operations)
     has_due_operation = _reads(bulk.is_due)
 
-    async def begin_operation(self, wanted: BulkOperation) -> None:
-        """Write an operation."""
-        await self.write(bulk.begin, (wanted,))
+    begin_operation = _writes_each(bulk.begin)
+    claim_operation = _writes_each(bulk.claim)
+    advance_operation = _writes_each(bulk.advance)
 
     async def change_operation(
         self, operation_id: str, *, running: bool, rate: int | None = None, now: int
     ) -> BulkOperation:
         """Run or stop an operation, at a new rate if one is given. An operation that is done stays done. Raises `NotFound`."""
-        await self.write(bulk.change, (operation_id, running, rate, now))
+        await self.write(bulk.change, bulk.change.request(operation_id, running=running, rate=rate, now=now))
         return await self.operation(operation_id)
-
-    async def claim_operation(
-        self, *, now: int, lease_until: int, only: str | None = None
-    ) -> BulkOperation | None:
-        """Take the operation that has been due longest, or that one, until `lease_until`."""
-        return await self.write(bulk.claim, (now, lease_until - now, only))
-
-    async def advance_operation(self, claimed: BulkOperation, batch: Batch, *, now: int) -> int | None:
-        """Do a batch; return how many rows it changed.
-
-        None, and nothing is done, when the operation was stopped or another process did this batch: no row is gone
-        through twice, and none is left out.
-        """
-        return await self.write(bulk.advance, (claimed, batch, now))
 
     # ------------------------------------------------------------ counts by the minute, and processes
 
+    add_tallies = _writes_each(tally_rows.add)
     tallies = _reads(tally_rows.tallies)
     processes = _reads(tally_rows.processes)
 
-    async def add_tallies(self, batch: TallyBatch) -> None:
-        """Add what a process batch, note that it lives, and forget what is old."""
-        await self.write(tally_rows.add, (batch,))
-
     # ------------------------------------------------------------ retention
 
+    prune = _writes_each(retention.prune)
+    erase = _writes_each(retention.erase)
     known_blobs = _reads(retention.known_blobs)
-
-    async def prune(self, request: Prune) -> Pruned:
-        """Do one batch of one walk: look at some rows, remove those that are old enough and have ended.
-
-        What is under way is never touched, whatever its age: deliveries `pending` or `delivering`, pickups `pending` or
-        `collecting`, their events and callbacks. Harmless to repeat, and beside others that do the same.
-        """
-        return await self.write(retention.prune, (request,))
-
-    async def erase(self, request: Erasure) -> Erased:
-        """Remove up to `limit` events and pickups of a subject, under way or not, and all that hangs on them.
-
-        Of their callbacks only the keys stay, for `KEYS_SECONDS`: what the provider sends again is a `DUPLICATE`. A tombstone
-        adds up what was removed; none is left where there was nothing.
-
-        What is `journaled` may be recorded by another process until its keys are written: look again after that.
-        """
-        return await self.write(retention.erase, (request,))
-
-    async def traces(self, subject: Subject, *, limit: int) -> Traces:
-        """Return what there is of a subject; with more than `limit` events or pickups, the newest of them."""
-        return await self.read(retention.traces, subject, limit)
-
-    async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
-        """Return tombstones, newest first; those of one digest, or all."""
-        return await self.read(retention.tombstones, digest, limit)
+    traces = _reads(retention.traces)
+    tombstones = _reads(retention.tombstones)
 
     # ------------------------------------------------------------ logins of the console
 
     login_ended = _reads(logins.ended)
-
-    async def end_login(self, subject: str, *, now: int) -> None:
-        """End a login before its time, or all of a token's (`logins.everywhere`)."""
-        await self.write(logins.end, (subject, now))
+    end_login = _writes_each(logins.end)
 
     # ------------------------------------------------------------ transactions
 
-    async def write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> R:
-        """Have the writer do an operation for one request; return its result after the commit."""
-        return await self.enqueue(operation, request)
-
-    def enqueue(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> Awaitable[R]:
+    def write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> Awaitable[R]:
         """Queue an operation for the next transaction; its result comes after the commit. Raises `StoreUnavailable`."""
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         return self._writer.submit(operation, request)
 
-    async def read(self, function: Callable[[Session, Unpack[Parts]], R], *args: *Parts) -> R:
+    async def read(
+        self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
         """Call a function in the thread that reads; return its result."""
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         if self._reading is None:
             self._reading = OwnThread("store-reader")
-        # The thread may be abandoned, and another reader made, before the call begins.
-        return await self._reading.call(partial(_read_now, self._reader, function, args))
+        reader = self._reader  # the thread may be abandoned, and another reader made, before the call begins
+        return await self._reading.call(
+            lambda: _read_now(reader, lambda session: function(session, *args, **kwargs))
+        )
 
 
-def _read_now(reader: Backend, function: Callable[[Session, Unpack[Parts]], R], args: tuple[*Parts]) -> R:
+def _read_now(reader: Backend, work: Callable[[Session], R]) -> R:
     tried = False
     while True:
         try:
-            return function(reader.begin(), *args)
+            return work(reader.begin())
         except Exception as error:
             trouble = reader.trouble(error)
             if tried or not trouble.again:

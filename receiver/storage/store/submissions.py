@@ -16,12 +16,15 @@ from receiver.core.work import Pickup
 from receiver.storage.store import pickups, tokens
 from receiver.storage.store.events import resolve
 from receiver.storage.store.listing import named, newest_first, page
-from receiver.storage.store.statements import Row, Session, Value, each, value_of
+from receiver.storage.store.statements import Each, Row, Session, Value, value_of
 
 
-@each
+@Each
 def begin(
-    session: Session, wanted: Submission, claims: TokenClaims | None, expectation: Pickup | None
+    session: Session,
+    wanted: Submission,
+    claims: TokenClaims | None = None,
+    expectation: Pickup | None = None,
 ) -> Submission | None:
     """Write a submission, its token and expectation; or return the earlier one that it repeats, and write nothing.
 
@@ -63,15 +66,15 @@ def _first(session: Session, condition: str, params: Mapping[str, Value]) -> Sub
     return _of(rows[0]) if rows else None
 
 
-@each
+@Each
 def fingerprinted(session: Session, wanted: Submission) -> Submission | None:
     """Note the fingerprint of a submission whose body has ended; return the earlier one that it repeats."""
     session.run("fingerprint_submission", {"id": wanted.id, "fingerprint": wanted.fingerprint})
     return _repeated(session, wanted)
 
 
-@each
-def end(session: Session, ended: Submission, pickup: Pickup | None) -> None:
+@Each
+def end(session: Session, ended: Submission, pickup: Pickup | None = None) -> None:
     """Write what a submission came to, and the pickup of its result; one that is still open was not sent, and is removed.
 
     Its expectation gets the job id, or is removed if no job was made.
@@ -90,14 +93,14 @@ def end(session: Session, ended: Submission, pickup: Pickup | None) -> None:
         pickups.add(session, [pickup])
 
 
-@each
+@Each
 def delivered(session: Session, submission_id: str) -> None:
     """Note that the caller has its answer: an identical submission is a new one from now on."""
     session.run("deliver_submission", {"id": submission_id})
 
 
-@each
-def forget(session: Session, before: int) -> None:
+@Each
+def forget(session: Session, *, before: int) -> None:
     """Forget older answers, and the idempotency keys that find them."""
     session.run("forget_answers", {"before": before})
 

@@ -7,10 +7,10 @@ from collections import Counter
 from msgspec.structs import astuple
 
 from receiver.core.tally import HOUR, Process, Tally, TallyBatch
-from receiver.storage.store.statements import Session, each, value_of
+from receiver.storage.store.statements import Each, Session, value_of
 
 
-@each
+@Each
 def add(session: Session, batch: TallyBatch) -> None:
     """Add what a process counted, note that it lives, add minutes that are old to their hours, and forget old hours."""
     session.run_rows("add_tallies", [astuple(one) for one in batch.tallies])
