@@ -28,7 +28,13 @@ _KNOWN: Mapping[str, Callable[[Settings], Collection[str]]] = {
 
 
 async def called(
-    store: Store, settings: Settings, operation: Operation, query: Any = None, **path: str
+    store: Store,
+    settings: Settings,
+    operation: Operation,
+    *,
+    query: Any = None,
+    body: Any = None,
+    **path: str,
 ) -> Any:
     """Return what an operation gives. Raises as it does."""
     from receiver.settings.model import ApiScope
@@ -37,7 +43,7 @@ async def called(
 
     holder = Holder(COMMAND_LINE, frozenset(ApiScope))
     call = Call(
-        store=store, settings=settings, now=wall_clock(), holder=holder, query=query, body=None, path=path
+        store=store, settings=settings, now=wall_clock(), holder=holder, query=query, body=body, path=path
     )
     return await operation.handle(call)
 
@@ -53,7 +59,7 @@ def listed(settings: Settings, operation: Operation, limit: int, **filters: Any)
     async def read(store: Store) -> list[Any]:
         query, items = operation.query(limit=limit, **filters), []
         while True:
-            page = await called(store, settings, operation, query)
+            page = await called(store, settings, operation, query=query)
             items += page.items
             if page.next is None or len(items) >= limit:
                 return items[:limit]

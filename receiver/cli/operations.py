@@ -6,17 +6,22 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import to_builtins
 
 from receiver.cli.acting import acting
 from receiver.cli.asking import listed
-from receiver.cli.options import AsJson, Limit, Wide, load_to_look, opened_store, option
+from receiver.cli.options import AsJson, Limit, Wide, ask, confirm, load_to_look, option
 from receiver.cli.output import Listing, print_json, print_list
-from receiver.core.bulk import BulkOperation
+from receiver.core.bulk import BulkOperation, BulkState
 from receiver.core.clock import wall_clock
 from receiver.web.views import view
 
 if TYPE_CHECKING:
-    from receiver.settings.model import Settings
+    from receiver.engine.bulk import BulkWorker
+    from receiver.storage.store.store import Store
+
+WATCH_SECONDS = 0.2
+"""How often an operation is looked at while another process carries it on, or its rate makes it wait."""
 
 operations = typer.Typer(
     help="List replays of many deliveries; stop or resume one.", no_args_is_help=True, rich_markup_mode=None
@@ -54,14 +59,44 @@ def stop(ctx: typer.Context, operation: Id, as_json: AsJson = False) -> None:
 
 
 def _act(ctx: typer.Context, operation: str, *, running: bool, rate: int | None, as_json: bool) -> None:
-    now = asyncio.run(_changed(load_to_look(ctx), operation, running=running, rate=rate))
+    async def change(store: Store) -> BulkOperation:
+        async with acting(store, f"operations {'resume' if running else 'stop'}", operation, rate=rate):
+            return await store.change_operation(operation, running=running, rate=rate, now=wall_clock())
+
+    now = ask(load_to_look(ctx), change)
     if as_json:
         print_json(view(now))
     else:
         typer.echo(f"{now.id} is {now.state}, {now.done} of {now.total} done")
 
 
-async def _changed(settings: Settings, operation: str, *, running: bool, rate: int | None) -> BulkOperation:
-    command = f"operations {'resume' if running else 'stop'}"
-    async with opened_store(settings) as store, acting(store, command, operation, rate=rate):
-        return await store.change_operation(operation, running=running, rate=rate, now=wall_clock())
+async def carried_on(
+    store: Store,
+    worker: BulkWorker,
+    planned: BulkOperation,
+    command: str,
+    would: str,
+    *,
+    doing: str,
+    yes: bool,
+) -> BulkOperation:
+    """Run an operation here, beside whatever process else takes it up, until it is done or somebody stops it.
+
+    A person is asked first: `would` says what it would do. Raises `UsageError`, `typer.Exit`, `StoreUnavailable`.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if not yes:
+        confirm(f"{would}. Go on?", would, instead=" (or look first with --dry-run)" * (command == "replay"))
+    out = Console(stderr=True)
+    async with acting(store, command, planned.id, **to_builtins(planned.selection)):
+        with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
+            bar = progress.add_task(doing, total=planned.total)
+            now = await store.change_operation(planned.id, running=True, now=wall_clock())
+            while now.state is BulkState.RUNNING:
+                if not await worker.step(only=now.id):
+                    await asyncio.sleep(WATCH_SECONDS)
+                now = await store.operation(now.id)
+                progress.update(bar, completed=now.done)
+    return now

@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec import to_builtins
 
 from receiver.cli.acting import acting
-from receiver.cli.options import AsJson, Yes, confirm, given, load, since
+from receiver.cli.asking import called
+from receiver.cli.operations import carried_on
+from receiver.cli.options import AsJson, Yes, given, load, moment
 from receiver.cli.output import counted, print_json, warn
-from receiver.cli.replay import carried_on, planned_for
-from receiver.core.bulk import BulkKind, BulkOperation, BulkState, Selection
+from receiver.core.bulk import BulkState
 from receiver.core.errors import UsageError
-from receiver.core.explain import PARKED
 from receiver.web.views import view
 
 if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.settings.model import Settings
+    from receiver.web.api.operations import NewRenormalization
 
 
 def renormalize(
@@ -36,6 +36,8 @@ def renormalize(
     as_json: AsJson = False,
 ) -> None:
     """Read kept callbacks again by today's code. What differs becomes a new event, which names the old one."""
+    from receiver.web.api.operations import NewRenormalization
+
     if parked is (event_id is not None):
         raise UsageError("name one event, or give --parked")
     if event_id is not None and (source or since_):
@@ -44,7 +46,8 @@ def renormalize(
     if event_id is not None:
         _one(settings, event_id, as_json=as_json)
     else:
-        _all(settings, Selection(type=PARKED, source=source, since=since(since_)), yes=yes, as_json=as_json)
+        wanted = NewRenormalization(source=source, since=moment(since_), dry_run=True)
+        asyncio.run(_all(settings, wanted, yes=yes, as_json=as_json))
 
 
 def _one(settings: Settings, event_id: str, *, as_json: bool) -> None:
@@ -64,24 +67,25 @@ def _one(settings: Settings, event_id: str, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _all(settings: Settings, chosen: Selection, *, yes: bool, as_json: bool) -> None:
-    planned = asyncio.run(planned_for(settings, BulkKind.RENORMALIZE, chosen)).operation
-    callbacks = counted(planned.total, "parked callback", "parked callbacks")
-    if planned.total and not yes:
-        confirm(f"{callbacks} would be read again. Go on?", f"{callbacks} would be read again")
-    done = asyncio.run(_done(settings, planned)) if planned.total else planned
+async def _all(settings: Settings, wanted: NewRenormalization, *, yes: bool, as_json: bool) -> None:
+    from receiver.web.api import operations as api
+
+    async with _opened(settings) as receiver:
+        planned = await called(receiver.store, settings, api.renormalize, body=wanted)
+        callbacks = counted(planned.found, "parked callback", "parked callbacks")
+        done = planned.operation
+        if done:
+            would = f"{callbacks} would be read again"
+            done = await carried_on(
+                receiver.store, receiver.bulk, done, "renormalize", would, doing="Reading", yes=yes
+            )
     if as_json:
-        print_json(view(done))
+        print_json(view(done or planned))
     else:
-        typer.echo(f"{callbacks} read again, {counted(done.changed, 'event', 'events')} made")
-    if done.state is BulkState.STOPPED:
+        made = counted(done.changed if done else 0, "event", "events")
+        typer.echo(f"{callbacks} read again, {made} made")
+    if done and done.state is BulkState.STOPPED:
         warn(f"{done.id} was stopped after {done.done} of {done.total}")
-
-
-async def _done(settings: Settings, planned: BulkOperation) -> BulkOperation:
-    about = to_builtins(planned.selection)
-    async with _opened(settings) as receiver, acting(receiver.store, "renormalize", planned.id, **about):
-        return await carried_on(receiver.store, receiver.bulk, planned, "Reading")
 
 
 @contextlib.asynccontextmanager

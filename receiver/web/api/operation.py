@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_type_hints
@@ -45,6 +45,9 @@ class Call(Struct, Generic[Q, B], frozen=True, kw_only=True):
     path: Mapping[str, str]
     """The parts of the path that the operation's path has in braces."""
 
+    def wake(self, destinations: Iterable[str] = ()) -> None:
+        """Have the parts that run look at once for operations, and for deliveries to these destinations."""
+
 
 class Served(Call[Q, B], frozen=True, kw_only=True):
     """A request that was let in and understood. What a command asks has no parts that run."""
@@ -53,6 +56,11 @@ class Served(Call[Q, B], frozen=True, kw_only=True):
     request: Request
     peer: str | None = None
     """The caller's address, behind proxies that are trusted to name it."""
+
+    def wake(self, destinations: Iterable[str] = ()) -> None:
+        """Have the parts that run look."""
+        self.receiver.bulk.look.set()
+        self.receiver.relay.wake(destinations)
 
 
 class Operation(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -16,11 +16,8 @@ from receiver.engine.bulk import plan
 from receiver.engine.replays import find_named, replay
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, Paged, filter_of, page
-from receiver.web.api.operation import Again, Call, Served, operation
+from receiver.web.api.operation import Again, Call, operation
 from receiver.web.views import Page
-
-if TYPE_CHECKING:
-    from receiver.app.wiring import Receiver
 
 Rate = Annotated[int, Meta(ge=1, le=100_000)]
 
@@ -45,9 +42,9 @@ async def one(call: Call[None, None]) -> BulkOperation:
 
 
 @operation("POST /operations/{operation_id}/resume", ApiScope.OPERATE)
-async def resume(call: Served[RunQuery, None]) -> BulkOperation:
+async def resume(call: Call[RunQuery, None]) -> BulkOperation:
     """Run one that was planned or stopped; or at another rate."""
-    return await run(call.receiver, call.path["operation_id"], rate=call.query.rate)
+    return await _run(call, call.path["operation_id"], call.query.rate)
 
 
 @operation("POST /operations/{operation_id}/stop", ApiScope.OPERATE)
@@ -56,10 +53,9 @@ async def stop(call: Call[None, None]) -> BulkOperation:
     return await call.store.change_operation(call.path["operation_id"], running=False, now=call.now)
 
 
-async def run(receiver: Receiver, operation_id: str, *, rate: int | None = None) -> BulkOperation:
-    """Run an operation, at another rate where one is given. Raises `NotFound`, `StoreUnavailable`."""
-    made = await receiver.store.change_operation(operation_id, running=True, rate=rate, now=receiver.clock())
-    receiver.bulk.look.set()
+async def _run(call: Call[Any, Any], operation_id: str, rate: int | None = None) -> BulkOperation:
+    made = await call.store.change_operation(operation_id, running=True, rate=rate, now=call.now)
+    call.wake()
     return made
 
 
@@ -103,7 +99,7 @@ class Replayed(Struct, frozen=True, kw_only=True):
 
 
 @operation("POST /replays", ApiScope.OPERATE, again=Again.ANSWERED)
-async def make_replay(call: Served[None, NewReplay]) -> Replayed:
+async def make_replay(call: Call[None, NewReplay]) -> Replayed:
     """Send events again, or for the first time to a destination that never got them; or count them."""
     wanted = call.body
     refuse_contradictions(wanted)
@@ -111,16 +107,13 @@ async def make_replay(call: Served[None, NewReplay]) -> Replayed:
         if not fnmatch.filter(call.settings.destinations, name):
             known = ", ".join(sorted(call.settings.destinations)) or "none is configured"
             raise UsageError(f"there is no destination {name[:100]!r}; there is: {known}")
-    return await (_begin(call, *selected(wanted)) if wanted.ids is None else _named(call, wanted.ids))
-
-
-async def _named(call: Served[None, NewReplay], ids: list[str]) -> Replayed:
-    receiver, wanted = call.receiver, call.body
-    found = await find_named(receiver.store, build_router(receiver.settings), ids, wanted.to)
+    if wanted.ids is None:
+        return await _begin(call, *selected(wanted))
+    found = await find_named(call.store, build_router(call.settings), wanted.ids, wanted.to)
     replayed = added = 0
     if not wanted.dry_run:
-        replayed, added = await replay(receiver.store, found, now=call.now)
-        receiver.relay.wake(receiver.settings.destinations)
+        replayed, added = await replay(call.store, found, now=call.now)
+        call.wake(call.settings.destinations)
     return Replayed(
         found=len(found), replayed=replayed, added=added, left_alone=found.busy, dry_run=wanted.dry_run
     )
@@ -141,26 +134,25 @@ class NewRenormalization(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @operation("POST /renormalizations", ApiScope.OPERATE, again=Again.ANSWERED)
-async def renormalize(call: Served[None, NewRenormalization]) -> Replayed:
+async def renormalize(call: Call[None, NewRenormalization]) -> Replayed:
     """Have today's code read many callbacks again, as an operation; or count them."""
     return await _begin(call, BulkKind.RENORMALIZE, filter_of(call.body, Selection))
 
 
 async def _begin(
-    call: Served[None, NewReplay] | Served[None, NewRenormalization], kind: BulkKind, chosen: Selection
+    call: Call[None, NewReplay] | Call[None, NewRenormalization], kind: BulkKind, chosen: Selection
 ) -> Replayed:
     """Count what is chosen, and run the operation unless it is only to be planned."""
-    receiver, wanted = call.receiver, call.body
-    router, now = build_router(receiver.settings), call.now
-    planned = await plan(receiver.store, router, kind, chosen, rate=wanted.rate, by=call.holder.name, now=now)
-    operation = planned.operation
-    if operation.total and not wanted.dry_run:
-        operation = await run(receiver, operation.id)
+    router, wanted, by = build_router(call.settings), call.body, call.holder.name
+    planned = await plan(call.store, router, kind, chosen, rate=wanted.rate, by=by, now=call.now)
+    made = planned.operation
+    if made.total and not wanted.dry_run:
+        made = await _run(call, made.id)
     return Replayed(
-        found=operation.total,
+        found=made.total,
         left_alone=planned.left_alone,
         dry_run=wanted.dry_run,
-        operation=operation if operation.total else None,
+        operation=made if made.total else None,
     )
 
 
