@@ -50,20 +50,20 @@ class BulkOperation(Struct, frozen=True, kw_only=True):
     selection: Selection
     rate: int | None
     """Rows a second, at most; None is no limit."""
-    state: BulkState
-    place: str
+    state: BulkState = BulkState.PLANNED
+    place: str = ""
     """The last row that was looked at, as JSON; empty at the beginning."""
-    total: int
+    total: int = 0
     """Rows that fitted when they were counted; `COUNTED` stands for that many or more."""
-    done: int
+    done: int = 0
     """Rows that the operation has processed."""
-    changed: int
+    changed: int = 0
     """Processed rows that the operation changed; the others had changed by themselves since the count."""
     requested_by: str
     created_at: int
     """When it was counted. Rows that came, or ended, later are not touched."""
     updated_at: int
-    due_at: int | None
+    due_at: int | None = None
     """When the next batch may be taken; None unless it is running."""
 
 

@@ -16,11 +16,11 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, BulkState, Selection
+from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, Selection
 from receiver.core.errors import RESOURCE_ERRORS, NotFound, StoreUnavailable, Unavailable, UsageError
 from receiver.core.event import Event, EventSearch, Place, Recorded, new_id
 from receiver.core.observe import Observer
-from receiver.core.page import pages
+from receiver.core.page import Page
 from receiver.core.routing import Router, fitting_types
 from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
 from receiver.engine.worker import Clock
@@ -76,21 +76,12 @@ async def plan(
         kind=kind,
         selection=selection,
         rate=rate,
-        state=BulkState.PLANNED,
-        place="",
-        total=0,
-        done=0,
-        changed=0,
         requested_by=by,
         created_at=now,
         updated_at=now,
-        due_at=None,
     )
     planned = Plan(operation=operation)
-    if kind is BulkKind.REPLAY:
-        await _count_deliveries(store, planned)
-    else:
-        await _count_events(store, router, planned)
+    await _count(store, router, planned)
     total = planned.destinations.total()
     planned.operation = replace(operation, total=total)
     if total:
@@ -98,27 +89,21 @@ async def plan(
     return planned
 
 
-async def _count_deliveries(store: Store, planned: Plan) -> None:
-    async for page in pages(store.deliveries, _deliveries(planned.operation, ended=False)):
-        for one in page:
-            if _has_ended(one, planned.operation):
-                planned.add(one.destination, one.created_at)
+async def _count(store: Store, router: Router, planned: Plan) -> None:
+    operation = planned.operation
+    while True:
+        page = await _rows(store, router, operation, limit=_PAGE)
+        for one, destination in page:
+            if isinstance(one, Event):
+                planned.add(destination, one.recorded_at)
+            elif one.due_at is None and one.updated_at <= operation.created_at:
+                planned.add(destination, one.created_at)
                 planned.delivered += one.state is DeliveryState.DELIVERED
             else:
                 planned.left_alone += 1
-        if planned.destinations.total() >= COUNTED:
+        if page.after is None or planned.destinations.total() >= COUNTED:
             return
-
-
-async def _count_events(store: Store, router: Router, planned: Plan) -> None:
-    async for page in pages(store.search, _events(planned.operation)):
-        owed = [(one.event, "") for one in page]
-        if planned.operation.kind is BulkKind.BACKFILL:
-            owed = await _missing(store, router, planned.operation, [one.event for one in page])
-        for event, destination in owed:
-            planned.add(destination, event.recorded_at)
-        if planned.destinations.total() >= COUNTED:
-            return
+        operation = replace(operation, place=_place(page.after))
 
 
 class BulkWorker:
@@ -176,22 +161,30 @@ class BulkWorker:
             self._wake(destinations)
         return True
 
-    async def _batch(self, operation: BulkOperation) -> Made:
-        match operation.kind:
-            case BulkKind.REPLAY:
-                return await _replays(self._store, operation)
-            case BulkKind.BACKFILL:
-                return await _additions(self._store, self._router, operation)
-            case BulkKind.RENORMALIZE:
-                return await self._renormalized(operation), ()
+    async def _batch(self, operation: BulkOperation) -> tuple[Batch, set[str]]:
+        """Return the next batch, and the destinations to wake after its commit."""
+        reads, rate = operation.kind is BulkKind.RENORMALIZE, operation.rate
+        limit = min(_READ if reads else BATCH, rate or BATCH)
+        page = await _rows(self._store, self._router, operation, limit=limit, ended=True)
+        batch = Batch(
+            place=operation.place if page.after is None else _place(page.after),
+            finished=page.after is None,
+            replays=tuple(one.id for one, _ in page if isinstance(one, Delivery)),
+            additions=tuple((one.id, to) for one, to in page if to and isinstance(one, Event)),
+            changed=await self._read_again([one for one, _ in page if isinstance(one, Event)])
+            if reads
+            else 0,
+            rows=len(page),
+            wait=1000 * len(page) // rate if rate else 0,
+        )
+        return batch, {to for _, to in page if to}
 
-    async def _renormalized(self, operation: BulkOperation) -> Batch:
-        """Read the next events again: each is recorded by itself, and once, however often that is repeated."""
-        page = await self._store.search(replace(_events(operation), limit=min(_READ, _size(operation))))
+    async def _read_again(self, events: Sequence[Event]) -> int:
+        """Read callbacks again; return how many made an event: each is recorded by itself, and once, however often it is repeated."""
         changed = 0
-        for one in page:
+        for event in events:
             try:
-                changed += self._again is not None and await self._again(one.event) is not None
+                changed += self._again is not None and await self._again(event) is not None
             except (UsageError, NotFound):
                 pass
             except (Unavailable, *RESOURCE_ERRORS):  # the batch is done again
@@ -199,98 +192,56 @@ class BulkWorker:
             except (
                 Exception
             ) as error:  # a bug that one callback meets must not keep the others from being read
-                fields = {"event_id": one.event.id, "error": type(error).__name__}
+                fields = {"event_id": event.id, "error": type(error).__name__}
                 self._observer.note("error", "operations.event_failed", **fields)
-        return _batch(operation, page.after, len(page), changed=changed)
+        return changed
 
 
-# ---------------------------------------------------------------- what a batch is
-
-Made = tuple[Batch, Iterable[str]]
-"""A batch, and the destinations to wake after its commit."""
+# ---------------------------------------------------------------- which rows an operation is about
 
 
-async def _replays(store: Store, operation: BulkOperation) -> Made:
-    page = await store.deliveries(_deliveries(operation, ended=True))
-    return (
-        _batch(operation, page.after, len(page), replays=tuple(one.id for one in page)),
-        {one.destination for one in page},
+async def _rows(
+    store: Store, router: Router, operation: BulkOperation, *, limit: int, ended: bool = False
+) -> Page[tuple[Delivery | Event, str]]:
+    """Return the next rows of an operation, each with its destination, if any: deliveries (only those that have `ended`) or events."""
+    chosen, counted = operation.selection, operation.created_at + 1
+    place = msgspec.json.decode(operation.place) if operation.place else None
+    types = None if chosen.type is None else fitting_types(chosen.type)
+    until = counted if chosen.until is None else min(chosen.until, counted)
+    if operation.kind is BulkKind.REPLAY:
+        deliveries = await store.deliveries(
+            DeliveryFilter(
+                destination=chosen.destination,
+                state=chosen.state,
+                source=chosen.source,
+                types=types,
+                since=chosen.since,
+                until=until,
+                ended_before=counted if ended else None,
+                oldest_first=True,
+                after=place,
+                limit=limit,
+            )
+        )
+        return Page([(one, one.destination) for one in deliveries], deliveries.after)
+    after = Place(*place) if place else None
+    found = await store.search(
+        EventSearch(
+            source=chosen.source, types=types, since=chosen.since, until=until, after=after, limit=limit
+        )
     )
+    events = [one.event for one in found]
+    if operation.kind is BulkKind.BACKFILL:
+        return Page(await _missing(store, router, chosen.destination or "", events), found.after)
+    return Page([(event, "") for event in events], found.after)
 
 
-async def _additions(store: Store, router: Router, operation: BulkOperation) -> Made:
-    page = await store.search(_events(operation))
-    missing = await _missing(store, router, operation, [one.event for one in page])
-    pairs = tuple((event.id, to) for event, to in missing)
-    return _batch(operation, page.after, len(pairs), additions=pairs), {to for _, to in pairs}
+def _place(after: object) -> str:
+    return msgspec.json.encode(after).decode()
 
 
-def _batch(
-    operation: BulkOperation,
-    after: object,
-    rows: int,
-    replays: tuple[str, ...] = (),
-    additions: tuple[tuple[str, str], ...] = (),
-    changed: int = 0,
-) -> Batch:
-    return Batch(
-        place=operation.place if after is None else msgspec.json.encode(after).decode(),
-        finished=after is None,
-        replays=replays,
-        additions=additions,
-        changed=changed,
-        rows=rows,
-        wait=1000 * rows // operation.rate if operation.rate else 0,
-    )
-
-
-def _size(operation: BulkOperation) -> int:
-    return BATCH if operation.rate is None else min(BATCH, operation.rate)
-
-
-def _until(operation: BulkOperation) -> int:
-    until, counted = operation.selection.until, operation.created_at + 1
-    return counted if until is None else min(until, counted)
-
-
-def _deliveries(operation: BulkOperation, *, ended: bool) -> DeliveryFilter:
-    """Return the filter for an operation's deliveries: the next to replay, or all that match."""
-    chosen, place = operation.selection, operation.place
-    return DeliveryFilter(
-        destination=chosen.destination,
-        state=chosen.state,
-        source=chosen.source,
-        types=None if chosen.type is None else fitting_types(chosen.type),
-        since=chosen.since,
-        until=_until(operation),
-        ended_before=operation.created_at + 1 if ended else None,
-        oldest_first=True,
-        after=msgspec.json.decode(place) if place else None,
-        limit=_size(operation) if ended else _PAGE,
-    )
-
-
-def _has_ended(one: Delivery, operation: BulkOperation) -> bool:
-    return one.due_at is None and one.updated_at <= operation.created_at
-
-
-def _events(operation: BulkOperation) -> EventSearch:
-    chosen, place = operation.selection, operation.place
-    return EventSearch(
-        source=chosen.source,
-        types=None if chosen.type is None else fitting_types(chosen.type),
-        since=chosen.since,
-        until=_until(operation),
-        after=Place(*msgspec.json.decode(place)) if place else None,
-        limit=_size(operation) if operation.state is BulkState.RUNNING else _PAGE,
-    )
-
-
-async def _missing(
-    store: Store, router: Router, operation: BulkOperation, events: Sequence[Event]
-) -> list[tuple[Event, str]]:
-    """Return events, each with a destination of the operation's that it goes to by today's settings and has no delivery to."""
-    to = operation.selection.destination or ""
+async def _missing(store: Store, router: Router, to: str, events: Sequence[Event]) -> list[tuple[Event, str]]:
+    """Return events, each with a destination fitting `to` that it goes to by today's settings and has no delivery to."""
     there = await store.deliveries_of([event.id for event in events])
     return [
         (event, name)
