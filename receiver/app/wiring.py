@@ -483,7 +483,8 @@ async def begin(receiver: Receiver, *, intake: bool, work: bool) -> None:
     if intake or work:
         receiver.tallies.start("serve" if intake and work else "intake" if intake else "work")
     if work:
-        await receiver.takeover.start()
+        await receiver.takeover.look()
+        receiver.takeover.start()
         receiver.relay.start()
         receiver.collector.start()
         receiver.janitor.start()
@@ -500,10 +501,8 @@ def _wake(receiver: Receiver, destinations: Iterable[str], sources: Iterable[str
 async def stop_work(receiver: Receiver) -> None:
     """Claim no more, give attempts under way `server.stop_seconds` to end, and release the rest. Harmless to repeat."""
     grace = receiver.settings.server.stop_seconds
-    await receiver.bulk.stop()
-    await receiver.watcher.stop()
-    await receiver.janitor.stop()
-    await receiver.takeover.stop()
+    for part in (receiver.bulk, receiver.watcher, receiver.janitor, receiver.takeover):
+        await part.stop()
     await asyncio.gather(receiver.collector.stop(grace), receiver.relay.stop(grace))
 
 

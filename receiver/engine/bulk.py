@@ -25,7 +25,7 @@ from receiver.core.routing import Router, fitting_types
 from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
 from receiver.engine.worker import Clock
 from receiver.storage.store.store import Store
-from receiver.system.background import Background
+from receiver.system.background import BackgroundPart
 
 BATCH = 200
 """Rows in one transaction. Callbacks that arrive meanwhile wait for its commit, so it stays small."""
@@ -106,7 +106,7 @@ async def _count(store: Store, router: Router, planned: Plan) -> None:
         operation = replace(operation, place=_place(page.after))
 
 
-class BulkWorker:
+class BulkWorker(BackgroundPart):
     """One for each process that works."""
 
     def __init__(
@@ -120,19 +120,11 @@ class BulkWorker:
         again: Callable[[Event], Awaitable[Recorded | None]] | None = None,
     ) -> None:
         """`wake` gets the destinations of deliveries that are due; `again` reads an event's callback again."""
+        super().__init__()
         self._store, self._router, self._wake, self._again = store, router, wake, again
         self._observer, self._clock = observer, clock
         self.look = asyncio.Event()
         """Set when an operation may have begun."""
-        self._background = Background()
-
-    def start(self) -> None:
-        """Carry on operations from now on, in a task of the running loop."""
-        self._background.start(self._run())
-
-    async def stop(self) -> None:
-        """Stop at once: a batch under way is done whole or not at all."""
-        await self._background.stop()
 
     async def _run(self) -> None:
         while True:

@@ -32,7 +32,7 @@ from receiver.engine.worker import Clock, StoreWatch
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import owner_of, with_outlines
 from receiver.storage.store.store import Store
-from receiver.system.background import Background
+from receiver.system.background import BackgroundPart
 
 SKEW_MS = 600_000
 """A difference between two clocks from which one of them must be wrong, so that ages are unknown."""
@@ -69,7 +69,7 @@ def uptime() -> float:
     return time.monotonic() if kind is None else time.clock_gettime(kind)
 
 
-class Janitor:
+class Janitor(BackgroundPart):
     """One for each process that works. `rest` waits for some seconds between batches."""
 
     def __init__(
@@ -84,6 +84,7 @@ class Janitor:
         rest: Rest = asyncio.sleep,
         uptime: Callable[[], float] = uptime,
     ) -> None:
+        super().__init__()
         self._store = store
         self._blobs = blobs
         self._retention = retention
@@ -101,17 +102,6 @@ class Janitor:
         """For each unfinished walk, the row after which it continues."""
         self._left: list[Walk] = []
         """Walks that an earlier sweep had no time for."""
-        self._background = Background()
-
-    # ------------------------------------------------------------ its life
-
-    def start(self) -> None:
-        """Sweep from now on, in a task of the running loop."""
-        self._background.start(self._run())
-
-    async def stop(self) -> None:
-        """Stop at once: a batch under way is committed whole or not at all."""
-        await self._background.stop()
 
     async def _run(self) -> None:
         pause = self._retention.sweep_seconds * random.uniform(0.05, 1.0)  # processes started together part

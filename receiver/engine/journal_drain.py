@@ -18,7 +18,7 @@ from receiver.engine.recorder import Recorder
 from receiver.providers import PushProvider
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
-from receiver.system.background import Background
+from receiver.system.background import BackgroundPart
 
 PAUSES = (1.0, 5.0)
 """Seconds between two drains of a journal that is not empty: at first, and at most."""
@@ -26,7 +26,7 @@ _BIG_JSON = 256 * 1024
 """Bytes from which normalizing leaves the event loop for a thread."""
 
 
-class JournalDrain:
+class JournalDrain(BackgroundPart):
     """Drains this process's journal. One for each process that takes callbacks in."""
 
     def __init__(
@@ -42,6 +42,7 @@ class JournalDrain:
         pauses: tuple[float, float] = PAUSES,
     ) -> None:
         """`secrets` sign callback tokens: erasures name a token by them."""
+        super().__init__()
         self._providers = providers
         self._store = store
         self._recorder = recorder
@@ -52,15 +53,6 @@ class JournalDrain:
         self._pauses = pauses
         self._error = ""
         """Why the last drain stopped, as last reported."""
-        self._background = Background()
-
-    def start(self) -> None:
-        """Drain whenever there is something, in a task of the running loop."""
-        self._background.start(self._run())
-
-    async def stop(self) -> None:
-        """Stop at once: what is not recorded stays in the journal."""
-        await self._background.stop()
 
     async def _run(self) -> None:
         first, longest = self._pauses

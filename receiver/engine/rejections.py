@@ -20,7 +20,7 @@ from receiver.core.errors import CallbackRejected, RejectionKind, StoreUnavailab
 from receiver.core.event import RejectedRequest, Rejection
 from receiver.core.observe import CallbackReport, Observers
 from receiver.storage.store.store import Store
-from receiver.system.background import Background
+from receiver.system.background import BackgroundPart
 
 KEPT = 100
 """Rejections kept for each list: of one source, one kind, with or without a token of ours."""
@@ -46,25 +46,21 @@ class _Run(Struct):
     reported_at: int | None = None
 
 
-class Rejections:
+class Rejections(BackgroundPart):
     """Counts, reports and keeps rejections, those of each source and kind apart."""
 
     def __init__(self, store: Store, observer: Observers) -> None:
+        super().__init__()
         self._store = store
         self._observer = observer
         self._runs: dict[str, dict[RejectionKind, _Run]] = {}
         self._unwritten: dict[tuple[str, RejectionKind, bool], deque[Rejection]] = {}
         """By source, kind, and whether the token is one of ours."""
         self._writing = asyncio.Lock()
-        self._background = Background()
-
-    def start(self) -> None:
-        """Write new rejections about once a second, in a task of the running loop."""
-        self._background.start(self._run())
 
     async def stop(self) -> None:
         """Write the last rejections. It waits for a second at most, so that a store outage does not delay the stop."""
-        await self._background.stop()
+        await super().stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
                 await self.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
@@ -28,3 +29,22 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class BackgroundPart(ABC):
+    """A part that works by itself, in a task of the running loop."""
+
+    def __init__(self) -> None:
+        self._background = Background()
+
+    def start(self) -> None:
+        """Work from now on."""
+        self._background.start(self._run())
+
+    async def stop(self) -> None:
+        """Stop at once: what the store was asked for is done whole or not at all."""
+        await self._background.stop()
+
+    @abstractmethod
+    async def _run(self) -> None:
+        """Work until cancelled."""
