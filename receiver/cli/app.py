@@ -59,7 +59,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "demo": "demo.simulate",
         "simulate": "demo.simulate",
         "recipes": "cli.recipes",
-        "try": "cli.recipes",
+        "try": "cli.try_request",
     },
 }
 """The commands as `receiver --help` lists them, each with the module that has it. Only that of the command given is imported."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from msgspec.structs import replace
 
-from receiver.cli.recipes import RequestText
+from receiver.cli.try_request import RequestText
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, MalformedCallback, UsageError
 from receiver.providers.custom.language import CustomSettings
