@@ -42,7 +42,8 @@ from receiver.engine.recorder import Recorder
 from receiver.engine.rejections import Rejections
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.renormalizer import Renormalizer
-from receiver.engine.submissions import Parts, Submissions, SubmitSource
+from receiver.engine.submissions import Parts as SubmissionParts
+from receiver.engine.submissions import Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.tallies import Tallies
 from receiver.engine.watcher import Watched, Watcher
@@ -252,6 +253,7 @@ class _Parts(Struct, frozen=True, dict=True):
         collector = self._collector(recorder)
         store, observer, clock = self.lasting.store, self.lasting.observer, self.lasting.clock
         blobs, providers = self.lasting.blobs, self.ports.providers
+        submissions = self._submissions(relay)
         renormalizer = Renormalizer(store=store, blobs=blobs, recorder=recorder, providers=providers)
         return Receiver(
             **{name: getattr(self.lasting, name) for name in Lasting.__struct_fields__},
@@ -261,7 +263,7 @@ class _Parts(Struct, frozen=True, dict=True):
             links=links,
             link=link,
             intake=self._intake(recorder, normalizer),
-            journal_drain=self._journal_drain(recorder, normalizer),
+            journal_drain=self._journal_drain(recorder, normalizer, submissions),
             relay=relay,
             collector=collector,
             takeover=Takeover(store, observer, clock, relay.wake, collector.wake),
@@ -277,7 +279,7 @@ class _Parts(Struct, frozen=True, dict=True):
                 clock=clock,
                 again=renormalizer.again,
             ),
-            submissions=self._submissions(relay),
+            submissions=submissions,
         )
 
     def _eraser(self) -> Eraser:
@@ -329,7 +331,7 @@ class _Parts(Struct, frozen=True, dict=True):
             bodies=self.lasting.bodies,
             router=self.router,
             keys=KeyTemplate(self.settings.blobs.key),
-            by_job={name for name, one in self.ports.submit_sources.items() if one.table.by_job},
+            by_job={name for name, one in self.ports.submit_sources.items() if one.api.table.by_job},
             clock=self.lasting.clock,
             expect=relay.expect,
             wake=relay.wake,
@@ -372,8 +374,11 @@ class _Parts(Struct, frozen=True, dict=True):
             normalizer=normalizer,
         )
 
-    def _journal_drain(self, recorder: Recorder, normalizer: Normalizer) -> JournalDrain:
+    def _journal_drain(
+        self, recorder: Recorder, normalizer: Normalizer, submissions: Submissions
+    ) -> JournalDrain:
         return JournalDrain(
+            submissions=submissions.parts,
             providers=self.ports.providers,
             store=self.lasting.store,
             recorder=recorder,
@@ -400,16 +405,18 @@ class _Parts(Struct, frozen=True, dict=True):
         )
 
     def _submissions(self, relay: Relay) -> Submissions:
-        parts = Parts(
+        parts = SubmissionParts(
             settings=self.settings.submit,
+            sources=self.ports.submit_sources,
             store=self.lasting.store,
+            journal=self.lasting.journal,
             bodies=self.lasting.bodies,
             observer=self.lasting.observer,
             clock=self.lasting.clock,
             routed=self.router.destinations,
             wake=relay.wake,
         )
-        return Submissions(parts, self.ports.submit_sources)
+        return Submissions(parts)
 
 
 def _ports(

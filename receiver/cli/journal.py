@@ -188,7 +188,7 @@ async def _empty(receiver: Receiver, folder: str) -> _Drained:
 
     async def take(callback: VerifiedCallback) -> None:
         recorded = await receiver.journal_drain.take_back(callback)
-        counts["known" if recorded.status.value == "duplicate" else "recorded"] += 1
+        counts["known" if recorded and recorded.status.value == "duplicate" else "recorded"] += 1
 
     reason = ""
     try:

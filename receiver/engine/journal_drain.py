@@ -15,6 +15,8 @@ from receiver.engine.claims import claims_of
 from receiver.engine.erasure import drop_erased
 from receiver.engine.normalizer import Normalizer, parked
 from receiver.engine.recorder import Recorder
+from receiver.engine.submissions.passing import ENDED
+from receiver.engine.submissions.passing import Parts as SubmissionParts
 from receiver.providers import PushProvider
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
@@ -38,6 +40,7 @@ class JournalDrain(BackgroundPart):
         journal: Journal,
         normalizer: Normalizer,
         observer: Observer,
+        submissions: SubmissionParts,
         secrets: Sequence[str],
         pauses: tuple[float, float] = PAUSES,
     ) -> None:
@@ -48,6 +51,7 @@ class JournalDrain(BackgroundPart):
         self._recorder = recorder
         self._journal = journal
         self._normalizer = normalizer
+        self._submissions = submissions
         self._observer = observer
         self._secrets = secrets
         self._pauses = pauses
@@ -82,12 +86,15 @@ class JournalDrain(BackgroundPart):
                     self._observer.note("warning", "journal.drain_stopped", error=error.message)
             return 0
 
-    async def take_back(self, callback: VerifiedCallback) -> Recorded:
-        """Normalize and record a callback from the journal; return the result.
+    async def take_back(self, callback: VerifiedCallback) -> Recorded | None:
+        """Normalize and record a callback from the journal; return the result, None for what a submission came to.
 
         Raises `Unavailable` while the outage goes on, `ConfigError` when the settings lack its source,
         `OSError` or `MemoryError` when it cannot be read for now.
         """
+        if ENDED in callback.proofs:
+            await self._submissions.take_back(callback)
+            return None
         provider = self._providers.get(callback.source)
         if provider is None:
             raise ConfigError(f"no source is named {callback.source} any more: put it back into the settings")

@@ -173,10 +173,15 @@ class ProviderApi:
     """What of one source's API applications may call, and what receiver adds."""
 
     table: Submission
-    headers: Mapping[str, str] = field(repr=False)
-    """What authenticates receiver; empty while a key is missing."""
+    auth: Mapping[str, str] = field(repr=False)
+    """The headers that authenticate receiver; empty while a key is missing."""
     secret: str = field(default="", repr=False)
     """What else the callback shall carry as a proof."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What every request has in place of the caller's."""
+        return {name.lower(): value for name, value in self.auth.items()} | dict(self.table.headers)
 
 
 def _matched(pattern: str, path: str) -> Mapping[str, str] | None:

@@ -52,7 +52,7 @@ class SubmissionSuite:
     ) -> None:
         made = new(1)
         assert await store.begin_submission(*made) is None
-        assert await store.submission(made[0].id) == made[0]
+        assert list(await store.submissions(ALL)) == [made[0]]
         assert await store.token_claims(f"{1:020x}") == made[1]
         await store.end_submission(ended(made, SubmissionState.ACCEPTED, "job-1"))
         [row] = await store.submissions(SubmissionFilter(application="crm", source="speech", job_id="job-1"))

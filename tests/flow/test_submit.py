@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -30,7 +32,7 @@ from tests.support.house import receiver
 from tests.support.kept_events import kept_events
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
-from tests.support.running import BASIC, DEAPI_SECRET, Running
+from tests.support.running import BASIC, DEAPI_SECRET, Running, running
 from tests.support.submitting import (
     DEAPI_KEY,
     DEEPGRAM_KEY,
@@ -42,8 +44,10 @@ from tests.support.submitting import (
     Behave,
     accepted,
     response,
+    settings,
     submitting,
 )
+from tests.support.submitting import api as provider
 
 LISTEN = "/submit/deepgram/v1/listen"
 SPEECH, JOBS = "/submit/deapi/api/v2/audio/speech", "/submit/deapi/api/v2/jobs"
@@ -433,33 +437,69 @@ async def test_odd_answers_are_passed_back_and_say_no_job(both: Both) -> None:
     assert [(row.state, row.job_id) for row in rows] == [("accepted", None)] * 3
 
 
-async def test_what_the_store_could_not_take_after_the_sending_is_recorded_when_it_can(
-    both: Both, monkeypatch: pytest.MonkeyPatch
+async def test_what_the_store_could_not_take_after_the_sending_is_recorded_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is passed on meanwhile: the job costs money."""
-    up, _ = both
-    store = up.receiver.store
 
     async def gone(*ended: object) -> None:
         raise StoreUnavailable("gone")
 
-    with monkeypatch.context() as while_gone:
-        while_gone.setattr(store, "end_submission", gone)
-        assert (await up.client.post(SPEECH, json={}, headers=BEARER)).status_code == 200
-        assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 404
-    async with asyncio.timeout(20):
-        while not await store.submissions(SubmissionFilter(job_id="job-1")):
-            await asyncio.sleep(0)
-    assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 200
+    async with provider() as api:
+        text = settings(tmp_path, api.base)
+        async with running(tmp_path, text, work=False) as up:
+            monkeypatch.setattr(up.receiver.store, "end_submission", gone)
+            assert (await up.client.post(SPEECH, json={}, headers=BEARER)).status_code == 200
+            assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 404
+            assert up.receiver.journal.depth == 1
+        async with running(tmp_path, text, work=False) as up:
+            async with asyncio.timeout(PATIENCE):
+                while not await up.receiver.store.submissions(SubmissionFilter(job_id="job-1")):
+                    await asyncio.sleep(0)
+            assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 200
+
+
+async def test_a_compressed_answer_that_nobody_asked_for_names_its_job(both: Both) -> None:
+    """What cannot be decoded within bounds is passed back as it is, and names none."""
+    up, api = both
+    said = b'{"request_id": "job-%d"}'
+    bomb = gzip.compress(said % 3 + bytes(1_000_000))
+    ways = (
+        ("gzip", gzip.compress(said % 1), said % 1, "job-1"),
+        ("deflate", zlib.compress(said % 2), said % 2, "job-2"),
+    )
+    for coding, sent, body, job in ways:
+
+        async def behave(
+            asked: Asked, writer: asyncio.StreamWriter, coding: str = coding, sent: bytes = sent
+        ) -> None:
+            writer.write(response(200, sent, f"content-encoding: {coding}"))
+
+        api.behave = behave
+        answer = await up.client.post(LISTEN, content=body)
+        assert (answer.status_code, answer.content) == (200, body)
+        [row] = await up.receiver.store.submissions(SubmissionFilter(limit=1))
+        assert row.job_id == job
+    for sent in (bomb, bomb[:-5]):
+
+        async def broken(asked: Asked, writer: asyncio.StreamWriter, sent: bytes = sent) -> None:
+            writer.write(response(200, sent, "content-encoding: gzip"))
+
+        api.behave = broken
+        async with up.client.stream("POST", LISTEN, content=sent) as raw:
+            assert (raw.status_code, b"".join([piece async for piece in raw.aiter_raw()])) == (200, sent)
+        [row] = await up.receiver.store.submissions(SubmissionFilter(limit=1))
+        assert (row.state, row.job_id) == ("accepted", None)
 
 
 async def test_while_nothing_can_be_sent_a_repetition_is_asked_for_and_nothing_is_kept(both: Both) -> None:
     up, _ = both
-    submissions, sources = up.receiver.submissions, up.receiver.submissions.sources
-    away = sources["deepgram"].table.model_copy(update={"base": f"http://127.0.0.1:{free_port()}"})
-    submissions.sources = {"deepgram": replace(sources["deepgram"], table=away)}
+    parts, sources = up.receiver.submissions.parts, up.receiver.submissions.parts.sources
+    api = sources["deepgram"].api
+    away = api.table.model_copy(update={"base": f"http://127.0.0.1:{free_port()}"})
+    parts.sources = {"deepgram": replace(sources["deepgram"], api=replace(api, table=away))}
     answer = await up.client.post(LISTEN, content=AUDIO)
-    submissions.sources = sources
+    parts.sources = sources
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "submission" not in answer.json()
     assert await up.receiver.store.submissions(SubmissionFilter()) == []
@@ -622,7 +662,7 @@ async def test_bounds_of_bodies_and_of_calls_at_once(tmp_path: Path) -> None:
         assert (full.status_code, int(full.headers["retry-after"]) > 0) == (429, True)
         submissions = up.receiver.submissions
         sent = [("authorization", f"Token {TOKEN}")]
-        allowance = submissions.applications.prove(sent, submissions.sources["deepgram"].table)
+        allowance = submissions.applications.prove(sent, submissions.parts.sources["deepgram"].api.table)
         allowance.settings = allowance.settings.model_copy(update={"at_once": 0})
         busy = await up.client.post(LISTEN, content=b"a")
         assert (busy.status_code, "0 calls are under way" in busy.text) == (429, True)

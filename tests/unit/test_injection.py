@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.engine.submissions.injection import into_query
+from receiver.engine.submissions.injection import Injection
 from receiver.settings.submitting import SubmissionJob
 
 JOB = SubmissionJob(request=("POST /v1/listen",), set_in="query", own=("callback",), job="id")
@@ -23,4 +23,5 @@ JOB = SubmissionJob(request=("POST /v1/listen",), set_in="query", own=("callback
     ],
 )
 def test_a_query_keeps_its_fields_and_gets_the_callback(query: str, kept: str) -> None:
-    assert into_query(query, JOB, {"callback": "https://h/c"}) == f"{kept}callback=https%3A%2F%2Fh%2Fc"
+    injection = Injection(JOB, {"callback": "https://h/c"}, passes_own=False)
+    assert injection.into_query(query) == f"{kept}callback=https%3A%2F%2Fh%2Fc"

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from pydantic import SecretStr
 
 from receiver.core.errors import SubmissionRefused
-from receiver.core.submission import Submission as Row
-from receiver.core.submission import SubmissionState, headers_out
-from receiver.engine.submissions import repeats
+from receiver.core.submission import headers_out
 from receiver.engine.submissions.allowances import Allowance, Applications
-from receiver.engine.submissions.call import Call, Passing
-from receiver.engine.submissions.repeats import fingerprint_of
-from receiver.engine.submissions.sending import _patience
+from receiver.engine.submissions.passing import Call, _patience
 from receiver.settings.model import SubmitToken
 from receiver.settings.submitting import Submission
-from tests.contract.submission_suite import new
 
 TABLE = Submission.model_validate(
     {
@@ -118,7 +111,7 @@ def test_a_call_that_differs_in_anything_repeats_no_other(other: dict[str, str])
     def fingerprint(**other: str) -> str:
         same: Any = {"source": "a", "method": "POST", "path": "/a", "query": "", "ref": None}
         call = Call(headers=(), receive=never, **(same | other))
-        return fingerprint_of(cast("Passing", SimpleNamespace(call=call)), "hash of the body")
+        return call.fingerprint("hash of the body")
 
     assert fingerprint() == fingerprint()
     assert fingerprint() != fingerprint(**other)
@@ -144,49 +137,6 @@ def test_no_more_calls_are_under_way_than_receiver_takes_whichever_applications_
             with pytest.raises(SubmissionRefused) as caught, applications.calling(allowances[1], "a", "read"):
                 raise AssertionError
             assert caught.value.status == 503
-
-
-UNDER_WAY = new(1)[0]
-
-
-def waiting(seconds: float, ends: Row | None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Look for what a call repeats while an identical one is under way, which then comes to `ends`."""
-    monkeypatch.setattr(repeats, "_LOOK_SECONDS", 0)
-    found = [UNDER_WAY, None]
-
-    async def look() -> Row | None:
-        return found.pop(0)
-
-    async def again(submission_id: str) -> Row | None:
-        return ends
-
-    parts = SimpleNamespace(
-        settings=SimpleNamespace(answer_seconds=seconds), store=SimpleNamespace(submission=again)
-    )
-    return repeats._repeated(cast("Passing", SimpleNamespace(parts=parts)), new(2)[0], look)
-
-
-@pytest.mark.parametrize(
-    ("ends", "stands"),
-    [
-        ({"state": SubmissionState.ACCEPTED}, True),
-        ({"state": SubmissionState.UNKNOWN}, True),
-        ({"state": SubmissionState.ACCEPTED, "delivered": True}, False),
-        ({"state": SubmissionState.REFUSED}, False),
-        (None, False),
-    ],
-)
-async def test_an_identical_call_stands_for_another_unless_it_made_no_job_or_was_answered(
-    ends: dict[str, Any] | None, stands: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    came_to = None if ends is None else replace(UNDER_WAY, **ends)
-    assert await waiting(60, came_to, monkeypatch) == (came_to if stands else None)
-
-
-async def test_nobody_waits_for_an_identical_call_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SubmissionRefused) as caught:
-        await waiting(0, UNDER_WAY, monkeypatch)
-    assert caught.value.status == 424
 
 
 async def never() -> Any:

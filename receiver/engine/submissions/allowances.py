@@ -14,16 +14,16 @@ from receiver.settings.model import Kind, SubmitToken
 from receiver.settings.submitting import Submission
 from receiver.storage.store.store import Store
 
+_DAY = 86_400
+
 
 class _Limit(Struct):
     """A limit for a window of time over all processes. Each process reserves pieces of it in the store, and not each call."""
 
     what: str
     setting: str
-    """The setting with the amount for one second, minute or day."""
+    most: int
     seconds: int
-    times: int = 1
-    """A window has the setting's amount so many times."""
     pieces: int = 10
     """A window's amount is reserved in so many pieces. What a process reserved and does not use is lost to the others."""
     window: int = -1
@@ -32,41 +32,35 @@ class _Limit(Struct):
     used: int = 0
     """What all processes reserved, as last read from the store."""
 
-    def most(self, settings: SubmitToken) -> int:
-        """Return how much a window has."""
-        limit: int = getattr(settings, self.setting)
-        return limit * self.times
-
-    def wanted(self, settings: SubmitToken, now: int) -> int | None:
+    def wanted(self, now: int) -> int | None:
         """Return how much to reserve in the store; None if the present reserve is enough. Raises `SubmissionRefused`."""
-        most, milliseconds = self.most(settings), self.seconds * 1000
+        milliseconds = self.seconds * 1000
         if (window := now // milliseconds) != self.window:
             self.window, self.left, self.used = window, min(self.left, 0), 0
         elif self.left > 0:
             return None
-        elif self.used >= most:
+        elif self.used >= self.most:
             wait = (milliseconds - now % milliseconds) / 1000
             message = f"the application's {self.what} are used up ({self.setting})"
             raise SubmissionRefused(429, message, retry_after=max(1, round(wait + 0.5)))
-        return max(1, most // self.pieces, 1 - self.left)
+        return max(1, self.most // self.pieces, 1 - self.left)
 
-    def took(self, settings: SubmitToken, usage: Usage, used: int) -> None:
+    def took(self, usage: Usage, used: int) -> None:
         """Take over the store's count after a reservation, now `used`; past the limit nothing was reserved."""
         if usage.window == self.window:
             self.used = used
-            self.left += max(0, usage.amount - max(0, used - self.most(settings)))
+            self.left += max(0, usage.amount - max(0, used - self.most))
 
 
 class Allowance:
     """One application's."""
 
     def __init__(self, settings: SubmitToken) -> None:
-        self.settings = settings
-        self.application = settings.name
-        self._calls = _Limit("calls", "per_minute", 60)
-        self._reads = _Limit("reads", "reads_per_second", 10, times=10)
-        self._bytes = _Limit("bytes", "bytes_per_day", 86_400, pieces=250)
-        self._jobs = _Limit("jobs", "jobs_per_day", 86_400, pieces=250)
+        self.settings, self.application = settings, settings.name
+        self._calls = _Limit("calls", "per_minute", settings.per_minute, 60)
+        self._reads = _Limit("reads", "reads_per_second", settings.reads_per_second * 10, 10)
+        self._bytes = _Limit("bytes", "bytes_per_day", settings.bytes_per_day, _DAY, pieces=250)
+        self._jobs = _Limit("jobs", "jobs_per_day", settings.jobs_per_day, _DAY, pieces=250)
         self.under_way = 0
 
     async def admit(self, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
@@ -76,13 +70,11 @@ class Allowance:
             counted.append(self._jobs)
         limits = [*counted, self._bytes]  # bytes are counted as they come
         # Looked at anew each time: two calls that held to two windows would take each other's for ended, without end.
-        while taking := [
-            (one, amount) for one in limits if (amount := one.wanted(self.settings, clock())) is not None
-        ]:
+        while taking := [(one, amount) for one in limits if (amount := one.wanted(clock())) is not None]:
             usages = tuple(Usage(self.application, one.what, one.window, amount) for one, amount in taking)
             totals = await store.count_usage(usages)
             for (one, _), usage, used in zip(taking, usages, totals, strict=True):
-                one.took(self.settings, usage, used)
+                one.took(usage, used)
         for one in counted:
             one.left -= 1
 
@@ -109,16 +101,15 @@ class Applications:
 
     def prove(self, headers: Sequence[tuple[str, str]], table: Submission) -> Allowance:
         """Return the allowance of the caller. Raises `SubmissionRefused` unless exactly one token is there, and is one of ours."""
-        given = [value.strip() for name, value in headers if name == table.header]
+        given = [value for name, value in headers if name == table.header]
         lower = given[0].lower() if len(given) == 1 else ""
-        prefix = max((p for p in table.prefixes if lower.startswith(p.lower())), key=len, default=None)
-        token = "" if prefix is None else given[0][len(prefix) :].strip()
-        allowance = self._by_hash.get(_hash(token)) if token else None
-        if allowance is None:
-            raise SubmissionRefused(
-                401, f"send one token of receiver's in {table.header}, as the provider's key is sent"
-            )
-        return allowance
+        for prefix in table.prefixes:
+            if lower.startswith(prefix.lower()):
+                allowance = self._by_hash.get(_hash(given[0][len(prefix) :].strip()))
+                if allowance is not None:
+                    return allowance
+        message = f"send one token of receiver's in {table.header}, as the provider's key is sent"
+        raise SubmissionRefused(401, message)
 
     @contextmanager
     def calling(self, allowance: Allowance, source: str, kind: Kind) -> Iterator[None]:

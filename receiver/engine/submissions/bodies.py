@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+from msgspec import Struct
 
 from receiver.core.callback import Body
 from receiver.system.body_buffer import Receive, next_piece, too_large
 
 PIECE = 256 * 1024
 """The most bytes of a held body that are read at once."""
+_START = 64 * 1024
+"""Bytes of a streamed body that are waited for before it is sent: what ends within them is known whole."""
 Segment = bytes | tuple[int, int]
 """Literal bytes, or the start and end of a stretch of the received body."""
 
@@ -33,54 +36,22 @@ class Pace:
         self.until += len(piece) / self.BYTES_PER_SECOND
 
 
-class Outgoing:
-    """The body of a request; without `content` it is empty. `limit` is the time of the whole request, and runs anew with each piece."""
+class Outgoing(Struct):
+    """The body of a request."""
 
-    def __init__(
-        self,
-        content: AsyncIterator[bytes] | None = None,
-        length: int | None = None,
-        *,
-        content_type: str | None = None,
-        digest: str = "",
-    ) -> None:
-        """Without a `length` in bytes it is sent in chunks; `content_type` stands in place of the caller's. `digest` is a hash
-        of the caller's body, where it is not that of its bytes.
-        """
-        self.content, self.length = content, length
-        self.content_type, self.digest = content_type, digest
-        self.limit = asyncio.Timeout(None)  # made in a thread, where there is no loop
-        self.error: Exception | None = None
-        """The error that ended the body early."""
-
-    async def timed(
-        self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
-    ) -> AsyncIterator[bytes]:
-        """Yield it: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
-        try:
-            self.wait(None)
-            async for piece in content:
-                self.wait(idle_seconds)
-                yield piece
-                self.wait(None)  # the next piece has a time of its own
-            self.wait(answer_seconds)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def wait(self, seconds: float | None) -> None:
-        """Set the time limit of the request, from now; None is no limit."""
-        # A provider may answer before it has read all: then the limit has ended, and the body still goes out.
-        with contextlib.suppress(RuntimeError):
-            self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+    content: AsyncIterator[bytes] | None = None
+    """None: there is no body."""
+    headers: Mapping[str, str] = {}
+    """Those that tell of it, in place of the caller's; without a length it is sent in chunks."""
+    digest: str = ""
+    """A hash of the caller's body, where it is known before the sending."""
 
 
-def held_body(
-    body: Body, segments: Sequence[Segment], *, content_type: str | None = None, digest: str = ""
-) -> Outgoing:
+def held(body: Body, segments: Sequence[Segment], content_type: str, digest: str = "") -> Outgoing:
     """Return a body that was received before the sending: literal bytes, and stretches of the received body."""
     length = sum(len(s) if isinstance(s, bytes) else s[1] - s[0] for s in segments)
-    return Outgoing(_pieces(body, segments), length, content_type=content_type, digest=digest)
+    headers = {"content-type": content_type, "content-length": str(length)}
+    return Outgoing(_pieces(body, segments), headers, digest or body.sha256)
 
 
 async def _pieces(body: Body, segments: Sequence[Segment]) -> AsyncIterator[bytes]:
@@ -90,12 +61,10 @@ async def _pieces(body: Body, segments: Sequence[Segment]) -> AsyncIterator[byte
             continue
         for at in range(*segment, PIECE):
             size = min(PIECE, segment[1] - at)
-            in_memory = body.path is None
-            yield (
-                read_piece(body, at, size)
-                if in_memory
-                else await asyncio.to_thread(read_piece, body, at, size)
-            )
+            if body.path is None:
+                yield read_piece(body, at, size)
+            else:
+                yield await asyncio.to_thread(read_piece, body, at, size)
 
 
 def read_piece(body: Body, at: int, size: int) -> bytes:
@@ -109,60 +78,52 @@ def read_piece(body: Body, at: int, size: int) -> bytes:
         os.close(fd)
 
 
-class Stream(Outgoing):
-    """A caller's body as it comes: counted and hashed, its last piece held back until `ended` has seen its hash."""
+class Stream:
+    """A caller's body as it comes: counted, hashed, and limited to `most` bytes and its pace."""
 
     def __init__(
-        self,
-        receive: Receive,
-        length: int | None,
-        *,
-        most: int,
-        idle_seconds: float,
-        count: Callable[[int], None],
+        self, receive: Receive, length: int | None, most: int, pace: Pace, count: Callable[[int], None]
     ) -> None:
-        """`most` is the limit in bytes; `count` is called with the length of each piece."""
-        super().__init__(self._pieces(), length)
-        self._receive, self._most, self._count = receive, most, count
-        self._pace = Pace(idle_seconds)
-        self._first, self._size = b"", 0
+        """`count` is called with the length of each piece. Raises `BodyTooLarge` for a length over the limit."""
+        if length is not None and length > most:
+            raise too_large(most)
+        self._receive, self._length, self._left = receive, length, most
+        self._most, self._pace, self._count = most, pace, count
         self._digest = hashlib.sha256()
-        self.ended: Callable[[str], Awaitable[None]] | None = None
-        self.more = True
-        """More of the body may still come."""
+        self._more = True
 
-    async def begin(self) -> bool:
-        """Wait for the first piece; return False when the body is empty. Raises `BodyTooLarge` for a length over the limit."""
-        if self.length is not None and self.length > self._most:
-            raise too_large(self._most)
-        while self.more and not self._first:
-            self._first = await self._next()
-        return bool(self._first)
+    async def outgoing(self, ended: Callable[[str], Awaitable[None]] | None) -> Outgoing:
+        """Return what is sent of it, once its start is here; `ended` sees the hash of a longer body before its last piece goes out."""
+        start = bytearray()
+        while self._more and len(start) < _START:
+            start += await self._next()
+        content = self._pieces(bytes(start), ended if self._more else None)
+        headers = {} if self._length is None else {"content-length": str(self._length)}
+        return Outgoing(content if start else None, headers, "" if self._more else await self.digest())
 
-    async def whole_digest(self) -> str:
-        """Return its hash: it is read to its end, and not sent any more, unless its first piece is all of it."""
-        while self.more:
+    async def digest(self) -> str:
+        """Return its hash; what was not read yet is read, and not sent any more."""
+        while self._more:
             await self._next()
         return self._digest.hexdigest()
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        held = self._first
-        while self.more:
-            piece = await self._next()
-            if piece:
+    async def _pieces(
+        self, held: bytes, ended: Callable[[str], Awaitable[None]] | None
+    ) -> AsyncIterator[bytes]:
+        while self._more:
+            if piece := await self._next():
                 yield held
                 held = piece
-        if self.ended is not None:
-            await self.ended(self._digest.hexdigest())
+        if ended is not None:
+            await ended(self._digest.hexdigest())
         yield held
 
     async def _next(self) -> bytes:
-        pace = self._pace
-        piece, self.more = await next_piece(self._receive, pace.until, pace.idle_seconds)
-        self._size += len(piece)
-        if self._size > self._most:
+        piece, self._more = await next_piece(self._receive, self._pace.until, self._pace.idle_seconds)
+        self._left -= len(piece)
+        if self._left < 0:
             raise too_large(self._most)
         self._digest.update(piece)
-        pace.came(piece)
+        self._pace.came(piece)
         self._count(len(piece))
         return piece

@@ -15,15 +15,18 @@ from typing import Any
 from urllib.parse import quote
 
 from receiver.core.callback import Body, split_media_type
-from receiver.core.errors import OwnCallback, SubmissionRefused
+from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import METHOD_FIELDS, names_in
-from receiver.engine.submissions.bodies import PIECE, Outgoing, Segment, held_body, read_piece
+from receiver.engine.submissions.bodies import PIECE, Outgoing, Segment, held, read_piece
 from receiver.settings.submitting import SubmissionJob
 
-_PARTS, _PART_HEAD = 1000, 8192
-"""Parts of a form, and bytes of the head of one."""
+_PARTS, _PART_HEAD, _PART_TEXT = 1000, 8192, 4096
+"""Parts of a form, bytes of the head of one, and bytes of one that are looked at for a callback."""
 _NAME = re.compile(r'form-data\s*;(?:.*;)?\s*name="([^"\\\r\n]{1,200})"\s*(?:;|$)', re.IGNORECASE)
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+Fields = Sequence[tuple[str, Any]]
+_Part = tuple[str, bytes, bytes, tuple[int, int]]
+"""Name, beginning and head of a part of a form, and where it is."""
 
 
 def _readings(name: str) -> set[str]:
@@ -43,59 +46,117 @@ def refuse_method_fields(names: Iterable[str]) -> None:
             raise SubmissionRefused(422, f"{name} would make another request of it: leave it out")
 
 
-def _left_out(
-    fields: Iterable[tuple[str, Any]], job: SubmissionJob, values: Mapping[str, Any]
-) -> Collection[str]:
-    """Return the names of the caller's fields that receiver's replace.
+class Injection:
+    """Puts the callback of one job into its request."""
 
-    Raises `SubmissionRefused` for a callback of the caller's own, and for a field that changes the method. A null, an empty
-    text and receiver's own value are no conflict: SDKs send unset fields as null.
-    """
-    known, found = job.callback_names, set()
-    for name, value in fields:
-        refuse_method_fields([name])
-        if not known.isdisjoint(_readings(name)):
-            if not (value is None or value in ("", "null") or value == values.get(name)):
-                raise OwnCallback(name)
-            found.add(name)
-    return found
+    def __init__(self, job: SubmissionJob, values: Mapping[str, Any], *, passes_own: bool) -> None:
+        """`values` are set, unless the request has a callback of the caller's own and `passes_own`."""
+        self._job, self._values, self._passes_own = job, values, passes_own
+        self.own = ""
+        """The name of the caller's own callback, which stays, and receiver's is not set."""
+        self.refers: Fields = ()
+        """The names and values of members that refer to a job."""
+
+    def into_query(self, query: str) -> str:
+        """Return a query with the callback in it. Raises `SubmissionRefused`."""
+        left_out = self._left_out(names_in(query))
+        fields = [field for field in query.split("&") if field.strip(";")]
+        kept = [field for field in fields if names_in(field)[0][0] not in left_out]
+        added = [f"{quote(name, safe='')}={quote(str(text), safe='')}" for name, text in self._values.items()]
+        return "&".join([*kept, *added])
+
+    def into_json(self, body: Body, content_type: str) -> Outgoing:
+        """Return a JSON object with the callback in it. Raises `SubmissionRefused`."""
+        return held(body, [self._object(body.load())], content_type)
+
+    def into_form(self, body: Body, content_type: str) -> Outgoing:
+        """Return a multipart form with the callback added, as fields or in the JSON part. Its digest is independent of the boundary.
+
+        Raises `SubmissionRefused`.
+        """
+        boundary = split_media_type(content_type)[1].get("boundary", "")
+        if not _BOUNDARY.fullmatch(boundary):
+            raise SubmissionRefused(422, "the Content-Type names no multipart boundary")
+        fresh, digest, part = secrets.token_hex(20), hashlib.sha256(), self._job.part
+        inner: list[_Part] = []
+        others: list[_Part] = []
+        for head, start, end in _parts(body, boundary.encode()):
+            name = _name(head)
+            digest.update(b"%d %b %d " % (len(head), head, end - start))
+            for at in range(start, end, PIECE):
+                digest.update(read_piece(body, at, min(PIECE, end - at)))
+            is_inner = bool(part) and part in _readings(name)
+            text = read_piece(body, start, min(end - start, PIECE if is_inner else _PART_TEXT))
+            (inner if is_inner else others).append((name, text, head, (start, end)))
+        if len(inner) > 1:
+            raise SubmissionRefused(422, f"the form has {part} twice")
+        left_out = self._left_out([(name, text.decode("utf-8", "replace")) for name, text, _, _ in others])
+        mark = f"--{fresh}\r\n".encode()
+        ours = self._fields(inner[0][1] if inner else b"")
+        segments: list[Segment] = [mark + head + b"\r\n\r\n" + text + b"\r\n" for head, text in ours]
+        for name, _, head, stretch in others:
+            if name not in left_out:
+                segments += [mark + head + b"\r\n\r\n", stretch, b"\r\n"]
+        segments.append(f"--{fresh}--\r\n".encode())
+        return held(body, segments, f"multipart/form-data; boundary={fresh}", digest.hexdigest())
+
+    def _fields(self, inner: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield head and text of the parts with the callback; `inner` is the JSON part that the caller sent."""
+        said = 'Content-Disposition: form-data; name="{}"'
+        if self._job.part:
+            head = f"{said.format(self._job.part)}\r\nContent-Type: application/json"
+            yield head.encode(), self._object(inner or b"{}")
+            return
+        for name, value in self._values.items():
+            yield (
+                said.format(name).encode(),
+                (value if isinstance(value, str) else json.dumps(value)).encode(),
+            )
+
+    def _left_out(self, fields: Iterable[tuple[str, Any]]) -> Collection[str]:
+        """Return the names of the caller's fields that receiver's replace.
+
+        Raises `SubmissionRefused` for a callback of the caller's own that does not pass, and for a field that changes the
+        method. A null, an empty text and receiver's own value are no conflict: SDKs send unset fields as null.
+        """
+        known, found = self._job.callback_names, set()
+        for name, value in fields:
+            refuse_method_fields([name])
+            if known.isdisjoint(_readings(name)):
+                continue
+            if value in (None, "", "null", self._values.get(name)):
+                found.add(name)
+            elif self._passes_own:
+                self.own = name
+            else:
+                message = f"{name[:100]} is receiver's to set: leave it out, and the result comes as an event"
+                raise SubmissionRefused(422, message)
+        if self.own:
+            self._values = {}
+            return ()
+        return found
+
+    def _object(self, raw: bytes) -> bytes:
+        """Return a JSON object with the callback in it."""
+        pairs = _members(raw)
+        self.refers = [*_jobs_named(pairs, self._job)]
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise SubmissionRefused(422, "the JSON names a field twice")
+        for name, wanted in self._job.require.items():
+            if found.get(name) != wanted:
+                raise SubmissionRefused(422, f"only jobs are passed on: set {name} to {json.dumps(wanted)}")
+        if left_out := self._left_out(pairs):
+            kept = {name: value for name, value in pairs if name not in left_out}
+            whole = json.dumps(kept | dict(self._values), ensure_ascii=False, separators=(",", ":"))
+            return whole.encode("utf-8", "surrogatepass")
+        if not self._values:
+            return raw
+        start, comma = raw.rstrip()[:-1].rstrip(), b"," if pairs else b""
+        return start + comma + json.dumps(dict(self._values), separators=(",", ":")).encode()[1:]
 
 
-def into_query(query: str, job: SubmissionJob, values: Mapping[str, Any]) -> str:
-    """Return a query with the callback in it. Raises `SubmissionRefused` for one of the caller's own."""
-    left_out = _left_out(names_in(query), job, values)
-    fields = [field for field in query.split("&") if field.strip(";")]
-    kept = [field for field in fields if names_in(field)[0][0] not in left_out]
-    added = [f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in values.items()]
-    return "&".join([*kept, *added])
-
-
-Members = Sequence[tuple[str, Any]]
-
-
-def into_json(body: Body, pairs: Members, job: SubmissionJob, values: Mapping[str, Any]) -> Outgoing:
-    """Return a JSON object, whose members are `pairs`, with the callback in it. Raises `SubmissionRefused`."""
-    return held_body(body, [_with_values(body.load(), pairs, job, values)])
-
-
-def _with_values(raw: bytes, pairs: Members, job: SubmissionJob, values: Mapping[str, Any]) -> bytes:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise SubmissionRefused(422, "the JSON names a field twice")
-    for name, wanted in job.require.items():
-        if found.get(name) != wanted:
-            raise SubmissionRefused(422, f"only jobs are passed on: set {name} to {json.dumps(wanted)}")
-    if left_out := _left_out(pairs, job, values):
-        kept = {name: value for name, value in pairs if name not in left_out}
-        whole = json.dumps(kept | dict(values), ensure_ascii=False, separators=(",", ":"))
-        return whole.encode("utf-8", "surrogatepass")
-    if not values:
-        return raw
-    start, comma = raw.rstrip()[:-1].rstrip(), b"," if pairs else b""
-    return start + comma + json.dumps(dict(values), separators=(",", ":")).encode()[1:]
-
-
-def jobs_named(pairs: Members, job: SubmissionJob) -> Iterator[tuple[str, str]]:
+def _jobs_named(pairs: Fields, job: SubmissionJob) -> Iterator[tuple[str, str]]:
     """Yield the names and values of members that refer to a job. Raises `SubmissionRefused` for a malformed id."""
     places = {name.lower() for name in job.refers}
     for name, value in pairs:
@@ -105,11 +166,11 @@ def jobs_named(pairs: Members, job: SubmissionJob) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def members(raw: bytes) -> Members:
+def _members(raw: bytes) -> Fields:
     """Return the members of a JSON object. Raises `SubmissionRefused`."""
-    seen: list[list[tuple[str, Any]]] = [[]]
+    seen: list[Fields] = [()]
 
-    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def note(pairs: Fields) -> dict[str, Any]:
         seen[0] = pairs  # the outermost object ends last
         return dict(pairs)
 
@@ -129,46 +190,6 @@ def _no_number(text: str) -> Any:
 # ---------------------------------------------------------------- multipart
 
 
-def into_form(body: Body, content_type: str, job: SubmissionJob, values: Mapping[str, Any]) -> Outgoing:
-    """Return a multipart form with the callback added, as fields or in the JSON part. Its digest is independent of the boundary.
-
-    Raises `SubmissionRefused`.
-    """
-    boundary = split_media_type(content_type)[1].get("boundary", "")
-    if not _BOUNDARY.fullmatch(boundary):
-        raise SubmissionRefused(422, "the Content-Type names no multipart boundary")
-    fresh = secrets.token_hex(20)
-    mark = f"--{fresh}\r\n".encode()
-    segments: list[Segment] = []
-    digest, inner = hashlib.sha256(), b""
-    for head, start, end in _parts(body, boundary.encode()):
-        name = _name(head)
-        digest.update(b"%d %b %d " % (len(head), head, end - start))
-        for at in range(start, end, PIECE):
-            digest.update(read_piece(body, at, min(PIECE, end - at)))
-        if job.part and job.part in _readings(name):
-            if inner:
-                raise SubmissionRefused(422, f"the form has {name} twice")
-            inner = read_piece(body, start, min(end - start, PIECE)) or b"{}"
-        elif not _left_out(
-            [(name, read_piece(body, start, min(end - start, 4096)).decode("utf-8", "replace"))], job, values
-        ):
-            segments += [mark + head + b"\r\n\r\n", (start, end), b"\r\n"]
-    if job.part:
-        inner, named = inner or b"{}", f'name="{job.part}"\r\nContent-Type: application/json'
-        fields = [(named, _with_values(inner, members(inner), job, values))]
-    else:
-        texts = {n: value if isinstance(value, str) else json.dumps(value) for n, value in values.items()}
-        fields = [(f'name="{name}"', text.encode()) for name, text in texts.items()]
-    ours = [
-        mark + f"Content-Disposition: form-data; {named}\r\n\r\n".encode() + text + b"\r\n"
-        for named, text in fields
-    ]
-    segments = [*ours, *segments, f"--{fresh}--\r\n".encode()]
-    content_type = f"multipart/form-data; boundary={fresh}"
-    return held_body(body, segments, content_type=content_type, digest=digest.hexdigest())
-
-
 def _name(head: bytes) -> str:
     """Return the name of a part. Raises `SubmissionRefused` where another reader might find another one."""
     heads = head.decode("latin-1").split("\r\n")
@@ -180,11 +201,10 @@ def _name(head: bytes) -> str:
     return found[1]
 
 
-def _parts(body: Body, boundary: bytes) -> Iterable[tuple[bytes, int, int]]:
+def _parts(body: Body, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield head, start and end of each part."""
     mark = b"\r\n--" + boundary
-    opening = read_piece(body, 0, len(mark))
-    if not opening.startswith(mark[2:]):
+    if not read_piece(body, 0, len(mark)).startswith(mark[2:]):
         raise SubmissionRefused(422, "the form does not begin with its boundary")
     at, count = len(mark) - 2, 0
     while (after := read_piece(body, at, 2)) != b"--":
@@ -203,8 +223,7 @@ def _parts(body: Body, boundary: bytes) -> Iterable[tuple[bytes, int, int]]:
 def _find(body: Body, mark: bytes, at: int) -> int:
     """Return where `mark` is next, -1 where it is not."""
     while at < body.size:
-        piece = read_piece(body, at, PIECE + len(mark))
-        found = piece.find(mark)
+        found = read_piece(body, at, PIECE + len(mark)).find(mark)
         if found >= 0:
             return at + found
         at += PIECE

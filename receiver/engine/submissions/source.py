@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +12,7 @@ from receiver.engine.requests import IssuedUrl, issue_callback_url
 from receiver.outbound.client import CONNECT_SECONDS, Egress
 from receiver.providers import Adapter, PullProvider
 from receiver.settings.model import Settings, SourceSettings
-from receiver.settings.submitting import TOKEN_SECONDS, ProviderApi, Submission
+from receiver.settings.submitting import TOKEN_SECONDS, ProviderApi
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,7 @@ class SubmitSource:
     """A source that may be submitted to."""
 
     settings: SourceSettings
-    table: Submission
-    headers: Mapping[str, str] = field(repr=False)
-    """What every request has in place of the caller's; among it what authenticates receiver."""
-    secret: str = field(repr=False)
-    """What a callback shall carry as a proof, "" for none."""
+    api: ProviderApi
     pull: PullProvider | None
     """The adapter, if it can fetch results."""
     upstream: Egress
@@ -36,12 +32,11 @@ class SubmitSource:
         cls, settings: Settings, source: SourceSettings, adapter: Adapter, tokens: CallbackTokens
     ) -> SubmitSource:
         """Return one whose settings are checked. Raises `ConfigError` when nothing could be submitted to it."""
-        api = adapter.submit_api()
+        api, pull = adapter.submit_api(), adapter if isinstance(adapter, PullProvider) else None
         if api is None:
             raise ConfigError(
                 "receiver does not know what may be passed on to this provider: leave submit out"
             )
-        table, pull = api.table, adapter if isinstance(adapter, PullProvider) else None
         issue = partial(
             issue_callback_url,
             settings.public_url,
@@ -49,12 +44,14 @@ class SubmitSource:
             tokens,
             provider=pull,
             expires_seconds=TOKEN_SECONDS,
-            expect_seconds=source.submit_expect_seconds or table.expect_seconds,
+            expect_seconds=source.submit_expect_seconds or api.table.expect_seconds,
             job_secret=adapter.job_secrets,
             short=True,
         )
-        longest = 0 if all(job.fetch for job in table.jobs) else len(issue(now=0).url)
-        _refuse_unusable(settings, source, api, longest)
+        longest = 0 if all(job.fetch for job in api.table.jobs) else len(issue(now=0).url)
+        for message, is_so in _unusable(settings, source, api, longest).items():
+            if is_so:
+                raise ConfigError(message)
         upstream = Egress(
             timeout_seconds=CONNECT_SECONDS,
             connections=0,  # how many are under way at once has a limit of its own
@@ -62,16 +59,15 @@ class SubmitSource:
             ca_file=source.ca_file,
             fresh=True,
         )
-        headers = {name.lower(): value for name, value in api.headers.items()} | dict(table.headers)
-        return cls(source, table, headers, api.secret, pull, upstream, issue)
+        return cls(source, api, pull, upstream, issue)
 
 
-def _refuse_unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> None:
-    """Raise `ConfigError` where nothing could be submitted; `longest` is the length of a callback URL, 0 where none is sent."""
+def _unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> dict[str, bool]:
+    """Return why nothing could be submitted, and whether it is so; `longest` is the length of a callback URL, 0 where none is sent."""
     table, has_own = api.table, source.own_callback == "pass"
     is_led_back = any(job.rewrite for job in table.jobs)
-    wrong = {
-        f"submissions need the provider's key: set sources.{source.name}.api_key": not api.headers,
+    return {
+        f"submissions need the provider's key: set sources.{source.name}.api_key": not api.auth,
         'callbacks carry the account\'s key: leave own_callback = "pass" out': has_own
         and table.callbacks_have_key,
         "answers of this provider have URLs that are to lead back to receiver: set submit.url": is_led_back
@@ -79,6 +75,3 @@ def _refuse_unusable(settings: Settings, source: SourceSettings, api: ProviderAp
         f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": longest
         > table.max_url,
     }
-    for message, is_so in wrong.items():
-        if is_so:
-            raise ConfigError(message)

@@ -618,6 +618,25 @@ INSERT INTO submissions {insert: id, application, source, request, token_id, ref
 ON CONFLICT (application, source, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 
+-- name: earlier_submission
+-- The submission with this one's idempotency key; or an identical one that may have made a job, and whose caller has no answer.
+SELECT
+    id, application, source, request, token_id, ref, job_id, state, status, idempotency_key, fingerprint, delivered,
+    answer, created_at, updated_at
+FROM submissions
+WHERE id <> :id AND id IN (
+    SELECT id
+    FROM submissions
+    WHERE application = :application AND source = :source AND idempotency_key = :idempotency_key
+    UNION ALL
+    SELECT id
+    FROM submissions
+    WHERE application = :application AND fingerprint = :fingerprint AND delivered = 0 AND created_at >= :since
+        AND state <> 'refused'
+)
+ORDER BY CASE WHEN idempotency_key = :idempotency_key THEN 0 ELSE 1 END
+LIMIT 1
+
 -- name: list_submissions
 -- Submissions, newest first.
 SELECT

@@ -362,7 +362,6 @@ class Store:
 
     # ------------------------------------------------------------ submissions
 
-    submission = _reads(submission_rows.submission)
     submissions = _reads(submission_rows.submissions)
     count_usage = _writes(submission_rows.count)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import asdict, astuple
 
@@ -30,12 +29,11 @@ def begin(
 
     That is one with its idempotency key, or an identical one whose answer did not arrive, or has not yet.
     """
-    earlier = _with_key(session, wanted) or _repeated(session, wanted)
-    if earlier is not None:
+    if (earlier := _earlier(session, wanted)) is not None:
         return earlier
     row = astuple(wanted)
     if not session.run_rows("insert_submissions", [(*row[:11], int(row[11]), *row[12:])]):
-        return _with_key(session, wanted)  # another process wrote one with the key a moment ago
+        return _earlier(session, wanted)  # another process wrote one with the key a moment ago
     if claims is not None:
         tokens.add(session, [claims])
     if expectation is not None:
@@ -43,26 +41,11 @@ def begin(
     return None
 
 
-def _with_key(session: Session, wanted: Submission) -> Submission | None:
-    if wanted.idempotency_key is None:
-        return None
-    condition = "application = :application AND source = :source AND idempotency_key = :idempotency_key"
-    return _first(session, condition, asdict(wanted))
-
-
-def _repeated(session: Session, wanted: Submission) -> Submission | None:
-    if wanted.fingerprint is None:
-        return None
-    condition = (
-        "application = :application AND fingerprint = :fingerprint AND delivered = 0 "
-        "AND created_at >= :since AND id <> :id AND state <> 'refused'"
-    )
-    return _first(session, condition, {**asdict(wanted), "since": wanted.created_at - REPEAT_SECONDS * 1000})
-
-
-def _first(session: Session, condition: str, params: Mapping[str, Value]) -> Submission | None:
-    named = {name: params[name] for name in re.findall(r":(\w+)", condition)}
-    rows = session.run("list_submissions", {**named, "limit": 1}, condition)
+def _earlier(session: Session, wanted: Submission) -> Submission | None:
+    of_wanted = ("id", "application", "source", "idempotency_key", "fingerprint")
+    asked: dict[str, Value] = {name: getattr(wanted, name) for name in of_wanted}
+    asked["since"] = wanted.created_at - REPEAT_SECONDS * 1000
+    rows = session.run("earlier_submission", asked)
     return _of(rows[0]) if rows else None
 
 
@@ -70,7 +53,7 @@ def _first(session: Session, condition: str, params: Mapping[str, Value]) -> Sub
 def fingerprinted(session: Session, wanted: Submission) -> Submission | None:
     """Note the fingerprint of a submission whose body has ended; return the earlier one that it repeats."""
     session.run("fingerprint_submission", {"id": wanted.id, "fingerprint": wanted.fingerprint})
-    return _repeated(session, wanted)
+    return _earlier(session, wanted)
 
 
 @Each
@@ -113,11 +96,6 @@ def erase(session: Session, subject: Subject, jobs: Sequence[tuple[str, str]]) -
     if subject.kind is SubjectKind.REF:
         session.run("erase_refs", {"ref": subject.key})
         session.run("erase_submissions_of_ref", {"ref": subject.key})
-
-
-def submission(session: Session, submission_id: str) -> Submission | None:
-    """Return one submission; None when there is none (any more)."""
-    return _first(session, "id = :id", {"id": submission_id})
 
 
 _LISTING = newest_first("submissions")

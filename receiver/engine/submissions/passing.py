@@ -1,0 +1,535 @@
+"""One application's call on its way to the provider and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from receiver.core.callback import Body, Head, MemoryBody, TokenClaims, VerifiedCallback, split_media_type
+from receiver.core.errors import JournalUnavailable, PickupRefused, StoreUnavailable, SubmissionRefused
+from receiver.core.event import RecordStatus, new_id
+from receiver.core.observe import Observers, SubmissionReport
+from receiver.core.own_events import Routed, unknown_event
+from receiver.core.submission import (
+    Submission,
+    SubmissionFilter,
+    SubmissionState,
+    filled,
+    headers_back,
+    headers_out,
+    names_in,
+    text_at,
+)
+from receiver.core.work import Pickup
+from receiver.engine.requests import FORMAT_KEYS, IssuedUrl, new_pickup
+from receiver.engine.submissions.allowances import Allowance
+from receiver.engine.submissions.bodies import Outgoing, Pace, Stream
+from receiver.engine.submissions.injection import Injection
+from receiver.engine.submissions.source import SubmitSource
+from receiver.outbound.client import CONNECT_SECONDS, Failure, ReplyBroken
+from receiver.outbound.guard import Target, target
+from receiver.settings.model import SubmitSettings
+from receiver.settings.submitting import Rule, SubmissionJob
+from receiver.storage.journal import Journal
+from receiver.storage.store.store import Store
+from receiver.system.body_buffer import BodyBuffer, Receive
+from receiver.system.codings import CodingBroken, Inflater
+
+if TYPE_CHECKING:
+    from receiver.outbound.streams import Incoming
+
+UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
+ENDED = "submission"
+"""The proof of an entry of the journal that is what a submission came to."""
+_READ_SECONDS = 1800.0
+"""How long a whole body may take in which the callback is set."""
+_LOOK_SECONDS = 0.25
+"""Between two looks at a submission that another call waits for."""
+_MOST_SECONDS = 65.0
+"""The longest wait for an answer, for a caller who asks the provider to wait."""
+_START_BYTES = 64 * 1024
+"""Bytes of a body that are looked through without a thread; and of an answer, in which the job's id is searched."""
+_KEPT_BYTES = 2 * _START_BYTES
+"""The most of an answer, headers and body, that is kept for repeats."""
+_MOST_URL = 8192
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """An application's call, its body unread."""
+
+    source: str
+    method: str
+    path: str
+    """What follows the source, with its slash."""
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    ref: str | None
+    receive: Receive
+
+    def header(self, name: str) -> str:
+        """Return a header's first value, "" when there is none."""
+        return next((value for key, value in self.headers if key == name), "")
+
+    def fingerprint(self, digest: str) -> str:
+        """Return the hash of the whole request; `digest` is that of its body."""
+        parts = (self.source, self.method, self.path, self.query, self.ref or "", digest)
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Answer(Struct, kw_only=True):
+    """The answer to the caller."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: AsyncIterator[bytes]
+    delivered: bool = False
+    """To be set when all of it was sent to a caller who was still there."""
+
+
+class Parts(Struct, kw_only=True):
+    """The parts that all calls of a process share."""
+
+    settings: SubmitSettings
+    sources: Mapping[str, SubmitSource]
+    """Those that may be submitted to, by name."""
+    store: Store
+    journal: Journal
+    bodies: BodyBuffer
+    observer: Observers
+    clock: Callable[[], int]
+    routed: Routed
+    """Returns the destinations of an event."""
+    wake: Callable[[Iterable[str]], None]
+    """Wakes the destinations of a new event."""
+
+    async def commit(self, ended: Submission, pickup: Pickup | None = None) -> None:
+        """Write what a submission came to, and the event if that is not known. Raises `StoreUnavailable`.
+
+        `pickup` is that of the job's result, where nobody calls back.
+        """
+        if ended.state is SubmissionState.UNKNOWN:  # its event first: who ends in between leaves an open one
+            source = self.sources.get(ended.source)
+            provider = source.settings.provider if source else ended.source
+            recording = unknown_event(ended, provider, now=self.clock(), routed=self.routed)
+            if (await self.store.record(recording)).status is RecordStatus.RECORDED:  # a second one is none
+                self.wake(recording.destinations)
+        await self.store.end_submission(ended, pickup)
+
+    async def keep(self, ended: Submission, pickup: Pickup | None, reason: str) -> None:
+        """Have the journal keep what the store cannot take now. Raises `JournalUnavailable`."""
+        entry = VerifiedCallback(
+            head=Head(source=ended.source, method="", headers=(), received_at=ended.updated_at),
+            claims=TokenClaims(source=ended.source, token_id="", ref=ended.ref),
+            proofs=frozenset((ENDED,)),
+            body=MemoryBody(msgspec.json.encode((ended, pickup))),
+        )
+        await self.journal.keep(entry, key=ended.id, reason=reason)
+
+    async def take_back(self, entry: VerifiedCallback) -> None:
+        """Write what the journal kept. Raises `StoreUnavailable`."""
+        await self.commit(*msgspec.json.decode(entry.body.load(), type=tuple[Submission, Pickup | None]))
+
+
+class Repeated(Exception):
+    """The body has ended, and is the same as an earlier submission's."""
+
+    def __init__(self, earlier: Submission) -> None:
+        self.earlier = earlier
+
+
+class Passing:
+    """A call that may be passed on."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        call: Call,
+        source: SubmitSource,
+        rule: Rule,
+        allowance: Allowance,
+        report: SubmissionReport,
+        stack: AsyncExitStack,
+    ) -> None:
+        """`stack` releases what goes with the call."""
+        self.parts, self.call, self.source, self.rule = parts, call, source, rule
+        self.allowance, self.report, self._stack = allowance, report, stack
+        self.submission: Submission | None = None
+        self.began = False
+        """Sending began: the provider may have part of the request."""
+        self._query, self._body = call.query, Outgoing()
+        self._stream: Stream | None = None
+        self._at = 0
+        """When the job's row and its callback URL were made, in epoch milliseconds."""
+        self._issued: IssuedUrl | None = None
+        """The callback URL; None when the callback is the caller's own, or none comes."""
+        self._limit = asyncio.Timeout(None)
+        """The time of the request, which runs anew with each piece."""
+        self._error: Exception | None = None
+        """The error that ended the body early."""
+
+    async def answer(self) -> Answer:
+        """Pass the call on; return the provider's answer. Raises `SubmissionRefused`, `SenderError`, `StoreUnavailable` and others."""
+        job = self.rule.job
+        if job is not None:
+            return await self._submit(job)
+        if (name := self.rule.names.get("job")) is not None:
+            await self._own(name)
+        await self._take(needed=self.rule.kind == "upload")
+        return self._passed_back(await self._exchange())
+
+    async def _submit(self, job: SubmissionJob) -> Answer:
+        """Start a job: committed first, sent once, and the answer committed before the caller gets it."""
+        fingerprint = await self._make(job)
+        if (earlier := await self._begin(fingerprint)) is not None:
+            if self._stream is not None:  # it has the same key: is it the same?
+                fingerprint = self.call.fingerprint(await self._stream.digest())
+            if earlier.fingerprint != fingerprint:
+                raise SubmissionRefused(422, "this Idempotency-Key came with another request")
+            return self._remembered(earlier)
+        try:
+            return await self._learned(job, await self._exchange())
+        except Repeated as repeated:
+            await self._end(SubmissionState.OPEN)
+            return self._remembered(repeated.earlier)
+        except BaseException:
+            if self.began:
+                await self._end(SubmissionState.UNKNOWN, status=424)
+            else:
+                await self._end(SubmissionState.OPEN)
+            raise
+
+    async def _own(self, job_id: str, where: str = "") -> None:
+        """Raise `SubmissionRefused` unless the job belongs to the application; `where` says how the call names it."""
+        of = self.allowance.application
+        wanted = SubmissionFilter(application=of, source=self.call.source, job_id=job_id, limit=1)
+        if not await self.parts.store.submissions(wanted):
+            raise SubmissionRefused(404, f"{where}no job of this application has this id")
+
+    # ------------------------------------------------------------ the request
+
+    async def _make(self, job: SubmissionJob) -> str | None:
+        """Make the request of a job; return its fingerprint, None if that is known at its body's end. Raises `SubmissionRefused`, `SenderError`."""
+        if job.set_in == "query":
+            await self._take(needed=True)
+            injection = self._injection(job)
+            self._query = injection.into_query(self._query)
+        else:
+            injection = await self._set_in_body(job)
+        if injection.own:
+            self._issued, self.report.reason = None, f"{injection.own[:100]} is the caller's own"
+        for name, job_id in injection.refers:
+            await self._own(job_id, f"{name}: ")
+        return self.call.fingerprint(self._body.digest) if self._body.digest else None
+
+    async def _take(self, *, needed: bool) -> None:
+        """Take the caller's body as it comes. Raises `SubmissionRefused` when it is empty and `needed`, `SenderError`."""
+        settings, length = self.parts.settings, self.call.header("content-length")
+        size = int(length) if length.isdecimal() else None
+        most, pace = settings.max_body_bytes, Pace(settings.idle_seconds)
+        self._stream = stream = Stream(self.call.receive, size, most, pace, self._count)
+        self._body = await stream.outgoing(self._body_ended if self.rule.kind == "submit" else None)
+        if needed and self._body.content is None:
+            raise SubmissionRefused(422, "the body is empty")
+
+    async def _set_in_body(self, job: SubmissionJob) -> Injection:
+        content_type, settings = self.call.header("content-type"), self.parts.settings
+        if self.call.header("content-encoding") not in ("", "identity"):
+            raise SubmissionRefused(
+                415, "send the body without a Content-Encoding: the callback is set in it"
+            )
+        ways = {"application/json": (Injection.into_json, settings.max_json_bytes)}
+        if not (job.require or job.refers):  # what they say of the JSON cannot be seen in another form
+            ways["multipart/form-data"] = (Injection.into_form, settings.max_form_bytes)
+        media_type = split_media_type(content_type)[0]
+        if media_type not in ways:
+            raise SubmissionRefused(415, f"send {' or '.join(ways)}: the callback is set in it")
+        change, most = ways[media_type]
+        body = await self._read(most)
+        injection = self._injection(job)
+        if body.size <= _START_BYTES:
+            self._body = change(injection, body, content_type)
+        else:
+            self._body = await asyncio.to_thread(change, injection, body, content_type)
+        return injection
+
+    def _injection(self, job: SubmissionJob) -> Injection:
+        """Return what puts the callback into the request: a fresh URL, unless the result is fetched."""
+        call, source, self._at = self.call, self.source, self.parts.clock()
+        known = {"ref": call.ref or "", "secret": source.api.secret}
+        if not job.fetch:
+            asked = {name: value for name, value in names_in(call.query) if name in FORMAT_KEYS}
+            asked |= filled(job.format, self.rule.names)
+            self._issued = issued = source.issue(ref=call.ref, format=asked, now=self._at)
+            known |= {"callback": issued.url, "token": issued.token or ""}
+            known["secret"] = issued.webhook_secret or source.api.secret
+        wanted = {
+            name: text for name, text in job.set.items() if known["secret"] or "{secret}" not in str(text)
+        }
+        values: Mapping[str, Any] = filled(wanted, known)
+        return Injection(job, values, passes_own=source.settings.own_callback == "pass")
+
+    async def _read(self, most: int) -> Body:
+        """Read a whole body; it goes with the call."""
+        idle = self.parts.settings.idle_seconds
+        body = await self.parts.bodies.read(self.call.receive, limit=most, total=_READ_SECONDS, idle=idle)
+        self._stack.callback(body.discard)
+        self._count(body.size)
+        return body
+
+    def _count(self, size: int) -> None:
+        """Count bytes of the caller's body."""
+        self.report.bytes_in += size
+        self.allowance.add_bytes(size)
+
+    # ------------------------------------------------------------ never twice
+
+    async def _begin(self, fingerprint: str | None) -> Submission | None:
+        """Commit the job's row, token and expectation before sending; or return the earlier submission that this one repeats.
+
+        Raises `StoreUnavailable`, `SubmissionRefused`.
+        """
+        call, issued, store = self.call, self._issued, self.parts.store
+        key = call.header("idempotency-key") or None
+        if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
+            raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
+        claims, expectation = (issued.claims, issued.expectation) if issued else (None, None)
+        new = Submission(
+            id=new_id("sub", self._at),
+            application=self.allowance.application,
+            source=call.source,
+            request=self.rule.request,
+            token_id=claims.token_id if claims else None,
+            ref=call.ref,
+            idempotency_key=key,
+            fingerprint=fingerprint,
+            created_at=self._at,
+            updated_at=self._at,
+        )
+        earlier = await self._earlier(lambda: store.begin_submission(new, claims, expectation))
+        if earlier is None:
+            self.submission = new
+        return earlier
+
+    async def _body_ended(self, digest: str) -> None:
+        """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
+        if self.submission is not None:
+            wanted = replace(self.submission, fingerprint=self.call.fingerprint(digest))
+            earlier = await self._earlier(lambda: self.parts.store.fingerprint_submission(wanted))
+            if earlier is not None:
+                raise Repeated(earlier)
+
+    async def _earlier(self, look: Callable[[], Awaitable[Submission | None]]) -> Submission | None:
+        """Return the earlier submission that stands for this one, with its answer; None if this one is to be sent.
+
+        Raises `SubmissionRefused` with 424 when the earlier one takes too long.
+        """
+        until = time.monotonic() + self.parts.settings.answer_seconds
+        while (earlier := await look()) is not None and earlier.state is SubmissionState.OPEN:
+            if time.monotonic() > until:
+                raise SubmissionRefused(424, "the same submission is under way, and has no answer yet")
+            await asyncio.sleep(_LOOK_SECONDS)
+        return earlier
+
+    def _remembered(self, earlier: Submission) -> Answer:
+        """Return the answer that an earlier submission had. Raises `SubmissionRefused` with 424 where it had none."""
+        self.submission, self.report.outcome = earlier, "replayed"
+        if earlier.answer is None:
+            raise SubmissionRefused(424, UNKNOWN)
+        headers, body = msgspec.msgpack.decode(earlier.answer, type=tuple[list[tuple[str, str]], bytes])
+        headers += [("x-receiver-submission", earlier.id), ("x-receiver-replayed", "1")]
+        return Answer(status=earlier.status or 200, headers=headers, body=once(body))
+
+    # ------------------------------------------------------------ the exchange
+
+    async def _exchange(self) -> Incoming:
+        """Send the request; return the head of its answer. Raises `SubmissionRefused` when none came, and for a redirect."""
+        call, idle = self.call, self.parts.settings.idle_seconds
+        question = f"?{self._query}" if self._query else ""
+        place = target(f"{self.source.api.table.base}{call.path}{question}")
+        if not isinstance(place, Target):
+            raise SubmissionRefused(404, place)
+        patience = _patience(call.header("prefer"), self.parts.settings.answer_seconds)
+        content = self._body.content
+        pieces = self._timed(content, idle, patience) if content else None
+        api = self.source.api
+        headers = headers_out(call.headers, api.table.header, {**api.headers, **self._body.headers})
+        self.began = True
+        try:
+            async with self._limit:
+                self._wait(CONNECT_SECONDS + patience)
+                reply = await self.source.upstream.exchange(call.method, place, headers, pieces)
+        except TimeoutError:
+            raise SubmissionRefused(424, UNKNOWN) from None
+        if isinstance(reply, Failure):
+            self.began = (
+                self._error is None and reply.sent
+            )  # without its last piece there is no whole request
+            if self._error is not None:
+                raise self._error
+            if not reply.sent:
+                raise SubmissionRefused(503, f"nothing was sent: {reply.detail}", retry_after=5)
+            raise SubmissionRefused(424, UNKNOWN)
+        self._stack.callback(reply.close)
+        if reply.status < 200 or (300 <= reply.status < 400 and reply.status != 304):
+            raise SubmissionRefused(424, f"the provider answers {reply.status}, which is followed nowhere")
+        return reply
+
+    async def _timed(
+        self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
+    ) -> AsyncIterator[bytes]:
+        """Yield a body: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
+        try:
+            self._wait(None)
+            async for piece in content:
+                self._wait(idle_seconds)
+                yield piece
+                self._wait(None)  # the next piece has a time of its own
+            self._wait(answer_seconds)
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _wait(self, seconds: float | None) -> None:
+        """Set the time limit of the request, from now; None is no limit."""
+        # A provider may answer before it has read all: then the limit has ended, and the body still goes out.
+        with contextlib.suppress(RuntimeError):
+            self._limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+    # ------------------------------------------------------------ the answer
+
+    def _passed_back(self, reply: Incoming, start: bytes = b"") -> Answer:
+        """Return a provider's answer, of which `start` was read."""
+        self.report.outcome = "forwarded"
+        lines = headers_back(reply.headers)
+        if self.submission is not None:
+            lines.append(("x-receiver-submission", self.submission.id))
+        return Answer(status=reply.status, headers=lines, body=self._rest(reply, start))
+
+    async def _rest(self, reply: Incoming, piece: bytes) -> AsyncIterator[bytes]:
+        """Yield an answer's body: what was read of it, and what comes. Raises `ReplyBroken`, `TimeoutError`."""
+        settings, report = self.parts.settings, self.report
+        pace = Pace(settings.idle_seconds)
+        while True:
+            if piece:
+                report.bytes_out += len(piece)
+                yield piece
+            async with asyncio.timeout(min(pace.idle_seconds, pace.until - time.monotonic())):
+                piece = await reply.read()
+            if not piece:
+                return
+            pace.came(piece)
+            if report.bytes_out + len(piece) > settings.max_body_bytes:
+                raise ReplyBroken
+
+    async def _learned(self, job: SubmissionJob, reply: Incoming) -> Answer:
+        """Commit what the provider's answer says of the job, and pass it back. Raises `SubmissionRefused` when it does not come whole."""
+        if not 200 <= reply.status < 300:
+            await self._end(SubmissionState.REFUSED, status=reply.status)
+            return self._passed_back(reply)
+        start, whole = await self._start(reply)
+        plain = _plain(start, reply.headers.get("content-encoding", ""))
+        job_id, body = text_at(plain, job.job), self._led_back(job, plain)
+        answer = self._passed_back(reply, body)
+        if body != start:
+            answer.headers = [h for h in answer.headers if h[0] not in ("content-length", "content-encoding")]
+        kept = msgspec.msgpack.encode((answer.headers, body)) if whole else b""
+        if job_id is None:
+            self.parts.observer.note("warning", "submit.no_job_id", source=self.call.source)
+        pickup = self._pickup(job_id) if job.fetch and job_id else None
+        found = {
+            "status": reply.status,
+            "job_id": pickup.job_id if pickup else job_id,
+            "answer": kept if 0 < len(kept) <= _KEPT_BYTES else None,
+        }
+        await self._end(SubmissionState.ACCEPTED, pickup, **found)
+        return answer
+
+    async def _start(self, reply: Incoming) -> tuple[bytes, bool]:
+        """Return the start of an answer's body, and whether that is all of it. Raises `SubmissionRefused`."""
+        start, whole = bytearray(), False
+        try:
+            async with asyncio.timeout(self.parts.settings.answer_seconds):
+                while len(start) <= _START_BYTES and not whole:
+                    piece = await reply.read()
+                    start += piece
+                    whole = not piece
+        except (ReplyBroken, TimeoutError):
+            raise SubmissionRefused(424, UNKNOWN) from None
+        return bytes(start), whole
+
+    def _led_back(self, job: SubmissionJob, raw: bytes) -> bytes:
+        """Return an answer whose URLs of the provider's API point to receiver instead, so that the caller polls through receiver."""
+        table = self.source.api.table
+        here = f"{self.parts.settings.url}/submit/{self.call.source}{table.folder}"
+        for place in job.rewrite:
+            url = text_at(raw, place, most=_MOST_URL)
+            if url is not None and url.startswith(f"{table.base}/"):
+                for said in (url, url.replace("/", "\\/")):  # PHP escapes each slash
+                    raw = raw.replace(f'"{said}"'.encode(), f'"{here}{url[len(table.base) :]}"'.encode())
+        return raw
+
+    def _pickup(self, job_id: str) -> Pickup | None:
+        """Return the pickup of a job's result, for providers that do not call back."""
+        pull, now = self.source.pull, self.parts.clock()
+        try:
+            return None if pull is None else new_pickup(pull, job_id, ref=self.call.ref, now=now)
+        except PickupRefused as error:
+            facts = {"source": self.call.source, "reason": error.message}
+            self.parts.observer.note("warning", "submit.no_pickup", **facts)
+            return None
+
+    async def _end(self, state: SubmissionState, pickup: Pickup | None = None, **found: Any) -> None:
+        """Commit what the submission came to; `OPEN`: nothing was sent. What the store cannot take is kept in the journal."""
+        if self.submission is None:
+            return
+        made = replace(self.submission, state=state, updated_at=self.parts.clock(), **found)
+        self.submission = None if state is SubmissionState.OPEN else made
+        await asyncio.shield(self._commit(made, pickup))
+
+    async def _commit(self, ended: Submission, pickup: Pickup | None) -> None:
+        try:
+            try:
+                await self.parts.commit(ended, pickup)
+            except StoreUnavailable as error:
+                await self.parts.keep(ended, pickup, error.message)
+        except JournalUnavailable as error:
+            facts = {"submission_id": ended.id, "job_id": ended.job_id, "reason": error.message}
+            self.parts.observer.note("error", "submit.not_recorded", **facts)
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    """Yield bytes that are here."""
+    yield data
+
+
+def _patience(prefer: str, seconds: float) -> float:
+    """Return how long the provider's answer may take: longer when the caller asks the provider to wait."""
+    for part in prefer.split(","):
+        name, _, wish = part.strip().partition("=")
+        if name == "wait":
+            seconds = max(seconds, min(_MOST_SECONDS, (float(wish) if wish.isdecimal() else 60.0) + 5))
+    return seconds
+
+
+def _plain(data: bytes, coding: str) -> bytes:
+    """Return an answer without its content coding, which some use unasked; as it is if that cannot be undone within bounds."""
+    plain = bytearray()
+    if coding.lower() in ("gzip", "x-gzip", "deflate"):
+        inflater = Inflater(coding.lower().removeprefix("x-"))
+        with contextlib.suppress(CodingBroken):
+            for piece in inflater.feed(data):
+                plain += piece
+                if len(plain) > _START_BYTES:
+                    return data
+            inflater.finish()
+            return bytes(plain)
+    return data
