@@ -284,7 +284,7 @@ class Janitor(BackgroundPart):
     async def _uploads(self, before: int, counts: Counter[str]) -> None:
         try:
             counts[UPLOADS] += await self._blobs.abort_abandoned(before=before)
-        # Some stores have no listing of uploads, or credentials no right to it.
+        # One file that may not be removed is no reason to leave all orphans.
         except BlobsUnavailable as error:
             self._blobs_failed(error)
 

@@ -352,7 +352,8 @@ class SourceSettings(Section):
 
     name: str
     provider: str
-    max_audio_bytes: int = Field(default=256 * MIB, ge=1)
+    max_audio_bytes: int = Field(default=256 * MIB, ge=1, le=5 * 1024 * MIB)
+    """S3 takes no more than 5 GiB in one request."""
     max_json_bytes: int = Field(default=32 * MIB, ge=1)
     body_seconds: float = Field(default=120.0, gt=0)
     """Longest time for a whole body."""

@@ -47,7 +47,7 @@ async def _send(up: Running, sent: Sent) -> httpx2.Response:
     return await up.client.request(sent.method, sent.path, headers=sent.headers, content=sent.body)
 
 
-@pytest.mark.parametrize("times", [1, 2200], ids=["small", "in parts"])
+@pytest.mark.parametrize("times", [1, 2200], ids=["small", "large"])
 async def test_audio_lies_in_the_bucket_and_the_event_links_to_it(
     weed: Weed, tmp_path: Path, times: int
 ) -> None:

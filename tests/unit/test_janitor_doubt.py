@@ -255,7 +255,7 @@ async def test_many_orphans_among_few_objects_that_are_known_stay(
 
 
 class Refusing(Blobs):
-    """Lists no uploads, and has one object that may not be deleted."""
+    """Shows no files that a crash left, and has one object that may not be deleted."""
 
     kept = f"{0:032x}.wav"
 

@@ -16,7 +16,7 @@ import pytest
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs import s3, s3_client, s3_uploads
+from receiver.storage.blobs import s3, s3_client
 from receiver.storage.blobs.s3 import S3Blobs
 from receiver.storage.blobs.s3_options import S3Options
 from tests.support import s3 as support
@@ -69,9 +69,8 @@ CALLS: dict[str, Callable[[S3Blobs], Coroutine[Any, Any, object]]] = {
     "get": lambda blobs: blobs.get("a/one.mp3"),
     "list": lambda blobs: blobs.entries(),
     "delete": lambda blobs: blobs.delete(["a/one.mp3"]),
-    "abort": lambda blobs: blobs.abort_abandoned(before=0),
     "ask": lambda blobs: blobs.ping(),
-    "put in parts": lambda blobs: blobs.put("a", MemoryBody(bytes(17 << 20)), content_type="audio/wav"),
+    "put a large one": lambda blobs: blobs.put("a", MemoryBody(bytes(17 << 20)), content_type="audio/wav"),
 }
 
 
@@ -82,9 +81,9 @@ async def test_a_store_that_trickles_is_cut_off_and_its_threads_are_free_again(
     """It is never silent, so no timeout of the connection ever ends it."""
     sink.default = TRICKLE
     with monkeypatch.context() as patched:
-        for module, name in ((s3, "_ASK_SECONDS"), (s3, "_LONG_SECONDS"), (s3_uploads, "_SECONDS")):
-            patched.setattr(module, name, 0.3)
-        patched.setattr(s3_uploads, "_SLOWEST", 1 << 40)
+        for name in ("_ASK_SECONDS", "_LONG_SECONDS"):
+            patched.setattr(s3, name, 0.3)
+        patched.setattr(s3, "_SLOWEST", 1 << 40)
         with pytest.raises(BlobsUnavailable, match="did not answer in time"):
             await CALLS[call](blobs)
         await idle(blobs)
@@ -254,10 +253,3 @@ async def test_a_store_that_says_little_is_believed_when_the_object_is_there(
     there = Answer(headers={"x-amz-meta-sha256": BODY.sha256}, body=b"sound")
     sink.script.extend([Answer(body=b""), there])
     await put(blobs)
-
-
-async def test_an_upload_in_parts_that_was_never_begun_is_told(blobs: S3Blobs, sink: Sink) -> None:
-    xml = Answer(body=b"<Other></Other>", headers={"content-type": "application/xml"})
-    sink.script.extend([MISSING, xml])
-    with pytest.raises(BlobsUnavailable, match="began no upload in parts"):
-        await blobs.put("a", MemoryBody(bytes(17 << 20)), content_type="audio/wav")

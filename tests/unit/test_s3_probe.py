@@ -28,8 +28,6 @@ TAKEN = Answer(status=412, body=b"<Error><Code>PreconditionFailed</Code></Error>
 SHA256 = hashlib.sha256(b"receiver check\n").hexdigest()
 SOUND = Answer(body=b"receiver check\n", headers={"etag": '"e"', "x-amz-meta-sha256": SHA256})
 RANGE = Answer(status=206, body=b"receiver", headers={"content-type": "audio/mpeg"})
-BEGUN = Answer(body=b"<R><UploadId>1</UploadId></R>", headers=XML)
-ENDED = Answer(body=b"<R><ETag>e</ETag></R>", headers=XML)
 
 
 def refused(status: int, code: str = "InvalidArgument") -> Answer:
@@ -63,20 +61,8 @@ async def test_a_store_that_refuses_the_put_that_receiver_makes_is_found_out(sin
 
 
 async def test_a_second_conditional_put_that_is_refused_otherwise_is_an_error(sink: Sink) -> None:
-    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, refused(400), BEGUN, OK, ENDED, SOUND, BEGUN)
+    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, refused(400))
     assert [trouble.message.split(" failed:")[0] for trouble in found] == ["storing once more in s3://bucket"]
-
-
-async def test_an_upload_in_parts_that_cannot_be_completed_is_an_error(sink: Sink) -> None:
-    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, TAKEN, BEGUN, OK, refused(403, "AccessDenied"))
-    assert [trouble.message.split(" failed:")[0] for trouble in found] == ["storing in parts in s3://bucket"]
-    ended = sink.received[9]
-    assert ended.method == "DELETE", "and is aborted"
-
-
-async def test_an_upload_in_parts_that_never_begins_is_an_error(sink: Sink) -> None:
-    found = await _fatal(sink, OK, OK, SOUND, OK, RANGE, TAKEN, ENDED)
-    assert "began no upload in parts" in found[0].message
 
 
 async def test_what_a_check_leaves_that_was_killed_is_ours_to_sweep(
@@ -86,7 +72,7 @@ async def test_what_a_check_leaves_that_was_killed_is_ours_to_sweep(
     monkeypatch.setattr(s3_probe._Probe, "delete", lambda _: None)
     await asyncio.to_thread(probe, weed.options(prefix, key=template))
     found = weed.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
-    assert len(found) == 2
+    assert len(found) == 1
     assert all(KeyTemplate(template).is_ours(item["Key"].removeprefix(prefix)) for item in found)
 
 
@@ -103,7 +89,7 @@ async def test_a_link_to_an_address_that_the_system_trusts_is_fetched_beside_a_c
         authority.issue_cert("127.0.0.1").configure_cert(context)
         async with Sink(tls=context) as links:
             links.default = RANGE
-            sink.script.extend([OK, OK, SOUND, OK, TAKEN, BEGUN, OK, ENDED, SOUND, BEGUN])
+            sink.script.extend([OK, OK, SOUND, OK, TAKEN])
             options = S3Options(
                 bucket="bucket",
                 endpoint_url=f"http://127.0.0.1:{sink.port}",

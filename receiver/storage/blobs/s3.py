@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from receiver.storage.blobs import BlobEntry, LocalObject, disposition
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_client import Calls
 from receiver.storage.blobs.s3_errors import code_of, explain, status_of
+from receiver.storage.blobs.s3_objects import LARGE, Objects, proves
 from receiver.storage.blobs.s3_options import S3Options
-from receiver.storage.blobs.s3_uploads import Uploads
 
 _LONGEST_LINK = 7 * 86400
 """Seconds that a signed link may last at most (Signature Version 4)."""
@@ -28,6 +28,8 @@ _PAGE = 1000
 _ASK_SECONDS = 15.0
 _LONG_SECONDS = 120.0
 """Time limit of a whole call, even if the store keeps sending: for one answer, and for reading an object."""
+_SLOWEST = 256 * 1024
+"""Bytes a second: to put a body may take this in addition."""
 _NO_BATCHES = {"MissingContentMD5", "NotImplemented", "InvalidRequest", "MethodNotAllowed"}
 """Error codes of stores that cannot delete many objects with boto3's one request."""
 
@@ -39,7 +41,9 @@ class S3Blobs:
         self._options = options
         self._keys = KeyTemplate(options.key)
         self._calls = Calls(options)
-        self._uploads = Uploads(options, self._calls)
+        self._objects = Objects(options)
+        self._large = asyncio.Semaphore(max(1, options.connections // 2))
+        """Half of the threads at most put large bodies, so that these never stop small ones."""
         self._pinging = asyncio.Lock()
         self._proved_at = -math.inf
 
@@ -51,8 +55,7 @@ class S3Blobs:
         await self._calls.open()
 
     async def close(self) -> None:
-        """End the requests under way, abort uploads that failed, end the threads."""
-        await self._uploads.close()
+        """End the requests under way, end the threads."""
         await self._calls.close()
 
     async def ping(self) -> None:
@@ -78,7 +81,7 @@ class S3Blobs:
         """
         whole = self._whole(key)
         try:
-            await self._uploads.put(whole, body, content_type)
+            await self._put(whole, body, content_type)
         except BaseException:
             self._proved_at = -math.inf
             raise
@@ -90,6 +93,25 @@ class S3Blobs:
             size=body.size,
             sha256=body.sha256,
         )
+
+    async def _put(self, key: str, body: Body, content_type: str) -> None:
+        """Put a body whole: the first try may be the event loop's, the others are boto3's in a thread."""
+        about, longer = self._objects.about(body, content_type), body.size / _SLOWEST
+        tries, first = self._calls.first_tries, None
+        if tries is not None and tries.takes(body):
+            seconds = self._options.timeout_seconds + longer
+            first = await tries.put(key, body, about | self._objects.condition, seconds)
+            if isinstance(first, dict) and proves(first, body):
+                return
+        async with self._large if body.size > LARGE else nullcontext():
+            await self._calls.run(
+                partial(self._objects.put, key=key, body=body, about=about, first=first),
+                doing="storing in",
+                seconds=_ASK_SECONDS + longer,
+                permission="s3:PutObject",
+            )
+        if tries is not None and isinstance(first, Exception):
+            tries.stored_by_boto3(first)
 
     async def get(self, key: str) -> bytes:
         """Return an object's bytes. Raises `NotFound`, `BlobsUnavailable`."""
@@ -194,25 +216,8 @@ class S3Blobs:
             raise ClientError(answer, "DeleteObjects")
 
     async def abort_abandoned(self, *, before: int) -> int:
-        """Abort our uploads in parts that were begun before `before` (epoch ms) and never ended. Raises `BlobsUnavailable`."""
-        bucket, prefix = self._options.bucket, self._options.prefix
-
-        def work(client: Any) -> int:
-            count = 0
-            for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
-                for upload in page.get("Uploads", []):
-                    old = upload["Initiated"].timestamp() * 1000 < before
-                    if old and self.is_ours(upload["Key"].removeprefix(prefix)):
-                        _abort(client, bucket, upload["Key"], upload["UploadId"])
-                        count += 1
-            return count
-
-        return await self._calls.run(
-            work,
-            doing="aborting old uploads in",
-            seconds=_LONG_SECONDS,
-            permission="s3:ListBucketMultipartUploads and s3:AbortMultipartUpload",
-        )
+        """Return 0: a body is put in one request, which leaves all of it or nothing."""
+        return 0
 
     def _whole(self, key: str) -> str:
         parts = key.split("/")
@@ -233,13 +238,3 @@ def _delete_each(client: Any, bucket: str, names: Sequence[str]) -> None:
             refused = error
     if refused is not None:
         raise refused
-
-
-def _abort(client: Any, bucket: str, key: str, upload_id: str) -> None:
-    from botocore.exceptions import ClientError
-
-    try:
-        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
-    except ClientError as error:
-        if status_of(error) != 404:
-            raise

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -83,18 +82,14 @@ class Calls:
         doing: str,
         seconds: float,
         permission: str = "",
-        under_way: set[Future[Any]] | None = None,
     ) -> T:
         """Return what `work(client)` returns, called in a thread.
 
-        Past `seconds`, or when cancelled, the thread's connection is cut and it begins no other try; `under_way` keeps
-        its future for whoever must wait for that.
+        Past `seconds`, or when cancelled, the thread's connection is cut and it begins no other try.
         """
         ticket = Ticket()
         try:
             future = self._threads.submit(partial(self._work, ticket, work))
-            if under_way is not None:
-                under_way.add(future)
             async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(future)
         except (NotFound, BlobsUnavailable, ConfigError):

@@ -5,52 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 from receiver.core.callback import Body
 from receiver.core.errors import BlobsUnavailable
-from receiver.storage.blobs.s3_errors import code_of, status_of
+from receiver.storage.blobs.s3_errors import status_of
 from receiver.storage.blobs.s3_options import S3Options
 
+LARGE = 16 * 1024 * 1024
+"""Bytes of a body that is worth a request to see whether it is there already."""
 _READ = 1024 * 1024
-
-
-class Window(io.RawIOBase):
-    """A part of a file that reads as a file of its own: no byte is held in memory."""
-
-    def __init__(self, path: str, start: int, size: int) -> None:
-        super().__init__()
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the window
-        self._start, self._size, self._at = start, size, 0
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read on."""
-        wanted = memoryview(buffer)[: max(self._size - self._at, 0)]
-        count = os.preadv(self._file.fileno(), [wanted], self._start + self._at)
-        self._at += count
-        return count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the part."""
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Return the place in the part."""
-        return self._at
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
 
 
 class Objects:
@@ -69,12 +35,9 @@ class Objects:
         """False once the store said that it does not know `If-None-Match` on a put; keys are derived from content."""
 
     def about(self, body: Body, content_type: str) -> dict[str, Any]:
-        """Return what a new object is stored with."""
-        return {"ContentType": content_type, "Metadata": {"sha256": body.sha256}} | self._kept_as
-
-    def checksum(self, digest: bytes) -> dict[str, str]:
-        """Return the argument that tells a body's SHA-256, unless the store is one that knows none."""
-        return {"ChecksumSHA256": base64.b64encode(digest).decode()} if self.checksums else {}
+        """Return what a new object is stored with; its checksum, unless the store is one that knows none."""
+        about = {"ContentType": content_type, "Metadata": {"sha256": body.sha256}} | self._kept_as
+        return about | ({"ChecksumSHA256": _in_base64(body)} if self.checksums else {})
 
     @property
     def condition(self) -> dict[str, str]:
@@ -82,7 +45,9 @@ class Objects:
         return {"IfNoneMatch": "*"} if self.conditional else {}
 
     def put(self, client: Any, key: str, body: Body, about: dict[str, Any], first: Any = None) -> None:
-        """Put a whole body. `first` is the result of the first try, an answer or an error; tries continue from there."""
+        """Put a body. `first` is the result of the first try, an answer or an error; tries continue from there."""
+        if body.size > LARGE and self.is_there(client, key, body):
+            return
         answered = isinstance(first, dict) or (first is not None and status_of(first) in (409, 412, 501))
         call = _after(first, client.put_object) if answered else client.put_object
         with io.BytesIO(body.load()) if body.path is None else open(body.path, "rb") as file:
@@ -107,14 +72,11 @@ class Objects:
             if status_of(error) == 501 and condition:
                 self.conditional = False
                 return self._create(client, call, key, body, **arguments)
-            taken = status_of(error) in (409, 412) and condition
-            if not taken and code_of(error) != "NoSuchUpload":
+            if status_of(error) not in (409, 412) or not condition:
                 raise
             # Stored by an earlier try whose answer was lost, or by another replica at this moment.
             if self.is_there(client, key, body):
                 return None
-            if not taken:
-                raise
             raise BlobsUnavailable(
                 f"another object than this one lies at {self._options.place} under the same key, or is being written; "
                 "it is left as it is"
@@ -145,48 +107,6 @@ class Objects:
             known = digest.hexdigest()
         return bool(known == body.sha256)
 
-    # ------------------------------------------------------------ in parts
-
-    def begin(self, client: Any, key: str, about: dict[str, Any]) -> dict[str, str]:
-        """Begin an upload; return what its parts name it by."""
-        upload = {"Bucket": self._options.bucket, "Key": key}
-        algorithm = {"ChecksumAlgorithm": "SHA256"} if self.checksums else {}
-        answer = client.create_multipart_upload(**upload, **algorithm, **about)
-        if not answer.get("UploadId"):
-            raise BlobsUnavailable(
-                f"{self._options.place} began no upload in parts: does {self._options.host} speak S3?"
-            )
-        return upload | {"UploadId": answer["UploadId"]}
-
-    def send_part(
-        self, client: Any, upload: dict[str, str], body: Body, number: int, size: int
-    ) -> dict[str, Any]:
-        """Send a part; return what completing the upload must say of it."""
-        start = (number - 1) * size
-        if body.path is None:
-            window: io.BytesIO | Window = io.BytesIO(memoryview(body.load())[start : start + size])
-        else:
-            window = Window(body.path, start, min(size, body.size - start))
-        with window:
-            checksum = self.checksum(hashlib.file_digest(window, "sha256").digest())
-            window.seek(0)
-            answer = client.upload_part(**upload, PartNumber=number, Body=window, **checksum)
-        echoed = {name: answer[name] for name in checksum if name in answer}
-        if not answer.get("ETag") or echoed not in ({}, checksum):
-            raise BlobsUnavailable(f"a part was changed on its way to {self._options.place}, or not taken")
-        return {"PartNumber": number, "ETag": answer["ETag"]} | echoed
-
-    def complete(self, client: Any, upload: dict[str, str], body: Body, parts: list[dict[str, Any]]) -> bool:
-        """Make the object of all its parts; return False when it was there before, and the upload is still to be aborted."""
-        call = partial(client.complete_multipart_upload, UploadId=upload["UploadId"])
-        answer = self._create(client, call, upload["Key"], body, MultipartUpload={"Parts": parts})
-        digests = b"".join(base64.b64decode(part.get("ChecksumSHA256", "")) for part in parts)
-        composite = f"{base64.b64encode(hashlib.sha256(digests).digest()).decode()}-{len(parts)}"
-        checksum = (answer or {}).get("ChecksumSHA256", composite)
-        if checksum != composite or not self.is_there(client, upload["Key"], body):
-            raise BlobsUnavailable(f"what {self._options.place} made of the parts is not what was sent")
-        return answer is not None
-
 
 def proves(answer: dict[str, Any], body: Body) -> bool:
     """Tell whether an answer to a put proves that the store has the object."""
@@ -196,7 +116,11 @@ def proves(answer: dict[str, Any], body: Body) -> bool:
     echoed = answer.get("ChecksumSHA256")
     if echoed is None:
         return bool(answer.get("ETag")) and not page
-    return bool(echoed == base64.b64encode(bytes.fromhex(body.sha256)).decode())
+    return bool(echoed == _in_base64(body))
+
+
+def _in_base64(body: Body) -> str:
+    return base64.b64encode(bytes.fromhex(body.sha256)).decode()
 
 
 def _after(first: Any, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 from msgspec import Struct
@@ -21,8 +21,8 @@ from receiver.storage.blobs.s3_errors import code_of, explain, is_outage, status
 from receiver.storage.blobs.s3_objects import Objects
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
 
-OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
-BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
+OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject")
+BUCKET_ACTIONS = ("s3:ListBucket",)
 """The permissions that receiver needs, as deploy/iam-policy.json grants them."""
 _BODY = MemoryBody(b"receiver check\n")
 _SECONDS = 10.0
@@ -47,18 +47,11 @@ class _Probe:
         self.options = options
         self.client = client
         # Keys as receiver makes them, so that the sweep of orphans finds what a check that was killed has left.
-        keys, now = KeyTemplate(options.key), wall_clock()
-        self.place, self.large = (
-            {
-                "Bucket": options.bucket,
-                "Key": options.prefix
-                + keys.key(source="receiver-check", received_at=now, name=f"{secrets.token_hex(16)}.txt"),
-            }
-            for _ in range(2)
-        )
+        name = f"{secrets.token_hex(16)}.txt"
+        key = KeyTemplate(options.key).key(source="receiver-check", received_at=wall_clock(), name=name)
+        self.place = {"Bucket": options.bucket, "Key": options.prefix + key}
         self.objects = Objects(options)
         self.about = self.objects.about(_BODY, "text/plain")
-        self.checksum_fields = self.objects.checksum(bytes.fromhex(_BODY.sha256))
         self.troubles: list[Trouble] = []
         self.hidden = False
         """True when the store does not tell these credentials whether the bucket is there."""
@@ -81,7 +74,7 @@ class _Probe:
         return True
 
     def put(self) -> None:
-        self.objects.put(self.client, self.place["Key"], _BODY, self.about | self.checksum_fields)
+        self.objects.put(self.client, self.place["Key"], _BODY, self.about)
 
     def get(self) -> None:
         with closing(self.client.get_object(**self.place)["Body"]) as body:
@@ -156,8 +149,7 @@ class _Probe:
         from botocore.exceptions import ClientError
 
         try:
-            about = self.about | self.checksum_fields
-            self.client.put_object(**self.place, Body=_BODY.load(), IfNoneMatch="*", **about)
+            self.client.put_object(**self.place, Body=_BODY.load(), IfNoneMatch="*", **self.about)
         except ClientError as error:
             if status_of(error) == 412:
                 return
@@ -169,31 +161,13 @@ class _Probe:
         )
         self.troubles.append(Trouble(f"{self.options.place}: {message}", fatal=False))
 
-    def parts(self) -> None:
-        upload = self.objects.begin(self.client, self.large["Key"], self.about)
-        try:
-            part = self.objects.send_part(self.client, upload, _BODY, 1, _BODY.size)
-            self.objects.complete(self.client, upload, _BODY, [part])
-        except Exception:
-            with suppress(Exception):  # what went wrong before is what is told
-                self.client.abort_multipart_upload(**upload)
-            raise
-
-    def abort(self) -> None:
-        upload = self.objects.begin(self.client, self.large["Key"], self.about)
-        self.client.abort_multipart_upload(**upload)
-
     def listing(self) -> None:
         found = self.client.list_objects_v2(Bucket=self.options.bucket, Prefix=self.place["Key"])
         if [item["Key"] for item in found.get("Contents", [])] != [self.place["Key"]]:
             raise ReceiverError("the object that was just stored is not listed")
 
-    def uploads(self) -> None:
-        self.client.list_multipart_uploads(Bucket=self.options.bucket, Prefix=self.options.prefix)
-
     def delete(self) -> None:
-        for place in (self.place, self.large):
-            self.client.delete_object(**place)
+        self.client.delete_object(**self.place)
 
 
 def probe(options: S3Options) -> list[Trouble]:
@@ -217,8 +191,5 @@ def _go_on(asked: _Probe) -> None:
     if readable:
         asked.step("linking to", "s3:GetObject", asked.link)
     asked.step("storing once more in", "s3:PutObject", asked.condition)
-    if asked.step("storing in parts in", "s3:PutObject and s3:GetObject", asked.parts):
-        asked.step("aborting an upload in", "s3:AbortMultipartUpload", asked.abort)
     asked.step("listing", "s3:ListBucket", asked.listing, fatal=False)
-    asked.step("listing uploads in", "s3:ListBucketMultipartUploads", asked.uploads, fatal=False)
     asked.step("deleting in", "s3:DeleteObject", asked.delete, fatal=False)
