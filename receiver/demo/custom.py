@@ -94,7 +94,7 @@ class Player:
             message = proof.template.message(request, elements, request.head.url)
         except CallbackRejected as error:
             raise UsageError(f"the signature cannot be made: {error.message}") from None
-        digest = hmac.digest(proof.key(self._secret), message, proof.algorithm)
+        digest = hmac.digest(proof.keys_of((self._secret,))[0], message, proof.algorithm)
         entries = [f"{name}{proof.assign}{values[0]}" for name, values in elements.items()]
         named = f"{proof.element}{proof.assign}" if proof.element is not None else ""
         entries.append(named + _spelled(digest, proof.encoding[0]))

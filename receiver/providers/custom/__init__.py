@@ -58,7 +58,7 @@ class CustomProvider(Collecting, PushProvider):
     provider = "custom"
     Settings = CustomSettings
     codes: ClassVar = {
-        "E904": Code("A custom source's setting is wrong", ""),
+        "E904": Code("A custom source's setting is wrong", "copy the secret whole from the provider"),
         "E901": Code("A custom source has no proof", "add a [[proof]], or require_token = true"),
         "E902": Code("A custom source has no secret for its proof", 'add secrets = ["env:…"]'),
         "W901": Code("The body is not covered by a proof", "keep require_token = true"),
@@ -117,8 +117,11 @@ class CustomProvider(Collecting, PushProvider):
                 "E901", where, "recipe", empty, 'add recipe = "NAME", or [[proof]] and [event]'
             )
             return
+        secrets = reveal(options.secrets)
         for number, proof in enumerate(options.proof):
-            yield from cls._judge_proof(where, number, proof, options)
+            for code, setting, message in proof.doubts(secrets):
+                fix = f"{cls.codes[code].fix} to [{where}]" if code == "E902" else ""
+                yield cls._finding(code, where, setting or f"proof[{number}]", message, fix)
         event, uncovered = options.event, not options.covered and {p.kind for p in options.proof} - {"token"}
         silent = options.result_of("speech").from_ in ("document", "text", "none")
         said = options.about.experimental if options.about else ""
@@ -133,25 +136,6 @@ class CustomProvider(Collecting, PushProvider):
         for applies, code, setting, message in found:
             if applies:
                 yield cls._finding(code, where, setting, message)
-
-    @classmethod
-    def _judge_proof(
-        cls, where: str, number: int, proof: AnyProof, options: CustomSettings
-    ) -> Iterator[Finding]:
-        for place in proof.references:
-            if place.kind == "header" and "_" in place.name:
-                dropped = f"nginx drops the header {place.name} unless underscores_in_headers is on"
-                yield cls._finding("W902", where, f"proof[{number}]", dropped)
-        secrets = reveal(options.secrets)
-        if proof.needs_secrets and not secrets:
-            lacking = f"the proof {proof.kind} has no secret to compare with"
-            yield cls._missing("E902", where, "secrets", lacking)
-        if not proof.time_is_signed:
-            renewed = "message does not hold {timestamp}, so whoever has one callback can give it a new time"
-            yield cls._finding("W905", where, f"proof[{number}]", renewed)
-        wrong = proof.wrong_with(secrets)
-        if wrong:
-            yield cls._finding("E904", where, "secrets", wrong, "copy the secret whole from the provider")
 
     # ------------------------------------------------------------ proofs
 
@@ -243,10 +227,11 @@ class CustomProvider(Collecting, PushProvider):
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
         """Return the draft. Raises `MalformedCallback`, or `IgnoredCallback` for what the settings say to ignore."""
         try:
-            request, document, raw = self._reading.document(callback)
-            document, raw = self._without_secrets(document, raw)
+            request, raw = self._reading.document(callback)
+            document, raw = self._without_secrets(request.document, raw)
             bare, kept = self._without_signatures(document, raw)
-            return self._reading.draft(Understood(callback, request, document, bare, kept))
+            found = Understood(callback, request.reading(document), request.reading(bare), kept)
+            return self._reading.draft(found)
         except CallbackRejected as error:  # proved, so what is odd about it now is no reason to refuse it
             raise MalformedCallback(error.message) from None
 

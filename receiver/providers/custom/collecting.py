@@ -22,9 +22,9 @@ from receiver.providers.custom.language import (
     Watch,
 )
 from receiver.providers.custom.meaning import Reading, job_key
-from receiver.providers.documents import Document, decode_object, opaque_id
+from receiver.providers.documents import decode_object, opaque_id
 from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collected, collected_draft
-from receiver.providers.proofs.request import NO_REQUEST, as_text, first, spelled
+from receiver.providers.proofs.request import Request, answered, as_text, first, spelled
 from receiver.providers.toolkit import is_url, refused, unsigned, unusable
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -74,25 +74,20 @@ class Collecting(PullProvider):
     async def collect(self, pickup: Pickup, fetch: Fetch, *, now: int) -> Result:
         """Make one attempt: fetch the link, or ask, and go where each answer leads."""
         family, url = self.family(pickup), self._url(pickup)
-        step = self._options.result_of(family)
-        is_bytes = family in ("speech", "media")
-        while step.from_ != "link" and not (is_bytes and step.then is None and not step.state):
-            if not url:
-                break
-            document = await self._ask(fetch, url, step)
-            if not isinstance(document, dict):
-                return document
-            word = as_text(first(step.state, NO_REQUEST, document))
+        step, is_bytes = self._options.result_of(family), family in ("speech", "media")
+        while url and step.from_ != "link" and not (is_bytes and step.then is None and not step.state):
+            answer = await self._ask(fetch, url, step)
+            if not isinstance(answer, Request):
+                return answer
+            word = as_text(first(step.state, answer))
             if step.state and word in step.failed:
-                return Collected(draft=self._failed(pickup, step, document, now))
+                return Collected(draft=self._failed(pickup, step, answer, now))
             if step.state and word not in step.completed:
                 return NotYet(retry_in=step.every, detail="the provider says that the job goes on")
             step = step.then or WHOLE_DOCUMENT
             if step.from_ not in ("link", "get"):
-                return self._found(pickup, step, document, now)
-            url = as_text(first(step.at, NO_REQUEST, document))
-            if step.url is not None:
-                url = step.url.url(NO_REQUEST, document, pickup.job_id)
+                return self._found(pickup, step, answer, now)
+            url = step.link(answer, pickup.job_id)
         if not url:
             at = " or ".join(map(str, step.at)) or "result.url"
             return unusable(f"nothing says where the result is: {at} has no link")
@@ -115,24 +110,24 @@ class Collecting(PullProvider):
             detail += f": check sources.{self._settings.name}.api_key"
         return refused(found, detail)
 
-    async def _ask(self, fetch: Fetch, url: str, asked: Question) -> Document | NotYet | Failed:
-        """Return the document that an API answers with."""
+    async def _ask(self, fetch: Fetch, url: str, asked: Question) -> Request | NotYet | Failed:
+        """Return the document that an API answers with, to be read like a request."""
         answer = await self._get(fetch, url, asked, self._settings.max_json_bytes)
         if not isinstance(answer, Downloaded):
             return answer
         try:
-            return decode_object(answer.body.load())
+            return answered(decode_object(answer.body.load()))
         except MalformedCallback as error:
             return unusable(f"the provider's answer: {error.message}")
         finally:
             answer.body.discard()
 
-    def _found(self, pickup: Pickup, step: ResultSettings, document: Document, now: int) -> Result:
+    def _found(self, pickup: Pickup, step: ResultSettings, answer: Request, now: int) -> Result:
         """Return the result that an answer holds."""
         family = self.family(pickup)
         begun = collected_draft(pickup, family, now)
         try:
-            draft = self._reading.within(begun, step, NO_REQUEST, document, family)
+            draft = self._reading.within(begun, step, answer, family)
         except MalformedCallback as error:
             return unusable(error.message)
         body = MemoryBody(draft.content) if draft.content is not None else None
@@ -148,13 +143,12 @@ class Collecting(PullProvider):
         stated = step.content_type or found.headers.get("content-type", "")
         return collected(pickup, self.family(pickup), found.body, stated, now, document=None)
 
-    def _failed(self, pickup: Pickup, step: ResultSettings, document: Document, now: int) -> EventDraft:
-        words = unsigned(spelled(first(step.error, NO_REQUEST, document)) or NO_REASON)
-        family = self.family(pickup)
-        key = job_key(pickup.job_id or pickup.key, f"{family}.failed")
-        error = JobError(message=words[:2000])
-        ends = {"type": f"{family}.failed", "idempotency_key": key, "second_key": key, "error": error}
-        return collected_draft(pickup, family, now, **ends)
+    def _failed(self, pickup: Pickup, step: ResultSettings, answer: Request, now: int) -> EventDraft:
+        words, family = unsigned(spelled(first(step.error, answer)) or NO_REASON), self.family(pickup)
+        type_ = f"{family}.failed"
+        key = job_key(pickup.job_id or pickup.key, type_)
+        ends = {"idempotency_key": key, "second_key": key, "error": JobError(message=words[:2000])}
+        return collected_draft(pickup, family, now, type=type_, **ends)
 
     # ------------------------------------------------------------ the provider's webhook
 
@@ -162,30 +156,29 @@ class Collecting(PullProvider):
         """Ask for the state of the webhooks that call this source; None when the provider does not say."""
         watch, url, found = self._options.watch, self._options.watched_at, list[SenderState]()
         for _ in range(_PAGES):
-            document = await self._ask(fetch, url, watch) if watch and url else None
-            if watch is None or not isinstance(document, dict):
+            page = await self._ask(fetch, url, watch) if watch and url else None
+            if watch is None or not isinstance(page, Request):
                 return None  # half a list may lack the webhook that was switched off
-            listed = first(watch.list, NO_REQUEST, document) if watch.list else [document]
-            for one in listed if isinstance(listed, list) else []:
-                word = as_text(first(watch.state, NO_REQUEST, one)) if self._calls_us(watch, one) else None
-                if word is not None:
-                    found.append(SenderState(failing=word in watch.failing, detail=_told(watch, one, word)))
-            following = as_text(first(watch.next, NO_REQUEST, document))
+            listed = first(watch.list, page) if watch.list else [page.document]
+            webhooks = map(answered, listed if isinstance(listed, list) else ())
+            found += (state for webhook in webhooks if (state := self._state(watch, webhook)))
+            following = as_text(first(watch.next, page))
             if not following:
                 break
             url = urljoin(url or "", following)
         return next((state for state in found if state.failing), found[0] if found else None)
 
-    def _calls_us(self, watch: Watch, webhook: Any) -> bool:
-        url = as_text(watch.callback_url.value(NO_REQUEST, webhook)) or ""
-        path, ours = url.partition("?")[0], f"/callbacks/{self._settings.name}"
-        return path.endswith(ours) or f"{ours}/" in path
+    def _state(self, watch: Watch, webhook: Request) -> SenderState | None:
+        """Return the state of a webhook; None for one that does not call this source, or tells none."""
+        path = (as_text(watch.callback_url.value(webhook)) or "").partition("?")[0]
+        ours = f"/callbacks/{self._settings.name}"
+        word = as_text(first(watch.state, webhook))
+        if word is None or not (path.endswith(ours) or f"{ours}/" in path):
+            return None
+        reason = unsigned(spelled(first(watch.detail, webhook)))
+        detail = f"{watch.state[0].name} is {word}{', ' if reason else ''}{reason}"
+        return SenderState(failing=word in watch.failing, detail=detail[:500])
 
 
 def _asked_at(result: ResultSettings, job: str | None) -> str | None:
-    return result.url.url(NO_REQUEST, {}, job) if result.from_ == "get" and result.url else None
-
-
-def _told(watch: Watch, webhook: Document, word: str) -> str:
-    reason = spelled(first(watch.detail, NO_REQUEST, unsigned(webhook)))
-    return f"{watch.state[0].name} is {word}{', ' if reason else ''}{reason}"[:500]
+    return result.link(answered({}), job) if result.from_ == "get" else None

@@ -17,7 +17,17 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from receiver.providers.custom.handshakes import Handshake
 from receiver.providers.proofs.plain import AnyProof
-from receiver.providers.proofs.request import At, BodyKind, Places, Url, Words, listed
+from receiver.providers.proofs.request import (
+    At,
+    BodyKind,
+    Places,
+    Request,
+    Url,
+    Words,
+    as_text,
+    first,
+    listed,
+)
 from receiver.providers.toolkit import Hosts, SecretList
 from receiver.settings.load import did_you_mean
 from receiver.settings.model import Section
@@ -194,6 +204,10 @@ class ResultSettings(Question):
                 'then goes with from = "get"; its own from is document, text, base64, link or get'
             )
         return self
+
+    def link(self, request: Request, job: str | None) -> str | None:
+        """Return the URL that is asked or fetched, None where a value of it is missing."""
+        return as_text(first(self.at, request)) if self.url is None else self.url.url(request, job)
 
     @property
     def steps(self) -> Iterator[ResultSettings]:

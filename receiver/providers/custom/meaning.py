@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
@@ -33,20 +32,11 @@ class Understood(Struct, frozen=True):
 
     callback: VerifiedCallback
     request: Request
-    document: Document
-    """Without secrets; its links are whole."""
-    bare: Document
-    """The same without what signs its links: what may be kept."""
+    """Its document has no secrets; its links are whole."""
+    shown: Request
+    """The same without what signs its links: what may go into the event."""
     kept: bytes
-    """The bytes of `bare`: as they came where nothing had to go."""
-
-    def first(self, places: Iterable[Reference]) -> Any:
-        """Return the value at the first place that has one; None when none has."""
-        return first(places, self.request, self.document)
-
-    def shown(self, places: Iterable[Reference]) -> Any:
-        """Do the same for what goes into the event: a link has lost its signature."""
-        return first(places, self.request, self.bare)
+    """The bytes of that document: as they came where nothing had to go."""
 
 
 class Reading:
@@ -56,24 +46,24 @@ class Reading:
         self._settings, self._options = settings, options
         secret = [place for proof in options.proof for place in proof.references]
         dropped = options.event.drop if options.event else ()
-        self._dropped = [p.steps or (p.name,) for p in (*dropped, *secret) if p.kind in ("field", "form")]
+        self._dropped = [p.path for p in (*dropped, *secret) if p.kind in ("field", "form")]
         self.secret_fields = frozenset(place.name for place in secret if place.kind == "query")
 
-    def document(self, callback: VerifiedCallback) -> tuple[Request, Document, bytes]:
-        """Return a request, its document after `unwrap` and `drop`, and the bytes of that. Raises `MalformedCallback`."""
-        kind, body = self._options.body, callback.body
+    def document(self, callback: VerifiedCallback) -> tuple[Request, bytes]:
+        """Return a request with its document after `unwrap` and `drop`, and the bytes of that. Raises `MalformedCallback`."""
+        kind, body, allowed = self._options.body, callback.body, self._settings.max_json_bytes
         bodiless = kind == "raw"
-        if body.size > self._settings.max_json_bytes and kind != "multipart" and not bodiless:
-            allowed = self._settings.max_json_bytes
+        if body.size > allowed and kind != "multipart" and not bodiless:
             raise MalformedCallback(f"the document has {body.size} bytes; {allowed} are allowed")
         raw = b"" if bodiless else body.load()
         # What was a query is a document since it was proved.
         request = Request(callback.head, raw, "json" if kind == "query" else kind)
+        sent = request.document
         document = self._unwrapped(request)
-        for steps in self._dropped:
-            document = replaced(document, steps)
-        as_sent = request.kind == "json" and document is request.document
-        return request, document, raw if as_sent else encode(document)
+        for path in self._dropped:
+            document = replaced(document, path)
+        as_sent = request.kind == "json" and document is sent
+        return request.reading(document), raw if as_sent else encode(document)
 
     def query(self, request: Request) -> bytes:
         """Return the query of a request as a document, without what proves the caller."""
@@ -81,17 +71,17 @@ class Reading:
         return encode({name: value for name, value in fields if name not in self.secret_fields})
 
     def _unwrapped(self, request: Request) -> Document:
-        document = request.document
         for unwrap in self._options.unwrap:
-            value = unwrap.at.value(request, document)
+            value = unwrap.at.value(request)
             if isinstance(value, str):
                 value = _decoded(value, base64_too=unwrap.as_ == "base64-json", at=unwrap.at)
             elif unwrap.in_place:
                 continue  # it is an object already
             if not isinstance(value, dict):
                 continue
-            document = replaced(document, unwrap.at.steps, value) if unwrap.in_place else value
-        return document
+            whole = replaced(request.document, unwrap.at.path, value) if unwrap.in_place else value
+            request = request.reading(whole)
+        return request.document
 
     def draft(self, found: Understood) -> EventDraft:
         """Return the draft of a callback. Raises `MalformedCallback`, `IgnoredCallback`."""
@@ -99,20 +89,21 @@ class Reading:
         if event is None:
             raise MalformedCallback("the source has no [event], so no callback of it is understood")
         stage, family = self._stage(event, found), self._family(event, found)
-        named = found.first(event.job)
+        named = first(event.job, found.request)
         job = opaque_id(named)
         if event.job and job is None:
             raise MalformedCallback(f"the job cannot be told: {event.job[0]} {_why_no_id(named)}")
         callback, type_ = found.callback, f"{family}.{stage}"
-        said = opaque_id(found.first(event.id)) and join_key("id", found.first(event.id))
+        said = first(event.id, found.request)
+        said = join_key("id", said) if opaque_id(said) else None
         key = job_key(job, type_) if job is not None and stage != "processing" else None
         draft = EventDraft(
             type=type_,
             idempotency_key=said or key or content_key(callback),
             second_key=key if said else None,
             job_id=job,
-            ref=callback.ref if callback.ref is not None else _short(found.shown(event.ref)),
-            occurred_at=epoch_ms(found.first(event.time)) or callback.head.received_at,
+            ref=callback.ref if callback.ref is not None else _short(first(event.ref, found.shown)),
+            occurred_at=epoch_ms(first(event.time, found.request)) or callback.head.received_at,
             stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
             error=self._error(event, found) if stage == "failed" else None,
             provider_data=self._provider_data(event, found),
@@ -125,7 +116,7 @@ class Reading:
     def _stage(self, event: Meaning, found: Understood) -> str:
         if not event.state:
             return "completed"
-        word = as_text(found.first(event.state))
+        word = as_text(first(event.state, found.request))
         for stage in ("completed", "failed", "processing"):
             if word in getattr(event, stage):
                 return stage
@@ -137,23 +128,25 @@ class Reading:
         raise MalformedCallback(f"the state {word[:60]!r} at {event.state[0]} is in none of {lists}")
 
     def _family(self, event: Meaning, found: Understood) -> str:
-        word = as_text(found.first(event.family_at)) or ""
+        word = as_text(first(event.family_at, found.request)) or ""
         family = event.families.get(word, event.family)
         if family is None:
             raise MalformedCallback(f"the family cannot be told by {event.family_at[0]}")
         return family
 
     def _error(self, event: Meaning, found: Understood) -> JobError:
-        code = _short(found.shown(event.error_code))
-        return JobError(message=spelled(found.shown(event.error))[:2000] or code or NO_REASON, code=code)
+        code = _short(first(event.error_code, found.shown))
+        return JobError(
+            message=spelled(first(event.error, found.shown))[:2000] or code or NO_REASON, code=code
+        )
 
     def _provider_data(self, event: Meaning, found: Understood) -> dict[str, Any]:
         if event.keep:
-            values = {place.name: place.value(found.request, found.bare) for place in event.keep}
+            values = {place.name: place.value(found.shown) for place in event.keep}
             return {name: value for name, value in values.items() if value is not None}
         return {
             name: value
-            for name, value in list(found.bare.items())[:_PLAIN_FIELDS]
+            for name, value in list(found.shown.document.items())[:_PLAIN_FIELDS]
             if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _PLAIN)
         }
 
@@ -182,27 +175,25 @@ class Reading:
             case "part":
                 return self._of_part(draft, result, found.request, family)
             case _:
-                return self.within(draft, result, found.request, found.document, family)
+                return self.within(draft, result, found.request, family)
 
-    def within(
-        self, draft: EventDraft, result: ResultSettings, request: Request, document: Document, family: str
-    ) -> EventDraft:
+    def within(self, draft: EventDraft, result: ResultSettings, request: Request, family: str) -> EventDraft:
         """Return a draft with the result that lies in a document: all of it, a text, or base64. Raises `MalformedCallback`."""
-        language = _short(first(result.language, request, document))
+        language = _short(first(result.language, request))
         if result.from_ == "text":
-            words = first(result.at, request, document)
+            words = first(result.at, request)
             if not isinstance(words, str):
                 raise MalformedCallback(f"the text is missing: {result.at[0]}")
             return replace(draft, transcript=TranscriptDraft(text=words.replace("\0", ""), language=language))
         if result.from_ == "base64":
-            return self._of_base64(draft, result, request, document, family)
+            return self._of_base64(draft, result, request, family)
         spoken = TranscriptDraft(text=None, language=language) if family == "transcript" else None
         return replace(draft, transcript=spoken)
 
     def _of_base64(
-        self, draft: EventDraft, result: ResultSettings, request: Request, document: Document, family: str
+        self, draft: EventDraft, result: ResultSettings, request: Request, family: str
     ) -> EventDraft:
-        said = first(result.at, request, document)
+        said = first(result.at, request)
         if not isinstance(said, str):
             raise MalformedCallback(f"the base64 is missing: {result.at[0]}")
         if len(said) * 3 // 4 > self._settings.max_audio_bytes:
@@ -212,7 +203,7 @@ class Reading:
             raw = base64.b64decode(data if comma else said, validate=True)
         except (binascii.Error, ValueError):
             raise MalformedCallback(f"{result.at[0]} is no base64") from None
-        stated = as_text(first(result.content_type_at, request, document)) or result.content_type
+        stated = as_text(first(result.content_type_at, request)) or result.content_type
         return self._of_bytes(draft, MemoryBody(raw), stated, family, inside=True)
 
     def _of_part(
@@ -237,11 +228,9 @@ class Reading:
         return replace(draft, **found, content=content, document=None)
 
     def _remote(self, result: ResultSettings, draft: EventDraft, found: Understood) -> RemoteResult:
-        url = as_text(found.first(result.at))
-        if result.url is not None:
-            event = self._options.event
-            job = as_text(found.first(event.job)) if event else draft.job_id  # as the provider spells it
-            url = result.url.url(found.request, found.document, job)
+        event = self._options.event
+        job = as_text(first(event.job, found.request)) if event else draft.job_id  # as the provider spells it
+        url = result.link(found.request, job)
         place = result.at[0] if result.at and result.url is None else "a value of result.url"
         if url is None:
             raise MalformedCallback(f"there is no link to the result: {place} is missing")

@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from msgspec import Struct
 from pydantic import Field
@@ -29,6 +29,10 @@ class Proof(Section, ABC):
 
     alternative: str = ""
     """Of the proofs with the same name one must hold; those without a name must all hold."""
+    kind: str
+    """What is proved, and how; each kind has more settings."""
+    keys_at: ClassVar[tuple[str, ...] | None] = None
+    """Settings that may hold the keys, in place of the source's secrets; None for a proof without a key."""
 
     @property
     def covers_body(self) -> bool:
@@ -49,17 +53,16 @@ class Proof(Section, ABC):
 
     @property
     def needs_secrets(self) -> bool:
-        """True when the proof is checked with the source's secrets."""
-        return False
+        """True when the source's secrets are its keys."""
+        return self.keys_at is not None and not any(getattr(self, name) for name in self.keys_at)
 
-    @property
-    def time_is_signed(self) -> bool:
-        """False when the time could be changed by anybody."""
-        return True
-
-    def wrong_with(self, secrets: Sequence[str]) -> str:
-        """Return what is wrong with the source's secrets, "" when nothing is."""
-        return ""
+    def doubts(self, secrets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+        """Yield what is wrong or doubtful about the proof of a source with these secrets: a code, the setting, a sentence."""
+        for place in self.references:
+            if place.kind == "header" and "_" in place.name:
+                yield "W902", "", f"nginx drops the header {place.name} unless underscores_in_headers is on"
+        if self.needs_secrets and not secrets:
+            yield "E902", "secrets", f"the proof {self.kind} has no secret to compare with"
 
     @abstractmethod
     def check(self, request: Request, trust: Trust) -> None:
@@ -75,11 +78,6 @@ class Keyed(Proof, ABC):
 
     jwks: str | None = Field(None, pattern=r"^https://[^\s/]+/\S*$")
     """Where the provider publishes its keys as a JWKS; without it, the source's secrets are the keys."""
-
-    @property
-    def needs_secrets(self) -> bool:
-        """True when the keys stand nowhere else."""
-        return self.jwks is None
 
 
 class Trust(Struct, frozen=True):
@@ -133,3 +131,10 @@ def decoded(text: str, encodings: Iterable[Encoding]) -> Iterator[bytes]:
         if shape.fullmatch(text):
             with suppress(ValueError):
                 yield decode(text)
+
+
+def key_in(text: str, encoding: Encoding, what: str) -> bytes:
+    """Return the key that a text spells. Raises `ValueError`, which says `what` does not."""
+    for raw in decoded(text, (encoding,)):
+        return raw
+    raise ValueError(f"{what} is not {encoding}")

@@ -41,11 +41,7 @@ class BasicProof(Proof):
     """The kind of the proof."""
     users: SecretList = ()
     """Each `user:password`; without any, the source's secrets are such pairs."""
-
-    @property
-    def needs_secrets(self) -> bool:
-        """True without users of its own."""
-        return not self.users
+    keys_at = ("users",)
 
     @property
     def references(self) -> Sequence[Reference]:
@@ -69,11 +65,7 @@ class SameProof(Proof):
     """Where the secret is."""
     prefix: str = ""
     """What stands before the secret, like `Bearer `."""
-
-    @property
-    def needs_secrets(self) -> bool:
-        """True: they are what the value is compared with."""
-        return True
+    keys_at = ()
 
     @property
     def references(self) -> Sequence[Reference]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
@@ -42,7 +43,7 @@ class BodyNeeded(Exception):
 
 
 class Request:
-    """One request: its head and, once that was read, its body. Each part is decoded when it is first needed."""
+    """One request, or an answer of a provider's: its head and, once that was read, its body, decoded when it is first needed."""
 
     def __init__(self, head: Head, body: bytes | None, kind: BodyKind, sent: bytes | None = None) -> None:
         """`sent` is the body as it was sent, where its content coding was undone: what is signed."""
@@ -69,6 +70,12 @@ class Request:
     def arrived(self, body: bytes, sent: bytes | None) -> None:
         """Take the body, which was read by now."""
         self._body, self._sent = body, sent
+
+    def reading(self, document: Document) -> Request:
+        """Return this request with another document."""
+        other = copy(self)
+        other.document = document
+        return other
 
     def once(self, reader: object, read: Callable[[], T]) -> T:
         """Return what `read` returns; it is called once for each reader, before the body came or after it."""
@@ -105,8 +112,12 @@ class Request:
         return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
-NO_REQUEST = Request(Head(source="", method="GET", headers=(), received_at=0), b"", "raw")
-"""Stands for the request where an answer of the provider's is read."""
+_NO_REQUEST = Request(Head(source="", method="GET", headers=(), received_at=0), b"", "raw")
+
+
+def answered(document: Document) -> Request:
+    """Return what is read like a request: a document that the provider answered with."""
+    return _NO_REQUEST.reading(document)
 
 
 def _fields(encoded: str) -> Elements:
@@ -190,26 +201,24 @@ class Reference:
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" if self.name else self.kind
 
-    def value(self, request: Request, document: Any = None, elements: Elements | None = None) -> Any:
-        """Return the value, None when it is not there. `document` is read in place of the request's own, if given.
+    @property
+    def path(self) -> tuple[str | int, ...]:
+        """Where the value stands in the request's document, if it does."""
+        return self.steps or (self.name,)
+
+    def value(self, request: Request, elements: Elements | None = None) -> Any:
+        """Return the value, None when it is not there.
 
         Raises `CallbackRejected` when a header, a query field or a form field comes twice, and `BodyNeeded`.
         """
-        match self.kind:
-            case "header":
-                return request.head.one(self.name)
-            case "query":
-                return self._only(request.query)
-            case "form":
-                return self._only(request.form)
-            case "element":
-                return self._only(elements or {})
+        if self.kind == "header":
+            return request.head.one(self.name)
         try:
-            return follow(request.document if document is None else document, self.steps)
+            if self.kind == "field":
+                return follow(request.document, self.steps)
+            fields = getattr(request, self.kind) if self.kind in ("query", "form") else elements or {}
         except MalformedCallback as error:
             raise CallbackRejected(error.message) from None
-
-    def _only(self, fields: Elements) -> str | None:
         values = fields.get(self.name, [])
         if len(values) > 1:
             raise CallbackRejected(f"{self} came {len(values)} times; it may come once")
@@ -245,10 +254,10 @@ Words = Annotated[tuple[str, ...], BeforeValidator(listed)]
 """Texts; a single one stands for a list of one."""
 
 
-def first(places: Iterable[Reference], request: Request, document: Any) -> Any:
+def first(places: Iterable[Reference], request: Request) -> Any:
     """Return the value at the first place that has one; None when none has."""
     for place in places:
-        value = place.value(request, document)
+        value = place.value(request)
         if value is not None and value != "":
             return value
     return None
@@ -292,7 +301,8 @@ _VARIABLES: Mapping[str, Callable[[Request], bytes]] = {
 """Variables of a message that are made of the request."""
 _GIVEN = ("timestamp", "url")
 """Those that the proof tells: where the time is, and how the URL is spelled."""
-_OF_BODY = ("body", "body.sha256", "body.sha256.base64", "body.md5.base64", "form.sorted")
+OF_BODY = ("body", "body.sha256", "body.sha256.base64", "body.md5.base64", "form.sorted")
+"""Those that change with any byte of the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +315,6 @@ class Template:
     def places(self) -> Iterable[Reference]:
         """Its variables."""
         return (part for part in self.parts if isinstance(part, Reference))
-
-    @property
-    def covers_body(self) -> bool:
-        """True when it holds the whole body, or all fields of a form."""
-        return any(place.kind in _OF_BODY for place in self.places)
 
     def timed(self, place: Reference) -> Template:
         """Return the template with the place of the time for `{timestamp}`."""
@@ -324,20 +329,20 @@ class Template:
             elif part.kind in _VARIABLES:
                 made.append(_VARIABLES[part.kind](request))
             else:
-                value = url if part.kind == "url" else as_text(part.value(request, None, elements))
+                value = url if part.kind == "url" else as_text(part.value(request, elements))
                 if value is None:
                     raise ProofMissing(f"the request has no {part}, which the signed message holds")
                 made.append(value.encode("latin-1" if part.kind in ("header", "url") else "utf-8", "replace"))
         return b"".join(made)
 
-    def url(self, request: Request, document: Any, job: str | None) -> str | None:
+    def url(self, request: Request, job: str | None) -> str | None:
         """Return the URL, each value percent-encoded but one that it begins with; None when a value is missing."""
         filled: list[str] = []
         for part in self.parts:
             if isinstance(part, str):
                 filled.append(part)
                 continue
-            text = as_text(job if part.kind == "job" else part.value(request, document))
+            text = as_text(job if part.kind == "job" else part.value(request))
             if not text or text in (".", ".."):  # those would lead to another path
                 return None
             filled.append(quote(text, safe="") if filled else text)

@@ -17,8 +17,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
 from receiver.core.proofs import matching_place
-from receiver.providers.proofs.base import Encoding, Keyed, Proof, Trust, decoded
+from receiver.providers.proofs.base import Encoding, Keyed, Proof, Trust, decoded, key_in
 from receiver.providers.proofs.request import (
+    OF_BODY,
     At,
     Elements,
     Message,
@@ -53,7 +54,7 @@ class TimestampSettings(Section):
 
     def check(self, request: Request, elements: Elements, trust: Trust) -> None:
         """Refuse a request that says no time of signing, or one too far from its arrival. Raises `CallbackRejected`."""
-        text = as_text(self.from_.value(request, None, elements))
+        text = as_text(self.from_.value(request, elements))
         if text is None:
             raise ProofMissing(
                 f"{self.from_} is missing: the provider says when it signed", setting=trust.shape
@@ -187,13 +188,8 @@ class SignedProof(Proof, ABC):
 
     @property
     def covers_body(self) -> bool:
-        """True when the message holds the body."""
-        return self.message.covers_body
-
-    @property
-    def time_is_signed(self) -> bool:
-        """True without a time, and where the message holds it: by `{timestamp}`, or by its own place."""
-        return self.timestamp is None or self.timestamp.from_ in self.template.places
+        """True when the message holds the whole body, or all fields of a form."""
+        return any(place.kind in OF_BODY for place in self.message.places)
 
     @cached_property
     def references(self) -> Sequence[Reference]:
@@ -209,14 +205,16 @@ class SignedProof(Proof, ABC):
         places = (*times, *self.template.places)
         yield from dict.fromkeys((place.name,) for place in places if place.kind == "header")
 
-    def wrong_with(self, secrets: Sequence[str]) -> str:
-        """Return that a secret spells no key."""
+    def doubts(self, secrets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+        """Also yield that anybody could give the request a new time, and that a key spells none."""
+        yield from super().doubts(secrets)
+        if self.timestamp is not None and self.timestamp.from_ not in self.template.places:
+            renewed = "message does not hold {timestamp}, so whoever has one callback can give it a new time"
+            yield "W905", "", renewed
         try:
-            for secret in secrets:
-                self.key(secret)
+            self.keys_of(secrets)
         except ValueError as error:
-            return str(error)
-        return ""
+            yield "E904", "secrets", str(error)
 
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the signature over the message."""
@@ -261,8 +259,8 @@ class SignedProof(Proof, ABC):
         """Tell whether one of the signatures is one of the message."""
 
     @abstractmethod
-    def key(self, secret: str) -> bytes:
-        """Return the key that a secret spells. Raises `ValueError`."""
+    def keys_of(self, secrets: Sequence[str]) -> Sequence[bytes]:
+        """Return the keys that the settings hold, for a source with these secrets. Raises `ValueError`."""
 
 
 class HmacProof(SignedProof):
@@ -276,14 +274,10 @@ class HmacProof(SignedProof):
     """What stands before the secret in the provider's console, like `whsec_`; it is no part of the key."""
     secret_encoding: Literal["utf8", "hex", "base64"] = "utf8"  # noqa: S105 - how a secret is spelled, not a secret
     """How a secret spells the key."""
-
-    @property
-    def needs_secrets(self) -> bool:
-        """True: they are the keys."""
-        return True
+    keys_at = ()
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
-        expected = [hmac.digest(self.key(secret), message, self.algorithm) for secret in trust.secrets]
+        expected = [hmac.digest(key, message, self.algorithm) for key in self.keys_of(trust.secrets)]
         request.secret = max(matching_place(signature, expected) for signature in signatures)
         return request.secret > 0
 
@@ -296,13 +290,15 @@ class HmacProof(SignedProof):
                 return spelling
         return ""
 
-    def key(self, secret: str) -> bytes:
-        """Return the key that a secret spells. Raises `ValueError`."""
-        text, encoding = secret.removeprefix(self.secret_prefix), self.secret_encoding
-        spelled = text.lower() if encoding == "hex" else text
-        for raw in (text.encode(),) if encoding == "utf8" else decoded(spelled, (encoding,)):
-            return raw
-        raise ValueError(f"a secret is not {encoding}")
+    def keys_of(self, secrets: Sequence[str]) -> Sequence[bytes]:
+        """Return the keys that the source's secrets spell. Raises `ValueError`."""
+        texts, encoding = (
+            [secret.removeprefix(self.secret_prefix) for secret in secrets],
+            self.secret_encoding,
+        )
+        if encoding == "utf8":
+            return [text.encode() for text in texts]
+        return [key_in(text.lower() if encoding == "hex" else text, encoding, "a secret") for text in texts]
 
 
 class PublicKeyProof(SignedProof, Keyed):
@@ -316,32 +312,22 @@ class PublicKeyProof(SignedProof, Keyed):
     """Public keys, in `key_encoding` (ed25519) or as PEM; without any and without `jwks`, the source's secrets."""
     key_encoding: Encoding = "base64"
     """How a raw key is spelled."""
-
-    @property
-    def needs_secrets(self) -> bool:
-        """True when the keys stand nowhere else."""
-        return not self.keys and super().needs_secrets
-
-    def wrong_with(self, secrets: Sequence[str]) -> str:
-        """Return that a key is none."""
-        return super().wrong_with(self.keys or (secrets if self.needs_secrets else ()))
+    keys_at = ("keys", "jwks")
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         from receiver.providers.public_keys.jwks import verify_signature  # loads a cryptography library
 
         if self.jwks is not None:
-            keys = trust.keys[self.jwks].any(request.head.received_at)
+            keys: Sequence[bytes] = trust.keys[self.jwks].any(request.head.received_at)
         else:
-            keys = [self.key(key) for key in self.keys or trust.secrets]
+            keys = self.keys_of(trust.secrets)
         return any(verify_signature(self.algorithm, key, s, message) for key in keys for s in signatures)
 
-    def key(self, secret: str) -> bytes:
-        """Return a key as bytes: raw for ed25519, PEM for the others. Raises `ValueError`."""
-        if secret.lstrip().startswith("-----BEGIN"):
-            return secret.encode()
-        for raw in decoded(secret, (self.key_encoding,)):
-            return raw
-        raise ValueError(f"a key is neither {self.key_encoding} nor PEM")
+    def keys_of(self, secrets: Sequence[str]) -> Sequence[bytes]:
+        """Return the keys that the settings hold: raw for ed25519, as PEM for others. Raises `ValueError`."""
+        texts = self.keys or (secrets if self.needs_secrets else ())
+        pem = "-----BEGIN"
+        return [t.encode() if pem in t else key_in(t, self.key_encoding, "a key without PEM") for t in texts]
 
 
 def _spellings(url: str) -> list[str]:

@@ -44,6 +44,7 @@ class JwtProof(Keyed):
     """The claim that covers the body."""
     leeway: float = Field(60, ge=0, le=3600)
     """Seconds by which the token's times may be off."""
+    keys_at = ("jwks",)
 
     @model_validator(mode="after")
     def _one_family(self) -> JwtProof:
