@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
 from receiver.core.findings import Code, Finding
-from receiver.core.proofs import hmac_sha256_hex, matching_place
+from receiver.core.proofs import hmac_sha256_hex
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup
@@ -38,6 +39,9 @@ from receiver.providers.documents import (
     text,
 )
 from receiver.providers.pickups import Collected, Gone, Lookup, NotYet, Result, collected, collected_draft
+from receiver.providers.proofs.base import Trust
+from receiver.providers.proofs.request import BodyNeeded, Request
+from receiver.providers.proofs.signatures import HmacProof
 from receiver.providers.toolkit import (
     Hosts,
     SecretList,
@@ -53,8 +57,7 @@ from receiver.settings.model import BaseUrl, Section, SourceSettings
 from receiver.settings.submitting import ProviderApi
 
 STAMP_HEADER, SIGNATURE_HEADER = "x-deapi-timestamp", "x-deapi-signature"
-_STAMP = re.compile(r"[0-9]{1,12}")
-_SIGNATURE = re.compile(r"sha256=[0-9a-f]{64}")
+_SIGNED = {"kind": "hmac", "header": SIGNATURE_HEADER, "prefix": "sha256=", "message": "{timestamp}.{body}"}
 _STAGES = {"job.processing": "processing", "job.completed": "completed", "job.failed": "failed"}
 """By a callback's `event`."""
 _STATES = (
@@ -122,6 +125,10 @@ class DeapiProvider(PushProvider, PullProvider):
         self._account_secrets, self._key = reveal(options.secrets), revealed(options.api_key)
         super().__init__(settings, options, tokens)
         self._folders = [f"{options.api_url}/{path}" for path in _PATHS]
+        tolerance, where = options.tolerance_seconds, f"{self._where}.secrets"
+        clock = {"from": f"header:{STAMP_HEADER}", "tolerance": tolerance, "ahead": tolerance}
+        self._proof = HmacProof.model_validate({**_SIGNED, "timestamp": clock})
+        self._trust = Trust(where, where, f"{self._where}.tolerance_seconds", self._account_secrets)
 
     def _secrets(self) -> tuple[str, ...]:
         return (*self._account_secrets, self._key)
@@ -161,62 +168,37 @@ class DeapiProvider(PushProvider, PullProvider):
 
         Raises `CallbackRejected` or `WrongSource`.
         """
-        stamp, signature = head.one(STAMP_HEADER), head.one(SIGNATURE_HEADER)
         claims = self._check_token(head, required=self._options.require_token)
-        if stamp is None or signature is None:
-            missing = "X-DeAPI-Timestamp" if stamp is None else "X-DeAPI-Signature"
-            raise self._rejection(
-                "secrets",
-                f"the header {missing} is missing: deAPI signs every callback",
-                RejectionKind.MISSING,
-            )
-        if not _STAMP.fullmatch(stamp):
-            raise self._rejection(
-                "secrets", "X-DeAPI-Timestamp is not a whole number of seconds", RejectionKind.MALFORMED
-            )
-        if not _SIGNATURE.fullmatch(signature):
-            raise self._rejection(
-                "secrets",
-                "X-DeAPI-Signature is not sha256= and 64 lower-case hex digits",
-                RejectionKind.MALFORMED,
-            )
-        self._check_fresh(int(stamp), head.received_at)
+        request = Request(head, None, "json")
+        with suppress(BodyNeeded):
+            self._proof.check(request, self._trust)
         if not self._account_secrets and not (claims and claims.job_secret):
             raise self._rejection(
                 "secrets",
                 f"no account secret is configured, and the URL names no job with one: set {self._where}.secrets",
                 RejectionKind.MISSING,
             )
-        proofs = frozenset(("token",)) if claims else frozenset[str]()
-        return Admission(head=head, claims=claims, proofs=proofs, body_limit=self._json_limit, held=False)
-
-    def _check_fresh(self, stamp: int, now: int) -> None:
-        tolerance, away = self._options.tolerance_seconds, abs(now - stamp * 1000)
-        if away > tolerance * 1000:
-            raise self._rejection(
-                "tolerance_seconds",
-                f"X-DeAPI-Timestamp is {away // 1000} s from this machine's clock, {tolerance} s are allowed: "
-                "check the clock, or the callback was replayed",
-                RejectionKind.STALE,
-            )
+        return Admission(
+            head=head,
+            claims=claims,
+            proofs=frozenset(("token",)) if claims else frozenset[str](),
+            body_limit=self._json_limit,
+            held=False,
+            read=request,
+        )
 
     def verify(self, admission: Admission, body: Body) -> VerifiedCallback:
         """Check the signature over the raw body: with the job's own secret where it has one, else the account's.
 
         Raises `CallbackRejected`.
         """
-        head, claims = admission.head, admission.claims
-        proof, secrets = "hmac", self._account_secrets
-        match = f"no secret in {self._where}.secrets"
+        head, claims, request = admission.head, admission.claims, admission.read
+        request.arrived(body.load(), body.wire and body.wire.load())
+        proof, trust = "hmac", self._trust
         if claims and claims.job_secret and head.token:
-            proof, secrets = "job_secret", tuple(self._tokens.job_secrets(head.token))
-            match = "not the secret made for this job's URL"
-        stamp, signature = head.one(STAMP_HEADER) or "", head.one(SIGNATURE_HEADER) or ""
-        content = (body.wire or body).load()
-        place = matching_place(signature, [_signature(secret, stamp, content) for secret in secrets])
-        if not place:
-            raise self._rejection("secrets", f"X-DeAPI-Signature fits {match}")
-        secret = place if secrets is self._account_secrets else 0
+            proof, trust = "job_secret", replace(trust, secrets=tuple(self._tokens.job_secrets(head.token)))
+        self._proof.check(request, trust)
+        secret = request.secret if trust is self._trust else 0
         return super().verify(replace(admission, proofs=admission.proofs | {proof}, secret=secret), body)
 
     def normalize(self, callback: VerifiedCallback) -> EventDraft:
@@ -397,11 +379,8 @@ class DeapiProvider(PushProvider, PullProvider):
 def signed(secret: str, body: bytes, *, now: int) -> dict[str, str]:
     """Return the headers that prove `body`: HMAC-SHA256 over the timestamp, a full stop and the raw body, in hex."""
     stamp = str(now // 1000)
-    return {STAMP_HEADER: stamp, SIGNATURE_HEADER: _signature(secret, stamp, body)}
-
-
-def _signature(secret: str, stamp: str, body: bytes) -> str:
-    return "sha256=" + hmac_sha256_hex(secret, b"%b.%b" % (stamp.encode("latin-1"), body))
+    digest = hmac_sha256_hex(secret, f"{stamp}.".encode() + body)
+    return {STAMP_HEADER: stamp, SIGNATURE_HEADER: f"sha256={digest}"}
 
 
 def _key(job_id: object, stage: str) -> str:

@@ -68,7 +68,7 @@ async def test_a_mended_secret_is_confirmed_by_the_callback_it_refused(up: Runni
     one = await refused(up, "mended")
     assert one.request_kept
     judged = await post(up, f"{one.id}/verify", token=OPERATOR)
-    assert (judged["verdict"], "X-DeAPI-Signature fits no secret" in judged["reason"]) == ("refused", True)
+    assert (judged["verdict"], "x-deapi-signature fits no secret" in judged["reason"]) == ("refused", True)
     text = up.headers["text"]
     try:
         await up.reload(text.replace(DEAPI_SECRET, OLD))
