@@ -11,16 +11,15 @@ https://docs.aws.amazon.com/polly/latest/dg/API_SynthesisTask.html.
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Any, ClassVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import msgspec
 from msgspec.structs import replace
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, Reply, VerifiedCallback
 from receiver.core.errors import (
@@ -32,7 +31,7 @@ from receiver.core.errors import (
 )
 from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.fetch import Failed, Fetch, FetchResponse
-from receiver.core.findings import Code, Finding, install
+from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers import NO_PROOF, NO_REASON, PullProvider, PushProvider
@@ -52,6 +51,7 @@ from receiver.providers.proofs.request import Request
 from receiver.providers.proofs.signatures import TimestampSettings
 from receiver.providers.toolkit import refused, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
+from receiver.system.aws_signature import Credentials, Signature
 
 _ARN = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{3,30}):\d{12}:[\w.-]{1,256}", re.ASCII)
 _CONFIRMATION = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
@@ -70,8 +70,7 @@ _S3_HOST = re.compile(
 )
 _MAX_TEXT = 1024 * 1024
 """Bytes of a transcript whose text goes to the event; that of a longer one stays in its file."""
-_LINK_SECONDS = 900
-"""How long a signed request to S3 is good: one attempt."""
+_NO_BODY = hashlib.sha256(b"").hexdigest()
 _STAGES = {"completed": "completed", "failed": "failed"} | dict.fromkeys(
     ("in_progress", "inprogress", "queued", "scheduled"), "processing"
 )
@@ -107,12 +106,6 @@ class SnsSettings(Section):
 
         Certificates(value)
         return value
-
-    @model_validator(mode="after")
-    def _can_sign(self) -> SnsSettings:
-        if self.access_key_id and importlib.util.find_spec("botocore") is None:
-            raise ValueError(f"access_key_id: requests to S3 are signed by botocore: {install('s3')}")
-        return self
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -160,8 +153,6 @@ class SnsProvider(PushProvider, PullProvider):
         topics = f"{self._where}.topics"
         self._trust = Trust(topics, topics, topics)
         self._certificates = Certificates(options.certificate)
-        if self._reads_s3:  # imported now: it takes long, and callbacks would wait for it
-            import_module("botocore.auth")
 
     def _secrets(self) -> tuple[str, ...]:
         return (self._secret,)
@@ -340,8 +331,13 @@ class SnsProvider(PushProvider, PullProvider):
                     code="invalid_id", message="nothing says where in S3 the result lies, or with which key"
                 )
             )
-        url, host = self._signed(place[1], place[2], pickup)
-        answer = await fetch.download(url, hosts=[host], limit=self._settings.max_audio_bytes)
+        parts, region = self._object(place[1], place[2], pickup)
+        headers = {"host": parts.netloc, "x-amz-content-sha256": _NO_BODY}
+        key = Credentials(self._options.access_key_id, self._secret)
+        signed = Signature(region, "s3").headers("GET", parts.path, headers, _NO_BODY, key)
+        del signed["host"]  # the client sends it
+        hosts, limit = [parts.hostname or ""], self._settings.max_audio_bytes
+        answer = await fetch.download(parts.geturl(), hosts=hosts, limit=limit, headers=signed)
         if isinstance(answer, FetchResponse):
             hint = (
                 f": check {self._where}.access_key_id, and that it may read {place[1]}"
@@ -357,21 +353,14 @@ class SnsProvider(PushProvider, PullProvider):
             found = replace(found, draft=replace(found.draft, transcript=_transcript(answer.body)))
         return found
 
-    def _signed(self, bucket: str, key: str, pickup: Pickup) -> tuple[str, str]:
-        """Return the URL of an object, signed for one attempt, and its host."""
-        from botocore.auth import S3SigV4QueryAuth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials
-
-        options = self._options
-        topic = str((pickup.draft.provider_data if pickup.draft else {}).get("topic", options.topics[0]))
-        region, china = options.bucket_region or topic.split(":")[3], topic.startswith("arn:aws-cn:")
-        base = options.endpoint_url or f"https://s3.{region}.amazonaws.com{'.cn' if china else ''}"
-        request = AWSRequest("GET", f"{base}/{bucket}/{quote(key, safe='/~')}")
-        S3SigV4QueryAuth(
-            Credentials(options.access_key_id, self._secret), "s3", region, expires=_LINK_SECONDS
-        ).add_auth(request)
-        return request.url, urlsplit(base).hostname or ""
+    def _object(self, bucket: str, key: str, pickup: Pickup) -> tuple[SplitResult, str]:
+        """Return the URL of an object, and the region of its bucket."""
+        topic = str(
+            (pickup.draft.provider_data if pickup.draft else {}).get("topic", self._options.topics[0])
+        )
+        region, china = self._options.bucket_region or topic.split(":")[3], topic.startswith("arn:aws-cn:")
+        base = self._options.endpoint_url or f"https://s3.{region}.amazonaws.com{'.cn' if china else ''}"
+        return urlsplit(f"{base}/{bucket}/{quote(key, safe='/~')}"), region
 
 
 def _reason(detail: Document) -> str:

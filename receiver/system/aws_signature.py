@@ -5,7 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Credentials(NamedTuple):
+    """A key of an account; named as botocore's frozen credentials are."""
+
+    access_key: str
+    secret_key: str
+    token: str | None = None
 
 
 class Signature:

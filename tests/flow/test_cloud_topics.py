@@ -1,4 +1,4 @@
-"""Topics of Amazon's and a handshake that is a GET, through the front door: S3 and the provider are servers on this machine."""
+"""Topics of Amazon's and a handshake that is a GET, through the front door: a real S3 server, and a provider on this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import trustme
 
 from receiver.core.clock import wall_clock
 from receiver.engine.requests import new_pickup
+from tests.support import s3 as s3_server
 from tests.support.provider_host import ProviderHost, Script, reply
 from tests.support.running import running
+from tests.support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, Weed
 from tests.support.sink import Sink
 from tests.unit.test_sns import TOPIC, message, pem
 
-SECRET = "example-secret-access-key-0123456789"
+SECRET = "example-secret-0123456789abcdef"
+weed = s3_server.weed
 SAID = {"results": {"language_code": "en-US", "transcripts": [{"transcript": "Hello."}]}}
 MP3 = (b"\xff\xfb\x90\x64" + bytes(413)) * 8
 HEADERS = {"x-amz-sns-message-type": "Notification", "content-type": "text/plain; charset=UTF-8"}
@@ -33,9 +36,9 @@ allow = ["127.0.0.0/8"]
 provider = "sns"
 topics = ["{TOPIC}"]
 certificate = {json.dumps(pem().decode())}
-transcripts = "s3://our-transcripts/done/"
-access_key_id = "AKIAEXAMPLEEXAMPLE01"
-secret_access_key = "{SECRET}"
+transcripts = "s3://{BUCKET}/our transcripts/"
+access_key_id = "{ACCESS_KEY}"
+secret_access_key = "{SECRET_KEY}"
 endpoint_url = "{s3}"
 allow = ["127.0.0.0/8"]
 """
@@ -46,34 +49,35 @@ def told(document: Any, id: str) -> bytes:
     return message(Message=json.dumps(document), MessageId=id, Timestamp=now.isoformat())
 
 
-async def test_results_are_read_from_s3_with_a_request_that_receiver_signs(tmp_path: Path) -> None:
-    """A transcript of Transcribe's, speech of Polly's, and a job that was handed over: the key reaches S3 alone, as a signature."""
+async def test_results_are_read_from_s3_with_a_request_that_receiver_signs(
+    tmp_path: Path, weed: Weed
+) -> None:
+    """A transcript of Transcribe's, speech of Polly's, and a job that was handed over; S3 judges the signatures."""
     transcribe = {"detail": {"TranscriptionJobName": "call-1", "TranscriptionJobStatus": "COMPLETED"}}
     polly = {
         "taskId": "t-1",
         "taskStatus": "completed",
-        "outputUri": "https://s3.us-east-1.amazonaws.com/b-1/a b.mp3",
+        "outputUri": f"https://s3.us-east-1.amazonaws.com/{BUCKET}/topics/a b.mp3",
     }
-    async with ProviderHost() as s3, Sink() as sink:
-        for job in ("call-1", "call-2"):
-            s3.scripts[f"/our-transcripts/done/{job}.json"] = reply(200, json.dumps(SAID).encode())
-        s3.scripts["/b-1/a%20b.mp3"] = reply(200, MP3, {"content-type": "audio/mpeg"})
-        async with running(tmp_path, settings(tmp_path, s3.url(""), sink.url)) as up:
-            for number, document in enumerate((transcribe, polly)):
-                body = told(document, f"m-{number}")
-                answer = await up.client.post("/callbacks/aws", content=body, headers=HEADERS)
-                assert answer.status_code == 200
-            pull = up.receiver.ports.pulls["aws"]
-            await up.receiver.store.add_pickup(new_pickup(pull, "call-2", now=wall_clock()))
-            up.receiver.collector.wake(["aws"])
-            await sink.until(3)
-        events = {e["data"]["job_id"]: e for e in (json.loads(r.body) for r in sink.received)}
-        for job in ("call-1", "call-2"):
-            assert events[job]["type"] == "transcript.completed"
-            assert events[job]["data"]["transcript"]["text"] == "Hello."
-        assert events["t-1"]["data"]["audio"]["content_type"] == "audio/mpeg"
-        assert all("X-Amz-Signature=" in request.target for request in s3.requests)
-        assert not [r for r in sink.received if SECRET.encode() in r.body or b"X-Amz-Signature" in r.body]
+    s3 = weed.client()
+    for job in ("call-1", "call-2"):
+        s3.put_object(Bucket=BUCKET, Key=f"our transcripts/{job}.json", Body=json.dumps(SAID).encode())
+    s3.put_object(Bucket=BUCKET, Key="topics/a b.mp3", Body=MP3, ContentType="audio/mpeg")
+    async with Sink() as sink, running(tmp_path, settings(tmp_path, weed.http, sink.url)) as up:
+        for number, document in enumerate((transcribe, polly)):
+            body = told(document, f"m-{number}")
+            answer = await up.client.post("/callbacks/aws", content=body, headers=HEADERS)
+            assert answer.status_code == 200
+        pull = up.receiver.ports.pulls["aws"]
+        await up.receiver.store.add_pickup(new_pickup(pull, "call-2", now=wall_clock()))
+        up.receiver.collector.wake(["aws"])
+        await sink.until(3)
+    events = {e["data"]["job_id"]: e for e in (json.loads(r.body) for r in sink.received)}
+    for job in ("call-1", "call-2"):
+        assert events[job]["type"] == "transcript.completed"
+        assert events[job]["data"]["transcript"]["text"] == "Hello."
+    assert events["t-1"]["data"]["audio"]["content_type"] == "audio/mpeg"
+    assert not [r for r in sink.received if SECRET_KEY.encode() in r.body or b"Signature=" in r.body]
 
 
 async def test_a_forged_message_is_refused_and_one_of_another_kind_parked(tmp_path: Path) -> None:
