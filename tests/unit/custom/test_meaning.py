@@ -45,3 +45,19 @@ def test_a_link_that_is_missing_is_told_so() -> None:
     assert verdict(source(result=LINK), head(), {"id": "1"}) == (
         "parked: there is no link to the result: field:url is missing"
     )
+
+
+@pytest.mark.parametrize("at", ["payload", "form:payload"])
+def test_a_document_in_a_field_of_a_form_stays_there_and_is_read(at: str) -> None:
+    own = {"body": "form", "unwrap": [{"at": at, "in_place": True}]}
+    event = {"family": "speech", "job": "payload.id", "keep": ["payload.n"], "drop": ["payload.secret"]}
+    told = verdict(source(**own, event=event), head(), b"payload=%7B%22id%22%3A%22j1%22%2C%22n%22%3A2%7D")
+    assert not isinstance(told, str), told
+    assert (told.job_id, told.provider_data) == ("j1", {"payload.n": 2})
+
+
+def test_a_multipart_body_that_is_none_proves_nobody() -> None:
+    """The secret is one of its fields: what cannot be read is refused, and never an error of ours."""
+    made = source(body="multipart", proof=[{"kind": "same", "at": "form:secret"}])
+    told = verdict(made, head(("content-type", "multipart/form-data; boundary=x")), b"no parts")
+    assert str(told).startswith("refused: the body does not begin with its multipart boundary")
