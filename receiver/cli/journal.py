@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from receiver.app.wiring import Receiver
     from receiver.core.callback import VerifiedCallback
     from receiver.settings.model import Settings
-    from receiver.storage.journal import Handle, Journal
+    from receiver.storage.journal import Able, Handle, Journal
 
 Folder = Annotated[
     str | None,
@@ -192,7 +192,7 @@ async def _empty(receiver: Receiver, folder: str) -> _Drained:
 
     reason = ""
     try:
-        await _turns(journal, take)
+        await _turns(journal, take, receiver.journal_drain.able)
     except Unavailable as error:
         reason = error.message
     left = len(look(folder))
@@ -205,11 +205,11 @@ async def _empty(receiver: Receiver, folder: str) -> _Drained:
     return _Drained(counts["recorded"], counts["known"], left, reason)
 
 
-async def _turns(journal: Journal, take: Handle) -> None:
+async def _turns(journal: Journal, take: Handle, able: Able) -> None:
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         await journal.open()
-        await journal.drain(take)
+        await journal.drain(take, able)
         if not journal.depth or not journal.being_drained() or time.monotonic() > deadline:
             return
         await asyncio.sleep(_LOOK_SECONDS)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from receiver.core.callback import VerifiedCallback
-from receiver.core.errors import ConfigError, IgnoredCallback, JournalUnavailable, Unavailable, reason_of
+from receiver.core.errors import IgnoredCallback, JournalUnavailable, Unavailable, reason_of
 from receiver.core.event import Recorded, RecordStatus
 from receiver.core.observe import Observer
 from receiver.engine.claims import claims_of
@@ -18,7 +18,7 @@ from receiver.engine.recorder import Recorder
 from receiver.engine.submissions.passing import ENDED
 from receiver.engine.submissions.passing import Parts as SubmissionParts
 from receiver.providers import PushProvider
-from receiver.storage.journal import Journal
+from receiver.storage.journal import Entry, Journal
 from receiver.storage.store.store import Store
 from receiver.system.background import BackgroundPart
 
@@ -77,7 +77,7 @@ class JournalDrain(BackgroundPart):
         """Empty the journal as far as the parts allow; return how many callbacks were recorded."""
         reported, self._error = self._error, ""
         try:
-            return await self._journal.drain(self.take_back)
+            return await self._journal.drain(self.take_back, self.able)
         except Unavailable as error:
             # The journal itself reports what kept single entries back.
             if isinstance(error, JournalUnavailable) and error.message != self._journal.refused:
@@ -86,18 +86,19 @@ class JournalDrain(BackgroundPart):
                     self._observer.note("warning", "journal.drain_stopped", error=error.message)
             return 0
 
+    def able(self, entry: Entry) -> bool:
+        """Tell whether the settings have what an entry needs: a callback's source, if that could be read."""
+        return not entry.source or entry.source in self._providers or ENDED in entry.proofs
+
     async def take_back(self, callback: VerifiedCallback) -> Recorded | None:
         """Normalize and record a callback from the journal; return the result, None for what a submission came to.
 
-        Raises `Unavailable` while the outage goes on, `ConfigError` when the settings lack its source,
-        `OSError` or `MemoryError` when it cannot be read for now.
+        Raises `Unavailable` while the outage goes on, `OSError` or `MemoryError` when it cannot be read for now.
         """
         if ENDED in callback.proofs:
             await self._submissions.take_back(callback)
             return None
-        provider = self._providers.get(callback.source)
-        if provider is None:
-            raise ConfigError(f"no source is named {callback.source} any more: put it back into the settings")
+        provider = self._providers[callback.source]
         if callback.claims is not None and callback.claims.unread:
             # One that was removed meanwhile had proved the callback all the same.
             claims = await claims_of(self._store, callback.claims) or replace(callback.claims, unread=False)

@@ -16,7 +16,7 @@ import hashlib
 import math
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,13 @@ from receiver.core.callback import Head, TokenClaims, VerifiedCallback, is_secre
 from receiver.core.errors import (
     RESOURCE_ERRORS,
     THREAD_ERRORS,
-    ConfigError,
     JournalUnavailable,
     Unavailable,
     reason_of,
 )
 from receiver.core.observe import Observers
 from receiver.system.body_buffer import FileBody, keep_body
-from receiver.system.files import make_folder, sync_folder, write_file
+from receiver.system.files import make_folder, open_file, sync_folder, write_file
 
 _OUTAGE_AFTER = 3
 """Failures in a row that count as an outage. Fewer may be the fault of the entries themselves."""
@@ -53,7 +52,10 @@ _DRAINING = ".draining"
 
 T = TypeVar("T")
 Handle = Callable[[VerifiedCallback], Awaitable[object]]
-"""Normalizes and records a callback; raises `ConfigError`, `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
+"""Normalizes and records a callback; raises `Unavailable`, or one of `RESOURCE_ERRORS`, while that is not possible."""
+
+Able = Callable[["Entry"], bool]
+"""Tells whether the settings have the source of an entry."""
 
 
 class Journal:
@@ -80,6 +82,8 @@ class Journal:
         """Total bytes of the waiting bodies."""
         self.kept = asyncio.Event()
         """Set when an entry was added."""
+        self._missing: set[str] = set()
+        """The sources of entries that the last drain left since there are no such sources."""
         self.refused = ""
         """The reason, in a sentence, why the last drain left entries; "" if it left none."""
 
@@ -179,9 +183,9 @@ class Journal:
             for suffix in "bj":
                 (self._folder / f"{temporary}{suffix}").unlink(missing_ok=True)
 
-    async def drain(self, handle: Handle) -> int:
-        """Pass every entry to `handle` and remove those that it records; return their number. `refused` has the reason for
-        the others.
+    async def drain(self, handle: Handle, able: Able) -> int:
+        """Pass every entry to `handle`, if it is able to take it, and remove those that it records; return their number.
+        `refused` has the reason for the others.
 
         Oldest first, in batches of 1, 2, 4 and so on up to 32. A refused entry goes behind the others, so that one that no
         store accepts (for its size), or that cannot be read, never blocks the rest. If others succeed meanwhile, its wait
@@ -192,19 +196,19 @@ class Journal:
         """
         try:
             with _locked(self._folder / _DRAINING, wait=False):
-                return await self._pass_on(handle)
+                return await self._pass_on(handle, able)
         except BlockingIOError:
             return 0
         except THREAD_ERRORS as error:
             raise unavailable(error) from None
 
-    async def _pass_on(self, handle: Handle) -> int:
+    async def _pass_on(self, handle: Handle, able: Able) -> int:
         done, most = 0, 1
         refused: list[tuple[Entry, Unavailable]] = []
-        self.refused = ""
-        waiting = deque(sorted(self._entries.values(), key=_turn))
+        self._tell_missing(able)
+        waiting = deque(sorted((e for e in self._entries.values() if able(e)), key=_turn))
         while batch := self._batch(waiting, most):
-            results = await self._pass_together(batch, handle)
+            results = await self._pass_together(batch, handle, able)
             for entry, result in zip(batch, results, strict=True):
                 if result is True:
                     self._put_off(refused, alone=True)
@@ -224,6 +228,15 @@ class Journal:
             raise refused[-1][1]
         return done
 
+    def _tell_missing(self, able: Able) -> None:
+        """Tell which sources that entries belong to are not there, each once: their entries wait, untouched, until they are."""
+        left = Counter(e.source for e in self._entries.values() if not able(e))
+        for source in left.keys() - self._missing:
+            self._observer.note("warning", "journal.source_missing", source=source, entries=left[source])
+        self._missing = set(left)
+        names = ", ".join(sorted(left))
+        self.refused = f"no source is named {names} any more: put it back into the settings" if left else ""
+
     def _batch(self, waiting: deque[Entry], most: int) -> list[Entry]:
         """Take the next batch from `waiting`."""
         batch: list[Entry] = []
@@ -235,14 +248,17 @@ class Journal:
                 size += entry.size
         return batch
 
-    async def _pass_together(self, batch: list[Entry], handle: Handle) -> list[Unavailable | bool]:
+    async def _pass_together(
+        self, batch: list[Entry], handle: Handle, able: Able
+    ) -> list[Unavailable | bool]:
         """Pass entries to `handle` concurrently, and remove those that it recorded.
 
         Returns for each: True if it was recorded; the reason, if it was refused; False if it is gone or failed by itself.
         """
-        callbacks = await self._restore(batch)
+        pairs = zip(batch, await self._restore(batch), strict=True)
+        # Only now it is known whose those are that could not be read before.
         results = await asyncio.gather(
-            *(self._pass(*pair, handle) for pair in zip(batch, callbacks, strict=True))
+            *(self._pass(e, found if able(e) else None, handle) for e, found in pairs)
         )
         taken = [entry.stem for entry, result in zip(batch, results, strict=True) if result is True]
         if taken:
@@ -258,10 +274,6 @@ class Journal:
             await handle(callback)
         except (Unavailable, *RESOURCE_ERRORS) as error:
             return self._refusal(entry, error)
-        except ConfigError as error:
-            self.refused = error.message
-            self._failed(entry, error.message)
-            return False
         except Exception as error:  # a bug or a poison entry must not stop the others
             self._failed(entry, type(error).__name__)
             return False
@@ -302,6 +314,7 @@ class Journal:
         found: list[VerifiedCallback | JournalUnavailable | None] = []
         for entry, result in zip(batch, await asyncio.to_thread(self._look_up, batch), strict=True):
             if isinstance(result, VerifiedCallback):
+                entry.source, entry.proofs = result.source, tuple(result.proofs)
                 found.append(result)
             elif result is None or isinstance(result, FileNotFoundError):  # another process drained it
                 if result is None:
@@ -469,6 +482,7 @@ class Entry(Struct):
     size: int
     source: str
     reason: str
+    proofs: tuple[str, ...] = ()
     tries: int = 0
     """How often the entry failed for a reason of its own, and not because of an outage."""
     not_before: float = 0.0
@@ -480,7 +494,8 @@ class Entry(Struct):
 def entry_at(commit: Path) -> Entry:
     """Return the entry of a commit file, also when it cannot be read now. Raises `FileNotFoundError`."""
     try:
-        return entry_of(commit.stem, commit.read_bytes())
+        with open_file(commit) as file:
+            return entry_of(commit.stem, file.read())
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -498,7 +513,7 @@ def entry_of(stem: str, meta: bytes) -> Entry:
     commit = _commit(meta)
     if commit is None:
         return Entry(stem, 0, len(meta), "", "damaged")
-    return Entry(stem, commit.head.received_at, commit.size, commit.head.source, commit.reason)
+    return Entry(stem, commit.head.received_at, commit.size, commit.head.source, commit.reason, commit.proofs)
 
 
 def restored(folder: Path, stem: str) -> VerifiedCallback | None:
@@ -507,7 +522,8 @@ def restored(folder: Path, stem: str) -> VerifiedCallback | None:
     Raises `FileNotFoundError` when it is gone, `OSError` when it cannot be read or moved.
     """
     body_path, path = folder / f"{stem}.body", folder / f"{stem}.json"
-    commit = _commit(path.read_bytes())
+    with open_file(path) as file:
+        commit = _commit(file.read())
     try:
         body = FileBody.read(str(body_path))
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from receiver.core.errors import (
     reason_of,
 )
 from receiver.system.codings import PIECE, CodingBroken, Inflater
-from receiver.system.files import create, is_running, write_all, write_file
+from receiver.system.files import create, is_running, open_file, write_all, write_file
 
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""
@@ -88,7 +88,7 @@ class FileBody:
     @classmethod
     def read(cls, path: str) -> FileBody:
         """Open a file as a body, counting and hashing it. Raises `OSError`."""
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             prefix = file.read(PREFIX_BYTES)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()

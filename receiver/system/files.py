@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 
 
@@ -43,6 +45,15 @@ def write_file(path: Path, data: bytes) -> None:
 def create(path: Path | str) -> int:
     """Make a new private file; return its descriptor. Raises `OSError`, `FileExistsError` when the name is taken."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def open_file(path: Path | str) -> BufferedReader:
+    """Open a file of ours for reading. Raises `OSError`, also for a link, and for a pipe, which would be waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "It is no regular file", str(path))
+    return open(fd, "rb")
 
 
 def write_all(fd: int, data: bytes) -> None:

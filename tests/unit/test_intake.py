@@ -19,6 +19,7 @@ from receiver.core.errors import IgnoredCallback, StoreUnavailable
 from receiver.core.event import AudioDraft, EventDraft, Rejection
 from receiver.core.observe import Observers
 from receiver.engine.overload import LoadShedder, Storing
+from receiver.storage.journal import Entry
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.kept_events import kept_events
 from tests.support.running import Seen
@@ -295,7 +296,7 @@ async def test_what_was_rejected_before_the_stop_is_written(opened: Open) -> Non
 
 
 async def test_a_source_that_is_gone_keeps_its_callbacks_in_the_journal(opened: Open) -> None:
-    """Configured away while some wait: they stay until it is configured again."""
+    """Configured away while some wait: they stay, told once, and are recorded as soon as it is configured again."""
     made = Made()
     async with opened(made) as up:
         up.failing["record"] = StoreUnavailable()
@@ -303,8 +304,13 @@ async def test_a_source_that_is_gone_keeps_its_callbacks_in_the_journal(opened: 
         up.failing.clear()
         providers = up.receiver.journal_drain._providers
         up.receiver.journal_drain._providers = {}
-        assert await up.receiver.journal_drain.drain() == 0
+        for _ in range(5):
+            assert await up.receiver.journal_drain.drain() == 0
         assert up.receiver.journal.depth == 1
+        told = [note for note in up.seen.notes if note[1].startswith("journal.")]
+        assert told == [("warning", "journal.source_missing", {"source": "made", "entries": 1})]
+        ended = Entry("0" * 40, 0, 0, "made", "store out", proofs=("submission",))
+        assert up.receiver.journal_drain.able(ended), "what a submission came to needs no provider"
         up.receiver.journal_drain._providers = providers
         assert await up.receiver.journal_drain.drain() == 1
 

@@ -65,7 +65,7 @@ async def test_what_was_kept_comes_back_after_a_restart(tmp_path: Path, spooled:
         assert callback.body.load() == b"hello"
         got.append(callback)
 
-    assert await journal.drain(take) == 1
+    assert await journal.drain(take, bool) == 1
     assert got[0].head.headers == (("content-type", "audio/mpeg"),)
     assert (got[0].claims, got[0].proofs) == (before.claims, before.proofs)
     assert got[0].body.sha256 == before.body.sha256
@@ -91,10 +91,10 @@ async def test_an_outage_stops_the_drain_and_keeps_everything(tmp_path: Path) ->
         if len(tried) > 1:
             raise StoreUnavailable("the database is out")
 
-    assert await journal.drain(take) == 1
+    assert await journal.drain(take, bool) == 1
     assert (tried, journal.depth, journal.refused) == ([0, 1, 2, 3], 5, "the database is out")
     with pytest.raises(StoreUnavailable):
-        await journal.drain(take)
+        await journal.drain(take, bool)
     assert [fields["error"] for name, fields in _notes(seen)] == ["the database is out"]
 
 
@@ -112,13 +112,13 @@ async def test_entries_that_are_always_refused_hold_up_no_other(tmp_path: Path) 
         taken.append(callback.head.received_at)
 
     with pytest.raises(BlobsUnavailable):
-        await journal.drain(take)
+        await journal.drain(take, bool)
     assert taken == []
-    assert await journal.drain(take) == 6
+    assert await journal.drain(take, bool) == 6
     assert (taken, journal.depth) == ([4, 5, 6, 7, 8, 9], 4)
-    assert await journal.drain(take) == 0, "they wait"
+    assert await journal.drain(take, bool) == 0, "they wait"
     with pytest.raises(BlobsUnavailable):
-        await (await _journal(tmp_path, seen)).drain(take)
+        await (await _journal(tmp_path, seen)).drain(take, bool)
     assert [(name, fields["error"]) for name, fields in _notes(seen)] == [
         ("journal.drain_stopped", "the store refused it (413)")
     ] * 2, "once for each process"
@@ -141,7 +141,7 @@ async def test_entries_are_passed_on_together_more_and_more_while_they_are_taken
             groups.append(under_way)
         under_way = 0
 
-    assert await journal.drain(take) == 43
+    assert await journal.drain(take, bool) == 43
     assert groups == [1, 2, 4, 8, 16, 10, 1, 1]
 
 
@@ -157,8 +157,8 @@ async def test_a_group_that_is_broken_off_comes_again_whole(tmp_path: Path) -> N
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await journal.drain(take)
-    assert await (await _journal(tmp_path)).drain(take) == 2
+        await journal.drain(take, bool)
+    assert await (await _journal(tmp_path)).drain(take, bool) == 2
     assert sorted(taken) == [0, 1, 1, 2, 2]
 
 
@@ -190,7 +190,7 @@ class Clocked:
         """Drain, and return what was tried."""
         self.tried = []
         with contextlib.suppress(BlobsUnavailable):
-            await self.journal.drain(self.take)
+            await self.journal.drain(self.take, bool)
         return self.tried
 
     async def waited(self) -> int:
@@ -252,7 +252,7 @@ async def test_one_refused_entry_is_named_beside_those_that_were_taken(tmp_path:
         if callback.head.received_at == 0:
             raise BlobsUnavailable("the store refused it (413)")
 
-    assert await journal.drain(take) == 2
+    assert await journal.drain(take, bool) == 2
     assert [name for name, _ in _notes(seen)] == ["journal.entry_refused"]
     assert journal.refused == "the store refused it (413)"
 
@@ -263,7 +263,7 @@ async def test_who_drained_first_does_not_lock_others_out(tmp_path: Path, umask:
     journal = await _journal(tmp_path)
     before = os.umask(umask)
     try:
-        await journal.drain(_nothing)
+        await journal.drain(_nothing, bool)
     finally:
         os.umask(before)
     assert (tmp_path / ".draining").stat().st_mode & 0o444 == 0o444
@@ -279,9 +279,9 @@ async def test_a_poison_entry_does_not_stop_the_others(tmp_path: Path) -> None:
         if callback.head.received_at == 1:
             raise RuntimeError("a bug")
 
-    assert await journal.drain(take) == 2
+    assert await journal.drain(take, bool) == 2
     for _ in range(5):
-        await journal.drain(take)
+        await journal.drain(take, bool)
     assert journal.depth == 1
     assert [name for _, name, _ in seen.notes] == ["journal.entry_failed"] * 3
 
@@ -313,7 +313,7 @@ async def test_a_damaged_entry_is_set_aside_and_reported(tmp_path: Path, damage:
     async def take(callback: VerifiedCallback) -> None:
         raise AssertionError("a damaged callback must not be recorded")
 
-    assert await journal.drain(take) == 0
+    assert await journal.drain(take, bool) == 0
     assert journal.depth == 0
     assert (tmp_path / "damaged" / meta.name).exists()
     assert seen.notes[-1][1] == "journal.entry_damaged"
@@ -369,8 +369,8 @@ async def test_what_another_process_drained_is_no_damage(tmp_path: Path) -> None
     async def take(callback: VerifiedCallback) -> None:
         return
 
-    assert await first.drain(take) == 1
-    assert await second.drain(take) == 0
+    assert await first.drain(take, bool) == 1
+    assert await second.drain(take, bool) == 0
     assert (second.depth, seen.notes) == (0, [])
     assert not (tmp_path / "damaged").exists()
 
