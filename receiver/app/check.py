@@ -45,7 +45,7 @@ from receiver.settings.model import (
 )
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
-from receiver.system.space import nearest, scarce
+from receiver.system.disks import nearest, scarce
 
 _GENERAL = {
     "E001": Code("The settings cannot be read", ""),

@@ -164,19 +164,12 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
 
 
 async def _drain(settings: Settings, folder: str) -> _Drained:
-    from receiver.app.wiring import build
+    from receiver.app.wiring import build, open_receiver
     from receiver.settings.load import token_secrets
 
     token_secrets(settings)  # one that is made here would prove nothing
-    receiver = build(settings, observers=[])
-    try:
-        await receiver.store.prepare()
-        await receiver.blobs.open()
-        receiver.bodies.open()
+    async with open_receiver(build(settings, observers=[]), intake=False, work=False) as receiver:
         return await _empty(receiver, folder)
-    finally:
-        await receiver.blobs.close()
-        await receiver.store.close()
 
 
 async def _empty(receiver: Receiver, folder: str) -> _Drained:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from receiver.core.errors import ConfigError, SettingsError
 from receiver.core.findings import Problem
-from receiver.settings.model import ApiToken, DestinationSettings, Section, Settings, SourceSettings
+from receiver.settings.model import DestinationSettings, Section, Settings, SourceSettings
 from receiver.system.files import make_folder, sync_folder
 
 T = TypeVar("T", bound=Section)
@@ -241,20 +241,14 @@ def _from_file(path: str, where: str, read: Reader) -> str:
 
 def _is_shown(place: Sequence[str]) -> bool:
     """Tell whether a setting is one of those of receiver's own that are no secrets."""
-    known = _model_of(place[:-1])
-    setting = known.model_fields.get(place[-1]) if known else None
-    return setting is not None and "Secret" not in str(setting.annotation)
+    kinds = [_kind_of(holder, place[-1]) for holder in _holders(place)]
+    return any(kind is not None and "Secret" not in str(kind) for kind in kinds)
 
 
-def _model_of(place: Sequence[str]) -> type[Section] | None:
-    """Return the model of the section at a place; None where there is none."""
-    named: Mapping[str, type[Section]] = {"sources": SourceSettings, "destinations": DestinationSettings}
-    if len(place) == 2:
-        return ApiToken if tuple(place) == ("api", "tokens") else named.get(place[0])
-    if not place:
-        return Settings
-    kind = Settings.model_fields[place[0]].annotation if place[0] in Settings.model_fields else None
-    return kind if len(place) == 1 and isinstance(kind, type) and issubclass(kind, Section) else None
+def _holders(place: Sequence[str]) -> Models:
+    """Return the models of the section that a setting of receiver's own is in; none where there is no such section."""
+    known = not place[:-1] or place[0] in Settings.model_fields
+    return _place_of(Settings, place)[1] if known else ()
 
 
 def _name_sections(raw: dict[str, Any], problems: list[Problem]) -> None:
@@ -363,7 +357,8 @@ class _Blame:
             return problem
         *above, last = place
         siblings = _at(self._known, above) if problem.message == "is missing" else None
-        others = set(siblings or ()) - {last} if siblings else set((_model_of(above) or Section).model_fields)
+        known = {name for holder in _holders(place) for name in holder.model_fields}
+        others = set(siblings) - {last} if siblings else known
         near = get_close_matches(last, others, n=1)
         fix = problem.fix
         if near:

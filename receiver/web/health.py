@@ -13,7 +13,7 @@ from receiver.core.destination_health import DestinationStatus
 from receiver.core.errors import THREAD_ERRORS, ReceiverError, StoreUnavailable
 from receiver.engine.destination_actions import destination_states
 from receiver.settings.load import local_folders
-from receiver.system.space import scarce
+from receiver.system.disks import scarce
 
 if TYPE_CHECKING:
     from starlette.requests import Request

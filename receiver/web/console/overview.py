@@ -17,7 +17,7 @@ from receiver.core.tally import ACK, HOUR, MINUTE, within
 from receiver.core.work import PickupFilter, PickupState, StoreStats
 from receiver.settings.load import local_folders
 from receiver.settings.model import Settings
-from receiver.system.space import free_bytes
+from receiver.system.disks import free_bytes
 from receiver.web.api import overview as api
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.rendering import length

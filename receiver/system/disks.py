@@ -1,4 +1,4 @@
-"""How much room there is on this machine's disks."""
+"""How much room there is on this machine's disks. With none left, engine/intake.py answers callbacks 503, which providers repeat."""
 
 from __future__ import annotations
 
