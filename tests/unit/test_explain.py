@@ -202,19 +202,29 @@ _pickups = st.lists(st.builds(pickup, st.sampled_from(PickupKind), st.sampled_fr
 _refused: st.SearchStrategy[list[Rejection]] = st.lists(st.just(rejection()), max_size=2)
 
 
+_owed = st.lists(
+    st.tuples(
+        *(st.sampled_from(("app", "crm")), st.sampled_from(DeliveryState), st.integers(0, 3)),
+        *(st.sampled_from((None, *HeldBy)), st.integers(0, 1)),
+    ),
+    max_size=2,
+)
+_at = st.sampled_from((None, T0))
+_states = st.builds(DestinationState, name=st.just("app"), paused_at=_at, disabled_at=_at, opened_at=_at)
+
+
 @settings(max_examples=examples(40))
 @given(st.data())
 def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataObject) -> None:
     events = tuple(data.draw(_events))
     deliveries = tuple(
-        replace(delivery(one, state, attempts), destination=to)
-        for one in events
-        for to, state, attempts in data.draw(
-            st.lists(
-                st.tuples(st.sampled_from(("app", "crm")), st.sampled_from(DeliveryState), st.integers(0, 3)),
-                max_size=2,
-            )
+        replace(
+            delivery(one, state, attempts, to),
+            round_start=min(begun, attempts),
+            held_by=held if state is DeliveryState.PENDING else None,
         )
+        for one in events
+        for to, state, attempts, held, begun in data.draw(_owed)
     )
     known = job(
         events=events,
@@ -223,7 +233,8 @@ def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataOb
         rejections=tuple(data.draw(_refused)),
         submissions=tuple(data.draw(st.lists(st.just(SUBMITTED), max_size=1))),
         journaled=data.draw(st.integers(0, 1)),
-        erased_at=data.draw(st.one_of(st.none(), st.just(T0))),
+        erased_at=data.draw(_at),
+        destinations={one.name: one for one in data.draw(st.lists(_states, max_size=1))},
     )
     told = explain(known)
     assert told.cause in Cause
@@ -232,5 +243,7 @@ def test_every_job_that_can_be_has_exactly_one_cause_in_one_line(data: st.DataOb
     assert list(told.steps) == sorted(told.steps, key=lambda step: step.at)
     if told.cause is Cause.DELIVERED:
         assert {one.state for one in deliveries} == {DeliveryState.DELIVERED}
+    if told.cause in (Cause.PAUSED, Cause.HELD):
+        assert known.destinations["app"].status != "active"
     if told.cause is Cause.UNKNOWN:
         assert (events, known.pickups, known.rejections, known.submissions) == ((), (), (), ())
