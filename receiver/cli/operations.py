@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec import to_builtins
 
 from receiver.cli.acting import acting
 from receiver.cli.asking import listed
@@ -90,7 +89,7 @@ async def carried_on(
     if not yes:
         confirm(f"{would}. Go on?", would, instead=" (or look first with --dry-run)" * (command == "replay"))
     out = Console(stderr=True)
-    async with acting(store, command, planned.id, **to_builtins(planned.selection)):
+    async with acting(store, command, planned.id, **view(planned.selection)):
         with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
             bar = progress.add_task(doing, total=planned.total)
             now = await store.change_operation(planned.id, running=True, now=wall_clock())
