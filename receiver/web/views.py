@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, reduce
-from operator import or_
+from operator import attrgetter, or_
 from types import UnionType
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
@@ -208,7 +208,9 @@ _TIME = re.compile(r"(.+_)?(at|since|until)")
 def _as_it_is(name: str, kind: Any) -> Made:
     if kind in (int, int | None) and _TIME.fullmatch(name):
         return Time if kind is int else Time | None, lambda thing: time_of(getattr(thing, name))
-    return shown_as(kind), lambda thing: shown(getattr(thing, name))
+    if (as_shown := shown_as(kind)) == kind:
+        return kind, attrgetter(name)
+    return as_shown, lambda thing: shown(getattr(thing, name))
 
 
 def shown(value: Any) -> Any:
