@@ -230,16 +230,16 @@ class CallbackRow(Struct, frozen=True, kw_only=True):
     id: str
     source: str
     idempotency_key: str
-    second_key: str | None
+    second_key: str | None = None
     method: str
-    content_type: str
+    content_type: str = ""
     received_at: int
-    body_size: int
-    body_sha256: str
-    body: bytes | None
+    body_size: int = 0
+    body_sha256: str = ""
+    body: bytes | None = None
     """Kept bytes, secrets removed; None when they are a blob."""
-    proofs: str
-    """Comma-separated names of the proofs that held."""
+    proofs: str = ""
+    """Comma-separated names of the proofs that held; empty for an event of receiver's own."""
     arrival: bytes | None = None
     """An `Arrival` as JSON, secrets removed; None for what receiver fetched itself."""
 

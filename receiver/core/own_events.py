@@ -149,16 +149,6 @@ def _recording(
         data=compose(draft, event_id=event_id, source=source, provider=provider),
     )
     row = CallbackRow(
-        id=new_id("cb", now),
-        source=source,
-        idempotency_key=key,
-        second_key=None,
-        method="NONE",
-        content_type="",
-        received_at=now,
-        body_size=0,
-        body_sha256="",
-        body=None,
-        proofs="",
+        id=new_id("cb", now), source=source, idempotency_key=key, method="NONE", received_at=now
     )
     return Recording(callback=row, event=event, destinations=destinations)

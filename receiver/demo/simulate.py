@@ -22,7 +22,7 @@ from receiver.cli.options import (
 )
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
-from receiver.demo.simulation import Simulation, read_file
+from receiver.demo.simulation import Simulation, Tries, read_file
 
 if TYPE_CHECKING:
     from receiver.demo.deapi import Job
@@ -129,7 +129,6 @@ def simulate_deepgram(
 ) -> None:
     """Call back as Deepgram does: Basic credentials, POST or PUT, up to ten more tries."""
     from receiver.demo import deepgram
-    from receiver.demo.serving import waits_of
 
     if product not in deepgram.PRODUCTS:
         raise UsageError(f"--product is one of {', '.join(deepgram.PRODUCTS)}")
@@ -145,9 +144,8 @@ def simulate_deepgram(
         audio, kind = _audio(file, content_type or deepgram.media_type(job))
         callback = deepgram.speech(target, audio, content_type=kind, method=method, chunked=chunked)
     label = "failure" if error else deepgram.PRODUCTS[product]
-    attempts = attempts or (1 if wrong_credentials else None)
-    waits = waits_of(deepgram.WAITS, attempts=attempts, scale=time_scale)
-    run.send([(label, lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
+    tries = Tries(deepgram.WAITS, attempts, time_scale)
+    run.send([(label, lambda: callback)] * (1 + duplicate), tries, ca_file, refused=wrong_credentials)
 
 
 @simulate.command("deapi")
@@ -172,7 +170,6 @@ def simulate_deapi(
 ) -> None:
     """Call back as deAPI does: three events, each try signed afresh, ten tries; and have the result fetched."""
     from receiver.demo import deapi
-    from receiver.demo.serving import waits_of
 
     if event not in (*deapi.EVENTS, "all"):
         raise UsageError(f"--event is one of {', '.join(deapi.EVENTS)} or all")
@@ -183,13 +180,12 @@ def simulate_deapi(
     has_result = "completed" in events and result_url is None
     if expired_link and not has_result:
         raise UsageError("--expired-link is for a completed job whose result lies on this machine")
-    attempts = attempts or (1 if wrong_credentials else None)
-    waits = waits_of(deapi.WAITS, attempts=attempts, scale=time_scale)
     job = deapi.Job(target, secret, kind=job_type, result_url=result_url)
     fetched = has_result and not wrong_credentials
     with _result(run, job, expired=expired_link) if fetched else contextlib.nullcontext(job) as job:
         events_of = ("job.completed",) if fetched else ()
-        run.send(job.callbacks(events), waits, ca_file, refused=wrong_credentials, events_of=events_of)
+        tries = Tries(deapi.WAITS, attempts, time_scale)
+        run.send(job.callbacks(events), tries, ca_file, refused=wrong_credentials, events_of=events_of)
 
 
 @contextlib.contextmanager
@@ -290,8 +286,8 @@ def simulate_custom(
     sent = Player(options).play(request_of(example, run.source.name, known, options.body, wall_clock()))
     whole = f"{target}{'?' if sent.head.query else ''}{sent.head.query}"
     callback = Callback(sent.head.method, whole, dict(sent.head.headers), sent.body)
-    waits = [1.0] * ((attempts or 1) - 1)
-    run.send([("callback", lambda: callback)] * (1 + duplicate), waits, ca_file, refused=wrong_credentials)
+    tries = Tries((1.0,), attempts or 1)
+    run.send([("callback", lambda: callback)] * (1 + duplicate), tries, ca_file, refused=wrong_credentials)
 
 
 def demo(

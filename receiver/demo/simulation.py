@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
@@ -44,6 +44,16 @@ _POLL_SECONDS = 0.2
 _NEVER_SECONDS = 5.0
 """The deadline of a pickup whose result never comes, unless another is given."""
 _NO_EVENT = "no event came: is `receiver serve` or `receiver work` running, with these settings?"
+
+
+class Tries(NamedTuple):
+    """How often a callback is tried that is not taken."""
+
+    waits: Sequence[float]
+    """Seconds that the provider waits between its tries."""
+    attempts: int | None
+    """None is as many as the provider makes, or one where a refusal is wanted."""
+    scale: float = 1.0
 
 
 class Simulation(Struct):
@@ -138,7 +148,7 @@ class Simulation(Struct):
     def send(
         self,
         callbacks: Iterable[tuple[str, Callable[[], Callback]]],
-        waits: Sequence[float],
+        tries: Tries,
         ca_file: str | None,
         *,
         refused: bool,
@@ -149,8 +159,10 @@ class Simulation(Struct):
         Ends with status 0 when the last try of each label was taken, or `refused`, as it should be; and when the events
         came that the answers to `events_of` (labels) name.
         """
-        from receiver.demo.serving import send_until_accepted
+        from receiver.demo.serving import send_until_accepted, waits_of
 
+        attempts = tries.attempts or (1 if refused else None)
+        waits = waits_of(tries.waits, attempts=attempts, scale=tries.scale)
         last: dict[str, CallbackAttempt] = {}
         lines, came = [], True
         with _client(ca_file) as client:
