@@ -244,9 +244,6 @@ def _asking(where: str, source: SourceSettings) -> Iterator[Finding]:
             yield finding("W012", f"{where}.allow", f"every attempt will be blocked: {blocked}")
 
 
-_URL_CODES = {"form": "E003", "port": "E004", "underscore": "E005", "https": "E006"}
-
-
 def _public_url(settings: Settings) -> Iterator[Finding]:
     url = settings.public_url
     if not url:
@@ -256,8 +253,7 @@ def _public_url(settings: Settings) -> Iterator[Finding]:
     https_only = any(adapter is not None and adapter.https_only for adapter in used)
     deepgram = any(source.provider == "deepgram" for source in settings.sources.values())
     problems = callback_urls.public_url_problems(url, deepgram=deepgram, https_only=https_only)
-    for problem in problems:
-        yield finding(_URL_CODES[problem.kind], "public_url", problem.message, problem.fix)
+    yield from problems
     if problems:
         return
     if is_private(url):

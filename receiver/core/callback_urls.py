@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import SplitResult, quote, urlsplit
 
-from msgspec import Struct
-
 from receiver.core.errors import ConfigError
+from receiver.core.findings import Finding
 from receiver.core.urls import http_url
 
 PORTS = (80, 443, 8080, 8443)
@@ -15,16 +14,7 @@ MAX_LENGTH = 2048
 """The most characters that deAPI takes for `webhook_url` (https://docs.deapi.ai); kept for every provider."""
 
 
-class Problem(Struct, frozen=True):
-    """One reason why providers cannot call a public URL."""
-
-    kind: str
-    """`form`, `port`, `underscore` or `https`."""
-    message: str
-    fix: str
-
-
-def public_url_problems(public_url: str, *, deepgram: bool = True, https_only: bool = False) -> list[Problem]:
+def public_url_problems(public_url: str, *, deepgram: bool = True, https_only: bool = False) -> list[Finding]:
     """Return every reason why a provider cannot call URLs under `public_url`.
 
     `deepgram` for its own rules of port and underscore, `https_only` for providers that insist on https.
@@ -32,16 +22,18 @@ def public_url_problems(public_url: str, *, deepgram: bool = True, https_only: b
     try:
         parts, found = http_url(public_url), []
     except ValueError as error:
-        return [Problem("form", str(error), 'write it as "https://hooks.example.com"')]
+        return [Finding("E003", "public_url", str(error), 'write it as "https://hooks.example.com"')]
     if deepgram and (port := _port(parts)) not in PORTS:
         allowed = ", ".join(str(port) for port in PORTS)
         message = f"port {port} is not one that Deepgram calls back on"
-        found.append(Problem("port", message, f"use one of {allowed}, with a proxy in front if need be"))
+        fix = f"use one of {allowed}, with a proxy in front if need be"
+        found.append(Finding("E004", "public_url", message, fix))
     if deepgram and "_" in public_url:
         message = "it holds an underscore, and Deepgram fails to resolve such a callback"
-        found.append(Problem("underscore", message, "choose a host and path without one"))
+        found.append(Finding("E005", "public_url", message, "choose a host and path without one"))
     if https_only and parts.scheme != "https":
-        found.append(Problem("https", "deAPI calls https URLs only", "put TLS in front, and write https://"))
+        fix = "put TLS in front, and write https://"
+        found.append(Finding("E006", "public_url", "deAPI calls https URLs only", fix))
     return found
 
 
