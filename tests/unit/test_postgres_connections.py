@@ -20,8 +20,8 @@ from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event, EventSearch, RecordStatus
 from receiver.storage.store.events import search
 from receiver.storage.store.postgres import Pauses, PostgresBackend, PostgresStore
-from receiver.storage.store.postgres_clock import Skew
 from receiver.storage.store.postgres_connection import Connection, connect, parse
+from receiver.storage.store.postgres_session import Skew
 from receiver.storage.store.statements import Session
 from tests.contract.store_suite import recording
 from tests.support.kept_events import kept_events

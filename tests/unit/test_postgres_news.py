@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from receiver.core.clock import wall_clock
 from receiver.core.work import DeliveryFilter
-from receiver.storage.store import postgres, postgres_clock
+from receiver.storage.store import postgres, postgres_session
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.postgres_connection import Connection
 from receiver.storage.store.store import Store
@@ -281,7 +281,7 @@ async def test_a_clock_that_is_set_is_measured_again_at_once(url: str) -> None:
     ahead = MINUTES
     await store.ping()
     assert abs((store.skew_ms or 0) + MINUTES) < 1_000
-    ahead = postgres_clock.BAND_MS // 2
+    ahead = postgres_session.BAND_MS // 2
     await store.ping()
     assert store.skew_ms == 0, "so little is none"
     await store.close()

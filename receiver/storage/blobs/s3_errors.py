@@ -11,6 +11,10 @@ from receiver.storage.blobs.s3_options import S3Options
 _CREDENTIALS = (
     "give boto3 credentials, by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance role"
 )
+_CHANGED = "the bytes were changed on the way: their checksum does not fit"
+_SILENT = "{host} did not answer in time"
+_UNREACHED = "{host} cannot be reached (name, port or network)"
+_BROKEN = "{host} broke the connection off"
 _BY_CODE = {
     "InvalidAccessKeyId": "the store does not know the access key id: compare AWS_ACCESS_KEY_ID or the profile",
     "SignatureDoesNotMatch": "the secret access key is wrong (or something on the way changes the Host header)",
@@ -24,9 +28,9 @@ _BY_CODE = {
     "InvalidObjectState": "the object lies in an archive, and must be restored before it can be read",
     "TemporaryRedirect": "the store sends to another address for now: a new bucket takes some minutes, or set blobs.region",
     "QuotaExceeded": "the store's quota is used up",
-    "BadDigest": "the bytes were changed on the way: their checksum does not fit",
-    "XAmzContentSHA256Mismatch": "the bytes were changed on the way: their checksum does not fit",
-    "XAmzContentChecksumMismatch": "the bytes were changed on the way: their checksum does not fit",
+    "BadDigest": _CHANGED,
+    "XAmzContentSHA256Mismatch": _CHANGED,
+    "XAmzContentChecksumMismatch": _CHANGED,
     "MissingContentLength": 'the store does not take a checksum behind the body: set blobs.checksums = "when_required"',
 }
 _BY_TYPE = {
@@ -35,12 +39,26 @@ _BY_TYPE = {
     "CredentialRetrievalError": "the credentials could not be fetched from their provider",
     "MetadataRetrievalError": "the instance role's credentials could not be fetched",
     "InvalidRegionError": "the region is no valid name: correct blobs.region",
-    "FlexibleChecksumError": "the bytes were changed on the way: their checksum does not fit",
+    "FlexibleChecksumError": _CHANGED,
     "ConfigParseError": "the AWS configuration file cannot be read: correct AWS_CONFIG_FILE, or ~/.aws/config",
     "RecursionError": "the store sends to another address without end: correct blobs.endpoint_url and blobs.region",
     "NoThread": "this process can start no thread: it has too many, or too little memory",
     "NoRegionError": "no region is known: set blobs.region or AWS_REGION",
+    "ProfileNotFound": "AWS_PROFILE names a profile that is not there",
+    "ParamValidationError": "the bucket's name or the key is not one that S3 takes",
+    "FileNotFoundError": "the body's temporary file is gone",
+    "GaveUp": _SILENT,
+    "TimeoutError": _SILENT,
+    "ReadTimeoutError": _SILENT,
+    "ConnectTimeoutError": _SILENT,
+    "EndpointConnectionError": _UNREACHED,
+    "ProxyConnectionError": _UNREACHED,
+    "ConnectionClosedError": _BROKEN,
+    "ConnectionError": _BROKEN,
+    "ResponseStreamingError": _BROKEN,
+    "IncompleteReadError": _BROKEN,
 }
+"""Sentences by the name of an error's class."""
 
 
 _PASSING = (
@@ -101,27 +119,14 @@ def _reason(error: BaseException, options: S3Options, permission: str) -> str:
         return error.message
     kind = type(error).__name__
     code, status = code_of(error), status_of(error)
-    host = _host(error, options)
     if code or status:
         return _answered(error, code, status, options, permission)
-    if isinstance(error, GaveUp | TimeoutError) or kind in ("ReadTimeoutError", "ConnectTimeoutError"):
-        return f"{host} did not answer in time"
     if kind in _BY_TYPE:
-        return _BY_TYPE[kind]
+        return _BY_TYPE[kind].format(host=_host(error, options))
     if kind == "SSLError":
         return _unsecured(error, options)
-    if kind in ("EndpointConnectionError", "ProxyConnectionError"):
-        return f"{host} cannot be reached (name, port or network)"
-    if kind in ("ConnectionClosedError", "ConnectionError", "ResponseStreamingError", "IncompleteReadError"):
-        return f"{host} broke the connection off"
-    if kind == "ProfileNotFound":
-        return "AWS_PROFILE names a profile that is not there"
-    if kind == "ParamValidationError":
-        return "the bucket's name or the key is not one that S3 takes"
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
         return "blobs.endpoint_url must begin with https:// (or http://) and a host"
-    if kind == "FileNotFoundError":
-        return "the body's temporary file is gone"
     if "Token" in kind or "SSO" in kind:
         return "the sign-in behind the credentials has ended: sign in again"
     return f"an unexpected {kind}"

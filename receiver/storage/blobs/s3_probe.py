@@ -21,9 +21,6 @@ from receiver.storage.blobs.s3_errors import code_of, explain, is_outage, status
 from receiver.storage.blobs.s3_objects import Objects
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
 
-OBJECT_ACTIONS = ("s3:PutObject", "s3:GetObject", "s3:DeleteObject")
-BUCKET_ACTIONS = ("s3:ListBucket",)
-"""The permissions that receiver needs, as deploy/iam-policy.json grants them."""
 _BODY = MemoryBody(b"receiver check\n")
 _SECONDS = 10.0
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")

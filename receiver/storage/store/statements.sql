@@ -573,29 +573,13 @@ LIMIT :limit
 
 -- name: insert_tokens
 -- Writes what short tokens stand for.
-INSERT INTO callback_tokens {insert: id, source, ref, format, expires_at, expect_by, issued_at}
+INSERT INTO callback_tokens {insert: source, id, ref, format, issued_at, expires_at, expect_by}
 
 -- name: token_claims
 -- What a short token stands for.
-SELECT source, ref, format, expires_at, expect_by, issued_at
+SELECT source, id, ref, format, issued_at, expires_at, expect_by
 FROM callback_tokens
 WHERE id = :id
-
--- name: old_operations
--- Operations that nothing carries on; all of them go.
-SELECT id, FALSE
-FROM operations
-WHERE updated_at < :before AND due_at IS NULL
-ORDER BY updated_at, id
-LIMIT :limit
-
--- name: old_tokens
--- Short tokens that have expired; all of them go.
-SELECT id, FALSE
-FROM callback_tokens
-WHERE expires_at < :before
-ORDER BY expires_at, id
-LIMIT :limit
 
 -- name: erase_refs
 -- Has short tokens carry an erased ref no longer; they go on proving callbacks until they expire.
@@ -786,14 +770,6 @@ WHERE {conditions}
 ORDER BY id
 LIMIT :limit
 
--- name: old_rejected_requests
--- Requests whose time is up; all of them go.
-SELECT id, FALSE
-FROM rejected_requests
-WHERE at < :before
-ORDER BY at, id
-LIMIT :limit
-
 -- ==================== acts ====================
 
 -- name: insert_acts
@@ -966,42 +942,6 @@ FROM (
 ) AS c
 ORDER BY c.id
 
--- name: old_attempts
--- Deliveries that have attempts; these stay unless the delivery succeeded.
-SELECT
-    a.delivery_id,
-    EXISTS (
-        SELECT 1
-        FROM deliveries
-        WHERE deliveries.id = a.delivery_id AND (deliveries.state <> 'delivered' OR deliveries.updated_at >= :before)
-    )
-FROM (
-    SELECT DISTINCT delivery_id
-    FROM attempts
-    WHERE delivery_id > :after AND delivery_id < :bound
-    ORDER BY delivery_id
-    LIMIT :limit
-) AS a
-ORDER BY a.delivery_id
-
--- name: old_pickup_attempts
--- Pickups that have attempts; these stay until the pickup has ended.
-SELECT
-    a.pickup_id,
-    EXISTS (
-        SELECT 1
-        FROM pickups
-        WHERE pickups.id = a.pickup_id AND (pickups.due_at IS NOT NULL OR pickups.updated_at >= :before)
-    )
-FROM (
-    SELECT DISTINCT pickup_id
-    FROM pickup_attempts
-    WHERE pickup_id > :after AND pickup_id < :bound
-    ORDER BY pickup_id
-    LIMIT :limit
-) AS a
-ORDER BY a.pickup_id
-
 -- name: old_audio
 -- Events that link to an object; the link stays while a delivery is under way.
 SELECT
@@ -1017,14 +957,6 @@ FROM (
     LIMIT :limit
 ) AS e
 ORDER BY e.id
-
--- name: old_dead_letters
--- Dead letters whose time is up; all of them go.
-SELECT id, FALSE
-FROM deliveries
-WHERE state = 'dead' AND updated_at < :before
-ORDER BY updated_at, id
-LIMIT :limit
 
 -- name: old_events
 -- Events; one stays while a delivery or pickup of it is under way, and as long as its dead letters do.
@@ -1080,12 +1012,43 @@ FROM (
 ) AS p
 ORDER BY p.id
 
--- name: old_keys
--- Callbacks of which only the keys were kept, and whose time is up; all of them go.
+-- ==================== retention: attempts, which stay while their row is of use ====================
+-- with: attempts        | key         | table      | of_use
+-- with: attempts        | delivery_id | deliveries | deliveries.state <> 'delivered'
+-- with: pickup_attempts | pickup_id   | pickups    | pickups.due_at IS NOT NULL
+
+-- name: old_{attempts}
+-- Rows that have attempts.
+SELECT
+    a.{key},
+    EXISTS (
+        SELECT 1
+        FROM {table}
+        WHERE {table}.id = a.{key} AND ({of_use} OR {table}.updated_at >= :before)
+    )
+FROM (
+    SELECT DISTINCT {key}
+    FROM {attempts}
+    WHERE {key} > :after AND {key} < :bound
+    ORDER BY {key}
+    LIMIT :limit
+) AS a
+ORDER BY a.{key}
+
+-- ==================== retention: what has an index by its time, and goes when that is up ====================
+-- with: what              | from              | at          | still
+-- with: dead_letters      | deliveries        | updated_at  | AND state = 'dead'
+-- with: keys              | callbacks         | received_at | AND method = 'ERASED'
+-- with: tokens            | callback_tokens   | expires_at  |
+-- with: operations        | operations        | updated_at  | AND due_at IS NULL
+-- with: rejected_requests | rejected_requests | at          |
+
+-- name: old_{what}
+-- Rows whose time is up: dead letters, callbacks of which only the keys were kept, and so on.
 SELECT id, FALSE
-FROM callbacks
-WHERE method = 'ERASED' AND received_at < :before
-ORDER BY received_at, id
+FROM {from}
+WHERE {at} < :before {still}
+ORDER BY {at}, id
 LIMIT :limit
 
 -- ==================== retention: what is removed ====================

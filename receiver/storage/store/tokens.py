@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
 
 import msgspec
 
 from receiver.core.callback import TokenClaims
 from receiver.storage.store.statements import Session
 
-_read_format = msgspec.json.Decoder(dict[str, Any]).decode
+_COLUMNS = ("source", "token_id", "ref", "format", "issued_at", "expires_at", "expect_by")
+_values = attrgetter(*_COLUMNS)
 
 
 def add(session: Session, claims: Sequence[TokenClaims]) -> list[None]:
     """Write the claims of new short tokens, each with a time at which it expires."""
-    rows = [
-        (
-            one.token_id,
-            one.source,
-            one.ref,
-            msgspec.json.encode(one.format).decode(),
-            one.expires_at,
-            one.expect_by,
-            one.issued_at,
-        )
-        for one in claims
-    ]
-    session.run_rows("insert_tokens", rows)
+    rows = [_values(one) for one in claims]
+    session.run_rows(
+        "insert_tokens", [(*row[:3], msgspec.json.encode(row[3]).decode(), *row[4:]) for row in rows]
+    )
     return [None] * len(rows)
 
 
@@ -36,13 +28,5 @@ def claims(session: Session, token_id: str) -> TokenClaims | None:
     rows = session.run("token_claims", {"id": token_id})
     if not rows:
         return None
-    source, ref, requested, expires_at, expect_by, issued_at = rows[0]
-    return TokenClaims(
-        source=source,
-        token_id=token_id,
-        ref=ref,
-        format=_read_format(requested),
-        issued_at=issued_at,
-        expires_at=expires_at,
-        expect_by=expect_by,
-    )
+    found = dict(zip(_COLUMNS, rows[0], strict=True))
+    return TokenClaims(**found | {"format": msgspec.json.decode(found["format"])})
