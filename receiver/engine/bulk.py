@@ -224,7 +224,7 @@ async def _rows(
     )
     events = [one.event for one in found]
     if operation.kind is BulkKind.BACKFILL:
-        return Page(await _missing(store, router, chosen.destination or "", events), found.after)
+        return Page(await missing(store, router, chosen.destination or "", events), found.after)
     return Page([(event, "") for event in events], found.after)
 
 
@@ -232,7 +232,7 @@ def _place(after: object) -> str:
     return msgspec.json.encode(after).decode()
 
 
-async def _missing(store: Store, router: Router, to: str, events: Sequence[Event]) -> list[tuple[Event, str]]:
+async def missing(store: Store, router: Router, to: str, events: Sequence[Event]) -> list[tuple[Event, str]]:
     """Return events, each with a destination fitting `to` that it goes to by today's settings and has no delivery to."""
     there = await store.deliveries_of([event.id for event in events])
     return [

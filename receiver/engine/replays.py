@@ -13,6 +13,7 @@ from msgspec import Struct
 from receiver.core.page import pages
 from receiver.core.routing import Router
 from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.engine.bulk import missing
 from receiver.storage.store.store import Store
 
 _PAGE = 500
@@ -33,7 +34,7 @@ class Replayable(Struct):
 
 
 async def find_named(store: Store, router: Router, ids: Sequence[str], to: str | None) -> Replayable:
-    """Return what can be replayed of the named deliveries and events, to all destinations or one. Raises `NotFound`."""
+    """Return what can be replayed of the named deliveries and events, to all destinations or those that fit `to`. Raises `NotFound`."""
     found = Replayable()
     states: dict[str, DeliveryState] = {}
     for identifier in ids:
@@ -42,10 +43,7 @@ async def find_named(store: Store, router: Router, ids: Sequence[str], to: str |
             states[delivery.id] = delivery.state
             continue
         event = await store.event(identifier)
-        there = await store.deliveries_of([event.id])
-        wanted = router.destinations(event.source, event.type, event.data)
-        pairs = [(event.id, name) for name in wanted if to in (None, name)]
-        found.missing += [pair for pair in pairs if pair not in there]
+        found.missing += [(event.id, name) for _, name in await missing(store, router, to or "*", [event])]
         of_event = DeliveryFilter(event_id=event.id, destination=to, limit=_PAGE)
         async for page in pages(store.deliveries, of_event):
             states |= {one.id: one.state for one in page}
