@@ -17,6 +17,7 @@ from msgspec import Struct
 from receiver.app import wiring
 from receiver.core.errors import ReceiverError
 from receiver.settings.changes import Changes, taken
+from receiver.storage.store.logins import everywhere
 from receiver.web.app import create_app, create_submit_app
 from receiver.web.console.sessions import Sessions, sessions_of
 
@@ -126,6 +127,7 @@ class Serving:
         fresh = wiring.rebuild(old.receiver, settings.model_copy(update=bound))
         try:
             await wiring.begin(fresh, intake=self._intake, work=self._work)
+            await self._end_logins(settings)
             if old.receiver.stopping:  # since then: the new one would not know
                 raise ReceiverError("receiver is stopping")
         except BaseException:
@@ -142,6 +144,13 @@ class Serving:
         retiring = asyncio.create_task(self._retire(old))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
+
+    async def _end_logins(self, settings: Settings) -> None:
+        """End the logins by tokens that leave, also should these come back. Raises `StoreUnavailable`."""
+        kept = {token.digest for token in settings.api.tokens}
+        for token in self._settings.api.tokens:
+            if token.digest not in kept:
+                await self.receiver.store.end_login(everywhere(token.name), now=self.receiver.clock())
 
     @staticmethod
     async def _retire(old: _Face) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.app import wiring
 from receiver.app.control import answering, ask_all
@@ -127,6 +128,27 @@ async def test_settings_that_cannot_be_used_change_nothing_and_say_why(
     assert up.serving.receiver is before
     assert up.seen.notes[-1][1] == "settings.not_taken"
     assert await _send(up, transcript("job-1")) == 200
+
+
+async def test_a_login_by_a_removed_token_stays_ended_when_the_token_comes_back(
+    up: Running, tmp_path: Path
+) -> None:
+    async def page(cookie: str) -> int:
+        answer = await up.client.get("/console/events", headers={"cookie": f"receiver-console={cookie}"})
+        return answer.status_code
+
+    def login(in_seconds: int = 0) -> str:
+        sessions = up.serving._face.sessions
+        session = sessions.by_token(OLD)
+        assert session is not None
+        return sessions.cookie(replace(session, issued_at=session.issued_at + in_seconds))
+
+    cookie = login()
+    assert await page(cookie) == 200
+    for tokens in (api_token("app", NEW), api_token("app", OLD)):
+        assert not (await up.reload(settings_text(tmp_path, extra=tokens))).error
+        assert await page(cookie) == 303
+    assert await page(login(in_seconds=2)) == 200
 
 
 async def test_a_stop_that_comes_during_a_reload_is_not_forgotten(

@@ -21,7 +21,6 @@ import psutil
 from receiver.demo.stage import Child, clean_environment
 from tests.support.clients import local_client
 from tests.support.house import ForkedChild, Said, receiver
-from tests.support.ports import free_port
 from tests.support.raw import head
 from tests.support.running import settings_text
 from tests.support.senders import Sent, deapi, transcript
@@ -65,12 +64,11 @@ class Target:
 @contextlib.contextmanager
 def target(folder: Path, extra: str = "", *, descriptors: tuple[int, int] | None = None) -> Iterator[Target]:
     """Start receiver with the sources `deepgram` and `deapi`, and end it; `descriptors` are its soft and hard limit."""
-    port = free_port()
     text = settings_text(folder, extra=extra)
     if "[tokens]" not in extra:
         text += f'\n[tokens]\nsecrets = ["{TOKEN_SECRET}"]\n'
     (folder / "receiver.toml").write_text(text)
-    words = ["--config", str(folder / "receiver.toml"), "serve", "--port", str(port)]
+    words = ["--config", str(folder / "receiver.toml"), "serve", "--port", "0"]
     module = "receiver"
     if descriptors:
         module, words = "tests.hostile.limited", [*map(str, descriptors), *words]
@@ -83,7 +81,7 @@ def target(folder: Path, extra: str = "", *, descriptors: tuple[int, int] | None
     try:
         ready = child.wait_for(lambda line: line.get("event") == "receiver.ready", seconds=60)
         assert ready, (folder / "receiver.log").read_text()
-        yield Target(folder, port, child)
+        yield Target(folder, ready["port"], child)
     finally:
         child.stop(seconds=3)
 

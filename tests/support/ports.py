@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 from functools import cache
@@ -17,13 +18,18 @@ def _end() -> int:
     return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on, and that no connection is given."""
+def held_port() -> socket.socket:
+    """Return a socket that listens on a port that no connection is given: nobody else can take it while this is open."""
     while True:
-        port = _CHANCE.randrange(_LOWEST, _end())
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        sock = socket.socket()
+        with contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", _CHANCE.randrange(_LOWEST, _end())))
+            sock.listen()
+            return sock
+        sock.close()
+
+
+def free_port() -> int:
+    """Return such a port, for what can only be told its number: another server may take it before."""
+    with held_port() as sock:
+        return int(sock.getsockname()[1])

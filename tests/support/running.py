@@ -20,11 +20,11 @@ from receiver.settings.model import Settings
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
 from receiver.web.reloading import Reloaded, Serving
-from receiver.web.server import bind_all
+from receiver.web.server import bind
 from tests.support.clients import local_client
 from tests.support.embedded import migrated
 from tests.support.patience import PATIENCE
-from tests.support.ports import free_port
+from tests.support.ports import held_port
 
 BASIC = "deepgram:correct-horse-battery"
 DEAPI_SECRET = "whsec_local_test_0123456789abcdefghijkl"
@@ -153,8 +153,12 @@ async def running(
     port: int | None = None,
 ) -> AsyncIterator[Running]:
     """Run a receiver with the settings `text` until the block ends, then stop it gracefully."""
-    port = port or free_port()
+    sockets = bind("127.0.0.1", port) if port else [held_port()]
+    port = int(sockets[0].getsockname()[1])
     settings = _parsed(text or settings_text(folder), port)
+    if settings.submit.listen:
+        host, _, number = settings.submit.listen.rpartition(":")
+        sockets += bind(host, int(number))
     if postgres_url(settings) is None:
         migrated(sqlite_path(settings))
     seen = Seen()
@@ -177,7 +181,6 @@ async def running(
         )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        sockets = bind_all(settings, shared=False) if settings.submit.listen else None
         task = asyncio.create_task(server._serve(sockets))
         while not server.started:
             if task.done():
