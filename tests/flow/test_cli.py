@@ -143,7 +143,7 @@ def test_the_simulated_callbacks_are_what_the_providers_send(house: House) -> No
     assert shown["deliveries"] == [], "it came after the job had ended"
 
 
-@pytest.mark.parametrize(("provider", "setting"), [("deepgram", "Basic"), ("deapi", "Signature")])
+@pytest.mark.parametrize(("provider", "setting"), [("deepgram", "Basic"), ("deapi", "signature")])
 def test_wrong_credentials_are_refused_and_listed(house: House, provider: str, setting: str) -> None:
     running = house.start("serve", "--port", "0")
     words = ["simulate", provider, "--wrong-credentials", "--attempts", "2", "--url", house.base, "--json"]
