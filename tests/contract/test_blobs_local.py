@@ -179,10 +179,12 @@ async def _put_all(blobs: Blobs, *keys: str, size: int = 5) -> list[StoredBlob |
 async def test_files_that_come_at_once_share_the_sync_of_their_folder(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file is synced before it gets its name, and the folder after the last of them has its own."""
+    """The disk begins with all of them before one is waited for; each is synced before it gets its name, and the folder after
+    the last of them has its own.
+    """
     await _put_all(blobs, "s/first.mp3", "t/first.mp3")
     steps: list[str] = []
-    sync, rename = os.fsync, os.rename
+    sync, rename, advise = os.fsync, os.rename, os.posix_fadvise
 
     def record(fd: int) -> None:
         steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
@@ -193,11 +195,17 @@ async def test_files_that_come_at_once_share_the_sync_of_their_folder(
         rename(old, new)
 
     monkeypatch.setattr(file_group, "_SLOW_SECONDS", 60.0)
+
+    def record_begin(*arguments: int) -> None:
+        steps.append("begin")
+        advise(*arguments)
+
+    monkeypatch.setattr(os, "posix_fadvise", record_begin)
     monkeypatch.setattr(os, "fsync", record)
     monkeypatch.setattr(os, "rename", record_name)
     stored = await _put_all(blobs, *(f"s/{n}.mp3" for n in range(5)), "t/one.mp3")
     assert not [one for one in stored if isinstance(one, BaseException)]
-    assert steps == ["file"] * 6 + ["name"] * 6 + ["folder"] * 2
+    assert steps == ["begin"] * 6 + ["file"] * 6 + ["name"] * 6 + ["folder"] * 2
 
 
 async def test_a_slow_disk_is_waited_for_in_more_than_one_thread(

@@ -259,9 +259,10 @@ class DeepgramProvider(PushProvider):
         """
         if callback.body.size == 0:
             raise MalformedCallback("the body is empty")
-        match body_kind(callback.head, beginning(callback.body), callback.claims):
+        prefix = beginning(callback.body)
+        match body_kind(callback.head, prefix, callback.claims):
             case "audio":
-                return self._audio(callback)
+                return self._audio(callback, prefix)
             case "text":
                 return self._text_failure(callback)
             case "json":
@@ -271,7 +272,7 @@ class DeepgramProvider(PushProvider):
         """Return the words of a kept transcript."""
         return heard_words(document)
 
-    def _audio(self, callback: VerifiedCallback) -> EventDraft:
+    def _audio(self, callback: VerifiedCallback, prefix: bytes) -> EventDraft:
         head, (media_type, parameters) = callback.head, callback.head.media_type
         shown = {
             name: self._shown_header(name, values[0]) for name in KEPT_HEADERS if (values := head.all(name))
@@ -286,7 +287,7 @@ class DeepgramProvider(PushProvider):
             audio=toolkit.audio_draft(
                 media_type,
                 parameters,
-                beginning(callback.body),
+                prefix,
                 requested_format(callback.claims),
                 default_hertz=_DEFAULT_HERTZ,
             ),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote_from_bytes
 
 from receiver.core.callback import Body
 from receiver.core.errors import THREAD_ERRORS, BlobsUnavailable, NotFound, reason_of
@@ -37,6 +38,8 @@ class LocalBlobs:
         """Without `keys`, every file with a name of receiver's form counts as ours, in any subfolder."""
         self._root = Path(folder).absolute()
         self._keys = keys
+        self._folders: dict[str, tuple[Path, str]] = {}
+        """What `_know` found, by its argument."""
         self._synced: set[Path] = set()
         """Folders whose names this process has synced; one made by another process may not be synced yet."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
@@ -59,14 +62,17 @@ class LocalBlobs:
 
     async def put(self, key: str, body: Body, *, content_type: str) -> StoredBlob:
         """Store `body`; returns after file and folder are synced. Raises `BlobsUnavailable`."""
-        path = self._path(key)
+        start = key.rfind("/") + 1
+        within, name = key[:start], key[start:]
+        folder, uri = self._folders.get(within) or self._know(within)
+        if name in _NO_PARTS or "\0" in name:
+            raise _not_plain()
         if body.path is None:
-            await self._put_in_group(NewFile(path, body.load()))
+            await self._put_in_group(NewFile(folder, name, body.load()))
         else:
-            await self._run(self._put, path, body)
-        return StoredBlob(
-            key=key, uri=path.as_uri(), content_type=content_type, size=body.size, sha256=body.sha256
-        )
+            await self._run(self._put, folder / name, body)
+        uri = f"{uri}/{quote_from_bytes(os.fsencode(name))}"
+        return StoredBlob(key=key, uri=uri, content_type=content_type, size=body.size, sha256=body.sha256)
 
     async def get(self, key: str) -> bytes:
         """Return an object's bytes. Raises `NotFound`, `BlobsUnavailable`."""
@@ -127,8 +133,16 @@ class LocalBlobs:
     def _path(self, key: str) -> Path:
         parts = key.split("/")
         if not key or "\0" in key or not _NO_PARTS.isdisjoint(parts):
-            raise BlobsUnavailable("an object key has plain parts between its slashes")
+            raise _not_plain()
         return self._root.joinpath(*parts)
+
+    def _know(self, within: str) -> tuple[Path, str]:
+        """Return the folder of keys whose part up to the last slash is `within`, and its URI. Raises `BlobsUnavailable`."""
+        folder = self._path(within[:-1]) if within else self._root
+        if len(self._folders) >= _REMEMBERED:
+            self._folders.clear()
+        known = self._folders[within] = folder, folder.as_uri()
+        return known
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
         try:
@@ -235,6 +249,10 @@ def _files(folder: Path, base: str, prefix: str, after: str) -> Iterator[tuple[s
                 yield from _files(path, key, prefix, after)
         elif key.startswith(prefix) and not passed:
             yield key, path
+
+
+def _not_plain() -> BlobsUnavailable:
+    return BlobsUnavailable("an object key has plain parts between its slashes")
 
 
 def _unavailable(error: BaseException) -> BlobsUnavailable:

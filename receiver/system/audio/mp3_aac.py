@@ -92,7 +92,8 @@ def _runs(source: Source, place: int) -> Iterator[tuple[int, int, int, int, Stre
     stream: Stream = "", 0, None
     while data := source.at(place, _WINDOW):
         at = count = samples = 0
-        while (frame := frame_at(data, at)) and frame[2] == stream:
+        adts = stream[0] == "aac"  # only there a frame's length needs more than the first four bytes
+        while (frame := frame_at(data, at) if adts else _frame(data[at : at + 4])) and frame[2] == stream:
             at, count, samples = at + frame[0], count + 1, samples + frame[1]
         if count:
             yield place, place + at, count, samples, stream
