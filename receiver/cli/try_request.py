@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,7 +169,11 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _fields_of(fields: dict[str, Any]) -> None:
-    print_fields([(name, value) for name, value in fields.items() if value])
+    print_fields(
+        (name, json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value)
+        for name, value in fields.items()
+        if value
+    )
 
 
 # ---------------------------------------------------------------- what was refused

@@ -267,21 +267,25 @@ async def test_keys_inside_a_private_network_are_not_asked_for(tmp_path: Path, a
 # ---------------------------------------------------------------- results
 
 
-def fetched(host: ProviderHost, result: str) -> str:
-    return f"""recipe = "soniox"
+def fetched_by(recipe: str, result: str) -> str:
+    return f"""recipe = "{recipe}"
 secrets = ["{SECRET}"]
 require_token = false
 api_key = "{KEY}"
 allow = ["127.0.0.0/8"]
-{result.replace("HOST", host.url(""))}
+{result}
 """
+
+
+def fetched(host: ProviderHost, result: str) -> str:
+    return fetched_by("soniox", result.replace("HOST", host.url("")))
 
 
 async def test_a_thin_callback_is_completed_by_asking_the_provider(tmp_path: Path) -> None:
     result = '[sources.x.result]\nurl = "HOST/t/{job}"\nhosts = ["127.0.0.1"]\nevery = 1'
     body = b'{"id":"s/1","status":"completed"}'
     async with ProviderHost() as host, Sink() as sink:
-        host.scripts["/t/s%2F1"] = reply(200, b'{"text":"Hello."}')
+        host.scripts["/t/s%2F1"] = reply(200, b'{"text": "Hello.", "tokens": [1]}')
         async with running(tmp_path, text(tmp_path, fetched(host, result), sink.url)) as up:
             answer = await post(up, body, {"X-Soniox-Webhook-Secret": SECRET})
             assert answer.status_code == 200
@@ -293,7 +297,23 @@ async def test_a_thin_callback_is_completed_by_asking_the_provider(tmp_path: Pat
             answer.json()["event_id"],
         )
         assert event["data"]["transcript"]["text"] == "Hello."
+        (kept,) = (tmp_path / "data" / "blobs").rglob("*.json")
+        assert kept.read_bytes() == b'{"text":"Hello.","tokens":[1]}'
         assert host.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_an_answer_that_is_the_result_is_stored(tmp_path: Path) -> None:
+    """Of Rev AI nothing tells where the text is: the event brings the whole transcript as its document."""
+    own = fetched_by("revai", '[sources.x.result]\nurl = "HOST/t/{job}"\nhosts = ["127.0.0.1"]\nevery = 1')
+    said = b'{"monologues":[{"elements":[{"value":"Hello."}]}]}'
+    async with ProviderHost() as host, Sink() as sink:
+        host.scripts["/t/7"] = reply(200, said)
+        async with running(tmp_path, text(tmp_path, own.replace("HOST", host.url("")), sink.url)) as up:
+            body = b'{"job":{"id":"7","status":"transcribed"}}'
+            assert (await post(up, body, {"Authorization": f"Bearer {SECRET}"})).status_code == 200
+            await sink.until(1)
+        event = json.loads(sink.received[0].body)
+        assert event["data"]["document"]["sha256"] == hashlib.sha256(said).hexdigest()
 
 
 async def test_an_answer_may_lead_on_to_the_result(tmp_path: Path) -> None:
@@ -581,6 +601,7 @@ async def test_a_job_of_azure_is_handed_over_by_its_url_and_asked_for_to_its_tex
             "transcript.completed",
         ]
         assert said[0]["data"]["document"]["content_type"] == "application/json"
+        assert said[0]["data"]["transcript"]["text"] == "Hello."
         assert (said[1]["data"]["error"]["message"], said[2]["data"]["ref"]) == ("no audio", "order-9")
         keys = {r.path: r.headers.get("ocp-apim-subscription-key") for r in host.requests}
         assert keys.pop("/blob/1") is None

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import MalformedCallback, PickupRefused
-from receiver.core.event import EventDraft, JobError
+from receiver.core.event import EventDraft, FileDraft, JobError
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
+from receiver.core.redaction import Redactor
 from receiver.core.work import Pickup
 from receiver.providers import NO_REASON, PullProvider, SenderState
 from receiver.providers.custom.language import (
@@ -22,10 +23,10 @@ from receiver.providers.custom.language import (
     Watch,
 )
 from receiver.providers.custom.meaning import Reading, job_key
-from receiver.providers.documents import decode_object, opaque_id
+from receiver.providers.documents import decode_object, encode, opaque_id
 from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collected, collected_draft
 from receiver.providers.proofs.request import Request, answered, as_text, first, spelled
-from receiver.providers.toolkit import is_url, refused, unsigned, unusable
+from receiver.providers.toolkit import is_url, redacted, refused, unsigned, unusable
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PAGES = 20
@@ -38,6 +39,7 @@ class Collecting(PullProvider):
     _options: CustomSettings
     _reading: Reading
     _api_key: str
+    _redactor: Redactor
 
     @property
     def deadline_seconds(self) -> float:
@@ -123,15 +125,17 @@ class Collecting(PullProvider):
             answer.body.discard()
 
     def _found(self, pickup: Pickup, step: ResultSettings, answer: Request, now: int) -> Result:
-        """Return the result that an answer holds."""
+        """Return the result that an answer holds: bytes, or a text, or nothing but itself. Beside a text the answer is kept."""
         family = self.family(pickup)
-        begun = collected_draft(pickup, family, now)
         try:
-            draft = self._reading.within(begun, step, answer, family)
+            draft = self._reading.within(collected_draft(pickup, family, now), step, answer, family)
         except MalformedCallback as error:
             return unusable(error.message)
-        body = MemoryBody(draft.content) if draft.content is not None else None
-        return Collected(draft=replace(draft, content=None), body=body)
+        if draft.content is not None:
+            return Collected(draft=replace(draft, content=None), body=MemoryBody(draft.content))
+        body = MemoryBody(redacted(self._redactor, encode(answer.document)))
+        file = FileDraft(part="document", content_type="application/json", extension="json")
+        return Collected(draft=replace(draft, file=file, document=None), body=body)
 
     async def _fetched(
         self, pickup: Pickup, fetch: Fetch, url: str, step: ResultSettings, now: int

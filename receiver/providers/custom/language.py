@@ -188,7 +188,7 @@ class ResultSettings(Question):
     deadline: float = Field(86400, ge=1, le=30 * 86400)
     """Seconds after which a result is given up."""
     then: ResultSettings | None = None
-    """Where the result is in the answer to a `get`: `document`, `text`, `base64`, `link`, or one more `get`. Without it the answer is the result."""
+    """Where the result is in the answer to a `get`: `document`, `text` (the answer is kept beside it), `base64`, `link`, or one more `get`. Without it the answer is the result."""
 
     @model_validator(mode="after")
     def _placed(self) -> ResultSettings:

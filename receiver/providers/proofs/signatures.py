@@ -246,13 +246,21 @@ class SignedProof(Proof, ABC):
 
     def _entries(self, request: Request, trust: Trust) -> tuple[list[str], Elements]:
         """Return the signatures as they came, and all entries of their list by name."""
-        text = trust.given(self.references, request, self.prefix, "the provider signs every callback")
+        text = trust.given(self.references, request, self.prefix, f"{self._form} is expected there")
         if self.split is None:
             return [text], {}
         entries = [entry.strip() for entry in text.split(self.split)]
         pairs = (entry.partition(self.assign) for entry in entries)
         elements = by_name((name, value) for name, _, value in pairs)
         return entries if self.element is None else elements.get(self.element, []), elements
+
+    @property
+    def _form(self) -> str:
+        """How a signature is written: `a signature like t=…,v1=…`."""
+        names = [place.name for place in self.template.places if place.kind == "element"]
+        names += [self.element] if self.element is not None else []
+        written = self.prefix + (self.split or "").join(f"{name}{self.assign}…" for name in names)
+        return f"a signature like {written if names else written + '…'}" if written else "a signature"
 
     @abstractmethod
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
