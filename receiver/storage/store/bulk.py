@@ -12,8 +12,8 @@ from msgspec.structs import astuple, replace
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.page import Page
 from receiver.storage.store import queue
-from receiver.storage.store.listing import newest_first, page
-from receiver.storage.store.statements import Each, Row, Session, Value, one, value_of
+from receiver.storage.store.listing import newest_first, one, page
+from receiver.storage.store.statements import Each, Row, Session, Value, value_of
 
 
 @Each

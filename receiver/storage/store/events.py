@@ -40,8 +40,18 @@ from receiver.core.page import Page
 from receiver.core.routing import Decision
 from receiver.core.work import DeliveryState
 from receiver.storage.store.bodies import difference, whole
-from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, is_pattern, named, page
-from receiver.storage.store.statements import Each, Row, Session, Value, clean, listed, one, value_of
+from receiver.storage.store.listing import (
+    LOOKED_AT,
+    LOOKED_UP,
+    OF_STATE,
+    Listing,
+    is_pattern,
+    listed,
+    named,
+    one,
+    page,
+)
+from receiver.storage.store.statements import Each, Row, Session, Value, clean, value_of
 
 R = TypeVar("R")
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from receiver.core.errors import NotFound
 from receiver.core.event import TIME_CHARS, new_id
 from receiver.core.page import Page
 from receiver.core.work import DeliveryState
@@ -136,3 +137,18 @@ def _compared(
     names = [f"{name}_{number}" for number in range(len(place))]
     params.update(zip(names, place, strict=True))
     return f"{listing.key} {how} ({', '.join(f':{one}' for one in names)})"
+
+
+def listed(session: Session, listing: str, conditions: Conditions, limit: int, fixed: str = "") -> list[Row]:
+    """Return the first rows of a listing under those conditions that have a value, and under `fixed`."""
+    params: dict[str, Value] = {}
+    texts = _added(conditions, params)
+    return session.run(listing, {**params, "limit": limit}, _all([*texts, fixed] if fixed else texts))
+
+
+def one(session: Session, noun: str, listing: str, row_id: str, column: str = "id") -> Row:
+    """Return the row of a listing that has this id. Raises `NotFound`."""
+    rows = listed(session, listing, {f"{column} = :id": row_id}, 1)
+    if not rows:
+        raise NotFound(f"no {noun} has the id {row_id}")
+    return rows[0]

@@ -39,9 +39,9 @@ from receiver.storage.store.events import (
     write_callbacks,
     write_events,
 )
-from receiver.storage.store.listing import is_pattern, named, newest_first, page
+from receiver.storage.store.listing import is_pattern, named, newest_first, one, page
 from receiver.storage.store.queue import ClaimRequest, Queue, partition
-from receiver.storage.store.statements import Row, Session, Value, clean, one, value_of
+from receiver.storage.store.statements import Row, Session, Value, clean, value_of
 
 # ---------------------------------------------------------------- made by callbacks and requests
 

@@ -30,8 +30,8 @@ from receiver.core.work import (
     Progress,
     Settlement,
 )
-from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, bound, named, page
-from receiver.storage.store.statements import Each, Row, Session, Value, one, value_of
+from receiver.storage.store.listing import LOOKED_AT, LOOKED_UP, OF_STATE, Listing, bound, named, one, page
+from receiver.storage.store.statements import Each, Row, Session, Value, value_of
 
 T = TypeVar("T")
 C = TypeVar("C", Claimed, ClaimedPickup)

@@ -24,8 +24,8 @@ from receiver.core.retention import (
 )
 from receiver.storage.store import submissions
 from receiver.storage.store.events import callback_ids, requests_naming, write_callbacks
-from receiver.storage.store.listing import bound
-from receiver.storage.store.statements import Each, Row, Session, Value, listed, value_of
+from receiver.storage.store.listing import bound, listed
+from receiver.storage.store.statements import Each, Row, Session, Value, value_of
 
 ERASED = "ERASED"
 """The `method` of a callback row that was erased except for its keys."""

@@ -8,12 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import chain
-from types import MappingProxyType
 from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
-from receiver.core.errors import ConfigError, NotFound
+from receiver.core.errors import ConfigError
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -174,32 +173,6 @@ def clean(text: str) -> str:
 def value_of(kind: type[V], row: Row) -> V:
     """Return the value whose fields the columns of a row are, in their order."""
     return msgspec.convert(dict(zip(kind.__struct_fields__, row, strict=True)), kind)
-
-
-def one(session: Session, noun: str, listing: str, row_id: str, column: str = "id") -> Row:
-    """Return the row of a listing that has this id. Raises `NotFound`."""
-    rows = session.run(listing, {"id": row_id, "limit": 1}, f"{column} = :id")
-    if not rows:
-        raise NotFound(f"no {noun} has the id {row_id}")
-    return rows[0]
-
-
-def listed(
-    session: Session,
-    listing: str,
-    conditions: Mapping[str, Value],
-    limit: int,
-    fixed: str = "",
-    more: Mapping[str, Value] = MappingProxyType({}),
-) -> list[Row]:
-    """Run a listing under those conditions that have a value, and under `fixed`, whose parameters are `more`.
-
-    The first word after `:` in a condition names its parameter.
-    """
-    given = {condition: value for condition, value in conditions.items() if value is not None}
-    params = {condition.partition(":")[2].split()[0]: value for condition, value in given.items()}
-    texts = [*given, fixed] if fixed else list(given)
-    return session.run(listing, {**params, **more, "limit": limit}, " AND ".join(texts) or "TRUE")
 
 
 class Each(Generic[P, R]):
