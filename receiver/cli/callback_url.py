@@ -29,7 +29,7 @@ from receiver.core.errors import UsageError
 from receiver.web.views import time_of
 
 if TYPE_CHECKING:
-    from receiver.engine.requests import IssuedUrl
+    from receiver.engine.callback_urls import IssuedUrl
     from receiver.settings.model import Settings, SourceSettings
 
 
@@ -62,10 +62,10 @@ def callback_url(
     as_json: AsJson = False,
 ) -> None:
     """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
-    from receiver.engine.requests import issue_callback_url, source_named
+    from receiver.engine.callback_urls import issue_callback_url
 
     settings = load(ctx)
-    chosen = source_named(settings, source)
+    chosen = settings.source_named(source)
     if no_token:
         if ref or expires or format or expect_within or job_secret or short:
             raise UsageError(_NOTHING_TO_CARRY)
@@ -110,7 +110,7 @@ def _give_out(settings: Settings, made: IssuedUrl, *, as_json: bool) -> None:
 
 
 def _without_token(settings: Settings, source: SourceSettings) -> IssuedUrl:
-    from receiver.engine.requests import issue_callback_url_without_token
+    from receiver.engine.callback_urls import issue_callback_url_without_token
 
     if source.options.get("require_token"):
         raise UsageError(

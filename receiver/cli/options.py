@@ -98,7 +98,7 @@ def moment(text: str | None) -> datetime | None:
 
 def job_format(text: str | None) -> dict[str, Any]:
     """Return `encoding=linear16,sample_rate=24000` as a mapping, whole numbers as numbers. Raises `UsageError`."""
-    from receiver.engine.requests import checked_format
+    from receiver.engine.pickups import checked_format
 
     pairs: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
@@ -220,10 +220,8 @@ def tokens_of(settings: Settings) -> CallbackTokens:
 
 def source_of(settings: Settings, provider: str, name: str | None) -> SourceSettings:
     """Return the source of `provider`: the one named, or the only one. Raises `UsageError`."""
-    from receiver.engine.requests import source_named
-
     if name is not None:
-        source = source_named(settings, name)
+        source = settings.source_named(name)
         if source.provider != provider:
             raise UsageError(f"the source {name} is of provider {source.provider}, not {provider}")
         return source

@@ -106,9 +106,9 @@ def ordered(
     format: Mapping[str, Any],
 ) -> Pickup:
     """Return the pickup of what was handed over, due now or when the callback is overdue. Raises `UsageError`, `ConfigError`."""
-    from receiver.engine.requests import new_pickup, pollable, source_named
+    from receiver.engine.pickups import new_pickup, pollable
 
-    chosen = source_named(settings, source)
+    chosen = settings.source_named(source)
     provider = pollable(chosen, pull_provider(settings, chosen))
     return new_pickup(
         provider,

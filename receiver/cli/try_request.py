@@ -121,10 +121,9 @@ def _head(settings: Settings, source: str, request: RequestText, now: int) -> He
 
 
 def _adapter(settings: Settings, name: str) -> PushProvider:
-    from receiver.engine.requests import source_named
     from receiver.providers import PushProvider, adapter_of
 
-    source = source_named(settings, name)
+    source = settings.source_named(name)
     adapter = adapter_of(source).create(source, _tokens(settings))
     if not isinstance(adapter, PushProvider):
         raise UsageError(f"the source {name} is only polled: no request comes to it")

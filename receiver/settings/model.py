@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from receiver.core.errors import UsageError
 from receiver.core.event_json import Fields, fields
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
@@ -469,3 +470,10 @@ class Settings(Section):
     console: ConsoleSettings = _LEFT_OUT
     sources: Mapping[str, SourceSettings] = Field(default_factory=dict)
     destinations: Mapping[str, DestinationSettings] = Field(default_factory=dict)
+
+    def source_named(self, name: str) -> SourceSettings:
+        """Return a source. Raises `UsageError` naming those there are."""
+        if name not in self.sources:
+            known = ", ".join(sorted(self.sources)) or "none is configured"
+            raise UsageError(f"there is no source {name[:100]!r}; there is: {known}")
+        return self.sources[name]

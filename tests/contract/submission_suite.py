@@ -12,7 +12,7 @@ from receiver.core.event import new_id
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.submission import REPEAT_SECONDS, Submission, SubmissionFilter, SubmissionState, Usage
 from receiver.core.work import Pickup, PickupFilter, PickupState
-from receiver.engine.requests import new_expectation
+from receiver.engine.pickups import new_expectation
 from receiver.storage.store.store import Store
 from tests.contract.store_suite import T0
 

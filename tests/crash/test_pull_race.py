@@ -14,7 +14,7 @@ from receiver.app.wiring import Ports
 from receiver.core.clock import wall_clock
 from receiver.core.fetch import Fetch
 from receiver.core.work import OutcomeKind, Pickup, PickupFilter, PickupState
-from receiver.engine.requests import new_pickup
+from receiver.engine.pickups import new_pickup
 from tests.crash.conftest import Place
 from tests.support.kept import Kept
 from tests.support.kept_events import kept_events

@@ -16,7 +16,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.event import AudioFacts
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.serving import served
-from receiver.engine.requests import new_pickup
+from receiver.engine.pickups import new_pickup
 from receiver.storage.blobs.s3 import S3Blobs
 from tests.support import corpus, s3
 from tests.support.running import Running, running, settings_text

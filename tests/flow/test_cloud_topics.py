@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from receiver.core.clock import wall_clock
-from receiver.engine.requests import new_pickup
+from receiver.engine.pickups import new_pickup
 from tests.support import s3 as s3_server
 from tests.support.provider_host import ProviderHost, Script, reply
 from tests.support.running import running

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from receiver.core.clock import wall_clock
 from receiver.core.errors import PickupRefused
-from receiver.engine.requests import new_expectation, new_pickup
+from receiver.engine.pickups import new_expectation, new_pickup
 from receiver.providers import public_keys
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.running import Running, running

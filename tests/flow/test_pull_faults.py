@@ -18,7 +18,7 @@ from receiver.core.clock import wall_clock
 from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
 from receiver.demo.deepdub import BASE_PATH
 from receiver.demo.serving import served
-from receiver.engine.requests import new_pickup
+from receiver.engine.pickups import new_pickup
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.system import body_buffer
 from tests.faultvfs import FaultVFS

@@ -19,7 +19,7 @@ from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
-from receiver.engine.requests import new_expectation, new_pickup
+from receiver.engine.pickups import new_expectation, new_pickup
 from receiver.providers.pickups import Gone
 from tests.support.patience import PATIENCE
 from tests.support.running import Running, running, settings_text

@@ -17,7 +17,7 @@ from receiver.app.log import LogObserver
 from receiver.core.observe import Observers
 from receiver.core.work import PickupFilter
 from receiver.demo.deapi import ApiJob
-from receiver.engine.requests import new_pickup
+from receiver.engine.pickups import new_pickup
 from tests.support.house import receiver
 from tests.support.provider_host import ProviderHost, reply
 from tests.support.pulling import AUDIO, KEY, Providers, asked_providers

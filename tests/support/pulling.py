@@ -13,7 +13,7 @@ from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.deepdub import BASE_PATH, Deepdub
 from receiver.demo.playht import API, Playht
 from receiver.demo.serving import served
-from receiver.engine.requests import new_pickup
+from receiver.engine.pickups import new_pickup
 from receiver.settings.load import parse
 from receiver.settings.model import Settings
 from receiver.storage.store.sqlite import SqliteStore

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from receiver.core.errors import ReceiverError, SenderError, StoreUnavailable, SubmissionRefused
 from receiver.core.observe import SubmissionReport
 from receiver.core.submission import SubmissionFilter, SubmissionState, names_in
-from receiver.engine.requests import MAX_REF
+from receiver.engine.pickups import MAX_REF
 from receiver.engine.submissions.allowances import Applications
 from receiver.engine.submissions.injection import refuse_method_fields
 from receiver.engine.submissions.passing import UNKNOWN, Answer, Call, Parts, Passing, once

@@ -10,16 +10,8 @@ from starlette.responses import Response
 
 from receiver.core.event_json import Time
 from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
-from receiver.engine.requests import (
-    MAX_REF,
-    MAX_SECONDS,
-    IssuedUrl,
-    checked_format,
-    issue_callback_url,
-    new_pickup,
-    pollable,
-    source_named,
-)
+from receiver.engine.callback_urls import IssuedUrl, issue_callback_url
+from receiver.engine.pickups import MAX_REF, MAX_SECONDS, checked_format, new_pickup, pollable
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, filter_of, page
 from receiver.web.api.operation import Again, Call, Served, operation
@@ -67,7 +59,7 @@ async def listed(call: Call[PickupQuery, None]) -> Page[Pickup]:
 async def add(call: Served[None, NewPickup]) -> Response:
     """Hand over a result that is to be fetched; 200 shows the pickup that it has already."""
     receiver, wanted = call.receiver, call.body
-    source = source_named(receiver.settings, wanted.source)
+    source = receiver.settings.source_named(wanted.source)
     made = new_pickup(
         pollable(source, receiver.ports.pulls.get(source.name)),
         wanted.result,
@@ -129,7 +121,7 @@ def issued_url(made: IssuedUrl) -> CallbackUrl:
 async def make_url(call: Served[None, NewCallbackUrl]) -> CallbackUrl:
     """Make a callback URL for one job."""
     receiver, wanted = call.receiver, call.body
-    source = source_named(receiver.settings, wanted.source)
+    source = receiver.settings.source_named(wanted.source)
     made = issue_callback_url(
         receiver.settings.public_url,
         source,

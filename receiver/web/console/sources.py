@@ -10,7 +10,6 @@ from starlette.responses import Response
 from receiver.app.second_look import kept_request
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import new_id
-from receiver.engine.requests import source_named
 from receiver.providers import PushProvider, adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.settings.model import ApiScope
@@ -34,7 +33,7 @@ async def newest_of(visit: Visit, found: Any) -> Mapping[str, Any]:
 
 async def show(visit: Visit, *, made: Any = None) -> Response:
     """Show one source: how to register it, its last callbacks, its rejections."""
-    store, source = visit.store, source_named(visit.settings, visit.path["name"])
+    store, source = visit.store, visit.settings.source_named(visit.path["name"])
     about = CustomSettings.model_validate(source.options).about if source.provider == "custom" else None
     events = await latest(store, 5, source.name)
     return await visit.page(
@@ -59,7 +58,7 @@ async def make_url(visit: Visit) -> Response:
 
 async def test(visit: Visit) -> Response:
     """Have the provider of a source played, and lead to what became of its callback."""
-    source, playing = source_named(visit.settings, visit.path["name"]), visit.console.playing
+    source, playing = visit.settings.source_named(visit.path["name"]), visit.console.playing
     if source.provider not in _PLAYED:
         raise UsageError(f"{source.provider} proves its callbacks with a key that only it has: have it call")
     if playing.locked():
