@@ -69,7 +69,7 @@ million: $(PARTS) ## A million mixed callbacks through one process, drawn into d
 	@mkdir -p docs/pictures
 	@$(BIN)/python -m bench.soak --count $(or $(COUNT),1000000) --write docs/pictures/soak.svg
 
-storm: $(PARTS) ## Kills under load of mixed callbacks, on each store; nothing may be lost or doubled (KILLS=200)
+storm: $(PARTS) ## Kills under load of mixed callbacks, on each store; nothing may be lost or doubled; tells how soon it is back (KILLS=200)
 	@STORM_KILLS=$(or $(KILLS),200) $(BIN)/pytest tests/crash/test_storm.py -m soak -k "long_storm and -0" -n 0 --timeout 3600 -s
 
 sdks: $(PARTS) ## Submit a job with each provider's own package, for Python and, where it is here, Node.js

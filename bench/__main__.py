@@ -131,7 +131,7 @@ def markdown(
         "",
         "`make bench` measures all of it and writes this page; `make bench ARGS='--quick --only all --rounds 2'` does that with shorter rounds and",
         "smaller tables. `make bench-quick` measures the main figures in about two minutes and writes nothing. `make million` sends a million callbacks",
-        "through one process and draws memory, descriptors and answers; `make storm KILLS=200` kills receivers under load and looks for what was lost.",
+        "through one process and draws memory, descriptors and answers; `make storm KILLS=200` kills receivers under load, looks for what was lost, and tells how soon they were back.",
     ]
     if _SOAK.exists():
         lines += ["", "![Memory, descriptors and answers over a long run](pictures/soak.svg)"]

@@ -12,9 +12,11 @@ import hashlib
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx2
@@ -71,6 +73,8 @@ class Storm:
         """As a load balancer knows it: a receiver that was just killed may still be among them."""
         self._dead: list[Process] = []
         self._starting: list[asyncio.Task[None]] = []
+        self._restarts: list[tuple[float, int]] = []
+        """When a receiver was started again, at once after its kill, and how many callbacks had been acknowledged by then."""
         self._over = False
         self._tries = 0
         self._under_way: dict[int, str] = {}
@@ -160,8 +164,20 @@ class Storm:
                 await self._changed.wait_for(lambda until=until: self._up and self._tries >= until)  # type: ignore[misc]
             dying = self._random.choice(self._up)
             await self._kill(dying)
+            self._restarts.append((time.monotonic(), len(self.oracle.events)))
             self._starting.append(asyncio.create_task(self.start(dying)))
         await asyncio.gather(*self._starting)
+
+    def seconds_behind(self, arrived: Mapping[str, float], away: set[str]) -> list[float]:
+        """Return for each restart how long after it the last delivery came of what was acknowledged before.
+
+        `arrived` has the time of each delivery; those `away` waited for a machine that was lost.
+        """
+        acknowledged, seconds = list(self.oracle.events), []
+        for at, count in self._restarts:
+            came = [arrived[name] for name in acknowledged[:count] if name not in away]
+            seconds.append(max([at, *came]) - at)
+        return seconds
 
     def journaled(self, one: Process) -> set[str]:
         """Return the jobs whose callbacks a receiver said it keeps, and that may have been recorded since."""
@@ -300,6 +316,11 @@ async def storm_over(
             finally:
                 await storm.stop()
             delivered.look()
+            behind = storm.seconds_behind(delivered.arrived, away)
+            print(
+                f"\n{kills} kills, {len(wanted)} callbacks: from a restart to the last delivery of what had been "
+                f"acknowledged before: median {median(behind):.1f} s, worst {max(behind):.1f} s"
+            )
             await asyncio.to_thread(_check, place.kept(folder), wanted, delivered)
             audio = await asyncio.to_thread(_check_audio, place.kept(folder), delivered)
             assert audio > kills / 5

@@ -20,6 +20,8 @@ class Delivered:
         self.events: list[dict[str, Any]] = []
         self.ids: dict[str, set[str]] = {}
         """Event ids by the job id that the provider gave."""
+        self.arrived: dict[str, float] = {}
+        """When the first of them came, by the monotonic clock."""
         self.ends: dict[str, set[str]] = {}
         """The same without events that only tell of progress."""
 
@@ -30,6 +32,7 @@ class Delivered:
             self.events.append(body)
             job, event_id = body["data"]["job_id"], body["data"]["event_id"]
             self.ids.setdefault(job, set()).add(event_id)
+            self.arrived.setdefault(job, request.at)
             if not body["type"].endswith(".processing"):
                 self.ends.setdefault(job, set()).add(event_id)
             assert request.headers["webhook-id"] == body["data"]["event_id"]

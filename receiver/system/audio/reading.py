@@ -35,7 +35,7 @@ class Source:
 
     def __init__(self, audio: BinaryIO | bytes, deadline: float = UNKNOWN) -> None:
         self._audio, self._deadline = audio, deadline
-        self._untimed = 0
+        self._untimed = 0.0 if deadline < UNKNOWN else UNKNOWN
         self.size = len(audio) if isinstance(audio, bytes) else audio.seek(0, io.SEEK_END)
 
     def at(self, place: int, size: int) -> bytes:
