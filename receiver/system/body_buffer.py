@@ -197,7 +197,7 @@ class BodyBuffer:
                 if writer is None and size > MEMORY_LIMIT:
                     held = held or (size <= piece and self._enter())
                     if not held or size > piece:
-                        writer = _Writer(_TemporaryFile(self._new_path()))
+                        writer = _Writer(self._new_file())
             if writer is None:
                 whole = b"".join(pieces)
                 body = LongerBody(whole, self._leave) if held else MemoryBody(whole)
@@ -228,20 +228,24 @@ class BodyBuffer:
 
         `change` may replace any run of bytes shorter than `overlap`. Raises `JournalUnavailable`.
         """
-        file = _TemporaryFile(self._new_path())
+        path = self._new_file()
         try:
-            return await asyncio.to_thread(_rewrite, body, file, change, overlap)
-        except THREAD_ERRORS as error:
-            file.abandon()
-            raise _unwritable(error) from None
-        # Also after a cancellation, while the thread still works on the file.
-        except BaseException:
-            file.abandon()
+            return await asyncio.to_thread(_rewrite, body, path, change, overlap)
+        except BaseException as error:  # after a cancellation the thread may still be at it, or begin later
+            _abandon(path)
+            if isinstance(error, THREAD_ERRORS):
+                raise _unwritable(error) from None
             raise
 
-    def _new_path(self) -> str:
+    def _new_file(self) -> str:
+        """Make a temporary file and return its path. Raises `JournalUnavailable`."""
         self._count += 1
-        return os.path.join(self._folder, f"{os.getpid()}-{self._count}-{os.urandom(4).hex()}")
+        path = os.path.join(self._folder, f"{os.getpid()}-{self._count}-{os.urandom(4).hex()}")
+        try:
+            os.close(create(path))
+        except OSError as error:
+            raise _unwritable(error) from None
+        return path
 
 
 def wire_limit(limit: int) -> int:
@@ -331,58 +335,20 @@ async def next_piece(receive: Receive, deadline: float, idle: float) -> tuple[by
     return message.get("body", b""), message.get("more_body", False)
 
 
-class _TemporaryFile:
-    """A file that a worker thread writes, and that its owner may abandon meanwhile.
-
-    An abandoned file is removed at once, but closed only when the thread's job ends: before that, its descriptor could be
-    given to another file. A job may even start after that, from the queue of an executor that could not start a thread.
-    """
-
-    def __init__(self, path: str) -> None:
-        """Make the file. Raises `JournalUnavailable`."""
-        self.path = path
-        try:
-            self._fd = create(path)
-        except OSError as error:
-            raise _unwritable(error) from None
-        self._lock = threading.Lock()
-        self._busy = self._closed = False
-
-    @contextlib.contextmanager
-    def busy(self) -> Iterator[int]:
-        """Hold the descriptor open. Raises `OSError` when it is closed already."""
-        with self._lock:
-            if self._closed:
-                raise OSError(errno.EBADF, "abandoned")
-            self._busy = True
-        try:
-            yield self._fd
-        finally:
-            with self._lock:
-                self._busy = False
-                if self._closed:
-                    with contextlib.suppress(OSError):
-                        os.close(self._fd)
-
-    def close(self) -> None:
-        """Close it now, or at the end of the job that is under way. Raises `OSError`."""
-        with self._lock:
-            first, self._closed = not self._closed, True
-            if first and not self._busy:
-                os.close(self._fd)
-
-    def abandon(self) -> None:
-        """Close and remove it."""
-        with contextlib.suppress(OSError):
-            self.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+@contextlib.contextmanager
+def _appending(path: str) -> Iterator[int]:
+    """Open a temporary file to write at its end. Raises `OSError`, also when it was abandoned: it has no name then."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def _rewrite(body: Body, file: _TemporaryFile, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
+def _rewrite(body: Body, path: str, change: Callable[[bytes], bytes], overlap: int) -> FileBody:
     with (
         io.BytesIO(body.load()) if body.path is None else open(body.path, "rb") as source,
-        file.busy() as fd,
+        _appending(path) as fd,
     ):
         carry = b""
         while piece := source.read(HELD_LIMIT):
@@ -391,12 +357,16 @@ def _rewrite(body: Body, file: _TemporaryFile, change: Callable[[bytes], bytes],
             write_all(fd, carry[:-overlap])
             carry = carry[-overlap:]
         write_all(fd, carry)
-    file.close()
-    return FileBody.read(file.path)
+    return FileBody.read(path)
 
 
 def _unwritable(error: BaseException) -> JournalUnavailable:
     return JournalUnavailable(f"the folder for temporary files cannot be written: {reason_of(error)}")
+
+
+def _abandon(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _is_stale(entry: os.DirEntry[str]) -> bool:
@@ -406,10 +376,14 @@ def _is_stale(entry: os.DirEntry[str]) -> bool:
 
 
 class _Writer:
-    """Writes and hashes in a worker thread, one step behind the network."""
+    """Writes and hashes a temporary file in worker threads, one step behind the network.
 
-    def __init__(self, file: _TemporaryFile) -> None:
-        self._file = file
+    Each write opens the file by its name. So it is abandoned by taking the name away: a write under way ends where nobody
+    looks, and one that starts later, from the queue of an executor that could not start a thread, finds no file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._size = 0
         self._prefix = b""
         self._digest = hashlib.sha256()
@@ -424,12 +398,12 @@ class _Writer:
             raise _unwritable(error) from None
 
     def _write(self, pieces: list[bytes]) -> None:
-        with self._file.busy() as fd:
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            if len(self._prefix) < PREFIX_BYTES:
-                self._prefix = (self._prefix + data[:PREFIX_BYTES])[:PREFIX_BYTES]
-            self._digest.update(data)
-            self._size += len(data)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(self._prefix) < PREFIX_BYTES:
+            self._prefix = (self._prefix + data[:PREFIX_BYTES])[:PREFIX_BYTES]
+        self._digest.update(data)
+        self._size += len(data)
+        with _appending(self._path) as fd:
             write_all(fd, data)
 
     async def _settle(self) -> None:
@@ -447,15 +421,11 @@ class _Writer:
 
     async def finish(self) -> FileBody:
         await self._settle()
-        try:
-            self._file.close()
-        except OSError as error:
-            raise _unwritable(error) from None
-        return FileBody(self._file.path, self._size, self._digest.hexdigest(), self._prefix)
+        return FileBody(self._path, self._size, self._digest.hexdigest(), self._prefix)
 
     async def abandon(self) -> None:
         try:
             with contextlib.suppress(JournalUnavailable):
                 await asyncio.shield(self._settle())
         finally:
-            self._file.abandon()
+            _abandon(self._path)
