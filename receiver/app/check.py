@@ -1,38 +1,32 @@
-"""The numbered findings of `receiver check`: what each code stands for, and what to do about it.
-
-The codes are stable: scripts and docs/configuration.md may name them. `E…` stops `serve` and `work`, `W…` does not.
-"""
+"""Checks the settings: what is wrong or doubtful about them, as the numbered findings of app/codes.py."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
 import stat
 import tempfile
-import threading
 import tomllib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from receiver.app.codes import finding
 from receiver.core import callback_urls
-from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, ReceiverError, SettingsError
 from receiver.core.event import EVENT_TYPES
 from receiver.core.event_json import PLACES, may_be_there
-from receiver.core.findings import Code, Finding, install
+from receiver.core.findings import Finding, install
 from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
-from receiver.outbound.destinations import Kind, kind_named, kind_of, kinds
+from receiver.outbound.destinations import Kind, kind_named, kind_of
 from receiver.outbound.guard import blocked_by_address
-from receiver.providers import Adapter, adapter_named, adapters, instead_of
+from receiver.providers import Adapter, adapter_named, instead_of
 from receiver.settings import load
 from receiver.settings.load import own_settings
 from receiver.settings.model import (
@@ -43,99 +37,10 @@ from receiver.settings.model import (
     SourceSettings,
     TokenSettings,
 )
+from receiver.settings.problems import did_you_mean
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.s3_options import S3Options
 from receiver.system.disks import nearest, scarce
-
-_GENERAL = {
-    "E001": Code("The settings cannot be read", ""),
-    "E002": Code("A source names an unknown provider", "write the name of a provider that receiver knows"),
-    "E003": Code("public_url is not a usable URL", 'write it as "https://hooks.example.com"'),
-    "E004": Code("public_url has a port that Deepgram does not call", "use port 80, 443, 8080 or 8443"),
-    "E005": Code("public_url holds an underscore", "choose a host and path without one"),
-    "E006": Code("deAPI cannot call a public_url without TLS", "put TLS in front, and write https://"),
-    "E007": Code(
-        "A folder cannot be written", "give the user that runs receiver the folder, or name another"
-    ),
-    "E008": Code(
-        "store.url or blobs.url cannot be used",
-        "write postgresql://… or sqlite:///… for the store, s3://… or file:///… for the blobs",
-    ),
-    "E009": Code("A destination cannot be used", ""),
-    "E010": Code("A source's ca_file cannot be used", "name a file with certificates in PEM form"),
-    "E011": Code("What a setting needs is not installed", "install receiver with its extra"),
-    "E012": Code("PostgreSQL cannot be reached", "start the server, or correct host and port in store.url"),
-    "E013": Code("PostgreSQL refuses the user", "correct user and password in store.url"),
-    "E014": Code("There is no such database", "create it, or correct its name in store.url"),
-    "E015": Code("The tables are not there, or older than this program", "run `receiver migrate`"),
-    "E016": Code(
-        "The tables are newer than this program", "install the receiver that made them, or a later one"
-    ),
-    "E017": Code(
-        "The clocks are ten minutes apart", "set this machine's clock, or the database server's (NTP)"
-    ),
-    "E018": Code("The database cannot be used", ""),
-    "E019": Code(
-        "Machines share a store and no token secret", 'add secrets = ["env:TOKEN_SECRET"] to [tokens]'
-    ),
-    "E020": Code("The bucket cannot be used", ""),
-    "E021": Code("A setting of S3 is wrong", ""),
-    "E022": Code("blobs.key makes no keys", "end it with {name}"),
-    "E023": Code("A source cannot be submitted to", ""),
-    "E024": Code(
-        "A submit token names a source that may not be submitted to",
-        "set submit = true there, or leave it out",
-    ),
-    "W001": Code(
-        "public_url is not set",
-        'write public_url = "https://…"; until then callback-url refuses, and audio links point to this machine',
-    ),
-    "W002": Code("No destination is configured", "add a [destinations.NAME] section with url and secrets"),
-    "W006": Code("The settings file can be read by other users", "chmod 600 the file"),
-    "W007": Code("Callbacks come without TLS", "put TLS in front, and write https:// in public_url"),
-    "W008": Code("public_url is an address that providers cannot reach", "write the name they can reach"),
-    "W009": Code("No source is configured", "add a [sources.NAME] section"),
-    "W010": Code(
-        "A destination asks for what no event has", "compare it with the sources and docs/events.md"
-    ),
-    "W011": Code("A token of the API is very short", "use 32 random letters and digits"),
-    "W012": Code("A source asks a private address that is not in allow", "add its network to allow"),
-    "W013": Code("The clocks differ", "set this machine's clock, or the database server's (NTP)"),
-    "W014": Code("The database server does not sync its disk", "set fsync = on in its postgresql.conf"),
-    "W015": Code("Machines share a store and no blobs", 'write url = "s3://…" in [blobs]'),
-    "W016": Code("Audio travels to S3 in clear", "write https:// in blobs.endpoint_url"),
-    "W017": Code("The bucket does not answer", "start the store, or correct blobs.endpoint_url"),
-    "W018": Code("The bucket works, and not as it should", ""),
-    "W019": Code("Events are kept longer than retention.events says", "write the age of audio"),
-    "W023": Code("A disk is nearly full", "make room, or shorten what [retention] keeps"),
-    "W024": Code(
-        "Submissions are taken where providers call back",
-        'write listen = "127.0.0.1:8090" in [submit], or let the ingress refuse /submit',
-    ),
-    "W021": Code("A value of env: or file: is in quotes", "write it without them"),
-    "W022": Code(
-        "Several secrets sign callback URLs or did",
-        "take the old ones out once receiver_token_secret_callbacks_total counts nothing by them",
-    ),
-    "W025": Code("A destination would take no events", "correct the setting, or what the destination allows"),
-    "W026": Code("No destination takes a source's events", "name the source in a destination's sources"),
-    "W020": Code("The tables are newer than this program, and fit it", "install the receiver that made them"),
-}
-
-
-@cache
-def all_codes() -> Mapping[str, Code]:
-    """Return every code there is. The first digit tells whose: 0 all, 1 Deepgram's, 2 deAPI's, 3 Deepdub's, 4 PlayHT's, 5 SNS's, 6 Pub/Sub's.
-
-    Loads every provider and kind of destination: only those in use are loaded else.
-    """
-    parts: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
-    return _GENERAL | {code: meaning for part in parts for code, meaning in part.codes.items()}
-
-
-def finding(code: str, where: str, message: str, fix: str | None = None) -> Finding:
-    """Return a finding with the code's own advice, or a closer one; `message` may begin with the setting, as those of errors do."""
-    return Finding(code, where, message.removeprefix(f"{where}: "), fix or _GENERAL[code].fix)
 
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
@@ -297,17 +202,17 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
     for pattern in destination.sources:
         route = Route(destination.name, sources=(pattern,))
         if settings.sources and all(route.refusal(source, "") for source in settings.sources):
-            near = load.did_you_mean(pattern, settings.sources)
+            near = did_you_mean(pattern, settings.sources)
             yield finding("W010", f"{where}.sources", f"no source is named {pattern!r}", near)
     for pattern in destination.events:
         route = Route(destination.name, events=(pattern,))
         if all(route.refusal("", event_type) for event_type in EVENT_TYPES):
-            near = load.did_you_mean(pattern, EVENT_TYPES)
+            near = did_you_mean(pattern, EVENT_TYPES)
             yield finding("W010", f"{where}.events", f"no event type is {pattern!r}", near)
     for setting, places in (("where", destination.where), ("data", destination.data or ())):
         for place in places:
             if not may_be_there(place):
-                near = load.did_you_mean(place, PLACES)
+                near = did_you_mean(place, PLACES)
                 yield finding("W010", f"{where}.{setting}", f"no event has the field {place!r}", near)
 
 
@@ -481,82 +386,3 @@ def _retention(settings: Settings) -> Iterator[Finding]:
     message = f"events stay as long as their audio, {ages.audio}, and not {ages.events} only"
     fix = f'write events = "{ages.audio}", or keep audio for {ages.events} only'
     yield finding("W019", "retention.events", message, fix)
-
-
-PATIENCE = 8.0
-"""Seconds after which no answer is an answer."""
-
-
-def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[Finding]:
-    """Return what PostgreSQL, S3 and queues say, what stops `serve` first; nothing for embedded parts. Waits `PATIENCE` at most.
-
-    The settings are to be such that `check` found nothing fatal. S3 is tried with a small object, which is deleted again.
-    """
-    probes: list[_Probe] = []
-    if load.postgres_url(settings) is not None:
-        probes.append(_Probe(lambda: _postgres(settings, clock), "store.url", silent="E012", broken="E018"))
-    if load.on_s3(settings):
-        probes.append(_Probe(lambda: _s3(settings), "blobs.url", silent="W017", broken="E020"))
-    for name, destination in settings.destinations.items():
-        if kind_of(destination).probe is not Kind.probe:
-            ask, where = partial(_taking, destination), f"destinations.{name}"
-            probes.append(_Probe(ask, where, silent="W025", broken="W025"))
-    for probe in probes:
-        probe.join(PATIENCE)
-    return sorted((f for probe in probes for f in probe.findings), key=lambda finding: not finding.fatal)
-
-
-class _Probe(threading.Thread):
-    """Ask one service in a thread that ends with the process if there is never an answer."""
-
-    def __init__(self, ask: Callable[[], Iterable[Finding]], where: str, *, silent: str, broken: str) -> None:
-        super().__init__(daemon=True)
-        self._ask, self._where, self._broken = ask, where, broken
-        self.findings = [finding(silent, where, f"it did not answer within {PATIENCE:g} s")]
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.findings = list(self._ask())
-        except Exception as error:  # a bug of ours must not pass for silence, nor for a traceback
-            message = f"asking it failed ({type(error).__name__})"
-            fix = "look at the settings; please report it"
-            self.findings = [finding(self._broken, self._where, message, fix)]
-
-
-def unreached(findings: Iterable[Finding]) -> bool:
-    """Tell whether nothing stops the start but what may pass: an outage, or a clock that is not yet set after a boot."""
-    return all(finding.code in {"E012", "E017"} for finding in findings if finding.fatal)
-
-
-def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:
-    from receiver.storage.store.postgres_probe import probe
-
-    for trouble in probe(load.postgres_url(settings) or "", clock):
-        yield finding(trouble.code, "store.url", trouble.message, trouble.fix)
-
-
-def _taking(settings: DestinationSettings) -> Iterator[Finding]:
-    async def ask() -> str | None:
-        destination = kind_of(settings)(settings)
-        await destination.open()
-        try:
-            return await destination.probe()
-        finally:
-            await destination.close()
-
-    if trouble := asyncio.run(ask()):
-        yield finding("W025", f"destinations.{settings.name}", trouble)
-
-
-def _s3(settings: Settings) -> Iterator[Finding]:
-    from receiver.storage.blobs.s3_probe import probe
-
-    for trouble in probe(S3Options.of(settings.blobs)):
-        code = "E020" if trouble.fatal else "W018"
-        if trouble.outage:
-            code = "W017"
-        fix = f"grant {trouble.permission} (deploy/iam-policy.json)" if trouble.permission else None
-        yield finding(code, "blobs.url", trouble.message, fix)
-        if trouble.outage:
-            return

@@ -74,7 +74,7 @@ def listed(settings: Settings, operation: Operation, limit: int, **filters: Any)
 
 def refuse_unknown(settings: Settings, what: str, pattern: str | None) -> None:
     """Raise `UsageError` for a name, or a pattern of names, that fits nothing."""
-    from receiver.settings.load import did_you_mean
+    from receiver.settings.problems import did_you_mean
 
     known = _KNOWN[what](settings)
     if pattern is not None and not fnmatch.filter(known, pattern):

@@ -129,7 +129,8 @@ def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings
 
     With status 2; but 1 when only an outage is in the way, so that starting again may help.
     """
-    from receiver.app.check import check_file, reach, unreached
+    from receiver.app.check import check_file
+    from receiver.app.reach import reach, unreached
     from receiver.cli.output import speak_json, tell_finding
     from receiver.settings.load import wanted_log
 

@@ -91,7 +91,7 @@ def check(
 
     settings, findings = check_file(ctx.obj, os.environ)
     if settings is not None and not offline and not any(finding.fatal for finding in findings):
-        from receiver.app.check import reach
+        from receiver.app.reach import reach
 
         findings = sorted(reach(settings) + findings, key=lambda finding: not finding.fatal)
     fatal = sum(finding.fatal for finding in findings)

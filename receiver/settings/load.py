@@ -7,10 +7,10 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from msgspec import Struct
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from receiver.core.errors import ConfigError, SettingsError
 from receiver.core.findings import Problem
 from receiver.settings.model import DestinationSettings, Section, Settings, SourceSettings
+from receiver.settings.problems import Models, kind_at, place_of, problems_of
 from receiver.system.files import make_folder, sync_folder
 
 T = TypeVar("T", bound=Section)
@@ -130,7 +131,7 @@ def _validate(resolved: dict[str, Any], loaded: Loaded) -> list[Problem]:
             _drop(resolved, item["loc"][:-1] if item["type"] == "missing" else item["loc"])
         with contextlib.suppress(ValidationError):
             loaded.settings = Settings.model_validate(resolved)
-        return _problems(error, Settings)
+        return problems_of(error, Settings)
     return []
 
 
@@ -241,14 +242,14 @@ def _from_file(path: str, where: str, read: Reader) -> str:
 
 def _is_shown(place: Sequence[str]) -> bool:
     """Tell whether a setting is one of those of receiver's own that are no secrets."""
-    kinds = [_kind_of(holder, place[-1]) for holder in _holders(place)]
+    kinds = [kind_at(holder, place[-1]) for holder in _holders(place)]
     return any(kind is not None and "Secret" not in str(kind) for kind in kinds)
 
 
 def _holders(place: Sequence[str]) -> Models:
     """Return the models of the section that a setting of receiver's own is in; none where there is no such section."""
     known = not place[:-1] or place[0] in Settings.model_fields
-    return _place_of(Settings, place)[1] if known else ()
+    return place_of(Settings, place)[1] if known else ()
 
 
 def _name_sections(raw: dict[str, Any], problems: list[Problem]) -> None:
@@ -270,71 +271,6 @@ def _name_sections(raw: dict[str, Any], problems: list[Problem]) -> None:
                 message = f"it must be a table: write [{section}.{name}]"
             problems.append(Problem(f"{section}.{name}", message))
             del tables[name]
-
-
-def _problems(error: ValidationError, model: type[Section], above: str = "") -> list[Problem]:
-    found = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        place, holders, inner = _place_of(model, item["loc"])
-        where = f"{above}{place}".strip(".")
-        message, fix = item["msg"].removeprefix("Value error, "), ""
-        if item["type"] == "extra_forbidden":
-            message = "no such setting"
-            fields = (pair for holder in holders for pair in holder.model_fields.items())
-            known = (field.alias or name for name, field in fields)
-            fix = did_you_mean(place.rpartition(".")[2], known) or f"see {model.manual}"
-        elif item["type"] == "missing":
-            message = "is missing"
-        elif item["type"].startswith("union_tag_"):
-            message = "kind is missing, or none that there is"
-            fix = "write one of " + ", ".join(sorted(_kinds(inner)))
-        elif item["type"] == "string_type" and where.startswith("retention."):
-            message = 'write it as "90d": a number and a unit, in quotes'
-        found.append(Problem(where, message, fix))
-    return found
-
-
-Models = tuple[type[Section], ...]
-
-
-def _place_of(model: type[Section], loc: Sequence[str | int]) -> tuple[str, Models, Models]:
-    """Return a place as a person writes it, `.proof[0].header`, and the models of the table that it is in, and of its own."""
-    text = ""
-    holders: Models = (model,)
-    inner = holders
-    for part in loc:
-        if isinstance(part, int):
-            text += f"[{part}]" * bool(inner)
-            continue
-        kinds = tuple(each for each in inner if part in _kinds((each,)))
-        if kinds and len(inner) > 1:  # pydantic names the table's kind as a step of its own
-            inner = kinds
-        elif part != "*":  # stands for the whole table
-            text, holders = f"{text}.{part}", inner
-            found = tuple(kind for each in inner for kind in _sections(_kind_of(each, part)))
-            inner = found or (inner if not any(_kind_of(each, part) for each in inner) else ())
-    return text, holders, inner
-
-
-def _kinds(models: Models) -> set[str]:
-    return {word for each in models for word in get_args(_kind_of(each, "kind"))}
-
-
-def _kind_of(model: type[Section], name: str) -> Any:
-    fields = model.model_fields.items()
-    return next((field.annotation for own, field in fields if name in (own, field.alias)), None)
-
-
-def _sections(kind: Any) -> Iterable[type[Section]]:
-    if isinstance(kind, type):
-        return (kind,) if issubclass(kind, Section) else ()
-    return (found for part in get_args(kind) for found in _sections(part))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean …?` with the nearest of the names there are; empty when none is near."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
 
 
 class _Blame:
@@ -386,7 +322,7 @@ def own_settings(model: type[T], section: SourceSettings | DestinationSettings) 
     try:
         return model.model_validate(dict(section.options))
     except ValidationError as error:
-        raise SettingsError(_problems(error, model, f"{where}.{section.name}")) from None
+        raise SettingsError(problems_of(error, model, f"{where}.{section.name}")) from None
 
 
 # ---------------------------------------------------------------- places

@@ -27,7 +27,8 @@ from receiver.core.errors import ReceiverError
 from receiver.core.observe import Observers
 from receiver.settings.model import Settings
 from receiver.web.console.sessions import sessions_of
-from receiver.web.server import Terminal, bind_all, whereabouts, write_ready_file
+from receiver.web.server import Terminal, whereabouts, write_ready_file
+from receiver.web.sockets import bind_all
 
 Serve = Callable[[Settings, Callable[[], None]], None]
 """Serves by these settings, on a port that others share, until it is stopped; calls the function once it is ready."""

@@ -20,7 +20,7 @@ from receiver.settings.model import Settings
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
 from receiver.web.reloading import Reloaded, Serving
-from receiver.web.server import bind
+from receiver.web.sockets import bind
 from tests.support.clients import local_client
 from tests.support.embedded import migrated
 from tests.support.patience import PATIENCE
