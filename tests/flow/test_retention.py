@@ -146,7 +146,7 @@ async def test_an_entry_of_the_journal_that_cannot_be_read_is_named_and_the_rest
         for found in (True, False):
             said = await _command(tmp_path, "erase", "--job", "mine", "--yes", "--json")
             assert (said.status, said.json["found"]) == (1, found)
-            told = "not looked at, so it may be left: the journal's entry broken cannot be used: Input/output error"
+            told = "not looked at, so it may be left: the journal's entry broken cannot be used: "
             assert told in said.err
         assert await kept_events(up.receiver.store) == []
 
