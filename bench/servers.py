@@ -47,16 +47,21 @@ region = "us-east-1"
 
     def database_cpu(self) -> float:
         """Seconds of processor time that all of PostgreSQL has used."""
-        assert self.database.child is not None
-        main = psutil.Process(self.database.child.pid)
-        own = main.cpu_times()
-        ended: float = own.children_user + own.children_system
-        return cpu(main.pid, *(child.pid for child in main.children())) + ended
+        return database_cpu(self.database)
 
     def weed_cpu(self) -> float:
         """Seconds of processor time that the S3 server has used."""
         assert self.weed.child is not None
         return cpu(self.weed.child.pid)
+
+
+def database_cpu(database: postgres.Server) -> float:
+    """Return the seconds of processor time that all of a PostgreSQL server has used."""
+    assert database.child is not None
+    main = psutil.Process(database.child.pid)
+    own = main.cpu_times()
+    ended: float = own.children_user + own.children_system
+    return cpu(main.pid, *(child.pid for child in main.children())) + ended
 
 
 def execute(url: str, *texts: str) -> list[tuple[object, ...]]:

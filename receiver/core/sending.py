@@ -22,6 +22,21 @@ class Rate(Struct, frozen=True):
     """Attempts that may be made at once after a rest."""
 
 
+BEFORE_ALL = "."
+"""Before the keys of all jobs with something to send, and after those of what died, which begin with `-`."""
+
+
+class Walk:
+    """How far a destination's claims have come that go from job to job, in place of from the oldest delivery that is due.
+
+    They do so while what is due to it mostly waits for earlier events of few jobs: what waits would be looked at by each claim.
+    """
+
+    def __init__(self) -> None:
+        self.after = BEFORE_ALL
+        """The key of the last job that was looked at."""
+
+
 class SendingRules(Struct, frozen=True, kw_only=True):
     """The rules for a claim of deliveries."""
 
@@ -32,11 +47,8 @@ class SendingRules(Struct, frozen=True, kw_only=True):
     """A dead letter keeps later events of its job back until it is replayed."""
     probing: bool = False
     """The destination's breaker is open: the claim takes one delivery if a probe is due, else none."""
-
-    @property
-    def blocking(self) -> str:
-        """The state of deliveries that have ended and keep later ones back all the same; empty for none."""
-        return "dead" if self.dead_block else ""
+    walk: Walk | None = None
+    """With `order`: go from job to job."""
 
 
 PLAIN = SendingRules()

@@ -18,7 +18,7 @@ from receiver.core.event_json import Fields
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.own_events import Routed, destination_event, transition
 from receiver.core.retry import RetryPolicy
-from receiver.core.sending import PLAIN, SendingRules
+from receiver.core.sending import PLAIN, SendingRules, Walk
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.gate import DestinationGate
 from receiver.engine.worker import (
@@ -130,6 +130,9 @@ class Relay(Lanes[Claimed, Settlement]):
         """Read the destinations' states from the store; replay dead letters of outages that ended."""
         states = await self._store.destinations(now)
         for name, sending in self._sending.items():
+            if sending.lane.rules.order is not None:
+                crowded = await self._store.crowded(name, sending.lane.rules, now)
+                sending.walk = (sending.walk or Walk()) if crowded else None
             state = states.get(name) or DestinationState(name=name)
             if state != sending.gate.state:
                 sending.gate.learn(state)
@@ -203,6 +206,7 @@ class Sending(LaneWork[Claimed, Settlement]):
         queue = QueuePort(self._claim, store.settle, store.release, self._next_due)
         super().__init__(name, lane, queue, context, gate)
         self.lane = lane
+        self.walk: Walk | None = None
         self._store = store
         self._render = render if lane.data is None else partial(render, wanted=lane.data)
         self._report = report
@@ -210,9 +214,9 @@ class Sending(LaneWork[Claimed, Settlement]):
     def _claim(self, name: str, *, now: int, **how: Any) -> Awaitable[list[Claimed]]:
         if self.gate.opens_at(now) != now:
             return _nothing()
-        rules = self.lane.rules
-        if self.gate.state.opened_at is not None:
-            rules = replace(rules, probing=True)
+        rules, probing = self.lane.rules, self.gate.state.opened_at is not None
+        if probing or self.walk is not None:
+            rules = replace(rules, probing=probing, walk=self.walk)
         return self._store.claim(name, now=now, rules=rules, **how)
 
     async def _next_due(self, name: str) -> int | None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from receiver.core.destination_health import DestinationState, enabled, paused, reported, resumed
 from receiver.core.event import Stage
-from receiver.core.sending import PLAIN, Rate, SendingRules
+from receiver.core.sending import PLAIN, Rate, SendingRules, Walk
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
@@ -59,6 +59,7 @@ RULES = (
     SendingRules(order="job"),
     SendingRules(order="job", dead_block=True, rate=Rate(LEASE * 2000, 3)),
     SendingRules(order="ref"),
+    SendingRules(order="job", dead_block=True, walk=Walk()),
 )
 
 

@@ -462,6 +462,10 @@ class MemoryStore(Store):
         )
         return due[:limit]
 
+    async def crowded(self, name: str, rules: SendingRules, now: int) -> bool:
+        waiting = sorted((at, one.id, one) for one, at in self._waiting(name) if at <= now)[:256]
+        return sum(self._is_blocked(one, rules) for _, _, one in waiting) > 128
+
     def _is_blocked(self, one: Delivery, rules: SendingRules) -> bool:
         """Tell whether an earlier delivery of the same job has not ended."""
         event = self._events[one.event_id]

@@ -139,7 +139,10 @@ def write_events(session: Session, recordings: Sequence[Recording]) -> set[str]:
         event, at, is_late = recording.event, recording.event.recorded_at, recording.event.id in late
         rows.append((*astuple(event), None if is_late else recording.routing))
         if recording.destinations and not is_late:
-            deliveries += [(new_id("dlv", at), event.id, to, at, at, at) for to in recording.destinations]
+            keys = [f"{event.source} {key or event.id}" for key in (event.job_id, event.ref)]
+            deliveries += [
+                (new_id("dlv", at), event.id, to, at, at, at, *keys) for to in recording.destinations
+            ]
     session.run_rows("insert_events", rows)
     session.run_rows("insert_deliveries", deliveries)
     return late

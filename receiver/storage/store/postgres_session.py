@@ -42,9 +42,7 @@ _LOCK_ORDER: Mapping[str, Callable[[Sequence[Value]], Any]] = {
 _BY_ID = ("settle_", "release_", "replay_", "drop_", "forget_", "erase_")
 """Statements that may wait for another process's rows take them in one order, so that two do not wait for each other."""
 
-_ALONG_THE_INDEX = frozenset(
-    {"due_deliveries", "due_deliveries_by_job", "due_deliveries_by_ref", "due_pickups"}
-)
+_ALONG_THE_INDEX = frozenset({"due_deliveries", "due_deliveries_in_order", "due_pickups"})
 _PLANNER = "SELECT set_config('enable_sort', $1, true), set_config('enable_bitmapscan', $1, true)"
 
 
@@ -66,6 +64,7 @@ _DIALECT = Dialect(
     position=f"{_OFFSET} + CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)",
     end=f"{_OFFSET} + CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS TEXT) AS BIGINT)",
     horizon=f"{_OFFSET} + CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)",
+    among_ids="= ANY (ARRAY(SELECT json_array_elements_text(CAST(:ids AS JSON))))",
 )
 """Transactions commit in another order than they begin, but none below the snapshot's `xmin` is still under way."""
 

@@ -7,6 +7,7 @@ a release applies only while its claim is held: no two claims have the same toke
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from receiver.core.event import Event, new_id
 from receiver.core.page import Page
-from receiver.core.sending import PLAIN, SendingRules
+from receiver.core.sending import BEFORE_ALL, PLAIN, SendingRules, Walk
 from receiver.core.work import (
     Attempt,
     Claimed,
@@ -188,9 +189,11 @@ class Deliveries(Queue[Claimed, Settlement]):
             full = rate.burst * rate.apart_us
             params |= {"limit": min(limit, rate.burst), "apart": rate.apart_us, "full": full}
         params["held"] = "" if rules.probing else name
-        if rules.order is not None:
-            params["blocking"] = rules.blocking
-        statement = f"due_deliveries_by_{rules.order}" if rules.order else "due_deliveries"
+        statement = "due_deliveries"
+        if rules.order is not None and rules.walk is not None:
+            statement, params["ids"] = "due_deliveries_of_jobs", _first_of_jobs(session, request, rules.walk)
+        elif rules.order is not None:
+            statement, params["hold"] = "due_deliveries_in_order", int(rules.dead_block)
         rows = session.run(statement, params)
         if rows and rules.probing:
             wait = request.lease_until - now
@@ -206,6 +209,47 @@ class Deliveries(Queue[Claimed, Settlement]):
 
 
 DELIVERIES = Deliveries()
+_CROWD = 256
+"""Deliveries that are looked at to tell whether most of what is due waits for earlier ones."""
+_STEPS = 16
+"""How often one claim looks at further jobs when nothing of the ones before is due."""
+
+
+def _first_of_jobs(session: Session, request: ClaimRequest, walk: Walk) -> str:
+    """Return as JSON the ids of deliveries that are due and are the first of their jobs, from where the walk has come to."""
+    count, began = max(32, 4 * request.limit), walk.after
+    params: dict[str, Value] = {"queue": request.queue, "now": request.now, "limit": count}
+    params["hold"] = int(request.rules.dead_block)
+    due: list[Row] = []
+    for _ in range(_STEPS):
+        found = session.run("first_of_jobs", {**params, "after": walk.after})
+        due = [row for row in found if row[2]][: request.limit]
+        at_end = len(found) < count
+        if len(due) == request.limit:
+            walk.after = due[-1][0]
+        else:
+            walk.after = BEFORE_ALL if at_end else found[-1][0]
+        if due or (at_end and began == BEFORE_ALL):
+            break
+        began = BEFORE_ALL if at_end else began
+    return json.dumps([row[1] for row in due])
+
+
+@Each
+def keep_order(session: Session, name: str, order: str, now: int) -> None:
+    """Have the deliveries of a destination carry what they are ordered by (`job` or `ref`), also those that are there."""
+    known = session.run("order_of_destination", {"name": name})
+    if not known or known[0][0] != order:
+        session.run("set_order", {"name": name, "order": order, "at": now})
+        ids = sorted(row[0] for row in session.run("deliveries_to_order", {"name": name}))
+        session.run_rows("order_deliveries", [(row_id,) for row_id in ids])
+
+
+def crowded(session: Session, name: str, rules: SendingRules, now: int) -> bool:
+    """Tell whether most of what is due to a destination waits for earlier deliveries."""
+    params: dict[str, Value] = {"queue": name, "now": now, "limit": _CROWD, "hold": int(rules.dead_block)}
+    count: int = session.run("count_behind", params)[0][0]
+    return count > _CROWD // 2
 
 
 @Each
@@ -216,6 +260,7 @@ def replay(session: Session, delivery_ids: Sequence[str], *, now: int) -> list[s
     """
     ids = list(dict.fromkeys(delivery_ids))
     replayed = {row[0] for row in session.run_rows("replay_deliveries", [(row_id, now) for row_id in ids])}
+    session.run_rows("order_deliveries", sorted((row_id,) for row_id in replayed))
     return [row_id for row_id in ids if row_id in replayed]
 
 
@@ -229,8 +274,9 @@ def add(session: Session, wanted: Sequence[tuple[str, str]], *, now: int) -> lis
     kept = {row[0] for row in session.run_rows("lock_events", event_ids)}
     there = {(row[1], row[2]) for row in session.run_rows("deliveries_of_events", event_ids)}
     new = [pair for pair in dict.fromkeys(wanted) if pair[0] in kept and pair not in there]
-    rows = [(new_id("dlv", now), *pair, now, now, now) for pair in new]
+    rows = [(new_id("dlv", now), *pair, now, now, now, None, None) for pair in new]
     session.run_rows("insert_deliveries", rows)
+    session.run_rows("order_deliveries", sorted((row[0],) for row in rows))
     return [row[0] for row in rows]
 
 
@@ -294,8 +340,8 @@ def deliveries(session: Session, filter: DeliveryFilter) -> Page[Delivery]:
 
 def behind(session: Session, delivery_ids: Sequence[str], rules: SendingRules) -> set[str]:
     """Return those of these deliveries that wait for an earlier one in the order of `rules`."""
-    rows = [(delivery_id, rules.blocking) for delivery_id in delivery_ids]
-    return {row[0] for row in session.run_rows(f"deliveries_behind_by_{rules.order}", rows)}
+    rows = [(delivery_id, int(rules.dead_block)) for delivery_id in delivery_ids]
+    return {row[0] for row in session.run_rows("deliveries_behind", rows)}
 
 
 def attempts(session: Session, delivery_id: str) -> list[Attempt]:

@@ -27,6 +27,7 @@ _ROWS = re.compile(r"\{(rows|insert):([^}]*)\}")
 _SECTION = re.compile(r"^-- =+ .* =+$", re.MULTILINE)
 _NAME = re.compile(r"^-- name: (\S+)$", re.MULTILINE)
 _SLOTS = re.compile(r"^-- with: (.*)$", re.MULTILINE)
+_CELLS = re.compile(r"(?<!\|)\|(?!\|)")
 
 
 @cache
@@ -36,7 +37,7 @@ def _texts() -> dict[str, str]:
     texts: dict[str, str] = {}
     for section in _SECTION.split(whole)[1:]:
         head, *parts = _NAME.split(section)
-        table = [[cell.strip() for cell in line.split("|")] for line in _SLOTS.findall(head)]
+        table = [[cell.strip() for cell in _CELLS.split(line)] for line in _SLOTS.findall(head)]
         slots, fillings = (table[0], table[1:]) if table else ([], [])
         for name, commented in zip(parts[::2], parts[1::2], strict=True):
             text = re.sub(r"^--.*$", "", commented, flags=re.MULTILINE)
@@ -59,6 +60,7 @@ class Dialect(NamedTuple):
     position: str = "(SELECT last FROM event_positions)"
     end: str = "(SELECT last FROM event_positions)"
     horizon: str = "(SELECT last + 1 FROM event_positions)"
+    among_ids: str = "IN (SELECT value FROM json_each(:ids))"
 
 
 SQLITE = Dialect()

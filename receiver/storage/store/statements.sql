@@ -186,7 +186,7 @@ LIMIT :limit
 
 -- ==================== the two queues: deliveries and pickups ====================
 -- with: table      | queue       | busy       | log             | key         | outcome_too                | set_too | noted
--- with: deliveries | destination | delivering | attempts        | delivery_id | , round_start              | round_start = CAST(settled.round_start AS BIGINT), | detail, response
+-- with: deliveries | destination | delivering | attempts        | delivery_id | , round_start              | round_start = CAST(settled.round_start AS BIGINT), order_key = CASE settled.state WHEN 'delivered' THEN NULL WHEN 'dead' THEN '-' || deliveries.order_key ELSE deliveries.order_key END, | detail, response
 -- with: pickups    | source      | collecting | pickup_attempts | pickup_id   | , failures, last_detail    | failures = CAST(settled.failures AS BIGINT), last_detail = settled.last_detail, | detail
 
 -- name: due_pickups
@@ -296,8 +296,20 @@ ORDER BY number
 -- ==================== deliveries ====================
 
 -- name: insert_deliveries
--- Writes deliveries, due at once.
-INSERT INTO deliveries {insert: id, event_id, destination, due_at, created_at, updated_at}
+-- Writes deliveries, due at once, each with what it is ordered by at its destination.
+WITH made {rows: id, event_id, destination, due_at, created_at, updated_at, job, ref}
+INSERT INTO deliveries (id, event_id, destination, due_at, created_at, updated_at, order_key, order_at)
+SELECT
+    made.id,
+    made.event_id,
+    made.destination,
+    CAST(made.due_at AS BIGINT),
+    CAST(made.created_at AS BIGINT),
+    CAST(made.updated_at AS BIGINT),
+    CASE h.ordered WHEN 'job' THEN made.job WHEN 'ref' THEN made.ref END,
+    CASE WHEN h.ordered IS NOT NULL THEN CAST(made.created_at AS BIGINT) END
+FROM made
+LEFT JOIN destinations AS h ON h.name = made.destination
 
 -- name: lock_events
 -- Which of these events are there, kept from being removed or given deliveries by another process meanwhile.
@@ -320,6 +332,25 @@ FROM replayed
 WHERE deliveries.id = replayed.id AND deliveries.state IN ('delivered', 'dead')
 RETURNING deliveries.id
 
+-- name: order_deliveries
+-- Gives deliveries what they are ordered by, where their destination gets events in order.
+WITH wanted {rows: id}
+UPDATE deliveries
+SET
+    order_key = CASE d.state WHEN 'dead' THEN '-' ELSE '' END || e.source || ' ' || COALESCE(CASE h.ordered WHEN 'job' THEN e.job_id ELSE e.ref END, e.id),
+    order_at = e.recorded_at
+FROM wanted
+JOIN deliveries AS d ON d.id = wanted.id
+JOIN events AS e ON e.id = d.event_id
+JOIN destinations AS h ON h.name = d.destination
+WHERE deliveries.id = d.id AND h.ordered IS NOT NULL
+
+-- name: deliveries_to_order
+-- All of a destination's that can keep others back.
+SELECT id
+FROM deliveries
+WHERE destination = :name AND (due_at IS NOT NULL OR state = 'dead')
+
 -- name: count_dead
 -- How many dead letters each destination has.
 SELECT destination, count(*)
@@ -329,12 +360,12 @@ GROUP BY destination
 ORDER BY destination
 
 -- ==================== deliveries that are due ====================
--- In order of jobs (or refs), one is not due before the earlier ones of its job have ended; :blocking is `dead` where those
--- that died count as not ended. On SQLite, the index gives the latest earlier one first, which is what a delivery mostly waits for.
--- with: due                   | before
--- with: due_deliveries        |
--- with: due_deliveries_by_job | AND NOT EXISTS (SELECT 1 FROM events AS b JOIN deliveries AS p ON p.event_id = b.id WHERE b.job_id = e.job_id AND b.source = e.source AND (b.recorded_at, b.id) < (e.recorded_at, e.id) AND p.destination = d.destination AND (p.due_at IS NOT NULL OR p.state = :blocking))
--- with: due_deliveries_by_ref | AND NOT EXISTS (SELECT 1 FROM events AS b JOIN deliveries AS p ON p.event_id = b.id WHERE b.ref = e.ref AND b.source = e.source AND (b.recorded_at, b.id) < (e.recorded_at, e.id) AND p.destination = d.destination AND (p.due_at IS NOT NULL OR p.state = :blocking))
+-- In order, one is not due before the earlier ones of its job (or with its ref) have ended; with :hold, those that died have not.
+-- The first ones of jobs are given by their ids.
+-- with: due                     | within                       | before
+-- with: due_deliveries          | d.destination = :queue AND   |
+-- with: due_deliveries_in_order | d.destination = :queue AND   | AND NOT EXISTS (SELECT 1 FROM deliveries AS p WHERE p.destination = :queue AND p.order_key = d.order_key AND (p.order_at, p.event_id) < (d.order_at, d.event_id)) AND NOT (CAST(:hold AS BIGINT) = 1 AND EXISTS (SELECT 1 FROM deliveries AS p WHERE p.destination = :queue AND p.order_key = '-' || d.order_key AND (p.order_at, p.event_id) < (d.order_at, d.event_id)))
+-- with: due_deliveries_of_jobs  |                              | AND d.id {among_ids}
 
 -- name: {due}
 -- The oldest deliveries of a destination that are due, with their events. Leases that ran out are due again. Nothing is due
@@ -347,8 +378,8 @@ SELECT
 FROM deliveries AS d
 JOIN events AS e ON e.id = d.event_id
 WHERE
-    d.destination = :queue
-    AND d.due_at <= :now
+    {within}
+    d.due_at <= :now
     AND NOT EXISTS (
         SELECT 1
         FROM destinations AS h
@@ -377,27 +408,104 @@ END
 {lock}
 
 -- ==================== deliveries in order ====================
--- with: order | same
--- with: job   | job_id
--- with: ref   | ref
 
--- name: deliveries_behind_by_{order}
+-- name: order_of_destination
+SELECT ordered
+FROM destinations
+WHERE name = :name
+
+-- name: set_order
+-- In what order a destination gets events from now on.
+INSERT INTO destinations (name, ordered, updated_at) VALUES (:name, :order, :at)
+ON CONFLICT (name) DO UPDATE SET ordered = excluded.ordered
+
+-- name: deliveries_behind
 -- Which of these deliveries wait for an earlier one, as the statements above have it.
-WITH asked {rows: id, blocking}
+WITH asked {rows: id, hold}
 SELECT d.id
 FROM asked
 JOIN deliveries AS d ON d.id = asked.id
-JOIN events AS e ON e.id = d.event_id
-WHERE EXISTS (
-    SELECT 1
-    FROM events AS b
-    JOIN deliveries AS p ON p.event_id = b.id
+WHERE
+    EXISTS (
+        SELECT 1
+        FROM deliveries AS p
+        WHERE
+            p.destination = d.destination AND p.order_key = d.order_key
+            AND (p.order_at, p.event_id) < (d.order_at, d.event_id)
+    )
+    OR CAST(asked.hold AS BIGINT) = 1 AND EXISTS (
+        SELECT 1
+        FROM deliveries AS p
+        WHERE
+            p.destination = d.destination AND p.order_key = '-' || d.order_key
+            AND (p.order_at, p.event_id) < (d.order_at, d.event_id)
+    )
+
+-- name: count_behind
+-- How many of the :limit oldest deliveries that are due to a destination wait for an earlier one.
+SELECT count(*)
+FROM (
+    SELECT order_key, order_at, event_id
+    FROM deliveries
+    WHERE destination = :queue AND due_at <= :now
+    ORDER BY due_at, id
+    LIMIT :limit
+) AS d
+WHERE
+    EXISTS (
+        SELECT 1
+        FROM deliveries AS p
+        WHERE
+            p.destination = :queue AND p.order_key = d.order_key
+            AND (p.order_at, p.event_id) < (d.order_at, d.event_id)
+    )
+    OR CAST(:hold AS BIGINT) = 1 AND EXISTS (
+        SELECT 1
+        FROM deliveries AS p
+        WHERE
+            p.destination = :queue AND p.order_key = '-' || d.order_key
+            AND (p.order_at, p.event_id) < (d.order_at, d.event_id)
+    )
+
+-- name: first_of_jobs
+-- The first delivery of each of the next :limit jobs after :after that has not ended, in the order of keys: one step each,
+-- however many wait behind it; when it is due, and with :hold whether one that died comes before it.
+WITH RECURSIVE jobs (id, order_key, order_at, event_id, due_at) AS (
+    SELECT d.id, d.order_key, d.order_at, d.event_id, d.due_at
+    FROM deliveries AS d
     WHERE
-        b.{same} = e.{same} AND b.source = e.source
-        AND (b.recorded_at, b.id) < (e.recorded_at, e.id)
-        AND p.destination = d.destination
-        AND (p.due_at IS NOT NULL OR p.state = asked.blocking)
+        d.id = (
+            SELECT p.id
+            FROM deliveries AS p
+            WHERE p.destination = :queue AND p.order_key > :after
+            ORDER BY p.order_key, p.order_at, p.event_id
+            LIMIT 1
+        )
+    UNION ALL
+    SELECT d.id, d.order_key, d.order_at, d.event_id, d.due_at
+    FROM jobs
+    JOIN deliveries AS d ON d.id = (
+        SELECT p.id
+        FROM deliveries AS p
+        WHERE p.destination = :queue AND p.order_key > jobs.order_key
+        ORDER BY p.order_key, p.order_at, p.event_id
+        LIMIT 1
+    )
 )
+SELECT
+    order_key,
+    id,
+    due_at <= :now AND NOT (
+        CAST(:hold AS BIGINT) = 1 AND EXISTS (
+            SELECT 1
+            FROM deliveries AS p
+            WHERE
+                p.destination = :queue AND p.order_key = '-' || jobs.order_key
+                AND (p.order_at, p.event_id) < (jobs.order_at, jobs.event_id)
+            )
+    )
+FROM jobs
+LIMIT :limit
 
 -- ==================== destinations ====================
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from receiver.core.bulk import BulkOperation
@@ -75,6 +76,7 @@ OPERATIONS: Sequence[Operation] = (
     _release,
     _release_pickups,
     _take_over,
+    queue.keep_order,
     queue.replay,
     queue.add,
     pickup_rows.add,
@@ -170,6 +172,8 @@ class Store:
         """Names the lock that this process holds for as long as it lives."""
         self._claim_lock: str | None = None
         """The lock's name while this process holds it; claims carry it."""
+        self._ordered: dict[str, str] = {}
+        """The order that deliveries of a destination are known to carry."""
         self._free_since: dict[str, float] = {}
         """Locks of others that were seen free, and since when."""
         self._ping_number = int.from_bytes(os.urandom(2))
@@ -273,6 +277,7 @@ class Store:
     deliveries_of = _reads(queue.of_events)
     progress_of = _reads(queue.progress_of)
     behind = _reads(queue.behind)
+    crowded = _reads(queue.crowded)
     attempts = _reads(queue.attempts)
     stats = _reads(_stats)
 
@@ -293,10 +298,18 @@ class Store:
         The call itself queues the request, before any await: an event recorded right after it is in the same transaction,
         and its delivery can be claimed by it.
         """
+        order = rules.order
+        if order is not None and self._ordered.get(destination) != order:
+            keeping = self.write(queue.keep_order, queue.keep_order.request(destination, order, now))
+            keeping.add_done_callback(partial(self._keeps, destination, order))
         request = ClaimRequest(
             destination, queue.token(worker, self._claim_lock), limit, now, lease_until, rules
         )
         return self.write(DELIVERIES.claim, request)
+
+    def _keeps(self, destination: str, order: str, kept: asyncio.Future[None]) -> None:
+        if not kept.cancelled() and kept.exception() is None:
+            self._ordered[destination] = order
 
     release = _writes_each(_release)
     replay = _writes_each(queue.replay)
@@ -415,7 +428,9 @@ class Store:
 
     # ------------------------------------------------------------ transactions
 
-    def write(self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q) -> Awaitable[R]:
+    def write(
+        self, operation: Callable[[Session, Sequence[Q]], Sequence[R]], request: Q
+    ) -> asyncio.Future[R]:
         """Queue an operation for the next transaction; its result comes after the commit. Raises `StoreUnavailable`."""
         if self._writer is None:
             raise StoreUnavailable("the store is not open")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from receiver.core.retry import fixed
-from receiver.core.sending import Rate, SendingRules, rate
+from receiver.core.sending import Rate, SendingRules, Walk, rate
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming
@@ -133,6 +134,57 @@ async def test_a_dead_letter_blocks_its_own_job_only_where_that_is_asked_for(
         now.value += 1000
         await step(ordered, now())
     assert {one.state for one in await deliveries(any_store)} == {DeliveryState.DELIVERED}
+
+
+async def test_many_held_events_of_a_few_jobs_keep_no_other_job_waiting(any_store: Store) -> None:
+    """Then claims go from job to job, through all of them in turn; and back to the oldest when the crowd is gone."""
+    place, now, rules = Recorded(), Now(T0 + 1000), SendingRules(order="job", dead_block=True)
+    ordered = relay(any_store, place, now, rules)
+    jobs = [f"held-{number % 2}" for number in range(150)] + [f"job-{number}" for number in range(70)]
+    made = [recording("app", at=T0 + number, job_id=job) for number, job in enumerate(jobs)]
+    place.refused = {(await any_store.record(made[number])).event_id for number in (0, 1)}
+    for seconds in (0, 60):
+        now.value = T0 + 1000 + seconds * 1000
+        await step(ordered, now())
+    for one in made[2:]:
+        await any_store.record(one)
+    await step(ordered, now())
+    walk = ordered._sending["app"].walk
+    assert walk is not None
+    assert len(set(place.got)) == 72
+    assert (
+        await any_store.claim("app", worker="w", limit=1, now=now(), lease_until=now() + 1, rules=rules) == []
+    )
+    place.refused = set()
+    dead = [one.id for one in await deliveries(any_store) if one.state is DeliveryState.DEAD]
+    await any_store.replay(dead, now=now())
+    for _ in range(80):
+        now.value += 1000
+        await step(ordered, now())
+    assert {one.state for one in await deliveries(any_store)} == {DeliveryState.DELIVERED}
+    assert ordered._sending["app"].walk is None
+
+
+async def test_a_walk_through_jobs_comes_to_each_of_them(any_store: Store) -> None:
+    rules, got = SendingRules(order="job", walk=Walk()), []
+    await any_store.claim("app", worker="w", limit=1, now=T0, lease_until=T0, rules=rules)
+    for number in range(70):
+        await any_store.record(recording("app", at=T0 + number, job_id=f"{number}"))
+    for _ in range(70):
+        until = T0 + 60_000
+        got += await any_store.claim("app", worker="w", limit=1, now=T0 + 99, lease_until=until, rules=rules)
+    assert {one.event.job_id for one in got} == {f"{number}" for number in range(70)}
+
+
+async def test_deliveries_that_are_there_keep_the_order_that_is_set_later(any_store: Store) -> None:
+    made = [
+        await any_store.record(recording("app", at=T0 + number, job_id="a", ref="r")) for number in range(2)
+    ]
+    claim = partial(any_store.claim, "app", worker="w", limit=9, now=T0 + 9, lease_until=T0 + 9)
+    for order in ("job", "ref"):
+        (first,) = await claim(rules=SendingRules(order="job" if order == "job" else "ref"))
+        assert first.event.id == made[0].event_id
+    assert len(await claim()) == 2
 
 
 async def test_a_running_lane_in_order_goes_on_at_once_when_the_event_before_has_been_sent(
