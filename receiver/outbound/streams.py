@@ -96,6 +96,16 @@ class _Response(aiohttp.ClientResponse):
             del protocol.read
 
 
+class _Request(aiohttp.ClientRequest):
+    """A request that takes no connection on which something came unasked: it would be read as this request's answer."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        if conn.protocol is None or conn.protocol.should_close:
+            conn.close()
+            raise aiohttp.ServerDisconnectedError  # aiohttp tries a GET once more, over another connection
+        return await super().send(conn)
+
+
 def new_session(
     resolver: AbstractResolver,
     *,
@@ -127,6 +137,7 @@ def new_session(
         trust_env=False,
         auto_decompress=False,
         read_bufsize=PIECE,
+        request_class=_Request,
         response_class=_Response,
     )
 

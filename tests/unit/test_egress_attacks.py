@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -118,6 +119,31 @@ async def test_a_kept_connection_counts_1xx_answers_anew(client: Egress, host: P
         got = await client.post(client.prepared(host.url("/")), {}, b"event")
         assert isinstance(got, Reply)
     assert len(host.talks) == 1
+
+
+@pytest.mark.parametrize("verb", ["post", "get"])
+async def test_what_comes_unasked_on_a_kept_connection_is_no_requests_answer(
+    client: Egress, host: ProviderHost, verb: str
+) -> None:
+    async def late(talk: Talk) -> None:
+        await talk.send(reply(200, b"ok", keep=True))
+        await talk.until_told()
+        await talk.send(reply(418, b"late", keep=True))
+        await talk.next()
+
+    for script, status in ((late, 200), (reply(201, b"own"), 201)):
+        host.scripts["/"] = script
+        got = await send(client, host, verb)
+        assert not isinstance(got, Failure)
+        assert got.status == status
+        if isinstance(got, Incoming):
+            while await got.read():
+                pass
+            got.close()
+        host.tell()
+        for _ in range(100):  # until it is here
+            await asyncio.sleep(0)
+    assert len(host.talks) == 2
 
 
 BODIES = {
