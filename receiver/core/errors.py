@@ -21,7 +21,6 @@ ReceiverError
 │   └── JournalUnavailable       nothing could keep it: 503, never 2xx
 ├── AddressBlocked               an outbound address that the guard refuses
 ├── SubmissionRefused            a submission that is not passed on, or whose outcome is not known
-│   └── OwnCallback              it has a callback of the caller's own
 ├── NotFound                     an id that the store does not hold
 ├── UsageError                   a command or a request of the API lacks something, or contradicts itself
 │   └── PickupRefused            what was handed over for a pickup is not understood
@@ -172,15 +171,6 @@ class SubmissionRefused(ReceiverError):
         self.status = status
         self.retry_after = retry_after
         """Seconds after which a repetition may succeed."""
-
-
-class OwnCallback(SubmissionRefused):
-    """The submission has a callback of the caller's own."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            422, f"{name[:100]} is receiver's to set: leave it out, and the result comes as an event"
-        )
 
 
 class NotFound(ReceiverError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -18,17 +20,28 @@ _REQUEST = re.compile(r"(GET|POST|PUT|DELETE) (/[A-Za-z0-9._{}/-]*)")
 MAX_PATH, MAX_QUERY = 2048, 8192
 """Characters of what follows the source in a path, and of a query."""
 _UNSAFE = re.compile(r"[^!-~]|[%\\]|//|(?:^|/)\.{1,2}(?:/|$)")
-_SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SEGMENT = "[A-Za-z0-9._-]{1,128}"
 TOKEN_SECONDS = 7 * 86_400
 """How long a submission's callback URL is good."""
-_REST = 6
-"""Segments that `{rest}` may stand for."""
+_REST = f"{_SEGMENT}(?:/{_SEGMENT}){{0,5}}"
+"""Up to six segments, for which `{rest}` may stand."""
+
+
+@lru_cache(maxsize=1024)
+def _pattern(request: str) -> re.Pattern[str]:
+    """Return what fits a request, its names as groups. Raises `re.error`."""
+
+    def group(name: re.Match[str]) -> str:
+        return f"(?P<{name[1]}>{_REST if name[1] == 'rest' else _SEGMENT})"
+
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(request)))
 
 
 def _request(value: str) -> str:
-    if not _REQUEST.fullmatch(value):
-        raise ValueError('write method and path: "POST /v1/jobs", "GET /v1/jobs/{job}"')
-    return value
+    with contextlib.suppress(re.error):
+        if _REQUEST.fullmatch(value) and _pattern(value).pattern:
+            return value
+    raise ValueError('write method and path: "POST /v1/jobs", "GET /v1/jobs/{job}", each name once')
 
 
 Request = Annotated[str, AfterValidator(_request)]
@@ -138,10 +151,8 @@ class Submission(Section):
         """Return what a request may do. Raises `SubmissionRefused` when it is not passed on."""
         if len(path) <= MAX_PATH and not _UNSAFE.search(path):
             for request, kind, job in self._allowed():
-                wanted, _, pattern = request.partition(" ")
-                names = _matched(pattern, path) if wanted == method else None
-                if names is not None:
-                    return Rule(request, kind, names, job)
+                if (found := _pattern(request).fullmatch(f"{method} {path}")) is not None:
+                    return Rule(request, kind, found.groupdict(), job)
         shown = path[:100] if path.isascii() and path.isprintable() else "this path"
         raise SubmissionRefused(404, f"{method[:20]} {shown} is not passed on")
 
@@ -182,16 +193,3 @@ class ProviderApi:
     def headers(self) -> Mapping[str, str]:
         """What every request has in place of the caller's."""
         return {name.lower(): value for name, value in self.auth.items()} | dict(self.table.headers)
-
-
-def _matched(pattern: str, path: str) -> Mapping[str, str] | None:
-    wanted, given = pattern.split("/"), path.split("/")
-    if wanted[-1] == "{rest}" and 0 <= len(given) - len(wanted) < _REST:
-        wanted[-1:] = ["{rest}"] * (len(given) - len(wanted) + 1)
-    names = {}
-    for segment, text in zip(wanted, given, strict=False):
-        if segment.startswith("{"):
-            names[segment[1:-1]] = text
-        if not (_SEGMENT.fullmatch(text) if segment.startswith("{") else segment == text):
-            return None
-    return names if len(wanted) == len(given) else None

@@ -204,7 +204,7 @@ async def test_no_spelling_of_the_json_hides_a_job_of_others(both: Both) -> None
     answer = await up.client.post(
         "/submit/openai/v1/responses", headers=headers("openai"), data=form, files=FILE
     )
-    assert (told, answer.status_code, there.asked) == ([404, 404, 404, 404, 422, 422, 422, 422], 415, [])
+    assert (told, answer.status_code, there.asked) == ([404] * 8, 415, [])
 
 
 async def test_a_ref_that_looks_like_a_place_for_the_secret_brings_no_secret(both: Both) -> None:

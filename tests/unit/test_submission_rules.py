@@ -33,7 +33,7 @@ OURS = {"authorization": "Bearer key", "x-user-id": "us"}
             "POST",
             "/fal-ai/whisper/a/b",
             "/{owner}/{app}/{rest}",
-            {"owner": "fal-ai", "app": "whisper", "rest": "b"},
+            {"owner": "fal-ai", "app": "whisper", "rest": "a/b"},
         ),
     ],
 )

@@ -36,7 +36,7 @@ class Pace:
         self.until += len(piece) / self.BYTES_PER_SECOND
 
 
-class Outgoing(Struct):
+class Outgoing(Struct, frozen=True):
     """The body of a request."""
 
     content: AsyncIterator[bytes] | None = None

@@ -24,6 +24,8 @@ _PARTS, _PART_HEAD, _PART_TEXT = 1000, 8192, 4096
 """Parts of a form, bytes of the head of one, and bytes of one that are looked at for a callback."""
 _NAME = re.compile(r'form-data\s*;(?:.*;)?\s*name="([^"\\\r\n]{1,200})"\s*(?:;|$)', re.IGNORECASE)
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+_UNSET = (None, "", "null")
+"""What SDKs send of fields that were not set."""
 Fields = Sequence[tuple[str, Any]]
 _Part = tuple[str, bytes, bytes, tuple[int, int]]
 """Name, beginning and head of a part of a form, and where it is."""
@@ -55,7 +57,7 @@ class Injection:
         self.own = ""
         """The name of the caller's own callback, which stays, and receiver's is not set."""
         self.refers: Fields = ()
-        """The names and values of members that refer to a job."""
+        """The names and values of members that refer to a job: the caller's, and not looked at."""
 
     def into_query(self, query: str) -> str:
         """Return a query with the callback in it. Raises `SubmissionRefused`."""
@@ -117,14 +119,14 @@ class Injection:
         """Return the names of the caller's fields that receiver's replace.
 
         Raises `SubmissionRefused` for a callback of the caller's own that does not pass, and for a field that changes the
-        method. A null, an empty text and receiver's own value are no conflict: SDKs send unset fields as null.
+        method. What is unset is no conflict, and receiver's own value is none.
         """
         known, found = self._job.callback_names, set()
         for name, value in fields:
             refuse_method_fields([name])
             if known.isdisjoint(_readings(name)):
                 continue
-            if value in (None, "", "null", self._values.get(name)):
+            if value in (*_UNSET, self._values.get(name)):
                 found.add(name)
             elif self._passes_own:
                 self.own = name
@@ -139,7 +141,8 @@ class Injection:
     def _object(self, raw: bytes) -> bytes:
         """Return a JSON object with the callback in it."""
         pairs = _members(raw)
-        self.refers = [*_jobs_named(pairs, self._job)]
+        places = {name.lower() for name in self._job.refers}
+        self.refers = [pair for pair in pairs if pair[0].lower() in places and pair[1] not in _UNSET]
         found = dict(pairs)
         if len(found) != len(pairs):
             raise SubmissionRefused(422, "the JSON names a field twice")
@@ -154,16 +157,6 @@ class Injection:
             return raw
         start, comma = raw.rstrip()[:-1].rstrip(), b"," if pairs else b""
         return start + comma + json.dumps(dict(self._values), separators=(",", ":")).encode()[1:]
-
-
-def _jobs_named(pairs: Fields, job: SubmissionJob) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of members that refer to a job. Raises `SubmissionRefused` for a malformed id."""
-    places = {name.lower() for name in job.refers}
-    for name, value in pairs:
-        if name.lower() in places and value not in (None, "", "null"):
-            if not (isinstance(value, str) and value.isascii() and value.isprintable()):
-                raise SubmissionRefused(422, f"{name} is not the id of a job")
-            yield name, value
 
 
 def _members(raw: bytes) -> Fields:

@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
-from receiver.core.callback import Body, Head, MemoryBody, TokenClaims, VerifiedCallback, split_media_type
+from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback, split_media_type
 from receiver.core.errors import JournalUnavailable, PickupRefused, StoreUnavailable, SubmissionRefused
 from receiver.core.event import RecordStatus, new_id
 from receiver.core.observe import Observers, SubmissionReport
@@ -125,15 +125,22 @@ class Parts(Struct, kw_only=True):
                 self.wake(recording.destinations)
         await self.store.end_submission(ended, pickup)
 
-    async def keep(self, ended: Submission, pickup: Pickup | None, reason: str) -> None:
-        """Have the journal keep what the store cannot take now. Raises `JournalUnavailable`."""
-        entry = VerifiedCallback(
-            head=Head(source=ended.source, method="", headers=(), received_at=ended.updated_at),
-            claims=TokenClaims(source=ended.source, token_id="", ref=ended.ref),
-            proofs=frozenset((ENDED,)),
-            body=MemoryBody(msgspec.json.encode((ended, pickup))),
-        )
-        await self.journal.keep(entry, key=ended.id, reason=reason)
+    async def end(self, ended: Submission, pickup: Pickup | None) -> None:
+        """Write what a submission came to; what the store cannot take now is kept in the journal."""
+        try:
+            await self.commit(ended, pickup)
+        except StoreUnavailable as error:
+            entry = VerifiedCallback(
+                head=Head(source=ended.source, method="", headers=(), received_at=ended.updated_at),
+                claims=TokenClaims(source=ended.source, token_id="", ref=ended.ref),
+                proofs=frozenset((ENDED,)),
+                body=MemoryBody(msgspec.json.encode((ended, pickup))),
+            )
+            try:
+                await self.journal.keep(entry, key=ended.id, reason=error.message)
+            except JournalUnavailable as full:
+                facts = {"submission_id": ended.id, "job_id": ended.job_id, "reason": full.message}
+                self.observer.note("error", "submit.not_recorded", **facts)
 
     async def take_back(self, entry: VerifiedCallback) -> None:
         """Write what the journal kept. Raises `StoreUnavailable`."""
@@ -141,41 +148,33 @@ class Parts(Struct, kw_only=True):
 
 
 class Repeated(Exception):
-    """The body has ended, and is the same as an earlier submission's."""
-
-    def __init__(self, earlier: Submission) -> None:
-        self.earlier = earlier
+    """An earlier submission stands for this one."""
 
 
-class Passing:
+class Passing(Struct):
     """A call that may be passed on."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        call: Call,
-        source: SubmitSource,
-        rule: Rule,
-        allowance: Allowance,
-        report: SubmissionReport,
-        stack: AsyncExitStack,
-    ) -> None:
-        """`stack` releases what goes with the call."""
-        self.parts, self.call, self.source, self.rule = parts, call, source, rule
-        self.allowance, self.report, self._stack = allowance, report, stack
-        self.submission: Submission | None = None
-        self.began = False
-        """Sending began: the provider may have part of the request."""
-        self._query, self._body = call.query, Outgoing()
-        self._stream: Stream | None = None
-        self._at = 0
-        """When the job's row and its callback URL were made, in epoch milliseconds."""
-        self._issued: IssuedUrl | None = None
-        """The callback URL; None when the callback is the caller's own, or none comes."""
-        self._limit = asyncio.Timeout(None)
-        """The time of the request, which runs anew with each piece."""
-        self._error: Exception | None = None
-        """The error that ended the body early."""
+    parts: Parts
+    call: Call
+    source: SubmitSource
+    rule: Rule
+    allowance: Allowance
+    report: SubmissionReport
+    stack: AsyncExitStack
+    """Releases what goes with the call."""
+    submission: Submission | None = None
+    began: bool = False
+    """Sending began: the provider may have part of the request."""
+    body: Outgoing = Outgoing()
+    stream: Stream | None = None
+    at: int = 0
+    """When the job's row and its callback URL were made, in epoch milliseconds."""
+    issued: IssuedUrl | None = None
+    """The callback URL; None when the callback is the caller's own, or none comes."""
+    limit: asyncio.Timeout = field(default_factory=lambda: asyncio.Timeout(None))
+    """The time of the request, which runs anew with each piece."""
+    error: Exception | None = None
+    """The error that ended the body early."""
 
     async def answer(self) -> Answer:
         """Pass the call on; return the provider's answer. Raises `SubmissionRefused`, `SenderError`, `StoreUnavailable` and others."""
@@ -185,22 +184,17 @@ class Passing:
         if (name := self.rule.names.get("job")) is not None:
             await self._own(name)
         await self._take(needed=self.rule.kind == "upload")
-        return self._passed_back(await self._exchange())
+        return self._passed_back(await self._exchange(self.call.query))
 
     async def _submit(self, job: SubmissionJob) -> Answer:
         """Start a job: committed first, sent once, and the answer committed before the caller gets it."""
-        fingerprint = await self._make(job)
-        if (earlier := await self._begin(fingerprint)) is not None:
-            if self._stream is not None:  # it has the same key: is it the same?
-                fingerprint = self.call.fingerprint(await self._stream.digest())
-            if earlier.fingerprint != fingerprint:
-                raise SubmissionRefused(422, "this Idempotency-Key came with another request")
-            return self._remembered(earlier)
         try:
-            return await self._learned(job, await self._exchange())
+            query = await self._make(job)
+            await self._begin()
+            return await self._learned(job, await self._exchange(query))
         except Repeated as repeated:
             await self._end(SubmissionState.OPEN)
-            return self._remembered(repeated.earlier)
+            return await self._remembered(repeated.args[0])
         except BaseException:
             if self.began:
                 await self._end(SubmissionState.UNKNOWN, status=424)
@@ -208,42 +202,44 @@ class Passing:
                 await self._end(SubmissionState.OPEN)
             raise
 
-    async def _own(self, job_id: str, where: str = "") -> None:
-        """Raise `SubmissionRefused` unless the job belongs to the application; `where` says how the call names it."""
+    async def _own(self, job_id: Any, where: str = "") -> None:
+        """Raise `SubmissionRefused` unless this is a job of the application; `where` says how the call names it."""
         of = self.allowance.application
         wanted = SubmissionFilter(application=of, source=self.call.source, job_id=job_id, limit=1)
-        if not await self.parts.store.submissions(wanted):
+        is_text = isinstance(job_id, str) and job_id.isascii() and job_id.isprintable()
+        if not (is_text and await self.parts.store.submissions(wanted)):
             raise SubmissionRefused(404, f"{where}no job of this application has this id")
 
     # ------------------------------------------------------------ the request
 
-    async def _make(self, job: SubmissionJob) -> str | None:
-        """Make the request of a job; return its fingerprint, None if that is known at its body's end. Raises `SubmissionRefused`, `SenderError`."""
+    async def _make(self, job: SubmissionJob) -> str:
+        """Make the request of a job, and return its query. Raises `SubmissionRefused`, `SenderError`."""
+        query = self.call.query
         if job.set_in == "query":
             await self._take(needed=True)
             injection = self._injection(job)
-            self._query = injection.into_query(self._query)
+            query = injection.into_query(query)
         else:
             injection = await self._set_in_body(job)
         if injection.own:
-            self._issued, self.report.reason = None, f"{injection.own[:100]} is the caller's own"
+            self.issued, self.report.reason = None, f"{injection.own[:100]} is the caller's own"
         for name, job_id in injection.refers:
             await self._own(job_id, f"{name}: ")
-        return self.call.fingerprint(self._body.digest) if self._body.digest else None
+        return query
 
     async def _take(self, *, needed: bool) -> None:
         """Take the caller's body as it comes. Raises `SubmissionRefused` when it is empty and `needed`, `SenderError`."""
         settings, length = self.parts.settings, self.call.header("content-length")
         size = int(length) if length.isdecimal() else None
-        most, pace = settings.max_body_bytes, Pace(settings.idle_seconds)
-        self._stream = stream = Stream(self.call.receive, size, most, pace, self._count)
-        self._body = await stream.outgoing(self._body_ended if self.rule.kind == "submit" else None)
-        if needed and self._body.content is None:
+        pace, most = Pace(settings.idle_seconds), settings.max_body_bytes
+        self.stream = stream = Stream(self.call.receive, size, most, pace, self._count)
+        self.body = await stream.outgoing(self._body_ended if self.rule.kind == "submit" else None)
+        if needed and self.body.content is None:
             raise SubmissionRefused(422, "the body is empty")
 
     async def _set_in_body(self, job: SubmissionJob) -> Injection:
-        content_type, settings = self.call.header("content-type"), self.parts.settings
-        if self.call.header("content-encoding") not in ("", "identity"):
+        call, settings, content_type = self.call, self.parts.settings, self.call.header("content-type")
+        if call.header("content-encoding") not in ("", "identity"):
             raise SubmissionRefused(
                 415, "send the body without a Content-Encoding: the callback is set in it"
             )
@@ -254,22 +250,26 @@ class Passing:
         if media_type not in ways:
             raise SubmissionRefused(415, f"send {' or '.join(ways)}: the callback is set in it")
         change, most = ways[media_type]
-        body = await self._read(most)
+        body = await self.parts.bodies.read(
+            call.receive, limit=most, total=_READ_SECONDS, idle=settings.idle_seconds
+        )
+        self.stack.callback(body.discard)
+        self._count(body.size)
         injection = self._injection(job)
         if body.size <= _START_BYTES:
-            self._body = change(injection, body, content_type)
+            self.body = change(injection, body, content_type)
         else:
-            self._body = await asyncio.to_thread(change, injection, body, content_type)
+            self.body = await asyncio.to_thread(change, injection, body, content_type)
         return injection
 
     def _injection(self, job: SubmissionJob) -> Injection:
         """Return what puts the callback into the request: a fresh URL, unless the result is fetched."""
-        call, source, self._at = self.call, self.source, self.parts.clock()
+        call, source, self.at = self.call, self.source, self.parts.clock()
         known = {"ref": call.ref or "", "secret": source.api.secret}
         if not job.fetch:
             asked = {name: value for name, value in names_in(call.query) if name in FORMAT_KEYS}
             asked |= filled(job.format, self.rule.names)
-            self._issued = issued = source.issue(ref=call.ref, format=asked, now=self._at)
+            self.issued = issued = source.issue(ref=call.ref, format=asked, now=self.at)
             known |= {"callback": issued.url, "token": issued.token or ""}
             known["secret"] = issued.webhook_secret or source.api.secret
         wanted = {
@@ -278,14 +278,6 @@ class Passing:
         values: Mapping[str, Any] = filled(wanted, known)
         return Injection(job, values, passes_own=source.settings.own_callback == "pass")
 
-    async def _read(self, most: int) -> Body:
-        """Read a whole body; it goes with the call."""
-        idle = self.parts.settings.idle_seconds
-        body = await self.parts.bodies.read(self.call.receive, limit=most, total=_READ_SECONDS, idle=idle)
-        self._stack.callback(body.discard)
-        self._count(body.size)
-        return body
-
     def _count(self, size: int) -> None:
         """Count bytes of the caller's body."""
         self.report.bytes_in += size
@@ -293,55 +285,54 @@ class Passing:
 
     # ------------------------------------------------------------ never twice
 
-    async def _begin(self, fingerprint: str | None) -> Submission | None:
-        """Commit the job's row, token and expectation before sending; or return the earlier submission that this one repeats.
-
-        Raises `StoreUnavailable`, `SubmissionRefused`.
-        """
-        call, issued, store = self.call, self._issued, self.parts.store
-        key = call.header("idempotency-key") or None
+    async def _begin(self) -> None:
+        """Commit the job's row, token and expectation before sending. Raises `Repeated`, `StoreUnavailable`, `SubmissionRefused`."""
+        call, digest, key = self.call, self.body.digest, self.call.header("idempotency-key") or None
         if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
             raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
-        claims, expectation = (issued.claims, issued.expectation) if issued else (None, None)
+        claims, expectation = (self.issued.claims, self.issued.expectation) if self.issued else (None, None)
         new = Submission(
-            id=new_id("sub", self._at),
+            id=new_id("sub", self.at),
             application=self.allowance.application,
             source=call.source,
             request=self.rule.request,
             token_id=claims.token_id if claims else None,
             ref=call.ref,
             idempotency_key=key,
-            fingerprint=fingerprint,
-            created_at=self._at,
-            updated_at=self._at,
+            fingerprint=call.fingerprint(digest) if digest else None,
+            created_at=self.at,
+            updated_at=self.at,
         )
-        earlier = await self._earlier(lambda: store.begin_submission(new, claims, expectation))
-        if earlier is None:
-            self.submission = new
-        return earlier
+        store = self.parts.store
+        await self._unless_repeated(lambda: store.begin_submission(new, claims, expectation))
+        self.submission = new
 
     async def _body_ended(self, digest: str) -> None:
         """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
         if self.submission is not None:
             wanted = replace(self.submission, fingerprint=self.call.fingerprint(digest))
-            earlier = await self._earlier(lambda: self.parts.store.fingerprint_submission(wanted))
-            if earlier is not None:
-                raise Repeated(earlier)
+            await self._unless_repeated(lambda: self.parts.store.fingerprint_submission(wanted))
 
-    async def _earlier(self, look: Callable[[], Awaitable[Submission | None]]) -> Submission | None:
-        """Return the earlier submission that stands for this one, with its answer; None if this one is to be sent.
+    async def _unless_repeated(self, look: Callable[[], Awaitable[Submission | None]]) -> None:
+        """Raise `Repeated` where an earlier submission stands for this one, once it has an answer.
 
-        Raises `SubmissionRefused` with 424 when the earlier one takes too long.
+        Raises `SubmissionRefused` with 424 when that takes too long.
         """
         until = time.monotonic() + self.parts.settings.answer_seconds
-        while (earlier := await look()) is not None and earlier.state is SubmissionState.OPEN:
+        while (earlier := await look()) is not None:
+            if earlier.state is not SubmissionState.OPEN:
+                raise Repeated(earlier)
             if time.monotonic() > until:
                 raise SubmissionRefused(424, "the same submission is under way, and has no answer yet")
             await asyncio.sleep(_LOOK_SECONDS)
-        return earlier
 
-    def _remembered(self, earlier: Submission) -> Answer:
-        """Return the answer that an earlier submission had. Raises `SubmissionRefused` with 424 where it had none."""
+    async def _remembered(self, earlier: Submission) -> Answer:
+        """Return the answer that an earlier submission had. Raises `SubmissionRefused`: 424 where it had none, 422 where its key came
+        with another request.
+        """
+        digest = await self.stream.digest() if self.stream else self.body.digest
+        if earlier.fingerprint != self.call.fingerprint(digest):
+            raise SubmissionRefused(422, "this Idempotency-Key came with another request")
         self.submission, self.report.outcome = earlier, "replayed"
         if earlier.answer is None:
             raise SubmissionRefused(424, UNKNOWN)
@@ -351,35 +342,32 @@ class Passing:
 
     # ------------------------------------------------------------ the exchange
 
-    async def _exchange(self) -> Incoming:
+    async def _exchange(self, query: str) -> Incoming:
         """Send the request; return the head of its answer. Raises `SubmissionRefused` when none came, and for a redirect."""
         call, idle = self.call, self.parts.settings.idle_seconds
-        question = f"?{self._query}" if self._query else ""
-        place = target(f"{self.source.api.table.base}{call.path}{question}")
+        question, api = f"?{query}" if query else "", self.source.api
+        place = target(f"{api.table.base}{call.path}{question}")
         if not isinstance(place, Target):
             raise SubmissionRefused(404, place)
         patience = _patience(call.header("prefer"), self.parts.settings.answer_seconds)
-        content = self._body.content
+        content = self.body.content
         pieces = self._timed(content, idle, patience) if content else None
-        api = self.source.api
-        headers = headers_out(call.headers, api.table.header, {**api.headers, **self._body.headers})
+        headers = headers_out(call.headers, api.table.header, {**api.headers, **self.body.headers})
         self.began = True
         try:
-            async with self._limit:
+            async with self.limit:
                 self._wait(CONNECT_SECONDS + patience)
                 reply = await self.source.upstream.exchange(call.method, place, headers, pieces)
         except TimeoutError:
             raise SubmissionRefused(424, UNKNOWN) from None
         if isinstance(reply, Failure):
-            self.began = (
-                self._error is None and reply.sent
-            )  # without its last piece there is no whole request
-            if self._error is not None:
-                raise self._error
+            self.began = self.error is None and reply.sent  # without its last piece there is no whole request
+            if self.error is not None:
+                raise self.error
             if not reply.sent:
                 raise SubmissionRefused(503, f"nothing was sent: {reply.detail}", retry_after=5)
             raise SubmissionRefused(424, UNKNOWN)
-        self._stack.callback(reply.close)
+        self.stack.callback(reply.close)
         if reply.status < 200 or (300 <= reply.status < 400 and reply.status != 304):
             raise SubmissionRefused(424, f"the provider answers {reply.status}, which is followed nowhere")
         return reply
@@ -396,14 +384,14 @@ class Passing:
                 self._wait(None)  # the next piece has a time of its own
             self._wait(answer_seconds)
         except Exception as error:
-            self._error = error
+            self.error = error
             raise
 
     def _wait(self, seconds: float | None) -> None:
         """Set the time limit of the request, from now; None is no limit."""
         # A provider may answer before it has read all: then the limit has ended, and the body still goes out.
         with contextlib.suppress(RuntimeError):
-            self._limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+            self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
     # ------------------------------------------------------------ the answer
 
@@ -494,17 +482,7 @@ class Passing:
             return
         made = replace(self.submission, state=state, updated_at=self.parts.clock(), **found)
         self.submission = None if state is SubmissionState.OPEN else made
-        await asyncio.shield(self._commit(made, pickup))
-
-    async def _commit(self, ended: Submission, pickup: Pickup | None) -> None:
-        try:
-            try:
-                await self.parts.commit(ended, pickup)
-            except StoreUnavailable as error:
-                await self.parts.keep(ended, pickup, error.message)
-        except JournalUnavailable as error:
-            facts = {"submission_id": ended.id, "job_id": ended.job_id, "reason": error.message}
-            self.parts.observer.note("error", "submit.not_recorded", **facts)
+        await asyncio.shield(self.parts.end(made, pickup))
 
 
 async def once(data: bytes) -> AsyncIterator[bytes]:
