@@ -6,33 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from receiver.core.callback import Admission
 from receiver.core.errors import CallbackRejected, IgnoredCallback, MalformedCallback, RejectionKind
-from receiver.core.redaction import REDACTED, Redactor
+from receiver.core.redaction import REDACTED
 
 if TYPE_CHECKING:
     from receiver.core.callback import Head, MemoryBody, VerifiedCallback
     from receiver.core.event import EventDraft
     from receiver.providers import PushProvider
 
-_SHOWN = 300
-"""Characters of a signed message that are shown."""
-
 
 def judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any]:
     """Return what each proof says of a request, and what it would become. Raises `KeysNeeded`."""
-    from receiver.providers.custom import CustomProvider  # its settings take a tenth of a start
-
-    came = Redactor(adapter.came_as_proof(head, body.load()))
-    proofs: list[dict[str, Any]] = []
-    if isinstance(adapter, CustomProvider):
-        proofs = [
-            {
-                "proof": found.proof,
-                "holds": not found.reason,
-                "reason": found.reason,
-                "signed": _shown(adapter, came, found.signed),
-            }
-            for found in adapter.examine(head, body)
-        ]
+    proofs = list(adapter.examine(head, body))
     verdict, reason, event = _event(adapter, head, body)
     if head.method not in adapter.methods:
         taken = " or ".join(adapter.methods)
@@ -46,13 +30,6 @@ def judged(adapter: PushProvider, head: Head, body: MemoryBody) -> dict[str, Any
             "answer": reply.body.decode("utf-8", "replace"),
         }
     return {"verdict": verdict, "reason": reason, "proofs": proofs, "event": event}
-
-
-def _shown(adapter: PushProvider, came: Redactor, message: bytes | None) -> str | None:
-    """Return the beginning of a signed message, without secrets: those of settings, and what came as one."""
-    if message is None:
-        return None
-    return came.clean(adapter.redact(message)).decode("utf-8", "replace")[:_SHOWN]
 
 
 def _event(adapter: PushProvider, head: Head, body: MemoryBody) -> tuple[str, str, dict[str, Any] | None]:

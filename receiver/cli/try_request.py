@@ -212,17 +212,7 @@ def _wanted(headers: list[dict[str, Any]]) -> str:
 
 def proofs_wanted(adapter: PushProvider, kept: Rejection) -> Iterator[dict[str, Any]]:
     """Yield each proof of a source, and which of the headers that it wants came with a request that was rejected."""
-    from receiver.providers.custom import CustomProvider
-
-    if isinstance(adapter, CustomProvider):
-        proofs = [proof for group in adapter.groups for proof in group]
-        named: list[tuple[str, list[tuple[str, ...]]]] = [
-            (proof.kind, list(proof.wanted_headers)) for proof in proofs
-        ]
-    else:
-        places = tuple(sorted(adapter.secret_headers))
-        named = [(adapter.provider, [places] if places else [])]
-    for name, wanted in named:
+    for name, wanted in adapter.wanted_headers():
         headers = [{"names": list(names), "came": _came(kept, names)} for names in wanted]
         yield {"proof": name, "headers": headers}
 

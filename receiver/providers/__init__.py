@@ -178,6 +178,18 @@ class PushProvider(Adapter):
         """Return the values in a request that are meant to prove it, right or wrong: nothing may keep or show them."""
         return [value for name in self.secret_headers for value in head.all(name)]
 
+    def examine(self, head: Head, body: Body) -> Iterable[dict[str, Any]]:
+        """Return what each proof says of a request: `proof`, `holds`, `reason` and `signed`, the beginning of its message.
+
+        Nothing for most providers, whose proofs are not told one by one.
+        """
+        return ()
+
+    def wanted_headers(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Return each proof with the headers that it needs; of several names in one tuple, one is enough."""
+        names = tuple(sorted(self.secret_headers))
+        return [(self.provider, [names] if names else [])]
+
     def sign(self, body: bytes, *, now: int) -> dict[str, str]:
         """Return the headers with which the provider would prove `body`; `now` in epoch milliseconds."""
         return {}

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
 from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
 from receiver.core.event import EventDraft
 from receiver.core.findings import Code, Finding
+from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.providers import NO_PROOF, PushProvider
 from receiver.providers.custom.collecting import Collecting
@@ -34,22 +34,14 @@ if TYPE_CHECKING:
     from receiver.providers.public_keys.jwks import KeySet
 
 
+_SHOWN = 300
+"""Characters of a signed message that are shown."""
 _OPEN_BODY = "the proof does not cover the body: whoever sees one callback can change the next"
 _NO_KEY = "results are fetched with a key, and none is set"
 _NO_REGION = (
     "nobody asks the provider whether it switched the webhook off: its address needs your account's region"
 )
 _SILENT = "nothing says where the audio is, so speech.completed comes without any"
-
-
-class Verdict(Struct, frozen=True):
-    """What one proof says of a request."""
-
-    proof: str
-    reason: str
-    """Why it does not hold; "" when it holds."""
-    signed: bytes | None
-    """The message that was signed, where there is one."""
 
 
 class CustomProvider(Collecting, PushProvider):
@@ -82,7 +74,7 @@ class CustomProvider(Collecting, PushProvider):
         where, shape = f"{self._where}.secrets", f"{self._where}.proof"
         self.trust = Trust(where, shape, shape, self._proof_secrets, _key_sets(options.proof))
         self.keeps_retrying = options.keeps_retrying
-        self.groups = options.groups
+        self._groups = options.groups
         self._places = [place for proof in options.proof for place in proof.references]
         self.secret_headers = frozenset(place.name for place in self._places if place.kind == "header")
         self._token_required = options.token_required
@@ -143,7 +135,7 @@ class CustomProvider(Collecting, PushProvider):
         """Check the token and what the head shows of each proof. Raises `CallbackRejected`, `WrongSource`, `KeysNeeded`."""
         claims = self._check_token(head, required=self._token_required)
         request, proofs = Request(head, None, self._options.body), {"token"} if claims else set[str]()
-        for group in self.groups:
+        for group in self._groups:
             held = _one_of(group, request, self.trust)
             if held:
                 proofs.add(held)
@@ -176,11 +168,13 @@ class CustomProvider(Collecting, PushProvider):
         bare = replace(admission, head=head.without_secrets(self._reading.secret_fields))
         return super().believed(bare, body)
 
-    def examine(self, head: Head, body: Body) -> Iterator[Verdict]:
-        """Yield what each proof says of a request, one by one, for a person who writes a recipe. Raises `KeysNeeded`."""
+    def examine(self, head: Head, body: Body) -> Iterator[dict[str, Any]]:
+        """Yield what each proof says of a request, for a person who writes a recipe. Raises `KeysNeeded`."""
         request = Request(head, body.load(), self._options.body)
         if self._token_required or head.token:
-            yield Verdict("token", _refusal(lambda: self._check_token(head, required=True)), None)
+            reason = _refusal(lambda: self._check_token(head, required=True))
+            yield {"proof": "token", "holds": not reason, "reason": reason, "signed": None}
+        came = Redactor(self.came_as_proof(head, request.body))
         for proof in self._options.proof:
             message = None
             with suppress(CallbackRejected):
@@ -189,7 +183,12 @@ class CustomProvider(Collecting, PushProvider):
             if reason and isinstance(proof, HmacProof):
                 spelling = proof.would_fit(request, self.trust)
                 reason += f'; with secret_encoding = "{spelling}" it does' if spelling else ""
-            yield Verdict(proof.kind, reason, message)
+            clean = message and came.clean(self.redact(message)).decode("utf-8", "replace")[:_SHOWN]
+            yield {"proof": proof.kind, "holds": not reason, "reason": reason, "signed": clean}
+
+    def wanted_headers(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Return the names of the headers that each proof needs."""
+        return [(proof.kind, list(proof.wanted_headers)) for proof in self._options.proof]
 
     def came_as_proof(self, head: Head, body: bytes) -> list[str]:
         """Return what came with a request to prove it, right or wrong; from its body as well."""

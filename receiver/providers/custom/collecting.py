@@ -12,7 +12,6 @@ from receiver.core.callback import MemoryBody
 from receiver.core.errors import MalformedCallback, PickupRefused
 from receiver.core.event import EventDraft, FileDraft, JobError
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
-from receiver.core.redaction import Redactor
 from receiver.core.work import Pickup
 from receiver.providers import NO_REASON, PullProvider, SenderState
 from receiver.providers.custom.language import (
@@ -26,7 +25,7 @@ from receiver.providers.custom.meaning import Reading, job_key
 from receiver.providers.documents import decode_object, encode, opaque_id
 from receiver.providers.pickups import Collected, Lookup, NotYet, Result, collected, collected_draft
 from receiver.providers.proofs.request import Request, answered, as_text, first, spelled
-from receiver.providers.toolkit import is_url, redacted, refused, unsigned, unusable
+from receiver.providers.toolkit import is_url, refused, unsigned, unusable
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PAGES = 20
@@ -39,7 +38,6 @@ class Collecting(PullProvider):
     _options: CustomSettings
     _reading: Reading
     _api_key: str
-    _redactor: Redactor
 
     @property
     def deadline_seconds(self) -> float:
@@ -133,7 +131,7 @@ class Collecting(PullProvider):
             return unusable(error.message)
         if draft.content is not None:
             return Collected(draft=replace(draft, content=None), body=MemoryBody(draft.content))
-        body = MemoryBody(redacted(self._redactor, encode(answer.document)))
+        body = MemoryBody(self.redact(encode(answer.document)))
         file = FileDraft(part="document", content_type="application/json", extension="json")
         return Collected(draft=replace(draft, file=file, document=None), body=body)
 

@@ -227,8 +227,6 @@ class Reference:
 
 def parse_reference(text: Any) -> Reference:
     """Return the reference that a text spells; without a kind it is a path into the document. Raises `ValueError`."""
-    if isinstance(text, Reference):
-        return text
     if not isinstance(text, str) or not text:
         raise ValueError('write where the value is, like "header:X-Name", "query:id" or "data.id"')
     kind, colon, name = text.partition(":")
@@ -363,7 +361,7 @@ def _parsed(text: str, variable: Callable[[str], Reference]) -> Template:
 
 def parse_message(text: Any) -> Template:
     """Return the template of a message. Raises `ValueError` for a brace or a variable that means nothing."""
-    return text if isinstance(text, Template) else _parsed(text, _variable)
+    return _parsed(text, _variable)
 
 
 def _variable(name: str) -> Reference:
@@ -377,8 +375,6 @@ def _variable(name: str) -> Reference:
 
 def parse_url(text: Any) -> Template:
     """Return the template of a URL, with `{job}` and places in it. Raises `ValueError`."""
-    if isinstance(text, Template):
-        return text
     if not isinstance(text, str) or not re.fullmatch(r"(?:https?://[^\s/{}]+(?:/\S*)?|\{\S*)", text):
         raise ValueError(
             'write it as "https://host/path/{job}", or begin with a value that is a whole URL: "{self}"'
