@@ -18,19 +18,17 @@ from bench.relay import Counting, clock
 from receiver.core.retry import policy
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.outbound.destinations import Destination
 from receiver.storage.store.postgres import PostgresStore
 
 
-class AtOnce:
+class AtOnce(Destination):
     """A destination that has already acknowledged."""
 
     name = "app"
 
-    async def open(self) -> None:
-        """Nothing."""
-
-    async def close(self) -> None:
-        """Nothing."""
+    def __init__(self) -> None:
+        """No settings are behind it."""
 
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Acknowledge."""

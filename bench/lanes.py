@@ -43,6 +43,7 @@ class Noted(AtOnce):
     """A destination that works, and tells when each event came."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.came: asyncio.Queue[float] = asyncio.Queue()
 
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:

@@ -24,7 +24,7 @@ from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
-from receiver.outbound.destinations import Kind, kind_named, kind_of
+from receiver.outbound.destinations import Destination, kind_named, kind_of
 from receiver.outbound.guard import blocked_by_address
 from receiver.providers import Adapter, adapter_named, instead_of
 from receiver.settings import load
@@ -218,7 +218,7 @@ def _filters(settings: Settings, destination: DestinationSettings, where: str) -
 
 def _secret_keys(settings: Settings) -> frozenset[str]:
     """Return the settings, of the parts that are used, that hold nothing but secrets; a `url` is looked into instead."""
-    used: list[type[Kind | Adapter] | None] = [
+    used: list[type[Destination | Adapter] | None] = [
         *(adapter_named(source.provider) for source in settings.sources.values()),
         *(kind_named(destination.kind) for destination in settings.destinations.values()),
     ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from receiver.core.findings import Code, Finding
-from receiver.outbound.destinations import Kind, kinds
+from receiver.outbound.destinations import Destination, kinds
 from receiver.providers import Adapter, adapters
 
 _GENERAL = {
@@ -94,7 +94,7 @@ def all_codes() -> Mapping[str, Code]:
 
     Loads every provider and kind of destination: only those in use are loaded else.
     """
-    parts: tuple[type[Kind | Adapter], ...] = (*kinds().values(), *adapters().values())
+    parts: tuple[type[Destination | Adapter], ...] = (*kinds().values(), *adapters().values())
     return _GENERAL | {code: meaning for part in parts for code, meaning in part.codes.items()}
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from receiver.app.codes import finding
 from receiver.core.clock import wall_clock
 from receiver.core.findings import Finding
-from receiver.outbound.destinations import Kind, kind_of
+from receiver.outbound.destinations import Destination, kind_of
 from receiver.settings import load
 from receiver.settings.model import DestinationSettings, Settings
 from receiver.storage.blobs.s3_options import S3Options
@@ -30,7 +30,7 @@ def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[
     if load.on_s3(settings):
         probes.append(_Probe(lambda: _s3(settings), "blobs.url", silent="W017", broken="E020"))
     for name, destination in settings.destinations.items():
-        if kind_of(destination).probe is not Kind.probe:
+        if kind_of(destination).probe is not Destination.probe:
             ask, where = partial(_taking, destination), f"destinations.{name}"
             probes.append(_Probe(ask, where, silent="W025", broken="W025"))
     for probe in probes:

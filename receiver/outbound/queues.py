@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from receiver.core.event_attributes import About, about
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.destinations import Kind
+from receiver.outbound.destinations import Destination
 from receiver.outbound.signing import Keys
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings
@@ -26,7 +26,7 @@ class Message(NamedTuple):
     """What it says beside its body: the headers of Standard Webhooks, and what the event is."""
 
 
-class Queue(Kind):
+class Queue(Destination):
     """A destination that takes each event as one message."""
 
     def __init__(self, settings: DestinationSettings) -> None:

@@ -6,14 +6,13 @@ described in docs/adding-a-provider.md.
 
 from __future__ import annotations
 
-import pkgutil
 import re
 import sys
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from importlib import import_module, resources
+from importlib import resources
 from typing import Any, ClassVar, Self
 
 from msgspec import Struct
@@ -42,6 +41,7 @@ from receiver.settings.load import own_settings
 from receiver.settings.model import MIB, Section, SourceSettings
 from receiver.settings.problems import did_you_mean
 from receiver.settings.submitting import ProviderApi, Submission
+from receiver.system.modules import class_named, module_names
 
 NO_PROOF = "no proof is configured, so anybody's callback would be believed"
 NO_REASON = "the provider gave no reason"
@@ -342,26 +342,13 @@ class PullProvider(Adapter):
 @cache
 def adapters() -> Mapping[str, type[Adapter]]:
     """Return every provider's adapter by the name that `provider = "…"` uses, which is its module's."""
-    found = {name: adapter_named(name) for name in sorted(_modules())}
-    return {name: adapter for name, adapter in found.items() if adapter is not None}
+    return {name: adapter for name in module_names(__name__) if (adapter := adapter_named(name)) is not None}
 
 
-@cache
 def adapter_named(provider: str) -> type[Adapter] | None:
     """Return a provider's adapter, None when there is none. Only its module is imported."""
-    if provider not in _modules():
-        return None
-    module = import_module(f"{__name__}.{provider}")
-    return next((found for found in vars(module).values() if _is_adapter(found, provider)), None)
-
-
-@cache
-def _modules() -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules(__path__))
-
-
-def _is_adapter(found: object, provider: str) -> bool:
-    return isinstance(found, type) and issubclass(found, Adapter) and vars(found).get("provider") == provider
+    adapter: type[Adapter] | None = class_named(__name__, provider, Adapter, "provider")
+    return adapter
 
 
 def adapter_of(source: SourceSettings) -> type[Adapter]:

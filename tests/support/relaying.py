@@ -16,6 +16,7 @@ from receiver.core.retry import RetryPolicy, policy
 from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import DeliveryTerms, Relay
+from receiver.outbound.destinations import Destination
 from receiver.outbound.destinations.http import HttpDestination
 from receiver.settings.model import DestinationSettings
 from receiver.storage.store.store import Store
@@ -150,18 +151,12 @@ def render(event: Event) -> bytes:
     return b'{"type":"%b","data":%b}' % (event.type.encode(), event.data)
 
 
-class Scripted:
+class Scripted(Destination):
     """A destination without a network, for what no far side can bring about."""
 
     def __init__(self, send: Callable[[], Outcome], name: str = "app") -> None:
         self.name = name
         self._send = send
-
-    async def open(self) -> None:
-        """Nothing to do."""
-
-    async def close(self) -> None:
-        """Nothing to do."""
 
     async def send(self, event_id: str, body: bytes, *, timestamp: int) -> Outcome:
         """Answer by the script."""

@@ -13,7 +13,7 @@ from pydantic import field_validator
 from receiver.core.errors import ConfigError
 from receiver.core.findings import Finding
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.destinations import Kind
+from receiver.outbound.destinations import Destination
 from receiver.settings.load import own_settings
 from receiver.settings.model import DestinationSettings, Section
 from receiver.system.files import sync_folder
@@ -33,7 +33,7 @@ class FileSettings(Section):
         return value
 
 
-class FileDestination(Kind):
+class FileDestination(Destination):
     """Appends to one file. A file that was moved away (as by logrotate) is made anew."""
 
     kind = "file"

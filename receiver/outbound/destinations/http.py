@@ -28,7 +28,7 @@ from receiver.outbound.client import (
     Resolve,
     trust,
 )
-from receiver.outbound.destinations import Kind
+from receiver.outbound.destinations import Destination
 from receiver.outbound.guard import blocked_by_address
 from receiver.outbound.proxy import Proxy, ProxyUrl
 from receiver.outbound.signing import Keys, Secrets
@@ -88,7 +88,7 @@ class HttpSettings(Section):
         return value
 
 
-class HttpDestination(Kind):
+class HttpDestination(Destination):
     """One configured URL."""
 
     kind = "http"

@@ -8,7 +8,7 @@ import select
 import time
 
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.destinations import Kind
+from receiver.outbound.destinations import Destination
 from receiver.settings.model import DestinationSettings, Section
 
 _STDOUT = 1
@@ -20,7 +20,7 @@ class StdoutSettings(Section):
     """[destinations.NAME] of kind `stdout`."""
 
 
-class StdoutDestination(Kind):
+class StdoutDestination(Destination):
     """Writes to standard output, for a program that reads receiver's lines."""
 
     kind = "stdout"
