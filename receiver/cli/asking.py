@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -11,20 +9,11 @@ from msgspec.structs import replace
 from receiver.cli.options import ask
 from receiver.core.act import COMMAND_LINE
 from receiver.core.clock import wall_clock
-from receiver.core.errors import UsageError
-from receiver.core.event import EVENT_TYPES
 
 if TYPE_CHECKING:
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
     from receiver.web.api.operation import Operation
-
-_KNOWN: Mapping[str, Callable[[Settings], Collection[str]]] = {
-    "source": lambda settings: settings.sources,
-    "destination": lambda settings: settings.destinations,
-    "type": lambda _: EVENT_TYPES,
-}
-"""What a filter by name may be."""
 
 
 async def called(
@@ -67,16 +56,8 @@ def listed(settings: Settings, operation: Operation, limit: int, **filters: Any)
 
     found = ask(settings, read)
     if not found:
-        for name in _KNOWN.keys() & filters.keys():
+        from receiver.web.api.lists import KNOWN, refuse_unknown
+
+        for name in KNOWN.keys() & filters.keys():
             refuse_unknown(settings, name, filters[name])
     return found
-
-
-def refuse_unknown(settings: Settings, what: str, pattern: str | None) -> None:
-    """Raise `UsageError` for a name, or a pattern of names, that fits nothing."""
-    from receiver.settings.problems import did_you_mean
-
-    known = _KNOWN[what](settings)
-    if pattern is not None and not fnmatch.filter(known, pattern):
-        there = did_you_mean(pattern, known) or f"there is: {', '.join(sorted(known)) or 'none'}"
-        raise UsageError(f"there is no {'event type' if what == 'type' else what} {pattern!r}; {there}")

@@ -9,7 +9,7 @@ import typer
 from msgspec.structs import replace as changed
 
 from receiver.cli.acting import acting
-from receiver.cli.asking import called, refuse_unknown
+from receiver.cli.asking import called
 from receiver.cli.operations import carried_on
 from receiver.cli.options import AsJson, Yes, given, load, moment, opened_store
 from receiver.cli.output import counted, print_json, warn
@@ -52,6 +52,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send events again. Also for the first time, to destinations that they have no delivery to."""
+    from receiver.web.api.lists import refuse_unknown
     from receiver.web.api.operations import NewReplay, refuse_contradictions
 
     wanted = NewReplay(
@@ -94,6 +95,7 @@ async def _fitting(settings: Settings, wanted: NewReplay, *, yes: bool) -> Repla
     from receiver.app.wiring import build_router
     from receiver.core.observe import Observers
     from receiver.engine.bulk import BulkWorker
+    from receiver.web.api.lists import refuse_unknown
     from receiver.web.api.operations import make_replay
 
     async with opened_store(settings) as store:

@@ -1,20 +1,25 @@
-"""What the lists of the API have in common: what they take, cursors, pages."""
+"""What the lists of the API have in common: what they take, cursors, pages, and names that there are."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
-from receiver.core.event import Place
+from receiver.core.errors import UsageError
+from receiver.core.event import EVENT_TYPES, Place
 from receiver.core.page import Page as Found
 from receiver.core.routing import fitting_types
+from receiver.settings.problems import did_you_mean
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page
 
 if TYPE_CHECKING:
+    from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
 
 T = TypeVar("T")
@@ -84,3 +89,19 @@ def cursor_of(place: Place) -> str:
 def page(found: Found[T]) -> Page[T]:
     """Return a page of a list that goes by ids, the newest first."""
     return Page(items=found, next=found.after)
+
+
+KNOWN: Mapping[str, Callable[[Settings], Collection[str]]] = {
+    "source": lambda settings: settings.sources,
+    "destination": lambda settings: settings.destinations,
+    "type": lambda _: EVENT_TYPES,
+}
+"""What a filter by name may be."""
+
+
+def refuse_unknown(settings: Settings, what: str, pattern: str | None) -> None:
+    """Raise `UsageError` for a name, or a pattern of names, that fits nothing."""
+    known = KNOWN[what](settings)
+    if pattern is not None and not fnmatch.filter(known, pattern):
+        there = did_you_mean(pattern, known) or f"there is: {', '.join(sorted(known)) or 'none'}"
+        raise UsageError(f"there is no {'event type' if what == 'type' else what} {pattern[:100]!r}; {there}")

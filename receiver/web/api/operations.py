@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -15,7 +14,7 @@ from receiver.core.work import DeliveryState
 from receiver.engine.bulk import plan
 from receiver.engine.replays import find_named, replay
 from receiver.settings.model import ApiScope
-from receiver.web.api.lists import Moment, Paged, filter_of, page
+from receiver.web.api.lists import Moment, Paged, filter_of, page, refuse_unknown
 from receiver.web.api.operation import Again, Call, operation
 from receiver.web.views import Page
 
@@ -103,10 +102,8 @@ async def make_replay(call: Call[None, NewReplay]) -> Replayed:
     """Send events again, or for the first time to a destination that never got them; or count them."""
     wanted = call.body
     refuse_contradictions(wanted)
-    for name in filter(None, (wanted.to, wanted.destination)):
-        if not fnmatch.filter(call.settings.destinations, name):
-            known = ", ".join(sorted(call.settings.destinations)) or "none is configured"
-            raise UsageError(f"there is no destination {name[:100]!r}; there is: {known}")
+    for name in (wanted.to, wanted.destination):
+        refuse_unknown(call.settings, "destination", name)
     if wanted.ids is None:
         return await _begin(call, *selected(wanted))
     found = await find_named(call.store, build_router(call.settings), wanted.ids, wanted.to)
