@@ -6,11 +6,9 @@ import asyncio
 import os
 import pwd
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec import Struct
 
 from receiver.cli.options import AsJson, Wide, existing_journal, load, load_to_look, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
@@ -130,16 +128,6 @@ def _closed(folder: str, what: str) -> JournalUnavailable:
     )
 
 
-class _Drained(Struct, frozen=True):
-    recorded: int
-    """New events, and pickups."""
-    known: int
-    """Callbacks that were recorded before: the provider had sent them again."""
-    left: int
-    reason: str
-    """Why some are left."""
-
-
 @journal.command()
 def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) -> None:
     """Record what waits in this machine's journal, now; status 1 when some of it is left.
@@ -150,20 +138,20 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
     settings, folder = _chosen(load(ctx), folder)
     _readable(folder)
     _removable(folder)
-    done = asyncio.run(_drain(settings, folder))
+    counts, reason = asyncio.run(_drain(settings, folder))
     if as_json:
-        counts = {"recorded": done.recorded, "known": done.known, "left": done.left}
-        print_json(counts | {"reason": done.reason, "journal": folder})
+        print_json({**counts, "reason": reason, "journal": folder})
     else:
-        rows = [("recorded", done.recorded), ("known already", done.known), ("left", done.left)]
+        rows = [("known already" if name == "known" else name, count) for name, count in counts.items()]
         print_fields([*rows, ("journal", folder)])
-    if done.left:
+    if counts["left"]:
         if not as_json:
-            warn(done.reason)
+            warn(reason)
         raise typer.Exit(1)
 
 
-async def _drain(settings: Settings, folder: str) -> _Drained:
+async def _drain(settings: Settings, folder: str) -> tuple[dict[str, int], str]:
+    """Return how many callbacks were recorded, were known before, and are left; and why some are."""
     from receiver.app.wiring import build, open_receiver
     from receiver.settings.load import token_secrets
 
@@ -172,11 +160,11 @@ async def _drain(settings: Settings, folder: str) -> _Drained:
         return await _empty(receiver, folder)
 
 
-async def _empty(receiver: Receiver, folder: str) -> _Drained:
+async def _empty(receiver: Receiver, folder: str) -> tuple[dict[str, int], str]:
     """Take back what waits; what a process beside us is at is its own, and waited for."""
     from receiver.storage.journal import look
 
-    counts: Counter[str] = Counter()
+    counts = {"recorded": 0, "known": 0, "left": 0}
     journal = receiver.journal
 
     async def take(callback: VerifiedCallback) -> None:
@@ -188,14 +176,14 @@ async def _empty(receiver: Receiver, folder: str) -> _Drained:
         await _turns(journal, take, receiver.journal_drain.able)
     except Unavailable as error:
         reason = error.message
-    left = len(look(folder))
-    if left and not reason:
+    counts["left"] = len(look(folder))
+    if counts["left"] and not reason:
         reason = journal.refused or (
             "another process is draining the journal"
             if journal.being_drained()
             else "they cannot be taken, for a reason of their own: the log of `receiver serve` tells more"
         )
-    return _Drained(counts["recorded"], counts["known"], left, reason)
+    return counts, reason
 
 
 async def _turns(journal: Journal, take: Handle, able: Able) -> None:

@@ -101,15 +101,12 @@ def check(
         rows = [(found.code, found.where, found.message, found.fix) for found in findings]
         print_table(("code", "setting", "finding", "what to do"), rows, empty="", wide=True)
         counts = f"{counted(fatal, 'error', 'errors')}, {counted(len(rows) - fatal, 'warning', 'warnings')}"
-        typer.echo(f"\n{counts}: {_verdict(fatal)}")
+        verdict = "will not start" if fatal else "starts"
+        typer.echo(f"\n{counts}: receiver {verdict} with these settings")
     else:
         typer.echo("The settings are good.")
     if fatal:
         raise typer.Exit(2)
-
-
-def _verdict(fatal: int) -> str:
-    return "receiver will not start with these settings" if fatal else "receiver starts with these settings"
 
 
 def migrate(ctx: typer.Context, as_json: AsJson = False) -> None:

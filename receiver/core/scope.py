@@ -7,7 +7,7 @@ import re
 
 from msgspec.structs import replace
 
-from receiver.core.callback import TokenClaims, VerifiedCallback
+from receiver.core.callback import VerifiedCallback
 from receiver.core.event import EventDraft
 
 _OF_A_JOB = frozenset(("token", "job_secret", "digest"))
@@ -23,12 +23,7 @@ def scope(callback: VerifiedCallback) -> str:
     So one job's URL never takes a key of another job, and the account's callback about a job is no duplicate of it.
     """
     claims = callback.claims
-    return own_scope(claims) if claims is not None and callback.proofs <= _OF_A_JOB else ""
-
-
-def own_scope(claims: TokenClaims) -> str:
-    """Return the prefix of keys of a callback that only the URL with these claims proves."""
-    return f"{claims.expectation}:"
+    return f"{claims.expectation}:" if claims is not None and callback.proofs <= _OF_A_JOB else ""
 
 
 def scope_of(key: str) -> str:
