@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from receiver.cli.try_request import RequestText
 from receiver.core.callback import Head
-from receiver.core.errors import CallbackRejected, MalformedCallback, UsageError
+from receiver.core.errors import CallbackRejected, UsageError
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.proofs.plain import AnyProof, BasicProof, DigestProof, SameProof
 from receiver.providers.proofs.request import BodyKind, Reference, Request, replaced
@@ -121,7 +121,7 @@ def _anew(request: Request, place: Reference) -> Request:
     """Return the request with another value where an id is; one that is not found, or no text, stays."""
     try:
         value = place.value(request)
-    except (CallbackRejected, MalformedCallback):
+    except CallbackRejected:
         return request
     return _with(request, place, f"{value}-{secrets.token_hex(4)}") if isinstance(value, str) else request
 

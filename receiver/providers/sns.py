@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -47,7 +48,7 @@ from receiver.providers.documents import (
 )
 from receiver.providers.pickups import Collected, Gone, Lookup, Result, collected
 from receiver.providers.proofs.base import Trust, decoded
-from receiver.providers.proofs.request import Request
+from receiver.providers.proofs.request import Request, follow
 from receiver.providers.proofs.signatures import TimestampSettings
 from receiver.providers.toolkit import refused, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
@@ -263,6 +264,7 @@ class SnsProvider(PushProvider, PullProvider):
         if job is None or stage is None:
             raise MalformedCallback("the message tells of no job of Transcribe's or Polly's")
         type_ = f"{'transcript' if 'TranscriptionJobName' in detail else 'speech'}.{stage}"
+        reason = first_text(detail, "FailureReason", "taskStatusReason", "TaskStatusReason") or NO_REASON
         told_at = epoch_ms(document.get("time")) or epoch_ms(message.Timestamp)
         said = {"topic": message.TopicArn, "status": word, **self._place(detail, job)}
         draft = EventDraft(
@@ -273,7 +275,7 @@ class SnsProvider(PushProvider, PullProvider):
             ref=callback.ref,
             occurred_at=told_at or callback.head.received_at,
             stage=Stage.PROGRESS if stage == "processing" else Stage.FINAL,
-            error=JobError(message=_reason(detail)) if stage == "failed" else None,
+            error=JobError(message=reason) if stage == "failed" else None,
             provider_data=said,
             document=raw,
         )
@@ -335,16 +337,11 @@ class SnsProvider(PushProvider, PullProvider):
         headers = {"host": parts.netloc, "x-amz-content-sha256": _NO_BODY}
         key = Credentials(self._options.access_key_id, self._secret)
         signed = Signature(region, "s3").headers("GET", parts.path, headers, _NO_BODY, key)
-        del signed["host"]  # the client sends it
         hosts, limit = [parts.hostname or ""], self._settings.max_audio_bytes
         answer = await fetch.download(parts.geturl(), hosts=hosts, limit=limit, headers=signed)
         if isinstance(answer, FetchResponse):
-            hint = (
-                f": check {self._where}.access_key_id, and that it may read {place[1]}"
-                if answer.status == 403
-                else ""
-            )
-            return refused(answer, f"S3 answers {answer.status}{hint}")
+            hint = f": check {self._where}.access_key_id, and that it may read {place[1]}"
+            return refused(answer, f"S3 answers {answer.status}{hint if answer.status == 403 else ''}")
         if isinstance(answer, Failed):
             return answer
         kind = answer.headers.get("content-type", "")
@@ -361,10 +358,6 @@ class SnsProvider(PushProvider, PullProvider):
         region, china = self._options.bucket_region or topic.split(":")[3], topic.startswith("arn:aws-cn:")
         base = self._options.endpoint_url or f"https://s3.{region}.amazonaws.com{'.cn' if china else ''}"
         return urlsplit(f"{base}/{bucket}/{quote(key, safe='/~')}"), region
-
-
-def _reason(detail: Document) -> str:
-    return first_text(detail, "FailureReason", "taskStatusReason", "TaskStatusReason") or NO_REASON
 
 
 def in_s3(place: str) -> str | None:
@@ -384,15 +377,12 @@ def in_s3(place: str) -> str | None:
 
 
 def _transcript(body: Body) -> TranscriptDraft:
-    """Return the text of a transcript of Transcribe's: `results.transcripts[0].transcript`."""
-    if body.size > _MAX_TEXT:
-        return TranscriptDraft(text=None)
-    try:
-        said = table(decode_object(body.load()), "results")
-    except MalformedCallback:
-        return TranscriptDraft(text=None)
-    found = said.get("transcripts")
-    first = found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else {}
+    """Return what a file of Transcribe's says; nothing for another, or for one that is long."""
+    said: Document = {}
+    if body.size <= _MAX_TEXT:
+        with suppress(MalformedCallback):
+            said = table(decode_object(body.load()), "results")
+    words = follow(said, ("transcripts", 0, "transcript"))
     return TranscriptDraft(
-        text=text(first, "transcript", _MAX_TEXT), language=text(said, "language_code", 40)
+        text=words if isinstance(words, str) and words else None, language=text(said, "language_code", 40)
     )

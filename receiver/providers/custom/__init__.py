@@ -195,7 +195,7 @@ class CustomProvider(Collecting, PushProvider):
         request = Request(head, body, self._options.body)
         found = super().came_as_proof(head, body)
         for place in self._places:
-            with suppress(CallbackRejected, MalformedCallback):
+            with suppress(CallbackRejected):
                 found += [as_text(place.value(request)) or ""]
         return found
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from receiver.core.callback import Reply
-from receiver.core.errors import CallbackRejected, MalformedCallback
+from receiver.core.errors import CallbackRejected
 from receiver.providers.proofs.request import At, Request, Words, as_text
 from receiver.providers.toolkit import Hosts, https_at
 from receiver.settings.model import Section
@@ -92,7 +92,7 @@ class Handshake(Section):
         try:
             value = as_text(self.value.value(request)) if self.value is not None else None
             word = as_text(self.when.at.value(request)) if self.when is not None else None
-        except (CallbackRejected, MalformedCallback):
+        except CallbackRejected:
             return None
         if self.when is not None and (word is None or (self.when.is_ and word not in self.when.is_)):
             return None
