@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from receiver.core.act import COMMAND_LINE, new_act
+from receiver.core.audit import COMMAND_LINE, new_act
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError, StoreUnavailable
 

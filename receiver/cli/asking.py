@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from receiver.cli.options import ask
-from receiver.core.act import COMMAND_LINE
+from receiver.core.audit import COMMAND_LINE
 from receiver.core.clock import wall_clock
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from receiver.core.clock import iso
 from receiver.core.errors import Unavailable
 from receiver.core.event import EventDraft, JobError, Recording, RecordStatus, Stage
 from receiver.core.fetch import Failed, Fetch
+from receiver.core.idempotency import scope_of, scoped, within
 from receiver.core.observe import Observer, PickupReport
 from receiver.core.retry import pickup_delay
-from receiver.core.scope import scope_of, scoped, within
 from receiver.core.work import (
     ClaimedPickup,
     Outcome,

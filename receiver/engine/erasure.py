@@ -9,8 +9,8 @@ from msgspec import Struct
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft, new_id
+from receiver.core.idempotency import scope, scoped
 from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind, Traces
-from receiver.core.scope import scope, scoped
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import with_outlines

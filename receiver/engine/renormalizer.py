@@ -18,7 +18,7 @@ from receiver.core.callback import Arrival, Head, MemoryBody, TokenClaims, Verif
 from receiver.core.errors import IgnoredCallback, MalformedCallback, NotFound, UsageError
 from receiver.core.event import Callback, Event, EventDraft, Recorded, RecordStatus, again_key
 from receiver.core.explain import PARKED
-from receiver.core.scope import scope, scoped
+from receiver.core.idempotency import scope, scoped
 from receiver.engine.recorder import ASKED, Recorder
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs

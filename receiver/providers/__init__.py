@@ -32,7 +32,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.proofs import matching_place
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
-from receiver.core.words import Word
+from receiver.core.transcript import Word
 from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
 from receiver.providers.pickups import Lookup, Result

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Raw, Struct
 from msgspec.structs import asdict, fields
 
-from receiver.core.act import Act
+from receiver.core.audit import Act
 from receiver.core.bulk import BulkOperation, Selection
 from receiver.core.callback import Arrival
 from receiver.core.clock import iso

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.app.wiring import Timing
-from receiver.core.act import new_act
+from receiver.core.audit import new_act
 from receiver.core.errors import StoreUnavailable
 from receiver.core.work import DeliveryFilter, DeliveryState
 from receiver.web.api.acts import refuse_other

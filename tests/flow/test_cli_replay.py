@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from receiver.cli.options import ask
-from receiver.core.act import COMMAND_LINE
+from receiver.core.audit import COMMAND_LINE
 from receiver.demo.stage import clean_environment
 from receiver.settings.load import parse
 from tests.support.house import House, build_house

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from receiver.core.act import Act
+from receiver.core.audit import Act
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.callback import Arrival
 from receiver.core.destination_health import DestinationState, DestinationStatus

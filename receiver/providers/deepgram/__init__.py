@@ -24,7 +24,7 @@ from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
-from receiver.core.words import Word
+from receiver.core.transcript import Word
 from receiver.providers import NO_PROOF, NO_REASON, PushProvider, toolkit
 from receiver.providers.deepgram.documents import Payload, heard_words, is_failure, requested_format
 from receiver.providers.documents import (

@@ -12,7 +12,7 @@ from msgspec import Struct
 from receiver.core.callback import TokenClaims, VerifiedCallback
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
-from receiver.core.words import Word
+from receiver.core.transcript import Word
 from receiver.providers import NO_REASON
 from receiver.providers.documents import (
     Document,

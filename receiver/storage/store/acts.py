@@ -6,7 +6,7 @@ from functools import partial
 
 from msgspec.structs import astuple
 
-from receiver.core.act import Act
+from receiver.core.audit import Act
 from receiver.core.page import Page
 from receiver.storage.store.listing import newest_first, page
 from receiver.storage.store.statements import Each, Session, value_of

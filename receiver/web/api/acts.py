@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.core.act import Act, new_act
+from receiver.core.audit import Act, new_act
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, page
 from receiver.web.api.operation import Again, Call, Served, operation

@@ -14,7 +14,7 @@ from receiver.app.wiring import build_router
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import Event, EventSearch
 from receiver.core.explain import explain
-from receiver.core.words import turns_of
+from receiver.core.transcript import turns_of
 from receiver.core.work import PickupFilter
 from receiver.engine.jobs import gather_events
 from receiver.engine.renormalizer import kept_body

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from receiver.core.act import new_act
+from receiver.core.audit import new_act
 from receiver.settings.model import ApiScope
 from receiver.web.api.problems import TITLES, Refused, refusal_of
 from receiver.web.api.serving import received
