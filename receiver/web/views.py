@@ -19,7 +19,7 @@ from msgspec.structs import asdict, fields
 
 from receiver.core.audit import Act
 from receiver.core.bulk import BulkOperation, Selection
-from receiver.core.callback import Arrival
+from receiver.core.callback import Arrival, TokenClaims
 from receiver.core.clock import iso
 from receiver.core.destination_health import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
@@ -48,6 +48,30 @@ class View(NamedTuple):
     made: Mapping[str, Made] = {}
 
 
+SHOWN_HEADERS = frozenset(
+    (
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type"),
+        *("date", "expect", "host", "traceparent", "transfer-encoding", "user-agent", "x-request-id"),
+    )
+)
+"""Headers whose values are shown: no provider puts a secret there."""
+
+
+_NO_CLAIMS = TokenClaims(source="", token_id="")
+
+
+def _came(callback: Callback) -> Arrival:
+    return callback.arrival or Arrival()
+
+
+def _claims(callback: Callback) -> TokenClaims:
+    return _came(callback).claims or _NO_CLAIMS
+
+
+def _headers(callback: Callback) -> dict[str, str | None]:
+    return {name: value if name in SHOWN_HEADERS else None for name, value in _came(callback).headers}
+
+
 _ATTEMPT = "number started_at duration_ms outcome status detail"
 _VIEWS: Mapping[type[Struct], View] = {
     Event: View(
@@ -55,6 +79,22 @@ _VIEWS: Mapping[type[Struct], View] = {
         "One event. Links in its data are made at each attempt, so here they are null.",
         "id type source provider job_id ref occurred_at recorded_at data",
         {"data": (Data, lambda event: Raw(event.data))},
+    ),
+    Callback: View(
+        "CallbackShown",
+        "The proved callback that an event came from; for a result that was fetched, how it was.",
+        "id received_at method content_type body_size body_sha256 proofs peer secret headers token_id issued_at body_ms "
+        "proved_ms stored_ms",
+        {
+            "peer": (str | None, lambda callback: _came(callback).peer),
+            "secret": (int | None, lambda callback: _came(callback).secret or None),
+            "headers": (dict[str, str | None], _headers),
+            "token_id": (str | None, lambda callback: _claims(callback).token_id or None),
+            "issued_at": (Time | None, lambda callback: time_of(_claims(callback).issued_at)),
+            "body_ms": (int | None, lambda callback: _came(callback).body_ms),
+            "proved_ms": (int | None, lambda callback: _came(callback).proved_ms),
+            "stored_ms": (int | None, lambda callback: _came(callback).stored_ms),
+        },
     ),
     Delivery: View(
         "DeliveryShown",
@@ -116,53 +156,6 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
     items: Sequence[T]
     next: str | None
     """What to ask the next page with as `after`; null at the end."""
-
-
-class CallbackShown(Struct, frozen=True, kw_only=True):
-    """The proved callback that an event came from; for a result that was fetched, how it was."""
-
-    id: str
-    received_at: int
-    method: str
-    content_type: str
-    body_size: int
-    body_sha256: str
-    proofs: str
-    """Names of the proofs that held, with commas; `asked` for what receiver fetched itself."""
-    peer: str | None
-    secret: int | None
-    """The place of the source's secret that proved it, counted from 1 in its setting; null where none of these did."""
-    headers: dict[str, str | None]
-    """Values of well-known headers; null where a value is not shown."""
-    token_id: str | None
-    """Of the URL that receiver issued."""
-    issued_at: int | None
-    """When that URL was made."""
-    body_ms: int | None
-    """Milliseconds from the head to the end of the body; null where it came by way of the journal, or was fetched."""
-    proved_ms: int | None
-    """The same to the proof."""
-    stored_ms: int | None
-    """The same until all that belongs to the event was stored; what follows is the commit alone."""
-
-
-SHOWN_HEADERS = frozenset(
-    (
-        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type"),
-        *("date", "expect", "host", "traceparent", "transfer-encoding", "user-agent", "x-request-id"),
-    )
-)
-"""Headers whose values are shown: no provider puts a secret there."""
-
-
-def callback_shown(callback: Callback) -> CallbackShown:
-    """Return a callback as it is shown."""
-    came = callback.arrival or Arrival()
-    given = asdict(callback) | asdict(came) | {"issued_at": None, "token_id": None}
-    given |= asdict(came.claims) if came.claims else {}
-    given["headers"] = {name: value if name in SHOWN_HEADERS else None for name, value in came.headers}
-    given["secret"] = came.secret or None
-    return CallbackShown(**{name: given[name] for name in CallbackShown.__struct_fields__})
 
 
 def whole(kind: type[S], part: Struct, **more: Any) -> S:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
 
 from receiver.core.errors import NotFound
-from receiver.core.event import Event, EventSearch, Place
+from receiver.core.event import Callback, Event, EventSearch, Place
 from receiver.core.event_json import LINKED
 from receiver.core.routing import Decision
 from receiver.core.work import DeliveryFilter, DeliveryState, Pickup, PickupFilter
@@ -19,7 +19,7 @@ from receiver.settings.model import ApiScope
 from receiver.web.api.deliveries import DeliveryWhole
 from receiver.web.api.lists import Count, Length, Limit, Moment, cursor_of, filter_of, known_place, place_of
 from receiver.web.api.operation import Call, Served, operation
-from receiver.web.views import CallbackShown, callback_shown, whole
+from receiver.web.views import whole
 
 _DELIVERIES = 1000
 """Deliveries that are shown of one event."""
@@ -73,7 +73,7 @@ class EventPage(Struct, frozen=True, kw_only=True):
 class EventWhole(Event, frozen=True, kw_only=True):
     """An event with all that belongs to it."""
 
-    callback: CallbackShown | None
+    callback: Callback | None
     """Null once retention has removed it."""
     pickup: Pickup | None
     """The pickup that it ended, if there was one."""
@@ -144,7 +144,7 @@ async def one(call: Call[None, None]) -> EventWhole:
     return whole(
         EventWhole,
         event,
-        callback=callback_shown(callback) if callback else None,
+        callback=callback,
         pickup=next(iter(pickups), None),
         deliveries=[whole(DeliveryWhole, d, attempts_made=await store.attempts(d.id)) for d in owed],
         routing=await store.routing(event.id),

@@ -22,7 +22,7 @@ from receiver.engine.replays import find_named, replay
 from receiver.web.api import events as api
 from receiver.web.console.visit import Visit
 from receiver.web.objects import served
-from receiver.web.views import callback_shown
+from receiver.web.views import shown
 
 _WORDS = 20_000
 _PART = 50
@@ -41,7 +41,7 @@ async def show(visit: Visit) -> Response:
         data=json.loads(event.data),
         explained=explain(job),
         routing=await store.routing(event.id),
-        callback=callback_shown(job.callbacks[0]) if job.callbacks else None,
+        callback=shown(job.callbacks[0]) if job.callbacks else None,
         destinations=list(visit.settings.destinations),
         sound=await _sound(visit, event, body),
         event_json=_document(event),
