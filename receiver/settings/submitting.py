@@ -88,12 +88,6 @@ class SubmissionJob(Section):
             )
         return self
 
-    @property
-    def callback_names(self) -> frozenset[str]:
-        """The names under which a caller might give a callback of its own, in lower case."""
-        known = {*self.set, *self.own} - {*self.beside}
-        return frozenset(name.lower() for name in known)
-
 
 class Submission(Section):
     """`[submission]`: applications may submit jobs through receiver, where the source has `submit = true`."""

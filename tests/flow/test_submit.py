@@ -227,6 +227,7 @@ REFUSED: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", SPEECH, FORM, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", 422),
     ("POST", SPEECH, FORM, b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nno end', 422),
     ("POST", SPEECH, {"content-type": "multipart/form-data"}, b"x", 422),
+    ("POST", SPEECH, FORM, FIELD[:-7] % b"text" * 1001 + b"--b--\r\n", 422),
     ("GET", "/submit/deepgram/v1/projects", {}, b"", 404),
     ("DELETE", LISTEN, {}, b"", 404),
     ("GET", LISTEN, {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-key": "x"}, b"", 404),

@@ -121,7 +121,8 @@ class Injection:
         Raises `SubmissionRefused` for a callback of the caller's own that does not pass, and for a field that changes the
         method. What is unset is no conflict, and receiver's own value is none.
         """
-        known, found = self._job.callback_names, set()
+        job, found = self._job, set()
+        known = {name.lower() for name in {*job.set, *job.own} - {*job.beside}}
         for name, value in fields:
             refuse_method_fields([name])
             if known.isdisjoint(_readings(name)):

@@ -712,6 +712,7 @@ RETURNING id
 
 -- name: earlier_submission
 -- The submission with this one's idempotency key; or an identical one that may have made a job, and whose caller has no answer.
+-- `+ 0` keeps SQLite from going through all that the application submitted lately.
 SELECT
     id, application, source, request, token_id, ref, job_id, state, status, idempotency_key, fingerprint, delivered,
     answer, created_at, updated_at
@@ -723,7 +724,7 @@ WHERE id <> :id AND id IN (
     UNION ALL
     SELECT id
     FROM submissions
-    WHERE application = :application AND fingerprint = :fingerprint AND delivered = 0 AND created_at >= :since
+    WHERE application = :application AND fingerprint = :fingerprint AND delivered = 0 AND created_at + 0 >= :since
         AND state <> 'refused'
 )
 ORDER BY CASE WHEN idempotency_key = :idempotency_key THEN 0 ELSE 1 END
