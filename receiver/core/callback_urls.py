@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from receiver.core.errors import ConfigError
 from receiver.core.findings import Finding
-from receiver.core.urls import http_url
+from receiver.core.urls import http_url, port_of
 
 PORTS = (80, 443, 8080, 8443)
 """The ports that Deepgram calls back on (https://developers.deepgram.com/docs/callback)."""
@@ -23,7 +23,7 @@ def public_url_problems(public_url: str, *, deepgram: bool = True, https_only: b
         parts, found = http_url(public_url), []
     except ValueError as error:
         return [Finding("E003", "public_url", str(error), 'write it as "https://hooks.example.com"')]
-    if deepgram and (port := _port(parts)) not in PORTS:
+    if deepgram and (port := port_of(parts)) not in PORTS:
         allowed = ", ".join(str(port) for port in PORTS)
         message = f"port {port} is not one that Deepgram calls back on"
         fix = f"use one of {allowed}, with a proxy in front if need be"
@@ -35,10 +35,6 @@ def public_url_problems(public_url: str, *, deepgram: bool = True, https_only: b
         fix = "put TLS in front, and write https://"
         found.append(Finding("E006", "public_url", "deAPI calls https URLs only", fix))
     return found
-
-
-def _port(parts: SplitResult) -> int:
-    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def compose(base: str, source: str, *, token: str | None = None, basic: str | None = None) -> str:

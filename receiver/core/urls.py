@@ -27,6 +27,14 @@ def http_url(text: str, *, bare: bool = True) -> SplitResult:
     return parts
 
 
+OWN_PORTS = {"http": 80, "https": 443}
+
+
+def port_of(parts: SplitResult) -> int:
+    """Return the port of a URL; that of its scheme where it names none."""
+    return parts.port or OWN_PORTS.get(parts.scheme, 80)
+
+
 def is_this_machine(host: str) -> bool:
     """Tell whether a host is this machine by name or address."""
     try:

@@ -15,6 +15,7 @@ from receiver.core.errors import MalformedCallback
 from receiver.core.event import AudioDraft
 from receiver.core.fetch import Failed, FetchResponse
 from receiver.core.redaction import REDACTED, Redactor
+from receiver.core.urls import OWN_PORTS, port_of
 from receiver.core.work import OutcomeKind
 from receiver.providers.documents import decode_object, encode, printable
 from receiver.system.audio.formats import (
@@ -86,7 +87,8 @@ def origin(url: str) -> str:
     """Return scheme, host and (where it is not the scheme's own) port of a URL: what may be shown of it."""
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}" + (f":{parts.port}" if _port(parts) != _own_port(parts) else "")
+    shown = parts.port not in (None, OWN_PORTS.get(parts.scheme))
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if shown else "")
 
 
 def is_url(text: str) -> bool:
@@ -103,7 +105,7 @@ def is_plain(url: str) -> bool:
 def same_origin(base: str, url: str) -> bool:
     """Tell whether a plain URL has the scheme, host and port of `base`."""
     ours, theirs = urlsplit(base), urlsplit(url)
-    return (ours.scheme, ours.hostname, _port(ours)) == (theirs.scheme, theirs.hostname, _port(theirs))
+    return (ours.scheme, ours.hostname, port_of(ours)) == (theirs.scheme, theirs.hostname, port_of(theirs))
 
 
 def id_below(url: str, *folders: str) -> str | None:
@@ -133,14 +135,6 @@ def https_at(url: str, hosts: Iterable[str]) -> bool:
         return False
     host = parts.hostname or ""
     return any(host == name or host.endswith(f".{name}") for name in hosts)
-
-
-def _own_port(parts: SplitResult) -> int:
-    return 443 if parts.scheme == "https" else 80
-
-
-def _port(parts: SplitResult) -> int:
-    return parts.port or _own_port(parts)
 
 
 # A link is matched whole, with its query or without: a long run of beginnings of links is read once, not once for each.
