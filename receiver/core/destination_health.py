@@ -98,17 +98,7 @@ def probe_wait(probes: int) -> float:
 # ---------------------------------------------------------------- by a person
 
 
-def paused(state: DestinationState, now: int) -> DestinationState:
-    """Hold all deliveries."""
-    return state if state.paused_at is not None else replace(state, paused_at=now)
-
-
-def resumed(state: DestinationState, now: int) -> DestinationState:
-    """End a pause."""
-    return replace(state, paused_at=None)
-
-
-def enabled(state: DestinationState, now: int) -> DestinationState:
+def _enabled(state: DestinationState, now: int) -> DestinationState:
     """Enable the destination after a 410, and close its breaker. A pause stays."""
     return DestinationState(
         name=state.name,
@@ -127,10 +117,15 @@ class Action(NamedTuple):
 
 
 ACTIONS: Mapping[str, Action] = {
-    "pause": Action(paused, "Hold a destination's deliveries; they spend no attempts."),
-    "resume": Action(resumed, "Send a paused destination's deliveries again."),
+    "pause": Action(
+        lambda state, now: replace(state, paused_at=state.paused_at or now),
+        "Hold a destination's deliveries; they spend no attempts.",
+    ),
+    "resume": Action(
+        lambda state, _: replace(state, paused_at=None), "Send a paused destination's deliveries again."
+    ),
     "enable": Action(
-        enabled, "Send again to a destination that answered 410 or fails; its failures are forgotten."
+        _enabled, "Send again to a destination that answered 410 or fails; its failures are forgotten."
     ),
 }
 """By the name that commands, the API and the console give them. Running processes obey within a second."""
@@ -140,7 +135,7 @@ ACTIONS: Mapping[str, Action] = {
 
 
 def reported(
-    state: DestinationState, outcome: Outcome, now: int, *, limit: int, probe: bool, recover: bool
+    state: DestinationState, now: int, *, outcome: Outcome, limit: int, probe: bool, recover: bool
 ) -> DestinationState:
     """Return the state after an attempt. The breaker opens after `limit` failures in a row (0: never); a successful `probe`
     closes it.

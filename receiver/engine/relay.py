@@ -40,6 +40,8 @@ _BLOCKED_MS = 250
 """How long an ordered lane waits before it looks for deliveries that another process may have unblocked."""
 LOOK_SECONDS = 0.5
 """Seconds between two reads of the destinations' states, which other processes and persons change."""
+LEVELS = {"failing": "warning", "recovered": "info", "disabled": "error"}
+"""The log levels of what becomes of a destination."""
 RECOVER_AT_ONCE, RECOVER_SECONDS = 100, 1.0
 """How many dead letters of an outage are replayed at once, and the pause before the next ones."""
 
@@ -160,21 +162,12 @@ class Relay(Lanes[Claimed, Settlement]):
             self._context.watch.failed(error)
             return
         sending.gate.learn(changed.after)
-        self._note(transition(changed.before, changed.after), changed.after)
+        if kind := transition(changed.before, changed.after):
+            failures = {"failures": changed.after.failures} if kind == "failing" else {}
+            note = self._context.observer.note
+            note(LEVELS[kind], f"relay.destination_{kind}", destination=sending.name, **failures)
         if changed.event is not None:
             self.wake(changed.event.destinations)
-
-    def _note(self, kind: str | None, state: DestinationState) -> None:
-        observer = self._context.observer
-        match kind:
-            case "failing":
-                observer.note(
-                    "warning", "relay.destination_failing", destination=state.name, failures=state.failures
-                )
-            case "recovered":
-                observer.note("info", "relay.destination_recovered", destination=state.name)
-            case "disabled":
-                observer.note("error", "relay.destination_disabled", destination=state.name)
 
 
 def _has(claim: Awaitable[list[Claimed]], event_id: str) -> bool:

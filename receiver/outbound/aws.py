@@ -22,11 +22,11 @@ from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import USER_AGENT, Egress, Failure
 from receiver.outbound.guard import ANYWHERE
 from receiver.outbound.proxy import ProxyUrl
-from receiver.outbound.queues import TOO_LARGE, Message, Queue, too_large
+from receiver.outbound.queues import Message, Queue, over, refused, too_large
 from receiver.settings.model import DestinationSettings, Section
 from receiver.system.aws_signature import Signature
 from receiver.system.http1 import Reply
-from receiver.system.threads import NoThread, Threads
+from receiver.system.threads import Threads
 
 _THROTTLED = re.compile("Throttl|TooManyRequests|RequestLimit|OverLimit|SlowDown")
 _OVER_LIMIT = re.compile("must be shorter than|too long|over the limit")
@@ -142,8 +142,8 @@ class Aws(Queue):
         return await super().send(event_id, body, timestamp=timestamp)
 
     async def _put(self, message: Message) -> Outcome:
-        over = too_large(self._size(message), self.limit)
-        return over or await self._call(self.actions[0], self._fields(message))
+        outcome = over(self._size(message), self.limit)
+        return outcome or await self._call(self.actions[0], self._fields(message))
 
     async def probe(self) -> str | None:
         """Ask whether it is there, and whether messages may be sent to it, by one that has to be refused for what it says.
@@ -160,16 +160,12 @@ class Aws(Queue):
     async def _call(self, action: str, fields: dict[str, Any]) -> Outcome:
         try:
             credentials = await self._credentials()
-        except NoThread:
-            return Outcome(
-                kind=OutcomeKind.UNREACHABLE, detail="no thread can be started to find credentials"
-            )
         except Exception as error:  # whatever botocore's many sources of credentials raise
-            detail = f"AWS credentials cannot be had ({type(error).__name__})"
-            return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
+            return refused(f"AWS credentials cannot be had ({type(error).__name__})")
         if credentials is None:
-            detail = "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-            return Outcome(kind=OutcomeKind.REFUSED, detail=detail)
+            return refused(
+                "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+            )
         body, named = self._encoded(action, fields), {"host": self._host, "content-type": self.content_type}
         if self.target:
             named["x-amz-target"] = f"{self.target}.{action}"
@@ -178,11 +174,11 @@ class Aws(Queue):
         del signed["host"]  # it is in the prepared request
         reply = await self._egress.post(self._request, signed, body)
         if isinstance(reply, Failure):
-            return Outcome(kind=reply.kind, detail=reply.detail)
+            return reply.outcome
         kept = self._redactor.clean_start(reply.body)
         if reply.status == 200 and self.taken in reply.body:
             return Outcome(kind=OutcomeKind.DELIVERED, status=reply.status, response=kept)
-        return _refused(reply, kept)
+        return _refusal(reply, kept)
 
     async def _credentials(self) -> Any:
         """Return credentials that may be signed with, renewed in time; None when there are none."""
@@ -210,13 +206,12 @@ def fifo(name: str, job_id: str | None, message_id: str) -> dict[str, str]:
     return {"MessageGroupId": group, "MessageDeduplicationId": message_id}
 
 
-def _refused(reply: Reply, response: bytes) -> Outcome:
+def _refusal(reply: Reply, response: bytes) -> Outcome:
     """Return what a refusal means: AWS answers 400 to nearly all, be it the message's fault or not."""
     code, words, status = _found(_CODE, reply), _found(_WORDS, reply), reply.status
     said = f"answered {status} {code.rpartition('#')[2][:100]}".rstrip()
     if _OVER_LIMIT.search(words):
-        kind, detail = OutcomeKind.TOO_LARGE, f"{said}, the event is too large: {TOO_LARGE}"
-        return Outcome(kind=kind, status=status, detail=detail, response=response)
+        return too_large(f"{said}, the event is too large", status=status, response=response)
     known = status if status >= 500 else None
     if _THROTTLED.search(code):
         known = 429

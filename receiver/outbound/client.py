@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from receiver import __version__
 from receiver.core.errors import AddressBlocked, ConfigError
-from receiver.core.work import OutcomeKind
+from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.guard import ANYWHERE, Guard, Target, literal, target
 from receiver.outbound.proxy import Proxy, ProxyTrouble
 from receiver.system.http1 import (
@@ -77,6 +77,11 @@ class Failure(Struct, frozen=True, kw_only=True):
     """For a person; names host and port, never the rest of the URL."""
     sent: bool = True
     """False: there was no connection, so the far side has nothing of a request of `exchange`."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """The failure as the outcome of an attempt."""
+        return Outcome(kind=self.kind, detail=self.detail)
 
 
 class Prepared(NamedTuple):

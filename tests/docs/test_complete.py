@@ -25,6 +25,7 @@ from receiver.core.event import EVENT_TYPES, AudioFacts, EventDraft, JobError, S
 from receiver.core.explain import Cause
 from receiver.core.retry import policy
 from receiver.core.work import DeliveryState, OutcomeKind, PickupKind, PickupState
+from receiver.engine.relay import LEVELS
 from receiver.providers import adapters
 from receiver.settings.load import parse
 from receiver.settings.model import ApiScope, Section
@@ -261,6 +262,7 @@ ANSWERS = (
 def test_each_log_line_is_in_the_table() -> None:
     wanted = {name for path in modules() for name in _notes(path)}
     wanted |= set(_lane_notes())
+    wanted |= {f"relay.destination_{kind}" for kind in LEVELS}
     wanted |= {f"attempt.{kind.value}" for kind in OF_DELIVERIES}
     wanted |= {f"pickup.{kind.value}" for kind in OF_PICKUPS}
     wanted |= {f"callback.{answer}" for answer in ANSWERS}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationState, enabled, paused, reported, resumed
+from receiver.core.destination_health import ACTIONS, DestinationState, reported
 from receiver.core.event import Stage
 from receiver.core.sending import PLAIN, Rate, SendingRules, Walk
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind
@@ -42,9 +42,7 @@ OUTCOMES = (
     Outcome(kind=OutcomeKind.GONE, status=410),
 )
 CHANGES: tuple[Callable[..., DestinationState], ...] = (
-    paused,
-    resumed,
-    enabled,
+    *(action.change for action in ACTIONS.values()),
     *(
         partial(reported, outcome=outcome, limit=2, probe=probe, recover=True)
         for outcome in OUTCOMES
@@ -127,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(destination=st.sampled_from(DESTINATIONS), change=st.sampled_from(CHANGES))
     def destination_changes(self, destination: str, change: Callable[..., DestinationState]) -> None:
         def changed(state: DestinationState) -> DestinationState:
-            return change(state, now=self.now)
+            return change(state, self.now)
 
         for store in (self.real, self.model):
             self.run(store.change_destination(destination, changed, now=self.now, tell=lambda *_: None))
@@ -246,7 +244,7 @@ class StoreMachine(RuleBasedStateMachine):
         """In the end, every event is delivered or dead at each of its destinations."""
         self.now += 10 * LEASE
         for destination in DESTINATIONS:
-            for change in (resumed, enabled):
+            for change in CHANGES[1:3]:
                 self.destination_changes(destination, change)
             while True:
                 before = len(self.claims)

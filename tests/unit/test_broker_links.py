@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.brokers import Broker, BrokerSettings
-from receiver.outbound.queues import Message
+from receiver.outbound.queues import Broker, BrokerSettings, Message
 from receiver.settings.model import DestinationSettings
 
 

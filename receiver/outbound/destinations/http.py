@@ -162,7 +162,7 @@ class HttpDestination(Destination):
         headers = {**self._keys.headers(event_id, timestamp, body), **more}
         answer = await self._egress.post(self._request, headers, body)
         if isinstance(answer, Failure):
-            return Outcome(kind=answer.kind, detail=answer.detail)
+            return answer.outcome
         kept = self._redactor.clean_start(answer.body)
         return _outcome(answer, kept, timestamp, delivered=answer.status in self._success)
 

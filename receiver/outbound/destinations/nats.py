@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.brokers import Broker, BrokerSettings, placed, refused
+from receiver.core.work import Outcome
 from receiver.outbound.client import trust
-from receiver.outbound.queues import TOO_LARGE, Message, too_large
+from receiver.outbound.queues import Broker, BrokerSettings, Message, over, placed, refused, too_large
 from receiver.settings.model import DestinationSettings
 
 if TYPE_CHECKING:
@@ -76,16 +75,15 @@ class NatsDestination(Broker["Client"]):
         size = len(body) + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
 
         async def publish(client: Client) -> Outcome | None:
-            if over := too_large(size + len("NATS/1.0\r\n\r\n"), client.max_payload):
-                return over
+            if outcome := over(size + len("NATS/1.0\r\n\r\n"), client.max_payload):
+                return outcome
             try:
                 await client.jetstream().publish(subject, body, timeout=self._seconds, headers=headers)
             except errors.NoStreamResponseError:
                 return refused(f"no stream takes the subject {subject}: make one, or correct the subject")
             except errors.APIError as error:
                 if error.err_code == _OVER_LIMIT:
-                    detail = f"the message is larger than its stream allows: {TOO_LARGE}"
-                    return Outcome(kind=OutcomeKind.TOO_LARGE, detail=detail)
+                    return too_large("the message is larger than its stream allows")
                 return refused(f"JetStream refuses ({error.err_code}): {(error.description or '')[:200]}")
             return None
 

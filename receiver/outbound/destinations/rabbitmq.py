@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import model_validator
 
-from receiver.core.work import Outcome, OutcomeKind
-from receiver.outbound.brokers import Broker, BrokerSettings, placed, refused
+from receiver.core.work import Outcome
 from receiver.outbound.client import trust
-from receiver.outbound.queues import TOO_LARGE, Message
+from receiver.outbound.queues import Broker, BrokerSettings, Message, placed, refused, too_large
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
@@ -101,8 +100,7 @@ class RabbitDestination(Broker[_Open]):
         if isinstance(error, exceptions.ProbableAuthenticationError):
             return refused(f"{self._where} refuses user or password")
         if isinstance(error, exceptions.AMQPChannelError) and "larger than" in said:
-            detail = f"the message is larger than the broker takes: {TOO_LARGE}"
-            return Outcome(kind=OutcomeKind.TOO_LARGE, detail=detail)
+            return too_large("the message is larger than the broker takes")
         if isinstance(error, exceptions.AMQPChannelError):
             return refused(f"the broker refuses: {said}")
         return self._unreached(error) if isinstance(error, exceptions.CONNECTION_EXCEPTIONS) else None
